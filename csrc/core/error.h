@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstdio>
+#include <exception>
+#include <string>
+#include <utility>
+
+namespace zc {
+
+enum class ErrorCode {
+#define ZC_ERROR_CODE(name, text) name,
+#include "csrc/core/error_codes.def"
+#undef ZC_ERROR_CODE
+};
+
+// The text that JavaScript branches on, e.g. "ERR_ZC_SHAPE".
+const char* error_code_name(ErrorCode code);
+
+// The one exception type of the native side. `argument` names what was wrong, "" when nothing does.
+class Error : public std::exception {
+ public:
+  Error(ErrorCode code, std::string message, std::string op = "", std::string argument = "")
+      : code(code),
+        message(std::move(message)),
+        op(std::move(op)),
+        argument(std::move(argument)) {}
+
+  const char* what() const noexcept override { return message.c_str(); }
+
+  ErrorCode code;
+  std::string message;
+  std::string op;
+  std::string argument;
+};
+
+// printf into a std::string.
+[[gnu::format(printf, 1, 2)]] std::string format(const char* fmt, ...);
+
+}  // namespace zc
+
+// Throws zc::Error{code, printf-style message} unless `cond` holds.
+#define ZC_CHECK(cond, code, ...)                              \
+  do {                                                         \
+    if (!(cond)) [[unlikely]]                                  \
+      throw ::zc::Error((code), ::zc::format(__VA_ARGS__));    \
+  } while (0)

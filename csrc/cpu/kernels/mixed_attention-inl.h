@@ -1,0 +1,173 @@
+namespace zc::cpu {
+namespace ZC_ISA {
+
+// Attention straight over the packed cache. With K channelwise and V channel-separable tokenwise no element is ever
+// dequantized; scales move to where there are fewer numbers:
+//   s_j = sum_c (scale q_c a_c) code_jc + scale sum_c q_c b_c          (a, b: K's channel scale and zero)
+//   o_c = g_c (sum_j (p_j sigma_j) code_jc + sum_j p_j mu_j)           (sigma, mu: V's token scale and zero; g: channel)
+// One softmax state runs through all segments and the tail. One task is a block of query rows of one (sequence, KV head).
+template <typename T>
+void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
+  const int64_t n_heads = a.q.size(1);
+  const int d = static_cast<int>(a.q.size(2));
+  const int64_t n_seqs = a.tables.size(0);
+  const int64_t table_words = a.tables.size(1);
+  const int32_t* cu = a.cu_seqlens.as<int32_t>();
+  const int32_t* positions = a.positions.as<int32_t>();
+  check_cu_seqlens("cuSeqlens", a.cu_seqlens, a.q.size(0));
+  if (n_seqs == 0) return;
+  const int64_t n_kv_heads = a.tables.as<int32_t>()[kTableKvHeads];
+  ZC_CHECK(n_kv_heads >= 1 && n_heads % n_kv_heads == 0, ErrorCode::kArgument,
+           "tables: %lld kv heads, expected a divisor of n_heads, %lld", static_cast<long long>(n_kv_heads),
+           static_cast<long long>(n_heads));
+  for (int64_t s = 0; s < n_seqs; ++s)
+    check_table(a.tables.as<int32_t>() + s * table_words, table_words, a.layer, n_kv_heads);
+  const int group = static_cast<int>(n_heads / n_kv_heads);
+  ZC_CHECK(group <= kBlockRows, ErrorCode::kUnsupported, "q: %d query heads share a kv head, expected at most %d",
+           group, kBlockRows);
+  const int queries_per_block = kBlockRows / group;
+  int64_t n_blocks = 0;
+  for (int64_t s = 0; s < n_seqs; ++s) n_blocks += (cu[s + 1] - cu[s] + queries_per_block - 1) / queries_per_block;
+
+  const auto run_block = [&](int64_t seq, int64_t block, int kv_head) {
+    const int32_t* table = a.tables.as<int32_t>() + seq * table_words;
+    const int64_t q_len = cu[seq + 1] - cu[seq];
+    const int64_t first_query = block * queries_per_block;
+    const int n_queries = static_cast<int>(std::min<int64_t>(queries_per_block, q_len - first_query));
+    const int rows = n_queries * group;  // row = query * group + head
+    const auto row_index = [&](int r) {
+      return (cu[seq] + first_query + r / group) * n_heads + int64_t{kv_head} * group + r % group;
+    };
+    const size_t row_tile = static_cast<size_t>(kBlockRows) * static_cast<size_t>(d);
+    float* q = thread_scratch(0, row_tile);                               // scale * q
+    float* k_t = thread_scratch(1, static_cast<size_t>(kBlockKeys) * d);  // (head_dim, kBlockKeys) codes
+    float* v = thread_scratch(2, static_cast<size_t>(kBlockKeys) * d);    // (kBlockKeys, head_dim) codes
+    float* o = thread_scratch(3, row_tile);                               // finished segments
+    float* scores = thread_scratch(4, static_cast<size_t>(kBlockRows) * kBlockKeys);
+    float* folded = thread_scratch(5, row_tile);                          // q times the segment's K scale
+    float* o_segment = thread_scratch(6, row_tile);                       // the running segment, in units of g_c
+    float beta[kBlockRows];                                               // scale * q . K zero
+    float t_segment[kBlockRows];                                          // sum of p mu
+    SoftmaxRows softmax;
+    softmax.reset(rows);
+    for (int r = 0; r < rows; ++r) {
+      widen(a.q.as<T>() + row_index(r) * d, q + int64_t{r} * d, d);
+      for (int c = 0; c < d; ++c) q[int64_t{r} * d + c] *= a.scale;
+    }
+    std::fill(o, o + int64_t{rows} * d, 0.0f);
+
+    const int n_segments = segment_count(table, a.layer, kv_head);
+    for (int index = a.tail ? 0 : 1; index < n_segments; ++index) {
+      const SegmentView view = view_segment(table, table_words, a.pool, a.layer, kv_head, index, d);
+      const int n = view.n_tokens();
+      if (n == 0) continue;
+      const bool v_quantized = view.v_quantized();
+      for (int r = 0; r < rows; ++r) {
+        const float* from = q + int64_t{r} * d;
+        float* to = folded + int64_t{r} * d;
+        beta[r] = 0.0f;
+        t_segment[r] = 0.0f;
+        if (view.k_quantized()) {
+          for (int c = 0; c < d; ++c) {
+            to[c] = from[c] * to_float(view.channel_params(0)[c]);
+            beta[r] += from[c] * to_float(view.channel_params(1)[c]);
+          }
+        } else {
+          std::memcpy(to, from, static_cast<size_t>(d) * sizeof(float));
+        }
+      }
+      std::fill(o_segment, o_segment + int64_t{rows} * d, 0.0f);
+
+      // Slots that a row sees: all, but for the causal end of the tail and what a sliding window has left behind.
+      int first_slot[kBlockRows];
+      int last_slot[kBlockRows];
+      int block_first = n;
+      int block_last = 0;
+      for (int i = 0; i < n_queries; ++i) {
+        const int64_t query = first_query + i;
+        first_slot[i] = 0;
+        last_slot[i] = n;
+        if (index == 0 && a.causal) last_slot[i] = static_cast<int>(std::max<int64_t>(0, n - (q_len - 1 - query)));
+        if (a.sliding_window > 0)
+          first_slot[i] = view.slots_before(int64_t{positions[cu[seq] + query]} - a.sliding_window + 1);
+        block_first = std::min(block_first, first_slot[i]);
+        block_last = std::max(block_last, last_slot[i]);
+      }
+
+      for (int key0 = block_first / kBlockKeys * kBlockKeys; key0 < block_last; key0 += kBlockKeys) {
+        const int n_keys = std::min(kBlockKeys, n - key0);
+        float sigma[kBlockKeys] = {};
+        float mu[kBlockKeys] = {};
+        for (int t = 0; t < kBlockKeys; t += kPageTokens) {
+          if (t >= n_keys) {  // no page: the scores are masked, but V must not be NaN
+            std::memset(v + int64_t{t} * d, 0, static_cast<size_t>(kPageTokens * d) * sizeof(float));
+            for (int c = 0; c < d; ++c)
+              std::memset(k_t + int64_t{c} * kBlockKeys + t, 0, kPageTokens * sizeof(float));
+            continue;
+          }
+          const int64_t page = (key0 + t) / kPageTokens;
+          unpack_part(view.segment.k_format, view.k_part(page), d, k_t + t, kBlockKeys);
+          unpack_part(view.segment.v_format, view.v_part(page), d, v + int64_t{t} * d, kPageTokens);
+          if (v_quantized) {
+            widen(view.token_scale(page), sigma + t, kPageTokens);
+            widen(view.token_zero(page), mu + t, kPageTokens);
+          }
+        }
+        // Slots of the last page beyond the segment were never written in a tail.
+        for (int j = n_keys; j < (n_keys + kPageTokens - 1) / kPageTokens * kPageTokens; ++j)
+          std::memset(v + int64_t{j} * d, 0, static_cast<size_t>(d) * sizeof(float));
+
+        for (int r = 0; r < rows; ++r)
+          std::fill(scores + int64_t{r} * kBlockKeys, scores + int64_t{r + 1} * kBlockKeys, beta[r]);
+        tile_multiply(folded, d, k_t, kBlockKeys, scores, kBlockKeys, rows, kBlockKeys, d);
+        for (int r = 0; r < rows; ++r) {
+          float* p = scores + int64_t{r} * kBlockKeys;
+          const int first = std::clamp(first_slot[r / group] - key0, 0, kBlockKeys);
+          const int last = std::clamp(last_slot[r / group] - key0, first, kBlockKeys);
+          const float correction = softmax.update(r, p, first, last);
+          scale_row(o + int64_t{r} * d, correction, d);
+          scale_row(o_segment + int64_t{r} * d, correction, d);
+          if (v_quantized) {
+            VecF t{};
+            for (int j = 0; j < kBlockKeys; j += kLanes) {
+              t = fma(load(p + j), load(mu + j), t);
+              store(p + j, load(p + j) * load(sigma + j));
+            }
+            t_segment[r] = t_segment[r] * correction + sum(t);
+          }
+        }
+        tile_multiply(scores, kBlockKeys, v, d, o_segment, d, rows, d, kBlockKeys);
+      }
+      for (int r = 0; r < rows; ++r) {
+        const float* from = o_segment + int64_t{r} * d;
+        float* to = o + int64_t{r} * d;
+        for (int c = 0; c < d; ++c)
+          to[c] += v_quantized ? to_float(view.channel_params(2)[c]) * (from[c] + t_segment[r]) : from[c];
+      }
+    }
+    for (int r = 0; r < rows; ++r) {
+      float* row = o + int64_t{r} * d;
+      scale_row(row, softmax.sum[r] == 0.0f ? 0.0f : 1.0f / softmax.sum[r], d);
+      narrow(row, a.out.as<T>() + row_index(r) * d, d);
+      a.lse.as<float>()[row_index(r)] = softmax.lse(r);
+    }
+  };
+
+  ctx.threads->parallel_for(n_blocks * n_kv_heads, [&](int64_t task) {
+    int64_t block = task / n_kv_heads;
+    int64_t seq = 0;
+    for (;; ++seq) {
+      const int64_t n = (cu[seq + 1] - cu[seq] + queries_per_block - 1) / queries_per_block;
+      if (block < n) break;
+      block -= n;
+    }
+    run_block(seq, block, static_cast<int>(task % n_kv_heads));
+  });
+}
+
+void mixed_attention(const OpContext& ctx, const MixedAttentionArgs& a) {
+  dispatch_float(a.q.dtype, [&](auto type) { mixed_attention_typed<typename decltype(type)::type>(ctx, a); });
+}
+
+}  // namespace ZC_ISA
+}  // namespace zc::cpu

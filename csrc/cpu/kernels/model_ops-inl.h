@@ -1,0 +1,177 @@
+// The small ops of a transformer layer: each reads its input once and is bound by memory.
+namespace zc::cpu {
+namespace ZC_ISA {
+
+inline constexpr int64_t kRowsPerTask = 16;
+
+// Calls body(row) for every row, in tasks large enough to be worth handing to a thread.
+template <typename Body>
+inline void parallel_rows(const OpContext& ctx, int64_t rows, const Body& body) {
+  ctx.threads->parallel_for((rows + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task) {
+    for (int64_t r = task * kRowsPerTask; r < std::min(rows, (task + 1) * kRowsPerTask); ++r) body(r);
+  });
+}
+
+void embedding(const OpContext& ctx, const EmbeddingArgs& a) {
+  const int64_t vocab_size = a.weight.size(0);
+  const int64_t width = a.weight.size(1);
+  const int32_t* ids = a.ids.as<int32_t>();
+  for (int64_t i = 0; i < a.ids.size(0); ++i)
+    ZC_CHECK(ids[i] >= 0 && ids[i] < vocab_size, ErrorCode::kArgument, "ids: token %d, expected 0 to %lld", ids[i],
+             static_cast<long long>(vocab_size - 1));
+  dispatch_float(a.weight.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    parallel_rows(ctx, a.ids.size(0),
+                  [&](int64_t r) { widen(a.weight.as<T>() + ids[r] * width, a.out.as<float>() + r * width, width); });
+  });
+}
+
+// out = x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467).
+void rms_norm(const OpContext& ctx, const RmsNormArgs& a) {
+  const int64_t width = a.x.size(1);
+  dispatch_float(a.x.dtype, [&](auto x_type) {
+    dispatch_float(a.weight.dtype, [&](auto w_type) {
+      dispatch_float(a.out.dtype, [&](auto out_type) {
+        using X = typename decltype(x_type)::type;
+        using W = typename decltype(w_type)::type;
+        using Y = typename decltype(out_type)::type;
+        parallel_rows(ctx, a.x.size(0), [&](int64_t r) {
+          const X* x = a.x.as<X>() + r * width;
+          double squares = 0.0;
+          for (int64_t c = 0; c < width; ++c) squares += double{to_float(x[c])} * to_float(x[c]);
+          const float inv = static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(width) + a.eps));
+          for (int64_t c = 0; c < width; ++c)
+            a.out.as<Y>()[r * width + c] = from_float<Y>(to_float(x[c]) * inv * to_float(a.weight.as<W>()[c]));
+        });
+      });
+    });
+  });
+}
+
+// Angles in float32 (position times inverse frequency), as transformers computes them.
+void rope_table(const OpContext& ctx, const RopeTableArgs& a) {
+  const int64_t half = a.inv_freq.size(0);
+  parallel_rows(ctx, a.positions.size(0), [&](int64_t r) {
+    const float position = static_cast<float>(a.positions.as<int32_t>()[r]);
+    for (int64_t i = 0; i < half; ++i) {
+      const float angle = position * a.inv_freq.as<float>()[i];
+      a.cos.as<float>()[r * half + i] = static_cast<float>(std::cos(double{angle})) * a.attention_scale;
+      a.sin.as<float>()[r * half + i] = static_cast<float>(std::sin(double{angle})) * a.attention_scale;
+    }
+  });
+}
+
+void rope(const OpContext& ctx, const RopeArgs& a) {
+  const int64_t heads = a.x.size(1);
+  const int64_t d = a.x.size(2);
+  const int64_t half = d / 2;
+  dispatch_float(a.x.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    parallel_rows(ctx, a.x.size(0), [&](int64_t r) {
+      const float* cos = a.cos.as<float>() + r * half;
+      const float* sin = a.sin.as<float>() + r * half;
+      for (int64_t h = 0; h < heads; ++h) {
+        T* x = a.x.as<T>() + (r * heads + h) * d;
+        for (int64_t i = 0; i < half; ++i) {
+          const RopePair turned = rope_rotate(to_float(x[i]), to_float(x[i + half]), cos[i], sin[i]);
+          x[i] = from_float<T>(turned.first);
+          x[i + half] = from_float<T>(turned.second);
+        }
+      }
+    });
+  });
+}
+
+// e^-|g| never overflows: sigmoid(g) = (g < 0 ? e^-|g| : 1) / (1 + e^-|g|).
+inline VecF sigmoid(VecF g) {
+  const VecF e = exp(g < VecF{} ? g : -g);
+  const VecF one = broadcast(1.0f);
+  return (g < VecF{} ? e : one) / (one + e);
+}
+
+// out = gate * sigmoid(gate) * up.
+void silu_gate(const OpContext& ctx, const SiluGateArgs& a) {
+  const int64_t width = a.gate.size(1);
+  dispatch_float(a.gate.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    parallel_rows(ctx, a.gate.size(0), [&](int64_t r) {
+      const T* gate = a.gate.as<T>() + r * width;
+      const T* up = a.up.as<T>() + r * width;
+      T* out = a.out.as<T>() + r * width;
+      int64_t c = 0;
+      for (; c + kLanes <= width; c += kLanes) {
+        const VecF g = load(gate + c);
+        float y[kLanes];
+        store(y, g * sigmoid(g) * load(up + c));
+        narrow(y, out + c, kLanes);
+      }
+      for (; c < width; ++c) {
+        const float g = to_float(gate[c]);
+        out[c] = from_float<T>(g * sigmoid(broadcast(g))[0] * to_float(up[c]));
+      }
+    });
+  });
+}
+
+// Keeps q and LSE of the rows that are probes, until their window is scored.
+void store_probes(const OpContext&, const StoreProbesArgs& a) {
+  const int64_t n_heads = a.q.size(1);
+  const size_t q_bytes = static_cast<size_t>(n_heads * a.q.size(2)) * dtype_size(a.q.dtype);
+  const size_t lse_bytes = static_cast<size_t>(n_heads) * sizeof(float);
+  for (int64_t r = 0; r < a.slots.size(0); ++r) {
+    const int32_t slot = a.slots.as<int32_t>()[r];
+    ZC_CHECK(slot >= -1 && slot < a.probe_q.size(0), ErrorCode::kArgument, "slots: %d, expected -1 to %lld", slot,
+             static_cast<long long>(a.probe_q.size(0) - 1));
+    if (slot < 0) continue;
+    std::memcpy(a.probe_q.as<uint8_t>() + static_cast<size_t>(slot) * q_bytes,
+                a.q.as<uint8_t>() + static_cast<size_t>(r) * q_bytes, q_bytes);
+    std::memcpy(a.probe_lse.as<uint8_t>() + static_cast<size_t>(slot) * lse_bytes,
+                a.lse.as<uint8_t>() + static_cast<size_t>(r) * lse_bytes, lse_bytes);
+  }
+}
+
+inline constexpr int64_t kElementsPerTask = 1 << 16;
+
+void convert(const OpContext& ctx, const ConvertArgs& a) {
+  const int64_t n = a.x.length();
+  dispatch_float(a.x.dtype, [&](auto x_type) {
+    dispatch_float(a.out.dtype, [&](auto out_type) {
+      using X = typename decltype(x_type)::type;
+      using Y = typename decltype(out_type)::type;
+      ctx.threads->parallel_for((n + kElementsPerTask - 1) / kElementsPerTask, [&](int64_t task) {
+        for (int64_t i = task * kElementsPerTask; i < std::min(n, (task + 1) * kElementsPerTask); ++i)
+          a.out.as<Y>()[i] = from_float<Y>(to_float(a.x.as<X>()[i]));
+      });
+    });
+  });
+}
+
+void gather_rows(const OpContext& ctx, const GatherRowsArgs& a) {
+  const size_t row_bytes = static_cast<size_t>(a.x.size(1)) * dtype_size(a.x.dtype);
+  const int32_t* rows = a.rows.as<int32_t>();
+  for (int64_t i = 0; i < a.rows.size(0); ++i)
+    ZC_CHECK(rows[i] >= 0 && rows[i] < a.x.size(0), ErrorCode::kArgument, "rows: %d, expected 0 to %lld", rows[i],
+             static_cast<long long>(a.x.size(0) - 1));
+  parallel_rows(ctx, a.rows.size(0), [&](int64_t r) {
+    std::memcpy(a.out.as<uint8_t>() + static_cast<size_t>(r) * row_bytes,
+                a.x.as<uint8_t>() + static_cast<size_t>(rows[r]) * row_bytes, row_bytes);
+  });
+}
+
+void count_non_finite(const OpContext& ctx, const CountNonFiniteArgs& a) {
+  const int64_t n = a.x.length();
+  std::atomic<int64_t> total{0};
+  dispatch_float(a.x.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    ctx.threads->parallel_for((n + kElementsPerTask - 1) / kElementsPerTask, [&](int64_t task) {
+      int64_t count = 0;
+      for (int64_t i = task * kElementsPerTask; i < std::min(n, (task + 1) * kElementsPerTask); ++i)
+        count += (float_to_bits(to_float(a.x.as<T>()[i])) & 0x7f800000u) == 0x7f800000u;
+      total.fetch_add(count, std::memory_order_relaxed);
+    });
+  });
+  a.count.as<int32_t>()[0] = static_cast<int32_t>(std::min<int64_t>(total.load(), INT32_MAX));
+}
+
+}  // namespace ZC_ISA
+}  // namespace zc::cpu

@@ -1,0 +1,260 @@
+// Rows of K and V into pages and back.
+namespace zc::cpu {
+namespace ZC_ISA {
+
+// Writes the newest rows of each sequence into the tail: row i of q_len goes to slot tail_length - q_len + i.
+template <typename T>
+void append_kv_typed(const OpContext& ctx, const AppendKvArgs& a) {
+  const int64_t n_kv_heads = a.k.size(1);
+  const int d = static_cast<int>(a.k.size(2));
+  const int64_t n_seqs = a.tables.size(0);
+  const int64_t table_words = a.tables.size(1);
+  const int32_t* cu = a.cu_seqlens.as<int32_t>();
+  check_cu_seqlens("cuSeqlens", a.cu_seqlens, a.k.size(0));
+  ctx.threads->parallel_for(n_seqs * n_kv_heads, [&](int64_t task) {
+    const int64_t seq = task / n_kv_heads;
+    const int kv_head = static_cast<int>(task % n_kv_heads);
+    const int32_t* table = a.tables.as<int32_t>() + seq * table_words;
+    check_table(table, table_words, a.layer, n_kv_heads);
+    const SegmentView tail = view_segment(table, table_words, a.pool, a.layer, kv_head, 0, d);
+    const int64_t q_len = cu[seq + 1] - cu[seq];
+    ZC_CHECK(q_len <= tail.n_tokens() && !tail.k_quantized() && !tail.v_quantized(), ErrorCode::kArgument,
+             "table: the tail has %d slots, expected at least the %lld appended rows", tail.n_tokens(),
+             static_cast<long long>(q_len));
+    for (int64_t i = 0; i < q_len; ++i) {
+      const int64_t slot = tail.n_tokens() - q_len + i;
+      const int64_t place = slot % kPageTokens;
+      uint8_t* k_part = tail.k_part(slot / kPageTokens);
+      uint8_t* v_part = tail.v_part(slot / kPageTokens);
+      const T* k = a.k.as<T>() + ((cu[seq] + i) * n_kv_heads + kv_head) * d;
+      const T* v = a.v.as<T>() + ((cu[seq] + i) * n_kv_heads + kv_head) * d;
+      for (int c = 0; c < d; ++c) {
+        store_element(tail.segment.k_format, k_part, int64_t{c} * kPageTokens + place, to_float(k[c]));
+        store_element(tail.segment.v_format, v_part, place * d + c, to_float(v[c]));
+      }
+    }
+  });
+}
+
+void append_kv(const OpContext& ctx, const AppendKvArgs& a) {
+  dispatch_float(a.k.dtype, [&](auto type) { append_kv_typed<typename decltype(type)::type>(ctx, a); });
+}
+
+// The rows of one kv head that a segment takes, in the order of its slots.
+inline const int32_t* checked_ids(const PackSegmentArgs& a, const SegmentView& view, int kv_head) {
+  const int64_t n = a.ids.size(1);
+  const int32_t* ids = a.ids.as<int32_t>() + kv_head * n;
+  ZC_CHECK(view.n_tokens() == n, ErrorCode::kArgument, "ids: %lld tokens, expected the segment's %d",
+           static_cast<long long>(n), view.n_tokens());
+  for (int64_t i = 0; i < n; ++i)
+    ZC_CHECK(ids[i] >= 0 && ids[i] < a.k.size(0) && (i == 0 || ids[i] > ids[i - 1]), ErrorCode::kArgument,
+             "ids: must rise from 0 to below %lld", static_cast<long long>(a.k.size(0)));
+  if (view.has_bitmap())
+    ZC_CHECK(std::abs(int64_t{view.segment.span}) == a.k.size(0), ErrorCode::kArgument,
+             "table: the segment's bitmap has %d bits, expected one for each of %lld rows",
+             std::abs(view.segment.span), static_cast<long long>(a.k.size(0)));
+  return ids;
+}
+
+// Quantizes selected rows into a segment's pages: K channelwise, V channel-separable tokenwise (ZipCache,
+// arXiv 2405.14256, Algs. 1 and 2). Two passes: one task a block of 16 channels (K's codes; V's normalisers), then one
+// task a page (V's codes).
+template <typename T>
+void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
+  const int64_t n_kv_heads = a.k.size(1);
+  const int d = static_cast<int>(a.k.size(2));
+  const int32_t* table = a.table.as<int32_t>();
+  const int64_t table_words = a.table.size(0);
+  const int64_t n = a.ids.size(1);
+  check_table(table, table_words, a.layer, n_kv_heads);
+  ZC_CHECK(n_kv_heads == 0 || a.segment < segment_count(table, a.layer, 0), ErrorCode::kArgument,
+           "segment: is %d, expected less than the table's %d", a.segment,
+           segment_count(table, a.layer, 0));
+  const auto view_of = [&](int kv_head) {
+    return view_segment(table, table_words, a.pool, a.layer, kv_head, a.segment, d);
+  };
+  for (int h = 0; h < n_kv_heads; ++h) {
+    const SegmentView view = view_of(h);
+    ZC_CHECK(view.k_quantized() && view.v_quantized(), ErrorCode::kUnsupported,
+             "segment: an unquantized one cannot be packed, expected 2, 3, 4 or 8 bits");
+    checked_ids(a, view, h);
+  }
+
+  const int64_t channel_blocks = d / 16;
+  ctx.threads->parallel_for(n_kv_heads * channel_blocks, [&](int64_t task) {
+    const int kv_head = static_cast<int>(task / channel_blocks);
+    const int64_t c0 = task % channel_blocks * 16;
+    const SegmentView view = view_of(kv_head);
+    const int32_t* ids = a.ids.as<int32_t>() + kv_head * n;
+    const int bits = format_bits(view.segment.k_format);
+    float* columns = thread_scratch(0, static_cast<size_t>(std::max<int64_t>(n, 1)) * 16);  // (16, n)
+    const auto gather = [&](const TensorView& from) {
+      for (int64_t i = 0; i < n; ++i) {
+        const T* row = from.as<T>() + (ids[i] * n_kv_heads + kv_head) * d + c0;
+        for (int c = 0; c < 16; ++c) columns[c * n + i] = to_float(row[c]);
+      }
+    };
+    gather(a.k);
+    for (int c = 0; c < 16; ++c) {
+      const float* column = columns + c * n;
+      const QuantParams p = choose_params([&](int64_t i) { return column[i]; }, n, bits, a.k_norm);
+      view.channel_params(0)[c0 + c] = to_f16(p.scale);
+      view.channel_params(1)[c0 + c] = to_f16(p.zero);
+      const float inv = quant_inverse(p.scale);
+      for (int64_t slot = 0; slot < n; slot += kPageTokens) {
+        uint32_t codes[kPageTokens] = {};
+        for (int64_t i = slot; i < std::min<int64_t>(n, slot + kPageTokens); ++i)
+          codes[i - slot] = quant_code(column[i], p.zero, inv, bits);
+        pack_unit(view.segment.k_format, view.k_part(slot / kPageTokens), d, c0 + c, codes);
+      }
+    }
+    gather(a.v);
+    for (int c = 0; c < 16; ++c) {
+      const float* column = columns + c * n;
+      view.channel_params(2)[c0 + c] = to_f16(choose_normalizer([&](int64_t i) { return column[i]; }, n));
+    }
+  });
+
+  const int64_t n_pages = (n + kPageTokens - 1) / kPageTokens;
+  ctx.threads->parallel_for(n_kv_heads * n_pages, [&](int64_t task) {
+    const int kv_head = static_cast<int>(task / n_pages);
+    const int64_t page = task % n_pages;
+    const SegmentView view = view_of(kv_head);
+    const int32_t* ids = a.ids.as<int32_t>() + kv_head * n;
+    const int bits = format_bits(view.segment.v_format);
+    for (int64_t t = 0; t < kPageTokens; ++t) {
+      const int64_t slot = page * kPageTokens + t;
+      uint32_t codes[256] = {};
+      QuantParams p{0.0f, 0.0f};
+      if (slot < n) {
+        float value[256];
+        widen(a.v.as<T>() + (ids[slot] * n_kv_heads + kv_head) * d, value, d);
+        for (int c = 0; c < d; ++c) value[c] = value[c] * (1.0f / to_float(view.channel_params(2)[c]));
+        p = choose_params([&](int64_t c) { return value[c]; }, d, bits, a.v_norm);
+        const float inv = quant_inverse(p.scale);
+        for (int c = 0; c < d; ++c) codes[c] = quant_code(value[c], p.zero, inv, bits);
+      }
+      view.token_scale(page)[t] = to_f16(p.scale);
+      view.token_zero(page)[t] = to_f16(p.zero);
+      for (int c = 0; c < d; c += 16)
+        pack_unit(view.segment.v_format, view.v_part(page), d, (t * d + c) / 16, codes + c);
+    }
+    if (page == 0 && view.segment.span > 0) {  // the salient segment writes the bitmap that both classes share
+      std::memset(view.bitmap(), 0, static_cast<size_t>((view.segment.span + 7) / 8));
+      for (int64_t i = 0; i < n; ++i)
+        view.bitmap()[ids[i] >> 3] = static_cast<uint8_t>(view.bitmap()[ids[i] >> 3] | 1u << (ids[i] & 7));
+    }
+  });
+}
+
+void pack_segment(const OpContext& ctx, const PackSegmentArgs& a) {
+  dispatch_float(a.k.dtype, [&](auto type) { pack_segment_typed<typename decltype(type)::type>(ctx, a); });
+}
+
+// Calls body(slot, position) for every token of a segment, in order.
+template <typename Body>
+inline void each_slot(const SegmentView& view, const Body& body) {
+  if (!view.has_bitmap()) {
+    for (int slot = 0; slot < view.n_tokens(); ++slot) body(slot, view.segment.start + slot);
+    return;
+  }
+  int slot = 0;
+  for (int i = 0; i < std::abs(view.segment.span) && slot < view.n_tokens(); ++i)
+    if (view.holds(i)) body(slot++, view.segment.start + i);
+}
+
+// Values of one page, dequantized: k_t (head_dim, 16), v (16, head_dim).
+inline void dequantize_page(const SegmentView& view, int64_t page, float* k_t, float* v) {
+  const int d = view.head_dim;
+  unpack_part(view.segment.k_format, view.k_part(page), d, k_t, kPageTokens);
+  unpack_part(view.segment.v_format, view.v_part(page), d, v, kPageTokens);
+  if (view.k_quantized())
+    for (int c = 0; c < d; ++c)
+      for (int t = 0; t < kPageTokens; ++t)
+        k_t[c * kPageTokens + t] = k_t[c * kPageTokens + t] * to_float(view.channel_params(0)[c]) +
+                                   to_float(view.channel_params(1)[c]);
+  if (view.v_quantized())
+    for (int t = 0; t < kPageTokens; ++t)
+      for (int c = 0; c < d; ++c)
+        v[t * d + c] = (v[t * d + c] * to_float(view.token_scale(page)[t]) + to_float(view.token_zero(page)[t])) *
+                       to_float(view.channel_params(2)[c]);
+}
+
+// Pages back to rows, each token at its position.
+template <typename T>
+void unpack_segment_typed(const OpContext& ctx, const UnpackSegmentArgs& a) {
+  const int64_t rows = a.k.size(0);
+  const int64_t n_kv_heads = a.k.size(1);
+  const int d = static_cast<int>(a.k.size(2));
+  const int32_t* table = a.table.as<int32_t>();
+  check_table(table, a.table.size(0), a.layer, n_kv_heads);
+  ctx.threads->parallel_for(n_kv_heads, [&](int64_t kv_head) {
+    ZC_CHECK(a.segment < segment_count(table, a.layer, static_cast<int>(kv_head)), ErrorCode::kArgument,
+             "segment: is %d, expected less than the table's %d", a.segment,
+             segment_count(table, a.layer, static_cast<int>(kv_head)));
+    const SegmentView view =
+        view_segment(table, a.table.size(0), a.pool, a.layer, static_cast<int>(kv_head), a.segment, d);
+    float* k_t = thread_scratch(0, static_cast<size_t>(kPageTokens) * d);
+    float* v = thread_scratch(1, static_cast<size_t>(kPageTokens) * d);
+    each_slot(view, [&](int slot, int position) {
+      const int t = slot % kPageTokens;
+      if (t == 0) dequantize_page(view, slot / kPageTokens, k_t, v);
+      const int64_t row = int64_t{position} - a.base;
+      ZC_CHECK(row >= 0 && row < rows, ErrorCode::kArgument, "k: position %d has no row, expected rows %d to %lld",
+               position, a.base, static_cast<long long>(a.base + rows - 1));
+      const int64_t at = (row * n_kv_heads + kv_head) * d;
+      for (int c = 0; c < d; ++c) {
+        a.k.as<T>()[at + c] = from_float<T>(k_t[c * kPageTokens + t]);
+        a.v.as<T>()[at + c] = from_float<T>(v[t * d + c]);
+      }
+    });
+  });
+}
+
+void unpack_segment(const OpContext& ctx, const UnpackSegmentArgs& a) {
+  dispatch_float(a.k.dtype, [&](auto type) { unpack_segment_typed<typename decltype(type)::type>(ctx, a); });
+}
+
+// The logical content of a packed segment: codes, parameters and positions, the same on every backend.
+void export_segment(const OpContext& ctx, const ExportSegmentArgs& a) {
+  const int64_t n_kv_heads = a.k_codes.size(0);
+  const int64_t n = a.k_codes.size(1);
+  const int d = static_cast<int>(a.k_codes.size(2));
+  const int32_t* table = a.table.as<int32_t>();
+  check_table(table, a.table.size(0), a.layer, n_kv_heads);
+  ctx.threads->parallel_for(n_kv_heads, [&](int64_t kv_head) {
+    ZC_CHECK(a.segment < segment_count(table, a.layer, static_cast<int>(kv_head)), ErrorCode::kArgument,
+             "segment: is %d, expected less than the table's %d", a.segment,
+             segment_count(table, a.layer, static_cast<int>(kv_head)));
+    const SegmentView view =
+        view_segment(table, a.table.size(0), a.pool, a.layer, static_cast<int>(kv_head), a.segment, d);
+    ZC_CHECK(view.n_tokens() == n && view.k_quantized() && view.v_quantized(), ErrorCode::kArgument,
+             "kCodes: room for %lld tokens, expected the segment's %d, quantized", static_cast<long long>(n),
+             view.n_tokens());
+    float* k_t = thread_scratch(0, static_cast<size_t>(kPageTokens) * d);
+    float* v = thread_scratch(1, static_cast<size_t>(kPageTokens) * d);
+    for (int c = 0; c < d; ++c) {
+      a.k_params.as<float>()[(kv_head * 2 + 0) * d + c] = to_float(view.channel_params(0)[c]);
+      a.k_params.as<float>()[(kv_head * 2 + 1) * d + c] = to_float(view.channel_params(1)[c]);
+      a.v_channel.as<float>()[kv_head * d + c] = to_float(view.channel_params(2)[c]);
+    }
+    each_slot(view, [&](int slot, int position) {
+      const int t = slot % kPageTokens;
+      const int64_t page = slot / kPageTokens;
+      if (t == 0) {
+        unpack_part(view.segment.k_format, view.k_part(page), d, k_t, kPageTokens);
+        unpack_part(view.segment.v_format, view.v_part(page), d, v, kPageTokens);
+      }
+      for (int c = 0; c < d; ++c) {
+        a.k_codes.as<uint8_t>()[(kv_head * n + slot) * d + c] = static_cast<uint8_t>(k_t[c * kPageTokens + t]);
+        a.v_codes.as<uint8_t>()[(kv_head * n + slot) * d + c] = static_cast<uint8_t>(v[t * d + c]);
+      }
+      a.v_params.as<float>()[(kv_head * 2 + 0) * n + slot] = to_float(view.token_scale(page)[t]);
+      a.v_params.as<float>()[(kv_head * 2 + 1) * n + slot] = to_float(view.token_zero(page)[t]);
+      a.positions.as<int32_t>()[kv_head * n + slot] = position;
+    });
+  });
+}
+
+}  // namespace ZC_ISA
+}  // namespace zc::cpu

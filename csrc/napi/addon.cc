@@ -1,0 +1,30 @@
+#include "csrc/napi/state.h"
+
+namespace {
+
+// setErrorClass(ZipCacheError): what native errors become in this environment. lib/native/load.ts calls it first.
+Napi::Value set_error_class(const Napi::CallbackInfo& info) {
+  zc::napi::state(info.Env()).error_class = Napi::Persistent(info[0].As<Napi::Function>());
+  return info.Env().Undefined();
+}
+
+Napi::Value error_codes(Napi::Env env) {
+  Napi::Array codes = Napi::Array::New(env);
+#define ZC_ERROR_CODE(name, text) codes.Set(codes.Length(), text);
+#include "csrc/core/error_codes.def"
+#undef ZC_ERROR_CODE
+  return codes;
+}
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  env.SetInstanceData(new zc::napi::AddonState());
+  exports.Set("setErrorClass", Napi::Function::New(env, set_error_class, "setErrorClass"));
+  exports.Set("errorCodes", error_codes(env));
+  zc::napi::register_handles(env, exports);
+  zc::napi::register_ops(env, exports);
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(zipcache, init)

@@ -1,0 +1,303 @@
+// The ops as functions of JavaScript: flat arguments in, checked, enqueued. lib/native/addon.ts has the same signatures.
+#include <utility>
+#include <vector>
+
+#include "csrc/napi/state.h"
+#include "csrc/ops/op_check.h"
+
+namespace zc::napi {
+
+namespace {
+
+// Reads the arguments of a call in order, and remembers whose memory they use.
+class Reader {
+ public:
+  explicit Reader(const Napi::CallbackInfo& info) : info_(info) {}
+
+  TensorView tensor(const char* name) {
+    TensorHandle& handle = tensor_of(info_[next_++], name);
+    std::shared_ptr<DeviceHandle> device = device_of(handle, name);
+    if (!device_) device_ = std::move(device);
+    else if (device_ != device)
+      throw Error(ErrorCode::kDevice, std::string(name) + ": lives on another device than the first tensor", "", name);
+    storage_.push_back(handle.storage);
+    return handle.view;
+  }
+  TensorView optional_tensor(const char* name) {
+    if (info_[next_].IsUndefined() || info_[next_].IsNull()) {
+      ++next_;
+      return {};
+    }
+    return tensor(name);
+  }
+  float f32(const char* name) { return static_cast<float>(number(name)); }
+  int32_t i32(const char* name) {
+    const double value = number(name);
+    if (value != static_cast<double>(static_cast<int32_t>(value)))
+      throw Error(ErrorCode::kArgument, format("%s: is %g, expected a 32-bit integer", name, value), "", name);
+    return static_cast<int32_t>(value);
+  }
+  bool boolean(const char*) { return info_[next_++].ToBoolean(); }
+
+  DeviceHandle& device() { return *device_; }
+  std::vector<std::shared_ptr<Storage>> take_storage() { return std::move(storage_); }
+
+ private:
+  double number(const char* name) {
+    const Napi::Value value = info_[next_++];
+    if (!value.IsNumber())
+      throw Error(ErrorCode::kArgument, std::string(name) + ": is not a number", "", name);
+    const double number = value.As<Napi::Number>().DoubleValue();
+    if (!(number >= -2147483648.0 && number <= 2147483647.0))
+      throw Error(ErrorCode::kArgument, format("%s: is %g, expected a 32-bit number", name, number), "", name);
+    return number;
+  }
+
+  const Napi::CallbackInfo& info_;
+  size_t next_ = 0;
+  std::shared_ptr<DeviceHandle> device_;
+  std::vector<std::shared_ptr<Storage>> storage_;
+};
+
+template <typename Args>
+using BackendOp = void (*Backend::*)(const OpContext*, const Args*, OpStatus*);
+
+// Reads, checks and enqueues one op. What fails while it runs is reported by the next sync() or read().
+template <typename Args>
+Napi::Value enqueue(const Napi::CallbackInfo& info, const char* name, void (*read)(Reader&, Args&),
+                    BackendOp<Args> op) {
+  Napi::Env env = info.Env();
+  try {
+    Reader reader(info);
+    Args args{};
+    read(reader, args);
+    check(args);
+    const std::shared_ptr<Device>& device = reader.device().device;
+    Device* running_on = device.get();  // the command runs on this device's own thread
+    device->stream().enqueue([args, op, name, running_on, storage = reader.take_storage()] {
+      OpStatus status;
+      (running_on->backend().*op)(&running_on->context(), &args, &status);
+      if (status.code != 0) throw Error(static_cast<ErrorCode>(status.code - 1), status.message, name);
+    });
+    return env.Undefined();
+  } catch (Error& e) {
+    e.op = name;
+    throw_js(env, e);
+  } catch (const std::bad_alloc&) {
+    throw_js(env, Error(ErrorCode::kOutOfMemory, "out of memory", name));
+  }
+}
+
+// One line an argument, in the order of lib/native/addon.ts.
+#define ZC_BIND(js_name, op, Args, ...)                                   \
+  Napi::Value op##_js(const Napi::CallbackInfo& info) {                   \
+    return enqueue<Args>(                                                 \
+        info, js_name, [](Reader& r, Args& a) { __VA_ARGS__ }, &Backend::op); \
+  }
+
+ZC_BIND("flashAttention", flash_attention, FlashAttentionArgs,
+  a.q = r.tensor("q");
+  a.k = r.tensor("k");
+  a.v = r.tensor("v");
+  a.out = r.tensor("out");
+  a.lse = r.tensor("lse");
+  a.cu_seqlens_q = r.tensor("cuSeqlensQ");
+  a.cu_seqlens_k = r.tensor("cuSeqlensK");
+  a.scale = r.f32("scale");
+  a.sliding_window = r.i32("slidingWindow");
+  a.causal = r.boolean("causal");)
+
+ZC_BIND("probeAttention", probe_attention, ProbeAttentionArgs,
+  a.q = r.tensor("q");
+  a.lse = r.tensor("lse");
+  a.k = r.tensor("k");
+  a.rows = r.tensor("rows");
+  a.positions = r.tensor("positions");
+  a.scores = r.tensor("scores");
+  a.scale = r.f32("scale");
+  a.sliding_window = r.i32("slidingWindow");
+  a.normalized = r.boolean("normalized");)
+
+ZC_BIND("selectSalient", select_salient, SelectSalientArgs,
+  a.scores = r.tensor("scores");
+  a.salient = r.tensor("salient");
+  a.regular = r.tensor("regular");)
+
+ZC_BIND("quantize", quantize, QuantizeArgs,
+  a.x = r.tensor("x");
+  a.codes = r.tensor("codes");
+  a.scale = r.tensor("scale");
+  a.zero = r.tensor("zero");
+  a.channel = r.optional_tensor("channel");
+  a.scheme = static_cast<QuantScheme>(r.i32("scheme"));
+  a.bits = r.i32("bits");
+  a.group_size = r.i32("groupSize");
+  a.norm = r.i32("range");)
+
+ZC_BIND("dequantize", dequantize, DequantizeArgs,
+  a.codes = r.tensor("codes");
+  a.scale = r.tensor("scale");
+  a.zero = r.tensor("zero");
+  a.channel = r.optional_tensor("channel");
+  a.out = r.tensor("out");
+  a.scheme = static_cast<QuantScheme>(r.i32("scheme"));
+  a.bits = r.i32("bits");
+  a.group_size = r.i32("groupSize");)
+
+ZC_BIND("appendKv", append_kv, AppendKvArgs,
+  a.k = r.tensor("k");
+  a.v = r.tensor("v");
+  a.pool = r.tensor("pool");
+  a.tables = r.tensor("tables");
+  a.cu_seqlens = r.tensor("cuSeqlens");
+  a.layer = r.i32("layer");)
+
+ZC_BIND("packSegment", pack_segment, PackSegmentArgs,
+  a.k = r.tensor("k");
+  a.v = r.tensor("v");
+  a.ids = r.tensor("ids");
+  a.pool = r.tensor("pool");
+  a.table = r.tensor("table");
+  a.layer = r.i32("layer");
+  a.segment = r.i32("segment");
+  a.k_norm = r.i32("keyRange");
+  a.v_norm = r.i32("valueRange");)
+
+ZC_BIND("unpackSegment", unpack_segment, UnpackSegmentArgs,
+  a.pool = r.tensor("pool");
+  a.table = r.tensor("table");
+  a.k = r.tensor("k");
+  a.v = r.tensor("v");
+  a.layer = r.i32("layer");
+  a.segment = r.i32("segment");
+  a.base = r.i32("base");)
+
+ZC_BIND("exportSegment", export_segment, ExportSegmentArgs,
+  a.pool = r.tensor("pool");
+  a.table = r.tensor("table");
+  a.k_codes = r.tensor("kCodes");
+  a.v_codes = r.tensor("vCodes");
+  a.k_params = r.tensor("kParams");
+  a.v_params = r.tensor("vParams");
+  a.v_channel = r.tensor("vChannel");
+  a.positions = r.tensor("positions");
+  a.layer = r.i32("layer");
+  a.segment = r.i32("segment");)
+
+ZC_BIND("mixedAttention", mixed_attention, MixedAttentionArgs,
+  a.q = r.tensor("q");
+  a.out = r.tensor("out");
+  a.lse = r.tensor("lse");
+  a.pool = r.tensor("pool");
+  a.tables = r.tensor("tables");
+  a.cu_seqlens = r.tensor("cuSeqlens");
+  a.positions = r.tensor("positions");
+  a.layer = r.i32("layer");
+  a.scale = r.f32("scale");
+  a.sliding_window = r.i32("slidingWindow");
+  a.tail = r.boolean("tail");
+  a.causal = r.boolean("causal");)
+
+ZC_BIND("mergeAttention", merge_attention, MergeAttentionArgs,
+  a.out_a = r.tensor("outA");
+  a.lse_a = r.tensor("lseA");
+  a.out_b = r.tensor("outB");
+  a.lse_b = r.tensor("lseB");
+  a.out = r.tensor("out");
+  a.lse = r.tensor("lse");)
+
+ZC_BIND("storeProbes", store_probes, StoreProbesArgs,
+  a.q = r.tensor("q");
+  a.lse = r.tensor("lse");
+  a.slots = r.tensor("slots");
+  a.probe_q = r.tensor("probeQ");
+  a.probe_lse = r.tensor("probeLse");)
+
+ZC_BIND("embedding", embedding, EmbeddingArgs,
+  a.ids = r.tensor("ids");
+  a.weight = r.tensor("weight");
+  a.out = r.tensor("out");)
+
+ZC_BIND("rmsNorm", rms_norm, RmsNormArgs,
+  a.x = r.tensor("x");
+  a.weight = r.tensor("weight");
+  a.out = r.tensor("out");
+  a.eps = r.f32("eps");)
+
+ZC_BIND("linear", linear, LinearArgs,
+  a.x = r.tensor("x");
+  a.weight = r.tensor("weight");
+  a.bias = r.optional_tensor("bias");
+  a.out = r.tensor("out");
+  a.accumulate = r.boolean("accumulate");)
+
+ZC_BIND("ropeTable", rope_table, RopeTableArgs,
+  a.positions = r.tensor("positions");
+  a.inv_freq = r.tensor("invFreq");
+  a.cos = r.tensor("cos");
+  a.sin = r.tensor("sin");
+  a.attention_scale = r.f32("attentionScale");)
+
+ZC_BIND("rope", rope, RopeArgs,
+  a.x = r.tensor("x");
+  a.cos = r.tensor("cos");
+  a.sin = r.tensor("sin");)
+
+ZC_BIND("siluGate", silu_gate, SiluGateArgs,
+  a.gate = r.tensor("gate");
+  a.up = r.tensor("up");
+  a.out = r.tensor("out");)
+
+ZC_BIND("sample", sample, SampleArgs,
+  a.logits = r.tensor("logits");
+  a.params = r.tensor("params");
+  a.seen = r.tensor("seen");
+  a.ids = r.tensor("ids");
+  a.logprobs = r.tensor("logprobs");)
+
+ZC_BIND("convert", convert, ConvertArgs,
+  a.x = r.tensor("x");
+  a.out = r.tensor("out");)
+
+ZC_BIND("gatherRows", gather_rows, GatherRowsArgs,
+  a.x = r.tensor("x");
+  a.rows = r.tensor("rows");
+  a.out = r.tensor("out");)
+
+ZC_BIND("countNonFinite", count_non_finite, CountNonFiniteArgs,
+  a.x = r.tensor("x");
+  a.count = r.tensor("count");)
+
+#undef ZC_BIND
+
+}  // namespace
+
+void register_ops(Napi::Env env, Napi::Object exports) {
+  const auto add = [&](const char* name, Napi::Value (*f)(const Napi::CallbackInfo&)) {
+    exports.Set(name, Napi::Function::New(env, f, name));
+  };
+  add("flashAttention", flash_attention_js);
+  add("probeAttention", probe_attention_js);
+  add("selectSalient", select_salient_js);
+  add("quantize", quantize_js);
+  add("dequantize", dequantize_js);
+  add("appendKv", append_kv_js);
+  add("packSegment", pack_segment_js);
+  add("unpackSegment", unpack_segment_js);
+  add("exportSegment", export_segment_js);
+  add("mixedAttention", mixed_attention_js);
+  add("mergeAttention", merge_attention_js);
+  add("storeProbes", store_probes_js);
+  add("embedding", embedding_js);
+  add("rmsNorm", rms_norm_js);
+  add("linear", linear_js);
+  add("ropeTable", rope_table_js);
+  add("rope", rope_js);
+  add("siluGate", silu_gate_js);
+  add("sample", sample_js);
+  add("convert", convert_js);
+  add("gatherRows", gather_rows_js);
+  add("countNonFinite", count_non_finite_js);
+}
+
+}  // namespace zc::napi

@@ -1,0 +1,83 @@
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <utility>
+
+#include "csrc/core/error.h"
+#include "csrc/core/tensor_view.h"
+#include "csrc/runtime/device.h"
+#include "csrc/runtime/mapped_file.h"
+
+namespace zc::napi {
+
+// A promise that the stream of a device will settle, and what it keeps alive until then. Touched on the environment's
+// thread only; the stream's thread knows its number.
+struct Pending {
+  Napi::Promise::Deferred deferred;
+  Napi::Reference<Napi::Value> result;  // what the promise resolves to; empty: undefined
+  const Device* device;
+};
+
+// What one environment (the main thread, or a worker thread) owns. Nothing native is shared between environments.
+struct AddonState {
+  Napi::FunctionReference error_class;  // ZipCacheError of lib/errors.ts
+  std::unordered_map<uint64_t, Pending> pending;
+  uint64_t next_pending = 1;
+};
+
+// A device of this environment with the road back from its stream's thread.
+struct DeviceHandle {
+  std::shared_ptr<Device> device;
+  napi_threadsafe_function settle = nullptr;
+  int n_pending = 0;
+  napi_env env = nullptr;
+};
+
+struct TensorHandle {
+  std::shared_ptr<Storage> storage;  // null once disposed
+  TensorView view;
+  std::weak_ptr<DeviceHandle> device;
+};
+
+// Type tags: a handle of another kind, or an object that is no handle, is refused instead of crashing.
+inline constexpr napi_type_tag kDeviceTag = {0x7c1f0d6b9a2e4c01ull, 0x9d3b5a7e11c04f01ull};
+inline constexpr napi_type_tag kTensorTag = {0x7c1f0d6b9a2e4c02ull, 0x9d3b5a7e11c04f02ull};
+inline constexpr napi_type_tag kFileTag = {0x7c1f0d6b9a2e4c03ull, 0x9d3b5a7e11c04f03ull};
+
+inline AddonState& state(Napi::Env env) { return *env.GetInstanceData<AddonState>(); }
+
+// ---- errors.cc: the one place where zc::Error becomes a ZipCacheError ----
+Napi::Value to_js(Napi::Env env, const Error& error);
+[[noreturn]] void throw_js(Napi::Env env, const Error& error);
+
+// Runs body, turning zc::Error into a thrown ZipCacheError.
+template <typename Body>
+auto guarded(Napi::Env env, const Body& body) {
+  try {
+    return body();
+  } catch (const Error& e) {
+    throw_js(env, e);
+  } catch (const std::bad_alloc&) {
+    throw_js(env, Error(ErrorCode::kOutOfMemory, "out of memory"));
+  }
+}
+
+// ---- handles.cc ----
+std::shared_ptr<DeviceHandle>& device_of(const Napi::Value& value, const char* argument);
+TensorHandle& tensor_of(const Napi::Value& value, const char* argument);
+std::shared_ptr<DeviceHandle> device_of(const TensorHandle& tensor, const char* argument);
+
+// A promise that is settled when everything enqueued so far has run.
+Napi::Value promise_at_marker(Napi::Env env, const std::shared_ptr<DeviceHandle>& handle, Napi::Value result);
+
+void register_handles(Napi::Env env, Napi::Object exports);
+
+// ---- ops.cc ----
+void register_ops(Napi::Env env, Napi::Object exports);
+
+}  // namespace zc::napi

@@ -1,0 +1,220 @@
+#pragma once
+
+#include <cstdint>
+
+#include "csrc/core/tensor_view.h"
+
+// One plain struct an op. A backend receives nothing else; what the values mean is documented at lib/ops/<op>.ts.
+namespace zc {
+
+struct FlashAttentionArgs {
+  TensorView q;             // (total_q, n_heads, head_dim) f32|f16|bf16
+  TensorView k;             // (total_k, n_kv_heads, head_dim), q's dtype
+  TensorView v;             // (total_k, n_kv_heads, head_dim), q's dtype
+  TensorView out;           // (total_q, n_heads, head_dim), q's dtype
+  TensorView lse;           // (total_q, n_heads) f32
+  TensorView cu_seqlens_q;  // (n_seqs + 1) i32
+  TensorView cu_seqlens_k;  // (n_seqs + 1) i32
+  float scale;
+  int32_t sliding_window;  // 0: off
+  bool causal;
+};
+
+struct ProbeAttentionArgs {
+  TensorView q;          // (n, n_heads, head_dim) f32|f16|bf16
+  TensorView lse;        // (n, n_heads) f32
+  TensorView k;          // (kv_len, n_kv_heads, head_dim), q's dtype
+  TensorView rows;       // (n_probes) i32
+  TensorView positions;  // (n_probes) i32
+  TensorView scores;     // (n_kv_heads, kv_len) f32
+  float scale;
+  int32_t sliding_window;
+  bool normalized;
+};
+
+struct SelectSalientArgs {
+  TensorView scores;   // (n_heads, n) f32
+  TensorView salient;  // (n_heads, count) i32
+  TensorView regular;  // (n_heads, n - count) i32
+};
+
+enum class QuantScheme : int32_t { kChannelwise = 0, kTokenwise = 1, kGroupwise = 2, kCst = 3 };
+
+struct QuantizeArgs {
+  TensorView x;        // (rows, channels) f32|f16|bf16
+  TensorView codes;    // (rows, bytes_per_row) u8
+  TensorView scale;    // (groups) f16
+  TensorView zero;     // (groups) f16
+  TensorView channel;  // (channels) f16, kCst only
+  QuantScheme scheme;
+  int32_t bits;
+  int32_t group_size;
+  int32_t norm;  // 0: min/max; 2 to 6: searched range
+};
+
+struct DequantizeArgs {
+  TensorView codes;
+  TensorView scale;
+  TensorView zero;
+  TensorView channel;
+  TensorView out;  // (rows, channels) f32|f16|bf16
+  QuantScheme scheme;
+  int32_t bits;
+  int32_t group_size;
+};
+
+struct AppendKvArgs {
+  TensorView k;            // (rows, n_kv_heads, head_dim) f32|f16|bf16
+  TensorView v;            // the same
+  TensorView pool;         // (bytes) u8
+  TensorView tables;       // (n_seqs, table_words) i32
+  TensorView cu_seqlens;   // (n_seqs + 1) i32
+  int32_t layer;
+};
+
+struct PackSegmentArgs {
+  TensorView k;      // (rows, n_kv_heads, head_dim) f32|f16|bf16
+  TensorView v;      // the same
+  TensorView ids;    // (n_kv_heads, n_tokens) i32, ascending rows of k and v
+  TensorView pool;   // (bytes) u8
+  TensorView table;  // (table_words) i32
+  int32_t layer;
+  int32_t segment;
+  int32_t k_norm;  // 0: min/max; 2 to 6: searched range
+  int32_t v_norm;
+};
+
+struct UnpackSegmentArgs {
+  TensorView pool;
+  TensorView table;
+  TensorView k;  // (rows, n_kv_heads, head_dim) f32|f16|bf16
+  TensorView v;  // the same
+  int32_t layer;
+  int32_t segment;
+  int32_t base;  // position of row 0
+};
+
+struct ExportSegmentArgs {
+  TensorView pool;
+  TensorView table;
+  TensorView k_codes;    // (n_kv_heads, n_tokens, head_dim) u8
+  TensorView v_codes;    // (n_kv_heads, n_tokens, head_dim) u8
+  TensorView k_params;   // (n_kv_heads, 2, head_dim) f32: scale, zero
+  TensorView v_params;   // (n_kv_heads, 2, n_tokens) f32: scale, zero
+  TensorView v_channel;  // (n_kv_heads, head_dim) f32
+  TensorView positions;  // (n_kv_heads, n_tokens) i32
+  int32_t layer;
+  int32_t segment;
+};
+
+struct MixedAttentionArgs {
+  TensorView q;           // (total_q, n_heads, head_dim) f32|f16|bf16
+  TensorView out;         // q's shape and dtype
+  TensorView lse;         // (total_q, n_heads) f32
+  TensorView pool;        // (bytes) u8
+  TensorView tables;      // (n_seqs, table_words) i32
+  TensorView cu_seqlens;  // (n_seqs + 1) i32
+  TensorView positions;   // (total_q) i32
+  int32_t layer;
+  float scale;
+  int32_t sliding_window;
+  bool tail;    // whether the tail takes part
+  bool causal;  // the last q_len tokens of the tail are the rows themselves
+};
+
+struct MergeAttentionArgs {
+  TensorView out_a;  // (n, n_heads, head_dim) f32|f16|bf16
+  TensorView lse_a;  // (n, n_heads) f32
+  TensorView out_b;
+  TensorView lse_b;
+  TensorView out;
+  TensorView lse;
+};
+
+struct StoreProbesArgs {
+  TensorView q;          // (rows, n_heads, head_dim)
+  TensorView lse;        // (rows, n_heads) f32
+  TensorView slots;      // (rows) i32; -1: not a probe
+  TensorView probe_q;    // (capacity, n_heads, head_dim), q's dtype
+  TensorView probe_lse;  // (capacity, n_heads) f32
+};
+
+struct EmbeddingArgs {
+  TensorView ids;     // (n) i32
+  TensorView weight;  // (vocab_size, width) f32|f16|bf16
+  TensorView out;     // (n, width) f32
+};
+
+struct RmsNormArgs {
+  TensorView x;       // (rows, width) f32|f16|bf16
+  TensorView weight;  // (width) f32|f16|bf16
+  TensorView out;     // (rows, width) f32|f16|bf16
+  float eps;
+};
+
+struct LinearArgs {
+  TensorView x;       // (m, k) f32|f16|bf16
+  TensorView weight;  // (n, k) f32|f16|bf16
+  TensorView bias;    // (n) f32|f16|bf16, may be undefined
+  TensorView out;     // (m, n) f32|f16|bf16
+  bool accumulate;
+};
+
+struct RopeTableArgs {
+  TensorView positions;  // (n) i32
+  TensorView inv_freq;   // (head_dim / 2) f32
+  TensorView cos;        // (n, head_dim / 2) f32
+  TensorView sin;        // (n, head_dim / 2) f32
+  float attention_scale;
+};
+
+struct RopeArgs {
+  TensorView x;    // (n, heads, head_dim) f32|f16|bf16, in place
+  TensorView cos;  // (n, head_dim / 2) f32
+  TensorView sin;  // (n, head_dim / 2) f32
+};
+
+struct SiluGateArgs {
+  TensorView gate;  // (n, width) f32|f16|bf16
+  TensorView up;    // the same
+  TensorView out;   // the same
+};
+
+// Columns of SampleArgs.params, bit patterns for the integers (lib/ops/sample.ts writes them).
+enum SampleParam : int32_t {
+  kSampleTemperature = 0,
+  kSampleTopP = 1,
+  kSampleMinP = 2,
+  kSampleRepetitionPenalty = 3,
+  kSampleTopK = 4,      // int32 bits
+  kSampleSeedLow = 5,   // uint32 bits
+  kSampleSeedHigh = 6,  // uint32 bits
+  kSampleStep = 7,      // uint32 bits
+  kSampleParams = 8,
+};
+
+struct SampleArgs {
+  TensorView logits;    // (n, vocab_size) f32
+  TensorView params;    // (n, kSampleParams) f32
+  TensorView seen;      // (n, vocab_size) u8: tokens of the context, for the repetition penalty; updated
+  TensorView ids;       // (n) i32 out
+  TensorView logprobs;  // (n) f32 out
+};
+
+struct ConvertArgs {
+  TensorView x;    // any shape, f32|f16|bf16
+  TensorView out;  // x's shape, f32|f16|bf16
+};
+
+struct GatherRowsArgs {
+  TensorView x;     // (n, width) f32|f16|bf16
+  TensorView rows;  // (m) i32
+  TensorView out;   // (m, width), x's dtype
+};
+
+struct CountNonFiniteArgs {
+  TensorView x;      // any shape, f32|f16|bf16
+  TensorView count;  // (1) i32 out, saturating
+};
+
+}  // namespace zc

@@ -1,0 +1,413 @@
+#include "csrc/ops/op_check.h"
+
+#include <cmath>
+#include <initializer_list>
+#include <string>
+
+#include "csrc/core/error.h"
+#include "csrc/ops/kv_table.h"
+
+namespace zc {
+
+namespace {
+
+[[noreturn]] void fail(ErrorCode code, const char* argument, const std::string& message) {
+  throw Error(code, std::string(argument) + ": " + message, "", argument);
+}
+
+// An expected axis: a size, or kAny.
+constexpr int64_t kAny = -1;
+
+void expect_shape(const char* name, const TensorView& t, std::initializer_list<int64_t> sizes) {
+  bool same = t.rank == static_cast<int>(sizes.size());
+  int axis = 0;
+  for (const int64_t size : sizes) {
+    if (same && size != kAny && t.size(axis) != size) same = false;
+    ++axis;
+  }
+  if (same) return;
+  std::string expected = "(";
+  axis = 0;
+  for (const int64_t size : sizes) {
+    if (axis++) expected += ", ";
+    expected += size == kAny ? "*" : std::to_string(size);
+  }
+  fail(ErrorCode::kShape, name, "shape is " + shape_text(t) + ", expected " + expected + ")");
+}
+
+void expect_dtype(const char* name, const TensorView& t, DType dtype) {
+  if (t.dtype != dtype)
+    fail(ErrorCode::kDtype, name,
+         std::string("dtype is ") + dtype_name(t.dtype) + ", expected " + dtype_name(dtype));
+}
+
+void expect_float(const char* name, const TensorView& t) {
+  if (t.dtype != DType::kF32 && t.dtype != DType::kF16 && t.dtype != DType::kBF16)
+    fail(ErrorCode::kDtype, name,
+         std::string("dtype is ") + dtype_name(t.dtype) + ", expected f32, f16 or bf16");
+}
+
+void expect_same(const char* name, const TensorView& t, const char* other_name,
+                 const TensorView& other) {
+  if (t.dtype != other.dtype)
+    fail(ErrorCode::kDtype, name,
+         std::string("dtype is ") + dtype_name(t.dtype) + ", expected that of " + other_name +
+             ", " + dtype_name(other.dtype));
+  if (t.rank != other.rank || t.shape != other.shape)
+    fail(ErrorCode::kShape, name,
+         "shape is " + shape_text(t) + ", expected that of " + other_name + ", " +
+             shape_text(other));
+}
+
+void expect(bool holds, const char* argument, const std::string& message) {
+  if (!holds) fail(ErrorCode::kArgument, argument, message);
+}
+
+void expect_scale(float scale) {
+  expect(std::isfinite(scale) && scale > 0.0f, "scale",
+         "is " + std::to_string(scale) + ", expected a positive number");
+}
+
+void expect_window(int32_t window) {
+  expect(window >= 0, "slidingWindow", "is " + std::to_string(window) + ", expected 0 or more");
+}
+
+void expect_bits(int32_t bits) {
+  expect(bits == 2 || bits == 3 || bits == 4 || bits == 8, "bits",
+         "is " + std::to_string(bits) + ", expected 2, 3, 4 or 8");
+}
+
+void expect_norm(const char* name, int32_t norm) {
+  expect(norm == 0 || (norm >= 2 && norm <= 6), name,
+         "norm is " + std::to_string(norm) + ", expected 2 to 6");
+}
+
+// Heads of q against those of k: (n_heads, head_dim) and (n_kv_heads, head_dim).
+void expect_heads(const TensorView& q, const char* k_name, const TensorView& k) {
+  if (k.size(2) != q.size(2))
+    fail(ErrorCode::kShape, k_name,
+         "head_dim is " + std::to_string(k.size(2)) + ", expected that of q, " +
+             std::to_string(q.size(2)));
+  if (k.size(1) < 1 || q.size(1) % k.size(1) != 0)
+    fail(ErrorCode::kShape, k_name,
+         "n_kv_heads is " + std::to_string(k.size(1)) + ", expected a divisor of n_heads, " +
+             std::to_string(q.size(1)));
+}
+
+void expect_head_dim(const char* name, int64_t head_dim) {
+  if (head_dim < 16 || head_dim > 256 || head_dim % 16 != 0)
+    fail(ErrorCode::kUnsupported, name,
+         "head_dim is " + std::to_string(head_dim) + ", expected a multiple of 16 up to 256");
+}
+
+void expect_pool(const TensorView& pool) {
+  expect_dtype("pool", pool, DType::kU8);
+  expect_shape("pool", pool, {kAny});
+}
+
+void expect_table(const char* name, const TensorView& table, int rank) {
+  expect_dtype(name, table, DType::kI32);
+  if (rank == 1)
+    expect_shape(name, table, {kAny});
+  else
+    expect_shape(name, table, {kAny, kAny});
+  if (table.size(rank - 1) < kTableHeader)
+    fail(ErrorCode::kShape, name, "shape is " + shape_text(table) + ", too short for a page table");
+}
+
+int64_t bytes_per_row(int64_t channels, int32_t bits) {
+  if (bits == 3) return (channels * 2 + 7) / 8 + (channels + 7) / 8;
+  return (channels * bits + 7) / 8;
+}
+
+// Parameters and codes of the plain quantizer, the same for both directions.
+void expect_quantized(const TensorView& x, const TensorView& codes, const TensorView& scale,
+                      const TensorView& zero, const TensorView& channel, QuantScheme scheme,
+                      int32_t bits, int32_t group_size) {
+  expect_bits(bits);
+  const int64_t rows = x.size(0);
+  const int64_t channels = x.size(1);
+  expect_dtype("codes", codes, DType::kU8);
+  expect_shape("codes", codes, {rows, bytes_per_row(channels, bits)});
+  expect_dtype("scale", scale, DType::kF16);
+  expect_dtype("zero", zero, DType::kF16);
+  switch (scheme) {
+    case QuantScheme::kChannelwise:
+      expect_shape("scale", scale, {channels});
+      break;
+    case QuantScheme::kTokenwise:
+    case QuantScheme::kCst:
+      expect_shape("scale", scale, {rows});
+      break;
+    case QuantScheme::kGroupwise:
+      expect(group_size > 0 && channels % group_size == 0, "groupSize",
+             "is " + std::to_string(group_size) + ", expected a divisor of the channels, " +
+                 std::to_string(channels));
+      expect_shape("scale", scale, {rows, channels / group_size});
+      break;
+    default:
+      fail(ErrorCode::kArgument, "scheme", "unknown");
+  }
+  expect_same("zero", zero, "scale", scale);
+  if (scheme == QuantScheme::kCst) {
+    expect_dtype("channel", channel, DType::kF16);
+    expect_shape("channel", channel, {channels});
+  } else if (channel.defined()) {
+    fail(ErrorCode::kArgument, "channel", "is given, expected only with the scheme cst");
+  }
+}
+
+void expect_kv_rows(const TensorView& k, const TensorView& v) {
+  expect_float("k", k);
+  expect_shape("k", k, {kAny, kAny, kAny});
+  expect_same("v", v, "k", k);
+  expect_head_dim("k", k.size(2));
+}
+
+}  // namespace
+
+void check(const FlashAttentionArgs& a) {
+  expect_float("q", a.q);
+  expect_shape("q", a.q, {kAny, kAny, kAny});
+  expect_shape("k", a.k, {kAny, kAny, kAny});
+  if (a.k.dtype != a.q.dtype) expect_dtype("k", a.k, a.q.dtype);
+  expect_heads(a.q, "k", a.k);
+  expect_same("v", a.v, "k", a.k);
+  expect_same("out", a.out, "q", a.q);
+  expect_head_dim("q", a.q.size(2));
+  expect_dtype("lse", a.lse, DType::kF32);
+  expect_shape("lse", a.lse, {a.q.size(0), a.q.size(1)});
+  expect_dtype("cuSeqlensQ", a.cu_seqlens_q, DType::kI32);
+  expect_shape("cuSeqlensQ", a.cu_seqlens_q, {kAny});
+  if (a.cu_seqlens_q.size(0) < 1) fail(ErrorCode::kShape, "cuSeqlensQ", "is empty");
+  expect_dtype("cuSeqlensK", a.cu_seqlens_k, DType::kI32);
+  expect_shape("cuSeqlensK", a.cu_seqlens_k, {a.cu_seqlens_q.size(0)});
+  expect_scale(a.scale);
+  expect_window(a.sliding_window);
+}
+
+void check(const ProbeAttentionArgs& a) {
+  expect_float("q", a.q);
+  expect_shape("q", a.q, {kAny, kAny, kAny});
+  expect_shape("k", a.k, {kAny, kAny, kAny});
+  if (a.k.dtype != a.q.dtype) expect_dtype("k", a.k, a.q.dtype);
+  expect_heads(a.q, "k", a.k);
+  expect_head_dim("q", a.q.size(2));
+  expect_dtype("lse", a.lse, DType::kF32);
+  expect_shape("lse", a.lse, {a.q.size(0), a.q.size(1)});
+  expect_dtype("rows", a.rows, DType::kI32);
+  expect_shape("rows", a.rows, {kAny});
+  expect_same("positions", a.positions, "rows", a.rows);
+  expect_dtype("scores", a.scores, DType::kF32);
+  expect_shape("scores", a.scores, {a.k.size(1), a.k.size(0)});
+  expect_scale(a.scale);
+  expect_window(a.sliding_window);
+}
+
+void check(const SelectSalientArgs& a) {
+  expect_dtype("scores", a.scores, DType::kF32);
+  expect_shape("scores", a.scores, {kAny, kAny});
+  expect_dtype("salient", a.salient, DType::kI32);
+  expect_shape("salient", a.salient, {a.scores.size(0), kAny});
+  expect_dtype("regular", a.regular, DType::kI32);
+  expect_shape("regular", a.regular,
+               {a.scores.size(0), a.scores.size(1) - a.salient.size(1)});
+}
+
+void check(const QuantizeArgs& a) {
+  expect_float("x", a.x);
+  expect_shape("x", a.x, {kAny, kAny});
+  expect_quantized(a.x, a.codes, a.scale, a.zero, a.channel, a.scheme, a.bits, a.group_size);
+  expect_norm("range", a.norm);
+}
+
+void check(const DequantizeArgs& a) {
+  expect_float("out", a.out);
+  expect_shape("out", a.out, {kAny, kAny});
+  expect_quantized(a.out, a.codes, a.scale, a.zero, a.channel, a.scheme, a.bits, a.group_size);
+}
+
+void check(const AppendKvArgs& a) {
+  expect_kv_rows(a.k, a.v);
+  expect_pool(a.pool);
+  expect_table("tables", a.tables, 2);
+  expect_dtype("cuSeqlens", a.cu_seqlens, DType::kI32);
+  expect_shape("cuSeqlens", a.cu_seqlens, {a.tables.size(0) + 1});
+}
+
+void check(const PackSegmentArgs& a) {
+  expect_kv_rows(a.k, a.v);
+  expect_dtype("ids", a.ids, DType::kI32);
+  expect_shape("ids", a.ids, {a.k.size(1), kAny});
+  expect_pool(a.pool);
+  expect_table("table", a.table, 1);
+  expect(a.segment > 0, "segment", "is the tail, expected 1 or more");
+  expect_norm("keyRange", a.k_norm);
+  expect_norm("valueRange", a.v_norm);
+}
+
+void check(const UnpackSegmentArgs& a) {
+  expect_kv_rows(a.k, a.v);
+  expect_pool(a.pool);
+  expect_table("table", a.table, 1);
+  expect(a.segment >= 0, "segment", "is negative");
+}
+
+void check(const ExportSegmentArgs& a) {
+  expect_pool(a.pool);
+  expect_table("table", a.table, 1);
+  expect(a.segment > 0, "segment", "is the tail, which holds no codes");
+  expect_dtype("kCodes", a.k_codes, DType::kU8);
+  expect_shape("kCodes", a.k_codes, {kAny, kAny, kAny});
+  expect_same("vCodes", a.v_codes, "kCodes", a.k_codes);
+  const int64_t n_kv_heads = a.k_codes.size(0);
+  const int64_t n_tokens = a.k_codes.size(1);
+  const int64_t head_dim = a.k_codes.size(2);
+  expect_head_dim("kCodes", head_dim);
+  expect_dtype("kParams", a.k_params, DType::kF32);
+  expect_shape("kParams", a.k_params, {n_kv_heads, 2, head_dim});
+  expect_dtype("vParams", a.v_params, DType::kF32);
+  expect_shape("vParams", a.v_params, {n_kv_heads, 2, n_tokens});
+  expect_dtype("vChannel", a.v_channel, DType::kF32);
+  expect_shape("vChannel", a.v_channel, {n_kv_heads, head_dim});
+  expect_dtype("positions", a.positions, DType::kI32);
+  expect_shape("positions", a.positions, {n_kv_heads, n_tokens});
+}
+
+void check(const MixedAttentionArgs& a) {
+  expect_float("q", a.q);
+  expect_shape("q", a.q, {kAny, kAny, kAny});
+  expect_head_dim("q", a.q.size(2));
+  expect_same("out", a.out, "q", a.q);
+  expect_dtype("lse", a.lse, DType::kF32);
+  expect_shape("lse", a.lse, {a.q.size(0), a.q.size(1)});
+  expect_pool(a.pool);
+  expect_table("tables", a.tables, 2);
+  expect_dtype("cuSeqlens", a.cu_seqlens, DType::kI32);
+  expect_shape("cuSeqlens", a.cu_seqlens, {a.tables.size(0) + 1});
+  expect_dtype("positions", a.positions, DType::kI32);
+  expect_shape("positions", a.positions, {a.q.size(0)});
+  expect_scale(a.scale);
+  expect_window(a.sliding_window);
+}
+
+void check(const MergeAttentionArgs& a) {
+  expect_float("outA", a.out_a);
+  expect_shape("outA", a.out_a, {kAny, kAny, kAny});
+  expect_same("outB", a.out_b, "outA", a.out_a);
+  expect_same("out", a.out, "outA", a.out_a);
+  expect_dtype("lseA", a.lse_a, DType::kF32);
+  expect_shape("lseA", a.lse_a, {a.out_a.size(0), a.out_a.size(1)});
+  expect_same("lseB", a.lse_b, "lseA", a.lse_a);
+  expect_same("lse", a.lse, "lseA", a.lse_a);
+}
+
+void check(const StoreProbesArgs& a) {
+  expect_float("q", a.q);
+  expect_shape("q", a.q, {kAny, kAny, kAny});
+  expect_dtype("lse", a.lse, DType::kF32);
+  expect_shape("lse", a.lse, {a.q.size(0), a.q.size(1)});
+  expect_dtype("slots", a.slots, DType::kI32);
+  expect_shape("slots", a.slots, {a.q.size(0)});
+  expect_dtype("probeQ", a.probe_q, a.q.dtype);
+  expect_shape("probeQ", a.probe_q, {kAny, a.q.size(1), a.q.size(2)});
+  expect_dtype("probeLse", a.probe_lse, DType::kF32);
+  expect_shape("probeLse", a.probe_lse, {a.probe_q.size(0), a.q.size(1)});
+}
+
+void check(const EmbeddingArgs& a) {
+  expect_dtype("ids", a.ids, DType::kI32);
+  expect_shape("ids", a.ids, {kAny});
+  expect_float("weight", a.weight);
+  expect_shape("weight", a.weight, {kAny, kAny});
+  expect_dtype("out", a.out, DType::kF32);
+  expect_shape("out", a.out, {a.ids.size(0), a.weight.size(1)});
+}
+
+void check(const RmsNormArgs& a) {
+  expect_float("x", a.x);
+  expect_shape("x", a.x, {kAny, kAny});
+  expect_float("weight", a.weight);
+  expect_shape("weight", a.weight, {a.x.size(1)});
+  expect_float("out", a.out);
+  expect_shape("out", a.out, {a.x.size(0), a.x.size(1)});
+  expect(std::isfinite(a.eps) && a.eps >= 0.0f, "eps", "expected a number of 0 or more");
+}
+
+void check(const LinearArgs& a) {
+  expect_float("x", a.x);
+  expect_shape("x", a.x, {kAny, kAny});
+  expect_float("weight", a.weight);
+  expect_shape("weight", a.weight, {kAny, a.x.size(1)});
+  if (a.bias.defined()) {
+    expect_float("bias", a.bias);
+    expect_shape("bias", a.bias, {a.weight.size(0)});
+  }
+  expect_float("out", a.out);
+  expect_shape("out", a.out, {a.x.size(0), a.weight.size(0)});
+}
+
+void check(const RopeTableArgs& a) {
+  expect_dtype("positions", a.positions, DType::kI32);
+  expect_shape("positions", a.positions, {kAny});
+  expect_dtype("invFreq", a.inv_freq, DType::kF32);
+  expect_shape("invFreq", a.inv_freq, {kAny});
+  expect_dtype("cos", a.cos, DType::kF32);
+  expect_shape("cos", a.cos, {a.positions.size(0), a.inv_freq.size(0)});
+  expect_same("sin", a.sin, "cos", a.cos);
+}
+
+void check(const RopeArgs& a) {
+  expect_float("x", a.x);
+  expect_shape("x", a.x, {kAny, kAny, kAny});
+  if (a.x.size(2) % 2 != 0) fail(ErrorCode::kShape, "x", "head_dim is odd, expected even");
+  expect_dtype("cos", a.cos, DType::kF32);
+  expect_shape("cos", a.cos, {a.x.size(0), a.x.size(2) / 2});
+  expect_same("sin", a.sin, "cos", a.cos);
+}
+
+void check(const SiluGateArgs& a) {
+  expect_float("gate", a.gate);
+  expect_shape("gate", a.gate, {kAny, kAny});
+  expect_same("up", a.up, "gate", a.gate);
+  expect_same("out", a.out, "gate", a.gate);
+}
+
+void check(const SampleArgs& a) {
+  expect_dtype("logits", a.logits, DType::kF32);
+  expect_shape("logits", a.logits, {kAny, kAny});
+  if (a.logits.size(1) < 1) fail(ErrorCode::kShape, "logits", "the vocabulary is empty");
+  expect_dtype("params", a.params, DType::kF32);
+  expect_shape("params", a.params, {a.logits.size(0), kSampleParams});
+  expect_dtype("seen", a.seen, DType::kU8);
+  expect_shape("seen", a.seen, {a.logits.size(0), a.logits.size(1)});
+  expect_dtype("ids", a.ids, DType::kI32);
+  expect_shape("ids", a.ids, {a.logits.size(0)});
+  expect_dtype("logprobs", a.logprobs, DType::kF32);
+  expect_shape("logprobs", a.logprobs, {a.logits.size(0)});
+}
+
+void check(const ConvertArgs& a) {
+  expect_float("x", a.x);
+  expect_float("out", a.out);
+  if (a.x.rank != a.out.rank || a.x.shape != a.out.shape)
+    fail(ErrorCode::kShape, "out",
+         "shape is " + shape_text(a.out) + ", expected that of x, " + shape_text(a.x));
+}
+
+void check(const GatherRowsArgs& a) {
+  expect_float("x", a.x);
+  expect_shape("x", a.x, {kAny, kAny});
+  expect_dtype("rows", a.rows, DType::kI32);
+  expect_shape("rows", a.rows, {kAny});
+  expect_dtype("out", a.out, a.x.dtype);
+  expect_shape("out", a.out, {a.rows.size(0), a.x.size(1)});
+}
+
+void check(const CountNonFiniteArgs& a) {
+  expect_float("x", a.x);
+  expect_dtype("count", a.count, DType::kI32);
+  expect_shape("count", a.count, {1});
+}
+
+}  // namespace zc

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "csrc/ops/backend.h"
+#include "csrc/runtime/memory.h"
+#include "csrc/runtime/stream.h"
+#include "csrc/core/thread_pool.h"
+
+namespace zc {
+
+// A backend together with its queue and its memory. Each environment opens devices of its own.
+class Device {
+ public:
+  // name: "cpu", or "cpu:baseline" / "cpu:avx2" to pin an instruction set. n_threads 0 takes one per core.
+  // Throws kDevice when there is no such device on this machine.
+  Device(const std::string& name, int n_threads);
+
+  const std::string& name() const { return name_; }
+  const std::string& isa() const { return isa_; }
+  int n_threads() const { return threads_.n_threads(); }
+  const Backend& backend() const { return *backend_; }
+  Stream& stream() { return stream_; }
+  const OpContext& context() const { return context_; }
+  const std::shared_ptr<MemoryAccount>& memory() const { return memory_; }
+
+  // Drops queued work, gives up running loops and ends the threads. Idempotent.
+  void stop();
+
+ private:
+  std::string name_;
+  std::string isa_;
+  const Backend* backend_;
+  std::shared_ptr<MemoryAccount> memory_;
+  ThreadPool threads_;
+  OpContext context_;
+  Stream stream_;  // last: its thread uses all of the above
+};
+
+}  // namespace zc

@@ -1,0 +1,209 @@
+import { ZipCacheError } from '../errors.js'
+import type { ModelConfig } from './config.js'
+import { isJsonObject, modelFile, quote, readJsonFile, regularFileSize } from './model-files.js'
+import { readSafetensorsHeader, type SafetensorsHeader, type TensorEntry } from './safetensors.js'
+
+/** Where one tensor of a checkpoint lies. */
+export interface CheckpointTensor extends TensorEntry {
+  /** The path of the file that holds it, one of `Checkpoint.files`. */
+  readonly file: string
+}
+
+/** The tensors of a model folder, by name; no weight has been read. */
+export interface Checkpoint {
+  readonly tensors: ReadonlyMap<string, CheckpointTensor>
+  /** Paths of the safetensors files, each once. */
+  readonly files: readonly string[]
+  /** Sizes of all tensors together, in bytes. */
+  readonly sizeBytes: number
+}
+
+/** What a weight is to the model. All but `embedding`, `norm` and `lmHead` exist once a layer. */
+export type WeightRole =
+  | 'embedding'
+  | 'inputNorm'
+  | 'qProj'
+  | 'kProj'
+  | 'vProj'
+  | 'oProj'
+  | 'qBias'
+  | 'kBias'
+  | 'vBias'
+  | 'oBias'
+  | 'qNorm'
+  | 'kNorm'
+  | 'postAttentionNorm'
+  | 'gateProj'
+  | 'upProj'
+  | 'downProj'
+  | 'norm'
+  | 'lmHead'
+
+/** A tensor that a model of some config needs. */
+export interface ExpectedTensor {
+  readonly name: string
+  /** Row-major, matrices as (out, in). */
+  readonly shape: readonly number[]
+  readonly role: WeightRole
+  /** From 0; null for what exists once a model. */
+  readonly layer: number | null
+}
+
+/** An expected tensor and where it lies; dtype is F32, F16 or BF16. */
+export interface ModelWeight extends ExpectedTensor {
+  readonly tensor: CheckpointTensor
+}
+
+const kSingleFile = 'model.safetensors'
+const kIndexFile = 'model.safetensors.index.json'
+const kMaxIndexBytes = 1 << 26
+const kWeightDtypes: readonly string[] = ['F32', 'F16', 'BF16']
+
+/**
+ * Reads the headers of a model folder: model.safetensors, or the shards that
+ * model.safetensors.index.json names.
+ *
+ * `metadata.total_size` of an index is not compared: many published checkpoints have it wrong
+ * (counted before tying or in another dtype), and each tensor's size is checked against its own
+ * file.
+ * @throws ERR_ZC_CHECKPOINT naming file and tensor when a file is missing, damaged or contradicts
+ *   the index; ERR_ZC_IO when a file cannot be read
+ */
+export async function openCheckpoint(dir: string): Promise<Checkpoint> {
+  const single = modelFile(dir, kSingleFile)
+  if ((await regularFileSize(single, 'ERR_ZC_CHECKPOINT')) !== null) {
+    const { tensors } = await readSafetensorsHeader(single)
+    return makeCheckpoint([...tensors].map(([name, entry]) => [name, { file: single, ...entry }]))
+  }
+  const indexPath = modelFile(dir, kIndexFile)
+  const index = await readJsonFile(indexPath, 'ERR_ZC_CHECKPOINT', kMaxIndexBytes)
+  if (index === null) {
+    refuse(`${dir}: has neither ${kSingleFile} nor ${kIndexFile}`, kSingleFile)
+  }
+  return openShards(dir, indexPath, index.weight_map)
+}
+
+async function openShards(dir: string, indexPath: string, weightMap: unknown): Promise<Checkpoint> {
+  if (!isJsonObject(weightMap)) {
+    refuse(`${indexPath}: weight_map is ${quote(weightMap)}, expected an object`, 'weight_map')
+  }
+  // One header after the other: a folder has some dozens at most, and a bad one should be named
+  // alone.
+  const headers = new Map<string, SafetensorsHeader>()
+  const located: [string, CheckpointTensor][] = []
+  for (const [name, shard] of Object.entries(weightMap)) {
+    if (!isPlainFileName(shard)) {
+      refuse(
+        `${indexPath}: ${quote(name)} is in ${quote(shard)}, expected the name of a .safetensors file of this folder`,
+        name,
+      )
+    }
+    const file = modelFile(dir, shard)
+    let header = headers.get(shard)
+    if (header === undefined) {
+      if ((await regularFileSize(file, 'ERR_ZC_CHECKPOINT')) === null) {
+        refuse(`${file}: does not exist, but ${kIndexFile} puts ${quote(name)} there`, shard)
+      }
+      header = await readSafetensorsHeader(file)
+      headers.set(shard, header)
+    }
+    const entry = header.tensors.get(name)
+    if (entry === undefined) {
+      refuse(`${file}: has no tensor ${quote(name)}, but ${kIndexFile} puts it there`, name)
+    }
+    located.push([name, { file, ...entry }])
+  }
+  if (located.length === 0) refuse(`${indexPath}: weight_map is empty`, 'weight_map')
+  return makeCheckpoint(located)
+}
+
+/**
+ * No folder, no `..`: an index may not point out of its own folder. (A link inside it may: that is
+ * how hubs cache files.)
+ */
+function isPlainFileName(name: unknown): name is string {
+  return typeof name === 'string' && /^[^/\\\0]+\.safetensors$/.test(name)
+}
+
+function makeCheckpoint(located: Iterable<readonly [string, CheckpointTensor]>): Checkpoint {
+  const tensors = new Map(located)
+  let sizeBytes = 0
+  for (const tensor of tensors.values()) sizeBytes += tensor.sizeBytes
+  return { tensors, files: [...new Set([...tensors.values()].map(({ file }) => file))], sizeBytes }
+}
+
+/**
+ * Every tensor that a model of `config` needs, in the order in which the forward pass meets them.
+ * With tied embeddings there is no `lmHead`: the embedding serves.
+ */
+export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
+  const { hiddenSize, intermediateSize, headDim, vocabSize, attentionBias } = config
+  const qWidth = config.nHeads * headDim
+  const kvWidth = config.nKvHeads * headDim
+  const expected: ExpectedTensor[] = []
+  const add = (layer: number | null, role: WeightRole, name: string, ...shape: number[]) =>
+    expected.push({ name, shape, role, layer })
+
+  add(null, 'embedding', 'model.embed_tokens.weight', vocabSize, hiddenSize)
+  for (let layer = 0; layer < config.nLayers; ++layer) {
+    const prefix = `model.layers.${layer}`
+    const attention = `${prefix}.self_attn`
+    add(layer, 'inputNorm', `${prefix}.input_layernorm.weight`, hiddenSize)
+    add(layer, 'qProj', `${attention}.q_proj.weight`, qWidth, hiddenSize)
+    add(layer, 'kProj', `${attention}.k_proj.weight`, kvWidth, hiddenSize)
+    add(layer, 'vProj', `${attention}.v_proj.weight`, kvWidth, hiddenSize)
+    if (attentionBias.qkv) {
+      add(layer, 'qBias', `${attention}.q_proj.bias`, qWidth)
+      add(layer, 'kBias', `${attention}.k_proj.bias`, kvWidth)
+      add(layer, 'vBias', `${attention}.v_proj.bias`, kvWidth)
+    }
+    if (config.qkNorm) {
+      add(layer, 'qNorm', `${attention}.q_norm.weight`, headDim)
+      add(layer, 'kNorm', `${attention}.k_norm.weight`, headDim)
+    }
+    add(layer, 'oProj', `${attention}.o_proj.weight`, hiddenSize, qWidth)
+    if (attentionBias.output) add(layer, 'oBias', `${attention}.o_proj.bias`, hiddenSize)
+    add(layer, 'postAttentionNorm', `${prefix}.post_attention_layernorm.weight`, hiddenSize)
+    add(layer, 'gateProj', `${prefix}.mlp.gate_proj.weight`, intermediateSize, hiddenSize)
+    add(layer, 'upProj', `${prefix}.mlp.up_proj.weight`, intermediateSize, hiddenSize)
+    add(layer, 'downProj', `${prefix}.mlp.down_proj.weight`, hiddenSize, intermediateSize)
+  }
+  add(null, 'norm', 'model.norm.weight', hiddenSize)
+  if (!config.tieWordEmbeddings) add(null, 'lmHead', 'lm_head.weight', vocabSize, hiddenSize)
+  return expected
+}
+
+/**
+ * Finds every tensor that a model of `config` needs and checks its shape and dtype, before anything
+ * is allocated. Further tensors of the checkpoint are ignored, as transformers does (rotary
+ * buffers, an lm_head beside tied embeddings, …).
+ * @throws ERR_ZC_CHECKPOINT naming the tensor when it is missing, has another shape, or a dtype
+ *   other than F32, F16 and BF16
+ */
+export function checkTensors(checkpoint: Checkpoint, config: ModelConfig): ModelWeight[] {
+  return expectedTensors(config).map((expected) => {
+    const { name, shape } = expected
+    const tensor = checkpoint.tensors.get(name)
+    if (tensor === undefined) {
+      const where = checkpoint.files.join(', ')
+      refuse(`${where}: ${name} is missing, expected shape [${shape.join(', ')}]`, name)
+    }
+    if (!kWeightDtypes.includes(tensor.dtype)) {
+      const allowed = kWeightDtypes.join(', ')
+      refuse(`${tensor.file}: ${name} has dtype ${tensor.dtype}, expected one of ${allowed}`, name)
+    }
+    const isSameShape =
+      tensor.shape.length === shape.length && tensor.shape.every((size, i) => size === shape[i])
+    if (!isSameShape) {
+      refuse(
+        `${tensor.file}: ${name} has shape [${tensor.shape.join(', ')}], expected [${shape.join(', ')}]`,
+        name,
+      )
+    }
+    return { ...expected, tensor }
+  })
+}
+
+function refuse(message: string, argument: string): never {
+  throw new ZipCacheError('ERR_ZC_CHECKPOINT', message, { argument })
+}

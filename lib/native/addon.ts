@@ -1,0 +1,160 @@
+/**
+ * The whole native surface as one type. Handles are opaque and type-tagged; a wrong or disposed one throws
+ * ERR_ZC_HANDLE. Ops check their arguments and enqueue; their order of arguments is that of csrc/napi/ops.cc.
+ */
+
+declare const kind: unique symbol
+/** A device of this environment. */
+export interface DeviceHandle {
+  readonly [kind]: 'device'
+}
+/** Device memory with a dtype and a shape. */
+export interface TensorHandle {
+  readonly [kind]: 'tensor'
+}
+/** A file mapped read-only. */
+export interface FileHandle {
+  readonly [kind]: 'file'
+}
+
+type T = TensorHandle
+type Optional = TensorHandle | undefined
+
+/** The functions of build/Release/zipcache.node. */
+export interface Addon {
+  readonly errorCodes: readonly string[]
+  setErrorClass(errorClass: unknown): void
+
+  openDevice(name: string, nThreads: number): DeviceHandle
+  disposeDevice(device: DeviceHandle): void
+  deviceInfo(device: DeviceHandle): {
+    name: string
+    isa: string
+    nThreads: number
+    currentBytes: number
+    peakBytes: number
+  }
+  sync(device: DeviceHandle): Promise<void>
+
+  createTensor(device: DeviceHandle, dtype: number, shape: readonly number[]): T
+  reserveBytes(device: DeviceHandle, bytes: number): T
+  discardBytes(tensor: T, offset: number, bytes: number): void
+  viewTensor(tensor: T, dtype: number, shape: readonly number[], byteOffset: number): T
+  disposeTensor(tensor: T): void
+  writeTensor(tensor: T, values: ArrayBufferView, byteOffset: number): void
+  readTensor(tensor: T): Promise<ArrayBuffer>
+
+  mapFile(path: string): FileHandle
+  tensorFromFile(
+    device: DeviceHandle,
+    file: FileHandle,
+    byteOffset: number,
+    dtype: number,
+    shape: readonly number[],
+  ): T
+
+  flashAttention(
+    q: T,
+    k: T,
+    v: T,
+    out: T,
+    lse: T,
+    cuSeqlensQ: T,
+    cuSeqlensK: T,
+    scale: number,
+    slidingWindow: number,
+    causal: boolean,
+  ): void
+  probeAttention(
+    q: T,
+    lse: T,
+    k: T,
+    rows: T,
+    positions: T,
+    scores: T,
+    scale: number,
+    slidingWindow: number,
+    normalized: boolean,
+  ): void
+  selectSalient(scores: T, salient: T, regular: T): void
+  quantize(
+    x: T,
+    codes: T,
+    scale: T,
+    zero: T,
+    channel: Optional,
+    scheme: number,
+    bits: number,
+    groupSize: number,
+    norm: number,
+  ): void
+  dequantize(
+    codes: T,
+    scale: T,
+    zero: T,
+    channel: Optional,
+    out: T,
+    scheme: number,
+    bits: number,
+    groupSize: number,
+  ): void
+  appendKv(k: T, v: T, pool: T, tables: T, cuSeqlens: T, layer: number): void
+  packSegment(
+    k: T,
+    v: T,
+    ids: T,
+    pool: T,
+    table: T,
+    layer: number,
+    segment: number,
+    keyNorm: number,
+    valueNorm: number,
+  ): void
+  unpackSegment(
+    pool: T,
+    table: T,
+    k: T,
+    v: T,
+    layer: number,
+    segment: number,
+    base: number,
+  ): void
+  exportSegment(
+    pool: T,
+    table: T,
+    kCodes: T,
+    vCodes: T,
+    kParams: T,
+    vParams: T,
+    vChannel: T,
+    positions: T,
+    layer: number,
+    segment: number,
+  ): void
+  mixedAttention(
+    q: T,
+    out: T,
+    lse: T,
+    pool: T,
+    tables: T,
+    cuSeqlens: T,
+    positions: T,
+    layer: number,
+    scale: number,
+    slidingWindow: number,
+    tail: boolean,
+    causal: boolean,
+  ): void
+  mergeAttention(outA: T, lseA: T, outB: T, lseB: T, out: T, lse: T): void
+  storeProbes(q: T, lse: T, slots: T, probeQ: T, probeLse: T): void
+  embedding(ids: T, weight: T, out: T): void
+  rmsNorm(x: T, weight: T, out: T, eps: number): void
+  linear(x: T, weight: T, bias: Optional, out: T, accumulate: boolean): void
+  ropeTable(positions: T, invFreq: T, cos: T, sin: T, attentionScale: number): void
+  rope(x: T, cos: T, sin: T): void
+  siluGate(gate: T, up: T, out: T): void
+  sample(logits: T, params: T, seen: T, ids: T, logprobs: T): void
+  convert(x: T, out: T): void
+  gatherRows(x: T, rows: T, out: T): void
+  countNonFinite(x: T, count: T): void
+}

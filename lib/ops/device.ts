@@ -1,0 +1,146 @@
+import { ZipCacheError } from '../errors.js'
+import type { DeviceHandle, FileHandle } from '../native/addon.js'
+import { loadAddon } from '../native/load.js'
+import { DTYPE_BYTES, DTYPES, type DType, TYPED_ARRAYS, type TypedArrays } from './dtype.js'
+import { Tensor } from './tensor.js'
+
+/** Settings of `Device.open`. */
+export interface DeviceOptions {
+  /** Threads that compute, the stream's own included; default: one a core, or `ZIPCACHE_THREADS`. */
+  threads?: number
+}
+
+/** A file whose bytes can be looked at as tensors without copying them. */
+export interface MappedFile {
+  readonly path: string
+  /** @internal */
+  readonly handle: FileHandle
+}
+
+/**
+ * A processor with its memory and a queue, the stream. Ops only enqueue; a native thread of the device's own runs them
+ * in order, so nothing blocks the event loop. `sync()` and `Tensor.read()` are the only waits.
+ */
+export class Device {
+  /** @internal */
+  readonly handle: DeviceHandle
+  #disposed = false
+
+  private constructor(handle: DeviceHandle) {
+    this.handle = handle
+  }
+
+  /**
+   * Opens a device: `cpu`, or `cpu:avx2` and `cpu:baseline` to pin the instruction set.
+   *
+   * Rejects with `ERR_ZC_DEVICE` when this machine has no such device, `ERR_ZC_ARGUMENT` for a bad option,
+   * `ERR_ZC_NATIVE` when the addon cannot be loaded.
+   */
+  static async open(name = 'cpu', options: DeviceOptions = {}): Promise<Device> {
+    const fromEnvironment = process.env.ZIPCACHE_THREADS
+    const threads = options.threads ?? (fromEnvironment ? Number(fromEnvironment) : 0)
+    if (!Number.isInteger(threads) || threads < 0 || threads > 1024) {
+      throw new ZipCacheError(
+        'ERR_ZC_ARGUMENT',
+        `threads: is ${threads}, expected a whole number up to 1024`,
+        { argument: 'threads' },
+      )
+    }
+    return new Device(loadAddon().openDevice(name, threads))
+  }
+
+  /** Instruction set of the kernels, and threads. */
+  get info(): { name: string; isa: string; nThreads: number } {
+    const { name, isa, nThreads } = loadAddon().deviceInfo(this.handle)
+    return { name, isa, nThreads }
+  }
+
+  /** Bytes of tensors alive now, and the most there ever were. Pages of a reservation are counted by who hands them out. */
+  get memory(): { current: number; peak: number } {
+    const { currentBytes, peakBytes } = loadAddon().deviceInfo(this.handle)
+    return { current: currentBytes, peak: peakBytes }
+  }
+
+  get disposed(): boolean {
+    return this.#disposed
+  }
+
+  /**
+   * An uninitialised tensor.
+   *
+   * Throws `ERR_ZC_SHAPE` for a shape that is none, `ERR_ZC_OUT_OF_MEMORY` when it does not fit.
+   */
+  tensor<D extends DType>(dtype: D, shape: readonly number[]): Tensor<D> {
+    const index = DTYPES.indexOf(dtype)
+    const handle = loadAddon().createTensor(this.handle, index, shape)
+    return new Tensor(this, handle, dtype, [...shape])
+  }
+
+  /** A tensor that holds a copy of `values`; `dtype` is needed for the raw bits of 16-bit floats. */
+  from<D extends DType>(values: TypedArrays[D], shape: readonly number[], dtype?: D): Tensor<D> {
+    const type = dtype ?? (DTYPES.find((name) => values instanceof TYPED_ARRAYS[name]) as D)
+    const tensor = this.tensor(type, shape)
+    if (tensor.length !== values.length) {
+      tensor.dispose()
+      throw new ZipCacheError(
+        'ERR_ZC_SHAPE',
+        `values: has ${values.length} elements, expected ${tensor.length}`,
+        { argument: 'values' },
+      )
+    }
+    return tensor.write(values)
+  }
+
+  /** Address space of `bytes` as a u8 tensor that costs memory only where it was written, see `discard`. */
+  reserve(bytes: number): Tensor<'u8'> {
+    return new Tensor(this, loadAddon().reserveBytes(this.handle, bytes), 'u8', [bytes])
+  }
+
+  /** Enqueues giving [offset, offset + bytes) of a reservation back to the system. */
+  discard(reservation: Tensor<'u8'>, offset: number, bytes: number): void {
+    loadAddon().discardBytes(reservation.handle, offset, bytes)
+  }
+
+  /** Maps a file; rejects with `ERR_ZC_IO` when it cannot be opened. The mapping lives as long as its tensors. */
+  mapFile(path: string): MappedFile {
+    return { path, handle: loadAddon().mapFile(path) }
+  }
+
+  /**
+   * Bytes of a mapped file as a read-only tensor: no copy, unless the offset is not a multiple of the element's size.
+   * The file must not be truncated while the tensor lives.
+   *
+   * Throws `ERR_ZC_CHECKPOINT` when the bytes are not in the file.
+   */
+  fromFile<D extends DType>(
+    file: MappedFile,
+    offset: number,
+    dtype: D,
+    shape: readonly number[],
+  ): Tensor<D> {
+    const index = DTYPES.indexOf(dtype)
+    const handle = loadAddon().tensorFromFile(this.handle, file.handle, offset, index, shape)
+    return new Tensor(this, handle, dtype, [...shape])
+  }
+
+  /** Resolves when everything enqueued so far has run; rejects with the first error among it. */
+  sync(): Promise<void> {
+    return loadAddon().sync(this.handle)
+  }
+
+  /** Ends the device: what is queued is dropped and awaited promises reject with `ERR_ZC_HANDLE`. Idempotent. */
+  async dispose(): Promise<void> {
+    if (this.#disposed) return
+    this.#disposed = true
+    loadAddon().disposeDevice(this.handle)
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.dispose()
+  }
+}
+
+/** Bytes of a tensor of this dtype and shape. */
+export function tensorBytes(dtype: DType, shape: readonly number[]): number {
+  return shape.reduce((product, size) => product * size, DTYPE_BYTES[dtype])
+}

@@ -1,0 +1,25 @@
+/** Element types of tensors; the native enum numbers them in this order. */
+export const DTYPES = ['f32', 'f16', 'bf16', 'i32', 'u8'] as const
+
+/** One of `DTYPES`. */
+export type DType = (typeof DTYPES)[number]
+
+/** What a tensor of each dtype reads as: the 16-bit types as their raw bits. */
+export interface TypedArrays {
+  f32: Float32Array
+  f16: Uint16Array
+  bf16: Uint16Array
+  i32: Int32Array
+  u8: Uint8Array
+}
+
+/** Bytes of one element. */
+export const DTYPE_BYTES: Record<DType, number> = { f32: 4, f16: 2, bf16: 2, i32: 4, u8: 1 }
+
+export const TYPED_ARRAYS = {
+  f32: Float32Array,
+  f16: Uint16Array,
+  bf16: Uint16Array,
+  i32: Int32Array,
+  u8: Uint8Array,
+} as const

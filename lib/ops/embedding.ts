@@ -1,0 +1,20 @@
+import { loadAddon } from '../native/load.js'
+import type { Tensor } from './tensor.js'
+
+/** Arguments of `embedding`. */
+export interface EmbeddingArgs {
+  ids: Tensor
+  weight: Tensor
+  out: Tensor
+}
+
+/**
+ * out[i] = weight[ids[i]].
+ *
+ * - `ids` (n) i32 in [0, vocab_size); `weight` (vocab_size, width) f32, f16 or bf16; `out` (n, width) f32
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`; an id out of range is found when the op runs (`ERR_ZC_ARGUMENT`).
+ */
+export function embedding(args: EmbeddingArgs): void {
+  loadAddon().embedding(args.ids.handle, args.weight.handle, args.out.handle)
+}

@@ -1,0 +1,44 @@
+/** The ops of zipcache as functions over tensors, and the devices they run on. */
+export { convert, countNonFinite, gatherRows } from './copy.js'
+export { Device, type DeviceOptions, type MappedFile, tensorBytes } from './device.js'
+export { DTYPE_BYTES, DTYPES, type DType, type TypedArrays } from './dtype.js'
+export { type EmbeddingArgs, embedding } from './embedding.js'
+export { type FlashAttentionArgs, flashAttention } from './flash-attention.js'
+export { type LinearArgs, linear } from './linear.js'
+export { type MergeAttentionArgs, mergeAttention } from './merge-attention.js'
+export { type MixedAttentionArgs, mixedAttention } from './mixed-attention.js'
+export { type ProbeAttentionArgs, probeAttention, type SaliencyMetric } from './probe-attention.js'
+export {
+  type CodeBits,
+  codeBytesPerRow,
+  type DequantizeArgs,
+  dequantize,
+  QUANT_SCHEMES,
+  type QuantizeArgs,
+  type QuantRange,
+  type QuantScheme,
+  quantize,
+} from './quantize.js'
+export { type RmsNormArgs, rmsNorm } from './rms-norm.js'
+export { type RopeArgs, type RopeTableArgs, rope, ropeTable } from './rope.js'
+export {
+  packSampleParams,
+  SAMPLE_PARAMS,
+  type SampleArgs,
+  type SampleParams,
+  sample,
+} from './sample.js'
+export {
+  type AppendKvArgs,
+  appendKv,
+  type ExportSegmentArgs,
+  exportSegment,
+  type PackSegmentArgs,
+  packSegment,
+  type UnpackSegmentArgs,
+  unpackSegment,
+} from './segment.js'
+export { type SelectSalientArgs, selectSalient } from './select-salient.js'
+export { type SiluGateArgs, siluGate } from './silu-gate.js'
+export { type StoreProbesArgs, storeProbes } from './store-probes.js'
+export { Tensor } from './tensor.js'

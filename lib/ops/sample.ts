@@ -1,0 +1,64 @@
+import { loadAddon } from '../native/load.js'
+import type { Seed } from '../random.js'
+import type { Tensor } from './tensor.js'
+
+/** Numbers a row of `SampleArgs.params` holds. */
+export const SAMPLE_PARAMS = 8
+
+/** How the next token of one row is chosen. */
+export interface SampleParams {
+  /** 0: the most likely token. */
+  temperature: number
+  /** Keep the k most likely tokens; 0: all. */
+  topK: number
+  /** Keep the smallest set of likeliest tokens whose probability reaches this; 1: all. */
+  topP: number
+  /** Drop tokens less likely than this share of the likeliest one's probability; 0: none. */
+  minP: number
+  /** Divides positive and multiplies negative logits of tokens seen before; 1: off. */
+  repetitionPenalty: number
+  seed: Seed
+  /** Counts the draws of one seed. */
+  step: number
+}
+
+/** One row of `SampleArgs.params`: floats, and integers as their bits. */
+export function packSampleParams(params: SampleParams): Float32Array {
+  const row = new Float32Array(SAMPLE_PARAMS)
+  row.set([params.temperature, params.topP, params.minP, params.repetitionPenalty])
+  new Uint32Array(row.buffer).set(
+    [params.topK, params.seed.lo >>> 0, params.seed.hi >>> 0, params.step >>> 0],
+    4,
+  )
+  return row
+}
+
+/** Arguments of `sample`. */
+export interface SampleArgs {
+  logits: Tensor
+  params: Tensor
+  seen: Tensor
+  ids: Tensor
+  logprobs: Tensor
+}
+
+/**
+ * The next token of each row, and the log-probability that the model gave it (after repetition penalty and temperature, before
+ * any truncation). Greedy ties go to the lowest id. The random number is a function of seed and step alone.
+ *
+ * - `logits` (n, vocab_size) f32; `params` (n, SAMPLE_PARAMS) f32, rows made by `packSampleParams`
+ * - `seen` (n, vocab_size) u8, in and out: nonzero for tokens of the context; the chosen one is marked
+ * - `ids` (n) i32 out: -1 where the logits hold NaN or +inf; `logprobs` (n) f32 out
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`. Source: top-p arXiv 1904.09751, min-p arXiv 2407.01082, repetition penalty
+ * arXiv 1909.05858 §4.1.
+ */
+export function sample(args: SampleArgs): void {
+  loadAddon().sample(
+    args.logits.handle,
+    args.params.handle,
+    args.seen.handle,
+    args.ids.handle,
+    args.logprobs.handle,
+  )
+}

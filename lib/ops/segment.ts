@@ -1,0 +1,143 @@
+import { loadAddon } from '../native/load.js'
+import { type QuantRange, rangeNorm } from './quantize.js'
+import type { Tensor } from './tensor.js'
+
+/** Arguments of `appendKv`. */
+export interface AppendKvArgs {
+  k: Tensor
+  v: Tensor
+  pool: Tensor
+  tables: Tensor
+  cuSeqlens: Tensor
+  layer: number
+}
+
+/**
+ * Writes the newest rows of each sequence into its 16-bit tail: row i of q_len goes to slot tail_length - q_len + i, the
+ * table's tail length counting these rows already.
+ *
+ * - `k`, `v` (rows, n_kv_heads, head_dim) f32, f16 or bf16, K after RoPE; a float16 tail saturates at +-65504
+ * - `pool` (bytes) u8: the pages; `tables` (n_seqs, table_words) i32: csrc/ops/kv_table.h
+ * - `cuSeqlens` (n_seqs + 1) i32: first row of each sequence
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`; a table that points outside of the pool is found when the op runs (`ERR_ZC_ARGUMENT`).
+ */
+export function appendKv(args: AppendKvArgs): void {
+  loadAddon().appendKv(
+    args.k.handle,
+    args.v.handle,
+    args.pool.handle,
+    args.tables.handle,
+    args.cuSeqlens.handle,
+    args.layer,
+  )
+}
+
+/** Arguments of `packSegment`. */
+export interface PackSegmentArgs {
+  k: Tensor
+  v: Tensor
+  ids: Tensor
+  pool: Tensor
+  table: Tensor
+  layer: number
+  segment: number
+  keyRange?: QuantRange
+  valueRange?: QuantRange
+}
+
+/**
+ * Quantizes selected rows into the pages of one segment: K channelwise, V channel-separable tokenwise with one scale and zero a
+ * (token, KV head). The bits are the segment's. Salient segments also write the bitmap of their positions.
+ *
+ * - `k`, `v` (rows, n_kv_heads, head_dim) f32, f16 or bf16
+ * - `ids` (n_kv_heads, n_tokens) i32: ascending rows, one list a KV head
+ * - `table` (table_words) i32: one sequence's; `segment` >= 1 indexes its list
+ *
+ * The paper shares V's scale among all heads of a token; one for each head costs 16 / head_dim bits more an element,
+ * and keeps heads with different salient tokens independent.
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`. Source: ZipCache (arXiv 2405.14256) Algs. 1 and 2.
+ */
+export function packSegment(args: PackSegmentArgs): void {
+  loadAddon().packSegment(
+    args.k.handle,
+    args.v.handle,
+    args.ids.handle,
+    args.pool.handle,
+    args.table.handle,
+    args.layer,
+    args.segment,
+    rangeNorm(args.keyRange),
+    rangeNorm(args.valueRange),
+  )
+}
+
+/** Arguments of `unpackSegment`. */
+export interface UnpackSegmentArgs {
+  pool: Tensor
+  table: Tensor
+  k: Tensor
+  v: Tensor
+  layer: number
+  segment: number
+  base: number
+}
+
+/**
+ * The inverse of `packSegment`, and a reader of the tail (segment 0): dequantized rows at their positions; other rows of k and
+ * v are left alone.
+ *
+ * - `k`, `v` (rows, n_kv_heads, head_dim) f32, f16 or bf16 out; row r is position `base` + r
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`.
+ */
+export function unpackSegment(args: UnpackSegmentArgs): void {
+  loadAddon().unpackSegment(
+    args.pool.handle,
+    args.table.handle,
+    args.k.handle,
+    args.v.handle,
+    args.layer,
+    args.segment,
+    args.base,
+  )
+}
+
+/** Arguments of `exportSegment`. */
+export interface ExportSegmentArgs {
+  pool: Tensor
+  table: Tensor
+  kCodes: Tensor
+  vCodes: Tensor
+  kParams: Tensor
+  vParams: Tensor
+  vChannel: Tensor
+  positions: Tensor
+  layer: number
+  segment: number
+}
+
+/**
+ * The logical content of a packed segment, the same on every backend whatever the order of bytes in a page.
+ *
+ * - `kCodes`, `vCodes` (n_kv_heads, n_tokens, head_dim) u8 out
+ * - `kParams` (n_kv_heads, 2, head_dim) f32 out: scale, zero; `vParams` (n_kv_heads, 2, n_tokens) f32 out: scale, zero
+ * - `vChannel` (n_kv_heads, head_dim) f32 out; `positions` (n_kv_heads, n_tokens) i32 out, ascending
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`.
+ */
+export function exportSegment(args: ExportSegmentArgs): void {
+  loadAddon().exportSegment(
+    args.pool.handle,
+    args.table.handle,
+    args.kCodes.handle,
+    args.vCodes.handle,
+    args.kParams.handle,
+    args.vParams.handle,
+    args.vChannel.handle,
+    args.positions.handle,
+    args.layer,
+    args.segment,
+  )
+}

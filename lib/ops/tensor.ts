@@ -1,0 +1,92 @@
+import { ZipCacheError } from '../errors.js'
+import type { TensorHandle } from '../native/addon.js'
+import { loadAddon } from '../native/load.js'
+import type { Device } from './device.js'
+import { DTYPE_BYTES, DTYPES, type DType, TYPED_ARRAYS, type TypedArrays } from './dtype.js'
+
+/**
+ * Row-major device memory with a dtype and a shape. Made by `Device.tensor` and `Device.from`; freed by `dispose`, in
+ * stream order: after the last op that was enqueued before. The garbage collector frees what was forgotten.
+ */
+export class Tensor<D extends DType = DType> {
+  readonly device: Device
+  readonly dtype: D
+  readonly shape: readonly number[]
+  /** @internal */
+  readonly handle: TensorHandle
+  #disposed = false
+
+  /** @internal */
+  constructor(device: Device, handle: TensorHandle, dtype: D, shape: readonly number[]) {
+    this.device = device
+    this.handle = handle
+    this.dtype = dtype
+    this.shape = shape
+  }
+
+  /** Number of elements. */
+  get length(): number {
+    return this.shape.reduce((product, size) => product * size, 1)
+  }
+
+  get sizeBytes(): number {
+    return this.length * DTYPE_BYTES[this.dtype]
+  }
+
+  get disposed(): boolean {
+    return this.#disposed
+  }
+
+  /**
+   * Enqueues a copy of `values` into the tensor from element `offset` on; `values` may change once this returns.
+   *
+   * Throws `ERR_ZC_DTYPE` when the array's type is not the tensor's, `ERR_ZC_SHAPE` when it does not fit.
+   */
+  write(values: TypedArrays[D], offset = 0): this {
+    if (!(values instanceof TYPED_ARRAYS[this.dtype])) {
+      throw new ZipCacheError(
+        'ERR_ZC_DTYPE',
+        `values: is not a ${TYPED_ARRAYS[this.dtype].name}, which a tensor of ${this.dtype} needs`,
+        { argument: 'values' },
+      )
+    }
+    loadAddon().writeTensor(this.handle, values, offset * DTYPE_BYTES[this.dtype])
+    return this
+  }
+
+  /**
+   * The elements, once everything enqueued before has run; 16-bit floats as raw bits.
+   *
+   * Rejects with the first error of an earlier op.
+   */
+  async read(): Promise<TypedArrays[D]> {
+    const buffer = await loadAddon().readTensor(this.handle)
+    return new TYPED_ARRAYS[this.dtype](buffer) as TypedArrays[D]
+  }
+
+  /**
+   * The same memory under another shape, from element `offset` on; it stays alive while either tensor does.
+   *
+   * Throws `ERR_ZC_SHAPE` when it would reach beyond this tensor.
+   */
+  view(shape: readonly number[], offset = 0): Tensor<D> {
+    const handle = loadAddon().viewTensor(
+      this.handle,
+      DTYPES.indexOf(this.dtype),
+      shape,
+      offset * DTYPE_BYTES[this.dtype],
+    )
+    return new Tensor(this.device, handle, this.dtype, [...shape])
+  }
+
+  /** Lets go of the memory; later uses throw `ERR_ZC_HANDLE`. Idempotent. */
+  dispose(): void {
+    if (this.#disposed) return
+    this.#disposed = true
+    loadAddon().disposeTensor(this.handle)
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+}

@@ -1,0 +1,68 @@
+/** Cosines and sines of rotary position embedding, each (n, head_dim / 2). */
+export interface RopeTable {
+  cos: Float64Array
+  sin: Float64Array
+}
+
+/**
+ * The rotation of each position and frequency: cos, sin of position_i * invFreq_c, times
+ * attentionScale.
+ *
+ * - `positions` (n), absolute, from 0; `invFreq` (head_dim / 2), radians per position
+ * - `attentionScale`: 1, or YaRN's factor on both tables (so that q . k grows by its square)
+ * - returns cos, sin (n, head_dim / 2)
+ *
+ * Source: RoFormer (arXiv 2104.09864) eq. 34; YaRN (arXiv 2309.00071) §3.4 for the scale.
+ */
+export function ropeTable(options: {
+  positions: ArrayLike<number>
+  invFreq: ArrayLike<number>
+  attentionScale: number
+}): RopeTable {
+  const { positions, invFreq, attentionScale } = options
+  const half = invFreq.length
+  const cos = new Float64Array(positions.length * half)
+  const sin = new Float64Array(positions.length * half)
+  for (let i = 0; i < positions.length; i++) {
+    for (let c = 0; c < half; c++) {
+      const angle = positions[i] * invFreq[c]
+      cos[i * half + c] = Math.cos(angle) * attentionScale
+      sin[i * half + c] = Math.sin(angle) * attentionScale
+    }
+  }
+  return { cos, sin }
+}
+
+/**
+ * Rotates each pair of channels (c, c + head_dim / 2) of row i by the table's angle (i, c):
+ *
+ *     out_c          = x_c cos - x_(c + d/2) sin
+ *     out_(c + d/2)  = x_(c + d/2) cos + x_c sin
+ *
+ * The half-split pairing of Hugging Face's `rotate_half`; RoFormer's own pairs are neighbours, and
+ * checkpoints for the two differ by a permutation of the rows of W_q and W_k.
+ *
+ * - `x` (n, n_heads, head_dim); `cos`, `sin` (n, head_dim / 2)
+ * - returns (n, n_heads, head_dim); the op itself works in place
+ */
+export function rope(options: {
+  x: ArrayLike<number>
+  cos: ArrayLike<number>
+  sin: ArrayLike<number>
+  nHeads: number
+  headDim: number
+}): Float64Array {
+  const { x, cos, sin, nHeads, headDim } = options
+  const half = headDim / 2
+  const out = new Float64Array(x.length)
+  for (let row = 0; row * headDim < x.length; row++) {
+    const angle = Math.floor(row / nHeads) * half
+    for (let c = 0; c < half; c++) {
+      const low = row * headDim + c
+      const high = low + half
+      out[low] = x[low] * cos[angle + c] - x[high] * sin[angle + c]
+      out[high] = x[high] * cos[angle + c] + x[low] * sin[angle + c]
+    }
+  }
+  return out
+}

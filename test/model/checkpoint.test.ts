@@ -1,0 +1,289 @@
+import { mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import {
+  type Checkpoint,
+  checkTensors,
+  expectedTensors,
+  openCheckpoint,
+} from '../../lib/model/checkpoint'
+import { type ModelConfig, parseModelConfig, readModelConfig } from '../../lib/model/config'
+import {
+  expectRefusal,
+  expectZipCacheError,
+  kFixtures,
+  kModels,
+  ModelFolders,
+  safetensors,
+  type TensorSpec,
+} from './model-folder'
+
+const folders = new ModelFolders()
+afterAll(() => folders.remove())
+
+const config = parseModelConfig({
+  architectures: ['LlamaForCausalLM'],
+  hidden_size: 32,
+  intermediate_size: 48,
+  num_hidden_layers: 2,
+  num_attention_heads: 2,
+  num_key_value_heads: 1,
+  vocab_size: 10,
+  max_position_embeddings: 64,
+})
+
+/** Every tensor of `config`, zero, in F16. */
+function tensorsOf(of: ModelConfig): Record<string, TensorSpec> {
+  const specs = expectedTensors(of).map(({ name, shape }): [string, TensorSpec] => {
+    const sizeBytes = 2 * shape.reduce((a, b) => a * b, 1)
+    return [name, { dtype: 'F16', shape: [...shape], sizeBytes }]
+  })
+  return Object.fromEntries(specs)
+}
+
+const kIndex = 'model.safetensors.index.json'
+const a = { dtype: 'F32', shape: [2], sizeBytes: 8 }
+const shards = {
+  'model-00001-of-00002.safetensors': safetensors({ a, b: a }),
+  'model-00002-of-00002.safetensors': safetensors({ c: a }),
+}
+const weightMap = {
+  a: 'model-00001-of-00002.safetensors',
+  c: 'model-00002-of-00002.safetensors',
+  b: 'model-00001-of-00002.safetensors',
+}
+
+describe('openCheckpoint', () => {
+  test.each(['llama', 'llama3-rope', 'mistral', 'qwen2', 'qwen3'])(
+    'fixture %s has what its config asks for',
+    async (name) => {
+      const dir = join(kFixtures, 'hf', name)
+      const checkpoint = await openCheckpoint(dir)
+      expect(checkpoint.files).toEqual([join(dir, 'model.safetensors')])
+      const weights = checkTensors(checkpoint, await readModelConfig(dir))
+      // And nothing else: no weight of these models is left out.
+      expect(weights.map((weight) => weight.name).sort()).toEqual(
+        [...checkpoint.tensors.keys()].sort(),
+      )
+      expect(new Set(weights.map((weight) => weight.tensor.dtype))).toEqual(new Set(['BF16']))
+      expect(checkpoint.sizeBytes).toBe(weights.reduce((sum, w) => sum + w.tensor.sizeBytes, 0))
+    },
+  )
+
+  test.each(['line-retrieval', 'line-retrieval-base'])('model %s too', async (name) => {
+    const dir = join(kModels, name)
+    const weights = checkTensors(await openCheckpoint(dir), await readModelConfig(dir))
+    expect(new Set(weights.map((weight) => weight.tensor.dtype))).toEqual(new Set(['F16']))
+  })
+
+  test('shards', async () => {
+    const dir = folders.write({
+      ...shards,
+      [kIndex]: { metadata: { total_size: 1 }, weight_map: weightMap },
+    })
+    const { tensors, files, sizeBytes } = await openCheckpoint(dir)
+    const [first, second] = Object.keys(shards).map((name) => join(dir, name))
+    expect(files).toEqual([first, second])
+    expect(sizeBytes).toBe(24)
+    expect([...tensors].map(([name, { file, sizeBytes }]) => [name, file, sizeBytes])).toEqual([
+      ['a', first, 8],
+      ['c', second, 8],
+      ['b', first, 8],
+    ])
+  })
+
+  test('shards through links, as hubs cache them', async () => {
+    const dir = folders.write({ [kIndex]: { weight_map: { c: 'x.safetensors' } } })
+    const blobs = folders.write({ blob: safetensors({ c: a }) })
+    symlinkSync(join(blobs, 'blob'), join(dir, 'x.safetensors'))
+    expect((await openCheckpoint(dir)).tensors.get('c')?.sizeBytes).toBe(8)
+  })
+
+  test('one file outranks shards', async () => {
+    const dir = folders.write({ 'model.safetensors': safetensors({ z: a }), [kIndex]: 'broken' })
+    expect([...(await openCheckpoint(dir)).tensors.keys()]).toEqual(['z'])
+  })
+})
+
+describe('openCheckpoint refuses', () => {
+  const open = (index: unknown, files: Record<string, unknown> = shards) =>
+    openCheckpoint(folders.write({ ...files, [kIndex]: index }))
+  const code = 'ERR_ZC_CHECKPOINT'
+
+  test('a folder without weights', async () => {
+    const dir = folders.write({ 'pytorch_model.bin': 'x' })
+    await expectRefusal(openCheckpoint(dir), code, 'has neither model.safetensors nor', kIndex)
+    await expectRefusal(openCheckpoint(''), 'ERR_ZC_ARGUMENT', 'dir: is ""')
+  })
+
+  test('a missing shard', async () => {
+    const [first] = Object.entries(shards) as [[string, Buffer]]
+    await expectRefusal(
+      open({ weight_map: weightMap }, Object.fromEntries([first])),
+      code,
+      'model-00002-of-00002.safetensors: does not exist',
+      '"c"',
+    )
+  })
+
+  test('a tensor that is not in its shard', async () => {
+    await expectRefusal(
+      open({ weight_map: { ...weightMap, d: weightMap.a } }),
+      code,
+      'model-00001-of-00002.safetensors: has no tensor "d"',
+    )
+  })
+
+  test('a damaged shard', async () => {
+    const broken = {
+      ...shards,
+      [weightMap.c]: shards[weightMap.c as keyof typeof shards].subarray(1),
+    }
+    await expectRefusal(open({ weight_map: weightMap }, broken), code, `${weightMap.c}: `)
+  })
+
+  test.each([
+    '../model.safetensors',
+    '/etc/x.safetensors',
+    'sub/model.safetensors',
+    'sub\\model.safetensors',
+    'model.bin',
+    '.safetensors/..',
+    'a\0.safetensors',
+    '',
+    7,
+    null,
+  ])('the shard name %j', async (shard) => {
+    await expectRefusal(
+      open({ weight_map: { a: shard } }),
+      code,
+      `"a" is in ${JSON.stringify(shard)}, expected the name of a .safetensors file`,
+    )
+  })
+
+  test('an index that is none', async () => {
+    await expectRefusal(open('{'), code, `${kIndex}: is not valid JSON`)
+    await expectRefusal(open('[]'), code, `${kIndex}: holds [], expected a JSON object`)
+    await expectRefusal(open({}), code, 'weight_map is missing, expected an object')
+    await expectRefusal(open({ weight_map: [] }), code, 'weight_map is [], expected an object')
+    await expectRefusal(open({ weight_map: {} }), code, 'weight_map is empty')
+  })
+
+  test('a folder in the place of a file', async () => {
+    const dir = folders.write({ [kIndex]: { weight_map: { a: 'x.safetensors' } } })
+    mkdirSync(join(dir, 'x.safetensors'))
+    await expectRefusal(openCheckpoint(dir), code, 'x.safetensors: is not a regular file')
+  })
+})
+
+describe('expectedTensors', () => {
+  const byName = (of: ModelConfig) =>
+    Object.fromEntries(expectedTensors(of).map(({ name, shape }) => [name, shape]))
+
+  test('names and shapes of a plain layer', () => {
+    const shapes = byName(config)
+    expect(shapes).toMatchObject({
+      'model.embed_tokens.weight': [10, 32],
+      'model.layers.1.self_attn.q_proj.weight': [32, 32],
+      'model.layers.1.self_attn.k_proj.weight': [16, 32],
+      'model.layers.1.self_attn.v_proj.weight': [16, 32],
+      'model.layers.1.self_attn.o_proj.weight': [32, 32],
+      'model.layers.1.mlp.gate_proj.weight': [48, 32],
+      'model.layers.1.mlp.up_proj.weight': [48, 32],
+      'model.layers.1.mlp.down_proj.weight': [32, 48],
+      'model.layers.1.input_layernorm.weight': [32],
+      'model.layers.1.post_attention_layernorm.weight': [32],
+      'model.norm.weight': [32],
+      'lm_head.weight': [10, 32],
+    })
+    expect(Object.keys(shapes)).toHaveLength(2 * 9 + 3)
+  })
+
+  test('ties, biases, norms of q and k, an explicit head_dim', () => {
+    expect(byName({ ...config, tieWordEmbeddings: true })).not.toHaveProperty(['lm_head.weight'])
+    const shapes = byName({
+      ...config,
+      attentionBias: { qkv: true, output: true },
+      qkNorm: true,
+      headDim: 64,
+    })
+    expect(shapes).toMatchObject({
+      'model.layers.0.self_attn.q_proj.weight': [128, 32],
+      'model.layers.0.self_attn.o_proj.weight': [32, 128],
+      'model.layers.0.self_attn.q_proj.bias': [128],
+      'model.layers.0.self_attn.k_proj.bias': [64],
+      'model.layers.0.self_attn.v_proj.bias': [64],
+      'model.layers.0.self_attn.o_proj.bias': [32],
+      'model.layers.0.self_attn.q_norm.weight': [64],
+      'model.layers.0.self_attn.k_norm.weight': [64],
+    })
+  })
+})
+
+describe('checkTensors', () => {
+  const open = async (tensors: Record<string, TensorSpec>): Promise<Checkpoint> =>
+    openCheckpoint(folders.write({ 'model.safetensors': safetensors(tensors) }))
+  const refusal = async (tensors: Record<string, TensorSpec>): Promise<unknown> => {
+    const checkpoint = await open(tensors)
+    try {
+      checkTensors(checkpoint, config)
+    } catch (error) {
+      return error
+    }
+    return undefined
+  }
+  const name = 'model.layers.1.self_attn.k_proj.weight'
+
+  test('pairs each expected tensor with its place and passes over others', async () => {
+    const extra = {
+      'model.layers.0.self_attn.rotary_emb.inv_freq': { dtype: 'F32', shape: [8], sizeBytes: 32 },
+      position_ids: { dtype: 'I64', shape: [2], sizeBytes: 16 },
+    }
+    const checkpoint = await open({ ...tensorsOf(config), ...extra })
+    const weights = checkTensors(checkpoint, config)
+    expect(weights).toHaveLength(expectedTensors(config).length)
+    const weight = weights.find((w) => w.role === 'kProj' && w.layer === 1)
+    expect(weight).toMatchObject({ name, tensor: checkpoint.tensors.get(name) })
+  })
+
+  test('a missing tensor', async () => {
+    const { [name]: _, ...rest } = tensorsOf(config)
+    const error = await refusal(rest)
+    expectZipCacheError(error, 'ERR_ZC_CHECKPOINT', `${name} is missing, expected shape [16, 32]`)
+  })
+
+  test('another shape, though of the same size', async () => {
+    const wrong = { dtype: 'F16', shape: [32, 16], sizeBytes: 1024 }
+    const error = await refusal({ ...tensorsOf(config), [name]: wrong })
+    expectZipCacheError(
+      error,
+      'ERR_ZC_CHECKPOINT',
+      `${name} has shape [32, 16], expected [16, 32]`,
+      'model.safetensors',
+    )
+  })
+
+  test.each([
+    ['I8', 512],
+    ['F64', 4096],
+    ['F8_E4M3', 512],
+    ['I32', 2048],
+  ])('dtype %s', async (dtype, sizeBytes) => {
+    const wrong = { dtype, shape: [16, 32], sizeBytes }
+    const error = await refusal({ ...tensorsOf(config), [name]: wrong })
+    expectZipCacheError(
+      error,
+      'ERR_ZC_CHECKPOINT',
+      `${name} has dtype ${dtype}, expected one of F32, F16, BF16`,
+    )
+  })
+
+  test('a config that asks for more than the file has costs nothing', async () => {
+    const dir = folders.write({ 'model.safetensors': safetensors(tensorsOf(config)) })
+    writeFileSync(join(dir, 'unused'), '')
+    const checkpoint = await openCheckpoint(dir)
+    const huge = { ...config, hiddenSize: 1 << 20, vocabSize: 1 << 22 }
+    expect(() => checkTensors(checkpoint, huge)).toThrow(
+      'model.embed_tokens.weight has shape [10, 32], expected [4194304, 1048576]',
+    )
+  })
+})

@@ -1,0 +1,526 @@
+import { mkdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { parseModelConfig, readModelConfig } from '../../lib/model/config'
+import { readGenerationConfig } from '../../lib/model/generation-config'
+import type { JsonObject } from '../../lib/model/model-files'
+import {
+  expectRefusal,
+  expectZipCacheError,
+  kFixtures,
+  kModels,
+  ModelFolders,
+  readJson,
+} from './model-folder'
+
+const folders = new ModelFolders()
+afterAll(() => folders.remove())
+
+const llama: JsonObject = {
+  architectures: ['LlamaForCausalLM'],
+  model_type: 'llama',
+  hidden_size: 128,
+  intermediate_size: 256,
+  num_hidden_layers: 4,
+  num_attention_heads: 4,
+  num_key_value_heads: 2,
+  vocab_size: 320,
+  max_position_embeddings: 4096,
+  bos_token_id: 1,
+  eos_token_id: 2,
+  rope_theta: 500000,
+}
+const mistral = { ...llama, architectures: ['MistralForCausalLM'], model_type: 'mistral' }
+const qwen2 = { ...llama, architectures: ['Qwen2ForCausalLM'], model_type: 'qwen2' }
+const qwen3 = {
+  ...llama,
+  architectures: ['Qwen3ForCausalLM'],
+  model_type: 'qwen3',
+  head_dim: 64,
+}
+const full = ['full_attention', 'full_attention', 'full_attention', 'full_attention']
+
+/** The refusal of a config; undefined where it is accepted. */
+function refusal(raw: JsonObject): unknown {
+  try {
+    parseModelConfig(raw)
+    return undefined
+  } catch (error) {
+    return error
+  }
+}
+
+describe('readModelConfig on the fixtures', () => {
+  const shared = {
+    nLayers: 3,
+    hiddenSize: 128,
+    intermediateSize: 256,
+    nHeads: 4,
+    nKvHeads: 2,
+    vocabSize: 320,
+    maxPositions: 4096,
+    bosTokenId: 1,
+    eosTokenIds: [2],
+    slidingWindow: [0, 0, 0],
+  }
+  const none = { qkv: false, output: false }
+  const cases = {
+    llama: {
+      architecture: 'LlamaForCausalLM',
+      headDim: 32,
+      rmsNormEps: 1e-5,
+      tieWordEmbeddings: false,
+      attentionBias: none,
+      qkNorm: false,
+      rope: { type: 'default', theta: 10000 },
+    },
+    'llama3-rope': {
+      architecture: 'LlamaForCausalLM',
+      headDim: 64,
+      rmsNormEps: 1e-5,
+      tieWordEmbeddings: true,
+      attentionBias: none,
+      qkNorm: false,
+      rope: {
+        type: 'llama3',
+        theta: 500000,
+        factor: 8,
+        lowFreqFactor: 1,
+        highFreqFactor: 4,
+        originalMaxPositions: 512,
+      },
+    },
+    mistral: {
+      architecture: 'MistralForCausalLM',
+      headDim: 32,
+      rmsNormEps: 1e-6,
+      tieWordEmbeddings: false,
+      attentionBias: none,
+      qkNorm: false,
+      rope: { type: 'default', theta: 1e6 },
+    },
+    qwen2: {
+      architecture: 'Qwen2ForCausalLM',
+      headDim: 32,
+      rmsNormEps: 1e-6,
+      tieWordEmbeddings: true,
+      attentionBias: { qkv: true, output: false },
+      qkNorm: false,
+      rope: { type: 'default', theta: 1e6 },
+    },
+    qwen3: {
+      architecture: 'Qwen3ForCausalLM',
+      headDim: 64,
+      rmsNormEps: 1e-6,
+      tieWordEmbeddings: false,
+      attentionBias: none,
+      qkNorm: true,
+      rope: { type: 'default', theta: 1e6 },
+    },
+  }
+  test.each(Object.entries(cases))('%s', async (name, expected) => {
+    expect(await readModelConfig(join(kFixtures, 'hf', name))).toEqual({ ...shared, ...expected })
+  })
+
+  test.each(['line-retrieval', 'line-retrieval-base'])('%s', async (name) => {
+    const config = await readModelConfig(join(kModels, name))
+    expect(config).toMatchObject({ nLayers: 3, headDim: 64, eosTokenIds: [2], bosTokenId: 1 })
+    expect(config.rope).toEqual({ type: 'default', theta: 1e8 })
+  })
+})
+
+describe('defaults and forms', () => {
+  test('head_dim and KV heads follow from the others', () => {
+    const { num_key_value_heads, ...rest } = llama
+    expect(parseModelConfig(rest)).toMatchObject({ nKvHeads: 4, headDim: 32, rmsNormEps: 1e-6 })
+    expect(parseModelConfig({ ...mistral, num_key_value_heads: null }).nKvHeads).toBe(4)
+    expect(parseModelConfig({ ...llama, head_dim: 64 }).headDim).toBe(64)
+    expect(parseModelConfig({ ...qwen3, head_dim: undefined }).headDim).toBe(128)
+    expect(parseModelConfig({ ...qwen3, head_dim: null }).headDim).toBe(32)
+  })
+
+  test('attention biases', () => {
+    const bias = (raw: JsonObject) => parseModelConfig(raw).attentionBias
+    expect(bias({ ...llama, attention_bias: true })).toEqual({ qkv: true, output: true })
+    expect(bias({ ...qwen3, attention_bias: true })).toEqual({ qkv: true, output: true })
+    expect(bias({ ...qwen2, attention_bias: true })).toEqual({ qkv: true, output: false })
+    expect(bias(mistral)).toEqual({ qkv: false, output: false })
+  })
+
+  test('ends of text: one, several, none, from generation_config.json', async () => {
+    expect(parseModelConfig({ ...llama, eos_token_id: [7, 9, 7] }).eosTokenIds).toEqual([7, 9])
+    expect(parseModelConfig({ ...llama, eos_token_id: null }).eosTokenIds).toEqual([])
+    const generation = { eos_token_id: [5, 6], bos_token_id: 3 }
+    const dir = folders.write({ 'config.json': llama, 'generation_config.json': generation })
+    expect(await readModelConfig(dir)).toMatchObject({ eosTokenIds: [5, 6], bosTokenId: 3 })
+    const without = folders.write({ 'config.json': llama, 'generation_config.json': {} })
+    expect(await readModelConfig(without)).toMatchObject({ eosTokenIds: [2], bosTokenId: 1 })
+  })
+
+  test('a byte order mark is read over', async () => {
+    const dir = folders.write({ 'config.json': `\uFEFF${JSON.stringify(llama)}` })
+    expect((await readModelConfig(dir)).hiddenSize).toBe(128)
+  })
+})
+
+describe('sliding windows', () => {
+  const window = (raw: JsonObject) => parseModelConfig(raw).slidingWindow
+
+  test('llama has none', () => {
+    expect(window({ ...llama, sliding_window: 8 })).toEqual([0, 0, 0, 0])
+  })
+
+  test('mistral: every layer; absent is 4096, null is none', () => {
+    expect(window({ ...mistral, sliding_window: 8 })).toEqual([8, 8, 8, 8])
+    expect(window(mistral)).toEqual([4096, 4096, 4096, 4096])
+    expect(window({ ...mistral, sliding_window: null })).toEqual([0, 0, 0, 0])
+    expect(window({ ...mistral, sliding_window: null, layer_types: full })).toEqual([0, 0, 0, 0])
+  })
+
+  test.each([
+    ['qwen2', qwen2],
+    ['qwen3', qwen3],
+  ])('%s: from max_window_layers on, or as layer_types says', (_, raw) => {
+    const on = { ...raw, use_sliding_window: true, sliding_window: 8 }
+    expect(window({ ...raw, sliding_window: 8, max_window_layers: 0 })).toEqual([0, 0, 0, 0])
+    expect(window({ ...on, max_window_layers: 2 })).toEqual([0, 0, 8, 8])
+    expect(window({ ...on, max_window_layers: 0 })).toEqual([8, 8, 8, 8])
+    expect(window(on)).toEqual([0, 0, 0, 0]) // max_window_layers is 28 where it is absent
+    expect(window({ ...on, sliding_window: undefined, max_window_layers: 3 })).toEqual([
+      0, 0, 0, 4096,
+    ])
+    expect(window({ ...on, sliding_window: null, max_window_layers: 0 })).toEqual([0, 0, 0, 0])
+    const types = [...full.slice(1), 'sliding_attention']
+    expect(window({ ...on, max_window_layers: 0, layer_types: types })).toEqual([0, 0, 0, 8])
+  })
+})
+
+describe('rope', () => {
+  const rope = (raw: JsonObject) => parseModelConfig({ ...llama, ...raw }).rope
+
+  test('default and linear, with either key for the type', () => {
+    expect(rope({})).toEqual({ type: 'default', theta: 500000 })
+    expect(rope({ rope_theta: undefined })).toEqual({ type: 'default', theta: 10000 })
+    expect(rope({ rope_scaling: {} })).toEqual({ type: 'default', theta: 500000 })
+    const linear = { type: 'linear', theta: 500000, factor: 2 }
+    expect(rope({ rope_scaling: { type: 'linear', factor: 2 } })).toEqual(linear)
+    expect(rope({ rope_scaling: { rope_type: 'linear', factor: 2.0 } })).toEqual(linear)
+  })
+
+  test('rope_parameters of transformers 5', () => {
+    const parameters = {
+      rope_type: 'llama3',
+      rope_theta: 1e6,
+      factor: 32,
+      low_freq_factor: 1,
+      high_freq_factor: 4,
+      original_max_position_embeddings: 8192,
+      partial_rotary_factor: 1.0,
+    }
+    const expected = {
+      type: 'llama3',
+      theta: 1e6,
+      factor: 32,
+      lowFreqFactor: 1,
+      highFreqFactor: 4,
+      originalMaxPositions: 8192,
+    }
+    expect(rope({ rope_theta: undefined, rope_parameters: parameters })).toEqual(expected)
+    expect(rope({ rope_scaling: null, rope_parameters: parameters })).toEqual(expected)
+    expect(rope({ rope_parameters: { rope_theta: 20000, rope_type: 'default' } })).toEqual({
+      type: 'default',
+      theta: 20000,
+    })
+  })
+
+  test('yarn: what is not said stays open', () => {
+    expect(rope({ rope_scaling: { type: 'yarn', factor: 4 } })).toEqual({
+      type: 'yarn',
+      theta: 500000,
+      factor: 4,
+      originalMaxPositions: null,
+      attentionFactor: null,
+      mscale: null,
+      mscaleAllDim: null,
+      betaFast: 32,
+      betaSlow: 1,
+      truncate: true,
+    })
+    const all = {
+      rope_type: 'yarn',
+      factor: null,
+      original_max_position_embeddings: 1024,
+      attention_factor: 1.5,
+      mscale: 0.7,
+      mscale_all_dim: 0,
+      beta_fast: 0,
+      beta_slow: 2,
+      truncate: false,
+    }
+    expect(rope({ rope_scaling: all, original_max_position_embeddings: 2048 })).toEqual({
+      type: 'yarn',
+      theta: 500000,
+      factor: null,
+      originalMaxPositions: 2048,
+      attentionFactor: 1.5,
+      mscale: 0.7,
+      mscaleAllDim: null,
+      betaFast: 32,
+      betaSlow: 2,
+      truncate: false,
+    })
+  })
+})
+
+describe('refusals name the key, what it was and what it must be', () => {
+  const llama3 = {
+    rope_type: 'llama3',
+    factor: 8,
+    low_freq_factor: 1,
+    high_freq_factor: 4,
+    original_max_position_embeddings: 512,
+  }
+  const cases: [string, JsonObject, string][] = [
+    [
+      'another architecture',
+      { ...llama, architectures: ['GPT2LMHeadModel'] },
+      'architectures is "GPT2LMHeadModel", expected one of LlamaForCausalLM, Mistral',
+    ],
+    ['an inherited name', { ...llama, architectures: ['toString'] }, 'architectures is "toString"'],
+    ['no architecture', { ...llama, architectures: [] }, 'architectures is []'],
+    [
+      'a contradiction',
+      { ...llama, model_type: 'qwen2' },
+      'model_type is "qwen2", expected "llama"',
+    ],
+    ['gelu', { ...llama, hidden_act: 'gelu' }, 'hidden_act is "gelu", expected "silu"'],
+    ['quantized weights', { ...llama, quantization_config: {} }, 'quantization_config is set'],
+    ['mlp_bias', { ...llama, mlp_bias: true }, 'mlp_bias is true'],
+    ['a bias mistral lacks', { ...mistral, attention_bias: true }, 'attention_bias is true'],
+    ['partial rotary', { ...llama, partial_rotary_factor: 0.5 }, 'partial_rotary_factor is 0.5'],
+    [
+      'partial rotary in rope_parameters',
+      { ...llama, rope_parameters: { partial_rotary_factor: 0.25 } },
+      'rope_parameters.partial_rotary_factor is 0.25, expected 1',
+    ],
+    ['soft-capping', { ...llama, final_logit_softcapping: 30 }, 'final_logit_softcapping is 30'],
+    ['attention capping', { ...llama, attn_logit_softcapping: 50 }, 'attn_logit_softcapping is 50'],
+    [
+      'a missing size',
+      { ...llama, hidden_size: undefined },
+      'hidden_size is missing, expected an integer from 1 to 1048576',
+    ],
+    ['zero', { ...llama, num_hidden_layers: 0 }, 'num_hidden_layers is 0, expected an integer'],
+    ['negative', { ...llama, vocab_size: -5 }, 'vocab_size is -5, expected an integer'],
+    ['a fraction', { ...llama, hidden_size: 128.5 }, 'hidden_size is 128.5, expected an integer'],
+    ['a string', { ...llama, hidden_size: '128' }, 'hidden_size is "128", expected an integer'],
+    [
+      'absurd width',
+      { ...llama, intermediate_size: 2 ** 40 },
+      'intermediate_size is 1099511627776',
+    ],
+    ['absurd depth', { ...llama, num_hidden_layers: 1e6 }, 'num_hidden_layers is 1000000'],
+    ['absurd vocabulary', { ...llama, vocab_size: 2 ** 31 }, 'vocab_size is 2147483648'],
+    [
+      'absurd context',
+      { ...llama, max_position_embeddings: 2 ** 40 },
+      'max_position_embeddings is',
+    ],
+    ['NaN', { ...llama, rms_norm_eps: Number.NaN }, 'rms_norm_eps is null, expected a number'],
+    ['eps of 0', { ...llama, rms_norm_eps: 0 }, 'rms_norm_eps is 0'],
+    [
+      'KV heads that do not divide',
+      { ...llama, num_key_value_heads: 3 },
+      'num_key_value_heads is 3, expected a divisor of num_attention_heads 4',
+    ],
+    ['more KV heads', { ...llama, num_key_value_heads: 8 }, 'num_key_value_heads is 8'],
+    [
+      'KV heads not said',
+      { ...qwen2, num_key_value_heads: undefined },
+      'num_key_value_heads is missing',
+    ],
+    [
+      'hidden size between',
+      { ...llama, hidden_size: 130 },
+      'hidden_size is 130, expected a multiple',
+    ],
+    ['odd head_dim', { ...llama, head_dim: 33 }, 'head_dim is 33, expected a multiple of 16'],
+    ['large head_dim', { ...llama, head_dim: 512 }, 'head_dim is 512, expected an integer from 1'],
+    ['derived head_dim', { ...llama, hidden_size: 4096 }, 'head_dim is 1024, expected a multiple'],
+    ['tied as text', { ...llama, tie_word_embeddings: 'no' }, 'tie_word_embeddings is "no"'],
+    ['eos outside', { ...llama, eos_token_id: 320 }, 'eos_token_id is 320, expected less than'],
+    ['negative eos', { ...llama, eos_token_id: [-1] }, 'eos_token_id is [-1], expected a token id'],
+    [
+      'unknown layer type',
+      { ...qwen2, layer_types: [...full.slice(1), 'linear_attention'] },
+      'layer_types holds "linear_attention"',
+    ],
+    [
+      'too few layer types',
+      { ...qwen2, layer_types: ['full_attention'] },
+      'expected one entry for',
+    ],
+    [
+      'a sliding llama',
+      { ...llama, layer_types: full.map(() => 'sliding_attention') },
+      'layer_types holds "sliding_attention", which LlamaForCausalLM does not have',
+    ],
+    [
+      'a mistral of two kinds of layers',
+      { ...mistral, sliding_window: 8, layer_types: full },
+      'expected "sliding_attention" for every layer',
+    ],
+    [
+      'a switched off window that is used',
+      { ...qwen3, sliding_window: 8, layer_types: full.map(() => 'sliding_attention') },
+      'layer_types holds "sliding_attention" while use_sliding_window is false',
+    ],
+    ['window of 0', { ...mistral, sliding_window: 0 }, 'sliding_window is 0, expected an integer'],
+    ['theta', { ...llama, rope_theta: -1 }, 'rope_theta is -1, expected a number above 1'],
+    ['theta as text', { ...llama, rope_theta: '1e6' }, 'rope_theta is "1e6"'],
+    [
+      'dynamic rope',
+      { ...llama, rope_scaling: { type: 'dynamic', factor: 2 } },
+      'rope_scaling.rope_type is "dynamic", expected "default", "linear", "llama3" or "yarn"',
+    ],
+    [
+      'longrope',
+      { ...llama, rope_parameters: { rope_type: 'longrope' } },
+      'rope_parameters.rope_type is "longrope"',
+    ],
+    [
+      'rope per layer type',
+      { ...llama, rope_parameters: { full_attention: { rope_type: 'default' } } },
+      'rope_parameters.full_attention is an object',
+    ],
+    ['rope as text', { ...llama, rope_scaling: 'linear' }, 'rope_scaling is "linear"'],
+    [
+      'linear without factor',
+      { ...llama, rope_scaling: { type: 'linear' } },
+      'rope_scaling.factor is missing, expected a number > 0',
+    ],
+    [
+      'llama3 without a band',
+      { ...llama, rope_scaling: { ...llama3, high_freq_factor: 1 } },
+      'rope_scaling.high_freq_factor is 1, expected more than low_freq_factor 1',
+    ],
+    [
+      'llama3 with an absurd context',
+      { ...llama, rope_scaling: { ...llama3, original_max_position_embeddings: 0 } },
+      'rope_scaling.original_max_position_embeddings is 0',
+    ],
+    [
+      'yarn without any factor',
+      { ...llama, rope_scaling: { rope_type: 'yarn' } },
+      'rope_scaling.factor is missing',
+    ],
+    [
+      'yarn with a negative factor',
+      { ...llama, rope_scaling: { rope_type: 'yarn', factor: -4 } },
+      'rope_scaling.factor is -4',
+    ],
+  ]
+  test.each(cases)('%s', (_, raw, message) => {
+    expectZipCacheError(refusal(raw), 'ERR_ZC_CONFIG', 'config.json: ', message)
+  })
+
+  test('files that are no config', async () => {
+    const read = (content: unknown) => readModelConfig(folders.write({ 'config.json': content }))
+    await expectRefusal(readModelConfig(folders.write({})), 'ERR_ZC_CONFIG', 'does not exist')
+    await expectRefusal(readModelConfig('/no/such/folder'), 'ERR_ZC_CONFIG', 'does not exist')
+    await expectRefusal(
+      read('{"hidden_size": 12'),
+      'ERR_ZC_CONFIG',
+      'config.json: is not valid JSON',
+    )
+    await expectRefusal(read('{"rms_norm_eps": NaN}'), 'ERR_ZC_CONFIG', 'is not valid JSON')
+    await expectRefusal(read('[1, 2]'), 'ERR_ZC_CONFIG', 'holds [1,2], expected a JSON object')
+    await expectRefusal(read(''), 'ERR_ZC_CONFIG', 'is not valid JSON')
+    await expectRefusal(read(Buffer.from([0x7b, 0xff, 0x7d])), 'ERR_ZC_CONFIG', 'is not UTF-8')
+    await expectRefusal(read('['.repeat(1 << 20)), 'ERR_ZC_CONFIG', 'is not valid JSON')
+    const huge = Buffer.alloc((1 << 24) + 1, 0x20)
+    await expectRefusal(read(huge), 'ERR_ZC_CONFIG', 'is 16777217 bytes long, expected at most')
+    const nested = `${'['.repeat(1e5)}${']'.repeat(1e5)}`
+    const deep = JSON.stringify(llama).replace('"LlamaForCausalLM"', nested)
+    await expectRefusal(read(deep), 'ERR_ZC_CONFIG', 'architectures is a deeply nested array')
+  })
+
+  test('a folder in its place, and a path that is none', async () => {
+    const dir = folders.write({})
+    mkdirSync(join(dir, 'config.json'))
+    await expectRefusal(readModelConfig(dir), 'ERR_ZC_CONFIG', 'is not a regular file')
+    await expectRefusal(readModelConfig(''), 'ERR_ZC_ARGUMENT', 'dir: is "", expected the path')
+    const notAPath = undefined as unknown as string
+    await expectRefusal(readModelConfig(notAPath), 'ERR_ZC_ARGUMENT', 'dir: is missing')
+    await expectRefusal(readModelConfig('a\0b'), 'ERR_ZC_IO', 'cannot be read')
+  })
+})
+
+describe('generation_config.json', () => {
+  const read = (content: unknown) =>
+    readGenerationConfig(folders.write({ 'generation_config.json': content }))
+
+  test('is optional', async () => {
+    expect(await readGenerationConfig(folders.write({}))).toBeNull()
+  })
+
+  test('is read whole', async () => {
+    const raw = {
+      bos_token_id: 1,
+      eos_token_id: [2, 3],
+      do_sample: true,
+      temperature: 0.6,
+      top_k: 20,
+      top_p: 0.95,
+      min_p: 0,
+      repetition_penalty: 1.05,
+      max_new_tokens: 512,
+      transformers_version: '5.0.0',
+    }
+    expect(await read(raw)).toEqual({
+      bosTokenId: 1,
+      eosTokenIds: [2, 3],
+      doSample: true,
+      temperature: 0.6,
+      topK: 20,
+      topP: 0.95,
+      minP: 0,
+      repetitionPenalty: 1.05,
+      maxNewTokens: 512,
+    })
+    expect(await read({ temperature: null })).toEqual({
+      bosTokenId: null,
+      eosTokenIds: [],
+      doSample: null,
+      temperature: null,
+      topK: null,
+      topP: null,
+      minP: null,
+      repetitionPenalty: null,
+      maxNewTokens: null,
+    })
+  })
+
+  test.each([
+    [{ temperature: -1 }, 'temperature is -1, expected a number >= 0'],
+    [{ top_k: 1.5 }, 'top_k is 1.5, expected an integer >= 0'],
+    [{ top_p: 0 }, 'top_p is 0, expected a number above 0 and at most 1'],
+    [{ min_p: 2 }, 'min_p is 2, expected a number from 0 to 1'],
+    [{ repetition_penalty: 0 }, 'repetition_penalty is 0, expected a number > 0'],
+    [{ max_new_tokens: '9' }, 'max_new_tokens is "9", expected an integer >= 1'],
+    [{ do_sample: 1 }, 'do_sample is 1, expected true or false'],
+    [{ eos_token_id: '</s>' }, 'eos_token_id is "</s>", expected a token id'],
+  ])('%j is refused', async (raw, message) => {
+    await expectRefusal(read(raw), 'ERR_ZC_CONFIG', 'generation_config.json: ', message)
+  })
+
+  test('its ids must exist in the model', async () => {
+    const generation = { eos_token_id: 320 }
+    const dir = folders.write({ 'config.json': llama, 'generation_config.json': generation })
+    await expectRefusal(readModelConfig(dir), 'ERR_ZC_CONFIG', 'eos_token_id is 320, expected less')
+  })
+})
+
+test('the copied fixtures keep the form their authors wrote', () => {
+  const raw = readJson(join(kFixtures, 'hf', 'llama3-rope', 'config.json'))
+  expect(parseModelConfig(raw).tieWordEmbeddings).toBe(true)
+})
