@@ -29,7 +29,7 @@ ZC_HD float clamp_finite(float x) {
 
 // zero is rounded down and scale up, so that the stored grid covers [lo, hi].
 ZC_HD QuantParams quant_params(Range range, int bits) {
-  const float zero = to_float(to_f16_down(range.lo));
+  const float zero = to_float(to_f16_down(range.lo)) + 0.0f;  // never -0
   if (!(range.hi > zero)) return {0.0f, zero};
   const float levels = static_cast<float>((1 << bits) - 1);
   return {to_float(to_f16_up((range.hi - zero) / levels)), zero};

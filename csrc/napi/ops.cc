@@ -241,7 +241,8 @@ ZC_BIND("ropeTable", rope_table, RopeTableArgs,
 ZC_BIND("rope", rope, RopeArgs,
   a.x = r.tensor("x");
   a.cos = r.tensor("cos");
-  a.sin = r.tensor("sin");)
+  a.sin = r.tensor("sin");
+  a.out = r.tensor("out");)
 
 ZC_BIND("siluGate", silu_gate, SiluGateArgs,
   a.gate = r.tensor("gate");

@@ -169,15 +169,16 @@ struct RopeTableArgs {
 };
 
 struct RopeArgs {
-  TensorView x;    // (n, heads, head_dim) f32|f16|bf16, in place
+  TensorView x;    // (n, heads, head_dim) f32|f16|bf16
   TensorView cos;  // (n, head_dim / 2) f32
   TensorView sin;  // (n, head_dim / 2) f32
+  TensorView out;  // x's shape, f32|f16|bf16; may be x
 };
 
 struct SiluGateArgs {
   TensorView gate;  // (n, width) f32|f16|bf16
   TensorView up;    // the same
-  TensorView out;   // the same
+  TensorView out;   // gate's shape, f32|f16|bf16; may be gate or up
 };
 
 // Columns of SampleArgs.params, bit patterns for the integers (lib/ops/sample.ts writes them).

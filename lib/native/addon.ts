@@ -151,7 +151,7 @@ export interface Addon {
   rmsNorm(x: T, weight: T, out: T, eps: number): void
   linear(x: T, weight: T, bias: Optional, out: T, accumulate: boolean): void
   ropeTable(positions: T, invFreq: T, cos: T, sin: T, attentionScale: number): void
-  rope(x: T, cos: T, sin: T): void
+  rope(x: T, cos: T, sin: T, out: T): void
   siluGate(gate: T, up: T, out: T): void
   sample(logits: T, params: T, seen: T, ids: T, logprobs: T): void
   convert(x: T, out: T): void

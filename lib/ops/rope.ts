@@ -33,15 +33,18 @@ export interface RopeArgs {
   x: Tensor
   cos: Tensor
   sin: Tensor
+  /** Default: `x`, in place. */
+  out?: Tensor
 }
 
 /**
- * Rotates the pairs (x[i], x[i + head_dim / 2]) of every head, in place: Hugging Face's half-split convention.
+ * Rotates the pairs (x[i], x[i + head_dim / 2]) of every head: Hugging Face's half-split convention.
  *
- * - `x` (n, heads, head_dim) f32, f16 or bf16; `cos`, `sin` (n, head_dim / 2) f32
+ * - `x`, `out` (n, heads, head_dim) f32, f16 or bf16, not necessarily the same; `cos`, `sin` (n, head_dim / 2) f32
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
  */
 export function rope(args: RopeArgs): void {
-  loadAddon().rope(args.x.handle, args.cos.handle, args.sin.handle)
+  const out = args.out ?? args.x
+  loadAddon().rope(args.x.handle, args.cos.handle, args.sin.handle, out.handle)
 }

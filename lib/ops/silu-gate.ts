@@ -11,7 +11,7 @@ export interface SiluGateArgs {
 /**
  * out = silu(gate) * up, silu(x) = x / (1 + e^-x). `out` may be one of the inputs.
  *
- * - `gate`, `up`, `out` (n, width), the same dtype: f32, f16 or bf16
+ * - `gate`, `up` (n, width), the same dtype; `out` (n, width): f32, f16 or bf16
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`. Source: SwiGLU, Shazeer (arXiv 2002.05202), Eq. 6.
  */

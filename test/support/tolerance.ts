@@ -55,3 +55,10 @@ export const tolerance = {
   /** Two ways to compute the same in double precision, large sums included. */
   double: 1e-12,
 } as const
+
+/** What attention may differ by, per dtype of q, k, v and out. */
+export const attentionTolerance = {
+  f32: tolerance.f32Attention,
+  f16: tolerance.f16Attention,
+  bf16: tolerance.bf16Attention,
+} as const

@@ -65,19 +65,23 @@ void rope(const OpContext& ctx, const RopeArgs& a) {
   const int64_t heads = a.x.size(1);
   const int64_t d = a.x.size(2);
   const int64_t half = d / 2;
-  dispatch_float(a.x.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    parallel_rows(ctx, a.x.size(0), [&](int64_t r) {
-      const float* cos = a.cos.as<float>() + r * half;
-      const float* sin = a.sin.as<float>() + r * half;
-      for (int64_t h = 0; h < heads; ++h) {
-        T* x = a.x.as<T>() + (r * heads + h) * d;
-        for (int64_t i = 0; i < half; ++i) {
-          const RopePair turned = rope_rotate(to_float(x[i]), to_float(x[i + half]), cos[i], sin[i]);
-          x[i] = from_float<T>(turned.first);
-          x[i + half] = from_float<T>(turned.second);
+  dispatch_float(a.x.dtype, [&](auto x_type) {
+    dispatch_float(a.out.dtype, [&](auto out_type) {
+      using X = typename decltype(x_type)::type;
+      using Y = typename decltype(out_type)::type;
+      parallel_rows(ctx, a.x.size(0), [&](int64_t r) {
+        const float* cos = a.cos.as<float>() + r * half;
+        const float* sin = a.sin.as<float>() + r * half;
+        for (int64_t h = 0; h < heads; ++h) {
+          const X* x = a.x.as<X>() + (r * heads + h) * d;
+          Y* y = a.out.as<Y>() + (r * heads + h) * d;
+          for (int64_t i = 0; i < half; ++i) {
+            const RopePair turned = rope_rotate(to_float(x[i]), to_float(x[i + half]), cos[i], sin[i]);
+            y[i] = from_float<Y>(turned.first);
+            y[i + half] = from_float<Y>(turned.second);
+          }
         }
-      }
+      });
     });
   });
 }
@@ -93,22 +97,25 @@ inline VecF sigmoid(VecF g) {
 void silu_gate(const OpContext& ctx, const SiluGateArgs& a) {
   const int64_t width = a.gate.size(1);
   dispatch_float(a.gate.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    parallel_rows(ctx, a.gate.size(0), [&](int64_t r) {
-      const T* gate = a.gate.as<T>() + r * width;
-      const T* up = a.up.as<T>() + r * width;
-      T* out = a.out.as<T>() + r * width;
-      int64_t c = 0;
-      for (; c + kLanes <= width; c += kLanes) {
-        const VecF g = load(gate + c);
-        float y[kLanes];
-        store(y, g * sigmoid(g) * load(up + c));
-        narrow(y, out + c, kLanes);
-      }
-      for (; c < width; ++c) {
-        const float g = to_float(gate[c]);
-        out[c] = from_float<T>(g * sigmoid(broadcast(g))[0] * to_float(up[c]));
-      }
+    dispatch_float(a.out.dtype, [&](auto out_type) {
+      using T = typename decltype(type)::type;
+      using Y = typename decltype(out_type)::type;
+      parallel_rows(ctx, a.gate.size(0), [&](int64_t r) {
+        const T* gate = a.gate.as<T>() + r * width;
+        const T* up = a.up.as<T>() + r * width;
+        Y* out = a.out.as<Y>() + r * width;
+        int64_t c = 0;
+        for (; c + kLanes <= width; c += kLanes) {
+          const VecF g = load(gate + c);
+          float y[kLanes];
+          store(y, g * sigmoid(g) * load(up + c));
+          narrow(y, out + c, kLanes);
+        }
+        for (; c < width; ++c) {
+          const float g = to_float(gate[c]);
+          out[c] = from_float<Y>(g * sigmoid(broadcast(g))[0] * to_float(up[c]));
+        }
+      });
     });
   });
 }

@@ -33,7 +33,6 @@ void sample(const OpContext& ctx, const SampleArgs& a) {
       float x = logits[i];
       broken = broken || x != x || x == INFINITY;
       if (seen[i] && penalty != 1.0f) x = x > 0.0f ? x / penalty : x * penalty;
-      if (temperature > 0.0f) x = x / temperature;
       value[i] = x;
       if (x > value[best]) best = i;
     }
@@ -42,50 +41,52 @@ void sample(const OpContext& ctx, const SampleArgs& a) {
       a.logprobs.as<float>()[row] = NAN;
       return;
     }
+    // Weights relative to the likeliest token, whose own is 1.
+    const double divisor = temperature > 0.0f ? temperature : 1.0;
+    const auto log_weight = [&](float x) { return (double{x} - value[best]) / divisor; };
     double total = 0.0;
-    for (int64_t i = 0; i < vocab_size; ++i) total += std::exp(double{value[i]} - value[best]);
+    for (int64_t i = 0; i < vocab_size; ++i) total += std::exp(log_weight(value[i]));
 
     int64_t chosen = best;
     if (temperature > 0.0f) {
       auto* kept = reinterpret_cast<Candidate*>(thread_scratch(1, static_cast<size_t>(vocab_size) * 2));
       int64_t n = 0;
       for (int64_t i = 0; i < vocab_size; ++i) kept[n++] = {value[i], static_cast<int32_t>(i)};
+      const auto weight = [&](int64_t i) { return std::exp(log_weight(kept[i].logit)); };
       const float top_p = params[kSampleTopP];
-      if ((top_k > 0 && top_k < n) || top_p < 1.0f) std::sort(kept, kept + n, ranks_before);
-      if (top_k > 0 && top_k < n) n = top_k;
-      double mass = 0.0;
-      for (int64_t i = 0; i < n; ++i) mass += std::exp(double{kept[i].logit} - value[best]);
+      const bool cut_by_rank = top_k > 0 && top_k < n;
+      if (cut_by_rank || top_p < 1.0f) std::sort(kept, kept + n, ranks_before);
+      if (cut_by_rank) n = top_k;
       if (top_p < 1.0f) {
-        double below = 0.0;
+        double mass = 0.0;
+        for (int64_t i = 0; i < n; ++i) mass += weight(i);
+        double reached = 0.0;
         int64_t i = 0;
         do {
-          below += std::exp(double{kept[i].logit} - value[best]) / mass;
-          ++i;
-        } while (i < n && below < top_p);
+          reached += weight(i++);
+        } while (i < n && reached < double{top_p} * mass);
         n = i;
       }
-      // min-p is relative to the most likely token, whose weight is e^0 = 1.
       const double least = params[kSampleMinP];
       int64_t left = 0;
       for (int64_t i = 0; i < n; ++i)
-        if (std::exp(double{kept[i].logit} - value[best]) >= least) kept[left++] = kept[i];
+        if (weight(i) >= least) kept[left++] = kept[i];
       n = left;
       std::sort(kept, kept + n, [](const Candidate& x, const Candidate& y) { return x.id < y.id; });
-      mass = 0.0;
-      for (int64_t i = 0; i < n; ++i) mass += std::exp(double{kept[i].logit} - value[best]);
-      const double u = uniform(seed, float_to_bits(params[kSampleStep]));
-      double below = 0.0;
-      chosen = kept[n - 1].id;
+      double mass = 0.0;
+      for (int64_t i = 0; i < n; ++i) mass += weight(i);
+      const double target = uniform(seed, float_to_bits(params[kSampleStep])) * mass;
+      double reached = 0.0;
       for (int64_t i = 0; i < n; ++i) {
-        below += std::exp(double{kept[i].logit} - value[best]) / mass;
-        if (u < below) {
+        reached += weight(i);
+        if (target < reached) {
           chosen = kept[i].id;
           break;
         }
       }
     }
     a.ids.as<int32_t>()[row] = static_cast<int32_t>(chosen);
-    a.logprobs.as<float>()[row] = static_cast<float>(double{value[chosen]} - value[best] - std::log(total));
+    a.logprobs.as<float>()[row] = static_cast<float>(log_weight(value[chosen]) - std::log(total));
     seen[chosen] = 1;
   });
 }

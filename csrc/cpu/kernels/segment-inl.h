@@ -67,9 +67,9 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
   const int64_t table_words = a.table.size(0);
   const int64_t n = a.ids.size(1);
   check_table(table, table_words, a.layer, n_kv_heads);
-  ZC_CHECK(n_kv_heads == 0 || a.segment < segment_count(table, a.layer, 0), ErrorCode::kArgument,
-           "segment: is %d, expected less than the table's %d", a.segment,
-           segment_count(table, a.layer, 0));
+  // Not against the segment count: a segment is packed first and counted, which makes it visible, afterwards.
+  ZC_CHECK(a.segment < table[kTableMaxSegments], ErrorCode::kArgument,
+           "segment: is %d, expected less than the table's %d", a.segment, table[kTableMaxSegments]);
   const auto view_of = [&](int kv_head) {
     return view_segment(table, table_words, a.pool, a.layer, kv_head, a.segment, d);
   };

@@ -1,0 +1,127 @@
+import { ZipCacheError } from '../errors.js'
+import type { Device, Tensor } from '../ops/index.js'
+import { PAGE_UNIT_BYTES } from './format.js'
+
+/** Bytes that one size of page claims at a time; every size can claim any of them, so no memory is stranded. */
+export const SUPERBLOCK_BYTES = 256 * 1024
+
+interface Superblock {
+  readonly pageBytes: number
+  /** Free slots, the last of them taken first. */
+  readonly free: number[]
+  readonly nSlots: number
+  /** Where it stands in its size's list of superblocks with free slots; -1 when full. */
+  place: number
+}
+
+/**
+ * Pages of any size out of one stretch of device memory. Freed pages are given out again at once: ops run in the order
+ * they were enqueued, so whoever gets a page writes it after the last reader. Addresses count units of 64 bytes.
+ */
+export class PagePool {
+  readonly device: Device
+  /** (capacity) u8; memory stands behind claimed superblocks only. */
+  readonly memory: Tensor<'u8'>
+  readonly capacityBytes: number
+  #usedBytes = 0
+  readonly #superblocks: (Superblock | null)[] = []
+  readonly #unclaimed: number[] = []
+  readonly #withFreeSlots = new Map<number, number[]>()
+
+  /** Throws `ERR_ZC_OUT_OF_MEMORY` when the address space cannot be had. */
+  constructor(device: Device, capacityBytes: number) {
+    this.device = device
+    this.capacityBytes = Math.floor(capacityBytes / SUPERBLOCK_BYTES) * SUPERBLOCK_BYTES
+    this.memory = device.reserve(this.capacityBytes)
+  }
+
+  /** Bytes of pages that are given out. */
+  get usedBytes(): number {
+    return this.#usedBytes
+  }
+
+  /** Bytes of superblocks that are claimed. */
+  get claimedBytes(): number {
+    return (this.#superblocks.length - this.#unclaimed.length) * SUPERBLOCK_BYTES
+  }
+
+  /**
+   * The address of a free page of so many bytes, a multiple of 64.
+   *
+   * Throws `ERR_ZC_OUT_OF_MEMORY` when the pool is full.
+   */
+  allocate(bytes: number): number {
+    const open = this.#openList(bytes)
+    const index = open.at(-1) ?? this.#claim(bytes, open)
+    const block = this.#superblocks[index] as Superblock
+    const slot = block.free.pop() as number
+    if (block.free.length === 0) this.#close(block, open)
+    this.#usedBytes += bytes
+    return (index * SUPERBLOCK_BYTES + slot * bytes) / PAGE_UNIT_BYTES
+  }
+
+  /** Takes back a page that `allocate` gave for so many bytes. */
+  free(address: number, bytes: number): void {
+    const index = Math.floor((address * PAGE_UNIT_BYTES) / SUPERBLOCK_BYTES)
+    const block = this.#superblocks[index]
+    if (block?.pageBytes !== bytes) {
+      throw new ZipCacheError('ERR_ZC_INTERNAL', `page ${address} was not given out as ${bytes} bytes`)
+    }
+    const open = this.#openList(bytes)
+    block.free.push((address * PAGE_UNIT_BYTES - index * SUPERBLOCK_BYTES) / bytes)
+    if (block.place < 0) block.place = open.push(index) - 1
+    if (block.free.length === block.nSlots) this.#release(index, block, open)
+    this.#usedBytes -= bytes
+  }
+
+  dispose(): void {
+    this.memory.dispose()
+  }
+
+  #openList(bytes: number): number[] {
+    let open = this.#withFreeSlots.get(bytes)
+    if (!open) {
+      open = []
+      this.#withFreeSlots.set(bytes, open)
+    }
+    return open
+  }
+
+  #claim(bytes: number, open: number[]): number {
+    if (bytes > SUPERBLOCK_BYTES) {
+      throw new ZipCacheError('ERR_ZC_UNSUPPORTED', `a page of ${bytes} bytes, expected at most ${SUPERBLOCK_BYTES}`)
+    }
+    let index = this.#unclaimed.pop()
+    if (index === undefined) {
+      index = this.#superblocks.length
+      if ((index + 1) * SUPERBLOCK_BYTES > this.capacityBytes) {
+        throw new ZipCacheError(
+          'ERR_ZC_OUT_OF_MEMORY',
+          `kvMemory: all ${this.capacityBytes} bytes of the cache are in use`,
+          { argument: 'kvMemory' },
+        )
+      }
+    }
+    const nSlots = Math.floor(SUPERBLOCK_BYTES / bytes)
+    const free = Array.from({ length: nSlots }, (_, i) => nSlots - 1 - i)
+    this.#superblocks[index] = { pageBytes: bytes, free, nSlots, place: open.push(index) - 1 }
+    return index
+  }
+
+  /** Takes a superblock out of its size's list. */
+  #close(block: Superblock, open: number[]): void {
+    const last = open.pop() as number
+    if (open.length > block.place) {
+      open[block.place] = last
+      ;(this.#superblocks[last] as Superblock).place = block.place
+    }
+    block.place = -1
+  }
+
+  #release(index: number, block: Superblock, open: number[]): void {
+    this.#close(block, open)
+    this.#superblocks[index] = null
+    this.#unclaimed.push(index)
+    this.device.discard(this.memory, index * SUPERBLOCK_BYTES, SUPERBLOCK_BYTES)
+  }
+}

@@ -1,0 +1,74 @@
+import type { Command } from 'commander'
+import { type Demo, runDemo } from '../eval/demo.js'
+import {
+  addModelOptions,
+  integer,
+  kShippedModel,
+  type ModelOptions,
+  policyName,
+  seed,
+} from './options.js'
+import { print, printJson, withProgress } from './output.js'
+import { formatBytes, formatMs, formatPairs, formatRatio, formatTable } from './table.js'
+import { withModel } from './with-model.js'
+
+interface DemoCommandOptions extends ModelOptions {
+  readonly model: string
+  readonly lines: number
+  readonly seed: number
+  readonly policy: string
+}
+
+/** `zipcache demo`: one long-context question, from a 16-bit cache and from a compressed one. */
+export function addDemoCommand(program: Command, signal: AbortSignal): void {
+  const command = program
+    .command('demo')
+    .description('answer a question over a long context from a 16-bit and from a compressed cache')
+    .option('--model <dir>', 'model folder (default: the one that comes with the package)')
+    .option('--lines <n>', 'lines to look through, about 17 tokens each', integer(1, 4096), 200)
+    .option('--seed <n>', 'makes another prompt', seed, 1)
+    .option('--policy <name>', 'compare the 16-bit cache with this one', policyName, 'zipcache')
+  addModelOptions(command).action(async (options: DemoCommandOptions) => {
+    const { model: dir = kShippedModel, lines, seed, policy, json = false } = options
+    const demo = await withModel(dir, options, signal, (model) =>
+      withProgress('demo', !json, (onProgress) => {
+        const policies = policy === 'fp16' ? [policy] : ['fp16', policy]
+        return runDemo({ model, lines, seed, policies, signal, onProgress })
+      }),
+    )
+    if (json) printJson({ model: dir, ...demo })
+    else print(formatDemo(dir, lines, demo))
+  })
+}
+
+function formatDemo(dir: string, lines: number, demo: Demo): string {
+  const facts = formatPairs([
+    ['model', dir],
+    ['prompt', `${demo.promptTokens} tokens: ${lines} lines, and then`],
+    ['question', demo.question],
+    ['expected', demo.expected],
+  ])
+  const table = formatTable(
+    [
+      { title: 'cache', align: 'left' },
+      { title: 'answer', align: 'left' },
+      { title: '', align: 'left' },
+      { title: 'bytes', align: 'right' },
+      { title: 'ratio', align: 'right' },
+      { title: 'peak', align: 'right' },
+      { title: 'prefill ms', align: 'right' },
+      { title: 'decode ms/token', align: 'right' },
+    ],
+    demo.results.map((result) => [
+      result.policy,
+      result.answer ?? '(none)',
+      result.correct ? 'right' : 'wrong',
+      formatBytes(result.bytes.resident),
+      formatRatio(result.ratio),
+      formatBytes(result.bytes.peak),
+      formatMs(result.prefillMs),
+      formatMs(result.decodeMsPerToken),
+    ]),
+  )
+  return `${facts}\n${table}`
+}

@@ -1,0 +1,98 @@
+/** Reads option values; commander puts the option's name before what these complain of. */
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { type Command, InvalidArgumentError } from 'commander'
+import { ZipCacheError } from '../errors.js'
+import { resolvePolicy } from '../policy/index.js'
+
+const kPackageRoot = join(__dirname, '..', '..')
+
+/** The folder of the model that comes with the package. */
+export const kShippedModel = join(kPackageRoot, 'models', 'line-retrieval')
+
+/** The version in package.json. */
+export function packageVersion(): string {
+  const text = readFileSync(join(kPackageRoot, 'package.json'), 'utf8')
+  return (JSON.parse(text) as { version: string }).version
+}
+
+type Parser<T> = (value: string) => T
+
+/** A whole number of [min, max]. */
+export function integer(min: number, max = Number.MAX_SAFE_INTEGER): Parser<number> {
+  return (value) => {
+    const number = Number(value)
+    if (/^[+-]?\d+$/.test(value) && number >= min && number <= max) return number
+    throw new InvalidArgumentError(`Expected a whole number ${range(min, max)}.`)
+  }
+}
+
+/** A decimal number of [min, max]. */
+export function decimal(min: number, max = Number.MAX_VALUE): Parser<number> {
+  return (value) => {
+    const number = Number(value)
+    if (/^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(value) && number >= min && number <= max) {
+      return number
+    }
+    throw new InvalidArgumentError(`Expected a number ${range(min, max)}.`)
+  }
+}
+
+/** Any integer that JavaScript holds exactly. */
+export const seed: Parser<number> = integer(Number.MIN_SAFE_INTEGER)
+
+/** Values between commas. */
+export function list<T>(parse: Parser<T>): Parser<T[]> {
+  return (value) => value.split(',').map((item) => parse(item.trim()))
+}
+
+/** Values between commas, each at most once. */
+export function distinctList<T>(parse: Parser<T>): Parser<T[]> {
+  return (value) => {
+    const items = list(parse)(value)
+    const twice = items.find((item, i) => items.indexOf(item) !== i)
+    if (twice === undefined) return items
+    throw new InvalidArgumentError(`${String(twice)} is named twice.`)
+  }
+}
+
+/** The name of a policy. */
+export function policyName(value: string): string {
+  try {
+    resolvePolicy(value)
+    return value
+  } catch (error) {
+    if (error instanceof ZipCacheError) throw new InvalidArgumentError(`${error.message}.`)
+    throw error
+  }
+}
+
+/** One of a few words. */
+export function choice<T extends string>(...choices: readonly T[]): Parser<T> {
+  return (value) => {
+    if (choices.includes(value as T)) return value as T
+    throw new InvalidArgumentError(`Expected ${choices.join(' or ')}.`)
+  }
+}
+
+function range(min: number, max: number): string {
+  if (max < Number.MAX_SAFE_INTEGER) return `of ${min} to ${max}`
+  return min === Number.MIN_SAFE_INTEGER ? 'that JavaScript holds exactly' : `of at least ${min}`
+}
+
+/** What every command that runs a model takes. */
+export interface ModelOptions {
+  readonly device: string
+  readonly dtype: 'f32' | 'bf16'
+  readonly threads?: number
+  readonly json?: boolean
+}
+
+/** Adds `--device`, `--dtype`, `--threads` and `--json` to a command. */
+export function addModelOptions(command: Command): Command {
+  return command
+    .option('--device <name>', 'device that computes', 'cpu')
+    .option('--dtype <type>', 'compute in f32 or bf16', choice('f32', 'bf16'), 'f32')
+    .option('--threads <n>', 'threads that compute (default: one a core)', integer(1, 1024))
+    .option('--json', 'print one JSON document on stdout and nothing else')
+}

@@ -1,0 +1,87 @@
+import { Command, CommanderError } from 'commander'
+import { ZipCacheError } from '../errors.js'
+import { addBenchCommand } from './bench.js'
+import { addDemoCommand } from './demo.js'
+import { addEvalCommand } from './eval.js'
+import { addGenerateCommand } from './generate.js'
+import { packageVersion } from './options.js'
+import { print, printJson, say } from './output.js'
+
+const kExitFailure = 1
+const kExitUsage = 2
+const kExitSignal = { SIGINT: 130, SIGTERM: 143 } as const
+
+/**
+ * Runs one command line and returns its exit code: 0; 1 for a `ZipCacheError`; 2 for a command line
+ * that makes no sense; 130 for Ctrl-C.
+ *
+ * A failure is one line on stderr, `zipcache: <message> (<code>)`, and with `--json` also
+ * `{ "error": { "code", "message" } }` on stdout.
+ */
+export async function run(argv: readonly string[]): Promise<number> {
+  const json = argv.includes('--json')
+  const interrupt = new AbortController()
+  let exitOnAbort = 0
+  for (const name of ['SIGINT', 'SIGTERM'] as const) {
+    process.on(name, () => {
+      // The second time someone does not want to wait for the current step.
+      if (interrupt.signal.aborted) process.exit(kExitSignal[name])
+      exitOnAbort = kExitSignal[name]
+      interrupt.abort()
+    })
+  }
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') throw error
+    // `zipcache … | head`: nobody reads on, which is no failure.
+    interrupt.abort()
+  })
+  process.stderr.on('error', () => {})
+
+  const program = createProgram(interrupt.signal)
+  try {
+    await program.parseAsync(argv)
+    return 0
+  } catch (error) {
+    if (interrupt.signal.aborted) {
+      if (exitOnAbort !== 0) report('ABORT_ERR', 'interrupted', json)
+      return exitOnAbort
+    }
+    if (error instanceof CommanderError) {
+      if (error.exitCode === 0) return 0 // help or version was asked for
+      if (error.code === 'commander.help') return kExitUsage // help was printed instead
+      const message = error.message.replace(/^error: /, '')
+      report('ERR_ZC_ARGUMENT', message, json)
+      return kExitUsage
+    }
+    if (error instanceof ZipCacheError) {
+      report(error.code, error.message, json)
+      return kExitFailure
+    }
+    report('ERR_ZC_INTERNAL', error instanceof Error ? error.message : String(error), json)
+    if (error instanceof Error) say(error.stack ?? '')
+    return kExitFailure
+  }
+}
+
+function createProgram(signal: AbortSignal): Command {
+  const program = new Command('zipcache')
+  program
+    .description(
+      'Runs language models with a KV cache compressed as in ZipCache (arXiv 2405.14256).',
+    )
+    .version(packageVersion(), '--version', 'print the version')
+    .helpOption('--help', 'print this help')
+    .exitOverride()
+    // `run` reports errors, all in one way.
+    .configureOutput({ writeOut: print, outputError: () => {} })
+  addDemoCommand(program, signal)
+  addGenerateCommand(program, signal)
+  addEvalCommand(program, signal)
+  addBenchCommand(program, signal)
+  return program
+}
+
+function report(code: string, message: string, json: boolean): void {
+  say(`zipcache: ${message.replace(/\s*\n\s*/g, ' ')} (${code})`)
+  if (json) printJson({ error: { code, message } })
+}

@@ -1,0 +1,18 @@
+import { loadModel } from '../engine/load-model.js'
+import type { Model } from '../engine/model.js'
+import type { ModelOptions } from './options.js'
+
+/** Loads a model, uses it, and disposes of it whatever happens. */
+export async function withModel<T>(
+  dir: string,
+  { device, dtype, threads }: ModelOptions,
+  signal: AbortSignal,
+  use: (model: Model) => Promise<T>,
+): Promise<T> {
+  const model = await loadModel(dir, { device, dtype, threads, signal })
+  try {
+    return await use(model)
+  } finally {
+    await model.dispose()
+  }
+}

@@ -1,0 +1,93 @@
+import { ZipCacheError } from '../errors.js'
+import type { ModelTokenizer } from '../model/tokenizer.js'
+import type { SampleParams } from '../ops/index.js'
+import { toSeed } from '../random.js'
+
+/** How tokens are chosen, and when to stop. */
+export interface GenerateOptions {
+  /** At most this many new tokens; default 256. */
+  maxTokens?: number
+  /** 0, the default, always takes the most likely token. */
+  temperature?: number
+  /** Draw from the k most likely tokens only; 0, the default: from all. */
+  topK?: number
+  /** Draw from the smallest set of likeliest tokens that reaches this probability; default 1. */
+  topP?: number
+  /** Leave out tokens less likely than this share of the likeliest; default 0. */
+  minP?: number
+  /** Makes tokens of the context less likely; default 1, off. */
+  repetitionPenalty?: number
+  /** Same seed, same tokens; default 0. */
+  seed?: number
+  /** Aborting rejects with `signal.reason`. */
+  signal?: AbortSignal
+  /** Go on after the model's end-of-text tokens; default false. */
+  ignoreEos?: boolean
+  /** Texts that end the generation; they are not part of it. */
+  stop?: string | readonly string[]
+  /** Tokens that end the generation beside the model's own; they are not part of it. */
+  stopTokens?: readonly number[]
+}
+
+/** A new token. */
+export interface GeneratedToken {
+  readonly id: number
+  /**
+   * The text that became certain with it: '' while a character or a stop string may still be incomplete, or without a
+   * tokenizer.
+   */
+  readonly text: string
+  /** Natural log of the probability that the model gave it, before top-k, top-p and min-p. */
+  readonly logprob: number
+}
+
+/** Why a generation ended: a stop token or text, or no room for more. */
+export type FinishReason = 'stop' | 'length'
+
+/** What a generation was asked for, checked and with the defaults filled in. */
+export interface GenerationPlan {
+  readonly maxTokens: number
+  readonly params: Omit<SampleParams, 'step'>
+  readonly stopTokens: ReadonlySet<number>
+  readonly stopTexts: readonly string[]
+  readonly signal: AbortSignal | undefined
+}
+
+/** Throws `ERR_ZC_ARGUMENT` naming the option that is wrong. */
+export function planGeneration(
+  options: GenerateOptions,
+  eosTokenIds: readonly number[],
+  tokenizer: ModelTokenizer | null,
+): GenerationPlan {
+  const stopTexts = typeof options.stop === 'string' ? [options.stop] : [...(options.stop ?? [])]
+  if (stopTexts.length > 0 && !tokenizer) {
+    throw bad('stop', 'is given, but the model has no tokenizer to find texts with')
+  }
+  const topK = check('topK', options.topK ?? 0, 0, 2 ** 31 - 1)
+  if (!Number.isInteger(topK)) throw bad('topK', `is ${topK}, expected a whole number`)
+  const maxTokens = check('maxTokens', options.maxTokens ?? 256, 0, 2 ** 31 - 1)
+  if (!Number.isInteger(maxTokens)) throw bad('maxTokens', `is ${maxTokens}, expected a whole number`)
+  return {
+    maxTokens,
+    params: {
+      temperature: check('temperature', options.temperature ?? 0, 0, 1000),
+      topK,
+      topP: check('topP', options.topP ?? 1, 0, 1),
+      minP: check('minP', options.minP ?? 0, 0, 1),
+      repetitionPenalty: check('repetitionPenalty', options.repetitionPenalty ?? 1, 0.01, 100),
+      seed: toSeed(options.seed ?? 0),
+    },
+    stopTokens: new Set([...(options.ignoreEos ? [] : eosTokenIds), ...(options.stopTokens ?? [])]),
+    stopTexts,
+    signal: options.signal,
+  }
+}
+
+function check(name: string, value: unknown, min: number, max: number): number {
+  if (typeof value === 'number' && value >= min && value <= max) return value
+  throw bad(name, `is ${String(value)}, expected a number of ${min} to ${max}`)
+}
+
+function bad(name: string, what: string): ZipCacheError {
+  return new ZipCacheError('ERR_ZC_ARGUMENT', `${name}: ${what}`, { argument: name })
+}

@@ -1,0 +1,91 @@
+import os from 'node:os'
+import { PagePool } from '../cache/index.js'
+import { ZipCacheError } from '../errors.js'
+import { checkTensors, openCheckpoint } from '../model/checkpoint.js'
+import { readModelConfig } from '../model/config.js'
+import { ropeFrequencies } from '../model/rope-frequencies.js'
+import { loadTokenizer } from '../model/tokenizer.js'
+import { attentionDtypeOf, type ComputeDtype, loadWeights } from '../model/weights.js'
+import { Device } from '../ops/index.js'
+import { Model } from './model.js'
+
+/** Settings of `loadModel`. */
+export interface LoadOptions {
+  /** A device by name (`cpu`), opened for this model, or one that the caller keeps; default `cpu`. */
+  device?: string | Device
+  /**
+   * What the model computes in; default `f32`. With `bf16` weights and activations are rounded to bfloat16, sums and the
+   * residual stream stay in float32.
+   */
+  dtype?: ComputeDtype
+  /** Threads of a device opened by name; default one a core. */
+  threads?: number
+  /** The most memory that caches of this model may take together, in bytes; default half of the machine's. */
+  kvMemory?: number
+  signal?: AbortSignal
+}
+
+/**
+ * Loads a Hugging Face folder: config.json, safetensors (one file or shards, memory-mapped), tokenizer.json if there is one.
+ * LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and Qwen3ForCausalLM.
+ *
+ * Rejects with `ERR_ZC_CONFIG` for a config that is damaged or not supported, naming what; `ERR_ZC_CHECKPOINT` and `ERR_ZC_NUMERIC` for
+ * weights that are missing, damaged or not numbers; `ERR_ZC_TOKENIZER`; `ERR_ZC_DEVICE`; `ERR_ZC_ARGUMENT` for a bad option;
+ * `signal.reason` when aborted. Nothing stays allocated then, and the config and the headers are checked before anything is.
+ */
+export async function loadModel(dir: string, options: LoadOptions = {}): Promise<Model> {
+  const { dtype = 'f32', signal } = options
+  if (dtype !== 'f32' && dtype !== 'bf16') {
+    throw new ZipCacheError('ERR_ZC_ARGUMENT', `dtype: is ${String(dtype)}, expected f32 or bf16`, {
+      argument: 'dtype',
+    })
+  }
+  const kvMemory = options.kvMemory ?? os.totalmem() / 2
+  if (!(Number.isFinite(kvMemory) && kvMemory >= 1 << 20)) {
+    throw new ZipCacheError('ERR_ZC_ARGUMENT', `kvMemory: is ${kvMemory}, expected bytes, a MiB at least`, {
+      argument: 'kvMemory',
+    })
+  }
+  signal?.throwIfAborted()
+  const config = await readModelConfig(dir)
+  const checked = checkTensors(await openCheckpoint(dir), config)
+  const tokenizer = await loadTokenizer(dir)
+  signal?.throwIfAborted()
+
+  const ownsDevice = !(options.device instanceof Device)
+  const device =
+    options.device instanceof Device
+      ? options.device
+      : await Device.open(options.device ?? 'cpu', threadsOf(options))
+  const disposers: (() => void)[] = []
+  const release = async () => {
+    for (const dispose of disposers) dispose()
+    if (ownsDevice) await device.dispose()
+  }
+  try {
+    const weights = await loadWeights(device, checked, dtype, signal)
+    disposers.push(() => weights.dispose())
+    const { invFreq, attentionScale } = ropeFrequencies(config.rope, config.headDim, config.maxPositions)
+    const frequencies = device.from(invFreq, [invFreq.length], 'f32')
+    disposers.push(() => frequencies.dispose())
+    const pool = new PagePool(device, kvMemory)
+    disposers.push(() => pool.dispose())
+    const forwardModel = {
+      device,
+      config,
+      weights,
+      dtype,
+      attentionDtype: attentionDtypeOf(dtype),
+      invFreq: frequencies,
+      attentionScale,
+    }
+    return new Model(forwardModel, pool, tokenizer, release)
+  } catch (error) {
+    await release()
+    throw error
+  }
+}
+
+function threadsOf({ threads }: LoadOptions): { threads?: number } {
+  return threads === undefined ? {} : { threads }
+}

@@ -1,0 +1,21 @@
+/** zipcache: language models over a KV cache that keeps salient tokens at high precision and the others at low. */
+export {
+  type FinishReason,
+  type GeneratedToken,
+  type GenerateOptions,
+} from './engine/generation.js'
+export { type LoadOptions, loadModel } from './engine/load-model.js'
+export { Model, type SequenceOptions } from './engine/model.js'
+export { type CacheBytes, type Prompt, Sequence } from './engine/sequence.js'
+export { ERROR_CODES, type ErrorCode, ZipCacheError } from './errors.js'
+export type { ModelConfig } from './model/config.js'
+export type { ChatMessage, ModelTokenizer } from './model/tokenizer.js'
+export { Device, type DeviceOptions } from './ops/index.js'
+export {
+  type CachePolicy,
+  POLICY_NAMES,
+  type PolicySpec,
+  resolvePolicy,
+  type UniformOptions,
+  type ZipCacheOptions,
+} from './policy/index.js'

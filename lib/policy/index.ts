@@ -1,0 +1,75 @@
+/** Cache policies by name. A new one is a file of its own, one line in POLICIES and one in PolicyOptionsOf. */
+import { ZipCacheError } from '../errors.js'
+import { type Fp16Options, fp16 } from './fp16.js'
+import { type FullOptions, full } from './full.js'
+import type { CachePolicy } from './policy.js'
+import { type UniformOptions, uniform } from './uniform.js'
+import { type ZipCacheOptions, zipcache } from './zipcache.js'
+
+export type { Fp16Options } from './fp16.js'
+export type { FullOptions } from './full.js'
+export type {
+  CachePolicy,
+  CodeBits,
+  Compression,
+  PrecisionClass,
+  QuantRange,
+  SaliencyMetric,
+} from './policy.js'
+export type { ProbeShares } from './probes.js'
+export type { UniformOptions } from './uniform.js'
+export type { ZipCacheOptions } from './zipcache.js'
+
+interface PolicyOptionsOf {
+  full: FullOptions
+  fp16: Fp16Options
+  zipcache: ZipCacheOptions
+  uniform: UniformOptions
+}
+
+type PolicyName = keyof PolicyOptionsOf
+
+const POLICIES: { [N in PolicyName]: (options: PolicyOptionsOf[N]) => CachePolicy } = {
+  full,
+  fp16,
+  zipcache,
+  uniform,
+}
+
+/** Names that `resolvePolicy` knows as strings. */
+export const POLICY_NAMES = [
+  'full',
+  'fp16',
+  'zipcache',
+  'uniform2',
+  'uniform3',
+  'uniform4',
+  'uniform8',
+] as const
+
+/** A policy by name (`zipcache`, `uniform4` …), or by name and options. */
+export type PolicySpec = string | PolicyOptionsOf[PolicyName]
+
+/**
+ * The policy that a specification names.
+ *
+ * Throws `ERR_ZC_ARGUMENT` for an unknown name, an unknown option or a value out of range, naming it.
+ */
+export function resolvePolicy(spec: PolicySpec): CachePolicy {
+  const options = typeof spec === 'string' ? parseName(spec) : spec
+  const name = (options as { name?: unknown } | null)?.name
+  if (typeof name !== 'string' || !Object.hasOwn(POLICIES, name)) {
+    throw new ZipCacheError(
+      'ERR_ZC_ARGUMENT',
+      `policy: is ${JSON.stringify(typeof spec === 'string' ? spec : name)}, expected one of ${POLICY_NAMES.join(', ')}`,
+      { argument: 'policy' },
+    )
+  }
+  const make = POLICIES[name as PolicyName] as (options: object) => CachePolicy
+  return make(options as object)
+}
+
+function parseName(text: string): { name: string; bits?: number } {
+  const uniformBits = /^uniform(\d+)$/.exec(text)
+  return uniformBits ? { name: 'uniform', bits: Number(uniformBits[1]) } : { name: text }
+}

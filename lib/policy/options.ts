@@ -1,0 +1,70 @@
+import { ZipCacheError } from '../errors.js'
+
+/** The options of one policy as its caller gave them: read them one by one, then `done()` refuses what is left over. */
+export class PolicyOptions {
+  readonly #name: string
+  readonly #left: Map<string, unknown>
+
+  constructor(name: string, options: object) {
+    this.#name = name
+    this.#left = new Map(Object.entries(options).filter(([key]) => key !== 'name'))
+  }
+
+  /** A number of [min, max], whole if `integer`. */
+  number(key: string, fallback: number, min: number, max: number, integer = false): number {
+    const value = this.#take(key) ?? fallback
+    const kind = integer ? 'a whole number' : 'a number'
+    const good = typeof value === 'number' && value >= min && value <= max
+    if (!good || (integer && !Number.isInteger(value))) {
+      throw this.#bad(key, value, `${kind} of ${min} to ${max}`)
+    }
+    return value
+  }
+
+  /** One of a few values. */
+  choice<T>(key: string, fallback: T, choices: readonly T[]): T {
+    const value = this.#take(key) ?? fallback
+    if (!choices.includes(value as T)) throw this.#bad(key, value, `one of ${choices.join(', ')}`)
+    return value as T
+  }
+
+  /** The options of a nested object, or none. */
+  nested(key: string): PolicyOptions | null {
+    const value = this.#take(key)
+    if (value === undefined) return null
+    if (typeof value !== 'object' || value === null) throw this.#bad(key, value, 'an object')
+    return new PolicyOptions(`${this.#name}.${key}`, value)
+  }
+
+  /** A value that the caller of this reads by itself. */
+  raw(key: string): unknown {
+    return this.#take(key)
+  }
+
+  error(key: string, value: unknown, expected: string): ZipCacheError {
+    return this.#bad(key, value, expected)
+  }
+
+  /** Throws `ERR_ZC_ARGUMENT` when an option was given that nothing has read. */
+  done(): void {
+    const [unknown] = this.#left.keys()
+    if (unknown === undefined) return
+    throw new ZipCacheError('ERR_ZC_ARGUMENT', `policy: ${this.#name} has no option '${unknown}'`, {
+      argument: `policy.${unknown}`,
+    })
+  }
+
+  #take(key: string): unknown {
+    const value = this.#left.get(key)
+    this.#left.delete(key)
+    return value
+  }
+
+  #bad(key: string, value: unknown, expected: string): ZipCacheError {
+    return new ZipCacheError(
+      'ERR_ZC_ARGUMENT',
+      `policy: ${this.#name}'s ${key} is ${JSON.stringify(value)}, expected ${expected}`,
+      { argument: `policy.${key}` },
+    )
+  }
+}

@@ -1,0 +1,50 @@
+import type { Seed } from '../random.js'
+
+/** Bits of a quantized key or value. */
+export type CodeBits = 2 | 3 | 4 | 8
+
+/** How the range of a channel or token is found; see `quantize`. */
+export type QuantRange = 'minmax' | { norm: 2 | 3 | 4 | 5 | 6 }
+
+/** How the attention that a token received becomes its saliency; see `probeAttention`. */
+export type SaliencyMetric = 'normalized' | 'accumulated'
+
+/** How one class of tokens is stored. K and V have bits of their own. */
+export interface PrecisionClass {
+  keyBits: CodeBits
+  valueBits: CodeBits
+  keyRange: QuantRange
+  valueRange: QuantRange
+}
+
+/** What a policy that compresses decides: pure functions of lengths and seeds. */
+export interface Compression {
+  /** New tokens stay in 16 bits until this many have gathered. */
+  readonly window: number
+  /** Salient tokens. */
+  readonly high: PrecisionClass
+  /** Regular tokens. */
+  readonly low: PrecisionClass
+  readonly metric: SaliencyMetric
+  /** How many of `nTokens` are salient, for every KV head. */
+  nSalient(nTokens: number): number
+  /**
+   * Rows of a prompt of `nTokens` whose attention is looked at, ascending; for each layer a draw of its own. Empty when
+   * no saliency is needed.
+   */
+  promptProbes(nTokens: number, seed: Seed, layer: number): Int32Array
+  /** The same for a window: which of its tokens, the one that closes it always among them. */
+  windowProbes(seed: Seed): Int32Array
+}
+
+/**
+ * How a sequence's cache is kept. Facts go in and plans come out; a policy touches no tensor, no clock and no hidden
+ * state, so that the same seed gives the same cache.
+ */
+export interface CachePolicy {
+  readonly name: string
+  /** Type of tokens that are not compressed: float16, or the type the model computes in. */
+  readonly tail: 'f16' | 'compute'
+  /** null: every token stays in the tail. */
+  readonly compression: Compression | null
+}

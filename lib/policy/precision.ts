@@ -1,0 +1,67 @@
+import type { PolicyOptions } from './options.js'
+import type { CodeBits, PrecisionClass, QuantRange } from './policy.js'
+
+/** Bits that codes can have. */
+export const CODE_BITS = [2, 3, 4, 8] as const
+
+const CLASSES = ['high', 'low'] as const
+type ClassName = (typeof CLASSES)[number]
+
+/**
+ * Reads `highBits`, `lowBits`, `keyBits: { high, low }`, `valueBits: { high, low }`, `keyRange` and `valueRange` (one range,
+ * or `{ high, low }`) into the two classes; what is given for K or V alone wins over what is given for both.
+ */
+export function readPrecision(
+  options: PolicyOptions,
+  defaults: Record<ClassName, CodeBits>,
+): Record<ClassName, PrecisionClass> {
+  const both = {
+    high: options.choice('highBits', defaults.high, CODE_BITS),
+    low: options.choice('lowBits', defaults.low, CODE_BITS),
+  }
+  const keyBits = readBits(options, 'keyBits', both)
+  const valueBits = readBits(options, 'valueBits', both)
+  const keyRange = readRanges(options, 'keyRange')
+  const valueRange = readRanges(options, 'valueRange')
+  const precision = (name: ClassName): PrecisionClass => ({
+    keyBits: keyBits[name],
+    valueBits: valueBits[name],
+    keyRange: keyRange[name],
+    valueRange: valueRange[name],
+  })
+  return { high: precision('high'), low: precision('low') }
+}
+
+function readBits(
+  options: PolicyOptions,
+  key: string,
+  fallback: Record<ClassName, CodeBits>,
+): Record<ClassName, CodeBits> {
+  const own = options.nested(key)
+  if (!own) return fallback
+  const bits = {
+    high: own.choice('high', fallback.high, CODE_BITS),
+    low: own.choice('low', fallback.low, CODE_BITS),
+  }
+  own.done()
+  return bits
+}
+
+/** Reads `'minmax'`, `{ norm }`, or `{ high, low }` of those. */
+export function readRanges(options: PolicyOptions, key: string): Record<ClassName, QuantRange> {
+  const value = options.raw(key) ?? 'minmax'
+  const isPair = typeof value === 'object' && value !== null && !('norm' in value)
+  const pair = isPair ? (value as Partial<Record<ClassName, unknown>>) : { high: value, low: value }
+  for (const name of Object.keys(pair)) {
+    if (!CLASSES.includes(name as ClassName)) throw options.error(key, value, RANGE_FORMS)
+  }
+  const read = (range: unknown): QuantRange => {
+    if (range === undefined || range === 'minmax') return 'minmax'
+    const norm = typeof range === 'object' && range !== null && 'norm' in range ? range.norm : null
+    if (norm === 2 || norm === 3 || norm === 4 || norm === 5 || norm === 6) return { norm }
+    throw options.error(key, value, RANGE_FORMS)
+  }
+  return { high: read(pair.high), low: read(pair.low) }
+}
+
+const RANGE_FORMS = "'minmax', { norm: 2 to 6 }, or { high, low } of those"

@@ -1,0 +1,404 @@
+import fc from 'fast-check'
+import type { ErrorCode } from '../../lib/errors.js'
+import { mixedAttention } from '../../lib/ops/index.js'
+import {
+  type FloatDtype,
+  mixedAttention as reference,
+  type Segment,
+  type SegmentFormat,
+} from '../../lib/reference/index.js'
+import { describeBackends } from '../support/backends.js'
+import { expectClose, expectIdentical } from '../support/compare.js'
+import { type DeviceTensors, floatDtypes } from '../support/device-tensors.js'
+import { expectRefused, expectRejected } from '../support/errors.js'
+import { PackedCache, stackTables } from '../support/packed-cache.js'
+import { type BlockPlan, packSequence, type SequencePlan } from '../support/packed-sequence.js'
+import { propertyRuns } from '../support/properties.js'
+import { cumulative, normals, storeAs } from '../support/random-data.js'
+import { attentionTolerance, tolerance } from '../support/tolerance.js'
+
+const codeFormats = ['u2', 'u3', 'u4', 'u8'] as const
+
+/** What varies between the calls of these tests. */
+interface Call {
+  /** rows of each sequence: the newest `qLen` tokens, or rows after them all when not `causal` */
+  sequences: readonly { plan: SequencePlan; qLen: number }[]
+  nHeads: number
+  nKvHeads: number
+  headDim: number
+  dtype: FloatDtype
+  seed: number
+  tail: boolean
+  causal: boolean
+  slidingWindow: number
+}
+
+const block = (nTokens: number, nSalient: number, high: SegmentFormat = 'u4', low: SegmentFormat = 'u2'): BlockPlan => ({
+  nTokens,
+  nSalient,
+  salient: { keyFormat: high, valueFormat: high },
+  regular: { keyFormat: low, valueFormat: low },
+})
+
+/** A prompt of 83, one window, and a tail: pages that end inside and at a page's end. */
+const usualPlan: SequencePlan = {
+  blocks: [block(83, 50), block(48, 32)],
+  tail: { format: 'f16', nTokens: 21 },
+}
+
+const usual: Call = {
+  sequences: [{ plan: usualPlan, qLen: 1 }],
+  nHeads: 4,
+  nKvHeads: 2,
+  headDim: 32,
+  dtype: 'f32',
+  seed: 1,
+  tail: true,
+  causal: true,
+  slidingWindow: 0,
+}
+
+/** Packs the sequences of a call; gives the arguments of mixedAttention and the reference's result. */
+function prepare(tensors: DeviceTensors, call: Call) {
+  const { nHeads, nKvHeads, headDim, dtype, seed } = call
+  const cache = new PackedCache(tensors, { nKvHeads, headDim, maxSegments: 6, poolBytes: 1 << 21 })
+  const packed = call.sequences.map(({ plan }, index) =>
+    packSequence(tensors, { cache, plan, nKvHeads, headDim, dtype, seed: seed * 7 + index }),
+  )
+  const cuSeqlens = cumulative(call.sequences.map(({ qLen }) => qLen))
+  const totalQ = cuSeqlens.at(-1)!
+  const q = storeAs(dtype, normals(seed + 99, totalQ * nHeads * headDim))
+  const positions = call.sequences.flatMap(({ qLen }, index) => {
+    const first = packed[index].length - (call.causal && call.tail ? qLen : 0)
+    return Array.from({ length: qLen }, (_, i) => first + i)
+  })
+  const { words, shape } = stackTables(packed.map(({ table }) => table))
+  const scale = Math.fround(1 / Math.sqrt(headDim))
+  const args = {
+    q: tensors.input(dtype, q.stored as Uint16Array, [totalQ, nHeads, headDim]),
+    out: tensors.output(dtype, [totalQ, nHeads, headDim]),
+    lse: tensors.output('f32', [totalQ, nHeads]),
+    pool: cache.pool,
+    tables: tensors.i32(words, shape),
+    cuSeqlens: tensors.i32(cuSeqlens),
+    positions: tensors.i32(positions),
+    layer: 0,
+    scale,
+    slidingWindow: call.slidingWindow,
+    tail: call.tail,
+    causal: call.causal,
+  }
+  const width = nHeads * headDim
+  const expected = () => {
+    const parts = packed.map(({ segments }, index) => {
+      const [first, last] = [cuSeqlens[index], cuSeqlens[index + 1]]
+      return reference({
+        q: q.values.subarray(first * width, last * width),
+        segments: call.tail ? segments : segments.slice(1),
+        nHeads,
+        nKvHeads,
+        headDim,
+        scale,
+        queryPositions: positions.slice(first, last),
+        slidingWindow: call.slidingWindow,
+      })
+    })
+    return {
+      out: parts.flatMap((part) => [...part.out]),
+      lse: parts.flatMap((part) => [...part.lse]),
+    }
+  }
+  return { args, expected, cuSeqlens, totalQ }
+}
+
+async function run(tensors: DeviceTensors, call: Call) {
+  const { args } = prepare(tensors, call)
+  mixedAttention(args)
+  const result = { out: await tensors.values(args.out), lse: await tensors.values(args.lse) }
+  return result
+}
+
+const allowed = { f32: tolerance.mixedAttention, f16: tolerance.mixedAttention, bf16: attentionTolerance.bf16 }
+
+describeBackends('mixedAttention', (backend) => {
+  async function expectReference(changes: Partial<Call>) {
+    const { tensors } = backend
+    const call = { ...usual, ...changes }
+    const { args, expected, cache, totalQ } = prepare(tensors, call)
+    mixedAttention(args)
+    const { out, lse } = expected()
+    const { nHeads, headDim, dtype, seed } = call
+    expectClose(await tensors.values(args.out), out, {
+      name: 'out',
+      shape: [totalQ, nHeads, headDim],
+      tolerance: allowed[dtype],
+      seed,
+    })
+    expectClose(await tensors.values(args.lse), lse, {
+      name: 'lse',
+      shape: [totalQ, nHeads],
+      tolerance: tolerance.lse,
+      rowLength: 1,
+      floor: 1,
+      seed,
+    })
+    tensors.dispose()
+  }
+
+  describe('equals attention over the dequantized values in double precision', () => {
+    const pairs = codeFormats.flatMap((keyFormat) =>
+      codeFormats.map((valueFormat) => ({ keyFormat, valueFormat })),
+    )
+    test.each(pairs)('K $keyFormat, V $valueFormat beside V and K of the same', async (formats) => {
+      const { keyFormat, valueFormat } = formats
+      const crossed = { keyFormat: valueFormat, valueFormat: keyFormat }
+      const plan = {
+        blocks: [{ nTokens: 70, nSalient: 33, salient: formats, regular: crossed }],
+        tail: { format: 'f16', nTokens: 5 },
+      } as const
+      await expectReference({ sequences: [{ plan, qLen: 2 }], seed: 3 })
+    })
+
+    test.each(floatDtypes)('q of %s, tails of every format', async (dtype) => {
+      for (const format of floatDtypes) {
+        const plan = { ...usualPlan, tail: { format, nTokens: 19 } }
+        await expectReference({ dtype, sequences: [{ plan, qLen: 3 }], seed: 5 })
+      }
+    })
+
+    test.each([1, 2, 5, 70])('%i rows', async (qLen) => {
+      const plan = { ...usualPlan, tail: { format: 'f16', nTokens: Math.max(qLen, 21) } } as const
+      await expectReference({ sequences: [{ plan, qLen }], nHeads: 8, seed: qLen })
+      await expectReference({ sequences: [{ plan, qLen }], nHeads: 8, seed: qLen, causal: false })
+      await expectReference({ sequences: [{ plan, qLen }], nHeads: 8, seed: qLen, tail: false })
+    })
+
+    test.each([
+      [3, 3],
+      [4, 1],
+      [14, 2],
+      [8, 1],
+      [64, 1],
+    ])('%i heads over %i', async (nHeads, nKvHeads) => {
+      await expectReference({ nHeads, nKvHeads, seed: nHeads })
+      await expectReference({ nHeads, nKvHeads, seed: nHeads, sequences: [{ plan: usualPlan, qLen: 5 }] })
+    })
+
+    test.each([16, 32, 48, 64, 96, 128, 256])('head_dim %i', async (headDim) => {
+      await expectReference({ headDim, seed: headDim })
+    })
+
+    test.each([0, 1, 15, 16, 17, 63, 64, 65, 127, 128, 129])('%i tokens in a segment', async (n) => {
+      const plan = { blocks: [block(n, n, 'u3')], tail: { format: 'f16', nTokens: 1 } } as const
+      await expectReference({ sequences: [{ plan, qLen: 1 }], seed: n })
+    })
+
+    test.each([1, 15, 16, 17, 31, 63, 64, 65, 100])('%i tokens in the tail, nothing packed', async (n) => {
+      const plan = { blocks: [], tail: { format: 'bf16', nTokens: n } } as const
+      await expectReference({ sequences: [{ plan, qLen: 1 }], seed: n })
+      await expectReference({ sequences: [{ plan, qLen: Math.min(n, 5) }], seed: n })
+    })
+
+    test('an empty tail', async () => {
+      const plan = { ...usualPlan, tail: { format: 'f16', nTokens: 0 } } as const
+      await expectReference({ sequences: [{ plan, qLen: 3 }], causal: false })
+      await expectReference({ sequences: [{ plan, qLen: 3 }], tail: false })
+    })
+
+    test('an empty class beside a full one', async () => {
+      const plan = { blocks: [block(40, 0)], tail: { format: 'f16', nTokens: 3 } } as const
+      await expectReference({ sequences: [{ plan, qLen: 2 }] })
+    })
+
+    test.each([1, 2, 16, 21, 22, 40, 69, 70, 100, 151, 152, 4000])('a sliding window of %i', async (slidingWindow) => {
+      for (const qLen of [1, 7]) {
+        await expectReference({ sequences: [{ plan: usualPlan, qLen }], slidingWindow, seed: slidingWindow })
+      }
+    })
+
+    test('a sliding window that has left whole segments behind, without the tail', async () => {
+      await expectReference({ sequences: [{ plan: usualPlan, qLen: 2 }], slidingWindow: 40, tail: false })
+    })
+
+    test('searched ranges', async () => {
+      const searched = { ...block(83, 50), keyRange: { norm: 4 }, valueRange: { norm: 2 } } as const
+      const plan = { ...usualPlan, blocks: [searched] }
+      await expectReference({ sequences: [{ plan, qLen: 2 }] })
+    })
+
+    test('a few thousand tokens', async () => {
+      const plan = {
+        blocks: [block(3001, 1800), block(100, 60), block(100, 100)],
+        tail: { format: 'f16', nTokens: 99 },
+      } as const
+      await expectReference({ sequences: [{ plan, qLen: 1 }], nHeads: 2, nKvHeads: 1, seed: 8 })
+    })
+
+    test('several sequences of one call', async () => {
+      const plans: SequencePlan[] = [
+        usualPlan,
+        { blocks: [], tail: { format: 'f16', nTokens: 9 } },
+        { blocks: [block(17, 17, 'u8')], tail: { format: 'f16', nTokens: 0 } },
+        { blocks: [block(65, 40, 'u4', 'u3')], tail: { format: 'f32', nTokens: 33 } },
+      ]
+      const qLens = [3, 9, 0, 1]
+      const sequences = plans.map((plan, index) => ({ plan, qLen: qLens[index] }))
+      await expectReference({ sequences, nHeads: 14, seed: 21 })
+      await expectReference({ sequences, nHeads: 14, seed: 22, slidingWindow: 30 })
+    })
+
+    test('property: any cache', async () => {
+      const format = fc.constantFrom(...codeFormats)
+      const formats = fc.record({ keyFormat: format, valueFormat: format })
+      const blockPlan = fc
+        .record({ nTokens: fc.integer({ min: 1, max: 60 }), salient: formats, regular: formats })
+        .chain((plan) =>
+          fc.record({ ...mapConstants(plan), nSalient: fc.integer({ min: 0, max: plan.nTokens }) }),
+        )
+      const inputs = fc.record({
+        plan: fc.record({
+          blocks: fc.array(blockPlan, { maxLength: 2 }),
+          tail: fc.record({
+            format: fc.constantFrom(...floatDtypes),
+            nTokens: fc.integer({ min: 1, max: 40 }),
+          }),
+        }),
+        qShare: fc.double({ min: 0, max: 1, noNaN: true }),
+        slidingWindow: fc.constantFrom(0, 0, 5, 33),
+        seed: fc.nat({ max: 1e6 }),
+      })
+      const property = fc.asyncProperty(inputs, async ({ plan, qShare, slidingWindow, seed }) => {
+        const qLen = Math.max(1, Math.round(qShare * plan.tail.nTokens))
+        await expectReference({ sequences: [{ plan, qLen }], slidingWindow, seed })
+      })
+      await fc.assert(property, propertyRuns(25))
+    })
+  })
+
+  test('a row that sees nothing gets exactly 0 and -infinity', async () => {
+    const plan = { blocks: [], tail: { format: 'f16', nTokens: 0 } } as const
+    const sequences = [{ plan, qLen: 2 }]
+    const { out, lse } = await run(backend.tensors, { ...usual, sequences, causal: false })
+    expect(out.every((x) => x === 0)).toBe(true)
+    expect([...lse]).toEqual(new Array(8).fill(-Infinity))
+  })
+
+  describe('does the same bit for bit', () => {
+    const plans: SequencePlan[] = [
+      usualPlan,
+      { blocks: [block(17, 17, 'u8')], tail: { format: 'f16', nTokens: 12 } },
+      { blocks: [block(65, 40, 'u4', 'u3')], tail: { format: 'f16', nTokens: 33 } },
+    ]
+    const sequences = [plans[0], plans[1], plans[2]].map((plan, i) => ({ plan, qLen: [1, 12, 5][i] }))
+    const batch = { ...usual, nHeads: 14, dtype: 'f16', sequences, seed: 31 } as const
+
+    test.each([1, 2, 3])('with %i threads', async (threads) => {
+      const here = await run(backend.tensors, batch)
+      const there = await backend.withDevice({ threads }, (_, tensors) => run(tensors, batch))
+      expectIdentical(there.out, here.out, { name: 'out', shape: [18, 14, 32] })
+      expectIdentical(there.lse, here.lse, { name: 'lse', shape: [18, 14] })
+    })
+
+    test('for a sequence alone and in a batch', async () => {
+      const { tensors } = backend
+      const { args, cuSeqlens } = prepare(tensors, batch)
+      mixedAttention(args)
+      const together = { out: await tensors.values(args.out), lse: await tensors.values(args.lse) }
+      const tables = await tensors.read(args.tables)
+      const q = await tensors.read(args.q)
+      const positions = await tensors.read(args.positions)
+      const words = tables.length / sequences.length
+      for (const [index, { qLen }] of sequences.entries()) {
+        const [first, last] = [cuSeqlens[index], cuSeqlens[index + 1]]
+        const out = tensors.output('f16', [qLen, 14, 32])
+        const lse = tensors.output('f32', [qLen, 14])
+        mixedAttention({
+          ...args,
+          q: tensors.input('f16', (q as Uint16Array).slice(first * 448, last * 448), [qLen, 14, 32]),
+          tables: tensors.i32(tables.slice(index * words, (index + 1) * words), [1, words]),
+          positions: tensors.i32(positions.slice(first, last)),
+          cuSeqlens: tensors.i32([0, qLen]),
+          out,
+          lse,
+        })
+        expectIdentical(await tensors.values(out), together.out.slice(first * 448, last * 448), {
+          name: `out of sequence ${index}`,
+          shape: [qLen, 14, 32],
+        })
+        expectIdentical(await tensors.values(lse), together.lse.slice(first * 14, last * 14), {
+          name: `lse of sequence ${index}`,
+          shape: [qLen, 14],
+        })
+      }
+    })
+
+    test('for one row alone and among others, packed tokens being all it sees', async () => {
+      const plan = { ...usualPlan, tail: { format: 'f16', nTokens: 0 } } as const
+      const { tensors } = backend
+      const call = { ...usual, sequences: [{ plan, qLen: 6 }], causal: false }
+      const { args } = prepare(tensors, call)
+      mixedAttention(args)
+      const together = await tensors.values(args.out)
+      const q = (await tensors.read(args.q)) as Float32Array
+      const out = tensors.output('f32', [1, 4, 32])
+      mixedAttention({
+        ...args,
+        q: tensors.f32(q.slice(3 * 128, 4 * 128), [1, 4, 32]),
+        out,
+        lse: tensors.output('f32', [1, 4]),
+        cuSeqlens: tensors.i32([0, 1]),
+        positions: tensors.i32([0]),
+      })
+      expectIdentical(await tensors.values(out), together.slice(3 * 128, 4 * 128), { name: 'out', shape: [1, 4, 32] })
+    })
+  })
+
+  test('no sequences at all', async () => {
+    const { tensors } = backend
+    const { args } = prepare(tensors, { ...usual, sequences: [] })
+    mixedAttention(args)
+    expect(await tensors.read(args.out)).toHaveLength(0)
+  })
+
+  describe('refuses', () => {
+    const refused: [string, (t: DeviceTensors) => object, ErrorCode, string][] = [
+      ['integers for q', (t) => ({ q: t.output('i32', [1, 4, 32]) }), 'ERR_ZC_DTYPE', 'q'],
+      ['no heads', (t) => ({ q: t.output('f32', [1, 0, 32]) }), 'ERR_ZC_SHAPE', 'q'],
+      ['another out', (t) => ({ out: t.output('f16', [1, 4, 32]) }), 'ERR_ZC_DTYPE', 'out'],
+      ['another lse', (t) => ({ lse: t.output('f32', [4]) }), 'ERR_ZC_SHAPE', 'lse'],
+      ['a pool of floats', (t) => ({ pool: t.output('f32', [64]) }), 'ERR_ZC_DTYPE', 'pool'],
+      ['tables of one axis', (t) => ({ tables: t.i32([1, 2, 3]) }), 'ERR_ZC_SHAPE', 'tables'],
+      ['tables without a header', (t) => ({ tables: t.output('i32', [1, 7]) }), 'ERR_ZC_SHAPE', 'tables'],
+      ['cuSeqlens of more sequences', (t) => ({ cuSeqlens: t.i32([0, 1, 1]) }), 'ERR_ZC_SHAPE', 'cuSeqlens'],
+      ['other positions', (t) => ({ positions: t.i32([1, 2]) }), 'ERR_ZC_SHAPE', 'positions'],
+      ['a scale of 0', () => ({ scale: 0 }), 'ERR_ZC_ARGUMENT', 'scale'],
+      ['a window of -1', () => ({ slidingWindow: -1 }), 'ERR_ZC_ARGUMENT', 'slidingWindow'],
+    ]
+    test.each(refused)('%s', (_, fault, code, argument) => {
+      const { args } = prepare(backend.tensors, usual)
+      const refuse = () => mixedAttention({ ...args, ...fault(backend.tensors) })
+      expectRefused(refuse, { code, op: 'mixedAttention', argument })
+    })
+
+    test('more than 64 query heads a KV head', async () => {
+      const call = { ...usual, nHeads: 65, nKvHeads: 1 }
+      const { args } = prepare(backend.tensors, call)
+      mixedAttention(args)
+      const fault = { code: 'ERR_ZC_UNSUPPORTED', op: 'mixedAttention' } as const
+      await expectRejected(backend.device.sync(), fault)
+    })
+
+    test.each([[[1, 1]], [[0, 2]], [[0, 0]], [[0, -1]]])('cuSeqlens %j of one row', async (cuSeqlens) => {
+      const { args } = prepare(backend.tensors, usual)
+      mixedAttention({ ...args, cuSeqlens: backend.tensors.i32(cuSeqlens) })
+      const fault = { code: 'ERR_ZC_ARGUMENT', op: 'mixedAttention', message: /^cuSeqlens: / } as const
+      await expectRejected(backend.device.sync(), fault)
+    })
+  })
+})
+
+/** A record of constants, to extend it by what depends on them. */
+function mapConstants<T extends object>(record: T): { [K in keyof T]: fc.Arbitrary<T[K]> } {
+  const entries = Object.entries(record).map(([key, value]) => [key, fc.constant(value)])
+  return Object.fromEntries(entries) as { [K in keyof T]: fc.Arbitrary<T[K]> }
+}

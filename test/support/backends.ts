@@ -1,0 +1,84 @@
+import { loadAddon } from '../../lib/native/load.js'
+import { Device, type DeviceOptions } from '../../lib/ops/index.js'
+import { DeviceTensors } from './device-tensors.js'
+
+/** Every backend there is: one suite runs over all of them. */
+export const backendNames = ['cpu:baseline', 'cpu:avx2'] as const
+
+/** A backend under test; a device that stays open for the suite, tensors that live for one test. */
+export interface Backend {
+  readonly name: string
+  readonly device: Device
+  readonly tensors: DeviceTensors
+  /** Runs `body` with a device and tensors of its own, for other numbers of threads. */
+  withDevice<R>(
+    options: DeviceOptions,
+    body: (device: Device, tensors: DeviceTensors) => Promise<R>,
+  ): Promise<R>
+}
+
+/** Declares a suite for each backend; one that this machine lacks is skipped and says why. */
+export function describeBackends(subject: string, suite: (backend: Backend) => void): void {
+  for (const name of backendNames) {
+    const reason = whyUnavailable(name)
+    const declare = reason ? describe.skip : describe
+    declare(`${subject} on ${name}${reason ? ` (skipped: ${reason})` : ''}`, () => {
+      suite(openForSuite(name))
+    })
+  }
+}
+
+function openForSuite(name: string): Backend {
+  let device: Device | undefined
+  let tensors: DeviceTensors | undefined
+  beforeAll(async () => {
+    device = await Device.open(name, { threads: 2 })
+  })
+  beforeEach(() => {
+    tensors = new DeviceTensors(device!)
+  })
+  afterEach(async () => {
+    tensors!.dispose()
+    await device!.sync() // a queued op holds its tensors until it has run
+    expect(device!.memory.current).toBe(0)
+  })
+  afterAll(() => device?.dispose())
+  return {
+    name,
+    get device() {
+      return device!
+    },
+    get tensors() {
+      return tensors!
+    },
+    async withDevice(options, body) {
+      const own = await Device.open(name, options)
+      try {
+        return await body(own, new DeviceTensors(own))
+      } finally {
+        await own.dispose()
+      }
+    },
+  }
+}
+
+// Suites are declared before anything can be awaited: the addon is asked directly.
+function whyUnavailable(name: string): string | undefined {
+  const addon = loadAddon()
+  try {
+    addon.disposeDevice(addon.openDevice(name, 1))
+    return undefined
+  } catch (error) {
+    return (error as Error).message
+  }
+}
+
+/** A function that computes once what the suites of all backends need. */
+export function once<Key, Value>(compute: (key: Key) => Value): (key: Key) => Value {
+  const known = new Map<string, Value>()
+  return (key) => {
+    const text = JSON.stringify(key)
+    if (!known.has(text)) known.set(text, compute(key))
+    return known.get(text)!
+  }
+}
