@@ -20,7 +20,9 @@ try {
   console.log(`\nthe number there is ${number}`)
 
   const { resident, fp16, ratio } = sequence.bytes
-  console.log(`${sequence.length} tokens in ${resident} bytes; 16 bits take ${fp16} (${ratio.toFixed(2)}x)`)
+  console.log(
+    `${sequence.length} tokens in ${resident} bytes; 16 bits take ${fp16} (${ratio.toFixed(2)}x)`,
+  )
 } finally {
   await model.dispose() // and of its sequences
 }

@@ -20,7 +20,9 @@ try {
     }
     console.log(`${answer.trim()}   (it is ${number})`)
   }
-  console.log(`${sequence.length} tokens, ${sequence.bytes.ratio.toFixed(2)}x smaller than in 16 bits`)
+  console.log(
+    `${sequence.length} tokens, ${sequence.bytes.ratio.toFixed(2)}x smaller than in 16 bits`,
+  )
 } finally {
   await model.dispose()
 }

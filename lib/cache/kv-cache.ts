@@ -108,7 +108,7 @@ export class KvCache {
         bitmapBytes: 0,
       },
     ]
-    this.#capacityWords = this.#neededWords()
+    this.#capacityWords = this.#neededWords(this.#maxSegments)
     this.table = pool.device.tensor('i32', [1, this.#capacityWords])
     this.#upload()
   }
@@ -147,8 +147,13 @@ export class KvCache {
   extendTail(nTokens: number): void {
     const grown = this.#growTail(this.#tailTokens + nTokens)
     this.#tailTokens += nTokens
-    if (grown) this.#upload()
-    else this.#uploadHeader()
+    if (!grown) return this.#uploadHeader()
+    try {
+      this.#upload()
+    } catch (error) {
+      this.shrinkTail(nTokens)
+      throw error
+    }
   }
 
   /** Takes the newest tokens of the tail back, as when the step that wrote them was given up. */
@@ -191,7 +196,12 @@ export class KvCache {
     }
     const first = this.#segments.length
     this.#segments.push(...staged)
-    this.#upload()
+    try {
+      this.#upload()
+    } catch (error) {
+      this.unstage()
+      throw error
+    }
     return {
       salient: nSalient > 0 ? first : null,
       regular: nRegular > 0 ? first + staged.length - 1 : null,
@@ -339,8 +349,8 @@ export class KvCache {
 
   // ---- the table ----
 
-  #neededWords(): number {
-    const entryWords = ENTRY_HEADER + this.#maxSegments * SEGMENT_WORDS
+  #neededWords(maxSegments: number): number {
+    const entryWords = ENTRY_HEADER + maxSegments * SEGMENT_WORDS
     let words = TABLE_HEADER + this.shape.nLayers * this.shape.nKvHeads * entryWords
     for (const segment of this.#segments) {
       for (const pages of segment.pages) words += pages.length
@@ -357,15 +367,20 @@ export class KvCache {
     this.table.write(this.#header())
   }
 
+  /** Throws `ERR_ZC_OUT_OF_MEMORY` when the table has to grow and cannot; the old one stays as it is then. */
   #upload(): void {
-    while (this.#segments.length > this.#maxSegments) this.#maxSegments = Math.ceil(this.#maxSegments * 1.5)
-    const needed = this.#neededWords()
+    let maxSegments = this.#maxSegments
+    while (this.#segments.length > maxSegments) maxSegments = Math.ceil(maxSegments * 1.5)
+    const needed = this.#neededWords(maxSegments)
     if (needed > this.#capacityWords) {
-      this.table.dispose()
       // A quarter to spare: a table that grows with every page is not copied to a new place each time.
-      this.#capacityWords = Math.ceil(needed * 1.25)
-      this.table = this.pool.device.tensor('i32', [1, this.#capacityWords])
+      const capacityWords = Math.ceil(needed * 1.25)
+      const table = this.pool.device.tensor('i32', [1, capacityWords])
+      this.table.dispose()
+      this.table = table
+      this.#capacityWords = capacityWords
     }
+    this.#maxSegments = maxSegments
     this.table.write(this.#serialise(needed))
   }
 

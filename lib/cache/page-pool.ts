@@ -5,11 +5,16 @@ import { PAGE_UNIT_BYTES } from './format.js'
 /** Bytes that one size of page claims at a time; every size can claim any of them, so no memory is stranded. */
 export const SUPERBLOCK_BYTES = 256 * 1024
 
+/** Page addresses are int32 in page tables: 128 GiB of pages. */
+const MAX_POOL_BYTES = 2 ** 31 * PAGE_UNIT_BYTES
+
 interface Superblock {
   readonly pageBytes: number
   /** Free slots, the last of them taken first. */
   readonly free: number[]
   readonly nSlots: number
+  /** 1 for each slot that is given out. */
+  readonly given: Uint8Array
   /** Where it stands in its size's list of superblocks with free slots; -1 when full. */
   place: number
 }
@@ -31,7 +36,8 @@ export class PagePool {
   /** Throws `ERR_ZC_OUT_OF_MEMORY` when the address space cannot be had. */
   constructor(device: Device, capacityBytes: number) {
     this.device = device
-    this.capacityBytes = Math.floor(capacityBytes / SUPERBLOCK_BYTES) * SUPERBLOCK_BYTES
+    const nSuperblocks = Math.floor(Math.min(capacityBytes, MAX_POOL_BYTES) / SUPERBLOCK_BYTES)
+    this.capacityBytes = nSuperblocks * SUPERBLOCK_BYTES
     this.memory = device.reserve(this.capacityBytes)
   }
 
@@ -55,20 +61,27 @@ export class PagePool {
     const index = open.at(-1) ?? this.#claim(bytes, open)
     const block = this.#superblocks[index] as Superblock
     const slot = block.free.pop() as number
+    block.given[slot] = 1
     if (block.free.length === 0) this.#close(block, open)
     this.#usedBytes += bytes
     return (index * SUPERBLOCK_BYTES + slot * bytes) / PAGE_UNIT_BYTES
   }
 
-  /** Takes back a page that `allocate` gave for so many bytes. */
+  /**
+   * Takes back a page that `allocate` gave for so many bytes.
+   *
+   * Throws `ERR_ZC_INTERNAL` for any other address, one that was freed before among them.
+   */
   free(address: number, bytes: number): void {
     const index = Math.floor((address * PAGE_UNIT_BYTES) / SUPERBLOCK_BYTES)
     const block = this.#superblocks[index]
-    if (block?.pageBytes !== bytes) {
-      throw new ZipCacheError('ERR_ZC_INTERNAL', `page ${address} was not given out as ${bytes} bytes`)
+    const slot = (address * PAGE_UNIT_BYTES - index * SUPERBLOCK_BYTES) / bytes
+    if (block?.pageBytes !== bytes || block.given[slot] !== 1) {
+      throw new ZipCacheError('ERR_ZC_INTERNAL', `page ${address} is not given out as ${bytes} bytes`)
     }
     const open = this.#openList(bytes)
-    block.free.push((address * PAGE_UNIT_BYTES - index * SUPERBLOCK_BYTES) / bytes)
+    block.given[slot] = 0
+    block.free.push(slot)
     if (block.place < 0) block.place = open.push(index) - 1
     if (block.free.length === block.nSlots) this.#release(index, block, open)
     this.#usedBytes -= bytes
@@ -104,7 +117,8 @@ export class PagePool {
     }
     const nSlots = Math.floor(SUPERBLOCK_BYTES / bytes)
     const free = Array.from({ length: nSlots }, (_, i) => nSlots - 1 - i)
-    this.#superblocks[index] = { pageBytes: bytes, free, nSlots, place: open.push(index) - 1 }
+    const given = new Uint8Array(nSlots)
+    this.#superblocks[index] = { pageBytes: bytes, free, nSlots, given, place: open.push(index) - 1 }
     return index
   }
 

@@ -30,7 +30,6 @@ export async function withProgress<T>(
     barCompleteChar: '#',
     barIncompleteChar: '.',
     clearOnComplete: true,
-    hideCursor: true,
     stream: process.stderr,
   })
   bar.start(1, 0)

@@ -23,7 +23,8 @@ export interface CachedPass {
   readonly ids: Tensor<'i32'>
   readonly nRows: number
   readonly scratch: Scratch
-  readonly signal?: AbortSignal | undefined
+  /** As `Pass.checkpoint`. */
+  checkpoint?(): void
 }
 
 /** What every attention call of a pass shares. */
@@ -77,7 +78,7 @@ export async function passIntoTail(
  * (Alg. 2). Attention among the prompt's tokens, and to the tail, is exact; attention to what was compressed before
  * goes over the packed cache and is merged in by its log-sum-exp. The tail's tokens are compressed together with the prompt.
  *
- * The group is staged here and published when all is done; on failure the caller takes it back (`unstage`).
+ * The group is staged here; the caller publishes it, or takes it back on failure (`unstage`).
  */
 export async function passCompressed(
   pass: CachedPass,
@@ -102,7 +103,7 @@ export async function passCompressed(
       }
     : null
 
-  const x = await forward(model, {
+  return forward(model, {
     ...pass,
     positions,
     attend(layer, heads) {
@@ -120,8 +121,6 @@ export async function passCompressed(
       compressor.compress(layer, k, v, probes, slidingWindow)
     },
   })
-  cache.publish(nTail + nRows)
-  return x
 
   function promptProbes(layer: number, { q, lse }: AttentionHeads) {
     const rows = compression.promptProbes(nRows, seed, layer)
@@ -150,7 +149,7 @@ export async function passCompressed(
 
 /**
  * Compresses a full window (Alg. 3): its tokens are scored by the window's own probes, the closing token among them, split and
- * packed; what was compressed before is not touched.
+ * packed; what was compressed before is not touched. Staged, for the caller to publish.
  */
 export function closeWindow(
   model: ForwardModel,
@@ -178,7 +177,6 @@ export function closeWindow(
     const slidingWindow = model.config.slidingWindow[layer] ?? 0
     compressor.compress(layer, k, v, kept && { ...kept, rows, positions }, slidingWindow)
   }
-  cache.publish(nTokens)
 }
 
 function groupPlan(compression: Compression, nTokens: number): GroupPlan {

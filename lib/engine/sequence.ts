@@ -263,13 +263,18 @@ export class Sequence {
     const scratch = new Scratch(pool.device)
     const next = new Scratch(pool.device)
     try {
-      const pass = { model, cache, ids: scratch.ints(all), nRows: all.length, scratch, signal }
+      const checkpoint = () => {
+        this.#refuseDisposed()
+        signal?.throwIfAborted()
+      }
+      const pass = { model, cache, ids: scratch.ints(all), nRows: all.length, scratch, checkpoint }
       const x = await this.#pass(pass)
       await inspect?.(x)
       const logits = logitsOf(model, x, Int32Array.of(all.length - 1), next)
       this.#notePeak(scratch.bytes)
       // Decode steps are awaited where their token is read.
       if (all.length > 1) await pool.device.sync()
+      this.#refuseDisposed()
       this.#forgetNext()
       this.#next = { scratch: next, logits }
       this.#pending = null
@@ -285,7 +290,6 @@ export class Sequence {
     } finally {
       scratch.dispose()
     }
-    this.#refuseDisposed()
   }
 
   /** Chooses the road of the tokens: into the tail, or compressed at once. */
@@ -295,8 +299,9 @@ export class Sequence {
     if (!compression) return passIntoTail(pass, null)
     const seed = deriveSeed(this.#seed, this.#nGroups)
     if (nRows > 1 && cache.tailLength + nRows >= compression.window) {
+      const nTokens = cache.tailLength + nRows
       const x = await passCompressed(pass, compression, seed)
-      this.#endGroup()
+      this.#endGroup(nTokens, scratch)
       return x
     }
     this.#probes ??= new WindowProbes(model.device, compression.windowProbes(seed), {
@@ -304,15 +309,19 @@ export class Sequence {
       dtype: model.attentionDtype,
     })
     const x = await passIntoTail(pass, this.#probes)
+    this.#refuseDisposed()
     if (cache.tailLength === compression.window) {
-      this.#notePeak(scratch.bytes)
       closeWindow(model, cache, compression, this.#probes, scratch)
-      this.#endGroup()
+      this.#endGroup(compression.window, scratch)
     }
     return x
   }
 
-  #endGroup(): void {
+  /** Publishes a compression: until now its tokens were there twice. */
+  #endGroup(nTokens: number, scratch: Scratch): void {
+    this.#refuseDisposed()
+    this.#notePeak(scratch.bytes)
+    this.#cache.publish(nTokens)
     this.#nGroups++
     this.#probes?.dispose()
     this.#probes = null

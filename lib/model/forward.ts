@@ -35,7 +35,8 @@ export interface Pass {
   /** (nRows) i32. */
   readonly positions: Tensor<'i32'>
   readonly scratch: Scratch
-  readonly signal?: AbortSignal | undefined
+  /** Throws when the pass is no longer wanted: it was aborted, or what it writes to is gone. */
+  checkpoint?(): void
   /**
    * Attention of one layer: reads q (nRows, n_heads, head_dim), k and v (nRows, n_kv_heads, head_dim), after RoPE, and
    * writes `out` (like q) and `lse` (nRows, n_heads) f32.
@@ -59,8 +60,8 @@ const MLP_ROWS = 1024
  * Runs all layers and returns the residual stream (nRows, hidden_size) f32, a tensor of `pass.scratch`. The residual stream
  * stays in float32 whatever the model computes in.
  *
- * Passes of more than one row stop between layers to see whether they were aborted (rejecting with `signal.reason`) and
- * to let other work onto the stream.
+ * Passes of more than one row stop between layers to see whether they are still wanted (rejecting with what
+ * `pass.checkpoint` throws) and to let other work onto the stream.
  */
 export async function forward(model: ForwardModel, pass: Pass): Promise<Tensor<'f32'>> {
   const { config, weights, device, dtype, attentionDtype } = model
@@ -120,7 +121,7 @@ export async function forward(model: ForwardModel, pass: Pass): Promise<Tensor<'
     mlp(w)
     if (nRows > 1) {
       await device.sync()
-      pass.signal?.throwIfAborted()
+      pass.checkpoint?.()
     }
   }
   return x

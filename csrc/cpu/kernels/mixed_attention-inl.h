@@ -1,6 +1,110 @@
 namespace zc::cpu {
 namespace ZC_ISA {
 
+// ---- few rows: codes go from the page through registers into the sums ----
+
+inline constexpr int kFusedRows = 8;  // beyond, unpacking a block once for all rows is cheaper
+
+// scores (R, kBlockKeys) += q (R, head_dim) K^T over P pages. P * R * kUnitVecs chains of FMA hide its latency.
+template <Format F, int R, int P>
+inline void score_pages(const SegmentView& view, int64_t first_page, const float* q, float* scores) {
+  const int d = view.head_dim;
+  const uint8_t* parts[P];
+  for (int p = 0; p < P; ++p) parts[p] = view.k_part(first_page + p);
+  VecF acc[P][R][kUnitVecs] = {};
+  for (int c = 0; c < d; ++c)
+    for (int p = 0; p < P; ++p) {
+      const UnitVecs k = load_unit<F>(parts[p], d, c);
+      for (int r = 0; r < R; ++r)
+        for (int i = 0; i < kUnitVecs; ++i) acc[p][r][i] = fma(broadcast(q[r * d + c]), k.v[i], acc[p][r][i]);
+    }
+  for (int p = 0; p < P; ++p)
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < kUnitVecs; ++i) {
+        float* at = scores + r * kBlockKeys + p * kPageTokens + i * kLanes;
+        const float scale = is_upper(i) ? upper_scale<F> : 1.0f;
+        store(at, fma(acc[p][r][i], broadcast(scale), load(at)));
+      }
+}
+
+// o (R, head_dim) += p (R, kBlockKeys) V over the first n_keys tokens of the block, C units of channels at a time.
+template <Format F, int R, int C>
+inline void weigh_units(const SegmentView& view, int64_t first_page, int n_keys, const float* p, float* o, int unit0) {
+  const int d = view.head_dim;
+  const int units_per_token = d / 16;
+  VecF acc[C][R][kUnitVecs] = {};
+  for (int t = 0; t < n_keys; ++t) {
+    const uint8_t* part = view.v_part(first_page + t / kPageTokens);
+    const int64_t unit = int64_t{t % kPageTokens} * units_per_token + unit0;
+    for (int j = 0; j < C; ++j) {
+      const UnitVecs v = load_unit<F>(part, d, unit + j);
+      for (int r = 0; r < R; ++r)
+        for (int i = 0; i < kUnitVecs; ++i)
+          acc[j][r][i] = fma(broadcast(p[r * kBlockKeys + t]), v.v[i], acc[j][r][i]);
+    }
+  }
+  for (int j = 0; j < C; ++j)
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < kUnitVecs; ++i) {
+        float* at = o + int64_t{r} * d + (unit0 + j) * 16 + i * kLanes;
+        const float scale = is_upper(i) ? upper_scale<F> : 1.0f;
+        store(at, fma(acc[j][r][i], broadcast(scale), load(at)));
+      }
+}
+
+template <Format F, int R>
+inline void fused_scores(const SegmentView& view, int64_t first_page, int n_pages, const float* q, float* scores) {
+  constexpr int kTogether = R >= 3 ? 1 : R == 2 ? 2 : 4;
+  int page = 0;
+  for (; page + kTogether <= n_pages; page += kTogether)
+    score_pages<F, R, kTogether>(view, first_page + page, q, scores + page * kPageTokens);
+  for (; page < n_pages; ++page) score_pages<F, R, 1>(view, first_page + page, q, scores + page * kPageTokens);
+}
+
+template <Format F, int R>
+inline void fused_weigh(const SegmentView& view, int64_t first_page, int n_keys, const float* p, float* o) {
+  constexpr int kTogether = R >= 3 ? 1 : R == 2 ? 2 : 4;
+  const int n_units = view.head_dim / 16;
+  int unit = 0;
+  for (; unit + kTogether <= n_units; unit += kTogether)
+    weigh_units<F, R, kTogether>(view, first_page, n_keys, p, o, unit);
+  for (; unit < n_units; ++unit) weigh_units<F, R, 1>(view, first_page, n_keys, p, o, unit);
+}
+
+// Calls f(first row, std::integral_constant<int, R>) for up to four rows at a time.
+template <typename F>
+inline void each_rows(int rows, const F& f) {
+  int r = 0;
+  for (; r + 4 <= rows; r += 4) f(r, std::integral_constant<int, 4>{});
+  switch (rows - r) {
+    case 3:
+      return f(r, std::integral_constant<int, 3>{});
+    case 2:
+      return f(r, std::integral_constant<int, 2>{});
+    case 1:
+      return f(r, std::integral_constant<int, 1>{});
+    default:
+      return;
+  }
+}
+
+// ---- many rows: a block is unpacked once and multiplied as a matrix ----
+
+// Codes (or values) of the block's n_keys tokens to k_t (head_dim, kBlockKeys) and v (kBlockKeys, head_dim); zero beyond.
+inline void unpack_block(const SegmentView& view, int64_t first_page, int n_keys, float* k_t, float* v) {
+  const int d = view.head_dim;
+  for (int t = 0; t < kBlockKeys; t += kPageTokens) {
+    if (t >= n_keys) {  // scores there are masked, but V must not be NaN
+      for (int c = 0; c < d; ++c) std::memset(k_t + int64_t{c} * kBlockKeys + t, 0, kPageTokens * sizeof(float));
+      continue;
+    }
+    unpack_part(view.segment.k_format, view.k_part(first_page + t / kPageTokens), d, k_t + t, kBlockKeys);
+    unpack_part(view.segment.v_format, view.v_part(first_page + t / kPageTokens), d, v + int64_t{t} * d, kPageTokens);
+  }
+  // Slots beyond the segment were never written in a tail.
+  std::memset(v + int64_t{n_keys} * d, 0, static_cast<size_t>(kBlockKeys - n_keys) * d * sizeof(float));
+}
+
 // Attention straight over the packed cache. With K channelwise and V channel-separable tokenwise no element is ever
 // dequantized; scales move to where there are fewer numbers:
 //   s_j = sum_c (scale q_c a_c) code_jc + scale sum_c q_c b_c          (a, b: K's channel scale and zero)
@@ -35,6 +139,7 @@ void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
     const int64_t first_query = block * queries_per_block;
     const int n_queries = static_cast<int>(std::min<int64_t>(queries_per_block, q_len - first_query));
     const int rows = n_queries * group;  // row = query * group + head
+    const bool fused = rows <= kFusedRows;
     const auto row_index = [&](int r) {
       return (cu[seq] + first_query + r / group) * n_heads + int64_t{kv_head} * group + r % group;
     };
@@ -96,30 +201,27 @@ void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
 
       for (int key0 = block_first / kBlockKeys * kBlockKeys; key0 < block_last; key0 += kBlockKeys) {
         const int n_keys = std::min(kBlockKeys, n - key0);
-        float sigma[kBlockKeys] = {};
-        float mu[kBlockKeys] = {};
-        for (int t = 0; t < kBlockKeys; t += kPageTokens) {
-          if (t >= n_keys) {  // no page: the scores are masked, but V must not be NaN
-            std::memset(v + int64_t{t} * d, 0, static_cast<size_t>(kPageTokens * d) * sizeof(float));
-            for (int c = 0; c < d; ++c)
-              std::memset(k_t + int64_t{c} * kBlockKeys + t, 0, kPageTokens * sizeof(float));
-            continue;
-          }
-          const int64_t page = (key0 + t) / kPageTokens;
-          unpack_part(view.segment.k_format, view.k_part(page), d, k_t + t, kBlockKeys);
-          unpack_part(view.segment.v_format, view.v_part(page), d, v + int64_t{t} * d, kPageTokens);
-          if (v_quantized) {
-            widen(view.token_scale(page), sigma + t, kPageTokens);
-            widen(view.token_zero(page), mu + t, kPageTokens);
-          }
-        }
-        // Slots of the last page beyond the segment were never written in a tail.
-        for (int j = n_keys; j < (n_keys + kPageTokens - 1) / kPageTokens * kPageTokens; ++j)
-          std::memset(v + int64_t{j} * d, 0, static_cast<size_t>(d) * sizeof(float));
-
+        const int64_t first_page = key0 / kPageTokens;
+        const int n_pages = (n_keys + kPageTokens - 1) / kPageTokens;
         for (int r = 0; r < rows; ++r)
           std::fill(scores + int64_t{r} * kBlockKeys, scores + int64_t{r + 1} * kBlockKeys, beta[r]);
-        tile_multiply(folded, d, k_t, kBlockKeys, scores, kBlockKeys, rows, kBlockKeys, d);
+        if (fused) {
+          dispatch_format(view.segment.k_format, [&](auto format) {
+            each_rows(rows, [&](int r, auto n) {
+              fused_scores<decltype(format)::value, decltype(n)::value>(view, first_page, n_pages, folded + int64_t{r} * d,
+                                                                        scores + int64_t{r} * kBlockKeys);
+            });
+          });
+        } else {
+          unpack_block(view, first_page, n_keys, k_t, v);
+          tile_multiply(folded, d, k_t, kBlockKeys, scores, kBlockKeys, rows, kBlockKeys, d);
+        }
+        float sigma[kBlockKeys] = {};
+        float mu[kBlockKeys] = {};
+        for (int page = 0; v_quantized && page < n_pages; ++page) {
+          widen(view.token_scale(first_page + page), sigma + page * kPageTokens, kPageTokens);
+          widen(view.token_zero(first_page + page), mu + page * kPageTokens, kPageTokens);
+        }
         for (int r = 0; r < rows; ++r) {
           float* p = scores + int64_t{r} * kBlockKeys;
           const int first = std::clamp(first_slot[r / group] - key0, 0, kBlockKeys);
@@ -136,7 +238,17 @@ void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
             t_segment[r] = t_segment[r] * correction + sum(t);
           }
         }
-        tile_multiply(scores, kBlockKeys, v, d, o_segment, d, rows, d, kBlockKeys);
+        if (fused) {
+          dispatch_format(view.segment.v_format, [&](auto format) {
+            each_rows(rows, [&](int r, auto n) {
+              fused_weigh<decltype(format)::value, decltype(n)::value>(view, first_page, n_keys,
+                                                                       scores + int64_t{r} * kBlockKeys,
+                                                                       o_segment + int64_t{r} * d);
+            });
+          });
+        } else {
+          tile_multiply(scores, kBlockKeys, v, d, o_segment, d, rows, d, kBlockKeys);
+        }
       }
       for (int r = 0; r < rows; ++r) {
         const float* from = o_segment + int64_t{r} * d;

@@ -1,8 +1,10 @@
 // Pages as the CPU lays them out. A part (K or V of 16 tokens) is head_dim units of 16 elements: K's unit c holds the
 // 16 tokens of channel c, V's unit t * head_dim / 16 + b the channels 16b..16b+15 of token t. So K unpacks with tokens on
 // the lanes and V with channels on the lanes, which is how Q K^T and P V want them.
-//   u2: one 32-bit word a unit, element i at bit 2i       u4: two words, element i at bit 4(i mod 8) of word i / 8
-//   u3: the u2 words, then one 16-bit plane a unit with the top bits       u8, f16, bf16, f32: 16 elements in order
+//   u2: one 32-bit word a unit, element i at bit 2i
+//   u3: the u2 words, then one 16-bit plane a unit with the top bits
+//   u4: 8 bytes a unit, element i in the low half of byte i, element 8 + i in the high half
+//   u8, f16, bf16, f32: 16 elements in order
 namespace zc::cpu {
 namespace ZC_ISA {
 
@@ -18,66 +20,106 @@ inline VecU lane_index() {
   return lanes;
 }
 
-// Elements first .. first + kLanes - 1 of the codes in `word`, bits each.
-template <int Bits>
-inline VecU unpack_word(uint32_t word, uint32_t first) {
-  constexpr uint32_t kMask = (1u << Bits) - 1u;
-  return ((VecU{} + word) >> ((lane_index() + first) * Bits)) & kMask;
+inline constexpr int kUnitVecs = 16 / kLanes;
+
+// The 16 elements of one unit on kUnitVecs vectors. Where it saves a shift, codes of the upper 8 elements come multiplied by
+// a power of two, which `upper_scale` undoes where it is cheapest: on sums.
+struct UnitVecs {
+  VecF v[kUnitVecs];
+};
+
+template <Format F>
+inline constexpr float upper_scale = F == Format::kU2 || F == Format::kU3 ? 0x1p-16f : F == Format::kU4 ? 0x1p-4f : 1.0f;
+
+inline bool is_upper(int vec) { return vec >= kUnitVecs / 2; }
+
+inline VecF to_floats(VecU codes) { return __builtin_convertvector(__builtin_convertvector(codes, VecI), VecF); }
+
+// kLanes bytes, each on a 32-bit lane.
+inline VecU load_bytes(const uint8_t* p) {
+#if defined(ZC_ISA_AVX2)
+  return reinterpret_cast<VecU>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  VecU bytes;
+  for (int i = 0; i < kLanes; ++i) bytes[i] = p[i];
+  return bytes;
+#endif
 }
 
-inline void store_codes(float* out, VecU codes) {
-  store(out, __builtin_convertvector(__builtin_convertvector(codes, VecI), VecF));
+template <Format F>
+inline UnitVecs load_unit(const uint8_t* part, int64_t n_units, int64_t unit) {
+  UnitVecs out;
+  if constexpr (F == Format::kU2 || F == Format::kU3) {
+    const VecU word = VecU{} + load_u32(part + unit * 4);
+    VecU plane{};
+    if constexpr (F == Format::kU3) {  // element i's top bit to bit 2 + i, element 8 + i's to bit 18 + i
+      const uint32_t top = part[n_units * 4 + unit * 2];
+      const uint32_t upper_top = part[n_units * 4 + unit * 2 + 1];
+      plane = VecU{} + (top << 2 | upper_top << 18);
+    }
+    for (uint32_t i = 0; i < kUnitVecs / 2; ++i) {
+      const VecU index = lane_index() + i * kLanes;
+      const VecU low = word >> (index * 2);
+      VecU lower = low & 0x3u;
+      VecU upper = low & 0x30000u;
+      if constexpr (F == Format::kU3) {
+        const VecU high = plane >> index;
+        lower |= high & 0x4u;
+        upper |= high & 0x40000u;
+      }
+      out.v[i] = to_floats(lower);
+      out.v[i + kUnitVecs / 2] = to_floats(upper);
+    }
+  } else if constexpr (F == Format::kU4) {
+    for (int i = 0; i < kUnitVecs / 2; ++i) {
+      const VecU bytes = load_bytes(part + unit * 8 + i * kLanes);
+      out.v[i] = to_floats(bytes & 0xfu);
+      out.v[i + kUnitVecs / 2] = to_floats(bytes & 0xf0u);
+    }
+  } else if constexpr (F == Format::kU8) {
+    for (int i = 0; i < kUnitVecs; ++i) out.v[i] = to_floats(load_bytes(part + unit * 16 + i * kLanes));
+  } else {
+    using T = std::conditional_t<F == Format::kF16, f16, std::conditional_t<F == Format::kBF16, bf16, float>>;
+    for (int i = 0; i < kUnitVecs; ++i) out.v[i] = load(reinterpret_cast<const T*>(part) + unit * 16 + i * kLanes);
+  }
+  return out;
 }
 
 // One unit to 16 floats: the codes of a quantized part, the values of a plain one.
 template <Format F>
 inline void unpack_unit(const uint8_t* part, int64_t n_units, int64_t unit, float* out) {
-  if constexpr (F == Format::kU2) {
-    const uint32_t word = load_u32(part + unit * 4);
-    for (uint32_t i = 0; i < 16; i += kLanes) store_codes(out + i, unpack_word<2>(word, i));
-  } else if constexpr (F == Format::kU3) {
-    const uint32_t word = load_u32(part + unit * 4);
-    uint16_t plane;
-    std::memcpy(&plane, part + n_units * 4 + unit * 2, 2);
-    for (uint32_t i = 0; i < 16; i += kLanes)
-      store_codes(out + i, unpack_word<2>(word, i) | (unpack_word<1>(plane, i) << 2));
-  } else if constexpr (F == Format::kU4) {
-    for (uint32_t i = 0; i < 16; i += kLanes)
-      store_codes(out + i, unpack_word<4>(load_u32(part + unit * 8 + i / 8 * 4), i % 8));
-  } else if constexpr (F == Format::kU8) {
-    for (int i = 0; i < 16; ++i) out[i] = static_cast<float>(part[unit * 16 + i]);
-  } else if constexpr (F == Format::kF16) {
-    widen(reinterpret_cast<const f16*>(part) + unit * 16, out, 16);
-  } else if constexpr (F == Format::kBF16) {
-    widen(reinterpret_cast<const bf16*>(part) + unit * 16, out, 16);
-  } else {
-    widen(reinterpret_cast<const float*>(part) + unit * 16, out, 16);
+  const UnitVecs vecs = load_unit<F>(part, n_units, unit);
+  for (int i = 0; i < kUnitVecs; ++i)
+    store(out + i * kLanes, is_upper(i) ? vecs.v[i] * broadcast(upper_scale<F>) : vecs.v[i]);
+}
+
+// Calls f with the format as a type, std::integral_constant<Format, ...>.
+template <typename F>
+inline void dispatch_format(Format format, const F& f) {
+  switch (format) {
+    case Format::kU2:
+      return f(std::integral_constant<Format, Format::kU2>{});
+    case Format::kU3:
+      return f(std::integral_constant<Format, Format::kU3>{});
+    case Format::kU4:
+      return f(std::integral_constant<Format, Format::kU4>{});
+    case Format::kU8:
+      return f(std::integral_constant<Format, Format::kU8>{});
+    case Format::kF16:
+      return f(std::integral_constant<Format, Format::kF16>{});
+    case Format::kBF16:
+      return f(std::integral_constant<Format, Format::kBF16>{});
+    case Format::kF32:
+      return f(std::integral_constant<Format, Format::kF32>{});
   }
+  throw Error(ErrorCode::kInternal, "page: unknown format");
 }
 
 // A whole part: unit u goes to out + u * stride.
 inline void unpack_part(Format format, const uint8_t* part, int64_t n_units, float* out, int64_t stride) {
-  const auto all = [&](auto tag) {
-    for (int64_t u = 0; u < n_units; ++u)
-      unpack_unit<decltype(tag)::value>(part, n_units, u, out + u * stride);
-  };
-  switch (format) {
-    case Format::kU2:
-      return all(std::integral_constant<Format, Format::kU2>{});
-    case Format::kU3:
-      return all(std::integral_constant<Format, Format::kU3>{});
-    case Format::kU4:
-      return all(std::integral_constant<Format, Format::kU4>{});
-    case Format::kU8:
-      return all(std::integral_constant<Format, Format::kU8>{});
-    case Format::kF16:
-      return all(std::integral_constant<Format, Format::kF16>{});
-    case Format::kBF16:
-      return all(std::integral_constant<Format, Format::kBF16>{});
-    case Format::kF32:
-      return all(std::integral_constant<Format, Format::kF32>{});
-  }
-  throw Error(ErrorCode::kInternal, "unpack_part: unknown format");
+  dispatch_format(format, [&](auto tag) {
+    for (int64_t u = 0; u < n_units; ++u) unpack_unit<decltype(tag)::value>(part, n_units, u, out + u * stride);
+  });
 }
 
 // Writes the codes of one unit of a quantized part.
@@ -96,9 +138,8 @@ inline void pack_unit(Format format, uint8_t* part, int64_t n_units, int64_t uni
       return;
     }
     case Format::kU4: {
-      uint32_t words[2] = {};
-      for (int i = 0; i < 16; ++i) words[i / 8] |= (codes[i] & 15u) << (4 * (i % 8));
-      std::memcpy(part + unit * 8, words, 8);
+      for (int i = 0; i < 8; ++i)
+        part[unit * 8 + i] = static_cast<uint8_t>((codes[i] & 15u) | (codes[8 + i] & 15u) << 4);
       return;
     }
     case Format::kU8:

@@ -1,0 +1,417 @@
+import { once } from 'node:events'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { generateLineRetrieval } from '../../lib/eval/line-retrieval-prompt'
+import { end, kMain, kModel, kRoot, start, startNode, zipcache, zipcacheJson } from './command-line'
+
+const kBytes = {
+  resident: expect.any(Number),
+  peak: expect.any(Number),
+  fp16: expect.any(Number),
+  ratio: expect.any(Number),
+  byClass: expect.any(Object),
+}
+
+describe('zipcache demo', () => {
+  test('--json', async () => {
+    const demo = await zipcacheJson(['demo', '--lines', '40', '--seed', '3'])
+    expect(demo).toEqual({
+      model: kModel,
+      promptTokens: expect.any(Number),
+      question: expect.stringMatching(/^tell me what is the REGISTER_CONTENT in line /),
+      expected: expect.stringMatching(/^\d{5}$/),
+      results: ['fp16', 'zipcache'].map((policy) => ({
+        policy,
+        answer: demo.expected,
+        correct: true,
+        bytes: expect.objectContaining(kBytes),
+        ratio: expect.any(Number),
+        prefillMs: expect.any(Number),
+        decodeMsPerToken: expect.any(Number),
+      })),
+    })
+    const [fp16, compressed] = demo.results
+    expect(fp16.ratio).toBeGreaterThan(0.9)
+    expect(fp16.ratio).toBeLessThanOrEqual(1)
+    expect(compressed.ratio).toBeGreaterThan(3)
+    expect(compressed.bytes.resident).toBeLessThan(fp16.bytes.resident / 3)
+  })
+
+  test('a table for people', async () => {
+    const { exitCode, stdout, stderr } = await zipcache(['demo', '--lines', '20'])
+    expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
+    const lines = stdout.trimEnd().split('\n')
+    expect(lines.slice(0, 4).map((line) => line.split(' ')[0])).toEqual([
+      'model',
+      'prompt',
+      'question',
+      'expected',
+    ])
+    expect(lines.slice(-2).map((line) => line.split(/ +/).slice(0, 3))).toEqual(
+      ['fp16', 'zipcache'].map((policy) => [policy, expect.stringMatching(/^\d{5}$/), 'right']),
+    )
+  })
+
+  test('--policy fp16 stands alone', async () => {
+    const { results } = await zipcacheJson(['demo', '--lines', '5', '--policy', 'fp16'])
+    expect(results).toHaveLength(1)
+  })
+
+  test('refuses more lines than the context holds', async () => {
+    const { exitCode, stdout, stderr } = await zipcache(['demo', '--lines', '2000', '--json'])
+    expect(exitCode).toBe(1)
+    const { error } = JSON.parse(stdout)
+    expect(error.code).toBe('ERR_ZC_CONTEXT_LENGTH')
+    expect(stderr).toBe(`zipcache: ${error.message} (ERR_ZC_CONTEXT_LENGTH)\n`)
+  })
+})
+
+describe('zipcache generate', () => {
+  const prompt = generateLineRetrieval({ lines: 30, seed: 5 })
+  const base = ['generate', '--model', kModel]
+
+  test('the same answer from --prompt, --prompt-file, --ids and stdin', async () => {
+    const limit = ['--max-tokens', '13']
+    const dir = mkdtempSync(join(tmpdir(), 'zipcache-cli-'))
+    try {
+      const file = join(dir, 'prompt.txt')
+      writeFileSync(file, `${prompt.text}\n`)
+      const vocab = JSON.parse(readFileSync(join(kModel, 'tokenizer.json'), 'utf8')).model.vocab
+      const ids = prompt.text.split(' ').map((word) => vocab[word])
+      const inputs = [
+        [['--prompt', prompt.text], ''],
+        [['--prompt-file', file], ''],
+        [['--ids', ids.join(',')], ''],
+        [[], `${prompt.text}\n`],
+      ] as const
+      for (const [args, stdin] of inputs) {
+        const { exitCode, stdout, stderr } = await zipcache([...base, ...args, ...limit], stdin)
+        expect({ exitCode, stdout, stderr }).toEqual({
+          exitCode: 0,
+          stdout: `${prompt.answerText}\n`,
+          stderr: '',
+        })
+      }
+    } finally {
+      rmSync(dir, { recursive: true })
+    }
+  })
+
+  test('--json', async () => {
+    const document = await zipcacheJson([...base, '--prompt', prompt.text, '--max-tokens', '13'])
+    expect(Object.keys(document)).toEqual(['text', 'tokens', 'bytes'])
+    expect(document.text).toBe(prompt.answerText)
+    expect(document.tokens).toHaveLength(13)
+    for (const token of document.tokens) {
+      expect(token).toEqual({
+        id: expect.any(Number),
+        text: expect.any(String),
+        logprob: expect.any(Number),
+      })
+      expect(token.logprob).toBeLessThanOrEqual(0)
+    }
+    expect(document.tokens.map(({ text }: { text: string }) => text).join('')).toBe(document.text)
+    expect(document.bytes).toMatchObject(kBytes)
+  })
+
+  test('--stop ends before its text', async () => {
+    const args = ['--prompt', prompt.text, '--stop', 'never', ' is']
+    const { text } = await zipcacheJson([...base, ...args])
+    expect(text).toMatch(/ : REGISTER_CONTENT$/)
+  })
+
+  test('policy options reach the cache', async () => {
+    const ratioWith = async (...options: string[]) => {
+      const args = ['--prompt', prompt.text, '--max-tokens', '1', ...options]
+      return (await zipcacheJson([...base, ...args])).bytes.ratio
+    }
+    const all = ['--saliency-ratio', '0.1', '--high-bits', '3', '--low-bits', '2', '--window', '50']
+    expect(await ratioWith(...all)).toBeGreaterThan(await ratioWith())
+    expect(await ratioWith('--policy', 'full')).toBeLessThan(1)
+    expect(await ratioWith('--policy', 'uniform8')).toBeLessThan(2)
+  })
+
+  test('sampling: a seed gives the same tokens, another seed others', async () => {
+    const sample = async (seed: string) => {
+      const sampling = [
+        '--temperature',
+        '5',
+        '--top-k',
+        '100',
+        '--top-p',
+        '0.99',
+        '--min-p',
+        '0.001',
+      ]
+      const more = ['--repetition-penalty', '1.1', '--ignore-eos', '--max-tokens', '30']
+      const args = ['--prompt', prompt.text, '--seed', seed, ...sampling, ...more]
+      return (await zipcacheJson([...base, ...args])).text
+    }
+    const first = await sample('-1')
+    expect(await sample('-1')).toBe(first)
+    expect(await sample('2')).not.toBe(first)
+  })
+
+  test('a model without a tokenizer reads and writes ids', async () => {
+    const bare = ['generate', '--model', join(kRoot, 'test', 'fixtures', 'hf', 'llama')]
+    const args = [...bare, '--ids', '1,2,3', '--max-tokens', '4', '--ignore-eos']
+    const { stdout } = await zipcache(args)
+    const { text, tokens } = await zipcacheJson(args)
+    expect(text).toBe('')
+    expect(stdout).toBe(`${tokens.map(({ id }: { id: number }) => id).join(' ')}\n`)
+    const refused = await zipcache([...bare, '--prompt', 'hello'])
+    expect(refused.exitCode).toBe(1)
+    expect(refused.stderr).toMatch(/^zipcache: prompt: .*tokenizer\.json.* \(ERR_ZC_ARGUMENT\)\n$/)
+  })
+
+  test.each([
+    ['a model that is not there', ['--model', 'nowhere', '--prompt', 'a'], 'ERR_ZC_CONFIG'],
+    ['an id out of range', ['--model', kModel, '--ids', '1,192'], 'ERR_ZC_ARGUMENT'],
+    ['an empty prompt', ['--model', kModel], 'ERR_ZC_ARGUMENT'],
+    ['a file that is not there', ['--model', kModel, '--prompt-file', 'no.txt'], 'ERR_ZC_IO'],
+    [
+      'a chat without a template',
+      ['--model', kModel, '--prompt', 'a', '--chat'],
+      'ERR_ZC_TOKENIZER',
+    ],
+    [
+      'a device that is not there',
+      ['--model', kModel, '--prompt', 'a', '--device', 'abacus'],
+      'ERR_ZC_DEVICE',
+    ],
+    [
+      'an option of another policy',
+      ['--model', kModel, '--prompt', 'a', '--policy', 'fp16', '--window', '9'],
+      'ERR_ZC_ARGUMENT',
+    ],
+  ])('%s is an error with a code', async (_, args, code) => {
+    const { exitCode, stdout, stderr } = await zipcache(['generate', ...args, '--json'])
+    expect(exitCode).toBe(1)
+    const document = JSON.parse(stdout)
+    expect(document).toEqual({ error: { code, message: expect.any(String) } })
+    expect(stderr).toBe(`zipcache: ${document.error.message} (${code})\n`)
+    const plain = await zipcache(['generate', ...args])
+    expect(plain).toEqual({ exitCode: 1, stdout: '', stderr })
+  })
+})
+
+describe('zipcache eval line-retrieval', () => {
+  const base = ['eval', 'line-retrieval', '--lines', '5,20', '--questions', '2', '--seed', '4']
+  const args = [...base, '--model', kModel, '--policy', 'fp16,zipcache']
+
+  test.each(['inside', 'after'])('--ask %s --json', async (ask) => {
+    const document = await zipcacheJson([...args, '--ask', ask])
+    expect(Object.keys(document)).toEqual(['rows'])
+    expect(document.rows).toEqual(
+      [5, 20].flatMap((lines) =>
+        ['fp16', 'zipcache'].map((policy) => ({
+          policy,
+          lines,
+          questions: 2,
+          accuracy: expect.any(Number),
+          ratio: expect.any(Number),
+          bytes: expect.any(Number),
+          ask,
+        })),
+      ),
+    )
+    for (const row of document.rows) {
+      if (row.policy === 'fp16') expect(row.accuracy).toBe(100)
+    }
+  })
+
+  test('a table for people, on the model of the package', async () => {
+    const { exitCode, stdout, stderr } = await zipcache([...base, '--policy', 'fp16'])
+    expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
+    const [titles, , ...rows] = stdout.trimEnd().split('\n')
+    expect(titles?.trim().split(/ +/)).toEqual([
+      'lines',
+      'asked',
+      'policy',
+      'questions',
+      'accuracy',
+      'ratio',
+      'bytes',
+    ])
+    expect(rows).toHaveLength(2)
+  })
+})
+
+describe('zipcache bench decode', () => {
+  const base = ['bench', 'decode', '--tokens', '3', '--repeats', '2', '--policy', 'fp16,zipcache']
+
+  test('--json', async () => {
+    const document = await zipcacheJson([...base, '--context', '64,256'])
+    expect(Object.keys(document)).toEqual(['rows', 'machine'])
+    expect(document.rows).toEqual(
+      [64, 256].flatMap((context) =>
+        ['fp16', 'zipcache'].map((policy) => ({
+          policy,
+          context,
+          decodeMsPerToken: {
+            median: expect.any(Number),
+            min: expect.any(Number),
+            max: expect.any(Number),
+          },
+          bytes: expect.any(Number),
+          ratio: expect.any(Number),
+          prefillMs: expect.any(Number),
+        })),
+      ),
+    )
+    expect(document.machine).toMatchObject({
+      cores: expect.any(Number),
+      device: 'cpu',
+      dtype: 'f32',
+    })
+  })
+
+  test('a table for people', async () => {
+    const { exitCode, stdout, stderr } = await zipcache([...base, '--context', '64'])
+    expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
+    expect(
+      stdout
+        .trimEnd()
+        .split('\n')
+        .slice(-2)
+        .map((line) => line.trim().split(/ +/)[1]),
+    ).toEqual(['fp16', 'zipcache'])
+  })
+
+  test('a model without a tokenizer', async () => {
+    const model = join(kRoot, 'test', 'fixtures', 'hf', 'qwen3')
+    const { rows } = await zipcacheJson([...base, '--context', '20', '--model', model])
+    expect(rows).toHaveLength(2)
+  })
+
+  test('a context beyond the positions of --model is refused', async () => {
+    const args = [...base, '--context', '8192', '--json']
+    const { exitCode, stdout } = await zipcache([...args, '--model', kModel])
+    expect(exitCode).toBe(1)
+    expect(JSON.parse(stdout).error.code).toBe('ERR_ZC_CONTEXT_LENGTH')
+  })
+
+  test('the model of the package is taken beyond its positions, and leaves nothing behind', async () => {
+    const copies = () => readdirSync(tmpdir()).filter((name) => name.startsWith('zipcache-model-'))
+    const before = copies()
+    const args = ['bench', 'decode', '--tokens', '1', '--repeats', '1', '--policy', 'uniform2']
+    const { rows } = await zipcacheJson([...args, '--context', '8192'])
+    expect(rows).toMatchObject([{ context: 8192, policy: 'uniform2' }])
+    expect(copies()).toEqual(before)
+  })
+})
+
+describe('command lines that make no sense', () => {
+  test.each([
+    ['--lines', ['demo', '--lines', 'x']],
+    ['--lines', ['demo', '--lines', '0']],
+    ['--seed', ['demo', '--seed', '1.5']],
+    ['--policy', ['demo', '--policy', 'zipcash']],
+    ['--dtype', ['demo', '--dtype', 'f16']],
+    ['--threads', ['demo', '--threads', '0']],
+    ['--nope', ['demo', '--nope']],
+    ['--model', ['generate', '--prompt', 'a']],
+    ['--prompt', ['generate', '--model', kModel, '--prompt', 'a', '--ids', '1']],
+    ['--ids', ['generate', '--model', kModel, '--ids', '1,-2']],
+    ['--max-tokens', ['generate', '--model', kModel, '--max-tokens', '0']],
+    ['--temperature', ['generate', '--model', kModel, '--temperature', '-1']],
+    ['--top-k', ['generate', '--model', kModel, '--top-k', '0']],
+    ['--top-p', ['generate', '--model', kModel, '--top-p', '1.1']],
+    ['--min-p', ['generate', '--model', kModel, '--min-p', 'NaN']],
+    ['--repetition-penalty', ['generate', '--model', kModel, '--repetition-penalty', 'two']],
+    ['--saliency-ratio', ['generate', '--model', kModel, '--saliency-ratio', '60']],
+    ['--high-bits', ['generate', '--model', kModel, '--high-bits', '16']],
+    ['--low-bits', ['generate', '--model', kModel, '--low-bits', '1']],
+    ['--window', ['generate', '--model', kModel, '--window', '-1']],
+    ['--lines', ['eval', 'line-retrieval', '--lines', '50,50']],
+    ['--questions', ['eval', 'line-retrieval', '--questions', '0']],
+    ['--ask', ['eval', 'line-retrieval', '--ask', 'before']],
+    ['--context', ['bench', 'decode', '--context', '']],
+    ['--tokens', ['bench', 'decode', '--tokens', '1e3']],
+    ['--repeats', ['bench', 'decode', '--repeats', '0']],
+    ['unknown command', ['prove']],
+    ['unknown command', ['eval', 'perplexity']],
+    ['too many arguments', ['demo', 'more']],
+  ])('%s of %j', async (name, args) => {
+    const { exitCode, stdout, stderr } = await zipcache([...args, '--json'])
+    expect(exitCode).toBe(2)
+    expect(stderr).toMatch(/^zipcache: .* \(ERR_ZC_ARGUMENT\)\n$/)
+    expect(stderr).toContain(name)
+    expect(JSON.parse(stdout).error.code).toBe('ERR_ZC_ARGUMENT')
+  })
+})
+
+describe('help and version', () => {
+  test('--version', async () => {
+    const { version } = JSON.parse(readFileSync(join(kRoot, 'package.json'), 'utf8'))
+    expect(await zipcache(['--version'])).toEqual({
+      exitCode: 0,
+      stdout: `${version}\n`,
+      stderr: '',
+    })
+  })
+
+  test.each([[['--help']], [['help']], [['help', 'eval']], [['bench', 'decode', '--help']]])(
+    '%j goes to stdout',
+    async (args) => {
+      const { exitCode, stdout, stderr } = await zipcache(args)
+      expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
+      expect(stdout).toMatch(/^Usage: zipcache /)
+    },
+  )
+
+  test.each([[[]], [['eval']], [['bench']]])('%j is told what there is', async (args) => {
+    const { exitCode, stdout, stderr } = await zipcache(args)
+    expect({ exitCode, stdout }).toEqual({ exitCode: 2, stdout: '' })
+    expect(stderr).toMatch(/^Usage: zipcache /)
+  })
+})
+
+// Windows has neither signals to catch nor a broken pipe of this kind.
+const describePosix = process.platform === 'win32' ? describe.skip : describe
+
+describePosix('interruptions', () => {
+  const long = ['generate', '--model', kModel, '--ids', '1', '--ignore-eos', '--max-tokens', '8000']
+
+  test.each([
+    ['SIGINT', 130],
+    ['SIGTERM', 143],
+  ] as const)('%s ends a generation', async (signal, expected) => {
+    const child = start(long)
+    child.stdin.end()
+    const ended = end(child)
+    await once(child.stdout, 'data')
+    child.kill(signal)
+    const { exitCode, stderr } = await ended
+    expect(exitCode).toBe(expected)
+    expect(stderr).toBe('zipcache: interrupted (ABORT_ERR)\n')
+  })
+
+  test('SIGINT ends waiting for stdin', async () => {
+    // Says when the handler stands: a signal before that kills any process.
+    const announce = `
+      process.on('newListener', (name) => { if (name === 'SIGINT') console.error('ready') })
+      process.argv.splice(1, 0, 'zipcache')
+      require(${JSON.stringify(kMain)})`
+    const child = startNode(['-e', announce, '--', 'generate', '--model', kModel, '--json'])
+    const ended = end(child)
+    await once(child.stderr, 'data')
+    // Nothing shows when it begins to read; the outcome is the same if it has not.
+    await new Promise((resolve) => setTimeout(resolve, 500))
+    child.kill('SIGINT')
+    const { exitCode, stdout } = await ended
+    expect(exitCode).toBe(130)
+    expect(JSON.parse(stdout).error.code).toBe('ABORT_ERR')
+  })
+
+  test('a reader that leaves ends a generation in silence', async () => {
+    const child = start(long)
+    child.stdin.end()
+    const ended = end(child)
+    await once(child.stdout, 'data')
+    child.stdout.destroy()
+    const { exitCode, stderr } = await ended
+    expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
+  })
+})

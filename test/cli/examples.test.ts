@@ -1,0 +1,25 @@
+import { join } from 'node:path'
+import { end, kRoot, startNode } from './command-line'
+
+async function runExample(name: string): Promise<string> {
+  const child = startNode([join(kRoot, 'examples', name)])
+  child.stdin.end()
+  const { exitCode, stdout, stderr } = await end(child)
+  expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
+  return stdout
+}
+
+test('compressed-cache.mjs answers right', async () => {
+  const [answer, check, size] = (await runExample('compressed-cache.mjs')).split('\n')
+  expect(answer?.replaceAll(' ', '').slice(-5)).toBe(check?.slice(-5))
+  expect(size).toMatch(/^\d+ tokens in \d+ bytes; 16 bits take \d+ \(\d\.\d\dx\)$/)
+})
+
+test('multi-turn.mjs answers every turn right', async () => {
+  const turns = (await runExample('multi-turn.mjs'))
+    .split('\n')
+    .flatMap((line) => [/< ([\d ]+) > .*\(it is (\d{5})\)/.exec(line) ?? []])
+    .filter((match) => match.length > 0)
+  expect(turns).toHaveLength(3)
+  for (const [, answer, number] of turns) expect(answer?.replaceAll(' ', '')).toBe(number)
+})
