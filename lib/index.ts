@@ -7,6 +7,7 @@ export {
 export { type LoadOptions, loadModel } from './engine/load-model.js'
 export { Model, type SequenceOptions } from './engine/model.js'
 export { type CacheBytes, type Prompt, Sequence } from './engine/sequence.js'
+export { evaluateLineRetrieval, generateLineRetrieval } from './eval/line-retrieval.js'
 export { ERROR_CODES, type ErrorCode, ZipCacheError } from './errors.js'
 export type { ModelConfig } from './model/config.js'
 export type { ChatMessage, ModelTokenizer } from './model/tokenizer.js'

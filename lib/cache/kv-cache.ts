@@ -147,9 +147,9 @@ export class KvCache {
   extendTail(nTokens: number): void {
     const grown = this.#growTail(this.#tailTokens + nTokens)
     this.#tailTokens += nTokens
-    if (!grown) return this.#uploadHeader()
     try {
-      this.#upload()
+      if (grown) this.#upload()
+      else this.#uploadHeader()
     } catch (error) {
       this.shrinkTail(nTokens)
       throw error

@@ -59,10 +59,12 @@ export function planGeneration(
   eosTokenIds: readonly number[],
   tokenizer: ModelTokenizer | null,
 ): GenerationPlan {
-  const stopTexts = typeof options.stop === 'string' ? [options.stop] : [...(options.stop ?? [])]
+  const stop = typeof options.stop === 'string' ? [options.stop] : options.stop
+  const stopTexts = listOf('stop', stop, isStopText, 'a text, or a list of texts, none empty')
   if (stopTexts.length > 0 && !tokenizer) {
     throw bad('stop', 'is given, but the model has no tokenizer to find texts with')
   }
+  const stopTokens = listOf('stopTokens', options.stopTokens, isTokenId, 'a list of token ids')
   const topK = check('topK', options.topK ?? 0, 0, 2 ** 31 - 1)
   if (!Number.isInteger(topK)) throw bad('topK', `is ${topK}, expected a whole number`)
   const maxTokens = check('maxTokens', options.maxTokens ?? 256, 0, 2 ** 31 - 1)
@@ -77,10 +79,24 @@ export function planGeneration(
       repetitionPenalty: check('repetitionPenalty', options.repetitionPenalty ?? 1, 0.01, 100),
       seed: toSeed(options.seed ?? 0),
     },
-    stopTokens: new Set([...(options.ignoreEos ? [] : eosTokenIds), ...(options.stopTokens ?? [])]),
+    stopTokens: new Set([...(options.ignoreEos ? [] : eosTokenIds), ...stopTokens]),
     stopTexts,
     signal: options.signal,
   }
+}
+
+const isStopText = (value: unknown): value is string => typeof value === 'string' && value !== ''
+const isTokenId = (value: unknown): value is number => Number.isInteger(value)
+
+function listOf<T>(
+  name: string,
+  value: unknown,
+  accepts: (element: unknown) => element is T,
+  expected: string,
+): T[] {
+  const list = value ?? []
+  if (Array.isArray(list) && list.every(accepts)) return [...list]
+  throw bad(name, `is ${String(value)}, expected ${expected}`)
 }
 
 function check(name: string, value: unknown, min: number, max: number): number {

@@ -2,6 +2,7 @@
 import { ZipCacheError } from '../errors.js'
 import { type Fp16Options, fp16 } from './fp16.js'
 import { type FullOptions, full } from './full.js'
+import { show } from './options.js'
 import type { CachePolicy } from './policy.js'
 import { type UniformOptions, uniform } from './uniform.js'
 import { type ZipCacheOptions, zipcache } from './zipcache.js'
@@ -61,7 +62,7 @@ export function resolvePolicy(spec: PolicySpec): CachePolicy {
   if (typeof name !== 'string' || !Object.hasOwn(POLICIES, name)) {
     throw new ZipCacheError(
       'ERR_ZC_ARGUMENT',
-      `policy: is ${JSON.stringify(typeof spec === 'string' ? spec : name)}, expected one of ${POLICY_NAMES.join(', ')}`,
+      `policy: is ${show(typeof spec === 'string' ? spec : name)}, expected one of ${POLICY_NAMES.join(', ')}`,
       { argument: 'policy' },
     )
   }

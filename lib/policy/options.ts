@@ -3,10 +3,13 @@ import { ZipCacheError } from '../errors.js'
 /** The options of one policy as its caller gave them: read them one by one, then `done()` refuses what is left over. */
 export class PolicyOptions {
   readonly #name: string
+  /** Where these options stand in a policy: '' or the option that holds them, with a dot. */
+  readonly #prefix: string
   readonly #left: Map<string, unknown>
 
-  constructor(name: string, options: object) {
+  constructor(name: string, options: object, prefix = '') {
     this.#name = name
+    this.#prefix = prefix
     this.#left = new Map(Object.entries(options).filter(([key]) => key !== 'name'))
   }
 
@@ -33,7 +36,7 @@ export class PolicyOptions {
     const value = this.#take(key)
     if (value === undefined) return null
     if (typeof value !== 'object' || value === null) throw this.#bad(key, value, 'an object')
-    return new PolicyOptions(`${this.#name}.${key}`, value)
+    return new PolicyOptions(this.#name, value, `${this.#prefix}${key}.`)
   }
 
   /** A value that the caller of this reads by itself. */
@@ -49,22 +52,36 @@ export class PolicyOptions {
   done(): void {
     const [unknown] = this.#left.keys()
     if (unknown === undefined) return
-    throw new ZipCacheError('ERR_ZC_ARGUMENT', `policy: ${this.#name} has no option '${unknown}'`, {
-      argument: `policy.${unknown}`,
+    const option = `${this.#prefix}${unknown}`
+    throw new ZipCacheError('ERR_ZC_ARGUMENT', `policy: ${this.#name} has no option '${option}'`, {
+      argument: `policy.${option}`,
     })
   }
 
+  /** null is as good as absent, as in JSON. */
   #take(key: string): unknown {
     const value = this.#left.get(key)
     this.#left.delete(key)
-    return value
+    return value ?? undefined
   }
 
   #bad(key: string, value: unknown, expected: string): ZipCacheError {
+    const option = `${this.#prefix}${key}`
     return new ZipCacheError(
       'ERR_ZC_ARGUMENT',
-      `policy: ${this.#name}'s ${key} is ${JSON.stringify(value)}, expected ${expected}`,
-      { argument: `policy.${key}` },
+      `policy: ${this.#name}'s ${option} is ${show(value)}, expected ${expected}`,
+      { argument: `policy.${option}` },
     )
+  }
+}
+
+/** A value as a message says it. Not JSON alone, which makes null of NaN and throws at a bigint. */
+export function show(value: unknown): string {
+  if (typeof value === 'string') return JSON.stringify(value)
+  if (typeof value !== 'object' || value === null) return String(value)
+  try {
+    return JSON.stringify(value)
+  } catch {
+    return 'an object'
   }
 }

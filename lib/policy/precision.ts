@@ -47,21 +47,34 @@ function readBits(
   return bits
 }
 
-/** Reads `'minmax'`, `{ norm }`, or `{ high, low }` of those. */
-export function readRanges(options: PolicyOptions, key: string): Record<ClassName, QuantRange> {
-  const value = options.raw(key) ?? 'minmax'
-  const isPair = typeof value === 'object' && value !== null && !('norm' in value)
-  const pair = isPair ? (value as Partial<Record<ClassName, unknown>>) : { high: value, low: value }
-  for (const name of Object.keys(pair)) {
-    if (!CLASSES.includes(name as ClassName)) throw options.error(key, value, RANGE_FORMS)
-  }
-  const read = (range: unknown): QuantRange => {
-    if (range === undefined || range === 'minmax') return 'minmax'
-    const norm = typeof range === 'object' && range !== null && 'norm' in range ? range.norm : null
-    if (norm === 2 || norm === 3 || norm === 4 || norm === 5 || norm === 6) return { norm }
-    throw options.error(key, value, RANGE_FORMS)
-  }
-  return { high: read(pair.high), low: read(pair.low) }
+/** Reads `'minmax'` or `{ norm }`. */
+export function readRange(options: PolicyOptions, key: string): QuantRange {
+  const value = options.raw(key)
+  const range = parseRange(value)
+  if (range === null) throw options.error(key, value, RANGE_FORMS)
+  return range
 }
 
-const RANGE_FORMS = "'minmax', { norm: 2 to 6 }, or { high, low } of those"
+/** Reads `'minmax'`, `{ norm }`, or `{ high, low }` of those. */
+function readRanges(options: PolicyOptions, key: string): Record<ClassName, QuantRange> {
+  const value = options.raw(key)
+  const isPair = typeof value === 'object' && value !== null && !('norm' in value)
+  const pair = isPair ? (value as Partial<Record<ClassName, unknown>>) : { high: value, low: value }
+  const isKnown = Object.keys(pair).every((name) => CLASSES.includes(name as ClassName))
+  const high = parseRange(pair.high)
+  const low = parseRange(pair.low)
+  if (Array.isArray(value) || !isKnown || high === null || low === null) {
+    throw options.error(key, value, `${RANGE_FORMS}, or { high, low } of those`)
+  }
+  return { high, low }
+}
+
+const RANGE_FORMS = "'minmax' or { norm: 2 to 6 }"
+
+/** null: no range. */
+function parseRange(range: unknown): QuantRange | null {
+  if (range === undefined || range === null || range === 'minmax') return 'minmax'
+  if (typeof range !== 'object' || Object.keys(range).length !== 1) return null
+  const norm = 'norm' in range ? range.norm : null
+  return norm === 2 || norm === 3 || norm === 4 || norm === 5 || norm === 6 ? { norm } : null
+}

@@ -1,6 +1,6 @@
 import { PolicyOptions } from './options.js'
 import type { CachePolicy, CodeBits, PrecisionClass, QuantRange } from './policy.js'
-import { CODE_BITS, readRanges } from './precision.js'
+import { CODE_BITS, readRange } from './precision.js'
 
 /** Options of `uniform`. */
 export interface UniformOptions {
@@ -31,8 +31,8 @@ export function uniform(given: UniformOptions): CachePolicy {
   const precision: PrecisionClass = {
     keyBits: options.choice('keyBits', bits, CODE_BITS),
     valueBits: options.choice('valueBits', bits, CODE_BITS),
-    keyRange: readRanges(options, 'keyRange').high,
-    valueRange: readRanges(options, 'valueRange').high,
+    keyRange: readRange(options, 'keyRange'),
+    valueRange: readRange(options, 'valueRange'),
   }
   const window = options.number('window', 100, 1, 65536, true)
   options.done()

@@ -43,7 +43,7 @@ export function zipcache(given: ZipCacheOptions): CachePolicy {
     'accumulated',
   ])
   const precision = readPrecision(options, { high: 4, low: 2 })
-  const probeOptions = options.nested('probes') ?? new PolicyOptions('zipcache.probes', {})
+  const probeOptions = options.nested('probes') ?? new PolicyOptions('zipcache', {})
   const shares = {
     recent: probeOptions.number('recent', 0.05, 0, 1),
     random: probeOptions.number('random', 0.05, 0, 1),

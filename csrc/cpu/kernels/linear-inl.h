@@ -24,7 +24,8 @@ inline void dot_tile(const float* x, const W* w, int64_t k, float* out /* (R, J)
 }
 
 inline constexpr int kLinearRows = 64;     // rows of x a task takes: k = 1024 of them fill an L2
-inline constexpr int kLinearColumns = 48;  // rows of the weight a task takes
+inline constexpr int kLinearColumns = 48;  // rows of the weight a task takes, at least
+inline constexpr int64_t kLinearTaskProducts = 1 << 17;  // about 10 us: less is not worth waking a thread for
 
 // y = x W^T + b, optionally added to what y holds. One task is a (rows, columns) tile of y.
 template <typename X, typename W, typename Y>
@@ -33,15 +34,17 @@ void linear_typed(const OpContext& ctx, const LinearArgs& a) {
   const int64_t k = a.x.size(1);
   const int64_t n = a.weight.size(0);
   const int64_t row_blocks = (m + kLinearRows - 1) / kLinearRows;
-  const int64_t column_blocks = (n + kLinearColumns - 1) / kLinearColumns;
+  const int64_t column_products = std::max<int64_t>(1, std::min<int64_t>(m, kLinearRows) * k);
+  const int64_t columns = std::max<int64_t>(kLinearColumns, kLinearTaskProducts / column_products / 8 * 8);
+  const int64_t column_blocks = (n + columns - 1) / columns;
   const W* weight = a.weight.as<W>();
   Y* out = a.out.as<Y>();
 
   ctx.threads->parallel_for(row_blocks * column_blocks, [&](int64_t task) {
     const int64_t r0 = task / column_blocks * kLinearRows;
-    const int64_t c0 = task % column_blocks * kLinearColumns;
+    const int64_t c0 = task % column_blocks * columns;
     const int64_t r1 = std::min(m, r0 + kLinearRows);
-    const int64_t c1 = std::min(n, c0 + kLinearColumns);
+    const int64_t c1 = std::min(n, c0 + columns);
     const float* x;
     if constexpr (std::is_same_v<X, float>) {
       x = a.x.as<float>() + r0 * k;

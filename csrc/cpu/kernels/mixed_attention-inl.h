@@ -33,15 +33,17 @@ inline void weigh_units(const SegmentView& view, int64_t first_page, int n_keys,
   const int d = view.head_dim;
   const int units_per_token = d / 16;
   VecF acc[C][R][kUnitVecs] = {};
-  for (int t = 0; t < n_keys; ++t) {
-    const uint8_t* part = view.v_part(first_page + t / kPageTokens);
-    const int64_t unit = int64_t{t % kPageTokens} * units_per_token + unit0;
-    for (int j = 0; j < C; ++j) {
-      const UnitVecs v = load_unit<F>(part, d, unit + j);
-      for (int r = 0; r < R; ++r)
-        for (int i = 0; i < kUnitVecs; ++i)
-          acc[j][r][i] = fma(broadcast(p[r * kBlockKeys + t]), v.v[i], acc[j][r][i]);
-    }
+  for (int t0 = 0; t0 < n_keys; t0 += kPageTokens) {
+    const uint8_t* part = view.v_part(first_page + t0 / kPageTokens);
+    const int n = std::min(kPageTokens, n_keys - t0);
+    int64_t unit = unit0;
+    for (int t = 0; t < n; ++t, unit += units_per_token)
+      for (int j = 0; j < C; ++j) {
+        const UnitVecs v = load_unit<F>(part, d, unit + j);
+        for (int r = 0; r < R; ++r)
+          for (int i = 0; i < kUnitVecs; ++i)
+            acc[j][r][i] = fma(broadcast(p[r * kBlockKeys + t0 + t]), v.v[i], acc[j][r][i]);
+      }
   }
   for (int j = 0; j < C; ++j)
     for (int r = 0; r < R; ++r)

@@ -13,7 +13,14 @@ typedef float VecF __attribute__((vector_size(4 * kLanes)));
 typedef int32_t VecI __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t VecU __attribute__((vector_size(4 * kLanes)));
 
-inline VecF broadcast(float x) { return VecF{} + x; }
+// Not VecF{} + x: adding to zero is an instruction that the compiler may not drop, because of -0.
+inline VecF broadcast(float x) {
+#if defined(ZC_ISA_AVX2)
+  return _mm256_set1_ps(x);
+#else
+  return VecF{x, x, x, x};
+#endif
+}
 
 inline VecF load(const float* p) {
   VecF v;

@@ -53,6 +53,19 @@ inline void tile_multiply(const float* a, int64_t lda, const float* b, int64_t l
   for (; r < rows; ++r) tile_multiply_rows<1>(a + r * lda, lda, b, ldb, c + r * ldc, ldc, n, k);
 }
 
+inline float max_of_block(const float* scores) {
+  VecF best[2] = {load(scores), load(scores + kLanes)};
+  for (int j = 2 * kLanes; j < kBlockKeys; j += 2 * kLanes) {
+    best[0] = vmax(load(scores + j), best[0]);
+    best[1] = vmax(load(scores + j + kLanes), best[1]);
+  }
+  float lanes[kLanes];
+  store(lanes, vmax(best[0], best[1]));
+  float result = lanes[0];
+  for (int i = 1; i < kLanes; ++i) result = lanes[i] > result ? lanes[i] : result;
+  return result;
+}
+
 // The running softmax of up to kBlockRows query rows (FlashAttention-2, arXiv 2307.08691, Alg. 1; natural log).
 struct SoftmaxRows {
   float max[kBlockRows];
@@ -68,8 +81,9 @@ struct SoftmaxRows {
   // Turns scores (kBlockKeys) of row r into exp(score - max), zero outside [first, last), and adds them to the sum.
   // Returns the factor by which what was accumulated before must be multiplied.
   float update(int r, float* scores, int first, int last) {
-    float block_max = -INFINITY;
-    for (int j = first; j < last; ++j) block_max = scores[j] > block_max ? scores[j] : block_max;
+    for (int j = 0; j < first; ++j) scores[j] = -INFINITY;
+    for (int j = last; j < kBlockKeys; ++j) scores[j] = -INFINITY;
+    const float block_max = max_of_block(scores);
     if (block_max == -INFINITY) {  // nothing visible, or nothing but -inf and NaN
       bool has_nan = false;
       for (int j = first; j < last; ++j) has_nan |= scores[j] != scores[j];
@@ -79,8 +93,6 @@ struct SoftmaxRows {
     }
     const float new_max = block_max > max[r] ? block_max : max[r];
     const float correction = max[r] == -INFINITY ? 0.0f : std::exp(max[r] - new_max);
-    for (int j = 0; j < first; ++j) scores[j] = -INFINITY;
-    for (int j = last; j < kBlockKeys; ++j) scores[j] = -INFINITY;
     VecF total{};
     for (int j = 0; j < kBlockKeys; j += kLanes) {
       const VecF p = exp(load(scores + j) - broadcast(new_max));

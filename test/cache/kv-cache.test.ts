@@ -1,0 +1,490 @@
+import fc from 'fast-check'
+import { bitmapBytes, pageCount, paramsBytes } from '../../lib/cache/format'
+import {
+  codeFormat,
+  FORMATS,
+  fp16CacheBytes,
+  type GroupPlan,
+  isQuantized,
+  KvCache,
+  type KvShape,
+  PagePool,
+  pageBytes,
+  SUPERBLOCK_BYTES,
+} from '../../lib/cache/index'
+import { ZipCacheError } from '../../lib/errors'
+import { Device } from '../../lib/ops/index'
+import { expectRefused } from '../support/errors'
+import { propertyRuns } from '../support/properties'
+import { expectApart, expectedPageBytes, readTable, stretchesOf } from './table-words'
+
+const shape: KvShape = { nLayers: 3, nKvHeads: 2, headDim: 32 }
+const nEntries = shape.nLayers * shape.nKvHeads
+const mixed: GroupPlan = {
+  nTokens: 50,
+  nSalient: 30,
+  high: { k: 'u4', v: 'u4' },
+  low: { k: 'u2', v: 'u2' },
+}
+
+let device: Device
+let pool: PagePool
+/** Devices cannot be told to have no memory left; this one can. */
+let deviceIsFull = false
+
+beforeAll(async () => {
+  device = await Device.open('cpu', { threads: 1 })
+})
+beforeEach(() => {
+  deviceIsFull = false
+  pool = new PagePool(withLimit(device), 64 * SUPERBLOCK_BYTES)
+})
+afterEach(async () => {
+  expect(pool.usedBytes).toBe(0)
+  expect(pool.claimedBytes).toBe(0)
+  pool.dispose()
+  await device.sync()
+  expect(device.memory.current).toBe(0)
+})
+afterAll(() => device.dispose())
+
+function withLimit(device: Device): Device {
+  const limited: Pick<Device, 'tensor' | 'reserve' | 'discard'> = {
+    tensor(dtype, extents) {
+      if (deviceIsFull) throw new ZipCacheError('ERR_ZC_OUT_OF_MEMORY', 'as this test wants it')
+      return device.tensor(dtype, extents)
+    },
+    reserve: (bytes) => device.reserve(bytes),
+    discard: (tensor, offset, bytes) => device.discard(tensor, offset, bytes),
+  }
+  return limited as Device
+}
+
+const contentOf = async (cache: KvCache) => readTable((await cache.table.read()) as Int32Array)
+
+/** Sum of all classes but the table, which is not of the pool. */
+function pageBytesOf(cache: KvCache): number {
+  const { tables, ...rest } = cache.bytesByClass()
+  return Object.values(rest).reduce((sum, bytes) => sum + bytes, 0)
+}
+
+/** What must not change when something fails: books, pool and what ops see. */
+async function stateOf(cache: KvCache) {
+  return {
+    content: await contentOf(cache),
+    bytes: { ...cache.bytesByClass(), tables: 0 },
+    length: cache.length,
+    tail: [cache.tailStart, cache.tailLength],
+    segments: cache.segments,
+    used: cache.pool.usedBytes,
+  }
+}
+
+describe('sizes', () => {
+  test('of a page, by hand', () => {
+    // 16 tokens x head_dim x bits, both K and V, and 64 bytes of V's token parameters
+    expect(pageBytes('u4', 'u4', 64)).toBe(1024 + 64)
+    expect(pageBytes('u2', 'u2', 64)).toBe(512 + 64)
+    expect(pageBytes('u3', 'u2', 64)).toBe(384 + 256 + 64)
+    expect(pageBytes('u8', 'u8', 128)).toBe(4096 + 64)
+    expect(pageBytes('f16', 'f16', 128)).toBe(8192)
+    expect(pageBytes('bf16', 'bf16', 32)).toBe(2048)
+    expect(pageBytes('f32', 'f32', 32)).toBe(4096)
+    expect(pageBytes('u3', 'u2', 48)).toBe(576) // 288 + 192 + 64 = 544: rounded up to 9 units
+  })
+
+  test('of a page, for every pair of formats', () => {
+    for (const [k, keyNumber] of Object.entries(FORMATS)) {
+      for (const [v, valueNumber] of Object.entries(FORMATS)) {
+        for (const d of [16, 32, 64, 96, 128, 256]) {
+          const bytes = pageBytes(k as 'u2', v as 'u2', d)
+          expect(bytes).toBe(expectedPageBytes(keyNumber, valueNumber, d))
+          expect(bytes % 64).toBe(0)
+        }
+      }
+    }
+  })
+
+  test('of parameters, bitmaps and page lists', () => {
+    expect([16, 32, 64, 96, 128].map(paramsBytes)).toEqual([128, 192, 384, 576, 768])
+    expect([1, 512, 513, 1024, 1025, 4096].map(bitmapBytes)).toEqual([64, 64, 128, 128, 256, 512])
+    expect([0, 1, 15, 16, 17, 160].map(pageCount)).toEqual([0, 1, 1, 1, 2, 10])
+  })
+
+  test('of a 16-bit cache: 2 x tokens x n_kv_heads x head_dim x 2 bytes x n_layers', () => {
+    expect(fp16CacheBytes({ nLayers: 32, nKvHeads: 8, headDim: 128 }, 4096)).toBe(2 ** 29)
+    expect(fp16CacheBytes(shape, 1)).toBe(768)
+  })
+
+  test('formats by their bits', () => {
+    expect(([2, 3, 4, 8] as const).map(codeFormat)).toEqual(['u2', 'u3', 'u4', 'u8'])
+    expect(Object.keys(FORMATS).filter((f) => isQuantized(f as 'u2'))).toEqual([
+      'u2',
+      'u3',
+      'u4',
+      'u8',
+    ])
+  })
+})
+
+describe('the table', () => {
+  test('of an empty cache has a tail without pages', async () => {
+    const cache = new KvCache(pool, shape, 'f16')
+    const words = (await cache.table.read()) as Int32Array
+    expect([...words.subarray(0, 4)]).toEqual([0, 0, shape.nLayers, shape.nKvHeads])
+    const { entries } = await contentOf(cache)
+    const tail = { keyFormat: 16, valueFormat: 16, nTokens: 0, start: 0, span: 0, pages: [] }
+    for (const entry of entries.flat()) expect(entry).toEqual([{ ...tail, params: -1, bitmap: -1 }])
+    expect(cache.bytesByClass()).toEqual({
+      high: 0,
+      low: 0,
+      tail: 0,
+      params: 0,
+      bitmaps: 0,
+      tables: cache.table.sizeBytes,
+      probes: 0,
+    })
+    cache.dispose()
+  })
+
+  test.each(['f16', 'bf16', 'f32'] as const)(
+    'a tail of %s grows by pages of 16 tokens',
+    async (format) => {
+      const cache = new KvCache(pool, shape, format)
+      let length = 0
+      for (const step of [1, 14, 1, 1, 0, 31, 100]) {
+        cache.extendTail(step)
+        length += step
+        const { tailLength, tailStart, entries } = await contentOf(cache)
+        expect([tailLength, tailStart]).toEqual([length, 0])
+        expect([cache.length, cache.tailLength, cache.tailStart]).toEqual([length, length, 0])
+        for (const [tail, ...others] of entries.flat()) {
+          expect(others).toEqual([])
+          expect(tail).toMatchObject({ keyFormat: FORMATS[format], valueFormat: FORMATS[format] })
+          expect(tail.pages).toHaveLength(Math.ceil(length / 16))
+        }
+        const bytes = nEntries * Math.ceil(length / 16) * pageBytes(format, format, shape.headDim)
+        expect(cache.bytesByClass().tail).toBe(bytes)
+        expect(pool.usedBytes).toBe(bytes)
+        expectApart(
+          stretchesOf(readTable((await cache.table.read()) as Int32Array), 32),
+          pool.capacityBytes,
+        )
+      }
+      cache.dispose()
+    },
+  )
+
+  test('shows a group when it is published, and not before', async () => {
+    const cache = new KvCache(pool, shape, 'f16')
+    cache.extendTail(20)
+    expect(cache.stage(mixed)).toEqual({ salient: 1, regular: 2 })
+    const before = await contentOf(cache)
+    expect(before.entries.flat().every((segments) => segments.length === 1)).toBe(true)
+    expect(before.tailLength).toBe(20)
+    expect(cache.segments).toEqual([])
+    expect(cache.length).toBe(20)
+
+    cache.publish(50)
+    const { tailLength, tailStart, entries } = await contentOf(cache)
+    expect([tailLength, tailStart, cache.length]).toEqual([0, 50, 50])
+    for (const [tail, salient, regular, ...others] of entries.flat()) {
+      expect(others).toEqual([])
+      expect(tail).toMatchObject({ nTokens: 0, start: 50, pages: [] })
+      expect(salient).toMatchObject({
+        keyFormat: 4,
+        valueFormat: 4,
+        nTokens: 30,
+        start: 0,
+        span: 50,
+      })
+      expect(regular).toMatchObject({
+        keyFormat: 2,
+        valueFormat: 2,
+        nTokens: 20,
+        start: 0,
+        span: -50,
+      })
+      expect(regular.bitmap).toBe(salient.bitmap)
+      expect(regular.params).not.toBe(salient.params)
+      expect(salient.pages).toHaveLength(2)
+      expect(regular.pages).toHaveLength(2)
+    }
+    expect(cache.segments).toEqual([
+      { precision: 'high', k: 'u4', v: 'u4', nTokens: 30, start: 0 },
+      { precision: 'low', k: 'u2', v: 'u2', nTokens: 20, start: 0 },
+    ])
+    expect(cache.bytesByClass()).toEqual({
+      high: nEntries * 2 * 576,
+      low: nEntries * 2 * 320,
+      tail: 0,
+      params: nEntries * 2 * 192,
+      bitmaps: nEntries * 64,
+      tables: cache.table.sizeBytes,
+      probes: 0,
+    })
+    cache.dispose()
+  })
+
+  test.each([
+    ['salient', 40, { salient: 1, regular: null }],
+    ['regular', 0, { salient: null, regular: 1 }],
+  ] as const)(
+    'a group of %s tokens only is one segment without a bitmap',
+    async (_, nSalient, staged) => {
+      const cache = new KvCache(pool, shape, 'f16')
+      expect(cache.stage({ ...mixed, nTokens: 40, nSalient })).toEqual(staged)
+      cache.publish(40)
+      for (const [, segment, ...others] of (await contentOf(cache)).entries.flat()) {
+        expect(others).toEqual([])
+        expect(segment).toMatchObject({ nTokens: 40, bitmap: -1, span: 0, start: 0 })
+      }
+      expect(cache.bytesByClass().bitmaps).toBe(0)
+      cache.dispose()
+    },
+  )
+
+  test('K and V have formats of their own', async () => {
+    const cache = new KvCache(pool, shape, 'f16')
+    const plan: GroupPlan = { ...mixed, high: { k: 'u8', v: 'u3' }, low: { k: 'u3', v: 'u2' } }
+    cache.stage(plan)
+    cache.publish(50)
+    for (const [, salient, regular] of (await contentOf(cache)).entries.flat()) {
+      expect([salient.keyFormat, salient.valueFormat]).toEqual([8, 3])
+      expect([regular.keyFormat, regular.valueFormat]).toEqual([3, 2])
+    }
+    cache.dispose()
+  })
+
+  test('grows with the number of segments and pages, earlier ones unchanged', async () => {
+    const cache = new KvCache(pool, shape, 'f16')
+    let before: unknown[] = []
+    for (let group = 0; group < 12; group++) {
+      cache.extendTail(3)
+      cache.stage({ ...mixed, nTokens: 17 + group, nSalient: 9 })
+      cache.publish(17 + group)
+      const content = await contentOf(cache)
+      const flat = content.entries.flat()
+      expect(flat.every((segments) => segments.length === 1 + 2 * (group + 1))).toBe(true)
+      const packed = flat.map((segments) => segments.slice(1))
+      before.forEach((segments, entry) => {
+        expect(packed[entry].slice(0, -2)).toEqual(segments)
+      })
+      before = packed
+      expectApart(stretchesOf(content, shape.headDim), pool.capacityBytes)
+      expect(cache.bytesByClass().tables).toBe(cache.table.sizeBytes)
+    }
+    expect(cache.segments.map(({ start }) => start).filter((_, i) => i % 2 === 0)).toEqual(
+      Array.from({ length: 12 }, (_, i) => 17 * i + (i * (i - 1)) / 2),
+    )
+    cache.dispose()
+  })
+})
+
+describe('taking back', () => {
+  test('tokens of the tail, page by page', async () => {
+    const cache = new KvCache(pool, shape, 'f16')
+    cache.extendTail(40)
+    const { entries } = await contentOf(cache)
+    cache.shrinkTail(10)
+    expect([cache.length, pool.usedBytes]).toEqual([30, nEntries * 2 * 2048])
+    const shrunk = await contentOf(cache)
+    shrunk.entries.flat().forEach(([tail], i) => {
+      expect(tail.pages).toEqual(entries.flat()[i][0].pages.slice(0, 2))
+    })
+    cache.shrinkTail(30)
+    expect([cache.length, pool.usedBytes]).toEqual([0, 0])
+    cache.dispose()
+  })
+
+  test('a staged group', async () => {
+    const cache = new KvCache(pool, shape, 'f16')
+    cache.extendTail(20)
+    const before = await stateOf(cache)
+    cache.stage(mixed)
+    expect(pool.usedBytes).toBe(pageBytesOf(cache))
+    cache.unstage()
+    expect(await stateOf(cache)).toEqual(before)
+    cache.unstage()
+    expect(await stateOf(cache)).toEqual(before)
+    cache.dispose()
+  })
+
+  test('everything, a staged group too, when it is disposed of', () => {
+    const cache = new KvCache(pool, shape, 'f16')
+    cache.extendTail(20)
+    cache.stage(mixed)
+    cache.publish(50)
+    cache.extendTail(7)
+    cache.stage(mixed)
+    cache.dispose()
+    expect(pool.usedBytes).toBe(0)
+  })
+})
+
+describe('books', () => {
+  type Step =
+    | { extend: number }
+    | { shrink: number }
+    | { compress: number; salient: number; publish: boolean }
+  const steps = fc.array(
+    fc.tuple(
+      fc.integer({ min: 0, max: 1 }),
+      fc.oneof(
+        fc.record({ extend: fc.integer({ min: 1, max: 40 }) }),
+        fc.record({ shrink: fc.nat(50) }),
+        fc.record({ compress: fc.nat(600), salient: fc.nat(100), publish: fc.boolean() }),
+      ),
+    ),
+    { maxLength: 25 },
+  )
+
+  function apply(cache: KvCache, step: Step): void {
+    if ('extend' in step) cache.extendTail(step.extend)
+    else if ('shrink' in step) cache.shrinkTail(Math.min(step.shrink, cache.tailLength))
+    else compress(cache, step)
+  }
+
+  function compress(cache: KvCache, step: Extract<Step, { compress: number }>): void {
+    const nTokens = cache.tailLength + step.compress
+    if (nTokens === 0) return
+    cache.stage({ ...mixed, nTokens, nSalient: Math.floor((nTokens * step.salient) / 100) })
+    if (step.publish) cache.publish(nTokens)
+    else cache.unstage()
+  }
+
+  test('of two sequences are what the pool handed out, page for page', async () => {
+    const run = async (script: [number, Step][]) => {
+      const caches = [new KvCache(pool, shape, 'f16'), new KvCache(pool, shape, 'f32')]
+      for (const [which, step] of script) {
+        apply(caches[which], step)
+        expect(caches.reduce((sum, cache) => sum + pageBytesOf(cache), 0)).toBe(pool.usedBytes)
+      }
+      const contents = await Promise.all(caches.map(contentOf))
+      expectApart(
+        contents.flatMap((content) => stretchesOf(content, shape.headDim)),
+        pool.capacityBytes,
+      )
+      contents.forEach((content, i) => {
+        const { length, segments } = caches[i]
+        expect(content.tailStart + content.tailLength).toBe(length)
+        const nPacked = segments.reduce((sum, { nTokens }) => sum + nTokens, 0)
+        expect(nPacked).toBe(content.tailStart)
+      })
+      caches[0].dispose()
+      expect(pool.usedBytes).toBe(pageBytesOf(caches[1]))
+      caches[1].dispose()
+      expect(pool.usedBytes).toBe(0)
+    }
+    await fc.assert(fc.asyncProperty(steps, run), propertyRuns(60))
+  })
+})
+
+describe('without memory', () => {
+  const outOfMemory = { code: 'ERR_ZC_OUT_OF_MEMORY' } as const
+
+  /** A cache with a compressed group and a tail that ends inside a page. */
+  function makeCache(): KvCache {
+    const cache = new KvCache(pool, shape, 'f16')
+    cache.extendTail(20)
+    cache.stage(mixed)
+    cache.publish(50)
+    cache.extendTail(7)
+    return cache
+  }
+
+  /** Runs `change` on the cache again and again, the pool being full at its first, second, … allocation. */
+  async function failEverywhere(cache: KvCache, change: () => void): Promise<number> {
+    const allocate = pool.allocate
+    const before = await stateOf(cache)
+    for (let nFailures = 0; ; nFailures++) {
+      let left = nFailures
+      pool.allocate = (bytes) => {
+        if (left-- === 0) throw new ZipCacheError('ERR_ZC_OUT_OF_MEMORY', 'as this test wants it')
+        return allocate.call(pool, bytes)
+      }
+      let done = false
+      try {
+        change()
+        done = true
+      } catch (error) {
+        expect(error).toMatchObject(outOfMemory)
+      } finally {
+        pool.allocate = allocate
+      }
+      if (done) return nFailures
+      expect(await stateOf(cache)).toEqual(before)
+    }
+  }
+
+  test('extendTail leaves all as it was, wherever it fails', async () => {
+    const cache = makeCache()
+    expect(await failEverywhere(cache, () => cache.extendTail(30))).toBe(nEntries * 2)
+    expect(cache.length).toBe(87)
+    cache.dispose()
+  })
+
+  test('stage leaves all as it was, wherever it fails', async () => {
+    const cache = makeCache()
+    // a bitmap, then params and pages of either class, for each (layer, kv head)
+    const nAllocations = nEntries * (1 + 1 + 2 + 1 + 2)
+    expect(await failEverywhere(cache, () => cache.stage(mixed))).toBe(nAllocations)
+    cache.unstage()
+    expect(pool.usedBytes).toBe(pageBytesOf(cache))
+    cache.dispose()
+  })
+
+  test('a table that cannot grow leaves all as it was', async () => {
+    const cache = makeCache()
+    const before = await stateOf(cache)
+    deviceIsFull = true
+    expectRefused(() => cache.extendTail(4000), outOfMemory)
+    expect(await stateOf(cache)).toEqual(before)
+    expectRefused(() => cache.stage({ ...mixed, nTokens: 6000, nSalient: 5000 }), outOfMemory)
+    expect(await stateOf(cache)).toEqual(before)
+    deviceIsFull = false
+    cache.extendTail(4000)
+    expect(cache.length).toBe(4057)
+    cache.dispose()
+  })
+
+  test('a table that cannot take more segments leaves all as it was', async () => {
+    const cache = new KvCache(pool, shape, 'f16')
+    deviceIsFull = true
+    const states: unknown[] = []
+    let refused = false
+    while (!refused) {
+      states.push(await stateOf(cache))
+      try {
+        cache.stage({ ...mixed, nTokens: 2, nSalient: 1 })
+        cache.publish(2)
+      } catch (error) {
+        expect(error).toMatchObject(outOfMemory)
+        refused = true
+      }
+    }
+    expect(await stateOf(cache)).toEqual(states.at(-1))
+    deviceIsFull = false
+    cache.stage({ ...mixed, nTokens: 2, nSalient: 1 })
+    cache.publish(2)
+    expect(cache.segments).toHaveLength(2 * states.length)
+    cache.dispose()
+  })
+
+  test('a pool that is really full: the cache keeps what it has, and more fits when another is gone', async () => {
+    const small = new PagePool(device, 4 * SUPERBLOCK_BYTES)
+    const first = new KvCache(small, shape, 'f16')
+    const second = new KvCache(small, shape, 'f16')
+    first.extendTail(480)
+    second.extendTail(100)
+    const before = await stateOf(second)
+    expectRefused(() => second.extendTail(1000), outOfMemory)
+    expectRefused(() => second.stage({ ...mixed, nTokens: 4000, nSalient: 3000 }), outOfMemory)
+    expect(await stateOf(second)).toEqual(before)
+    first.dispose()
+    second.extendTail(480)
+    second.dispose()
+    expect([small.usedBytes, small.claimedBytes]).toEqual([0, 0])
+    small.dispose()
+  })
+})

@@ -1,0 +1,204 @@
+import fc from 'fast-check'
+import { PagePool, SUPERBLOCK_BYTES } from '../../lib/cache/index'
+import { Device } from '../../lib/ops/index'
+import { expectRefused } from '../support/errors'
+import { propertyRuns } from '../support/properties'
+
+const UNIT = 64
+/** Sizes that divide a superblock and that do not, down to a unit and up to all of it. */
+const sizes = [64, 192, 576, 1088, 4096, 5120, 65536, 100_032, SUPERBLOCK_BYTES]
+const CAPACITY = 4 * SUPERBLOCK_BYTES
+
+let device: Device
+let pool: PagePool
+
+beforeAll(async () => {
+  device = await Device.open('cpu', { threads: 1 })
+})
+beforeEach(() => {
+  pool = new PagePool(device, CAPACITY)
+})
+afterEach(() => pool.dispose())
+afterAll(() => device.dispose())
+
+/** Pages until the pool is full. */
+function fill(bytes: number): number[] {
+  const pages: number[] = []
+  for (;;) {
+    try {
+      pages.push(pool.allocate(bytes))
+    } catch {
+      return pages
+    }
+  }
+}
+
+test('capacity is whole superblocks', () => {
+  expect(pool.capacityBytes).toBe(CAPACITY)
+  const odd = new PagePool(device, 3.7 * SUPERBLOCK_BYTES)
+  expect(odd.capacityBytes).toBe(3 * SUPERBLOCK_BYTES)
+  expect(odd.memory.length).toBe(odd.capacityBytes)
+  odd.dispose()
+})
+
+test('addresses stay within int32, whatever is asked for', () => {
+  const huge = new PagePool(device, 2 ** 40)
+  expect(huge.capacityBytes / UNIT).toBeLessThanOrEqual(2 ** 31)
+  huge.dispose()
+})
+
+test('an address space that nobody has is refused', () => {
+  expectRefused(() => new PagePool(device, 0).allocate(64), { code: 'ERR_ZC_OUT_OF_MEMORY' })
+})
+
+describe('any order of allocating and freeing', () => {
+  type Step = { allocate: number } | { free: number }
+  const steps = fc.array(
+    fc.oneof(
+      { weight: 3, arbitrary: fc.record({ allocate: fc.constantFrom(...sizes) }) },
+      { weight: 2, arbitrary: fc.record({ free: fc.nat() }) },
+    ),
+    { maxLength: 200 },
+  )
+
+  function run(script: Step[]): void {
+    const given: { address: number; bytes: number }[] = []
+    const usedBytes = () => given.reduce((sum, { bytes }) => sum + bytes, 0)
+    for (const step of script) {
+      if ('free' in step) {
+        if (given.length === 0) continue
+        const [page] = given.splice(step.free % given.length, 1)
+        pool.free(page.address, page.bytes)
+      } else {
+        const bytes = step.allocate
+        const claimed = pool.claimedBytes
+        try {
+          const address = pool.allocate(bytes)
+          const begin = address * UNIT
+          const hit = given.find(
+            (p) => begin < p.address * UNIT + p.bytes && p.address * UNIT < begin + bytes,
+          )
+          expect(hit).toBeUndefined()
+          expect(Number.isInteger(address) && begin >= 0 && begin + bytes <= CAPACITY).toBe(true)
+          given.push({ address, bytes })
+        } catch (error) {
+          expect(error).toMatchObject({ code: 'ERR_ZC_OUT_OF_MEMORY', argument: 'kvMemory' })
+          // Full means that no superblock is left to claim, and nothing has moved.
+          expect(claimed).toBe(CAPACITY)
+          expect(pool.claimedBytes).toBe(CAPACITY)
+        }
+      }
+      expect(pool.usedBytes).toBe(usedBytes())
+      expect(pool.claimedBytes).toBeGreaterThanOrEqual(pool.usedBytes)
+    }
+    for (const { address, bytes } of given) pool.free(address, bytes)
+    expect(pool.usedBytes).toBe(0)
+    expect(pool.claimedBytes).toBe(0)
+  }
+
+  test('no pages overlap, and every byte comes back', () => {
+    // One pool for all runs: each leaves it empty, which the next one relies on.
+    fc.assert(fc.property(steps, run), propertyRuns(150))
+  })
+})
+
+describe('superblocks', () => {
+  test.each(sizes)('are filled to the last page of %i bytes', (bytes) => {
+    const pages = fill(bytes)
+    expect(pages).toHaveLength(4 * Math.floor(SUPERBLOCK_BYTES / bytes))
+    expect(new Set(pages).size).toBe(pages.length)
+  })
+
+  test('serve one size after another, so that nothing is stranded', () => {
+    for (const bytes of [...sizes, ...sizes.toReversed()]) {
+      const pages = fill(bytes)
+      expect(pool.claimedBytes).toBe(CAPACITY)
+      for (const page of pages) pool.free(page, bytes)
+      expect(pool.claimedBytes).toBe(0)
+    }
+  })
+
+  test('one that empties can be claimed by another size while the others are in use', () => {
+    const small = fill(64)
+    const perBlock = SUPERBLOCK_BYTES / 64
+    for (const page of small.slice(perBlock, 2 * perBlock)) pool.free(page, 64)
+    expect(pool.claimedBytes).toBe(3 * SUPERBLOCK_BYTES)
+    const large = pool.allocate(SUPERBLOCK_BYTES)
+    expect(large).toBe(small[perBlock])
+  })
+
+  test('half-empty ones are filled before a new one is claimed', () => {
+    const pages = [...Array(10)].map(() => pool.allocate(65536)) // 4 + 4 + 2
+    pool.free(pages[1], 65536)
+    pool.free(pages[6], 65536)
+    expect(pool.claimedBytes).toBe(3 * SUPERBLOCK_BYTES)
+    for (let i = 0; i < 4; i++) pool.allocate(65536)
+    expect(pool.claimedBytes).toBe(3 * SUPERBLOCK_BYTES)
+  })
+})
+
+describe('a full pool', () => {
+  test('says so, keeps its state, and goes on when a page is freed', () => {
+    const pages = fill(100_032)
+    const used = pool.usedBytes
+    const fault = { code: 'ERR_ZC_OUT_OF_MEMORY', argument: 'kvMemory' } as const
+    for (const bytes of sizes) {
+      if (bytes !== 100_032) expectRefused(() => pool.allocate(bytes), fault)
+    }
+    expectRefused(() => pool.allocate(100_032), fault)
+    expect(pool.usedBytes).toBe(used)
+    pool.free(pages[3], 100_032)
+    expect(pool.allocate(100_032)).toBe(pages[3])
+  })
+})
+
+describe('what was not given out cannot be freed', () => {
+  const refused = { code: 'ERR_ZC_INTERNAL' } as const
+
+  test('twice', () => {
+    const [first] = [pool.allocate(576), pool.allocate(576)]
+    pool.free(first, 576)
+    expectRefused(() => pool.free(first, 576), refused)
+    expect(pool.usedBytes).toBe(576)
+  })
+
+  test('twice, the superblock given back in between', () => {
+    const page = pool.allocate(576)
+    pool.free(page, 576)
+    expectRefused(() => pool.free(page, 576), refused)
+    pool.allocate(1088)
+    expectRefused(() => pool.free(page, 576), refused)
+  })
+
+  test('as another size', () => {
+    const page = pool.allocate(576)
+    expectRefused(() => pool.free(page, 1088), refused)
+    expect(pool.usedBytes).toBe(576)
+  })
+
+  test.each([1, -1, 0.5, 4096, 1e9, Number.NaN, Number.POSITIVE_INFINITY])(
+    'at an address %p beside it',
+    (offset) => {
+      const page = pool.allocate(576)
+      expectRefused(() => pool.free(page + offset, 576), refused)
+      expectRefused(() => pool.free(page + 9, 576), refused) // the next slot, free
+      expect(pool.usedBytes).toBe(576)
+      pool.free(page, 576)
+    },
+  )
+})
+
+test('a page larger than a superblock is refused', () => {
+  expectRefused(() => pool.allocate(SUPERBLOCK_BYTES + 64), { code: 'ERR_ZC_UNSUPPORTED' })
+  expect(pool.usedBytes).toBe(0)
+})
+
+test('a superblock given back reads as zeros when it is claimed again', async () => {
+  const page = pool.allocate(4096)
+  pool.memory.write(new Uint8Array(4096).fill(7), page * UNIT)
+  pool.free(page, 4096)
+  expect(pool.allocate(4096)).toBe(page)
+  const view = pool.memory.view([4096], page * UNIT)
+  expect((await view.read()).every((byte) => byte === 0)).toBe(true)
+  view.dispose()
+})

@@ -1,0 +1,177 @@
+import { ZipCacheError } from '../../lib/errors'
+import { type PolicySpec, resolvePolicy } from '../../lib/policy/index'
+import { compressionOf } from './common'
+
+type Bad = [option: string, value: unknown]
+
+/** Expects `{ name, ...options }` to be refused with an error whose argument and text name the option. */
+function expectBadOption(name: string, options: object, argument: string): void {
+  let error: unknown
+  try {
+    resolvePolicy({ name, ...options } as PolicySpec)
+  } catch (e) {
+    error = e
+  }
+  expect(error).toBeInstanceOf(ZipCacheError)
+  expect(error).toMatchObject({ code: 'ERR_ZC_ARGUMENT', argument: `policy.${argument}` })
+  expect((error as Error).message).toMatch(/^policy: /)
+  expect((error as Error).message).toContain(argument)
+  expect((error as Error).message).toContain(name)
+}
+
+const notNumbers: unknown[] = [Number.NaN, '1', true, {}, [], 1n, () => 1]
+const notBits: unknown[] = [0, 1, 5, 16, -4, 2.5, Number.NaN, '4', true, {}, 4n]
+const notRanges: unknown[] = [
+  'max',
+  3,
+  true,
+  [],
+  {
+    norm: 1,
+  },
+  { norm: 7 },
+  { norm: 2.5 },
+  { norm: '3' },
+  { norm: 3, power: 2 },
+]
+
+describe('zipcache options that are refused', () => {
+  const bad: Bad[] = [
+    ...[-0.01, 1.01, Number.POSITIVE_INFINITY, ...notNumbers].map((v): Bad => ['saliencyRatio', v]),
+    ...[0, -1, 65537, 1.5, ...notNumbers].map((v): Bad => ['window', v]),
+    ...notBits.map((v): Bad => ['highBits', v]),
+    ...notBits.map((v): Bad => ['lowBits', v]),
+    ...['normalised', 0, true, {}].map((v): Bad => ['metric', v]),
+    ...['4', 4, true].map((v): Bad => ['keyBits', v]),
+    ...['4', 4, true].map((v): Bad => ['valueBits', v]),
+    ...['5%', 0.1, true].map((v): Bad => ['probes', v]),
+    ...[...notRanges, { high: 'max' }, { high: { norm: 9 } }, { middle: 'minmax' }].flatMap(
+      (v): Bad[] => [
+        ['keyRange', v],
+        ['valueRange', v],
+      ],
+    ),
+  ]
+  test.each(bad)('%s: %p', (option, value) => {
+    expectBadOption('zipcache', { [option]: value }, option)
+  })
+
+  test.each<[string, object, string]>([
+    ['keyBits.high', { keyBits: { high: 5 } }, 'keyBits.high'],
+    ['keyBits.low', { keyBits: { high: 4, low: '2' } }, 'keyBits.low'],
+    ['valueBits.low', { valueBits: { low: 16 } }, 'valueBits.low'],
+    ['valueBits.middle', { valueBits: { middle: 4 } }, 'valueBits.middle'],
+    ['keyBits as a pair', { keyBits: [4, 2] }, 'keyBits.0'],
+    ['probes.recent', { probes: { recent: -0.1 } }, 'probes.recent'],
+    ['probes.random', { probes: { random: 1.5 } }, 'probes.random'],
+    ['probes.random as text', { probes: { random: '5' } }, 'probes.random'],
+    ['probes.special', { probes: { special: 0.1 } }, 'probes.special'],
+    ['an unknown option', { saliencyRation: 0.6 }, 'saliencyRation'],
+    ["another policy's option", { bits: 4 }, 'bits'],
+  ])('%s', (_, options, argument) => {
+    expectBadOption('zipcache', options, argument)
+  })
+
+  test('a value that JSON cannot say is named all the same', () => {
+    const loop: { norm?: unknown } = {}
+    loop.norm = loop
+    expectBadOption('zipcache', { keyRange: loop }, 'keyRange')
+    expect(() => resolvePolicy({ name: 'zipcache', window: Number.NaN })).toThrow('is NaN')
+  })
+})
+
+describe('uniform options that are refused', () => {
+  const bad: Bad[] = [
+    ...notBits.flatMap((v): Bad[] => [
+      ['bits', v],
+      ['keyBits', v],
+      ['valueBits', v],
+    ]),
+    ...[0, 65537, 1.5, ...notNumbers].map((v): Bad => ['window', v]),
+    ...[...notRanges, { high: 'minmax' }].flatMap((v): Bad[] => [
+      ['keyRange', v],
+      ['valueRange', v],
+    ]),
+    ['saliencyRatio', 0.6],
+    ['highBits', 4],
+  ]
+  test.each(bad)('%s: %p', (option, value) => {
+    expectBadOption('uniform', { [option]: value }, option)
+  })
+})
+
+test.each(['full', 'fp16'])('%s has no options', (name) => {
+  expectBadOption(name, { window: 100 }, 'window')
+})
+
+describe('options that are read', () => {
+  test("zipcache's defaults are the paper's", () => {
+    const policy = resolvePolicy('zipcache')
+    const minmax = { keyRange: 'minmax', valueRange: 'minmax' }
+    expect(policy.compression).toMatchObject({
+      window: 100,
+      metric: 'normalized',
+      high: { keyBits: 4, valueBits: 4, ...minmax },
+      low: { keyBits: 2, valueBits: 2, ...minmax },
+    })
+    const { nSalient } = compressionOf('zipcache')
+    expect(nSalient(100)).toBe(60)
+    expect(nSalient(1000)).toBe(600)
+  })
+
+  test('uniform is min/max at a window of 100 by default', () => {
+    const precision = { keyBits: 4, valueBits: 4, keyRange: 'minmax', valueRange: 'minmax' }
+    expect(compressionOf('uniform')).toMatchObject({ window: 100, high: precision, low: precision })
+  })
+
+  test('K and V have bits of their own, which win over bits for both', () => {
+    expect(
+      compressionOf({ name: 'zipcache', highBits: 8, lowBits: 3, valueBits: { low: 2 } }),
+    ).toMatchObject({
+      high: { keyBits: 8, valueBits: 8 },
+      low: { keyBits: 3, valueBits: 2 },
+    })
+    expect(
+      compressionOf({
+        name: 'zipcache',
+        keyBits: { high: 4, low: 3 },
+        valueBits: { high: 2, low: 2 },
+      }),
+    ).toMatchObject({ high: { keyBits: 4, valueBits: 2 }, low: { keyBits: 3, valueBits: 2 } })
+    expect(compressionOf({ name: 'uniform', bits: 2, keyBits: 4 }).high).toMatchObject({
+      keyBits: 4,
+      valueBits: 2,
+    })
+  })
+
+  test('K and V, salient and regular, have ranges of their own', () => {
+    expect(
+      compressionOf({
+        name: 'zipcache',
+        keyRange: { norm: 3 },
+        valueRange: { low: { norm: 2 } },
+      }),
+    ).toMatchObject({
+      high: { keyRange: { norm: 3 }, valueRange: 'minmax' },
+      low: { keyRange: { norm: 3 }, valueRange: { norm: 2 } },
+    })
+    expect(compressionOf({ name: 'uniform', valueRange: { norm: 6 } }).high).toMatchObject({
+      keyRange: 'minmax',
+      valueRange: { norm: 6 },
+    })
+  })
+
+  test('null and undefined mean the default', () => {
+    const none = { saliencyRatio: undefined, keyBits: null, keyRange: null, probes: undefined }
+    const policy = resolvePolicy({ name: 'zipcache', ...none } as unknown as PolicySpec)
+    expect(JSON.stringify(policy)).toBe(JSON.stringify(resolvePolicy('zipcache')))
+  })
+
+  test('the bounds themselves are allowed', () => {
+    for (const saliencyRatio of [0, 1]) resolvePolicy({ name: 'zipcache', saliencyRatio })
+    for (const window of [1, 65536]) resolvePolicy({ name: 'uniform', window })
+    for (const share of [0, 1]) {
+      resolvePolicy({ name: 'zipcache', probes: { recent: share, random: share } })
+    }
+  })
+})

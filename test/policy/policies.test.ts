@@ -1,0 +1,91 @@
+import { POLICY_NAMES, type PolicySpec, resolvePolicy } from '../../lib/policy/index'
+import { expectRefused } from '../support/errors'
+import { compressionOf, describePolicy } from './common'
+
+const specs: [name: string, spec: PolicySpec, needsProbes: boolean][] = [
+  ['full', 'full', false],
+  ['fp16', 'fp16', false],
+  ['zipcache', 'zipcache', true],
+  ['zipcache r = 0', { name: 'zipcache', saliencyRatio: 0 }, true],
+  ['zipcache r = 1', { name: 'zipcache', saliencyRatio: 1 }, true],
+  ['zipcache window 1', { name: 'zipcache', window: 1 }, true],
+  ['zipcache window 7', { name: 'zipcache', window: 7, metric: 'accumulated' }, true],
+  ['zipcache no shares', { name: 'zipcache', probes: { recent: 0, random: 0 } }, true],
+  ['zipcache all rows', { name: 'zipcache', probes: { recent: 1, random: 1 } }, true],
+  [
+    'zipcache 4/3 keys, 4/2 values',
+    {
+      name: 'zipcache',
+      keyBits: { high: 4, low: 3 },
+      valueBits: { high: 4, low: 2 },
+      keyRange: { norm: 3 },
+      valueRange: { high: 'minmax', low: { norm: 2 } },
+    },
+    true,
+  ],
+  ['uniform2', 'uniform2', false],
+  ['uniform3', 'uniform3', false],
+  ['uniform4', 'uniform4', false],
+  ['uniform8', 'uniform8', false],
+]
+
+for (const [name, spec, needsProbes] of specs) describePolicy(name, spec, needsProbes)
+
+describe('policies by name', () => {
+  test.each([...POLICY_NAMES])('%s resolves and keeps its name', (name) => {
+    expect(resolvePolicy(name).name).toBe(name)
+  })
+
+  test('full keeps the compute type, the others float16', () => {
+    expect(resolvePolicy('full')).toEqual({ name: 'full', tail: 'compute', compression: null })
+    expect(resolvePolicy('fp16')).toEqual({ name: 'fp16', tail: 'f16', compression: null })
+    for (const name of ['zipcache', 'uniform2']) expect(resolvePolicy(name).tail).toBe('f16')
+  })
+
+  test.each([2, 3, 4, 8] as const)('uniform%i stores every K and V at that many bits', (bits) => {
+    for (const spec of [`uniform${bits}`, { name: 'uniform', bits } as const]) {
+      const { high, low, nSalient } = compressionOf(spec)
+      expect(high).toMatchObject({ keyBits: bits, valueBits: bits })
+      expect(low).toEqual(high)
+      expect([1, 99, 100].map(nSalient)).toEqual([1, 99, 100])
+    }
+  })
+
+  test('uniform without bits has 4', () => {
+    expect(compressionOf('uniform').high).toMatchObject({ keyBits: 4, valueBits: 4 })
+    expect(resolvePolicy('uniform').name).toBe('uniform4')
+  })
+
+  test('a name as an object is the name as a string', () => {
+    const plain = (spec: PolicySpec) => JSON.stringify(resolvePolicy(spec))
+    expect(plain({ name: 'zipcache' })).toBe(plain('zipcache'))
+    expect(plain({ name: 'fp16' })).toBe(plain('fp16'))
+  })
+
+  test.each<unknown>([
+    'zipcach',
+    'ZipCache',
+    '',
+    'h2o',
+    'uniform5',
+    'uniform0',
+    'uniform16',
+    'uniform-4',
+    'toString',
+    '__proto__',
+    {},
+    { name: 'mikv' },
+    { name: 4 },
+    { name: 10n },
+    { name: null },
+    null,
+    7,
+    true,
+    [],
+  ])('%p is refused', (spec) => {
+    expectRefused(() => resolvePolicy(spec as PolicySpec), {
+      code: 'ERR_ZC_ARGUMENT',
+      message: /^policy: .* expected (one of|2|2, 3, 4, 8)/,
+    })
+  })
+})
