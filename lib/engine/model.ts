@@ -112,7 +112,11 @@ export class Model {
   async dispose(): Promise<void> {
     if (this.#disposed) return
     this.#disposed = true
-    for (const sequence of this.#sequences) sequence.dispose()
+    const released = [...this.#sequences].map((sequence) => {
+      sequence.dispose()
+      return sequence.released
+    })
+    await Promise.all(released)
     await this.#release()
   }
 

@@ -67,7 +67,12 @@ export class Sequence {
   /** A token that was generated but has not been through the model. */
   #pending: number | null = null
   #peak = 0
+  /** A call has not ended; it may be waiting for its caller to ask for the next token. */
   #running = false
+  /** Passes and reads that the device has not finished: the memory they use stays until then. */
+  #nInFlight = 0
+  readonly #gone = new AbortController()
+  readonly #released = deferred()
   #failure: unknown = null
   #disposed = false
   #finishReason: FinishReason | null = null
@@ -87,7 +92,7 @@ export class Sequence {
     return this.#cache.length
   }
 
-  /** Why the last generation ended; null before. */
+  /** Why the last generation ended; null before, while it runs, and when it failed or its loop was left. */
   get finishReason(): FinishReason | null {
     return this.#finishReason
   }
@@ -170,6 +175,7 @@ export class Sequence {
     const { config } = this.#host.model
     const plan = planGeneration(options, config.eosTokenIds, this.#host.tokenizer)
     this.#enter()
+    this.#finishReason = null
     const scratch = new Scratch(this.#host.model.device)
     try {
       plan.signal?.throwIfAborted()
@@ -183,7 +189,6 @@ export class Sequence {
       const tokenizer = this.#host.tokenizer
       const text = tokenizer && new TextStream(tokenizer, { skip: tokenizer.specialIds })
       const matcher = new StopMatcher(plan.stopTexts)
-      this.#finishReason = 'length'
 
       for (let step = 0; step < plan.maxTokens; step++) {
         params.write(packSampleParams({ ...plan.params, step }))
@@ -213,25 +218,32 @@ export class Sequence {
           this.#finishReason = 'stop'
           return
         }
-        if (isLast) return
+        if (isLast) break
         plan.signal?.throwIfAborted()
         this.#refuseDisposed()
         await this.#append([], plan.signal)
       }
+      this.#finishReason = 'length'
     } finally {
       scratch.dispose()
       this.#running = false
     }
   }
 
-  /** Returns the sequence's memory to the pool; work that is under way still finishes. Idempotent. */
+  /**
+   * Gives the sequence up and returns its memory to the pool: at once, or when the pass that is under way has noticed; a call
+   * that waits for it rejects with `ERR_ZC_HANDLE`. Idempotent.
+   */
   dispose(): void {
     if (this.#disposed) return
     this.#disposed = true
-    this.#forgetNext()
-    this.#probes?.dispose()
-    this.#cache.dispose()
-    this.#host.released(this)
+    this.#gone.abort(disposedError())
+    if (this.#nInFlight === 0) this.#release()
+  }
+
+  /** Resolves when the memory of a disposed sequence has been returned. */
+  get released(): Promise<void> {
+    return this.#released.promise
   }
 
   [Symbol.dispose](): void {
@@ -246,7 +258,7 @@ export class Sequence {
     signal: AbortSignal | undefined,
     inspect?: (x: Tensor<'f32'>) => Promise<void>,
   ): Promise<void> {
-    const { model, pool } = this.#host
+    const { model } = this.#host
     const all = Int32Array.from(this.#pending === null ? ids : [this.#pending, ...ids])
     const { maxPositions } = model.config
     if (this.length + all.length > maxPositions) {
@@ -257,16 +269,24 @@ export class Sequence {
       )
     }
     signal?.throwIfAborted()
+    const either = signal ? AbortSignal.any([signal, this.#gone.signal]) : this.#gone.signal
+    await this.#inFlight(() => this.#run(all, either, inspect))
+    this.#refuseDisposed()
+  }
+
+  async #run(
+    all: Int32Array,
+    signal: AbortSignal,
+    inspect: ((x: Tensor<'f32'>) => Promise<void>) | undefined,
+  ): Promise<void> {
+    const { model, pool } = this.#host
     const cache = this.#cache
     const tailBefore = cache.tailLength
     const startBefore = cache.tailStart
     const scratch = new Scratch(pool.device)
     const next = new Scratch(pool.device)
     try {
-      const checkpoint = () => {
-        this.#refuseDisposed()
-        signal?.throwIfAborted()
-      }
+      const checkpoint = () => signal.throwIfAborted()
       const pass = { model, cache, ids: scratch.ints(all), nRows: all.length, scratch, checkpoint }
       const x = await this.#pass(pass)
       await inspect?.(x)
@@ -274,18 +294,15 @@ export class Sequence {
       this.#notePeak(scratch.bytes)
       // Decode steps are awaited where their token is read.
       if (all.length > 1) await pool.device.sync()
-      this.#refuseDisposed()
       this.#forgetNext()
       this.#next = { scratch: next, logits }
       this.#pending = null
       for (const id of all) this.#tokens.push(id)
     } catch (error) {
       next.dispose()
-      if (!this.#disposed) {
-        cache.unstage()
-        if (cache.tailStart !== startBefore) this.#failure = error
-        else if (cache.tailLength > tailBefore) cache.shrinkTail(cache.tailLength - tailBefore)
-      }
+      cache.unstage()
+      if (cache.tailStart !== startBefore) this.#failure = error
+      else if (cache.tailLength > tailBefore) cache.shrinkTail(cache.tailLength - tailBefore)
       throw error
     } finally {
       scratch.dispose()
@@ -309,7 +326,6 @@ export class Sequence {
       dtype: model.attentionDtype,
     })
     const x = await passIntoTail(pass, this.#probes)
-    this.#refuseDisposed()
     if (cache.tailLength === compression.window) {
       closeWindow(model, cache, compression, this.#probes, scratch)
       this.#endGroup(compression.window, scratch)
@@ -319,7 +335,6 @@ export class Sequence {
 
   /** Publishes a compression: until now its tokens were there twice. */
   #endGroup(nTokens: number, scratch: Scratch): void {
-    this.#refuseDisposed()
     this.#notePeak(scratch.bytes)
     this.#cache.publish(nTokens)
     this.#nGroups++
@@ -352,17 +367,33 @@ export class Sequence {
   /** A failed decode step leaves the cache without its token: nothing can follow. */
   async #guard<T>(work: Promise<T>): Promise<T> {
     try {
-      return await work
+      return await this.#inFlight(() => work)
     } catch (error) {
       this.#failure = error
       throw error
     }
   }
 
-  #refuseDisposed(): void {
-    if (this.#disposed) {
-      throw new ZipCacheError('ERR_ZC_HANDLE', 'sequence: it was disposed', { argument: 'sequence' })
+  /** Keeps the memory until `work` has ended, even if the sequence is given up meanwhile. */
+  async #inFlight<T>(work: () => Promise<T>): Promise<T> {
+    this.#nInFlight++
+    try {
+      return await work()
+    } finally {
+      if (--this.#nInFlight === 0 && this.#disposed) this.#release()
     }
+  }
+
+  #release(): void {
+    this.#forgetNext()
+    this.#probes?.dispose()
+    this.#cache.dispose()
+    this.#host.released(this)
+    this.#released.resolve()
+  }
+
+  #refuseDisposed(): void {
+    if (this.#disposed) throw disposedError()
   }
 
   #forgetNext(): void {
@@ -430,6 +461,18 @@ export function tokenIds(prompt: Prompt, tokenizer: ModelTokenizer | null, vocab
     if (Number.isInteger(id) && id >= 0 && id < vocabSize) return id
     throw argumentError('prompt', `token ${i} is ${String(id)}, expected a whole number below ${vocabSize}`)
   })
+}
+
+function disposedError(): ZipCacheError {
+  return new ZipCacheError('ERR_ZC_HANDLE', 'sequence: it was disposed', { argument: 'sequence' })
+}
+
+function deferred(): { promise: Promise<void>; resolve: () => void } {
+  let resolve: () => void = () => {}
+  const promise = new Promise<void>((settle) => {
+    resolve = settle
+  })
+  return { promise, resolve }
 }
 
 function argumentError(argument: string, what: string): ZipCacheError {

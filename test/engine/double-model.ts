@@ -1,0 +1,289 @@
+import { join } from 'node:path'
+import { type ModelConfig, readModelConfig } from '../../lib/model/config'
+import { ropeFrequencies } from '../../lib/model/rope-frequencies'
+import { type PolicySpec, resolvePolicy } from '../../lib/policy/index'
+import type { Compression, PrecisionClass } from '../../lib/policy/policy'
+import { deriveSeed, type Seed, toSeed } from '../../lib/random'
+import {
+  embedding,
+  f32ToF16,
+  fromF16,
+  linear,
+  mixedAttention,
+  packSegment,
+  probeAttention,
+  rmsNorm,
+  rope,
+  ropeTable,
+  type Segment,
+  type SegmentFormat,
+  selectSalient,
+  siluGate,
+} from '../../lib/reference/index'
+import { readSafetensors, valuesOf } from './model-copies'
+
+/** A checkpoint in double precision: the engine again, the plain way, out of the reference's ops. */
+export class DoubleModel {
+  readonly config: ModelConfig
+  readonly #weights: ReadonlyMap<string, Float64Array>
+
+  private constructor(config: ModelConfig, weights: ReadonlyMap<string, Float64Array>) {
+    this.config = config
+    this.#weights = weights
+  }
+
+  static async load(dir: string): Promise<DoubleModel> {
+    const tensors = readSafetensors(join(dir, 'model.safetensors'))
+    const values = [...tensors].map(([name, tensor]) => [name, valuesOf(tensor)] as const)
+    return new DoubleModel(await readModelConfig(dir), new Map(values))
+  }
+
+  /** The tensor of this name; undefined where the architecture has none. */
+  weight(name: string): Float64Array | undefined {
+    return this.#weights.get(name)
+  }
+
+  /** x W^T + bias, x (m, k). */
+  project(name: string, x: Float64Array, width: number): Float64Array {
+    const weight = this.weight(`${name}.weight`)!
+    const shape = { m: x.length / width, n: weight.length / width, k: width }
+    return linear({ x, weight, bias: this.weight(`${name}.bias`), ...shape })
+  }
+
+  /** RMS norm over `width`; x itself where the model has no such norm. */
+  norm(name: string, x: Float64Array, width: number): Float64Array {
+    const weight = this.weight(`${name}.weight`)
+    return weight ? rmsNorm({ x, weight, width, eps: this.config.rmsNormEps }) : x
+  }
+
+  /** Logits of rows of the residual stream. */
+  logits(x: Float64Array): Float64Array {
+    const { hiddenSize, tieWordEmbeddings } = this.config
+    const head = tieWordEmbeddings ? 'model.embed_tokens' : 'lm_head'
+    return this.project(head, this.norm('model.norm', x, hiddenSize), hiddenSize)
+  }
+}
+
+/** One layer's cache: what is packed, and the rows (n_kv_heads * head_dim) of the tail. */
+interface LayerCache {
+  packed: Segment[]
+  tailK: number[]
+  tailV: number[]
+  /** the window's probe rows so far */
+  probeQ: number[]
+  probeLse: number[]
+}
+
+/** Query heads, K and V of the tokens on their way. */
+interface Heads {
+  q: Float64Array
+  k: Float64Array
+  v: Float64Array
+}
+
+/** A context and its cache in double precision. Algs. 2 and 3 of ZipCache (arXiv 2405.14256), and the next turns. */
+export class DoubleSequence {
+  readonly #model: DoubleModel
+  readonly #compression: Compression | null
+  readonly #isHalf: boolean
+  readonly #seed: Seed
+  readonly #layers: LayerCache[]
+  #tailStart = 0
+  #tailLength = 0
+  #nGroups = 0
+
+  constructor(model: DoubleModel, spec: PolicySpec, seed = 0) {
+    const policy = resolvePolicy(spec)
+    this.#model = model
+    this.#compression = policy.compression
+    this.#isHalf = policy.tail === 'f16'
+    this.#seed = toSeed(seed)
+    const empty = () => ({ packed: [], tailK: [], tailV: [], probeQ: [], probeLse: [] })
+    this.#layers = Array.from({ length: model.config.nLayers }, empty)
+  }
+
+  get length(): number {
+    return this.#tailStart + this.#tailLength
+  }
+
+  /** Takes tokens in and returns the logits after each: (ids.length, vocab_size). */
+  append(ids: readonly number[]): Float64Array {
+    const { config } = this.#model
+    const { hiddenSize, intermediateSize } = config
+    const n = ids.length
+    const isPrompt =
+      n > 1 && this.#compression !== null && this.#tailLength + n >= this.#compression.window
+    const embeddings = this.#model.weight('model.embed_tokens.weight')!
+    let x = embedding({ ids, weight: embeddings, width: hiddenSize })
+    for (let layer = 0; layer < config.nLayers; layer++) {
+      const name = `model.layers.${layer}`
+      const normed = this.#model.norm(`${name}.input_layernorm`, x, hiddenSize)
+      const heads = this.#heads(name, normed)
+      const attended = isPrompt
+        ? this.#attendPrompt(layer, heads, n)
+        : this.#attendTail(layer, heads, n)
+      x = add(
+        x,
+        this.#model.project(`${name}.self_attn.o_proj`, attended, config.nHeads * config.headDim),
+      )
+      const wide = this.#model.norm(`${name}.post_attention_layernorm`, x, hiddenSize)
+      const gate = this.#model.project(`${name}.mlp.gate_proj`, wide, hiddenSize)
+      const up = this.#model.project(`${name}.mlp.up_proj`, wide, hiddenSize)
+      const gated = siluGate({ gate, up })
+      x = add(x, this.#model.project(`${name}.mlp.down_proj`, gated, intermediateSize))
+    }
+    this.#tailLength += n
+    if (isPrompt || (n === 1 && this.#tailLength === this.#compression?.window)) this.#endGroup()
+    return this.#model.logits(x)
+  }
+
+  #heads(name: string, normed: Float64Array): Heads {
+    const { config } = this.#model
+    const { headDim, hiddenSize, nHeads, nKvHeads } = config
+    const n = normed.length / hiddenSize
+    const positions = Array.from({ length: n }, (_, i) => this.length + i)
+    const table = ropeTable({
+      positions,
+      ...ropeFrequencies(config.rope, headDim, config.maxPositions),
+    })
+    const rotated = (which: 'q' | 'k', count: number) => {
+      const raw = this.#model.project(`${name}.self_attn.${which}_proj`, normed, hiddenSize)
+      const x = this.#model.norm(`${name}.self_attn.${which}_norm`, raw, headDim)
+      return rope({ x, ...table, nHeads: count, headDim })
+    }
+    const v = this.#model.project(`${name}.self_attn.v_proj`, normed, hiddenSize)
+    return { q: rotated('q', nHeads), k: rotated('k', nKvHeads), v }
+  }
+
+  /** A row sees itself and what came before, packed or not. */
+  #attend(layer: number, q: Float64Array, n: number, newest: Segment) {
+    const { nHeads, nKvHeads, headDim, slidingWindow } = this.#model.config
+    return mixedAttention({
+      q,
+      segments: [...this.#layers[layer].packed, newest],
+      nHeads,
+      nKvHeads,
+      headDim,
+      scale: 1 / Math.sqrt(headDim),
+      queryPositions: Array.from({ length: n }, (_, i) => this.length + i),
+      slidingWindow: slidingWindow[layer],
+    })
+  }
+
+  /** Alg. 2: exact attention among the prompt and the tail before it, then both are compressed. */
+  #attendPrompt(layer: number, { q, k, v }: Heads, n: number): Float64Array {
+    const cache = this.#layers[layer]
+    const allK = Float64Array.from([...cache.tailK, ...k])
+    const allV = Float64Array.from([...cache.tailV, ...v])
+    const { out, lse } = this.#attend(layer, q, n, this.#plain(allK, allV))
+    const seed = deriveSeed(this.#seed, this.#nGroups)
+    const rows = this.#compression!.promptProbes(n, seed, layer)
+    const positions = rows.map((row) => this.#tailLength + row)
+    this.#compress(layer, allK, allV, { q, lse, rows, positions })
+    return out
+  }
+
+  /** Alg. 3: the tokens join the tail; the last of a window has it compressed. */
+  #attendTail(layer: number, { q, k, v }: Heads, n: number): Float64Array {
+    const { config } = this.#model
+    const cache = this.#layers[layer]
+    const isFirst = this.length === 0
+    cache.tailK.push(...this.#stored(k))
+    cache.tailV.push(...this.#stored(v))
+    const [tailK, tailV] = [Float64Array.from(cache.tailK), Float64Array.from(cache.tailV)]
+    // A first prompt attends to its rows before they are rounded.
+    const { out, lse } = this.#attend(
+      layer,
+      q,
+      n,
+      isFirst ? this.#plain(k, v) : this.#plain(tailK, tailV),
+    )
+    const compression = this.#compression
+    if (!compression) return out
+
+    const steps = compression.windowProbes(deriveSeed(this.#seed, this.#nGroups))
+    for (let row = 0; row < n; row++) {
+      if (!steps.includes(this.#tailLength + row)) continue
+      const width = config.nHeads * config.headDim
+      cache.probeQ.push(...q.subarray(row * width, (row + 1) * width))
+      cache.probeLse.push(...lse.subarray(row * config.nHeads, (row + 1) * config.nHeads))
+    }
+    if (n === 1 && this.#tailLength + 1 === compression.window) {
+      const rows = steps.map((_, i) => i)
+      const { probeQ, probeLse } = cache
+      this.#compress(layer, tailK, tailV, { q: probeQ, lse: probeLse, rows, positions: steps })
+    }
+    return out
+  }
+
+  #compress(
+    layer: number,
+    k: Float64Array,
+    v: Float64Array,
+    probes: {
+      q: ArrayLike<number>
+      lse: ArrayLike<number>
+      rows: Int32Array
+      positions: Int32Array
+    },
+  ): void {
+    const { nHeads, nKvHeads, headDim, slidingWindow } = this.#model.config
+    const compression = this.#compression!
+    const n = k.length / (nKvHeads * headDim)
+    const count = compression.nSalient(n)
+    const shape = { nHeads, nKvHeads, headDim, kvLen: n }
+    const scores = probeAttention({
+      ...probes,
+      k,
+      ...shape,
+      scale: 1 / Math.sqrt(headDim),
+      slidingWindow: slidingWindow[layer],
+      normalization: compression.metric,
+    })
+    const { salient, regular } = selectSalient({ scores, nHeads: nKvHeads, n, count })
+    for (const [rows, precision] of [
+      [salient, compression.high],
+      [regular, compression.low],
+    ] as const) {
+      if (rows.length === 0) continue
+      const segment = packSegment({ k, v, rows, nKvHeads, headDim, ...formatsOf(precision) })
+      const positions = rows.map((row) => this.#tailStart + row)
+      this.#layers[layer].packed.push({ ...segment, positions })
+    }
+  }
+
+  #endGroup(): void {
+    this.#tailStart += this.#tailLength
+    this.#tailLength = 0
+    this.#nGroups++
+    for (const cache of this.#layers) {
+      Object.assign(cache, { tailK: [], tailV: [], probeQ: [], probeLse: [] })
+    }
+  }
+
+  /** Rows (n, n_kv_heads, head_dim) from the tail's start on, as a segment. */
+  #plain(k: Float64Array, v: Float64Array): Segment {
+    const { nKvHeads, headDim } = this.#model.config
+    const n = k.length / (nKvHeads * headDim)
+    const byHead = (x: Float64Array) =>
+      Float64Array.from({ length: x.length }, (_, i) => {
+        const [row, channel] = [Math.floor(i / headDim), i % headDim]
+        return x[((row % n) * nKvHeads + Math.floor(row / n)) * headDim + channel]
+      })
+    const positions = Array.from({ length: nKvHeads * n }, (_, i) => this.#tailStart + (i % n))
+    return { nTokens: n, positions, k: byHead(k), v: byHead(v) }
+  }
+
+  #stored(x: Float64Array): Float64Array {
+    return this.#isHalf ? fromF16(Uint16Array.from(x, f32ToF16)) : x
+  }
+}
+
+function formatsOf({ keyBits, valueBits, keyRange, valueRange }: PrecisionClass) {
+  const format = (bits: number) => `u${bits}` as SegmentFormat
+  return { keyFormat: format(keyBits), valueFormat: format(valueBits), keyRange, valueRange }
+}
+
+function add(a: Float64Array, b: Float64Array): Float64Array {
+  return a.map((x, i) => x + b[i])
+}

@@ -1,0 +1,123 @@
+import { join } from 'node:path'
+import type { PolicySpec } from '../../lib/index'
+import { DoubleModel, DoubleSequence } from './double-model'
+import { kFixtures, ModelCopies } from './model-copies'
+import { maxDifference, someIds, useModel } from './running'
+
+/**
+ * What logits of size ~3 may differ by. Float32 sums: a few u times 100. A cached value of float32 and of double precision
+ * falls to either side of a rounding boundary now and then: of float16, 5e-4 of the value; of a code, one step.
+ */
+const allowed = { exact: 2e-5, float16: 2e-3, codes: 2e-2 }
+
+const copies = new ModelCopies()
+afterAll(() => copies.remove())
+
+const WINDOW = 16
+const zip = { name: 'zipcache', window: WINDOW, probes: { recent: 0.1, random: 0.3 } } as const
+const tokenwise = (n: number) => new Array<number>(n).fill(1)
+
+/** Tokens that go through the model together, one entry a call. */
+const conversations = {
+  // 45 compressed at once, two windows closing, a tail of 3
+  'a prompt and two windows': [45, ...tokenwise(35)],
+  // 7 + 9 make a window, and so do 5 + 4 + 4 + 3; the 5 after it are compressed with the 30
+  'short and long prompts in turns': [
+    7,
+    ...tokenwise(9),
+    5,
+    ...tokenwise(4),
+    4,
+    ...tokenwise(8),
+    30,
+    20,
+    2,
+    1,
+  ],
+  'no prompt at all': tokenwise(35),
+}
+
+const models: [name: string, folder: string][] = [
+  ['llama', join(kFixtures, 'llama')],
+  ['qwen2', join(kFixtures, 'qwen2')],
+  ['qwen3', join(kFixtures, 'qwen3')],
+  [
+    'mistral with a sliding window',
+    copies.copy(join(kFixtures, 'mistral'), { config: { sliding_window: 24 } }),
+  ],
+]
+
+describe.each(models)(
+  'the engine computes what its double-precision twin does: %s',
+  (name, dir) => {
+    const model = useModel(dir)
+    let twin: DoubleModel
+    beforeAll(async () => {
+      twin = await DoubleModel.load(dir)
+    })
+
+    async function compare(policy: PolicySpec, turns: number[], tolerance: number): Promise<void> {
+      const ids = someIds(
+        turns.reduce((a, b) => a + b),
+        model().config.vocabSize,
+      )
+      const seed = 5
+      const sequence = model().createSequence({ policy, seed })
+      const reference = new DoubleSequence(twin, policy, seed)
+      let start = 0
+      for (const n of turns) {
+        const chunk = ids.slice(start, start + n)
+        const difference = maxDifference(await sequence.logits(chunk), reference.append(chunk))
+        start += n
+        if (difference > tolerance)
+          throw new Error(`tokens to ${start}: logits differ by ${difference}`)
+        expect(sequence.length).toBe(reference.length)
+      }
+      sequence.dispose()
+    }
+
+    test.each(Object.entries(conversations))('zipcache: %s', async (_, turns) => {
+      await compare(zip, turns, allowed.codes)
+    })
+
+    const turns = conversations['short and long prompts in turns']
+    test('full', () => compare('full', turns, allowed.exact))
+    if (name.startsWith('qwen')) return
+
+    test('fp16', () => compare('fp16', turns, allowed.float16))
+    test('uniform8', () =>
+      compare({ name: 'uniform', bits: 8, window: WINDOW }, turns, allowed.codes))
+
+    const others: PolicySpec[] = [
+      { ...zip, saliencyRatio: 0 },
+      { ...zip, saliencyRatio: 1 },
+      { ...zip, saliencyRatio: 0.2, metric: 'accumulated' },
+      { ...zip, window: 1 },
+      { ...zip, window: 7, probes: { recent: 0, random: 0 } },
+      {
+        ...zip,
+        keyBits: { high: 8, low: 3 },
+        valueBits: { high: 4, low: 8 },
+        keyRange: { norm: 3 },
+        valueRange: { low: { norm: 2 } },
+      },
+    ]
+    if (name !== 'llama') return
+    test.each(others)('%j', (policy) => compare(policy, turns, allowed.codes))
+  },
+)
+
+test('compression changes logits by far more than that: the twin would notice', async () => {
+  const twin = await DoubleModel.load(join(kFixtures, 'llama'))
+  const ids = someIds(60, twin.config.vocabSize)
+  const logits = (policy: PolicySpec) => {
+    const sequence = new DoubleSequence(twin, policy)
+    sequence.append(ids.slice(0, 50))
+    return sequence.append(ids.slice(50))
+  }
+  const exact = logits('full')
+  expect(maxDifference(logits(zip), exact)).toBeGreaterThan(10 * allowed.codes)
+  expect(maxDifference(logits({ ...zip, saliencyRatio: 0.5 }), logits(zip))).toBeGreaterThan(
+    2 * allowed.codes,
+  )
+})

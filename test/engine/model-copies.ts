@@ -1,0 +1,168 @@
+import { copyFileSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { f32ToBf16, f32ToF16, fromBf16, fromF16 } from '../../lib/reference/index'
+
+export const kFixtures = join(__dirname, '..', 'fixtures', 'hf')
+export const kTrainedModels = join(__dirname, '..', '..', 'models')
+
+/** The small checkpoints whose logits and tokens transformers computed. */
+export const fixtureNames = ['llama', 'mistral', 'qwen2', 'qwen3', 'llama3-rope'] as const
+
+/** One tensor of a safetensors file. */
+export interface StoredTensor {
+  dtype: string
+  shape: number[]
+  bytes: Uint8Array
+}
+
+/** Tensors by name, in the order of the file. */
+export type StoredTensors = Map<string, StoredTensor>
+
+export function readSafetensors(path: string): StoredTensors {
+  const file = readFileSync(path)
+  const headerEnd = 8 + Number(file.readBigUInt64LE(0))
+  const header = JSON.parse(file.toString('utf8', 8, headerEnd))
+  delete header.__metadata__
+  type Entry = { dtype: string; shape: number[]; data_offsets: [number, number] }
+  return new Map(
+    Object.entries<Entry>(header).map(
+      ([
+        name,
+        {
+          dtype,
+          shape,
+          data_offsets: [begin, end],
+        },
+      ]) => {
+        // A copy: typed arrays over it need its start aligned.
+        const bytes = Uint8Array.from(file.subarray(headerEnd + begin, headerEnd + end))
+        return [name, { dtype, shape, bytes }]
+      },
+    ),
+  )
+}
+
+export function safetensorsOf(tensors: StoredTensors): Buffer {
+  const header: Record<string, unknown> = {}
+  let end = 0
+  for (const [name, { dtype, shape, bytes }] of tensors) {
+    header[name] = { dtype, shape, data_offsets: [end, end + bytes.length] }
+    end += bytes.length
+  }
+  const text = Buffer.from(JSON.stringify(header))
+  const length = Buffer.alloc(8)
+  length.writeBigUInt64LE(BigInt(text.length))
+  return Buffer.concat([length, text, ...[...tensors.values()].map(({ bytes }) => bytes)])
+}
+
+/** The numbers of a tensor. */
+export function valuesOf({ dtype, bytes }: StoredTensor): Float64Array {
+  const { buffer } = bytes
+  switch (dtype) {
+    case 'F32':
+      return Float64Array.from(new Float32Array(buffer))
+    case 'F16':
+      return fromF16(new Uint16Array(buffer))
+    case 'BF16':
+      return fromBf16(new Uint16Array(buffer))
+    case 'I64':
+      return Float64Array.from(new BigInt64Array(buffer), Number)
+    default:
+      throw new Error(`dtype ${dtype}`)
+  }
+}
+
+/** The tensor rounded to another dtype. */
+export function storedAs(tensor: StoredTensor, dtype: 'F32' | 'F16' | 'BF16'): StoredTensor {
+  const values = valuesOf(tensor)
+  const round = { F16: f32ToF16, BF16: f32ToBf16 }
+  const stored =
+    dtype === 'F32' ? Float32Array.from(values) : Uint16Array.from(values, round[dtype])
+  return { dtype, shape: tensor.shape, bytes: new Uint8Array(stored.buffer) }
+}
+
+/** What transformers computed of a fixture, in float32. */
+export interface FixtureReference {
+  ids: number[]
+  /** (64, vocab): after each of the last 64 tokens */
+  logits: Float64Array
+  /** 32 tokens, end-of-text ignored */
+  greedy: number[]
+}
+
+export function readReference(fixture: string): FixtureReference {
+  const tensors = readSafetensors(join(kFixtures, fixture, 'reference.safetensors'))
+  const values = (name: string) => valuesOf(tensors.get(name)!)
+  return {
+    ids: [...values('input_ids')],
+    logits: values('logits'),
+    greedy: [...values('greedy')],
+  }
+}
+
+/** What a copy of a model folder changes. */
+export interface CopyChanges {
+  /** keys of config.json */
+  config?: Record<string, unknown>
+  /** changes or replaces the tensors */
+  tensors?: (tensors: StoredTensors) => StoredTensors | undefined
+  /** the tensors are spread over so many files */
+  shards?: number
+  /** further files by name; null leaves one of the original's out */
+  files?: Record<string, string | null>
+}
+
+const kCopiedFiles = ['generation_config.json', 'tokenizer.json', 'tokenizer_config.json']
+
+/** Copies of model folders, which live as long as the test file. */
+export class ModelCopies {
+  readonly #root = mkdtempSync(join(tmpdir(), 'zipcache-copies-'))
+
+  copy(from: string, changes: CopyChanges = {}): string {
+    const dir = mkdtempSync(join(this.#root, 'copy-'))
+    const config = JSON.parse(readFileSync(join(from, 'config.json'), 'utf8'))
+    writeFileSync(join(dir, 'config.json'), JSON.stringify({ ...config, ...changes.config }))
+    for (const name of kCopiedFiles) {
+      if (existsSync(join(from, name))) copyFileSync(join(from, name), join(dir, name))
+    }
+    const original = readSafetensors(join(from, 'model.safetensors'))
+    const tensors = changes.tensors?.(original) ?? original
+    if (changes.shards === undefined) {
+      writeFileSync(join(dir, 'model.safetensors'), safetensorsOf(tensors))
+    } else {
+      writeShards(dir, tensors, changes.shards)
+    }
+    for (const [name, text] of Object.entries(changes.files ?? {})) {
+      if (text === null) rmSync(join(dir, name))
+      else writeFileSync(join(dir, name), text)
+    }
+    return dir
+  }
+
+  remove(): void {
+    rmSync(this.#root, { recursive: true, force: true })
+  }
+}
+
+/** Deals the tensors out to the files one after another, so that a layer's are in several. */
+function writeShards(dir: string, tensors: StoredTensors, nShards: number): void {
+  const weightMap: Record<string, string> = {}
+  const shards = Array.from({ length: nShards }, (): StoredTensors => new Map())
+  let next = 0
+  for (const [name, tensor] of tensors) {
+    const index = next++ % nShards
+    shards[index].set(name, tensor)
+    weightMap[name] = shardName(index, nShards)
+  }
+  shards.forEach((shard, index) => {
+    writeFileSync(join(dir, shardName(index, nShards)), safetensorsOf(shard))
+  })
+  const index = JSON.stringify({ metadata: {}, weight_map: weightMap })
+  writeFileSync(join(dir, 'model.safetensors.index.json'), index)
+}
+
+function shardName(index: number, nShards: number): string {
+  const five = (n: number) => String(n).padStart(5, '0')
+  return `model-${five(index + 1)}-of-${five(nShards)}.safetensors`
+}

@@ -1,0 +1,80 @@
+import {
+  type GeneratedToken,
+  type GenerateOptions,
+  loadModel,
+  type Model,
+  type Prompt,
+  type SequenceOptions,
+} from '../../lib/index'
+
+/** All tokens of a generation. */
+export async function collect(
+  tokens: AsyncIterable<GeneratedToken>,
+): Promise<{ ids: number[]; text: string; logprobs: number[] }> {
+  const all: GeneratedToken[] = []
+  for await (const token of tokens) all.push(token)
+  return {
+    ids: all.map(({ id }) => id),
+    text: all.map(({ text }) => text).join(''),
+    logprobs: all.map(({ logprob }) => logprob),
+  }
+}
+
+/** A model or a sequence. */
+interface Generates {
+  generate(
+    prompt: Prompt,
+    options: GenerateOptions & SequenceOptions,
+  ): AsyncGenerator<GeneratedToken, void, undefined>
+}
+
+/** The ids of a generation of n tokens, whatever they are. */
+export async function idsOf(
+  source: Generates,
+  prompt: Prompt | null,
+  n: number,
+  options: GenerateOptions & SequenceOptions = {},
+): Promise<number[]> {
+  const all = { maxTokens: n, ignoreEos: true, ...options }
+  return (await collect(source.generate(prompt as Prompt, all))).ids
+}
+
+/** Loads a model for the suite around this call. */
+export function useModel(...args: Parameters<typeof loadModel>): () => Model {
+  let model: Model | undefined
+  beforeAll(async () => {
+    model = await loadModel(...args)
+  })
+  afterAll(() => model?.dispose())
+  return () => model!
+}
+
+/** The largest |a - b|; NaN and infinity, and different lengths, count as infinite. */
+export function maxDifference(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  if (a.length !== b.length) return Number.POSITIVE_INFINITY
+  let worst = 0
+  for (let i = 0; i < a.length; i++) {
+    const difference = Math.abs(a[i] - b[i])
+    if (!(difference <= worst))
+      worst = Number.isFinite(difference) ? difference : Number.POSITIVE_INFINITY
+  }
+  return worst
+}
+
+/** For each row of (rows, width), where its largest number is. */
+export function argmaxRows(x: ArrayLike<number>, width: number): number[] {
+  return Array.from({ length: x.length / width }, (_, row) => {
+    let best = 0
+    for (let i = 1; i < width; i++) if (x[row * width + i] > x[row * width + best]) best = i
+    return best
+  })
+}
+
+/** Token ids below a vocabulary's size that look like nothing in particular, the same for the same seed. */
+export function someIds(n: number, vocabSize: number, seed = 1): number[] {
+  let state = seed * 2654435761
+  return Array.from({ length: n }, () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0
+    return 3 + ((state >>> 8) % (vocabSize - 3))
+  })
+}
