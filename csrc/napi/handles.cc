@@ -26,6 +26,11 @@ T& unwrap(const Napi::Value& value, const napi_type_tag* tag, const char* argume
   return *value.As<Napi::External<T>>().Data();
 }
 
+// An empty array may have no address, which memcpy does not take.
+void copy_bytes(void* to, const void* from, size_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, bytes);
+}
+
 // Runs on the environment's thread for every marker that a stream has passed.
 struct Settled {
   uint64_t id;
@@ -241,7 +246,7 @@ Napi::Value write_tensor(const Napi::CallbackInfo& info) {
     device_of(tensor, "tensor")
         ->device->stream()
         .enqueue([staged = std::vector<char>(from, from + bytes), storage = tensor.storage,
-                  to = tensor.view.as<char>() + offset] { std::memcpy(to, staged.data(), staged.size()); });
+                  to = tensor.view.as<char>() + offset] { copy_bytes(to, staged.data(), staged.size()); });
     return info.Env().Undefined();
   });
 }
@@ -256,7 +261,7 @@ Napi::Value read_tensor(const Napi::CallbackInfo& info) {
     // The stream copies straight into JavaScript's memory, which the pending promise holds until then.
     Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(env, bytes);
     device->device->stream().enqueue([storage = tensor.storage, from = tensor.view.data, to = buffer.Data(), bytes] {
-      std::memcpy(to, from, bytes);
+      copy_bytes(to, from, bytes);
     });
     return promise_at_marker(env, device, buffer);
   });
@@ -289,7 +294,7 @@ Napi::Value tensor_from_file(const Napi::CallbackInfo& info) {
       storage = Storage::borrow(file, from, view.size_bytes());
     } else {
       storage = Storage::allocate(device->device->memory(), view.size_bytes());
-      std::memcpy(storage->data(), from, static_cast<size_t>(view.size_bytes()));
+      copy_bytes(storage->data(), from, static_cast<size_t>(view.size_bytes()));
     }
     view.data = storage->data();
     return make_tensor(info.Env(), std::move(storage), view, device);

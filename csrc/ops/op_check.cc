@@ -82,8 +82,16 @@ void expect_norm(const char* name, int32_t norm) {
          "norm is " + std::to_string(norm) + ", expected 2 to 6");
 }
 
+void expect_head_count(const char* name, int64_t n_heads) {
+  constexpr int64_t kMaxHeads = 1 << 16;
+  if (n_heads < 1 || n_heads > kMaxHeads)
+    fail(ErrorCode::kShape, name,
+         "n_heads is " + std::to_string(n_heads) + ", expected 1 to " + std::to_string(kMaxHeads));
+}
+
 // Heads of q against those of k: (n_heads, head_dim) and (n_kv_heads, head_dim).
 void expect_heads(const TensorView& q, const char* k_name, const TensorView& k) {
+  expect_head_count("q", q.size(1));
   if (k.size(2) != q.size(2))
     fail(ErrorCode::kShape, k_name,
          "head_dim is " + std::to_string(k.size(2)) + ", expected that of q, " +
@@ -209,6 +217,10 @@ void check(const SelectSalientArgs& a) {
   expect_shape("scores", a.scores, {kAny, kAny});
   expect_dtype("salient", a.salient, DType::kI32);
   expect_shape("salient", a.salient, {a.scores.size(0), kAny});
+  if (a.salient.size(1) > a.scores.size(1))
+    fail(ErrorCode::kShape, "salient",
+         "shape is " + shape_text(a.salient) + ", more than the scores' " + std::to_string(a.scores.size(1)) +
+             " tokens");
   expect_dtype("regular", a.regular, DType::kI32);
   expect_shape("regular", a.regular,
                {a.scores.size(0), a.scores.size(1) - a.salient.size(1)});
@@ -277,6 +289,7 @@ void check(const ExportSegmentArgs& a) {
 void check(const MixedAttentionArgs& a) {
   expect_float("q", a.q);
   expect_shape("q", a.q, {kAny, kAny, kAny});
+  expect_head_count("q", a.q.size(1));
   expect_head_dim("q", a.q.size(2));
   expect_same("out", a.out, "q", a.q);
   expect_dtype("lse", a.lse, DType::kF32);

@@ -323,12 +323,15 @@ describe('a model with a sliding window of 64', () => {
   })
 })
 
-test.each(['f32', 'bf16'] as const)('a trained model reads in turns what it reads at once, in %s', async (dtype) => {
-  const model = await loadModel(join(kTrainedModels, 'line-retrieval'), { dtype })
-  const ids = someIds(160, model.config.vocabSize)
-  const whole = await model.logits(ids, { policy: 'full' })
-  const turns = await logitsOfTurns(model, 'full', cut(ids, [30, 100, 30]))
-  // In bf16 activations are rounded to bfloat16 and attention to float16: other sums move some by a step.
-  expect(maxDifference(turns, whole)).toBeLessThan(dtype === 'f32' ? 2e-4 : 0.2)
-  await model.dispose()
-})
+test.each(['f32', 'bf16'] as const)(
+  'a trained model reads in turns what it reads at once, in %s',
+  async (dtype) => {
+    const model = await loadModel(join(kTrainedModels, 'line-retrieval'), { dtype })
+    const ids = someIds(160, model.config.vocabSize)
+    const whole = await model.logits(ids, { policy: 'full' })
+    const turns = await logitsOfTurns(model, 'full', cut(ids, [30, 100, 30]))
+    // In bf16 activations are rounded to bfloat16 and attention to float16: other sums move some by a step.
+    expect(maxDifference(turns, whole)).toBeLessThan(dtype === 'f32' ? 2e-4 : 0.2)
+    await model.dispose()
+  },
+)

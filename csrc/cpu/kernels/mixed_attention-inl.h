@@ -5,13 +5,29 @@ namespace ZC_ISA {
 
 inline constexpr int kFusedRows = 8;  // beyond, unpacking a block once for all rows is cheaper
 
+// What the upper vectors of a unit accumulate is 1 / upper_scale too large (page-inl.h); sums start from what they are
+// added to, brought to that scale, and so are the same bits as those of the tile path: powers of two are exact.
+template <Format F>
+inline VecF load_sum(const float* from, int vec) {
+  return is_upper(vec) ? load(from) * broadcast(1.0f / upper_scale<F>) : load(from);
+}
+
+template <Format F>
+inline void store_sum(float* to, int vec, VecF sum) {
+  store(to, is_upper(vec) ? sum * broadcast(upper_scale<F>) : sum);
+}
+
 // scores (R, kBlockKeys) += q (R, head_dim) K^T over P pages. P * R * kUnitVecs chains of FMA hide its latency.
 template <Format F, int R, int P>
 inline void score_pages(const SegmentView& view, int64_t first_page, const float* q, float* scores) {
   const int d = view.head_dim;
   const uint8_t* parts[P];
   for (int p = 0; p < P; ++p) parts[p] = view.k_part(first_page + p);
-  VecF acc[P][R][kUnitVecs] = {};
+  VecF acc[P][R][kUnitVecs];
+  const auto place = [&](int p, int r, int i) { return scores + r * kBlockKeys + p * kPageTokens + i * kLanes; };
+  for (int p = 0; p < P; ++p)
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < kUnitVecs; ++i) acc[p][r][i] = load_sum<F>(place(p, r, i), i);
   for (int c = 0; c < d; ++c)
     for (int p = 0; p < P; ++p) {
       const UnitVecs k = load_unit<F>(parts[p], d, c);
@@ -20,11 +36,7 @@ inline void score_pages(const SegmentView& view, int64_t first_page, const float
     }
   for (int p = 0; p < P; ++p)
     for (int r = 0; r < R; ++r)
-      for (int i = 0; i < kUnitVecs; ++i) {
-        float* at = scores + r * kBlockKeys + p * kPageTokens + i * kLanes;
-        const float scale = is_upper(i) ? upper_scale<F> : 1.0f;
-        store(at, fma(acc[p][r][i], broadcast(scale), load(at)));
-      }
+      for (int i = 0; i < kUnitVecs; ++i) store_sum<F>(place(p, r, i), i, acc[p][r][i]);
 }
 
 // o (R, head_dim) += p (R, kBlockKeys) V over the first n_keys tokens of the block, C units of channels at a time.
@@ -32,7 +44,11 @@ template <Format F, int R, int C>
 inline void weigh_units(const SegmentView& view, int64_t first_page, int n_keys, const float* p, float* o, int unit0) {
   const int d = view.head_dim;
   const int units_per_token = d / 16;
-  VecF acc[C][R][kUnitVecs] = {};
+  VecF acc[C][R][kUnitVecs];
+  const auto place = [&](int j, int r, int i) { return o + int64_t{r} * d + (unit0 + j) * 16 + i * kLanes; };
+  for (int j = 0; j < C; ++j)
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < kUnitVecs; ++i) acc[j][r][i] = load_sum<F>(place(j, r, i), i);
   for (int t0 = 0; t0 < n_keys; t0 += kPageTokens) {
     const uint8_t* part = view.v_part(first_page + t0 / kPageTokens);
     const int n = std::min(kPageTokens, n_keys - t0);
@@ -47,11 +63,7 @@ inline void weigh_units(const SegmentView& view, int64_t first_page, int n_keys,
   }
   for (int j = 0; j < C; ++j)
     for (int r = 0; r < R; ++r)
-      for (int i = 0; i < kUnitVecs; ++i) {
-        float* at = o + int64_t{r} * d + (unit0 + j) * 16 + i * kLanes;
-        const float scale = is_upper(i) ? upper_scale<F> : 1.0f;
-        store(at, fma(acc[j][r][i], broadcast(scale), load(at)));
-      }
+      for (int i = 0; i < kUnitVecs; ++i) store_sum<F>(place(j, r, i), i, acc[j][r][i]);
 }
 
 template <Format F, int R>

@@ -77,7 +77,12 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
     const SegmentView view = view_of(h);
     ZC_CHECK(view.k_quantized() && view.v_quantized(), ErrorCode::kUnsupported,
              "segment: an unquantized one cannot be packed, expected 2, 3, 4 or 8 bits");
-    checked_ids(a, view, h);
+    const int32_t* ids = checked_ids(a, view, h);
+    if (view.segment.span > 0) {  // the salient segment writes the bitmap that both classes share
+      std::memset(view.bitmap(), 0, static_cast<size_t>((view.segment.span + 7) / 8));
+      for (int64_t i = 0; i < n; ++i)
+        view.bitmap()[ids[i] >> 3] = static_cast<uint8_t>(view.bitmap()[ids[i] >> 3] | 1u << (ids[i] & 7));
+    }
   }
 
   const int64_t channel_blocks = d / 16;
@@ -138,11 +143,6 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
       view.token_zero(page)[t] = to_f16(p.zero);
       for (int c = 0; c < d; c += 16)
         pack_unit(view.segment.v_format, view.v_part(page), d, (t * d + c) / 16, codes + c);
-    }
-    if (page == 0 && view.segment.span > 0) {  // the salient segment writes the bitmap that both classes share
-      std::memset(view.bitmap(), 0, static_cast<size_t>((view.segment.span + 7) / 8));
-      for (int64_t i = 0; i < n; ++i)
-        view.bitmap()[ids[i] >> 3] = static_cast<uint8_t>(view.bitmap()[ids[i] >> 3] | 1u << (ids[i] & 7));
     }
   });
 }

@@ -4,7 +4,7 @@ namespace ZC_ISA {
 // A key whose unsigned order is the order of the scores; NaN ranks below everything.
 inline uint32_t score_key(float score) {
   if (score != score) return 0;
-  const uint32_t bits = float_to_bits(score);
+  const uint32_t bits = float_to_bits(score + 0.0f);  // -0 becomes 0, its equal
   return (bits & 0x80000000u) ? ~bits : bits | 0x80000000u;
 }
 
