@@ -1,14 +1,17 @@
-/** zipcache: language models over a KV cache that keeps salient tokens at high precision and the others at low. */
-export {
-  type FinishReason,
-  type GeneratedToken,
-  type GenerateOptions,
+/**
+ * zipcache: language models over a KV cache that keeps salient tokens at high precision and the
+ * others at low.
+ */
+export type {
+  FinishReason,
+  GeneratedToken,
+  GenerateOptions,
 } from './engine/generation.js'
 export { type LoadOptions, loadModel } from './engine/load-model.js'
 export { Model, type SequenceOptions } from './engine/model.js'
 export { type CacheBytes, type Prompt, Sequence } from './engine/sequence.js'
-export { evaluateLineRetrieval, generateLineRetrieval } from './eval/line-retrieval.js'
 export { ERROR_CODES, type ErrorCode, ZipCacheError } from './errors.js'
+export { evaluateLineRetrieval, generateLineRetrieval } from './eval/line-retrieval.js'
 export type { ModelConfig } from './model/config.js'
 export type { ChatMessage, ModelTokenizer } from './model/tokenizer.js'
 export { Device, type DeviceOptions } from './ops/index.js'

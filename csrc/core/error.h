@@ -20,10 +20,7 @@ const char* error_code_name(ErrorCode code);
 class Error : public std::exception {
  public:
   Error(ErrorCode code, std::string message, std::string op = "", std::string argument = "")
-      : code(code),
-        message(std::move(message)),
-        op(std::move(op)),
-        argument(std::move(argument)) {}
+      : code(code), message(std::move(message)), op(std::move(op)), argument(std::move(argument)) {}
 
   const char* what() const noexcept override { return message.c_str(); }
 
@@ -39,8 +36,8 @@ class Error : public std::exception {
 }  // namespace zc
 
 // Throws zc::Error{code, printf-style message} unless `cond` holds.
-#define ZC_CHECK(cond, code, ...)                              \
-  do {                                                         \
-    if (!(cond)) [[unlikely]]                                  \
-      throw ::zc::Error((code), ::zc::format(__VA_ARGS__));    \
+#define ZC_CHECK(cond, code, ...)                           \
+  do {                                                      \
+    if (!(cond)) [[unlikely]]                               \
+      throw ::zc::Error((code), ::zc::format(__VA_ARGS__)); \
   } while (0)

@@ -11,8 +11,8 @@
 
 namespace zc {
 
-// A fixed set of worker threads for data-parallel loops. Idle workers sleep: on a shared machine a spinning
-// thread takes the core from whoever would finish the loop. One loop runs at a time.
+// A fixed set of worker threads for data-parallel loops. Idle workers sleep: on a shared machine a
+// spinning thread takes the core from whoever would finish the loop. One loop runs at a time.
 class ThreadPool {
  public:
   // n_threads counts the caller of parallel_for, so n_threads = 1 starts no thread.
@@ -23,11 +23,12 @@ class ThreadPool {
 
   int n_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls body(i) for i in [0, n), in any order and on any thread; returns when all are done. Rethrows the first
-  // exception. Stops early, throwing, once cancel() was called.
+  // Calls body(i) for i in [0, n), in any order and on any thread; returns when all are done.
+  // Rethrows the first exception. Stops early, throwing, once cancel() was called.
   template <typename Body>
   void parallel_for(int64_t n, const Body& body) {
-    run(n, [](const void* context, int64_t i) { (*static_cast<const Body*>(context))(i); }, &body);
+    run(
+        n, [](const void* context, int64_t i) { (*static_cast<const Body*>(context))(i); }, &body);
   }
 
   // Makes running and later loops give up between two iterations: the environment is going away.
@@ -56,8 +57,9 @@ class ThreadPool {
   std::exception_ptr error_;
 };
 
-// A 64-byte aligned buffer of this thread, at least n_floats long, valid until the next call with the same slot on
-// the same thread. Kernels take their temporary tiles from it, so that a replayed step allocates nothing.
+// A 64-byte aligned buffer of this thread, at least n_floats long, valid until the next call with
+// the same slot on the same thread. Kernels take their temporary tiles from it, so that a replayed
+// step allocates nothing.
 inline constexpr int kScratchSlots = 8;
 float* thread_scratch(int slot, size_t n_floats);
 

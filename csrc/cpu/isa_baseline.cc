@@ -1,4 +1,5 @@
-// The CPU kernels for the compiler's default instruction set: the fallback, and the twin that the others are tested against.
+// The CPU kernels for the compiler's default instruction set: the fallback, and the twin that the
+// others are tested against.
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/kernel_deps.h"
 

@@ -1,7 +1,8 @@
 #pragma once
 
-// Everything that the *-inl.h kernels use from outside. Included before an instruction set is switched on: a library
-// template compiled for AVX2 could be the copy that the linker keeps for machines without it.
+// Everything that the *-inl.h kernels use from outside. Included before an instruction set is
+// switched on: a library template compiled for AVX2 could be the copy that the linker keeps for
+// machines without it.
 #include <algorithm>
 #include <atomic>
 #include <bit>

@@ -22,7 +22,8 @@ decltype(auto) dispatch_float(DType dtype, F&& f) {
     case DType::kBF16:
       return f(Type<bf16>{});
     default:
-      throw Error(ErrorCode::kDtype, format("dtype is %s, expected f32, f16 or bf16", dtype_name(dtype)));
+      throw Error(ErrorCode::kDtype,
+                  format("dtype is %s, expected f32, f16 or bf16", dtype_name(dtype)));
   }
 }
 

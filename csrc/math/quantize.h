@@ -7,8 +7,9 @@
 #include "csrc/math/hd.h"
 
 // The quantizer's arithmetic: ZipCache (arXiv 2405.14256) Eq. 5 with a float minimum in place of
-// the integer zero point, as in the authors' code. Every intermediate is rounded to float32 (callers are
-// compiled without contraction, see cpu/kernels/quantize-inl.h), so codes are bit-equal everywhere.
+// the integer zero point, as in the authors' code. Every intermediate is rounded to float32
+// (callers are compiled without contraction, see cpu/kernels/quantize-inl.h), so codes are
+// bit-equal everywhere.
 namespace zc {
 
 // Scale and zero of one group as they are stored (float16), widened: x^ = code * scale + zero.
@@ -74,8 +75,8 @@ ZC_HD Range shrink_range(Range full, int candidate) {
   return {mid - reach, mid + reach};
 }
 
-// |x - x^|^p in units of the unshrunk step, as a 2^20 fixed-point integer: integers add up to the same sum
-// in any order, so the chosen range does not depend on how the work is split.
+// |x - x^|^p in units of the unshrunk step, as a 2^20 fixed-point integer: integers add up to the
+// same sum in any order, so the chosen range does not depend on how the work is split.
 ZC_HD uint64_t quant_error(float x, QuantParams params, float inv, int bits, float inv_full,
                            int norm) {
   const float xf = clamp_finite(x);

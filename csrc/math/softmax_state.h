@@ -6,8 +6,8 @@
 
 namespace zc {
 
-// Weights that merge two attention states with log-sum-exps a and b (natural log): o = wa*oa + wb*ob.
-// -inf marks a state that saw no key.
+// Weights that merge two attention states with log-sum-exps a and b (natural log): o = wa*oa +
+// wb*ob. -inf marks a state that saw no key.
 struct MergeWeights {
   float a;
   float b;

@@ -2,7 +2,8 @@
 
 namespace {
 
-// setErrorClass(ZipCacheError): what native errors become in this environment. lib/native/load.ts calls it first.
+// setErrorClass(ZipCacheError): what native errors become in this environment. lib/native/load.ts
+// calls it first.
 Napi::Value set_error_class(const Napi::CallbackInfo& info) {
   zc::napi::state(info.Env()).error_class = Napi::Persistent(info[0].As<Napi::Function>());
   return info.Env().Undefined();

@@ -12,16 +12,19 @@ using DevicePtr = std::shared_ptr<DeviceHandle>;
 
 template <typename T>
 Napi::Value wrap(Napi::Env env, const napi_type_tag* tag, T value) {
-  auto external = Napi::External<T>::New(env, new T(std::move(value)), [](Napi::Env, T* held) { delete held; });
+  auto external =
+      Napi::External<T>::New(env, new T(std::move(value)), [](Napi::Env, T* held) { delete held; });
   external.TypeTag(tag);
   return external;
 }
 
 template <typename T>
-T& unwrap(const Napi::Value& value, const napi_type_tag* tag, const char* argument, const char* what) {
+T& unwrap(const Napi::Value& value, const napi_type_tag* tag, const char* argument,
+          const char* what) {
   const bool good = value.IsExternal() && value.As<Napi::External<T>>().CheckTypeTag(tag);
   if (!good)
-    throw Error(ErrorCode::kHandle, std::string(argument) + ": is not a " + what + " of this environment", "",
+    throw Error(ErrorCode::kHandle,
+                std::string(argument) + ": is not a " + what + " of this environment", "",
                 argument);
   return *value.As<Napi::External<T>>().Data();
 }
@@ -56,7 +59,8 @@ void settle(napi_env raw_env, napi_value, void*, void* data) {
     pending.deferred.Resolve(pending.result.IsEmpty() ? env.Undefined() : pending.result.Value());
 }
 
-// Ends the device's threads; what was queued is dropped. Runs on the environment's thread, idempotent.
+// Ends the device's threads; what was queued is dropped. Runs on the environment's thread,
+// idempotent.
 void stop(DeviceHandle& handle) {
   if (!handle.device) return;
   handle.device->stop();
@@ -75,20 +79,22 @@ Napi::Value open_device(const Napi::CallbackInfo& info) {
   return guarded(env, [&]() -> Napi::Value {
     auto handle = std::make_shared<DeviceHandle>();
     handle->env = env;
-    handle->device =
-        std::make_shared<Device>(info[0].As<Napi::String>().Utf8Value(), info[1].As<Napi::Number>().Int32Value());
-    const napi_status status =
-        napi_create_threadsafe_function(env, nullptr, nullptr, Napi::String::New(env, "zipcache stream"), 0, 1,
-                                        nullptr, nullptr, nullptr, settle, &handle->settle);
+    handle->device = std::make_shared<Device>(info[0].As<Napi::String>().Utf8Value(),
+                                              info[1].As<Napi::Number>().Int32Value());
+    const napi_status status = napi_create_threadsafe_function(
+        env, nullptr, nullptr, Napi::String::New(env, "zipcache stream"), 0, 1, nullptr, nullptr,
+        nullptr, settle, &handle->settle);
     ZC_CHECK(status == napi_ok, ErrorCode::kInternal, "device: no threadsafe function");
     napi_unref_threadsafe_function(env, handle->settle);
-    // After the threadsafe function: hooks run last to first, so the stream's thread ends before its road back closes.
+    // After the threadsafe function: hooks run last to first, so the stream's thread ends before
+    // its road back closes.
     napi_add_env_cleanup_hook(env, stop_at_exit, handle.get());
-    auto external = Napi::External<DevicePtr>::New(env, new DevicePtr(handle), [](Napi::Env e, DevicePtr* held) {
-      napi_remove_env_cleanup_hook(e, stop_at_exit, held->get());
-      stop(**held);
-      delete held;
-    });
+    auto external = Napi::External<DevicePtr>::New(
+        env, new DevicePtr(handle), [](Napi::Env e, DevicePtr* held) {
+          napi_remove_env_cleanup_hook(e, stop_at_exit, held->get());
+          stop(**held);
+          delete held;
+        });
     external.TypeTag(&kDeviceTag);
     return external;
   });
@@ -107,7 +113,8 @@ Napi::Value dispose_device(const Napi::CallbackInfo& info) {
         ++it;
         continue;
       }
-      it->second.deferred.Reject(to_js(env, Error(ErrorCode::kHandle, "device: it was disposed", "", "device")));
+      it->second.deferred.Reject(
+          to_js(env, Error(ErrorCode::kHandle, "device: it was disposed", "", "device")));
       it = addon.pending.erase(it);
     }
     return env.Undefined();
@@ -141,19 +148,23 @@ Napi::Value sync(const Napi::CallbackInfo& info) {
 TensorView read_view(const Napi::CallbackInfo& info, size_t at) {
   TensorView view;
   const int32_t dtype = info[at].As<Napi::Number>().Int32Value();
-  if (dtype < 0 || dtype >= kDTypeCount) throw Error(ErrorCode::kDtype, "dtype: unknown", "", "dtype");
+  if (dtype < 0 || dtype >= kDTypeCount)
+    throw Error(ErrorCode::kDtype, "dtype: unknown", "", "dtype");
   view.dtype = static_cast<DType>(dtype);
   const auto shape = info[at + 1].As<Napi::Array>();
   if (shape.Length() < 1 || shape.Length() > kMaxRank)
-    throw Error(ErrorCode::kShape, format("shape: has %u axes, expected 1 to %d", shape.Length(), kMaxRank), "",
+    throw Error(ErrorCode::kShape,
+                format("shape: has %u axes, expected 1 to %d", shape.Length(), kMaxRank), "",
                 "shape");
   view.rank = static_cast<int>(shape.Length());
   view.shape.fill(1);
   int64_t bytes = static_cast<int64_t>(dtype_size(view.dtype));
   for (uint32_t i = 0; i < shape.Length(); ++i) {
     const double size = shape.Get(i).As<Napi::Number>().DoubleValue();
-    if (!(size >= 0.0) || size > 9007199254740991.0 || size != static_cast<double>(static_cast<int64_t>(size)))
-      throw Error(ErrorCode::kShape, format("shape: axis %u is %g, expected a whole number", i, size), "", "shape");
+    if (!(size >= 0.0) || size > 9007199254740991.0 ||
+        size != static_cast<double>(static_cast<int64_t>(size)))
+      throw Error(ErrorCode::kShape,
+                  format("shape: axis %u is %g, expected a whole number", i, size), "", "shape");
     view.shape[i] = static_cast<int64_t>(size);
     if (__builtin_mul_overflow(bytes, view.shape[i], &bytes))
       throw Error(ErrorCode::kOutOfMemory, "shape: more bytes than can be addressed", "", "shape");
@@ -161,7 +172,8 @@ TensorView read_view(const Napi::CallbackInfo& info, size_t at) {
   return view;
 }
 
-Napi::Value make_tensor(Napi::Env env, std::shared_ptr<Storage> storage, TensorView view, const DevicePtr& device) {
+Napi::Value make_tensor(Napi::Env env, std::shared_ptr<Storage> storage, TensorView view,
+                        const DevicePtr& device) {
   return wrap(env, &kTensorTag, TensorHandle{std::move(storage), view, device});
 }
 
@@ -196,11 +208,12 @@ Napi::Value discard_bytes(const Napi::CallbackInfo& info) {
     TensorHandle& tensor = tensor_of(info[0], "tensor");
     const int64_t offset = info[1].As<Napi::Number>().Int64Value();
     const int64_t bytes = info[2].As<Napi::Number>().Int64Value();
-    ZC_CHECK(tensor.storage->reserved() && offset >= 0 && bytes >= 0 && offset + bytes <= tensor.storage->bytes(),
+    ZC_CHECK(tensor.storage->reserved() && offset >= 0 && bytes >= 0 &&
+                 offset + bytes <= tensor.storage->bytes(),
              ErrorCode::kArgument, "discardBytes: outside of a reservation");
-    device_of(tensor, "tensor")->device->stream().enqueue([storage = tensor.storage, offset, bytes] {
-      storage->discard(offset, bytes);
-    });
+    device_of(tensor, "tensor")
+        ->device->stream()
+        .enqueue([storage = tensor.storage, offset, bytes] { storage->discard(offset, bytes); });
     return info.Env().Undefined();
   });
 }
@@ -214,8 +227,8 @@ Napi::Value view_tensor(const Napi::CallbackInfo& info) {
     const auto available = static_cast<double>(tensor.view.size_bytes());
     if (!(offset >= 0.0) || offset + static_cast<double>(view.size_bytes()) > available)
       throw Error(ErrorCode::kShape,
-                  format("shape: %s at byte %.0f reaches beyond the tensor's %.0f bytes", shape_text(view).c_str(),
-                         offset, available),
+                  format("shape: %s at byte %.0f reaches beyond the tensor's %.0f bytes",
+                         shape_text(view).c_str(), offset, available),
                   "", "shape");
     view.data = tensor.view.as<char>() + static_cast<int64_t>(offset);
     return make_tensor(info.Env(), tensor.storage, view, device_of(tensor, "tensor"));
@@ -239,14 +252,17 @@ Napi::Value write_tensor(const Napi::CallbackInfo& info) {
     const auto bytes = static_cast<int64_t>(array.ByteLength());
     if (offset < 0 || offset + bytes > tensor.view.size_bytes())
       throw Error(ErrorCode::kShape,
-                  format("values: %lld bytes at byte %lld, expected to fit into %lld", static_cast<long long>(bytes),
-                         static_cast<long long>(offset), static_cast<long long>(tensor.view.size_bytes())),
+                  format("values: %lld bytes at byte %lld, expected to fit into %lld",
+                         static_cast<long long>(bytes), static_cast<long long>(offset),
+                         static_cast<long long>(tensor.view.size_bytes())),
                   "", "values");
     const auto* from = static_cast<const char*>(array.ArrayBuffer().Data()) + array.ByteOffset();
     device_of(tensor, "tensor")
         ->device->stream()
         .enqueue([staged = std::vector<char>(from, from + bytes), storage = tensor.storage,
-                  to = tensor.view.as<char>() + offset] { copy_bytes(to, staged.data(), staged.size()); });
+                  to = tensor.view.as<char>() + offset] {
+          copy_bytes(to, staged.data(), staged.size());
+        });
     return info.Env().Undefined();
   });
 }
@@ -258,11 +274,11 @@ Napi::Value read_tensor(const Napi::CallbackInfo& info) {
     TensorHandle& tensor = tensor_of(info[0], "tensor");
     DevicePtr device = device_of(tensor, "tensor");
     const auto bytes = static_cast<size_t>(tensor.view.size_bytes());
-    // The stream copies straight into JavaScript's memory, which the pending promise holds until then.
+    // The stream copies straight into JavaScript's memory, which the pending promise holds until
+    // then.
     Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(env, bytes);
-    device->device->stream().enqueue([storage = tensor.storage, from = tensor.view.data, to = buffer.Data(), bytes] {
-      copy_bytes(to, from, bytes);
-    });
+    device->device->stream().enqueue([storage = tensor.storage, from = tensor.view.data,
+                                      to = buffer.Data(), bytes] { copy_bytes(to, from, bytes); });
     return promise_at_marker(env, device, buffer);
   });
 }
@@ -274,11 +290,13 @@ using File = std::shared_ptr<MappedFile>;
 // mapFile(path) -> handle
 Napi::Value map_file(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
-    return wrap(info.Env(), &kFileTag, std::make_shared<MappedFile>(info[0].As<Napi::String>().Utf8Value()));
+    return wrap(info.Env(), &kFileTag,
+                std::make_shared<MappedFile>(info[0].As<Napi::String>().Utf8Value()));
   });
 }
 
-// tensorFromFile(device, file, byteOffset, dtype, shape) -> read-only handle; a copy where the file is not aligned
+// tensorFromFile(device, file, byteOffset, dtype, shape) -> read-only handle; a copy where the file
+// is not aligned
 Napi::Value tensor_from_file(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     DevicePtr& device = device_of(info[0], "device");
@@ -286,8 +304,9 @@ Napi::Value tensor_from_file(const Napi::CallbackInfo& info) {
     const int64_t offset = info[2].As<Napi::Number>().Int64Value();
     TensorView view = read_view(info, 3);
     ZC_CHECK(offset >= 0 && offset <= file->bytes() - view.size_bytes(), ErrorCode::kCheckpoint,
-             "file: %lld bytes at %lld reach beyond its end at %lld", static_cast<long long>(view.size_bytes()),
-             static_cast<long long>(offset), static_cast<long long>(file->bytes()));
+             "file: %lld bytes at %lld reach beyond its end at %lld",
+             static_cast<long long>(view.size_bytes()), static_cast<long long>(offset),
+             static_cast<long long>(file->bytes()));
     char* from = const_cast<char*>(file->data()) + offset;
     std::shared_ptr<Storage> storage;
     if (reinterpret_cast<uintptr_t>(from) % dtype_size(view.dtype) == 0) {
@@ -320,11 +339,13 @@ TensorHandle& tensor_of(const Napi::Value& value, const char* argument) {
 std::shared_ptr<DeviceHandle> device_of(const TensorHandle& tensor, const char* argument) {
   DevicePtr handle = tensor.device.lock();
   if (!handle || !handle->device)
-    throw Error(ErrorCode::kHandle, std::string(argument) + ": its device was disposed", "", argument);
+    throw Error(ErrorCode::kHandle, std::string(argument) + ": its device was disposed", "",
+                argument);
   return handle;
 }
 
-Napi::Value promise_at_marker(Napi::Env env, const std::shared_ptr<DeviceHandle>& handle, Napi::Value result) {
+Napi::Value promise_at_marker(Napi::Env env, const std::shared_ptr<DeviceHandle>& handle,
+                              Napi::Value result) {
   AddonState& addon = state(env);
   const uint64_t id = addon.next_pending++;
   Pending pending{Napi::Promise::Deferred::New(env), {}, handle->device.get()};
@@ -334,7 +355,8 @@ Napi::Value promise_at_marker(Napi::Env env, const std::shared_ptr<DeviceHandle>
   if (handle->n_pending++ == 0) napi_ref_threadsafe_function(env, handle->settle);
   handle->device->stream().enqueue_marker([id, handle](const std::optional<Error>& error) {
     auto settled = std::make_unique<Settled>(Settled{id, error, handle});
-    if (napi_call_threadsafe_function(handle->settle, settled.get(), napi_tsfn_nonblocking) == napi_ok)
+    if (napi_call_threadsafe_function(handle->settle, settled.get(), napi_tsfn_nonblocking) ==
+        napi_ok)
       settled.release();
   });
   return promise;

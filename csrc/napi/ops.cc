@@ -1,4 +1,5 @@
-// The ops as functions of JavaScript: flat arguments in, checked, enqueued. lib/native/addon.ts has the same signatures.
+// The ops as functions of JavaScript: flat arguments in, checked, enqueued. lib/native/addon.ts has
+// the same signatures.
 #include <utility>
 #include <vector>
 
@@ -17,9 +18,11 @@ class Reader {
   TensorView tensor(const char* name) {
     TensorHandle& handle = tensor_of(info_[next_++], name);
     std::shared_ptr<DeviceHandle> device = device_of(handle, name);
-    if (!device_) device_ = std::move(device);
+    if (!device_)
+      device_ = std::move(device);
     else if (device_ != device)
-      throw Error(ErrorCode::kDevice, std::string(name) + ": lives on another device than the first tensor", "", name);
+      throw Error(ErrorCode::kDevice,
+                  std::string(name) + ": lives on another device than the first tensor", "", name);
     storage_.push_back(handle.storage);
     return handle.view;
   }
@@ -34,7 +37,8 @@ class Reader {
   int32_t i32(const char* name) {
     const double value = number(name);
     if (value != static_cast<double>(static_cast<int32_t>(value)))
-      throw Error(ErrorCode::kArgument, format("%s: is %g, expected a 32-bit integer", name, value), "", name);
+      throw Error(ErrorCode::kArgument, format("%s: is %g, expected a 32-bit integer", name, value),
+                  "", name);
     return static_cast<int32_t>(value);
   }
   bool boolean(const char*) { return info_[next_++].ToBoolean(); }
@@ -49,7 +53,8 @@ class Reader {
       throw Error(ErrorCode::kArgument, std::string(name) + ": is not a number", "", name);
     const double number = value.As<Napi::Number>().DoubleValue();
     if (!(number >= -2147483648.0 && number <= 2147483647.0))
-      throw Error(ErrorCode::kArgument, format("%s: is %g, expected a 32-bit number", name, number), "", name);
+      throw Error(ErrorCode::kArgument, format("%s: is %g, expected a 32-bit number", name, number),
+                  "", name);
     return number;
   }
 
@@ -62,7 +67,8 @@ class Reader {
 template <typename Args>
 using BackendOp = void (*Backend::*)(const OpContext*, const Args*, OpStatus*);
 
-// Reads, checks and enqueues one op. What fails while it runs is reported by the next sync() or read().
+// Reads, checks and enqueues one op. What fails while it runs is reported by the next sync() or
+// read().
 template <typename Args>
 Napi::Value enqueue(const Napi::CallbackInfo& info, const char* name, void (*read)(Reader&, Args&),
                     BackendOp<Args> op) {
@@ -77,7 +83,8 @@ Napi::Value enqueue(const Napi::CallbackInfo& info, const char* name, void (*rea
     device->stream().enqueue([args, op, name, running_on, storage = reader.take_storage()] {
       OpStatus status;
       (running_on->backend().*op)(&running_on->context(), &args, &status);
-      if (status.code != 0) throw Error(static_cast<ErrorCode>(status.code - 1), status.message, name);
+      if (status.code != 0)
+        throw Error(static_cast<ErrorCode>(status.code - 1), status.message, name);
     });
     return env.Undefined();
   } catch (Error& e) {
@@ -89,185 +96,103 @@ Napi::Value enqueue(const Napi::CallbackInfo& info, const char* name, void (*rea
 }
 
 // One line an argument, in the order of lib/native/addon.ts.
-#define ZC_BIND(js_name, op, Args, ...)                                   \
-  Napi::Value op##_js(const Napi::CallbackInfo& info) {                   \
-    return enqueue<Args>(                                                 \
+#define ZC_BIND(js_name, op, Args, ...)                                       \
+  Napi::Value op##_js(const Napi::CallbackInfo& info) {                       \
+    return enqueue<Args>(                                                     \
         info, js_name, [](Reader& r, Args& a) { __VA_ARGS__ }, &Backend::op); \
   }
 
-ZC_BIND("flashAttention", flash_attention, FlashAttentionArgs,
-  a.q = r.tensor("q");
-  a.k = r.tensor("k");
-  a.v = r.tensor("v");
-  a.out = r.tensor("out");
-  a.lse = r.tensor("lse");
-  a.cu_seqlens_q = r.tensor("cuSeqlensQ");
-  a.cu_seqlens_k = r.tensor("cuSeqlensK");
-  a.scale = r.f32("scale");
-  a.sliding_window = r.i32("slidingWindow");
-  a.causal = r.boolean("causal");)
+ZC_BIND("flashAttention", flash_attention, FlashAttentionArgs, a.q = r.tensor("q");
+        a.k = r.tensor("k"); a.v = r.tensor("v"); a.out = r.tensor("out"); a.lse = r.tensor("lse");
+        a.cu_seqlens_q = r.tensor("cuSeqlensQ"); a.cu_seqlens_k = r.tensor("cuSeqlensK");
+        a.scale = r.f32("scale"); a.sliding_window = r.i32("slidingWindow");
+        a.causal = r.boolean("causal");)
 
-ZC_BIND("probeAttention", probe_attention, ProbeAttentionArgs,
-  a.q = r.tensor("q");
-  a.lse = r.tensor("lse");
-  a.k = r.tensor("k");
-  a.rows = r.tensor("rows");
-  a.positions = r.tensor("positions");
-  a.scores = r.tensor("scores");
-  a.scale = r.f32("scale");
-  a.sliding_window = r.i32("slidingWindow");
-  a.normalized = r.boolean("normalized");)
+ZC_BIND("probeAttention", probe_attention, ProbeAttentionArgs, a.q = r.tensor("q");
+        a.lse = r.tensor("lse"); a.k = r.tensor("k"); a.rows = r.tensor("rows");
+        a.positions = r.tensor("positions"); a.scores = r.tensor("scores");
+        a.scale = r.f32("scale"); a.sliding_window = r.i32("slidingWindow");
+        a.normalized = r.boolean("normalized");)
 
-ZC_BIND("selectSalient", select_salient, SelectSalientArgs,
-  a.scores = r.tensor("scores");
-  a.salient = r.tensor("salient");
-  a.regular = r.tensor("regular");)
+ZC_BIND("selectSalient", select_salient, SelectSalientArgs, a.scores = r.tensor("scores");
+        a.salient = r.tensor("salient"); a.regular = r.tensor("regular");)
 
-ZC_BIND("quantize", quantize, QuantizeArgs,
-  a.x = r.tensor("x");
-  a.codes = r.tensor("codes");
-  a.scale = r.tensor("scale");
-  a.zero = r.tensor("zero");
-  a.channel = r.optional_tensor("channel");
-  a.scheme = static_cast<QuantScheme>(r.i32("scheme"));
-  a.bits = r.i32("bits");
-  a.group_size = r.i32("groupSize");
-  a.norm = r.i32("range");)
+ZC_BIND("quantize", quantize, QuantizeArgs, a.x = r.tensor("x"); a.codes = r.tensor("codes");
+        a.scale = r.tensor("scale"); a.zero = r.tensor("zero");
+        a.channel = r.optional_tensor("channel");
+        a.scheme = static_cast<QuantScheme>(r.i32("scheme")); a.bits = r.i32("bits");
+        a.group_size = r.i32("groupSize"); a.norm = r.i32("range");)
 
-ZC_BIND("dequantize", dequantize, DequantizeArgs,
-  a.codes = r.tensor("codes");
-  a.scale = r.tensor("scale");
-  a.zero = r.tensor("zero");
-  a.channel = r.optional_tensor("channel");
-  a.out = r.tensor("out");
-  a.scheme = static_cast<QuantScheme>(r.i32("scheme"));
-  a.bits = r.i32("bits");
-  a.group_size = r.i32("groupSize");)
+ZC_BIND("dequantize", dequantize, DequantizeArgs, a.codes = r.tensor("codes");
+        a.scale = r.tensor("scale"); a.zero = r.tensor("zero");
+        a.channel = r.optional_tensor("channel"); a.out = r.tensor("out");
+        a.scheme = static_cast<QuantScheme>(r.i32("scheme")); a.bits = r.i32("bits");
+        a.group_size = r.i32("groupSize");)
 
-ZC_BIND("appendKv", append_kv, AppendKvArgs,
-  a.k = r.tensor("k");
-  a.v = r.tensor("v");
-  a.pool = r.tensor("pool");
-  a.tables = r.tensor("tables");
-  a.cu_seqlens = r.tensor("cuSeqlens");
-  a.layer = r.i32("layer");)
+ZC_BIND("appendKv", append_kv, AppendKvArgs, a.k = r.tensor("k"); a.v = r.tensor("v");
+        a.pool = r.tensor("pool"); a.tables = r.tensor("tables");
+        a.cu_seqlens = r.tensor("cuSeqlens"); a.layer = r.i32("layer");)
 
-ZC_BIND("packSegment", pack_segment, PackSegmentArgs,
-  a.k = r.tensor("k");
-  a.v = r.tensor("v");
-  a.ids = r.tensor("ids");
-  a.pool = r.tensor("pool");
-  a.table = r.tensor("table");
-  a.layer = r.i32("layer");
-  a.segment = r.i32("segment");
-  a.k_norm = r.i32("keyRange");
-  a.v_norm = r.i32("valueRange");)
+ZC_BIND("packSegment", pack_segment, PackSegmentArgs, a.k = r.tensor("k"); a.v = r.tensor("v");
+        a.ids = r.tensor("ids"); a.pool = r.tensor("pool"); a.table = r.tensor("table");
+        a.layer = r.i32("layer"); a.segment = r.i32("segment"); a.k_norm = r.i32("keyRange");
+        a.v_norm = r.i32("valueRange");)
 
-ZC_BIND("unpackSegment", unpack_segment, UnpackSegmentArgs,
-  a.pool = r.tensor("pool");
-  a.table = r.tensor("table");
-  a.k = r.tensor("k");
-  a.v = r.tensor("v");
-  a.layer = r.i32("layer");
-  a.segment = r.i32("segment");
-  a.base = r.i32("base");)
+ZC_BIND("unpackSegment", unpack_segment, UnpackSegmentArgs, a.pool = r.tensor("pool");
+        a.table = r.tensor("table"); a.k = r.tensor("k"); a.v = r.tensor("v");
+        a.layer = r.i32("layer"); a.segment = r.i32("segment"); a.base = r.i32("base");)
 
-ZC_BIND("exportSegment", export_segment, ExportSegmentArgs,
-  a.pool = r.tensor("pool");
-  a.table = r.tensor("table");
-  a.k_codes = r.tensor("kCodes");
-  a.v_codes = r.tensor("vCodes");
-  a.k_params = r.tensor("kParams");
-  a.v_params = r.tensor("vParams");
-  a.v_channel = r.tensor("vChannel");
-  a.positions = r.tensor("positions");
-  a.layer = r.i32("layer");
-  a.segment = r.i32("segment");)
+ZC_BIND("exportSegment", export_segment, ExportSegmentArgs, a.pool = r.tensor("pool");
+        a.table = r.tensor("table"); a.k_codes = r.tensor("kCodes"); a.v_codes = r.tensor("vCodes");
+        a.k_params = r.tensor("kParams"); a.v_params = r.tensor("vParams");
+        a.v_channel = r.tensor("vChannel"); a.positions = r.tensor("positions");
+        a.layer = r.i32("layer"); a.segment = r.i32("segment");)
 
-ZC_BIND("mixedAttention", mixed_attention, MixedAttentionArgs,
-  a.q = r.tensor("q");
-  a.out = r.tensor("out");
-  a.lse = r.tensor("lse");
-  a.pool = r.tensor("pool");
-  a.tables = r.tensor("tables");
-  a.cu_seqlens = r.tensor("cuSeqlens");
-  a.positions = r.tensor("positions");
-  a.layer = r.i32("layer");
-  a.scale = r.f32("scale");
-  a.sliding_window = r.i32("slidingWindow");
-  a.tail = r.boolean("tail");
-  a.causal = r.boolean("causal");)
+ZC_BIND("mixedAttention", mixed_attention, MixedAttentionArgs, a.q = r.tensor("q");
+        a.out = r.tensor("out"); a.lse = r.tensor("lse"); a.pool = r.tensor("pool");
+        a.tables = r.tensor("tables"); a.cu_seqlens = r.tensor("cuSeqlens");
+        a.positions = r.tensor("positions"); a.layer = r.i32("layer"); a.scale = r.f32("scale");
+        a.sliding_window = r.i32("slidingWindow"); a.tail = r.boolean("tail");
+        a.causal = r.boolean("causal");)
 
-ZC_BIND("mergeAttention", merge_attention, MergeAttentionArgs,
-  a.out_a = r.tensor("outA");
-  a.lse_a = r.tensor("lseA");
-  a.out_b = r.tensor("outB");
-  a.lse_b = r.tensor("lseB");
-  a.out = r.tensor("out");
-  a.lse = r.tensor("lse");)
+ZC_BIND("mergeAttention", merge_attention, MergeAttentionArgs, a.out_a = r.tensor("outA");
+        a.lse_a = r.tensor("lseA"); a.out_b = r.tensor("outB"); a.lse_b = r.tensor("lseB");
+        a.out = r.tensor("out"); a.lse = r.tensor("lse");)
 
-ZC_BIND("storeProbes", store_probes, StoreProbesArgs,
-  a.q = r.tensor("q");
-  a.lse = r.tensor("lse");
-  a.slots = r.tensor("slots");
-  a.probe_q = r.tensor("probeQ");
-  a.probe_lse = r.tensor("probeLse");)
+ZC_BIND("storeProbes", store_probes, StoreProbesArgs, a.q = r.tensor("q"); a.lse = r.tensor("lse");
+        a.slots = r.tensor("slots"); a.probe_q = r.tensor("probeQ");
+        a.probe_lse = r.tensor("probeLse");)
 
-ZC_BIND("embedding", embedding, EmbeddingArgs,
-  a.ids = r.tensor("ids");
-  a.weight = r.tensor("weight");
-  a.out = r.tensor("out");)
+ZC_BIND("embedding", embedding, EmbeddingArgs, a.ids = r.tensor("ids");
+        a.weight = r.tensor("weight"); a.out = r.tensor("out");)
 
-ZC_BIND("rmsNorm", rms_norm, RmsNormArgs,
-  a.x = r.tensor("x");
-  a.weight = r.tensor("weight");
-  a.out = r.tensor("out");
-  a.eps = r.f32("eps");)
+ZC_BIND("rmsNorm", rms_norm, RmsNormArgs, a.x = r.tensor("x"); a.weight = r.tensor("weight");
+        a.out = r.tensor("out"); a.eps = r.f32("eps");)
 
-ZC_BIND("linear", linear, LinearArgs,
-  a.x = r.tensor("x");
-  a.weight = r.tensor("weight");
-  a.bias = r.optional_tensor("bias");
-  a.out = r.tensor("out");
-  a.accumulate = r.boolean("accumulate");)
+ZC_BIND("linear", linear, LinearArgs, a.x = r.tensor("x"); a.weight = r.tensor("weight");
+        a.bias = r.optional_tensor("bias"); a.out = r.tensor("out");
+        a.accumulate = r.boolean("accumulate");)
 
-ZC_BIND("ropeTable", rope_table, RopeTableArgs,
-  a.positions = r.tensor("positions");
-  a.inv_freq = r.tensor("invFreq");
-  a.cos = r.tensor("cos");
-  a.sin = r.tensor("sin");
-  a.attention_scale = r.f32("attentionScale");)
+ZC_BIND("ropeTable", rope_table, RopeTableArgs, a.positions = r.tensor("positions");
+        a.inv_freq = r.tensor("invFreq"); a.cos = r.tensor("cos"); a.sin = r.tensor("sin");
+        a.attention_scale = r.f32("attentionScale");)
 
-ZC_BIND("rope", rope, RopeArgs,
-  a.x = r.tensor("x");
-  a.cos = r.tensor("cos");
-  a.sin = r.tensor("sin");
-  a.out = r.tensor("out");)
+ZC_BIND("rope", rope, RopeArgs, a.x = r.tensor("x"); a.cos = r.tensor("cos");
+        a.sin = r.tensor("sin"); a.out = r.tensor("out");)
 
-ZC_BIND("siluGate", silu_gate, SiluGateArgs,
-  a.gate = r.tensor("gate");
-  a.up = r.tensor("up");
-  a.out = r.tensor("out");)
+ZC_BIND("siluGate", silu_gate, SiluGateArgs, a.gate = r.tensor("gate"); a.up = r.tensor("up");
+        a.out = r.tensor("out");)
 
-ZC_BIND("sample", sample, SampleArgs,
-  a.logits = r.tensor("logits");
-  a.params = r.tensor("params");
-  a.seen = r.tensor("seen");
-  a.ids = r.tensor("ids");
-  a.logprobs = r.tensor("logprobs");)
+ZC_BIND("sample", sample, SampleArgs, a.logits = r.tensor("logits"); a.params = r.tensor("params");
+        a.seen = r.tensor("seen"); a.ids = r.tensor("ids"); a.logprobs = r.tensor("logprobs");)
 
-ZC_BIND("convert", convert, ConvertArgs,
-  a.x = r.tensor("x");
-  a.out = r.tensor("out");)
+ZC_BIND("convert", convert, ConvertArgs, a.x = r.tensor("x"); a.out = r.tensor("out");)
 
-ZC_BIND("gatherRows", gather_rows, GatherRowsArgs,
-  a.x = r.tensor("x");
-  a.rows = r.tensor("rows");
-  a.out = r.tensor("out");)
+ZC_BIND("gatherRows", gather_rows, GatherRowsArgs, a.x = r.tensor("x"); a.rows = r.tensor("rows");
+        a.out = r.tensor("out");)
 
-ZC_BIND("countNonFinite", count_non_finite, CountNonFiniteArgs,
-  a.x = r.tensor("x");
-  a.count = r.tensor("count");)
+ZC_BIND("countNonFinite", count_non_finite, CountNonFiniteArgs, a.x = r.tensor("x");
+        a.count = r.tensor("count");)
 
 #undef ZC_BIND
 

@@ -15,15 +15,16 @@
 
 namespace zc::napi {
 
-// A promise that the stream of a device will settle, and what it keeps alive until then. Touched on the environment's
-// thread only; the stream's thread knows its number.
+// A promise that the stream of a device will settle, and what it keeps alive until then. Touched on
+// the environment's thread only; the stream's thread knows its number.
 struct Pending {
   Napi::Promise::Deferred deferred;
   Napi::Reference<Napi::Value> result;  // what the promise resolves to; empty: undefined
   const Device* device;
 };
 
-// What one environment (the main thread, or a worker thread) owns. Nothing native is shared between environments.
+// What one environment (the main thread, or a worker thread) owns. Nothing native is shared between
+// environments.
 struct AddonState {
   Napi::FunctionReference error_class;  // ZipCacheError of lib/errors.ts
   std::unordered_map<uint64_t, Pending> pending;
@@ -44,7 +45,8 @@ struct TensorHandle {
   std::weak_ptr<DeviceHandle> device;
 };
 
-// Type tags: a handle of another kind, or an object that is no handle, is refused instead of crashing.
+// Type tags: a handle of another kind, or an object that is no handle, is refused instead of
+// crashing.
 inline constexpr napi_type_tag kDeviceTag = {0x7c1f0d6b9a2e4c01ull, 0x9d3b5a7e11c04f01ull};
 inline constexpr napi_type_tag kTensorTag = {0x7c1f0d6b9a2e4c02ull, 0x9d3b5a7e11c04f02ull};
 inline constexpr napi_type_tag kFileTag = {0x7c1f0d6b9a2e4c03ull, 0x9d3b5a7e11c04f03ull};
@@ -73,7 +75,8 @@ TensorHandle& tensor_of(const Napi::Value& value, const char* argument);
 std::shared_ptr<DeviceHandle> device_of(const TensorHandle& tensor, const char* argument);
 
 // A promise that is settled when everything enqueued so far has run.
-Napi::Value promise_at_marker(Napi::Env env, const std::shared_ptr<DeviceHandle>& handle, Napi::Value result);
+Napi::Value promise_at_marker(Napi::Env env, const std::shared_ptr<DeviceHandle>& handle,
+                              Napi::Value result);
 
 void register_handles(Napi::Env env, Napi::Object exports);
 

@@ -13,7 +13,8 @@ struct OpContext {
   ThreadPool* threads;
 };
 
-// What an op answers. Nothing throws across this boundary: a backend may live in another shared library.
+// What an op answers. Nothing throws across this boundary: a backend may live in another shared
+// library.
 struct OpStatus {
   int32_t code = 0;  // 0: done; otherwise 1 + the ErrorCode
   char message[252] = {};
@@ -21,7 +22,8 @@ struct OpStatus {
 
 inline constexpr uint32_t kBackendVersion = 1;
 
-// A backend is a table of functions, one an op. Arguments were checked by csrc/ops/op_check.cc when the op was enqueued.
+// A backend is a table of functions, one an op. Arguments were checked by csrc/ops/op_check.cc when
+// the op was enqueued.
 struct Backend {
   uint32_t version;
   const char* name;

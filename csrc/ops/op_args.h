@@ -4,7 +4,8 @@
 
 #include "csrc/core/tensor_view.h"
 
-// One plain struct an op. A backend receives nothing else; what the values mean is documented at lib/ops/<op>.ts.
+// One plain struct an op. A backend receives nothing else; what the values mean is documented at
+// lib/ops/<op>.ts.
 namespace zc {
 
 struct FlashAttentionArgs {
@@ -64,11 +65,11 @@ struct DequantizeArgs {
 };
 
 struct AppendKvArgs {
-  TensorView k;            // (rows, n_kv_heads, head_dim) f32|f16|bf16
-  TensorView v;            // the same
-  TensorView pool;         // (bytes) u8
-  TensorView tables;       // (n_seqs, table_words) i32
-  TensorView cu_seqlens;   // (n_seqs + 1) i32
+  TensorView k;           // (rows, n_kv_heads, head_dim) f32|f16|bf16
+  TensorView v;           // the same
+  TensorView pool;        // (bytes) u8
+  TensorView tables;      // (n_seqs, table_words) i32
+  TensorView cu_seqlens;  // (n_seqs + 1) i32
   int32_t layer;
 };
 
@@ -195,10 +196,11 @@ enum SampleParam : int32_t {
 };
 
 struct SampleArgs {
-  TensorView logits;    // (n, vocab_size) f32
-  TensorView params;    // (n, kSampleParams) f32
-  TensorView seen;      // (n, vocab_size) u8: tokens of the context, for the repetition penalty; updated
-  TensorView ids;       // (n) i32 out
+  TensorView logits;  // (n, vocab_size) f32
+  TensorView params;  // (n, kSampleParams) f32
+  TensorView
+      seen;        // (n, vocab_size) u8: tokens of the context, for the repetition penalty; updated
+  TensorView ids;  // (n) i32 out
   TensorView logprobs;  // (n) f32 out
 };
 

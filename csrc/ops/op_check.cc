@@ -219,11 +219,10 @@ void check(const SelectSalientArgs& a) {
   expect_shape("salient", a.salient, {a.scores.size(0), kAny});
   if (a.salient.size(1) > a.scores.size(1))
     fail(ErrorCode::kShape, "salient",
-         "shape is " + shape_text(a.salient) + ", more than the scores' " + std::to_string(a.scores.size(1)) +
-             " tokens");
+         "shape is " + shape_text(a.salient) + ", more than the scores' " +
+             std::to_string(a.scores.size(1)) + " tokens");
   expect_dtype("regular", a.regular, DType::kI32);
-  expect_shape("regular", a.regular,
-               {a.scores.size(0), a.scores.size(1) - a.salient.size(1)});
+  expect_shape("regular", a.regular, {a.scores.size(0), a.scores.size(1) - a.salient.size(1)});
 }
 
 void check(const QuantizeArgs& a) {

@@ -19,7 +19,9 @@ int threads_or_default(int n_threads) {
 
 Device::Device(const std::string& name, int n_threads)
     : name_(name),
-      isa_(name == "cpu" ? cpu::best_isa() : name.rfind("cpu:", 0) == 0 ? name.substr(4) : ""),
+      isa_(name == "cpu"                ? cpu::best_isa()
+           : name.rfind("cpu:", 0) == 0 ? name.substr(4)
+                                        : ""),
       backend_(cpu::find_backend(isa_)),
       memory_(std::make_shared<MemoryAccount>()),
       threads_(backend_ ? threads_or_default(n_threads) : 1),

@@ -21,7 +21,8 @@ int64_t physical_memory_bytes() {
 }
 
 std::shared_ptr<Storage> Storage::allocate(std::shared_ptr<MemoryAccount> account, int64_t bytes) {
-  // The system promises more memory than it has and kills whoever touches it; refuse what cannot be there.
+  // The system promises more memory than it has and kills whoever touches it; refuse what cannot be
+  // there.
   static const int64_t physical = physical_memory_bytes();
   ZC_CHECK(bytes <= physical - account->current.load(), ErrorCode::kOutOfMemory,
            "a tensor of %lld bytes does not fit: the device has %lld bytes, %lld in use",

@@ -7,7 +7,8 @@
 
 namespace zc {
 
-// Bytes of tensors alive on one device, for Device.memory. Reserved address space counts when it is committed.
+// Bytes of tensors alive on one device, for Device.memory. Reserved address space counts when it is
+// committed.
 struct MemoryAccount {
   std::atomic<int64_t> current{0};
   std::atomic<int64_t> peak{0};
@@ -26,7 +27,8 @@ class Storage {
   // Uninitialised, 64-byte aligned. Throws kOutOfMemory.
   static std::shared_ptr<Storage> allocate(std::shared_ptr<MemoryAccount> account, int64_t bytes);
 
-  // Address space without memory behind it: a page costs something once it is touched, and discard() gives pages back.
+  // Address space without memory behind it: a page costs something once it is touched, and
+  // discard() gives pages back.
   static std::shared_ptr<Storage> reserve(std::shared_ptr<MemoryAccount> account, int64_t bytes);
 
   // Memory owned by something else (a mapped file), kept alive by `owner`.
@@ -41,7 +43,8 @@ class Storage {
   int64_t bytes() const { return bytes_; }
   bool reserved() const { return kind_ == Kind::kReserved; }
 
-  // Returns [offset, offset + bytes) of a reservation to the system; it reads as zeros when touched again.
+  // Returns [offset, offset + bytes) of a reservation to the system; it reads as zeros when touched
+  // again.
   void discard(int64_t offset, int64_t bytes);
 
  private:

@@ -11,8 +11,9 @@
 
 namespace zc {
 
-// The queue of a device: commands run one after another on a native thread of its own, so nothing that JavaScript
-// calls ever waits. Storage used by a command is kept alive by what the command captures, so freeing is in stream order too.
+// The queue of a device: commands run one after another on a native thread of its own, so nothing
+// that JavaScript calls ever waits. Storage used by a command is kept alive by what the command
+// captures, so freeing is in stream order too.
 class Stream {
  public:
   Stream();
@@ -20,11 +21,12 @@ class Stream {
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
-  // Appends work. After a command has thrown, later ones are skipped until a marker reports the error.
+  // Appends work. After a command has thrown, later ones are skipped until a marker reports the
+  // error.
   void enqueue(std::function<void()> command);
 
-  // Appends a marker: `reached` runs on the stream's thread when all earlier commands are done, with the error of
-  // the first of them that failed since the last marker.
+  // Appends a marker: `reached` runs on the stream's thread when all earlier commands are done,
+  // with the error of the first of them that failed since the last marker.
   void enqueue_marker(std::function<void(const std::optional<Error>&)> reached);
 
   // Drops what is queued, waits for the running command and ends the thread. Idempotent.

@@ -6,7 +6,10 @@ export const PAGE_TOKENS = 16
 /** Bytes that a page address counts. */
 export const PAGE_UNIT_BYTES = 64
 
-/** How elements are stored: codes of 2, 3, 4 or 8 bits, or 16- and 32-bit floats. The numbers are the native enum's. */
+/**
+ * How elements are stored: codes of 2, 3, 4 or 8 bits, or 16- and 32-bit floats. The numbers are
+ * the native enum's.
+ */
 export const FORMATS = { u2: 2, u3: 3, u4: 4, u8: 8, f16: 16, bf16: 17, f32: 32 } as const
 
 /** One of `FORMATS`. */
@@ -26,7 +29,10 @@ function bitsOf(format: Format): number {
   return format === 'bf16' ? 16 : FORMATS[format]
 }
 
-/** Bytes of a page: K and V of 16 tokens of one KV head, V's token parameters, rounded up to whole units. */
+/**
+ * Bytes of a page: K and V of 16 tokens of one KV head, V's token parameters, rounded up to whole
+ * units.
+ */
 export function pageBytes(k: Format, v: Format, headDim: number): number {
   const elements = ((bitsOf(k) + bitsOf(v)) * PAGE_TOKENS * headDim) / 8
   const tokenParams = isQuantized(v) ? 2 * PAGE_TOKENS * 2 : 0
@@ -38,7 +44,10 @@ export function paramsBytes(headDim: number): number {
   return roundUp(3 * 2 * headDim, PAGE_UNIT_BYTES)
 }
 
-/** Bytes of a bitmap over so many tokens: a power of two, so that prompts of different lengths share superblocks. */
+/**
+ * Bytes of a bitmap over so many tokens: a power of two, so that prompts of different lengths share
+ * superblocks.
+ */
 export function bitmapBytes(nTokens: number): number {
   const bytes = Math.ceil(nTokens / 8)
   return Math.max(PAGE_UNIT_BYTES, 2 ** Math.ceil(Math.log2(bytes)))

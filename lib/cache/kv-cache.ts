@@ -1,12 +1,5 @@
 import type { Tensor } from '../ops/index.js'
-import {
-  bitmapBytes,
-  FORMATS,
-  type Format,
-  pageBytes,
-  pageCount,
-  paramsBytes,
-} from './format.js'
+import { bitmapBytes, FORMATS, type Format, pageBytes, pageCount, paramsBytes } from './format.js'
 import type { PagePool } from './page-pool.js'
 
 /** The cached heads of a model. */
@@ -71,12 +64,14 @@ const ENTRY_HEADER = 8
 const SEGMENT_WORDS = 8
 
 /**
- * The books of one sequence's cache: which pages hold which tokens, for every layer and KV head, and how many bytes that
- * is. The tokens themselves lie in the pool; ops find them through `table`, which this class writes.
+ * The books of one sequence's cache: which pages hold which tokens, for every layer and KV head,
+ * and how many bytes that is. The tokens themselves lie in the pool; ops find them through `table`,
+ * which this class writes.
  *
- * Newest tokens are in the tail (segment 0). A compression stages a group (pages are found and listed, but not counted
- * yet), the caller packs it layer by layer, and `publish` makes it visible and empties the tail. The order of tokens is
- * not restored, because attention does not need it: RoPE was applied before quantization.
+ * Newest tokens are in the tail (segment 0). A compression stages a group (pages are found and
+ * listed, but not counted yet), the caller packs it layer by layer, and `publish` makes it visible
+ * and empties the tail. The order of tokens is not restored, because attention does not need it:
+ * RoPE was applied before quantization.
  */
 export class KvCache {
   readonly pool: PagePool
@@ -129,7 +124,13 @@ export class KvCache {
   }
 
   /** Packed segments, each with its class, formats and size. */
-  get segments(): readonly { precision: 'high' | 'low'; k: Format; v: Format; nTokens: number; start: number }[] {
+  get segments(): readonly {
+    precision: 'high' | 'low'
+    k: Format
+    v: Format
+    nTokens: number
+    start: number
+  }[] {
     return this.#segments.slice(1, this.#nVisible).map(({ precision, k, v, nTokens, start }) => ({
       precision: precision as 'high' | 'low',
       k,
@@ -170,7 +171,8 @@ export class KvCache {
   }
 
   /**
-   * Finds pages for a compression of the tail's tokens and of the `nTokens` - tailLength ones that follow.
+   * Finds pages for a compression of the tail's tokens and of the `nTokens` - tailLength ones that
+   * follow.
    *
    * Throws `ERR_ZC_OUT_OF_MEMORY`, leaving the cache as it was.
    */
@@ -184,10 +186,14 @@ export class KvCache {
     try {
       if (mixed) bitmaps = this.#allocateEach(bitmapSize)
       if (nSalient > 0) {
-        staged.push(this.#allocateSegment('high', high, nSalient, mixed ? nTokens : 0, bitmaps, bitmapSize))
+        staged.push(
+          this.#allocateSegment('high', high, nSalient, mixed ? nTokens : 0, bitmaps, bitmapSize),
+        )
       }
       if (nRegular > 0) {
-        staged.push(this.#allocateSegment('low', low, nRegular, mixed ? -nTokens : 0, bitmaps, bitmapSize))
+        staged.push(
+          this.#allocateSegment('low', low, nRegular, mixed ? -nTokens : 0, bitmaps, bitmapSize),
+        )
       }
     } catch (error) {
       for (const segment of staged) this.#freeSegment(segment, false)
@@ -226,10 +232,21 @@ export class KvCache {
     if (staged.length > 0) this.#upload()
   }
 
-  /** What the allocator handed out for this sequence, page holes included; `probes` is the caller's to add. */
+  /**
+   * What the allocator handed out for this sequence, page holes included; `probes` is the caller's
+   * to add.
+   */
   bytesByClass(): BytesByClass {
     const nEntries = this.shape.nLayers * this.shape.nKvHeads
-    const bytes = { high: 0, low: 0, tail: 0, params: 0, bitmaps: 0, tables: this.table.sizeBytes, probes: 0 }
+    const bytes = {
+      high: 0,
+      low: 0,
+      tail: 0,
+      params: 0,
+      bitmaps: 0,
+      tables: this.table.sizeBytes,
+      probes: 0,
+    }
     for (const segment of this.#segments) {
       const nPages = segment.pages.reduce((sum, pages) => sum + pages.length, 0)
       bytes[segment.precision] += nPages * this.#pageBytes(segment)
@@ -367,13 +384,17 @@ export class KvCache {
     this.table.write(this.#header())
   }
 
-  /** Throws `ERR_ZC_OUT_OF_MEMORY` when the table has to grow and cannot; the old one stays as it is then. */
+  /**
+   * Throws `ERR_ZC_OUT_OF_MEMORY` when the table has to grow and cannot; the old one stays as it is
+   * then.
+   */
   #upload(): void {
     let maxSegments = this.#maxSegments
     while (this.#segments.length > maxSegments) maxSegments = Math.ceil(maxSegments * 1.5)
     const needed = this.#neededWords(maxSegments)
     if (needed > this.#capacityWords) {
-      // A quarter to spare: a table that grows with every page is not copied to a new place each time.
+      // A quarter to spare: a table that grows with every page is not copied to a new place each
+      // time.
       const capacityWords = Math.ceil(needed * 1.25)
       const table = this.pool.device.tensor('i32', [1, capacityWords])
       this.table.dispose()
@@ -418,10 +439,9 @@ export class KvCache {
 }
 
 /**
- * Bytes of a 16-bit cache: 2 (K and V) x tokens x n_kv_heads x head_dim x 2 bytes x n_layers. What compression ratios are
- * measured against.
+ * Bytes of a 16-bit cache: 2 (K and V) x tokens x n_kv_heads x head_dim x 2 bytes x n_layers. What
+ * compression ratios are measured against.
  */
 export function fp16CacheBytes(shape: KvShape, nTokens: number): number {
   return 2 * nTokens * shape.nKvHeads * shape.headDim * 2 * shape.nLayers
 }
-

@@ -2,7 +2,10 @@ import { ZipCacheError } from '../errors.js'
 import type { Device, Tensor } from '../ops/index.js'
 import { PAGE_UNIT_BYTES } from './format.js'
 
-/** Bytes that one size of page claims at a time; every size can claim any of them, so no memory is stranded. */
+/**
+ * Bytes that one size of page claims at a time; every size can claim any of them, so no memory is
+ * stranded.
+ */
 export const SUPERBLOCK_BYTES = 256 * 1024
 
 /** Page addresses are int32 in page tables: 128 GiB of pages. */
@@ -20,8 +23,9 @@ interface Superblock {
 }
 
 /**
- * Pages of any size out of one stretch of device memory. Freed pages are given out again at once: ops run in the order
- * they were enqueued, so whoever gets a page writes it after the last reader. Addresses count units of 64 bytes.
+ * Pages of any size out of one stretch of device memory. Freed pages are given out again at once:
+ * ops run in the order they were enqueued, so whoever gets a page writes it after the last reader.
+ * Addresses count units of 64 bytes.
  */
 export class PagePool {
   readonly device: Device
@@ -77,7 +81,10 @@ export class PagePool {
     const block = this.#superblocks[index]
     const slot = (address * PAGE_UNIT_BYTES - index * SUPERBLOCK_BYTES) / bytes
     if (block?.pageBytes !== bytes || block.given[slot] !== 1) {
-      throw new ZipCacheError('ERR_ZC_INTERNAL', `page ${address} is not given out as ${bytes} bytes`)
+      throw new ZipCacheError(
+        'ERR_ZC_INTERNAL',
+        `page ${address} is not given out as ${bytes} bytes`,
+      )
     }
     const open = this.#openList(bytes)
     block.given[slot] = 0
@@ -102,7 +109,10 @@ export class PagePool {
 
   #claim(bytes: number, open: number[]): number {
     if (bytes > SUPERBLOCK_BYTES) {
-      throw new ZipCacheError('ERR_ZC_UNSUPPORTED', `a page of ${bytes} bytes, expected at most ${SUPERBLOCK_BYTES}`)
+      throw new ZipCacheError(
+        'ERR_ZC_UNSUPPORTED',
+        `a page of ${bytes} bytes, expected at most ${SUPERBLOCK_BYTES}`,
+      )
     }
     let index = this.#unclaimed.pop()
     if (index === undefined) {
@@ -118,7 +128,13 @@ export class PagePool {
     const nSlots = Math.floor(SUPERBLOCK_BYTES / bytes)
     const free = Array.from({ length: nSlots }, (_, i) => nSlots - 1 - i)
     const given = new Uint8Array(nSlots)
-    this.#superblocks[index] = { pageBytes: bytes, free, nSlots, given, place: open.push(index) - 1 }
+    this.#superblocks[index] = {
+      pageBytes: bytes,
+      free,
+      nSlots,
+      given,
+      place: open.push(index) - 1,
+    }
     return index
   }
 

@@ -7,8 +7,8 @@ import { readModelConfig } from '../model/config.js'
  * Lends a folder with the model of `dir` that takes at least `positions` positions: `dir` itself
  * where it does, else a copy for the time of `use`, with max_position_embeddings raised.
  *
- * For measuring time alone. What a model writes beyond the positions it was trained on means nothing,
- * but it takes exactly as long.
+ * For measuring time alone. What a model writes beyond the positions it was trained on means
+ * nothing, but it takes exactly as long.
  */
 export async function withLongerContext<T>(
   dir: string,

@@ -18,7 +18,9 @@ export function say(line: string): void {
 /** Receives how far something is. */
 export type OnProgress = (progress: { done: number; total: number }) => void
 
-/** Runs something while a progress bar stands on stderr, if `show` and a person is looking there. */
+/**
+ * Runs something while a progress bar stands on stderr, if `show` and a person is looking there.
+ */
 export async function withProgress<T>(
   label: string,
   show: boolean,

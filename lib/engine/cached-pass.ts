@@ -1,4 +1,7 @@
-/** Passes of tokens through the model over a sequence's cache: Algs. 2 and 3 of ZipCache (arXiv 2405.14256). */
+/**
+ * Passes of tokens through the model over a sequence's cache: Algs. 2 and 3 of ZipCache (arXiv
+ * 2405.14256).
+ */
 import { codeFormat, type GroupPlan, type KvCache } from '../cache/index.js'
 import { type AttentionHeads, type ForwardModel, forward } from '../model/forward.js'
 import type { Scratch } from '../model/scratch.js'
@@ -40,8 +43,9 @@ function attentionOf(pass: CachedPass) {
 }
 
 /**
- * Passes tokens whose K and V stay in the 16-bit tail: decode steps, and prompts shorter than a window. `probes` keeps the rows
- * that are probes of the running window; null where none are needed.
+ * Passes tokens whose K and V stay in the 16-bit tail: decode steps, and prompts shorter than a
+ * window. `probes` keeps the rows that are probes of the running window; null where none are
+ * needed.
  *
  * The caller has made no room yet; on failure it takes the room back (`shrinkTail`).
  */
@@ -74,9 +78,10 @@ export async function passIntoTail(
 }
 
 /**
- * Passes a prompt that is compressed as soon as a layer has attended to it, so that only one layer's K and V exist in full
- * (Alg. 2). Attention among the prompt's tokens, and to the tail, is exact; attention to what was compressed before
- * goes over the packed cache and is merged in by its log-sum-exp. The tail's tokens are compressed together with the prompt.
+ * Passes a prompt that is compressed as soon as a layer has attended to it, so that only one
+ * layer's K and V exist in full (Alg. 2). Attention among the prompt's tokens, and to the tail, is
+ * exact; attention to what was compressed before goes over the packed cache and is merged in by its
+ * log-sum-exp. The tail's tokens are compressed together with the prompt.
  *
  * The group is staged here; the caller publishes it, or takes it back on failure (`unstage`).
  */
@@ -113,7 +118,13 @@ export async function passCompressed(
       const cu = { cuSeqlensQ: cuSeqlens, cuSeqlensK }
       flashAttention({ q, k, v, out, lse, ...cu, scale, slidingWindow, causal: true })
       if (past) {
-        const paged = { pool: cache.pool.memory, tables: cache.table, cuSeqlens, layer, tail: false }
+        const paged = {
+          pool: cache.pool.memory,
+          tables: cache.table,
+          cuSeqlens,
+          layer,
+          tail: false,
+        }
         mixedAttention({ q, ...past, ...paged, positions, scale, slidingWindow, causal: false })
         mergeAttention({ outA: out, lseA: lse, outB: past.out, lseB: past.lse, out, lse })
       }
@@ -128,7 +139,9 @@ export async function passCompressed(
     return { q, lse, rows: scratch.ints(rows), positions: scratch.ints(seen) }
   }
 
-  /** Room for the tail's rows in front of the prompt's: k and v (tail + rows, n_kv_heads, head_dim). */
+  /**
+   * Room for the tail's rows in front of the prompt's: k and v (tail + rows, n_kv_heads, head_dim).
+   */
   function joinTail({ scratch }: CachedPass, nTail: number) {
     const shape = [nTail + nRows, nKvHeads, headDim]
     const k = scratch.tensor(model.attentionDtype, shape)
@@ -148,8 +161,9 @@ export async function passCompressed(
 }
 
 /**
- * Compresses a full window (Alg. 3): its tokens are scored by the window's own probes, the closing token among them, split and
- * packed; what was compressed before is not touched. Staged, for the caller to publish.
+ * Compresses a full window (Alg. 3): its tokens are scored by the window's own probes, the closing
+ * token among them, split and packed; what was compressed before is not touched. Staged, for the
+ * caller to publish.
  */
 export function closeWindow(
   model: ForwardModel,

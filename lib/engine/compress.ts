@@ -21,14 +21,16 @@ export interface LayerCompressor {
   /**
    * Splits the tokens by saliency and packs both classes into the staged segments.
    *
-   * - `k`, `v` (n_tokens, n_kv_heads, head_dim); `probes` may be left out where nothing has to be told apart
+   * - `k`, `v` (n_tokens, n_kv_heads, head_dim); `probes` may be left out where nothing has to be
+   *   told apart
    */
   compress(layer: number, k: Tensor, v: Tensor, probes: Probes | null, slidingWindow: number): void
 }
 
 /**
- * The compression of Alg. 2, lines 2 to 9, and of Alg. 3 at the end of a window: p~ from the probes (Eq. 8), Split by the top r%, then
- * ChannelQuant for K and CSTQuant for V, at high bits for salient tokens and at low bits for the others.
+ * The compression of Alg. 2, lines 2 to 9, and of Alg. 3 at the end of a window: p~ from the probes
+ * (Eq. 8), Split by the top r%, then ChannelQuant for K and CSTQuant for V, at high bits for
+ * salient tokens and at low bits for the others.
  *
  * Source: ZipCache (arXiv 2405.14256).
  */

@@ -33,8 +33,8 @@ export interface GenerateOptions {
 export interface GeneratedToken {
   readonly id: number
   /**
-   * The text that became certain with it: '' while a character or a stop string may still be incomplete, or without a
-   * tokenizer.
+   * The text that became certain with it: '' while a character or a stop string may still be
+   * incomplete, or without a tokenizer.
    */
   readonly text: string
   /** Natural log of the probability that the model gave it, before top-k, top-p and min-p. */
@@ -68,7 +68,8 @@ export function planGeneration(
   const topK = check('topK', options.topK ?? 0, 0, 2 ** 31 - 1)
   if (!Number.isInteger(topK)) throw bad('topK', `is ${topK}, expected a whole number`)
   const maxTokens = check('maxTokens', options.maxTokens ?? 256, 0, 2 ** 31 - 1)
-  if (!Number.isInteger(maxTokens)) throw bad('maxTokens', `is ${maxTokens}, expected a whole number`)
+  if (!Number.isInteger(maxTokens))
+    throw bad('maxTokens', `is ${maxTokens}, expected a whole number`)
   return {
     maxTokens,
     params: {

@@ -11,27 +11,35 @@ import { Model } from './model.js'
 
 /** Settings of `loadModel`. */
 export interface LoadOptions {
-  /** A device by name (`cpu`), opened for this model, or one that the caller keeps; default `cpu`. */
+  /**
+   * A device by name (`cpu`), opened for this model, or one that the caller keeps; default `cpu`.
+   */
   device?: string | Device
   /**
-   * What the model computes in; default `f32`. With `bf16` weights and activations are rounded to bfloat16, sums and the
-   * residual stream stay in float32.
+   * What the model computes in; default `f32`. With `bf16` weights and activations are rounded to
+   * bfloat16, sums and the residual stream stay in float32.
    */
   dtype?: ComputeDtype
   /** Threads of a device opened by name; default one a core. */
   threads?: number
-  /** The most memory that caches of this model may take together, in bytes; default half of the machine's. */
+  /**
+   * The most memory that caches of this model may take together, in bytes; default half of the
+   * machine's.
+   */
   kvMemory?: number
   signal?: AbortSignal
 }
 
 /**
- * Loads a Hugging Face folder: config.json, safetensors (one file or shards, memory-mapped), tokenizer.json if there is one.
- * LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and Qwen3ForCausalLM.
+ * Loads a Hugging Face folder: config.json, safetensors (one file or shards, memory-mapped),
+ * tokenizer.json if there is one. LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and
+ * Qwen3ForCausalLM.
  *
- * Rejects with `ERR_ZC_CONFIG` for a config that is damaged or not supported, naming what; `ERR_ZC_CHECKPOINT` and `ERR_ZC_NUMERIC` for
- * weights that are missing, damaged or not numbers; `ERR_ZC_TOKENIZER`; `ERR_ZC_DEVICE`; `ERR_ZC_ARGUMENT` for a bad option;
- * `signal.reason` when aborted. Nothing stays allocated then, and the config and the headers are checked before anything is.
+ * Rejects with `ERR_ZC_CONFIG` for a config that is damaged or not supported, naming what;
+ * `ERR_ZC_CHECKPOINT` and `ERR_ZC_NUMERIC` for weights that are missing, damaged or not numbers;
+ * `ERR_ZC_TOKENIZER`; `ERR_ZC_DEVICE`; `ERR_ZC_ARGUMENT` for a bad option; `signal.reason` when
+ * aborted. Nothing stays allocated then, and the config and the headers are checked before anything
+ * is.
  */
 export async function loadModel(dir: string, options: LoadOptions = {}): Promise<Model> {
   const { dtype = 'f32', signal } = options
@@ -42,9 +50,13 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
   }
   const kvMemory = options.kvMemory ?? os.totalmem() / 2
   if (!(Number.isFinite(kvMemory) && kvMemory >= 1 << 20)) {
-    throw new ZipCacheError('ERR_ZC_ARGUMENT', `kvMemory: is ${kvMemory}, expected bytes, a MiB at least`, {
-      argument: 'kvMemory',
-    })
+    throw new ZipCacheError(
+      'ERR_ZC_ARGUMENT',
+      `kvMemory: is ${kvMemory}, expected bytes, a MiB at least`,
+      {
+        argument: 'kvMemory',
+      },
+    )
   }
   signal?.throwIfAborted()
   const config = await readModelConfig(dir)
@@ -65,7 +77,11 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
   try {
     const weights = await loadWeights(device, checked, dtype, signal)
     disposers.push(() => weights.dispose())
-    const { invFreq, attentionScale } = ropeFrequencies(config.rope, config.headDim, config.maxPositions)
+    const { invFreq, attentionScale } = ropeFrequencies(
+      config.rope,
+      config.headDim,
+      config.maxPositions,
+    )
     const frequencies = device.from(invFreq, [invFreq.length], 'f32')
     disposers.push(() => frequencies.dispose())
     const pool = new PagePool(device, kvMemory)

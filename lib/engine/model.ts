@@ -56,7 +56,8 @@ export class Model {
   /**
    * An empty context with a cache of its own. Dispose of it when it is no longer needed.
    *
-   * Throws `ERR_ZC_ARGUMENT` for an unknown policy or option, `ERR_ZC_HANDLE` when the model was disposed of.
+   * Throws `ERR_ZC_ARGUMENT` for an unknown policy or option, `ERR_ZC_HANDLE` when the model was
+   * disposed of.
    */
   createSequence(options: SequenceOptions = {}): Sequence {
     if (this.#disposed) {
@@ -75,7 +76,8 @@ export class Model {
   }
 
   /**
-   * Tokens after a prompt, as they are generated; the context is let go of at the end. `Sequence.generate` keeps it.
+   * Tokens after a prompt, as they are generated; the context is let go of at the end.
+   * `Sequence.generate` keeps it.
    *
    * Throws as `Sequence.generate` and `createSequence`.
    */

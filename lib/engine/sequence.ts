@@ -21,15 +21,24 @@ export type Prompt = ArrayLike<number> | string
 
 /** Memory of one sequence. */
 export interface CacheBytes {
-  /** What the allocator handed out now: codes, parameters, bitmaps, page holes, tail, tables, probes. */
+  /**
+   * What the allocator handed out now: codes, parameters, bitmaps, page holes, tail, tables,
+   * probes.
+   */
   readonly resident: number
-  /** The most there was at a time, the activations and full-precision K and V of the running layer included. */
+  /**
+   * The most there was at a time, the activations and full-precision K and V of the running layer
+   * included.
+   */
   readonly peak: number
   /** What a 16-bit cache of as many tokens takes. */
   readonly fp16: number
   /** fp16 / resident. */
   readonly ratio: number
-  /** The ratio by the paper's own count of bits and parameters, for one sequence; null for policies that do not compress. */
+  /**
+   * The ratio by the paper's own count of bits and parameters, for one sequence; null for policies
+   * that do not compress.
+   */
   readonly paperRatio: number | null
   readonly byClass: BytesByClass
 }
@@ -47,10 +56,11 @@ export interface SequenceHost {
 }
 
 /**
- * One context and its cache: prefill, then decode steps, a compression at the end of every window, then perhaps another
- * prompt over the compressed past.
+ * One context and its cache: prefill, then decode steps, a compression at the end of every window,
+ * then perhaps another prompt over the compressed past.
  *
- * Its methods reject with `ERR_ZC_HANDLE` once it was disposed of, and with `ERR_ZC_ARGUMENT` while another call is running.
+ * Its methods reject with `ERR_ZC_HANDLE` once it was disposed of, and with `ERR_ZC_ARGUMENT` while
+ * another call is running.
  */
 export class Sequence {
   readonly policy: CachePolicy
@@ -71,7 +81,6 @@ export class Sequence {
   #running = false
   /** Passes and reads that the device has not finished: the memory they use stays until then. */
   #nInFlight = 0
-  readonly #gone = new AbortController()
   readonly #released = deferred()
   #failure: unknown = null
   #disposed = false
@@ -92,7 +101,10 @@ export class Sequence {
     return this.#cache.length
   }
 
-  /** Why the last generation ended; null before, while it runs, and when it failed or its loop was left. */
+  /**
+   * Why the last generation ended; null before, while it runs, and when it failed or its loop was
+   * left.
+   */
   get finishReason(): FinishReason | null {
     return this.#finishReason
   }
@@ -118,11 +130,12 @@ export class Sequence {
   }
 
   /**
-   * Runs a prompt through the model and into the cache; called again, it continues over the compressed past.
+   * Runs a prompt through the model and into the cache; called again, it continues over the
+   * compressed past.
    *
-   * Rejects with `ERR_ZC_ARGUMENT` for an empty prompt or a token out of range, `ERR_ZC_CONTEXT_LENGTH` when it does not fit the
-   * model's context, `ERR_ZC_OUT_OF_MEMORY` when it does not fit the cache, `signal.reason` when aborted. The sequence is as
-   * before then.
+   * Rejects with `ERR_ZC_ARGUMENT` for an empty prompt or a token out of range,
+   * `ERR_ZC_CONTEXT_LENGTH` when it does not fit the model's context, `ERR_ZC_OUT_OF_MEMORY` when
+   * it does not fit the cache, `signal.reason` when aborted. The sequence is as before then.
    */
   async prefill(prompt: Prompt, options: { signal?: AbortSignal } = {}): Promise<void> {
     await this.#exclusively(async () => {
@@ -133,10 +146,11 @@ export class Sequence {
   }
 
   /**
-   * `prefill` that returns the logits after every token of the prompt: (prompt tokens, vocab_size), row-major.
+   * `prefill` that returns the logits after every token of the prompt: (prompt tokens, vocab_size),
+   * row-major.
    *
-   * Attention among the tokens of one prompt is exact under every policy. To see what compression costs, prefill a prefix
-   * and ask for the logits of what follows.
+   * Attention among the tokens of one prompt is exact under every policy. To see what compression
+   * costs, prefill a prefix and ask for the logits of what follows.
    */
   async logits(prompt: Prompt, options: { signal?: AbortSignal } = {}): Promise<Float32Array> {
     const { vocabSize } = this.#host.model.config
@@ -150,7 +164,12 @@ export class Sequence {
           const rows = new Int32Array(Math.min(LOGIT_ROWS, ids.length - row))
           const scratch = new Scratch(this.#host.model.device)
           try {
-            const logits = logitsOf(this.#host.model, x, rows.map((_, i) => firstRow + row + i), scratch)
+            const logits = logitsOf(
+              this.#host.model,
+              x,
+              rows.map((_, i) => firstRow + row + i),
+              scratch,
+            )
             all.set(await logits.read(), row * vocabSize)
           } finally {
             scratch.dispose()
@@ -163,10 +182,12 @@ export class Sequence {
   }
 
   /**
-   * Generates tokens after a prompt, or after what the sequence holds when `prompt` is null. Stop tokens and stop texts end the
-   * generation and are not part of it; `finishReason` tells why it ended. Leaving the loop early keeps the sequence usable.
+   * Generates tokens after a prompt, or after what the sequence holds when `prompt` is null. Stop
+   * tokens and stop texts end the generation and are not part of it; `finishReason` tells why it
+   * ended. Leaving the loop early keeps the sequence usable.
    *
-   * Throws as `prefill`; `ERR_ZC_ARGUMENT` for options out of range, `ERR_ZC_NUMERIC` when the model's logits are NaN.
+   * Throws as `prefill`; `ERR_ZC_ARGUMENT` for options out of range, `ERR_ZC_NUMERIC` when the
+   * model's logits are NaN.
    */
   async *generate(
     prompt: Prompt | null,
@@ -184,7 +205,9 @@ export class Sequence {
       if (!this.#next) throw argumentError('prompt', 'is empty, expected at least one token')
 
       const chosen = { ids: scratch.tensor('i32', [1]), logprobs: scratch.tensor('f32', [1]) }
-      const seen = scratch.tensor('u8', [1, config.vocabSize]).write(this.#seenTokens(config.vocabSize))
+      const seen = scratch
+        .tensor('u8', [1, config.vocabSize])
+        .write(this.#seenTokens(config.vocabSize))
       const params = scratch.tensor('f32', [1, SAMPLE_PARAMS])
       const tokenizer = this.#host.tokenizer
       const text = tokenizer && new TextStream(tokenizer, { skip: tokenizer.specialIds })
@@ -198,7 +221,10 @@ export class Sequence {
         )
         this.#refuseDisposed()
         if (id === undefined || logprob === undefined || id < 0) {
-          throw new ZipCacheError('ERR_ZC_NUMERIC', 'logits: hold NaN or infinity, no token can be chosen')
+          throw new ZipCacheError(
+            'ERR_ZC_NUMERIC',
+            'logits: hold NaN or infinity, no token can be chosen',
+          )
         }
         if (plan.stopTokens.has(id)) {
           this.#finishReason = 'stop'
@@ -231,13 +257,12 @@ export class Sequence {
   }
 
   /**
-   * Gives the sequence up and returns its memory to the pool: at once, or when the pass that is under way has noticed; a call
-   * that waits for it rejects with `ERR_ZC_HANDLE`. Idempotent.
+   * Gives the sequence up and returns its memory to the pool: at once, or when the pass that is
+   * under way has noticed; a call that waits for it rejects with `ERR_ZC_HANDLE`. Idempotent.
    */
   dispose(): void {
     if (this.#disposed) return
     this.#disposed = true
-    this.#gone.abort(disposedError())
     if (this.#nInFlight === 0) this.#release()
   }
 
@@ -252,7 +277,10 @@ export class Sequence {
 
   // ---- one pass of tokens ----
 
-  /** Runs the pending token and `ids` through the model and into the cache, and computes the logits after the last. */
+  /**
+   * Runs the pending token and `ids` through the model and into the cache, and computes the logits
+   * after the last.
+   */
   async #append(
     ids: readonly number[],
     signal: AbortSignal | undefined,
@@ -269,14 +297,18 @@ export class Sequence {
       )
     }
     signal?.throwIfAborted()
-    const either = signal ? AbortSignal.any([signal, this.#gone.signal]) : this.#gone.signal
-    await this.#inFlight(() => this.#run(all, either, inspect))
+    // Not AbortSignal.any: its sources remember every signal made of them, one a token.
+    const checkpoint = () => {
+      this.#refuseDisposed()
+      signal?.throwIfAborted()
+    }
+    await this.#inFlight(() => this.#run(all, checkpoint, inspect))
     this.#refuseDisposed()
   }
 
   async #run(
     all: Int32Array,
-    signal: AbortSignal,
+    checkpoint: () => void,
     inspect: ((x: Tensor<'f32'>) => Promise<void>) | undefined,
   ): Promise<void> {
     const { model, pool } = this.#host
@@ -286,7 +318,6 @@ export class Sequence {
     const scratch = new Scratch(pool.device)
     const next = new Scratch(pool.device)
     try {
-      const checkpoint = () => signal.throwIfAborted()
       const pass = { model, cache, ids: scratch.ints(all), nRows: all.length, scratch, checkpoint }
       const x = await this.#pass(pass)
       await inspect?.(x)
@@ -356,9 +387,13 @@ export class Sequence {
   #enter(): void {
     this.#refuseDisposed()
     if (this.#failure) {
-      throw new ZipCacheError('ERR_ZC_HANDLE', 'sequence: an earlier step failed after its window was compressed', {
-        cause: this.#failure,
-      })
+      throw new ZipCacheError(
+        'ERR_ZC_HANDLE',
+        'sequence: an earlier step failed after its window was compressed',
+        {
+          cause: this.#failure,
+        },
+      )
     }
     if (this.#running) throw argumentError('sequence', 'is busy with another call')
     this.#running = true
@@ -423,8 +458,9 @@ export class Sequence {
   }
 
   /**
-   * 16 bits against r k_h + (1 - r) k_l bits and, for each class, 2 n_kv_heads head_dim channel and 2 n_tokens token parameters of
-   * 16 bits. ZipCache (arXiv 2405.14256) App. A prints the formula for one class; this one reproduces Tables 3, 4, A and B.
+   * 16 bits against r k_h + (1 - r) k_l bits and, for each class, 2 n_kv_heads head_dim channel and
+   * 2 n_tokens token parameters of 16 bits. ZipCache (arXiv 2405.14256) App. A prints the formula
+   * for one class; this one reproduces Tables 3, 4, A and B.
    */
   #paperRatio(): number | null {
     const { compression } = this.policy
@@ -447,9 +483,14 @@ function sumBytes(byClass: BytesByClass): number {
 /**
  * The token ids of a prompt.
  *
- * Throws `ERR_ZC_ARGUMENT` for a text without a tokenizer, and for an id that is no whole number of [0, vocab_size).
+ * Throws `ERR_ZC_ARGUMENT` for a text without a tokenizer, and for an id that is no whole number of
+ * [0, vocab_size).
  */
-export function tokenIds(prompt: Prompt, tokenizer: ModelTokenizer | null, vocabSize: number): number[] {
+export function tokenIds(
+  prompt: Prompt,
+  tokenizer: ModelTokenizer | null,
+  vocabSize: number,
+): number[] {
   if (typeof prompt === 'string') {
     if (tokenizer) return tokenizer.encode(prompt)
     throw argumentError('prompt', 'is a text, but the model has no tokenizer.json; give token ids')
@@ -459,7 +500,10 @@ export function tokenIds(prompt: Prompt, tokenizer: ModelTokenizer | null, vocab
   }
   return Array.from(prompt, (id, i) => {
     if (Number.isInteger(id) && id >= 0 && id < vocabSize) return id
-    throw argumentError('prompt', `token ${i} is ${String(id)}, expected a whole number below ${vocabSize}`)
+    throw argumentError(
+      'prompt',
+      `token ${i} is ${String(id)}, expected a whole number below ${vocabSize}`,
+    )
   })
 }
 

@@ -8,8 +8,8 @@ export interface ProbeShape {
 }
 
 /**
- * The probe rows of the running window: which of its tokens are probes is drawn when it opens; their queries and
- * log-sum-exps are kept until it closes and its tokens are scored.
+ * The probe rows of the running window: which of its tokens are probes is drawn when it opens;
+ * their queries and log-sum-exps are kept until it closes and its tokens are scored.
  */
 export class WindowProbes {
   /** Tokens of the window that are probes, ascending. */
@@ -31,7 +31,10 @@ export class WindowProbes {
     return this.#layers.reduce((sum, { q, lse }) => sum + q.sizeBytes + lse.sizeBytes, 0)
   }
 
-  /** For the window's tokens [first, first + n): the slot to keep each in, -1 for none; null when none is a probe. */
+  /**
+   * For the window's tokens [first, first + n): the slot to keep each in, -1 for none; null when
+   * none is a probe.
+   */
   slots(first: number, n: number): Int32Array | null {
     const slots = new Int32Array(n).fill(-1)
     let any = false
@@ -49,7 +52,10 @@ export class WindowProbes {
     storeProbes({ q, lse, slots, probeQ: kept.q, probeLse: kept.lse })
   }
 
-  /** The rows of one layer: (at least steps.length, n_heads, head_dim) and (the same, n_heads). They stay this object's. */
+  /**
+   * The rows of one layer: (at least steps.length, n_heads, head_dim) and (the same, n_heads). They
+   * stay this object's.
+   */
   layer(layer: number): { q: Tensor; lse: Tensor } {
     return this.#room(layer, this.steps.length)
   }
@@ -62,7 +68,10 @@ export class WindowProbes {
     this.#layers.length = 0
   }
 
-  /** The tensors of a layer with at least `nSlots` slots: few windows are full, so they grow by doubling. */
+  /**
+   * The tensors of a layer with at least `nSlots` slots: few windows are full, so they grow by
+   * doubling.
+   */
   #room(layer: number, nSlots: number): { q: Tensor; lse: Tensor<'f32'> } {
     const old = this.#layers[layer]
     const capacity = old?.q.shape[0] ?? 0

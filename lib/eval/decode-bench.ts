@@ -43,11 +43,13 @@ export function benchPositions(context: number, tokens: number, repeats: number)
 }
 
 /**
- * Times decoding over a long context: for each context length every policy prefills the same prompt, then all
- * decode in turns; see `timeDecoding`. The context grows from `context` by `tokens * repeats` meanwhile.
+ * Times decoding over a long context: for each context length every policy prefills the same
+ * prompt, then all decode in turns; see `timeDecoding`. The context grows from `context` by `tokens
+ * * repeats` meanwhile.
  *
- * Rejects with `ERR_ZC_ARGUMENT` for an option out of its range, with `ERR_ZC_CONTEXT_LENGTH`, before
- * anything is computed, if the model has too few positions, and with `signal.reason` when aborted.
+ * Rejects with `ERR_ZC_ARGUMENT` for an option out of its range, with `ERR_ZC_CONTEXT_LENGTH`,
+ * before anything is computed, if the model has too few positions, and with `signal.reason` when
+ * aborted.
  */
 export async function benchDecode(options: DecodeBench): Promise<{ rows: DecodeBenchRow[] }> {
   const { model, contexts, policies, tokens = 64, repeats = 5, seed = 0, signal } = options

@@ -17,8 +17,9 @@ export interface DecodeTiming {
  * Milliseconds per decoded token: for each sequence, `repeats` measurements of `tokens` tokens.
  *
  * The sequences take turns (A, B, A, B …), so that a machine that grows slower or faster meanwhile
- * treats them alike. A measurement goes on where the one before ended, because a cache is compressed once
- * a window: started anew each time, no measurement shorter than a window would contain a compression.
+ * treats them alike. A measurement goes on where the one before ended, because a cache is
+ * compressed once a window: started anew each time, no measurement shorter than a window would
+ * contain a compression.
  */
 export async function timeDecoding(timing: DecodeTiming): Promise<number[][]> {
   const { sequences, tokens, repeats, signal, onProgress } = timing

@@ -57,9 +57,9 @@ const kWarmUpTokens = 4
 /**
  * Asks every policy one line-retrieval question inside the prompt, and times prefill and decoding.
  *
- * Rejects with `ERR_ZC_ARGUMENT` for an option out of its range, `ERR_ZC_TOKENIZER` if the model has no
- * tokenizer, `ERR_ZC_CONTEXT_LENGTH` if the prompt does not fit, and with `signal.reason` when
- * aborted.
+ * Rejects with `ERR_ZC_ARGUMENT` for an option out of its range, `ERR_ZC_TOKENIZER` if the model
+ * has no tokenizer, `ERR_ZC_CONTEXT_LENGTH` if the prompt does not fit, and with `signal.reason`
+ * when aborted.
  */
 export async function runDemo(options: DemoOptions): Promise<Demo> {
   const { model, lines, seed, policies, signal } = options

@@ -65,8 +65,8 @@ export const kNouns: readonly string[] = `
 const kPlainTemplate = 'REGISTER_CONTENT is NUMBER'
 
 /**
- * What follows `line adjective - noun :`, with NUMBER for `< d d d d d >`. A line draws one of nine,
- * each equally likely; the plain one stands there four times, as in the 4,080 lines of
+ * What follows `line adjective - noun :`, with NUMBER for `< d d d d d >`. A line draws one of
+ * nine, each equally likely; the plain one stands there four times, as in the 4,080 lines of
  * test/fixtures/prompts.jsonl (1,816 plain ones, 437 to 475 of each other).
  */
 export const kTemplates: readonly string[] = [
@@ -90,8 +90,8 @@ const kTemplateStream = 2
 const kTargetStream = 3
 
 /**
- * A line-retrieval prompt in the format that models/line-retrieval was trained on: a header, `lines`
- * record lines with unique keys, and the question for the number of one of them.
+ * A line-retrieval prompt in the format that models/line-retrieval was trained on: a header,
+ * `lines` record lines with unique keys, and the question for the number of one of them.
  *
  * The keys are drawn without replacement from 64 x 64 word pairs; number, template and the line
  * asked for are uniform.

@@ -11,9 +11,9 @@ export {
 } from './line-retrieval-prompt.js'
 
 /**
- * When the question is asked: `inside` the prompt, as in the paper, so that attention of the prefill,
- * which is exact, still sees it with the records; or `after` the records were compressed, as a next
- * turn, which has nothing but the compressed cache to look at.
+ * When the question is asked: `inside` the prompt, as in the paper, so that attention of the
+ * prefill, which is exact, still sees it with the records; or `after` the records were compressed,
+ * as a next turn, which has nothing but the compressed cache to look at.
  */
 export type AskMode = 'inside' | 'after'
 
@@ -67,9 +67,9 @@ const kMaxSeed = 2 ** 48
  *
  * One row for each number of lines and policy, in the order given.
  *
- * Rejects with `ERR_ZC_ARGUMENT` for an option out of its range, `ERR_ZC_TOKENIZER` if the model has no
- * tokenizer, `ERR_ZC_CONTEXT_LENGTH` if a prompt is longer than the model's context, and with
- * `signal.reason` when aborted.
+ * Rejects with `ERR_ZC_ARGUMENT` for an option out of its range, `ERR_ZC_TOKENIZER` if the model
+ * has no tokenizer, `ERR_ZC_CONTEXT_LENGTH` if a prompt is longer than the model's context, and
+ * with `signal.reason` when aborted.
  *
  * Source: ZipCache (arXiv 2405.14256) §5, Fig. 5.
  */

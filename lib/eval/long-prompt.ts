@@ -7,9 +7,9 @@ import type { SubjectModel } from './subject.js'
 const kLinesPerPiece = 256
 
 /**
- * Token ids of a prompt of exactly `length` tokens, at least 1, to measure with: the shortest way to what a
- * model was trained on. For a model that knows the words of line retrieval, record lines and a
- * question (the last line cut short where it must be); for any other, ids drawn uniformly.
+ * Token ids of a prompt of exactly `length` tokens, at least 1, to measure with: the shortest way
+ * to what a model was trained on. For a model that knows the words of line retrieval, record lines
+ * and a question (the last line cut short where it must be); for any other, ids drawn uniformly.
  */
 export function longPrompt(model: SubjectModel, length: number, seed: number): number[] {
   const { tokenizer, config } = model

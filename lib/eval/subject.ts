@@ -3,8 +3,8 @@ import type { ModelConfig } from '../model/config.js'
 import type { PolicySpec } from '../policy/index.js'
 
 /**
- * What an evaluation needs of a model. The engine's Model is one; tests bring others, without native
- * code.
+ * What an evaluation needs of a model. The engine's Model is one; tests bring others, without
+ * native code.
  */
 export interface SubjectModel {
   readonly config: Pick<ModelConfig, 'maxPositions' | 'vocabSize'>

@@ -1,4 +1,7 @@
-/** The forward pass of a LLaMA-like decoder as a list of ops. Attention is the caller's: it knows the cache. */
+/**
+ * The forward pass of a LLaMA-like decoder as a list of ops. Attention is the caller's: it knows
+ * the cache.
+ */
 import {
   type Device,
   embedding,
@@ -38,8 +41,8 @@ export interface Pass {
   /** Throws when the pass is no longer wanted: it was aborted, or what it writes to is gone. */
   checkpoint?(): void
   /**
-   * Attention of one layer: reads q (nRows, n_heads, head_dim), k and v (nRows, n_kv_heads, head_dim), after RoPE, and
-   * writes `out` (like q) and `lse` (nRows, n_heads) f32.
+   * Attention of one layer: reads q (nRows, n_heads, head_dim), k and v (nRows, n_kv_heads,
+   * head_dim), after RoPE, and writes `out` (like q) and `lse` (nRows, n_heads) f32.
    */
   attend(layer: number, heads: AttentionHeads): void
 }
@@ -57,11 +60,11 @@ export interface AttentionHeads {
 const MLP_ROWS = 1024
 
 /**
- * Runs all layers and returns the residual stream (nRows, hidden_size) f32, a tensor of `pass.scratch`. The residual stream
- * stays in float32 whatever the model computes in.
+ * Runs all layers and returns the residual stream (nRows, hidden_size) f32, a tensor of
+ * `pass.scratch`. The residual stream stays in float32 whatever the model computes in.
  *
- * Passes of more than one row stop between layers to see whether they are still wanted (rejecting with what
- * `pass.checkpoint` throws) and to let other work onto the stream.
+ * Passes of more than one row stop between layers to see whether they are still wanted (rejecting
+ * with what `pass.checkpoint` throws) and to let other work onto the stream.
  */
 export async function forward(model: ForwardModel, pass: Pass): Promise<Tensor<'f32'>> {
   const { config, weights, device, dtype, attentionDtype } = model
@@ -128,7 +131,12 @@ export async function forward(model: ForwardModel, pass: Pass): Promise<Tensor<'
 }
 
 /** x += down(silu(gate(norm(x))) * up(norm(x))), a block of rows at a time. */
-function makeMlp(model: ForwardModel, pass: Pass, normed: Tensor, x: Tensor): (w: LayerWeights) => void {
+function makeMlp(
+  model: ForwardModel,
+  pass: Pass,
+  normed: Tensor,
+  x: Tensor,
+): (w: LayerWeights) => void {
   const { config, dtype } = model
   const { nRows, scratch } = pass
   const { hiddenSize, intermediateSize } = config

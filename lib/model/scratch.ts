@@ -1,7 +1,10 @@
 import type { Device, DType, Tensor } from '../ops/index.js'
 import { tensorBytes } from '../ops/index.js'
 
-/** Tensors that live for one step. They are freed together, in stream order, when the step is done or given up. */
+/**
+ * Tensors that live for one step. They are freed together, in stream order, when the step is done
+ * or given up.
+ */
 export class Scratch {
   readonly #device: Device
   readonly #tensors: Tensor[] = []

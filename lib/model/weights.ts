@@ -1,13 +1,24 @@
 import { ZipCacheError } from '../errors.js'
-import { convert, countNonFinite, type Device, type DType, type MappedFile, type Tensor } from '../ops/index.js'
+import {
+  convert,
+  countNonFinite,
+  type Device,
+  type DType,
+  type MappedFile,
+  type Tensor,
+} from '../ops/index.js'
 import type { ModelWeight, WeightRole } from './checkpoint.js'
 
-/** What the model computes in: the type of activations that enter products and attention; sums are float32. */
+/**
+ * What the model computes in: the type of activations that enter products and attention; sums are
+ * float32.
+ */
 export type ComputeDtype = 'f32' | 'bf16'
 
 /**
- * Type of Q, K, V and attention's output. A model that computes in bfloat16 attends in float16, which is as small and rounds
- * eight times finer: with bfloat16 there, the argmax of a near tie moves.
+ * Type of Q, K, V and attention's output. A model that computes in bfloat16 attends in float16,
+ * which is as small and rounds eight times finer: with bfloat16 there, the argmax of a near tie
+ * moves.
  */
 export type AttentionDtype = 'f32' | 'f16'
 
@@ -42,11 +53,13 @@ const MATRICES: readonly WeightRole[] = [
 ]
 
 /**
- * Maps the weights of a checkpoint into memory. With `f32` every weight stays in the file's own type and is widened where
- * it is used, which loses nothing and copies nothing; with `bf16` matrices of another type are rounded to it.
+ * Maps the weights of a checkpoint into memory. With `f32` every weight stays in the file's own
+ * type and is widened where it is used, which loses nothing and copies nothing; with `bf16`
+ * matrices of another type are rounded to it.
  *
- * Rejects with `ERR_ZC_NUMERIC` naming the first tensor that holds NaN or infinity, `ERR_ZC_IO` or `ERR_ZC_CHECKPOINT` when a
- * file has changed since its header was read, and with `signal.reason` when aborted; nothing stays allocated then.
+ * Rejects with `ERR_ZC_NUMERIC` naming the first tensor that holds NaN or infinity, `ERR_ZC_IO` or
+ * `ERR_ZC_CHECKPOINT` when a file has changed since its header was read, and with `signal.reason`
+ * when aborted; nothing stays allocated then.
  */
 export async function loadWeights(
   device: Device,
@@ -85,7 +98,8 @@ export async function loadWeights(
     }
     await device.sync()
     const { embedding, norm } = byRole
-    if (!embedding || !norm) throw new ZipCacheError('ERR_ZC_INTERNAL', 'weights: no embedding or norm')
+    if (!embedding || !norm)
+      throw new ZipCacheError('ERR_ZC_INTERNAL', 'weights: no embedding or norm')
     return { embedding, layers, norm, lmHead: byRole.lmHead ?? embedding, dispose }
   } catch (error) {
     dispose()
@@ -96,7 +110,10 @@ export async function loadWeights(
 function storedDtype({ name, tensor }: ModelWeight): DType {
   const dtype = DTYPE_OF[tensor.dtype]
   if (dtype) return dtype
-  throw new ZipCacheError('ERR_ZC_CHECKPOINT', `${name}: dtype is ${tensor.dtype}, expected F32, F16 or BF16`)
+  throw new ZipCacheError(
+    'ERR_ZC_CHECKPOINT',
+    `${name}: dtype is ${tensor.dtype}, expected F32, F16 or BF16`,
+  )
 }
 
 async function refuseNonFinite(x: Tensor, name: string): Promise<void> {
@@ -105,9 +122,13 @@ async function refuseNonFinite(x: Tensor, name: string): Promise<void> {
     countNonFinite({ x, count })
     const [bad] = await count.read()
     if (bad) {
-      throw new ZipCacheError('ERR_ZC_NUMERIC', `${name}: ${bad} of its ${x.length} elements are NaN or infinite`, {
-        argument: name,
-      })
+      throw new ZipCacheError(
+        'ERR_ZC_NUMERIC',
+        `${name}: ${bad} of its ${x.length} elements are NaN or infinite`,
+        {
+          argument: name,
+        },
+      )
     }
   } finally {
     count.dispose()

@@ -1,6 +1,7 @@
 /**
- * The whole native surface as one type. Handles are opaque and type-tagged; a wrong or disposed one throws
- * ERR_ZC_HANDLE. Ops check their arguments and enqueue; their order of arguments is that of csrc/napi/ops.cc.
+ * The whole native surface as one type. Handles are opaque and type-tagged; a wrong or disposed one
+ * throws ERR_ZC_HANDLE. Ops check their arguments and enqueue; their order of arguments is that of
+ * csrc/napi/ops.cc.
  */
 
 declare const kind: unique symbol
@@ -110,15 +111,7 @@ export interface Addon {
     keyNorm: number,
     valueNorm: number,
   ): void
-  unpackSegment(
-    pool: T,
-    table: T,
-    k: T,
-    v: T,
-    layer: number,
-    segment: number,
-    base: number,
-  ): void
+  unpackSegment(pool: T, table: T, k: T, v: T, layer: number, segment: number, base: number): void
   exportSegment(
     pool: T,
     table: T,

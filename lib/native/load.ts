@@ -15,8 +15,8 @@ function candidates(): string[] {
 }
 
 /**
- * The native addon, loaded once an environment. `ZIPCACHE_NATIVE_PATH` names another file than the one built in
- * place.
+ * The native addon, loaded once an environment. `ZIPCACHE_NATIVE_PATH` names another file than the
+ * one built in place.
  *
  * Throws `ERR_ZC_NATIVE` with every place that was tried, why it failed and what mends it.
  */

@@ -17,7 +17,8 @@ export function convert(args: { x: Tensor; out: Tensor }): void {
  *
  * - `x` (n, width) f32, f16 or bf16; `rows` (m) i32 in [0, n); `out` (m, width), x's dtype
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`; a row out of range is found when the op runs (`ERR_ZC_ARGUMENT`).
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`; a row out of range is found when the op runs
+ * (`ERR_ZC_ARGUMENT`).
  */
 export function gatherRows(args: { x: Tensor; rows: Tensor; out: Tensor }): void {
   loadAddon().gatherRows(args.x.handle, args.rows.handle, args.out.handle)

@@ -6,7 +6,9 @@ import { Tensor } from './tensor.js'
 
 /** Settings of `Device.open`. */
 export interface DeviceOptions {
-  /** Threads that compute, the stream's own included; default: one a core, or `ZIPCACHE_THREADS`. */
+  /**
+   * Threads that compute, the stream's own included; default: one a core, or `ZIPCACHE_THREADS`.
+   */
   threads?: number
 }
 
@@ -18,8 +20,9 @@ export interface MappedFile {
 }
 
 /**
- * A processor with its memory and a queue, the stream. Ops only enqueue; a native thread of the device's own runs them
- * in order, so nothing blocks the event loop. `sync()` and `Tensor.read()` are the only waits.
+ * A processor with its memory and a queue, the stream. Ops only enqueue; a native thread of the
+ * device's own runs them in order, so nothing blocks the event loop. `sync()` and `Tensor.read()`
+ * are the only waits.
  */
 export class Device {
   /** @internal */
@@ -33,8 +36,8 @@ export class Device {
   /**
    * Opens a device: `cpu`, or `cpu:avx2` and `cpu:baseline` to pin the instruction set.
    *
-   * Rejects with `ERR_ZC_DEVICE` when this machine has no such device, `ERR_ZC_ARGUMENT` for a bad option,
-   * `ERR_ZC_NATIVE` when the addon cannot be loaded.
+   * Rejects with `ERR_ZC_DEVICE` when this machine has no such device, `ERR_ZC_ARGUMENT` for a bad
+   * option, `ERR_ZC_NATIVE` when the addon cannot be loaded.
    */
   static async open(name = 'cpu', options: DeviceOptions = {}): Promise<Device> {
     const fromEnvironment = process.env.ZIPCACHE_THREADS
@@ -55,7 +58,10 @@ export class Device {
     return { name, isa, nThreads }
   }
 
-  /** Bytes of tensors alive now, and the most there ever were. Pages of a reservation are counted by who hands them out. */
+  /**
+   * Bytes of tensors alive now, and the most there ever were. Pages of a reservation are counted by
+   * who hands them out.
+   */
   get memory(): { current: number; peak: number } {
     const { currentBytes, peakBytes } = loadAddon().deviceInfo(this.handle)
     return { current: currentBytes, peak: peakBytes }
@@ -76,7 +82,9 @@ export class Device {
     return new Tensor(this, handle, dtype, [...shape])
   }
 
-  /** A tensor that holds a copy of `values`; `dtype` is needed for the raw bits of 16-bit floats. */
+  /**
+   * A tensor that holds a copy of `values`; `dtype` is needed for the raw bits of 16-bit floats.
+   */
   from<D extends DType>(values: TypedArrays[D], shape: readonly number[], dtype?: D): Tensor<D> {
     const type = dtype ?? (DTYPES.find((name) => values instanceof TYPED_ARRAYS[name]) as D)
     const tensor = this.tensor(type, shape)
@@ -91,7 +99,10 @@ export class Device {
     return tensor.write(values)
   }
 
-  /** Address space of `bytes` as a u8 tensor that costs memory only where it was written, see `discard`. */
+  /**
+   * Address space of `bytes` as a u8 tensor that costs memory only where it was written, see
+   * `discard`.
+   */
   reserve(bytes: number): Tensor<'u8'> {
     return new Tensor(this, loadAddon().reserveBytes(this.handle, bytes), 'u8', [bytes])
   }
@@ -101,14 +112,17 @@ export class Device {
     loadAddon().discardBytes(reservation.handle, offset, bytes)
   }
 
-  /** Maps a file; rejects with `ERR_ZC_IO` when it cannot be opened. The mapping lives as long as its tensors. */
+  /**
+   * Maps a file; rejects with `ERR_ZC_IO` when it cannot be opened. The mapping lives as long as
+   * its tensors.
+   */
   mapFile(path: string): MappedFile {
     return { path, handle: loadAddon().mapFile(path) }
   }
 
   /**
-   * Bytes of a mapped file as a read-only tensor: no copy, unless the offset is not a multiple of the element's size.
-   * The file must not be truncated while the tensor lives.
+   * Bytes of a mapped file as a read-only tensor: no copy, unless the offset is not a multiple of
+   * the element's size. The file must not be truncated while the tensor lives.
    *
    * Throws `ERR_ZC_CHECKPOINT` when the bytes are not in the file.
    */
@@ -128,7 +142,10 @@ export class Device {
     return loadAddon().sync(this.handle)
   }
 
-  /** Ends the device: what is queued is dropped and awaited promises reject with `ERR_ZC_HANDLE`. Idempotent. */
+  /**
+   * Ends the device: what is queued is dropped and awaited promises reject with `ERR_ZC_HANDLE`.
+   * Idempotent.
+   */
   async dispose(): Promise<void> {
     if (this.#disposed) return
     this.#disposed = true

@@ -11,9 +11,11 @@ export interface EmbeddingArgs {
 /**
  * out[i] = weight[ids[i]].
  *
- * - `ids` (n) i32 in [0, vocab_size); `weight` (vocab_size, width) f32, f16 or bf16; `out` (n, width) f32
+ * - `ids` (n) i32 in [0, vocab_size); `weight` (vocab_size, width) f32, f16 or bf16; `out` (n,
+ *   width) f32
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`; an id out of range is found when the op runs (`ERR_ZC_ARGUMENT`).
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`; an id out of range is found when the op runs
+ * (`ERR_ZC_ARGUMENT`).
  */
 export function embedding(args: EmbeddingArgs): void {
   loadAddon().embedding(args.ids.handle, args.weight.handle, args.out.handle)

@@ -11,10 +11,11 @@ export interface LinearArgs {
 }
 
 /**
- * out = x W^T + bias, or out += that with `accumulate` (the residual connection). The order of summation over k depends neither
- * on the number of rows nor on the number of threads.
+ * out = x W^T + bias, or out += that with `accumulate` (the residual connection). The order of
+ * summation over k depends neither on the number of rows nor on the number of threads.
  *
- * - `x` (m, k), `weight` (n, k), `bias` (n), `out` (m, n): each f32, f16 or bf16; products and sums in float32
+ * - `x` (m, k), `weight` (n, k), `bias` (n), `out` (m, n): each f32, f16 or bf16; products and sums
+ *   in float32
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
  */

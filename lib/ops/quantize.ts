@@ -2,15 +2,18 @@ import { ZipCacheError } from '../errors.js'
 import { loadAddon } from '../native/load.js'
 import type { Tensor } from './tensor.js'
 
-/** What shares one scale and zero: a channel, a token (row), a group of channels of a row, or a row after CST. */
+/**
+ * What shares one scale and zero: a channel, a token (row), a group of channels of a row, or a row
+ * after CST.
+ */
 export const QUANT_SCHEMES = ['channelwise', 'tokenwise', 'groupwise', 'cst'] as const
 
 /** One of `QUANT_SCHEMES`. */
 export type QuantScheme = (typeof QUANT_SCHEMES)[number]
 
 /**
- * How the range of a group is found: its minimum and maximum, or the one of seven ranges shrunk about their middle (1, 0.9 …
- * 0.4) that minimises the sum of |error|^norm.
+ * How the range of a group is found: its minimum and maximum, or the one of seven ranges shrunk
+ * about their middle (1, 0.9 … 0.4) that minimises the sum of |error|^norm.
  */
 export type QuantRange = 'minmax' | { norm: 2 | 3 | 4 | 5 | 6 }
 
@@ -54,18 +57,24 @@ export interface DequantizeArgs {
 }
 
 /**
- * Uniform asymmetric quantization, code = clamp(round((x - zero) / scale), 0, 2^bits - 1), ties to even, really packed.
+ * Uniform asymmetric quantization, code = clamp(round((x - zero) / scale), 0, 2^bits - 1), ties to
+ * even, really packed.
  *
  * - `x` (rows, channels) f32, f16 or bf16
- * - `codes` (rows, codeBytesPerRow(channels, bits)) u8 out: element c at bit c * bits, little endian
- * - `scale`, `zero` f16 out: (channels) channelwise; (rows) tokenwise and cst; (rows, channels / groupSize) groupwise
- * - `channel` (channels) f16 out, with cst only: c = sqrt(max |x_c|); the row is divided by it before it is quantized
+ * - `codes` (rows, codeBytesPerRow(channels, bits)) u8 out: element c at bit c * bits, little
+ *   endian
+ * - `scale`, `zero` f16 out: (channels) channelwise; (rows) tokenwise and cst; (rows, channels /
+ *   groupSize) groupwise
+ * - `channel` (channels) f16 out, with cst only: c = sqrt(max |x_c|); the row is divided by it
+ *   before it is quantized
  *
- * The minimum is stored instead of the paper's integer zero point, as the authors' code does, but rounded down, and the scale
- * rounded up, so that the stored grid covers the range; codes are computed from the stored values and are bit-equal on
- * every backend. A constant group gets scale 0. NaN gets code 0.
+ * The minimum is stored instead of the paper's integer zero point, as the authors' code does, but
+ * rounded down, and the scale rounded up, so that the stored grid covers the range; codes are
+ * computed from the stored values and are bit-equal on every backend. A constant group gets scale
+ * 0. NaN gets code 0.
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`. Source: ZipCache (arXiv 2405.14256) §3.2 Eq. 5, §4.1 Eq. 6, Alg. 1.
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`. Source: ZipCache (arXiv 2405.14256)
+ * §3.2 Eq. 5, §4.1 Eq. 6, Alg. 1.
  */
 export function quantize(args: QuantizeArgs): void {
   loadAddon().quantize(

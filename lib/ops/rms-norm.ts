@@ -12,9 +12,11 @@ export interface RmsNormArgs {
 /**
  * out = x / sqrt(mean(x^2) + eps) * weight, row by row. `out` may be `x`.
  *
- * - `x`, `out` (rows, width) f32, f16 or bf16, not necessarily the same; `weight` (width) f32, f16 or bf16
+ * - `x`, `out` (rows, width) f32, f16 or bf16, not necessarily the same; `weight` (width) f32, f16
+ *   or bf16
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`. Source: Zhang and Sennrich (arXiv 1910.07467), Eq. 4.
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`. Source: Zhang and Sennrich (arXiv
+ * 1910.07467), Eq. 4.
  */
 export function rmsNorm(args: RmsNormArgs): void {
   loadAddon().rmsNorm(args.x.handle, args.weight.handle, args.out.handle, args.eps)

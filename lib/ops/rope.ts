@@ -11,12 +11,14 @@ export interface RopeTableArgs {
 }
 
 /**
- * Cosines and sines of the rotary embedding, computed once a step for all layers: angle = position * invFreq, in float32 as
- * transformers does; both are multiplied by `attentionScale` (yarn's, else 1).
+ * Cosines and sines of the rotary embedding, computed once a step for all layers: angle = position
+ * * invFreq, in float32 as transformers does; both are multiplied by `attentionScale` (yarn's, else
+ * 1).
  *
  * - `positions` (n) i32; `invFreq` (head_dim / 2) f32; `cos`, `sin` (n, head_dim / 2) f32 out
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`. Source: Su et al. (arXiv 2104.09864), Eq. 34; YaRN (arXiv 2309.00071).
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`. Source: Su et al. (arXiv 2104.09864), Eq. 34; YaRN (arXiv
+ * 2309.00071).
  */
 export function ropeTable(args: RopeTableArgs): void {
   loadAddon().ropeTable(
@@ -38,9 +40,11 @@ export interface RopeArgs {
 }
 
 /**
- * Rotates the pairs (x[i], x[i + head_dim / 2]) of every head: Hugging Face's half-split convention.
+ * Rotates the pairs (x[i], x[i + head_dim / 2]) of every head: Hugging Face's half-split
+ * convention.
  *
- * - `x`, `out` (n, heads, head_dim) f32, f16 or bf16, not necessarily the same; `cos`, `sin` (n, head_dim / 2) f32
+ * - `x`, `out` (n, heads, head_dim) f32, f16 or bf16, not necessarily the same; `cos`, `sin` (n,
+ *   head_dim / 2) f32
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
  */

@@ -43,15 +43,17 @@ export interface SampleArgs {
 }
 
 /**
- * The next token of each row, and the log-probability that the model gave it (after repetition penalty and temperature, before
- * any truncation). Greedy ties go to the lowest id. The random number is a function of seed and step alone.
+ * The next token of each row, and the log-probability that the model gave it (after repetition
+ * penalty and temperature, before any truncation). Greedy ties go to the lowest id. The random
+ * number is a function of seed and step alone.
  *
  * - `logits` (n, vocab_size) f32; `params` (n, SAMPLE_PARAMS) f32, rows made by `packSampleParams`
- * - `seen` (n, vocab_size) u8, in and out: nonzero for tokens of the context; the chosen one is marked
+ * - `seen` (n, vocab_size) u8, in and out: nonzero for tokens of the context; the chosen one is
+ *   marked
  * - `ids` (n) i32 out: -1 where the logits hold NaN or +inf; `logprobs` (n) f32 out
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`. Source: top-p arXiv 1904.09751, min-p arXiv 2407.01082, repetition penalty
- * arXiv 1909.05858 §4.1.
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`. Source: top-p arXiv 1904.09751, min-p arXiv 2407.01082,
+ * repetition penalty arXiv 1909.05858 §4.1.
  */
 export function sample(args: SampleArgs): void {
   loadAddon().sample(

@@ -13,14 +13,16 @@ export interface AppendKvArgs {
 }
 
 /**
- * Writes the newest rows of each sequence into its 16-bit tail: row i of q_len goes to slot tail_length - q_len + i, the
- * table's tail length counting these rows already.
+ * Writes the newest rows of each sequence into its 16-bit tail: row i of q_len goes to slot
+ * tail_length - q_len + i, the table's tail length counting these rows already.
  *
- * - `k`, `v` (rows, n_kv_heads, head_dim) f32, f16 or bf16, K after RoPE; a float16 tail saturates at +-65504
+ * - `k`, `v` (rows, n_kv_heads, head_dim) f32, f16 or bf16, K after RoPE; a float16 tail saturates
+ *   at +-65504
  * - `pool` (bytes) u8: the pages; `tables` (n_seqs, table_words) i32: csrc/ops/kv_table.h
  * - `cuSeqlens` (n_seqs + 1) i32: first row of each sequence
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`; a table that points outside of the pool is found when the op runs (`ERR_ZC_ARGUMENT`).
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`; a table that points outside of the pool is found when the
+ * op runs (`ERR_ZC_ARGUMENT`).
  */
 export function appendKv(args: AppendKvArgs): void {
   loadAddon().appendKv(
@@ -47,17 +49,19 @@ export interface PackSegmentArgs {
 }
 
 /**
- * Quantizes selected rows into the pages of one segment: K channelwise, V channel-separable tokenwise with one scale and zero a
- * (token, KV head). The bits are the segment's. Salient segments also write the bitmap of their positions.
+ * Quantizes selected rows into the pages of one segment: K channelwise, V channel-separable
+ * tokenwise with one scale and zero a (token, KV head). The bits are the segment's. Salient
+ * segments also write the bitmap of their positions.
  *
  * - `k`, `v` (rows, n_kv_heads, head_dim) f32, f16 or bf16
  * - `ids` (n_kv_heads, n_tokens) i32: ascending rows, one list a KV head
  * - `table` (table_words) i32: one sequence's; `segment` >= 1 indexes its list
  *
- * The paper shares V's scale among all heads of a token; one for each head costs 16 / head_dim bits more an element,
- * and keeps heads with different salient tokens independent.
+ * The paper shares V's scale among all heads of a token; one for each head costs 16 / head_dim bits
+ * more an element, and keeps heads with different salient tokens independent.
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`. Source: ZipCache (arXiv 2405.14256) Algs. 1 and 2.
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`. Source: ZipCache (arXiv 2405.14256)
+ * Algs. 1 and 2.
  */
 export function packSegment(args: PackSegmentArgs): void {
   loadAddon().packSegment(
@@ -85,8 +89,8 @@ export interface UnpackSegmentArgs {
 }
 
 /**
- * The inverse of `packSegment`, and a reader of the tail (segment 0): dequantized rows at their positions; other rows of k and
- * v are left alone.
+ * The inverse of `packSegment`, and a reader of the tail (segment 0): dequantized rows at their
+ * positions; other rows of k and v are left alone.
  *
  * - `k`, `v` (rows, n_kv_heads, head_dim) f32, f16 or bf16 out; row r is position `base` + r
  *
@@ -119,11 +123,14 @@ export interface ExportSegmentArgs {
 }
 
 /**
- * The logical content of a packed segment, the same on every backend whatever the order of bytes in a page.
+ * The logical content of a packed segment, the same on every backend whatever the order of bytes in
+ * a page.
  *
  * - `kCodes`, `vCodes` (n_kv_heads, n_tokens, head_dim) u8 out
- * - `kParams` (n_kv_heads, 2, head_dim) f32 out: scale, zero; `vParams` (n_kv_heads, 2, n_tokens) f32 out: scale, zero
- * - `vChannel` (n_kv_heads, head_dim) f32 out; `positions` (n_kv_heads, n_tokens) i32 out, ascending
+ * - `kParams` (n_kv_heads, 2, head_dim) f32 out: scale, zero; `vParams` (n_kv_heads, 2, n_tokens)
+ *   f32 out: scale, zero
+ * - `vChannel` (n_kv_heads, head_dim) f32 out; `positions` (n_kv_heads, n_tokens) i32 out,
+ *   ascending
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`.
  */

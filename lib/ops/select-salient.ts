@@ -12,7 +12,8 @@ export interface SelectSalientArgs {
  * Splits the tokens of each KV head into the exact top `count` by saliency and the rest.
  *
  * - `scores` (n_kv_heads, n) f32; NaN ranks lowest
- * - `salient` (n_kv_heads, count) i32 out, `regular` (n_kv_heads, n - count) i32 out: ascending; ties go to the lowest index
+ * - `salient` (n_kv_heads, count) i32 out, `regular` (n_kv_heads, n - count) i32 out: ascending;
+ *   ties go to the lowest index
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`. Source: ZipCache (arXiv 2405.14256) §4.2, Alg. 2 (Split).
  */

@@ -5,8 +5,9 @@ import type { Device } from './device.js'
 import { DTYPE_BYTES, DTYPES, type DType, TYPED_ARRAYS, type TypedArrays } from './dtype.js'
 
 /**
- * Row-major device memory with a dtype and a shape. Made by `Device.tensor` and `Device.from`; freed by `dispose`, in
- * stream order: after the last op that was enqueued before. The garbage collector frees what was forgotten.
+ * Row-major device memory with a dtype and a shape. Made by `Device.tensor` and `Device.from`;
+ * freed by `dispose`, in stream order: after the last op that was enqueued before. The garbage
+ * collector frees what was forgotten.
  */
 export class Tensor<D extends DType = DType> {
   readonly device: Device
@@ -38,9 +39,11 @@ export class Tensor<D extends DType = DType> {
   }
 
   /**
-   * Enqueues a copy of `values` into the tensor from element `offset` on; `values` may change once this returns.
+   * Enqueues a copy of `values` into the tensor from element `offset` on; `values` may change once
+   * this returns.
    *
-   * Throws `ERR_ZC_DTYPE` when the array's type is not the tensor's, `ERR_ZC_SHAPE` when it does not fit.
+   * Throws `ERR_ZC_DTYPE` when the array's type is not the tensor's, `ERR_ZC_SHAPE` when it does
+   * not fit.
    */
   write(values: TypedArrays[D], offset = 0): this {
     if (!(values instanceof TYPED_ARRAYS[this.dtype])) {
@@ -65,7 +68,8 @@ export class Tensor<D extends DType = DType> {
   }
 
   /**
-   * The same memory under another shape, from element `offset` on; it stays alive while either tensor does.
+   * The same memory under another shape, from element `offset` on; it stays alive while either
+   * tensor does.
    *
    * Throws `ERR_ZC_SHAPE` when it would reach beyond this tensor.
    */

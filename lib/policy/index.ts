@@ -1,4 +1,7 @@
-/** Cache policies by name. A new one is a file of its own, one line in POLICIES and one in PolicyOptionsOf. */
+/**
+ * Cache policies by name. A new one is a file of its own, one line in POLICIES and one in
+ * PolicyOptionsOf.
+ */
 import { ZipCacheError } from '../errors.js'
 import { type Fp16Options, fp16 } from './fp16.js'
 import { type FullOptions, full } from './full.js'
@@ -54,7 +57,8 @@ export type PolicySpec = string | PolicyOptionsOf[PolicyName]
 /**
  * The policy that a specification names.
  *
- * Throws `ERR_ZC_ARGUMENT` for an unknown name, an unknown option or a value out of range, naming it.
+ * Throws `ERR_ZC_ARGUMENT` for an unknown name, an unknown option or a value out of range, naming
+ * it.
  */
 export function resolvePolicy(spec: PolicySpec): CachePolicy {
   const options = typeof spec === 'string' ? parseName(spec) : spec

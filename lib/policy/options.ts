@@ -1,6 +1,9 @@
 import { ZipCacheError } from '../errors.js'
 
-/** The options of one policy as its caller gave them: read them one by one, then `done()` refuses what is left over. */
+/**
+ * The options of one policy as its caller gave them: read them one by one, then `done()` refuses
+ * what is left over.
+ */
 export class PolicyOptions {
   readonly #name: string
   /** Where these options stand in a policy: '' or the option that holds them, with a dot. */

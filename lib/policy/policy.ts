@@ -29,8 +29,8 @@ export interface Compression {
   /** How many of `nTokens` are salient, for every KV head. */
   nSalient(nTokens: number): number
   /**
-   * Rows of a prompt of `nTokens` whose attention is looked at, ascending; for each layer a draw of its own. Empty when
-   * no saliency is needed.
+   * Rows of a prompt of `nTokens` whose attention is looked at, ascending; for each layer a draw of
+   * its own. Empty when no saliency is needed.
    */
   promptProbes(nTokens: number, seed: Seed, layer: number): Int32Array
   /** The same for a window: which of its tokens, the one that closes it always among them. */
@@ -38,8 +38,8 @@ export interface Compression {
 }
 
 /**
- * How a sequence's cache is kept. Facts go in and plans come out; a policy touches no tensor, no clock and no hidden
- * state, so that the same seed gives the same cache.
+ * How a sequence's cache is kept. Facts go in and plans come out; a policy touches no tensor, no
+ * clock and no hidden state, so that the same seed gives the same cache.
  */
 export interface CachePolicy {
   readonly name: string

@@ -8,8 +8,9 @@ const CLASSES = ['high', 'low'] as const
 type ClassName = (typeof CLASSES)[number]
 
 /**
- * Reads `highBits`, `lowBits`, `keyBits: { high, low }`, `valueBits: { high, low }`, `keyRange` and `valueRange` (one range,
- * or `{ high, low }`) into the two classes; what is given for K or V alone wins over what is given for both.
+ * Reads `highBits`, `lowBits`, `keyBits: { high, low }`, `valueBits: { high, low }`, `keyRange` and
+ * `valueRange` (one range, or `{ high, low }`) into the two classes; what is given for K or V alone
+ * wins over what is given for both.
  */
 export function readPrecision(
   options: PolicyOptions,

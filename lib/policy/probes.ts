@@ -9,8 +9,9 @@ export interface ProbeShares {
 }
 
 /**
- * Probe tokens of [0, nTokens): the newest `recent` share and a random `random` share of the rest, ascending. The newest
- * token is always one, so that every token is seen by a probe and can be scored.
+ * Probe tokens of [0, nTokens): the newest `recent` share and a random `random` share of the rest,
+ * ascending. The newest token is always one, so that every token is seen by a probe and can be
+ * scored.
  *
  * The authors' code draws with replacement and unseeded, and has no random probe below 20 tokens.
  *

@@ -20,10 +20,11 @@ export interface UniformOptions {
 }
 
 /**
- * Every token at the same bits, K channelwise and V channel-separable tokenwise: what mixed precision is measured against.
+ * Every token at the same bits, K channelwise and V channel-separable tokenwise: what mixed
+ * precision is measured against.
  *
- * Throws `ERR_ZC_ARGUMENT` for an unknown option or a value out of range.
- * Source: ZipCache (arXiv 2405.14256) §4.1, Table 1, last row.
+ * Throws `ERR_ZC_ARGUMENT` for an unknown option or a value out of range. Source: ZipCache (arXiv
+ * 2405.14256) §4.1, Table 1, last row.
  */
 export function uniform(given: UniformOptions): CachePolicy {
   const options = new PolicyOptions('uniform', given)

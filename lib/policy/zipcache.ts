@@ -29,10 +29,11 @@ export interface ZipCacheOptions {
 }
 
 /**
- * The paper: the r% of tokens with the highest normalized attention at high bits, the others at low bits, for every KV head.
+ * The paper: the r% of tokens with the highest normalized attention at high bits, the others at low
+ * bits, for every KV head.
  *
- * Throws `ERR_ZC_ARGUMENT` for an unknown option or a value out of range.
- * Source: ZipCache (arXiv 2405.14256) Algs. 2 and 3, §5.1.
+ * Throws `ERR_ZC_ARGUMENT` for an unknown option or a value out of range. Source: ZipCache (arXiv
+ * 2405.14256) Algs. 2 and 3, §5.1.
  */
 export function zipcache(given: ZipCacheOptions): CachePolicy {
   const options = new PolicyOptions('zipcache', given)

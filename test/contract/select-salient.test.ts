@@ -90,7 +90,7 @@ describeBackends('selectSalient', (backend) => {
 
   const refused: [string, (t: DeviceTensors) => object, ErrorCode, string][] = [
     ['f16 scores', (t) => ({ scores: t.output('f16', [2, 5]) }), 'ERR_ZC_DTYPE', 'scores'],
-    ['more salient than tokens', (t) => ({ salient: t.output('i32', [2, 6]) }), 'ERR_ZC_SHAPE', 'regular'],
+    ['more salient than tokens', (t) => ({ salient: t.output('i32', [2, 6]) }), 'ERR_ZC_SHAPE', 'salient'],
     ['lists that overlap', (t) => ({ regular: t.output('i32', [2, 4]) }), 'ERR_ZC_SHAPE', 'regular'],
     ['other heads', (t) => ({ salient: t.output('i32', [1, 2]) }), 'ERR_ZC_SHAPE', 'salient'],
     ['float lists', (t) => ({ salient: t.output('f32', [2, 2]) }), 'ERR_ZC_DTYPE', 'salient'],

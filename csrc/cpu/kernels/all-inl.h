@@ -1,5 +1,5 @@
-// Every CPU kernel, compiled once for each instruction set: the including file defines ZC_ISA (the namespace) and
-// ZC_ISA_BACKEND (the table to fill), after switching the instruction set on.
+// Every CPU kernel, compiled once for each instruction set: the including file defines ZC_ISA (the
+// namespace) and ZC_ISA_BACKEND (the table to fill), after switching the instruction set on.
 
 // clang-format off: the order matters
 #include "csrc/cpu/kernels/simd-inl.h"

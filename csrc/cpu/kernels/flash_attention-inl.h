@@ -1,9 +1,10 @@
 namespace zc::cpu {
 namespace ZC_ISA {
 
-// O = softmax(scale * Q K^T) V by blocks of keys with a running softmax (FlashAttention-2, arXiv 2307.08691).
-// One task is a block of query rows of one (sequence, KV head): the query heads of the group share each K and V block.
-// Memory: one (kBlockRows, head_dim) and two (kBlockKeys, head_dim) tiles a thread.
+// O = softmax(scale * Q K^T) V by blocks of keys with a running softmax (FlashAttention-2, arXiv
+// 2307.08691). One task is a block of query rows of one (sequence, KV head): the query heads of the
+// group share each K and V block. Memory: one (kBlockRows, head_dim) and two (kBlockKeys, head_dim)
+// tiles a thread.
 template <typename T>
 void flash_attention_typed(const OpContext& ctx, const FlashAttentionArgs& a) {
   const int64_t n_heads = a.q.size(1);
@@ -17,7 +18,8 @@ void flash_attention_typed(const OpContext& ctx, const FlashAttentionArgs& a) {
   check_cu_seqlens("cuSeqlensK", a.cu_seqlens_k, a.k.size(0));
 
   const int queries_per_block = std::max(1, kBlockRows / group);
-  const int heads_per_pass = std::min(group, kBlockRows);  // groups beyond 64 heads take several passes
+  const int heads_per_pass =
+      std::min(group, kBlockRows);  // groups beyond 64 heads take several passes
   int64_t blocks_per_head = 0;
   for (int64_t s = 0; s < n_seqs; ++s)
     blocks_per_head += (cu_q[s + 1] - cu_q[s] + queries_per_block - 1) / queries_per_block;
@@ -26,7 +28,8 @@ void flash_attention_typed(const OpContext& ctx, const FlashAttentionArgs& a) {
     const int64_t q_len = cu_q[seq + 1] - cu_q[seq];
     const int64_t kv_len = cu_k[seq + 1] - cu_k[seq];
     const int64_t first_query = block * queries_per_block;
-    const int n_queries = static_cast<int>(std::min<int64_t>(queries_per_block, q_len - first_query));
+    const int n_queries =
+        static_cast<int>(std::min<int64_t>(queries_per_block, q_len - first_query));
     const int64_t offset = kv_len - q_len;  // bottom-right alignment of the causal mask
 
     float* q = thread_scratch(0, static_cast<size_t>(kBlockRows) * d);
@@ -39,7 +42,8 @@ void flash_attention_typed(const OpContext& ctx, const FlashAttentionArgs& a) {
       const int n_pass = std::min(heads_per_pass, group - head0);
       const int rows = n_queries * n_pass;  // row = query * n_pass + head
       const auto row_index = [&](int r) {
-        return (cu_q[seq] + first_query + r / n_pass) * n_heads + kv_head * group + head0 + r % n_pass;
+        return (cu_q[seq] + first_query + r / n_pass) * n_heads + kv_head * group + head0 +
+               r % n_pass;
       };
       for (int r = 0; r < rows; ++r) {
         widen(a.q.as<T>() + row_index(r) * d, q + static_cast<int64_t>(r) * d, d);
@@ -49,10 +53,12 @@ void flash_attention_typed(const OpContext& ctx, const FlashAttentionArgs& a) {
       SoftmaxRows softmax;
       softmax.reset(rows);
 
-      const KeyRange all_first = visible_keys(first_query + offset, kv_len, a.causal, a.sliding_window);
+      const KeyRange all_first =
+          visible_keys(first_query + offset, kv_len, a.causal, a.sliding_window);
       const KeyRange all_last =
           visible_keys(first_query + n_queries - 1 + offset, kv_len, a.causal, a.sliding_window);
-      for (int64_t key0 = all_first.first / kBlockKeys * kBlockKeys; key0 < all_last.last; key0 += kBlockKeys) {
+      for (int64_t key0 = all_first.first / kBlockKeys * kBlockKeys; key0 < all_last.last;
+           key0 += kBlockKeys) {
         const int n_keys = static_cast<int>(std::min<int64_t>(kBlockKeys, kv_len - key0));
         for (int j = 0; j < kBlockKeys; ++j) {
           float row[256];
@@ -73,7 +79,8 @@ void flash_attention_typed(const OpContext& ctx, const FlashAttentionArgs& a) {
           const KeyRange seen =
               visible_keys(first_query + r / n_pass + offset, kv_len, a.causal, a.sliding_window);
           const int first = static_cast<int>(std::clamp<int64_t>(seen.first - key0, 0, kBlockKeys));
-          const int last = static_cast<int>(std::clamp<int64_t>(seen.last - key0, first, kBlockKeys));
+          const int last =
+              static_cast<int>(std::clamp<int64_t>(seen.last - key0, first, kBlockKeys));
           const float correction =
               softmax.update(r, scores + static_cast<int64_t>(r) * kBlockKeys, first, last);
           scale_row(o + static_cast<int64_t>(r) * d, correction, d);
@@ -104,9 +111,8 @@ void flash_attention_typed(const OpContext& ctx, const FlashAttentionArgs& a) {
 }
 
 void flash_attention(const OpContext& ctx, const FlashAttentionArgs& a) {
-  dispatch_float(a.q.dtype, [&](auto type) {
-    flash_attention_typed<typename decltype(type)::type>(ctx, a);
-  });
+  dispatch_float(a.q.dtype,
+                 [&](auto type) { flash_attention_typed<typename decltype(type)::type>(ctx, a); });
 }
 
 }  // namespace ZC_ISA

@@ -1,8 +1,9 @@
 namespace zc::cpu {
 namespace ZC_ISA {
 
-// R x J dot products over k with the lanes along k: both operands are read as they lie in memory, for a weight in any
-// type, and a sum never depends on how many rows or columns are computed beside it.
+// R x J dot products over k with the lanes along k: both operands are read as they lie in memory,
+// for a weight in any type, and a sum never depends on how many rows or columns are computed beside
+// it.
 template <int R, int J, typename W>
 inline void dot_tile(const float* x, const W* w, int64_t k, float* out /* (R, J) */) {
   VecF acc[R][J] = {};
@@ -25,7 +26,8 @@ inline void dot_tile(const float* x, const W* w, int64_t k, float* out /* (R, J)
 
 inline constexpr int kLinearRows = 64;     // rows of x a task takes: k = 1024 of them fill an L2
 inline constexpr int kLinearColumns = 48;  // rows of the weight a task takes, at least
-inline constexpr int64_t kLinearTaskProducts = 1 << 17;  // about 10 us: less is not worth waking a thread for
+inline constexpr int64_t kLinearTaskProducts =
+    1 << 17;  // about 10 us: less is not worth waking a thread for
 
 // y = x W^T + b, optionally added to what y holds. One task is a (rows, columns) tile of y.
 template <typename X, typename W, typename Y>
@@ -35,7 +37,8 @@ void linear_typed(const OpContext& ctx, const LinearArgs& a) {
   const int64_t n = a.weight.size(0);
   const int64_t row_blocks = (m + kLinearRows - 1) / kLinearRows;
   const int64_t column_products = std::max<int64_t>(1, std::min<int64_t>(m, kLinearRows) * k);
-  const int64_t columns = std::max<int64_t>(kLinearColumns, kLinearTaskProducts / column_products / 8 * 8);
+  const int64_t columns =
+      std::max<int64_t>(kLinearColumns, kLinearTaskProducts / column_products / 8 * 8);
   const int64_t column_blocks = (n + columns - 1) / columns;
   const W* weight = a.weight.as<W>();
   Y* out = a.out.as<Y>();
@@ -97,7 +100,8 @@ void linear(const OpContext& ctx, const LinearArgs& a) {
   dispatch_float(a.x.dtype, [&](auto x) {
     dispatch_float(a.weight.dtype, [&](auto w) {
       dispatch_float(a.out.dtype, [&](auto y) {
-        linear_typed<typename decltype(x)::type, typename decltype(w)::type, typename decltype(y)::type>(ctx, a);
+        linear_typed<typename decltype(x)::type, typename decltype(w)::type,
+                     typename decltype(y)::type>(ctx, a);
       });
     });
   });

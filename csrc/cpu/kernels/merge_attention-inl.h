@@ -10,14 +10,16 @@ void merge_attention_typed(const OpContext& ctx, const MergeAttentionArgs& a) {
     for (int64_t i = row * n_heads; i < (row + 1) * n_heads; ++i) {
       const MergeWeights w = merge_weights(a.lse_a.as<float>()[i], a.lse_b.as<float>()[i]);
       for (int64_t c = i * d; c < (i + 1) * d; ++c)
-        a.out.as<T>()[c] = from_float<T>(w.a * to_float(a.out_a.as<T>()[c]) + w.b * to_float(a.out_b.as<T>()[c]));
+        a.out.as<T>()[c] =
+            from_float<T>(w.a * to_float(a.out_a.as<T>()[c]) + w.b * to_float(a.out_b.as<T>()[c]));
       a.lse.as<float>()[i] = w.lse;
     }
   });
 }
 
 void merge_attention(const OpContext& ctx, const MergeAttentionArgs& a) {
-  dispatch_float(a.out.dtype, [&](auto type) { merge_attention_typed<typename decltype(type)::type>(ctx, a); });
+  dispatch_float(a.out.dtype,
+                 [&](auto type) { merge_attention_typed<typename decltype(type)::type>(ctx, a); });
 }
 
 }  // namespace ZC_ISA

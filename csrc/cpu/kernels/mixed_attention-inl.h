@@ -5,8 +5,9 @@ namespace ZC_ISA {
 
 inline constexpr int kFusedRows = 8;  // beyond, unpacking a block once for all rows is cheaper
 
-// What the upper vectors of a unit accumulate is 1 / upper_scale too large (page-inl.h); sums start from what they are
-// added to, brought to that scale, and so are the same bits as those of the tile path: powers of two are exact.
+// What the upper vectors of a unit accumulate is 1 / upper_scale too large (page-inl.h); sums start
+// from what they are added to, brought to that scale, and so are the same bits as those of the tile
+// path: powers of two are exact.
 template <Format F>
 inline VecF load_sum(const float* from, int vec) {
   return is_upper(vec) ? load(from) * broadcast(1.0f / upper_scale<F>) : load(from);
@@ -17,14 +18,18 @@ inline void store_sum(float* to, int vec, VecF sum) {
   store(to, is_upper(vec) ? sum * broadcast(upper_scale<F>) : sum);
 }
 
-// scores (R, kBlockKeys) += q (R, head_dim) K^T over P pages. P * R * kUnitVecs chains of FMA hide its latency.
+// scores (R, kBlockKeys) += q (R, head_dim) K^T over P pages. P * R * kUnitVecs chains of FMA hide
+// its latency.
 template <Format F, int R, int P>
-inline void score_pages(const SegmentView& view, int64_t first_page, const float* q, float* scores) {
+inline void score_pages(const SegmentView& view, int64_t first_page, const float* q,
+                        float* scores) {
   const int d = view.head_dim;
   const uint8_t* parts[P];
   for (int p = 0; p < P; ++p) parts[p] = view.k_part(first_page + p);
   VecF acc[P][R][kUnitVecs];
-  const auto place = [&](int p, int r, int i) { return scores + r * kBlockKeys + p * kPageTokens + i * kLanes; };
+  const auto place = [&](int p, int r, int i) {
+    return scores + r * kBlockKeys + p * kPageTokens + i * kLanes;
+  };
   for (int p = 0; p < P; ++p)
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < kUnitVecs; ++i) acc[p][r][i] = load_sum<F>(place(p, r, i), i);
@@ -32,20 +37,25 @@ inline void score_pages(const SegmentView& view, int64_t first_page, const float
     for (int p = 0; p < P; ++p) {
       const UnitVecs k = load_unit<F>(parts[p], d, c);
       for (int r = 0; r < R; ++r)
-        for (int i = 0; i < kUnitVecs; ++i) acc[p][r][i] = fma(broadcast(q[r * d + c]), k.v[i], acc[p][r][i]);
+        for (int i = 0; i < kUnitVecs; ++i)
+          acc[p][r][i] = fma(broadcast(q[r * d + c]), k.v[i], acc[p][r][i]);
     }
   for (int p = 0; p < P; ++p)
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < kUnitVecs; ++i) store_sum<F>(place(p, r, i), i, acc[p][r][i]);
 }
 
-// o (R, head_dim) += p (R, kBlockKeys) V over the first n_keys tokens of the block, C units of channels at a time.
+// o (R, head_dim) += p (R, kBlockKeys) V over the first n_keys tokens of the block, C units of
+// channels at a time.
 template <Format F, int R, int C>
-inline void weigh_units(const SegmentView& view, int64_t first_page, int n_keys, const float* p, float* o, int unit0) {
+inline void weigh_units(const SegmentView& view, int64_t first_page, int n_keys, const float* p,
+                        float* o, int unit0) {
   const int d = view.head_dim;
   const int units_per_token = d / 16;
   VecF acc[C][R][kUnitVecs];
-  const auto place = [&](int j, int r, int i) { return o + int64_t{r} * d + (unit0 + j) * 16 + i * kLanes; };
+  const auto place = [&](int j, int r, int i) {
+    return o + int64_t{r} * d + (unit0 + j) * 16 + i * kLanes;
+  };
   for (int j = 0; j < C; ++j)
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < kUnitVecs; ++i) acc[j][r][i] = load_sum<F>(place(j, r, i), i);
@@ -67,16 +77,19 @@ inline void weigh_units(const SegmentView& view, int64_t first_page, int n_keys,
 }
 
 template <Format F, int R>
-inline void fused_scores(const SegmentView& view, int64_t first_page, int n_pages, const float* q, float* scores) {
+inline void fused_scores(const SegmentView& view, int64_t first_page, int n_pages, const float* q,
+                         float* scores) {
   constexpr int kTogether = R >= 3 ? 1 : R == 2 ? 2 : 4;
   int page = 0;
   for (; page + kTogether <= n_pages; page += kTogether)
     score_pages<F, R, kTogether>(view, first_page + page, q, scores + page * kPageTokens);
-  for (; page < n_pages; ++page) score_pages<F, R, 1>(view, first_page + page, q, scores + page * kPageTokens);
+  for (; page < n_pages; ++page)
+    score_pages<F, R, 1>(view, first_page + page, q, scores + page * kPageTokens);
 }
 
 template <Format F, int R>
-inline void fused_weigh(const SegmentView& view, int64_t first_page, int n_keys, const float* p, float* o) {
+inline void fused_weigh(const SegmentView& view, int64_t first_page, int n_keys, const float* p,
+                        float* o) {
   constexpr int kTogether = R >= 3 ? 1 : R == 2 ? 2 : 4;
   const int n_units = view.head_dim / 16;
   int unit = 0;
@@ -104,26 +117,33 @@ inline void each_rows(int rows, const F& f) {
 
 // ---- many rows: a block is unpacked once and multiplied as a matrix ----
 
-// Codes (or values) of the block's n_keys tokens to k_t (head_dim, kBlockKeys) and v (kBlockKeys, head_dim); zero beyond.
-inline void unpack_block(const SegmentView& view, int64_t first_page, int n_keys, float* k_t, float* v) {
+// Codes (or values) of the block's n_keys tokens to k_t (head_dim, kBlockKeys) and v (kBlockKeys,
+// head_dim); zero beyond.
+inline void unpack_block(const SegmentView& view, int64_t first_page, int n_keys, float* k_t,
+                         float* v) {
   const int d = view.head_dim;
   for (int t = 0; t < kBlockKeys; t += kPageTokens) {
     if (t >= n_keys) {  // scores there are masked, but V must not be NaN
-      for (int c = 0; c < d; ++c) std::memset(k_t + int64_t{c} * kBlockKeys + t, 0, kPageTokens * sizeof(float));
+      for (int c = 0; c < d; ++c)
+        std::memset(k_t + int64_t{c} * kBlockKeys + t, 0, kPageTokens * sizeof(float));
       continue;
     }
-    unpack_part(view.segment.k_format, view.k_part(first_page + t / kPageTokens), d, k_t + t, kBlockKeys);
-    unpack_part(view.segment.v_format, view.v_part(first_page + t / kPageTokens), d, v + int64_t{t} * d, kPageTokens);
+    unpack_part(view.segment.k_format, view.k_part(first_page + t / kPageTokens), d, k_t + t,
+                kBlockKeys);
+    unpack_part(view.segment.v_format, view.v_part(first_page + t / kPageTokens), d,
+                v + int64_t{t} * d, kPageTokens);
   }
   // Slots beyond the segment were never written in a tail.
-  std::memset(v + int64_t{n_keys} * d, 0, static_cast<size_t>(kBlockKeys - n_keys) * d * sizeof(float));
+  std::memset(v + int64_t{n_keys} * d, 0,
+              static_cast<size_t>(kBlockKeys - n_keys) * d * sizeof(float));
 }
 
-// Attention straight over the packed cache. With K channelwise and V channel-separable tokenwise no element is ever
-// dequantized; scales move to where there are fewer numbers:
+// Attention straight over the packed cache. With K channelwise and V channel-separable tokenwise no
+// element is ever dequantized; scales move to where there are fewer numbers:
 //   s_j = sum_c (scale q_c a_c) code_jc + scale sum_c q_c b_c          (a, b: K's channel scale and zero)
 //   o_c = g_c (sum_j (p_j sigma_j) code_jc + sum_j p_j mu_j)           (sigma, mu: V's token scale and zero; g: channel)
-// One softmax state runs through all segments and the tail. One task is a block of query rows of one (sequence, KV head).
+// One softmax state runs through all segments and the tail. One task is a block of query rows of
+// one (sequence, KV head).
 template <typename T>
 void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
   const int64_t n_heads = a.q.size(1);
@@ -136,37 +156,41 @@ void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
   if (n_seqs == 0) return;
   const int64_t n_kv_heads = a.tables.as<int32_t>()[kTableKvHeads];
   ZC_CHECK(n_kv_heads >= 1 && n_heads % n_kv_heads == 0, ErrorCode::kArgument,
-           "tables: %lld kv heads, expected a divisor of n_heads, %lld", static_cast<long long>(n_kv_heads),
-           static_cast<long long>(n_heads));
+           "tables: %lld kv heads, expected a divisor of n_heads, %lld",
+           static_cast<long long>(n_kv_heads), static_cast<long long>(n_heads));
   for (int64_t s = 0; s < n_seqs; ++s)
     check_table(a.tables.as<int32_t>() + s * table_words, table_words, a.layer, n_kv_heads);
   const int group = static_cast<int>(n_heads / n_kv_heads);
-  ZC_CHECK(group <= kBlockRows, ErrorCode::kUnsupported, "q: %d query heads share a kv head, expected at most %d",
-           group, kBlockRows);
+  ZC_CHECK(group <= kBlockRows, ErrorCode::kUnsupported,
+           "q: %d query heads share a kv head, expected at most %d", group, kBlockRows);
   const int queries_per_block = kBlockRows / group;
   int64_t n_blocks = 0;
-  for (int64_t s = 0; s < n_seqs; ++s) n_blocks += (cu[s + 1] - cu[s] + queries_per_block - 1) / queries_per_block;
+  for (int64_t s = 0; s < n_seqs; ++s)
+    n_blocks += (cu[s + 1] - cu[s] + queries_per_block - 1) / queries_per_block;
 
   const auto run_block = [&](int64_t seq, int64_t block, int kv_head) {
     const int32_t* table = a.tables.as<int32_t>() + seq * table_words;
     const int64_t q_len = cu[seq + 1] - cu[seq];
     const int64_t first_query = block * queries_per_block;
-    const int n_queries = static_cast<int>(std::min<int64_t>(queries_per_block, q_len - first_query));
+    const int n_queries =
+        static_cast<int>(std::min<int64_t>(queries_per_block, q_len - first_query));
     const int rows = n_queries * group;  // row = query * group + head
     const bool fused = rows <= kFusedRows;
     const auto row_index = [&](int r) {
       return (cu[seq] + first_query + r / group) * n_heads + int64_t{kv_head} * group + r % group;
     };
     const size_t row_tile = static_cast<size_t>(kBlockRows) * static_cast<size_t>(d);
-    float* q = thread_scratch(0, row_tile);                               // scale * q
-    float* k_t = thread_scratch(1, static_cast<size_t>(kBlockKeys) * d);  // (head_dim, kBlockKeys) codes
-    float* v = thread_scratch(2, static_cast<size_t>(kBlockKeys) * d);    // (kBlockKeys, head_dim) codes
-    float* o = thread_scratch(3, row_tile);                               // finished segments
+    float* q = thread_scratch(0, row_tile);  // scale * q
+    float* k_t =
+        thread_scratch(1, static_cast<size_t>(kBlockKeys) * d);  // (head_dim, kBlockKeys) codes
+    float* v =
+        thread_scratch(2, static_cast<size_t>(kBlockKeys) * d);  // (kBlockKeys, head_dim) codes
+    float* o = thread_scratch(3, row_tile);                      // finished segments
     float* scores = thread_scratch(4, static_cast<size_t>(kBlockRows) * kBlockKeys);
-    float* folded = thread_scratch(5, row_tile);                          // q times the segment's K scale
-    float* o_segment = thread_scratch(6, row_tile);                       // the running segment, in units of g_c
-    float beta[kBlockRows];                                               // scale * q . K zero
-    float t_segment[kBlockRows];                                          // sum of p mu
+    float* folded = thread_scratch(5, row_tile);     // q times the segment's K scale
+    float* o_segment = thread_scratch(6, row_tile);  // the running segment, in units of g_c
+    float beta[kBlockRows];                          // scale * q . K zero
+    float t_segment[kBlockRows];                     // sum of p mu
     SoftmaxRows softmax;
     softmax.reset(rows);
     for (int r = 0; r < rows; ++r) {
@@ -197,7 +221,8 @@ void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
       }
       std::fill(o_segment, o_segment + int64_t{rows} * d, 0.0f);
 
-      // Slots that a row sees: all, but for the causal end of the tail and what a sliding window has left behind.
+      // Slots that a row sees: all, but for the causal end of the tail and what a sliding window
+      // has left behind.
       int first_slot[kBlockRows];
       int last_slot[kBlockRows];
       int block_first = n;
@@ -206,24 +231,29 @@ void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
         const int64_t query = first_query + i;
         first_slot[i] = 0;
         last_slot[i] = n;
-        if (index == 0 && a.causal) last_slot[i] = static_cast<int>(std::max<int64_t>(0, n - (q_len - 1 - query)));
+        if (index == 0 && a.causal)
+          last_slot[i] = static_cast<int>(std::max<int64_t>(0, n - (q_len - 1 - query)));
         if (a.sliding_window > 0)
-          first_slot[i] = view.slots_before(int64_t{positions[cu[seq] + query]} - a.sliding_window + 1);
+          first_slot[i] =
+              view.slots_before(int64_t{positions[cu[seq] + query]} - a.sliding_window + 1);
         block_first = std::min(block_first, first_slot[i]);
         block_last = std::max(block_last, last_slot[i]);
       }
 
-      for (int key0 = block_first / kBlockKeys * kBlockKeys; key0 < block_last; key0 += kBlockKeys) {
+      for (int key0 = block_first / kBlockKeys * kBlockKeys; key0 < block_last;
+           key0 += kBlockKeys) {
         const int n_keys = std::min(kBlockKeys, n - key0);
         const int64_t first_page = key0 / kPageTokens;
         const int n_pages = (n_keys + kPageTokens - 1) / kPageTokens;
         for (int r = 0; r < rows; ++r)
-          std::fill(scores + int64_t{r} * kBlockKeys, scores + int64_t{r + 1} * kBlockKeys, beta[r]);
+          std::fill(scores + int64_t{r} * kBlockKeys, scores + int64_t{r + 1} * kBlockKeys,
+                    beta[r]);
         if (fused) {
           dispatch_format(view.segment.k_format, [&](auto format) {
             each_rows(rows, [&](int r, auto n) {
-              fused_scores<decltype(format)::value, decltype(n)::value>(view, first_page, n_pages, folded + int64_t{r} * d,
-                                                                        scores + int64_t{r} * kBlockKeys);
+              fused_scores<decltype(format)::value, decltype(n)::value>(
+                  view, first_page, n_pages, folded + int64_t{r} * d,
+                  scores + int64_t{r} * kBlockKeys);
             });
           });
         } else {
@@ -255,9 +285,9 @@ void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
         if (fused) {
           dispatch_format(view.segment.v_format, [&](auto format) {
             each_rows(rows, [&](int r, auto n) {
-              fused_weigh<decltype(format)::value, decltype(n)::value>(view, first_page, n_keys,
-                                                                       scores + int64_t{r} * kBlockKeys,
-                                                                       o_segment + int64_t{r} * d);
+              fused_weigh<decltype(format)::value, decltype(n)::value>(
+                  view, first_page, n_keys, scores + int64_t{r} * kBlockKeys,
+                  o_segment + int64_t{r} * d);
             });
           });
         } else {
@@ -268,7 +298,8 @@ void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
         const float* from = o_segment + int64_t{r} * d;
         float* to = o + int64_t{r} * d;
         for (int c = 0; c < d; ++c)
-          to[c] += v_quantized ? to_float(view.channel_params(2)[c]) * (from[c] + t_segment[r]) : from[c];
+          to[c] += v_quantized ? to_float(view.channel_params(2)[c]) * (from[c] + t_segment[r])
+                               : from[c];
       }
     }
     for (int r = 0; r < rows; ++r) {
@@ -292,7 +323,8 @@ void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
 }
 
 void mixed_attention(const OpContext& ctx, const MixedAttentionArgs& a) {
-  dispatch_float(a.q.dtype, [&](auto type) { mixed_attention_typed<typename decltype(type)::type>(ctx, a); });
+  dispatch_float(a.q.dtype,
+                 [&](auto type) { mixed_attention_typed<typename decltype(type)::type>(ctx, a); });
 }
 
 }  // namespace ZC_ISA

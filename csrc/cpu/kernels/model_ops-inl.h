@@ -8,7 +8,8 @@ inline constexpr int64_t kRowsPerTask = 16;
 template <typename Body>
 inline void parallel_rows(const OpContext& ctx, int64_t rows, const Body& body) {
   ctx.threads->parallel_for((rows + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task) {
-    for (int64_t r = task * kRowsPerTask; r < std::min(rows, (task + 1) * kRowsPerTask); ++r) body(r);
+    for (int64_t r = task * kRowsPerTask; r < std::min(rows, (task + 1) * kRowsPerTask); ++r)
+      body(r);
   });
 }
 
@@ -17,12 +18,13 @@ void embedding(const OpContext& ctx, const EmbeddingArgs& a) {
   const int64_t width = a.weight.size(1);
   const int32_t* ids = a.ids.as<int32_t>();
   for (int64_t i = 0; i < a.ids.size(0); ++i)
-    ZC_CHECK(ids[i] >= 0 && ids[i] < vocab_size, ErrorCode::kArgument, "ids: token %d, expected 0 to %lld", ids[i],
-             static_cast<long long>(vocab_size - 1));
+    ZC_CHECK(ids[i] >= 0 && ids[i] < vocab_size, ErrorCode::kArgument,
+             "ids: token %d, expected 0 to %lld", ids[i], static_cast<long long>(vocab_size - 1));
   dispatch_float(a.weight.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    parallel_rows(ctx, a.ids.size(0),
-                  [&](int64_t r) { widen(a.weight.as<T>() + ids[r] * width, a.out.as<float>() + r * width, width); });
+    parallel_rows(ctx, a.ids.size(0), [&](int64_t r) {
+      widen(a.weight.as<T>() + ids[r] * width, a.out.as<float>() + r * width, width);
+    });
   });
 }
 
@@ -39,9 +41,11 @@ void rms_norm(const OpContext& ctx, const RmsNormArgs& a) {
           const X* x = a.x.as<X>() + r * width;
           double squares = 0.0;
           for (int64_t c = 0; c < width; ++c) squares += double{to_float(x[c])} * to_float(x[c]);
-          const float inv = static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(width) + a.eps));
+          const float inv =
+              static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(width) + a.eps));
           for (int64_t c = 0; c < width; ++c)
-            a.out.as<Y>()[r * width + c] = from_float<Y>(to_float(x[c]) * inv * to_float(a.weight.as<W>()[c]));
+            a.out.as<Y>()[r * width + c] =
+                from_float<Y>(to_float(x[c]) * inv * to_float(a.weight.as<W>()[c]));
         });
       });
     });
@@ -55,8 +59,10 @@ void rope_table(const OpContext& ctx, const RopeTableArgs& a) {
     const float position = static_cast<float>(a.positions.as<int32_t>()[r]);
     for (int64_t i = 0; i < half; ++i) {
       const float angle = position * a.inv_freq.as<float>()[i];
-      a.cos.as<float>()[r * half + i] = static_cast<float>(std::cos(double{angle})) * a.attention_scale;
-      a.sin.as<float>()[r * half + i] = static_cast<float>(std::sin(double{angle})) * a.attention_scale;
+      a.cos.as<float>()[r * half + i] =
+          static_cast<float>(std::cos(double{angle})) * a.attention_scale;
+      a.sin.as<float>()[r * half + i] =
+          static_cast<float>(std::sin(double{angle})) * a.attention_scale;
     }
   });
 }
@@ -76,7 +82,8 @@ void rope(const OpContext& ctx, const RopeArgs& a) {
           const X* x = a.x.as<X>() + (r * heads + h) * d;
           Y* y = a.out.as<Y>() + (r * heads + h) * d;
           for (int64_t i = 0; i < half; ++i) {
-            const RopePair turned = rope_rotate(to_float(x[i]), to_float(x[i + half]), cos[i], sin[i]);
+            const RopePair turned =
+                rope_rotate(to_float(x[i]), to_float(x[i + half]), cos[i], sin[i]);
             y[i] = from_float<Y>(turned.first);
             y[i + half] = from_float<Y>(turned.second);
           }
@@ -127,8 +134,8 @@ void store_probes(const OpContext&, const StoreProbesArgs& a) {
   const size_t lse_bytes = static_cast<size_t>(n_heads) * sizeof(float);
   for (int64_t r = 0; r < a.slots.size(0); ++r) {
     const int32_t slot = a.slots.as<int32_t>()[r];
-    ZC_CHECK(slot >= -1 && slot < a.probe_q.size(0), ErrorCode::kArgument, "slots: %d, expected -1 to %lld", slot,
-             static_cast<long long>(a.probe_q.size(0) - 1));
+    ZC_CHECK(slot >= -1 && slot < a.probe_q.size(0), ErrorCode::kArgument,
+             "slots: %d, expected -1 to %lld", slot, static_cast<long long>(a.probe_q.size(0) - 1));
     if (slot < 0) continue;
     std::memcpy(a.probe_q.as<uint8_t>() + static_cast<size_t>(slot) * q_bytes,
                 a.q.as<uint8_t>() + static_cast<size_t>(r) * q_bytes, q_bytes);
@@ -146,7 +153,8 @@ void convert(const OpContext& ctx, const ConvertArgs& a) {
       using X = typename decltype(x_type)::type;
       using Y = typename decltype(out_type)::type;
       ctx.threads->parallel_for((n + kElementsPerTask - 1) / kElementsPerTask, [&](int64_t task) {
-        for (int64_t i = task * kElementsPerTask; i < std::min(n, (task + 1) * kElementsPerTask); ++i)
+        for (int64_t i = task * kElementsPerTask; i < std::min(n, (task + 1) * kElementsPerTask);
+             ++i)
           a.out.as<Y>()[i] = from_float<Y>(to_float(a.x.as<X>()[i]));
       });
     });
@@ -157,8 +165,8 @@ void gather_rows(const OpContext& ctx, const GatherRowsArgs& a) {
   const size_t row_bytes = static_cast<size_t>(a.x.size(1)) * dtype_size(a.x.dtype);
   const int32_t* rows = a.rows.as<int32_t>();
   for (int64_t i = 0; i < a.rows.size(0); ++i)
-    ZC_CHECK(rows[i] >= 0 && rows[i] < a.x.size(0), ErrorCode::kArgument, "rows: %d, expected 0 to %lld", rows[i],
-             static_cast<long long>(a.x.size(0) - 1));
+    ZC_CHECK(rows[i] >= 0 && rows[i] < a.x.size(0), ErrorCode::kArgument,
+             "rows: %d, expected 0 to %lld", rows[i], static_cast<long long>(a.x.size(0) - 1));
   parallel_rows(ctx, a.rows.size(0), [&](int64_t r) {
     std::memcpy(a.out.as<uint8_t>() + static_cast<size_t>(r) * row_bytes,
                 a.x.as<uint8_t>() + static_cast<size_t>(rows[r]) * row_bytes, row_bytes);

@@ -1,6 +1,7 @@
-// Pages as the CPU lays them out. A part (K or V of 16 tokens) is head_dim units of 16 elements: K's unit c holds the
-// 16 tokens of channel c, V's unit t * head_dim / 16 + b the channels 16b..16b+15 of token t. So K unpacks with tokens on
-// the lanes and V with channels on the lanes, which is how Q K^T and P V want them.
+// Pages as the CPU lays them out. A part (K or V of 16 tokens) is head_dim units of 16 elements:
+// K's unit c holds the 16 tokens of channel c, V's unit t * head_dim / 16 + b the channels
+// 16b..16b+15 of token t. So K unpacks with tokens on the lanes and V with channels on the lanes,
+// which is how Q K^T and P V want them.
 //   u2: one 32-bit word a unit, element i at bit 2i
 //   u3: the u2 words, then one 16-bit plane a unit with the top bits
 //   u4: 8 bytes a unit, element i in the low half of byte i, element 8 + i in the high half
@@ -22,23 +23,29 @@ inline VecU lane_index() {
 
 inline constexpr int kUnitVecs = 16 / kLanes;
 
-// The 16 elements of one unit on kUnitVecs vectors. Where it saves a shift, codes of the upper 8 elements come multiplied by
-// a power of two, which `upper_scale` undoes where it is cheapest: on sums.
+// The 16 elements of one unit on kUnitVecs vectors. Where it saves a shift, codes of the upper 8
+// elements come multiplied by a power of two, which `upper_scale` undoes where it is cheapest: on
+// sums.
 struct UnitVecs {
   VecF v[kUnitVecs];
 };
 
 template <Format F>
-inline constexpr float upper_scale = F == Format::kU2 || F == Format::kU3 ? 0x1p-16f : F == Format::kU4 ? 0x1p-4f : 1.0f;
+inline constexpr float upper_scale = F == Format::kU2 || F == Format::kU3 ? 0x1p-16f
+                                     : F == Format::kU4                   ? 0x1p-4f
+                                                                          : 1.0f;
 
 inline bool is_upper(int vec) { return vec >= kUnitVecs / 2; }
 
-inline VecF to_floats(VecU codes) { return __builtin_convertvector(__builtin_convertvector(codes, VecI), VecF); }
+inline VecF to_floats(VecU codes) {
+  return __builtin_convertvector(__builtin_convertvector(codes, VecI), VecF);
+}
 
 // kLanes bytes, each on a 32-bit lane.
 inline VecU load_bytes(const uint8_t* p) {
 #if defined(ZC_ISA_AVX2)
-  return reinterpret_cast<VecU>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  return reinterpret_cast<VecU>(
+      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 #else
   VecU bytes;
   for (int i = 0; i < kLanes; ++i) bytes[i] = p[i];
@@ -52,7 +59,8 @@ inline UnitVecs load_unit(const uint8_t* part, int64_t n_units, int64_t unit) {
   if constexpr (F == Format::kU2 || F == Format::kU3) {
     const VecU word = VecU{} + load_u32(part + unit * 4);
     VecU plane{};
-    if constexpr (F == Format::kU3) {  // element i's top bit to bit 2 + i, element 8 + i's to bit 18 + i
+    if constexpr (F ==
+                  Format::kU3) {  // element i's top bit to bit 2 + i, element 8 + i's to bit 18 + i
       const uint32_t top = part[n_units * 4 + unit * 2];
       const uint32_t upper_top = part[n_units * 4 + unit * 2 + 1];
       plane = VecU{} + (top << 2 | upper_top << 18);
@@ -77,10 +85,13 @@ inline UnitVecs load_unit(const uint8_t* part, int64_t n_units, int64_t unit) {
       out.v[i + kUnitVecs / 2] = to_floats(bytes & 0xf0u);
     }
   } else if constexpr (F == Format::kU8) {
-    for (int i = 0; i < kUnitVecs; ++i) out.v[i] = to_floats(load_bytes(part + unit * 16 + i * kLanes));
+    for (int i = 0; i < kUnitVecs; ++i)
+      out.v[i] = to_floats(load_bytes(part + unit * 16 + i * kLanes));
   } else {
-    using T = std::conditional_t<F == Format::kF16, f16, std::conditional_t<F == Format::kBF16, bf16, float>>;
-    for (int i = 0; i < kUnitVecs; ++i) out.v[i] = load(reinterpret_cast<const T*>(part) + unit * 16 + i * kLanes);
+    using T = std::conditional_t<F == Format::kF16, f16,
+                                 std::conditional_t<F == Format::kBF16, bf16, float>>;
+    for (int i = 0; i < kUnitVecs; ++i)
+      out.v[i] = load(reinterpret_cast<const T*>(part) + unit * 16 + i * kLanes);
   }
   return out;
 }
@@ -116,14 +127,17 @@ inline void dispatch_format(Format format, const F& f) {
 }
 
 // A whole part: unit u goes to out + u * stride.
-inline void unpack_part(Format format, const uint8_t* part, int64_t n_units, float* out, int64_t stride) {
+inline void unpack_part(Format format, const uint8_t* part, int64_t n_units, float* out,
+                        int64_t stride) {
   dispatch_format(format, [&](auto tag) {
-    for (int64_t u = 0; u < n_units; ++u) unpack_unit<decltype(tag)::value>(part, n_units, u, out + u * stride);
+    for (int64_t u = 0; u < n_units; ++u)
+      unpack_unit<decltype(tag)::value>(part, n_units, u, out + u * stride);
   });
 }
 
 // Writes the codes of one unit of a quantized part.
-inline void pack_unit(Format format, uint8_t* part, int64_t n_units, int64_t unit, const uint32_t* codes) {
+inline void pack_unit(Format format, uint8_t* part, int64_t n_units, int64_t unit,
+                      const uint32_t* codes) {
   switch (format) {
     case Format::kU2:
     case Format::kU3: {
@@ -170,8 +184,8 @@ inline void store_element(Format format, uint8_t* part, int64_t index, float val
   }
 }
 
-// A segment of one (layer, kv head) with its addresses resolved. Every address is checked against the pool and the table
-// here: they are data, written from outside.
+// A segment of one (layer, kv head) with its addresses resolved. Every address is checked against
+// the pool and the table here: they are data, written from outside.
 struct SegmentView {
   Segment segment;
   const int32_t* pages;
@@ -182,20 +196,27 @@ struct SegmentView {
 
   int n_tokens() const { return segment.n_tokens; }
   int n_pages() const { return (segment.n_tokens + kPageTokens - 1) / kPageTokens; }
-  uint8_t* page(int64_t index) const { return pool + static_cast<int64_t>(pages[index]) * kPageUnitBytes; }
+  uint8_t* page(int64_t index) const {
+    return pool + static_cast<int64_t>(pages[index]) * kPageUnitBytes;
+  }
   uint8_t* k_part(int64_t index) const { return page(index); }
   uint8_t* v_part(int64_t index) const { return page(index) + v_offset; }
-  f16* token_scale(int64_t index) const { return reinterpret_cast<f16*>(page(index) + params_offset); }
+  f16* token_scale(int64_t index) const {
+    return reinterpret_cast<f16*>(page(index) + params_offset);
+  }
   f16* token_zero(int64_t index) const { return token_scale(index) + kPageTokens; }
   f16* channel_params(int which) const {  // 0: K scale, 1: K zero, 2: V channel c
-    return reinterpret_cast<f16*>(pool + static_cast<int64_t>(segment.params_unit) * kPageUnitBytes) +
+    return reinterpret_cast<f16*>(pool +
+                                  static_cast<int64_t>(segment.params_unit) * kPageUnitBytes) +
            static_cast<int64_t>(which) * head_dim;
   }
   bool k_quantized() const { return format_quantized(segment.k_format); }
   bool v_quantized() const { return format_quantized(segment.v_format); }
 
   bool has_bitmap() const { return segment.span != 0; }
-  uint8_t* bitmap() const { return pool + static_cast<int64_t>(segment.bitmap_unit) * kPageUnitBytes; }
+  uint8_t* bitmap() const {
+    return pool + static_cast<int64_t>(segment.bitmap_unit) * kPageUnitBytes;
+  }
   // Whether the token at start + i belongs to this segment.
   bool holds(int64_t i) const {
     const bool set = (bitmap()[i >> 3] >> (i & 7)) & 1;
@@ -214,15 +235,17 @@ struct SegmentView {
   }
 };
 
-inline SegmentView view_segment(const int32_t* table, int64_t table_words, const TensorView& pool, int layer,
-                                int kv_head, int index, int head_dim) {
+inline SegmentView view_segment(const int32_t* table, int64_t table_words, const TensorView& pool,
+                                int layer, int kv_head, int index, int head_dim) {
   const int64_t entry = entry_index(table, layer, kv_head);
   ZC_CHECK(entry + kEntryHeader + (index + 1) * int64_t{kSegmentWords} <= table_words,
-           ErrorCode::kArgument, "table: layer %d, kv head %d, segment %d lies outside", layer, kv_head, index);
+           ErrorCode::kArgument, "table: layer %d, kv head %d, segment %d lies outside", layer,
+           kv_head, index);
   SegmentView view{};
   view.segment = read_segment(table, layer, kv_head, index);
   const Segment& s = view.segment;
-  const bool good_format = format_known(static_cast<int32_t>(s.k_format)) && format_known(static_cast<int32_t>(s.v_format));
+  const bool good_format = format_known(static_cast<int32_t>(s.k_format)) &&
+                           format_known(static_cast<int32_t>(s.v_format));
   ZC_CHECK(good_format && s.n_tokens >= 0, ErrorCode::kArgument,
            "table: layer %d, kv head %d, segment %d is damaged", layer, kv_head, index);
   view.pages = table + s.pages_begin;
@@ -231,26 +254,30 @@ inline SegmentView view_segment(const int32_t* table, int64_t table_words, const
   view.v_offset = part_bytes(s.k_format, head_dim);
   view.params_offset = view.v_offset + part_bytes(s.v_format, head_dim);
   const int64_t page_size = page_bytes(s.k_format, s.v_format, head_dim);
-  bool good = s.n_tokens == 0 || (s.pages_begin >= 0 && s.pages_begin + view.n_pages() <= table_words);
+  bool good =
+      s.n_tokens == 0 || (s.pages_begin >= 0 && s.pages_begin + view.n_pages() <= table_words);
   const auto inside = [&](int64_t unit, int64_t bytes) {
     return unit >= 0 && unit * kPageUnitBytes + bytes <= pool.size(0);
   };
   for (int p = 0; good && p < view.n_pages(); ++p) good = inside(view.pages[p], page_size);
-  if (good && (view.k_quantized() || view.v_quantized())) good = inside(s.params_unit, params_bytes(head_dim));
+  if (good && (view.k_quantized() || view.v_quantized()))
+    good = inside(s.params_unit, params_bytes(head_dim));
   if (good && view.has_bitmap()) good = inside(s.bitmap_unit, (std::abs(int64_t{s.span}) + 7) / 8);
-  ZC_CHECK(good, ErrorCode::kArgument, "table: layer %d, kv head %d, segment %d points outside the pool", layer,
-           kv_head, index);
+  ZC_CHECK(good, ErrorCode::kArgument,
+           "table: layer %d, kv head %d, segment %d points outside the pool", layer, kv_head,
+           index);
   return view;
 }
 
 // The header of a table against what an op expects; returns the number of segments' slots to come.
 inline void check_table(const int32_t* table, int64_t table_words, int layer, int64_t n_kv_heads) {
-  const bool good = table[kTableKvHeads] == n_kv_heads && layer >= 0 && layer < table[kTableLayers] &&
-                    table[kTableMaxSegments] >= 1 && table[kTableTailLength] >= 0 &&
+  const bool good = table[kTableKvHeads] == n_kv_heads && layer >= 0 &&
+                    layer < table[kTableLayers] && table[kTableMaxSegments] >= 1 &&
+                    table[kTableTailLength] >= 0 &&
                     entry_index(table, table[kTableLayers], 0) <= table_words;
   ZC_CHECK(good, ErrorCode::kArgument,
-           "table: has %d layers and %d kv heads, expected layer %d of it and %lld kv heads", table[kTableLayers],
-           table[kTableKvHeads], layer, static_cast<long long>(n_kv_heads));
+           "table: has %d layers and %d kv heads, expected layer %d of it and %lld kv heads",
+           table[kTableLayers], table[kTableKvHeads], layer, static_cast<long long>(n_kv_heads));
 }
 
 }  // namespace ZC_ISA

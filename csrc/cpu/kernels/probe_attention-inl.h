@@ -1,9 +1,10 @@
 namespace zc::cpu {
 namespace ZC_ISA {
 
-// Saliency of every key from the probe rows (ZipCache, arXiv 2405.14256, Eqs. 7 to 9): with the LSE at hand one pass
-// over Q K^T gives the attention probabilities, so memory is O(kv_len). One task is a block of keys of one KV head; its
-// sums run over the probes in their order, so they do not depend on the number of threads.
+// Saliency of every key from the probe rows (ZipCache, arXiv 2405.14256, Eqs. 7 to 9): with the LSE
+// at hand one pass over Q K^T gives the attention probabilities, so memory is O(kv_len). One task
+// is a block of keys of one KV head; its sums run over the probes in their order, so they do not
+// depend on the number of threads.
 template <typename T>
 void probe_attention_typed(const OpContext& ctx, const ProbeAttentionArgs& a) {
   const int64_t n_heads = a.q.size(1);
@@ -16,8 +17,8 @@ void probe_attention_typed(const OpContext& ctx, const ProbeAttentionArgs& a) {
   const int32_t* positions = a.positions.as<int32_t>();
   for (int64_t p = 0; p < n_probes; ++p)
     ZC_CHECK(probe_rows[p] >= 0 && probe_rows[p] < a.q.size(0), ErrorCode::kArgument,
-             "rows: probe %lld is row %d, expected 0 to %lld", static_cast<long long>(p), probe_rows[p],
-             static_cast<long long>(a.q.size(0) - 1));
+             "rows: probe %lld is row %d, expected 0 to %lld", static_cast<long long>(p),
+             probe_rows[p], static_cast<long long>(a.q.size(0) - 1));
 
   const int64_t n_blocks = (kv_len + kBlockKeys - 1) / kBlockKeys;
   const int probes_per_tile = std::max(1, kBlockRows / group);
@@ -39,7 +40,9 @@ void probe_attention_typed(const OpContext& ctx, const ProbeAttentionArgs& a) {
     }
     for (int64_t probe0 = 0; probe0 < n_probes; probe0 += probes_per_tile) {
       const int n_tile = static_cast<int>(std::min<int64_t>(probes_per_tile, n_probes - probe0));
-      const auto seen = [&](int64_t p) { return visible_keys(positions[p], kv_len, true, a.sliding_window); };
+      const auto seen = [&](int64_t p) {
+        return visible_keys(positions[p], kv_len, true, a.sliding_window);
+      };
       bool any = false;
       for (int p = 0; p < n_tile; ++p) {
         const KeyRange range = seen(probe0 + p);
@@ -60,7 +63,8 @@ void probe_attention_typed(const OpContext& ctx, const ProbeAttentionArgs& a) {
         for (int j = first; j < last; ++j) ++n_seen[j];
         for (int g = 0; g < group; ++g) {
           const int r = p * group + g;
-          const float lse = a.lse.as<float>()[probe_rows[probe0 + p] * n_heads + kv_head * group + g];
+          const float lse =
+              a.lse.as<float>()[probe_rows[probe0 + p] * n_heads + kv_head * group + g];
           float* row = scores + static_cast<int64_t>(r) * kBlockKeys;
           for (int j = 0; j < kBlockKeys; j += kLanes)
             store(row + j, exp(load(row + j) * broadcast(a.scale) - broadcast(lse)));
@@ -70,14 +74,14 @@ void probe_attention_typed(const OpContext& ctx, const ProbeAttentionArgs& a) {
     }
     float* out = a.scores.as<float>() + kv_head * kv_len + key0;
     for (int j = 0; j < n_keys; ++j)
-      out[j] = a.normalized && n_seen[j] > 0 ? totals[j] / static_cast<float>(n_seen[j]) : totals[j];
+      out[j] =
+          a.normalized && n_seen[j] > 0 ? totals[j] / static_cast<float>(n_seen[j]) : totals[j];
   });
 }
 
 void probe_attention(const OpContext& ctx, const ProbeAttentionArgs& a) {
-  dispatch_float(a.q.dtype, [&](auto type) {
-    probe_attention_typed<typename decltype(type)::type>(ctx, a);
-  });
+  dispatch_float(a.q.dtype,
+                 [&](auto type) { probe_attention_typed<typename decltype(type)::type>(ctx, a); });
 }
 
 }  // namespace ZC_ISA

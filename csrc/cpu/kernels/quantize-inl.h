@@ -1,10 +1,11 @@
-// Quantization: the arithmetic is csrc/math/quantize.h. The build compiles everything with -ffp-contract=off, so that no
-// compiler fuses a product with a sum here and codes are bit-equal to the reference's.
+// Quantization: the arithmetic is csrc/math/quantize.h. The build compiles everything with
+// -ffp-contract=off, so that no compiler fuses a product with a sum here and codes are bit-equal to
+// the reference's.
 namespace zc::cpu {
 namespace ZC_ISA {
 
-// Parameters of the group get(0) .. get(n - 1): its range, or (norm 2 to 6) the shrunk range with the least sum of
-// |error|^norm; ties go to the wider one.
+// Parameters of the group get(0) .. get(n - 1): its range, or (norm 2 to 6) the shrunk range with
+// the least sum of |error|^norm; ties go to the wider one.
 template <typename Get>
 inline QuantParams choose_params(const Get& get, int64_t n, int bits, int norm) {
   Range full{INFINITY, -INFINITY};
@@ -41,7 +42,8 @@ inline float choose_normalizer(const Get& get, int64_t n) {
   return channel_normalizer(max_abs);
 }
 
-// Codes of one row in the plain format: element c at bit c * bits; 3 bits are a 2-bit plane and then a 1-bit plane.
+// Codes of one row in the plain format: element c at bit c * bits; 3 bits are a 2-bit plane and
+// then a 1-bit plane.
 inline void write_code(uint8_t* row, int64_t channels, int bits, int64_t c, uint32_t code) {
   const int low_bits = bits == 3 ? 2 : bits;
   const int64_t at = c * low_bits;
@@ -78,11 +80,13 @@ void quantize_typed(const OpContext& ctx, const QuantizeArgs& a) {
 
   if (a.scheme == QuantScheme::kChannelwise) {
     ctx.threads->parallel_for(channels, [&](int64_t c) {
-      keep(c, choose_params([&](int64_t r) { return to_float(x[r * channels + c]); }, rows, a.bits, a.norm));
+      keep(c, choose_params([&](int64_t r) { return to_float(x[r * channels + c]); }, rows, a.bits,
+                            a.norm));
     });
   } else if (a.scheme == QuantScheme::kCst) {
     ctx.threads->parallel_for(channels, [&](int64_t c) {
-      channel[c] = to_f16(choose_normalizer([&](int64_t r) { return to_float(x[r * channels + c]); }, rows));
+      channel[c] =
+          to_f16(choose_normalizer([&](int64_t r) { return to_float(x[r * channels + c]); }, rows));
     });
   }
 
@@ -99,23 +103,27 @@ void quantize_typed(const OpContext& ctx, const QuantizeArgs& a) {
     if (a.scheme == QuantScheme::kChannelwise) {
       for (int64_t c = 0; c < channels; ++c) {
         const float inv = quant_inverse(to_float(scale[c]));
-        write_code(codes, channels, a.bits, c, quant_code(value[c], to_float(zero[c]), inv, a.bits));
+        write_code(codes, channels, a.bits, c,
+                   quant_code(value[c], to_float(zero[c]), inv, a.bits));
       }
       return;
     }
     for (int64_t g = 0; g < groups_per_row; ++g) {
       const float* group = value + g * group_size;
-      const QuantParams p = choose_params([&](int64_t i) { return group[i]; }, group_size, a.bits, a.norm);
+      const QuantParams p =
+          choose_params([&](int64_t i) { return group[i]; }, group_size, a.bits, a.norm);
       keep(r * groups_per_row + g, p);
       const float inv = quant_inverse(p.scale);
       for (int64_t i = 0; i < group_size; ++i)
-        write_code(codes, channels, a.bits, g * group_size + i, quant_code(group[i], p.zero, inv, a.bits));
+        write_code(codes, channels, a.bits, g * group_size + i,
+                   quant_code(group[i], p.zero, inv, a.bits));
     }
   });
 }
 
 void quantize(const OpContext& ctx, const QuantizeArgs& a) {
-  dispatch_float(a.x.dtype, [&](auto type) { quantize_typed<typename decltype(type)::type>(ctx, a); });
+  dispatch_float(a.x.dtype,
+                 [&](auto type) { quantize_typed<typename decltype(type)::type>(ctx, a); });
 }
 
 template <typename T>
@@ -127,8 +135,9 @@ void dequantize_typed(const OpContext& ctx, const DequantizeArgs& a) {
     const uint8_t* codes = a.codes.as<uint8_t>() + r * a.codes.size(1);
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t group = a.scheme == QuantScheme::kChannelwise ? c
-                            : a.scheme == QuantScheme::kGroupwise ? r * groups_per_row + c / a.group_size
-                                                                  : r;
+                            : a.scheme == QuantScheme::kGroupwise
+                                ? r * groups_per_row + c / a.group_size
+                                : r;
       const QuantParams p{to_float(a.scale.as<f16>()[group]), to_float(a.zero.as<f16>()[group])};
       float value = dequantize_code(read_code(codes, channels, a.bits, c), p);
       if (a.scheme == QuantScheme::kCst) value *= to_float(a.channel.as<f16>()[c]);
@@ -138,7 +147,8 @@ void dequantize_typed(const OpContext& ctx, const DequantizeArgs& a) {
 }
 
 void dequantize(const OpContext& ctx, const DequantizeArgs& a) {
-  dispatch_float(a.out.dtype, [&](auto type) { dequantize_typed<typename decltype(type)::type>(ctx, a); });
+  dispatch_float(a.out.dtype,
+                 [&](auto type) { dequantize_typed<typename decltype(type)::type>(ctx, a); });
 }
 
 }  // namespace ZC_ISA

@@ -12,8 +12,9 @@ inline bool ranks_before(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
-// Picks the next token of each row: repetition penalty, temperature, top-k, top-p, min-p, one uniform number of the row's
-// seed and step. lib/reference/sample.ts says the same in double precision. A row with NaN or +inf gives id -1.
+// Picks the next token of each row: repetition penalty, temperature, top-k, top-p, min-p, one
+// uniform number of the row's seed and step. lib/reference/sample.ts says the same in double
+// precision. A row with NaN or +inf gives id -1.
 void sample(const OpContext& ctx, const SampleArgs& a) {
   const int64_t vocab_size = a.logits.size(1);
   ctx.threads->parallel_for(a.logits.size(0), [&](int64_t row) {
@@ -49,7 +50,8 @@ void sample(const OpContext& ctx, const SampleArgs& a) {
 
     int64_t chosen = best;
     if (temperature > 0.0f) {
-      auto* kept = reinterpret_cast<Candidate*>(thread_scratch(1, static_cast<size_t>(vocab_size) * 2));
+      auto* kept =
+          reinterpret_cast<Candidate*>(thread_scratch(1, static_cast<size_t>(vocab_size) * 2));
       int64_t n = 0;
       for (int64_t i = 0; i < vocab_size; ++i) kept[n++] = {value[i], static_cast<int32_t>(i)};
       const auto weight = [&](int64_t i) { return std::exp(log_weight(kept[i].logit)); };

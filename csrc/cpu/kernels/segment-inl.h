@@ -2,7 +2,8 @@
 namespace zc::cpu {
 namespace ZC_ISA {
 
-// Writes the newest rows of each sequence into the tail: row i of q_len goes to slot tail_length - q_len + i.
+// Writes the newest rows of each sequence into the tail: row i of q_len goes to slot tail_length -
+// q_len + i.
 template <typename T>
 void append_kv_typed(const OpContext& ctx, const AppendKvArgs& a) {
   const int64_t n_kv_heads = a.k.size(1);
@@ -18,9 +19,10 @@ void append_kv_typed(const OpContext& ctx, const AppendKvArgs& a) {
     check_table(table, table_words, a.layer, n_kv_heads);
     const SegmentView tail = view_segment(table, table_words, a.pool, a.layer, kv_head, 0, d);
     const int64_t q_len = cu[seq + 1] - cu[seq];
-    ZC_CHECK(q_len <= tail.n_tokens() && !tail.k_quantized() && !tail.v_quantized(), ErrorCode::kArgument,
-             "table: the tail has %d slots, expected at least the %lld appended rows", tail.n_tokens(),
-             static_cast<long long>(q_len));
+    ZC_CHECK(q_len <= tail.n_tokens() && !tail.k_quantized() && !tail.v_quantized(),
+             ErrorCode::kArgument,
+             "table: the tail has %d slots, expected at least the %lld appended rows",
+             tail.n_tokens(), static_cast<long long>(q_len));
     for (int64_t i = 0; i < q_len; ++i) {
       const int64_t slot = tail.n_tokens() - q_len + i;
       const int64_t place = slot % kPageTokens;
@@ -29,7 +31,8 @@ void append_kv_typed(const OpContext& ctx, const AppendKvArgs& a) {
       const T* k = a.k.as<T>() + ((cu[seq] + i) * n_kv_heads + kv_head) * d;
       const T* v = a.v.as<T>() + ((cu[seq] + i) * n_kv_heads + kv_head) * d;
       for (int c = 0; c < d; ++c) {
-        store_element(tail.segment.k_format, k_part, int64_t{c} * kPageTokens + place, to_float(k[c]));
+        store_element(tail.segment.k_format, k_part, int64_t{c} * kPageTokens + place,
+                      to_float(k[c]));
         store_element(tail.segment.v_format, v_part, place * d + c, to_float(v[c]));
       }
     }
@@ -37,18 +40,21 @@ void append_kv_typed(const OpContext& ctx, const AppendKvArgs& a) {
 }
 
 void append_kv(const OpContext& ctx, const AppendKvArgs& a) {
-  dispatch_float(a.k.dtype, [&](auto type) { append_kv_typed<typename decltype(type)::type>(ctx, a); });
+  dispatch_float(a.k.dtype,
+                 [&](auto type) { append_kv_typed<typename decltype(type)::type>(ctx, a); });
 }
 
 // The rows of one kv head that a segment takes, in the order of its slots.
 inline const int32_t* checked_ids(const PackSegmentArgs& a, const SegmentView& view, int kv_head) {
   const int64_t n = a.ids.size(1);
   const int32_t* ids = a.ids.as<int32_t>() + kv_head * n;
-  ZC_CHECK(view.n_tokens() == n, ErrorCode::kArgument, "ids: %lld tokens, expected the segment's %d",
-           static_cast<long long>(n), view.n_tokens());
+  ZC_CHECK(view.n_tokens() == n, ErrorCode::kArgument,
+           "ids: %lld tokens, expected the segment's %d", static_cast<long long>(n),
+           view.n_tokens());
   for (int64_t i = 0; i < n; ++i)
-    ZC_CHECK(ids[i] >= 0 && ids[i] < a.k.size(0) && (i == 0 || ids[i] > ids[i - 1]), ErrorCode::kArgument,
-             "ids: must rise from 0 to below %lld", static_cast<long long>(a.k.size(0)));
+    ZC_CHECK(ids[i] >= 0 && ids[i] < a.k.size(0) && (i == 0 || ids[i] > ids[i - 1]),
+             ErrorCode::kArgument, "ids: must rise from 0 to below %lld",
+             static_cast<long long>(a.k.size(0)));
   if (view.has_bitmap())
     ZC_CHECK(std::abs(int64_t{view.segment.span}) == a.k.size(0), ErrorCode::kArgument,
              "table: the segment's bitmap has %d bits, expected one for each of %lld rows",
@@ -56,9 +62,9 @@ inline const int32_t* checked_ids(const PackSegmentArgs& a, const SegmentView& v
   return ids;
 }
 
-// Quantizes selected rows into a segment's pages: K channelwise, V channel-separable tokenwise (ZipCache,
-// arXiv 2405.14256, Algs. 1 and 2). Two passes: one task a block of 16 channels (K's codes; V's normalisers), then one
-// task a page (V's codes).
+// Quantizes selected rows into a segment's pages: K channelwise, V channel-separable tokenwise
+// (ZipCache, arXiv 2405.14256, Algs. 1 and 2). Two passes: one task a block of 16 channels (K's
+// codes; V's normalisers), then one task a page (V's codes).
 template <typename T>
 void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
   const int64_t n_kv_heads = a.k.size(1);
@@ -67,9 +73,11 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
   const int64_t table_words = a.table.size(0);
   const int64_t n = a.ids.size(1);
   check_table(table, table_words, a.layer, n_kv_heads);
-  // Not against the segment count: a segment is packed first and counted, which makes it visible, afterwards.
+  // Not against the segment count: a segment is packed first and counted, which makes it visible,
+  // afterwards.
   ZC_CHECK(a.segment < table[kTableMaxSegments], ErrorCode::kArgument,
-           "segment: is %d, expected less than the table's %d", a.segment, table[kTableMaxSegments]);
+           "segment: is %d, expected less than the table's %d", a.segment,
+           table[kTableMaxSegments]);
   const auto view_of = [&](int kv_head) {
     return view_segment(table, table_words, a.pool, a.layer, kv_head, a.segment, d);
   };
@@ -81,7 +89,8 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
     if (view.segment.span > 0) {  // the salient segment writes the bitmap that both classes share
       std::memset(view.bitmap(), 0, static_cast<size_t>((view.segment.span + 7) / 8));
       for (int64_t i = 0; i < n; ++i)
-        view.bitmap()[ids[i] >> 3] = static_cast<uint8_t>(view.bitmap()[ids[i] >> 3] | 1u << (ids[i] & 7));
+        view.bitmap()[ids[i] >> 3] =
+            static_cast<uint8_t>(view.bitmap()[ids[i] >> 3] | 1u << (ids[i] & 7));
     }
   }
 
@@ -92,7 +101,8 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
     const SegmentView view = view_of(kv_head);
     const int32_t* ids = a.ids.as<int32_t>() + kv_head * n;
     const int bits = format_bits(view.segment.k_format);
-    float* columns = thread_scratch(0, static_cast<size_t>(std::max<int64_t>(n, 1)) * 16);  // (16, n)
+    float* columns =
+        thread_scratch(0, static_cast<size_t>(std::max<int64_t>(n, 1)) * 16);  // (16, n)
     const auto gather = [&](const TensorView& from) {
       for (int64_t i = 0; i < n; ++i) {
         const T* row = from.as<T>() + (ids[i] * n_kv_heads + kv_head) * d + c0;
@@ -116,7 +126,8 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
     gather(a.v);
     for (int c = 0; c < 16; ++c) {
       const float* column = columns + c * n;
-      view.channel_params(2)[c0 + c] = to_f16(choose_normalizer([&](int64_t i) { return column[i]; }, n));
+      view.channel_params(2)[c0 + c] =
+          to_f16(choose_normalizer([&](int64_t i) { return column[i]; }, n));
     }
   });
 
@@ -134,7 +145,8 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
       if (slot < n) {
         float value[256];
         widen(a.v.as<T>() + (ids[slot] * n_kv_heads + kv_head) * d, value, d);
-        for (int c = 0; c < d; ++c) value[c] = value[c] * (1.0f / to_float(view.channel_params(2)[c]));
+        for (int c = 0; c < d; ++c)
+          value[c] = value[c] * (1.0f / to_float(view.channel_params(2)[c]));
         p = choose_params([&](int64_t c) { return value[c]; }, d, bits, a.v_norm);
         const float inv = quant_inverse(p.scale);
         for (int c = 0; c < d; ++c) codes[c] = quant_code(value[c], p.zero, inv, bits);
@@ -148,7 +160,8 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
 }
 
 void pack_segment(const OpContext& ctx, const PackSegmentArgs& a) {
-  dispatch_float(a.k.dtype, [&](auto type) { pack_segment_typed<typename decltype(type)::type>(ctx, a); });
+  dispatch_float(a.k.dtype,
+                 [&](auto type) { pack_segment_typed<typename decltype(type)::type>(ctx, a); });
 }
 
 // Calls body(slot, position) for every token of a segment, in order.
@@ -176,7 +189,8 @@ inline void dequantize_page(const SegmentView& view, int64_t page, float* k_t, f
   if (view.v_quantized())
     for (int t = 0; t < kPageTokens; ++t)
       for (int c = 0; c < d; ++c)
-        v[t * d + c] = (v[t * d + c] * to_float(view.token_scale(page)[t]) + to_float(view.token_zero(page)[t])) *
+        v[t * d + c] = (v[t * d + c] * to_float(view.token_scale(page)[t]) +
+                        to_float(view.token_zero(page)[t])) *
                        to_float(view.channel_params(2)[c]);
 }
 
@@ -189,19 +203,20 @@ void unpack_segment_typed(const OpContext& ctx, const UnpackSegmentArgs& a) {
   const int32_t* table = a.table.as<int32_t>();
   check_table(table, a.table.size(0), a.layer, n_kv_heads);
   ctx.threads->parallel_for(n_kv_heads, [&](int64_t kv_head) {
-    ZC_CHECK(a.segment < segment_count(table, a.layer, static_cast<int>(kv_head)), ErrorCode::kArgument,
-             "segment: is %d, expected less than the table's %d", a.segment,
+    ZC_CHECK(a.segment < segment_count(table, a.layer, static_cast<int>(kv_head)),
+             ErrorCode::kArgument, "segment: is %d, expected less than the table's %d", a.segment,
              segment_count(table, a.layer, static_cast<int>(kv_head)));
-    const SegmentView view =
-        view_segment(table, a.table.size(0), a.pool, a.layer, static_cast<int>(kv_head), a.segment, d);
+    const SegmentView view = view_segment(table, a.table.size(0), a.pool, a.layer,
+                                          static_cast<int>(kv_head), a.segment, d);
     float* k_t = thread_scratch(0, static_cast<size_t>(kPageTokens) * d);
     float* v = thread_scratch(1, static_cast<size_t>(kPageTokens) * d);
     each_slot(view, [&](int slot, int position) {
       const int t = slot % kPageTokens;
       if (t == 0) dequantize_page(view, slot / kPageTokens, k_t, v);
       const int64_t row = int64_t{position} - a.base;
-      ZC_CHECK(row >= 0 && row < rows, ErrorCode::kArgument, "k: position %d has no row, expected rows %d to %lld",
-               position, a.base, static_cast<long long>(a.base + rows - 1));
+      ZC_CHECK(row >= 0 && row < rows, ErrorCode::kArgument,
+               "k: position %d has no row, expected rows %d to %lld", position, a.base,
+               static_cast<long long>(a.base + rows - 1));
       const int64_t at = (row * n_kv_heads + kv_head) * d;
       for (int c = 0; c < d; ++c) {
         a.k.as<T>()[at + c] = from_float<T>(k_t[c * kPageTokens + t]);
@@ -212,10 +227,12 @@ void unpack_segment_typed(const OpContext& ctx, const UnpackSegmentArgs& a) {
 }
 
 void unpack_segment(const OpContext& ctx, const UnpackSegmentArgs& a) {
-  dispatch_float(a.k.dtype, [&](auto type) { unpack_segment_typed<typename decltype(type)::type>(ctx, a); });
+  dispatch_float(a.k.dtype,
+                 [&](auto type) { unpack_segment_typed<typename decltype(type)::type>(ctx, a); });
 }
 
-// The logical content of a packed segment: codes, parameters and positions, the same on every backend.
+// The logical content of a packed segment: codes, parameters and positions, the same on every
+// backend.
 void export_segment(const OpContext& ctx, const ExportSegmentArgs& a) {
   const int64_t n_kv_heads = a.k_codes.size(0);
   const int64_t n = a.k_codes.size(1);
@@ -223,14 +240,14 @@ void export_segment(const OpContext& ctx, const ExportSegmentArgs& a) {
   const int32_t* table = a.table.as<int32_t>();
   check_table(table, a.table.size(0), a.layer, n_kv_heads);
   ctx.threads->parallel_for(n_kv_heads, [&](int64_t kv_head) {
-    ZC_CHECK(a.segment < segment_count(table, a.layer, static_cast<int>(kv_head)), ErrorCode::kArgument,
-             "segment: is %d, expected less than the table's %d", a.segment,
+    ZC_CHECK(a.segment < segment_count(table, a.layer, static_cast<int>(kv_head)),
+             ErrorCode::kArgument, "segment: is %d, expected less than the table's %d", a.segment,
              segment_count(table, a.layer, static_cast<int>(kv_head)));
-    const SegmentView view =
-        view_segment(table, a.table.size(0), a.pool, a.layer, static_cast<int>(kv_head), a.segment, d);
+    const SegmentView view = view_segment(table, a.table.size(0), a.pool, a.layer,
+                                          static_cast<int>(kv_head), a.segment, d);
     ZC_CHECK(view.n_tokens() == n && view.k_quantized() && view.v_quantized(), ErrorCode::kArgument,
-             "kCodes: room for %lld tokens, expected the segment's %d, quantized", static_cast<long long>(n),
-             view.n_tokens());
+             "kCodes: room for %lld tokens, expected the segment's %d, quantized",
+             static_cast<long long>(n), view.n_tokens());
     float* k_t = thread_scratch(0, static_cast<size_t>(kPageTokens) * d);
     float* v = thread_scratch(1, static_cast<size_t>(kPageTokens) * d);
     for (int c = 0; c < d; ++c) {
@@ -246,7 +263,8 @@ void export_segment(const OpContext& ctx, const ExportSegmentArgs& a) {
         unpack_part(view.segment.v_format, view.v_part(page), d, v, kPageTokens);
       }
       for (int c = 0; c < d; ++c) {
-        a.k_codes.as<uint8_t>()[(kv_head * n + slot) * d + c] = static_cast<uint8_t>(k_t[c * kPageTokens + t]);
+        a.k_codes.as<uint8_t>()[(kv_head * n + slot) * d + c] =
+            static_cast<uint8_t>(k_t[c * kPageTokens + t]);
         a.v_codes.as<uint8_t>()[(kv_head * n + slot) * d + c] = static_cast<uint8_t>(v[t * d + c]);
       }
       a.v_params.as<float>()[(kv_head * 2 + 0) * n + slot] = to_float(view.token_scale(page)[t]);

@@ -1,5 +1,5 @@
-// Vectors of kLanes floats. GCC's and Clang's vector extension gives the arithmetic on every machine; only what it
-// cannot express (FMA, half conversion) is written per instruction set.
+// Vectors of kLanes floats. GCC's and Clang's vector extension gives the arithmetic on every
+// machine; only what it cannot express (FMA, half conversion) is written per instruction set.
 namespace zc::cpu {
 namespace ZC_ISA {
 
@@ -73,8 +73,8 @@ inline float sum(VecF v) {
 
 inline VecF vmax(VecF a, VecF b) { return a > b ? a : b; }
 
-// e^x for x <= 0 (and small positive x), relative error below 2e-7; 0 for x below -87.3 and for -inf; NaN stays NaN,
-// so that a broken activation reaches the logits, where it is reported.
+// e^x for x <= 0 (and small positive x), relative error below 2e-7; 0 for x below -87.3 and for
+// -inf; NaN stays NaN, so that a broken activation reaches the logits, where it is reported.
 // Cody-Waite reduction by ln 2 and the minimax polynomial of degree 5 of Cephes' expf.
 inline VecF exp(VecF x) {
   const VecF floor_x = broadcast(-87.3f);

@@ -1,8 +1,10 @@
-// The tile arithmetic that flashAttention and mixedAttention share: a running softmax over blocks of keys.
+// The tile arithmetic that flashAttention and mixedAttention share: a running softmax over blocks
+// of keys.
 namespace zc::cpu {
 namespace ZC_ISA {
 
-inline constexpr int kBlockKeys = 64;  // 4 pages; K and V of a block (head_dim 128) fill 64 KB, an L2's worth
+inline constexpr int kBlockKeys =
+    64;  // 4 pages; K and V of a block (head_dim 128) fill 64 KB, an L2's worth
 inline constexpr int kBlockRows = 64;  // query rows (times heads of the group) that share a block
 
 // c (R, n) += a (R, k) * b (k, n), n a multiple of kLanes; row strides given.
@@ -66,7 +68,8 @@ inline float max_of_block(const float* scores) {
   return result;
 }
 
-// The running softmax of up to kBlockRows query rows (FlashAttention-2, arXiv 2307.08691, Alg. 1; natural log).
+// The running softmax of up to kBlockRows query rows (FlashAttention-2, arXiv 2307.08691, Alg. 1;
+// natural log).
 struct SoftmaxRows {
   float max[kBlockRows];
   float sum[kBlockRows];
@@ -78,8 +81,8 @@ struct SoftmaxRows {
     }
   }
 
-  // Turns scores (kBlockKeys) of row r into exp(score - max), zero outside [first, last), and adds them to the sum.
-  // Returns the factor by which what was accumulated before must be multiplied.
+  // Turns scores (kBlockKeys) of row r into exp(score - max), zero outside [first, last), and adds
+  // them to the sum. Returns the factor by which what was accumulated before must be multiplied.
   float update(int r, float* scores, int first, int last) {
     for (int j = 0; j < first; ++j) scores[j] = -INFINITY;
     for (int j = last; j < kBlockKeys; ++j) scores[j] = -INFINITY;
