@@ -1,4 +1,7 @@
 // Devices, tensors and mapped files as tagged handles.
+#include <unistd.h>
+
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -27,6 +30,35 @@ T& unwrap(const Napi::Value& value, const napi_type_tag* tag, const char* argume
                 std::string(argument) + ": is not a " + what + " of this environment", "",
                 argument);
   return *value.As<Napi::External<T>>().Data();
+}
+
+constexpr double kMaxSafeInteger = 9007199254740991.0;
+
+bool is_size(double value) {
+  return value >= 0.0 && value <= kMaxSafeInteger && value == std::floor(value);
+}
+
+// A number of bytes of JavaScript; NaN, which is no size, for what is no number.
+double number_or_nan(const Napi::Value& value) {
+  return value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : std::nan("");
+}
+
+// Where elements of this dtype begin, in bytes.
+void check_offset(double offset, DType dtype) {
+  const auto size = static_cast<double>(dtype_size(dtype));
+  if (!is_size(offset) || !is_size(offset / size))
+    throw Error(ErrorCode::kShape,
+                format("offset: is element %g, expected a whole number", offset / size), "",
+                "offset");
+}
+
+// A string that the C side sees whole.
+std::string text_of(const Napi::Value& value, const char* argument) {
+  std::string text = value.IsString() ? value.As<Napi::String>().Utf8Value() : "";
+  if (!value.IsString() || text.find('\0') != std::string::npos)
+    throw Error(ErrorCode::kArgument,
+                std::string(argument) + ": is not a string without null characters", "", argument);
+  return text;
 }
 
 // An empty array may have no address, which memcpy does not take.
@@ -79,7 +111,7 @@ Napi::Value open_device(const Napi::CallbackInfo& info) {
   return guarded(env, [&]() -> Napi::Value {
     auto handle = std::make_shared<DeviceHandle>();
     handle->env = env;
-    handle->device = std::make_shared<Device>(info[0].As<Napi::String>().Utf8Value(),
+    handle->device = std::make_shared<Device>(text_of(info[0], "device"),
                                               info[1].As<Napi::Number>().Int32Value());
     const napi_status status = napi_create_threadsafe_function(
         env, nullptr, nullptr, Napi::String::New(env, "zipcache stream"), 0, 1, nullptr, nullptr,
@@ -138,7 +170,7 @@ Napi::Value device_info(const Napi::CallbackInfo& info) {
 
 Napi::Value sync(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
-    return promise_at_marker(info.Env(), device_of(info[0], "device"), Napi::Value());
+    return promise_at_marker(info.Env(), device_of(info[0], "device"), Napi::Value(), info[0]);
   });
 }
 
@@ -151,6 +183,8 @@ TensorView read_view(const Napi::CallbackInfo& info, size_t at) {
   if (dtype < 0 || dtype >= kDTypeCount)
     throw Error(ErrorCode::kDtype, "dtype: unknown", "", "dtype");
   view.dtype = static_cast<DType>(dtype);
+  if (!info[at + 1].IsArray())
+    throw Error(ErrorCode::kShape, "shape: is not an array", "", "shape");
   const auto shape = info[at + 1].As<Napi::Array>();
   if (shape.Length() < 1 || shape.Length() > kMaxRank)
     throw Error(ErrorCode::kShape,
@@ -160,11 +194,12 @@ TensorView read_view(const Napi::CallbackInfo& info, size_t at) {
   view.shape.fill(1);
   int64_t bytes = static_cast<int64_t>(dtype_size(view.dtype));
   for (uint32_t i = 0; i < shape.Length(); ++i) {
-    const double size = shape.Get(i).As<Napi::Number>().DoubleValue();
-    if (!(size >= 0.0) || size > 9007199254740991.0 ||
-        size != static_cast<double>(static_cast<int64_t>(size)))
+    const double size = number_or_nan(shape.Get(i));
+    if (!(size >= 0.0) || size != std::floor(size))
       throw Error(ErrorCode::kShape,
                   format("shape: axis %u is %g, expected a whole number", i, size), "", "shape");
+    if (size > kMaxSafeInteger)
+      throw Error(ErrorCode::kOutOfMemory, "shape: more bytes than can be addressed", "", "shape");
     view.shape[i] = static_cast<int64_t>(size);
     if (__builtin_mul_overflow(bytes, view.shape[i], &bytes))
       throw Error(ErrorCode::kOutOfMemory, "shape: more bytes than can be addressed", "", "shape");
@@ -195,7 +230,11 @@ Napi::Value reserve_bytes(const Napi::CallbackInfo& info) {
     TensorView view;
     view.dtype = DType::kU8;
     view.rank = 1;
-    view.shape = {static_cast<int64_t>(info[1].As<Napi::Number>().DoubleValue()), 1, 1, 1};
+    const double bytes = number_or_nan(info[1]);
+    if (!is_size(bytes) || bytes == 0)
+      throw Error(ErrorCode::kArgument,
+                  format("bytes: is %g, expected a whole number above 0", bytes), "", "bytes");
+    view.shape = {static_cast<int64_t>(bytes), 1, 1, 1};
     auto storage = Storage::reserve(device->device->memory(), view.size(0));
     view.data = storage->data();
     return make_tensor(info.Env(), std::move(storage), view, device);
@@ -206,11 +245,21 @@ Napi::Value reserve_bytes(const Napi::CallbackInfo& info) {
 Napi::Value discard_bytes(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     TensorHandle& tensor = tensor_of(info[0], "tensor");
-    const int64_t offset = info[1].As<Napi::Number>().Int64Value();
-    const int64_t bytes = info[2].As<Napi::Number>().Int64Value();
-    ZC_CHECK(tensor.storage->reserved() && offset >= 0 && bytes >= 0 &&
-                 offset + bytes <= tensor.storage->bytes(),
-             ErrorCode::kArgument, "discardBytes: outside of a reservation");
+    const double offset_value = number_or_nan(info[1]);
+    const double bytes_value = number_or_nan(info[2]);
+    ZC_CHECK(tensor.storage->reserved() && is_size(offset_value) && is_size(bytes_value) &&
+                 offset_value + bytes_value <= static_cast<double>(tensor.storage->bytes()),
+             ErrorCode::kArgument, "discard: bytes %g to %g are not within a reservation",
+             offset_value, offset_value + bytes_value);
+    const auto offset = static_cast<int64_t>(offset_value);
+    const auto bytes = static_cast<int64_t>(bytes_value);
+    // The system takes whole pages: a part of one would stay, or take its neighbours along.
+    const int64_t page = sysconf(_SC_PAGESIZE);
+    const bool whole = bytes % page == 0 || offset + bytes == tensor.storage->bytes();
+    ZC_CHECK(offset % page == 0 && whole, ErrorCode::kArgument,
+             "discard: bytes %lld to %lld are not whole pages of %lld",
+             static_cast<long long>(offset), static_cast<long long>(offset + bytes),
+             static_cast<long long>(page));
     device_of(tensor, "tensor")
         ->device->stream()
         .enqueue([storage = tensor.storage, offset, bytes] { storage->discard(offset, bytes); });
@@ -223,9 +272,10 @@ Napi::Value view_tensor(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     TensorHandle& tensor = tensor_of(info[0], "tensor");
     TensorView view = read_view(info, 1);
-    const double offset = info[3].As<Napi::Number>().DoubleValue();
+    const double offset = number_or_nan(info[3]);
+    check_offset(offset, view.dtype);
     const auto available = static_cast<double>(tensor.view.size_bytes());
-    if (!(offset >= 0.0) || offset + static_cast<double>(view.size_bytes()) > available)
+    if (offset + static_cast<double>(view.size_bytes()) > available)
       throw Error(ErrorCode::kShape,
                   format("shape: %s at byte %.0f reaches beyond the tensor's %.0f bytes",
                          shape_text(view).c_str(), offset, available),
@@ -247,10 +297,17 @@ Napi::Value dispose_tensor(const Napi::CallbackInfo& info) {
 Napi::Value write_tensor(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     TensorHandle& tensor = tensor_of(info[0], "tensor");
+    if (tensor.storage->read_only())
+      throw Error(ErrorCode::kArgument, "tensor: is a file's, which cannot be written", "",
+                  "tensor");
+    if (!info[1].IsTypedArray())
+      throw Error(ErrorCode::kDtype, "values: is not a typed array", "", "values");
     const auto array = info[1].As<Napi::TypedArray>();
-    const int64_t offset = info[2].As<Napi::Number>().Int64Value();
+    const double offset_value = number_or_nan(info[2]);
+    check_offset(offset_value, tensor.view.dtype);
+    const auto offset = static_cast<int64_t>(offset_value);
     const auto bytes = static_cast<int64_t>(array.ByteLength());
-    if (offset < 0 || offset + bytes > tensor.view.size_bytes())
+    if (offset > tensor.view.size_bytes() - bytes)
       throw Error(ErrorCode::kShape,
                   format("values: %lld bytes at byte %lld, expected to fit into %lld",
                          static_cast<long long>(bytes), static_cast<long long>(offset),
@@ -279,7 +336,7 @@ Napi::Value read_tensor(const Napi::CallbackInfo& info) {
     Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(env, bytes);
     device->device->stream().enqueue([storage = tensor.storage, from = tensor.view.data,
                                       to = buffer.Data(), bytes] { copy_bytes(to, from, bytes); });
-    return promise_at_marker(env, device, buffer);
+    return promise_at_marker(env, device, buffer, info[0]);
   });
 }
 
@@ -290,8 +347,7 @@ using File = std::shared_ptr<MappedFile>;
 // mapFile(path) -> handle
 Napi::Value map_file(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
-    return wrap(info.Env(), &kFileTag,
-                std::make_shared<MappedFile>(info[0].As<Napi::String>().Utf8Value()));
+    return wrap(info.Env(), &kFileTag, std::make_shared<MappedFile>(text_of(info[0], "path")));
   });
 }
 
@@ -301,9 +357,13 @@ Napi::Value tensor_from_file(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     DevicePtr& device = device_of(info[0], "device");
     File& file = unwrap<File>(info[1], &kFileTag, "file", "mapped file");
-    const int64_t offset = info[2].As<Napi::Number>().Int64Value();
+    const double offset_value = number_or_nan(info[2]);
+    if (!is_size(offset_value))
+      throw Error(ErrorCode::kCheckpoint,
+                  format("offset: is %g, expected a whole number", offset_value), "", "offset");
+    const auto offset = static_cast<int64_t>(offset_value);
     TensorView view = read_view(info, 3);
-    ZC_CHECK(offset >= 0 && offset <= file->bytes() - view.size_bytes(), ErrorCode::kCheckpoint,
+    ZC_CHECK(offset <= file->bytes() - view.size_bytes(), ErrorCode::kCheckpoint,
              "file: %lld bytes at %lld reach beyond its end at %lld",
              static_cast<long long>(view.size_bytes()), static_cast<long long>(offset),
              static_cast<long long>(file->bytes()));
@@ -345,11 +405,12 @@ std::shared_ptr<DeviceHandle> device_of(const TensorHandle& tensor, const char* 
 }
 
 Napi::Value promise_at_marker(Napi::Env env, const std::shared_ptr<DeviceHandle>& handle,
-                              Napi::Value result) {
+                              Napi::Value result, Napi::Value keep) {
   AddonState& addon = state(env);
   const uint64_t id = addon.next_pending++;
-  Pending pending{Napi::Promise::Deferred::New(env), {}, handle->device.get()};
+  Pending pending{Napi::Promise::Deferred::New(env), {}, {}, handle->device.get()};
   if (!result.IsEmpty()) pending.result = Napi::Reference<Napi::Value>::New(result, 1);
+  pending.keep = Napi::Reference<Napi::Value>::New(keep, 1);
   const Napi::Value promise = pending.deferred.Promise();
   addon.pending.emplace(id, std::move(pending));
   if (handle->n_pending++ == 0) napi_ref_threadsafe_function(env, handle->settle);

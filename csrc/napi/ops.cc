@@ -26,13 +26,16 @@ class Reader {
     storage_.push_back(handle.storage);
     return handle.view;
   }
-  TensorView optional_tensor(const char* name) {
-    if (info_[next_].IsUndefined() || info_[next_].IsNull()) {
-      ++next_;
-      return {};
-    }
-    return tensor(name);
+  // A tensor that the op writes: never a file's, whose pages cannot be written.
+  TensorView output(const char* name) {
+    const TensorView view = tensor(name);
+    if (storage_.back()->read_only())
+      throw Error(ErrorCode::kArgument,
+                  std::string(name) + ": is a file's, which cannot be written", "", name);
+    return view;
   }
+  TensorView optional_tensor(const char* name) { return absent() ? TensorView{} : tensor(name); }
+  TensorView optional_output(const char* name) { return absent() ? TensorView{} : output(name); }
   float f32(const char* name) { return static_cast<float>(number(name)); }
   int32_t i32(const char* name) {
     const double value = number(name);
@@ -47,6 +50,11 @@ class Reader {
   std::vector<std::shared_ptr<Storage>> take_storage() { return std::move(storage_); }
 
  private:
+  bool absent() {
+    const bool is_absent = info_[next_].IsUndefined() || info_[next_].IsNull();
+    if (is_absent) ++next_;
+    return is_absent;
+  }
   double number(const char* name) {
     const Napi::Value value = info_[next_++];
     if (!value.IsNumber())
@@ -103,53 +111,53 @@ Napi::Value enqueue(const Napi::CallbackInfo& info, const char* name, void (*rea
   }
 
 ZC_BIND("flashAttention", flash_attention, FlashAttentionArgs, a.q = r.tensor("q");
-        a.k = r.tensor("k"); a.v = r.tensor("v"); a.out = r.tensor("out"); a.lse = r.tensor("lse");
+        a.k = r.tensor("k"); a.v = r.tensor("v"); a.out = r.output("out"); a.lse = r.output("lse");
         a.cu_seqlens_q = r.tensor("cuSeqlensQ"); a.cu_seqlens_k = r.tensor("cuSeqlensK");
         a.scale = r.f32("scale"); a.sliding_window = r.i32("slidingWindow");
         a.causal = r.boolean("causal");)
 
 ZC_BIND("probeAttention", probe_attention, ProbeAttentionArgs, a.q = r.tensor("q");
         a.lse = r.tensor("lse"); a.k = r.tensor("k"); a.rows = r.tensor("rows");
-        a.positions = r.tensor("positions"); a.scores = r.tensor("scores");
+        a.positions = r.tensor("positions"); a.scores = r.output("scores");
         a.scale = r.f32("scale"); a.sliding_window = r.i32("slidingWindow");
         a.normalized = r.boolean("normalized");)
 
 ZC_BIND("selectSalient", select_salient, SelectSalientArgs, a.scores = r.tensor("scores");
-        a.salient = r.tensor("salient"); a.regular = r.tensor("regular");)
+        a.salient = r.output("salient"); a.regular = r.output("regular");)
 
-ZC_BIND("quantize", quantize, QuantizeArgs, a.x = r.tensor("x"); a.codes = r.tensor("codes");
-        a.scale = r.tensor("scale"); a.zero = r.tensor("zero");
-        a.channel = r.optional_tensor("channel");
+ZC_BIND("quantize", quantize, QuantizeArgs, a.x = r.tensor("x"); a.codes = r.output("codes");
+        a.scale = r.output("scale"); a.zero = r.output("zero");
+        a.channel = r.optional_output("channel");
         a.scheme = static_cast<QuantScheme>(r.i32("scheme")); a.bits = r.i32("bits");
         a.group_size = r.i32("groupSize"); a.norm = r.i32("range");)
 
 ZC_BIND("dequantize", dequantize, DequantizeArgs, a.codes = r.tensor("codes");
         a.scale = r.tensor("scale"); a.zero = r.tensor("zero");
-        a.channel = r.optional_tensor("channel"); a.out = r.tensor("out");
+        a.channel = r.optional_tensor("channel"); a.out = r.output("out");
         a.scheme = static_cast<QuantScheme>(r.i32("scheme")); a.bits = r.i32("bits");
         a.group_size = r.i32("groupSize");)
 
 ZC_BIND("appendKv", append_kv, AppendKvArgs, a.k = r.tensor("k"); a.v = r.tensor("v");
-        a.pool = r.tensor("pool"); a.tables = r.tensor("tables");
+        a.pool = r.output("pool"); a.tables = r.output("tables");
         a.cu_seqlens = r.tensor("cuSeqlens"); a.layer = r.i32("layer");)
 
 ZC_BIND("packSegment", pack_segment, PackSegmentArgs, a.k = r.tensor("k"); a.v = r.tensor("v");
-        a.ids = r.tensor("ids"); a.pool = r.tensor("pool"); a.table = r.tensor("table");
+        a.ids = r.tensor("ids"); a.pool = r.output("pool"); a.table = r.output("table");
         a.layer = r.i32("layer"); a.segment = r.i32("segment"); a.k_norm = r.i32("keyRange");
         a.v_norm = r.i32("valueRange");)
 
 ZC_BIND("unpackSegment", unpack_segment, UnpackSegmentArgs, a.pool = r.tensor("pool");
-        a.table = r.tensor("table"); a.k = r.tensor("k"); a.v = r.tensor("v");
+        a.table = r.tensor("table"); a.k = r.output("k"); a.v = r.output("v");
         a.layer = r.i32("layer"); a.segment = r.i32("segment"); a.base = r.i32("base");)
 
 ZC_BIND("exportSegment", export_segment, ExportSegmentArgs, a.pool = r.tensor("pool");
-        a.table = r.tensor("table"); a.k_codes = r.tensor("kCodes"); a.v_codes = r.tensor("vCodes");
-        a.k_params = r.tensor("kParams"); a.v_params = r.tensor("vParams");
-        a.v_channel = r.tensor("vChannel"); a.positions = r.tensor("positions");
+        a.table = r.tensor("table"); a.k_codes = r.output("kCodes"); a.v_codes = r.output("vCodes");
+        a.k_params = r.output("kParams"); a.v_params = r.output("vParams");
+        a.v_channel = r.output("vChannel"); a.positions = r.output("positions");
         a.layer = r.i32("layer"); a.segment = r.i32("segment");)
 
 ZC_BIND("mixedAttention", mixed_attention, MixedAttentionArgs, a.q = r.tensor("q");
-        a.out = r.tensor("out"); a.lse = r.tensor("lse"); a.pool = r.tensor("pool");
+        a.out = r.output("out"); a.lse = r.output("lse"); a.pool = r.tensor("pool");
         a.tables = r.tensor("tables"); a.cu_seqlens = r.tensor("cuSeqlens");
         a.positions = r.tensor("positions"); a.layer = r.i32("layer"); a.scale = r.f32("scale");
         a.sliding_window = r.i32("slidingWindow"); a.tail = r.boolean("tail");
@@ -157,42 +165,42 @@ ZC_BIND("mixedAttention", mixed_attention, MixedAttentionArgs, a.q = r.tensor("q
 
 ZC_BIND("mergeAttention", merge_attention, MergeAttentionArgs, a.out_a = r.tensor("outA");
         a.lse_a = r.tensor("lseA"); a.out_b = r.tensor("outB"); a.lse_b = r.tensor("lseB");
-        a.out = r.tensor("out"); a.lse = r.tensor("lse");)
+        a.out = r.output("out"); a.lse = r.output("lse");)
 
 ZC_BIND("storeProbes", store_probes, StoreProbesArgs, a.q = r.tensor("q"); a.lse = r.tensor("lse");
-        a.slots = r.tensor("slots"); a.probe_q = r.tensor("probeQ");
-        a.probe_lse = r.tensor("probeLse");)
+        a.slots = r.tensor("slots"); a.probe_q = r.output("probeQ");
+        a.probe_lse = r.output("probeLse");)
 
 ZC_BIND("embedding", embedding, EmbeddingArgs, a.ids = r.tensor("ids");
-        a.weight = r.tensor("weight"); a.out = r.tensor("out");)
+        a.weight = r.tensor("weight"); a.out = r.output("out");)
 
 ZC_BIND("rmsNorm", rms_norm, RmsNormArgs, a.x = r.tensor("x"); a.weight = r.tensor("weight");
-        a.out = r.tensor("out"); a.eps = r.f32("eps");)
+        a.out = r.output("out"); a.eps = r.f32("eps");)
 
 ZC_BIND("linear", linear, LinearArgs, a.x = r.tensor("x"); a.weight = r.tensor("weight");
-        a.bias = r.optional_tensor("bias"); a.out = r.tensor("out");
+        a.bias = r.optional_tensor("bias"); a.out = r.output("out");
         a.accumulate = r.boolean("accumulate");)
 
 ZC_BIND("ropeTable", rope_table, RopeTableArgs, a.positions = r.tensor("positions");
-        a.inv_freq = r.tensor("invFreq"); a.cos = r.tensor("cos"); a.sin = r.tensor("sin");
+        a.inv_freq = r.tensor("invFreq"); a.cos = r.output("cos"); a.sin = r.output("sin");
         a.attention_scale = r.f32("attentionScale");)
 
 ZC_BIND("rope", rope, RopeArgs, a.x = r.tensor("x"); a.cos = r.tensor("cos");
-        a.sin = r.tensor("sin"); a.out = r.tensor("out");)
+        a.sin = r.tensor("sin"); a.out = r.output("out");)
 
 ZC_BIND("siluGate", silu_gate, SiluGateArgs, a.gate = r.tensor("gate"); a.up = r.tensor("up");
-        a.out = r.tensor("out");)
+        a.out = r.output("out");)
 
 ZC_BIND("sample", sample, SampleArgs, a.logits = r.tensor("logits"); a.params = r.tensor("params");
-        a.seen = r.tensor("seen"); a.ids = r.tensor("ids"); a.logprobs = r.tensor("logprobs");)
+        a.seen = r.output("seen"); a.ids = r.output("ids"); a.logprobs = r.output("logprobs");)
 
-ZC_BIND("convert", convert, ConvertArgs, a.x = r.tensor("x"); a.out = r.tensor("out");)
+ZC_BIND("convert", convert, ConvertArgs, a.x = r.tensor("x"); a.out = r.output("out");)
 
 ZC_BIND("gatherRows", gather_rows, GatherRowsArgs, a.x = r.tensor("x"); a.rows = r.tensor("rows");
-        a.out = r.tensor("out");)
+        a.out = r.output("out");)
 
 ZC_BIND("countNonFinite", count_non_finite, CountNonFiniteArgs, a.x = r.tensor("x");
-        a.count = r.tensor("count");)
+        a.count = r.output("count");)
 
 #undef ZC_BIND
 

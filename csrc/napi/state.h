@@ -20,6 +20,8 @@ namespace zc::napi {
 struct Pending {
   Napi::Promise::Deferred deferred;
   Napi::Reference<Napi::Value> result;  // what the promise resolves to; empty: undefined
+  // The handle that was asked: a collected device would end its stream, and the promise with it.
+  Napi::Reference<Napi::Value> keep;
   const Device* device;
 };
 
@@ -74,9 +76,10 @@ std::shared_ptr<DeviceHandle>& device_of(const Napi::Value& value, const char* a
 TensorHandle& tensor_of(const Napi::Value& value, const char* argument);
 std::shared_ptr<DeviceHandle> device_of(const TensorHandle& tensor, const char* argument);
 
-// A promise that is settled when everything enqueued so far has run.
+// A promise that is settled when everything enqueued so far has run; `keep` is not collected
+// before.
 Napi::Value promise_at_marker(Napi::Env env, const std::shared_ptr<DeviceHandle>& handle,
-                              Napi::Value result);
+                              Napi::Value result, Napi::Value keep);
 
 void register_handles(Napi::Env env, Napi::Object exports);
 

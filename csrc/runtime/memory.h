@@ -42,6 +42,7 @@ class Storage {
   void* data() const { return data_; }
   int64_t bytes() const { return bytes_; }
   bool reserved() const { return kind_ == Kind::kReserved; }
+  bool read_only() const { return kind_ == Kind::kBorrowed; }
 
   // Returns [offset, offset + bytes) of a reservation to the system; it reads as zeros when touched
   // again.

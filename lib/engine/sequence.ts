@@ -428,7 +428,8 @@ export class Sequence {
   }
 
   #refuseDisposed(): void {
-    if (this.#disposed) throw disposedError()
+    if (!this.#disposed) return
+    throw new ZipCacheError('ERR_ZC_HANDLE', 'sequence: it was disposed', { argument: 'sequence' })
   }
 
   #forgetNext(): void {
@@ -495,7 +496,8 @@ export function tokenIds(
     if (tokenizer) return tokenizer.encode(prompt)
     throw argumentError('prompt', 'is a text, but the model has no tokenizer.json; give token ids')
   }
-  if (typeof prompt?.length !== 'number') {
+  // 2^32: what an array can hold.
+  if (!Number.isInteger(prompt?.length) || prompt.length < 0 || prompt.length >= 2 ** 32) {
     throw argumentError('prompt', 'is neither a text nor a list of token ids')
   }
   return Array.from(prompt, (id, i) => {
@@ -505,10 +507,6 @@ export function tokenIds(
       `token ${i} is ${String(id)}, expected a whole number below ${vocabSize}`,
     )
   })
-}
-
-function disposedError(): ZipCacheError {
-  return new ZipCacheError('ERR_ZC_HANDLE', 'sequence: it was disposed', { argument: 'sequence' })
 }
 
 function deferred(): { promise: Promise<void>; resolve: () => void } {

@@ -9,9 +9,12 @@ void merge_attention_typed(const OpContext& ctx, const MergeAttentionArgs& a) {
   ctx.threads->parallel_for(a.out.size(0), [&](int64_t row) {
     for (int64_t i = row * n_heads; i < (row + 1) * n_heads; ++i) {
       const MergeWeights w = merge_weights(a.lse_a.as<float>()[i], a.lse_b.as<float>()[i]);
-      for (int64_t c = i * d; c < (i + 1) * d; ++c)
-        a.out.as<T>()[c] =
-            from_float<T>(w.a * to_float(a.out_a.as<T>()[c]) + w.b * to_float(a.out_b.as<T>()[c]));
+      // A side that saw no key takes no part, not even with a NaN.
+      for (int64_t c = i * d; c < (i + 1) * d; ++c) {
+        const float x = w.a == 0.0f ? 0.0f : w.a * to_float(a.out_a.as<T>()[c]);
+        const float y = w.b == 0.0f ? 0.0f : w.b * to_float(a.out_b.as<T>()[c]);
+        a.out.as<T>()[c] = from_float<T>(x + y);
+      }
       a.lse.as<float>()[i] = w.lse;
     }
   });

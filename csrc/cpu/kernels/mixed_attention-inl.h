@@ -33,12 +33,14 @@ inline void score_pages(const SegmentView& view, int64_t first_page, const float
   for (int p = 0; p < P; ++p)
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < kUnitVecs; ++i) acc[p][r][i] = load_sum<F>(place(p, r, i), i);
-  for (int c = 0; c < d; ++c)
+  for (int c = 0; c < d; c += 2)
     for (int p = 0; p < P; ++p) {
-      const UnitVecs k = load_unit<F>(parts[p], d, c);
+      const UnitPair k = load_pair<F>(parts[p], d, c / 2);
       for (int r = 0; r < R; ++r)
-        for (int i = 0; i < kUnitVecs; ++i)
-          acc[p][r][i] = fma(broadcast(q[r * d + c]), k.v[i], acc[p][r][i]);
+        for (int i = 0; i < kUnitVecs; ++i) {
+          acc[p][r][i] = fma(broadcast(q[r * d + c]), k.even.v[i], acc[p][r][i]);
+          acc[p][r][i] = fma(broadcast(q[r * d + c + 1]), k.odd.v[i], acc[p][r][i]);
+        }
     }
   for (int p = 0; p < P; ++p)
     for (int r = 0; r < R; ++r)
@@ -51,7 +53,6 @@ template <Format F, int R, int C>
 inline void weigh_units(const SegmentView& view, int64_t first_page, int n_keys, const float* p,
                         float* o, int unit0) {
   const int d = view.head_dim;
-  const int units_per_token = d / 16;
   VecF acc[C][R][kUnitVecs];
   const auto place = [&](int j, int r, int i) {
     return o + int64_t{r} * d + (unit0 + j) * 16 + i * kLanes;
@@ -62,13 +63,16 @@ inline void weigh_units(const SegmentView& view, int64_t first_page, int n_keys,
   for (int t0 = 0; t0 < n_keys; t0 += kPageTokens) {
     const uint8_t* part = view.v_part(first_page + t0 / kPageTokens);
     const int n = std::min(kPageTokens, n_keys - t0);
-    int64_t unit = unit0;
-    for (int t = 0; t < n; ++t, unit += units_per_token)
+    for (int t = 0; t < n; t += 2)
       for (int j = 0; j < C; ++j) {
-        const UnitVecs v = load_unit<F>(part, d, unit + j);
+        const UnitPair v = load_pair<F>(part, d, ((unit0 + j) * kPageTokens + t) / 2);
         for (int r = 0; r < R; ++r)
-          for (int i = 0; i < kUnitVecs; ++i)
-            acc[j][r][i] = fma(broadcast(p[r * kBlockKeys + t0 + t]), v.v[i], acc[j][r][i]);
+          for (int i = 0; i < kUnitVecs; ++i) {
+            const float* at = p + r * kBlockKeys + t0 + t;
+            acc[j][r][i] = fma(broadcast(at[0]), v.even.v[i], acc[j][r][i]);
+            // The slot after the last may never have been written.
+            if (t + 1 < n) acc[j][r][i] = fma(broadcast(at[1]), v.odd.v[i], acc[j][r][i]);
+          }
       }
   }
   for (int j = 0; j < C; ++j)
@@ -128,10 +132,10 @@ inline void unpack_block(const SegmentView& view, int64_t first_page, int n_keys
         std::memset(k_t + int64_t{c} * kBlockKeys + t, 0, kPageTokens * sizeof(float));
       continue;
     }
-    unpack_part(view.segment.k_format, view.k_part(first_page + t / kPageTokens), d, k_t + t,
+    unpack_keys(view.segment.k_format, view.k_part(first_page + t / kPageTokens), d, k_t + t,
                 kBlockKeys);
-    unpack_part(view.segment.v_format, view.v_part(first_page + t / kPageTokens), d,
-                v + int64_t{t} * d, kPageTokens);
+    unpack_values(view.segment.v_format, view.v_part(first_page + t / kPageTokens), d,
+                  v + int64_t{t} * d);
   }
   // Slots beyond the segment were never written in a tail.
   std::memset(v + int64_t{n_keys} * d, 0,
@@ -205,6 +209,9 @@ void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
       const int n = view.n_tokens();
       if (n == 0) continue;
       const bool v_quantized = view.v_quantized();
+      // What pages leave in the codes of odd units (page-inl.h) goes into what multiplies them.
+      const float k_odd_scale = fused ? odd_scale(view.segment.k_format) : 1.0f;
+      const float v_odd_scale = fused ? odd_scale(view.segment.v_format) : 1.0f;
       for (int r = 0; r < rows; ++r) {
         const float* from = q + int64_t{r} * d;
         float* to = folded + int64_t{r} * d;
@@ -212,7 +219,7 @@ void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
         t_segment[r] = 0.0f;
         if (view.k_quantized()) {
           for (int c = 0; c < d; ++c) {
-            to[c] = from[c] * to_float(view.channel_params(0)[c]);
+            to[c] = from[c] * to_float(view.channel_params(0)[c]) * (c % 2 ? k_odd_scale : 1.0f);
             beta[r] += from[c] * to_float(view.channel_params(1)[c]);
           }
         } else {
@@ -266,6 +273,7 @@ void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
           widen(view.token_scale(first_page + page), sigma + page * kPageTokens, kPageTokens);
           widen(view.token_zero(first_page + page), mu + page * kPageTokens, kPageTokens);
         }
+        for (int j = 1; v_odd_scale != 1.0f && j < kBlockKeys; j += 2) sigma[j] *= v_odd_scale;
         for (int r = 0; r < rows; ++r) {
           float* p = scores + int64_t{r} * kBlockKeys;
           const int first = std::clamp(first_slot[r / group] - key0, 0, kBlockKeys);

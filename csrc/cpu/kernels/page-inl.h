@@ -1,39 +1,37 @@
 // Pages as the CPU lays them out. A part (K or V of 16 tokens) is head_dim units of 16 elements:
-// K's unit c holds the 16 tokens of channel c, V's unit t * head_dim / 16 + b the channels
-// 16b..16b+15 of token t. So K unpacks with tokens on the lanes and V with channels on the lanes,
-// which is how Q K^T and P V want them.
-//   u2: one 32-bit word a unit, element i at bit 2i
-//   u3: the u2 words, then one 16-bit plane a unit with the top bits
-//   u4: 8 bytes a unit, element i in the low half of byte i, element 8 + i in the high half
+// K's unit c holds the 16 tokens of channel c, V's unit 16 b + t the channels 16b..16b+15 of token
+// t. So K unpacks with tokens on the lanes and V with channels on the lanes, which is how Q K^T and
+// P V want them.
 //   u8, f16, bf16, f32: 16 elements in order
+//   u4: 8 bytes a unit, element i in the low half of byte i, element 8 + i in the high half
+//   u2: 8 bytes a pair of units, byte i = elements i and 8 + i of the even unit, then of the odd one
+//   u3: the low bits as u2, then 8 bytes for two pairs: byte i = the top bits of those 8 elements
+// One load, widened from bytes to lanes, serves 16 or 32 codes; which of them a byte gives is told
+// by a mask alone, and the power of two that is left in the code goes to where there are fewer
+// numbers.
 namespace zc::cpu {
 namespace ZC_ISA {
 
-inline uint32_t load_u32(const uint8_t* p) {
-  uint32_t w;
-  std::memcpy(&w, p, 4);
-  return w;
-}
-
-inline VecU lane_index() {
-  VecU lanes;
-  for (uint32_t i = 0; i < kLanes; ++i) lanes[i] = i;
-  return lanes;
-}
-
 inline constexpr int kUnitVecs = 16 / kLanes;
 
-// The 16 elements of one unit on kUnitVecs vectors. Where it saves a shift, codes of the upper 8
-// elements come multiplied by a power of two, which `upper_scale` undoes where it is cheapest: on
-// sums.
+// The 16 elements of one unit on kUnitVecs vectors.
 struct UnitVecs {
   VecF v[kUnitVecs];
 };
 
+// Two neighbouring units as they come out of a page: elements 8 to 15 (`is_upper` vectors) are
+// 1 / upper_scale too large, and all of the odd unit 1 / odd_scale. Users put the odd unit's factor
+// into what they multiply it by, and the upper elements' into the sum.
+struct UnitPair {
+  UnitVecs even;
+  UnitVecs odd;
+};
+
 template <Format F>
-inline constexpr float upper_scale = F == Format::kU2 || F == Format::kU3 ? 0x1p-16f
-                                     : F == Format::kU4                   ? 0x1p-4f
+inline constexpr float upper_scale = F == Format::kU2 || F == Format::kU3 ? 0.25f
+                                     : F == Format::kU4                   ? 0.0625f
                                                                           : 1.0f;
+inline float odd_scale(Format f) { return f == Format::kU2 || f == Format::kU3 ? 0.0625f : 1.0f; }
 
 inline bool is_upper(int vec) { return vec >= kUnitVecs / 2; }
 
@@ -53,32 +51,11 @@ inline VecU load_bytes(const uint8_t* p) {
 #endif
 }
 
+// One unit of a format that does not pair them.
 template <Format F>
-inline UnitVecs load_unit(const uint8_t* part, int64_t n_units, int64_t unit) {
+inline UnitVecs load_unit(const uint8_t* part, int64_t unit) {
   UnitVecs out;
-  if constexpr (F == Format::kU2 || F == Format::kU3) {
-    const VecU word = VecU{} + load_u32(part + unit * 4);
-    VecU plane{};
-    if constexpr (F ==
-                  Format::kU3) {  // element i's top bit to bit 2 + i, element 8 + i's to bit 18 + i
-      const uint32_t top = part[n_units * 4 + unit * 2];
-      const uint32_t upper_top = part[n_units * 4 + unit * 2 + 1];
-      plane = VecU{} + (top << 2 | upper_top << 18);
-    }
-    for (uint32_t i = 0; i < kUnitVecs / 2; ++i) {
-      const VecU index = lane_index() + i * kLanes;
-      const VecU low = word >> (index * 2);
-      VecU lower = low & 0x3u;
-      VecU upper = low & 0x30000u;
-      if constexpr (F == Format::kU3) {
-        const VecU high = plane >> index;
-        lower |= high & 0x4u;
-        upper |= high & 0x40000u;
-      }
-      out.v[i] = to_floats(lower);
-      out.v[i + kUnitVecs / 2] = to_floats(upper);
-    }
-  } else if constexpr (F == Format::kU4) {
+  if constexpr (F == Format::kU4) {
     for (int i = 0; i < kUnitVecs / 2; ++i) {
       const VecU bytes = load_bytes(part + unit * 8 + i * kLanes);
       out.v[i] = to_floats(bytes & 0xfu);
@@ -96,12 +73,32 @@ inline UnitVecs load_unit(const uint8_t* part, int64_t n_units, int64_t unit) {
   return out;
 }
 
-// One unit to 16 floats: the codes of a quantized part, the values of a plain one.
+// Units 2 pair and 2 pair + 1 of a part of n_units.
 template <Format F>
-inline void unpack_unit(const uint8_t* part, int64_t n_units, int64_t unit, float* out) {
-  const UnitVecs vecs = load_unit<F>(part, n_units, unit);
-  for (int i = 0; i < kUnitVecs; ++i)
-    store(out + i * kLanes, is_upper(i) ? vecs.v[i] * broadcast(upper_scale<F>) : vecs.v[i]);
+inline UnitPair load_pair(const uint8_t* part, int64_t n_units, int64_t pair) {
+  if constexpr (F == Format::kU2 || F == Format::kU3) {
+    UnitPair out;
+    for (int i = 0; i < kUnitVecs / 2; ++i) {
+      const VecU low = load_bytes(part + pair * 8 + i * kLanes);
+      VecU codes[4] = {low & 0x3u, low & 0xcu, low & 0x30u, low & 0xc0u};
+      if constexpr (F ==
+                    Format::kU3) {  // top bit s of this pair to bit 2 s + 2, above its low bits
+        const VecU top = load_bytes(part + n_units * 4 + pair / 2 * 8 + i * kLanes) >>
+                         static_cast<uint32_t>(pair % 2 * 4);
+        codes[0] |= (top << 2) & 0x4u;
+        codes[1] |= (top << 3) & 0x10u;
+        codes[2] |= (top << 4) & 0x40u;
+        codes[3] |= (top << 5) & 0x100u;
+      }
+      out.even.v[i] = to_floats(codes[0]);
+      out.even.v[i + kUnitVecs / 2] = to_floats(codes[1]);
+      out.odd.v[i] = to_floats(codes[2]);
+      out.odd.v[i + kUnitVecs / 2] = to_floats(codes[3]);
+    }
+    return out;
+  } else {
+    return {load_unit<F>(part, 2 * pair), load_unit<F>(part, 2 * pair + 1)};
+  }
 }
 
 // Calls f with the format as a type, std::integral_constant<Format, ...>.
@@ -126,29 +123,61 @@ inline void dispatch_format(Format format, const F& f) {
   throw Error(ErrorCode::kInternal, "page: unknown format");
 }
 
-// A whole part: unit u goes to out + u * stride.
-inline void unpack_part(Format format, const uint8_t* part, int64_t n_units, float* out,
-                        int64_t stride) {
+// A whole part as codes (or values, of a plain one): unit u goes to the 16 floats at place(u).
+template <typename Place>
+inline void unpack_part(Format format, const uint8_t* part, int64_t n_units, const Place& place) {
   dispatch_format(format, [&](auto tag) {
-    for (int64_t u = 0; u < n_units; ++u)
-      unpack_unit<decltype(tag)::value>(part, n_units, u, out + u * stride);
+    constexpr Format kFormat = decltype(tag)::value;
+    const auto put = [](const UnitVecs& unit, float scale, float* to) {
+      for (int i = 0; i < kUnitVecs; ++i)
+        store(to + i * kLanes,
+              unit.v[i] * broadcast(is_upper(i) ? scale * upper_scale<kFormat> : scale));
+    };
+    for (int64_t pair = 0; pair < n_units / 2; ++pair) {
+      const UnitPair units = load_pair<kFormat>(part, n_units, pair);
+      put(units.even, 1.0f, place(2 * pair));
+      put(units.odd, odd_scale(kFormat), place(2 * pair + 1));
+    }
   });
 }
 
-// Writes the codes of one unit of a quantized part.
+// K of one page to k_t (head_dim, stride), V to v (16, head_dim).
+inline void unpack_keys(Format format, const uint8_t* part, int head_dim, float* k_t,
+                        int64_t stride) {
+  unpack_part(format, part, head_dim, [&](int64_t unit) { return k_t + unit * stride; });
+}
+inline void unpack_values(Format format, const uint8_t* part, int head_dim, float* v) {
+  unpack_part(format, part, head_dim, [&](int64_t unit) {
+    return v + unit % kPageTokens * head_dim + unit / kPageTokens * 16;
+  });
+}
+
+// V's unit of token t and the 16 channels from c on.
+inline int64_t value_unit(int64_t t, int64_t c) { return c / 16 * kPageTokens + t; }
+
+// Replaces the bits of `mask` in a byte.
+inline void put_bits(uint8_t& byte, uint32_t mask, uint32_t bits) {
+  byte = static_cast<uint8_t>((byte & ~mask) | bits);
+}
+
+// Writes the codes of one unit of a quantized part. Units share bytes: those of a pair (u3: of two
+// pairs) must be written by the same thread.
 inline void pack_unit(Format format, uint8_t* part, int64_t n_units, int64_t unit,
                       const uint32_t* codes) {
   switch (format) {
     case Format::kU2:
     case Format::kU3: {
-      uint32_t word = 0;
-      uint16_t plane = 0;
-      for (int i = 0; i < 16; ++i) {
-        word |= (codes[i] & 3u) << (2 * i);
-        plane = static_cast<uint16_t>(plane | ((codes[i] >> 2) & 1u) << i);
+      const int place = static_cast<int>(unit % 2) * 4;
+      const int top_place = static_cast<int>(unit % 4) * 2;
+      uint8_t* low = part + unit / 2 * 8;
+      uint8_t* top = part + n_units * 4 + unit / 4 * 8;
+      for (int i = 0; i < 8; ++i) {
+        const uint32_t pair = (codes[i] & 3u) | (codes[8 + i] & 3u) << 2;
+        put_bits(low[i], 0xfu << place, pair << place);
+        if (format == Format::kU2) continue;
+        const uint32_t tops = (codes[i] >> 2 & 1u) | (codes[8 + i] >> 2 & 1u) << 1;
+        put_bits(top[i], 0x3u << top_place, tops << top_place);
       }
-      std::memcpy(part + unit * 4, &word, 4);
-      if (format == Format::kU3) std::memcpy(part + n_units * 4 + unit * 2, &plane, 2);
       return;
     }
     case Format::kU4: {
@@ -195,7 +224,9 @@ struct SegmentView {
   int64_t params_offset;  // of the token parameters in a page
 
   int n_tokens() const { return segment.n_tokens; }
-  int n_pages() const { return (segment.n_tokens + kPageTokens - 1) / kPageTokens; }
+  int n_pages() const {  // no sum that a lying count could overflow
+    return segment.n_tokens / kPageTokens + (segment.n_tokens % kPageTokens != 0);
+  }
   uint8_t* page(int64_t index) const {
     return pool + static_cast<int64_t>(pages[index]) * kPageUnitBytes;
   }
@@ -254,8 +285,8 @@ inline SegmentView view_segment(const int32_t* table, int64_t table_words, const
   view.v_offset = part_bytes(s.k_format, head_dim);
   view.params_offset = view.v_offset + part_bytes(s.v_format, head_dim);
   const int64_t page_size = page_bytes(s.k_format, s.v_format, head_dim);
-  bool good =
-      s.n_tokens == 0 || (s.pages_begin >= 0 && s.pages_begin + view.n_pages() <= table_words);
+  bool good = s.n_tokens == 0 ||
+              (s.pages_begin >= 0 && int64_t{s.pages_begin} + view.n_pages() <= table_words);
   const auto inside = [&](int64_t unit, int64_t bytes) {
     return unit >= 0 && unit * kPageUnitBytes + bytes <= pool.size(0);
   };
@@ -271,10 +302,12 @@ inline SegmentView view_segment(const int32_t* table, int64_t table_words, const
 
 // The header of a table against what an op expects; returns the number of segments' slots to come.
 inline void check_table(const int32_t* table, int64_t table_words, int layer, int64_t n_kv_heads) {
+  // Divided, since the product of three words that lie may overflow.
+  const int64_t entry_words = kEntryHeader + int64_t{table[kTableMaxSegments]} * kSegmentWords;
   const bool good = table[kTableKvHeads] == n_kv_heads && layer >= 0 &&
                     layer < table[kTableLayers] && table[kTableMaxSegments] >= 1 &&
                     table[kTableTailLength] >= 0 &&
-                    entry_index(table, table[kTableLayers], 0) <= table_words;
+                    table[kTableLayers] * n_kv_heads <= (table_words - kTableHeader) / entry_words;
   ZC_CHECK(good, ErrorCode::kArgument,
            "table: has %d layers and %d kv heads, expected layer %d of it and %lld kv heads",
            table[kTableLayers], table[kTableKvHeads], layer, static_cast<long long>(n_kv_heads));

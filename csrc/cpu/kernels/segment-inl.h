@@ -33,7 +33,8 @@ void append_kv_typed(const OpContext& ctx, const AppendKvArgs& a) {
       for (int c = 0; c < d; ++c) {
         store_element(tail.segment.k_format, k_part, int64_t{c} * kPageTokens + place,
                       to_float(k[c]));
-        store_element(tail.segment.v_format, v_part, place * d + c, to_float(v[c]));
+        store_element(tail.segment.v_format, v_part, value_unit(place, c) * 16 + c % 16,
+                      to_float(v[c]));
       }
     }
   });
@@ -154,7 +155,7 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
       view.token_scale(page)[t] = to_f16(p.scale);
       view.token_zero(page)[t] = to_f16(p.zero);
       for (int c = 0; c < d; c += 16)
-        pack_unit(view.segment.v_format, view.v_part(page), d, (t * d + c) / 16, codes + c);
+        pack_unit(view.segment.v_format, view.v_part(page), d, value_unit(t, c), codes + c);
     }
   });
 }
@@ -179,8 +180,8 @@ inline void each_slot(const SegmentView& view, const Body& body) {
 // Values of one page, dequantized: k_t (head_dim, 16), v (16, head_dim).
 inline void dequantize_page(const SegmentView& view, int64_t page, float* k_t, float* v) {
   const int d = view.head_dim;
-  unpack_part(view.segment.k_format, view.k_part(page), d, k_t, kPageTokens);
-  unpack_part(view.segment.v_format, view.v_part(page), d, v, kPageTokens);
+  unpack_keys(view.segment.k_format, view.k_part(page), d, k_t, kPageTokens);
+  unpack_values(view.segment.v_format, view.v_part(page), d, v);
   if (view.k_quantized())
     for (int c = 0; c < d; ++c)
       for (int t = 0; t < kPageTokens; ++t)
@@ -259,8 +260,8 @@ void export_segment(const OpContext& ctx, const ExportSegmentArgs& a) {
       const int t = slot % kPageTokens;
       const int64_t page = slot / kPageTokens;
       if (t == 0) {
-        unpack_part(view.segment.k_format, view.k_part(page), d, k_t, kPageTokens);
-        unpack_part(view.segment.v_format, view.v_part(page), d, v, kPageTokens);
+        unpack_keys(view.segment.k_format, view.k_part(page), d, k_t, kPageTokens);
+        unpack_values(view.segment.v_format, view.v_part(page), d, v);
       }
       for (int c = 0; c < d; ++c) {
         a.k_codes.as<uint8_t>()[(kv_head * n + slot) * d + c] =
