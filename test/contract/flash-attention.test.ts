@@ -36,7 +36,15 @@ function nameOf({ nHeads, nKvHeads, headDim, sequences, causal, slidingWindow }:
 }
 
 /** Inputs as the dtype stores them, and the reference's result for exactly these. */
-function makeCase({ shape, dtype, seed }: { shape: AttentionShape; dtype: FloatDtype; seed: number }) {
+function makeCase({
+  shape,
+  dtype,
+  seed,
+}: {
+  shape: AttentionShape
+  dtype: FloatDtype
+  seed: number
+}) {
   const { nHeads, nKvHeads, headDim, sequences, causal, slidingWindow } = shape
   const cuSeqlensQ = cumulative(sequences.map(({ qLen }) => qLen))
   const cuSeqlensK = cumulative(sequences.map(({ kvLen }) => kvLen))
@@ -63,7 +71,10 @@ type Case = ReturnType<typeof makeCase>
 const caseOf = once(makeCase)
 
 /** Enqueues a case; the results stay on the device. */
-function enqueue(tensors: DeviceTensors, from: Omit<Case, 'expected'>): { out: Tensor; lse: Tensor } {
+function enqueue(
+  tensors: DeviceTensors,
+  from: Omit<Case, 'expected'>,
+): { out: Tensor; lse: Tensor } {
   const { shape, dtype, q, k, v, cuSeqlensQ, cuSeqlensK, scale, totalQ } = from
   const { nHeads, nKvHeads, headDim, causal, slidingWindow } = shape
   const kvShape = [cuSeqlensK.at(-1)!, nKvHeads, headDim]
@@ -116,7 +127,13 @@ describeBackends('flashAttention', (backend) => {
   })
 
   test('a row that sees no key gets exactly 0 and -infinity', async () => {
-    const shape = { ...plain, sequences: [{ qLen: 20, kvLen: 3 }, { qLen: 2, kvLen: 0 }] }
+    const shape = {
+      ...plain,
+      sequences: [
+        { qLen: 20, kvLen: 3 },
+        { qLen: 2, kvLen: 0 },
+      ],
+    }
     const { out, lse } = await run(backend.tensors, caseOf({ shape, dtype: 'f16', seed: 5 }))
     const blind = [...Array.from({ length: 17 }, (_, i) => i), 20, 21]
     for (const row of blind) {
@@ -132,7 +149,12 @@ describeBackends('flashAttention', (backend) => {
       nHeads: 14,
       nKvHeads: 2,
       headDim: 64,
-      sequences: [square(67), { qLen: 1, kvLen: 130 }, { qLen: 0, kvLen: 3 }, { qLen: 9, kvLen: 70 }],
+      sequences: [
+        square(67),
+        { qLen: 1, kvLen: 130 },
+        { qLen: 0, kvLen: 3 },
+        { qLen: 9, kvLen: 70 },
+      ],
     }
 
     test.each([1, 2, 3, 5])('with %i threads', async (threads) => {
@@ -241,7 +263,12 @@ describeBackends('flashAttention', (backend) => {
       ['integers for q', (t) => ({ q: t.output('i32', [3, 4, 32]) }), 'ERR_ZC_DTYPE', 'q'],
       ['another rank', (t) => ({ q: t.output('f32', [3, 128]) }), 'ERR_ZC_SHAPE', 'q'],
       ['another head_dim', (t) => ({ k: t.output('f32', [5, 2, 16]) }), 'ERR_ZC_SHAPE', 'k'],
-      ['heads that do not divide', (t) => ({ k: t.output('f32', [5, 3, 32]) }), 'ERR_ZC_SHAPE', 'k'],
+      [
+        'heads that do not divide',
+        (t) => ({ k: t.output('f32', [5, 3, 32]) }),
+        'ERR_ZC_SHAPE',
+        'k',
+      ],
       ['no KV heads', (t) => ({ k: t.output('f32', [5, 0, 32]) }), 'ERR_ZC_SHAPE', 'k'],
       ['no heads', (t) => ({ q: t.output('f32', [3, 0, 32]) }), 'ERR_ZC_SHAPE', 'q'],
       ['2^40 heads', (t) => ({ q: t.output('f32', [0, 2 ** 40, 32]) }), 'ERR_ZC_SHAPE', 'q'],

@@ -4,7 +4,6 @@ import { mixedAttention } from '../../lib/ops/index.js'
 import {
   type FloatDtype,
   mixedAttention as reference,
-  type Segment,
   type SegmentFormat,
 } from '../../lib/reference/index.js'
 import { describeBackends } from '../support/backends.js'
@@ -33,7 +32,12 @@ interface Call {
   slidingWindow: number
 }
 
-const block = (nTokens: number, nSalient: number, high: SegmentFormat = 'u4', low: SegmentFormat = 'u2'): BlockPlan => ({
+const block = (
+  nTokens: number,
+  nSalient: number,
+  high: SegmentFormat = 'u4',
+  low: SegmentFormat = 'u2',
+): BlockPlan => ({
   nTokens,
   nSalient,
   salient: { keyFormat: high, valueFormat: high },
@@ -118,13 +122,17 @@ async function run(tensors: DeviceTensors, call: Call) {
   return result
 }
 
-const allowed = { f32: tolerance.mixedAttention, f16: tolerance.mixedAttention, bf16: attentionTolerance.bf16 }
+const allowed = {
+  f32: tolerance.mixedAttention,
+  f16: tolerance.mixedAttention,
+  bf16: attentionTolerance.bf16,
+}
 
 describeBackends('mixedAttention', (backend) => {
   async function expectReference(changes: Partial<Call>) {
     const { tensors } = backend
     const call = { ...usual, ...changes }
-    const { args, expected, cache, totalQ } = prepare(tensors, call)
+    const { args, expected, totalQ } = prepare(tensors, call)
     mixedAttention(args)
     const { out, lse } = expected()
     const { nHeads, headDim, dtype, seed } = call
@@ -181,23 +189,34 @@ describeBackends('mixedAttention', (backend) => {
       [64, 1],
     ])('%i heads over %i', async (nHeads, nKvHeads) => {
       await expectReference({ nHeads, nKvHeads, seed: nHeads })
-      await expectReference({ nHeads, nKvHeads, seed: nHeads, sequences: [{ plan: usualPlan, qLen: 5 }] })
+      await expectReference({
+        nHeads,
+        nKvHeads,
+        seed: nHeads,
+        sequences: [{ plan: usualPlan, qLen: 5 }],
+      })
     })
 
     test.each([16, 32, 48, 64, 96, 128, 256])('head_dim %i', async (headDim) => {
       await expectReference({ headDim, seed: headDim })
     })
 
-    test.each([0, 1, 15, 16, 17, 63, 64, 65, 127, 128, 129])('%i tokens in a segment', async (n) => {
-      const plan = { blocks: [block(n, n, 'u3')], tail: { format: 'f16', nTokens: 1 } } as const
-      await expectReference({ sequences: [{ plan, qLen: 1 }], seed: n })
-    })
+    test.each([0, 1, 15, 16, 17, 63, 64, 65, 127, 128, 129])(
+      '%i tokens in a segment',
+      async (n) => {
+        const plan = { blocks: [block(n, n, 'u3')], tail: { format: 'f16', nTokens: 1 } } as const
+        await expectReference({ sequences: [{ plan, qLen: 1 }], seed: n })
+      },
+    )
 
-    test.each([1, 15, 16, 17, 31, 63, 64, 65, 100])('%i tokens in the tail, nothing packed', async (n) => {
-      const plan = { blocks: [], tail: { format: 'bf16', nTokens: n } } as const
-      await expectReference({ sequences: [{ plan, qLen: 1 }], seed: n })
-      await expectReference({ sequences: [{ plan, qLen: Math.min(n, 5) }], seed: n })
-    })
+    test.each([1, 15, 16, 17, 31, 63, 64, 65, 100])(
+      '%i tokens in the tail, nothing packed',
+      async (n) => {
+        const plan = { blocks: [], tail: { format: 'bf16', nTokens: n } } as const
+        await expectReference({ sequences: [{ plan, qLen: 1 }], seed: n })
+        await expectReference({ sequences: [{ plan, qLen: Math.min(n, 5) }], seed: n })
+      },
+    )
 
     test('an empty tail', async () => {
       const plan = { ...usualPlan, tail: { format: 'f16', nTokens: 0 } } as const
@@ -210,14 +229,25 @@ describeBackends('mixedAttention', (backend) => {
       await expectReference({ sequences: [{ plan, qLen: 2 }] })
     })
 
-    test.each([1, 2, 16, 21, 22, 40, 69, 70, 100, 151, 152, 4000])('a sliding window of %i', async (slidingWindow) => {
-      for (const qLen of [1, 7]) {
-        await expectReference({ sequences: [{ plan: usualPlan, qLen }], slidingWindow, seed: slidingWindow })
-      }
-    })
+    test.each([1, 2, 16, 21, 22, 40, 69, 70, 100, 151, 152, 4000])(
+      'a sliding window of %i',
+      async (slidingWindow) => {
+        for (const qLen of [1, 7]) {
+          await expectReference({
+            sequences: [{ plan: usualPlan, qLen }],
+            slidingWindow,
+            seed: slidingWindow,
+          })
+        }
+      },
+    )
 
     test('a sliding window that has left whole segments behind, without the tail', async () => {
-      await expectReference({ sequences: [{ plan: usualPlan, qLen: 2 }], slidingWindow: 40, tail: false })
+      await expectReference({
+        sequences: [{ plan: usualPlan, qLen: 2 }],
+        slidingWindow: 40,
+        tail: false,
+      })
     })
 
     test('searched ranges', async () => {
@@ -289,7 +319,10 @@ describeBackends('mixedAttention', (backend) => {
       { blocks: [block(17, 17, 'u8')], tail: { format: 'f16', nTokens: 12 } },
       { blocks: [block(65, 40, 'u4', 'u3')], tail: { format: 'f16', nTokens: 33 } },
     ]
-    const sequences = [plans[0], plans[1], plans[2]].map((plan, i) => ({ plan, qLen: [1, 12, 5][i] }))
+    const sequences = [plans[0], plans[1], plans[2]].map((plan, i) => ({
+      plan,
+      qLen: [1, 12, 5][i],
+    }))
     const batch = { ...usual, nHeads: 14, dtype: 'f16', sequences, seed: 31 } as const
 
     test.each([1, 2, 3])('with %i threads', async (threads) => {
@@ -314,7 +347,11 @@ describeBackends('mixedAttention', (backend) => {
         const lse = tensors.output('f32', [qLen, 14])
         mixedAttention({
           ...args,
-          q: tensors.input('f16', (q as Uint16Array).slice(first * 448, last * 448), [qLen, 14, 32]),
+          q: tensors.input('f16', (q as Uint16Array).slice(first * 448, last * 448), [
+            qLen,
+            14,
+            32,
+          ]),
           tables: tensors.i32(tables.slice(index * words, (index + 1) * words), [1, words]),
           positions: tensors.i32(positions.slice(first, last)),
           cuSeqlens: tensors.i32([0, qLen]),
@@ -349,7 +386,10 @@ describeBackends('mixedAttention', (backend) => {
         cuSeqlens: tensors.i32([0, 1]),
         positions: tensors.i32([0]),
       })
-      expectIdentical(await tensors.values(out), together.slice(3 * 128, 4 * 128), { name: 'out', shape: [1, 4, 32] })
+      expectIdentical(await tensors.values(out), together.slice(3 * 128, 4 * 128), {
+        name: 'out',
+        shape: [1, 4, 32],
+      })
     })
   })
 
@@ -368,8 +408,18 @@ describeBackends('mixedAttention', (backend) => {
       ['another lse', (t) => ({ lse: t.output('f32', [4]) }), 'ERR_ZC_SHAPE', 'lse'],
       ['a pool of floats', (t) => ({ pool: t.output('f32', [64]) }), 'ERR_ZC_DTYPE', 'pool'],
       ['tables of one axis', (t) => ({ tables: t.i32([1, 2, 3]) }), 'ERR_ZC_SHAPE', 'tables'],
-      ['tables without a header', (t) => ({ tables: t.output('i32', [1, 7]) }), 'ERR_ZC_SHAPE', 'tables'],
-      ['cuSeqlens of more sequences', (t) => ({ cuSeqlens: t.i32([0, 1, 1]) }), 'ERR_ZC_SHAPE', 'cuSeqlens'],
+      [
+        'tables without a header',
+        (t) => ({ tables: t.output('i32', [1, 7]) }),
+        'ERR_ZC_SHAPE',
+        'tables',
+      ],
+      [
+        'cuSeqlens of more sequences',
+        (t) => ({ cuSeqlens: t.i32([0, 1, 1]) }),
+        'ERR_ZC_SHAPE',
+        'cuSeqlens',
+      ],
       ['other positions', (t) => ({ positions: t.i32([1, 2]) }), 'ERR_ZC_SHAPE', 'positions'],
       ['a scale of 0', () => ({ scale: 0 }), 'ERR_ZC_ARGUMENT', 'scale'],
       ['a window of -1', () => ({ slidingWindow: -1 }), 'ERR_ZC_ARGUMENT', 'slidingWindow'],
@@ -388,12 +438,19 @@ describeBackends('mixedAttention', (backend) => {
       await expectRejected(backend.device.sync(), fault)
     })
 
-    test.each([[[1, 1]], [[0, 2]], [[0, 0]], [[0, -1]]])('cuSeqlens %j of one row', async (cuSeqlens) => {
-      const { args } = prepare(backend.tensors, usual)
-      mixedAttention({ ...args, cuSeqlens: backend.tensors.i32(cuSeqlens) })
-      const fault = { code: 'ERR_ZC_ARGUMENT', op: 'mixedAttention', message: /^cuSeqlens: / } as const
-      await expectRejected(backend.device.sync(), fault)
-    })
+    test.each([[[1, 1]], [[0, 2]], [[0, 0]], [[0, -1]]])(
+      'cuSeqlens %j of one row',
+      async (cuSeqlens) => {
+        const { args } = prepare(backend.tensors, usual)
+        mixedAttention({ ...args, cuSeqlens: backend.tensors.i32(cuSeqlens) })
+        const fault = {
+          code: 'ERR_ZC_ARGUMENT',
+          op: 'mixedAttention',
+          message: /^cuSeqlens: /,
+        } as const
+        await expectRejected(backend.device.sync(), fault)
+      },
+    )
   })
 })
 

@@ -3,8 +3,8 @@ import type { ErrorCode } from '../../lib/errors.js'
 import { probeAttention, type SaliencyMetric } from '../../lib/ops/index.js'
 import {
   type FloatDtype,
-  flashAttention as referenceAttention,
   probeAttention as reference,
+  flashAttention as referenceAttention,
 } from '../../lib/reference/index.js'
 import { describeBackends, once } from '../support/backends.js'
 import { expectClose, expectIdentical } from '../support/compare.js'
@@ -25,7 +25,13 @@ interface ProbeShape {
   metric: SaliencyMetric
 }
 
-const plain = { nHeads: 4, nKvHeads: 2, headDim: 32, slidingWindow: 0, metric: 'normalized' } as const
+const plain = {
+  nHeads: 4,
+  nKvHeads: 2,
+  headDim: 32,
+  slidingWindow: 0,
+  metric: 'normalized',
+} as const
 
 const shapes: readonly ProbeShape[] = [
   ...headCounts.map((heads) => ({ ...plain, ...heads, kvLen: 33, nProbes: 7 })),
@@ -66,45 +72,47 @@ function choose(seed: number, n: number, count: number): number[] {
 }
 
 /** Rows of a causal prefill, of which some are probes, with the LSE that the reference gives them. */
-const caseOf = once(({ shape, dtype, seed }: { shape: ProbeShape; dtype: FloatDtype; seed: number }) => {
-  const { nHeads, nKvHeads, headDim, kvLen, nProbes, slidingWindow, metric } = shape
-  const q = storeAs(dtype, normals(seed, kvLen * nHeads * headDim))
-  const k = storeAs(dtype, randomKeys(seed + 1, { nTokens: kvLen, nKvHeads, headDim }))
-  const rows = choose(seed, kvLen, nProbes)
-  const scale = 1 / Math.sqrt(headDim)
-  const common = {
-    k: k.values,
-    nHeads,
-    nKvHeads,
-    headDim,
-    slidingWindow,
-    scale: Math.fround(scale),
-  }
-  // Only the probes' LSE is needed: one sequence for each of them, of the keys up to its own.
-  const lse = new Float32Array(kvLen * nHeads)
-  for (const row of rows) {
-    const width = nHeads * headDim
-    const { lse: own } = referenceAttention({
+const caseOf = once(
+  ({ shape, dtype, seed }: { shape: ProbeShape; dtype: FloatDtype; seed: number }) => {
+    const { nHeads, nKvHeads, headDim, kvLen, nProbes, slidingWindow, metric } = shape
+    const q = storeAs(dtype, normals(seed, kvLen * nHeads * headDim))
+    const k = storeAs(dtype, randomKeys(seed + 1, { nTokens: kvLen, nKvHeads, headDim }))
+    const rows = choose(seed, kvLen, nProbes)
+    const scale = 1 / Math.sqrt(headDim)
+    const common = {
+      k: k.values,
+      nHeads,
+      nKvHeads,
+      headDim,
+      slidingWindow,
+      scale: Math.fround(scale),
+    }
+    // Only the probes' LSE is needed: one sequence for each of them, of the keys up to its own.
+    const lse = new Float32Array(kvLen * nHeads)
+    for (const row of rows) {
+      const width = nHeads * headDim
+      const { lse: own } = referenceAttention({
+        ...common,
+        q: q.values.subarray(row * width, (row + 1) * width),
+        v: k.values,
+        cuSeqlensQ: [0, 1],
+        cuSeqlensK: [0, row + 1],
+        causal: true,
+      })
+      lse.set(own, row * nHeads)
+    }
+    const expected = reference({
       ...common,
-      q: q.values.subarray(row * width, (row + 1) * width),
-      v: k.values,
-      cuSeqlensQ: [0, 1],
-      cuSeqlensK: [0, row + 1],
-      causal: true,
+      q: q.values,
+      lse,
+      rows,
+      positions: rows,
+      kvLen,
+      normalization: metric,
     })
-    lse.set(own, row * nHeads)
-  }
-  const expected = reference({
-    ...common,
-    q: q.values,
-    lse,
-    rows,
-    positions: rows,
-    kvLen,
-    normalization: metric,
-  })
-  return { shape, dtype, q: q.stored, k: k.stored, lse, rows, scale, expected }
-})
+    return { shape, dtype, q: q.stored, k: k.stored, lse, rows, scale, expected }
+  },
+)
 
 type Case = ReturnType<typeof caseOf>
 
@@ -165,7 +173,11 @@ describeBackends('probeAttention', (backend) => {
       scale: 1,
     })
     const found = await tensors.values(scores)
-    expectClose(found, [3 / 8, 3 / 8, 3 / 8, 1 / 4], { name: 'scores', shape: [4], tolerance: 1e-6 })
+    expectClose(found, [3 / 8, 3 / 8, 3 / 8, 1 / 4], {
+      name: 'scores',
+      shape: [4],
+      tolerance: 1e-6,
+    })
   })
 
   test.each([1, 2, 3])('does the same bit for bit with %i threads', async (threads) => {
@@ -212,7 +224,12 @@ describeBackends('probeAttention', (backend) => {
 
     const refused: [string, (t: DeviceTensors) => object, ErrorCode, string][] = [
       ['another dtype of k', (t) => ({ k: t.output('bf16', [5, 2, 32]) }), 'ERR_ZC_DTYPE', 'k'],
-      ['heads that do not divide', (t) => ({ k: t.output('f32', [5, 3, 32]) }), 'ERR_ZC_SHAPE', 'k'],
+      [
+        'heads that do not divide',
+        (t) => ({ k: t.output('f32', [5, 3, 32]) }),
+        'ERR_ZC_SHAPE',
+        'k',
+      ],
       ['no heads', (t) => ({ q: t.output('f32', [3, 0, 32]) }), 'ERR_ZC_SHAPE', 'q'],
       ['lse unlike q', (t) => ({ lse: t.output('f32', [2, 4]) }), 'ERR_ZC_SHAPE', 'lse'],
       ['f16 lse', (t) => ({ lse: t.output('f16', [3, 4]) }), 'ERR_ZC_DTYPE', 'lse'],
@@ -228,12 +245,15 @@ describeBackends('probeAttention', (backend) => {
       expectRefused(refuse, { code, op: 'probeAttention', argument })
     })
 
-    test.each([3, -1, 2147483647, -2147483648])('probe row %i of 3, at the next sync', async (row) => {
-      const { tensors, device } = backend
-      probeAttention({ ...call(tensors), rows: tensors.i32([0, row]) })
-      const fault = { code: 'ERR_ZC_ARGUMENT', op: 'probeAttention', message: /^rows: / } as const
-      await expectRejected(device.sync(), fault)
-    })
+    test.each([3, -1, 2147483647, -2147483648])(
+      'probe row %i of 3, at the next sync',
+      async (row) => {
+        const { tensors, device } = backend
+        probeAttention({ ...call(tensors), rows: tensors.i32([0, row]) })
+        const fault = { code: 'ERR_ZC_ARGUMENT', op: 'probeAttention', message: /^rows: / } as const
+        await expectRejected(device.sync(), fault)
+      },
+    )
 
     test('nothing: positions may be anything', async () => {
       const { tensors } = backend

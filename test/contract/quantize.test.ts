@@ -81,7 +81,12 @@ async function run(tensors: DeviceTensors, matrix: Matrix): Promise<Quantized> {
   }
 }
 
-async function expectQuantized(backend: Backend, matrix: Matrix, expected: Quantized, seed?: number) {
+async function expectQuantized(
+  backend: Backend,
+  matrix: Matrix,
+  expected: Quantized,
+  seed?: number,
+) {
   const actual = await run(backend.tensors, matrix)
   const { rows, channels, scheme, bits, range, dtype } = matrix
   const what = `${dtype} (${rows}, ${channels}), ${scheme}, ${bits} bits, ${rangeName(range)}`
@@ -141,117 +146,137 @@ function awkwardRows(): number[][] {
 }
 
 describeBackends('quantize', (backend) => {
-  describe.each(QUANT_SCHEMES)('%s, codes and parameters equal the reference bit for bit', (scheme) => {
-    const settingsOf = (channels: number) => ({
-      scheme,
-      groupSize: scheme === 'groupwise' ? groupSizeOf(channels) : undefined,
-    })
+  describe.each(QUANT_SCHEMES)(
+    '%s, codes and parameters equal the reference bit for bit',
+    (scheme) => {
+      const settingsOf = (channels: number) => ({
+        scheme,
+        groupSize: scheme === 'groupwise' ? groupSizeOf(channels) : undefined,
+      })
 
-    test.each(allBits)('%i bits at every shape, the ranges in turn', async (bits) => {
-      for (const [index, [rows, channels]] of matrixShapes.entries()) {
-        const dtype = floatDtypes[index % 3]
-        const range = ranges[(index + bits) % ranges.length]
-        const key = { rows, channels, dtype, seed: index, bits, range, ...settingsOf(channels) }
+      test.each(allBits)('%i bits at every shape, the ranges in turn', async (bits) => {
+        for (const [index, [rows, channels]] of matrixShapes.entries()) {
+          const dtype = floatDtypes[index % 3]
+          const range = ranges[(index + bits) % ranges.length]
+          const key = { rows, channels, dtype, seed: index, bits, range, ...settingsOf(channels) }
+          const { x, expected } = caseOf(key)
+          await expectQuantized(backend, { ...key, x }, expected, index)
+        }
+      })
+
+      test.each(ranges.map((range) => ({ name: rangeName(range), range })))(
+        '$name, every dtype and width',
+        async ({ range }) => {
+          for (const bits of allBits) {
+            for (const dtype of floatDtypes) {
+              const shape = { rows: 37, channels: 26, seed: bits }
+              const key = { ...shape, dtype, bits, range, ...settingsOf(26) }
+              const { x, expected } = caseOf(key)
+              await expectQuantized(backend, { ...key, x }, expected, bits)
+            }
+          }
+        },
+      )
+
+      test('a few thousand tokens, searched range', async () => {
+        const key = {
+          ...({ rows: 2053, channels: 32, dtype: 'f16', seed: 5, bits: 2 } as const),
+          range: { norm: 4 } as const,
+          ...settingsOf(32),
+        }
         const { x, expected } = caseOf(key)
-        await expectQuantized(backend, { ...key, x }, expected, index)
-      }
-    })
+        await expectQuantized(backend, { ...key, x }, expected, 5)
+      })
 
-    test.each(ranges.map((range) => ({ name: rangeName(range), range })))(
-      '$name, every dtype and width',
-      async ({ range }) => {
-        for (const bits of allBits) {
-          for (const dtype of floatDtypes) {
-            const shape = { rows: 37, channels: 26, seed: bits }
-            const key = { ...shape, dtype, bits, range, ...settingsOf(26) }
-            const { x, expected } = caseOf(key)
-            await expectQuantized(backend, { ...key, x }, expected, bits)
+      test.each(floatDtypes)('awkward values as %s', async (dtype) => {
+        const rows = awkwardRows()
+        // by rows, where every kind of value is a group of its own, and by columns
+        const across = rows.flat()
+        const down = rows[0].flatMap((_, c) => rows.map((row) => row[c]))
+        for (const [x, shape] of [
+          [across, { rows: rows.length, channels: rows[0].length }],
+          [down, { rows: rows[0].length, channels: rows.length }],
+        ] as const) {
+          const { stored, values } = storeAs(dtype, x)
+          for (const bits of allBits) {
+            for (const range of ['minmax', { norm: 2 }, { norm: 5 }] as const) {
+              const setting = { ...shape, ...settingsOf(shape.channels), bits, range }
+              const expected = referenceQuantize({ ...setting, x: values })
+              await expectQuantized(backend, { ...setting, dtype, x: stored }, expected)
+            }
           }
         }
-      },
-    )
+      })
 
-    test('a few thousand tokens, searched range', async () => {
-      const key = {
-        ...{ rows: 2053, channels: 32, dtype: 'f16', seed: 5, bits: 2 } as const,
-        range: { norm: 4 } as const,
-        ...settingsOf(32),
-      }
-      const { x, expected } = caseOf(key)
-      await expectQuantized(backend, { ...key, x }, expected, 5)
-    })
+      test('property: any float32 values', async () => {
+        const inputs = fc.record({
+          channels: fc.integer({ min: 1, max: 12 }),
+          values: fc.array(fc.oneof(fc.float(), fc.float({ min: -8, max: 8 })), { maxLength: 60 }),
+          bits: fc.constantFrom(...allBits),
+          range: fc.constantFrom(...ranges),
+        })
+        const property = fc.asyncProperty(inputs, async ({ channels, values, bits, range }) => {
+          const rows = Math.floor(values.length / channels)
+          const x = Float32Array.from(values.slice(0, rows * channels))
+          const groupSize = scheme === 'groupwise' ? channels : undefined
+          const setting = { rows, channels, scheme, bits, range, groupSize }
+          await expectQuantized(
+            backend,
+            { ...setting, dtype: 'f32', x },
+            referenceQuantize({ ...setting, x }),
+          )
+          backend.tensors.dispose()
+        })
+        await fc.assert(property, propertyRuns(30))
+      })
 
-    test.each(floatDtypes)('awkward values as %s', async (dtype) => {
-      const rows = awkwardRows()
-      // by rows, where every kind of value is a group of its own, and by columns
-      const across = rows.flat()
-      const down = rows[0].flatMap((_, c) => rows.map((row) => row[c]))
-      for (const [x, shape] of [
-        [across, { rows: rows.length, channels: rows[0].length }],
-        [down, { rows: rows[0].length, channels: rows.length }],
-      ] as const) {
-        const { stored, values } = storeAs(dtype, x)
-        for (const bits of allBits) {
-          for (const range of ['minmax', { norm: 2 }, { norm: 5 }] as const) {
-            const setting = { ...shape, ...settingsOf(shape.channels), bits, range }
-            const expected = referenceQuantize({ ...setting, x: values })
-            await expectQuantized(backend, { ...setting, dtype, x: stored }, expected)
+      test('property: codes in range, and no value further off than half a step', async () => {
+        const inputs = fc.record({
+          rows: fc.integer({ min: 1, max: 20 }),
+          channels: fc.integer({ min: 1, max: 20 }),
+          bits: fc.constantFrom(...allBits),
+          seed: fc.nat(),
+        })
+        const property = fc.asyncProperty(inputs, async ({ rows, channels, bits, seed }) => {
+          const x = randomKeys(seed, { nTokens: rows, nKvHeads: 1, headDim: channels })
+          const groupSize = scheme === 'groupwise' ? channels : undefined
+          const matrix = {
+            rows,
+            channels,
+            scheme,
+            bits,
+            range: 'minmax',
+            groupSize,
+            dtype: 'f32',
+            x,
+          } as const
+          const quantized = await run(backend.tensors, matrix)
+          backend.tensors.dispose()
+          const codes = unpackCodes({ packed: quantized.codes, rows, channels, bits })
+          for (const code of codes) expect(code).toBeLessThan(2 ** bits)
+          const restored = referenceDequantize({ ...matrix, ...quantized })
+          for (let i = 0; i < x.length; i++) {
+            const [row, c] = [Math.floor(i / channels), i % channels]
+            const scale = quantized.scale[scheme === 'channelwise' ? c : row]
+            const bound = (quantized.channel[c] ?? 1) * (scale / 2)
+            // The stored zero and scale cover the range, so only float32's roundings come on top.
+            const rounding = 1e-5 * Math.max(1, Math.abs(x[i]), bound)
+            expect(Math.abs(x[i] - restored[i])).toBeLessThanOrEqual(bound + rounding)
           }
-        }
-      }
-    })
-
-    test('property: any float32 values', async () => {
-      const inputs = fc.record({
-        channels: fc.integer({ min: 1, max: 12 }),
-        values: fc.array(fc.oneof(fc.float(), fc.float({ min: -8, max: 8 })), { maxLength: 60 }),
-        bits: fc.constantFrom(...allBits),
-        range: fc.constantFrom(...ranges),
+        })
+        await fc.assert(property, propertyRuns(20))
       })
-      const property = fc.asyncProperty(inputs, async ({ channels, values, bits, range }) => {
-        const rows = Math.floor(values.length / channels)
-        const x = Float32Array.from(values.slice(0, rows * channels))
-        const groupSize = scheme === 'groupwise' ? channels : undefined
-        const setting = { rows, channels, scheme, bits, range, groupSize }
-        await expectQuantized(backend, { ...setting, dtype: 'f32', x }, referenceQuantize({ ...setting, x }))
-        backend.tensors.dispose()
-      })
-      await fc.assert(property, propertyRuns(60))
-    })
-
-    test('property: codes in range, and no value further off than half a step', async () => {
-      const inputs = fc.record({
-        rows: fc.integer({ min: 1, max: 20 }),
-        channels: fc.integer({ min: 1, max: 20 }),
-        bits: fc.constantFrom(...allBits),
-        seed: fc.nat(),
-      })
-      const property = fc.asyncProperty(inputs, async ({ rows, channels, bits, seed }) => {
-        const x = randomKeys(seed, { nTokens: rows, nKvHeads: 1, headDim: channels })
-        const groupSize = scheme === 'groupwise' ? channels : undefined
-        const matrix = { rows, channels, scheme, bits, range: 'minmax', groupSize, dtype: 'f32', x } as const
-        const quantized = await run(backend.tensors, matrix)
-        backend.tensors.dispose()
-        const codes = unpackCodes({ packed: quantized.codes, rows, channels, bits })
-        for (const code of codes) expect(code).toBeLessThan(2 ** bits)
-        const restored = referenceDequantize({ ...matrix, ...quantized })
-        for (let i = 0; i < x.length; i++) {
-          const [row, c] = [Math.floor(i / channels), i % channels]
-          const scale = quantized.scale[scheme === 'channelwise' ? c : row]
-          const bound = (quantized.channel[c] ?? 1) * (scale / 2)
-          // The stored zero and scale cover the range, so only float32's roundings come on top.
-          const rounding = 1e-5 * Math.max(1, Math.abs(x[i]), bound)
-          expect(Math.abs(x[i] - restored[i])).toBeLessThanOrEqual(bound + rounding)
-        }
-      })
-      await fc.assert(property, propertyRuns(20))
-    })
-  })
+    },
+  )
 
   test.each([1, 2, 3])('does the same bit for bit with %i threads', async (threads) => {
     for (const scheme of QUANT_SCHEMES) {
       const key = { rows: 63, channels: 64, dtype: 'f32', seed: 9, scheme, bits: 3 } as const
-      const matrix = { ...key, range: { norm: 3 } as const, groupSize: scheme === 'groupwise' ? 16 : undefined }
+      const matrix = {
+        ...key,
+        range: { norm: 3 } as const,
+        groupSize: scheme === 'groupwise' ? 16 : undefined,
+      }
       const { x, expected } = caseOf(matrix)
       await backend.withDevice({ threads }, (device, tensors) =>
         expectQuantized({ ...backend, device, tensors }, { ...matrix, x }, expected),
@@ -281,10 +306,25 @@ describeBackends('quantize', (backend) => {
       ['other zeros', (t) => ({ zero: t.output('f16', [4]) }), 'ERR_ZC_SHAPE', 'zero'],
       ['scales by token for channels', () => ({ scheme: 'channelwise' }), 'ERR_ZC_SHAPE', 'scale'],
       ['groups of no size', () => ({ scheme: 'groupwise' }), 'ERR_ZC_ARGUMENT', 'groupSize'],
-      ['groups that do not divide', () => ({ scheme: 'groupwise', groupSize: 5 }), 'ERR_ZC_ARGUMENT', 'groupSize'],
-      ['groups of -3', () => ({ scheme: 'groupwise', groupSize: -3 }), 'ERR_ZC_ARGUMENT', 'groupSize'],
+      [
+        'groups that do not divide',
+        () => ({ scheme: 'groupwise', groupSize: 5 }),
+        'ERR_ZC_ARGUMENT',
+        'groupSize',
+      ],
+      [
+        'groups of -3',
+        () => ({ scheme: 'groupwise', groupSize: -3 }),
+        'ERR_ZC_ARGUMENT',
+        'groupSize',
+      ],
       ['cst without channels', () => ({ scheme: 'cst' }), 'ERR_ZC_DTYPE', 'channel'],
-      ['channels without cst', (t) => ({ channel: t.output('f16', [12]) }), 'ERR_ZC_ARGUMENT', 'channel'],
+      [
+        'channels without cst',
+        (t) => ({ channel: t.output('f16', [12]) }),
+        'ERR_ZC_ARGUMENT',
+        'channel',
+      ],
       ['norm 1', () => ({ range: { norm: 1 } }), 'ERR_ZC_ARGUMENT', 'range'],
       ['norm 7', () => ({ range: { norm: 7 } }), 'ERR_ZC_ARGUMENT', 'range'],
     ]
@@ -351,9 +391,11 @@ describeBackends('dequantize', (backend) => {
     })
     const property = fc.asyncProperty(inputs, async ({ rows, channels, bits, seed }) => {
       const next = randomNumbers(seed)
-      const codes = Uint8Array.from({ length: rows * channels }, () => Math.floor(next() * 2 ** bits))
+      const codes = Uint8Array.from({ length: rows * channels }, () =>
+        Math.floor(next() * 2 ** bits),
+      )
       const matrix = {
-        ...{ rows, channels, bits, scheme: 'tokenwise', range: 'minmax', dtype: 'f32' } as const,
+        ...({ rows, channels, bits, scheme: 'tokenwise', range: 'minmax', dtype: 'f32' } as const),
         x: new Float32Array(0),
       }
       const restored = await restore(matrix, {
@@ -362,7 +404,11 @@ describeBackends('dequantize', (backend) => {
         zero: new Float64Array(rows),
         channel: new Float64Array(0),
       })
-      expectIdentical(restored, Float64Array.from(codes), { name: 'codes', shape: [rows, channels], seed })
+      expectIdentical(restored, Float64Array.from(codes), {
+        name: 'codes',
+        shape: [rows, channels],
+        seed,
+      })
       backend.tensors.dispose()
     })
     await fc.assert(property, propertyRuns(30))
@@ -382,7 +428,11 @@ describeBackends('dequantize', (backend) => {
     quantize({ x, ...stored, ...setting })
     dequantize({ ...stored, out, ...setting })
     const shape = [40, 24]
-    expectClose(await tensors.values(out), normals(3, 40 * 24), { name: 'out', shape, tolerance: 0.01 })
+    expectClose(await tensors.values(out), normals(3, 40 * 24), {
+      name: 'out',
+      shape,
+      tolerance: 0.01,
+    })
   })
 
   test('refuses codes of another width', () => {

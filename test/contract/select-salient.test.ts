@@ -46,12 +46,18 @@ const shapes = [
 describeBackends('selectSalient', (backend) => {
   test.each(shapes)('$count of $n, $nHeads heads: distinct scores', async (shape) => {
     const seed = shape.n
-    await expectSelection(backend, { ...shape, scores: normals(seed, shape.nHeads * shape.n), seed })
+    await expectSelection(backend, {
+      ...shape,
+      scores: normals(seed, shape.nHeads * shape.n),
+      seed,
+    })
   })
 
   test.each(shapes)('$count of $n, $nHeads heads: many ties', async (shape) => {
     const next = randomNumbers(shape.n)
-    const scores = Float32Array.from({ length: shape.nHeads * shape.n }, () => Math.floor(next() * 3))
+    const scores = Float32Array.from({ length: shape.nHeads * shape.n }, () =>
+      Math.floor(next() * 3),
+    )
     await expectSelection(backend, { ...shape, scores, seed: shape.n })
   })
 
@@ -77,7 +83,8 @@ describeBackends('selectSalient', (backend) => {
       const from = { scores: Float32Array.from(scores), nHeads: 1, n: scores.length, count }
       const { salient, regular } = await run(tensors, from)
       expect(salient).toHaveLength(count)
-      for (const list of [salient, regular]) expect([...list]).toEqual([...list].sort((a, b) => a - b))
+      for (const list of [salient, regular])
+        expect([...list]).toEqual([...list].sort((a, b) => a - b))
       expect([...salient, ...regular].sort((a, b) => a - b)).toEqual([...scores.keys()])
       const rank = (i: number) => (Number.isNaN(scores[i]) ? -Infinity : scores[i])
       const least = Math.min(...[...salient].map(rank))
@@ -90,8 +97,18 @@ describeBackends('selectSalient', (backend) => {
 
   const refused: [string, (t: DeviceTensors) => object, ErrorCode, string][] = [
     ['f16 scores', (t) => ({ scores: t.output('f16', [2, 5]) }), 'ERR_ZC_DTYPE', 'scores'],
-    ['more salient than tokens', (t) => ({ salient: t.output('i32', [2, 6]) }), 'ERR_ZC_SHAPE', 'salient'],
-    ['lists that overlap', (t) => ({ regular: t.output('i32', [2, 4]) }), 'ERR_ZC_SHAPE', 'regular'],
+    [
+      'more salient than tokens',
+      (t) => ({ salient: t.output('i32', [2, 6]) }),
+      'ERR_ZC_SHAPE',
+      'salient',
+    ],
+    [
+      'lists that overlap',
+      (t) => ({ regular: t.output('i32', [2, 4]) }),
+      'ERR_ZC_SHAPE',
+      'regular',
+    ],
     ['other heads', (t) => ({ salient: t.output('i32', [1, 2]) }), 'ERR_ZC_SHAPE', 'salient'],
     ['float lists', (t) => ({ salient: t.output('f32', [2, 2]) }), 'ERR_ZC_DTYPE', 'salient'],
   ]

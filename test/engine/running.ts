@@ -61,6 +61,11 @@ export function maxDifference(a: ArrayLike<number>, b: ArrayLike<number>): numbe
   return worst
 }
 
+/** Expects equal numbers. Not toEqual, which takes minutes to print how long arrays differ. */
+export function expectSame(a: ArrayLike<number>, b: ArrayLike<number>): void {
+  expect(maxDifference(a, b)).toBe(0)
+}
+
 /** For each row of (rows, width), where its largest number is. */
 export function argmaxRows(x: ArrayLike<number>, width: number): number[] {
   return Array.from({ length: x.length / width }, (_, row) => {

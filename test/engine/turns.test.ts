@@ -1,7 +1,7 @@
 import { join } from 'node:path'
 import { loadModel, type Model, type PolicySpec, type Sequence } from '../../lib/index'
 import { kFixtures, kTrainedModels, ModelCopies } from './model-copies'
-import { argmaxRows, idsOf, maxDifference, someIds, useModel } from './running'
+import { argmaxRows, expectSame, idsOf, maxDifference, someIds, useModel } from './running'
 
 const copies = new ModelCopies()
 afterAll(() => copies.remove())
@@ -100,7 +100,8 @@ describe('a conversation in several turns', () => {
   test('a window larger than everything is fp16', async () => {
     const never: PolicySpec = { name: 'zipcache', window: 65536 }
     const turns = cut(ids(), [60, 100, 20])
-    expect(await logitsOfTurns(model(), never, turns)).toEqual(
+    expectSame(
+      await logitsOfTurns(model(), never, turns),
       await logitsOfTurns(model(), 'fp16', turns),
     )
     expect(await idsOf(model(), ids(), 30, { policy: never })).toEqual(
@@ -111,12 +112,12 @@ describe('a conversation in several turns', () => {
   test('the seed of the probes decides what is kept at high precision, and nothing else does', async () => {
     const turns = cut(ids(), [120, 60])
     const first = await logitsOfTurns(model(), 'zipcache', turns, 1)
-    expect(await logitsOfTurns(model(), 'zipcache', turns, 1)).toEqual(first)
+    expectSame(await logitsOfTurns(model(), 'zipcache', turns, 1), first)
     expect(
       maxDifference(await logitsOfTurns(model(), 'zipcache', turns, 2), first),
     ).toBeGreaterThan(0)
     const uniform = await logitsOfTurns(model(), 'uniform4', turns, 1)
-    expect(await logitsOfTurns(model(), 'uniform4', turns, 2)).toEqual(uniform)
+    expectSame(await logitsOfTurns(model(), 'uniform4', turns, 2), uniform)
   })
 
   test('the number of threads changes nothing', async () => {
@@ -125,7 +126,7 @@ describe('a conversation in several turns', () => {
     const expected = await logitsOfTurns(model(), policy, turns)
     for (const threads of [1, 3]) {
       const other = await loadModel(join(kFixtures, 'llama'), { threads })
-      expect(await logitsOfTurns(other, policy, turns)).toEqual(expected)
+      expectSame(await logitsOfTurns(other, policy, turns), expected)
       await other.dispose()
     }
   })

@@ -9,7 +9,7 @@ import {
   type StoredTensors,
   storedAs,
 } from '../engine/model-copies'
-import { argmaxRows, idsOf, maxDifference, useModel } from '../engine/running'
+import { argmaxRows, expectSame, idsOf, maxDifference, useModel } from '../engine/running'
 import { type FixturePrompt, readFixturePrompts } from '../eval/fixture-prompts'
 
 /** Logits of the last rows, as many as the reference has. */
@@ -99,14 +99,14 @@ describe('the same weights in other files', () => {
   test.each([2, 7])('in %i shards: identical logits', async (shards) => {
     const expected = await lastLogits(original(), ids, logits.length)
     await withModel(copies.copy(from, { shards }), {}, async (model) => {
-      expect(await lastLogits(model, ids, logits.length)).toEqual(expected)
+      expectSame(await lastLogits(model, ids, logits.length), expected)
     })
   })
 
   test('in float32, which holds bfloat16 exactly: identical logits', async () => {
     const expected = await lastLogits(original(), ids, logits.length)
     await withModel(copies.copy(from, { tensors: inDtype('F32') }), {}, async (model) => {
-      expect(await lastLogits(model, ids, logits.length)).toEqual(expected)
+      expectSame(await lastLogits(model, ids, logits.length), expected)
     })
   })
 

@@ -1,0 +1,119 @@
+import type { ErrorCode } from '../../lib/errors.js'
+import { rmsNorm } from '../../lib/ops/index.js'
+import { type FloatDtype, rmsNorm as reference } from '../../lib/reference/index.js'
+import { describeBackends } from '../support/backends.js'
+import { expectClose, expectIdentical } from '../support/compare.js'
+import { type DeviceTensors, floatDtypes } from '../support/device-tensors.js'
+import { expectRefused } from '../support/errors.js'
+import { normals, storeAs } from '../support/random-data.js'
+import { tolerance } from '../support/tolerance.js'
+
+const eps = 1e-5
+const allowed = {
+  f32: tolerance.f32Norm,
+  f16: tolerance.f16Output,
+  bf16: tolerance.bf16Output,
+}
+
+interface Norm {
+  x: ArrayLike<number>
+  weight: ArrayLike<number>
+  width: number
+  dtypes?: readonly [x: FloatDtype, weight: FloatDtype, out: FloatDtype]
+  eps?: number
+  inPlace?: boolean
+}
+
+/** The op's result and the reference's, for values as the dtypes store them. */
+async function run(tensors: DeviceTensors, norm: Norm) {
+  const { width, dtypes = ['f32', 'f32', 'f32'], inPlace = false } = norm
+  const x = storeAs(dtypes[0], norm.x)
+  const weight = storeAs(dtypes[1], norm.weight)
+  const shape = [width === 0 ? 3 : norm.x.length / width, width]
+  const input = tensors.input(dtypes[0], x.stored as Uint16Array, shape)
+  const out = inPlace ? input : tensors.output(dtypes[2], shape)
+  const weights = tensors.input(dtypes[1], weight.stored as Uint16Array, [width])
+  rmsNorm({ x: input, weight: weights, out, eps: norm.eps ?? eps })
+  const options = { x: x.values, weight: weight.values, width, eps: Math.fround(norm.eps ?? eps) }
+  return { actual: await tensors.values(out), expected: () => reference(options), shape }
+}
+
+describeBackends('rmsNorm', (backend) => {
+  async function expectReference(norm: Norm) {
+    const { actual, expected, shape } = await run(backend.tensors, norm)
+    const out = norm.dtypes?.[2] ?? 'f32'
+    expectClose(actual, expected(), { name: 'out', shape, tolerance: allowed[out] })
+  }
+
+  test.each([1, 7, 15, 16, 17, 64, 127, 1031])('rows of %i', async (width) => {
+    for (const rows of [0, 1, 2, 17]) {
+      const x = normals(rows, rows * width)
+      await expectReference({ x, weight: normals(width, width), width })
+    }
+  })
+
+  const triples = floatDtypes.flatMap((x) =>
+    floatDtypes.flatMap((weight) => floatDtypes.map((out) => ({ x, weight, out }))),
+  )
+  test.each(triples)('x of $x, weight of $weight, out of $out', async ({ x, weight, out }) => {
+    const dtypes = [x, weight, out] as const
+    await expectReference({ x: normals(1, 5 * 67), weight: normals(2, 67), width: 67, dtypes })
+  })
+
+  test.each(floatDtypes)('in place in %s, the same bits', async (dtype) => {
+    const dtypes = [dtype, 'f32', dtype] as const
+    const norm = { x: normals(1, 20 * 33), weight: normals(2, 33), width: 33, dtypes }
+    const there = await run(backend.tensors, norm)
+    const here = await run(backend.tensors, { ...norm, inPlace: true })
+    expectIdentical(here.actual, there.actual, { name: 'out', shape: here.shape })
+  })
+
+  test.each([1e-30, 1e-4, 1e4, 1e18, 1e30])('values of size %p', async (size) => {
+    const x = normals(3, 4 * 64).map((value) => value * size)
+    await expectReference({ x, weight: normals(4, 64), width: 64, eps: 1e-6 })
+  })
+
+  test('zeros stay zeros', async () => {
+    const norm = { x: new Float32Array(32), weight: normals(1, 16), width: 16 }
+    const { actual } = await run(backend.tensors, norm)
+    expect(actual.every((y) => y === 0)).toBe(true)
+  })
+
+  test('without eps', async () => {
+    await expectReference({ x: normals(5, 48), weight: normals(6, 16), width: 16, eps: 0 })
+  })
+
+  test('rows of no width', async () => {
+    const { actual } = await run(backend.tensors, { x: [], weight: [], width: 0 })
+    expect(actual).toHaveLength(0)
+  })
+
+  test.each([1, 2, 3])('does the same bit for bit with %i threads', async (threads) => {
+    const norm = { x: normals(1, 70 * 65), weight: normals(2, 65), width: 65 }
+    const here = await run(backend.tensors, norm)
+    const there = await backend.withDevice({ threads }, (_, tensors) => run(tensors, norm))
+    expectIdentical(there.actual, here.actual, { name: 'out', shape: here.shape })
+  })
+
+  const refused: [string, (t: DeviceTensors) => object, ErrorCode, string][] = [
+    ['integers', (t) => ({ x: t.output('i32', [3, 7]) }), 'ERR_ZC_DTYPE', 'x'],
+    ['x of one axis', (t) => ({ x: t.output('f32', [21]) }), 'ERR_ZC_SHAPE', 'x'],
+    ['a weight of 6', (t) => ({ weight: t.output('f32', [6]) }), 'ERR_ZC_SHAPE', 'weight'],
+    ['bytes for weight', (t) => ({ weight: t.output('u8', [7]) }), 'ERR_ZC_DTYPE', 'weight'],
+    ['another out', (t) => ({ out: t.output('f32', [7, 3]) }), 'ERR_ZC_SHAPE', 'out'],
+    ['integers for out', (t) => ({ out: t.output('i32', [3, 7]) }), 'ERR_ZC_DTYPE', 'out'],
+    ['eps below 0', () => ({ eps: -1e-6 }), 'ERR_ZC_ARGUMENT', 'eps'],
+    ['eps NaN', () => ({ eps: Number.NaN }), 'ERR_ZC_ARGUMENT', 'eps'],
+    ['no eps', () => ({ eps: undefined }), 'ERR_ZC_ARGUMENT', 'eps'],
+  ]
+  test.each(refused)('refuses %s', (_, fault, code, argument) => {
+    const { tensors } = backend
+    const args = {
+      x: tensors.output('f32', [3, 7]),
+      weight: tensors.output('f32', [7]),
+      out: tensors.output('f32', [3, 7]),
+      eps,
+    }
+    expectRefused(() => rmsNorm({ ...args, ...fault(tensors) }), { code, op: 'rmsNorm', argument })
+  })
+})

@@ -1,0 +1,755 @@
+import type { ErrorCode } from '../../lib/errors.js'
+import {
+  appendKv,
+  exportSegment,
+  packSegment,
+  type QuantRange,
+  unpackSegment,
+} from '../../lib/ops/index.js'
+import {
+  type FloatDtype,
+  fromBf16,
+  fromF16,
+  keyRows,
+  MAX_F16,
+  type Segment,
+  valueRows,
+} from '../../lib/reference/index.js'
+import { type Backend, describeBackends } from '../support/backends.js'
+import { expectClose, expectIdentical } from '../support/compare.js'
+import { type DeviceTensors, floatDtypes } from '../support/device-tensors.js'
+import { expectRefused, expectRejected } from '../support/errors.js'
+import { kvTable, PackedCache, stackTables } from '../support/packed-cache.js'
+import { type BlockPlan, packSequence, type SequencePlan } from '../support/packed-sequence.js'
+import { cumulative, randomKeys, randomValues, storeAs } from '../support/random-data.js'
+import { tolerance } from '../support/tolerance.js'
+
+const codeFormats = ['u2', 'u3', 'u4', 'u8'] as const
+const int32Max = 2 ** 31 - 1
+const int32Min = -(2 ** 31)
+
+/** What varies between the caches of these tests. */
+interface Subject {
+  plan: SequencePlan
+  nKvHeads: number
+  headDim: number
+  /** of K and V as they come from the model */
+  dtype: FloatDtype
+  seed: number
+}
+
+const high = { keyFormat: 'u4', valueFormat: 'u4' } as const
+const low = { keyFormat: 'u2', valueFormat: 'u2' } as const
+
+const block = (nTokens: number, nSalient: number): BlockPlan => ({
+  nTokens,
+  nSalient,
+  salient: high,
+  regular: low,
+})
+
+const usual: Subject = {
+  plan: { blocks: [block(53, 30)], tail: { format: 'f16', nTokens: 5 } },
+  nKvHeads: 2,
+  headDim: 32,
+  dtype: 'f32',
+  seed: 1,
+}
+
+const usualPoolBytes = 1 << 16
+
+/** The subject packed, with what all ops on its segments need. */
+function pack(tensors: DeviceTensors, subject: Subject, poolBytes = usualPoolBytes) {
+  const { nKvHeads, headDim } = subject
+  const cache = new PackedCache(tensors, { nKvHeads, headDim, poolBytes })
+  const sequence = packSequence(tensors, { cache, ...subject })
+  return { cache, sequence, pool: cache.pool, table: tensors.i32(sequence.table) }
+}
+
+interface Shape {
+  nKvHeads: number
+  headDim: number
+}
+
+/** Empty tensors for the content of a segment. */
+function contentOf(tensors: DeviceTensors, nTokens: number, { nKvHeads, headDim }: Shape) {
+  return {
+    kCodes: tensors.output('u8', [nKvHeads, nTokens, headDim]),
+    vCodes: tensors.output('u8', [nKvHeads, nTokens, headDim]),
+    kParams: tensors.output('f32', [nKvHeads, 2, headDim]),
+    vParams: tensors.output('f32', [nKvHeads, 2, nTokens]),
+    vChannel: tensors.output('f32', [nKvHeads, headDim]),
+    positions: tensors.output('i32', [nKvHeads, nTokens]),
+  }
+}
+
+/** The content that the reference gives a segment, in the shapes of `exportSegment`. */
+function expectedContent(segment: Segment, { nKvHeads, headDim }: Shape) {
+  if (!('kCodes' in segment && 'vCodes' in segment)) throw new Error('the segment holds no codes')
+  const { nTokens } = segment
+  const interleave = (scale: ArrayLike<number>, zero: ArrayLike<number>, length: number) =>
+    Array.from({ length: nKvHeads }, (_, head) =>
+      [scale, zero].map((x) => Array.from(x).slice(head * length, (head + 1) * length)),
+    ).flat(2)
+  return {
+    kCodes: segment.kCodes,
+    vCodes: segment.vCodes,
+    kParams: interleave(segment.kScale, segment.kZero, headDim),
+    vParams: interleave(segment.vScale, segment.vZero, nTokens),
+    vChannel: segment.vChannel,
+    positions: segment.positions!,
+  }
+}
+
+async function expectExported(backend: Backend, subject: Subject) {
+  const { tensors } = backend
+  const { pool, table, sequence } = pack(tensors, subject, 1 << 20)
+  for (const [index, segment] of sequence.segments.entries()) {
+    if (index === 0) continue // the tail
+    const content = contentOf(tensors, segment.nTokens, subject)
+    exportSegment({ pool, table, ...content, layer: 0, segment: index })
+    const expected = expectedContent(segment, subject)
+    for (const name of Object.keys(content) as (keyof typeof content)[]) {
+      const actual = await tensors.values(content[name])
+      expectIdentical(actual, expected[name], {
+        name: `${name} of segment ${index}`,
+        shape: content[name].shape,
+        seed: subject.seed,
+      })
+    }
+  }
+  tensors.dispose()
+}
+
+describeBackends('packSegment', (backend) => {
+  const pairs = codeFormats.flatMap((keyFormat) =>
+    codeFormats.map((valueFormat) => ({ keyFormat, valueFormat })),
+  )
+  const ranges: QuantRange[] = ['minmax', { norm: 2 }, { norm: 3 }, { norm: 6 }]
+
+  describe('stores what the reference does, bit for bit', () => {
+    test.each(pairs)('K $keyFormat, V $valueFormat, in every range', async (formats) => {
+      const crossed = { keyFormat: formats.valueFormat, valueFormat: formats.keyFormat }
+      for (const [index, keyRange] of ranges.entries()) {
+        const valueRange = ranges[(index * 3 + 1) % ranges.length]
+        const own = { nTokens: 45, nSalient: 28, salient: formats, regular: crossed }
+        const plan = { ...usual.plan, blocks: [{ ...own, keyRange, valueRange }] }
+        await expectExported(backend, { ...usual, plan, seed: index })
+      }
+    })
+
+    test.each(floatDtypes)('rows of %s', async (dtype) => {
+      await expectExported(backend, { ...usual, dtype, seed: 3 })
+    })
+
+    test.each([0, 1, 2, 15, 16, 17, 31, 63, 64, 65, 127])('%i tokens', async (n) => {
+      const blocks = [block(n, n), block(n, Math.floor(n / 2)), block(n, 0)]
+      await expectExported(backend, { ...usual, plan: { ...usual.plan, blocks }, seed: n })
+    })
+
+    test.each([16, 32, 48, 64, 80, 96, 128, 256])('head_dim %i', async (headDim) => {
+      await expectExported(backend, { ...usual, headDim, seed: headDim })
+    })
+
+    test.each([1, 3, 7])('%i KV heads', async (nKvHeads) => {
+      await expectExported(backend, { ...usual, nKvHeads, seed: nKvHeads })
+    })
+
+    test('several blocks', async () => {
+      const blocks = [block(83, 50), block(33, 20), block(17, 17)]
+      await expectExported(backend, { ...usual, plan: { ...usual.plan, blocks }, seed: 9 })
+    })
+  })
+
+  test.each([1, 3])('does the same bit for bit with %i threads', async (threads) => {
+    await backend.withDevice({ threads }, (device, tensors) =>
+      expectExported({ ...backend, device, tensors }, usual),
+    )
+  })
+})
+
+/** The value of elements that no op has written, by dtype. */
+const canary = {
+  f32: new Float32Array(Uint32Array.of(0x5a5a5a5a).buffer)[0],
+  f16: fromF16([0x5a5a])[0],
+  bf16: fromBf16([0x5a5a])[0],
+} as const
+
+describeBackends('unpackSegment', (backend) => {
+  const allowed = {
+    f32: tolerance.dequantize,
+    f16: tolerance.f16Output,
+    bf16: tolerance.bf16Output,
+  }
+
+  async function expectRestored(subject: Subject, dtype: FloatDtype, base: number) {
+    const { tensors } = backend
+    const { pool, table, sequence } = pack(tensors, subject, 1 << 20)
+    const { nKvHeads, headDim, seed } = subject
+    const shape = [sequence.length - base, nKvHeads, headDim]
+    for (const [index, segment] of sequence.segments.entries()) {
+      if (Array.from(segment.positions!).some((position) => position < base)) continue
+      const k = tensors.output(dtype, shape)
+      const v = tensors.output(dtype, shape)
+      unpackSegment({ pool, table, k, v, layer: 0, segment: index, base })
+      const pairs = [
+        { name: 'k', tensor: k, rowsOf: keyRows },
+        { name: 'v', tensor: v, rowsOf: valueRows },
+      ]
+      for (const { name, tensor, rowsOf } of pairs) {
+        const actual = await tensors.values(tensor)
+        const expected = new Float64Array(actual.length).fill(canary[dtype])
+        const written = new Set<number>()
+        for (let head = 0; head < nKvHeads; head++) {
+          const rows = rowsOf(segment, head, headDim)
+          for (let slot = 0; slot < segment.nTokens; slot++) {
+            const row = segment.positions![head * segment.nTokens + slot] - base
+            const at = row * nKvHeads + head
+            written.add(at)
+            expected.set(rows.subarray(slot * headDim, (slot + 1) * headDim), at * headDim)
+          }
+        }
+        const untouched = actual.filter((_, i) => !written.has(Math.floor(i / headDim)))
+        expect(untouched.every((x) => x === canary[dtype])).toBe(true)
+        expectClose(actual, expected, {
+          name: `${dtype} ${name} of segment ${index}`,
+          shape,
+          tolerance: allowed[dtype],
+          seed,
+        })
+      }
+    }
+    tensors.dispose()
+  }
+
+  test.each(floatDtypes)('restores rows in %s and leaves the others alone', async (dtype) => {
+    const blocks = [block(83, 50), block(33, 20), block(17, 17)]
+    await expectRestored({ ...usual, plan: { ...usual.plan, blocks } }, dtype, 0)
+  })
+
+  test.each(codeFormats)('%s, beside each other width', async (keyFormat) => {
+    const plan = {
+      blocks: codeFormats.map((valueFormat) => {
+        const formats = { keyFormat, valueFormat }
+        return { nTokens: 19, nSalient: 19, salient: formats, regular: formats }
+      }),
+      tail: { format: 'f32', nTokens: 3 },
+    } as const
+    await expectRestored({ ...usual, plan }, 'f32', 0)
+  })
+
+  test.each([16, 96, 256])('head_dim %i', async (headDim) => {
+    await expectRestored({ ...usual, headDim }, 'f32', 0)
+  })
+
+  test('counts rows from the base', async () => {
+    const blocks = [block(33, 20), block(17, 9)]
+    await expectRestored({ ...usual, plan: { ...usual.plan, blocks } }, 'f32', 33)
+  })
+
+  test('a segment without tokens', async () => {
+    const plan = { blocks: [block(9, 0)], tail: { format: 'f16', nTokens: 0 } } as const
+    await expectRestored({ ...usual, plan }, 'f32', 0)
+  })
+
+  test.each([
+    ['before the first row', 1, 60],
+    ['after the last row', 0, 52],
+    ['anywhere, there being no rows', 0, 0],
+    ['before a base of 2^31 - 1', int32Max, 60],
+    ['after a base of -2^31', int32Min, 60],
+  ])('rejects positions %s', async (_, base, rows) => {
+    const { tensors, device } = backend
+    const { pool, table } = pack(tensors, usual)
+    const k = tensors.output('f32', [rows, 2, 32])
+    const v = tensors.output('f32', [rows, 2, 32])
+    for (const segment of [1, 2]) unpackSegment({ pool, table, k, v, layer: 0, segment, base })
+    const fault = { code: 'ERR_ZC_ARGUMENT', op: 'unpackSegment', message: /^k: / } as const
+    await expectRejected(device.sync(), fault)
+  })
+})
+
+describeBackends('appendKv', (backend) => {
+  const shape = { nKvHeads: 3, headDim: 32 }
+  const width = shape.nKvHeads * shape.headDim
+
+  /** What a tail of this format holds of f32 or 16-bit values. */
+  function stored(format: FloatDtype, values: ArrayLike<number>): Float64Array {
+    const finite = Float64Array.from(values, (x) =>
+      format === 'f16' && !Number.isNaN(x) ? Math.min(Math.max(x, -MAX_F16), MAX_F16) : x,
+    )
+    return storeAs(format, finite).values
+  }
+
+  interface Rows {
+    k: ArrayLike<number>
+    v: ArrayLike<number>
+  }
+
+  /** Appends the rows of several sequences in steps, then reads each tail back. */
+  async function expectTails(
+    format: FloatDtype,
+    dtype: FloatDtype,
+    steps: readonly (readonly number[])[],
+    make = (seed: number, nTokens: number): Rows => ({
+      k: randomKeys(seed, { ...shape, nTokens }),
+      v: randomValues(seed + 1, { ...shape, nTokens }),
+    }),
+  ) {
+    const { tensors } = backend
+    const nSequences = steps[0].length
+    const totals = steps[0].map((_, s) => steps.reduce((sum, lengths) => sum + lengths[s], 0))
+    const cache = new PackedCache(tensors, shape)
+    const tables = totals.map((capacity, s) =>
+      cache.table({ format, nTokens: 0, start: 10 * s, capacity }, []),
+    )
+    const held = Array.from({ length: nSequences }, () => ({
+      k: [] as number[],
+      v: [] as number[],
+    }))
+    for (const [step, lengths] of steps.entries()) {
+      const cuSeqlens = cumulative(lengths)
+      const total = cuSeqlens.at(-1)!
+      const rows = make(step * 10 + 1, total)
+      const k = storeAs(dtype, rows.k)
+      const v = storeAs(dtype, rows.v)
+      for (const [s, own] of held.entries()) {
+        const [first, last] = [cuSeqlens[s] * width, cuSeqlens[s + 1] * width]
+        own.k.push(...stored(format, k.values.subarray(first, last)))
+        own.v.push(...stored(format, v.values.subarray(first, last)))
+        tables[s][kvTable.tailLength] += lengths[s]
+      }
+      const { words, shape: tablesShape } = stackTables(tables)
+      appendKv({
+        k: tensors.input(dtype, k.stored as Uint16Array, [total, shape.nKvHeads, shape.headDim]),
+        v: tensors.input(dtype, v.stored as Uint16Array, [total, shape.nKvHeads, shape.headDim]),
+        pool: cache.pool,
+        tables: tensors.i32(words, tablesShape),
+        cuSeqlens: tensors.i32(cuSeqlens),
+        layer: 0,
+      })
+    }
+    for (const [s, own] of held.entries()) {
+      const table = tensors.i32(tables[s])
+      const out = [totals[s], shape.nKvHeads, shape.headDim]
+      const k = tensors.output('f32', out)
+      const v = tensors.output('f32', out)
+      unpackSegment({ pool: cache.pool, table, k, v, layer: 0, segment: 0, base: 10 * s })
+      expectIdentical(await tensors.values(k), own.k, { name: `k of sequence ${s}`, shape: out })
+      expectIdentical(await tensors.values(v), own.v, { name: `v of sequence ${s}`, shape: out })
+    }
+    tensors.dispose()
+  }
+
+  describe.each(floatDtypes)('a tail of %s', (format) => {
+    test.each(floatDtypes)('holds rows of %s exactly as it can', async (dtype) => {
+      await expectTails(format, dtype, [[21], [1], [1], [10], [31], [0], [7]])
+    })
+
+    test('several sequences', async () => {
+      const steps = [
+        [5, 0, 17, 16],
+        [1, 1, 1, 1],
+        [0, 3, 40, 15],
+      ]
+      await expectTails(format, 'f32', steps)
+    })
+  })
+
+  test('an f16 tail saturates', async () => {
+    const special = [1e6, -1e6, 65504, 65519.9, 65520, -65520, Infinity, -Infinity, 1e-9, -0, 3e-8]
+    const make = (_: number, nTokens: number) => ({
+      k: Array.from({ length: nTokens * width }, (_, i) => special[i % special.length]),
+      v: Array.from({ length: nTokens * width }, (_, i) => special[(i + 5) % special.length]),
+    })
+    await expectTails('f16', 'f32', [[4], [1]], make)
+  })
+
+  test('no sequences, and no rows', async () => {
+    await expectTails('f16', 'f32', [[0, 0]])
+    const { tensors, device } = backend
+    const rows = tensors.output('f32', [0, 3, 32])
+    const tables = tensors.i32([], [0, 8])
+    const pool = tensors.output('u8', [64])
+    appendKv({ k: rows, v: rows, pool, tables, cuSeqlens: tensors.i32([0]), layer: 0 })
+    await device.sync()
+  })
+
+  test.each([[[1, 1]], [[0, 2]], [[0, 0]], [[0, -1]], [[int32Min, 1]]])(
+    'rejects cuSeqlens %j of one row',
+    async (cuSeqlens) => {
+      const { tensors, device } = backend
+      const call = appendCall(tensors, pack(tensors, usual))
+      appendKv({ ...call, cuSeqlens: tensors.i32(cuSeqlens) })
+      const fault = { code: 'ERR_ZC_ARGUMENT', op: 'appendKv', message: /^cuSeqlens: / } as const
+      await expectRejected(device.sync(), fault)
+    },
+  )
+
+  test('rejects more rows than the tail has', async () => {
+    const { tensors, device } = backend
+    const packed = pack(tensors, usual)
+    const rows = tensors.output('f32', [6, 2, 32]).write(new Float32Array(6 * 64))
+    const cuSeqlens = tensors.i32([0, 6])
+    appendKv({ ...appendCall(tensors, packed), k: rows, v: rows, cuSeqlens })
+    await expectRejected(device.sync(), {
+      code: 'ERR_ZC_ARGUMENT',
+      op: 'appendKv',
+      message: /tail/,
+    })
+  })
+})
+
+type Packed = ReturnType<typeof pack>
+
+/** One more call of each op on the usual subject, right but for its table. */
+function appendCall(tensors: DeviceTensors, { pool, sequence }: Packed, table = sequence.table) {
+  const rows = tensors.f32(new Float32Array(64), [1, 2, 32])
+  const tables = tensors.i32(table, [1, table.length])
+  return { k: rows, v: rows, pool, tables, cuSeqlens: tensors.i32([0, 1]), layer: 0 }
+}
+
+function packCall(tensors: DeviceTensors, { pool, sequence }: Packed, table = sequence.table) {
+  const rows = tensors.f32(new Float32Array(53 * 64), [53, 2, 32])
+  const ids = tensors.i32(sequence.packed[0].rows, [2, 30])
+  return { k: rows, v: rows, ids, pool, table: tensors.i32(table), layer: 0, segment: 1 }
+}
+
+function unpackCall(tensors: DeviceTensors, { pool, sequence }: Packed, table = sequence.table) {
+  const k = tensors.output('f32', [sequence.length, 2, 32])
+  const v = tensors.output('f32', [sequence.length, 2, 32])
+  return { k, v, pool, table: tensors.i32(table), layer: 0, segment: 1, base: 0 }
+}
+
+function exportCall(tensors: DeviceTensors, { pool, sequence }: Packed, table = sequence.table) {
+  const content = contentOf(tensors, 30, usual)
+  return { ...content, pool, table: tensors.i32(table), layer: 0, segment: 1 }
+}
+
+describeBackends('a damaged page table', (backend) => {
+  const ops: Record<string, (tensors: DeviceTensors, packed: Packed, table: Int32Array) => void> = {
+    appendKv: (...args) => appendKv(appendCall(...args)),
+    packSegment: (...args) => packSegment(packCall(...args)),
+    unpackSegment: (...args) => unpackSegment(unpackCall(...args)),
+    exportSegment: (...args) => exportSegment(exportCall(...args)),
+  }
+  const units = usualPoolBytes / kvTable.unitBytes
+  /** The segment that each op of these tests works on. */
+  const segmentOf = (op: string) => (op === 'appendKv' ? 0 : 1)
+  type Word = Parameters<PackedCache['wordAt']>[2]
+  type Damage = (table: Int32Array, packed: Packed, segment: number) => void
+
+  /** Every KV head's word set to a value: which head is found first does not matter. */
+  const word =
+    (name: Word, value: number, kvHead?: number): Damage =>
+    (table, { cache }, segment) => {
+      for (const head of kvHead === undefined ? [0, 1] : [kvHead]) {
+        table[cache.wordAt(table, segment, name, head)] = value
+      }
+    }
+  const header =
+    (index: number, value: number): Damage =>
+    (table) => {
+      table[index] = value
+    }
+  const page =
+    (unit: number, kvHead: number): Damage =>
+    (table, { cache }, segment) => {
+      table[table[cache.wordAt(table, segment, 'pagesBegin', kvHead)]] = unit
+    }
+
+  const everyOp = Object.keys(ops)
+  const onSegments = everyOp.filter((op) => op !== 'appendKv')
+  const damages: [string, readonly string[], Damage][] = [
+    ...[0, -1, int32Min].map((n): [string, readonly string[], Damage] => [
+      `${n} layers`,
+      everyOp,
+      header(kvTable.layers, n),
+    ]),
+    ['2^31 - 1 layers', everyOp, header(kvTable.layers, int32Max)],
+    ['a layer more than there are words', everyOp, header(kvTable.layers, 2 ** 20)],
+    ...[0, 1, 3, -1, int32Max].map((n): [string, readonly string[], Damage] => [
+      `${n} KV heads`,
+      everyOp,
+      header(kvTable.kvHeads, n),
+    ]),
+    ...[0, -1, int32Min, int32Max].map((n): [string, readonly string[], Damage] => [
+      `at most ${n} segments`,
+      everyOp,
+      header(kvTable.maxSegments, n),
+    ]),
+    [
+      'a size that is 0 modulo 2^64 words',
+      everyOp,
+      (table) => {
+        table[kvTable.layers] = 2 ** 30
+        table[kvTable.maxSegments] = 2 ** 30 - 1
+      },
+    ],
+    ...[-1, 10_000, int32Max, int32Max - 14, int32Max - 15, int32Min].map(
+      (n): [string, readonly string[], Damage] => [
+        `a tail of ${n} tokens`,
+        ['appendKv'],
+        header(kvTable.tailLength, n),
+      ],
+    ),
+    ...[-1, 10_000, int32Max, int32Max - 14, int32Max - 15, int32Min].map(
+      (n): [string, readonly string[], Damage] => [
+        `a segment of ${n} tokens`,
+        onSegments,
+        word('nTokens', n),
+      ],
+    ),
+    ...[-1, int32Max, int32Min].map((n): [string, readonly string[], Damage] => [
+      `pages listed from word ${n} on`,
+      everyOp,
+      word('pagesBegin', n),
+    ]),
+    [
+      'pages listed from the last word on',
+      onSegments,
+      (table, packed, segment) => word('pagesBegin', table.length - 1)(table, packed, segment),
+    ],
+    [
+      'pages listed behind the table',
+      everyOp,
+      (table, packed, segment) => word('pagesBegin', table.length)(table, packed, segment),
+    ],
+    ...[-1, units - 1, units, int32Max, int32Min].flatMap(
+      (unit): [string, readonly string[], Damage][] => [
+        [`the first head's page at unit ${unit}`, everyOp, page(unit, 0)],
+        [`the second head's page at unit ${unit}`, everyOp, page(unit, 1)],
+      ],
+    ),
+    ...[0, 1, 5, 33, -1, int32Min].flatMap((n): [string, readonly string[], Damage][] => [
+      [`keys in format ${n}`, everyOp, word('keyFormat', n)],
+      [`values in format ${n}`, everyOp, word('valueFormat', n, 1)],
+    ]),
+    ['a tail of codes', ['appendKv'], word('keyFormat', 4)],
+    ...[-1, units, int32Max, int32Min].map((unit): [string, readonly string[], Damage] => [
+      `parameters at unit ${unit}`,
+      onSegments,
+      word('paramsUnit', unit),
+    ]),
+    ['parameters that reach beyond the pool', onSegments, word('paramsUnit', units - 1)],
+    ...[-1, units, int32Max, int32Min].map((unit): [string, readonly string[], Damage] => [
+      `a bitmap at unit ${unit}`,
+      onSegments,
+      word('bitmapUnit', unit),
+    ]),
+    ...[int32Max, int32Min].map((span): [string, readonly string[], Damage] => [
+      `a bitmap of ${span} bits`,
+      onSegments,
+      word('span', span),
+    ]),
+    ['a bitmap of one bit more', ['packSegment'], word('span', 54)],
+    ['one token more', ['packSegment', 'exportSegment'], word('nTokens', 31)],
+    [
+      'one token fewer, in the second head',
+      ['packSegment', 'exportSegment'],
+      word('nTokens', 29, 1),
+    ],
+    ['positions before every row', ['unpackSegment'], word('start', -1)],
+    ['positions from 2^31 - 1 on', ['unpackSegment'], word('start', int32Max)],
+    [
+      'fewer segments',
+      ['unpackSegment', 'exportSegment'],
+      (table) => {
+        table[kvTable.header] = 1
+      },
+    ],
+  ]
+
+  test.each(damages)('%s is rejected at the next sync', async (_, names, damage) => {
+    const { tensors, device } = backend
+    const packed = pack(tensors, usual)
+    await device.sync()
+    for (const op of names) {
+      const table = packed.sequence.table.slice()
+      damage(table, packed, segmentOf(op))
+      ops[op](tensors, packed, table)
+      await expectRejected(device.sync(), { code: 'ERR_ZC_ARGUMENT', op })
+    }
+    ops.unpackSegment(tensors, packed, packed.sequence.table) // the device goes on
+    await device.sync()
+  })
+
+  test('every prefix of a table is rejected or read within', async () => {
+    const { tensors, device } = backend
+    const packed = pack(tensors, usual)
+    await device.sync()
+    const { table } = packed.sequence
+    for (let words = kvTable.header; words < table.length; words += 7) {
+      for (const [op, call] of Object.entries(ops)) {
+        if (op === 'packSegment') continue // its rows would overwrite what the others read
+        call(tensors, packed, table.slice(0, words))
+        const fault = await device.sync().then(
+          () => undefined,
+          (error: unknown) => error,
+        )
+        if (fault) expect(fault).toMatchObject({ code: 'ERR_ZC_ARGUMENT', op })
+      }
+    }
+  })
+
+  test.each([-1, 1, int32Max, int32Min])('layer %i of 1', async (layer) => {
+    const { tensors, device } = backend
+    const packed = pack(tensors, usual)
+    await device.sync()
+    appendKv({ ...appendCall(tensors, packed), layer })
+    await expectRejected(device.sync(), { code: 'ERR_ZC_ARGUMENT', op: 'appendKv' })
+    packSegment({ ...packCall(tensors, packed), layer })
+    await expectRejected(device.sync(), { code: 'ERR_ZC_ARGUMENT', op: 'packSegment' })
+    unpackSegment({ ...unpackCall(tensors, packed), layer })
+    await expectRejected(device.sync(), { code: 'ERR_ZC_ARGUMENT', op: 'unpackSegment' })
+    exportSegment({ ...exportCall(tensors, packed), layer })
+    await expectRejected(device.sync(), { code: 'ERR_ZC_ARGUMENT', op: 'exportSegment' })
+  })
+
+  test.each([3, 4, 1000, int32Max])('segment %i of 3', async (segment) => {
+    const { tensors, device } = backend
+    const packed = pack(tensors, usual)
+    await device.sync()
+    const message = /^segment: /
+    packSegment({ ...packCall(tensors, packed), segment })
+    await expectRejected(device.sync(), { code: 'ERR_ZC_ARGUMENT', op: 'packSegment', message })
+    unpackSegment({ ...unpackCall(tensors, packed), segment })
+    await expectRejected(device.sync(), { code: 'ERR_ZC_ARGUMENT', op: 'unpackSegment', message })
+    exportSegment({ ...exportCall(tensors, packed), segment })
+    await expectRejected(device.sync(), { code: 'ERR_ZC_ARGUMENT', op: 'exportSegment', message })
+  })
+
+  test('a segment of floats cannot be packed', async () => {
+    const { tensors, device } = backend
+    const packed = pack(tensors, usual)
+    const table = packed.sequence.table.slice()
+    for (const name of ['keyFormat', 'valueFormat'] as const) word(name, 16)(table, packed, 1)
+    packSegment(packCall(tensors, packed, table))
+    const code = 'ERR_ZC_UNSUPPORTED'
+    await expectRejected(device.sync(), { code, op: 'packSegment', message: /^segment: / })
+  })
+})
+
+describeBackends('segments refuse', (backend) => {
+  const ids = (change: (rows: Int32Array) => void) => (packed: Packed) => {
+    const rows = packed.sequence.packed[0].rows.slice()
+    change(rows)
+    return rows
+  }
+  test.each([
+    ['out of order', ids((rows) => rows.subarray(3, 5).reverse())],
+    ['twice the same', ids((rows) => rows.copyWithin(7, 6, 7))],
+    ['negative', ids((rows) => rows.fill(-1, 0, 1))],
+    ['beyond the rows', ids((rows) => rows.fill(53, 59, 60))],
+    ['of 2^31 - 1', ids((rows) => rows.fill(int32Max, 29, 30))],
+    ['of -2^31', ids((rows) => rows.fill(int32Min, 30, 31))],
+  ])('ids %s, at the next sync', async (_, make) => {
+    const { tensors, device } = backend
+    const packed = pack(tensors, usual)
+    packSegment({ ...packCall(tensors, packed), ids: tensors.i32(make(packed), [2, 30]) })
+    const fault = { code: 'ERR_ZC_ARGUMENT', op: 'packSegment', message: /^ids: / } as const
+    await expectRejected(device.sync(), fault)
+  })
+
+  type Refused = [string, (t: DeviceTensors) => object, ErrorCode, string]
+  const rows = (t: DeviceTensors, dtype: FloatDtype, shape: number[]) => t.output(dtype, shape)
+
+  const append: Refused[] = [
+    ['integers for k', (t) => ({ k: t.output('i32', [1, 2, 32]) }), 'ERR_ZC_DTYPE', 'k'],
+    ['k of two axes', (t) => ({ k: rows(t, 'f32', [1, 64]) }), 'ERR_ZC_SHAPE', 'k'],
+    ['v of another dtype', (t) => ({ v: rows(t, 'f16', [1, 2, 32]) }), 'ERR_ZC_DTYPE', 'v'],
+    ['v of other rows', (t) => ({ v: rows(t, 'f32', [2, 2, 32]) }), 'ERR_ZC_SHAPE', 'v'],
+    ['a pool of floats', (t) => ({ pool: t.output('f32', [64]) }), 'ERR_ZC_DTYPE', 'pool'],
+    ['a pool of two axes', (t) => ({ pool: t.output('u8', [8, 8]) }), 'ERR_ZC_SHAPE', 'pool'],
+    ['one table', (t) => ({ tables: t.output('i32', [99]) }), 'ERR_ZC_SHAPE', 'tables'],
+    ['float tables', (t) => ({ tables: t.output('f32', [1, 99]) }), 'ERR_ZC_DTYPE', 'tables'],
+    ['tables of 7 words', (t) => ({ tables: t.output('i32', [1, 7]) }), 'ERR_ZC_SHAPE', 'tables'],
+    ['two sequences', (t) => ({ cuSeqlens: t.i32([0, 1, 1]) }), 'ERR_ZC_SHAPE', 'cuSeqlens'],
+    ['float cuSeqlens', (t) => ({ cuSeqlens: t.f32([0, 1]) }), 'ERR_ZC_DTYPE', 'cuSeqlens'],
+    ['half a layer', () => ({ layer: 0.5 }), 'ERR_ZC_ARGUMENT', 'layer'],
+  ]
+  test.each(append)('%s, as appendKv', (_, fault, code, argument) => {
+    const { tensors } = backend
+    const call = { ...appendCall(tensors, pack(tensors, usual)), ...fault(tensors) }
+    expectRefused(() => appendKv(call), { code, op: 'appendKv', argument })
+  })
+
+  const packing: Refused[] = [
+    ['v of other rows', (t) => ({ v: rows(t, 'f32', [52, 2, 32]) }), 'ERR_ZC_SHAPE', 'v'],
+    ['float ids', (t) => ({ ids: t.output('f32', [2, 30]) }), 'ERR_ZC_DTYPE', 'ids'],
+    ['ids of one head', (t) => ({ ids: t.output('i32', [1, 30]) }), 'ERR_ZC_SHAPE', 'ids'],
+    ['tables of two axes', (t) => ({ table: t.output('i32', [1, 99]) }), 'ERR_ZC_SHAPE', 'table'],
+    ['a table of 7 words', (t) => ({ table: t.output('i32', [7]) }), 'ERR_ZC_SHAPE', 'table'],
+    ['the tail', () => ({ segment: 0 }), 'ERR_ZC_ARGUMENT', 'segment'],
+    ['segment -1', () => ({ segment: -1 }), 'ERR_ZC_ARGUMENT', 'segment'],
+    ['segment NaN', () => ({ segment: Number.NaN }), 'ERR_ZC_ARGUMENT', 'segment'],
+    ['layer 2^31', () => ({ layer: 2 ** 31 }), 'ERR_ZC_ARGUMENT', 'layer'],
+  ]
+  test.each(packing)('%s, as packSegment', (_, fault, code, argument) => {
+    const { tensors } = backend
+    const call = { ...packCall(tensors, pack(tensors, usual)), ...fault(tensors) }
+    expectRefused(() => packSegment(call), { code, op: 'packSegment', argument })
+  })
+
+  test.each([1, 7, -2, 2.5])('the norm %p', (norm) => {
+    const { tensors } = backend
+    const call = packCall(tensors, pack(tensors, usual))
+    const range = { norm: norm as 2 }
+    for (const ranges of [{ keyRange: range }, { valueRange: range }]) {
+      expectRefused(() => packSegment({ ...call, ...ranges }), { code: 'ERR_ZC_ARGUMENT' })
+    }
+  })
+
+  const unpacking: Refused[] = [
+    ['integers for k', (t) => ({ k: t.output('i32', [9, 2, 32]) }), 'ERR_ZC_DTYPE', 'k'],
+    ['v unlike k', (t) => ({ v: rows(t, 'f32', [9, 2, 32]) }), 'ERR_ZC_SHAPE', 'v'],
+    ['segment -1', () => ({ segment: -1 }), 'ERR_ZC_ARGUMENT', 'segment'],
+    ['half a base', () => ({ base: 0.5 }), 'ERR_ZC_ARGUMENT', 'base'],
+    ['a float table', (t) => ({ table: t.output('f32', [99]) }), 'ERR_ZC_DTYPE', 'table'],
+  ]
+  test.each(unpacking)('%s, as unpackSegment', (_, fault, code, argument) => {
+    const { tensors } = backend
+    const call = { ...unpackCall(tensors, pack(tensors, usual)), ...fault(tensors) }
+    expectRefused(() => unpackSegment(call), { code, op: 'unpackSegment', argument })
+  })
+
+  const exporting: Refused[] = [
+    ['the tail', () => ({ segment: 0 }), 'ERR_ZC_ARGUMENT', 'segment'],
+    ['float kCodes', (t) => ({ kCodes: rows(t, 'f32', [2, 30, 32]) }), 'ERR_ZC_DTYPE', 'kCodes'],
+    ['other vCodes', (t) => ({ vCodes: t.output('u8', [2, 29, 32]) }), 'ERR_ZC_SHAPE', 'vCodes'],
+    ['f16 kParams', (t) => ({ kParams: rows(t, 'f16', [2, 2, 32]) }), 'ERR_ZC_DTYPE', 'kParams'],
+    ['other kParams', (t) => ({ kParams: rows(t, 'f32', [2, 32]) }), 'ERR_ZC_SHAPE', 'kParams'],
+    ['other vParams', (t) => ({ vParams: rows(t, 'f32', [2, 2, 32]) }), 'ERR_ZC_SHAPE', 'vParams'],
+    ['other vChannel', (t) => ({ vChannel: rows(t, 'f32', [32]) }), 'ERR_ZC_SHAPE', 'vChannel'],
+    ['other positions', (t) => ({ positions: t.output('i32', [30]) }), 'ERR_ZC_SHAPE', 'positions'],
+  ]
+  test.each(exporting)('%s, as exportSegment', (_, fault, code, argument) => {
+    const { tensors } = backend
+    const call = { ...exportCall(tensors, pack(tensors, usual)), ...fault(tensors) }
+    expectRefused(() => exportSegment(call), { code, op: 'exportSegment', argument })
+  })
+
+  test.each([8, 24, 272])('head_dim %i', (headDim) => {
+    const { tensors } = backend
+    const packed = pack(tensors, usual)
+    const k = tensors.output('f32', [53, 2, headDim])
+    const fault = { code: 'ERR_ZC_UNSUPPORTED', argument: 'k' } as const
+    expectRefused(() => appendKv({ ...appendCall(tensors, packed), k, v: k }), fault)
+    expectRefused(() => packSegment({ ...packCall(tensors, packed), k, v: k }), fault)
+    expectRefused(() => unpackSegment({ ...unpackCall(tensors, packed), k, v: k }), fault)
+    const content = contentOf(tensors, 30, { nKvHeads: 2, headDim })
+    const refuse = () => exportSegment({ ...exportCall(tensors, packed), ...content })
+    expectRefused(refuse, { code: 'ERR_ZC_UNSUPPORTED', argument: 'kCodes' })
+  })
+
+  test('a head_dim other than the table was made for may not crash', async () => {
+    const { tensors, device } = backend
+    const packed = pack(tensors, usual)
+    await device.sync()
+    const k = tensors.output('f32', [58, 2, 256])
+    unpackSegment({ ...unpackCall(tensors, packed), k, v: k })
+    await device
+      .sync()
+      .catch((error: unknown) => expect(error).toMatchObject({ name: 'ZipCacheError' }))
+  })
+})

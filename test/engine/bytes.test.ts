@@ -1,0 +1,259 @@
+/** Memory is counted to the byte, and by hand here. */
+import { join } from 'node:path'
+import type { CacheBytes, PolicySpec } from '../../lib/index'
+import { kFixtures } from './model-copies'
+import { idsOf, someIds, useModel } from './running'
+
+const model = useModel(join(kFixtures, 'llama'))
+/** Of the fixture. */
+const [nLayers, nKvHeads, nHeads, headDim, hiddenSize] = [3, 2, 4, 32, 128]
+const nEntries = nLayers * nKvHeads
+
+const sumOf = (byClass: CacheBytes['byClass']) => Object.values(byClass).reduce((a, b) => a + b)
+
+/** The bytes of a cache of `turns` prompts of so many tokens. */
+async function bytesAfter(policy: PolicySpec, ...turns: number[]): Promise<CacheBytes> {
+  const sequence = model().createSequence({ policy })
+  for (const n of turns) await sequence.prefill(someIds(n, 320))
+  const { bytes } = sequence
+  sequence.dispose()
+  return bytes
+}
+
+/** Pages that n tokens of every (layer, KV head) take. */
+const pages = (n: number) => nEntries * Math.ceil(n / 16)
+/** Bytes of 16 tokens' K and V at so many bits, and V's 16 scales and zeros when they are codes. */
+const page = (keyBits: number, valueBits: number) =>
+  ((keyBits + valueBits) * 16 * headDim) / 8 + (valueBits <= 8 ? 64 : 0)
+
+describe('by class', () => {
+  test('an empty cache has its table', async () => {
+    const { resident, byClass, fp16, ratio, paperRatio } = await bytesAfter('zipcache')
+    expect(byClass).toMatchObject({ high: 0, low: 0, tail: 0, params: 0, bitmaps: 0, probes: 0 })
+    expect(resident).toBe(byClass.tables)
+    expect([fp16, ratio, paperRatio]).toEqual([0, 0, null])
+  })
+
+  test('zipcache: a prompt of 300', async () => {
+    expect((await bytesAfter('zipcache', 300)).byClass).toMatchObject({
+      high: pages(180) * page(4, 4),
+      low: pages(120) * page(2, 2),
+      tail: 0,
+      params: nEntries * 2 * 192, // 3 x 32 channels x 2 bytes, for both classes
+      bitmaps: nEntries * 64, // 300 bits in a unit of 64 bytes
+      probes: 0,
+    })
+  })
+
+  test('zipcache: a prompt, a window and a part of one', async () => {
+    const policy = { name: 'zipcache', window: 40 } as const
+    const turns = [200, ...new Array(40).fill(1), 17]
+    // 5% of 40 and of 40 again: tokens 38, 39 and two random ones, rows of q and lse in float32
+    const { byClass } = await bytesAfter(policy, ...turns)
+    expect(byClass).toMatchObject({
+      high: (pages(120) + pages(24)) * page(4, 4),
+      low: (pages(80) + pages(16)) * page(2, 2),
+      tail: pages(17) * page(16, 16),
+      params: nEntries * 4 * 192,
+      bitmaps: nEntries * 2 * 64,
+    })
+    const probeRow = nLayers * (nHeads * headDim + nHeads) * 4
+    expect(byClass.probes % probeRow).toBe(0)
+    expect(byClass.probes).toBeLessThanOrEqual(4 * probeRow)
+  })
+
+  test('K and V at bits of their own', async () => {
+    const policy: PolicySpec = {
+      name: 'zipcache',
+      saliencyRatio: 0.2,
+      keyBits: { high: 8, low: 3 },
+      valueBits: { high: 3, low: 2 },
+    }
+    expect((await bytesAfter(policy, 160)).byClass).toMatchObject({
+      high: pages(32) * Math.ceil(page(8, 3) / 64) * 64,
+      low: pages(128) * Math.ceil(page(3, 2) / 64) * 64,
+    })
+  })
+
+  test('uniform has one class and no bitmap', async () => {
+    expect((await bytesAfter('uniform2', 300)).byClass).toMatchObject({
+      high: pages(300) * page(2, 2),
+      low: 0,
+      tail: 0,
+      params: nEntries * 192,
+      bitmaps: 0,
+    })
+  })
+
+  test.each([
+    ['full', 32],
+    ['fp16', 16],
+  ] as const)('%s is all tail', async (policy, bits) => {
+    const { byClass, paperRatio } = await bytesAfter(policy, 300)
+    expect(byClass).toMatchObject({ high: 0, low: 0, params: 0, bitmaps: 0, probes: 0 })
+    expect(byClass.tail).toBe(pages(300) * page(bits, bits))
+    expect(paperRatio).toBeNull()
+  })
+})
+
+describe('in all', () => {
+  const policies: PolicySpec[] = [
+    'full',
+    'fp16',
+    'zipcache',
+    'uniform3',
+    { name: 'zipcache', window: 1 },
+  ]
+
+  test.each(policies)('resident is the sum of all classes: %j', async (policy) => {
+    for (const turns of [[5], [300], [300, 30, 1, 1, 200]]) {
+      const bytes = await bytesAfter(policy, ...turns)
+      const length = turns.reduce((a, b) => a + b)
+      expect(bytes.resident).toBe(sumOf(bytes.byClass))
+      // K and V of every layer and head, two bytes an element
+      expect(bytes.fp16).toBe(2 * length * nEntries * headDim * 2)
+      expect(bytes.ratio).toBe(bytes.fp16 / bytes.resident)
+      expect(bytes.peak).toBeGreaterThanOrEqual(bytes.resident)
+    }
+  })
+
+  test('is what the pool handed out, and the table', async () => {
+    const { used } = model().kvMemory
+    for (const policy of policies) {
+      const sequence = model().createSequence({ policy })
+      await idsOf(sequence, someIds(130, 320), 30)
+      const { resident, byClass } = sequence.bytes
+      expect(resident - byClass.tables - byClass.probes).toBe(model().kvMemory.used - used)
+      sequence.dispose()
+    }
+  })
+
+  test('is what the device has handed out, the logits and the pool aside', async () => {
+    await model().device.sync()
+    const before = model().device.memory.current
+    const sequence = model().createSequence({ policy: { name: 'zipcache', window: 30 } })
+    await sequence.prefill(someIds(50, 320))
+    await sequence.prefill(someIds(12, 320))
+    await model().device.sync()
+    const { byClass } = sequence.bytes
+    const logits = model().device.memory.current - before - byClass.tables - byClass.probes
+    // the logits of one row, and what computed them
+    expect(logits).toBeGreaterThanOrEqual(320 * 4)
+    expect(logits).toBeLessThan(320 * 4 + 2 * hiddenSize * 4 + 64)
+    sequence.dispose()
+    await model().device.sync()
+    expect(model().device.memory.current).toBe(before)
+  })
+
+  test('peak has the activations of a prompt, and one layer of its K and V in full', async () => {
+    const n = 500
+    const { peak, resident } = await bytesAfter('zipcache', n)
+    const residual = n * hiddenSize * 4
+    const [q, kv] = [n * nHeads * headDim * 4, 2 * n * nKvHeads * headDim * 4]
+    expect(peak - resident).toBeGreaterThan(2 * residual + 2 * q + kv)
+    // and not that of all layers
+    expect(peak - resident).toBeLessThan(20 * residual)
+  })
+
+  test('peak has a window twice while it is compressed', async () => {
+    const n = 64
+    const turns = (last: number) => [...new Array(n - 1 + last).fill(1)]
+    const policy = { name: 'zipcache', window: n } as const
+    const open = await bytesAfter(policy, ...turns(0))
+    const closed = await bytesAfter(policy, ...turns(1))
+    expect(closed.resident).toBeLessThan(open.resident)
+    const packed = closed.byClass.high + closed.byClass.low
+    expect(closed.peak).toBeGreaterThan(open.byClass.tail + packed)
+  })
+
+  test('peak does not shrink', async () => {
+    const sequence = model().createSequence({ policy: 'fp16' })
+    let last = 0
+    for (const n of [10, 300, 5, 1]) {
+      await sequence.prefill(someIds(n, 320))
+      expect(sequence.bytes.peak).toBeGreaterThanOrEqual(last)
+      last = sequence.bytes.peak
+    }
+    sequence.dispose()
+  })
+})
+
+describe("the paper's ratio", () => {
+  /**
+   * Bits of a 16-bit cache over those of codes and parameters: each class has a scale and a zero for every channel of K and for
+   * every token of V, 16 bits each.
+   */
+  function paperRatio(
+    n: number,
+    width: number,
+    classes: { share: number; bits: [number, number] }[],
+  ) {
+    let bits = 0
+    for (const {
+      share,
+      bits: [keyBits, valueBits],
+    } of classes) {
+      bits += share * n * width * (keyBits + valueBits)
+      bits += 2 * width * 16 + 2 * n * 16
+    }
+    return (2 * n * width * 16) / bits
+  }
+
+  test('of the formula written here reproduces the paper: 4.98 at l = 840, r = 60%, hd = 4096', () => {
+    const classes = [
+      { share: 0.6, bits: [4, 4] as [number, number] },
+      { share: 0.4, bits: [2, 2] as [number, number] },
+    ]
+    // The paper shares channel parameters among 8 sequences: eight times the tokens.
+    expect(paperRatio(8 * 840, 4096, classes)).toBeCloseTo(4.98, 2)
+  })
+
+  test.each<[PolicySpec, { share: number; bits: [number, number] }[]]>([
+    [
+      'zipcache',
+      [
+        { share: 0.6, bits: [4, 4] },
+        { share: 0.4, bits: [2, 2] },
+      ],
+    ],
+    [
+      { name: 'zipcache', saliencyRatio: 0.2, keyBits: { low: 3 }, valueBits: { high: 8 } },
+      [
+        { share: 0.2, bits: [4, 8] },
+        { share: 0.8, bits: [3, 2] },
+      ],
+    ],
+    ['uniform4', [{ share: 1, bits: [4, 4] }]],
+    [{ name: 'uniform', bits: 2, keyBits: 3 }, [{ share: 1, bits: [3, 2] }]],
+  ])('%j', async (policy, classes) => {
+    for (const n of [100, 300]) {
+      const { paperRatio: own, ratio } = await bytesAfter(policy, n)
+      expect(own).toBeCloseTo(paperRatio(n, nKvHeads * headDim, classes), 10)
+      expect(ratio).toBeLessThan(own!) // which leaves out bitmaps, page holes and tables
+    }
+  })
+})
+
+test('2,000 decoded tokens leave resident memory flat but for the cache itself', async () => {
+  const sequence = model().createSequence()
+  const rss: number[] = []
+  const cache: number[] = []
+  const device: number[] = []
+  let n = 0
+  for await (const _ of sequence.generate([5, 6, 7], { maxTokens: 2000, ignoreEos: true })) {
+    n++
+    if (n !== 200 && n !== 2000) continue
+    rss.push(process.memoryUsage().rss)
+    cache.push(sequence.bytes.resident)
+    device.push(
+      model().device.memory.current - sequence.bytes.byClass.tables - sequence.bytes.byClass.probes,
+    )
+  }
+  expect(n).toBe(2000)
+  // JavaScript's heap breathes by some megabytes; a leak of one small tensor a token would be 60 MB.
+  const grown = rss[1] - rss[0] - (cache[1] - cache[0])
+  expect(grown).toBeLessThan(24 * 2 ** 20)
+  // What the device has handed out beside the cache does not grow at all.
+  expect(device[1]).toBeLessThanOrEqual(device[0])
+  sequence.dispose()
+})

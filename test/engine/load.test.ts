@@ -1,0 +1,207 @@
+/** Folders and options that cannot be loaded: each is named, nothing stays allocated, and the process goes on. */
+import { readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { Device, type LoadOptions, loadModel } from '../../lib/index'
+import { expectRejected, type Fault } from '../support/errors'
+import { kFixtures, ModelCopies, type StoredTensors, storedAs, valuesOf } from './model-copies'
+import { collect, idsOf, someIds } from './running'
+
+const kLlama = join(kFixtures, 'llama')
+const copies = new ModelCopies()
+let device: Device
+
+beforeAll(async () => {
+  device = await Device.open('cpu', { threads: 2 })
+})
+afterEach(async () => {
+  await device.sync()
+  expect(device.memory.current).toBe(0)
+})
+afterAll(async () => {
+  copies.remove()
+  await device.dispose()
+})
+
+async function expectUnloadable(
+  dir: string,
+  fault: Fault,
+  options: LoadOptions = {},
+): Promise<void> {
+  await expectRejected(loadModel(dir, { device, ...options }), fault)
+}
+
+/** Puts a number, given as the bits of its dtype, somewhere into a bfloat16 tensor. */
+const poke = (name: string, bits: number, index: number) => (tensors: StoredTensors) => {
+  const { bytes } = tensors.get(name)!
+  new Uint16Array(bytes.buffer)[index] = bits
+  return tensors
+}
+
+describe('weights that are no numbers', () => {
+  const kNan = 0x7fc0
+  const kInfinity = 0x7f80
+
+  test.each<[string, number, number]>([
+    ['model.embed_tokens.weight', kNan, 12345],
+    ['model.layers.1.mlp.up_proj.weight', kNan, 0],
+    ['model.layers.2.self_attn.k_proj.weight', kInfinity, 77],
+    ['model.layers.0.input_layernorm.weight', 0xffff, 127],
+    ['model.norm.weight', kInfinity | 0x8000, 3],
+    ['lm_head.weight', kNan, 320 * 128 - 1],
+  ])('%s', async (name, bits, index) => {
+    const dir = copies.copy(kLlama, { tensors: poke(name, bits, index) })
+    for (const dtype of ['f32', 'bf16'] as const) {
+      const fault = { code: 'ERR_ZC_NUMERIC', argument: name, message: /1 of its/ } as const
+      await expectUnloadable(dir, fault, { dtype })
+    }
+  })
+
+  test.each(['F32', 'F16'] as const)('in a tensor of %s', async (dtype) => {
+    const name = 'model.layers.1.self_attn.v_proj.weight'
+    const dir = copies.copy(kLlama, {
+      tensors: (tensors) => {
+        const stored = storedAs(tensors.get(name)!, dtype)
+        // the highest byte of both types' NaN, all ones below
+        stored.bytes.fill(0xff, 0, stored.bytes.length / stored.shape[0] / stored.shape[1])
+        return tensors.set(name, stored)
+      },
+    })
+    await expectUnloadable(dir, { code: 'ERR_ZC_NUMERIC', argument: name })
+  })
+})
+
+describe('numbers that overflow on their way', () => {
+  test('end a generation with a typed error, not with some token', async () => {
+    const dir = copies.copy(kLlama, {
+      tensors: (tensors) => {
+        const head = tensors.get('lm_head.weight')!
+        const huge = Float32Array.from(valuesOf(head), (x) => Math.sign(x) * 3e38)
+        const bytes = new Uint8Array(huge.buffer)
+        return tensors.set('lm_head.weight', { ...head, dtype: 'F32', bytes })
+      },
+    })
+    const model = await loadModel(dir, { device })
+    const before = device.memory.current
+    for (const options of [{}, { temperature: 1 }, { topK: 3, temperature: 0.5 }]) {
+      await expectRejected(collect(model.generate(someIds(20, 320), options)), {
+        code: 'ERR_ZC_NUMERIC',
+        message: /NaN or infinity/,
+      })
+    }
+    await device.sync()
+    expect([device.memory.current, model.kvMemory.used]).toEqual([before, 0])
+    await model.dispose()
+  })
+})
+
+describe('files that are damaged', () => {
+  const damaged = { code: 'ERR_ZC_CHECKPOINT' } as const
+
+  test.each([0, 7, 8, 500, 5000, 1_053_519])('cut off after %i bytes', async (size) => {
+    const dir = copies.copy(kLlama)
+    truncateSync(join(dir, 'model.safetensors'), size)
+    await expectUnloadable(dir, damaged)
+  })
+
+  test('a shard that is missing, or cut off', async () => {
+    const dir = copies.copy(kLlama, { shards: 3 })
+    const shard = join(dir, 'model-00002-of-00003.safetensors')
+    truncateSync(shard, 9000)
+    await expectUnloadable(dir, damaged)
+    rmSync(shard)
+    await expectUnloadable(dir, { ...damaged, message: /model-00002-of-00003/ })
+  })
+
+  test('a tensor that is missing or of another shape', async () => {
+    const name = 'model.layers.2.mlp.down_proj.weight'
+    const without = (tensors: StoredTensors) => {
+      tensors.delete(name)
+      return tensors
+    }
+    await expectUnloadable(copies.copy(kLlama, { tensors: without }), {
+      ...damaged,
+      message: /down_proj/,
+    })
+    await expectUnloadable(copies.copy(kLlama, { config: { intermediate_size: 255 } }), damaged)
+    await expectUnloadable(copies.copy(kLlama, { config: { vocab_size: 321 } }), damaged)
+  })
+
+  test('a config that is not supported, or absurd', async () => {
+    const config = (changes: Record<string, unknown>) => copies.copy(kLlama, { config: changes })
+    const unsupported = { code: 'ERR_ZC_CONFIG' } as const
+    await expectUnloadable(config({ architectures: ['GPT2LMHeadModel'] }), {
+      ...unsupported,
+      message: /GPT2LMHeadModel/,
+    })
+    await expectUnloadable(config({ hidden_act: 'gelu' }), { ...unsupported, message: /gelu/ })
+    await expectUnloadable(config({ num_hidden_layers: 1e9 }), unsupported)
+    await expectUnloadable(config({ hidden_size: -1 }), unsupported)
+    await expectUnloadable(config({ rope_scaling: { rope_type: 'spiral' } }), {
+      ...unsupported,
+      message: /spiral/,
+    })
+  })
+
+  test('a tokenizer that is damaged', async () => {
+    const dir = copies.copy(kLlama, { files: { 'tokenizer.json': '{"model": 5' } })
+    await expectUnloadable(dir, { code: 'ERR_ZC_TOKENIZER' })
+  })
+
+  test('no folder, an empty one, a file', async () => {
+    await expectUnloadable(join(kLlama, 'nowhere'), { code: 'ERR_ZC_CONFIG' })
+    const dir = copies.copy(kLlama)
+    rmSync(join(dir, 'model.safetensors'))
+    await expectUnloadable(dir, damaged)
+    rmSync(join(dir, 'config.json'))
+    await expectUnloadable(dir, { code: 'ERR_ZC_CONFIG' })
+    await expectUnloadable(join(kLlama, 'config.json'), { code: 'ERR_ZC_CONFIG' })
+  })
+
+  test('a model next to a damaged one still runs', async () => {
+    const model = await loadModel(kLlama, { device })
+    const expected = await idsOf(model, [5, 6, 7], 10)
+    const dir = copies.copy(kLlama)
+    const path = join(dir, 'model.safetensors')
+    writeFileSync(path, readFileSync(path).fill(0xff, 20, 60))
+    await expectRejected(loadModel(dir, { device }), damaged)
+    expect(await idsOf(model, [5, 6, 7], 10)).toEqual(expected)
+    await model.dispose()
+  })
+})
+
+describe('options that are refused', () => {
+  const bad: [option: string, value: unknown][] = [
+    ...['f16', 'float32', 7, null].map((v): [string, unknown] => ['dtype', v]),
+    ...[0, 1000, -1, Number.NaN, Number.POSITIVE_INFINITY, '1 GiB', {}].map(
+      (v): [string, unknown] => ['kvMemory', v],
+    ),
+  ]
+  test.each(bad)('%s: %p', async (option, value) => {
+    const fault = { code: 'ERR_ZC_ARGUMENT', argument: option } as const
+    await expectUnloadable(kLlama, fault, { [option]: value })
+  })
+
+  test.each([-1, 1.5, Number.NaN, 5000, '2'])('threads: %p', async (threads) => {
+    await expectRejected(loadModel(kLlama, { threads: threads as number }), {
+      code: 'ERR_ZC_ARGUMENT',
+      argument: 'threads',
+    })
+  })
+
+  test.each(['cuda', 'cpu:sse9', '', 'CPU'])('device: %p', async (name) => {
+    await expectRejected(loadModel(kLlama, { device: name }), { code: 'ERR_ZC_DEVICE' })
+  })
+
+  test('a device that was disposed of', async () => {
+    const gone = await Device.open('cpu')
+    await gone.dispose()
+    await expectRejected(loadModel(kLlama, { device: gone }), { code: 'ERR_ZC_HANDLE' })
+  })
+
+  test('more memory for caches than there are addresses is cut down to those', async () => {
+    const model = await loadModel(kLlama, { device, kvMemory: 2 ** 45 })
+    expect(model.kvMemory.capacity).toBeLessThanOrEqual(2 ** 37)
+    expect(await idsOf(model, [5, 6], 3)).toHaveLength(3)
+    await model.dispose()
+  })
+})
