@@ -47,8 +47,10 @@ test('addresses stay within int32, whatever is asked for', () => {
   huge.dispose()
 })
 
-test('an address space that nobody has is refused', () => {
-  expectRefused(() => new PagePool(device, 0).allocate(64), { code: 'ERR_ZC_OUT_OF_MEMORY' })
+test('less than a superblock is refused', () => {
+  for (const bytes of [0, SUPERBLOCK_BYTES - 1]) {
+    expectRefused(() => new PagePool(device, bytes), { code: 'ERR_ZC_ARGUMENT' })
+  }
 })
 
 describe('any order of allocating and freeing', () => {

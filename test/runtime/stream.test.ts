@@ -40,13 +40,13 @@ describe.each(['cpu:baseline', 'cpu'])('the stream of %s', (name) => {
   test('runs everything in the order in which it was enqueued', async () => {
     const x = device.from(Float32Array.of(1), [1, 1])
     const y = device.from(Float32Array.of(1), [1, 1])
-    const reads: Promise<Float32Array>[] = []
+    const reads: Promise<ArrayLike<number>>[] = []
     for (let i = 1; i <= 20; ++i) {
       linear({ x, weight: x, out: y, accumulate: true }) // y += x x
       if (i % 5 === 0) reads.push(y.read())
       if (i === 10) x.write(Float32Array.of(2))
     }
-    const values = (await Promise.all(reads)).map(([value]) => value)
+    const values = (await Promise.all(reads)).map((read) => read[0])
     expect(values).toEqual([6, 11, 31, 51])
   })
 
