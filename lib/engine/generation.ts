@@ -2,6 +2,7 @@ import { ZipCacheError } from '../errors.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { SampleParams } from '../ops/index.js'
 import { toSeed } from '../random.js'
+import { checkOptions } from './options.js'
 
 /** How tokens are chosen, and when to stop. */
 export interface GenerateOptions {
@@ -53,12 +54,28 @@ export interface GenerationPlan {
   readonly signal: AbortSignal | undefined
 }
 
+const GENERATE_OPTIONS = [
+  'maxTokens',
+  'temperature',
+  'topK',
+  'topP',
+  'minP',
+  'repetitionPenalty',
+  'seed',
+  'signal',
+  'ignoreEos',
+  'stop',
+  'stopTokens',
+  'policy', // read by Model.generate
+]
+
 /** Throws `ERR_ZC_ARGUMENT` naming the option that is wrong. */
 export function planGeneration(
   options: GenerateOptions,
   eosTokenIds: readonly number[],
   tokenizer: ModelTokenizer | null,
 ): GenerationPlan {
+  checkOptions(options, GENERATE_OPTIONS)
   const stop = typeof options.stop === 'string' ? [options.stop] : options.stop
   const stopTexts = listOf('stop', stop, isStopText, 'a text, or a list of texts, none empty')
   if (stopTexts.length > 0 && !tokenizer) {

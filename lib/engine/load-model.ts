@@ -1,5 +1,5 @@
 import os from 'node:os'
-import { PagePool } from '../cache/index.js'
+import { PagePool, SUPERBLOCK_BYTES } from '../cache/index.js'
 import { ZipCacheError } from '../errors.js'
 import { checkTensors, openCheckpoint } from '../model/checkpoint.js'
 import { readModelConfig } from '../model/config.js'
@@ -8,6 +8,7 @@ import { loadTokenizer } from '../model/tokenizer.js'
 import { attentionDtypeOf, type ComputeDtype, loadWeights } from '../model/weights.js'
 import { Device } from '../ops/index.js'
 import { Model } from './model.js'
+import { checkOptions } from './options.js'
 
 /** Settings of `loadModel`. */
 export interface LoadOptions {
@@ -30,6 +31,10 @@ export interface LoadOptions {
   signal?: AbortSignal
 }
 
+const LOAD_OPTIONS = ['device', 'dtype', 'threads', 'kvMemory', 'signal']
+
+const MIN_KV_MEMORY = 4 * SUPERBLOCK_BYTES
+
 /**
  * Loads a Hugging Face folder: config.json, safetensors (one file or shards, memory-mapped),
  * tokenizer.json if there is one. LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and
@@ -42,6 +47,7 @@ export interface LoadOptions {
  * is.
  */
 export async function loadModel(dir: string, options: LoadOptions = {}): Promise<Model> {
+  checkOptions(options, LOAD_OPTIONS)
   const { dtype = 'f32', signal } = options
   if (dtype !== 'f32' && dtype !== 'bf16') {
     throw new ZipCacheError('ERR_ZC_ARGUMENT', `dtype: is ${String(dtype)}, expected f32 or bf16`, {
@@ -49,10 +55,10 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
     })
   }
   const kvMemory = options.kvMemory ?? os.totalmem() / 2
-  if (!(Number.isFinite(kvMemory) && kvMemory >= 1 << 20)) {
+  if (!(Number.isFinite(kvMemory) && kvMemory >= MIN_KV_MEMORY)) {
     throw new ZipCacheError(
       'ERR_ZC_ARGUMENT',
-      `kvMemory: is ${kvMemory}, expected bytes, a MiB at least`,
+      `kvMemory: is ${kvMemory}, expected bytes, ${MIN_KV_MEMORY} at least`,
       {
         argument: 'kvMemory',
       },

@@ -14,6 +14,7 @@ import {
   type GenerateOptions,
   planGeneration,
 } from './generation.js'
+import { checkOptions } from './options.js'
 import { WindowProbes } from './window-probes.js'
 
 /** Token ids, or a text for the model's tokenizer. */
@@ -138,6 +139,7 @@ export class Sequence {
    * it does not fit the cache, `signal.reason` when aborted. The sequence is as before then.
    */
   async prefill(prompt: Prompt, options: { signal?: AbortSignal } = {}): Promise<void> {
+    checkOptions(options, ['signal'])
     await this.#exclusively(async () => {
       const ids = this.#idsOf(prompt)
       if (ids.length === 0) throw argumentError('prompt', 'is empty, expected at least one token')
@@ -214,7 +216,7 @@ export class Sequence {
       const matcher = new StopMatcher(plan.stopTexts)
 
       for (let step = 0; step < plan.maxTokens; step++) {
-        params.write(packSampleParams({ ...plan.params, step }))
+        params.write(packSampleParams({ ...plan.params, step: this.length }))
         sample({ logits: this.#next.logits, params, seen, ...chosen })
         const [[id], [logprob]] = await this.#guard(
           Promise.all([chosen.ids.read(), chosen.logprobs.read()]),

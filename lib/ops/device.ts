@@ -113,7 +113,7 @@ export class Device {
   }
 
   /**
-   * Maps a file; rejects with `ERR_ZC_IO` when it cannot be opened. The mapping lives as long as
+   * Maps a file; throws `ERR_ZC_IO` when it cannot be opened. The mapping lives as long as
    * its tensors.
    */
   mapFile(path: string): MappedFile {

@@ -83,7 +83,7 @@ describe('sampling', () => {
       const seen = new Uint8Array(vocabSize)
       for (const earlier of all.slice(0, at)) seen[earlier] = 1
       const row = logits.subarray((at - 1) * vocabSize, at * vocabSize)
-      const u = uniform(toSeed(options.seed ?? 0), step)
+      const u = uniform(toSeed(options.seed ?? 0), at)
       const expected = sample({ logits: row, params, seen, u })
       expect({ step, id }).toEqual({ step, id: expected.id })
       expect(Math.abs(logprobs[step] - expected.logprob)).toBeLessThan(2e-4)

@@ -112,7 +112,8 @@ export class PackedCache {
         const pageBytes = this.pageBytes(keyFormat, valueFormat)
         const capacity = Math.max(nTokens, index === 0 ? (tail.capacity ?? 0) : 0)
         const pagesBegin = pagesAt + pages.length
-        for (let p = 0; p * kvTable.pageTokens < capacity; p++) pages.push(this.#allocate(pageBytes))
+        for (let p = 0; p * kvTable.pageTokens < capacity; p++)
+          pages.push(this.#allocate(pageBytes))
         if (bitmap === 'set') bitmapUnit = this.#allocate(Math.ceil(span / 8))
         const needsParams = isQuantized(keyFormat) || isQuantized(valueFormat)
         const at = kvTable.entryHeader + index * kvTable.segmentWords
@@ -120,7 +121,9 @@ export class PackedCache {
         words[at + segmentWord.valueFormat] = formatNumbers[valueFormat]
         words[at + segmentWord.nTokens] = nTokens
         words[at + segmentWord.pagesBegin] = pagesBegin
-        words[at + segmentWord.paramsUnit] = needsParams ? this.#allocate(6 * this.#shape.headDim) : -1
+        words[at + segmentWord.paramsUnit] = needsParams
+          ? this.#allocate(6 * this.#shape.headDim)
+          : -1
         words[at + segmentWord.bitmapUnit] = bitmap ? bitmapUnit : -1
         words[at + segmentWord.start] = start
         words[at + segmentWord.span] = bitmap === undefined ? 0 : bitmap === 'set' ? span : -span
@@ -132,7 +135,13 @@ export class PackedCache {
   }
 
   /** Where word `word` of a segment stands in a table of this cache. */
-  wordAt(table: Int32Array, segment: number, word: keyof typeof segmentWord, kvHead = 0, layer = 0) {
+  wordAt(
+    table: Int32Array,
+    segment: number,
+    word: keyof typeof segmentWord,
+    kvHead = 0,
+    layer = 0,
+  ) {
     const entryWords = kvTable.entryHeader + table[kvTable.maxSegments] * kvTable.segmentWords
     const entry = kvTable.header + (layer * this.#shape.nKvHeads + kvHead) * entryWords
     return entry + kvTable.entryHeader + segment * kvTable.segmentWords + segmentWord[word]
@@ -163,7 +172,10 @@ export class PackedCache {
 }
 
 /** Tables of one batch, (n_seqs, words), each padded to the longest. */
-export function stackTables(tables: readonly Int32Array[]): { words: Int32Array; shape: [number, number] } {
+export function stackTables(tables: readonly Int32Array[]): {
+  words: Int32Array
+  shape: [number, number]
+} {
   const width = Math.max(kvTable.header, ...tables.map((table) => table.length))
   const words = new Int32Array(tables.length * width).fill(-1)
   for (const [index, table] of tables.entries()) words.set(table, index * width)

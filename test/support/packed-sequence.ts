@@ -73,7 +73,10 @@ export function packSequence(tensors: DeviceTensors, input: SequenceInput): Pack
       })
     }
     if (nSalient === nTokens) {
-      add({ ...salient, nTokens, start }, left.map(() => all))
+      add(
+        { ...salient, nTokens, start },
+        left.map(() => all),
+      )
     } else {
       const shared = { start, span: nTokens }
       add({ ...salient, ...shared, nTokens: nSalient, bitmap: 'set' }, chosen)
@@ -99,7 +102,16 @@ export function packSequence(tensors: DeviceTensors, input: SequenceInput): Pack
     const ranges = { keyRange, valueRange }
     packSegment({ ...own.tensors, ids, ...target, segment: index + 1, ...ranges })
     const { keyFormat, valueFormat } = plans[index]
-    const options = { k: own.k, v: own.v, rows, nKvHeads, headDim, keyFormat, valueFormat, ...ranges }
+    const options = {
+      k: own.k,
+      v: own.v,
+      rows,
+      nKvHeads,
+      headDim,
+      keyFormat,
+      valueFormat,
+      ...ranges,
+    }
     return at(base, referencePackSegment(options))
   })
 
@@ -136,7 +148,9 @@ function at(base: number, segment: Segment): Segment {
 
 /** `count` distinct numbers below n, ascending. */
 function choose(next: () => number, n: number, count: number): Set<number> {
-  const keys = Array.from({ length: n }, (_, i) => ({ i, key: next() })).sort((a, b) => a.key - b.key)
+  const keys = Array.from({ length: n }, (_, i) => ({ i, key: next() })).sort(
+    (a, b) => a.key - b.key,
+  )
   return new Set(
     keys
       .slice(0, count)
