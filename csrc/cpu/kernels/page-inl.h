@@ -259,7 +259,7 @@ struct SegmentView {
     const int64_t n = position - segment.start;
     if (n <= 0) return 0;
     if (!has_bitmap()) return static_cast<int>(std::min<int64_t>(n, segment.n_tokens));
-    const int64_t span = std::min<int64_t>(n, std::abs(segment.span));
+    const int64_t span = std::min<int64_t>(n, std::abs(int64_t{segment.span}));
     int count = 0;
     for (int64_t i = 0; i < span; ++i) count += holds(i);
     return count;

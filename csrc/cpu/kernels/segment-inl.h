@@ -58,8 +58,8 @@ inline const int32_t* checked_ids(const PackSegmentArgs& a, const SegmentView& v
              static_cast<long long>(a.k.size(0)));
   if (view.has_bitmap())
     ZC_CHECK(std::abs(int64_t{view.segment.span}) == a.k.size(0), ErrorCode::kArgument,
-             "table: the segment's bitmap has %d bits, expected one for each of %lld rows",
-             std::abs(view.segment.span), static_cast<long long>(a.k.size(0)));
+             "table: the segment's bitmap spans %d, expected one bit for each of %lld rows",
+             view.segment.span, static_cast<long long>(a.k.size(0)));
   return ids;
 }
 
@@ -169,11 +169,13 @@ void pack_segment(const OpContext& ctx, const PackSegmentArgs& a) {
 template <typename Body>
 inline void each_slot(const SegmentView& view, const Body& body) {
   if (!view.has_bitmap()) {
-    for (int slot = 0; slot < view.n_tokens(); ++slot) body(slot, view.segment.start + slot);
+    for (int slot = 0; slot < view.n_tokens(); ++slot)
+      body(slot, int64_t{view.segment.start} + slot);
     return;
   }
   int slot = 0;
-  for (int i = 0; i < std::abs(view.segment.span) && slot < view.n_tokens(); ++i)
+  const int64_t span = std::abs(int64_t{view.segment.span});
+  for (int64_t i = 0; i < span && slot < view.n_tokens(); ++i)
     if (view.holds(i)) body(slot++, view.segment.start + i);
 }
 
@@ -211,13 +213,13 @@ void unpack_segment_typed(const OpContext& ctx, const UnpackSegmentArgs& a) {
                                           static_cast<int>(kv_head), a.segment, d);
     float* k_t = thread_scratch(0, static_cast<size_t>(kPageTokens) * d);
     float* v = thread_scratch(1, static_cast<size_t>(kPageTokens) * d);
-    each_slot(view, [&](int slot, int position) {
+    each_slot(view, [&](int slot, int64_t position) {
       const int t = slot % kPageTokens;
       if (t == 0) dequantize_page(view, slot / kPageTokens, k_t, v);
-      const int64_t row = int64_t{position} - a.base;
+      const int64_t row = position - a.base;
       ZC_CHECK(row >= 0 && row < rows, ErrorCode::kArgument,
-               "k: position %d has no row, expected rows %d to %lld", position, a.base,
-               static_cast<long long>(a.base + rows - 1));
+               "k: position %lld has no row, expected rows %d to %lld",
+               static_cast<long long>(position), a.base, static_cast<long long>(a.base + rows - 1));
       const int64_t at = (row * n_kv_heads + kv_head) * d;
       for (int c = 0; c < d; ++c) {
         a.k.as<T>()[at + c] = from_float<T>(k_t[c * kPageTokens + t]);
@@ -256,7 +258,7 @@ void export_segment(const OpContext& ctx, const ExportSegmentArgs& a) {
       a.k_params.as<float>()[(kv_head * 2 + 1) * d + c] = to_float(view.channel_params(1)[c]);
       a.v_channel.as<float>()[kv_head * d + c] = to_float(view.channel_params(2)[c]);
     }
-    each_slot(view, [&](int slot, int position) {
+    each_slot(view, [&](int slot, int64_t position) {
       const int t = slot % kPageTokens;
       const int64_t page = slot / kPageTokens;
       if (t == 0) {
@@ -270,7 +272,7 @@ void export_segment(const OpContext& ctx, const ExportSegmentArgs& a) {
       }
       a.v_params.as<float>()[(kv_head * 2 + 0) * n + slot] = to_float(view.token_scale(page)[t]);
       a.v_params.as<float>()[(kv_head * 2 + 1) * n + slot] = to_float(view.token_zero(page)[t]);
-      a.positions.as<int32_t>()[kv_head * n + slot] = position;
+      a.positions.as<int32_t>()[kv_head * n + slot] = static_cast<int32_t>(position);
     });
   });
 }
