@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <new>
+#include <system_error>
 
 #include "csrc/core/error.h"
 
@@ -9,10 +10,20 @@ namespace zc {
 
 ThreadPool::ThreadPool(int n_threads) {
   workers_.reserve(static_cast<size_t>(n_threads > 1 ? n_threads - 1 : 0));
-  for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this] { work(); });
+  try {
+    for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this] { work(); });
+  } catch (const std::system_error&) {
+    const size_t n_started = workers_.size();
+    end();  // a thread that nobody joins would end the process
+    throw Error(ErrorCode::kOutOfMemory,
+                format("threads: the system starts %zu, expected %d", n_started, n_threads - 1),
+                "", "threads");
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { end(); }
+
+void ThreadPool::end() {
   {
     std::lock_guard lock(mutex_);
     stop_ = true;

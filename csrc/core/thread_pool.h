@@ -15,7 +15,8 @@ namespace zc {
 // spinning thread takes the core from whoever would finish the loop. One loop runs at a time.
 class ThreadPool {
  public:
-  // n_threads counts the caller of parallel_for, so n_threads = 1 starts no thread.
+  // n_threads counts the caller of parallel_for, so n_threads = 1 starts no thread. Throws
+  // kOutOfMemory when the system refuses to start that many.
   explicit ThreadPool(int n_threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -38,6 +39,7 @@ class ThreadPool {
   using Call = void (*)(const void* context, int64_t i);
   void run(int64_t n, Call call, const void* context);
   void work();
+  void end();
   void take_iterations();
 
   std::vector<std::thread> workers_;

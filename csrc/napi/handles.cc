@@ -324,6 +324,22 @@ Napi::Value write_tensor(const Napi::CallbackInfo& info) {
   });
 }
 
+// N-API's own function ends the process when there is no memory; JavaScript's constructor throws.
+Napi::ArrayBuffer new_array_buffer(Napi::Env env, size_t bytes) {
+  static const int64_t physical = physical_memory_bytes();
+  try {
+    if (static_cast<int64_t>(bytes) <= physical)
+      return env.Global()
+          .Get("ArrayBuffer")
+          .As<Napi::Function>()
+          .New({Napi::Number::New(env, static_cast<double>(bytes))})
+          .As<Napi::ArrayBuffer>();
+  } catch (const Napi::Error&) {
+  }
+  throw Error(ErrorCode::kOutOfMemory,
+              format("tensor: %zu bytes do not fit into JavaScript's memory", bytes), "", "tensor");
+}
+
 // readTensor(tensor) -> Promise<ArrayBuffer>
 Napi::Value read_tensor(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
@@ -333,7 +349,7 @@ Napi::Value read_tensor(const Napi::CallbackInfo& info) {
     const auto bytes = static_cast<size_t>(tensor.view.size_bytes());
     // The stream copies straight into JavaScript's memory, which the pending promise holds until
     // then.
-    Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(env, bytes);
+    Napi::ArrayBuffer buffer = new_array_buffer(env, bytes);
     device->device->stream().enqueue([storage = tensor.storage, from = tensor.view.data,
                                       to = buffer.Data(), bytes] { copy_bytes(to, from, bytes); });
     return promise_at_marker(env, device, buffer, info[0]);

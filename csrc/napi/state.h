@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <unordered_map>
 #include <utility>
 
@@ -68,6 +69,8 @@ auto guarded(Napi::Env env, const Body& body) {
     throw_js(env, e);
   } catch (const std::bad_alloc&) {
     throw_js(env, Error(ErrorCode::kOutOfMemory, "out of memory"));
+  } catch (const std::system_error& e) {  // no thread to be had
+    throw_js(env, Error(ErrorCode::kOutOfMemory, e.what()));
   }
 }
 

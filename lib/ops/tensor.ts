@@ -53,7 +53,9 @@ export class Tensor<D extends DType = DType> {
         { argument: 'values' },
       )
     }
-    loadAddon().writeTensor(this.handle, values, offset * DTYPE_BYTES[this.dtype])
+    // N-API does not open shared memory; `slice` copies it into an array of our own.
+    const own = values.buffer instanceof SharedArrayBuffer ? values.slice() : values
+    loadAddon().writeTensor(this.handle, own, offset * DTYPE_BYTES[this.dtype])
     return this
   }
 

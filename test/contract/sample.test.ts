@@ -198,6 +198,42 @@ describeBackends('sample', (backend) => {
     expect([...(await expectSampled(backend, rows))]).toEqual([-1, -1])
   })
 
+  const { NaN: nan, POSITIVE_INFINITY: infinity } = Number
+  test.each([
+    ['penalty NaN', { repetitionPenalty: nan }],
+    ['penalty 0', { repetitionPenalty: 0 }],
+    ['penalty infinity', { repetitionPenalty: infinity }],
+    ['penalty -infinity', { repetitionPenalty: -infinity }],
+    ['temperature NaN', { temperature: nan }],
+    ['temperature infinity', { temperature: infinity }],
+    ['temperature -1', { temperature: -1 }],
+    ['top-p NaN', { topP: nan }],
+    ['top-p -1', { topP: -1 }],
+    ['min-p NaN', { minP: nan }],
+    ['min-p 2', { minP: 2 }],
+    ['top-k -1', { topK: -1 }],
+  ])('%s, which nobody should ask for, gives -1 or a token', async (_, params) => {
+    const asked = { temperature: 1, topP: 0.5, repetitionPenalty: 1.5, ...params }
+    // 0 among the seen: 0 * infinity is NaN, which no sort may meet
+    const rows = randomRows(4, 3000, 5, asked).map((row) => ({
+      ...row,
+      logits: Array.from(row.logits, (x, token) => (token % 7 === 0 ? 0 : x)),
+    }))
+    const { ids } = await run(backend.tensors, rows, 3000)
+    for (const id of ids) expect(id).toBeGreaterThanOrEqual(-1)
+    for (const id of ids) expect(id).toBeLessThan(3000)
+  })
+
+  test('a penalty that makes NaN or infinity gives -1', async () => {
+    const logits = [1, 0, -1, 3]
+    const rows = [0, Number.NaN, Number.POSITIVE_INFINITY].map((repetitionPenalty) => ({
+      logits,
+      seen: [0, 1],
+      params: { ...plain, repetitionPenalty },
+    }))
+    expect([...(await expectSampled(backend, rows))]).toEqual([-1, -1, -1])
+  })
+
   test('the chosen token is in the context of the next step', async () => {
     const { tensors } = backend
     const logits = tensors.f32([4, 3.9, 0], [1, 3])

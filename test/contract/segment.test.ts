@@ -2,6 +2,7 @@ import type { ErrorCode } from '../../lib/errors.js'
 import {
   appendKv,
   exportSegment,
+  mixedAttention,
   packSegment,
   type QuantRange,
   unpackSegment,
@@ -426,12 +427,28 @@ function exportCall(tensors: DeviceTensors, { pool, sequence }: Packed, table = 
   return { ...content, pool, table: tensors.i32(table), layer: 0, segment: 1 }
 }
 
+function mixedCall(tensors: DeviceTensors, { pool, sequence }: Packed, table = sequence.table) {
+  return {
+    q: tensors.f32(new Float32Array(4 * 32), [1, 4, 32]),
+    out: tensors.output('f32', [1, 4, 32]),
+    lse: tensors.output('f32', [1, 4]),
+    pool,
+    tables: tensors.i32(table, [1, table.length]),
+    cuSeqlens: tensors.i32([0, 1]),
+    positions: tensors.i32([sequence.length - 1]),
+    layer: 0,
+    scale: 1,
+    slidingWindow: 9,
+  }
+}
+
 describeBackends('a damaged page table', (backend) => {
   const ops: Record<string, (tensors: DeviceTensors, packed: Packed, table: Int32Array) => void> = {
     appendKv: (...args) => appendKv(appendCall(...args)),
     packSegment: (...args) => packSegment(packCall(...args)),
     unpackSegment: (...args) => unpackSegment(unpackCall(...args)),
     exportSegment: (...args) => exportSegment(exportCall(...args)),
+    mixedAttention: (...args) => mixedAttention(mixedCall(...args)),
   }
   const units = usualPoolBytes / kvTable.unitBytes
   /** The segment that each op of these tests works on. */
@@ -468,11 +485,13 @@ describeBackends('a damaged page table', (backend) => {
     ]),
     ['2^31 - 1 layers', everyOp, header(kvTable.layers, int32Max)],
     ['a layer more than there are words', everyOp, header(kvTable.layers, 2 ** 20)],
-    ...[0, 1, 3, -1, int32Max].map((n): [string, readonly string[], Damage] => [
+    ...[0, 3, -1, int32Max].map((n): [string, readonly string[], Damage] => [
       `${n} KV heads`,
       everyOp,
       header(kvTable.kvHeads, n),
     ]),
+    // mixedAttention knows of no other number than the table's
+    ['1 KV head', everyOp.filter((op) => op !== 'mixedAttention'), header(kvTable.kvHeads, 1)],
     ...[0, -1, int32Min, int32Max].map((n): [string, readonly string[], Damage] => [
       `at most ${n} segments`,
       everyOp,
@@ -489,7 +508,7 @@ describeBackends('a damaged page table', (backend) => {
     ...[-1, 10_000, int32Max, int32Max - 14, int32Max - 15, int32Min].map(
       (n): [string, readonly string[], Damage] => [
         `a tail of ${n} tokens`,
-        ['appendKv'],
+        ['appendKv', 'mixedAttention'],
         header(kvTable.tailLength, n),
       ],
     ),
@@ -551,6 +570,12 @@ describeBackends('a damaged page table', (backend) => {
     ],
     ['positions before every row', ['unpackSegment'], word('start', -1)],
     ['positions from 2^31 - 1 on', ['unpackSegment'], word('start', int32Max)],
+    ['a bitmap of fewer bits than tokens', ['unpackSegment', 'exportSegment'], word('span', 10)],
+    ...[4, -1, int32Max, int32Min].map((n): [string, readonly string[], Damage] => [
+      `${n} segments of at most 3`,
+      ['unpackSegment', 'exportSegment', 'mixedAttention'],
+      header(kvTable.header, n),
+    ]),
     [
       'fewer segments',
       ['unpackSegment', 'exportSegment'],

@@ -208,6 +208,20 @@ describe('writing and reading', () => {
     expect(device.memory.current).toBe(before)
   })
 
+  test('shared memory is written like any other', async () => {
+    const values = new Float32Array(new SharedArrayBuffer(8))
+    values.set([3, 4])
+    const tensor = device.from(values, [2])
+    expect([...(await tensor.read())]).toEqual([3, 4])
+    tensor.dispose()
+  })
+
+  test.each([2 ** 36, 2 ** 41])('%i bytes are more than can be read', async (bytes) => {
+    const reserved = device.reserve(bytes)
+    await expectRejected(reserved.read(), { code: 'ERR_ZC_OUT_OF_MEMORY', argument: 'tensor' })
+    reserved.dispose()
+  })
+
   test('a read that is queued outlives its tensor', async () => {
     const tensor = device.from(Float32Array.of(1, 2, 3), [3])
     const promise = tensor.read()

@@ -203,7 +203,7 @@ void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
     }
     std::fill(o, o + int64_t{rows} * d, 0.0f);
 
-    const int n_segments = segment_count(table, a.layer, kv_head);
+    const int n_segments = checked_segment_count(table, a.layer, kv_head);
     for (int index = a.tail ? 0 : 1; index < n_segments; ++index) {
       const SegmentView view = view_segment(table, table_words, a.pool, a.layer, kv_head, index, d);
       const int n = view.n_tokens();

@@ -300,7 +300,16 @@ inline SegmentView view_segment(const int32_t* table, int64_t table_words, const
   return view;
 }
 
-// The header of a table against what an op expects; returns the number of segments' slots to come.
+// How many segments a checked table lists for one kv head.
+inline int checked_segment_count(const int32_t* table, int layer, int kv_head) {
+  const int count = segment_count(table, layer, kv_head);
+  ZC_CHECK(count >= 0 && count <= table[kTableMaxSegments], ErrorCode::kArgument,
+           "table: layer %d, kv head %d has %d segments, expected at most %d", layer, kv_head, count,
+           table[kTableMaxSegments]);
+  return count;
+}
+
+// The header of a table against what an op expects.
 inline void check_table(const int32_t* table, int64_t table_words, int layer, int64_t n_kv_heads) {
   // Divided, since the product of three words that lie may overflow.
   const int64_t entry_words = kEntryHeader + int64_t{table[kTableMaxSegments]} * kSegmentWords;

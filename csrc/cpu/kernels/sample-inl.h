@@ -32,8 +32,9 @@ void sample(const OpContext& ctx, const SampleArgs& a) {
     int64_t best = 0;
     for (int64_t i = 0; i < vocab_size; ++i) {
       float x = logits[i];
-      broken = broken || x != x || x == INFINITY;
       if (seen[i] && penalty != 1.0f) x = x > 0.0f ? x / penalty : x * penalty;
+      // After the penalty, which may be anything: sorting a NaN would be undefined.
+      broken = broken || x != x || x == INFINITY;
       value[i] = x;
       if (x > value[best]) best = i;
     }

@@ -177,6 +177,8 @@ inline void each_slot(const SegmentView& view, const Body& body) {
   const int64_t span = std::abs(int64_t{view.segment.span});
   for (int64_t i = 0; i < span && slot < view.n_tokens(); ++i)
     if (view.holds(i)) body(slot++, view.segment.start + i);
+  ZC_CHECK(slot == view.n_tokens(), ErrorCode::kArgument,
+           "table: the bitmap holds %d tokens of the segment's %d", slot, view.n_tokens());
 }
 
 // Values of one page, dequantized: k_t (head_dim, 16), v (16, head_dim).
@@ -206,9 +208,9 @@ void unpack_segment_typed(const OpContext& ctx, const UnpackSegmentArgs& a) {
   const int32_t* table = a.table.as<int32_t>();
   check_table(table, a.table.size(0), a.layer, n_kv_heads);
   ctx.threads->parallel_for(n_kv_heads, [&](int64_t kv_head) {
-    ZC_CHECK(a.segment < segment_count(table, a.layer, static_cast<int>(kv_head)),
-             ErrorCode::kArgument, "segment: is %d, expected less than the table's %d", a.segment,
-             segment_count(table, a.layer, static_cast<int>(kv_head)));
+    const int n_segments = checked_segment_count(table, a.layer, static_cast<int>(kv_head));
+    ZC_CHECK(a.segment < n_segments, ErrorCode::kArgument,
+             "segment: is %d, expected less than the table's %d", a.segment, n_segments);
     const SegmentView view = view_segment(table, a.table.size(0), a.pool, a.layer,
                                           static_cast<int>(kv_head), a.segment, d);
     float* k_t = thread_scratch(0, static_cast<size_t>(kPageTokens) * d);
@@ -243,9 +245,9 @@ void export_segment(const OpContext& ctx, const ExportSegmentArgs& a) {
   const int32_t* table = a.table.as<int32_t>();
   check_table(table, a.table.size(0), a.layer, n_kv_heads);
   ctx.threads->parallel_for(n_kv_heads, [&](int64_t kv_head) {
-    ZC_CHECK(a.segment < segment_count(table, a.layer, static_cast<int>(kv_head)),
-             ErrorCode::kArgument, "segment: is %d, expected less than the table's %d", a.segment,
-             segment_count(table, a.layer, static_cast<int>(kv_head)));
+    const int n_segments = checked_segment_count(table, a.layer, static_cast<int>(kv_head));
+    ZC_CHECK(a.segment < n_segments, ErrorCode::kArgument,
+             "segment: is %d, expected less than the table's %d", a.segment, n_segments);
     const SegmentView view = view_segment(table, a.table.size(0), a.pool, a.layer,
                                           static_cast<int>(kv_head), a.segment, d);
     ZC_CHECK(view.n_tokens() == n && view.k_quantized() && view.v_quantized(), ErrorCode::kArgument,
