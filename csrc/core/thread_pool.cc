@@ -16,8 +16,8 @@ ThreadPool::ThreadPool(int n_threads) {
     const size_t n_started = workers_.size();
     end();  // a thread that nobody joins would end the process
     throw Error(ErrorCode::kOutOfMemory,
-                format("threads: the system starts %zu, expected %d", n_started, n_threads - 1),
-                "", "threads");
+                format("threads: the system starts %zu, expected %d", n_started, n_threads - 1), "",
+                "threads");
   }
 }
 

@@ -304,8 +304,8 @@ inline SegmentView view_segment(const int32_t* table, int64_t table_words, const
 inline int checked_segment_count(const int32_t* table, int layer, int kv_head) {
   const int count = segment_count(table, layer, kv_head);
   ZC_CHECK(count >= 0 && count <= table[kTableMaxSegments], ErrorCode::kArgument,
-           "table: layer %d, kv head %d has %d segments, expected at most %d", layer, kv_head, count,
-           table[kTableMaxSegments]);
+           "table: layer %d, kv head %d has %d segments, expected at most %d", layer, kv_head,
+           count, table[kTableMaxSegments]);
   return count;
 }
 
