@@ -2,14 +2,21 @@
  * zipcache: language models over a KV cache that keeps salient tokens at high precision and the
  * others at low.
  */
+export type { CacheBytes } from './engine/context.js'
+export {
+  Engine,
+  type EngineOptions,
+  type EngineStats,
+  type SequenceOptions,
+} from './engine/engine.js'
 export type {
   FinishReason,
   GeneratedToken,
   GenerateOptions,
 } from './engine/generation.js'
 export { type LoadOptions, loadModel } from './engine/load-model.js'
-export { Model, type SequenceOptions } from './engine/model.js'
-export { type CacheBytes, type Prompt, Sequence } from './engine/sequence.js'
+export { createEngine, Model } from './engine/model.js'
+export { type Prompt, Sequence } from './engine/sequence.js'
 export { ERROR_CODES, type ErrorCode, ZipCacheError } from './errors.js'
 export { evaluateLineRetrieval, generateLineRetrieval } from './eval/line-retrieval.js'
 export type { ModelConfig } from './model/config.js'

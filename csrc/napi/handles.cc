@@ -1,4 +1,4 @@
-// Devices, tensors and mapped files as tagged handles.
+// Devices, tensors, programs and mapped files as tagged handles.
 #include <unistd.h>
 
 #include <cmath>
@@ -64,6 +64,12 @@ std::string text_of(const Napi::Value& value, const char* argument) {
 // An empty array may have no address, which memcpy does not take.
 void copy_bytes(void* to, const void* from, size_t bytes) {
   if (bytes > 0) std::memcpy(to, from, bytes);
+}
+
+// A program holds ops alone: copies between it and JavaScript belong to its runs.
+void refuse_while_recording(const DeviceHandle& handle) {
+  ZC_CHECK(!handle.recording, ErrorCode::kArgument,
+           "device: is recording a program, which holds ops alone");
 }
 
 // Runs on the environment's thread for every marker that a stream has passed.
@@ -170,7 +176,9 @@ Napi::Value device_info(const Napi::CallbackInfo& info) {
 
 Napi::Value sync(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
-    return promise_at_marker(info.Env(), device_of(info[0], "device"), Napi::Value(), info[0]);
+    DevicePtr& handle = device_of(info[0], "device");
+    refuse_while_recording(*handle);
+    return promise_at_marker(info.Env(), handle, Napi::Value(), info[0]);
   });
 }
 
@@ -223,19 +231,15 @@ Napi::Value create_tensor(const Napi::CallbackInfo& info) {
   });
 }
 
-// reserveBytes(device, bytes) -> handle of a u8 tensor that costs memory only where it was written
-Napi::Value reserve_bytes(const Napi::CallbackInfo& info) {
+// reserveTensor(device, dtype, shape) -> handle of a tensor that costs memory only where it was
+// written
+Napi::Value reserve_tensor(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     DevicePtr& device = device_of(info[0], "device");
-    TensorView view;
-    view.dtype = DType::kU8;
-    view.rank = 1;
-    const double bytes = number_or_nan(info[1]);
-    if (!is_size(bytes) || bytes == 0)
-      throw Error(ErrorCode::kArgument,
-                  format("bytes: is %g, expected a whole number above 0", bytes), "", "bytes");
-    view.shape = {static_cast<int64_t>(bytes), 1, 1, 1};
-    auto storage = Storage::reserve(device->device->memory(), view.size(0));
+    TensorView view = read_view(info, 1);
+    if (view.length() == 0)
+      throw Error(ErrorCode::kShape, "shape: is empty, expected elements", "", "shape");
+    auto storage = Storage::reserve(device->device->memory(), view.size_bytes());
     view.data = storage->data();
     return make_tensor(info.Env(), std::move(storage), view, device);
   });
@@ -260,9 +264,10 @@ Napi::Value discard_bytes(const Napi::CallbackInfo& info) {
              "discard: bytes %lld to %lld are not whole pages of %lld",
              static_cast<long long>(offset), static_cast<long long>(offset + bytes),
              static_cast<long long>(page));
-    device_of(tensor, "tensor")
-        ->device->stream()
-        .enqueue([storage = tensor.storage, offset, bytes] { storage->discard(offset, bytes); });
+    const DevicePtr device = device_of(tensor, "tensor");
+    refuse_while_recording(*device);
+    device->device->stream().enqueue(
+        [storage = tensor.storage, offset, bytes] { storage->discard(offset, bytes); });
     return info.Env().Undefined();
   });
 }
@@ -293,33 +298,41 @@ Napi::Value dispose_tensor(const Napi::CallbackInfo& info) {
   });
 }
 
+// Bytes of a typed array that are to be stored in a tensor, copied: JavaScript may change them at
+// once.
+struct StagedWrite {
+  std::vector<char> bytes;
+  std::shared_ptr<Storage> storage;
+  char* to;
+  void operator()() const { copy_bytes(to, bytes.data(), bytes.size()); }
+};
+
+StagedWrite stage_write(TensorHandle& tensor, const Napi::Value& values, double offset_value) {
+  if (tensor.storage->read_only())
+    throw Error(ErrorCode::kArgument, "tensor: is a file's, which cannot be written", "", "tensor");
+  if (!values.IsTypedArray())
+    throw Error(ErrorCode::kDtype, "values: is not a typed array", "", "values");
+  const auto array = values.As<Napi::TypedArray>();
+  check_offset(offset_value, tensor.view.dtype);
+  const auto offset = static_cast<int64_t>(offset_value);
+  const auto bytes = static_cast<int64_t>(array.ByteLength());
+  if (offset > tensor.view.size_bytes() - bytes)
+    throw Error(ErrorCode::kShape,
+                format("values: %lld bytes at byte %lld, expected to fit into %lld",
+                       static_cast<long long>(bytes), static_cast<long long>(offset),
+                       static_cast<long long>(tensor.view.size_bytes())),
+                "", "values");
+  const auto* from = static_cast<const char*>(array.ArrayBuffer().Data()) + array.ByteOffset();
+  return {std::vector<char>(from, from + bytes), tensor.storage, tensor.view.as<char>() + offset};
+}
+
 // writeTensor(tensor, typedArray, byteOffset): copied now, stored in stream order
 Napi::Value write_tensor(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     TensorHandle& tensor = tensor_of(info[0], "tensor");
-    if (tensor.storage->read_only())
-      throw Error(ErrorCode::kArgument, "tensor: is a file's, which cannot be written", "",
-                  "tensor");
-    if (!info[1].IsTypedArray())
-      throw Error(ErrorCode::kDtype, "values: is not a typed array", "", "values");
-    const auto array = info[1].As<Napi::TypedArray>();
-    const double offset_value = number_or_nan(info[2]);
-    check_offset(offset_value, tensor.view.dtype);
-    const auto offset = static_cast<int64_t>(offset_value);
-    const auto bytes = static_cast<int64_t>(array.ByteLength());
-    if (offset > tensor.view.size_bytes() - bytes)
-      throw Error(ErrorCode::kShape,
-                  format("values: %lld bytes at byte %lld, expected to fit into %lld",
-                         static_cast<long long>(bytes), static_cast<long long>(offset),
-                         static_cast<long long>(tensor.view.size_bytes())),
-                  "", "values");
-    const auto* from = static_cast<const char*>(array.ArrayBuffer().Data()) + array.ByteOffset();
-    device_of(tensor, "tensor")
-        ->device->stream()
-        .enqueue([staged = std::vector<char>(from, from + bytes), storage = tensor.storage,
-                  to = tensor.view.as<char>() + offset] {
-          copy_bytes(to, staged.data(), staged.size());
-        });
+    const DevicePtr device = device_of(tensor, "tensor");
+    refuse_while_recording(*device);
+    device->device->stream().enqueue(stage_write(tensor, info[1], number_or_nan(info[2])));
     return info.Env().Undefined();
   });
 }
@@ -340,19 +353,84 @@ Napi::ArrayBuffer new_array_buffer(Napi::Env env, size_t bytes) {
               format("tensor: %zu bytes do not fit into JavaScript's memory", bytes), "", "tensor");
 }
 
+// A tensor's bytes as a promise of an ArrayBuffer. The stream copies straight into JavaScript's
+// memory, which the pending promise holds until then.
+Napi::Value read_at_marker(Napi::Env env, TensorHandle& tensor, const DevicePtr& device,
+                           Napi::Value keep) {
+  const auto bytes = static_cast<size_t>(tensor.view.size_bytes());
+  Napi::ArrayBuffer buffer = new_array_buffer(env, bytes);
+  device->device->stream().enqueue([storage = tensor.storage, from = tensor.view.data,
+                                    to = buffer.Data(), bytes] { copy_bytes(to, from, bytes); });
+  return promise_at_marker(env, device, buffer, keep);
+}
+
 // readTensor(tensor) -> Promise<ArrayBuffer>
 Napi::Value read_tensor(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   return guarded(env, [&]() -> Napi::Value {
     TensorHandle& tensor = tensor_of(info[0], "tensor");
-    DevicePtr device = device_of(tensor, "tensor");
-    const auto bytes = static_cast<size_t>(tensor.view.size_bytes());
-    // The stream copies straight into JavaScript's memory, which the pending promise holds until
-    // then.
-    Napi::ArrayBuffer buffer = new_array_buffer(env, bytes);
-    device->device->stream().enqueue([storage = tensor.storage, from = tensor.view.data,
-                                      to = buffer.Data(), bytes] { copy_bytes(to, from, bytes); });
-    return promise_at_marker(env, device, buffer, info[0]);
+    const DevicePtr device = device_of(tensor, "tensor");
+    refuse_while_recording(*device);
+    return read_at_marker(env, tensor, device, info[0]);
+  });
+}
+
+// ---- programs ----
+
+// beginRecording(device): ops go to a program until endRecording
+Napi::Value begin_recording(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    DevicePtr& device = device_of(info[0], "device");
+    refuse_while_recording(*device);
+    device->recording = std::make_shared<Program>();
+    return info.Env().Undefined();
+  });
+}
+
+// endRecording(device) -> handle of the program
+Napi::Value end_recording(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    DevicePtr& device = device_of(info[0], "device");
+    ZC_CHECK(device->recording, ErrorCode::kArgument, "device: is not recording");
+    return wrap(info.Env(), &kProgramTag, ProgramHandle{std::move(device->recording), device});
+  });
+}
+
+// A tensor of the program's own device.
+TensorHandle& tensor_on(const DevicePtr& device, const Napi::Value& value, const char* argument) {
+  TensorHandle& tensor = tensor_of(value, argument);
+  if (device_of(tensor, argument) != device)
+    throw Error(ErrorCode::kDevice,
+                std::string(argument) + ": lives on another device than the program", "", argument);
+  return tensor;
+}
+
+// runProgram(program, input, values, output) -> Promise<ArrayBuffer>: stores the values in `input`,
+// runs, reads `output`; one command of the stream for all three
+Napi::Value run_program(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    ProgramHandle& handle = unwrap<ProgramHandle>(info[0], &kProgramTag, "program", "program");
+    DevicePtr device = handle.device.lock();
+    if (!handle.program || !device || !device->device)
+      throw Error(ErrorCode::kHandle, "program: it or its device was disposed", "", "program");
+    refuse_while_recording(*device);
+    TensorHandle& input = tensor_on(device, info[1], "input");
+    TensorHandle& output = tensor_on(device, info[3], "output");
+    StagedWrite write = stage_write(input, info[2], 0);
+    device->device->stream().enqueue([write = std::move(write), program = handle.program] {
+      write();
+      program->run();
+    });
+    return read_at_marker(env, output, device, info[0]);
+  });
+}
+
+// disposeProgram(program): idempotent; queued runs hold their own reference
+Napi::Value dispose_program(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    unwrap<ProgramHandle>(info[0], &kProgramTag, "program", "program").program.reset();
+    return info.Env().Undefined();
   });
 }
 
@@ -448,12 +526,16 @@ void register_handles(Napi::Env env, Napi::Object exports) {
   add("deviceInfo", device_info);
   add("sync", sync);
   add("createTensor", create_tensor);
-  add("reserveBytes", reserve_bytes);
+  add("reserveTensor", reserve_tensor);
   add("discardBytes", discard_bytes);
   add("viewTensor", view_tensor);
   add("disposeTensor", dispose_tensor);
   add("writeTensor", write_tensor);
   add("readTensor", read_tensor);
+  add("beginRecording", begin_recording);
+  add("endRecording", end_recording);
+  add("runProgram", run_program);
+  add("disposeProgram", dispose_program);
   add("mapFile", map_file);
   add("tensorFromFile", tensor_from_file);
 }

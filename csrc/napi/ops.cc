@@ -90,7 +90,7 @@ Napi::Value enqueue(const Napi::CallbackInfo& info, const char* name, void (*rea
     check(args);
     const std::shared_ptr<Device>& device = reader.device().device;
     Device* running_on = device.get();  // the command runs on this device's own thread
-    device->stream().enqueue([args, op, name, running_on, storage = reader.take_storage()] {
+    auto command = [args, op, name, running_on, storage = reader.take_storage()] {
       OpStatus status;
       (running_on->backend().*op)(&running_on->context(), &args, &status);
       if (status.code != 0) {
@@ -99,7 +99,11 @@ Napi::Value enqueue(const Napi::CallbackInfo& info, const char* name, void (*rea
         throw Error(static_cast<ErrorCode>(status.code - 1), message, name,
                     message.substr(0, std::min(message.find(':'), message.size())));
       }
-    });
+    };
+    if (Program* recording = reader.device().recording.get())
+      recording->add(std::move(command));
+    else
+      device->stream().enqueue(std::move(command));
     return env.Undefined();
   } catch (Error& e) {
     e.op = name;
@@ -144,8 +148,14 @@ ZC_BIND("dequantize", dequantize, DequantizeArgs, a.codes = r.tensor("codes");
         a.group_size = r.i32("groupSize");)
 
 ZC_BIND("appendKv", append_kv, AppendKvArgs, a.k = r.tensor("k"); a.v = r.tensor("v");
-        a.pool = r.output("pool"); a.tables = r.output("tables");
+        a.pool = r.output("pool"); a.tables = r.tensor("tables"); a.starts = r.tensor("starts");
         a.cu_seqlens = r.tensor("cuSeqlens"); a.layer = r.i32("layer");)
+
+ZC_BIND("setTailLengths", set_tail_lengths, SetTailLengthsArgs, a.tables = r.output("tables");
+        a.starts = r.tensor("starts"); a.lengths = r.tensor("lengths");)
+
+ZC_BIND("copyPages", copy_pages, CopyPagesArgs, a.pool = r.output("pool");
+        a.from = r.tensor("from"); a.to = r.tensor("to"); a.page_bytes = r.i32("pageBytes");)
 
 ZC_BIND("packSegment", pack_segment, PackSegmentArgs, a.k = r.tensor("k"); a.v = r.tensor("v");
         a.ids = r.tensor("ids"); a.pool = r.output("pool"); a.table = r.output("table");
@@ -164,8 +174,9 @@ ZC_BIND("exportSegment", export_segment, ExportSegmentArgs, a.pool = r.tensor("p
 
 ZC_BIND("mixedAttention", mixed_attention, MixedAttentionArgs, a.q = r.tensor("q");
         a.out = r.output("out"); a.lse = r.output("lse"); a.pool = r.tensor("pool");
-        a.tables = r.tensor("tables"); a.cu_seqlens = r.tensor("cuSeqlens");
-        a.positions = r.tensor("positions"); a.layer = r.i32("layer"); a.scale = r.f32("scale");
+        a.tables = r.tensor("tables"); a.starts = r.tensor("starts");
+        a.cu_seqlens = r.tensor("cuSeqlens"); a.positions = r.tensor("positions");
+        a.layer = r.i32("layer"); a.scale = r.f32("scale");
         a.sliding_window = r.i32("slidingWindow"); a.tail = r.boolean("tail");
         a.causal = r.boolean("causal");)
 
@@ -198,7 +209,11 @@ ZC_BIND("siluGate", silu_gate, SiluGateArgs, a.gate = r.tensor("gate"); a.up = r
         a.out = r.output("out");)
 
 ZC_BIND("sample", sample, SampleArgs, a.logits = r.tensor("logits"); a.params = r.tensor("params");
-        a.seen = r.output("seen"); a.ids = r.output("ids"); a.logprobs = r.output("logprobs");)
+        a.seen = r.output("seen"); a.contexts = r.tensor("contexts"); a.ids = r.output("ids");
+        a.logprobs = r.output("logprobs");)
+
+ZC_BIND("feedTokens", feed_tokens, FeedTokensArgs, a.sampled = r.tensor("sampled");
+        a.source = r.tensor("source"); a.given = r.tensor("given"); a.out = r.output("out");)
 
 ZC_BIND("convert", convert, ConvertArgs, a.x = r.tensor("x"); a.out = r.output("out");)
 
@@ -222,6 +237,8 @@ void register_ops(Napi::Env env, Napi::Object exports) {
   add("quantize", quantize_js);
   add("dequantize", dequantize_js);
   add("appendKv", append_kv_js);
+  add("setTailLengths", set_tail_lengths_js);
+  add("copyPages", copy_pages_js);
   add("packSegment", pack_segment_js);
   add("unpackSegment", unpack_segment_js);
   add("exportSegment", export_segment_js);
@@ -235,6 +252,7 @@ void register_ops(Napi::Env env, Napi::Object exports) {
   add("rope", rope_js);
   add("siluGate", silu_gate_js);
   add("sample", sample_js);
+  add("feedTokens", feed_tokens_js);
   add("convert", convert_js);
   add("gatherRows", gather_rows_js);
   add("countNonFinite", count_non_finite_js);

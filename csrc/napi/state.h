@@ -13,6 +13,7 @@
 #include "csrc/core/tensor_view.h"
 #include "csrc/runtime/device.h"
 #include "csrc/runtime/mapped_file.h"
+#include "csrc/runtime/program.h"
 
 namespace zc::napi {
 
@@ -40,6 +41,13 @@ struct DeviceHandle {
   napi_threadsafe_function settle = nullptr;
   int n_pending = 0;
   napi_env env = nullptr;
+  std::shared_ptr<Program> recording;  // where ops go instead of the stream; null: not recording
+};
+
+// A program is of one device: its ops run on that device's own thread.
+struct ProgramHandle {
+  std::shared_ptr<const Program> program;  // null once disposed
+  std::weak_ptr<DeviceHandle> device;
 };
 
 struct TensorHandle {
@@ -52,6 +60,7 @@ struct TensorHandle {
 // crashing.
 inline constexpr napi_type_tag kDeviceTag = {0x7c1f0d6b9a2e4c01ull, 0x9d3b5a7e11c04f01ull};
 inline constexpr napi_type_tag kTensorTag = {0x7c1f0d6b9a2e4c02ull, 0x9d3b5a7e11c04f02ull};
+inline constexpr napi_type_tag kProgramTag = {0x7c1f0d6b9a2e4c04ull, 0x9d3b5a7e11c04f04ull};
 inline constexpr napi_type_tag kFileTag = {0x7c1f0d6b9a2e4c03ull, 0x9d3b5a7e11c04f03ull};
 
 inline AddonState& state(Napi::Env env) { return *env.GetInstanceData<AddonState>(); }

@@ -4,8 +4,9 @@
 
 #include "csrc/math/hd.h"
 
-// The page table of one sequence: int32 words in device memory, written by lib/cache/kv-table.ts,
-// read by every op over the packed cache.
+// The page table of one sequence: int32 words in device memory, written by lib/cache/kv-cache.ts,
+// read by every op over the packed cache. The tables of all sequences lie in one tensor, so that a
+// batch is one call: each begins at a word of its own (`starts`).
 //
 //   header   kTableHeader words
 //   entries  one for each (layer, kv head), layer-major: a segment count, padding, then max_segments segments

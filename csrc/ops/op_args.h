@@ -68,9 +68,23 @@ struct AppendKvArgs {
   TensorView k;           // (rows, n_kv_heads, head_dim) f32|f16|bf16
   TensorView v;           // the same
   TensorView pool;        // (bytes) u8
-  TensorView tables;      // (n_seqs, table_words) i32
+  TensorView tables;      // (words) i32
+  TensorView starts;      // (n_seqs) i32: word where a sequence's table begins; -1: none
   TensorView cu_seqlens;  // (n_seqs + 1) i32
   int32_t layer;
+};
+
+struct SetTailLengthsArgs {
+  TensorView tables;   // (words) i32
+  TensorView starts;   // (n_seqs) i32
+  TensorView lengths;  // (n_seqs) i32
+};
+
+struct CopyPagesArgs {
+  TensorView pool;  // (bytes) u8
+  TensorView from;  // (n) i32: page addresses
+  TensorView to;    // (n) i32
+  int32_t page_bytes;
 };
 
 struct PackSegmentArgs {
@@ -113,7 +127,8 @@ struct MixedAttentionArgs {
   TensorView out;         // q's shape and dtype
   TensorView lse;         // (total_q, n_heads) f32
   TensorView pool;        // (bytes) u8
-  TensorView tables;      // (n_seqs, table_words) i32
+  TensorView tables;      // (words) i32
+  TensorView starts;      // (n_seqs) i32: word where a sequence's table begins; -1: none
   TensorView cu_seqlens;  // (n_seqs + 1) i32
   TensorView positions;   // (total_q) i32
   int32_t layer;
@@ -196,12 +211,19 @@ enum SampleParam : int32_t {
 };
 
 struct SampleArgs {
-  TensorView logits;  // (n, vocab_size) f32
-  TensorView params;  // (n, kSampleParams) f32
-  TensorView
-      seen;        // (n, vocab_size) u8: tokens of the context, for the repetition penalty; updated
-  TensorView ids;  // (n) i32 out
+  TensorView logits;    // (n, vocab_size) f32
+  TensorView params;    // (n, kSampleParams) f32
+  TensorView seen;      // (n_contexts, vocab_size) u8: tokens of a context; updated
+  TensorView contexts;  // (n) i32: row of `seen`, -1 for none
+  TensorView ids;       // (n) i32 out
   TensorView logprobs;  // (n) f32 out
+};
+
+struct FeedTokensArgs {
+  TensorView sampled;  // (n_sampled) i32
+  TensorView source;   // (n) i32
+  TensorView given;    // (n) i32
+  TensorView out;      // (n) i32
 };
 
 struct ConvertArgs {

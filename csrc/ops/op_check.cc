@@ -113,14 +113,19 @@ void expect_pool(const TensorView& pool) {
   expect_shape("pool", pool, {kAny});
 }
 
-void expect_table(const char* name, const TensorView& table, int rank) {
-  expect_dtype(name, table, DType::kI32);
-  if (rank == 1)
-    expect_shape(name, table, {kAny});
-  else
-    expect_shape(name, table, {kAny, kAny});
-  if (table.size(rank - 1) < kTableHeader)
-    fail(ErrorCode::kShape, name, "shape is " + shape_text(table) + ", too short for a page table");
+void expect_table(const TensorView& table) {
+  expect_dtype("table", table, DType::kI32);
+  expect_shape("table", table, {kAny});
+  if (table.size(0) < kTableHeader)
+    fail(ErrorCode::kShape, "table",
+         "shape is " + shape_text(table) + ", too short for a page table");
+}
+
+void expect_tables(const TensorView& tables, const TensorView& starts) {
+  expect_dtype("tables", tables, DType::kI32);
+  expect_shape("tables", tables, {kAny});
+  expect_dtype("starts", starts, DType::kI32);
+  expect_shape("starts", starts, {kAny});
 }
 
 int64_t bytes_per_row(int64_t channels, int32_t bits) {
@@ -241,9 +246,22 @@ void check(const DequantizeArgs& a) {
 void check(const AppendKvArgs& a) {
   expect_kv_rows(a.k, a.v);
   expect_pool(a.pool);
-  expect_table("tables", a.tables, 2);
+  expect_tables(a.tables, a.starts);
   expect_dtype("cuSeqlens", a.cu_seqlens, DType::kI32);
-  expect_shape("cuSeqlens", a.cu_seqlens, {a.tables.size(0) + 1});
+  expect_shape("cuSeqlens", a.cu_seqlens, {a.starts.size(0) + 1});
+}
+
+void check(const SetTailLengthsArgs& a) {
+  expect_tables(a.tables, a.starts);
+  expect_same("lengths", a.lengths, "starts", a.starts);
+}
+
+void check(const CopyPagesArgs& a) {
+  expect_pool(a.pool);
+  expect_dtype("from", a.from, DType::kI32);
+  expect_shape("from", a.from, {kAny});
+  expect_same("to", a.to, "from", a.from);
+  expect(a.page_bytes > 0, "pageBytes", "is " + std::to_string(a.page_bytes) + ", expected more");
 }
 
 void check(const PackSegmentArgs& a) {
@@ -251,7 +269,7 @@ void check(const PackSegmentArgs& a) {
   expect_dtype("ids", a.ids, DType::kI32);
   expect_shape("ids", a.ids, {a.k.size(1), kAny});
   expect_pool(a.pool);
-  expect_table("table", a.table, 1);
+  expect_table(a.table);
   expect(a.segment > 0, "segment", "is the tail, expected 1 or more");
   expect_norm("keyRange", a.k_norm);
   expect_norm("valueRange", a.v_norm);
@@ -260,13 +278,13 @@ void check(const PackSegmentArgs& a) {
 void check(const UnpackSegmentArgs& a) {
   expect_kv_rows(a.k, a.v);
   expect_pool(a.pool);
-  expect_table("table", a.table, 1);
+  expect_table(a.table);
   expect(a.segment >= 0, "segment", "is negative");
 }
 
 void check(const ExportSegmentArgs& a) {
   expect_pool(a.pool);
-  expect_table("table", a.table, 1);
+  expect_table(a.table);
   expect(a.segment > 0, "segment", "is the tail, which holds no codes");
   expect_dtype("kCodes", a.k_codes, DType::kU8);
   expect_shape("kCodes", a.k_codes, {kAny, kAny, kAny});
@@ -294,9 +312,9 @@ void check(const MixedAttentionArgs& a) {
   expect_dtype("lse", a.lse, DType::kF32);
   expect_shape("lse", a.lse, {a.q.size(0), a.q.size(1)});
   expect_pool(a.pool);
-  expect_table("tables", a.tables, 2);
+  expect_tables(a.tables, a.starts);
   expect_dtype("cuSeqlens", a.cu_seqlens, DType::kI32);
-  expect_shape("cuSeqlens", a.cu_seqlens, {a.tables.size(0) + 1});
+  expect_shape("cuSeqlens", a.cu_seqlens, {a.starts.size(0) + 1});
   expect_dtype("positions", a.positions, DType::kI32);
   expect_shape("positions", a.positions, {a.q.size(0)});
   expect_scale(a.scale);
@@ -395,11 +413,22 @@ void check(const SampleArgs& a) {
   expect_dtype("params", a.params, DType::kF32);
   expect_shape("params", a.params, {a.logits.size(0), kSampleParams});
   expect_dtype("seen", a.seen, DType::kU8);
-  expect_shape("seen", a.seen, {a.logits.size(0), a.logits.size(1)});
+  expect_shape("seen", a.seen, {kAny, a.logits.size(1)});
+  expect_dtype("contexts", a.contexts, DType::kI32);
+  expect_shape("contexts", a.contexts, {a.logits.size(0)});
   expect_dtype("ids", a.ids, DType::kI32);
   expect_shape("ids", a.ids, {a.logits.size(0)});
   expect_dtype("logprobs", a.logprobs, DType::kF32);
   expect_shape("logprobs", a.logprobs, {a.logits.size(0)});
+}
+
+void check(const FeedTokensArgs& a) {
+  expect_dtype("sampled", a.sampled, DType::kI32);
+  expect_shape("sampled", a.sampled, {kAny});
+  expect_dtype("source", a.source, DType::kI32);
+  expect_shape("source", a.source, {kAny});
+  expect_same("given", a.given, "source", a.source);
+  expect_same("out", a.out, "source", a.source);
 }
 
 void check(const ConvertArgs& a) {

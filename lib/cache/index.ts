@@ -1,5 +1,16 @@
 /** The packed KV cache: pages, segments, page tables, and their bytes. */
-export { codeFormat, FORMATS, type Format, isQuantized, PAGE_TOKENS, pageBytes } from './format.js'
+export { CacheMemory } from './cache-memory.js'
+export {
+  bitmapBytes,
+  codeFormat,
+  FORMATS,
+  type Format,
+  isQuantized,
+  PAGE_TOKENS,
+  pageBytes,
+  pageCount,
+  paramsBytes,
+} from './format.js'
 export {
   type BytesByClass,
   fp16CacheBytes,
@@ -7,5 +18,8 @@ export {
   KvCache,
   type KvShape,
   type StagedGroup,
+  tableWords,
 } from './kv-cache.js'
 export { PagePool, SUPERBLOCK_BYTES } from './page-pool.js'
+export { type ProbeShape, ProbeSlots } from './probe-slots.js'
+export { TableArena } from './table-arena.js'

@@ -1,6 +1,15 @@
-import type { Tensor } from '../ops/index.js'
-import { bitmapBytes, FORMATS, type Format, pageBytes, pageCount, paramsBytes } from './format.js'
-import type { PagePool } from './page-pool.js'
+import { copyPages, type Tensor } from '../ops/index.js'
+import type { CacheMemory } from './cache-memory.js'
+import {
+  bitmapBytes,
+  FORMATS,
+  type Format,
+  PAGE_TOKENS,
+  pageBytes,
+  pageCount,
+  paramsBytes,
+} from './format.js'
+import { TableArena } from './table-arena.js'
 
 /** The cached heads of a model. */
 export interface KvShape {
@@ -62,33 +71,37 @@ interface Segment {
 const TABLE_HEADER = 8
 const ENTRY_HEADER = 8
 const SEGMENT_WORDS = 8
+/** The tail, and the two classes of one compression. */
+const MIN_SEGMENTS = 3
 
 /**
  * The books of one sequence's cache: which pages hold which tokens, for every layer and KV head,
- * and how many bytes that is. The tokens themselves lie in the pool; ops find them through `table`,
- * which this class writes.
+ * and how many bytes that is. The tokens themselves lie in the pool; ops find them through the page
+ * table at `start`, which this class writes.
  *
  * Newest tokens are in the tail (segment 0). A compression stages a group (pages are found and
  * listed, but not counted yet), the caller packs it layer by layer, and `publish` makes it visible
  * and empties the tail. The order of tokens is not restored, because attention does not need it:
  * RoPE was applied before quantization.
+ *
+ * Forks share pages. Packed ones are never written again; a page of the tail is copied by whoever
+ * writes to it first.
  */
 export class KvCache {
-  readonly pool: PagePool
+  readonly memory: CacheMemory
   readonly shape: KvShape
-  /** (1, words) i32: csrc/ops/kv_table.h. Replaced when it has to grow. */
-  table: Tensor<'i32'>
   #segments: Segment[]
   #nVisible = 1
+  #start: number
   #capacityWords: number
-  #maxSegments = 3
+  #maxSegments: number
   #tailStart = 0
   #tailTokens = 0
 
-  constructor(pool: PagePool, shape: KvShape, tailFormat: Format) {
-    this.pool = pool
-    this.shape = shape
-    const empty = this.#entries(() => new Int32Array(0))
+  /** Throws `ERR_ZC_OUT_OF_MEMORY` when there is no room for its page table. */
+  constructor(memory: CacheMemory, tailFormat: Format) {
+    this.memory = memory
+    this.shape = memory.shape
     this.#segments = [
       {
         precision: 'tail',
@@ -97,15 +110,31 @@ export class KvCache {
         nTokens: 0,
         start: 0,
         span: 0,
-        pages: empty,
+        pages: this.#entries(() => new Int32Array(0)),
         params: null,
         bitmaps: null,
         bitmapBytes: 0,
       },
     ]
-    this.#capacityWords = this.#neededWords(this.#maxSegments)
-    this.table = pool.device.tensor('i32', [1, this.#capacityWords])
+    this.#maxSegments = MIN_SEGMENTS
+    this.#capacityWords = TableArena.capacityOf(this.#neededWords(this.#maxSegments))
+    this.#start = memory.tables.allocate(this.#capacityWords)
     this.#upload()
+  }
+
+  /** The word of `memory.tables` where the page table begins; it moves when the table grows. */
+  get start(): number {
+    return this.#start
+  }
+
+  /** The page table alone, for ops on one sequence: (words) i32. The caller disposes of it. */
+  tableView(): Tensor<'i32'> {
+    return this.memory.tables.memory.view([this.#capacityWords], this.#start)
+  }
+
+  /** Format of tokens that are not compressed. */
+  get tailFormat(): Format {
+    return (this.#segments[0] as Segment).k
   }
 
   /** Tokens held. */
@@ -141,33 +170,67 @@ export class KvCache {
   }
 
   /**
-   * Makes room for so many more tokens at the end of the tail; ops enqueued from now on see them.
+   * Makes room for so many more tokens at the end of the tail. The table's tail length is set by the
+   * step that writes them (`setTailLengths`).
    *
    * Throws `ERR_ZC_OUT_OF_MEMORY`, leaving the cache as it was.
    */
   extendTail(nTokens: number): void {
-    const grown = this.#growTail(this.#tailTokens + nTokens)
-    this.#tailTokens += nTokens
+    const tokensBefore = this.#tailTokens
+    const owned = this.#ownTail()
     try {
-      if (grown) this.#upload()
-      else this.#uploadHeader()
+      const grown = this.#growTail(this.#tailTokens + nTokens)
+      this.#tailTokens += nTokens
+      if (grown || owned) this.#upload()
     } catch (error) {
-      this.shrinkTail(nTokens)
+      this.#trimTail(Math.min(this.#tailTokens, tokensBefore))
       throw error
     }
   }
 
   /** Takes the newest tokens of the tail back, as when the step that wrote them was given up. */
   shrinkTail(nTokens: number): void {
-    this.#tailTokens -= nTokens
+    this.#trimTail(this.#tailTokens - nTokens)
+  }
+
+  #trimTail(nTokens: number): void {
+    this.#tailTokens = nTokens
     const tail = this.#segments[0] as Segment
     const keep = pageCount(this.#tailTokens)
     const bytes = this.#pageBytes(tail)
     for (const pages of tail.pages) {
-      for (const page of pages.subarray(keep)) this.pool.free(page, bytes)
+      for (const page of pages.subarray(keep)) this.memory.pool.free(page, bytes)
     }
     tail.pages = tail.pages.map((pages) => pages.slice(0, keep))
     this.#upload()
+  }
+
+  /**
+   * A cache of the same content, sharing its pages. Not while a group is staged.
+   *
+   * Throws `ERR_ZC_OUT_OF_MEMORY` when there is no room for its page table.
+   */
+  fork(): KvCache {
+    const copy = new KvCache(this.memory, this.tailFormat)
+    for (const segment of this.#segments) {
+      const retain = (addresses: Int32Array | null, bytes: number) => {
+        for (const address of addresses ?? []) this.memory.pool.retain(address, bytes)
+      }
+      for (const pages of segment.pages) retain(pages, this.#pageBytes(segment))
+      retain(segment.params, paramsBytes(this.shape.headDim))
+      if (segment.span > 0) retain(segment.bitmaps, segment.bitmapBytes)
+    }
+    copy.#segments = this.#segments.map((segment) => ({ ...segment }))
+    copy.#nVisible = this.#nVisible
+    copy.#tailStart = this.#tailStart
+    copy.#tailTokens = this.#tailTokens
+    try {
+      copy.#upload()
+    } catch (error) {
+      copy.dispose()
+      throw error
+    }
+    return copy
   }
 
   /**
@@ -244,7 +307,7 @@ export class KvCache {
       tail: 0,
       params: 0,
       bitmaps: 0,
-      tables: this.table.sizeBytes,
+      tables: this.#capacityWords * 4,
       probes: 0,
     }
     for (const segment of this.#segments) {
@@ -260,7 +323,7 @@ export class KvCache {
     this.unstage()
     for (const segment of this.#segments) this.#freeSegment(segment, segment.span > 0)
     this.#segments.length = 0
-    this.table.dispose()
+    this.memory.tables.free(this.#start, this.#capacityWords)
   }
 
   // ---- pages ----
@@ -271,6 +334,30 @@ export class KvCache {
 
   #pageBytes(segment: { k: Format; v: Format }): number {
     return pageBytes(segment.k, segment.v, this.shape.headDim)
+  }
+
+  /** Copies the page that the next token goes to, if another cache holds it too; whether it did. */
+  #ownTail(): boolean {
+    const tail = this.#segments[0] as Segment
+    const { pool, device } = this.memory
+    const bytes = this.#pageBytes(tail)
+    const last = Math.floor(this.#tailTokens / PAGE_TOKENS)
+    const first = tail.pages[0]?.[last]
+    // Entries are shared or owned all together.
+    if (first === undefined || !pool.isShared(first, bytes)) return false
+    const from = Int32Array.from(tail.pages, (pages) => pages[last] as number)
+    const to = this.#allocateEach(bytes)
+    const tensors = [device.from(from, [from.length], 'i32'), device.from(to, [to.length], 'i32')]
+    const [fromTensor, toTensor] = tensors as [Tensor, Tensor]
+    copyPages({ pool: pool.memory, from: fromTensor, to: toTensor, pageBytes: bytes })
+    for (const tensor of tensors) tensor.dispose()
+    this.#freeEach(from, bytes)
+    tail.pages = tail.pages.map((pages, entry) => {
+      const own = pages.slice()
+      own[last] = to[entry] as number
+      return own
+    })
+    return true
   }
 
   /** Adds pages until the tail has room for `nTokens`; whether any were added. */
@@ -285,13 +372,13 @@ export class KvCache {
         const grown = new Int32Array(needed)
         grown.set(pages)
         for (let i = pages.length; i < needed; i++) {
-          grown[i] = this.pool.allocate(bytes)
+          grown[i] = this.memory.pool.allocate(bytes)
           added.push(grown[i] as number)
         }
         return grown
       })
     } catch (error) {
-      for (const page of added) this.pool.free(page, bytes)
+      for (const page of added) this.memory.pool.free(page, bytes)
       throw error
     }
     return true
@@ -301,17 +388,17 @@ export class KvCache {
     const addresses: number[] = []
     try {
       for (let i = 0; i < this.shape.nLayers * this.shape.nKvHeads; i++) {
-        addresses.push(this.pool.allocate(bytes))
+        addresses.push(this.memory.pool.allocate(bytes))
       }
     } catch (error) {
-      for (const address of addresses) this.pool.free(address, bytes)
+      for (const address of addresses) this.memory.pool.free(address, bytes)
       throw error
     }
     return Int32Array.from(addresses)
   }
 
   #freeEach(addresses: Int32Array, bytes: number): void {
-    for (const address of addresses) this.pool.free(address, bytes)
+    for (const address of addresses) this.memory.pool.free(address, bytes)
   }
 
   #allocateSegment(
@@ -330,7 +417,7 @@ export class KvCache {
       for (let i = 0; i < this.shape.nLayers * this.shape.nKvHeads; i++) {
         const list = new Int32Array(pageCount(nTokens)).fill(-1)
         pages.push(list)
-        for (let p = 0; p < list.length; p++) list[p] = this.pool.allocate(bytes)
+        for (let p = 0; p < list.length; p++) list[p] = this.memory.pool.allocate(bytes)
       }
       return {
         precision,
@@ -347,7 +434,7 @@ export class KvCache {
       const [params, ...lists] = pages
       if (params) this.#freeEach(params, paramsBytes(this.shape.headDim))
       for (const list of lists) {
-        for (const page of list) if (page >= 0) this.pool.free(page, bytes)
+        for (const page of list) if (page >= 0) this.memory.pool.free(page, bytes)
       }
       throw error
     }
@@ -367,21 +454,8 @@ export class KvCache {
   // ---- the table ----
 
   #neededWords(maxSegments: number): number {
-    const entryWords = ENTRY_HEADER + maxSegments * SEGMENT_WORDS
-    let words = TABLE_HEADER + this.shape.nLayers * this.shape.nKvHeads * entryWords
-    for (const segment of this.#segments) {
-      for (const pages of segment.pages) words += pages.length
-    }
-    return words
-  }
-
-  /** Header words that change from step to step. */
-  #header(): Int32Array {
-    return Int32Array.of(this.#tailTokens, this.#tailStart)
-  }
-
-  #uploadHeader(): void {
-    this.table.write(this.#header())
+    const nPages = this.#segments.reduce((sum, { pages }) => sum + (pages[0]?.length ?? 0), 0)
+    return neededWords(this.shape, maxSegments, nPages)
   }
 
   /**
@@ -389,27 +463,23 @@ export class KvCache {
    * then.
    */
   #upload(): void {
-    let maxSegments = this.#maxSegments
-    while (this.#segments.length > maxSegments) maxSegments = Math.ceil(maxSegments * 1.5)
+    const maxSegments = segmentRoom(this.#segments.length, this.#maxSegments)
     const needed = this.#neededWords(maxSegments)
+    const { tables } = this.memory
     if (needed > this.#capacityWords) {
-      // A quarter to spare: a table that grows with every page is not copied to a new place each
-      // time.
-      const capacityWords = Math.ceil(needed * 1.25)
-      const table = this.pool.device.tensor('i32', [1, capacityWords])
-      this.table.dispose()
-      this.table = table
-      this.#capacityWords = capacityWords
+      const start = tables.allocate(needed)
+      tables.free(this.#start, this.#capacityWords)
+      this.#start = start
+      this.#capacityWords = TableArena.capacityOf(needed)
     }
     this.#maxSegments = maxSegments
-    this.table.write(this.#serialise(needed))
+    tables.memory.write(this.#serialise(needed), this.#start)
   }
 
   #serialise(nWords: number): Int32Array {
     const { nLayers, nKvHeads } = this.shape
     const words = new Int32Array(nWords)
-    words.set(this.#header())
-    words.set([nLayers, nKvHeads, this.#maxSegments], 2)
+    words.set([this.#tailTokens, this.#tailStart, nLayers, nKvHeads, this.#maxSegments])
     const entryWords = ENTRY_HEADER + this.#maxSegments * SEGMENT_WORDS
     let nextPage = TABLE_HEADER + nLayers * nKvHeads * entryWords
     for (let entry = 0; entry < nLayers * nKvHeads; entry++) {
@@ -436,6 +506,23 @@ export class KvCache {
     }
     return words
   }
+}
+
+/** Segments that a table has room for once it needs `nSegments`: by half more at a time. */
+function segmentRoom(nSegments: number, room = MIN_SEGMENTS): number {
+  let grown = room
+  while (nSegments > grown) grown = Math.ceil(grown * 1.5)
+  return grown
+}
+
+function neededWords({ nLayers, nKvHeads }: KvShape, maxSegments: number, nPages: number): number {
+  const entryWords = ENTRY_HEADER + maxSegments * SEGMENT_WORDS
+  return TABLE_HEADER + nLayers * nKvHeads * (entryWords + nPages)
+}
+
+/** Words of a page table: `nSegments` with the tail, `nPages` of all segments of one KV head. */
+export function tableWords(shape: KvShape, nSegments: number, nPages: number): number {
+  return neededWords(shape, segmentRoom(nSegments), nPages)
 }
 
 /**

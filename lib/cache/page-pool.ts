@@ -16,8 +16,8 @@ interface Superblock {
   /** Free slots, the last of them taken first. */
   readonly free: number[]
   readonly nSlots: number
-  /** 1 for each slot that is given out. */
-  readonly given: Uint8Array
+  /** How many caches hold each slot; 0: free. */
+  readonly holders: Uint32Array
   /** Where it stands in its size's list of superblocks with free slots; -1 when full. */
   place: number
 }
@@ -25,6 +25,7 @@ interface Superblock {
 /**
  * Pages of any size out of one stretch of device memory. Freed pages are given out again at once:
  * ops run in the order they were enqueued, so whoever gets a page writes it after the last reader.
+ * Sequences that share a past share its pages: a page is free when its last holder frees it.
  * Addresses count units of 64 bytes.
  */
 export class PagePool {
@@ -42,7 +43,7 @@ export class PagePool {
     this.device = device
     const nSuperblocks = Math.floor(Math.min(capacityBytes, MAX_POOL_BYTES) / SUPERBLOCK_BYTES)
     this.capacityBytes = nSuperblocks * SUPERBLOCK_BYTES
-    this.memory = device.reserve(this.capacityBytes)
+    this.memory = device.reserve('u8', [this.capacityBytes])
   }
 
   /** Bytes of pages that are given out. */
@@ -65,29 +66,35 @@ export class PagePool {
     const index = open.at(-1) ?? this.#claim(bytes, open)
     const block = this.#superblocks[index] as Superblock
     const slot = block.free.pop() as number
-    block.given[slot] = 1
+    block.holders[slot] = 1
     if (block.free.length === 0) this.#close(block, open)
     this.#usedBytes += bytes
     return (index * SUPERBLOCK_BYTES + slot * bytes) / PAGE_UNIT_BYTES
   }
 
+  /** One more holder of a page that was given out; each has to free it. */
+  retain(address: number, bytes: number): void {
+    const { block, slot } = this.#find(address, bytes)
+    block.holders[slot] = (block.holders[slot] as number) + 1
+  }
+
+  /** Whether a page has more than one holder, and so must not be written. */
+  isShared(address: number, bytes: number): boolean {
+    const { block, slot } = this.#find(address, bytes)
+    return (block.holders[slot] as number) > 1
+  }
+
   /**
-   * Takes back a page that `allocate` gave for so many bytes.
+   * Lets go of a page that `allocate` gave for so many bytes, or `retain`.
    *
    * Throws `ERR_ZC_INTERNAL` for any other address, one that was freed before among them.
    */
   free(address: number, bytes: number): void {
-    const index = Math.floor((address * PAGE_UNIT_BYTES) / SUPERBLOCK_BYTES)
-    const block = this.#superblocks[index]
-    const slot = (address * PAGE_UNIT_BYTES - index * SUPERBLOCK_BYTES) / bytes
-    if (block?.pageBytes !== bytes || block.given[slot] !== 1) {
-      throw new ZipCacheError(
-        'ERR_ZC_INTERNAL',
-        `page ${address} is not given out as ${bytes} bytes`,
-      )
-    }
+    const { block, slot, index } = this.#find(address, bytes)
+    const holders = (block.holders[slot] as number) - 1
+    block.holders[slot] = holders
+    if (holders > 0) return
     const open = this.#openList(bytes)
-    block.given[slot] = 0
     block.free.push(slot)
     if (block.place < 0) block.place = open.push(index) - 1
     if (block.free.length === block.nSlots) this.#release(index, block, open)
@@ -96,6 +103,14 @@ export class PagePool {
 
   dispose(): void {
     this.memory.dispose()
+  }
+
+  #find(address: number, bytes: number): { block: Superblock; slot: number; index: number } {
+    const index = Math.floor((address * PAGE_UNIT_BYTES) / SUPERBLOCK_BYTES)
+    const block = this.#superblocks[index]
+    const slot = (address * PAGE_UNIT_BYTES - index * SUPERBLOCK_BYTES) / bytes
+    if (block?.pageBytes === bytes && (block.holders[slot] ?? 0) > 0) return { block, slot, index }
+    throw new ZipCacheError('ERR_ZC_INTERNAL', `page ${address} is not given out as ${bytes} bytes`)
   }
 
   #openList(bytes: number): number[] {
@@ -127,12 +142,12 @@ export class PagePool {
     }
     const nSlots = Math.floor(SUPERBLOCK_BYTES / bytes)
     const free = Array.from({ length: nSlots }, (_, i) => nSlots - 1 - i)
-    const given = new Uint8Array(nSlots)
+    const holders = new Uint32Array(nSlots)
     this.#superblocks[index] = {
       pageBytes: bytes,
       free,
       nSlots,
-      given,
+      holders,
       place: open.push(index) - 1,
     }
     return index

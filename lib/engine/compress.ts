@@ -52,7 +52,7 @@ export function makeCompressor(
     const everything = new Int32Array(nKvHeads * nTokens).map((_, i) => i % nTokens)
     ;(nSalient > 0 ? salientIds : regularIds).write(everything)
   }
-  const table = scratch.keep(cache.table.view([cache.table.length]))
+  const table = scratch.keep(cache.tableView())
 
   return {
     compress(layer, k, v, probes, slidingWindow) {
@@ -69,7 +69,7 @@ export function makeCompressor(
           k,
           v,
           ids,
-          pool: cache.pool.memory,
+          pool: cache.memory.pool.memory,
           table,
           layer,
           segment,

@@ -1,5 +1,4 @@
 import os from 'node:os'
-import { PagePool, SUPERBLOCK_BYTES } from '../cache/index.js'
 import { ZipCacheError } from '../errors.js'
 import { checkTensors, openCheckpoint } from '../model/checkpoint.js'
 import { readModelConfig } from '../model/config.js'
@@ -7,6 +6,7 @@ import { ropeFrequencies } from '../model/rope-frequencies.js'
 import { loadTokenizer } from '../model/tokenizer.js'
 import { attentionDtypeOf, type ComputeDtype, loadWeights } from '../model/weights.js'
 import { Device } from '../ops/index.js'
+import { checkKvMemory } from './engine.js'
 import { Model } from './model.js'
 import { checkOptions } from './options.js'
 
@@ -33,8 +33,6 @@ export interface LoadOptions {
 
 const LOAD_OPTIONS = ['device', 'dtype', 'threads', 'kvMemory', 'signal']
 
-const MIN_KV_MEMORY = 4 * SUPERBLOCK_BYTES
-
 /**
  * Loads a Hugging Face folder: config.json, safetensors (one file or shards, memory-mapped),
  * tokenizer.json if there is one. LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and
@@ -55,15 +53,7 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
     })
   }
   const kvMemory = options.kvMemory ?? os.totalmem() / 2
-  if (!(Number.isFinite(kvMemory) && kvMemory >= MIN_KV_MEMORY)) {
-    throw new ZipCacheError(
-      'ERR_ZC_ARGUMENT',
-      `kvMemory: is ${kvMemory}, expected bytes, ${MIN_KV_MEMORY} at least`,
-      {
-        argument: 'kvMemory',
-      },
-    )
-  }
+  checkKvMemory(kvMemory)
   signal?.throwIfAborted()
   const config = await readModelConfig(dir)
   const checked = checkTensors(await openCheckpoint(dir), config)
@@ -90,8 +80,6 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
     )
     const frequencies = device.from(invFreq, [invFreq.length], 'f32')
     disposers.push(() => frequencies.dispose())
-    const pool = new PagePool(device, kvMemory)
-    disposers.push(() => pool.dispose())
     const forwardModel = {
       device,
       config,
@@ -101,7 +89,7 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
       invFreq: frequencies,
       attentionScale,
     }
-    return new Model(forwardModel, pool, tokenizer, release)
+    return new Model(forwardModel, kvMemory, tokenizer, release)
   } catch (error) {
     await release()
     throw error

@@ -1,24 +1,17 @@
-import type { PagePool } from '../cache/index.js'
-import { ZipCacheError } from '../errors.js'
 import type { ModelConfig } from '../model/config.js'
 import type { ForwardModel } from '../model/forward.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { ComputeDtype } from '../model/weights.js'
 import type { Device } from '../ops/index.js'
-import { type PolicySpec, resolvePolicy } from '../policy/index.js'
-import { toSeed } from '../random.js'
+import { Engine, type EngineOptions, type EngineStats, type SequenceOptions } from './engine.js'
 import type { GeneratedToken, GenerateOptions } from './generation.js'
-import { type Prompt, Sequence } from './sequence.js'
+import { disposedError } from './run.js'
+import type { Prompt, Sequence } from './sequence.js'
 
-/** Settings of one sequence. */
-export interface SequenceOptions {
-  /** How its cache is kept; default `zipcache`, the paper's. */
-  policy?: PolicySpec
-  /** Seed of the probes; default 0. */
-  seed?: number
-}
-
-/** A checkpoint loaded onto a device, ready to run. Made by `loadModel`. */
+/**
+ * A checkpoint loaded onto a device, ready to run. Made by `loadModel`. It comes with an engine of
+ * its own, which its methods use; `createEngine` makes further ones over the same weights.
+ */
 export class Model {
   readonly config: ModelConfig
   /** What the model computes in. */
@@ -27,15 +20,15 @@ export class Model {
   /** null when the folder has no tokenizer.json: prompts are token ids then. */
   readonly tokenizer: ModelTokenizer | null
   readonly #forward: ForwardModel
-  readonly #pool: PagePool
+  readonly #engine: Engine
+  readonly #engines: Set<Engine>
   readonly #release: () => Promise<void>
-  readonly #sequences = new Set<Sequence>()
-  #disposed = false
+  #disposal: Promise<void> | null = null
 
   /** @internal */
   constructor(
     forwardModel: ForwardModel,
-    pool: PagePool,
+    kvMemory: number,
     tokenizer: ModelTokenizer | null,
     release: () => Promise<void>,
   ) {
@@ -44,13 +37,27 @@ export class Model {
     this.device = forwardModel.device
     this.tokenizer = tokenizer
     this.#forward = forwardModel
-    this.#pool = pool
+    this.#engine = new Engine(forwardModel, tokenizer, { kvMemory })
+    this.#engines = new Set([this.#engine])
     this.#release = release
   }
 
-  /** Bytes of cache pages: given out to sequences, and the most there may be. */
+  /** Bytes of the model's own engine's caches: given out to sequences, and the most there may be. */
   get kvMemory(): { used: number; capacity: number } {
-    return { used: this.#pool.usedBytes, capacity: this.#pool.capacityBytes }
+    return this.#engine.kvMemory
+  }
+
+  /** What the model's own engine is doing. */
+  stats(): EngineStats {
+    return this.#engine.stats()
+  }
+
+  /** @internal Use `createEngine`. */
+  createEngine(options: EngineOptions): Engine {
+    if (this.#disposal) throw disposedError('model')
+    const engine = new Engine(this.#forward, this.tokenizer, options)
+    this.#engines.add(engine)
+    return engine
   }
 
   /**
@@ -60,19 +67,8 @@ export class Model {
    * disposed of.
    */
   createSequence(options: SequenceOptions = {}): Sequence {
-    if (this.#disposed) {
-      throw new ZipCacheError('ERR_ZC_HANDLE', 'model: it was disposed', { argument: 'model' })
-    }
-    const policy = resolvePolicy(options.policy ?? 'zipcache')
-    const host = {
-      model: this.#forward,
-      pool: this.#pool,
-      tokenizer: this.tokenizer,
-      released: (gone: Sequence) => this.#sequences.delete(gone),
-    }
-    const sequence = new Sequence(host, policy, toSeed(options.seed ?? 0))
-    this.#sequences.add(sequence)
-    return sequence
+    if (this.#disposal) throw disposedError('model')
+    return this.#engine.createSequence(options)
   }
 
   /**
@@ -85,12 +81,8 @@ export class Model {
     prompt: Prompt,
     options: GenerateOptions & SequenceOptions = {},
   ): AsyncGenerator<GeneratedToken, void, undefined> {
-    const sequence = this.createSequence(options)
-    try {
-      yield* sequence.generate(prompt, options)
-    } finally {
-      sequence.dispose()
-    }
+    if (this.#disposal) throw disposedError('model')
+    yield* this.#engine.generate(prompt, options)
   }
 
   /**
@@ -102,27 +94,40 @@ export class Model {
     prompt: Prompt,
     options: SequenceOptions & { signal?: AbortSignal } = {},
   ): Promise<Float32Array> {
-    const sequence = this.createSequence(options)
+    const { signal, ...rest } = options
+    const sequence = this.createSequence(rest)
     try {
-      return await sequence.logits(prompt, options)
+      return await sequence.logits(prompt, signal === undefined ? {} : { signal })
     } finally {
       sequence.dispose()
     }
   }
 
-  /** Disposes of the sequences, the weights, and the device if the model opened it. Idempotent. */
-  async dispose(): Promise<void> {
-    if (this.#disposed) return
-    this.#disposed = true
-    const released = [...this.#sequences].map((sequence) => {
-      sequence.dispose()
-      return sequence.released
-    })
-    await Promise.all(released)
-    await this.#release()
+  /**
+   * Disposes of the engines with their sequences, the weights, and the device if the model opened
+   * it. Idempotent.
+   */
+  dispose(): Promise<void> {
+    this.#disposal ??= this.#end()
+    return this.#disposal
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose()
   }
+
+  async #end(): Promise<void> {
+    await Promise.all([...this.#engines].map((engine) => engine.dispose()))
+    await this.#release()
+  }
+}
+
+/**
+ * An engine over a model's weights, with cache memory of its own: many sequences at a time, batched.
+ *
+ * Throws `ERR_ZC_ARGUMENT` for options out of range, `ERR_ZC_HANDLE` when the model was disposed of,
+ * `ERR_ZC_OUT_OF_MEMORY` when the address space cannot be had.
+ */
+export function createEngine({ model, ...options }: { model: Model } & EngineOptions): Engine {
+  return model.createEngine(options)
 }

@@ -1,4 +1,4 @@
-import type { CacheBytes } from '../engine/sequence.js'
+import type { CacheBytes } from '../engine/context.js'
 import type { ModelConfig } from '../model/config.js'
 import type { PolicySpec } from '../policy/index.js'
 

@@ -1,6 +1,6 @@
 /**
- * The forward pass of a LLaMA-like decoder as a list of ops. Attention is the caller's: it knows
- * the cache.
+ * The forward pass of a LLaMA-like decoder as a list of ops over a block of rows. Attention is the
+ * caller's: it knows the cache.
  */
 import {
   type Device,
@@ -30,159 +30,192 @@ export interface ForwardModel {
   readonly attentionScale: number
 }
 
-/** One pass of `nRows` tokens through the model. */
-export interface Pass {
-  readonly nRows: number
-  /** (nRows) i32: tokens. */
-  readonly ids: Tensor<'i32'>
-  /** (nRows) i32. */
-  readonly positions: Tensor<'i32'>
-  readonly scratch: Scratch
-  /** Throws when the pass is no longer wanted: it was aborted, or what it writes to is gone. */
-  checkpoint?(): void
-  /**
-   * Attention of one layer: reads q (nRows, n_heads, head_dim), k and v (nRows, n_kv_heads,
-   * head_dim), after RoPE, and writes `out` (like q) and `lse` (nRows, n_heads) f32.
-   */
-  attend(layer: number, heads: AttentionHeads): void
-}
-
-/** What `Pass.attend` reads and writes. */
+/** What attention reads and writes, after RoPE. */
 export interface AttentionHeads {
+  /** (rows, n_heads, head_dim) */
   readonly q: Tensor
+  /** (rows, n_kv_heads, head_dim) */
   readonly k: Tensor
   readonly v: Tensor
+  /** Like q. */
   readonly out: Tensor
+  /** (rows, n_heads) f32 */
   readonly lse: Tensor<'f32'>
 }
 
-/** Rows whose MLP activations exist at a time: they are wider than the others. */
-const MLP_ROWS = 1024
+/** What lives from one block of rows to the next: the rest is work space. */
+export interface StreamRows {
+  /** The residual stream (rows, hidden_size) f32, whatever the model computes in. */
+  readonly x: Tensor<'f32'>
+  /** (rows, n_kv_heads, head_dim) in the attention's type. */
+  readonly k: Tensor
+  readonly v: Tensor
+  /** RoPE's table (rows, head_dim / 2) f32. */
+  readonly cos: Tensor<'f32'>
+  readonly sin: Tensor<'f32'>
+}
+
+/** Rows on their way through a layer: the stream, and views of the work space as the ops want it. */
+export interface RowBlock extends StreamRows {
+  readonly normed: Tensor
+  readonly rawQ: Tensor
+  readonly rawK: Tensor
+  readonly vRows: Tensor
+  readonly attended: Tensor
+  readonly rawHeads: { readonly q: Tensor; readonly k: Tensor }
+  /** For norms of single heads: (rows x heads, head_dim). */
+  readonly headRows: { readonly q: Tensor; readonly k: Tensor }
+  readonly heads: AttentionHeads
+  readonly gate: Tensor
+  readonly up: Tensor
+  readonly gated: Tensor
+}
+
+/** The stream of `nRows` rows, tensors of `scratch`; k and v have room for `nKeys`. */
+export function makeStream(
+  model: ForwardModel,
+  nRows: number,
+  nKeys: number,
+  scratch: Scratch,
+): StreamRows {
+  const { hiddenSize, headDim, nKvHeads } = model.config
+  const kv = [nKeys, nKvHeads, headDim]
+  return {
+    x: scratch.tensor('f32', [nRows, hiddenSize]),
+    k: scratch.tensor(model.attentionDtype, kv),
+    v: scratch.tensor(model.attentionDtype, kv),
+    cos: scratch.tensor('f32', [nRows, headDim / 2]),
+    sin: scratch.tensor('f32', [nRows, headDim / 2]),
+  }
+}
 
 /**
- * Runs all layers and returns the residual stream (nRows, hidden_size) f32, a tensor of
- * `pass.scratch`. The residual stream stays in float32 whatever the model computes in.
- *
- * Passes of more than one row stop between layers to see whether they are still wanted (rejecting
- * with what `pass.checkpoint` throws) and to let other work onto the stream.
+ * Work space for blocks of up to `capacity` rows, tensors of `scratch`. Returns how to see it as a
+ * block of so many rows.
  */
-export async function forward(model: ForwardModel, pass: Pass): Promise<Tensor<'f32'>> {
-  const { config, weights, device, dtype, attentionDtype } = model
-  const { nRows, scratch } = pass
-  const { hiddenSize, headDim, nHeads, nKvHeads } = config
+export function makeWorkspace(
+  model: ForwardModel,
+  capacity: number,
+  scratch: Scratch,
+): (nRows: number, stream: StreamRows) => RowBlock {
+  const { config, dtype, attentionDtype } = model
+  const { hiddenSize, intermediateSize, headDim, nHeads, nKvHeads } = config
   const qWidth = nHeads * headDim
   const kvWidth = nKvHeads * headDim
-
-  const x = scratch.tensor('f32', [nRows, hiddenSize])
-  const normed = scratch.tensor(dtype, [nRows, hiddenSize])
-  // Q and K stay in float32 until they are rotated: one rounding instead of three.
-  const rawQ = scratch.tensor('f32', [nRows, qWidth])
-  const rawK = scratch.tensor('f32', [nRows, kvWidth])
   const isFloat32 = attentionDtype === 'f32'
-  const q = isFloat32 ? rawQ : scratch.tensor(attentionDtype, [nRows, qWidth])
-  const k = isFloat32 ? rawK : scratch.tensor(attentionDtype, [nRows, kvWidth])
-  const v = scratch.tensor(attentionDtype, [nRows, kvWidth])
-  const attended = scratch.tensor(attentionDtype, [nRows, qWidth])
-  const lse = scratch.tensor('f32', [nRows, nHeads])
-  const cos = scratch.tensor('f32', [nRows, headDim / 2])
-  const sin = scratch.tensor('f32', [nRows, headDim / 2])
-  const heads: AttentionHeads = {
-    q: scratch.keep(q.view([nRows, nHeads, headDim])),
-    k: scratch.keep(k.view([nRows, nKvHeads, headDim])),
-    v: scratch.keep(v.view([nRows, nKvHeads, headDim])),
-    out: scratch.keep(attended.view([nRows, nHeads, headDim])),
-    lse,
-  }
-  const rawHeads = {
-    q: scratch.keep(rawQ.view([nRows, nHeads, headDim])),
-    k: scratch.keep(rawK.view([nRows, nKvHeads, headDim])),
-  }
-  const qRows = scratch.keep(rawQ.view([nRows * nHeads, headDim]))
-  const kRows = scratch.keep(rawK.view([nRows * nKvHeads, headDim]))
-  const mlp = makeMlp(model, pass, normed, x)
+  const normed = scratch.tensor(dtype, [capacity, hiddenSize])
+  // Q and K stay in float32 until they are rotated: one rounding instead of three.
+  const rawQ = scratch.tensor('f32', [capacity, qWidth])
+  const rawK = isFloat32 ? null : scratch.tensor('f32', [capacity, kvWidth])
+  const q = isFloat32 ? rawQ : scratch.tensor(attentionDtype, [capacity, qWidth])
+  const attended = scratch.tensor(attentionDtype, [capacity, qWidth])
+  const lse = scratch.tensor('f32', [capacity, nHeads])
+  const gate = scratch.tensor('f32', [capacity, intermediateSize])
+  const up = scratch.tensor('f32', [capacity, intermediateSize])
+  const gated = dtype === 'f32' ? gate : scratch.tensor(dtype, [capacity, intermediateSize])
 
-  embedding({ ids: pass.ids, weight: weights.embedding, out: x })
-  ropeTable({
-    positions: pass.positions,
-    invFreq: model.invFreq,
-    attentionScale: model.attentionScale,
-    cos,
-    sin,
-  })
-  for (let layer = 0; layer < config.nLayers; layer++) {
-    const w = weights.layers[layer] as LayerWeights
-    rmsNorm({ x, weight: need(w.inputNorm), out: normed, eps: config.rmsNormEps })
-    linear({ x: normed, weight: need(w.qProj), bias: w.qBias, out: rawQ })
-    linear({ x: normed, weight: need(w.kProj), bias: w.kBias, out: rawK })
-    linear({ x: normed, weight: need(w.vProj), bias: w.vBias, out: v })
-    if (w.qNorm) rmsNorm({ x: qRows, weight: w.qNorm, out: qRows, eps: config.rmsNormEps })
-    if (w.kNorm) rmsNorm({ x: kRows, weight: w.kNorm, out: kRows, eps: config.rmsNormEps })
-    rope({ x: rawHeads.q, cos, sin, out: heads.q })
-    rope({ x: rawHeads.k, cos, sin, out: heads.k })
-    pass.attend(layer, heads)
-    linear({ x: attended, weight: need(w.oProj), bias: w.oBias, out: x, accumulate: true })
-    mlp(w)
-    if (nRows > 1) {
-      await device.sync()
-      pass.checkpoint?.()
-    }
-  }
-  return x
-}
-
-/** x += down(silu(gate(norm(x))) * up(norm(x))), a block of rows at a time. */
-function makeMlp(
-  model: ForwardModel,
-  pass: Pass,
-  normed: Tensor,
-  x: Tensor,
-): (w: LayerWeights) => void {
-  const { config, dtype } = model
-  const { nRows, scratch } = pass
-  const { hiddenSize, intermediateSize } = config
-  const blockRows = Math.min(nRows, MLP_ROWS)
-  const gate = scratch.tensor('f32', [blockRows, intermediateSize])
-  const up = scratch.tensor('f32', [blockRows, intermediateSize])
-  const gated = dtype === 'f32' ? gate : scratch.tensor(dtype, [blockRows, intermediateSize])
-  const blocks: { normed: Tensor; x: Tensor; gate: Tensor; up: Tensor; gated: Tensor }[] = []
-  for (let row = 0; row < nRows; row += blockRows) {
-    const n = Math.min(blockRows, nRows - row)
-    blocks.push({
-      normed: scratch.keep(normed.view([n, hiddenSize], row * hiddenSize)),
-      x: scratch.keep(x.view([n, hiddenSize], row * hiddenSize)),
-      gate: scratch.keep(gate.view([n, intermediateSize])),
-      up: scratch.keep(up.view([n, intermediateSize])),
-      gated: scratch.keep(gated.view([n, intermediateSize])),
-    })
-  }
-  return (w) => {
-    rmsNorm({ x, weight: need(w.postAttentionNorm), out: normed, eps: config.rmsNormEps })
-    for (const block of blocks) {
-      linear({ x: block.normed, weight: need(w.gateProj), out: block.gate })
-      linear({ x: block.normed, weight: need(w.upProj), out: block.up })
-      siluGate({ gate: block.gate, up: block.up, out: block.gated })
-      linear({ x: block.gated, weight: need(w.downProj), out: block.x, accumulate: true })
+  return (nRows, stream) => {
+    const view = <T extends Tensor>(tensor: T, ...rest: number[]) =>
+      scratch.keep(tensor.view([nRows, ...rest]) as T)
+    const rowK = rawK ?? stream.k
+    return {
+      ...stream,
+      normed: view(normed, hiddenSize),
+      rawQ: view(rawQ, qWidth),
+      rawK: view(rowK, kvWidth),
+      vRows: view(stream.v, kvWidth),
+      attended: view(attended, qWidth),
+      rawHeads: { q: view(rawQ, nHeads, headDim), k: view(rowK, nKvHeads, headDim) },
+      headRows: {
+        q: scratch.keep(rawQ.view([nRows * nHeads, headDim])),
+        k: scratch.keep(rowK.view([nRows * nKvHeads, headDim])),
+      },
+      heads: {
+        q: view(q, nHeads, headDim),
+        k: stream.k,
+        v: stream.v,
+        out: view(attended, nHeads, headDim),
+        lse: view(lse, nHeads),
+      },
+      gate: view(gate, intermediateSize),
+      up: view(up, intermediateSize),
+      gated: view(gated, intermediateSize),
     }
   }
 }
 
 /**
- * Logits of some rows of the residual stream: (rows.length, vocab_size) f32, a tensor of `scratch`.
+ * What comes before the first layer: token embeddings, and RoPE's table.
+ *
+ * - `ids`, `positions` (rows) i32
  */
+export function embedRows(
+  model: ForwardModel,
+  { x, cos, sin }: Pick<StreamRows, 'x' | 'cos' | 'sin'>,
+  ids: Tensor<'i32'>,
+  positions: Tensor<'i32'>,
+): void {
+  const { weights, invFreq, attentionScale } = model
+  embedding({ ids, weight: weights.embedding, out: x })
+  ropeTable({ positions, invFreq, attentionScale, cos, sin })
+}
+
+/** One layer for one block of rows; `attend` reads q, k and v, and writes `out` and `lse`. */
+export function runLayer(
+  model: ForwardModel,
+  layer: number,
+  block: RowBlock,
+  attend: (heads: AttentionHeads) => void,
+): void {
+  const { rmsNormEps: eps } = model.config
+  const w = model.weights.layers[layer] as LayerWeights
+  const { x, normed, rawQ, rawK, headRows, rawHeads, heads, cos, sin } = block
+  rmsNorm({ x, weight: need(w.inputNorm), out: normed, eps })
+  linear({ x: normed, weight: need(w.qProj), bias: w.qBias, out: rawQ })
+  linear({ x: normed, weight: need(w.kProj), bias: w.kBias, out: rawK })
+  linear({ x: normed, weight: need(w.vProj), bias: w.vBias, out: block.vRows })
+  if (w.qNorm) rmsNorm({ x: headRows.q, weight: w.qNorm, out: headRows.q, eps })
+  if (w.kNorm) rmsNorm({ x: headRows.k, weight: w.kNorm, out: headRows.k, eps })
+  rope({ x: rawHeads.q, cos, sin, out: heads.q })
+  rope({ x: rawHeads.k, cos, sin, out: heads.k })
+  attend(heads)
+  linear({ x: block.attended, weight: need(w.oProj), bias: w.oBias, out: x, accumulate: true })
+  // x += down(silu(gate(norm(x))) * up(norm(x)))
+  rmsNorm({ x, weight: need(w.postAttentionNorm), out: normed, eps })
+  linear({ x: normed, weight: need(w.gateProj), out: block.gate })
+  linear({ x: normed, weight: need(w.upProj), out: block.up })
+  siluGate({ gate: block.gate, up: block.up, out: block.gated })
+  linear({ x: block.gated, weight: need(w.downProj), out: x, accumulate: true })
+}
+
+/**
+ * Logits of all rows of the residual stream `x` (rows, hidden_size) f32: (rows, vocab_size) f32,
+ * tensors of `scratch`.
+ */
+export function logitsOfAll(
+  model: ForwardModel,
+  x: Tensor<'f32'>,
+  scratch: Scratch,
+): Tensor<'f32'> {
+  const { config, weights, dtype } = model
+  const nRows = x.shape[0] as number
+  const normed = scratch.tensor(dtype, [nRows, config.hiddenSize])
+  const logits = scratch.tensor('f32', [nRows, config.vocabSize])
+  rmsNorm({ x, weight: weights.norm, out: normed, eps: config.rmsNormEps })
+  linear({ x: normed, weight: weights.lmHead, out: logits })
+  return logits
+}
+
+/** The same for some rows. */
 export function logitsOf(
   model: ForwardModel,
   x: Tensor<'f32'>,
   rows: Int32Array,
   scratch: Scratch,
 ): Tensor<'f32'> {
-  const { config, weights, dtype } = model
-  const picked = scratch.tensor('f32', [rows.length, config.hiddenSize])
-  const normed = scratch.tensor(dtype, [rows.length, config.hiddenSize])
-  const logits = scratch.tensor('f32', [rows.length, config.vocabSize])
+  const picked = scratch.tensor('f32', [rows.length, model.config.hiddenSize])
   gatherRows({ x, rows: scratch.ints(rows), out: picked })
-  rmsNorm({ x: picked, weight: weights.norm, out: normed, eps: config.rmsNormEps })
-  linear({ x: normed, weight: weights.lmHead, out: logits })
-  return logits
+  return logitsOfAll(model, picked, scratch)
 }
 
 /** Weights were checked when the checkpoint was opened. */

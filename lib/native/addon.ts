@@ -13,6 +13,10 @@ export interface DeviceHandle {
 export interface TensorHandle {
   readonly [kind]: 'tensor'
 }
+/** Ops recorded to be run again and again. */
+export interface ProgramHandle {
+  readonly [kind]: 'program'
+}
 /** A file mapped read-only. */
 export interface FileHandle {
   readonly [kind]: 'file'
@@ -38,12 +42,22 @@ export interface Addon {
   sync(device: DeviceHandle): Promise<void>
 
   createTensor(device: DeviceHandle, dtype: number, shape: readonly number[]): T
-  reserveBytes(device: DeviceHandle, bytes: number): T
+  reserveTensor(device: DeviceHandle, dtype: number, shape: readonly number[]): T
   discardBytes(tensor: T, offset: number, bytes: number): void
   viewTensor(tensor: T, dtype: number, shape: readonly number[], byteOffset: number): T
   disposeTensor(tensor: T): void
   writeTensor(tensor: T, values: ArrayBufferView, byteOffset: number): void
   readTensor(tensor: T): Promise<ArrayBuffer>
+
+  beginRecording(device: DeviceHandle): void
+  endRecording(device: DeviceHandle): ProgramHandle
+  runProgram(
+    program: ProgramHandle,
+    input: T,
+    values: ArrayBufferView,
+    output: T,
+  ): Promise<ArrayBuffer>
+  disposeProgram(program: ProgramHandle): void
 
   mapFile(path: string): FileHandle
   tensorFromFile(
@@ -99,7 +113,9 @@ export interface Addon {
     bits: number,
     groupSize: number,
   ): void
-  appendKv(k: T, v: T, pool: T, tables: T, cuSeqlens: T, layer: number): void
+  appendKv(k: T, v: T, pool: T, tables: T, starts: T, cuSeqlens: T, layer: number): void
+  setTailLengths(tables: T, starts: T, lengths: T): void
+  copyPages(pool: T, from: T, to: T, pageBytes: number): void
   packSegment(
     k: T,
     v: T,
@@ -130,6 +146,7 @@ export interface Addon {
     lse: T,
     pool: T,
     tables: T,
+    starts: T,
     cuSeqlens: T,
     positions: T,
     layer: number,
@@ -146,7 +163,8 @@ export interface Addon {
   ropeTable(positions: T, invFreq: T, cos: T, sin: T, attentionScale: number): void
   rope(x: T, cos: T, sin: T, out: T): void
   siluGate(gate: T, up: T, out: T): void
-  sample(logits: T, params: T, seen: T, ids: T, logprobs: T): void
+  sample(logits: T, params: T, seen: T, contexts: T, ids: T, logprobs: T): void
+  feedTokens(sampled: T, source: T, given: T, out: T): void
   convert(x: T, out: T): void
   gatherRows(x: T, rows: T, out: T): void
   countNonFinite(x: T, count: T): void

@@ -2,6 +2,7 @@ import { ZipCacheError } from '../errors.js'
 import type { DeviceHandle, FileHandle } from '../native/addon.js'
 import { loadAddon } from '../native/load.js'
 import { DTYPE_BYTES, DTYPES, type DType, TYPED_ARRAYS, type TypedArrays } from './dtype.js'
+import { Program } from './program.js'
 import { Tensor } from './tensor.js'
 
 /** Settings of `Device.open`. */
@@ -100,11 +101,14 @@ export class Device {
   }
 
   /**
-   * Address space of `bytes` as a u8 tensor that costs memory only where it was written, see
-   * `discard`.
+   * Address space as a tensor that costs memory only where it was written, see `discard`. It reads
+   * as zeros elsewhere.
+   *
+   * Throws `ERR_ZC_SHAPE` for a shape that is none or empty, `ERR_ZC_OUT_OF_MEMORY`.
    */
-  reserve(bytes: number): Tensor<'u8'> {
-    return new Tensor(this, loadAddon().reserveBytes(this.handle, bytes), 'u8', [bytes])
+  reserve<D extends DType>(dtype: D, shape: readonly number[]): Tensor<D> {
+    const handle = loadAddon().reserveTensor(this.handle, DTYPES.indexOf(dtype), shape)
+    return new Tensor(this, handle, dtype, [...shape])
   }
 
   /** Enqueues giving [offset, offset + bytes) of a reservation back to the system. */
@@ -135,6 +139,25 @@ export class Device {
     const index = DTYPES.indexOf(dtype)
     const handle = loadAddon().tensorFromFile(this.handle, file.handle, offset, index, shape)
     return new Tensor(this, handle, dtype, [...shape])
+  }
+
+  /**
+   * Records the ops that `enqueue` calls, instead of running them, as a program of this device.
+   * Nothing but ops can be recorded: what changes from run to run is data in their tensors.
+   *
+   * Throws `ERR_ZC_ARGUMENT` when a recording is under way, and for writes, reads and `sync` within
+   * one; what `enqueue` throws.
+   */
+  record(enqueue: () => void): Program {
+    const addon = loadAddon()
+    addon.beginRecording(this.handle)
+    try {
+      enqueue()
+    } catch (error) {
+      addon.disposeProgram(addon.endRecording(this.handle))
+      throw error
+    }
+    return new Program(addon.endRecording(this.handle))
   }
 
   /** Resolves when everything enqueued so far has run; rejects with the first error among it. */

@@ -3,11 +3,13 @@ export { convert, countNonFinite, gatherRows } from './copy.js'
 export { Device, type DeviceOptions, type MappedFile, tensorBytes } from './device.js'
 export { DTYPE_BYTES, DTYPES, type DType, type TypedArrays } from './dtype.js'
 export { type EmbeddingArgs, embedding } from './embedding.js'
+export { type FeedTokensArgs, feedTokens } from './feed-tokens.js'
 export { type FlashAttentionArgs, flashAttention } from './flash-attention.js'
 export { type LinearArgs, linear } from './linear.js'
 export { type MergeAttentionArgs, mergeAttention } from './merge-attention.js'
 export { type MixedAttentionArgs, mixedAttention } from './mixed-attention.js'
 export { type ProbeAttentionArgs, probeAttention, type SaliencyMetric } from './probe-attention.js'
+export { Program } from './program.js'
 export {
   type CodeBits,
   codeBytesPerRow,
@@ -31,10 +33,14 @@ export {
 export {
   type AppendKvArgs,
   appendKv,
+  type CopyPagesArgs,
+  copyPages,
   type ExportSegmentArgs,
   exportSegment,
   type PackSegmentArgs,
   packSegment,
+  type SetTailLengthsArgs,
+  setTailLengths,
   type UnpackSegmentArgs,
   unpackSegment,
 } from './segment.js'

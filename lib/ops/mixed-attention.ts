@@ -8,6 +8,7 @@ export interface MixedAttentionArgs {
   lse: Tensor
   pool: Tensor
   tables: Tensor
+  starts: Tensor
   cuSeqlens: Tensor
   positions: Tensor
   layer: number
@@ -24,7 +25,9 @@ export interface MixedAttentionArgs {
  *
  * - `q` (total_q, n_heads, head_dim) f32, f16 or bf16; `out` like it; `lse` (total_q, n_heads) f32
  *   out, natural log
- * - `pool` (bytes) u8: the pages; `tables` (n_seqs, table_words) i32: csrc/ops/kv_table.h
+ * - `pool` (bytes) u8: the pages; `tables` (words) i32: page tables as in csrc/ops/kv_table.h;
+ *   `starts` (n_seqs) i32: the word where a sequence's table begins, or -1 for rows that are masked:
+ *   their out is 0 and their lse -infinity
  * - `cuSeqlens` (n_seqs + 1) i32: first row of each sequence; `positions` (total_q) i32: of the
  *   rows, for the sliding window
  * - `tail` (default true): whether the tail takes part. `causal` (default true): the last q_len
@@ -43,6 +46,7 @@ export function mixedAttention(args: MixedAttentionArgs): void {
     args.lse.handle,
     args.pool.handle,
     args.tables.handle,
+    args.starts.handle,
     args.cuSeqlens.handle,
     args.positions.handle,
     args.layer,

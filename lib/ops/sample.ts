@@ -38,6 +38,7 @@ export interface SampleArgs {
   logits: Tensor
   params: Tensor
   seen: Tensor
+  contexts: Tensor
   ids: Tensor
   logprobs: Tensor
 }
@@ -48,8 +49,8 @@ export interface SampleArgs {
  * number is a function of seed and step alone.
  *
  * - `logits` (n, vocab_size) f32; `params` (n, SAMPLE_PARAMS) f32, rows made by `packSampleParams`
- * - `seen` (n, vocab_size) u8, in and out: nonzero for tokens of the context; the chosen one is
- *   marked
+ * - `seen` (n_contexts, vocab_size) u8, in and out: nonzero for tokens of a context; the chosen one
+ *   is marked. `contexts` (n) i32: the context of each row, -1 for none (no penalty, no mark)
  * - `ids` (n) i32 out: -1 where the logits hold NaN or +inf; `logprobs` (n) f32 out
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`. Source: top-p arXiv 1904.09751, min-p arXiv 2407.01082,
@@ -60,6 +61,7 @@ export function sample(args: SampleArgs): void {
     args.logits.handle,
     args.params.handle,
     args.seen.handle,
+    args.contexts.handle,
     args.ids.handle,
     args.logprobs.handle,
   )

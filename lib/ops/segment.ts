@@ -8,6 +8,7 @@ export interface AppendKvArgs {
   v: Tensor
   pool: Tensor
   tables: Tensor
+  starts: Tensor
   cuSeqlens: Tensor
   layer: number
 }
@@ -18,7 +19,8 @@ export interface AppendKvArgs {
  *
  * - `k`, `v` (rows, n_kv_heads, head_dim) f32, f16 or bf16, K after RoPE; a float16 tail saturates
  *   at +-65504
- * - `pool` (bytes) u8: the pages; `tables` (n_seqs, table_words) i32: csrc/ops/kv_table.h
+ * - `pool` (bytes) u8: the pages; `tables` (words) i32: page tables as in csrc/ops/kv_table.h;
+ *   `starts` (n_seqs) i32: the word where a sequence's table begins, or -1 for rows that are masked
  * - `cuSeqlens` (n_seqs + 1) i32: first row of each sequence
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`; a table that points outside of the pool is found when the
@@ -30,9 +32,48 @@ export function appendKv(args: AppendKvArgs): void {
     args.v.handle,
     args.pool.handle,
     args.tables.handle,
+    args.starts.handle,
     args.cuSeqlens.handle,
     args.layer,
   )
+}
+
+/** Arguments of `setTailLengths`. */
+export interface SetTailLengthsArgs {
+  tables: Tensor
+  starts: Tensor
+  lengths: Tensor
+}
+
+/**
+ * Says how many tokens the tail of each sequence holds from now on: the one word of a page table
+ * that changes with every decode step, so that a recorded step can change it.
+ *
+ * - `tables` (words) i32, in and out; `starts` (n_seqs) i32, as in `appendKv`; `lengths` (n_seqs) i32
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`.
+ */
+export function setTailLengths(args: SetTailLengthsArgs): void {
+  loadAddon().setTailLengths(args.tables.handle, args.starts.handle, args.lengths.handle)
+}
+
+/** Arguments of `copyPages`. */
+export interface CopyPagesArgs {
+  pool: Tensor
+  from: Tensor
+  to: Tensor
+  pageBytes: number
+}
+
+/**
+ * Copies pages within the pool: what a sequence does before it writes a page that it shares.
+ *
+ * - `pool` (bytes) u8; `from`, `to` (n) i32: page addresses, in units of 64 bytes
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`.
+ */
+export function copyPages(args: CopyPagesArgs): void {
+  loadAddon().copyPages(args.pool.handle, args.from.handle, args.to.handle, args.pageBytes)
 }
 
 /** Arguments of `packSegment`. */

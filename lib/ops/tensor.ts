@@ -85,6 +85,17 @@ export class Tensor<D extends DType = DType> {
     return new Tensor(this.device, handle, this.dtype, [...shape])
   }
 
+  /**
+   * `view` that reads the bytes as another dtype: bit patterns of floats in a tensor of integers.
+   *
+   * Throws `ERR_ZC_SHAPE` when it would reach beyond this tensor or begin between two elements.
+   */
+  reinterpret<E extends DType>(dtype: E, shape: readonly number[], offset = 0): Tensor<E> {
+    const byteOffset = offset * DTYPE_BYTES[this.dtype]
+    const handle = loadAddon().viewTensor(this.handle, DTYPES.indexOf(dtype), shape, byteOffset)
+    return new Tensor(this.device, handle, dtype, [...shape])
+  }
+
   /** Lets go of the memory; later uses throw `ERR_ZC_HANDLE`. Idempotent. */
   dispose(): void {
     if (this.#disposed) return

@@ -1,6 +1,7 @@
 import fc from 'fast-check'
 import { bitmapBytes, pageCount, paramsBytes } from '../../lib/cache/format'
 import {
+  CacheMemory,
   codeFormat,
   FORMATS,
   fp16CacheBytes,
@@ -8,12 +9,12 @@ import {
   isQuantized,
   KvCache,
   type KvShape,
-  PagePool,
+  type PagePool,
   pageBytes,
   SUPERBLOCK_BYTES,
 } from '../../lib/cache/index'
 import { ZipCacheError } from '../../lib/errors'
-import { Device } from '../../lib/ops/index'
+import { appendKv, Device, setTailLengths, unpackSegment } from '../../lib/ops/index'
 import { expectRefused } from '../support/errors'
 import { propertyRuns } from '../support/properties'
 import { expectApart, expectedPageBytes, readTable, stretchesOf } from './table-words'
@@ -28,39 +29,53 @@ const mixed: GroupPlan = {
 }
 
 let device: Device
+let memory: CacheMemory
 let pool: PagePool
-/** Devices cannot be told to have no memory left; this one can. */
-let deviceIsFull = false
+
+const openMemory = (nSuperblocks: number) =>
+  new CacheMemory(device, { ...shape, nHeads: 4, dtype: 'f16' }, nSuperblocks * SUPERBLOCK_BYTES)
 
 beforeAll(async () => {
   device = await Device.open('cpu', { threads: 1 })
 })
 beforeEach(() => {
-  deviceIsFull = false
-  pool = new PagePool(withLimit(device), 64 * SUPERBLOCK_BYTES)
+  memory = openMemory(64)
+  pool = memory.pool
 })
 afterEach(async () => {
-  expect(pool.usedBytes).toBe(0)
-  expect(pool.claimedBytes).toBe(0)
-  pool.dispose()
+  expect([memory.usedBytes, pool.claimedBytes]).toEqual([0, 0])
+  memory.dispose()
   await device.sync()
   expect(device.memory.current).toBe(0)
 })
 afterAll(() => device.dispose())
 
-function withLimit(device: Device): Device {
-  const limited: Pick<Device, 'tensor' | 'reserve' | 'discard'> = {
-    tensor(dtype, extents) {
-      if (deviceIsFull) throw new ZipCacheError('ERR_ZC_OUT_OF_MEMORY', 'as this test wants it')
-      return device.tensor(dtype, extents)
-    },
-    reserve: (bytes) => device.reserve(bytes),
-    discard: (tensor, offset, bytes) => device.discard(tensor, offset, bytes),
+/** Runs `body` while no page table can grow. */
+async function withoutTables(body: () => Promise<void>): Promise<void> {
+  const { tables } = memory
+  const { allocate } = tables
+  tables.allocate = () => {
+    throw new ZipCacheError('ERR_ZC_OUT_OF_MEMORY', 'as this test wants it')
   }
-  return limited as Device
+  try {
+    await body()
+  } finally {
+    tables.allocate = allocate
+  }
 }
 
-const contentOf = async (cache: KvCache) => readTable((await cache.table.read()) as Int32Array)
+/** The table's words; the tail's length, which is a step's to set, set. */
+async function wordsOf(cache: KvCache): Promise<Int32Array> {
+  const starts = device.from(Int32Array.of(cache.start), [1])
+  const lengths = device.from(Int32Array.of(cache.tailLength), [1])
+  setTailLengths({ tables: cache.memory.tables.memory, starts, lengths })
+  const view = cache.tableView()
+  const words = await view.read()
+  for (const tensor of [starts, lengths, view]) tensor.dispose()
+  return words
+}
+
+const contentOf = async (cache: KvCache) => readTable(await wordsOf(cache))
 
 /** Sum of all classes but the table, which is not of the pool. */
 function pageBytesOf(cache: KvCache): number {
@@ -76,7 +91,7 @@ async function stateOf(cache: KvCache) {
     length: cache.length,
     tail: [cache.tailStart, cache.tailLength],
     segments: cache.segments,
-    used: cache.pool.usedBytes,
+    used: cache.memory.pool.usedBytes,
   }
 }
 
@@ -129,8 +144,8 @@ describe('sizes', () => {
 
 describe('the table', () => {
   test('of an empty cache has a tail without pages', async () => {
-    const cache = new KvCache(pool, shape, 'f16')
-    const words = (await cache.table.read()) as Int32Array
+    const cache = new KvCache(memory, 'f16')
+    const words = await wordsOf(cache)
     expect([...words.subarray(0, 4)]).toEqual([0, 0, shape.nLayers, shape.nKvHeads])
     const { entries } = await contentOf(cache)
     const tail = { keyFormat: 16, valueFormat: 16, nTokens: 0, start: 0, span: 0, pages: [] }
@@ -141,7 +156,7 @@ describe('the table', () => {
       tail: 0,
       params: 0,
       bitmaps: 0,
-      tables: cache.table.sizeBytes,
+      tables: memory.tables.usedBytes,
       probes: 0,
     })
     cache.dispose()
@@ -150,7 +165,7 @@ describe('the table', () => {
   test.each(['f16', 'bf16', 'f32'] as const)(
     'a tail of %s grows by pages of 16 tokens',
     async (format) => {
-      const cache = new KvCache(pool, shape, format)
+      const cache = new KvCache(memory, format)
       let length = 0
       for (const step of [1, 14, 1, 1, 0, 31, 100]) {
         cache.extendTail(step)
@@ -166,17 +181,14 @@ describe('the table', () => {
         const bytes = nEntries * Math.ceil(length / 16) * pageBytes(format, format, shape.headDim)
         expect(cache.bytesByClass().tail).toBe(bytes)
         expect(pool.usedBytes).toBe(bytes)
-        expectApart(
-          stretchesOf(readTable((await cache.table.read()) as Int32Array), 32),
-          pool.capacityBytes,
-        )
+        expectApart(stretchesOf(await contentOf(cache), 32), pool.capacityBytes)
       }
       cache.dispose()
     },
   )
 
   test('shows a group when it is published, and not before', async () => {
-    const cache = new KvCache(pool, shape, 'f16')
+    const cache = new KvCache(memory, 'f16')
     cache.extendTail(20)
     expect(cache.stage(mixed)).toEqual({ salient: 1, regular: 2 })
     const before = await contentOf(cache)
@@ -220,7 +232,7 @@ describe('the table', () => {
       tail: 0,
       params: nEntries * 2 * 192,
       bitmaps: nEntries * 64,
-      tables: cache.table.sizeBytes,
+      tables: memory.tables.usedBytes,
       probes: 0,
     })
     cache.dispose()
@@ -232,7 +244,7 @@ describe('the table', () => {
   ] as const)(
     'a group of %s tokens only is one segment without a bitmap',
     async (_, nSalient, staged) => {
-      const cache = new KvCache(pool, shape, 'f16')
+      const cache = new KvCache(memory, 'f16')
       expect(cache.stage({ ...mixed, nTokens: 40, nSalient })).toEqual(staged)
       cache.publish(40)
       for (const [, segment, ...others] of (await contentOf(cache)).entries.flat()) {
@@ -245,7 +257,7 @@ describe('the table', () => {
   )
 
   test('K and V have formats of their own', async () => {
-    const cache = new KvCache(pool, shape, 'f16')
+    const cache = new KvCache(memory, 'f16')
     const plan: GroupPlan = { ...mixed, high: { k: 'u8', v: 'u3' }, low: { k: 'u3', v: 'u2' } }
     cache.stage(plan)
     cache.publish(50)
@@ -257,7 +269,7 @@ describe('the table', () => {
   })
 
   test('grows with the number of segments and pages, earlier ones unchanged', async () => {
-    const cache = new KvCache(pool, shape, 'f16')
+    const cache = new KvCache(memory, 'f16')
     let before: unknown[] = []
     for (let group = 0; group < 12; group++) {
       cache.extendTail(3)
@@ -272,7 +284,7 @@ describe('the table', () => {
       })
       before = packed
       expectApart(stretchesOf(content, shape.headDim), pool.capacityBytes)
-      expect(cache.bytesByClass().tables).toBe(cache.table.sizeBytes)
+      expect(cache.bytesByClass().tables).toBe(memory.tables.usedBytes)
     }
     expect(cache.segments.map(({ start }) => start).filter((_, i) => i % 2 === 0)).toEqual(
       Array.from({ length: 12 }, (_, i) => 17 * i + (i * (i - 1)) / 2),
@@ -283,7 +295,7 @@ describe('the table', () => {
 
 describe('taking back', () => {
   test('tokens of the tail, page by page', async () => {
-    const cache = new KvCache(pool, shape, 'f16')
+    const cache = new KvCache(memory, 'f16')
     cache.extendTail(40)
     const { entries } = await contentOf(cache)
     cache.shrinkTail(10)
@@ -298,7 +310,7 @@ describe('taking back', () => {
   })
 
   test('a staged group', async () => {
-    const cache = new KvCache(pool, shape, 'f16')
+    const cache = new KvCache(memory, 'f16')
     cache.extendTail(20)
     const before = await stateOf(cache)
     cache.stage(mixed)
@@ -311,7 +323,7 @@ describe('taking back', () => {
   })
 
   test('everything, a staged group too, when it is disposed of', () => {
-    const cache = new KvCache(pool, shape, 'f16')
+    const cache = new KvCache(memory, 'f16')
     cache.extendTail(20)
     cache.stage(mixed)
     cache.publish(50)
@@ -320,6 +332,98 @@ describe('taking back', () => {
     cache.dispose()
     expect(pool.usedBytes).toBe(0)
   })
+})
+
+describe('forks', () => {
+  test('share pages until one of them writes, and return all of them', async () => {
+    const cache = new KvCache(memory, 'f16')
+    cache.extendTail(20)
+    cache.stage(mixed)
+    cache.publish(50)
+    cache.extendTail(20)
+    const content = await contentOf(cache)
+    const alone = pool.usedBytes
+    const fork = cache.fork()
+    expect(await contentOf(fork)).toEqual(content)
+    expect(fork.segments).toEqual(cache.segments)
+    expect(pool.usedBytes).toBe(alone)
+
+    fork.extendTail(1) // into the second page of the tail, which is shared
+    const page = pageBytes('f16', 'f16', shape.headDim)
+    expect(pool.usedBytes).toBe(alone + nEntries * page)
+    expect(await contentOf(cache)).toEqual(content)
+    const forked = await contentOf(fork)
+    content.entries.flat().forEach(([tail, ...packed], i) => {
+      const [own, ...shared] = forked.entries.flat()[i]
+      expect(shared).toEqual(packed)
+      expect(own.pages[0]).toBe(tail.pages[0])
+      expect(own.pages[1]).not.toBe(tail.pages[1])
+    })
+
+    cache.extendTail(1) // the page is its own now
+    expect(pool.usedBytes).toBe(alone + nEntries * page)
+    cache.dispose()
+    expect(await contentOf(fork)).toEqual(forked)
+    fork.stage({ ...mixed, nTokens: 21, nSalient: 4 })
+    fork.publish(21)
+    fork.dispose()
+    expect(memory.usedBytes).toBe(0)
+  })
+
+  test('copy the page that they write, and the copy holds what was there', async () => {
+    const { k, v, starts, lengths, cuSeqlens } = rowsOf(20)
+    const cache = new KvCache(memory, 'f16')
+    cache.extendTail(20)
+    const paged = { pool: pool.memory, tables: memory.tables.memory }
+    starts.write(Int32Array.of(cache.start))
+    setTailLengths({ ...paged, starts, lengths })
+    for (let layer = 0; layer < shape.nLayers; layer++) {
+      appendKv({ k, v, ...paged, starts, cuSeqlens, layer })
+    }
+    const fork = cache.fork()
+    fork.extendTail(1)
+    fork.shrinkTail(1)
+    const [before, after] = [await tailOf(cache), await tailOf(fork)]
+    expect(after).toEqual(before)
+    expect(before.some((x) => x !== 0)).toBe(true)
+    for (const each of [cache, fork, k, v, starts, lengths, cuSeqlens]) each.dispose()
+  })
+
+  /** Rows of K and V that are all different, and what appends them to one sequence. */
+  function rowsOf(nTokens: number) {
+    const extents = [nTokens, shape.nKvHeads, shape.headDim]
+    const values = new Float32Array(nTokens * shape.nKvHeads * shape.headDim)
+    return {
+      k: device.from(
+        values.map((_, i) => i + 1),
+        extents,
+      ),
+      v: device.from(
+        values.map((_, i) => -i - 1),
+        extents,
+      ),
+      starts: device.tensor('i32', [1]),
+      lengths: device.from(Int32Array.of(nTokens), [1]),
+      cuSeqlens: device.from(Int32Array.of(0, nTokens), [2]),
+    }
+  }
+
+  /** K and V of the tail, of all layers. */
+  async function tailOf(cache: KvCache): Promise<number[]> {
+    const all: number[] = []
+    const view = cache.tableView()
+    for (let layer = 0; layer < shape.nLayers; layer++) {
+      const extents = [cache.tailLength, shape.nKvHeads, shape.headDim]
+      const k = device.tensor('f32', extents)
+      const v = device.tensor('f32', extents)
+      unpackSegment({ pool: pool.memory, table: view, k, v, layer, segment: 0, base: 0 })
+      all.push(...(await k.read()), ...(await v.read()))
+      k.dispose()
+      v.dispose()
+    }
+    view.dispose()
+    return all
+  }
 })
 
 describe('books', () => {
@@ -355,7 +459,7 @@ describe('books', () => {
 
   test('of two sequences are what the pool handed out, page for page', async () => {
     const run = async (script: [number, Step][]) => {
-      const caches = [new KvCache(pool, shape, 'f16'), new KvCache(pool, shape, 'f32')]
+      const caches = [new KvCache(memory, 'f16'), new KvCache(memory, 'f32')]
       for (const [which, step] of script) {
         apply(caches[which], step)
         expect(caches.reduce((sum, cache) => sum + pageBytesOf(cache), 0)).toBe(pool.usedBytes)
@@ -385,7 +489,7 @@ describe('without memory', () => {
 
   /** A cache with a compressed group and a tail that ends inside a page. */
   function makeCache(): KvCache {
-    const cache = new KvCache(pool, shape, 'f16')
+    const cache = new KvCache(memory, 'f16')
     cache.extendTail(20)
     cache.stage(mixed)
     cache.publish(50)
@@ -437,34 +541,34 @@ describe('without memory', () => {
   test('a table that cannot grow leaves all as it was', async () => {
     const cache = makeCache()
     const before = await stateOf(cache)
-    deviceIsFull = true
-    expectRefused(() => cache.extendTail(4000), outOfMemory)
-    expect(await stateOf(cache)).toEqual(before)
-    expectRefused(() => cache.stage({ ...mixed, nTokens: 6000, nSalient: 5000 }), outOfMemory)
-    expect(await stateOf(cache)).toEqual(before)
-    deviceIsFull = false
+    await withoutTables(async () => {
+      expectRefused(() => cache.extendTail(4000), outOfMemory)
+      expect(await stateOf(cache)).toEqual(before)
+      expectRefused(() => cache.stage({ ...mixed, nTokens: 6000, nSalient: 5000 }), outOfMemory)
+      expect(await stateOf(cache)).toEqual(before)
+    })
     cache.extendTail(4000)
     expect(cache.length).toBe(4057)
     cache.dispose()
   })
 
   test('a table that cannot take more segments leaves all as it was', async () => {
-    const cache = new KvCache(pool, shape, 'f16')
-    deviceIsFull = true
+    const cache = new KvCache(memory, 'f16')
     const states: unknown[] = []
-    let refused = false
-    while (!refused) {
-      states.push(await stateOf(cache))
-      try {
-        cache.stage({ ...mixed, nTokens: 2, nSalient: 1 })
-        cache.publish(2)
-      } catch (error) {
-        expect(error).toMatchObject(outOfMemory)
-        refused = true
+    await withoutTables(async () => {
+      let refused = false
+      while (!refused) {
+        states.push(await stateOf(cache))
+        try {
+          cache.stage({ ...mixed, nTokens: 2, nSalient: 1 })
+          cache.publish(2)
+        } catch (error) {
+          expect(error).toMatchObject(outOfMemory)
+          refused = true
+        }
       }
-    }
-    expect(await stateOf(cache)).toEqual(states.at(-1))
-    deviceIsFull = false
+      expect(await stateOf(cache)).toEqual(states.at(-1))
+    })
     cache.stage({ ...mixed, nTokens: 2, nSalient: 1 })
     cache.publish(2)
     expect(cache.segments).toHaveLength(2 * states.length)
@@ -472,9 +576,9 @@ describe('without memory', () => {
   })
 
   test('a pool that is really full: the cache keeps what it has, and more fits when another is gone', async () => {
-    const small = new PagePool(device, 4 * SUPERBLOCK_BYTES)
-    const first = new KvCache(small, shape, 'f16')
-    const second = new KvCache(small, shape, 'f16')
+    const small = openMemory(4)
+    const first = new KvCache(small, 'f16')
+    const second = new KvCache(small, 'f16')
     first.extendTail(480)
     second.extendTail(100)
     const before = await stateOf(second)
@@ -484,7 +588,7 @@ describe('without memory', () => {
     first.dispose()
     second.extendTail(480)
     second.dispose()
-    expect([small.usedBytes, small.claimedBytes]).toEqual([0, 0])
+    expect([small.usedBytes, small.pool.claimedBytes]).toEqual([0, 0])
     small.dispose()
   })
 })

@@ -49,7 +49,7 @@ test('addresses stay within int32, whatever is asked for', () => {
 
 test('less than a superblock is refused', () => {
   for (const bytes of [0, SUPERBLOCK_BYTES - 1]) {
-    expectRefused(() => new PagePool(device, bytes), { code: 'ERR_ZC_ARGUMENT' })
+    expectRefused(() => new PagePool(device, bytes), { code: 'ERR_ZC_SHAPE' })
   }
 })
 

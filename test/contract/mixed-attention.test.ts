@@ -76,14 +76,15 @@ function prepare(tensors: DeviceTensors, call: Call) {
     const first = packed[index].length - (call.causal && call.tail ? qLen : 0)
     return Array.from({ length: qLen }, (_, i) => first + i)
   })
-  const { words, shape } = stackTables(packed.map(({ table }) => table))
+  const { words, starts } = stackTables(packed.map(({ table }) => table))
   const scale = Math.fround(1 / Math.sqrt(headDim))
   const args = {
     q: tensors.input(dtype, q.stored as Uint16Array, [totalQ, nHeads, headDim]),
     out: tensors.output(dtype, [totalQ, nHeads, headDim]),
     lse: tensors.output('f32', [totalQ, nHeads]),
     pool: cache.pool,
-    tables: tensors.i32(words, shape),
+    tables: tensors.i32(words),
+    starts: tensors.i32(starts),
     cuSeqlens: tensors.i32(cuSeqlens),
     positions: tensors.i32(positions),
     layer: 0,
@@ -338,10 +339,9 @@ describeBackends('mixedAttention', (backend) => {
       const { args, cuSeqlens } = prepare(tensors, batch)
       mixedAttention(args)
       const together = { out: await tensors.values(args.out), lse: await tensors.values(args.lse) }
-      const tables = await tensors.read(args.tables)
+      const starts = await tensors.read(args.starts)
       const q = await tensors.read(args.q)
       const positions = await tensors.read(args.positions)
-      const words = tables.length / sequences.length
       for (const [index, { qLen }] of sequences.entries()) {
         const [first, last] = [cuSeqlens[index], cuSeqlens[index + 1]]
         const out = tensors.output('f16', [qLen, 14, 32])
@@ -353,7 +353,7 @@ describeBackends('mixedAttention', (backend) => {
             14,
             32,
           ]),
-          tables: tensors.i32(tables.slice(index * words, (index + 1) * words), [1, words]),
+          starts: tensors.i32(starts.slice(index, index + 1)),
           positions: tensors.i32(positions.slice(first, last)),
           cuSeqlens: tensors.i32([0, qLen]),
           out,
@@ -408,12 +408,18 @@ describeBackends('mixedAttention', (backend) => {
       ['another out', (t) => ({ out: t.output('f16', [1, 4, 32]) }), 'ERR_ZC_DTYPE', 'out'],
       ['another lse', (t) => ({ lse: t.output('f32', [4]) }), 'ERR_ZC_SHAPE', 'lse'],
       ['a pool of floats', (t) => ({ pool: t.output('f32', [64]) }), 'ERR_ZC_DTYPE', 'pool'],
-      ['tables of one axis', (t) => ({ tables: t.i32([1, 2, 3]) }), 'ERR_ZC_SHAPE', 'tables'],
       [
-        'tables without a header',
-        (t) => ({ tables: t.output('i32', [1, 7]) }),
+        'tables of two axes',
+        (t) => ({ tables: t.output('i32', [1, 99]) }),
         'ERR_ZC_SHAPE',
         'tables',
+      ],
+      ['float starts', (t) => ({ starts: t.output('f32', [1]) }), 'ERR_ZC_DTYPE', 'starts'],
+      [
+        'starts of two axes',
+        (t) => ({ starts: t.output('i32', [1, 1]) }),
+        'ERR_ZC_SHAPE',
+        'starts',
       ],
       [
         'cuSeqlens of more sequences',

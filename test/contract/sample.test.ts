@@ -45,6 +45,7 @@ async function run(tensors: DeviceTensors, rows: readonly Row[], vocabSize: numb
       SAMPLE_PARAMS,
     ]),
     seen: tensors.input('u8', marks, shape),
+    contexts: tensors.i32(rows.map((_, r) => r)),
     ids: tensors.output('i32', [rows.length]),
     logprobs: tensors.output('f32', [rows.length]),
   }
@@ -243,9 +244,10 @@ describeBackends('sample', (backend) => {
       [1, SAMPLE_PARAMS],
     )
     const seen = tensors.input('u8', new Uint8Array(3), [1, 3])
+    const contexts = tensors.i32([0])
     const ids = [0, 1, 2].map(() => {
       const own = tensors.output('i32', [1])
-      sample({ logits, params, seen, ids: own, logprobs: tensors.output('f32', [1]) })
+      sample({ logits, params, seen, contexts, ids: own, logprobs: tensors.output('f32', [1]) })
       return own
     })
     const chosen = await Promise.all(ids.map(async (own) => (await tensors.read(own))[0]))
@@ -324,6 +326,7 @@ describeBackends('sample', (backend) => {
     ['params of one row', (t) => ({ params: t.output('f32', [1, 8]) }), 'ERR_ZC_SHAPE', 'params'],
     ['i32 seen', (t) => ({ seen: t.output('i32', [2, 5]) }), 'ERR_ZC_DTYPE', 'seen'],
     ['seen of others', (t) => ({ seen: t.output('u8', [2, 4]) }), 'ERR_ZC_SHAPE', 'seen'],
+    ['one context', (t) => ({ contexts: t.i32([0]) }), 'ERR_ZC_SHAPE', 'contexts'],
     ['float ids', (t) => ({ ids: t.output('f32', [2]) }), 'ERR_ZC_DTYPE', 'ids'],
     ['fewer ids', (t) => ({ ids: t.output('i32', [1]) }), 'ERR_ZC_SHAPE', 'ids'],
     ['f16 logprobs', (t) => ({ logprobs: t.output('f16', [2]) }), 'ERR_ZC_DTYPE', 'logprobs'],
@@ -335,6 +338,7 @@ describeBackends('sample', (backend) => {
       logits: tensors.output('f32', [2, 5]),
       params: tensors.output('f32', [2, SAMPLE_PARAMS]),
       seen: tensors.output('u8', [2, 5]),
+      contexts: tensors.i32([0, 1]),
       ids: tensors.output('i32', [2]),
       logprobs: tensors.output('f32', [2]),
     }

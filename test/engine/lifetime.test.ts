@@ -25,9 +25,10 @@ const reasonOf = (promise: Promise<unknown>) =>
     (reason: unknown) => reason,
   )
 
-/** Memory in use of a model on a device that is the caller's. */
+/** Memory in use of a model on a device that is the caller's, but for what recorded steps keep. */
 function memoryOf(model: Model) {
-  return { pages: model.kvMemory.used, device: model.device.memory.current }
+  const { kvMemory, stepBytes } = model.stats()
+  return { caches: kvMemory.used, device: model.device.memory.current - stepBytes }
 }
 
 async function settled(model: Model) {
@@ -74,9 +75,9 @@ describe('aborting', () => {
       expect(await running).toBe(reason)
       expect([sequence.length, sequence.segments]).toEqual([0, []])
       const after = await settled(model())
-      expect(after.pages).toBe(before.pages)
       // A page table that has grown stays so.
-      expect(after.device - sequence.bytes.byClass.tables).toBe(before.device - table)
+      expect(after.caches - sequence.bytes.byClass.tables).toBe(before.caches - table)
+      expect(after.device).toBe(before.device)
       expect(await idsOf(sequence, prompt(), 5)).toEqual(expected)
       sequence.dispose()
     },
@@ -92,13 +93,15 @@ describe('aborting', () => {
       if (abort) {
         const before = await settled(model())
         const state = [sequence.length, sequence.segments, sequence.bytes.byClass.tail]
+        const table = sequence.bytes.byClass.tables
         const controller = new AbortController()
         const running = reasonOf(sequence.prefill(next, { signal: controller.signal }))
         await turn(5)
         controller.abort(reason)
         expect(await running).toBe(reason)
         expect([sequence.length, sequence.segments, sequence.bytes.byClass.tail]).toEqual(state)
-        expect((await settled(model())).pages).toBe(before.pages)
+        const caches = (await settled(model())).caches - sequence.bytes.byClass.tables
+        expect(caches).toBe(before.caches - table)
       }
       const all = [...answer, ...(await idsOf(sequence, next, 6))]
       sequence.dispose()
@@ -178,7 +181,7 @@ describe('disposing', () => {
     for (const policy of policies) {
       const sequence = model.createSequence({ policy })
       await idsOf(sequence, someIds(150, 320), 110)
-      expect(memoryOf(model).pages).toBeGreaterThan(before.pages)
+      expect(memoryOf(model).caches).toBeGreaterThan(before.caches)
       sequence.dispose()
       sequence.dispose()
       await sequence.released
@@ -457,7 +460,7 @@ describe('too little memory for caches', () => {
     for (const policy of ['full', 'fp16'] as const) {
       const sequence = model().createSequence({ policy })
       await expectRejected(sequence.prefill(prompt), outOfMemory)
-      expect([sequence.length, model().kvMemory.used]).toEqual([0, 0])
+      expect([sequence.length, model().kvMemory.used]).toEqual([0, sequence.bytes.byClass.tables])
       await sequence.prefill(prompt.slice(0, 500))
       expect(sequence.length).toBe(500)
       sequence.dispose()

@@ -56,7 +56,7 @@ describe('handles', () => {
     expectRefused(() => other.tensor('f32', [1]), ofDevice)
     expectRefused(() => other.memory, ofDevice)
     expectRefused(() => other.sync(), ofDevice)
-    expectRefused(() => other.reserve(PAGE), ofDevice)
+    expectRefused(() => other.reserve('u8', [PAGE]), ofDevice)
     const ofTensor = { code: 'ERR_ZC_HANDLE', message: /its device was disposed/ } as const
     expectRefused(() => tensor.write(new Float32Array(4)), ofTensor)
     expectRefused(() => tensor.view([4]), ofTensor)
@@ -217,7 +217,7 @@ describe('writing and reading', () => {
   })
 
   test.each([2 ** 36, 2 ** 41])('%i bytes are more than can be read', async (bytes) => {
-    const reserved = device.reserve(bytes)
+    const reserved = device.reserve('u8', [bytes])
     await expectRejected(reserved.read(), { code: 'ERR_ZC_OUT_OF_MEMORY', argument: 'tensor' })
     reserved.dispose()
   })
@@ -238,7 +238,8 @@ describe('views', () => {
     whole.dispose()
     expect(device.memory.current).toBe(before + 24)
     expect([...(await view.read())]).toEqual([2, 3, 4, 5])
-    view.view([1], 3).write(Float32Array.of(9))
+    const last = view.view([1], 3).write(Float32Array.of(9))
+    last.dispose()
     expect([...(await view.read())]).toEqual([2, 3, 4, 9])
     view.dispose()
   })
@@ -290,7 +291,7 @@ describe('memory', () => {
     const before = device.memory.current
     const tensor = device.tensor('f32', [10])
     const view = tensor.view([5])
-    const reserved = device.reserve(1 << 30)
+    const reserved = device.reserve('u8', [1 << 30])
     expect(device.memory.current).toBe(before + 40)
     for (const each of [tensor, view, reserved]) each.dispose()
     expect(device.memory.current).toBe(before)
@@ -310,7 +311,7 @@ describe('memory', () => {
 
 describe('reservations', () => {
   test('read zero at first and after a discard', async () => {
-    const reserved = device.reserve(4 * PAGE)
+    const reserved = device.reserve('u8', [4 * PAGE])
     const ones = new Uint8Array(4 * PAGE).fill(1)
     expect((await reserved.read()).every((byte) => byte === 0)).toBe(true)
     reserved.write(ones)
@@ -321,15 +322,19 @@ describe('reservations', () => {
   })
 
   test('a last page that is not whole can be discarded', async () => {
-    const reserved = device.reserve(PAGE + 10)
+    const reserved = device.reserve('u8', [PAGE + 10])
     reserved.write(new Uint8Array(PAGE + 10).fill(1))
     device.discard(reserved, PAGE, 10)
     expect([...(await reserved.read()).subarray(PAGE - 1)]).toEqual([1, ...Array(10).fill(0)])
     reserved.dispose()
   })
 
-  test.each([0, -1, 0.5, NaN, 2 ** 60])('refuses a reservation of %p bytes', (bytes) => {
-    expectRefused(() => device.reserve(bytes), { code: 'ERR_ZC_ARGUMENT', argument: 'bytes' })
+  test.each([0, -1, 0.5, NaN])('refuses a reservation of %p bytes', (bytes) => {
+    expectRefused(() => device.reserve('u8', [bytes]), { code: 'ERR_ZC_SHAPE', argument: 'shape' })
+  })
+
+  test('refuses a reservation of more than can be addressed', () => {
+    expectRefused(() => device.reserve('u8', [2 ** 60]), { code: 'ERR_ZC_OUT_OF_MEMORY' })
   })
 
   const outside: [string, number, number][] = [
@@ -341,7 +346,7 @@ describe('reservations', () => {
     ['NaN', NaN, PAGE],
   ]
   test.each(outside)('refuses to discard %s', (_, offset, bytes) => {
-    const reserved = device.reserve(2 * PAGE)
+    const reserved = device.reserve('u8', [2 * PAGE])
     const fault = { code: 'ERR_ZC_ARGUMENT', message: /discard: bytes/ } as const
     expectRefused(() => device.discard(reserved, offset, bytes), fault)
     reserved.dispose()

@@ -171,13 +171,19 @@ export class PackedCache {
   }
 }
 
-/** Tables of one batch, (n_seqs, words), each padded to the longest. */
+/** Tables of one batch in one tensor, with a gap before each, and where they begin. */
 export function stackTables(tables: readonly Int32Array[]): {
   words: Int32Array
-  shape: [number, number]
+  starts: Int32Array
 } {
-  const width = Math.max(kvTable.header, ...tables.map((table) => table.length))
-  const words = new Int32Array(tables.length * width).fill(-1)
-  for (const [index, table] of tables.entries()) words.set(table, index * width)
-  return { words, shape: [tables.length, width] }
+  const gap = 3
+  const starts = new Int32Array(tables.length)
+  let end = 0
+  for (const [index, table] of tables.entries()) {
+    starts[index] = end + gap
+    end += gap + table.length
+  }
+  const words = new Int32Array(end).fill(-1)
+  for (const [index, table] of tables.entries()) words.set(table, starts[index])
+  return { words, starts }
 }

@@ -119,7 +119,8 @@ export function packSequence(tensors: DeviceTensors, input: SequenceInput): Pack
   appendKv({
     ...newest.tensors,
     pool: cache.pool,
-    tables: tensors.i32(table, [1, table.length]),
+    tables: tensors.i32(table),
+    starts: tensors.i32([0]),
     cuSeqlens: tensors.i32([0, plan.tail.nTokens]),
     layer,
   })

@@ -152,18 +152,27 @@ template <typename T>
 void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
   const int64_t n_heads = a.q.size(1);
   const int d = static_cast<int>(a.q.size(2));
-  const int64_t n_seqs = a.tables.size(0);
-  const int64_t table_words = a.tables.size(1);
+  const int64_t n_seqs = a.starts.size(0);
   const int32_t* cu = a.cu_seqlens.as<int32_t>();
   const int32_t* positions = a.positions.as<int32_t>();
   check_cu_seqlens("cuSeqlens", a.cu_seqlens, a.q.size(0));
-  if (n_seqs == 0) return;
-  const int64_t n_kv_heads = a.tables.as<int32_t>()[kTableKvHeads];
-  ZC_CHECK(n_kv_heads >= 1 && n_heads % n_kv_heads == 0, ErrorCode::kArgument,
-           "tables: %lld kv heads, expected a divisor of n_heads, %lld",
-           static_cast<long long>(n_kv_heads), static_cast<long long>(n_heads));
-  for (int64_t s = 0; s < n_seqs; ++s)
-    check_table(a.tables.as<int32_t>() + s * table_words, table_words, a.layer, n_kv_heads);
+  int64_t n_kv_heads = 0;  // the same in all tables
+  for (int64_t s = 0; s < n_seqs; ++s) {
+    const auto [table, table_words] = sequence_table(a.tables, a.starts, s);
+    if (!table) {
+      const int64_t first = cu[s] * n_heads;
+      const int64_t rows = (cu[s + 1] - cu[s]) * n_heads;
+      std::fill_n(a.out.as<T>() + first * d, rows * d, from_float<T>(0.0f));
+      std::fill_n(a.lse.as<float>() + first, rows, -INFINITY);
+      continue;
+    }
+    if (n_kv_heads == 0) n_kv_heads = table[kTableKvHeads];
+    ZC_CHECK(n_kv_heads >= 1 && n_heads % n_kv_heads == 0, ErrorCode::kArgument,
+             "tables: %lld kv heads, expected a divisor of n_heads, %lld",
+             static_cast<long long>(n_kv_heads), static_cast<long long>(n_heads));
+    check_table(table, table_words, a.layer, n_kv_heads);
+  }
+  if (n_kv_heads == 0) return;
   const int group = static_cast<int>(n_heads / n_kv_heads);
   ZC_CHECK(group <= kBlockRows, ErrorCode::kUnsupported,
            "q: %d query heads share a kv head, expected at most %d", group, kBlockRows);
@@ -173,7 +182,8 @@ void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
     n_blocks += (cu[s + 1] - cu[s] + queries_per_block - 1) / queries_per_block;
 
   const auto run_block = [&](int64_t seq, int64_t block, int kv_head) {
-    const int32_t* table = a.tables.as<int32_t>() + seq * table_words;
+    const auto [table, table_words] = sequence_table(a.tables, a.starts, seq);
+    if (!table) return;
     const int64_t q_len = cu[seq + 1] - cu[seq];
     const int64_t first_query = block * queries_per_block;
     const int n_queries =

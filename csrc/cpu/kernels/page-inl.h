@@ -309,6 +309,23 @@ inline int checked_segment_count(const int32_t* table, int layer, int kv_head) {
   return count;
 }
 
+// The page table of one sequence among those of a batch.
+struct SequenceTable {
+  const int32_t* words;  // null for a masked row of the batch
+  int64_t n_words;
+};
+
+inline SequenceTable sequence_table(const TensorView& tables, const TensorView& starts,
+                                    int64_t seq) {
+  const int64_t start = starts.as<int32_t>()[seq];
+  if (start == -1) return {nullptr, 0};
+  ZC_CHECK(start >= 0 && start + kTableHeader <= tables.size(0), ErrorCode::kArgument,
+           "starts: sequence %lld begins at word %lld, expected -1 or a table within %lld words",
+           static_cast<long long>(seq), static_cast<long long>(start),
+           static_cast<long long>(tables.size(0)));
+  return {tables.as<int32_t>() + start, tables.size(0) - start};
+}
+
 // The header of a table against what an op expects.
 inline void check_table(const int32_t* table, int64_t table_words, int layer, int64_t n_kv_heads) {
   // Divided, since the product of three words that lie may overflow.

@@ -20,7 +20,11 @@ void sample(const OpContext& ctx, const SampleArgs& a) {
   ctx.threads->parallel_for(a.logits.size(0), [&](int64_t row) {
     const float* logits = a.logits.as<float>() + row * vocab_size;
     const float* params = a.params.as<float>() + row * kSampleParams;
-    uint8_t* seen = a.seen.as<uint8_t>() + row * vocab_size;
+    const int32_t context = a.contexts.as<int32_t>()[row];
+    ZC_CHECK(context >= -1 && context < a.seen.size(0), ErrorCode::kArgument,
+             "contexts: %d, expected -1 to %lld", context,
+             static_cast<long long>(a.seen.size(0) - 1));
+    uint8_t* seen = context < 0 ? nullptr : a.seen.as<uint8_t>() + context * vocab_size;
     const float temperature = params[kSampleTemperature];
     const float penalty = params[kSampleRepetitionPenalty];
     const int32_t top_k = static_cast<int32_t>(float_to_bits(params[kSampleTopK]));
@@ -32,7 +36,7 @@ void sample(const OpContext& ctx, const SampleArgs& a) {
     int64_t best = 0;
     for (int64_t i = 0; i < vocab_size; ++i) {
       float x = logits[i];
-      if (seen[i] && penalty != 1.0f) x = x > 0.0f ? x / penalty : x * penalty;
+      if (seen && seen[i] && penalty != 1.0f) x = x > 0.0f ? x / penalty : x * penalty;
       // After the penalty, which may be anything: sorting a NaN would be undefined.
       broken = broken || x != x || x == INFINITY;
       value[i] = x;
@@ -90,8 +94,22 @@ void sample(const OpContext& ctx, const SampleArgs& a) {
     }
     a.ids.as<int32_t>()[row] = static_cast<int32_t>(chosen);
     a.logprobs.as<float>()[row] = static_cast<float>(log_weight(value[chosen]) - std::log(total));
-    seen[chosen] = 1;
+    if (seen) seen[chosen] = 1;
   });
+}
+
+// The tokens of the next step: what was sampled, or what is given. A row whose logits were broken
+// (-1) goes on with token 0, because its neighbours must not fail with it; who reads the ids sees
+// the -1.
+void feed_tokens(const OpContext&, const FeedTokensArgs& a) {
+  for (int64_t r = 0; r < a.source.size(0); ++r) {
+    const int32_t source = a.source.as<int32_t>()[r];
+    ZC_CHECK(source >= -1 && source < a.sampled.size(0), ErrorCode::kArgument,
+             "source: %d, expected -1 to %lld", source,
+             static_cast<long long>(a.sampled.size(0) - 1));
+    a.out.as<int32_t>()[r] =
+        source < 0 ? a.given.as<int32_t>()[r] : std::max(0, a.sampled.as<int32_t>()[source]);
+  }
 }
 
 }  // namespace ZC_ISA

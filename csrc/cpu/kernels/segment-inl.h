@@ -8,14 +8,14 @@ template <typename T>
 void append_kv_typed(const OpContext& ctx, const AppendKvArgs& a) {
   const int64_t n_kv_heads = a.k.size(1);
   const int d = static_cast<int>(a.k.size(2));
-  const int64_t n_seqs = a.tables.size(0);
-  const int64_t table_words = a.tables.size(1);
+  const int64_t n_seqs = a.starts.size(0);
   const int32_t* cu = a.cu_seqlens.as<int32_t>();
   check_cu_seqlens("cuSeqlens", a.cu_seqlens, a.k.size(0));
   ctx.threads->parallel_for(n_seqs * n_kv_heads, [&](int64_t task) {
     const int64_t seq = task / n_kv_heads;
     const int kv_head = static_cast<int>(task % n_kv_heads);
-    const int32_t* table = a.tables.as<int32_t>() + seq * table_words;
+    const auto [table, table_words] = sequence_table(a.tables, a.starts, seq);
+    if (!table) return;
     check_table(table, table_words, a.layer, n_kv_heads);
     const SegmentView tail = view_segment(table, table_words, a.pool, a.layer, kv_head, 0, d);
     const int64_t q_len = cu[seq + 1] - cu[seq];
@@ -43,6 +43,33 @@ void append_kv_typed(const OpContext& ctx, const AppendKvArgs& a) {
 void append_kv(const OpContext& ctx, const AppendKvArgs& a) {
   dispatch_float(a.k.dtype,
                  [&](auto type) { append_kv_typed<typename decltype(type)::type>(ctx, a); });
+}
+
+// How many tokens the tail of each sequence holds from now on.
+void set_tail_lengths(const OpContext&, const SetTailLengthsArgs& a) {
+  for (int64_t seq = 0; seq < a.starts.size(0); ++seq) {
+    const int32_t length = a.lengths.as<int32_t>()[seq];
+    const SequenceTable table = sequence_table(a.tables, a.starts, seq);
+    if (!table.words) continue;
+    ZC_CHECK(length >= 0, ErrorCode::kArgument, "lengths: %d, expected 0 or more", length);
+    const_cast<int32_t*>(table.words)[kTableTailLength] = length;
+  }
+}
+
+// Pages that two sequences share until one of them writes.
+void copy_pages(const OpContext& ctx, const CopyPagesArgs& a) {
+  const int64_t n = a.from.size(0);
+  const auto page = [&](const TensorView& addresses, int64_t i) {
+    const int64_t at = int64_t{addresses.as<int32_t>()[i]} * kPageUnitBytes;
+    ZC_CHECK(at >= 0 && at + a.page_bytes <= a.pool.size(0), ErrorCode::kArgument,
+             "%s: page %d lies outside the pool", &addresses == &a.from ? "from" : "to",
+             addresses.as<int32_t>()[i]);
+    return a.pool.as<uint8_t>() + at;
+  };
+  for (int64_t i = 0; i < n; ++i) page(a.from, i), page(a.to, i);
+  ctx.threads->parallel_for(n, [&](int64_t i) {
+    std::memmove(page(a.to, i), page(a.from, i), static_cast<size_t>(a.page_bytes));
+  });
 }
 
 // The rows of one kv head that a segment takes, in the order of its slots.

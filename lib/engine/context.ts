@@ -1,0 +1,318 @@
+import { type BytesByClass, type CacheMemory, fp16CacheBytes, KvCache } from '../cache/index.js'
+import { type ForwardModel, logitsOf } from '../model/forward.js'
+import { Scratch } from '../model/scratch.js'
+import { gatherRows, type Tensor } from '../ops/index.js'
+import type { CachePolicy } from '../policy/index.js'
+import { deriveSeed, type Seed } from '../random.js'
+import { closeWindow, prefillCompressed, prefillIntoTail } from './prefill.js'
+import { WindowProbes } from './window-probes.js'
+
+/** Memory of one sequence. */
+export interface CacheBytes {
+  /**
+   * What the allocator handed out now: codes, parameters, bitmaps, page holes, tail, tables,
+   * probes. Pages shared with forks count in each of them.
+   */
+  readonly resident: number
+  /**
+   * The most there was at a time, the activations and full-precision K and V of the running layer
+   * included.
+   */
+  readonly peak: number
+  /** What a 16-bit cache of as many tokens takes. */
+  readonly fp16: number
+  /** fp16 / resident. */
+  readonly ratio: number
+  /**
+   * The ratio by the paper's own count of bits and parameters, for one sequence; null for policies
+   * that do not compress.
+   */
+  readonly paperRatio: number | null
+  readonly byClass: BytesByClass
+}
+
+/** Where a decode step finds a sequence, and what it leaves there. */
+export interface StepPlace {
+  /** Word of its page table. */
+  readonly start: number
+  /** Tokens of the tail, the step's own included. */
+  readonly tailLength: number
+  /** Position of the step's token. */
+  readonly position: number
+  /** Slot for the step's probe row, -1 for none. */
+  readonly probeSlot: number
+}
+
+/** Logits after the last token in the cache. */
+interface NextLogits {
+  readonly scratch: Scratch
+  /** (1, vocab_size) f32 */
+  readonly logits: Tensor<'f32'>
+}
+
+/**
+ * One context and its cache, as passes and steps change it. Who calls what and when is the
+ * scheduler's business: at most one prefill runs at a time, and none beside decode steps.
+ */
+export class Context {
+  readonly policy: CachePolicy
+  readonly model: ForwardModel
+  readonly cache: KvCache
+  readonly #seed: Seed
+  /** Tokens in the cache. */
+  readonly tokens: number[] = []
+  /** A token that was generated but has not been through the model. */
+  pending: number | null = null
+  /** A pass or step failed after tokens were compressed: nothing can follow. */
+  failure: unknown = null
+  #next: NextLogits | null = null
+  /** Compressions so far; each draws probes of its own. */
+  #nGroups = 0
+  #probes: WindowProbes | null = null
+  #peak = 0
+
+  private constructor(model: ForwardModel, policy: CachePolicy, seed: Seed, cache: KvCache) {
+    this.model = model
+    this.policy = policy
+    this.#seed = seed
+    this.cache = cache
+  }
+
+  /**
+   * An empty context.
+   *
+   * Throws `ERR_ZC_OUT_OF_MEMORY` when there is no room for its page table.
+   */
+  static open(model: ForwardModel, memory: CacheMemory, policy: CachePolicy, seed: Seed): Context {
+    const tailFormat = policy.tail === 'f16' ? 'f16' : model.attentionDtype
+    return new Context(model, policy, seed, new KvCache(memory, tailFormat))
+  }
+
+  /** Tokens in the cache. */
+  get length(): number {
+    return this.cache.length
+  }
+
+  /** Logits after the last token in the cache, (1, vocab_size) f32; null when they are gone. */
+  get nextLogits(): Tensor<'f32'> | null {
+    return this.#next?.logits ?? null
+  }
+
+  forgetLogits(): void {
+    this.#next?.scratch.dispose()
+    this.#next = null
+  }
+
+  /**
+   * Takes the last token out of the cache again, to be run once more where its logits are gone.
+   * There is one: a step that closes a window keeps its logits.
+   */
+  rewind(): void {
+    this.retract(1)
+    this.pending = this.tokens.pop() ?? null
+  }
+
+  /**
+   * Runs tokens through the model and into the cache, slice by slice, and keeps the logits after the
+   * last. `inspect` may look at the residual stream (tokens, hidden_size) f32 before it is gone.
+   *
+   * Rejects with what `turn` rejects with, or `ERR_ZC_OUT_OF_MEMORY`; the context is as before then.
+   */
+  async prefill(
+    ids: Int32Array,
+    turn: () => Promise<void>,
+    inspect?: (x: Tensor<'f32'>) => Promise<void>,
+  ): Promise<void> {
+    const { cache, model } = this
+    const tailBefore = cache.tailLength
+    const startBefore = cache.tailStart
+    const scratch = new Scratch(model.device)
+    const next = new Scratch(model.device)
+    try {
+      const x = await this.#pass({ model, cache, ids, scratch, turn })
+      await inspect?.(x)
+      await turn()
+      const logits = logitsOf(model, x, Int32Array.of(ids.length - 1), next)
+      this.#notePeak(scratch.bytes)
+      this.forgetLogits()
+      this.#next = { scratch: next, logits }
+      this.pending = null
+      for (const id of ids) this.tokens.push(id)
+    } catch (error) {
+      next.dispose()
+      cache.unstage()
+      if (cache.tailStart !== startBefore) this.failure = error
+      else this.retract(cache.tailLength - tailBefore)
+      throw error
+    } finally {
+      scratch.dispose()
+    }
+  }
+
+  /** Chooses the road of the tokens: into the tail, or compressed at once. */
+  async #pass(pass: Parameters<typeof prefillIntoTail>[0]): Promise<Tensor<'f32'>> {
+    const { compression } = this.policy
+    const { cache, ids, scratch } = pass
+    if (!compression) return prefillIntoTail(pass, null)
+    const nTokens = cache.tailLength + ids.length
+    if (ids.length > 1 && nTokens >= compression.window) {
+      const seed = deriveSeed(this.#seed, this.#nGroups)
+      const x = await prefillCompressed(pass, compression, seed)
+      this.#endGroup(nTokens, scratch)
+      return x
+    }
+    const x = await prefillIntoTail(pass, this.#windowProbes())
+    if (cache.tailLength === compression.window) this.closeWindow()
+    return x
+  }
+
+  // ---- decode steps ----
+
+  /** Whether the next token fills the window. */
+  get closesNext(): boolean {
+    const { compression } = this.policy
+    return compression !== null && this.cache.tailLength + 1 === compression.window
+  }
+
+  /**
+   * Makes room for one more token, which a decode step is about to write.
+   *
+   * Throws `ERR_ZC_OUT_OF_MEMORY`, leaving the context as it was.
+   */
+  extend(): StepPlace {
+    const { cache } = this
+    const probes = this.policy.compression ? this.#windowProbes() : null
+    const probeSlot = probes?.take(cache.tailLength, 1)[0] ?? -1
+    try {
+      cache.extendTail(1)
+    } catch (error) {
+      probes?.truncate(cache.tailLength)
+      throw error
+    }
+    this.forgetLogits()
+    const position = cache.length - 1
+    return { start: cache.start, tailLength: cache.tailLength, position, probeSlot }
+  }
+
+  /** Takes the newest tokens back, as when a step was run that nobody wants. */
+  retract(nTokens: number): void {
+    if (nTokens > 0) this.cache.shrinkTail(nTokens)
+    this.#probes?.truncate(this.cache.tailLength)
+  }
+
+  /** Compresses the window that the last step has filled. */
+  closeWindow(): void {
+    const { compression } = this.policy
+    if (!compression) return
+    const scratch = new Scratch(this.model.device)
+    try {
+      closeWindow(this.model, this.cache, compression, this.#probes, scratch)
+      this.#endGroup(compression.window, scratch)
+    } catch (error) {
+      this.cache.unstage()
+      throw error
+    } finally {
+      scratch.dispose()
+    }
+  }
+
+  /** Keeps one row of a step's logits (rows, vocab_size) f32. */
+  keepLogits(logits: Tensor<'f32'>, row: number): void {
+    const scratch = new Scratch(this.model.device)
+    const own = scratch.tensor('f32', [1, logits.shape[1] as number])
+    gatherRows({ x: logits, rows: scratch.ints(Int32Array.of(row)), out: own })
+    this.forgetLogits()
+    this.#next = { scratch, logits: own }
+  }
+
+  /** Publishes a compression: until now its tokens were there twice. */
+  #endGroup(nTokens: number, scratch: Scratch): void {
+    this.#notePeak(scratch.bytes)
+    this.cache.publish(nTokens)
+    this.#nGroups++
+    this.#probes?.dispose()
+    this.#probes = null
+  }
+
+  #windowProbes(): WindowProbes | null {
+    const { compression } = this.policy
+    if (!compression) return null
+    this.#probes ??= new WindowProbes(
+      this.cache.memory.probes,
+      compression.windowProbes(deriveSeed(this.#seed, this.#nGroups)),
+    )
+    return this.#probes
+  }
+
+  // ---- life ----
+
+  /**
+   * A context that goes on as this one would, sharing its pages.
+   *
+   * Throws `ERR_ZC_OUT_OF_MEMORY`.
+   */
+  fork(): Context {
+    const copy = new Context(this.model, this.policy, this.#seed, this.cache.fork())
+    try {
+      for (const id of this.tokens) copy.tokens.push(id)
+      copy.pending = this.pending
+      copy.#nGroups = this.#nGroups
+      copy.#probes = this.#probes?.fork() ?? null
+      copy.#peak = copy.bytes.resident
+      if (this.#next) copy.keepLogits(this.#next.logits, 0)
+      return copy
+    } catch (error) {
+      copy.dispose()
+      throw error
+    }
+  }
+
+  dispose(): void {
+    this.forgetLogits()
+    this.#probes?.dispose()
+    this.#probes = null
+    this.cache.dispose()
+  }
+
+  // ---- bytes ----
+
+  get bytes(): CacheBytes {
+    const byClass = { ...this.cache.bytesByClass(), probes: this.#probes?.bytes ?? 0 }
+    const resident = sumBytes(byClass)
+    const fp16 = fp16CacheBytes(this.cache.shape, this.length)
+    return {
+      resident,
+      peak: Math.max(this.#peak, resident),
+      fp16,
+      ratio: fp16 / resident,
+      paperRatio: this.#paperRatio(),
+      byClass,
+    }
+  }
+
+  #notePeak(scratchBytes: number): void {
+    this.#peak = Math.max(this.#peak, this.bytes.resident + scratchBytes)
+  }
+
+  /**
+   * 16 bits against r k_h + (1 - r) k_l bits and, for each class, 2 n_kv_heads head_dim channel and
+   * 2 n_tokens token parameters of 16 bits. ZipCache (arXiv 2405.14256) App. A prints the formula
+   * for one class; this one reproduces Tables 3, 4, A and B.
+   */
+  #paperRatio(): number | null {
+    const { compression } = this.policy
+    if (!compression || this.length === 0) return null
+    const { nKvHeads, headDim } = this.cache.shape
+    const width = nKvHeads * headDim
+    const n = this.length
+    const r = compression.nSalient(n) / n
+    const { high, low } = compression
+    const bits = (r * (high.keyBits + high.valueBits) + (1 - r) * (low.keyBits + low.valueBits)) / 2
+    const nClasses = r > 0 && r < 1 ? 2 : 1
+    return (2 * width * n * 16) / (2 * width * n * bits + 16 * nClasses * (2 * width + 2 * n))
+  }
+}
+
+function sumBytes(byClass: BytesByClass): number {
+  return Object.values(byClass).reduce((sum: number, bytes: number) => sum + bytes, 0)
+}

@@ -1,0 +1,197 @@
+import type { CacheMemory } from '../cache/index.js'
+import {
+  embedRows,
+  type ForwardModel,
+  logitsOfAll,
+  makeStream,
+  makeWorkspace,
+  runLayer,
+} from '../model/forward.js'
+import { Scratch } from '../model/scratch.js'
+import {
+  appendKv,
+  feedTokens,
+  mixedAttention,
+  type Program,
+  packSampleParams,
+  SAMPLE_PARAMS,
+  type SampleParams,
+  sample,
+  setTailLengths,
+  storeProbes,
+  type Tensor,
+} from '../ops/index.js'
+import type { StepPlace } from './context.js'
+
+/** One sequence's part of a step. */
+export interface StepRow extends StepPlace {
+  /** Row of the step before whose token this one runs; -1: `token` is given. */
+  readonly source: number
+  readonly token: number
+  /** Row of the contexts' seen tokens, -1 for none (`sample`). */
+  readonly context: number
+  readonly params: SampleParams
+}
+
+/** What a step chose, row by row. */
+export interface StepResult {
+  /** -1 where the logits hold NaN or infinity. */
+  readonly ids: Int32Array
+  readonly logprobs: Float32Array
+}
+
+/** Words of `StepRow` that are whole numbers. */
+const ROW_WORDS = 7
+
+/** A step of so many rows, recorded. */
+interface Bucket {
+  readonly nRows: number
+  readonly program: Program
+  readonly input: Tensor<'i32'>
+  /** (nRows, vocab_size) f32 */
+  readonly logits: Tensor<'f32'>
+  readonly scratch: Scratch
+}
+
+/**
+ * The decode step of a batch: every row runs one token through the model, over its own sequence's
+ * cache, and samples the next one. It is recorded once for 1, 2, 4 … rows and replayed with one
+ * awaited call; rows beyond the batch are masked. All that changes from step to step is one small
+ * array. A row's result does not depend on the others.
+ */
+export class DecodeStep {
+  readonly #model: ForwardModel
+  readonly #memory: CacheMemory
+  readonly #maxRows: number
+  readonly #buckets = new Map<number, Bucket>()
+  /** (2, maxRows): what the last step chose, ids and then the bits of log-probabilities. */
+  readonly #chosen: Tensor<'i32'>
+  readonly #seen: Tensor<'u8'>
+
+  /** `seen` (n_contexts, vocab_size) u8: tokens of contexts with a repetition penalty. */
+  constructor(model: ForwardModel, memory: CacheMemory, maxRows: number, seen: Tensor<'u8'>) {
+    this.#model = model
+    this.#memory = memory
+    this.#maxRows = maxRows
+    this.#seen = seen
+    this.#chosen = model.device.tensor('i32', [2, maxRows]).write(new Int32Array(2 * maxRows))
+  }
+
+  /** Most rows of a step. */
+  get maxRows(): number {
+    return this.#maxRows
+  }
+
+  /** Bytes of the work space of all steps recorded so far. */
+  get bytes(): number {
+    let bytes = this.#chosen.sizeBytes
+    for (const { scratch } of this.#buckets.values()) bytes += scratch.bytes
+    return bytes
+  }
+
+  /**
+   * Enqueues a step. It may be called again before the result is there: rows name their token by its
+   * row in the step before.
+   *
+   * Rejects with the first error of an op. Throws `ERR_ZC_OUT_OF_MEMORY` when a bucket cannot be
+   * recorded.
+   */
+  run(rows: readonly StepRow[]): { result: Promise<StepResult>; logits: Tensor<'f32'> } {
+    const bucket = this.#bucket(rows.length)
+    const words = new Int32Array(bucket.nRows * (ROW_WORDS + SAMPLE_PARAMS))
+    const column = (index: number) => words.subarray(index * bucket.nRows)
+    const [given, source, starts, tailLengths, positions, probeSlots, contexts] = Array.from(
+      { length: ROW_WORDS },
+      (_, index) => column(index),
+    ) as [Int32Array, Int32Array, Int32Array, Int32Array, Int32Array, Int32Array, Int32Array]
+    for (const masked of [source, starts, probeSlots, contexts]) masked.fill(-1, 0, bucket.nRows)
+    const params = new Float32Array(words.buffer, ROW_WORDS * bucket.nRows * 4)
+    rows.forEach((row, r) => {
+      given[r] = row.token
+      source[r] = row.source
+      starts[r] = row.start
+      tailLengths[r] = row.tailLength
+      positions[r] = row.position
+      probeSlots[r] = row.probeSlot
+      contexts[r] = row.context
+      params.set(packSampleParams(row.params), r * SAMPLE_PARAMS)
+    })
+    const output = bucket.program.run(bucket.input, words, this.#chosen)
+    const result = output.then((chosen) => ({
+      ids: chosen.subarray(0, rows.length),
+      logprobs: new Float32Array(chosen.buffer, this.#maxRows * 4, rows.length),
+    }))
+    return { result, logits: bucket.logits }
+  }
+
+  dispose(): void {
+    for (const { program, scratch } of this.#buckets.values()) {
+      program.dispose()
+      scratch.dispose()
+    }
+    this.#buckets.clear()
+    this.#chosen.dispose()
+  }
+
+  #bucket(nRows: number): Bucket {
+    const size = Math.min(this.#maxRows, 2 ** Math.ceil(Math.log2(nRows)))
+    let bucket = this.#buckets.get(size)
+    if (!bucket) {
+      const scratch = new Scratch(this.#model.device)
+      try {
+        bucket = this.#record(size, scratch)
+      } catch (error) {
+        scratch.dispose()
+        throw error
+      }
+      this.#buckets.set(size, bucket)
+    }
+    return bucket
+  }
+
+  #record(nRows: number, scratch: Scratch): Bucket {
+    const model = this.#model
+    const { config, device } = model
+    const { pool, tables, probes } = this.#memory
+    const input = scratch.tensor('i32', [nRows * (ROW_WORDS + SAMPLE_PARAMS)])
+    const column = (index: number) => scratch.keep(input.view([nRows], index * nRows))
+    const [given, source, starts, lengths, positions, slots, contexts] = Array.from(
+      { length: ROW_WORDS },
+      (_, index) => column(index),
+    ) as [Words, Words, Words, Words, Words, Words, Words]
+    const params = scratch.keep(input.reinterpret('f32', [nRows, SAMPLE_PARAMS], ROW_WORDS * nRows))
+    const chosen = {
+      ids: scratch.keep(this.#chosen.view([nRows])),
+      logprobs: scratch.keep(this.#chosen.reinterpret('f32', [nRows], this.#maxRows)),
+    }
+    const sampled = scratch.keep(this.#chosen.view([this.#maxRows]))
+    const ids = scratch.tensor('i32', [nRows])
+    const cuSeqlens = scratch.ints(new Int32Array(nRows + 1).map((_, row) => row))
+    const stream = makeStream(model, nRows, nRows, scratch)
+    const block = makeWorkspace(model, nRows, scratch)(nRows, stream)
+    const paged = { pool: pool.memory, tables: tables.memory, starts }
+    const scale = 1 / Math.sqrt(config.headDim)
+    let logits!: Tensor<'f32'>
+
+    const program = device.record(() => {
+      feedTokens({ sampled, source, given, out: ids })
+      setTailLengths({ ...paged, lengths })
+      embedRows(model, stream, ids, positions)
+      for (let layer = 0; layer < config.nLayers; layer++) {
+        const slidingWindow = config.slidingWindow[layer] ?? 0
+        const kept = probes.layers[layer] as { q: Tensor; lse: Tensor }
+        runLayer(model, layer, block, ({ q, k, v, out, lse }) => {
+          appendKv({ k, v, ...paged, cuSeqlens, layer })
+          const options = { layer, positions, scale, slidingWindow }
+          mixedAttention({ q, out, lse, ...paged, cuSeqlens, ...options })
+          storeProbes({ q, lse, slots, probeQ: kept.q, probeLse: kept.lse })
+        })
+      }
+      logits = logitsOfAll(model, stream.x, scratch)
+      sample({ logits, params, seen: this.#seen, contexts, ...chosen })
+    })
+    return { nRows, program, input, logits, scratch }
+  }
+}
+
+type Words = Tensor<'i32'>

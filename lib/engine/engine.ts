@@ -1,0 +1,181 @@
+import { CacheMemory, SUPERBLOCK_BYTES } from '../cache/index.js'
+import { ZipCacheError } from '../errors.js'
+import type { ForwardModel } from '../model/forward.js'
+import type { ModelTokenizer } from '../model/tokenizer.js'
+import { type PolicySpec, resolvePolicy } from '../policy/index.js'
+import { toSeed } from '../random.js'
+import { Context } from './context.js'
+import type { GeneratedToken, GenerateOptions } from './generation.js'
+import { checkOptions } from './options.js'
+import { disposedError } from './run.js'
+import { Scheduler, type SchedulerCounters, type SchedulerLimits } from './scheduler.js'
+import { type Prompt, Sequence } from './sequence.js'
+
+/** Settings of one sequence. */
+export interface SequenceOptions {
+  /** How its cache is kept; default `zipcache`, the paper's. */
+  policy?: PolicySpec
+  /** Seed of the probes; default 0. */
+  seed?: number
+}
+
+/** Bounds of an engine. */
+export interface EngineOptions {
+  /** The most memory that all its caches may take together, in bytes. */
+  kvMemory: number
+  /** Most requests under way at a time, and so rows of a decode step; default 64. */
+  maxBatch?: number
+  /** Most requests that wait; further ones are refused with `ERR_ZC_BUSY`. Default 256. */
+  maxQueue?: number
+  /** Most prompts under way at a time; each needs a layer's K and V in full. Default 4. */
+  maxPrefills?: number
+}
+
+/** What an engine is doing. */
+export interface EngineStats extends Readonly<SchedulerCounters> {
+  /** Requests that wait, whose prompt is under way, and that generate. */
+  readonly queued: number
+  readonly prefilling: number
+  readonly decoding: number
+  /** Sequences that were created and not disposed of. */
+  readonly sequences: number
+  /** Bytes given out to caches, and the most there may be. */
+  readonly kvMemory: { readonly used: number; readonly capacity: number }
+  /** Bytes of the decode steps' activations. */
+  readonly stepBytes: number
+}
+
+const MIN_KV_MEMORY = 4 * SUPERBLOCK_BYTES
+
+/**
+ * Serves many sequences of one model at a time: their decode steps are one batch, prompts are
+ * interleaved with them slice by slice. A sequence's tokens do not depend on what else runs.
+ */
+export class Engine {
+  readonly #model: ForwardModel
+  readonly #tokenizer: ModelTokenizer | null
+  readonly #memory: CacheMemory
+  readonly #scheduler: Scheduler
+  readonly #sequences = new Set<Sequence>()
+  #disposal: Promise<void> | null = null
+
+  /** @internal Use `createEngine` or `loadModel`. */
+  constructor(model: ForwardModel, tokenizer: ModelTokenizer | null, options: EngineOptions) {
+    checkOptions(options, ['kvMemory', 'maxBatch', 'maxQueue', 'maxPrefills'])
+    const { config, device, attentionDtype: dtype } = model
+    const limits: SchedulerLimits = {
+      maxBatch: count('maxBatch', options.maxBatch ?? 64, 1, 1024),
+      maxQueue: count('maxQueue', options.maxQueue ?? 256, 0, 1e6),
+      maxPrefills: count('maxPrefills', options.maxPrefills ?? 4, 1, 1024),
+    }
+    this.#model = model
+    this.#tokenizer = tokenizer
+    this.#memory = new CacheMemory(device, { ...config, dtype }, checkKvMemory(options.kvMemory))
+    this.#scheduler = new Scheduler(model, this.#memory, limits, () => false)
+  }
+
+  /** Bytes of caches: given out to sequences, and the most there may be. */
+  get kvMemory(): { used: number; capacity: number } {
+    return { used: this.#memory.usedBytes, capacity: this.#memory.capacityBytes }
+  }
+
+  /** What is going on, at this moment and since the engine was made. */
+  stats(): EngineStats {
+    return {
+      ...this.#scheduler.counts,
+      ...this.#scheduler.counters,
+      sequences: this.#sequences.size,
+      kvMemory: this.kvMemory,
+      stepBytes: this.#scheduler.stepBytes,
+    }
+  }
+
+  /**
+   * An empty context with a cache of its own. Dispose of it when it is no longer needed.
+   *
+   * Throws `ERR_ZC_ARGUMENT` for an unknown policy or option, `ERR_ZC_HANDLE` when the engine was
+   * disposed of, `ERR_ZC_OUT_OF_MEMORY` when there is no room for its page table.
+   */
+  createSequence(options: SequenceOptions = {}): Sequence {
+    if (this.#disposal) throw disposedError('engine')
+    const policy = resolvePolicy(options.policy ?? 'zipcache')
+    const seed = toSeed(options.seed ?? 0)
+    return this.#adopt(Context.open(this.#model, this.#memory, policy, seed))
+  }
+
+  /**
+   * Tokens after a prompt, as they are generated; the context is let go of at the end.
+   * `Sequence.generate` keeps it.
+   *
+   * Throws as `Sequence.generate` and `createSequence`.
+   */
+  async *generate(
+    prompt: Prompt,
+    options: GenerateOptions & SequenceOptions = {},
+  ): AsyncGenerator<GeneratedToken, void, undefined> {
+    const sequence = this.createSequence(options)
+    try {
+      yield* sequence.generate(prompt, options)
+    } finally {
+      sequence.dispose()
+    }
+  }
+
+  /**
+   * Gives up everything that is under way or waits, and returns the memory. The model stays.
+   * Idempotent.
+   */
+  dispose(): Promise<void> {
+    this.#disposal ??= this.#end()
+    return this.#disposal
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.dispose()
+  }
+
+  async #end(): Promise<void> {
+    const released = [...this.#sequences].map((sequence) => {
+      sequence.dispose()
+      return sequence.released
+    })
+    await this.#scheduler.stop()
+    await Promise.all(released)
+    this.#memory.dispose()
+  }
+
+  #adopt(context: Context): Sequence {
+    const sequence = new Sequence(
+      {
+        scheduler: this.#scheduler,
+        tokenizer: this.#tokenizer,
+        released: (gone) => this.#sequences.delete(gone),
+        adopt: (fork) => this.#adopt(fork),
+      },
+      context,
+    )
+    this.#sequences.add(sequence)
+    return sequence
+  }
+}
+
+/** Throws `ERR_ZC_ARGUMENT` for what is no size of memory. */
+export function checkKvMemory(kvMemory: number): number {
+  if (Number.isFinite(kvMemory) && kvMemory >= MIN_KV_MEMORY) return kvMemory
+  throw new ZipCacheError(
+    'ERR_ZC_ARGUMENT',
+    `kvMemory: is ${kvMemory}, expected bytes, ${MIN_KV_MEMORY} at least`,
+    { argument: 'kvMemory' },
+  )
+}
+
+function count(name: string, value: unknown, min: number, max: number): number {
+  if (Number.isInteger(value) && (value as number) >= min && (value as number) <= max) {
+    return value as number
+  }
+  throw new ZipCacheError(
+    'ERR_ZC_ARGUMENT',
+    `${name}: is ${String(value)}, expected a whole number of ${min} to ${max}`,
+    { argument: name },
+  )
+}

@@ -1,0 +1,330 @@
+/**
+ * Prompts on their way through the model and into a sequence's cache (Alg. 2 of ZipCache, arXiv
+ * 2405.14256), layer by layer and, within a layer, a block of rows at a time: one such slice is
+ * what other work may have to wait for. How a pass is sliced never changes a token.
+ */
+import { codeFormat, type GroupPlan, type KvCache } from '../cache/index.js'
+import {
+  type AttentionHeads,
+  embedRows,
+  type ForwardModel,
+  makeStream,
+  makeWorkspace,
+  type RowBlock,
+  runLayer,
+  type StreamRows,
+} from '../model/forward.js'
+import type { Scratch } from '../model/scratch.js'
+import {
+  appendKv,
+  flashAttention,
+  mergeAttention,
+  mixedAttention,
+  setTailLengths,
+  storeProbes,
+  type Tensor,
+  unpackSegment,
+} from '../ops/index.js'
+import type { Compression } from '../policy/policy.js'
+import type { Seed } from '../random.js'
+import { makeCompressor } from './compress.js'
+import type { WindowProbes } from './window-probes.js'
+
+/** Tokens on their way through the model. */
+export interface PrefillPass {
+  readonly model: ForwardModel
+  readonly cache: KvCache
+  readonly ids: Int32Array
+  readonly scratch: Scratch
+  /** Resolves when the next slice may be enqueued; rejects when the pass is no longer wanted. */
+  turn(): Promise<void>
+}
+
+/** Multiplications and additions of one slice's products: some tens of milliseconds of one core. */
+const SLICE_PRODUCTS = 2 ** 29
+
+/** Rows of a slice: a power of two, by the size of a layer. */
+function sliceRows({ config }: ForwardModel): number {
+  const { hiddenSize, intermediateSize, nHeads, nKvHeads, headDim } = config
+  const attention = hiddenSize * headDim * (2 * nHeads + 2 * nKvHeads)
+  const layer = attention + 3 * hiddenSize * intermediateSize
+  return Math.min(512, Math.max(32, 2 ** Math.round(Math.log2(SLICE_PRODUCTS / layer))))
+}
+
+/** Rows [first, first + nRows) of a pass. */
+interface Slice {
+  readonly first: number
+  readonly nRows: number
+  readonly end: number
+  readonly block: RowBlock
+  readonly positions: Tensor<'i32'>
+  readonly cuSeqlens: Tensor<'i32'>
+}
+
+/** What the slices of a pass share. */
+interface SlicedPass {
+  readonly slices: readonly Slice[]
+  readonly stream: StreamRows
+  readonly scale: number
+  windowOf(layer: number): number
+}
+
+/**
+ * Passes tokens whose K and V stay in the 16-bit tail: prompts shorter than a window, and those of
+ * policies that do not compress. `probes` keeps the rows that are probes of the running window; null
+ * where none are needed. Resolves to the residual stream (rows, hidden_size) f32.
+ *
+ * On failure the caller takes the room back (`shrinkTail`).
+ */
+export async function prefillIntoTail(
+  pass: PrefillPass,
+  probes: WindowProbes | null,
+): Promise<Tensor<'f32'>> {
+  const { model, cache, ids, scratch, turn } = pass
+  const hasPast = cache.length > 0
+  const nTail = cache.tailLength
+  const { pool, tables, probes: probeSlots } = cache.memory
+  const slots = probes && scratch.ints(probes.take(nTail, ids.length))
+  const sliced = slicePass(pass, 0)
+  cache.extendTail(ids.length)
+  const start = scratch.ints(Int32Array.of(cache.start))
+  const paged = { pool: pool.memory, tables: tables.memory, starts: start }
+
+  const rows = sliced.slices.map((slice) => ({
+    ...slice,
+    tailLength: scratch.ints(Int32Array.of(nTail + slice.end)),
+    slots: slots && scratch.keep(slots.view([slice.nRows], slice.first)),
+    seen: seenKeys(sliced.stream, slice, 0, scratch),
+  }))
+  await embedAll(pass, sliced)
+  for (let layer = 0; layer < model.config.nLayers; layer++) {
+    const options = { layer, scale: sliced.scale, slidingWindow: sliced.windowOf(layer) }
+    for (const slice of rows) {
+      await turn()
+      const { block, cuSeqlens, positions } = slice
+      runLayer(model, layer, block, ({ q, k, v, out, lse }) => {
+        setTailLengths({ ...paged, lengths: slice.tailLength })
+        appendKv({ k, v, ...paged, cuSeqlens, layer })
+        if (hasPast) mixedAttention({ q, out, lse, ...paged, cuSeqlens, positions, ...options })
+        else flashAttention({ q, out, lse, ...slice.seen, ...options, causal: true })
+        if (!slice.slots) return
+        const kept = probeSlots.layers[layer] as { q: Tensor; lse: Tensor }
+        storeProbes({ q, lse, slots: slice.slots, probeQ: kept.q, probeLse: kept.lse })
+      })
+    }
+  }
+  return sliced.stream.x
+}
+
+/**
+ * Passes a prompt that is compressed as soon as a layer has attended to it, so that only one
+ * layer's K and V exist in full (Alg. 2). Attention among the prompt's tokens, and to the tail, is
+ * exact; attention to what was compressed before goes over the packed cache and is merged in by its
+ * log-sum-exp. The tail's tokens are compressed together with the prompt. Resolves to the residual
+ * stream (rows, hidden_size) f32.
+ *
+ * The group is staged here; the caller publishes it, or takes it back on failure (`unstage`).
+ */
+export async function prefillCompressed(
+  pass: PrefillPass,
+  compression: Compression,
+  seed: Seed,
+): Promise<Tensor<'f32'>> {
+  const { model, cache, ids, scratch, turn } = pass
+  const { nHeads, headDim } = model.config
+  const nTail = cache.tailLength
+  const hasPacked = cache.tailStart > 0
+  const group = groupPlan(compression, nTail + ids.length)
+  const staged = cache.stage(group)
+  const compressor = makeCompressor(cache, compression, staged, group, scratch)
+  const needsProbes = staged.salient !== null && staged.regular !== null
+  const sliced = slicePass(pass, nTail)
+  const { stream } = sliced
+  const start = scratch.ints(Int32Array.of(cache.start))
+  const { pool, tables } = cache.memory
+  const paged = { pool: pool.memory, tables: tables.memory, starts: start }
+  const nPast = hasPacked ? (sliced.slices[0]?.nRows ?? 0) : 0
+  const pastOut = scratch.tensor(model.attentionDtype, [nPast, nHeads, headDim])
+  const pastLse = scratch.tensor('f32', [nPast, nHeads])
+
+  const rows = sliced.slices.map((slice) => ({
+    ...slice,
+    seen: seenKeys(stream, slice, nTail, scratch),
+    past: hasPacked && {
+      out: scratch.keep(pastOut.view([slice.nRows, nHeads, headDim])),
+      lse: scratch.keep(pastLse.view([slice.nRows, nHeads])),
+    },
+  }))
+  const table = scratch.keep(cache.tableView())
+  const probesOf = needsProbes ? promptProbes(pass, compression, seed) : null
+  await embedAll(pass, sliced)
+  for (let layer = 0; layer < model.config.nLayers; layer++) {
+    const options = { layer, scale: sliced.scale, slidingWindow: sliced.windowOf(layer) }
+    const probes = probesOf?.(layer) ?? null
+    for (const slice of rows) {
+      await turn()
+      if (slice.first === 0 && nTail > 0) {
+        const { k, v } = stream
+        const base = cache.tailStart
+        unpackSegment({ pool: pool.memory, table, k, v, layer, segment: 0, base })
+      }
+      runLayer(model, layer, slice.block, (heads) => {
+        const { q, out, lse } = heads
+        flashAttention({ q, out, lse, ...slice.seen, ...options, causal: true })
+        if (slice.past) {
+          const { cuSeqlens, positions, past } = slice
+          const noTail = { tail: false, causal: false }
+          mixedAttention({ q, ...past, ...paged, cuSeqlens, positions, ...options, ...noTail })
+          mergeAttention({ outA: out, lseA: lse, outB: past.out, lseB: past.lse, out, lse })
+        }
+        probes?.store(slice, heads)
+      })
+    }
+    await turn()
+    compressor.compress(layer, stream.k, stream.v, probes, options.slidingWindow)
+  }
+  return stream.x
+}
+
+/**
+ * A layer's probe rows, gathered slice by slice for `LayerCompressor.compress`. Layers share the
+ * room.
+ */
+function promptProbes(pass: PrefillPass, compression: Compression, seed: Seed) {
+  const { model, cache, ids, scratch } = pass
+  const { nHeads, headDim } = model.config
+  let room = 0
+  let q: Tensor
+  let lse: Tensor<'f32'>
+  return (layer: number) => {
+    const chosen = compression.promptProbes(ids.length, seed, layer)
+    if (chosen.length > room) {
+      room = chosen.length
+      q = scratch.tensor(model.attentionDtype, [room, nHeads, headDim])
+      lse = scratch.tensor('f32', [room, nHeads])
+    }
+    const slotOf = new Int32Array(ids.length).fill(-1)
+    chosen.forEach((row, slot) => {
+      slotOf[row] = slot
+    })
+    const slots = scratch.ints(slotOf)
+    return {
+      q,
+      lse,
+      rows: scratch.ints(chosen.map((_, slot) => slot)),
+      positions: scratch.ints(chosen.map((row) => cache.tailLength + row)),
+      store(slice: Slice, heads: AttentionHeads) {
+        const own = scratch.keep(slots.view([slice.nRows], slice.first))
+        storeProbes({ q: heads.q, lse: heads.lse, slots: own, probeQ: q, probeLse: lse })
+      },
+    }
+  }
+}
+
+/** Cuts a pass into slices; K and V have room for `nBefore` more rows in front. */
+function slicePass(pass: PrefillPass, nBefore: number): SlicedPass {
+  const { model, cache, ids, scratch } = pass
+  const { config } = model
+  const nRows = ids.length
+  const perSlice = Math.min(nRows, sliceRows(model))
+  const stream = makeStream(model, nRows, nBefore + nRows, scratch)
+  const makeBlock = makeWorkspace(model, perSlice, scratch)
+  const first = cache.length
+  const positions = scratch.ints(new Int32Array(nRows).map((_, i) => first + i))
+  const slices: Slice[] = []
+  for (let row = 0; row < nRows; row += perSlice) {
+    const n = Math.min(perSlice, nRows - row)
+    const rowsOf = <T extends Tensor>(tensor: T, at: number) => {
+      const rest = tensor.shape.slice(1)
+      const width = rest.reduce((product, size) => product * size, 1)
+      return scratch.keep(tensor.view([n, ...rest], at * width) as T)
+    }
+    const block = makeBlock(n, {
+      x: rowsOf(stream.x, row),
+      k: rowsOf(stream.k, nBefore + row),
+      v: rowsOf(stream.v, nBefore + row),
+      cos: rowsOf(stream.cos, row),
+      sin: rowsOf(stream.sin, row),
+    })
+    slices.push({
+      first: row,
+      nRows: n,
+      end: row + n,
+      block,
+      positions: rowsOf(positions, row),
+      cuSeqlens: scratch.ints(Int32Array.of(0, n)),
+    })
+  }
+  return {
+    slices,
+    stream,
+    scale: 1 / Math.sqrt(config.headDim),
+    windowOf: (layer) => config.slidingWindow[layer] ?? 0,
+  }
+}
+
+/** K and V of everything in the stream that a slice may see, for flashAttention. */
+function seenKeys({ k, v }: StreamRows, slice: Slice, nBefore: number, scratch: Scratch) {
+  const shape = [nBefore + slice.end, ...k.shape.slice(1)]
+  return {
+    k: scratch.keep(k.view(shape)),
+    v: scratch.keep(v.view(shape)),
+    cuSeqlensQ: slice.cuSeqlens,
+    cuSeqlensK: scratch.ints(Int32Array.of(0, nBefore + slice.end)),
+  }
+}
+
+async function embedAll(pass: PrefillPass, { slices }: SlicedPass): Promise<void> {
+  const { model, ids, scratch, turn } = pass
+  const all = scratch.ints(ids)
+  await turn()
+  for (const { block, first, nRows, positions } of slices) {
+    embedRows(model, block, scratch.keep(all.view([nRows], first)), positions)
+  }
+}
+
+/**
+ * Compresses a full window (Alg. 3): its tokens are scored by the window's own probes, the closing
+ * token among them, split and packed; what was compressed before is not touched. Staged, for the
+ * caller to publish.
+ */
+export function closeWindow(
+  model: ForwardModel,
+  cache: KvCache,
+  compression: Compression,
+  probes: WindowProbes | null,
+  scratch: Scratch,
+): void {
+  const { nKvHeads, headDim, nLayers } = cache.shape
+  const nTokens = cache.tailLength
+  const group = groupPlan(compression, nTokens)
+  const staged = cache.stage(group)
+  const compressor = makeCompressor(cache, compression, staged, group, scratch)
+  const needsProbes = staged.salient !== null && staged.regular !== null
+  const k = scratch.tensor(model.attentionDtype, [nTokens, nKvHeads, headDim])
+  const v = scratch.tensor(model.attentionDtype, [nTokens, nKvHeads, headDim])
+  const table = scratch.keep(cache.tableView())
+  const { pool, probes: probeSlots } = cache.memory
+  const kept = needsProbes &&
+    probes !== null && {
+      rows: scratch.ints(probes.slots),
+      positions: scratch.ints(probes.steps),
+    }
+  for (let layer = 0; layer < nLayers; layer++) {
+    const base = cache.tailStart
+    unpackSegment({ pool: pool.memory, table, k, v, layer, segment: 0, base })
+    const rows = probeSlots.layers[layer] as { q: Tensor; lse: Tensor }
+    const slidingWindow = model.config.slidingWindow[layer] ?? 0
+    compressor.compress(layer, k, v, kept ? { ...rows, ...kept } : null, slidingWindow)
+  }
+}
+
+function groupPlan(compression: Compression, nTokens: number): GroupPlan {
+  const { high, low } = compression
+  return {
+    nTokens,
+    nSalient: compression.nSalient(nTokens),
+    high: { k: codeFormat(high.keyBits), v: codeFormat(high.valueBits) },
+    low: { k: codeFormat(low.keyBits), v: codeFormat(low.valueBits) },
+  }
+}

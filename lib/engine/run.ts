@@ -1,0 +1,193 @@
+import { ZipCacheError } from '../errors.js'
+import type { SampleParams, Tensor } from '../ops/index.js'
+import type { Context } from './context.js'
+
+/** A token as the device chose it. */
+export interface Sampled {
+  readonly id: number
+  readonly logprob: number
+}
+
+/** What a run is to do after its prompt. */
+export interface Sampling {
+  readonly params: Omit<SampleParams, 'step'>
+  readonly maxTokens: number
+}
+
+/** How a run is asked for. */
+export interface RunOptions {
+  /** Tokens to append first. */
+  readonly ids: Int32Array
+  /** null: the prompt alone. */
+  readonly sampling: Sampling | null
+  /** See `Context.prefill`. */
+  readonly inspect?: ((x: Tensor<'f32'>, turn: () => Promise<void>) => Promise<void>) | undefined
+}
+
+/**
+ * One call's work on one context: tokens to append, then tokens to generate as they are asked for.
+ *
+ * The scheduler runs at most one token ahead of its consumer: token j enters the cache once j is
+ * asked for, and a token that fills a window only once its successor is, because a compression
+ * cannot be taken back. So whoever leaves finds the context as if nothing had run ahead.
+ */
+export class Run {
+  readonly context: Context
+  readonly ids: Int32Array
+  readonly sampling: Sampling | null
+  readonly inspect: RunOptions['inspect']
+  phase: 'queued' | 'prefill' | 'decode' | 'ended' = 'queued'
+  /** The most tokens there can be, for want of positions or because no more are wanted. */
+  limit = 0
+  /** Tokens generated so far, from the first on. */
+  readonly known: number[] = []
+  /** How many of them are in the cache, or on their way there. */
+  fed = 0
+  /** Row of the step in flight whose result is this run's next token; -1 without. */
+  row = -1
+  /** Row of the seen tokens, for the repetition penalty; -1 without. */
+  seenRow = -1
+  /** How many tokens were asked for. */
+  #demand = 0
+  #delivered = 0
+  readonly #ready: Sampled[] = []
+  #waiting: { resolve(token: Sampled): void; reject(error: unknown): void } | null = null
+  #failure: { error: unknown } | null = null
+  /** Told when there is more to do. */
+  readonly #wake: () => void
+  /** Tokens that the context may come to hold. */
+  readonly maxLength: number
+  isSettled = false
+  readonly #settled = deferred()
+  /** Resolves when nothing touches the context any more; never rejects. */
+  readonly settled = this.#settled.promise
+
+  constructor(context: Context, options: RunOptions, wake: () => void) {
+    this.context = context
+    this.ids = options.ids
+    this.sampling = options.sampling
+    this.inspect = options.inspect
+    this.#wake = wake
+    this.maxLength = context.length + this.ids.length + (this.sampling?.maxTokens ?? 0)
+  }
+
+  get ended(): boolean {
+    return this.phase === 'ended'
+  }
+
+  /** Throws why the run was given up, if it was. */
+  throwIfFailed(): void {
+    if (this.#failure) throw this.#failure.error
+  }
+
+  // ---- the consumer's side ----
+
+  /** The next token. Rejects with why the run was given up. */
+  next(): Promise<Sampled> {
+    this.#demand = this.#delivered + 1
+    const ready = this.#ready.shift()
+    this.#wake()
+    if (ready) {
+      this.#delivered++
+      return Promise.resolve(ready)
+    }
+    return new Promise((resolve, reject) => {
+      if (this.#failure) reject(this.#failure.error)
+      else this.#waiting = { resolve, reject }
+    })
+  }
+
+  /** Resolves when the prompt is in the cache, if that is all there is to do. */
+  async finished(): Promise<void> {
+    await this.settled
+    this.throwIfFailed()
+  }
+
+  /** Gives the run up; whoever waits is told why. Idempotent. */
+  fail(error: unknown): void {
+    if (this.ended) return
+    this.#failure = { error }
+    const waiting = this.#waiting
+    this.#waiting = null
+    this.close(this.#delivered)
+    waiting?.reject(error)
+  }
+
+  /**
+   * Ends the run: the first `nAccepted` generated tokens are the context's, what ran ahead is taken
+   * back.
+   */
+  close(nAccepted: number): void {
+    if (this.ended) return
+    const { context } = this
+    const wasDecoding = this.phase === 'decode'
+    const wasQueued = this.phase === 'queued'
+    this.phase = 'ended'
+    if (wasDecoding) {
+      try {
+        this.retract(this.fed - nAccepted)
+      } catch (error) {
+        context.failure ??= error // the device is gone
+      }
+      for (const id of this.known.slice(0, this.fed)) context.tokens.push(id)
+      if (this.fed < nAccepted) context.pending = this.known[nAccepted - 1] as number
+    }
+    // A prefill notices at its next turn, and settles then.
+    if (wasDecoding || wasQueued) this.settle()
+    this.#wake()
+  }
+
+  // ---- the scheduler's side ----
+
+  settle(): void {
+    this.isSettled = true
+    this.#settled.resolve()
+  }
+
+  /** Takes tokens out of the cache that were not wanted, or could not be kept. */
+  retract(nTokens: number): void {
+    if (nTokens <= 0) return
+    this.fed -= nTokens
+    this.context.retract(nTokens)
+  }
+
+  push(token: Sampled): void {
+    this.known.push(token.id)
+    if (this.#waiting) {
+      this.#delivered++
+      this.#waiting.resolve(token)
+      this.#waiting = null
+    } else {
+      this.#ready.push(token)
+    }
+  }
+
+  /** Whether the next token may enter the cache now. */
+  get canFeed(): boolean {
+    if (this.phase !== 'decode' || this.fed + 1 >= this.limit) return false
+    const next = this.fed + 1
+    const closes = this.context.closesNext
+    const isKnown = next <= this.known.length
+    if (!isKnown && (closes || this.row < 0 || next > this.known.length + 1)) return false
+    return this.#demand >= (closes ? next + 1 : next)
+  }
+
+  /** Whether the consumer waits for what only feeding the next token can give. */
+  get mustFeed(): boolean {
+    return this.fed < this.known.length && this.#demand > this.fed + 1
+  }
+}
+
+/** Why a disposed thing refuses to work. */
+export function disposedError(what: string): ZipCacheError {
+  return new ZipCacheError('ERR_ZC_HANDLE', `${what}: it was disposed`, { argument: what })
+}
+
+/** A promise and its resolver. */
+export function deferred(): { promise: Promise<void>; resolve: () => void } {
+  let resolve: () => void = () => {}
+  const promise = new Promise<void>((settle) => {
+    resolve = settle
+  })
+  return { promise, resolve }
+}

@@ -1,0 +1,378 @@
+import type { CacheMemory } from '../cache/index.js'
+import { ZipCacheError } from '../errors.js'
+import type { ForwardModel } from '../model/forward.js'
+import { Scratch } from '../model/scratch.js'
+import { packSampleParams, SAMPLE_PARAMS, sample, type Tensor } from '../ops/index.js'
+import { DecodeStep, type StepResult, type StepRow } from './decode-step.js'
+import { growthBytes } from './estimate.js'
+import { deferred, disposedError, type Run } from './run.js'
+
+/** Bounds of a scheduler. */
+export interface SchedulerLimits {
+  /** Most runs under way, and rows of a step. */
+  readonly maxBatch: number
+  /** Most runs that wait. */
+  readonly maxQueue: number
+  /** Most prompts under way: each needs a layer's K and V in full, and activations. */
+  readonly maxPrefills: number
+}
+
+/** What was done so far. */
+export interface SchedulerCounters {
+  promptTokens: number
+  generatedTokens: number
+  steps: number
+  windowsClosed: number
+}
+
+interface Step {
+  readonly runs: readonly Run[]
+  readonly result: Promise<StepResult>
+}
+
+/** A prompt that waits for its next slice. */
+interface WaitingPrefill {
+  readonly run: Run
+  resolve(): void
+  reject(error: unknown): void
+}
+
+/**
+ * Continuous batching over one stream: runs join and leave between decode steps, prompts are
+ * interleaved with steps slice by slice, in turn. Waiting runs are admitted in order, when what they
+ * can grow to fits beside what the others can.
+ *
+ * A step is enqueued before the result of the last one is read: sampled tokens feed the next step on
+ * the device, JavaScript sees them one step behind.
+ */
+export class Scheduler {
+  readonly #model: ForwardModel
+  readonly #memory: CacheMemory
+  readonly #limits: SchedulerLimits
+  readonly #step: DecodeStep
+  readonly #seen: Tensor<'u8'>
+  readonly #freeSeenRows: number[]
+  readonly #queue: Run[] = []
+  readonly #active = new Set<Run>()
+  readonly #slices: WaitingPrefill[] = []
+  readonly counters: SchedulerCounters = {
+    promptTokens: 0,
+    generatedTokens: 0,
+    steps: 0,
+    windowsClosed: 0,
+  }
+  /** Frees memory that nobody needs at once; whether it freed any. */
+  readonly #reclaim: () => boolean
+  #wakeUp: (() => void) | null = null
+  #isAwake = false
+  #stopped = false
+  readonly #loopEnded = deferred()
+
+  constructor(
+    model: ForwardModel,
+    memory: CacheMemory,
+    limits: SchedulerLimits,
+    reclaim: () => boolean,
+  ) {
+    this.#model = model
+    this.#memory = memory
+    this.#limits = limits
+    this.#reclaim = reclaim
+    this.#seen = model.device.reserve('u8', [limits.maxBatch, model.config.vocabSize])
+    this.#freeSeenRows = Array.from({ length: limits.maxBatch }, (_, row) => row)
+    this.#step = new DecodeStep(model, memory, limits.maxBatch, this.#seen)
+    void this.#loop()
+  }
+
+  /** Runs by phase. */
+  get counts(): { queued: number; prefilling: number; decoding: number } {
+    const active = [...this.#active]
+    const inPhase = (phase: Run['phase']) => active.filter((run) => run.phase === phase).length
+    return {
+      queued: this.#queue.length,
+      prefilling: inPhase('prefill'),
+      decoding: inPhase('decode'),
+    }
+  }
+
+  /** Bytes of the decode steps' work space. */
+  get stepBytes(): number {
+    return this.#step.bytes
+  }
+
+  readonly wake = (): void => {
+    this.#isAwake = true
+    this.#wakeUp?.()
+  }
+
+  /** Puts a run into the queue. Throws `ERR_ZC_BUSY` when it is full. */
+  submit(run: Run): void {
+    if (this.#stopped) throw disposedError('engine')
+    if (this.#queue.length >= this.#limits.maxQueue) {
+      throw new ZipCacheError(
+        'ERR_ZC_BUSY',
+        `engine: ${this.#queue.length} requests are waiting already`,
+      )
+    }
+    this.#queue.push(run)
+    this.wake()
+  }
+
+  /** Gives up all runs, and resolves when nothing is under way any more. */
+  async stop(): Promise<void> {
+    if (!this.#stopped) {
+      this.#stopped = true
+      const runs = [...this.#queue, ...this.#active]
+      for (const run of runs) run.fail(disposedError('engine'))
+      await Promise.all(runs.map((run) => run.settled))
+      this.wake()
+    }
+    await this.#loopEnded.promise
+  }
+
+  // ---- the loop ----
+
+  async #loop(): Promise<void> {
+    let inFlight: Step | null = null
+    while (!this.#stopped || inFlight || this.#active.size > 0) {
+      this.#isAwake = false
+      this.#admit()
+      const step: Step | null = this.#enqueueStep()
+      this.#grantSlice()
+      if (inFlight) await this.#finishStep(inFlight)
+      inFlight = step
+      if (!this.#isAwake && !inFlight && !this.#stopped) await this.#sleep()
+      // Consumers ask for their next tokens before the next step is put together.
+      else await new Promise((resolve) => setImmediate(resolve))
+    }
+    this.#step.dispose()
+    this.#seen.dispose()
+    this.#loopEnded.resolve()
+  }
+
+  #sleep(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#wakeUp = () => {
+        this.#wakeUp = null
+        resolve()
+      }
+    })
+  }
+
+  // ---- admission ----
+
+  #admit(): void {
+    for (const run of this.#active) if (run.isSettled) this.#leave(run)
+    while (this.#queue.length > 0) {
+      const run = this.#queue[0] as Run
+      if (!run.ended) {
+        if (this.#active.size >= this.#limits.maxBatch) return
+        if (this.counts.prefilling >= this.#limits.maxPrefills) return
+        if (!this.#fits(run)) return
+        this.#active.add(run)
+        void this.#start(run)
+      }
+      this.#queue.shift()
+    }
+  }
+
+  /** Whether a run and all others can grow to their full length; alone, it is let try. */
+  #fits(run: Run): boolean {
+    const { maxPositions } = this.#model.config
+    const growth = ({ context, maxLength }: Run) =>
+      growthBytes(context, Math.min(maxLength, maxPositions))
+    for (;;) {
+      let bytes = this.#memory.usedBytes + growth(run)
+      for (const other of this.#active) bytes += growth(other)
+      if (bytes <= this.#memory.capacityBytes) return true
+      if (!this.#reclaim()) return this.#active.size === 0
+    }
+  }
+
+  #leave(run: Run): void {
+    this.#active.delete(run)
+    if (run.seenRow >= 0) this.#freeSeenRows.push(run.seenRow)
+    run.seenRow = -1
+  }
+
+  // ---- prompts ----
+
+  async #start(run: Run): Promise<void> {
+    const { context, ids, sampling } = run
+    run.phase = 'prefill'
+    let isDecoding = false
+    try {
+      if (ids.length > 0) {
+        const turn = this.#turns(run)
+        const { inspect } = run
+        await context.prefill(ids, turn, inspect && ((x) => inspect(x, turn)))
+        await this.#model.device.sync()
+        run.throwIfFailed()
+        this.counters.promptTokens += ids.length
+      }
+      if (sampling && sampling.maxTokens > 0) {
+        const room = this.#model.config.maxPositions - context.length
+        run.limit = Math.min(sampling.maxTokens, Math.max(1, room))
+        const first = await this.#sampleFirst(run)
+        run.throwIfFailed()
+        run.phase = 'decode'
+        isDecoding = true
+        this.#deliver(run, first.id, first.logprob)
+      }
+    } catch (error) {
+      run.fail(error)
+    } finally {
+      if (!isDecoding) {
+        run.close(0)
+        run.settle()
+      }
+      this.wake()
+    }
+  }
+
+  /** A function that resolves when a prompt's next slice may be enqueued. */
+  #turns(run: Run): () => Promise<void> {
+    const { device } = this.#model
+    const enqueued: Promise<void>[] = []
+    return async () => {
+      run.throwIfFailed()
+      const done = device.sync()
+      done.catch(() => {}) // reported when it is awaited, if the run still lives then
+      enqueued.push(done)
+      // At most two slices wait on the stream, so that a run that is given up ends soon.
+      if (enqueued.length > 2) await enqueued.shift()
+      await new Promise<void>((resolve, reject) => {
+        this.#slices.push({ run, resolve, reject })
+        this.wake()
+      })
+      run.throwIfFailed()
+    }
+  }
+
+  /** Lets one prompt enqueue its next slice; those given up find out. */
+  #grantSlice(): void {
+    for (let slice = this.#slices.shift(); slice; slice = this.#slices.shift()) {
+      slice.resolve()
+      if (!slice.run.ended) return
+    }
+  }
+
+  async #sampleFirst(run: Run): Promise<{ id: number; logprob: number }> {
+    const { context, sampling } = run
+    const { device, config } = this.#model
+    const logits = context.nextLogits
+    if (!sampling || !logits) throw new ZipCacheError('ERR_ZC_INTERNAL', 'run: it has no logits')
+    if (sampling.params.repetitionPenalty !== 1) {
+      run.seenRow = this.#freeSeenRows.pop() ?? -1
+      const seen = new Uint8Array(config.vocabSize)
+      for (const id of context.tokens) seen[id] = 1
+      this.#seen.write(seen, run.seenRow * config.vocabSize)
+    }
+    const scratch = new Scratch(device)
+    try {
+      const params = packSampleParams({ ...sampling.params, step: context.length })
+      const ids = scratch.tensor('i32', [1])
+      const logprobs = scratch.tensor('f32', [1])
+      sample({
+        logits,
+        params: scratch.tensor('f32', [1, SAMPLE_PARAMS]).write(params),
+        seen: this.#seen,
+        contexts: scratch.ints(Int32Array.of(run.seenRow)),
+        ids,
+        logprobs,
+      })
+      const [[id], [logprob]] = await Promise.all([ids.read(), logprobs.read()])
+      return { id: id as number, logprob: logprob as number }
+    } finally {
+      scratch.dispose()
+    }
+  }
+
+  // ---- decode steps ----
+
+  #enqueueStep(): Step | null {
+    const rows: StepRow[] = []
+    const runs: Run[] = []
+    const closing: Run[] = []
+    for (const run of this.#active) {
+      if (!run.canFeed || !run.sampling) continue
+      const { context, known, fed, seenRow } = run
+      const closes = context.closesNext
+      const isKnown = fed < known.length
+      try {
+        const place = context.extend()
+        rows.push({
+          ...place,
+          source: isKnown ? -1 : run.row,
+          token: isKnown ? (known[fed] as number) : 0,
+          context: seenRow,
+          params: { ...run.sampling.params, step: place.position + 1 },
+        })
+        runs.push(run)
+        if (closes) closing.push(run)
+      } catch (error) {
+        // Running ahead may have to wait for memory; a token that somebody waits for may not.
+        if (run.mustFeed) run.fail(error)
+      }
+    }
+    for (const run of this.#active) run.row = -1
+    if (runs.length === 0) return null
+    for (const run of runs) run.fed++
+    try {
+      const { result, logits } = this.#step.run(rows)
+      this.counters.steps++
+      result.catch(() => {}) // read one step later
+      runs.forEach((run, row) => {
+        run.row = row
+      })
+      for (const run of closing) this.#closeWindow(run, logits)
+      return { runs, result }
+    } catch (error) {
+      for (const run of runs) run.fail(error)
+      return null
+    }
+  }
+
+  #closeWindow(run: Run, logits: Tensor<'f32'>): void {
+    const { context } = run
+    try {
+      context.keepLogits(logits, run.row)
+      context.closeWindow()
+      this.counters.windowsClosed++
+    } catch (error) {
+      // The window stays open, without its last token.
+      context.forgetLogits()
+      run.retract(1)
+      run.fail(error)
+    }
+  }
+
+  async #finishStep({ runs, result }: Step): Promise<void> {
+    let chosen: StepResult
+    try {
+      chosen = await result
+    } catch (error) {
+      for (const run of runs) {
+        // What the step has written is unknown.
+        run.context.failure ??= error
+        run.fail(error)
+      }
+      return
+    }
+    runs.forEach((run, row) => {
+      const id = chosen.ids[row] as number
+      if (!run.ended) this.#deliver(run, id, chosen.logprobs[row] as number)
+    })
+  }
+
+  #deliver(run: Run, id: number, logprob: number): void {
+    if (id < 0) {
+      run.fail(
+        new ZipCacheError('ERR_ZC_NUMERIC', 'logits: hold NaN or infinity, no token can be chosen'),
+      )
+      return
+    }
+    this.counters.generatedTokens++
+    run.push({ id, logprob })
+  }
+}

@@ -1,0 +1,42 @@
+import type { ProgramHandle } from '../native/addon.js'
+import { loadAddon } from '../native/load.js'
+import { type DType, TYPED_ARRAYS, type TypedArrays } from './dtype.js'
+import type { Tensor } from './tensor.js'
+
+/**
+ * Ops recorded once by `Device.record` and run again and again: one call and one await for all of
+ * them. It keeps its tensors alive until it is disposed of and the last run has ended.
+ */
+export class Program {
+  readonly #handle: ProgramHandle
+
+  /** @internal */
+  constructor(handle: ProgramHandle) {
+    this.#handle = handle
+  }
+
+  /**
+   * Stores `values` at the start of `input`, runs the ops, and resolves to what `output` holds then.
+   * Runs queue up like ops: none has to be awaited before the next.
+   *
+   * Throws `ERR_ZC_SHAPE` for values that do not fit, `ERR_ZC_HANDLE` for a disposed program or
+   * tensor; rejects with the first error of an op.
+   */
+  async run<D extends DType, E extends DType>(
+    input: Tensor<D>,
+    values: TypedArrays[D],
+    output: Tensor<E>,
+  ): Promise<TypedArrays[E]> {
+    const buffer = await loadAddon().runProgram(this.#handle, input.handle, values, output.handle)
+    return new TYPED_ARRAYS[output.dtype](buffer) as TypedArrays[E]
+  }
+
+  /** Lets go of the recorded ops and their tensors. Idempotent. */
+  dispose(): void {
+    loadAddon().disposeProgram(this.#handle)
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+}
