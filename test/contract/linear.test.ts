@@ -82,7 +82,10 @@ async function expectReference(backend: Backend, layer: Layer) {
   backend.tensors.dispose()
 }
 
-/** (m, n, k): nothing, one, primes, under / at / over vectors and tiles. */
+/**
+ * (m, n, k): nothing, one, primes, under / at / over vectors, tiles and panels (24 rows of the
+ * weight by 256 of k).
+ */
 const shapes: readonly (readonly [m: number, n: number, k: number])[] = [
   [0, 5, 7],
   [3, 0, 7],
@@ -104,6 +107,12 @@ const shapes: readonly (readonly [m: number, n: number, k: number])[] = [
   [131, 53, 37],
   [1, 211, 1021],
   [6, 101, 512],
+  [4, 24, 255],
+  [5, 23, 256],
+  [6, 25, 257],
+  [95, 24, 264],
+  [96, 48, 512],
+  [97, 49, 523],
 ]
 
 describeBackends('linear', (backend) => {
@@ -142,19 +151,22 @@ describeBackends('linear', (backend) => {
 
   describe('gives a row the same bits', () => {
     const layer = { ...plain, n: 53, k: 83, bias: 'f32', seed: 17 } as const
+    const types = floatDtypes.flatMap((x) => floatDtypes.map((weight) => ({ x, weight })))
 
-    test.each(floatDtypes)('however many rows there are, x of %s', async (x) => {
-      const all = caseOf({ ...layer, m: 70, x })
+    test.each(types)('however many rows there are, x of $x, weight of $weight', async (dtypes) => {
+      const layer = { ...plain, ...dtypes, n: 53, k: 523, bias: 'f32', seed: 17 } as const
+      const all = caseOf({ ...layer, m: 101 })
       const together = await run(backend.tensors, all)
       for (const [first, last] of [
         [0, 1],
-        [69, 70],
+        [100, 101],
         [3, 5],
         [1, 4],
         [2, 6],
-        [5, 70],
-        [0, 64],
-        [63, 66],
+        [5, 10],
+        [5, 101],
+        [0, 96],
+        [95, 99],
       ]) {
         const stored = all.x.stored.slice(first * layer.k, last * layer.k)
         const part = { ...all, m: last - first, x: { ...all.x, stored } }

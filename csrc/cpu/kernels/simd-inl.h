@@ -1,5 +1,15 @@
 // Vectors of kLanes floats. GCC's and Clang's vector extension gives the arithmetic on every
 // machine; only what it cannot express (FMA, half conversion) is written per instruction set.
+#ifndef ZC_UNROLL
+// Unrolls the loop that follows. GCC keeps an array of vectors in registers only if the loops over
+// it are gone early; Clang unrolls them unasked.
+#if defined(__clang__)
+#define ZC_UNROLL
+#else
+#define ZC_UNROLL _Pragma("GCC unroll 16")
+#endif
+#endif
+
 namespace zc::cpu {
 namespace ZC_ISA {
 
@@ -33,6 +43,8 @@ inline void store(float* p, VecF v) { std::memcpy(p, &v, sizeof(v)); }
 inline VecF fma(VecF a, VecF b, VecF c) {
 #if defined(ZC_ISA_AVX2)
   return _mm256_fmadd_ps(a, b, c);
+#elif defined(ZC_ISA_NEON)
+  return vfmaq_f32(c, a, b);
 #else
   return a * b + c;
 #endif
@@ -53,12 +65,73 @@ inline VecF load(const f16* p) {
   __m128i h;
   std::memcpy(&h, p, sizeof(h));
   return _mm256_cvtph_ps(h);
+#elif defined(ZC_ISA_NEON)
+  float16x4_t h;
+  std::memcpy(&h, p, sizeof(h));
+  return vcvt_f32_f16(h);
 #else
   VecF v;
   for (int i = 0; i < kLanes; ++i) v[i] = to_float(p[i]);
   return v;
 #endif
 }
+
+// As from_float<bf16> and from_float<f16>: nearest, ties to even, NaN stays NaN; f16 saturates.
+inline void store(bf16* p, VecF v) {
+  VecU bits;
+  std::memcpy(&bits, &v, sizeof(bits));
+  const VecU rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  const VecU quiet = bits | 0x400000u;
+  typedef uint16_t Half __attribute__((vector_size(2 * kLanes)));
+  const Half h = __builtin_convertvector((v == v ? rounded : quiet) >> 16, Half);
+  std::memcpy(p, &h, sizeof(h));
+}
+
+inline void store(f16* p, VecF v) {
+#if defined(ZC_ISA_AVX2)
+  // The second operand is the result where one is NaN.
+  v = _mm256_max_ps(broadcast(-65504.0f), _mm256_min_ps(broadcast(65504.0f), v));
+  const __m128i h = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(p, &h, sizeof(h));
+#elif defined(ZC_ISA_NEON)
+  const float16x4_t h =
+      vcvt_f16_f32(vmaxq_f32(broadcast(-65504.0f), vminq_f32(broadcast(65504.0f), v)));
+  std::memcpy(p, &h, sizeof(h));
+#else
+  for (int i = 0; i < kLanes; ++i) p[i] = from_float<f16>(v[i]);
+#endif
+}
+
+// ---- the widest vectors of the machine, for the products that are bound by arithmetic ----
+
+#if defined(ZC_ISA_AVX512)
+inline constexpr int kWideLanes = 16;
+typedef float WideF __attribute__((vector_size(64)));
+
+inline WideF broadcast_wide(float x) { return _mm512_set1_ps(x); }
+inline WideF fma(WideF a, WideF b, WideF c) { return _mm512_fmadd_ps(a, b, c); }
+inline WideF load_wide(const float* p) { return _mm512_loadu_ps(p); }
+inline WideF load_wide(const bf16* p) {
+  const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+inline WideF load_wide(const f16* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void store(float* p, WideF v) { _mm512_storeu_ps(p, v); }
+// Lane i and lane i + 8 as one.
+inline VecF fold(WideF v) { return _mm512_castps512_ps256(v) + _mm512_extractf32x8_ps(v, 1); }
+#else
+inline constexpr int kWideLanes = kLanes;
+using WideF = VecF;
+
+inline WideF broadcast_wide(float x) { return broadcast(x); }
+template <typename T>
+inline WideF load_wide(const T* p) {
+  return load(p);
+}
+inline VecF fold(WideF v) { return v; }
+#endif
 
 // Pairwise, so that the order of summation is the same whatever the compiler does.
 inline float sum(VecF v) {
@@ -71,7 +144,46 @@ inline float sum(VecF v) {
 #endif
 }
 
-inline VecF vmax(VecF a, VecF b) { return a > b ? a : b; }
+// The sums of kLanes vectors, one a lane: to[i] is sum(v[i]), bit for bit.
+#if defined(ZC_ISA_AVX2)
+// Four numbers a half to two, x0 + x2 and x1 + x3: those of a, then those of b.
+inline VecF sum_pairs(VecF a, VecF b) {
+  return _mm256_shuffle_ps(a, b, _MM_SHUFFLE(1, 0, 1, 0)) +
+         _mm256_shuffle_ps(a, b, _MM_SHUFFLE(3, 2, 3, 2));
+}
+inline void sum_each(const VecF* v, float* to) {
+  VecF halves[4];  // (v[2i], v[2i + 1]): x0 + x4, x1 + x5, x2 + x6, x3 + x7 of each
+  for (int i = 0; i < 4; ++i)
+    halves[i] = _mm256_permute2f128_ps(v[2 * i], v[2 * i + 1], 0x20) +
+                _mm256_permute2f128_ps(v[2 * i], v[2 * i + 1], 0x31);
+  const VecF a = sum_pairs(halves[0], halves[1]);  // of v[0], v[2], v[1], v[3]
+  const VecF b = sum_pairs(halves[2], halves[3]);  // of v[4], v[6], v[5], v[7]
+  const VecF total = _mm256_shuffle_ps(a, b, _MM_SHUFFLE(2, 0, 2, 0)) +
+                     _mm256_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1));  // 0, 2, 4, 6, 1, 3, 5, 7
+  store(to, _mm256_permutevar8x32_ps(total, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+}
+#elif defined(ZC_ISA_NEON)
+inline VecF sum_pairs(VecF a, VecF b) {  // x0 + x2 and x1 + x3: those of a, then those of b
+  return vaddq_f32(vcombine_f32(vget_low_f32(a), vget_low_f32(b)),
+                   vcombine_f32(vget_high_f32(a), vget_high_f32(b)));
+}
+inline void sum_each(const VecF* v, float* to) {
+  store(to, vpaddq_f32(sum_pairs(v[0], v[1]), sum_pairs(v[2], v[3])));
+}
+#else
+inline void sum_each(const VecF* v, float* to) {
+  for (int i = 0; i < kLanes; ++i) to[i] = sum(v[i]);
+}
+#endif
+
+// a > b ? a : b on each lane: b where one is NaN.
+inline VecF vmax(VecF a, VecF b) {
+#if defined(ZC_ISA_AVX2)
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
 
 // e^x for x <= 0 (and small positive x), relative error below 2e-7; 0 for x below -87.3 and for
 // -inf; NaN stays NaN, so that a broken activation reaches the logits, where it is reported.
@@ -113,7 +225,18 @@ inline void widen(const T* from, float* to, int64_t n) {
 
 template <typename T>
 inline void narrow(const float* from, T* to, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) to[i] = from_float<T>(from[i]);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+  for (; i < n; ++i) to[i] = from_float<T>(from[i]);
+}
+
+// Calls f(first row, std::integral_constant<int, R>) for kMost rows at a time, and once for the
+// rest.
+template <int kMost, typename F>
+inline void by_rows(int rows, const F& f, int r = 0) {
+  for (; r + kMost <= rows; r += kMost) f(r, std::integral_constant<int, kMost>{});
+  if constexpr (kMost > 1)
+    if (r < rows) by_rows<kMost - 1>(rows, f, r);
 }
 
 }  // namespace ZC_ISA
