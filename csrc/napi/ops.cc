@@ -172,6 +172,12 @@ ZC_BIND("exportSegment", export_segment, ExportSegmentArgs, a.pool = r.tensor("p
         a.v_channel = r.output("vChannel"); a.positions = r.output("positions");
         a.layer = r.i32("layer"); a.segment = r.i32("segment");)
 
+ZC_BIND("importSegment", import_segment, ImportSegmentArgs, a.pool = r.output("pool");
+        a.table = r.tensor("table"); a.k_codes = r.tensor("kCodes"); a.v_codes = r.tensor("vCodes");
+        a.k_params = r.tensor("kParams"); a.v_params = r.tensor("vParams");
+        a.v_channel = r.tensor("vChannel"); a.positions = r.tensor("positions");
+        a.layer = r.i32("layer"); a.segment = r.i32("segment");)
+
 ZC_BIND("mixedAttention", mixed_attention, MixedAttentionArgs, a.q = r.tensor("q");
         a.out = r.output("out"); a.lse = r.output("lse"); a.pool = r.tensor("pool");
         a.tables = r.tensor("tables"); a.starts = r.tensor("starts");
@@ -242,6 +248,7 @@ void register_ops(Napi::Env env, Napi::Object exports) {
   add("packSegment", pack_segment_js);
   add("unpackSegment", unpack_segment_js);
   add("exportSegment", export_segment_js);
+  add("importSegment", import_segment_js);
   add("mixedAttention", mixed_attention_js);
   add("mergeAttention", merge_attention_js);
   add("storeProbes", store_probes_js);

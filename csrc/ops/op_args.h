@@ -122,6 +122,9 @@ struct ExportSegmentArgs {
   int32_t segment;
 };
 
+// The same tensors the other way: the content is read and written into the segment.
+struct ImportSegmentArgs : ExportSegmentArgs {};
+
 struct MixedAttentionArgs {
   TensorView q;           // (total_q, n_heads, head_dim) f32|f16|bf16
   TensorView out;         // q's shape and dtype

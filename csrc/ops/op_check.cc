@@ -303,6 +303,8 @@ void check(const ExportSegmentArgs& a) {
   expect_shape("positions", a.positions, {n_kv_heads, n_tokens});
 }
 
+void check(const ImportSegmentArgs& a) { check(static_cast<const ExportSegmentArgs&>(a)); }
+
 void check(const MixedAttentionArgs& a) {
   expect_float("q", a.q);
   expect_shape("q", a.q, {kAny, kAny, kAny});

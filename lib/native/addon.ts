@@ -140,6 +140,18 @@ export interface Addon {
     layer: number,
     segment: number,
   ): void
+  importSegment(
+    pool: T,
+    table: T,
+    kCodes: T,
+    vCodes: T,
+    kParams: T,
+    vParams: T,
+    vChannel: T,
+    positions: T,
+    layer: number,
+    segment: number,
+  ): void
   mixedAttention(
     q: T,
     out: T,

@@ -37,6 +37,8 @@ export {
   copyPages,
   type ExportSegmentArgs,
   exportSegment,
+  type ImportSegmentArgs,
+  importSegment,
   type PackSegmentArgs,
   packSegment,
   type SetTailLengthsArgs,

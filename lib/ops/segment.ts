@@ -189,3 +189,36 @@ export function exportSegment(args: ExportSegmentArgs): void {
     args.segment,
   )
 }
+
+/** Arguments of `importSegment`. */
+export type ImportSegmentArgs = ExportSegmentArgs
+
+/**
+ * The inverse of `exportSegment`: writes codes and parameters into the pages of a segment whose
+ * formats, pages and bitmap the table gives already. A salient segment (`span` > 0) also writes the
+ * bitmap of its positions, so it comes before the regular one that shares the bitmap, whose
+ * positions must be the clear bits.
+ *
+ * - `pool` (bytes) u8 out; `table` (table_words) i32: one sequence's; `segment` >= 1 indexes its list
+ * - `kCodes`, `vCodes` (n_kv_heads, n_tokens, head_dim) u8, below 2^bits of the segment's formats
+ * - `kParams` (n_kv_heads, 2, head_dim) f32: scale, zero; `vParams` (n_kv_heads, 2, n_tokens) f32:
+ *   scale, zero; `vChannel` (n_kv_heads, head_dim) f32; all finite and exact in float16
+ * - `positions` (n_kv_heads, n_tokens) i32, ascending
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`; a content that does not fit the segment
+ * is found when the op runs (`ERR_ZC_ARGUMENT`), and what the segment holds then is undefined.
+ */
+export function importSegment(args: ImportSegmentArgs): void {
+  loadAddon().importSegment(
+    args.pool.handle,
+    args.table.handle,
+    args.kCodes.handle,
+    args.vCodes.handle,
+    args.kParams.handle,
+    args.vParams.handle,
+    args.vChannel.handle,
+    args.positions.handle,
+    args.layer,
+    args.segment,
+  )
+}

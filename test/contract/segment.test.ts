@@ -2,6 +2,7 @@ import type { ErrorCode } from '../../lib/errors.js'
 import {
   appendKv,
   exportSegment,
+  importSegment,
   mixedAttention,
   packSegment,
   type QuantRange,
@@ -166,6 +167,114 @@ describeBackends('packSegment', (backend) => {
     await backend.withDevice({ threads }, (device, tensors) =>
       expectExported({ ...backend, device, tensors }, usual),
     )
+  })
+})
+
+describeBackends('importSegment', (backend) => {
+  /** Segments imported into a pool that nothing was written to give the very bytes of the packed ones. */
+  async function expectImported(changes: Partial<Subject>) {
+    const { tensors, device } = backend
+    const subject = { ...usual, ...changes }
+    subject.plan = { ...subject.plan, tail: { format: 'f16', nTokens: 0 } }
+    const poolBytes = 1 << 18
+    const { pool, table, sequence } = pack(tensors, subject, poolBytes)
+    const fresh = tensors.own(device.tensor('u8', [poolBytes]))
+    fresh.write(new Uint8Array(poolBytes).fill(0xff))
+    for (const [index, { nTokens }] of sequence.segments.entries()) {
+      if (index === 0) continue // the tail
+      const target = { table, ...contentOf(tensors, nTokens, subject), layer: 0, segment: index }
+      exportSegment({ pool, ...target })
+      importSegment({ pool: fresh, ...target })
+    }
+    expectIdentical(await fresh.read(), await pool.read(), { name: 'pool', shape: [poolBytes] })
+    tensors.dispose()
+  }
+
+  test.each(codeFormats)('restores the pages of K %s beside each V', async (keyFormat) => {
+    const blocks = codeFormats.map((valueFormat) => {
+      const formats = { keyFormat, valueFormat }
+      return { nTokens: 37, nSalient: 21, salient: formats, regular: formats }
+    })
+    await expectImported({ plan: { ...usual.plan, blocks } })
+  })
+
+  test.each([0, 1, 15, 16, 17])('%i tokens', async (n) => {
+    const blocks = [block(n, n), block(n, 0), block(33, n)]
+    await expectImported({ plan: { ...usual.plan, blocks } })
+  })
+
+  test.each([16, 48, 256])('head_dim %i', async (headDim) => {
+    await expectImported({ headDim })
+  })
+
+  test.each([1, 3])('with %i threads', async (threads) => {
+    await backend.withDevice({ threads }, async (device, tensors) => {
+      const { pool, table } = pack(tensors, usual)
+      const content = contentOf(tensors, 30, usual)
+      const before = await pool.read()
+      exportSegment({ pool, table, ...content, layer: 0, segment: 1 })
+      importSegment({ pool, table, ...content, layer: 0, segment: 1 })
+      await device.sync()
+      expectIdentical(await pool.read(), before, { name: 'pool', shape: [usualPoolBytes] })
+    })
+  })
+
+  type Content = Record<keyof ReturnType<typeof expectedContent>, number[]>
+  const bad: [string, keyof Content, (values: number[]) => void][] = [
+    ['a code of 5 bits for K', 'kCodes', (x) => x.fill(16, 70, 71)],
+    ['a code of 5 bits for V, in the last slot', 'vCodes', (x) => x.fill(255, -1)],
+    ['a K scale between two halves', 'kParams', (x) => x.fill(1.0001, 3, 4)],
+    ['a K zero that is NaN', 'kParams', (x) => x.fill(Number.NaN, -1)],
+    ['a V scale beyond float16', 'vParams', (x) => x.fill(1e6, 0, 1)],
+    ['an infinite V zero', 'vParams', (x) => x.fill(-Infinity, -1)],
+    ['a channel too small for float16', 'vChannel', (x) => x.fill(1e-9, 5, 6)],
+    ['a position before the segment', 'positions', (x) => x.fill(-1, 0, 1)],
+    ['a position behind it', 'positions', (x) => x.fill(53, 29, 30)],
+    ['a position of 2^31 - 1', 'positions', (x) => x.fill(int32Max, -1)],
+    ['a position of -2^31', 'positions', (x) => x.fill(int32Min, 30, 31)],
+    ['the same position twice', 'positions', (x) => x.copyWithin(7, 6, 7)],
+    ['positions out of order', 'positions', (x) => x.splice(3, 2, x[4], x[3])],
+  ]
+  test.each(bad)('rejects %s', async (_, name, damage) => {
+    const { tensors, device } = backend
+    const packed = pack(tensors, usual)
+    const call = importCall(tensors, packed)
+    const values = Array.from(expectedContent(packed.sequence.segments[1], usual)[name])
+    damage(values)
+    const { dtype, shape } = call[name]
+    const typed = { u8: Uint8Array, f32: Float32Array, i32: Int32Array }[dtype as 'u8']
+    importSegment({ ...call, [name]: tensors.input(dtype as 'u8', typed.from(values), shape) })
+    const message = new RegExp(`^${name}: `)
+    const fault = { code: 'ERR_ZC_ARGUMENT', op: 'importSegment', message } as const
+    await expectRejected(device.sync(), fault)
+  })
+
+  test.each([
+    ['another start than the positions', 'start', 1],
+    ['a span that ends before them', 'span', 40],
+  ] as const)('rejects a table of %s', async (_, name, value) => {
+    const { tensors, device } = backend
+    const packed = pack(tensors, usual)
+    const table = packed.sequence.table.slice()
+    for (const head of [0, 1]) table[packed.cache.wordAt(table, 1, name, head)] = value
+    importSegment(importCall(tensors, packed, table))
+    const message = /^positions: /
+    const fault = { code: 'ERR_ZC_ARGUMENT', op: 'importSegment', message } as const
+    await expectRejected(device.sync(), fault)
+  })
+
+  test('rejects regular positions that are not the clear bits', async () => {
+    const { tensors, device } = backend
+    const { pool, table, sequence } = pack(tensors, usual)
+    const content = contentOf(tensors, 23, usual)
+    const target = { pool, table, layer: 0, segment: 2 }
+    exportSegment({ ...target, ...content })
+    const positions = Array.from(sequence.segments[2].positions!)
+    positions[4] = sequence.segments[1].positions![0]
+    importSegment({ ...target, ...content, positions: tensors.i32(positions, [2, 23]) })
+    const message = /^positions: /
+    const fault = { code: 'ERR_ZC_ARGUMENT', op: 'importSegment', message } as const
+    await expectRejected(device.sync(), fault)
   })
 })
 
@@ -430,6 +539,17 @@ function exportCall(tensors: DeviceTensors, { pool, sequence }: Packed, table = 
   return { ...content, pool, table: tensors.i32(table), layer: 0, segment: 1 }
 }
 
+function importCall(tensors: DeviceTensors, packed: Packed, table = packed.sequence.table) {
+  const expected = expectedContent(packed.sequence.segments[1], usual)
+  const content = contentOf(tensors, 30, usual)
+  for (const name of ['kCodes', 'vCodes'] as const)
+    content[name].write(Uint8Array.from(expected[name]))
+  for (const name of ['kParams', 'vParams', 'vChannel'] as const)
+    content[name].write(Float32Array.from(expected[name]))
+  content.positions.write(Int32Array.from(expected.positions))
+  return { ...content, pool: packed.pool, table: tensors.i32(table), layer: 0, segment: 1 }
+}
+
 function mixedCall(tensors: DeviceTensors, { pool, sequence }: Packed, table = sequence.table) {
   return {
     q: tensors.f32(new Float32Array(4 * 32), [1, 4, 32]),
@@ -452,6 +572,7 @@ describeBackends('a damaged page table', (backend) => {
     packSegment: (...args) => packSegment(packCall(...args)),
     unpackSegment: (...args) => unpackSegment(unpackCall(...args)),
     exportSegment: (...args) => exportSegment(exportCall(...args)),
+    importSegment: (...args) => importSegment(importCall(...args)),
     mixedAttention: (...args) => mixedAttention(mixedCall(...args)),
   }
   const units = usualPoolBytes / kvTable.unitBytes
@@ -566,10 +687,10 @@ describeBackends('a damaged page table', (backend) => {
       word('span', span),
     ]),
     ['a bitmap of one bit more', ['packSegment'], word('span', 54)],
-    ['one token more', ['packSegment', 'exportSegment'], word('nTokens', 31)],
+    ['one token more', ['packSegment', 'exportSegment', 'importSegment'], word('nTokens', 31)],
     [
       'one token fewer, in the second head',
-      ['packSegment', 'exportSegment'],
+      ['packSegment', 'exportSegment', 'importSegment'],
       word('nTokens', 29, 1),
     ],
     ['positions before every row', ['unpackSegment'], word('start', -1)],
@@ -633,6 +754,8 @@ describeBackends('a damaged page table', (backend) => {
     await expectRejected(device.sync(), { code: 'ERR_ZC_ARGUMENT', op: 'unpackSegment' })
     exportSegment({ ...exportCall(tensors, packed), layer })
     await expectRejected(device.sync(), { code: 'ERR_ZC_ARGUMENT', op: 'exportSegment' })
+    importSegment({ ...importCall(tensors, packed), layer })
+    await expectRejected(device.sync(), { code: 'ERR_ZC_ARGUMENT', op: 'importSegment' })
   })
 
   test.each([3, 4, 1000, int32Max])('segment %i of 3', async (segment) => {
@@ -646,6 +769,8 @@ describeBackends('a damaged page table', (backend) => {
     await expectRejected(device.sync(), { code: 'ERR_ZC_ARGUMENT', op: 'unpackSegment', message })
     exportSegment({ ...exportCall(tensors, packed), segment })
     await expectRejected(device.sync(), { code: 'ERR_ZC_ARGUMENT', op: 'exportSegment', message })
+    importSegment({ ...importCall(tensors, packed), segment })
+    await expectRejected(device.sync(), { code: 'ERR_ZC_ARGUMENT', op: 'importSegment', message })
   })
 
   test('a segment of floats cannot be packed', async () => {
@@ -752,10 +877,11 @@ describeBackends('segments refuse', (backend) => {
     ['other vChannel', (t) => ({ vChannel: rows(t, 'f32', [32]) }), 'ERR_ZC_SHAPE', 'vChannel'],
     ['other positions', (t) => ({ positions: t.output('i32', [30]) }), 'ERR_ZC_SHAPE', 'positions'],
   ]
-  test.each(exporting)('%s, as exportSegment', (_, fault, code, argument) => {
+  test.each(exporting)('%s, as exportSegment and importSegment', (_, fault, code, argument) => {
     const { tensors } = backend
     const call = { ...exportCall(tensors, pack(tensors, usual)), ...fault(tensors) }
     expectRefused(() => exportSegment(call), { code, op: 'exportSegment', argument })
+    expectRefused(() => importSegment(call), { code, op: 'importSegment', argument })
   })
 
   test.each([8, 24, 272])('head_dim %i', (headDim) => {
@@ -769,6 +895,8 @@ describeBackends('segments refuse', (backend) => {
     const content = contentOf(tensors, 30, { nKvHeads: 2, headDim })
     const refuse = () => exportSegment({ ...exportCall(tensors, packed), ...content })
     expectRefused(refuse, { code: 'ERR_ZC_UNSUPPORTED', argument: 'kCodes' })
+    const refuseImport = () => importSegment({ ...exportCall(tensors, packed), ...content })
+    expectRefused(refuseImport, { code: 'ERR_ZC_UNSUPPORTED', argument: 'kCodes' })
   })
 
   test('a head_dim other than the table was made for may not crash', async () => {

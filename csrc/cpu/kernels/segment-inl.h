@@ -72,6 +72,30 @@ void copy_pages(const OpContext& ctx, const CopyPagesArgs& a) {
   });
 }
 
+// A segment that may be read: one that the table counts.
+inline SegmentView listed_segment(const TensorView& pool, const TensorView& table, int layer,
+                                  int kv_head, int segment, int head_dim) {
+  const int32_t* words = table.as<int32_t>();
+  const int count = checked_segment_count(words, layer, kv_head);
+  ZC_CHECK(segment < count, ErrorCode::kArgument,
+           "segment: is %d, expected less than the table's %d", segment, count);
+  return view_segment(words, table.size(0), pool, layer, kv_head, segment, head_dim);
+}
+
+// A segment that may be written. Not against the segment count: a segment is written first and
+// counted, which makes it visible, afterwards.
+inline SegmentView reserved_segment(const TensorView& pool, const TensorView& table, int layer,
+                                    int kv_head, int segment, int head_dim) {
+  const int32_t* words = table.as<int32_t>();
+  ZC_CHECK(segment < words[kTableMaxSegments], ErrorCode::kArgument,
+           "segment: is %d, expected less than the table's %d", segment, words[kTableMaxSegments]);
+  return view_segment(words, table.size(0), pool, layer, kv_head, segment, head_dim);
+}
+
+inline void set_bit(uint8_t* bitmap, int64_t i) {
+  bitmap[i >> 3] = static_cast<uint8_t>(bitmap[i >> 3] | 1u << (i & 7));
+}
+
 // The rows of one kv head that a segment takes, in the order of its slots.
 inline const int32_t* checked_ids(const PackSegmentArgs& a, const SegmentView& view, int kv_head) {
   const int64_t n = a.ids.size(1);
@@ -97,17 +121,10 @@ template <typename T>
 void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
   const int64_t n_kv_heads = a.k.size(1);
   const int d = static_cast<int>(a.k.size(2));
-  const int32_t* table = a.table.as<int32_t>();
-  const int64_t table_words = a.table.size(0);
   const int64_t n = a.ids.size(1);
-  check_table(table, table_words, a.layer, n_kv_heads);
-  // Not against the segment count: a segment is packed first and counted, which makes it visible,
-  // afterwards.
-  ZC_CHECK(a.segment < table[kTableMaxSegments], ErrorCode::kArgument,
-           "segment: is %d, expected less than the table's %d", a.segment,
-           table[kTableMaxSegments]);
+  check_table(a.table.as<int32_t>(), a.table.size(0), a.layer, n_kv_heads);
   const auto view_of = [&](int kv_head) {
-    return view_segment(table, table_words, a.pool, a.layer, kv_head, a.segment, d);
+    return reserved_segment(a.pool, a.table, a.layer, kv_head, a.segment, d);
   };
   for (int h = 0; h < n_kv_heads; ++h) {
     const SegmentView view = view_of(h);
@@ -116,9 +133,7 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
     const int32_t* ids = checked_ids(a, view, h);
     if (view.segment.span > 0) {  // the salient segment writes the bitmap that both classes share
       std::memset(view.bitmap(), 0, static_cast<size_t>((view.segment.span + 7) / 8));
-      for (int64_t i = 0; i < n; ++i)
-        view.bitmap()[ids[i] >> 3] =
-            static_cast<uint8_t>(view.bitmap()[ids[i] >> 3] | 1u << (ids[i] & 7));
+      for (int64_t i = 0; i < n; ++i) set_bit(view.bitmap(), ids[i]);
     }
   }
 
@@ -232,14 +247,10 @@ void unpack_segment_typed(const OpContext& ctx, const UnpackSegmentArgs& a) {
   const int64_t rows = a.k.size(0);
   const int64_t n_kv_heads = a.k.size(1);
   const int d = static_cast<int>(a.k.size(2));
-  const int32_t* table = a.table.as<int32_t>();
-  check_table(table, a.table.size(0), a.layer, n_kv_heads);
+  check_table(a.table.as<int32_t>(), a.table.size(0), a.layer, n_kv_heads);
   ctx.threads->parallel_for(n_kv_heads, [&](int64_t kv_head) {
-    const int n_segments = checked_segment_count(table, a.layer, static_cast<int>(kv_head));
-    ZC_CHECK(a.segment < n_segments, ErrorCode::kArgument,
-             "segment: is %d, expected less than the table's %d", a.segment, n_segments);
-    const SegmentView view = view_segment(table, a.table.size(0), a.pool, a.layer,
-                                          static_cast<int>(kv_head), a.segment, d);
+    const SegmentView view =
+        listed_segment(a.pool, a.table, a.layer, static_cast<int>(kv_head), a.segment, d);
     float* k_t = thread_scratch(0, static_cast<size_t>(kPageTokens) * d);
     float* v = thread_scratch(1, static_cast<size_t>(kPageTokens) * d);
     each_slot(view, [&](int slot, int64_t position) {
@@ -263,23 +274,24 @@ void unpack_segment(const OpContext& ctx, const UnpackSegmentArgs& a) {
                  [&](auto type) { unpack_segment_typed<typename decltype(type)::type>(ctx, a); });
 }
 
+// A packed segment against the tokens of an exported content.
+inline void check_content(const SegmentView& view, int64_t n) {
+  ZC_CHECK(view.n_tokens() == n && view.k_quantized() && view.v_quantized(), ErrorCode::kArgument,
+           "kCodes: %lld tokens, expected the segment's %d, quantized", static_cast<long long>(n),
+           view.n_tokens());
+}
+
 // The logical content of a packed segment: codes, parameters and positions, the same on every
 // backend.
 void export_segment(const OpContext& ctx, const ExportSegmentArgs& a) {
   const int64_t n_kv_heads = a.k_codes.size(0);
   const int64_t n = a.k_codes.size(1);
   const int d = static_cast<int>(a.k_codes.size(2));
-  const int32_t* table = a.table.as<int32_t>();
-  check_table(table, a.table.size(0), a.layer, n_kv_heads);
+  check_table(a.table.as<int32_t>(), a.table.size(0), a.layer, n_kv_heads);
   ctx.threads->parallel_for(n_kv_heads, [&](int64_t kv_head) {
-    const int n_segments = checked_segment_count(table, a.layer, static_cast<int>(kv_head));
-    ZC_CHECK(a.segment < n_segments, ErrorCode::kArgument,
-             "segment: is %d, expected less than the table's %d", a.segment, n_segments);
-    const SegmentView view = view_segment(table, a.table.size(0), a.pool, a.layer,
-                                          static_cast<int>(kv_head), a.segment, d);
-    ZC_CHECK(view.n_tokens() == n && view.k_quantized() && view.v_quantized(), ErrorCode::kArgument,
-             "kCodes: room for %lld tokens, expected the segment's %d, quantized",
-             static_cast<long long>(n), view.n_tokens());
+    const SegmentView view =
+        listed_segment(a.pool, a.table, a.layer, static_cast<int>(kv_head), a.segment, d);
+    check_content(view, n);
     float* k_t = thread_scratch(0, static_cast<size_t>(kPageTokens) * d);
     float* v = thread_scratch(1, static_cast<size_t>(kPageTokens) * d);
     for (int c = 0; c < d; ++c) {
@@ -303,6 +315,92 @@ void export_segment(const OpContext& ctx, const ExportSegmentArgs& a) {
       a.v_params.as<float>()[(kv_head * 2 + 1) * n + slot] = to_float(view.token_zero(page)[t]);
       a.positions.as<int32_t>()[kv_head * n + slot] = static_cast<int32_t>(position);
     });
+  });
+}
+
+// The positions of one kv head into the bitmap, where the segment has one that it writes, and
+// against it.
+inline void import_positions(const SegmentView& view, const int32_t* positions) {
+  const int n = view.n_tokens();
+  const int64_t start = view.segment.start;
+  if (view.segment.span > 0) {
+    std::memset(view.bitmap(), 0, static_cast<size_t>((int64_t{view.segment.span} + 7) / 8));
+    for (int slot = 0; slot < n; ++slot) {
+      const int64_t i = positions[slot] - start;
+      ZC_CHECK(i >= 0 && i < view.segment.span, ErrorCode::kArgument,
+               "positions: %d, expected %lld to %lld", positions[slot],
+               static_cast<long long>(start),
+               static_cast<long long>(start + view.segment.span - 1));
+      set_bit(view.bitmap(), i);
+    }
+  }
+  each_slot(view, [&](int slot, int64_t position) {
+    ZC_CHECK(positions[slot] == position, ErrorCode::kArgument,
+             "positions: slot %d holds %d, expected ascending ones of the segment's, here %lld",
+             slot, positions[slot], static_cast<long long>(position));
+  });
+}
+
+// The inverse of export_segment.
+void import_segment(const OpContext& ctx, const ImportSegmentArgs& a) {
+  const int64_t n_kv_heads = a.k_codes.size(0);
+  const int64_t n = a.k_codes.size(1);
+  const int d = static_cast<int>(a.k_codes.size(2));
+  check_table(a.table.as<int32_t>(), a.table.size(0), a.layer, n_kv_heads);
+  const auto view_of = [&](int64_t kv_head) {
+    return reserved_segment(a.pool, a.table, a.layer, static_cast<int>(kv_head), a.segment, d);
+  };
+  for (int64_t h = 0; h < n_kv_heads; ++h) {
+    const SegmentView view = view_of(h);
+    check_content(view, n);
+    import_positions(view, a.positions.as<int32_t>() + h * n);
+  }
+  const auto half = [](const char* name, float x) {
+    const f16 h = to_f16(x);
+    ZC_CHECK(std::isfinite(to_float(h)) && to_float(h) == x, ErrorCode::kArgument,
+             "%s: holds %g, expected numbers of float16", name, static_cast<double>(x));
+    return h;
+  };
+  // The code of an element; slots beyond the last token get 0, as in pack_segment.
+  const auto code = [&](const char* name, const TensorView& codes, Format format, int64_t kv_head,
+                        int64_t slot, int64_t c) {
+    if (slot >= n) return 0u;
+    const uint32_t value = codes.as<uint8_t>()[(kv_head * n + slot) * d + c];
+    ZC_CHECK(value < 1u << format_bits(format), ErrorCode::kArgument,
+             "%s: holds %u, expected codes of %d bits", name, value, format_bits(format));
+    return value;
+  };
+  ctx.threads->parallel_for(n_kv_heads, [&](int64_t kv_head) {
+    const SegmentView view = view_of(kv_head);
+    const Segment& s = view.segment;
+    for (int c = 0; c < d; ++c) {
+      view.channel_params(0)[c] = half("kParams", a.k_params.as<float>()[kv_head * 2 * d + c]);
+      view.channel_params(1)[c] =
+          half("kParams", a.k_params.as<float>()[(kv_head * 2 + 1) * d + c]);
+      view.channel_params(2)[c] = half("vChannel", a.v_channel.as<float>()[kv_head * d + c]);
+    }
+    for (int64_t page = 0; page < view.n_pages(); ++page) {
+      uint32_t codes[16];
+      const int64_t slot0 = page * kPageTokens;
+      for (int c = 0; c < d; ++c) {
+        for (int t = 0; t < kPageTokens; ++t)
+          codes[t] = code("kCodes", a.k_codes, s.k_format, kv_head, slot0 + t, c);
+        pack_unit(s.k_format, view.k_part(page), d, c, codes);
+      }
+      for (int t = 0; t < kPageTokens; ++t) {
+        const auto v_param = [&](int which) {
+          if (slot0 + t >= n) return f16{0};
+          return half("vParams", a.v_params.as<float>()[(kv_head * 2 + which) * n + slot0 + t]);
+        };
+        view.token_scale(page)[t] = v_param(0);
+        view.token_zero(page)[t] = v_param(1);
+        for (int c0 = 0; c0 < d; c0 += 16) {
+          for (int c = 0; c < 16; ++c)
+            codes[c] = code("vCodes", a.v_codes, s.v_format, kv_head, slot0 + t, c0 + c);
+          pack_unit(s.v_format, view.v_part(page), d, value_unit(t, c0), codes);
+        }
+      }
+    }
   });
 }
 
