@@ -229,6 +229,11 @@ ZC_BIND("gatherRows", gather_rows, GatherRowsArgs, a.x = r.tensor("x"); a.rows =
 ZC_BIND("countNonFinite", count_non_finite, CountNonFiniteArgs, a.x = r.tensor("x");
         a.count = r.output("count");)
 
+ZC_BIND("readStream", read_stream, ReadStreamArgs, a.x = r.tensor("x"); a.out = r.output("out");)
+
+ZC_BIND("multiplyAdd", multiply_add, MultiplyAddArgs, a.x = r.tensor("x"); a.out = r.output("out");
+        a.factor = r.f32("factor"); a.summand = r.f32("summand"); a.steps = r.i32("steps");)
+
 #undef ZC_BIND
 
 }  // namespace
@@ -263,6 +268,8 @@ void register_ops(Napi::Env env, Napi::Object exports) {
   add("convert", convert_js);
   add("gatherRows", gather_rows_js);
   add("countNonFinite", count_non_finite_js);
+  add("readStream", read_stream_js);
+  add("multiplyAdd", multiply_add_js);
 }
 
 }  // namespace zc::napi

@@ -245,4 +245,17 @@ struct CountNonFiniteArgs {
   TensorView count;  // (1) i32 out, saturating
 };
 
+struct ReadStreamArgs {
+  TensorView x;    // (n) i32
+  TensorView out;  // (parts) i32
+};
+
+struct MultiplyAddArgs {
+  TensorView x;    // (rows, width) f32
+  TensorView out;  // (rows, width) f32
+  float factor;
+  float summand;
+  int32_t steps;
+};
+
 }  // namespace zc

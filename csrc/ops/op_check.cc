@@ -456,4 +456,18 @@ void check(const CountNonFiniteArgs& a) {
   expect_shape("count", a.count, {1});
 }
 
+void check(const ReadStreamArgs& a) {
+  expect_dtype("x", a.x, DType::kI32);
+  expect_shape("x", a.x, {kAny});
+  expect_dtype("out", a.out, DType::kI32);
+  expect_shape("out", a.out, {kAny});
+}
+
+void check(const MultiplyAddArgs& a) {
+  expect_dtype("x", a.x, DType::kF32);
+  expect_shape("x", a.x, {kAny, kAny});
+  expect_same("out", a.out, "x", a.x);
+  expect(a.steps >= 0, "steps", "is " + std::to_string(a.steps) + ", expected 0 or more");
+}
+
 }  // namespace zc

@@ -180,4 +180,6 @@ export interface Addon {
   convert(x: T, out: T): void
   gatherRows(x: T, rows: T, out: T): void
   countNonFinite(x: T, count: T): void
+  readStream(x: T, out: T): void
+  multiplyAdd(x: T, out: T, factor: number, summand: number, steps: number): void
 }

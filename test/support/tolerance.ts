@@ -52,6 +52,8 @@ export const tolerance = {
   ropeTable: 5e-7,
   /** log softmax over a vocabulary in f32; compared with floor 1. */
   logprob: 2e-5,
+  /** A dozen steps of y = factor y + summand, |factor| < 1: a rounding or two each. */
+  multiplyAdd: 2e-6,
   /** Two ways to compute the same in double precision, large sums included. */
   double: 1e-12,
 } as const
