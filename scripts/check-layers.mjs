@@ -24,7 +24,8 @@ const typescriptLayers = {
   model: ['ops', 'cache', ...shared],
   engine: belowEngine,
   eval: ['engine', ...belowEngine],
-  cli: ['eval', 'engine', ...belowEngine],
+  bench: ['engine', 'reference', ...belowEngine],
+  cli: ['bench', 'eval', 'engine', ...belowEngine],
 }
 // The public surface gathers from everywhere, and nobody below imports it.
 typescriptLayers.index = Object.keys(typescriptLayers)

@@ -1,115 +1,129 @@
-import { arch, availableParallelism, cpus, platform, release, totalmem } from 'node:os'
-import type { Command } from 'commander'
-import type { Model } from '../engine/model.js'
-import { benchDecode, benchPositions, type DecodeBenchRow } from '../eval/decode-bench.js'
-import { withLongerContext } from './longer-context.js'
+import { access, constants, writeFile } from 'node:fs/promises'
+import { basename, dirname, resolve } from 'node:path'
+import { Argument, type Command } from 'commander'
+import type { BenchReport } from '../bench/report.js'
+import { BENCH_PARTS, type BenchPart, runBench } from '../bench/run-bench.js'
+import { ZipCacheError } from '../errors.js'
+import { formatBenchPage } from './bench-page.js'
+import { formatBenchReport } from './bench-tables.js'
 import {
-  addModelOptions,
+  choice,
   distinctList,
   integer,
+  kPackageRoot,
   kShippedModel,
-  type ModelOptions,
   policyName,
+  regularExpression,
   seed,
 } from './options.js'
-import { print, printJson, withProgress } from './output.js'
-import { formatBytes, formatMs, formatRatio, formatTable } from './table.js'
-import { withModel } from './with-model.js'
+import { print, printJson, say, withProgress } from './output.js'
 
-interface DecodeCommandOptions extends ModelOptions {
+interface BenchCommandOptions {
+  readonly device: string
+  readonly threads?: number
+  readonly dtype: 'f32' | 'bf16'
+  readonly filter?: RegExp
+  readonly full?: boolean
   readonly model?: string
-  readonly context: number[]
+  readonly context?: number[]
   readonly policy: string[]
   readonly tokens: number
-  readonly repeats: number
   readonly seed: number
+  /** true without a file. */
+  readonly json?: string | true
+  readonly html?: string
 }
 
-/** `zipcache bench decode`: milliseconds per decoded token and cache bytes over long contexts. */
+const kContexts = [1024, 4096]
+const kFullContexts = [...kContexts, 8192, 16384]
+
+/** `zipcache bench`: ops and whole steps, each against the roofs of the machine. */
 export function addBenchCommand(program: Command, signal: AbortSignal): void {
-  const command = program
+  program
     .command('bench')
-    .description('measure time and memory')
-    .helpCommand(false)
-    .command('decode')
     .description(
-      'time decoding over long contexts; without --model, the one that comes with the package is ' +
-        'taken beyond the positions it was trained on where a context asks for it',
+      'time ops and whole steps and hold them against the roofs of the machine, measured in the ' +
+        'same run; ops are checked before they are timed',
     )
-    .option('--model <dir>', 'model folder (default: the one that comes with the package)')
-    .option('--context <list>', 'prompt lengths in tokens', distinctList(integer(1)), [1024, 4096])
-    .option('--policy <list>', 'cache policies', distinctList(policyName), ['fp16', 'zipcache'])
-    .option('--tokens <n>', 'decoded tokens of one measurement', integer(1), 64)
-    .option('--repeats <n>', 'measurements for each row', integer(1), 5)
+    .addArgument(
+      new Argument('[part]', 'ops, prefill or decode alone (default: all)').choices(BENCH_PARTS),
+    )
+    .option(
+      '--filter <regex>',
+      'rows whose name it finds, as "linear m=1 .* f16"',
+      regularExpression,
+    )
+    .option('--full', 'more shapes, longer contexts, more samples: some ten minutes')
+    .option(
+      '--model <dir>',
+      'model folder (default: one with random weights and 25M parameters, and the one that comes ' +
+        'with the package, which is taken beyond its positions where a context asks for it)',
+    )
+    .option('--context <list>', 'prompt lengths in tokens', distinctList(integer(1)))
+    .option('--policy <list>', 'cache policies', distinctList(policyName), [
+      'fp16',
+      'uniform4',
+      'zipcache',
+    ])
+    .option('--tokens <n>', 'decoded tokens of each row', integer(1), 208)
     .option('--seed <n>', 'makes other prompts', seed, 0)
-  addModelOptions(command).action(async (options: DecodeCommandOptions) => {
-    const { context, policy, tokens, repeats, json = false } = options
-    const bench = (dir: string) =>
-      withModel(dir, options, signal, (model) =>
-        withProgress('bench', !json, async (onProgress) => {
-          const { rows } = await benchDecode({
-            model,
-            contexts: context,
-            policies: policy,
-            tokens,
-            repeats,
-            seed: options.seed,
-            signal,
-            onProgress,
-          })
-          return { rows, machine: machineOf(model) }
+    .option('--device <name>', 'device that computes', 'cpu')
+    .option('--dtype <type>', 'models compute in f32 or bf16', choice('f32', 'bf16'), 'f32')
+    .option('--threads <n>', 'threads that compute (default: one a core)', integer(1, 1024))
+    .option('--json [file]', 'print one JSON document, or write it to a file beside the tables')
+    .option('--html <file>', 'write a page with plots')
+    .action(async (part: BenchPart | undefined, options: BenchCommandOptions) => {
+      const { json, html, filter, full = false, model, context, policy } = options
+      const { device, threads, dtype, tokens } = options
+      // Found out now rather than after minutes of measuring.
+      if (typeof json === 'string') await expectWritable(json, '--json')
+      if (html !== undefined) await expectWritable(html, '--html')
+      const report = await withProgress('bench', json !== true, (onProgress) =>
+        runBench({
+          ...{ device, threads, dtype, tokens, full, filter, signal, onProgress },
+          parts: part === undefined ? BENCH_PARTS : [part],
+          models: modelsOf(model),
+          contexts: context ?? (full ? kFullContexts : kContexts),
+          policies: policy,
+          seed: options.seed,
+          root: kPackageRoot,
         }),
       )
-    const positions = benchPositions(Math.max(...context), tokens, repeats)
-    const result =
-      options.model === undefined
-        ? await withLongerContext(kShippedModel, positions, bench)
-        : await bench(options.model)
-    if (json) printJson(result)
-    else print(formatRows(result.rows, result.machine))
-  })
+      if (html !== undefined) await write(html, '--html', formatBenchPage(report))
+      if (json === true) printJson(report)
+      else await printTables(report, json)
+    })
 }
 
-type Machine = ReturnType<typeof machineOf>
-
-function machineOf(model: Model) {
-  const { isa, nThreads } = model.device.info
-  return {
-    cpu: cpus()[0]?.model.trim() ?? 'unknown',
-    cores: availableParallelism(),
-    memoryBytes: totalmem(),
-    os: `${platform()} ${release()} ${arch()}`,
-    node: process.version,
-    device: model.device.info.name,
-    isa,
-    threads: nThreads,
-    dtype: model.dtype,
+async function printTables(report: BenchReport, jsonFile: string | undefined): Promise<void> {
+  if (jsonFile !== undefined) {
+    await write(jsonFile, '--json', `${JSON.stringify(report, null, 2)}\n`)
   }
+  print(formatBenchReport(report))
 }
 
-function formatRows(rows: readonly DecodeBenchRow[], machine: Machine): string {
-  const table = formatTable(
-    [
-      { title: 'context', align: 'right' },
-      { title: 'policy', align: 'left' },
-      { title: 'decode ms/token', align: 'right' },
-      { title: 'min', align: 'right' },
-      { title: 'max', align: 'right' },
-      { title: 'bytes', align: 'right' },
-      { title: 'ratio', align: 'right' },
-      { title: 'prefill ms', align: 'right' },
-    ],
-    rows.map(({ context, policy, decodeMsPerToken, bytes, ratio, prefillMs }) => [
-      String(context),
-      policy,
-      formatMs(decodeMsPerToken.median),
-      formatMs(decodeMsPerToken.min),
-      formatMs(decodeMsPerToken.max),
-      formatBytes(bytes),
-      formatRatio(ratio),
-      formatMs(prefillMs),
-    ]),
-  )
-  const { cpu, cores, device, isa, threads, dtype, node } = machine
-  return `${cpu}, ${cores} cores; ${device} (${isa}), ${threads} threads, ${dtype}; Node ${node}\n\n${table}`
+function modelsOf(dir: string | undefined) {
+  if (dir !== undefined) return [{ name: basename(dir), dir, stretch: false }]
+  return [
+    { name: 'random-25m', dir: null, stretch: false },
+    { name: basename(kShippedModel), dir: kShippedModel, stretch: true },
+  ]
+}
+
+async function expectWritable(file: string, option: string): Promise<void> {
+  await orIoError(file, option, () => access(dirname(resolve(file)), constants.W_OK))
+}
+
+async function write(file: string, option: string, text: string): Promise<void> {
+  await orIoError(file, option, () => writeFile(file, text))
+  if (process.stderr.isTTY) say(`${option}: wrote ${file}`)
+}
+
+async function orIoError(file: string, option: string, use: () => Promise<void>): Promise<void> {
+  try {
+    await use()
+  } catch (cause) {
+    const why = cause instanceof Error ? cause.message : String(cause)
+    throw new ZipCacheError('ERR_ZC_IO', `${option} ${file}: cannot be written: ${why}`, { cause })
+  }
 }

@@ -5,7 +5,8 @@ import { type Command, InvalidArgumentError } from 'commander'
 import { ZipCacheError } from '../errors.js'
 import { resolvePolicy } from '../policy/index.js'
 
-const kPackageRoot = join(__dirname, '..', '..')
+/** The folder of the package. */
+export const kPackageRoot = join(__dirname, '..', '..')
 
 /** The folder of the model that comes with the package. */
 export const kShippedModel = join(kPackageRoot, 'models', 'line-retrieval')
@@ -64,6 +65,15 @@ export function policyName(value: string): string {
   } catch (error) {
     if (error instanceof ZipCacheError) throw new InvalidArgumentError(`${error.message}.`)
     throw error
+  }
+}
+
+/** A regular expression. */
+export function regularExpression(value: string): RegExp {
+  try {
+    return new RegExp(value)
+  } catch (error) {
+    throw new InvalidArgumentError(error instanceof Error ? error.message : String(error))
   }
 }
 

@@ -46,23 +46,3 @@ export async function decode(
     // Only time is asked for.
   }
 }
-
-/** Median and range of some numbers, at least one. */
-export interface Spread {
-  readonly median: number
-  readonly min: number
-  readonly max: number
-}
-
-/** The median is the mean of the middle two where there are two. */
-export function spread(values: readonly number[]): Spread {
-  const sorted = [...values].sort((a, b) => a - b)
-  const middle = (sorted.length - 1) / 2
-  const low = sorted[Math.floor(middle)] as number
-  const high = sorted[Math.ceil(middle)] as number
-  return {
-    median: (low + high) / 2,
-    min: sorted[0] as number,
-    max: sorted[sorted.length - 1] as number,
-  }
-}

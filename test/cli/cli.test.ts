@@ -238,67 +238,71 @@ describe('zipcache eval line-retrieval', () => {
   })
 })
 
-describe('zipcache bench decode', () => {
-  const base = ['bench', 'decode', '--tokens', '3', '--repeats', '2', '--policy', 'fp16,zipcache']
+describe('zipcache bench', () => {
+  const steps = ['bench', 'decode', '--tokens', '3', '--policy', 'fp16,zipcache', '--model']
+  const op = ['bench', 'ops', '--threads', '1', '--filter', 'linear m=1 k=512 n=1408']
 
-  test('--json', async () => {
-    const document = await zipcacheJson([...base, '--context', '64,256'])
-    expect(Object.keys(document)).toEqual(['rows', 'machine'])
-    expect(document.rows).toEqual(
-      [64, 256].flatMap((context) =>
-        ['fp16', 'zipcache'].map((policy) => ({
-          policy,
-          context,
-          decodeMsPerToken: {
-            median: expect.any(Number),
-            min: expect.any(Number),
-            max: expect.any(Number),
-          },
-          bytes: expect.any(Number),
-          ratio: expect.any(Number),
-          prefillMs: expect.any(Number),
-        })),
-      ),
-    )
-    expect(document.machine).toMatchObject({
-      cores: expect.any(Number),
-      device: 'cpu',
-      dtype: 'f32',
-    })
+  test('an op, as JSON', async () => {
+    const report = await zipcacheJson(op)
+    expect(report.settings).toMatchObject({ device: 'cpu', threads: 1, full: false })
+    expect(report.machine).toMatchObject({ cores: expect.any(Number), node: process.version })
+    expect(report.ops).toMatchObject([{ op: 'linear', shape: 'm=1 k=512 n=1408', dtype: 'f16' }])
+    expect([report.prefill, report.decode]).toEqual([[], []])
   })
 
-  test('a table for people', async () => {
-    const { exitCode, stdout, stderr } = await zipcache([...base, '--context', '64'])
-    expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
-    expect(
-      stdout
-        .trimEnd()
-        .split('\n')
-        .slice(-2)
-        .map((line) => line.trim().split(/ +/)[1]),
-    ).toEqual(['fp16', 'zipcache'])
+  test('tables for people, JSON and a page in files', async () => {
+    const dir = mkdtempSync(join(tmpdir(), 'zipcache-cli-'))
+    try {
+      const [json, html] = [join(dir, 'bench.json'), join(dir, 'bench.html')]
+      const args = [...steps, kModel, '--context', '64,128', '--json', json, '--html', html]
+      const { exitCode, stdout, stderr } = await zipcache(args)
+      expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
+      const rows = stdout.trimEnd().split('\n').slice(-4)
+      expect(rows.map((line) => line.split(/ {2,}/).slice(0, 3))).toEqual(
+        ['64', '128'].flatMap((context) =>
+          ['fp16', 'zipcache'].map((policy) => ['line-retrieval', context, policy]),
+        ),
+      )
+      const { decode } = JSON.parse(readFileSync(json, 'utf8'))
+      expect(decode).toHaveLength(4)
+      expect(readFileSync(html, 'utf8')).toMatch(/^<!DOCTYPE html>\n<html lang="en">/)
+    } finally {
+      rmSync(dir, { recursive: true })
+    }
   })
 
   test('a model without a tokenizer', async () => {
     const model = join(kRoot, 'test', 'fixtures', 'hf', 'qwen3')
-    const { rows } = await zipcacheJson([...base, '--context', '20', '--model', model])
-    expect(rows).toHaveLength(2)
+    const { decode } = await zipcacheJson([...steps, model, '--context', '20'])
+    expect(decode).toHaveLength(2)
   })
 
   test('a context beyond the positions of --model is refused', async () => {
-    const args = [...base, '--context', '8192', '--json']
-    const { exitCode, stdout } = await zipcache([...args, '--model', kModel])
+    const { exitCode, stdout } = await zipcache([...steps, kModel, '--context', '8192', '--json'])
     expect(exitCode).toBe(1)
     expect(JSON.parse(stdout).error.code).toBe('ERR_ZC_CONTEXT_LENGTH')
   })
 
-  test('the model of the package is taken beyond its positions, and leaves nothing behind', async () => {
+  test('the models of the package take any context, and leave nothing behind', async () => {
     const copies = () => readdirSync(tmpdir()).filter((name) => name.startsWith('zipcache-model-'))
     const before = copies()
-    const args = ['bench', 'decode', '--tokens', '1', '--repeats', '1', '--policy', 'uniform2']
-    const { rows } = await zipcacheJson([...args, '--context', '8192'])
-    expect(rows).toMatchObject([{ context: 8192, policy: 'uniform2' }])
+    const limits = ['--tokens', '1', '--policy', 'uniform2', '--context', '8192']
+    const filter = ['--filter', 'line-retrieval']
+    const { decode } = await zipcacheJson(['bench', 'decode', ...limits, ...filter])
+    expect(decode).toMatchObject([{ model: 'line-retrieval', context: 8192, policy: 'uniform2' }])
     expect(copies()).toEqual(before)
+  })
+
+  test.each([
+    ['a filter that finds nothing', ['--filter', 'no such row'], 'ERR_ZC_ARGUMENT'],
+    ['a device that is not there', ['--device', 'abacus'], 'ERR_ZC_DEVICE'],
+    ['a file that cannot be written', ['--html', join(kRoot, 'nowhere', 'x.html')], 'ERR_ZC_IO'],
+  ])('%s is an error with a code', async (_, args, code) => {
+    const { exitCode, stdout, stderr } = await zipcache([...op, ...args, '--json'])
+    expect(exitCode).toBe(1)
+    const { error } = JSON.parse(stdout)
+    expect(error.code).toBe(code)
+    expect(stderr).toBe(`zipcache: ${error.message} (${code})\n`)
   })
 })
 
@@ -329,7 +333,11 @@ describe('command lines that make no sense', () => {
     ['--ask', ['eval', 'line-retrieval', '--ask', 'before']],
     ['--context', ['bench', 'decode', '--context', '']],
     ['--tokens', ['bench', 'decode', '--tokens', '1e3']],
-    ['--repeats', ['bench', 'decode', '--repeats', '0']],
+    ['--threads', ['bench', '--threads', '0']],
+    ['--filter', ['bench', '--filter', '(']],
+    ['--policy', ['bench', '--policy', 'fp16,fp16']],
+    ['part', ['bench', 'everything']],
+    ['too many arguments', ['bench', 'ops', 'decode']],
     ['unknown command', ['prove']],
     ['unknown command', ['eval', 'perplexity']],
     ['too many arguments', ['demo', 'more']],
@@ -352,7 +360,7 @@ describe('help and version', () => {
     })
   })
 
-  test.each([[['--help']], [['help']], [['help', 'eval']], [['bench', 'decode', '--help']]])(
+  test.each([[['--help']], [['help']], [['help', 'eval']], [['bench', '--help']]])(
     '%j goes to stdout',
     async (args) => {
       const { exitCode, stdout, stderr } = await zipcache(args)
@@ -361,7 +369,7 @@ describe('help and version', () => {
     },
   )
 
-  test.each([[[]], [['eval']], [['bench']]])('%j is told what there is', async (args) => {
+  test.each([[[]], [['eval']]])('%j is told what there is', async (args) => {
     const { exitCode, stdout, stderr } = await zipcache(args)
     expect({ exitCode, stdout }).toEqual({ exitCode: 2, stdout: '' })
     expect(stderr).toMatch(/^Usage: zipcache /)

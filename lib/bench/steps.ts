@@ -1,0 +1,261 @@
+import type { GeneratedToken } from '../engine/generation.js'
+import type { Model } from '../engine/model.js'
+import type { Sequence } from '../engine/sequence.js'
+import { ZipCacheError } from '../errors.js'
+import { openCheckpoint } from '../model/checkpoint.js'
+import { toSeed, uniformInteger } from '../random.js'
+import { type Histogram, histogram, type Summary, summarize } from './summary.js'
+
+/** Which whole steps of one model are timed. */
+export interface StepPlan {
+  readonly model: Model
+  /** The folder it was loaded from. */
+  readonly dir: string
+  /** What rows and filters call it. */
+  readonly name: string
+  /** Tokens of the prompt. */
+  readonly context: number
+  /** By name; timed in turns. */
+  readonly policies: readonly string[]
+  /** Decoded tokens of each policy; 0: none are. */
+  readonly tokens: number
+  /** Prefills of each policy, unless the time is up. */
+  readonly prefills: number
+  /** No round of prefills begins after so many milliseconds. */
+  readonly budgetMs: number
+  /** Of prompt and probes. */
+  readonly seed: number
+  readonly signal?: AbortSignal | undefined
+  /** Called after each prefill and each turn of decoding. */
+  readonly onProgress?: (() => void) | undefined
+  /** Called between the turns: time for the roofs. */
+  readonly between?: (() => Promise<void>) | undefined
+}
+
+/** One policy's prefill of a prompt, before it is held against the roofs. */
+export interface PrefillTimes {
+  readonly model: string
+  readonly context: number
+  readonly policy: string
+  readonly dtype: string
+  readonly ms: Summary
+  readonly bytes: number
+  readonly flops: number
+}
+
+/** One policy's decoding after a prompt, before it is held against the roofs. */
+export interface DecodeTimes {
+  readonly model: string
+  /** Tokens of the prompt; each step has one more. */
+  readonly context: number
+  readonly policy: string
+  readonly dtype: string
+  /** From one token to the next. */
+  readonly ms: Summary
+  readonly histogram: Histogram
+  /** Steps that compress a window, against the others; null where there was none. */
+  readonly closing: ClosingSteps | null
+  /** Bytes of the cache when the prompt is in it. */
+  readonly cacheBytes: number
+  /** fp16 bytes / these. */
+  readonly cacheRatio: number
+  readonly bytes: number
+  readonly flops: number
+}
+
+export interface ClosingSteps {
+  readonly steps: number
+  readonly medianMs: number
+  /** Median of all other steps. */
+  readonly otherMs: number
+}
+
+/** Steps that a sequence decodes before another's turn: its cache is warm but for the first. */
+const kTurnTokens = 26
+/** The first token needs no step, and the next ones find code and memory. */
+const kWarmUpTokens = 4
+const kHistogramBins = 32
+
+/** Turns of decoding so many tokens. */
+export function turnsOf(tokens: number): number {
+  return Math.ceil(tokens / kTurnTokens)
+}
+
+/**
+ * Times prefill and decode steps of one model at one prompt length, all policies in turns.
+ *
+ * Rejects with `ERR_ZC_CONTEXT_LENGTH`, before anything is computed, if the model has too few
+ * positions, and with `signal.reason` when aborted.
+ */
+export async function timeSteps(
+  plan: StepPlan,
+): Promise<{ prefill: PrefillTimes[]; decode: DecodeTimes[] }> {
+  const { model, context, policies, tokens, signal } = plan
+  const needed = positionsOf(context, tokens)
+  if (needed > model.config.maxPositions) {
+    throw new ZipCacheError(
+      'ERR_ZC_CONTEXT_LENGTH',
+      `context: is ${context}, which with the tokens that are decoded needs ${needed} positions, ` +
+        `expected at most the model's ${model.config.maxPositions}`,
+      { argument: 'context' },
+    )
+  }
+  const work = await stepWork(model, plan.dir)
+  const seed = toSeed(plan.seed)
+  const ids = Int32Array.from({ length: context }, (_, i) =>
+    uniformInteger(seed, i, model.config.vocabSize),
+  )
+  const sequences: Sequence[] = []
+  try {
+    const prefillMs = await timePrefills(plan, ids, sequences)
+    const own = { model: plan.name, context, dtype: model.dtype }
+    const cache = sequences.map(({ bytes }) => bytes)
+    const prefill = policies.map((policy, p) => ({
+      ...own,
+      policy,
+      ms: summarize(prefillMs[p] as number[]),
+      bytes: work.weightBytes + (cache[p]?.resident as number),
+      flops: work.prefillFlops(context),
+    }))
+    if (tokens === 0) return { prefill, decode: [] }
+    const times = await timeDecoding(plan, sequences)
+    const decode = policies.map((policy, p) => {
+      const { all, closing, others } = times[p] as StepTimes
+      const { resident, ratio } = cache[p] as (typeof cache)[number]
+      return {
+        ...own,
+        policy,
+        ms: summarize(all),
+        histogram: histogram(all, kHistogramBins),
+        closing:
+          closing.length > 0 && others.length > 0
+            ? {
+                steps: closing.length,
+                medianMs: summarize(closing).median,
+                otherMs: summarize(others).median,
+              }
+            : null,
+        cacheBytes: resident,
+        cacheRatio: ratio,
+        bytes: work.weightBytes + resident,
+        flops: work.decodeFlops(context),
+      }
+    })
+    signal?.throwIfAborted()
+    return { prefill, decode }
+  } finally {
+    for (const sequence of sequences) sequence.dispose()
+  }
+}
+
+/** Positions that `timeSteps` needs. */
+export function positionsOf(context: number, tokens: number): number {
+  return context + (tokens === 0 ? 0 : kWarmUpTokens + tokens)
+}
+
+/** Fills `sequences`, one a policy, and says how long each prefill took. */
+async function timePrefills(
+  plan: StepPlan,
+  ids: Int32Array,
+  sequences: Sequence[],
+): Promise<number[][]> {
+  const { model, policies, prefills, budgetMs, signal, onProgress, between } = plan
+  const times = policies.map((): number[] => [])
+  const begin = performance.now()
+  for (let round = 0; round < prefills; round++) {
+    for (const [p, policy] of policies.entries()) {
+      signal?.throwIfAborted()
+      sequences[p]?.dispose()
+      const sequence = model.createSequence({ policy, seed: plan.seed })
+      sequences[p] = sequence
+      const start = performance.now()
+      await sequence.prefill(ids, signal ? { signal } : {})
+      times[p]?.push(performance.now() - start)
+      onProgress?.()
+    }
+    await between?.()
+    if (performance.now() - begin > budgetMs) break
+  }
+  return times
+}
+
+interface StepTimes {
+  readonly all: number[]
+  readonly closing: number[]
+  readonly others: number[]
+}
+
+/**
+ * One stream of tokens a sequence, read in turns: a step is timed as its reader sees it, from one
+ * token to the next.
+ */
+async function timeDecoding(plan: StepPlan, sequences: readonly Sequence[]): Promise<StepTimes[]> {
+  const { tokens, signal, onProgress, between } = plan
+  const options = {
+    maxTokens: kWarmUpTokens + tokens,
+    temperature: 0,
+    ignoreEos: true,
+    ...(signal ? { signal } : {}),
+  }
+  const streams = sequences.map((sequence) => sequence.generate(null, options))
+  const times = sequences.map((): StepTimes => ({ all: [], closing: [], others: [] }))
+  try {
+    for (const stream of streams) await take(stream, kWarmUpTokens)
+    for (let done = 0; done < tokens; done += kTurnTokens) {
+      for (const [s, stream] of streams.entries()) {
+        const { all, closing, others } = times[s] as StepTimes
+        for (let step = 0; step < Math.min(kTurnTokens, tokens - done); step++) {
+          const before = compressedTokens(sequences[s] as Sequence)
+          const start = performance.now()
+          await take(stream, 1)
+          const ms = performance.now() - start
+          const isClosing = compressedTokens(sequences[s] as Sequence) !== before
+          all.push(ms)
+          ;(isClosing ? closing : others).push(ms)
+        }
+        onProgress?.()
+      }
+      await between?.()
+    }
+  } finally {
+    for (const stream of streams) await stream.return()
+  }
+  return times
+}
+
+async function take(stream: AsyncGenerator<GeneratedToken>, count: number): Promise<void> {
+  for (let i = 0; i < count; i++) {
+    const { done } = await stream.next()
+    if (done) throw new ZipCacheError('ERR_ZC_INTERNAL', 'generate: ended before its last token')
+  }
+}
+
+function compressedTokens(sequence: Sequence): number {
+  return sequence.segments.reduce((sum, { nTokens }) => sum + nTokens, 0)
+}
+
+/** What a step of a model must read and compute. */
+async function stepWork(model: Model, dir: string) {
+  const { config, dtype } = model
+  const { tensors } = await openCheckpoint(dir)
+  // A step reads one row of the embedding, and all of it where it is the output projection too.
+  const skipped = config.tieWordEmbeddings ? '' : 'model.embed_tokens.weight'
+  let weightBytes = 0
+  let products = 0
+  for (const [name, { shape, sizeBytes }] of tensors) {
+    if (name === skipped) continue
+    const length = shape.reduce((all, size) => all * size, 1)
+    // bf16 rounds the weights; else they stay as they are in the file.
+    weightBytes += dtype === 'bf16' ? 2 * length : sizeBytes
+    if (shape.length === 2) products += length
+  }
+  const head = config.vocabSize * config.hiddenSize
+  const attention = 4 * config.nHeads * config.headDim * config.nLayers
+  return {
+    weightBytes,
+    decodeFlops: (n: number) => 2 * products + attention * n,
+    // Logits are computed after the last token alone.
+    prefillFlops: (n: number) =>
+      2 * n * (products - head) + 2 * head + attention * ((n * (n + 1)) / 2),
+  }
+}

@@ -1,0 +1,120 @@
+import type { BenchReport } from '../bench/report.js'
+import type { Achieved } from '../bench/roofs.js'
+import {
+  type Column,
+  formatBytes,
+  formatMs,
+  formatPairs,
+  formatRatio,
+  formatTable,
+} from './table.js'
+
+/** One table of a report. */
+export interface BenchTable {
+  readonly title: string
+  readonly columns: readonly Column[]
+  readonly rows: readonly (readonly string[])[]
+}
+
+/** A report for people: the machine, its roofs, and a table for each part that was asked for. */
+export function formatBenchReport(report: BenchReport): string {
+  const tables = benchTables(report).map(({ columns, rows }) => formatTable(columns, rows))
+  return [formatPairs(machinePairs(report)), ...tables].join('\n')
+}
+
+/** What was measured on, as pairs of a name and a text. */
+export function machinePairs({ machine, settings, seconds }: BenchReport): [string, string][] {
+  const { cpu, cores, cpuFlags, lastLevelCacheBytes, memoryBytes, os, node } = machine
+  const cache = lastLevelCacheBytes === null ? '' : `, ${formatBytes(lastLevelCacheBytes)} cache`
+  const { device, isa, threads, dtype, filter } = settings
+  const pairs: [string, string | null][] = [
+    ['machine', `${cpu}, ${cores} cores${cache}, ${formatBytes(memoryBytes)}; ${os}`],
+    ['flags', cpuFlags?.join(' ') ?? null],
+    ['device', `${device} (${isa}), ${threads} threads, models in ${dtype}`],
+    ['zipcache', `${machine.version}${machine.commit ? ` (${machine.commit})` : ''}, Node ${node}`],
+    ['filter', filter],
+    ['took', `${seconds.toFixed(0)} s`],
+  ]
+  return pairs.filter((pair): pair is [string, string] => pair[1] !== null)
+}
+
+/** The tables that have rows. */
+export function benchTables(report: BenchReport): BenchTable[] {
+  const tables = [roofTable(report), opTable(report), prefillTable(report), decodeTable(report)]
+  return tables.filter(({ rows }) => rows.length > 0)
+}
+
+const right = (title: string): Column => ({ title, align: 'right' })
+const left = (title: string): Column => ({ title, align: 'left' })
+
+function roofTable({ roofs }: BenchReport): BenchTable {
+  return {
+    title: 'Roofs',
+    columns: [
+      ...[left('roof'), right('threads'), right('rate'), left('')],
+      ...[right('median ms'), right('min'), right('p10'), right('p90')],
+    ],
+    rows: roofs.map(({ name, threads, rate, ms }) => [
+      ...[name, String(threads), rate.toFixed(1), name === 'read' ? 'GB/s' : 'GFLOP/s'],
+      ...[ms.median, ms.min, ms.p10, ms.p90].map(formatMs),
+    ]),
+  }
+}
+
+/** The rate that its nearer roof bounds, and how much of that roof it is. */
+const achievedColumns = [right('rate'), left(''), right('of roof')]
+
+function achievedCells({ bound, gigabytesPerSecond, gigaflopsPerSecond, share }: Achieved) {
+  const rate = bound === 'memory' ? gigabytesPerSecond : gigaflopsPerSecond
+  return [rate.toFixed(1), bound === 'memory' ? 'GB/s' : 'GFLOP/s', `${(100 * share).toFixed(0)}%`]
+}
+
+function opTable({ ops }: BenchReport): BenchTable {
+  return {
+    title: 'Ops',
+    columns: [
+      ...[left('op'), left('shape'), left('dtype')],
+      ...[right('median us'), right('min'), right('p10'), right('p90'), ...achievedColumns],
+    ],
+    rows: ops.map(({ op, shape, dtype, ms, ...row }) => [
+      ...[op, shape, dtype],
+      ...[ms.median, ms.min, ms.p10, ms.p90].map((value) => formatMs(1000 * value)),
+      ...achievedCells(row),
+    ]),
+  }
+}
+
+function prefillTable({ prefill }: BenchReport): BenchTable {
+  return {
+    title: 'Prefill',
+    columns: [
+      ...[left('prefill'), right('context'), left('policy')],
+      ...[right('median ms'), right('min'), right('max'), right('tokens/s'), ...achievedColumns],
+    ],
+    rows: prefill.map(({ model, context, policy, ms, ...row }) => [
+      ...[model, String(context), policy],
+      ...[ms.median, ms.min, ms.max].map(formatMs),
+      ((1000 * context) / ms.median).toFixed(0),
+      ...achievedCells(row),
+    ]),
+  }
+}
+
+function decodeTable({ decode }: BenchReport): BenchTable {
+  return {
+    title: 'Decoding',
+    columns: [
+      ...[left('decode'), right('context'), left('policy')],
+      ...[right('p50 ms'), right('min'), right('p10'), right('p90'), right('p99')],
+      ...[right('closing ms'), right('x others'), right('cache'), right('ratio')],
+      ...achievedColumns,
+    ],
+    rows: decode.map(({ model, context, policy, ms, closing, cacheBytes, cacheRatio, ...row }) => [
+      ...[model, String(context), policy],
+      ...[ms.median, ms.min, ms.p10, ms.p90, ms.p99].map(formatMs),
+      closing ? formatMs(closing.medianMs) : '-',
+      closing ? formatRatio(closing.medianMs / closing.otherMs) : '-',
+      ...[formatBytes(cacheBytes), formatRatio(cacheRatio), ...achievedCells(row)],
+    ]),
+  }
+}
