@@ -130,6 +130,7 @@ function sampleCase(kind: 'greedy' | 'top-p', vocabSize: number): OpCase {
     async prepare(tensors) {
       const logits = tensors.cold('f32', [1, vocabSize], { deviation: 0.5 })
       const seen = tensors.output('u8', [1, vocabSize]).write(new Uint8Array(vocabSize))
+      const contexts = tensors.i32([-1])
       const params = tensors.f32(packSampleParams({ ...chosen, seed, step }), [1, SAMPLE_PARAMS])
       const ids = tensors.output('i32', [1])
       const logprobs = tensors.output('f32', [1])
@@ -137,7 +138,7 @@ function sampleCase(kind: 'greedy' | 'top-p', vocabSize: number): OpCase {
       return {
         bytes: 4 * vocabSize,
         flops: 0,
-        run: () => sample({ logits: next(), params, seen, ids, logprobs }),
+        run: () => sample({ logits: next(), params, seen, contexts, ids, logprobs }),
         async check() {
           const values = await valuesOf(logits[0] as (typeof logits)[number])
           const u = uniform(seed, step)

@@ -64,6 +64,7 @@ export class PackedKv {
   readonly #tensors: BenchTensors
   readonly #ids: readonly Tensor<'i32'>[]
   readonly #starts: Tensor<'i32'>
+  readonly #cuSeqlens: Tensor<'i32'>
 
   constructor(tensors: BenchTensors, plan: KvPlan) {
     const { nKvHeads, headDim, dtype, packedTokens, tailTokens } = plan
@@ -81,7 +82,8 @@ export class PackedKv {
     this.tailK = rows(tailTokens, 13)
     this.tailV = rows(tailTokens, 14)
     this.#ids = this.segments.map(({ ids, nTokens }) => tensors.i32(ids, [nKvHeads, nTokens]))
-    this.#starts = tensors.i32([0, tailTokens])
+    this.#starts = tensors.i32([0])
+    this.#cuSeqlens = tensors.i32([0, tailTokens])
   }
 
   /** Enqueues the compression of one class; `index` from 0. */
@@ -99,18 +101,17 @@ export class PackedKv {
 
   /** Enqueues writing the tail's rows. */
   append(pool: Tensor = this.pool): void {
-    const tables = this.#tensors.view(this.table, [1, this.table.length])
-    const rows = { k: this.tailK, v: this.tailV, cuSeqlens: this.#starts }
-    appendKv({ ...rows, pool, tables, layer: 0 })
+    const rows = { k: this.tailK, v: this.tailV, cuSeqlens: this.#cuSeqlens }
+    appendKv({ ...rows, pool, tables: this.table, starts: this.#starts, layer: 0 })
   }
 
   /** A function that enqueues attention of one row per query head over a pool like this one's. */
   attention(q: Tensor, out: Tensor, lse: Tensor): (pool: Tensor) => void {
-    const tables = this.#tensors.view(this.table, [1, this.table.length])
+    const paged = { tables: this.table, starts: this.#starts }
     const cuSeqlens = this.#tensors.i32([0, 1])
     const positions = this.#tensors.i32([this.plan.packedTokens + this.plan.tailTokens - 1])
     const scale = 1 / Math.sqrt(this.plan.headDim)
-    const rest = { tables, cuSeqlens, positions, layer: 0, scale }
+    const rest = { ...paged, cuSeqlens, positions, layer: 0, scale }
     return (pool) => mixedAttention({ q, out, lse, pool, ...rest })
   }
 
