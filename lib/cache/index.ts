@@ -1,5 +1,6 @@
 /** The packed KV cache: pages, segments, page tables, and their bytes. */
 export { CacheMemory } from './cache-memory.js'
+export { codeBytes, joinCodes, splitCodes } from './code-bits.js'
 export {
   bitmapBytes,
   codeFormat,

@@ -2,7 +2,7 @@ import { type BytesByClass, type CacheMemory, fp16CacheBytes, KvCache } from '..
 import { type ForwardModel, logitsOf } from '../model/forward.js'
 import { Scratch } from '../model/scratch.js'
 import { gatherRows, type Tensor } from '../ops/index.js'
-import type { CachePolicy } from '../policy/index.js'
+import { type CachePolicy, type PolicySpec, resolvePolicy } from '../policy/index.js'
 import { deriveSeed, type Seed } from '../random.js'
 import { closeWindow, prefillCompressed, prefillIntoTail } from './prefill.js'
 import { WindowProbes } from './window-probes.js'
@@ -55,10 +55,12 @@ interface NextLogits {
  * scheduler's business: at most one prefill runs at a time, and none beside decode steps.
  */
 export class Context {
+  /** What the policy was made of. */
+  readonly spec: PolicySpec
   readonly policy: CachePolicy
   readonly model: ForwardModel
   readonly cache: KvCache
-  readonly #seed: Seed
+  readonly seed: Seed
   /** Tokens in the cache. */
   readonly tokens: number[] = []
   /** A token that was generated but has not been through the model. */
@@ -71,21 +73,30 @@ export class Context {
   #probes: WindowProbes | null = null
   #peak = 0
 
-  private constructor(model: ForwardModel, policy: CachePolicy, seed: Seed, cache: KvCache) {
+  private constructor(
+    model: ForwardModel,
+    spec: PolicySpec,
+    policy: CachePolicy,
+    seed: Seed,
+    cache: KvCache,
+  ) {
     this.model = model
+    this.spec = spec
     this.policy = policy
-    this.#seed = seed
+    this.seed = seed
     this.cache = cache
   }
 
   /**
    * An empty context.
    *
-   * Throws `ERR_ZC_OUT_OF_MEMORY` when there is no room for its page table.
+   * Throws `ERR_ZC_ARGUMENT` for an unknown policy, `ERR_ZC_OUT_OF_MEMORY` when there is no room for
+   * its page table.
    */
-  static open(model: ForwardModel, memory: CacheMemory, policy: CachePolicy, seed: Seed): Context {
+  static open(model: ForwardModel, memory: CacheMemory, spec: PolicySpec, seed: Seed): Context {
+    const policy = resolvePolicy(spec)
     const tailFormat = policy.tail === 'f16' ? 'f16' : model.attentionDtype
-    return new Context(model, policy, seed, new KvCache(memory, tailFormat))
+    return new Context(model, spec, policy, seed, new KvCache(memory, tailFormat))
   }
 
   /** Tokens in the cache. */
@@ -156,7 +167,7 @@ export class Context {
     if (!compression) return prefillIntoTail(pass, null)
     const nTokens = cache.tailLength + ids.length
     if (ids.length > 1 && nTokens >= compression.window) {
-      const seed = deriveSeed(this.#seed, this.#nGroups)
+      const seed = deriveSeed(this.seed, this.#nGroups)
       const x = await prefillCompressed(pass, compression, seed)
       this.#endGroup(nTokens, scratch)
       return x
@@ -216,6 +227,26 @@ export class Context {
     }
   }
 
+  /** Compressions so far, and the slots of the running window's probe rows, in order. */
+  get windowState(): { nGroups: number; probeSlots: Int32Array } {
+    return { nGroups: this.#nGroups, probeSlots: this.#probes?.slots ?? new Int32Array(0) }
+  }
+
+  /**
+   * Takes the place of a context that was saved: so many compressions done, `tailTokens` tokens of
+   * the running window to come into the tail. Returns the slot for each one's probe row, -1 for
+   * none.
+   *
+   * Throws `ERR_ZC_OUT_OF_MEMORY`.
+   */
+  reopenWindow(nGroups: number, tailTokens: number): Int32Array {
+    this.#nGroups = nGroups
+    const probes = tailTokens > 0 ? this.#windowProbes() : null
+    const slots = probes?.take(0, tailTokens) ?? new Int32Array(tailTokens).fill(-1)
+    this.cache.extendTail(tailTokens)
+    return slots
+  }
+
   /** Keeps one row of a step's logits (rows, vocab_size) f32. */
   keepLogits(logits: Tensor<'f32'>, row: number): void {
     const scratch = new Scratch(this.model.device)
@@ -239,7 +270,7 @@ export class Context {
     if (!compression) return null
     this.#probes ??= new WindowProbes(
       this.cache.memory.probes,
-      compression.windowProbes(deriveSeed(this.#seed, this.#nGroups)),
+      compression.windowProbes(deriveSeed(this.seed, this.#nGroups)),
     )
     return this.#probes
   }
@@ -252,7 +283,7 @@ export class Context {
    * Throws `ERR_ZC_OUT_OF_MEMORY`.
    */
   fork(): Context {
-    const copy = new Context(this.model, this.policy, this.#seed, this.cache.fork())
+    const copy = new Context(this.model, this.spec, this.policy, this.seed, this.cache.fork())
     try {
       for (const id of this.tokens) copy.tokens.push(id)
       copy.pending = this.pending

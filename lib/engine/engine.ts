@@ -2,14 +2,16 @@ import { CacheMemory, SUPERBLOCK_BYTES } from '../cache/index.js'
 import { ZipCacheError } from '../errors.js'
 import type { ForwardModel } from '../model/forward.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
-import { type PolicySpec, resolvePolicy } from '../policy/index.js'
+import type { PolicySpec } from '../policy/index.js'
 import { toSeed } from '../random.js'
 import { Context } from './context.js'
 import type { GeneratedToken, GenerateOptions } from './generation.js'
 import { checkOptions } from './options.js'
+import { PrefixCache, type PrefixKey } from './prefix-cache.js'
 import { disposedError } from './run.js'
 import { Scheduler, type SchedulerCounters, type SchedulerLimits } from './scheduler.js'
-import { type Prompt, Sequence } from './sequence.js'
+import { type Prompt, Sequence, tokenIds } from './sequence.js'
+import { restoreContext } from './snapshot.js'
 
 /** Settings of one sequence. */
 export interface SequenceOptions {
@@ -29,6 +31,26 @@ export interface EngineOptions {
   maxQueue?: number
   /** Most prompts under way at a time; each needs a layer's K and V in full. Default 4. */
   maxPrefills?: number
+  /**
+   * Bytes of `kvMemory` that the pasts of ended requests may keep, for later prompts that begin with
+   * the same tokens; they go first when memory is needed. Default 0: every prompt runs from its
+   * first token.
+   *
+   * A reused past is a conversation continued: under a policy that compresses, the rest of the prompt
+   * attends to the compressed past, and the answer is that of `Sequence.generate` called twice, not
+   * of one long prompt.
+   */
+  prefixMemory?: number
+}
+
+/** Settings of `Engine.generate`. */
+export interface RequestOptions extends GenerateOptions, SequenceOptions {
+  /**
+   * How many of the prompt's first tokens other requests begin with, too (a system prompt): they are
+   * run by themselves, and kept if the engine keeps any. The answer is then the same whether they
+   * were found or not, as long as nothing longer is.
+   */
+  prefixTokens?: number
 }
 
 /** What an engine is doing. */
@@ -43,7 +65,14 @@ export interface EngineStats extends Readonly<SchedulerCounters> {
   readonly kvMemory: { readonly used: number; readonly capacity: number }
   /** Bytes of the decode steps' activations. */
   readonly stepBytes: number
+  /** Pasts that are kept, and what they take. */
+  readonly prefixes: { readonly count: number; readonly bytes: number }
+  /** Requests that went on from a kept past, and how many tokens they did not have to run. */
+  readonly prefixHits: number
+  readonly prefixTokens: number
 }
+
+const ENGINE_OPTIONS = ['kvMemory', 'maxBatch', 'maxQueue', 'maxPrefills', 'prefixMemory']
 
 const MIN_KV_MEMORY = 4 * SUPERBLOCK_BYTES
 
@@ -56,12 +85,13 @@ export class Engine {
   readonly #tokenizer: ModelTokenizer | null
   readonly #memory: CacheMemory
   readonly #scheduler: Scheduler
+  readonly #prefixes: PrefixCache
   readonly #sequences = new Set<Sequence>()
   #disposal: Promise<void> | null = null
 
   /** @internal Use `createEngine` or `loadModel`. */
   constructor(model: ForwardModel, tokenizer: ModelTokenizer | null, options: EngineOptions) {
-    checkOptions(options, ['kvMemory', 'maxBatch', 'maxQueue', 'maxPrefills'])
+    checkOptions(options, ENGINE_OPTIONS)
     const { config, device, attentionDtype: dtype } = model
     const limits: SchedulerLimits = {
       maxBatch: count('maxBatch', options.maxBatch ?? 64, 1, 1024),
@@ -71,7 +101,10 @@ export class Engine {
     this.#model = model
     this.#tokenizer = tokenizer
     this.#memory = new CacheMemory(device, { ...config, dtype }, checkKvMemory(options.kvMemory))
-    this.#scheduler = new Scheduler(model, this.#memory, limits, () => false)
+    this.#prefixes = new PrefixCache(
+      count('prefixMemory', options.prefixMemory ?? 0, 0, Number.MAX_SAFE_INTEGER),
+    )
+    this.#scheduler = new Scheduler(model, this.#memory, limits, () => this.#prefixes.evict())
   }
 
   /** Bytes of caches: given out to sequences, and the most there may be. */
@@ -87,6 +120,8 @@ export class Engine {
       sequences: this.#sequences.size,
       kvMemory: this.kvMemory,
       stepBytes: this.#scheduler.stepBytes,
+      prefixes: { count: this.#prefixes.size, bytes: this.#prefixes.bytes },
+      ...this.#prefixes.counters,
     }
   }
 
@@ -98,9 +133,7 @@ export class Engine {
    */
   createSequence(options: SequenceOptions = {}): Sequence {
     if (this.#disposal) throw disposedError('engine')
-    const policy = resolvePolicy(options.policy ?? 'zipcache')
-    const seed = toSeed(options.seed ?? 0)
-    return this.#adopt(Context.open(this.#model, this.#memory, policy, seed))
+    return this.#adopt(this.#open(options))
   }
 
   /**
@@ -111,14 +144,40 @@ export class Engine {
    */
   async *generate(
     prompt: Prompt,
-    options: GenerateOptions & SequenceOptions = {},
+    options: RequestOptions = {},
   ): AsyncGenerator<GeneratedToken, void, undefined> {
-    const sequence = this.createSequence(options)
+    const { prefixTokens = 0, policy, seed, ...rest } = options
+    const ids = tokenIds(prompt, this.#tokenizer, this.#model.config.vocabSize)
+    count('prefixTokens', prefixTokens, 0, Math.max(0, ids.length - 1))
+    const key = { spec: policy ?? 'zipcache', seed: toSeed(seed ?? 0) }
+    if (this.#disposal) throw disposedError('engine')
+    const sequence = this.#adopt(this.#prefixes.find(key, ids) ?? this.#open({ policy, seed }))
     try {
-      yield* sequence.generate(prompt, options)
+      if (sequence.length < prefixTokens) {
+        const { signal } = rest
+        const prefix = ids.slice(sequence.length, prefixTokens)
+        await sequence.prefill(prefix, signal === undefined ? {} : { signal })
+        this.#keepPrefix(key, sequence)
+      }
+      yield* sequence.generate(ids.slice(sequence.length), { ...rest, seed })
     } finally {
+      this.#keepPrefix(key, sequence)
       sequence.dispose()
     }
+  }
+
+  /**
+   * A sequence that `Sequence.save` wrote, as it was: it goes on with the same tokens.
+   *
+   * Rejects with `ERR_ZC_SNAPSHOT` for a file that is damaged, of another version, of another model
+   * or compute type; `ERR_ZC_IO`; `ERR_ZC_OUT_OF_MEMORY`.
+   */
+  async restore(path: string): Promise<Sequence> {
+    if (this.#disposal) throw disposedError('engine')
+    const context = await restoreContext(this.#model, this.#memory, path)
+    if (!this.#disposal) return this.#adopt(context)
+    context.dispose()
+    throw disposedError('engine')
   }
 
   /**
@@ -141,7 +200,18 @@ export class Engine {
     })
     await this.#scheduler.stop()
     await Promise.all(released)
+    this.#prefixes.dispose()
     this.#memory.dispose()
+  }
+
+  #open({ policy, seed }: { policy?: PolicySpec | undefined; seed?: number | undefined }): Context {
+    return Context.open(this.#model, this.#memory, policy ?? 'zipcache', toSeed(seed ?? 0))
+  }
+
+  #keepPrefix(key: PrefixKey, sequence: Sequence): void {
+    if (!this.#prefixes.isOn || this.#disposal) return
+    const past = sequence.past()
+    if (past) this.#prefixes.keep(key, past)
   }
 
   #adopt(context: Context): Sequence {

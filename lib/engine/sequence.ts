@@ -14,6 +14,7 @@ import {
 import { checkOptions } from './options.js'
 import { deferred, disposedError, Run, type RunOptions } from './run.js'
 import type { Scheduler } from './scheduler.js'
+import { saveContext } from './snapshot.js'
 
 /** Token ids, or a text for the model's tokenizer. */
 export type Prompt = ArrayLike<number> | string
@@ -187,6 +188,37 @@ export class Sequence {
   fork(): Sequence {
     this.#refuseUnusable()
     return this.#host.adopt(this.#context.fork())
+  }
+
+  /**
+   * Writes the sequence to a file, which `Engine.restore` reads: tokens, packed cache, tail and
+   * probes, with a checksum, put in place when it is whole.
+   *
+   * Rejects with `ERR_ZC_ARGUMENT` while a call is running, `ERR_ZC_IO`.
+   */
+  async save(path: string): Promise<void> {
+    this.#enter()
+    // What is saved must outlive the sequence, should it be disposed of meanwhile.
+    const context = this.#context.fork()
+    try {
+      await saveContext(context, path)
+    } finally {
+      context.dispose()
+      this.#leave()
+    }
+  }
+
+  /**
+   * @internal A fork of what the cache holds; null for a sequence that cannot go on, or when there
+   * is no memory for it.
+   */
+  past(): Context | null {
+    if (this.#disposed || this.#isBusy || this.#context.failure || this.length === 0) return null
+    try {
+      return this.#context.fork()
+    } catch {
+      return null
+    }
   }
 
   /**

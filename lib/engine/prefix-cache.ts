@@ -1,0 +1,109 @@
+import type { PolicySpec } from '../policy/index.js'
+import type { Seed } from '../random.js'
+import type { Context } from './context.js'
+
+/** What a reused past must agree in, beside its tokens. */
+export interface PrefixKey {
+  readonly spec: PolicySpec
+  readonly seed: Seed
+}
+
+interface Entry {
+  readonly key: string
+  readonly context: Context
+  readonly bytes: number
+}
+
+/**
+ * Pasts of ended requests, kept so that later prompts that begin with the same tokens can go on from
+ * them. The least recently used one goes first.
+ */
+export class PrefixCache {
+  readonly #maxBytes: number
+  /** Least recently used first. */
+  readonly #entries: Entry[] = []
+  readonly counters = { prefixHits: 0, prefixTokens: 0 }
+
+  /** `maxBytes`: what the pasts may take together; pages that they share count in each. */
+  constructor(maxBytes: number) {
+    this.#maxBytes = maxBytes
+  }
+
+  /** Whether anything is kept at all. */
+  get isOn(): boolean {
+    return this.#maxBytes > 0
+  }
+
+  get size(): number {
+    return this.#entries.length
+  }
+
+  get bytes(): number {
+    return this.#entries.reduce((sum, { bytes }) => sum + bytes, 0)
+  }
+
+  /**
+   * The longest past that is a proper beginning of `ids`, as a context of its own; null without.
+   * Proper, since at least one token has to run to give logits.
+   */
+  find(key: PrefixKey, ids: readonly number[]): Context | null {
+    const own = textOf(key)
+    let best: Entry | null = null
+    for (const entry of this.#entries) {
+      const { tokens } = entry.context
+      if (entry.key !== own || tokens.length >= ids.length) continue
+      if (best && tokens.length <= best.context.tokens.length) continue
+      if (tokens.every((id, i) => id === ids[i])) best = entry
+    }
+    if (!best) return null
+    const fork = best.context.fork()
+    this.#entries.splice(this.#entries.indexOf(best), 1)
+    this.#entries.push(best)
+    this.counters.prefixHits++
+    this.counters.prefixTokens += fork.tokens.length
+    return fork
+  }
+
+  /** Takes a context over, if it fits; what it replaces or pushes out is disposed of. */
+  keep(key: PrefixKey, context: Context): void {
+    context.pending = null
+    context.forgetLogits()
+    const bytes = context.bytes.resident
+    const own = textOf(key)
+    const same = this.#entries.findIndex(
+      (entry) => entry.key === own && sameTokens(entry.context.tokens, context.tokens),
+    )
+    if (same >= 0) this.#drop(same)
+    if (bytes > this.#maxBytes || context.tokens.length === 0) {
+      context.dispose()
+      return
+    }
+    while (this.bytes + bytes > this.#maxBytes) this.#drop(0)
+    this.#entries.push({ key: own, context, bytes })
+  }
+
+  /** Lets the least recently used past go; whether there was one. */
+  evict(): boolean {
+    if (this.#entries.length === 0) return false
+    this.#drop(0)
+    return true
+  }
+
+  dispose(): void {
+    while (this.evict()) {
+      // all of them
+    }
+  }
+
+  #drop(index: number): void {
+    for (const { context } of this.#entries.splice(index, 1)) context.dispose()
+  }
+}
+
+function textOf({ spec, seed }: PrefixKey): string {
+  return JSON.stringify([spec, seed.lo, seed.hi])
+}
+
+function sameTokens(a: readonly number[], b: readonly number[]): boolean {
+  return a.length === b.length && a.every((id, i) => id === b[i])
+}
