@@ -7,8 +7,10 @@ export {
   Engine,
   type EngineOptions,
   type EngineStats,
+  type RequestOptions,
   type SequenceOptions,
 } from './engine/engine.js'
+export type { MemoryEstimate } from './engine/estimate.js'
 export type {
   FinishReason,
   GeneratedToken,

@@ -1,4 +1,4 @@
-/** What a cache comes to, computed before anything is allocated. */
+/** What a sequence comes to in memory, computed before anything is allocated. */
 import {
   bitmapBytes,
   codeFormat,
@@ -10,9 +10,101 @@ import {
   TableArena,
   tableWords,
 } from '../cache/index.js'
+import type { ForwardModel } from '../model/forward.js'
+import { DTYPE_BYTES } from '../ops/index.js'
 import type { CachePolicy } from '../policy/index.js'
 import type { Compression } from '../policy/policy.js'
+import { deriveSeed, toSeed } from '../random.js'
 import type { Context } from './context.js'
+import { sliceRows } from './prefill.js'
+
+/** Memory that a prompt takes, in bytes. */
+export interface MemoryEstimate {
+  /** The weights, which all sequences share. */
+  readonly weights: number
+  /** The cache once the prompt is in it: `Sequence.bytes.resident`. */
+  readonly cache: number
+  /** K and V of one layer in full, while the prompt runs. */
+  readonly keysAndValues: number
+  /** Everything else while the prompt runs: the residual stream, and what a slice needs. */
+  readonly activations: number
+  /** The sum: what has to be there at a time. */
+  readonly peak: number
+}
+
+/** What a prompt of `nTokens` in an empty context comes to. */
+export function estimatePrompt(
+  model: ForwardModel,
+  policy: CachePolicy,
+  nTokens: number,
+): MemoryEstimate {
+  const { nLayers, nKvHeads, headDim } = model.config
+  const shape = { nLayers, nKvHeads, headDim }
+  const tailFormat = policy.tail === 'f16' ? 'f16' : model.attentionDtype
+  const { compression } = policy
+  const isCompressed = compression !== null && nTokens > 1 && nTokens >= compression.window
+  const groups = isCompressed ? [nTokens] : []
+  const weights = weightBytes(model)
+  let cache = cacheBytes(shape, policy, tailFormat, groups, isCompressed ? 0 : nTokens)
+  if (compression && !isCompressed) {
+    // As the first window of seed 0 draws them.
+    const drawn = compression.windowProbes(deriveSeed(toSeed(0), 0))
+    const steps = drawn.filter((step) => step < nTokens)
+    cache += steps.length * nLayers * probeRowBytes(model)
+  }
+  const keysAndValues = 2 * nTokens * nKvHeads * headDim * DTYPE_BYTES[model.attentionDtype]
+  const activations = activationBytes(model, nTokens, compression, isCompressed)
+  return {
+    weights,
+    cache,
+    keysAndValues,
+    activations,
+    peak: weights + cache + keysAndValues + activations,
+  }
+}
+
+/** q and log-sum-exp of one row in one layer. */
+function probeRowBytes({ config, attentionDtype }: ForwardModel): number {
+  return config.nHeads * (config.headDim * DTYPE_BYTES[attentionDtype] + 4)
+}
+
+/** What prefill.ts allocates for a prompt, but for K and V. */
+function activationBytes(
+  model: ForwardModel,
+  n: number,
+  compression: Compression | null,
+  isCompressed: boolean,
+): number {
+  const { hiddenSize, intermediateSize, headDim, nHeads, nKvHeads, nLayers } = model.config
+  const compute = DTYPE_BYTES[model.dtype]
+  const attention = DTYPE_BYTES[model.attentionDtype]
+  const rounds = model.attentionDtype !== 'f32'
+  const perSlice = Math.min(n, sliceRows(model))
+  const nSlices = Math.ceil(n / perSlice)
+  // residual stream, RoPE's table, token ids, positions
+  const stream = n * (4 * hiddenSize + 4 * headDim + 8)
+  const query = nHeads * headDim * (4 + attention + (rounds ? attention : 0)) + 4 * nHeads
+  const key = rounds ? 4 * nKvHeads * headDim : 0
+  const mlp = intermediateSize * (8 + (model.dtype === 'f32' ? 0 : compute))
+  const slice = perSlice * (compute * hiddenSize + query + key + mlp)
+  const lengths = 4 + 16 * nSlices
+  if (!compression || !isCompressed) {
+    const slots = compression ? 4 * n : 0
+    return stream + slice + lengths + 4 * nSlices + slots
+  }
+  const isMixed = compression.nSalient(n) > 0 && compression.nSalient(n) < n
+  // scores, and the ids of both classes
+  const selection = nKvHeads * n * (isMixed ? 8 : 4)
+  const nProbes = isMixed ? compression.promptProbes(n, toSeed(0), 0).length : 0
+  const probes = isMixed ? nProbes * (probeRowBytes(model) + 8 * nLayers) + 4 * n * nLayers : 0
+  return stream + slice + lengths + selection + probes
+}
+
+function weightBytes({ weights }: ForwardModel): number {
+  const tensors = new Set([weights.embedding, weights.norm, weights.lmHead])
+  for (const layer of weights.layers) for (const tensor of Object.values(layer)) tensors.add(tensor)
+  return [...tensors].reduce((sum, { sizeBytes }) => sum + sizeBytes, 0)
+}
 
 /**
  * Bytes of the cache of a sequence: `groups` are the tokens compressed together, one number a

@@ -1,9 +1,12 @@
+import { ZipCacheError } from '../errors.js'
 import type { ModelConfig } from '../model/config.js'
 import type { ForwardModel } from '../model/forward.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { ComputeDtype } from '../model/weights.js'
 import type { Device } from '../ops/index.js'
+import { type PolicySpec, resolvePolicy } from '../policy/index.js'
 import { Engine, type EngineOptions, type EngineStats, type SequenceOptions } from './engine.js'
+import { estimatePrompt, type MemoryEstimate } from './estimate.js'
 import type { GeneratedToken, GenerateOptions } from './generation.js'
 import { disposedError } from './run.js'
 import type { Prompt, Sequence } from './sequence.js'
@@ -58,6 +61,32 @@ export class Model {
     const engine = new Engine(this.#forward, this.tokenizer, options)
     this.#engines.add(engine)
     return engine
+  }
+
+  /**
+   * What a prompt of so many tokens will take, in an empty context: weights, cache, one layer's K and
+   * V, activations, and their sum, which `Sequence.bytes.peak` and the weights will come to. Nothing
+   * is allocated.
+   *
+   * - `tokens`: 1 or more. `policy`: default `zipcache`
+   *
+   * Throws `ERR_ZC_ARGUMENT`.
+   */
+  estimate({
+    tokens,
+    policy = 'zipcache',
+  }: {
+    tokens: number
+    policy?: PolicySpec
+  }): MemoryEstimate {
+    if (Number.isInteger(tokens) && tokens > 0) {
+      return estimatePrompt(this.#forward, resolvePolicy(policy), tokens)
+    }
+    throw new ZipCacheError(
+      'ERR_ZC_ARGUMENT',
+      `tokens: is ${String(tokens)}, expected a whole number above 0`,
+      { argument: 'tokens' },
+    )
   }
 
   /**

@@ -44,7 +44,7 @@ export interface PrefillPass {
 const SLICE_PRODUCTS = 2 ** 29
 
 /** Rows of a slice: a power of two, by the size of a layer. */
-function sliceRows({ config }: ForwardModel): number {
+export function sliceRows({ config }: Pick<ForwardModel, 'config'>): number {
   const { hiddenSize, intermediateSize, nHeads, nKvHeads, headDim } = config
   const attention = hiddenSize * headDim * (2 * nHeads + 2 * nKvHeads)
   const layer = attention + 3 * hiddenSize * intermediateSize

@@ -1,0 +1,61 @@
+/** What a prompt takes, told before it is run. */
+import { join } from 'node:path'
+import type { PolicySpec } from '../../lib/index'
+import { expectRefused } from '../support/errors'
+import { kFixtures, kTrainedModels } from './model-copies'
+import { someIds, useModel } from './running'
+
+const policies: PolicySpec[] = [
+  'full',
+  'fp16',
+  'zipcache',
+  'uniform4',
+  { name: 'zipcache', window: 30, saliencyRatio: 1 },
+]
+
+describe.each([
+  ['llama', useModel(join(kFixtures, 'llama'))],
+  ['qwen3', useModel(join(kFixtures, 'qwen3'))],
+  ['llama in bfloat16', useModel(join(kFixtures, 'llama'), { dtype: 'bf16' })],
+  [
+    'line-retrieval in bfloat16',
+    useModel(join(kTrainedModels, 'line-retrieval'), { dtype: 'bf16' }),
+  ],
+])('%s', (name, model) => {
+  const lengths = name.startsWith('line') ? [4000] : [1, 20, 99, 100, 700]
+
+  test.each(policies)('is what a prompt then takes, to the byte: %j', async (policy) => {
+    for (const tokens of lengths) {
+      const { weights, cache, peak } = model().estimate({ tokens, policy })
+      const sequence = model().createSequence({ policy })
+      await sequence.prefill(someIds(tokens, 192))
+      expect([tokens, sequence.bytes.resident]).toEqual([tokens, cache])
+      expect([tokens, sequence.bytes.peak]).toEqual([tokens, peak - weights])
+      sequence.dispose()
+    }
+  })
+})
+
+describe('of the shipped model', () => {
+  const model = useModel(join(kTrainedModels, 'line-retrieval'))
+
+  test('is a sum of parts that can be told', () => {
+    const estimate = model().estimate({ tokens: 4096 })
+    const { weights, cache, keysAndValues, activations, peak } = estimate
+    expect(weights + cache + keysAndValues + activations).toBe(peak)
+    const { nKvHeads, headDim } = model().config
+    expect(keysAndValues).toBe(2 * 4096 * nKvHeads * headDim * 4)
+    // Activations grow with tokens times width, not with their square.
+    const longer = model().estimate({ tokens: 8192 })
+    expect(longer.activations).toBeLessThan(2.1 * activations)
+  })
+
+  test.each([0, -1, 0.5, NaN, '5'])('of %p tokens is refused', (tokens) => {
+    const fault = { code: 'ERR_ZC_ARGUMENT', argument: 'tokens' } as const
+    expectRefused(() => model().estimate({ tokens: tokens as number }), fault)
+    expectRefused(() => model().estimate({ tokens: 5, policy: 'h2o' }), {
+      code: 'ERR_ZC_ARGUMENT',
+      argument: 'policy',
+    })
+  })
+})
