@@ -1,6 +1,7 @@
 // A Hugging Face LLaMA folder as the GGUF file that llama.cpp reads:
 //   node bench/peers/convert.mjs FOLDER FILE.gguf [F16|BF16]
 import { pathToFileURL } from 'node:url'
+import { reportFailure, ScriptError } from '../../scripts/progress.mjs'
 import { toBf16, toF16 } from './float16.mjs'
 import { gguf, writeGguf } from './gguf.mjs'
 import { readHfFolder, valuesOf } from './hf-folder.mjs'
@@ -28,7 +29,8 @@ const kFileTypes = { F16: 1, BF16: 32 }
 
 /**
  * Converts a folder. Matrices become `type`, norms float32. Token ids mean the same to both
- * programs, the text of a token does not: see `vocabulary`.
+ * programs, the text of a token does not: see `vocabulary`. Throws ScriptError for a model that
+ * needs what is not converted here.
  * @param {string} dir a LlamaForCausalLM without biases and RoPE scaling
  * @param {string} file the GGUF file to write
  * @param {'F16' | 'BF16'} type
@@ -46,12 +48,10 @@ export function convertToGguf(dir, file, type) {
       name: ggufName(name),
       shape: tensor.shape,
       type: isNorm ? 'F32' : type,
-      bytes: () => {
-        const stored = isNorm
+      bytes: () =>
+        isNorm
           ? new Uint8Array(valuesOf(tensor).buffer)
-          : matrixBytes(tensor, type, isRotated ? headDim : null)
-        return stored
-      },
+          : matrixBytes(tensor, type, isRotated ? headDim : null),
     }
   })
   writeGguf(
@@ -112,7 +112,7 @@ function ggufName(name) {
   if (kModelTensors[name]) return kModelTensors[name]
   const [, layer, role] = /^model\.layers\.(\d+)\.(.+)\.weight$/.exec(name) ?? []
   const known = kLayerTensors[role]
-  if (!known) throw new Error(`${name}: no tensor of a LLaMA model without biases`)
+  if (!known) throw new ScriptError(`${name}: no tensor of a LLaMA model without biases`)
   return `blk.${layer}.${known}.weight`
 }
 
@@ -145,16 +145,21 @@ function refuseUnsupported(config, dir) {
   }
   for (const [key, values] of Object.entries(wanted)) {
     if (values.includes(config[key])) continue
-    throw new Error(`${dir}: ${key} is ${JSON.stringify(config[key])}, which is not converted`)
+    throw new ScriptError(
+      `${dir}: ${key} is ${JSON.stringify(config[key])}, which is not converted`,
+    )
   }
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1]).href) {
   const [dir, file, type = 'F16'] = process.argv.slice(2)
-  if (!file || !kFileTypes[type]) {
-    console.error('usage: node bench/peers/convert.mjs FOLDER FILE.gguf [F16|BF16]')
-    process.exitCode = 1
-  } else {
+  try {
+    if (!file || !kFileTypes[type]) {
+      throw new ScriptError('usage: node bench/peers/convert.mjs FOLDER FILE.gguf [F16|BF16]')
+    }
     convertToGguf(dir, file, type)
+  } catch (error) {
+    reportFailure(error)
+    process.exitCode = 1
   }
 }
