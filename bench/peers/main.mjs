@@ -17,11 +17,11 @@ const kUsage = `usage: npm run bench:peers [-- OPTIONS]
   --quick             fewer runs, questions and contexts, and no run is repeated
   --models LIST       of ${kModelNames.join(', ')}; default 25m,125m,line-retrieval
   --parts LIST        of speed, retrieval; default both. Logits are checked in any case
-  --contexts LIST     tokens, for all models; default 1024,4096,8192,16384, and for 125m without
-                      the last two; above ${kLongestPrefill} multiples of the longest one below
+  --contexts LIST     tokens, for all models; default 1024,4096, and for 25m 8192,16384 too; above
+                      ${kLongestPrefill} multiples of the longest one below
   --repeats N         decode runs of a cell; default 5, with --quick 2
-  --tokens N          decoded tokens of a run; default 48
-  --prefill-seconds N no further prefill of a cell when they took so long; default 20, with --quick 0
+  --tokens N          decoded tokens of a run; default 40
+  --prefill-seconds N no further prefill of a cell when they took so long; default 10, with --quick 0
   --questions N       of line retrieval, for each number of lines; default 60, with --quick 20
   --cpu N             the processor to run on; default the last
   --json              one JSON document on stdout, with every run, instead of tables
@@ -82,8 +82,8 @@ function readOptions(args) {
     parts: list('parts', kParts),
     contexts: values.contexts === undefined ? null : readContexts(values.contexts),
     repeats: integer('repeats', quick ? 2 : 5, 1),
-    tokens: integer('tokens', 48, 1),
-    prefillSeconds: integer('prefill-seconds', quick ? 0 : 20, 0),
+    tokens: integer('tokens', 40, 1),
+    prefillSeconds: integer('prefill-seconds', quick ? 0 : 10, 0),
     questions: integer('questions', quick ? 20 : 60, 1),
     cpu: integer('cpu', cpus().length - 1, 0),
     retries: !quick,
@@ -105,11 +105,11 @@ function readContexts(text) {
   )
 }
 
-/** Prefilling the larger model at the longer contexts would take most of a run's time. */
+/** Long contexts over every model would take hours. */
 function contextsOf(name, { contexts, quick }) {
   if (contexts !== null) return contexts
-  if (name === '125m') return quick ? [1024] : [1024, 4096]
-  return quick ? [1024, 4096] : [1024, 4096, 8192, 16384]
+  if (quick) return name === '125m' ? [1024] : [1024, 4096]
+  return name === '25m' ? [1024, 4096, 8192, 16384] : [1024, 4096]
 }
 
 function describeMachine() {
@@ -136,13 +136,20 @@ function commitOf(dir) {
   }
 }
 
-/** Shows where the run is: on a terminal in one line, else as a line for each table. */
-function progress() {
-  const started = Date.now()
-  return (text) => {
-    const seconds = Math.round((Date.now() - started) / 1000)
-    say(`${seconds} s: ${text}`)
+/** Shows where the run is: each step as a line, and on a terminal its cells, in a line of their own. */
+function progress(started) {
+  let shown = ''
+  return (step, cell = '') => {
+    const { isTTY } = process.stderr
+    if (isTTY) process.stderr.write('\r\x1b[K')
+    if (step !== shown) say(`${secondsSince(started)} s: ${step}`)
+    shown = step
+    if (isTTY && cell !== '') process.stderr.write(`  ${cell}`)
   }
+}
+
+function secondsSince(started) {
+  return Math.round((performance.now() - started) / 1000)
 }
 
 async function main() {
@@ -151,6 +158,8 @@ async function main() {
     process.stdout.write(kUsage)
     return
   }
+  const started = performance.now()
+  const onProgress = progress(started)
   await setup()
   const cache = path.join(root, 'build', 'peers')
   let nodeLlamaCpp
@@ -162,7 +171,6 @@ async function main() {
     return
   }
   const host = { cpu: options.cpu, nodeLlamaCpp }
-  const onProgress = progress()
   const prepare = (name) => prepareModel(name, path.join(cache, 'models'))
   const timed = options.parts.includes('speed') ? options.models.map(prepare) : []
   const asked = options.parts.includes('retrieval') ? kShippedModels.map(prepare) : []
@@ -210,6 +218,7 @@ async function main() {
       .filter(Boolean)
       .join(', '),
   }
+  settings.seconds = secondsSince(started)
   const result = { machine, settings, checks, speed, retrieval }
   const given = process.argv.slice(2).join(' ')
   const markdown = toMarkdown(result, `npm run bench:peers${given === '' ? '' : ` -- ${given}`}`)

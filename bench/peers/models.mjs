@@ -1,15 +1,16 @@
 // The models that both engines run, each as a Hugging Face folder and as two GGUF files.
+import { createHash } from 'node:crypto'
 import {
   cpSync,
   existsSync,
   mkdirSync,
   readFileSync,
-  renameSync,
   rmSync,
   statSync,
   writeFileSync,
 } from 'node:fs'
 import path from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { say } from '../../scripts/progress.mjs'
 import { root } from '../../scripts/setup.mjs'
 import { convertToGguf } from './convert.mjs'
@@ -42,18 +43,17 @@ const kTimedPositions = 17408
  */
 export function prepareModel(name, cache) {
   const dir = path.join(cache, name)
-  if (!existsSync(dir)) {
+  const stamp = path.join(dir, 'stamp')
+  const inputs = hashInputs(name)
+  if (!existsSync(stamp) || readFileSync(stamp, 'utf8') !== inputs) {
     say(`making the files of ${name}`)
-    // Renamed when all is there, so that an interrupted run leaves nothing that looks complete.
-    const unfinished = `${dir}.unfinished`
-    rmSync(unfinished, { recursive: true, force: true })
-    mkdirSync(unfinished, { recursive: true })
-    if (kRandomShapes[name]) writeRandomModel(unfinished, kRandomShapes[name], kSeed)
-    else copyShippedModel(name, unfinished)
-    for (const type of ['F16', 'BF16']) {
-      convertToGguf(unfinished, path.join(unfinished, `${type}.gguf`), type)
-    }
-    renameSync(unfinished, dir)
+    rmSync(dir, { recursive: true, force: true })
+    mkdirSync(dir, { recursive: true })
+    if (kRandomShapes[name]) writeRandomModel(dir, kRandomShapes[name], kSeed)
+    else copyShippedModel(name, dir)
+    for (const type of ['F16', 'BF16']) convertToGguf(dir, path.join(dir, `${type}.gguf`), type)
+    // Last, so that an interrupted run leaves nothing that looks complete.
+    writeFileSync(stamp, inputs)
   }
   const config = JSON.parse(readFileSync(path.join(dir, 'config.json'), 'utf8'))
   return {
@@ -70,6 +70,18 @@ export function prepareModel(name, cache) {
       headDim: config.head_dim,
     },
   }
+}
+
+/** Of all that the files of a model are made from. */
+function hashInputs(name) {
+  const makers = ['convert', 'float16', 'gguf', 'hf-folder', 'models', 'random-model']
+  const files = makers.map((maker) => fileURLToPath(new URL(`${maker}.mjs`, import.meta.url)))
+  if (kShippedModels.includes(name)) {
+    files.push(path.join(root, 'models', name, 'model.safetensors'))
+  }
+  const hash = createHash('sha256')
+  for (const file of files) hash.update(readFileSync(file))
+  return hash.digest('hex')
 }
 
 function copyShippedModel(name, dir) {

@@ -73,8 +73,12 @@ function speedText({ cpu, repeats, tokens, contexts }) {
     'by the elements of the tokens it holds: 2 bytes (F16), 34/32 (Q8_0), 18/32 (Q4_0).',
     `A run is left out when the hypervisor and other processes took more than ${percentDisturbed}% of the processor;`,
     'a cell without any other run has a \\*.',
-    `llama.cpp's contexts beyond ${count(longest)} tokens are made of its own saved state of ${count(longest)},`,
-    'repeated, since a prefill of them takes it minutes; they have no prefill figure.',
+    ...(contexts.every((context) => context <= longest)
+      ? []
+      : [
+          `llama.cpp's contexts beyond ${count(longest)} tokens are made of its own saved state of ${count(longest)},`,
+          'repeated, since a prefill of them takes it minutes; they have no prefill figure.',
+        ]),
   ].join('\n')
 }
 

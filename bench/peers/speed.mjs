@@ -32,7 +32,7 @@ const kPilotRuns = 3
  * @property {number} prefillSeconds no further prefill of a cell at a context once it took so long
  * @property {boolean} retries whether disturbed runs are repeated
  * @property {string} scratch a folder for llama.cpp's states
- * @property {(text: string) => void} onProgress
+ * @property {(step: string, cell: string) => void} onProgress
  */
 
 /**
@@ -182,7 +182,8 @@ class ContextMeasurement {
       if (run.failed !== null) continue
       const { name, cache } = run.cell
       this.#options.onProgress(
-        `${this.#model.name}, ${this.#context} tokens: ${what}, ${name} ${cache}`,
+        `${this.#model.name}, ${this.#context} tokens: ${what}`,
+        `${name} ${cache}`,
       )
       try {
         await body(run)
