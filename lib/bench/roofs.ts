@@ -9,7 +9,10 @@ import { type Summary, summarize } from './summary.js'
 export interface Roof {
   readonly name: 'read' | 'multiply-add'
   readonly threads: number
-  /** GB/s (10^9 bytes) of `read`, GFLOP/s of `multiply-add`. */
+  /**
+   * GB/s (10^9 bytes) of `read`, GFLOP/s of `multiply-add`, in the fastest tenth of the
+   * measurements: a roof is what the machine can do, whatever else runs on it.
+   */
   readonly rate: number
   /** Milliseconds of one measurement. */
   readonly ms: Summary
@@ -79,11 +82,11 @@ export class Roofs {
     }
   }
 
-  /** Each roof by the median of its measurements so far. */
+  /** Each roof by its measurements so far. */
   get measured(): Roof[] {
     return this.#cells.map(({ name, threads, amount, milliseconds }) => {
       const ms = summarize(milliseconds)
-      return { name, threads, rate: amount / (ms.median / 1000), ms }
+      return { name, threads, rate: amount / (ms.p10 / 1000), ms }
     })
   }
 
@@ -128,25 +131,30 @@ export function rooflineOf(roofs: readonly Roof[]): Roofline {
 
 /** How something stands to the roofs. */
 export interface Achieved {
+  /** At the median. */
   readonly gigabytesPerSecond: number
+  /** At the median. */
   readonly gigaflopsPerSecond: number
   /** Which roof it would run into first. */
   readonly bound: 'memory' | 'compute'
-  /** The time that the nearer roof allows / the time it took; above 1 where caches help. */
+  /** The time that the nearer roof allows / the median; above 1 where caches help. */
   readonly share: number
+  /** The same of the fastest tenth: what is left of `share` where other programs are not. */
+  readonly bestShare: number
 }
 
-/** What `ms` milliseconds for so many bytes and operations mean. */
+/** What times of so many bytes and operations mean. */
 export function achieved(
-  { bytes, flops, ms }: { bytes: number; flops: number; ms: number },
+  { bytes, flops, ms }: { bytes: number; flops: number; ms: Pick<Summary, 'median' | 'p10'> },
   roofline: Roofline,
 ): Achieved {
   const memoryMs = bytes / roofline.gigabytesPerSecond / 1e6
   const computeMs = flops / roofline.gigaflopsPerSecond / 1e6
   return {
-    gigabytesPerSecond: bytes / ms / 1e6,
-    gigaflopsPerSecond: flops / ms / 1e6,
+    gigabytesPerSecond: bytes / ms.median / 1e6,
+    gigaflopsPerSecond: flops / ms.median / 1e6,
     bound: memoryMs >= computeMs ? 'memory' : 'compute',
-    share: Math.max(memoryMs, computeMs) / ms,
+    share: Math.max(memoryMs, computeMs) / ms.median,
+    bestShare: Math.max(memoryMs, computeMs) / ms.p10,
   }
 }

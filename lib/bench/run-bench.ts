@@ -125,9 +125,9 @@ export async function runBench(options: BenchOptions): Promise<BenchReport> {
     const measured = roofs.measured
     roofs.dispose()
     const roofline = rooflineOf(measured)
-    const held = <T extends { bytes: number; flops: number; ms: { median: number } }>(row: T) => ({
+    const held = <T extends Parameters<typeof achieved>[0]>(row: T) => ({
       ...row,
-      ...achieved({ ...row, ms: row.ms.median }, roofline),
+      ...achieved(row, roofline),
     })
     return {
       schema: 'zipcache-bench-1',

@@ -61,12 +61,14 @@ function roofTable({ roofs }: BenchReport): BenchTable {
   }
 }
 
-/** The rate that its nearer roof bounds, and how much of that roof it is. */
-const achievedColumns = [right('rate'), left(''), right('of roof')]
+/** The rate that its nearer roof bounds, and how much of that roof: at the median, and at p10. */
+const achievedColumns = [right('rate'), left(''), right('of roof'), right('p10')]
 
-function achievedCells({ bound, gigabytesPerSecond, gigaflopsPerSecond, share }: Achieved) {
-  const rate = bound === 'memory' ? gigabytesPerSecond : gigaflopsPerSecond
-  return [rate.toFixed(1), bound === 'memory' ? 'GB/s' : 'GFLOP/s', `${(100 * share).toFixed(0)}%`]
+function achievedCells(row: Achieved): string[] {
+  const [rate, unit] =
+    row.bound === 'memory' ? [row.gigabytesPerSecond, 'GB/s'] : [row.gigaflopsPerSecond, 'GFLOP/s']
+  const percent = (share: number) => `${(100 * share).toFixed(0)}%`
+  return [rate.toFixed(1), unit, percent(row.share), percent(row.bestShare)]
 }
 
 function opTable({ ops }: BenchReport): BenchTable {
