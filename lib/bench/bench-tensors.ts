@@ -42,10 +42,6 @@ export class BenchTensors {
     return this.#own(this.device.from(Float32Array.from(values), shape, 'f32'))
   }
 
-  u8(values: Uint8Array): Tensor<'u8'> {
-    return this.#own(this.device.from(values, [values.length], 'u8'))
-  }
-
   /** Normal numbers; every 16th column is 8 times as large, as channels of keys are. */
   normal(dtype: FloatDtype, shape: readonly number[], { deviation = 1, seed = 1 } = {}): Tensor {
     return this.#normals(dtype, shape, 1, deviation, seed)[0] as Tensor

@@ -1,5 +1,6 @@
 import { loadModel } from '../engine/load-model.js'
 import { ZipCacheError } from '../errors.js'
+import { readModelConfig } from '../model/config.js'
 import { Device } from '../ops/index.js'
 import { attentionCases } from './attention-cases.js'
 import { BenchTensors } from './bench-tensors.js'
@@ -92,6 +93,7 @@ export async function runBench(options: BenchOptions): Promise<BenchReport> {
   const { full = false, dtype = 'f32', seed = 0, signal } = options
   const begin = performance.now()
   const plan = planBench(options)
+  await checkPositions(plan)
   const machine = machineOf(options.root)
   const { threads } = options
   const device = await Device.open(options.device, threads === undefined ? {} : { threads })
@@ -167,10 +169,8 @@ type Plan = ReturnType<typeof planBench>
 /** What the options leave to do, and in how many equal strokes of a progress bar. */
 function planBench(options: BenchOptions) {
   const { parts, filter, full = false, contexts, policies, models, tokens = 208 } = options
-  for (const value of [...contexts, tokens]) {
-    if (Number.isInteger(value) && value > 0) continue
-    throw bad('context', `contexts and tokens are whole numbers above 0, but there is ${value}`)
-  }
+  for (const context of contexts) checkPositive('context', context)
+  checkPositive('tokens', tokens)
   const effort = full ? kFull : kShort
   // A stateful expression would find every other row.
   const pattern = filter && new RegExp(filter.source, filter.flags.replace(/[gy]/g, ''))
@@ -204,6 +204,24 @@ function planBench(options: BenchOptions) {
     })
   const total = groups.size * effort.samples + strokes.reduce((sum, n) => sum + n, 0)
   return { groups: [...groups.values()], models: modelPlans, effort, tokens, total }
+}
+
+/** Before minutes of other measurements: whether the models have as many positions as they need. */
+async function checkPositions({ models, tokens }: Plan): Promise<void> {
+  for (const { dir, stretch, contexts } of models) {
+    if (dir === null) continue
+    const { maxPositions } = await readModelConfig(dir)
+    for (const { context, decode } of contexts) {
+      const needed = positionsOf(context, decode.length > 0 ? tokens : 0)
+      if (stretch || needed <= maxPositions) continue
+      throw new ZipCacheError(
+        'ERR_ZC_CONTEXT_LENGTH',
+        `context: is ${context}, which with the decoded tokens needs ${needed} positions, ` +
+          `expected at most the model's ${maxPositions}`,
+        { argument: 'context' },
+      )
+    }
+  }
 }
 
 /** Once where only what comes after it is asked for. */
@@ -317,6 +335,11 @@ async function withSteps(
   if (!model.stretch) return use(model.dir)
   const positions = model.contexts.map(({ context }) => positionsOf(context, tokens))
   return withLongerContext(model.dir, Math.max(...positions), use)
+}
+
+function checkPositive(argument: string, value: number): void {
+  if (Number.isInteger(value) && value > 0) return
+  throw bad(argument, `is ${value}, expected a whole number above 0`)
 }
 
 function bad(argument: string, what: string): ZipCacheError {

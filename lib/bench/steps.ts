@@ -84,22 +84,12 @@ export function turnsOf(tokens: number): number {
 /**
  * Times prefill and decode steps of one model at one prompt length, all policies in turns.
  *
- * Rejects with `ERR_ZC_CONTEXT_LENGTH`, before anything is computed, if the model has too few
- * positions, and with `signal.reason` when aborted.
+ * Rejects as `Sequence.prefill` and `Sequence.generate`.
  */
 export async function timeSteps(
   plan: StepPlan,
 ): Promise<{ prefill: PrefillTimes[]; decode: DecodeTimes[] }> {
-  const { model, context, policies, tokens, signal } = plan
-  const needed = positionsOf(context, tokens)
-  if (needed > model.config.maxPositions) {
-    throw new ZipCacheError(
-      'ERR_ZC_CONTEXT_LENGTH',
-      `context: is ${context}, which with the tokens that are decoded needs ${needed} positions, ` +
-        `expected at most the model's ${model.config.maxPositions}`,
-      { argument: 'context' },
-    )
-  }
+  const { model, context, policies, tokens } = plan
   const work = await stepWork(model, plan.dir)
   const seed = toSeed(plan.seed)
   const ids = Int32Array.from({ length: context }, (_, i) =>
@@ -141,7 +131,6 @@ export async function timeSteps(
         flops: work.decodeFlops(context),
       }
     })
-    signal?.throwIfAborted()
     return { prefill, decode }
   } finally {
     for (const sequence of sequences) sequence.dispose()
@@ -211,7 +200,8 @@ async function timeDecoding(plan: StepPlan, sequences: readonly Sequence[]): Pro
           const ms = performance.now() - start
           const isClosing = compressedTokens(sequences[s] as Sequence) !== before
           all.push(ms)
-          ;(isClosing ? closing : others).push(ms)
+          const kind = isClosing ? closing : others
+          kind.push(ms)
         }
         onProgress?.()
       }

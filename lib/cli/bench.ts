@@ -53,13 +53,17 @@ export function addBenchCommand(program: Command, signal: AbortSignal): void {
       'rows whose name it finds, as "linear m=1 .* f16"',
       regularExpression,
     )
-    .option('--full', 'more shapes, longer contexts, more samples: some ten minutes')
+    .option('--full', 'more shapes, longer contexts, more samples: several times as long')
     .option(
       '--model <dir>',
       'model folder (default: one with random weights and 25M parameters, and the one that comes ' +
         'with the package, which is taken beyond its positions where a context asks for it)',
     )
-    .option('--context <list>', 'prompt lengths in tokens', distinctList(integer(1)))
+    .option(
+      '--context <list>',
+      `prompt lengths in tokens (default: ${kContexts}; with --full ${kFullContexts})`,
+      distinctList(integer(1)),
+    )
     .option('--policy <list>', 'cache policies', distinctList(policyName), [
       'fp16',
       'uniform4',

@@ -169,14 +169,26 @@ test('a wrong result is an error and not a row', async () => {
 test.each([
   ['a filter that finds nothing', { filter: /linear m=3/ }, 'ERR_ZC_ARGUMENT', 'filter'],
   ['no part', { parts: [] }, 'ERR_ZC_ARGUMENT', 'filter'],
-  ['half a token', { contexts: [0.5] }, 'ERR_ZC_ARGUMENT', 'context'],
+  ['half a token of context', { contexts: [0.5] }, 'ERR_ZC_ARGUMENT', 'context'],
+  ['no token to decode', { tokens: 0 }, 'ERR_ZC_ARGUMENT', 'tokens'],
   ['a device that is not there', { device: 'abacus' }, 'ERR_ZC_DEVICE', undefined],
 ])('refuses %s', async (_, options, code, argument) => {
   const expected = argument === undefined ? { code } : { code, argument }
   await expect(runBench({ ...base, ...options })).rejects.toMatchObject(expected)
 })
 
-test('ends when aborted, and gives its memory back', async () => {
+test('refuses a context beyond the positions before anything is measured', async () => {
+  const onProgress = jest.fn()
+  const own = { models: [{ ...fixture, stretch: false }], contexts: [100_000], onProgress }
+  const running = runBench({ ...base, ...own, parts: ['ops', 'decode'] })
+  await expect(running).rejects.toMatchObject({
+    code: 'ERR_ZC_CONTEXT_LENGTH',
+    argument: 'context',
+  })
+  expect(onProgress).not.toHaveBeenCalled()
+})
+
+test('ends when aborted', async () => {
   const abort = new AbortController()
   const onProgress = () => abort.abort(new Error('enough'))
   const running = runBench({ ...base, filter: /rmsNorm 1x/, signal: abort.signal, onProgress })
