@@ -394,6 +394,83 @@ describeBackends('mixedAttention', (backend) => {
     })
   })
 
+  describe('masked sequences', () => {
+    const plan = (nTokens: number, tail: number): SequencePlan => ({
+      blocks: [block(nTokens, nTokens >> 1)],
+      tail: { format: 'f16', nTokens: tail },
+    })
+    const call: Call = {
+      ...usual,
+      sequences: [
+        { plan: plan(40, 9), qLen: 2 },
+        { plan: plan(17, 5), qLen: 1 },
+        { plan: plan(65, 30), qLen: 7 },
+        { plan: plan(33, 1), qLen: 1 },
+      ],
+      seed: 41,
+    }
+
+    test.each([[[0]], [[3]], [[1, 2]], [[0, 1, 2, 3]]])(
+      '%j get 0 and -infinity, the others the bits they get beside them',
+      async (masked) => {
+        const { tensors } = backend
+        const { args, cuSeqlens, totalQ } = prepare(tensors, call)
+        mixedAttention(args)
+        const out = await tensors.values(args.out)
+        const lse = await tensors.values(args.lse)
+        const starts = await tensors.read(args.starts)
+        for (const index of masked) {
+          starts[index] = -1
+          const [first, last] = [cuSeqlens[index], cuSeqlens[index + 1]]
+          out.fill(0, first * 128, last * 128)
+          lse.fill(Number.NEGATIVE_INFINITY, first * 4, last * 4)
+        }
+        const own = {
+          out: tensors.output('f32', [totalQ, 4, 32]),
+          lse: tensors.output('f32', [totalQ, 4]),
+        }
+        mixedAttention({ ...args, ...own, starts: tensors.i32(starts) })
+        const seed = call.seed
+        const shape = [totalQ, 4, 32]
+        expectIdentical(await tensors.values(own.out), out, { name: 'out', shape, seed })
+        expectIdentical(await tensors.values(own.lse), lse, {
+          name: 'lse',
+          shape: [totalQ, 4],
+          seed,
+        })
+      },
+    )
+
+    test('alone, with no table at all and whatever q holds', async () => {
+      const { tensors } = backend
+      const { args } = prepare(tensors, usual)
+      args.q.write(new Float32Array(128).fill(Number.NaN))
+      mixedAttention({ ...args, tables: tensors.i32([]), starts: tensors.i32([-1]) })
+      expect((await tensors.values(args.out)).every((x) => x === 0)).toBe(true)
+      expect([...(await tensors.values(args.lse))]).toEqual(new Array(4).fill(-Infinity))
+    })
+
+    test.each([-2, 2 ** 31 - 1, -(2 ** 31)])('a start of %i is no mask', async (start) => {
+      const { tensors, device } = backend
+      const { args } = prepare(tensors, usual)
+      mixedAttention({ ...args, starts: tensors.i32([start]) })
+      const fault = {
+        code: 'ERR_ZC_ARGUMENT',
+        op: 'mixedAttention',
+        message: /^starts: /,
+      } as const
+      await expectRejected(device.sync(), fault)
+    })
+
+    test('a start whose header does not fit', async () => {
+      const { tensors, device } = backend
+      const { args } = prepare(tensors, usual)
+      mixedAttention({ ...args, starts: tensors.i32([args.tables.length - 7]) })
+      const fault = { code: 'ERR_ZC_ARGUMENT', op: 'mixedAttention' } as const
+      await expectRejected(device.sync(), { ...fault, message: /^starts: / })
+    })
+  })
+
   test('no sequences at all', async () => {
     const { tensors } = backend
     const { args } = prepare(tensors, { ...usual, sequences: [] })

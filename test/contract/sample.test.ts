@@ -6,7 +6,7 @@ import { sample as reference } from '../../lib/reference/index.js'
 import { type Backend, describeBackends } from '../support/backends.js'
 import { expectClose, expectIdentical } from '../support/compare.js'
 import type { DeviceTensors } from '../support/device-tensors.js'
-import { expectRefused } from '../support/errors.js'
+import { expectRefused, expectRejected } from '../support/errors.js'
 import { propertyRuns } from '../support/properties.js'
 import { normals, randomNumbers } from '../support/random-data.js'
 import { tolerance } from '../support/tolerance.js'
@@ -255,6 +255,83 @@ describeBackends('sample', (backend) => {
     expect([...(await tensors.read(seen))]).toEqual([1, 1, 0])
   })
 
+  describe('contexts', () => {
+    /** Greedy rows whose choice the penalty of a seen token 0 changes, over contexts of 3 tokens. */
+    function call(contexts: readonly number[], nContexts: number, repetitionPenalty = 1.5) {
+      const { tensors } = backend
+      const n = contexts.length
+      const rows = contexts.flatMap(() => [
+        ...packSampleParams({ ...plain, temperature: 0, repetitionPenalty }),
+      ])
+      return {
+        logits: tensors.f32(
+          contexts.flatMap(() => [4, 3.9, 0]),
+          [n, 3],
+        ),
+        params: tensors.f32(rows, [n, SAMPLE_PARAMS]),
+        seen: tensors.input('u8', new Uint8Array(nContexts * 3), [nContexts, 3]),
+        contexts: tensors.i32(contexts),
+        ids: tensors.output('i32', [n]),
+        logprobs: tensors.output('f32', [n]),
+      }
+    }
+
+    test('in any order, more of them than rows: each row reads and marks its own', async () => {
+      const { tensors } = backend
+      const args = call([3, 0, 2], 5)
+      const marks = Uint8Array.of(1, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 1, 1)
+      args.seen.write(marks)
+      sample(args)
+      expect([...(await tensors.read(args.ids))]).toEqual([0, 1, 0])
+      const expected = [1, 1, 0, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1]
+      expect([...(await tensors.read(args.seen))]).toEqual(expected)
+    })
+
+    test('-1: no penalty and no mark, beside rows that have theirs', async () => {
+      const { tensors } = backend
+      const args = call([-1, 0, -1], 1)
+      args.seen.write(Uint8Array.of(1, 0, 0))
+      sample(args)
+      expect([...(await tensors.read(args.ids))]).toEqual([0, 1, 0])
+      expect([...(await tensors.read(args.seen))]).toEqual([1, 1, 0])
+    })
+
+    test('-1 for all: as without a penalty, and there need not be any', async () => {
+      const { tensors } = backend
+      for (const nContexts of [0, 2]) {
+        const masked = call([-1, -1], nContexts)
+        const plainly = call([0, 1], 2, 1)
+        for (const args of [masked, plainly]) sample(args)
+        expectIdentical(await tensors.read(masked.ids), await tensors.read(plainly.ids), {
+          name: 'ids',
+          shape: [2],
+        })
+        const logprobs = await tensors.read(masked.logprobs)
+        const expected = await tensors.read(plainly.logprobs)
+        expectIdentical(logprobs, expected, { name: 'logprobs', shape: [2] })
+        expect((await tensors.read(masked.seen)).every((mark) => mark === 0)).toBe(true)
+      }
+    })
+
+    test('shared by rows without a penalty: all of their tokens are marked', async () => {
+      const { tensors } = backend
+      const args = call([1, 1, 1], 2, 1)
+      args.logits.write(Float32Array.of(4, 3, 0, 0, 1, 9, 5, 1, 0))
+      sample(args)
+      expect([...(await tensors.read(args.ids))]).toEqual([0, 2, 0])
+      expect([...(await tensors.read(args.seen))]).toEqual([0, 0, 0, 1, 0, 1])
+    })
+
+    test.each([-2, 2, 2 ** 31 - 1, -(2 ** 31)])(
+      '%i of 2 is rejected at the next sync',
+      async (context) => {
+        sample(call([0, context], 2))
+        const fault = { code: 'ERR_ZC_ARGUMENT', op: 'sample', message: /^contexts: / } as const
+        await expectRejected(backend.device.sync(), fault)
+      },
+    )
+  })
+
   test('seeds and steps of every size', async () => {
     const logits = normals(4, 97)
     const rows: Row[] = []
@@ -327,6 +404,7 @@ describeBackends('sample', (backend) => {
     ['i32 seen', (t) => ({ seen: t.output('i32', [2, 5]) }), 'ERR_ZC_DTYPE', 'seen'],
     ['seen of others', (t) => ({ seen: t.output('u8', [2, 4]) }), 'ERR_ZC_SHAPE', 'seen'],
     ['one context', (t) => ({ contexts: t.i32([0]) }), 'ERR_ZC_SHAPE', 'contexts'],
+    ['float contexts', (t) => ({ contexts: t.f32([0, 1]) }), 'ERR_ZC_DTYPE', 'contexts'],
     ['float ids', (t) => ({ ids: t.output('f32', [2]) }), 'ERR_ZC_DTYPE', 'ids'],
     ['fewer ids', (t) => ({ ids: t.output('i32', [1]) }), 'ERR_ZC_SHAPE', 'ids'],
     ['f16 logprobs', (t) => ({ logprobs: t.output('f16', [2]) }), 'ERR_ZC_DTYPE', 'logprobs'],

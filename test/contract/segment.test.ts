@@ -476,6 +476,67 @@ describeBackends('appendKv', (backend) => {
     await expectTails('f16', 'f32', [[4], [1]], make)
   })
 
+  describe('masked sequences', () => {
+    const lengths = [3, 1, 17, 2]
+    const poolBytes = 1 << 17
+
+    /** A pool after the rows of four sequences were appended, those masked left out. */
+    async function appended(masked: readonly number[], leftOut: readonly number[]) {
+      const { tensors } = backend
+      const cache = new PackedCache(tensors, { ...shape, poolBytes })
+      const tables = lengths.map((nTokens) => cache.table({ format: 'f16', nTokens, start: 0 }, []))
+      const { words, starts } = stackTables(tables)
+      for (const index of masked) starts[index] = -1
+      const kept = lengths.map((_, i) => i).filter((i) => !leftOut.includes(i))
+      const cuSeqlens = cumulative(lengths)
+      const rowsOf = (seed: number, make: typeof randomKeys) => {
+        const all = make(seed, { ...shape, nTokens: cuSeqlens.at(-1)! })
+        return kept.flatMap((i) => [
+          ...all.subarray(cuSeqlens[i] * width, cuSeqlens[i + 1] * width),
+        ])
+      }
+      const own = cumulative(kept.map((i) => lengths[i]))
+      const extents = [own.at(-1)!, shape.nKvHeads, shape.headDim]
+      appendKv({
+        k: tensors.f32(rowsOf(1, randomKeys), extents),
+        v: tensors.f32(rowsOf(2, randomValues), extents),
+        pool: cache.pool,
+        tables: tensors.i32(words),
+        starts: tensors.i32(kept.map((i) => starts[i])),
+        cuSeqlens: tensors.i32(own),
+        layer: 0,
+      })
+      return cache.pool.read()
+    }
+
+    test.each([[[0]], [[3]], [[1, 2]], [[0, 1, 2, 3]]])(
+      '%j leave the pool as if they were not there',
+      async (masked) => {
+        const pool = await appended(masked, [])
+        const expected = await appended([], masked)
+        expectIdentical(pool, expected, { name: 'pool', shape: [poolBytes], seed: 1 })
+        const untouched = expected.every((byte) => byte === 0xff)
+        expect(untouched).toBe(masked.length === lengths.length)
+      },
+    )
+
+    test.each([-2, int32Max, int32Min])('a start of %i is no mask', async (start) => {
+      const { tensors, device } = backend
+      const call = appendCall(tensors, pack(tensors, usual))
+      appendKv({ ...call, starts: tensors.i32([start]) })
+      const fault = { code: 'ERR_ZC_ARGUMENT', op: 'appendKv', message: /^starts: / } as const
+      await expectRejected(device.sync(), fault)
+    })
+
+    test('a start whose header does not fit', async () => {
+      const { tensors, device } = backend
+      const call = appendCall(tensors, pack(tensors, usual))
+      appendKv({ ...call, starts: tensors.i32([call.tables.length - 7]) })
+      const fault = { code: 'ERR_ZC_ARGUMENT', op: 'appendKv', message: /^starts: / } as const
+      await expectRejected(device.sync(), fault)
+    })
+  })
+
   test('no sequences, and no rows', async () => {
     await expectTails('f16', 'f32', [[0, 0]])
     const { tensors, device } = backend
