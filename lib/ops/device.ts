@@ -89,15 +89,17 @@ export class Device {
   from<D extends DType>(values: TypedArrays[D], shape: readonly number[], dtype?: D): Tensor<D> {
     const type = dtype ?? (DTYPES.find((name) => values instanceof TYPED_ARRAYS[name]) as D)
     const tensor = this.tensor(type, shape)
-    if (tensor.length !== values.length) {
-      tensor.dispose()
+    try {
+      if (tensor.length === values.length) return tensor.write(values)
       throw new ZipCacheError(
         'ERR_ZC_SHAPE',
         `values: has ${values.length} elements, expected ${tensor.length}`,
         { argument: 'values' },
       )
+    } catch (error) {
+      tensor.dispose()
+      throw error
     }
-    return tensor.write(values)
   }
 
   /**

@@ -1,7 +1,7 @@
 import type { ProgramHandle } from '../native/addon.js'
 import { loadAddon } from '../native/load.js'
 import { type DType, TYPED_ARRAYS, type TypedArrays } from './dtype.js'
-import type { Tensor } from './tensor.js'
+import { storable, type Tensor } from './tensor.js'
 
 /**
  * Ops recorded once by `Device.record` and run again and again: one call and one await for all of
@@ -19,15 +19,17 @@ export class Program {
    * Stores `values` at the start of `input`, runs the ops, and resolves to what `output` holds then.
    * Runs queue up like ops: none has to be awaited before the next.
    *
-   * Throws `ERR_ZC_SHAPE` for values that do not fit, `ERR_ZC_HANDLE` for a disposed program or
-   * tensor; rejects with the first error of an op.
+   * Rejects with `ERR_ZC_DTYPE` for an array of another type than `input`'s, `ERR_ZC_SHAPE` for
+   * values that do not fit, `ERR_ZC_DEVICE` for a tensor of another device, `ERR_ZC_HANDLE` for a
+   * disposed program or tensor, and with the first error of an op.
    */
   async run<D extends DType, E extends DType>(
     input: Tensor<D>,
     values: TypedArrays[D],
     output: Tensor<E>,
   ): Promise<TypedArrays[E]> {
-    const buffer = await loadAddon().runProgram(this.#handle, input.handle, values, output.handle)
+    const own = storable(values, input.dtype)
+    const buffer = await loadAddon().runProgram(this.#handle, input.handle, own, output.handle)
     return new TYPED_ARRAYS[output.dtype](buffer) as TypedArrays[E]
   }
 

@@ -46,15 +46,7 @@ export class Tensor<D extends DType = DType> {
    * not fit.
    */
   write(values: TypedArrays[D], offset = 0): this {
-    if (!(values instanceof TYPED_ARRAYS[this.dtype])) {
-      throw new ZipCacheError(
-        'ERR_ZC_DTYPE',
-        `values: is not a ${TYPED_ARRAYS[this.dtype].name}, which a tensor of ${this.dtype} needs`,
-        { argument: 'values' },
-      )
-    }
-    // N-API does not open shared memory; `slice` copies it into an array of our own.
-    const own = values.buffer instanceof SharedArrayBuffer ? values.slice() : values
+    const own = storable(values, this.dtype)
     loadAddon().writeTensor(this.handle, own, offset * DTYPE_BYTES[this.dtype])
     return this
   }
@@ -106,4 +98,20 @@ export class Tensor<D extends DType = DType> {
   [Symbol.dispose](): void {
     this.dispose()
   }
+}
+
+/**
+ * Values as N-API takes them: it does not open shared memory, so that is copied.
+ *
+ * Throws `ERR_ZC_DTYPE` when the array's type is not the dtype's.
+ */
+export function storable<D extends DType>(values: TypedArrays[D], dtype: D): TypedArrays[D] {
+  if (values instanceof TYPED_ARRAYS[dtype]) {
+    return values.buffer instanceof SharedArrayBuffer ? (values.slice() as TypedArrays[D]) : values
+  }
+  throw new ZipCacheError(
+    'ERR_ZC_DTYPE',
+    `values: is not a ${TYPED_ARRAYS[dtype].name}, which a tensor of ${dtype} needs`,
+    { argument: 'values' },
+  )
 }
