@@ -1,0 +1,145 @@
+/** Requests that begin with the same tokens share a past, if the engine keeps pasts. */
+import { join } from 'node:path'
+import { createEngine, type Engine, type EngineOptions, type PolicySpec } from '../../lib/index'
+import { expectRejected } from '../support/errors'
+import { kFixtures } from './model-copies'
+import { collect, idsOf, someIds, useModel } from './running'
+
+const model = useModel(join(kFixtures, 'llama'))
+const zip: PolicySpec = { name: 'zipcache', window: 12 }
+const policies: PolicySpec[] = ['full', 'fp16', zip, 'uniform4']
+const settings = { maxTokens: 20, ignoreEos: true }
+const system = someIds(50, 320, 1)
+const questions = [2, 3, 4].map((seed) => someIds(9 + seed, 320, seed))
+
+async function withEngine(
+  options: Partial<EngineOptions>,
+  body: (engine: Engine) => Promise<void>,
+): Promise<void> {
+  const engine = createEngine({ model: model(), kvMemory: 64 << 20, ...options })
+  try {
+    await body(engine)
+  } finally {
+    await engine.dispose()
+    expect(engine.kvMemory.used).toBe(0)
+  }
+}
+
+const answerOf = async (engine: Engine, prompt: number[], options: object) =>
+  (await collect(engine.generate(prompt, { ...settings, ...options }))).ids
+
+test.each(policies)('a declared prefix is run once and changes no answer: %j', async (policy) => {
+  const options = { policy, prefixTokens: system.length }
+  const expected: number[][] = []
+  await withEngine({}, async (engine) => {
+    for (const question of questions) {
+      expected.push(await answerOf(engine, [...system, ...question], options))
+    }
+    expect(engine.stats()).toMatchObject({ prefixHits: 0, prefixes: { count: 0, bytes: 0 } })
+    // The prompt in two turns, that is.
+    const sequence = engine.createSequence({ policy })
+    await sequence.prefill(system)
+    expect(await idsOf(sequence, questions[0] as number[], 20)).toEqual(expected[0])
+  })
+  await withEngine({ prefixMemory: 32 << 20 }, async (engine) => {
+    const answers: number[][] = []
+    for (const question of questions) {
+      answers.push(await answerOf(engine, [...system, ...question], options))
+    }
+    expect(answers).toEqual(expected)
+    expect(engine.stats()).toMatchObject({
+      prefixHits: 2,
+      prefixTokens: 2 * system.length,
+      promptTokens: system.length + questions.flat().length,
+      prefixes: { count: 4 },
+    })
+    // All at once, the prefix being there already.
+    const together = questions.map((question) =>
+      answerOf(engine, [...system, ...question, 7], options),
+    )
+    const alone: number[][] = []
+    await withEngine({}, async (other) => {
+      for (const question of questions) {
+        const prompt = [...system, ...question, 7]
+        alone.push(await answerOf(other, prompt, options))
+      }
+    })
+    // What was kept is longer than the declared prefix: the first question's whole conversation
+    // begins otherwise, so the prefix is the longest.
+    expect(await Promise.all(together)).toEqual(alone)
+  })
+})
+
+test('the longest past is found: a conversation goes on where it was', async () => {
+  await withEngine({ prefixMemory: 32 << 20 }, async (engine) => {
+    const answer = await answerOf(engine, system, { policy: zip })
+    const next = [...system, ...answer, ...(questions[0] as number[])]
+    const continued = await answerOf(engine, next, { policy: zip })
+    // The last token of an answer has not been through the model.
+    expect(engine.stats()).toMatchObject({
+      prefixHits: 1,
+      prefixTokens: system.length + answer.length - 1,
+    })
+    const sequence = engine.createSequence({ policy: zip })
+    expect(await idsOf(sequence, system, 20)).toEqual(answer)
+    expect(await idsOf(sequence, questions[0] as number[], 20)).toEqual(continued)
+    sequence.dispose()
+  })
+})
+
+test('nothing is shared between policies, seeds, or prompts that differ', async () => {
+  await withEngine({ prefixMemory: 32 << 20 }, async (engine) => {
+    const prompt = [...system, 5]
+    await answerOf(engine, prompt, { policy: zip, prefixTokens: 50 })
+    await answerOf(engine, prompt, { policy: 'fp16', prefixTokens: 50 })
+    await answerOf(engine, prompt, { policy: zip, seed: 1, prefixTokens: 50 })
+    await answerOf(engine, [6, ...system.slice(1), 5], { policy: zip, prefixTokens: 50 })
+    await answerOf(engine, system, { policy: zip }) // no more than the past: nothing would be left to run
+    expect(engine.stats().prefixHits).toBe(0)
+    await answerOf(engine, prompt, { policy: { ...zip }, prefixTokens: 50 })
+    expect(engine.stats().prefixHits).toBe(1)
+  })
+})
+
+test('pasts go when their memory is used up, or needed by requests', async () => {
+  const prompts = [11, 12, 13, 14, 15, 16].map((seed) => someIds(300, 320, seed))
+  await withEngine({ prefixMemory: 600_000 }, async (engine) => {
+    for (const prompt of prompts) await answerOf(engine, prompt, { policy: 'fp16' })
+    const { prefixes } = engine.stats()
+    expect(prefixes.bytes).toBeLessThanOrEqual(600_000)
+    expect(prefixes.count).toBeGreaterThan(0)
+    expect(prefixes.count).toBeLessThan(prompts.length)
+    expect(engine.kvMemory.used).toBe(prefixes.bytes)
+  })
+  await withEngine({ kvMemory: 1 << 20, prefixMemory: 1 << 20 }, async (engine) => {
+    for (const prompt of prompts) await answerOf(engine, prompt, { policy: 'fp16' })
+    const kept = engine.stats().prefixes.count
+    expect(kept).toBeGreaterThan(1)
+    const sequence = engine.createSequence({ policy: 'fp16' })
+    await sequence.prefill(someIds(1000, 320))
+    expect(engine.stats().prefixes.count).toBeLessThan(kept)
+    sequence.dispose()
+  })
+})
+
+test('a request that is left or fails keeps what it has run', async () => {
+  await withEngine({ prefixMemory: 32 << 20 }, async (engine) => {
+    for await (const _ of engine.generate(system, { ...settings, policy: zip })) break
+    expect(engine.stats().prefixes.count).toBe(1)
+    const signal = AbortSignal.abort()
+    await expect(answerOf(engine, [...system, 5], { policy: zip, signal })).rejects.toBe(
+      signal.reason,
+    )
+    expect(await answerOf(engine, [...system, 5], { policy: zip })).toHaveLength(20)
+  })
+})
+
+test.each([-1, 0.5, 51, Number.NaN])('prefixTokens %p of 51 is refused', async (prefixTokens) => {
+  await withEngine({}, async (engine) => {
+    await expectRejected(answerOf(engine, [...system, 5], { prefixTokens }), {
+      code: 'ERR_ZC_ARGUMENT',
+      argument: 'prefixTokens',
+    })
+    expect(engine.stats().sequences).toBe(0)
+  })
+})
