@@ -23,3 +23,14 @@ test('multi-turn.mjs answers every turn right', async () => {
   expect(turns).toHaveLength(3)
   for (const [, answer, number] of turns) expect(answer?.replaceAll(' ', '')).toBe(number)
 })
+
+test('many-questions.mjs answers every question right, and one more from a file', async () => {
+  const lines = (await runExample('many-questions.mjs')).trim().split('\n')
+  const answers = lines.flatMap((line) => {
+    const match = /< ([\d ]+) \(it is (\d{5})\)/.exec(line)
+    return match ? [[match[1]?.replaceAll(' ', ''), match[2]]] : []
+  })
+  expect(answers).toHaveLength(9)
+  for (const [answer, number] of answers) expect(answer).toBe(number)
+  expect(lines.at(-2)).toMatch(/^104 tokens in \d+ steps, \d+ bytes of caches$/)
+})
