@@ -25,6 +25,10 @@ export const tolerance = {
   /** LSE is a score plus a logarithm, both with f32 errors of ~100 u; compared with floor 1. */
   lse: 2e-5,
   /**
+   * Packed scores: q is rounded to multiples of 2^-15 of its largest element before it meets the codes.
+   */
+  packedLse: 5e-4,
+  /**
    * Probe scores are exp(s - lse): the absolute error of s, ~1e-5 at |s| ~ 30, becomes relative.
    */
   probeScores: 1e-4,

@@ -10,6 +10,7 @@
 #include "csrc/cpu/kernels/select_salient-inl.h"
 #include "csrc/cpu/kernels/quantize-inl.h"
 #include "csrc/cpu/kernels/segment-inl.h"
+#include "csrc/cpu/kernels/page_dot-inl.h"
 #include "csrc/cpu/kernels/mixed_attention-inl.h"
 #include "csrc/cpu/kernels/merge_attention-inl.h"
 #include "csrc/cpu/kernels/linear-inl.h"

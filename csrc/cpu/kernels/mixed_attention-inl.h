@@ -1,145 +1,343 @@
 namespace zc::cpu {
 namespace ZC_ISA {
 
-// ---- few rows: codes go from the page through registers into the sums ----
+// Keys between two updates of the running softmax, and keys whose weights are rounded to integers
+// together, to multiples of 2^-15 of the largest: even if all but one lie just below half of that,
+// rounding loses less than 2^-10 of it. Blocks begin at multiples of these slots whatever a row
+// sees, so that its sums are the same whichever rows are computed with it.
+inline constexpr int kSoftmaxKeys = 256;
+inline constexpr int kWeightKeys = 64;
 
-inline constexpr int kFusedRows = 8;  // beyond, unpacking a block once for all rows is cheaper
+// Below this a row's largest factor is as good as none (and its inverse would overflow).
+inline constexpr float kTinyFactor = 1e-30f;
 
-// What the upper vectors of a unit accumulate is 1 / upper_scale too large (page-inl.h); sums start
-// from what they are added to, brought to that scale, and so are the same bits as those of the tile
-// path: powers of two are exact.
-template <Format F>
-inline VecF load_sum(const float* from, int vec) {
-  return is_upper(vec) ? load(from) * broadcast(1.0f / upper_scale<F>) : load(from);
+// Pages lie anywhere in the pool, and no hardware follows a page table: the first lines of a part
+// (K or V) are asked for kAheadBytes before it is read, and the rest of it is a stream that
+// hardware sees. Asking for every line made float16 a third slower, asking for none u4 by as much.
+inline constexpr int64_t kAheadBytes = 4096;
+inline constexpr int64_t kPrefetchBytes = 256;
+
+// Prefetches the parts of n_pages pages, kAheadBytes beyond first_page.
+template <Format F, typename Part>
+inline void prefetch_parts(const SegmentView& view, int64_t first_page, int n_pages,
+                           const Part& part) {
+  const int64_t bytes = part_bytes(F, view.head_dim);
+  const int64_t first = first_page + std::max<int64_t>(1, kAheadBytes / bytes);
+  const int64_t end = std::min<int64_t>(first + n_pages, view.n_pages());
+  for (int64_t page = first; page < end; ++page)
+    for (int64_t at = 0; at < std::min(bytes, kPrefetchBytes); at += 64)
+      __builtin_prefetch(part(page) + at);
 }
 
-template <Format F>
-inline void store_sum(float* to, int vec, VecF sum) {
-  store(to, is_upper(vec) ? sum * broadcast(upper_scale<F>) : sum);
-}
-
-// scores (R, kBlockKeys) += q (R, head_dim) K^T over P pages. P * R * kUnitVecs chains of FMA hide
-// its latency.
-template <Format F, int R, int P>
-inline void score_pages(const SegmentView& view, int64_t first_page, const float* q,
-                        float* scores) {
-  const int d = view.head_dim;
-  const uint8_t* parts[P];
-  for (int p = 0; p < P; ++p) parts[p] = view.k_part(first_page + p);
-  VecF acc[P][R][kUnitVecs];
-  const auto place = [&](int p, int r, int i) {
-    return scores + r * kBlockKeys + p * kPageTokens + i * kLanes;
-  };
-  for (int p = 0; p < P; ++p)
-    for (int r = 0; r < R; ++r)
-      for (int i = 0; i < kUnitVecs; ++i) acc[p][r][i] = load_sum<F>(place(p, r, i), i);
-  for (int c = 0; c < d; c += 2)
-    for (int p = 0; p < P; ++p) {
-      const UnitPair k = load_pair<F>(parts[p], d, c / 2);
-      for (int r = 0; r < R; ++r)
-        for (int i = 0; i < kUnitVecs; ++i) {
-          acc[p][r][i] = fma(broadcast(q[r * d + c]), k.even.v[i], acc[p][r][i]);
-          acc[p][r][i] = fma(broadcast(q[r * d + c + 1]), k.odd.v[i], acc[p][r][i]);
-        }
-    }
-  for (int p = 0; p < P; ++p)
-    for (int r = 0; r < R; ++r)
-      for (int i = 0; i < kUnitVecs; ++i) store_sum<F>(place(p, r, i), i, acc[p][r][i]);
-}
-
-// o (R, head_dim) += p (R, kBlockKeys) V over the first n_keys tokens of the block, C units of
-// channels at a time.
-template <Format F, int R, int C>
-inline void weigh_units(const SegmentView& view, int64_t first_page, int n_keys, const float* p,
-                        float* o, int unit0) {
-  const int d = view.head_dim;
-  VecF acc[C][R][kUnitVecs];
-  const auto place = [&](int j, int r, int i) {
-    return o + int64_t{r} * d + (unit0 + j) * 16 + i * kLanes;
-  };
-  for (int j = 0; j < C; ++j)
-    for (int r = 0; r < R; ++r)
-      for (int i = 0; i < kUnitVecs; ++i) acc[j][r][i] = load_sum<F>(place(j, r, i), i);
-  for (int t0 = 0; t0 < n_keys; t0 += kPageTokens) {
-    const uint8_t* part = view.v_part(first_page + t0 / kPageTokens);
-    const int n = std::min(kPageTokens, n_keys - t0);
-    for (int t = 0; t < n; t += 2)
-      for (int j = 0; j < C; ++j) {
-        const UnitPair v = load_pair<F>(part, d, ((unit0 + j) * kPageTokens + t) / 2);
-        for (int r = 0; r < R; ++r)
-          for (int i = 0; i < kUnitVecs; ++i) {
-            const float* at = p + r * kBlockKeys + t0 + t;
-            acc[j][r][i] = fma(broadcast(at[0]), v.even.v[i], acc[j][r][i]);
-            // The slot after the last may never have been written.
-            if (t + 1 < n) acc[j][r][i] = fma(broadcast(at[1]), v.odd.v[i], acc[j][r][i]);
-          }
-      }
-  }
-  for (int j = 0; j < C; ++j)
-    for (int r = 0; r < R; ++r)
-      for (int i = 0; i < kUnitVecs; ++i) store_sum<F>(place(j, r, i), i, acc[j][r][i]);
-}
-
+// Squares that R rows are multiplied with at once: their sums have to fit the registers, and should
+// be enough chains to hide the latency of FMA.
 template <Format F, int R>
-inline void fused_scores(const SegmentView& view, int64_t first_page, int n_pages, const float* q,
-                         float* scores) {
-  constexpr int kTogether = R >= 3 ? 1 : R == 2 ? 2 : 4;
-  int page = 0;
-  for (; page + kTogether <= n_pages; page += kTogether)
-    score_pages<F, R, kTogether>(view, first_page + page, q, scores + page * kPageTokens);
-  for (; page < n_pages; ++page)
-    score_pages<F, R, 1>(view, first_page + page, q, scores + page * kPageTokens);
-}
+inline constexpr int kSquaresTogether = std::max(1, (is_quantized(F) ? 4 : 8) / (R * kSquareVecs));
 
-template <Format F, int R>
-inline void fused_weigh(const SegmentView& view, int64_t first_page, int n_keys, const float* p,
-                        float* o) {
-  constexpr int kTogether = R >= 3 ? 1 : R == 2 ? 2 : 4;
-  const int n_units = view.head_dim / 16;
-  int unit = 0;
-  for (; unit + kTogether <= n_units; unit += kTogether)
-    weigh_units<F, R, kTogether>(view, first_page, n_keys, p, o, unit);
-  for (; unit < n_units; ++unit) weigh_units<F, R, 1>(view, first_page, n_keys, p, o, unit);
-}
-
-// Calls f(first row, std::integral_constant<int, R>) for up to four rows at a time.
+// Calls f(first row, std::integral_constant<int, R>) for 4, 2 or 1 rows at a time.
 template <typename F>
 inline void each_rows(int rows, const F& f) {
   int r = 0;
   for (; r + 4 <= rows; r += 4) f(r, std::integral_constant<int, 4>{});
-  switch (rows - r) {
-    case 3:
-      return f(r, std::integral_constant<int, 3>{});
-    case 2:
-      return f(r, std::integral_constant<int, 2>{});
-    case 1:
-      return f(r, std::integral_constant<int, 1>{});
-    default:
-      return;
+  for (; r + 2 <= rows; r += 2) f(r, std::integral_constant<int, 2>{});
+  if (r < rows) f(r, std::integral_constant<int, 1>{});
+}
+
+// What a segment makes of the query rows: factors of its codes, q_c a_c (a: K's channel scale) in
+// multiples of `step`, and `beta`, what no code takes part in.
+struct KeyFactors {
+  const float* floats;      // (rows, head_dim): q itself, when K is not quantized
+  const int16_t* integers;  // (rows, head_dim)
+  float step[kBlockRows];
+  float beta[kBlockRows];
+};
+
+// The middle of the codes: what rounding leaves of their factors is not lost, but multiplied by it.
+inline float middle_code(Format f) { return 0.5f * static_cast<float>((1 << format_bits(f)) - 1); }
+
+inline KeyFactors fold_keys(const SegmentView& view, const float* q, int rows) {
+  KeyFactors keys{};
+  keys.floats = q;
+  if (!view.k_quantized()) return keys;
+  const int d = view.head_dim;
+  float channel_scale[256];
+  float channel_zero[256];
+  widen(view.channel_params(0), channel_scale, d);
+  widen(view.channel_params(1), channel_zero, d);
+  int16_t* integers = reinterpret_cast<int16_t*>(
+      thread_scratch(5, static_cast<size_t>(kBlockRows) * static_cast<size_t>(d) / 2));
+  keys.integers = integers;
+  for (int r = 0; r < rows; ++r) {
+    float folded[256];
+    VecF beta{};
+    for (int c = 0; c < d; c += kLanes) {
+      const VecF x = load(q + int64_t{r} * d + c);
+      store(folded + c, x * load(channel_scale + c));
+      beta = fma(x, load(channel_zero + c), beta);
+    }
+    keys.beta[r] = sum(beta);
+    const float largest = max_abs(folded, d);
+    if (largest <= kTinyFactor) {
+      std::memset(integers + int64_t{r} * d, 0, static_cast<size_t>(d) * sizeof(int16_t));
+      continue;
+    }
+    keys.step[r] = largest / kMaxFactor;
+    keys.beta[r] += middle_code(view.segment.k_format) *
+                    round_to_factors(folded, d, keys.step[r], integers + int64_t{r} * d);
+  }
+  return keys;
+}
+
+template <Format F>
+inline const Factor<F>* factors_of(const KeyFactors& keys) {
+  if constexpr (is_quantized(F))
+    return keys.integers;
+  else
+    return keys.floats;
+}
+
+// scores (R, kSoftmaxKeys) = q K^T of rows r0 .. r0 + R - 1 over P pages.
+template <Format F, int R, int P>
+inline void score_pages(const SegmentView& view, int64_t first_page, const KeyFactors& keys, int r0,
+                        float* scores) {
+  const int d = view.head_dim;
+  const Factor<F>* factors = factors_of<F>(keys) + int64_t{r0} * d;
+  Sums<F> sums[P][R][kSquareVecs];
+  clear(sums);
+  const uint8_t* squares[P];
+  for (int p = 0; p < P; ++p) squares[p] = view.k_part(first_page + p);
+  for (int c = 0; c < d; c += kPageTokens) {
+    add_squares<F, R, P>(squares, factors + c, d, sums);
+    for (int p = 0; p < P; ++p) squares[p] += square_bytes(F);
+  }
+  for (int p = 0; p < P; ++p)
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < kSquareVecs; ++i) {
+        float* to = scores + r * kSoftmaxKeys + p * kPageTokens + i * kLanes;
+        if constexpr (is_quantized(F))
+          store(to, fma(__builtin_convertvector(sums[p][r][i], VecF), broadcast(keys.step[r0 + r]),
+                        broadcast(keys.beta[r0 + r])));
+        else
+          store(to, sums[p][r][i]);
+      }
+}
+
+template <Format F, int R>
+inline void score_rows(const SegmentView& view, int64_t first_page, int n_pages,
+                       const KeyFactors& keys, int r0, float* scores) {
+  constexpr int kTogether = kSquaresTogether<F, R>;
+  for (int page = 0; page < n_pages;) {
+    prefetch_parts<F>(view, first_page + page, kTogether,
+                      [&](int64_t next) { return view.k_part(next); });
+    float* to = scores + page * kPageTokens;
+    if (page + kTogether <= n_pages) {
+      score_pages<F, R, kTogether>(view, first_page + page, keys, r0, to);
+      page += kTogether;
+    } else {
+      score_pages<F, R, 1>(view, first_page + page, keys, r0, to);
+      ++page;
+    }
   }
 }
 
-// ---- many rows: a block is unpacked once and multiplied as a matrix ----
+// The running softmax of a row (FlashAttention-2, arXiv 2307.08691, Alg. 1; natural log).
+struct SoftmaxRow {
+  float max = -INFINITY;
+  float sum = 0.0f;
 
-// Codes (or values) of the block's n_keys tokens to k_t (head_dim, kBlockKeys) and v (kBlockKeys,
-// head_dim); zero beyond.
-inline void unpack_block(const SegmentView& view, int64_t first_page, int n_keys, float* k_t,
-                         float* v) {
-  const int d = view.head_dim;
-  for (int t = 0; t < kBlockKeys; t += kPageTokens) {
-    if (t >= n_keys) {  // scores there are masked, but V must not be NaN
-      for (int c = 0; c < d; ++c)
-        std::memset(k_t + int64_t{c} * kBlockKeys + t, 0, kPageTokens * sizeof(float));
+  float lse() const { return sum == 0.0f ? -INFINITY : max + std::log(sum); }
+
+  // Turns scores (n, a multiple of kPageTokens) into exp(score - max), zero outside [first, last),
+  // and adds them to the sum. Returns the factor by which what was accumulated before must be
+  // multiplied.
+  float update(float* scores, int n, int first, int last) {
+    for (int j = 0; j < first; ++j) scores[j] = -INFINITY;
+    for (int j = last; j < n; ++j) scores[j] = -INFINITY;
+    VecF best[2] = {broadcast(-INFINITY), broadcast(-INFINITY)};
+    for (int j = 0; j < n; j += kPageTokens)
+      for (int i = 0; i < kSquareVecs; ++i)
+        best[i % 2] = vmax(load(scores + j + i * kLanes), best[i % 2]);
+    best[0] = vmax(best[0], best[1]);
+    float block_max = -INFINITY;
+    for (int i = 0; i < kLanes; ++i) block_max = best[0][i] > block_max ? best[0][i] : block_max;
+    if (block_max == -INFINITY) {  // nothing visible, or nothing but -inf and NaN
+      for (int j = first; j < last; ++j)
+        if (scores[j] != scores[j]) sum = NAN;
+      std::fill(scores, scores + n, 0.0f);
+      return 1.0f;
+    }
+    const float new_max = block_max > max ? block_max : max;
+    const float correction = max == -INFINITY ? 0.0f : std::exp(max - new_max);
+    VecF total{};
+    for (int j = 0; j < n; j += kLanes) {
+      const VecF p = exp(load(scores + j) - broadcast(new_max));
+      store(scores + j, p);
+      total += p;
+    }
+    sum = sum * correction + ZC_ISA::sum(total);
+    max = new_max;
+    return correction;
+  }
+};
+
+// The weights of V's codes, p_j sigma_j (sigma: V's token scale), in multiples of a step for every
+// kWeightKeys tokens: weights (n) and steps (n / kWeightKeys) of one row from p (n), which is
+// overwritten. Returns what no code takes part in, sum_j p_j mu_j (mu: V's token zero), and what
+// rounding left.
+inline float fold_weights(const SegmentView& view, int64_t first_page, float* p, int n,
+                          int16_t* weights, float* steps) {
+  VecF rest{};
+  float rounding = 0.0f;
+  for (int j0 = 0; j0 < n; j0 += kWeightKeys) {
+    const int j1 = std::min(n, j0 + kWeightKeys);
+    VecF best{};
+    for (int j = j0; j < j1; j += kPageTokens) {
+      const f16* sigma = view.token_scale(first_page + j / kPageTokens);
+      const f16* mu = view.token_zero(first_page + j / kPageTokens);
+      for (int i = 0; i < kPageTokens; i += kLanes) {
+        const VecF x = load(p + j + i);
+        const VecF w = x * load(sigma + i);
+        rest = fma(x, load(mu + i), rest);
+        best = vmax(w, best);
+        store(p + j + i, w);
+      }
+    }
+    float largest = 0.0f;
+    for (int i = 0; i < kLanes; ++i) largest = best[i] > largest ? best[i] : largest;
+    float& step = steps[j0 / kWeightKeys];
+    if (largest <= kTinyFactor) {
+      step = 0.0f;
+      std::memset(weights + j0, 0, static_cast<size_t>(j1 - j0) * sizeof(int16_t));
       continue;
     }
-    unpack_keys(view.segment.k_format, view.k_part(first_page + t / kPageTokens), d, k_t + t,
-                kBlockKeys);
-    unpack_values(view.segment.v_format, view.v_part(first_page + t / kPageTokens), d,
-                  v + int64_t{t} * d);
+    step = largest / kMaxFactor;
+    rounding += round_to_factors(p + j0, j1 - j0, step, weights + j0);
   }
-  // Slots beyond the segment were never written in a tail.
-  std::memset(v + int64_t{n_keys} * d, 0,
-              static_cast<size_t>(kBlockKeys - n_keys) * d * sizeof(float));
+  return sum(rest) + middle_code(view.segment.v_format) * rounding;
+}
+
+// o (R, head_dim) += weights (R, kSoftmaxKeys) V over at most kWeightKeys tokens, C squares of
+// channels at a time.
+template <Format F, int R, int C>
+inline void weigh_codes(const SegmentView& view, int64_t first_page, int n_pages, int c0,
+                        const int16_t* weights, const float* steps, float* o) {
+  VecI sums[C][R][kSquareVecs];
+  clear(sums);
+  for (int page = 0; page < n_pages; ++page) {
+    const uint8_t* squares[C];
+    for (int s = 0; s < C; ++s) squares[s] = view.v_square(first_page + page, c0 + s * kPageTokens);
+    add_squares<F, R, C>(squares, weights + page * kPageTokens, kSoftmaxKeys, sums);
+  }
+  for (int s = 0; s < C; ++s)
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < kSquareVecs; ++i) {
+        float* to = o + int64_t{r} * view.head_dim + c0 + s * kPageTokens + i * kLanes;
+        const float step = steps[r * (kSoftmaxKeys / kWeightKeys)];
+        store(to, fma(__builtin_convertvector(sums[s][r][i], VecF), broadcast(step), load(to)));
+      }
+}
+
+// The same with float values, tokens [first, last) of the pages.
+template <Format F, int R, int C>
+inline void weigh_floats(const SegmentView& view, int64_t first_page, int first, int last, int c0,
+                         const float* p, float* o) {
+  const auto place = [&](int s, int r, int i) {
+    return o + int64_t{r} * view.head_dim + c0 + s * kPageTokens + i * kLanes;
+  };
+  VecF sums[C][R][kSquareVecs];
+  for (int s = 0; s < C; ++s)
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < kSquareVecs; ++i) sums[s][r][i] = load(place(s, r, i));
+  for (int j = first / kPageTokens * kPageTokens; j < last; j += kPageTokens) {
+    const uint8_t* squares[C];
+    for (int s = 0; s < C; ++s)
+      squares[s] = view.v_square(first_page + j / kPageTokens, c0 + s * kPageTokens);
+    add_squares<F, R, C>(squares, p + j, kSoftmaxKeys, sums, std::max(first - j, 0),
+                         std::min(last - j, kPageTokens));
+  }
+  for (int s = 0; s < C; ++s)
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < kSquareVecs; ++i) store(place(s, r, i), sums[s][r][i]);
+}
+
+// Calls f(first channel, std::integral_constant<int, C>) for all squares of channels.
+template <Format F, int R, typename Body>
+inline void each_squares(int head_dim, const Body& body) {
+  constexpr int kTogether = kSquaresTogether<F, R>;
+  int c = 0;
+  for (; c + kTogether * kPageTokens <= head_dim; c += kTogether * kPageTokens)
+    body(c, std::integral_constant<int, kTogether>{});
+  for (; c < head_dim; c += kPageTokens) body(c, std::integral_constant<int, 1>{});
+}
+
+// The tokens of a block of keys that a row sees.
+struct KeySpan {
+  int first;
+  int last;  // exclusive
+};
+
+// o (R, head_dim) += p (R, kSoftmaxKeys) V, float values. A row takes none but tokens that it sees:
+// those that it does not see may be NaN.
+template <Format F, int R>
+inline void weigh_rows(const SegmentView& view, int64_t first_page, const KeySpan* seen,
+                       const float* p, float* o) {
+  const int d = view.head_dim;
+  KeySpan common = seen[0];
+  for (int r = 1; r < R; ++r)
+    common = {std::max(common.first, seen[r].first), std::min(common.last, seen[r].last)};
+  if (common.last < common.first) common.last = common.first;
+  const auto alone = [&](int r, int first, int last) {
+    if (first >= last) return;
+    each_squares<F, 1>(d, [&](int c, auto n) {
+      weigh_floats<F, 1, decltype(n)::value>(view, first_page, first, last, c, p + r * kSoftmaxKeys,
+                                             o + int64_t{r} * d);
+    });
+  };
+  for (int r = 0; r < R; ++r) alone(r, seen[r].first, std::min(common.first, seen[r].last));
+  for (int first = common.first; first < common.last;) {  // in steps that prefetching likes
+    const int last = std::min(common.last, (first / kWeightKeys + 1) * kWeightKeys);
+    const int pages = (last - first + kPageTokens - 1) / kPageTokens;
+    prefetch_parts<F>(view, first_page + first / kPageTokens, pages,
+                      [&](int64_t next) { return view.v_part(next); });
+    each_squares<F, R>(d, [&](int c, auto n) {
+      weigh_floats<F, R, decltype(n)::value>(view, first_page, first, last, c, p, o);
+    });
+    first = last;
+  }
+  for (int r = 0; r < R; ++r) alone(r, std::max(common.last, seen[r].first), seen[r].last);
+}
+
+// o (R, head_dim) and t (R) += what R rows take from a block of keys with the weights p (R,
+// kSoftmaxKeys), which are overwritten.
+template <int R>
+inline void add_values(const SegmentView& view, int64_t first_page, int n_pages,
+                       const KeySpan* seen, float* p, float* o, float* t) {
+  const int d = view.head_dim;
+  alignas(64) int16_t weights[R * kSoftmaxKeys];
+  constexpr int kSteps = kSoftmaxKeys / kWeightKeys;
+  float steps[R * kSteps];
+  if (view.v_quantized())
+    for (int r = 0; r < R; ++r)
+      t[r] += fold_weights(view, first_page, p + r * kSoftmaxKeys, n_pages * kPageTokens,
+                           weights + r * kSoftmaxKeys, steps + r * kSteps);
+  dispatch_format(view.segment.v_format, [&](auto format) {
+    constexpr Format F = decltype(format)::value;
+    if constexpr (is_quantized(F)) {
+      constexpr int kPages = kWeightKeys / kPageTokens;
+      for (int page = 0; page < n_pages; page += kPages) {
+        const int together = std::min(kPages, n_pages - page);
+        prefetch_parts<F>(view, first_page + page, together,
+                          [&](int64_t next) { return view.v_part(next); });
+        each_squares<F, R>(d, [&](int c, auto n) {
+          weigh_codes<F, R, decltype(n)::value>(view, first_page + page, together, c,
+                                                weights + page * kPageTokens, steps + page / kPages,
+                                                o);
+        });
+      }
+    } else {
+      weigh_rows<F, R>(view, first_page, seen, p, o);
+    }
+  });
 }
 
 // Attention straight over the packed cache. With K channelwise and V channel-separable tokenwise no
@@ -189,24 +387,15 @@ void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
     const int n_queries =
         static_cast<int>(std::min<int64_t>(queries_per_block, q_len - first_query));
     const int rows = n_queries * group;  // row = query * group + head
-    const bool fused = rows <= kFusedRows;
     const auto row_index = [&](int r) {
       return (cu[seq] + first_query + r / group) * n_heads + int64_t{kv_head} * group + r % group;
     };
     const size_t row_tile = static_cast<size_t>(kBlockRows) * static_cast<size_t>(d);
-    float* q = thread_scratch(0, row_tile);  // scale * q
-    float* k_t =
-        thread_scratch(1, static_cast<size_t>(kBlockKeys) * d);  // (head_dim, kBlockKeys) codes
-    float* v =
-        thread_scratch(2, static_cast<size_t>(kBlockKeys) * d);  // (kBlockKeys, head_dim) codes
-    float* o = thread_scratch(3, row_tile);                      // finished segments
-    float* scores = thread_scratch(4, static_cast<size_t>(kBlockRows) * kBlockKeys);
-    float* folded = thread_scratch(5, row_tile);     // q times the segment's K scale
-    float* o_segment = thread_scratch(6, row_tile);  // the running segment, in units of g_c
-    float beta[kBlockRows];                          // scale * q . K zero
-    float t_segment[kBlockRows];                     // sum of p mu
-    SoftmaxRows softmax;
-    softmax.reset(rows);
+    float* q = thread_scratch(0, row_tile);          // scale * q
+    float* o = thread_scratch(1, row_tile);          // finished segments
+    float* o_segment = thread_scratch(2, row_tile);  // the running segment, in units of g_c
+    float t_segment[kBlockRows];                     // what joins all channels of o_segment
+    SoftmaxRow softmax[kBlockRows];
     for (int r = 0; r < rows; ++r) {
       widen(a.q.as<T>() + row_index(r) * d, q + int64_t{r} * d, d);
       for (int c = 0; c < d; ++c) q[int64_t{r} * d + c] *= a.scale;
@@ -218,113 +407,74 @@ void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
       const SegmentView view = view_segment(table, table_words, a.pool, a.layer, kv_head, index, d);
       const int n = view.n_tokens();
       if (n == 0) continue;
-      const bool v_quantized = view.v_quantized();
-      // What pages leave in the codes of odd units (page-inl.h) goes into what multiplies them.
-      const float k_odd_scale = fused ? odd_scale(view.segment.k_format) : 1.0f;
-      const float v_odd_scale = fused ? odd_scale(view.segment.v_format) : 1.0f;
-      for (int r = 0; r < rows; ++r) {
-        const float* from = q + int64_t{r} * d;
-        float* to = folded + int64_t{r} * d;
-        beta[r] = 0.0f;
-        t_segment[r] = 0.0f;
-        if (view.k_quantized()) {
-          for (int c = 0; c < d; ++c) {
-            to[c] = from[c] * to_float(view.channel_params(0)[c]) * (c % 2 ? k_odd_scale : 1.0f);
-            beta[r] += from[c] * to_float(view.channel_params(1)[c]);
-          }
-        } else {
-          std::memcpy(to, from, static_cast<size_t>(d) * sizeof(float));
-        }
-      }
-      std::fill(o_segment, o_segment + int64_t{rows} * d, 0.0f);
 
       // Slots that a row sees: all, but for the causal end of the tail and what a sliding window
       // has left behind.
-      int first_slot[kBlockRows];
-      int last_slot[kBlockRows];
-      int block_first = n;
-      int block_last = 0;
+      KeySpan visible[kBlockRows];  // by query
+      KeySpan block{n, 0};
       for (int i = 0; i < n_queries; ++i) {
         const int64_t query = first_query + i;
-        first_slot[i] = 0;
-        last_slot[i] = n;
+        visible[i] = {0, n};
         if (index == 0 && a.causal)
-          last_slot[i] = static_cast<int>(std::max<int64_t>(0, n - (q_len - 1 - query)));
+          visible[i].last = static_cast<int>(std::max<int64_t>(0, n - (q_len - 1 - query)));
         if (a.sliding_window > 0)
-          first_slot[i] =
+          visible[i].first =
               view.slots_before(int64_t{positions[cu[seq] + query]} - a.sliding_window + 1);
-        block_first = std::min(block_first, first_slot[i]);
-        block_last = std::max(block_last, last_slot[i]);
+        block.first = std::min(block.first, visible[i].first);
+        block.last = std::max(block.last, visible[i].last);
       }
+      if (block.first >= block.last) continue;
 
-      for (int key0 = block_first / kBlockKeys * kBlockKeys; key0 < block_last;
-           key0 += kBlockKeys) {
-        const int n_keys = std::min(kBlockKeys, n - key0);
+      const KeyFactors keys = fold_keys(view, q, rows);
+      std::fill(o_segment, o_segment + int64_t{rows} * d, 0.0f);
+      std::fill(t_segment, t_segment + rows, 0.0f);
+      for (int key0 = block.first / kSoftmaxKeys * kSoftmaxKeys; key0 < block.last;
+           key0 += kSoftmaxKeys) {
         const int64_t first_page = key0 / kPageTokens;
-        const int n_pages = (n_keys + kPageTokens - 1) / kPageTokens;
-        for (int r = 0; r < rows; ++r)
-          std::fill(scores + int64_t{r} * kBlockKeys, scores + int64_t{r + 1} * kBlockKeys,
-                    beta[r]);
-        if (fused) {
-          dispatch_format(view.segment.k_format, [&](auto format) {
-            each_rows(rows, [&](int r, auto n) {
-              fused_scores<decltype(format)::value, decltype(n)::value>(
-                  view, first_page, n_pages, folded + int64_t{r} * d,
-                  scores + int64_t{r} * kBlockKeys);
-            });
-          });
-        } else {
-          unpack_block(view, first_page, n_keys, k_t, v);
-          tile_multiply(folded, d, k_t, kBlockKeys, scores, kBlockKeys, rows, kBlockKeys, d);
-        }
-        float sigma[kBlockKeys] = {};
-        float mu[kBlockKeys] = {};
-        for (int page = 0; v_quantized && page < n_pages; ++page) {
-          widen(view.token_scale(first_page + page), sigma + page * kPageTokens, kPageTokens);
-          widen(view.token_zero(first_page + page), mu + page * kPageTokens, kPageTokens);
-        }
-        for (int j = 1; v_odd_scale != 1.0f && j < kBlockKeys; j += 2) sigma[j] *= v_odd_scale;
-        for (int r = 0; r < rows; ++r) {
-          float* p = scores + int64_t{r} * kBlockKeys;
-          const int first = std::clamp(first_slot[r / group] - key0, 0, kBlockKeys);
-          const int last = std::clamp(last_slot[r / group] - key0, first, kBlockKeys);
-          const float correction = softmax.update(r, p, first, last);
-          scale_row(o + int64_t{r} * d, correction, d);
-          scale_row(o_segment + int64_t{r} * d, correction, d);
-          if (v_quantized) {
-            VecF t{};
-            for (int j = 0; j < kBlockKeys; j += kLanes) {
-              t = fma(load(p + j), load(mu + j), t);
-              store(p + j, load(p + j) * load(sigma + j));
-            }
-            t_segment[r] = t_segment[r] * correction + sum(t);
+        const int n_pages = static_cast<int>(
+            std::min<int64_t>(kSoftmaxKeys / kPageTokens, view.n_pages() - first_page));
+        each_rows(rows, [&](int r0, auto n_rows) {
+          constexpr int R = decltype(n_rows)::value;
+          alignas(64) float scores[R * kSoftmaxKeys];
+          KeySpan seen[R];
+          for (int r = 0; r < R; ++r) {
+            const KeySpan all = visible[(r0 + r) / group];
+            seen[r].first = std::clamp(all.first - key0, 0, kSoftmaxKeys);
+            seen[r].last = std::clamp(all.last - key0, seen[r].first, kSoftmaxKeys);
           }
-        }
-        if (fused) {
-          dispatch_format(view.segment.v_format, [&](auto format) {
-            each_rows(rows, [&](int r, auto n) {
-              fused_weigh<decltype(format)::value, decltype(n)::value>(
-                  view, first_page, n_keys, scores + int64_t{r} * kBlockKeys,
-                  o_segment + int64_t{r} * d);
-            });
+          dispatch_format(view.segment.k_format, [&](auto format) {
+            score_rows<decltype(format)::value, R>(view, first_page, n_pages, keys, r0, scores);
           });
-        } else {
-          tile_multiply(scores, kBlockKeys, v, d, o_segment, d, rows, d, kBlockKeys);
-        }
+          for (int r = 0; r < R; ++r) {
+            const int64_t row = int64_t{r0 + r} * d;
+            const float correction = softmax[r0 + r].update(
+                scores + r * kSoftmaxKeys, n_pages * kPageTokens, seen[r].first, seen[r].last);
+            scale_row(o + row, correction, d);
+            scale_row(o_segment + row, correction, d);
+            t_segment[r0 + r] *= correction;
+          }
+          add_values<R>(view, first_page, n_pages, seen, scores, o_segment + int64_t{r0} * d,
+                        t_segment + r0);
+        });
       }
+      float channel[256];
+      if (view.v_quantized()) widen(view.channel_params(2), channel, d);
       for (int r = 0; r < rows; ++r) {
-        const float* from = o_segment + int64_t{r} * d;
-        float* to = o + int64_t{r} * d;
-        for (int c = 0; c < d; ++c)
-          to[c] += v_quantized ? to_float(view.channel_params(2)[c]) * (from[c] + t_segment[r])
-                               : from[c];
+        for (int c = 0; c < d; c += kLanes) {
+          float* to = o + int64_t{r} * d + c;
+          const VecF sums = load(o_segment + int64_t{r} * d + c);
+          if (view.v_quantized())
+            store(to, fma(load(channel + c), sums + broadcast(t_segment[r]), load(to)));
+          else
+            store(to, load(to) + sums);
+        }
       }
     }
     for (int r = 0; r < rows; ++r) {
       float* row = o + int64_t{r} * d;
-      scale_row(row, softmax.sum[r] == 0.0f ? 0.0f : 1.0f / softmax.sum[r], d);
+      scale_row(row, softmax[r].sum == 0.0f ? 0.0f : 1.0f / softmax[r].sum, d);
       narrow(row, a.out.as<T>() + row_index(r) * d, d);
-      a.lse.as<float>()[row_index(r)] = softmax.lse(r);
+      a.lse.as<float>()[row_index(r)] = softmax[r].lse();
     }
   };
 

@@ -1,105 +1,65 @@
-// Pages as the CPU lays them out. A part (K or V of 16 tokens) is head_dim units of 16 elements:
-// K's unit c holds the 16 tokens of channel c, V's unit 16 b + t the channels 16b..16b+15 of token
-// t. So K unpacks with tokens on the lanes and V with channels on the lanes, which is how Q K^T and
-// P V want them.
-//   u8, f16, bf16, f32: 16 elements in order
-//   u4: 8 bytes a unit, element i in the low half of byte i, element 8 + i in the high half
-//   u2: 8 bytes a pair of units, byte i = elements i and 8 + i of the even unit, then of the odd one
-//   u3: the low bits as u2, then 8 bytes for two pairs: byte i = the top bits of those 8 elements
-// One load, widened from bytes to lanes, serves 16 or 32 codes; which of them a byte gives is told
-// by a mask alone, and the power of two that is left in the code goes to where there are fewer
-// numbers.
+// Pages as the CPU lays them out. A part (K or V of 16 tokens) is head_dim / 16 squares of 16 terms
+// by 16 lanes. A K square has channels as terms and tokens on the lanes, a V square tokens as terms
+// and channels on the lanes: the sums that attention takes, over channels for Q K^T and over tokens
+// for P V, run over terms, and need no sum across lanes.
+//   f16, bf16, f32: element (term, lane) at term * 16 + lane
+//   u4, u8: 2 or 4 rows of 32-bit words, a word a lane. The halves of a word hold an even and an odd
+//     term, so that one multiplication of 16-bit pairs takes two terms; the next terms lie above
+//     them, `bits` bits higher. Row w of u4 holds the terms from 8 w on, of u8 from 4 w on.
+//   u2: one row: the fields of u4's row 0 and, 2 bits higher, those of its row 1
+//   u3: the low bits as u2, then 16 bits a lane for the top bits (spread_tops)
 namespace zc::cpu {
 namespace ZC_ISA {
 
-inline constexpr int kUnitVecs = 16 / kLanes;
+inline constexpr int kSquareVecs = kPageTokens / kLanes;  // vectors of one term
 
-// The 16 elements of one unit on kUnitVecs vectors.
-struct UnitVecs {
-  VecF v[kUnitVecs];
-};
+typedef uint16_t VecHalves __attribute__((vector_size(4 * kLanes)));
 
-// Two neighbouring units as they come out of a page: elements 8 to 15 (`is_upper` vectors) are
-// 1 / upper_scale too large, and all of the odd unit 1 / odd_scale. Users put the odd unit's factor
-// into what they multiply it by, and the upper elements' into the sum.
-struct UnitPair {
-  UnitVecs even;
-  UnitVecs odd;
-};
+inline constexpr bool is_quantized(Format f) { return static_cast<int>(f) <= 8; }
 
+// Codes of 2 and 3 bits are worked on in fields of 4.
 template <Format F>
-inline constexpr float upper_scale = F == Format::kU2 || F == Format::kU3 ? 0.25f
-                                     : F == Format::kU4                   ? 0.0625f
-                                                                          : 1.0f;
-inline float odd_scale(Format f) { return f == Format::kU2 || f == Format::kU3 ? 0.0625f : 1.0f; }
+inline constexpr int kFieldBits = F == Format::kU8 ? 8 : 4;
+template <Format F>
+inline constexpr int kFields = 16 / kFieldBits<F>;  // in half a word
+template <Format F>
+inline constexpr int kSquareRows = 8 / kFields<F>;  // of words, once they hold fields
 
-inline bool is_upper(int vec) { return vec >= kUnitVecs / 2; }
+inline constexpr uint32_t kLowBits = 0x33333333u;  // of 4-bit fields: 2 bits
+inline constexpr uint32_t kTopBits = 0x44444444u;  // and the third
+
+inline int64_t square_bytes(Format f) { return part_bytes(f, kPageTokens); }
+
+// The top bits of u3: where z holds a lane's 16, row 0's are z's bits 2, 6, 10, 14 in the lower
+// half and 0, 4, 8, 12 in the upper one; row 1's lie one bit higher. This brings both to kTopBits.
+inline VecU spread_tops(VecU z, int row) {
+  return ((z | z << 18) >> static_cast<uint32_t>(row)) & kTopBits;
+}
+
+// Row w of a quantized square on the lanes of vector i, in fields of kFieldBits.
+template <Format F>
+inline VecU load_fields(const uint8_t* square, int w, int i) {
+  constexpr bool kSplit = F == Format::kU2 || F == Format::kU3;
+  VecU words;
+  std::memcpy(&words, square + (kSplit ? 0 : w * 64) + i * 4 * kLanes, sizeof(words));
+  if constexpr (kSplit) words = (words >> static_cast<uint32_t>(2 * w)) & kLowBits;
+  if constexpr (F == Format::kU3) {
+    typedef uint16_t Tops __attribute__((vector_size(2 * kLanes)));
+    Tops z;
+    std::memcpy(&z, square + 64 + i * 2 * kLanes, sizeof(z));
+    words |= spread_tops(__builtin_convertvector(z, VecU), w);
+  }
+  return words;
+}
 
 inline VecF to_floats(VecU codes) {
   return __builtin_convertvector(__builtin_convertvector(codes, VecI), VecF);
 }
 
-// kLanes bytes, each on a 32-bit lane.
-inline VecU load_bytes(const uint8_t* p) {
-#if defined(ZC_ISA_AVX2)
-  return reinterpret_cast<VecU>(
-      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
-#else
-  VecU bytes;
-  for (int i = 0; i < kLanes; ++i) bytes[i] = p[i];
-  return bytes;
-#endif
-}
-
-// One unit of a format that does not pair them.
+// The type of a float format's elements.
 template <Format F>
-inline UnitVecs load_unit(const uint8_t* part, int64_t unit) {
-  UnitVecs out;
-  if constexpr (F == Format::kU4) {
-    for (int i = 0; i < kUnitVecs / 2; ++i) {
-      const VecU bytes = load_bytes(part + unit * 8 + i * kLanes);
-      out.v[i] = to_floats(bytes & 0xfu);
-      out.v[i + kUnitVecs / 2] = to_floats(bytes & 0xf0u);
-    }
-  } else if constexpr (F == Format::kU8) {
-    for (int i = 0; i < kUnitVecs; ++i)
-      out.v[i] = to_floats(load_bytes(part + unit * 16 + i * kLanes));
-  } else {
-    using T = std::conditional_t<F == Format::kF16, f16,
-                                 std::conditional_t<F == Format::kBF16, bf16, float>>;
-    for (int i = 0; i < kUnitVecs; ++i)
-      out.v[i] = load(reinterpret_cast<const T*>(part) + unit * 16 + i * kLanes);
-  }
-  return out;
-}
-
-// Units 2 pair and 2 pair + 1 of a part of n_units.
-template <Format F>
-inline UnitPair load_pair(const uint8_t* part, int64_t n_units, int64_t pair) {
-  if constexpr (F == Format::kU2 || F == Format::kU3) {
-    UnitPair out;
-    for (int i = 0; i < kUnitVecs / 2; ++i) {
-      const VecU low = load_bytes(part + pair * 8 + i * kLanes);
-      VecU codes[4] = {low & 0x3u, low & 0xcu, low & 0x30u, low & 0xc0u};
-      if constexpr (F ==
-                    Format::kU3) {  // top bit s of this pair to bit 2 s + 2, above its low bits
-        const VecU top = load_bytes(part + n_units * 4 + pair / 2 * 8 + i * kLanes) >>
-                         static_cast<uint32_t>(pair % 2 * 4);
-        codes[0] |= (top << 2) & 0x4u;
-        codes[1] |= (top << 3) & 0x10u;
-        codes[2] |= (top << 4) & 0x40u;
-        codes[3] |= (top << 5) & 0x100u;
-      }
-      out.even.v[i] = to_floats(codes[0]);
-      out.even.v[i + kUnitVecs / 2] = to_floats(codes[1]);
-      out.odd.v[i] = to_floats(codes[2]);
-      out.odd.v[i + kUnitVecs / 2] = to_floats(codes[3]);
-    }
-    return out;
-  } else {
-    return {load_unit<F>(part, 2 * pair), load_unit<F>(part, 2 * pair + 1)};
-  }
-}
+using Element =
+    std::conditional_t<F == Format::kF16, f16, std::conditional_t<F == Format::kBF16, bf16, float>>;
 
 // Calls f with the format as a type, std::integral_constant<Format, ...>.
 template <typename F>
@@ -123,20 +83,29 @@ inline void dispatch_format(Format format, const F& f) {
   throw Error(ErrorCode::kInternal, "page: unknown format");
 }
 
-// A whole part as codes (or values, of a plain one): unit u goes to the 16 floats at place(u).
-template <typename Place>
-inline void unpack_part(Format format, const uint8_t* part, int64_t n_units, const Place& place) {
+// Codes (or values, of a float format) of one square: element (term, lane) to out[term * stride +
+// lane].
+inline void unpack_square(Format format, const uint8_t* square, float* out, int64_t stride) {
   dispatch_format(format, [&](auto tag) {
     constexpr Format kFormat = decltype(tag)::value;
-    const auto put = [](const UnitVecs& unit, float scale, float* to) {
-      for (int i = 0; i < kUnitVecs; ++i)
-        store(to + i * kLanes,
-              unit.v[i] * broadcast(is_upper(i) ? scale * upper_scale<kFormat> : scale));
-    };
-    for (int64_t pair = 0; pair < n_units / 2; ++pair) {
-      const UnitPair units = load_pair<kFormat>(part, n_units, pair);
-      put(units.even, 1.0f, place(2 * pair));
-      put(units.odd, odd_scale(kFormat), place(2 * pair + 1));
+    for (int i = 0; i < kSquareVecs; ++i) {
+      float* at = out + i * kLanes;
+      if constexpr (is_quantized(kFormat)) {
+        constexpr uint32_t kMask = (1u << kFieldBits<kFormat>)-1;
+        for (int w = 0; w < kSquareRows<kFormat>; ++w) {
+          VecU fields = load_fields<kFormat>(square, w, i);
+          for (int k = 0; k < kFields<kFormat>; ++k) {
+            const int term = 2 * (w * kFields<kFormat> + k);
+            store(at + term * stride, to_floats(fields & kMask));
+            store(at + (term + 1) * stride, to_floats((fields >> 16) & kMask));
+            fields >>= kFieldBits<kFormat>;
+          }
+        }
+      } else {
+        const auto* from = reinterpret_cast<const Element<kFormat>*>(square) + i * kLanes;
+        for (int term = 0; term < kPageTokens; ++term)
+          store(at + term * stride, load(from + term * kPageTokens));
+      }
     }
   });
 }
@@ -144,73 +113,52 @@ inline void unpack_part(Format format, const uint8_t* part, int64_t n_units, con
 // K of one page to k_t (head_dim, stride), V to v (16, head_dim).
 inline void unpack_keys(Format format, const uint8_t* part, int head_dim, float* k_t,
                         int64_t stride) {
-  unpack_part(format, part, head_dim, [&](int64_t unit) { return k_t + unit * stride; });
+  for (int64_t c = 0; c < head_dim; c += kPageTokens)
+    unpack_square(format, part + c / kPageTokens * square_bytes(format), k_t + c * stride, stride);
 }
 inline void unpack_values(Format format, const uint8_t* part, int head_dim, float* v) {
-  unpack_part(format, part, head_dim, [&](int64_t unit) {
-    return v + unit % kPageTokens * head_dim + unit / kPageTokens * 16;
-  });
+  for (int64_t c = 0; c < head_dim; c += kPageTokens)
+    unpack_square(format, part + c / kPageTokens * square_bytes(format), v + c, head_dim);
 }
 
-// V's unit of token t and the 16 channels from c on.
-inline int64_t value_unit(int64_t t, int64_t c) { return c / 16 * kPageTokens + t; }
+// The codes of one square, before they are packed.
+struct SquareCodes {
+  uint32_t at[kPageTokens][kPageTokens];  // (term, lane)
+};
 
-// Replaces the bits of `mask` in a byte.
-inline void put_bits(uint8_t& byte, uint32_t mask, uint32_t bits) {
-  byte = static_cast<uint8_t>((byte & ~mask) | bits);
-}
-
-// Writes the codes of one unit of a quantized part. Units share bytes: those of a pair (u3: of two
-// pairs) must be written by the same thread.
-inline void pack_unit(Format format, uint8_t* part, int64_t n_units, int64_t unit,
-                      const uint32_t* codes) {
+// Writes one square of a quantized part.
+inline void pack_square(Format format, uint8_t* square, const SquareCodes& codes) {
+  const int field_bits = format == Format::kU8 ? 8 : 4;
+  const int n_rows = field_bits / 2;
+  uint32_t rows[4][kPageTokens] = {};
+  for (int term = 0; term < kPageTokens; ++term) {
+    const int pair = term / 2 % (16 / field_bits);
+    const int shift = term % 2 * 16 + pair * field_bits;
+    uint32_t* row = rows[term * n_rows / kPageTokens];
+    for (int lane = 0; lane < kPageTokens; ++lane) row[lane] |= codes.at[term][lane] << shift;
+  }
   switch (format) {
-    case Format::kU2:
-    case Format::kU3: {
-      const int place = static_cast<int>(unit % 2) * 4;
-      const int top_place = static_cast<int>(unit % 4) * 2;
-      uint8_t* low = part + unit / 2 * 8;
-      uint8_t* top = part + n_units * 4 + unit / 4 * 8;
-      for (int i = 0; i < 8; ++i) {
-        const uint32_t pair = (codes[i] & 3u) | (codes[8 + i] & 3u) << 2;
-        put_bits(low[i], 0xfu << place, pair << place);
-        if (format == Format::kU2) continue;
-        const uint32_t tops = (codes[i] >> 2 & 1u) | (codes[8 + i] >> 2 & 1u) << 1;
-        put_bits(top[i], 0x3u << top_place, tops << top_place);
-      }
-      return;
-    }
-    case Format::kU4: {
-      for (int i = 0; i < 8; ++i)
-        part[unit * 8 + i] = static_cast<uint8_t>((codes[i] & 15u) | (codes[8 + i] & 15u) << 4);
-      return;
-    }
+    case Format::kU4:
     case Format::kU8:
-      for (int i = 0; i < 16; ++i) part[unit * 16 + i] = static_cast<uint8_t>(codes[i]);
+      std::memcpy(square, rows, static_cast<size_t>(n_rows) * sizeof(rows[0]));
+      return;
+    case Format::kU2:
+    case Format::kU3:
+      for (int lane = 0; lane < kPageTokens; ++lane) {
+        const uint32_t low = (rows[0][lane] & kLowBits) | (rows[1][lane] & kLowBits) << 2;
+        std::memcpy(square + lane * 4, &low, sizeof(low));
+        if (format == Format::kU2) continue;
+        const uint32_t top = (rows[0][lane] & kTopBits) | (rows[1][lane] & kTopBits) << 1;
+        const uint16_t z = static_cast<uint16_t>(top | top >> 18);
+        std::memcpy(square + 64 + lane * 2, &z, sizeof(z));
+      }
       return;
     case Format::kF16:
     case Format::kBF16:
     case Format::kF32:
       break;
   }
-  throw Error(ErrorCode::kInternal, "pack_unit: not a quantized format");
-}
-
-// Writes element `index` (unit * 16 + place) of an unquantized part.
-inline void store_element(Format format, uint8_t* part, int64_t index, float value) {
-  switch (format) {
-    case Format::kF16:
-      reinterpret_cast<f16*>(part)[index] = from_float<f16>(value);
-      return;
-    case Format::kBF16:
-      reinterpret_cast<bf16*>(part)[index] = from_float<bf16>(value);
-      return;
-    case Format::kF32:
-      reinterpret_cast<float*>(part)[index] = value;
-      return;
-    default:
-      throw Error(ErrorCode::kInternal, "store_element: a quantized format");
-  }
+  throw Error(ErrorCode::kInternal, "pack_square: not a quantized format");
 }
 
 // A segment of one (layer, kv head) with its addresses resolved. Every address is checked against
@@ -232,6 +180,13 @@ struct SegmentView {
   }
   uint8_t* k_part(int64_t index) const { return page(index); }
   uint8_t* v_part(int64_t index) const { return page(index) + v_offset; }
+  // The squares of 16 channels from c on.
+  uint8_t* k_square(int64_t index, int64_t c) const {
+    return k_part(index) + c / kPageTokens * square_bytes(segment.k_format);
+  }
+  uint8_t* v_square(int64_t index, int64_t c) const {
+    return v_part(index) + c / kPageTokens * square_bytes(segment.v_format);
+  }
   f16* token_scale(int64_t index) const {
     return reinterpret_cast<f16*>(page(index) + params_offset);
   }

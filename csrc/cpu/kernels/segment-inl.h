@@ -30,12 +30,18 @@ void append_kv_typed(const OpContext& ctx, const AppendKvArgs& a) {
       uint8_t* v_part = tail.v_part(slot / kPageTokens);
       const T* k = a.k.as<T>() + ((cu[seq] + i) * n_kv_heads + kv_head) * d;
       const T* v = a.v.as<T>() + ((cu[seq] + i) * n_kv_heads + kv_head) * d;
-      for (int c = 0; c < d; ++c) {
-        store_element(tail.segment.k_format, k_part, int64_t{c} * kPageTokens + place,
-                      to_float(k[c]));
-        store_element(tail.segment.v_format, v_part, value_unit(place, c) * 16 + c % 16,
-                      to_float(v[c]));
-      }
+      dispatch_format(tail.segment.k_format, [&](auto format) {
+        using E = Element<decltype(format)::value>;
+        E* to = reinterpret_cast<E*>(k_part) + place;
+        for (int c = 0; c < d; ++c) to[c * kPageTokens] = from_float<E>(to_float(k[c]));
+      });
+      dispatch_format(tail.segment.v_format, [&](auto format) {
+        using E = Element<decltype(format)::value>;
+        E* to = reinterpret_cast<E*>(v_part) + place * kPageTokens;
+        for (int c0 = 0; c0 < d; c0 += kPageTokens)
+          for (int c = 0; c < kPageTokens; ++c)
+            to[c0 * kPageTokens + c] = from_float<E>(to_float(v[c0 + c]));
+      });
     }
   });
 }
@@ -153,18 +159,22 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
       }
     };
     gather(a.k);
+    float zero[16];
+    float inv[16];
     for (int c = 0; c < 16; ++c) {
       const float* column = columns + c * n;
       const QuantParams p = choose_params([&](int64_t i) { return column[i]; }, n, bits, a.k_norm);
       view.channel_params(0)[c0 + c] = to_f16(p.scale);
       view.channel_params(1)[c0 + c] = to_f16(p.zero);
-      const float inv = quant_inverse(p.scale);
-      for (int64_t slot = 0; slot < n; slot += kPageTokens) {
-        uint32_t codes[kPageTokens] = {};
+      zero[c] = p.zero;
+      inv[c] = quant_inverse(p.scale);
+    }
+    for (int64_t slot = 0; slot < n; slot += kPageTokens) {
+      SquareCodes codes{};
+      for (int c = 0; c < 16; ++c)
         for (int64_t i = slot; i < std::min<int64_t>(n, slot + kPageTokens); ++i)
-          codes[i - slot] = quant_code(column[i], p.zero, inv, bits);
-        pack_unit(view.segment.k_format, view.k_part(slot / kPageTokens), d, c0 + c, codes);
-      }
+          codes.at[c][i - slot] = quant_code(columns[c * n + i], zero[c], inv[c], bits);
+      pack_square(view.segment.k_format, view.k_square(slot / kPageTokens, c0), codes);
     }
     gather(a.v);
     for (int c = 0; c < 16; ++c) {
@@ -181,9 +191,9 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
     const SegmentView view = view_of(kv_head);
     const int32_t* ids = a.ids.as<int32_t>() + kv_head * n;
     const int bits = format_bits(view.segment.v_format);
+    SquareCodes squares[256 / kPageTokens] = {};
     for (int64_t t = 0; t < kPageTokens; ++t) {
       const int64_t slot = page * kPageTokens + t;
-      uint32_t codes[256] = {};
       QuantParams p{0.0f, 0.0f};
       if (slot < n) {
         float value[256];
@@ -192,13 +202,14 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
           value[c] = value[c] * (1.0f / to_float(view.channel_params(2)[c]));
         p = choose_params([&](int64_t c) { return value[c]; }, d, bits, a.v_norm);
         const float inv = quant_inverse(p.scale);
-        for (int c = 0; c < d; ++c) codes[c] = quant_code(value[c], p.zero, inv, bits);
+        for (int c = 0; c < d; ++c)
+          squares[c / kPageTokens].at[t][c % kPageTokens] = quant_code(value[c], p.zero, inv, bits);
       }
       view.token_scale(page)[t] = to_f16(p.scale);
       view.token_zero(page)[t] = to_f16(p.zero);
-      for (int c = 0; c < d; c += 16)
-        pack_unit(view.segment.v_format, view.v_part(page), d, value_unit(t, c), codes + c);
     }
+    for (int64_t c0 = 0; c0 < d; c0 += kPageTokens)
+      pack_square(view.segment.v_format, view.v_square(page, c0), squares[c0 / kPageTokens]);
   });
 }
 
@@ -380,12 +391,17 @@ void import_segment(const OpContext& ctx, const ImportSegmentArgs& a) {
       view.channel_params(2)[c] = half("vChannel", a.v_channel.as<float>()[kv_head * d + c]);
     }
     for (int64_t page = 0; page < view.n_pages(); ++page) {
-      uint32_t codes[16];
       const int64_t slot0 = page * kPageTokens;
-      for (int c = 0; c < d; ++c) {
+      for (int c0 = 0; c0 < d; c0 += kPageTokens) {
+        SquareCodes keys;
+        SquareCodes values;
         for (int t = 0; t < kPageTokens; ++t)
-          codes[t] = code("kCodes", a.k_codes, s.k_format, kv_head, slot0 + t, c);
-        pack_unit(s.k_format, view.k_part(page), d, c, codes);
+          for (int c = 0; c < kPageTokens; ++c) {
+            keys.at[c][t] = code("kCodes", a.k_codes, s.k_format, kv_head, slot0 + t, c0 + c);
+            values.at[t][c] = code("vCodes", a.v_codes, s.v_format, kv_head, slot0 + t, c0 + c);
+          }
+        pack_square(s.k_format, view.k_square(page, c0), keys);
+        pack_square(s.v_format, view.v_square(page, c0), values);
       }
       for (int t = 0; t < kPageTokens; ++t) {
         const auto v_param = [&](int which) {
@@ -394,11 +410,6 @@ void import_segment(const OpContext& ctx, const ImportSegmentArgs& a) {
         };
         view.token_scale(page)[t] = v_param(0);
         view.token_zero(page)[t] = v_param(1);
-        for (int c0 = 0; c0 < d; c0 += 16) {
-          for (int c = 0; c < 16; ++c)
-            codes[c] = code("vCodes", a.v_codes, s.v_format, kv_head, slot0 + t, c0 + c);
-          pack_unit(s.v_format, view.v_part(page), d, value_unit(t, c0), codes);
-        }
       }
     }
   });
