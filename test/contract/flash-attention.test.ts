@@ -196,6 +196,85 @@ describeBackends('flashAttention', (backend) => {
     })
   })
 
+  describe('in slices of rows does the same bit for bit', () => {
+    // Slices begin and end under, at and over blocks of keys and of rows.
+    const cuts = [0, 1, 63, 64, 70, 128, 200, 256, 257, 333]
+    test.each([
+      { nHeads: 2, nKvHeads: 2, headDim: 64, slidingWindow: 0 },
+      { nHeads: 6, nKvHeads: 2, headDim: 80, slidingWindow: 0 },
+      { nHeads: 4, nKvHeads: 1, headDim: 32, slidingWindow: 90 },
+    ])('heads $nHeads/$nKvHeads, dim $headDim, window $slidingWindow', async (heads) => {
+      const length = cuts.at(-1)!
+      const shape = { ...plain, ...heads, sequences: [square(length)] }
+      const { nHeads, nKvHeads, headDim } = shape
+      const own = caseOf({ shape, dtype: 'f16', seed: 79 })
+      const whole = await run(backend.tensors, own)
+      for (const [index, last] of cuts.slice(1).entries()) {
+        const first = cuts[index]
+        const width = nHeads * headDim
+        const slice = await run(backend.tensors, {
+          ...own,
+          shape: { ...shape, sequences: [{ qLen: last - first, kvLen: last }] },
+          q: { ...own.q, stored: own.q.stored.slice(first * width, last * width) },
+          k: { ...own.k, stored: own.k.stored.slice(0, last * nKvHeads * headDim) },
+          v: { ...own.v, stored: own.v.stored.slice(0, last * nKvHeads * headDim) },
+          cuSeqlensQ: Int32Array.of(0, last - first),
+          cuSeqlensK: Int32Array.of(0, last),
+          totalQ: last - first,
+        })
+        expectIdentical(slice.out, whole.out.slice(first * width, last * width), {
+          name: `out of rows ${first} to ${last}`,
+          shape: [last - first, nHeads, headDim],
+        })
+        expectIdentical(slice.lse, whole.lse.slice(first * nHeads, last * nHeads), {
+          name: `lse of rows ${first} to ${last}`,
+          shape: [last - first, nHeads],
+        })
+      }
+    })
+  })
+
+  describe('NaN and infinities reach the rows that see them and no other', () => {
+    const length = 150
+    const shape = { ...plain, nHeads: 4, nKvHeads: 2, sequences: [square(length)] }
+    const broken = [
+      { part: 'k', value: Number.NaN },
+      { part: 'v', value: Number.NaN },
+      { part: 'v', value: Number.POSITIVE_INFINITY },
+    ] as const
+
+    test.each(
+      [0, 40].flatMap((slidingWindow) =>
+        [0, 5, 64, 101, 149].flatMap((position) =>
+          broken.map((fault) => ({ ...fault, position, slidingWindow })),
+        ),
+      ),
+    )('$part $value at $position, window $slidingWindow', async (fault) => {
+      const { part, value, position, slidingWindow } = fault
+      const { nHeads, nKvHeads, headDim } = shape
+      const own = caseOf({ shape: { ...shape, slidingWindow }, dtype: 'f32', seed: 80 })
+      const stored = Float32Array.from(own[part].stored)
+      // One channel of KV head 1, which query heads 2 and 3 share.
+      stored[(position * nKvHeads + 1) * headDim + 7] = value
+      const sound = await run(backend.tensors, own)
+      const { out } = await run(backend.tensors, { ...own, [part]: { ...own[part], stored } })
+      for (let row = 0; row < length; row++) {
+        const sees = position <= row && (slidingWindow === 0 || position > row - slidingWindow)
+        for (let head = 0; head < nHeads; head++) {
+          const begin = (row * nHeads + head) * headDim
+          const name = `out of row ${row}, head ${head}`
+          const values = out.slice(begin, begin + headDim)
+          if (sees && head >= 2) {
+            expect({ name, finite: Number.isFinite(values[7]) }).toEqual({ name, finite: false })
+          } else {
+            const expected = sound.out.slice(begin, begin + headDim)
+            expectIdentical(values, expected, { name, shape: [headDim] })
+          }
+        }
+      }
+    })
+  })
+
   test('property: attention split into two sets of keys and merged equals unsplit', async () => {
     const lengths = fc.record({
       qLen: fc.integer({ min: 1, max: 20 }),

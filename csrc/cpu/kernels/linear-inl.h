@@ -49,16 +49,6 @@ inline void dot_tile(const float* x, int64_t ldx, const W* w, int64_t ldw, int64
       acc[r * kPanelColumns + j] = sums[r][j];
 }
 
-// Elements [at, at + n) of a tensor of floats, widened, and the way back.
-inline void widen_from(const TensorView& t, int64_t at, float* to, int64_t n) {
-  dispatch_float(t.dtype,
-                 [&](auto type) { widen(t.as<typename decltype(type)::type>() + at, to, n); });
-}
-inline void narrow_to(const TensorView& t, int64_t at, const float* from, int64_t n) {
-  dispatch_float(t.dtype,
-                 [&](auto type) { narrow(from, t.as<typename decltype(type)::type>() + at, n); });
-}
-
 // What a task computes: y of rows [r0, r1) and columns [c0, c1).
 struct LinearTile {
   int64_t r0, r1, c0, c1;

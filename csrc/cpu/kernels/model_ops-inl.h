@@ -28,27 +28,38 @@ void embedding(const OpContext& ctx, const EmbeddingArgs& a) {
   });
 }
 
+// The sum of squares in double: lane i adds the elements i, i + kLanes, ..., the lanes are added in
+// order.
+inline double sum_of_squares(const float* x, int64_t n) {
+  constexpr int kHalf = kLanes / 2;
+  typedef float HalfF __attribute__((vector_size(4 * kHalf)));
+  typedef double VecD __attribute__((vector_size(8 * kHalf)));
+  VecD lanes[2] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) ZC_UNROLL for (int j = 0; j < 2; ++j) {
+      HalfF half;
+      std::memcpy(&half, x + i + j * kHalf, sizeof(half));
+      const VecD wide = __builtin_convertvector(half, VecD);
+      lanes[j] += wide * wide;
+    }
+  double total = 0.0;
+  for (int j = 0; j < kLanes; ++j) total += lanes[j / kHalf][j % kHalf];
+  for (; i < n; ++i) total += double{x[i]} * x[i];
+  return total;
+}
+
 // out = x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467).
 void rms_norm(const OpContext& ctx, const RmsNormArgs& a) {
   const int64_t width = a.x.size(1);
-  dispatch_float(a.x.dtype, [&](auto x_type) {
-    dispatch_float(a.weight.dtype, [&](auto w_type) {
-      dispatch_float(a.out.dtype, [&](auto out_type) {
-        using X = typename decltype(x_type)::type;
-        using W = typename decltype(w_type)::type;
-        using Y = typename decltype(out_type)::type;
-        parallel_rows(ctx, a.x.size(0), [&](int64_t r) {
-          const X* x = a.x.as<X>() + r * width;
-          double squares = 0.0;
-          for (int64_t c = 0; c < width; ++c) squares += double{to_float(x[c])} * to_float(x[c]);
-          const float inv =
-              static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(width) + a.eps));
-          for (int64_t c = 0; c < width; ++c)
-            a.out.as<Y>()[r * width + c] =
-                from_float<Y>(to_float(x[c]) * inv * to_float(a.weight.as<W>()[c]));
-        });
-      });
-    });
+  float* weight = thread_scratch(1, static_cast<size_t>(width));  // read by all threads
+  widen_from(a.weight, 0, weight, width);
+  parallel_rows(ctx, a.x.size(0), [&](int64_t r) {
+    float* x = thread_scratch(0, static_cast<size_t>(width));
+    widen_from(a.x, r * width, x, width);
+    const double mean = sum_of_squares(x, width) / static_cast<double>(width);
+    const float inv = static_cast<float>(1.0 / std::sqrt(mean + a.eps));
+    for (int64_t c = 0; c < width; ++c) x[c] = x[c] * inv * weight[c];
+    narrow_to(a.out, r * width, x, width);
   });
 }
 
@@ -81,7 +92,14 @@ void rope(const OpContext& ctx, const RopeArgs& a) {
         for (int64_t h = 0; h < heads; ++h) {
           const X* x = a.x.as<X>() + (r * heads + h) * d;
           Y* y = a.out.as<Y>() + (r * heads + h) * d;
-          for (int64_t i = 0; i < half; ++i) {
+          int64_t i = 0;
+          for (; i + kLanes <= half; i += kLanes) {  // rope_rotate on every lane
+            const VecF first = load(x + i);
+            const VecF second = load(x + i + half);
+            store(y + i, first * load(cos + i) - second * load(sin + i));
+            store(y + i + half, second * load(cos + i) + first * load(sin + i));
+          }
+          for (; i < half; ++i) {
             const RopePair turned =
                 rope_rotate(to_float(x[i]), to_float(x[i + half]), cos[i], sin[i]);
             y[i] = from_float<Y>(turned.first);
@@ -114,9 +132,7 @@ void silu_gate(const OpContext& ctx, const SiluGateArgs& a) {
         int64_t c = 0;
         for (; c + kLanes <= width; c += kLanes) {
           const VecF g = load(gate + c);
-          float y[kLanes];
-          store(y, g * sigmoid(g) * load(up + c));
-          narrow(y, out + c, kLanes);
+          store(out + c, g * sigmoid(g) * load(up + c));
         }
         for (; c < width; ++c) {
           const float g = to_float(gate[c]);
@@ -153,9 +169,10 @@ void convert(const OpContext& ctx, const ConvertArgs& a) {
       using X = typename decltype(x_type)::type;
       using Y = typename decltype(out_type)::type;
       ctx.threads->parallel_for((n + kElementsPerTask - 1) / kElementsPerTask, [&](int64_t task) {
-        for (int64_t i = task * kElementsPerTask; i < std::min(n, (task + 1) * kElementsPerTask);
-             ++i)
-          a.out.as<Y>()[i] = from_float<Y>(to_float(a.x.as<X>()[i]));
+        const int64_t end = std::min(n, (task + 1) * kElementsPerTask);
+        int64_t i = task * kElementsPerTask;
+        for (; i + kLanes <= end; i += kLanes) store(a.out.as<Y>() + i, load(a.x.as<X>() + i));
+        for (; i < end; ++i) a.out.as<Y>()[i] = from_float<Y>(to_float(a.x.as<X>()[i]));
       });
     });
   });

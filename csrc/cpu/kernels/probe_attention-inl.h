@@ -28,16 +28,12 @@ void probe_attention_typed(const OpContext& ctx, const ProbeAttentionArgs& a) {
     const int n_keys = static_cast<int>(std::min<int64_t>(kBlockKeys, kv_len - key0));
     const int tile_rows = probes_per_tile * group;
     float* q = thread_scratch(0, static_cast<size_t>(tile_rows) * d);
-    float* k_t = thread_scratch(1, static_cast<size_t>(kBlockKeys) * d);
+    float* k = thread_scratch(1, static_cast<size_t>(kBlockKeys) * d);  // strips of keys
     float* scores = thread_scratch(4, static_cast<size_t>(tile_rows) * kBlockKeys);
     float totals[kBlockKeys] = {};
     int64_t n_seen[kBlockKeys] = {};
 
-    for (int j = 0; j < kBlockKeys; ++j) {
-      float row[256] = {};
-      if (j < n_keys) widen(a.k.as<T>() + ((key0 + j) * n_kv_heads + kv_head) * d, row, d);
-      for (int c = 0; c < d; ++c) k_t[c * kBlockKeys + j] = row[c];
-    }
+    load_keys(a.k.as<T>() + (key0 * n_kv_heads + kv_head) * d, n_kv_heads * d, n_keys, d, k);
     for (int64_t probe0 = 0; probe0 < n_probes; probe0 += probes_per_tile) {
       const int n_tile = static_cast<int>(std::min<int64_t>(probes_per_tile, n_probes - probe0));
       const auto seen = [&](int64_t p) {
@@ -55,7 +51,8 @@ void probe_attention_typed(const OpContext& ctx, const ProbeAttentionArgs& a) {
         widen(a.q.as<T>() + at * d, q + static_cast<int64_t>(r) * d, d);
       }
       std::fill(scores, scores + static_cast<int64_t>(rows) * kBlockKeys, 0.0f);
-      tile_multiply(q, d, k_t, kBlockKeys, scores, kBlockKeys, rows, kBlockKeys, d);
+      for (int j = 0; j < n_keys; j += kStrip)
+        tile_multiply(q, d, k + int64_t{j} * d, kStrip, scores + j, kBlockKeys, rows, kStrip, d);
       for (int p = 0; p < n_tile; ++p) {
         const KeyRange range = seen(probe0 + p);
         const int first = static_cast<int>(std::clamp<int64_t>(range.first - key0, 0, n_keys));

@@ -112,15 +112,21 @@ inline WideF broadcast_wide(float x) { return _mm512_set1_ps(x); }
 inline WideF fma(WideF a, WideF b, WideF c) { return _mm512_fmadd_ps(a, b, c); }
 inline WideF load_wide(const float* p) { return _mm512_loadu_ps(p); }
 inline WideF load_wide(const bf16* p) {
-  const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+  typedef uint16_t Half __attribute__((vector_size(32)));
+  typedef uint32_t WideU __attribute__((vector_size(64)));
+  Half h;
+  std::memcpy(&h, p, sizeof(h));
+  return reinterpret_cast<WideF>(__builtin_convertvector(h, WideU) << 16);
 }
+// The forms with a mask of all lanes: the others warn of an uninitialized register in GCC 12.
 inline WideF load_wide(const f16* p) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 inline void store(float* p, WideF v) { _mm512_storeu_ps(p, v); }
 // Lane i and lane i + 8 as one.
-inline VecF fold(WideF v) { return _mm512_castps512_ps256(v) + _mm512_extractf32x8_ps(v, 1); }
+inline VecF fold(WideF v) {
+  return _mm512_maskz_extractf32x8_ps(0xff, v, 0) + _mm512_maskz_extractf32x8_ps(0xff, v, 1);
+}
 #else
 inline constexpr int kWideLanes = kLanes;
 using WideF = VecF;
@@ -185,16 +191,55 @@ inline VecF vmax(VecF a, VecF b) {
 #endif
 }
 
+// The largest lane. Where there are NaN any lane may win.
+inline float max_lane(VecF v) {
+#if defined(ZC_ISA_AVX2)
+  __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+#else
+  float result = v[0];
+  for (int i = 1; i < kLanes; ++i) result = v[i] > result ? v[i] : result;
+  return result;
+#endif
+}
+
+// Columns become rows: lane i of v[j] goes to lane j of v[i].
+inline void transpose(VecF* v) {
+#if defined(ZC_ISA_AVX2)
+  VecF pairs[8];  // 2 x 2 blocks, then 4 x 4, then the halves
+  ZC_UNROLL for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+  }
+  VecF fours[8];
+  ZC_UNROLL for (int i = 0; i < 8; i += 4) ZC_UNROLL for (int j = 0; j < 2; ++j) {
+    fours[i + 2 * j] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0x44);
+    fours[i + 2 * j + 1] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0xee);
+  }
+  ZC_UNROLL for (int i = 0; i < 4; ++i) {
+    v[i] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
+    v[i + 4] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+  }
+#else
+  ZC_UNROLL for (int i = 0; i < kLanes; ++i) ZC_UNROLL for (int j = 0; j < i; ++j) {
+    const float swapped = v[i][j];
+    v[i][j] = v[j][i];
+    v[j][i] = swapped;
+  }
+#endif
+}
+
 // e^x for x <= 0 (and small positive x), relative error below 2e-7; 0 for x below -87.3 and for
 // -inf; NaN stays NaN, so that a broken activation reaches the logits, where it is reported.
 // Cody-Waite reduction by ln 2 and the minimax polynomial of degree 5 of Cephes' expf.
 inline VecF exp(VecF x) {
   const VecF floor_x = broadcast(-87.3f);
-  const VecI below = x < floor_x;
-  const VecI is_nan = x != x;
-  x = vmax(x, floor_x);
+  const VecI kept = ~(x < floor_x);
+  x = vmax(floor_x, x);                       // in this order NaN stays
   const VecF magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const VecF n = (x * broadcast(1.44269504f) + magic) - magic;
+  const VecF rounded = x * broadcast(1.44269504f) + magic;
+  const VecF n = rounded - magic;
   VecF r = fma(n, broadcast(-0.693359375f), x);
   r = fma(n, broadcast(2.12194440e-4f), r);
   VecF p = broadcast(1.9875691500e-4f);
@@ -204,15 +249,19 @@ inline VecF exp(VecF x) {
   p = fma(p, r, broadcast(1.6666665459e-1f));
   p = fma(p, r, broadcast(5.0000001201e-1f));
   p = fma(p, r * r, r + broadcast(1.0f));
-  const VecI exponent = (__builtin_convertvector(n, VecI) + 127) << 23;
+  // The last bits of `rounded` are n: 2^n is (n + 127) << 23.
+  VecI exponent;
+  std::memcpy(&exponent, &rounded, sizeof(exponent));
+  exponent = (exponent << 23) + (127 << 23);
   VecF scale;
   std::memcpy(&scale, &exponent, sizeof(scale));
-  VecF result = p * scale;
+  const VecF result = p * scale;
   VecI bits;
   std::memcpy(&bits, &result, sizeof(bits));
-  bits = (bits & ~below) | is_nan;
-  std::memcpy(&result, &bits, sizeof(result));
-  return result;
+  bits &= kept;
+  VecF masked;
+  std::memcpy(&masked, &bits, sizeof(masked));
+  return masked;
 }
 
 // Copies n elements to float.
@@ -228,6 +277,16 @@ inline void narrow(const float* from, T* to, int64_t n) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
   for (; i < n; ++i) to[i] = from_float<T>(from[i]);
+}
+
+// Elements [at, at + n) of a tensor of floats, widened, and the way back.
+inline void widen_from(const TensorView& t, int64_t at, float* to, int64_t n) {
+  dispatch_float(t.dtype,
+                 [&](auto type) { widen(t.as<typename decltype(type)::type>() + at, to, n); });
+}
+inline void narrow_to(const TensorView& t, int64_t at, const float* from, int64_t n) {
+  dispatch_float(t.dtype,
+                 [&](auto type) { narrow(from, t.as<typename decltype(type)::type>() + at, n); });
 }
 
 // Calls f(first row, std::integral_constant<int, R>) for kMost rows at a time, and once for the
