@@ -12,9 +12,48 @@ inline bool ranks_before(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
+// Keeps the n highest of `kept` in order, for as many as `enough` does not say are enough: sorting
+// the rest of a vocabulary would take longer than a small model's decode step. `enough(i)` is asked
+// once for each place, in order, when kept[i] is in its place. Returns how many are kept.
+template <typename F>
+inline int64_t keep_highest(Candidate* kept, int64_t n_candidates, int64_t n, const F& enough) {
+  int64_t sorted = 0;
+  for (int64_t chunk = 256; sorted < n; chunk *= 4) {
+    const int64_t end = std::min(n, sorted + chunk);
+    if (end < n_candidates)
+      std::nth_element(kept + sorted, kept + end, kept + n_candidates, ranks_before);
+    std::sort(kept + sorted, kept + end, ranks_before);
+    for (; sorted < end; ++sorted)
+      if (enough(sorted)) return sorted + 1;
+  }
+  return n;
+}
+
+// weight[i] = e^((value[i] - best) / divisor); returns their sum.
+inline double exponentials(const float* value, int64_t n, float best, float divisor,
+                           float* weight) {
+  constexpr int64_t kChunk = 256;  // added up in float, chunks in double
+  double total = 0.0;
+  int64_t i = 0;
+  while (i + kLanes <= n) {
+    VecF sums{};
+    for (const int64_t end = std::min(n, i + kChunk); i + kLanes <= end; i += kLanes) {
+      const VecF w = exp((load(value + i) - broadcast(best)) / broadcast(divisor));
+      store(weight + i, w);
+      sums += w;
+    }
+    total += double{sum(sums)};
+  }
+  for (; i < n; ++i) {
+    weight[i] = exp(broadcast((value[i] - best) / divisor))[0];
+    total += weight[i];
+  }
+  return total;
+}
+
 // Picks the next token of each row: repetition penalty, temperature, top-k, top-p, min-p, one
 // uniform number of the row's seed and step. lib/reference/sample.ts says the same in double
-// precision. A row with NaN or +inf gives id -1.
+// precision; here probabilities have float's. A row with NaN or +inf gives id -1.
 void sample(const OpContext& ctx, const SampleArgs& a) {
   const int64_t vocab_size = a.logits.size(1);
   ctx.threads->parallel_for(a.logits.size(0), [&](int64_t row) {
@@ -31,69 +70,77 @@ void sample(const OpContext& ctx, const SampleArgs& a) {
     const uint64_t seed = float_to_bits(params[kSampleSeedLow]) |
                           static_cast<uint64_t>(float_to_bits(params[kSampleSeedHigh])) << 32;
 
-    float* value = thread_scratch(0, static_cast<size_t>(vocab_size));
+    const size_t scratch_size = static_cast<size_t>(vocab_size);
+    float* value = thread_scratch(0, scratch_size);
     bool broken = false;
-    int64_t best = 0;
+    const bool penalize = seen && penalty != 1.0f;
+    float best_value = -INFINITY;
     for (int64_t i = 0; i < vocab_size; ++i) {
       float x = logits[i];
-      if (seen && seen[i] && penalty != 1.0f) x = x > 0.0f ? x / penalty : x * penalty;
+      if (penalize) x = !seen[i] ? x : x > 0.0f ? x / penalty : x * penalty;
       // After the penalty, which may be anything: sorting a NaN would be undefined.
-      broken = broken || x != x || x == INFINITY;
+      broken |= !(x < INFINITY);
       value[i] = x;
-      if (x > value[best]) best = i;
+      best_value = x > best_value ? x : best_value;
     }
-    if (broken || value[best] == -INFINITY) {
+    if (broken || best_value == -INFINITY) {
       a.ids.as<int32_t>()[row] = -1;
       a.logprobs.as<float>()[row] = NAN;
       return;
     }
+    int64_t best = 0;
+    while (value[best] != best_value) ++best;
     // Weights relative to the likeliest token, whose own is 1.
-    const double divisor = temperature > 0.0f ? temperature : 1.0;
-    const auto log_weight = [&](float x) { return (double{x} - value[best]) / divisor; };
-    double total = 0.0;
-    for (int64_t i = 0; i < vocab_size; ++i) total += std::exp(log_weight(value[i]));
+    const float divisor = temperature > 0.0f ? temperature : 1.0f;
+    float* weight = thread_scratch(1, scratch_size);
+    const double total = exponentials(value, vocab_size, best_value, divisor, weight);
 
     int64_t chosen = best;
     if (temperature > 0.0f) {
-      auto* kept =
-          reinterpret_cast<Candidate*>(thread_scratch(1, static_cast<size_t>(vocab_size) * 2));
-      int64_t n = 0;
-      for (int64_t i = 0; i < vocab_size; ++i) kept[n++] = {value[i], static_cast<int32_t>(i)};
-      const auto weight = [&](int64_t i) { return std::exp(log_weight(kept[i].logit)); };
       const float top_p = params[kSampleTopP];
-      const bool cut_by_rank = top_k > 0 && top_k < n;
-      if (cut_by_rank || top_p < 1.0f) std::sort(kept, kept + n, ranks_before);
-      if (cut_by_rank) n = top_k;
-      if (top_p < 1.0f) {
+      const float least = params[kSampleMinP];
+      const double u = uniform(seed, float_to_bits(params[kSampleStep]));
+      // The token that holds u's share of the mass of those that id(0) to id(n - 1) name.
+      const auto draw = [&](int64_t n, const auto& id) {
         double mass = 0.0;
-        for (int64_t i = 0; i < n; ++i) mass += weight(i);
+        for (int64_t i = 0; i < n; ++i)
+          if (weight[id(i)] >= least) mass += weight[id(i)];
         double reached = 0.0;
-        int64_t i = 0;
-        do {
-          reached += weight(i++);
-        } while (i < n && reached < double{top_p} * mass);
-        n = i;
-      }
-      const double least = params[kSampleMinP];
-      int64_t left = 0;
-      for (int64_t i = 0; i < n; ++i)
-        if (weight(i) >= least) kept[left++] = kept[i];
-      n = left;
-      std::sort(kept, kept + n, [](const Candidate& x, const Candidate& y) { return x.id < y.id; });
-      double mass = 0.0;
-      for (int64_t i = 0; i < n; ++i) mass += weight(i);
-      const double target = uniform(seed, float_to_bits(params[kSampleStep])) * mass;
-      double reached = 0.0;
-      for (int64_t i = 0; i < n; ++i) {
-        reached += weight(i);
-        if (target < reached) {
-          chosen = kept[i].id;
-          break;
+        for (int64_t i = 0; i < n; ++i) {
+          if (weight[id(i)] < least) continue;
+          reached += weight[id(i)];
+          if (u * mass < reached) return id(i);
         }
+        return best;
+      };
+      const bool cut_by_rank = top_k > 0 && top_k < vocab_size;
+      if (cut_by_rank || top_p < 1.0f) {
+        auto* kept = reinterpret_cast<Candidate*>(thread_scratch(2, scratch_size * 2));
+        for (int64_t i = 0; i < vocab_size; ++i) kept[i] = {value[i], static_cast<int32_t>(i)};
+        int64_t n = vocab_size;
+        double mass = total;
+        if (cut_by_rank) {
+          n = keep_highest(kept, n, top_k, [](int64_t) { return false; });
+          mass = 0.0;
+          for (int64_t i = 0; i < n; ++i) mass += weight[kept[i].id];
+        }
+        if (top_p < 1.0f) {
+          double reached = 0.0;
+          n = keep_highest(kept, n, n, [&](int64_t i) {
+            reached += weight[kept[i].id];
+            return reached >= double{top_p} * mass;
+          });
+        }
+        std::sort(kept, kept + n,
+                  [](const Candidate& x, const Candidate& y) { return x.id < y.id; });
+        chosen = draw(n, [&](int64_t i) { return int64_t{kept[i].id}; });
+      } else {
+        chosen = draw(vocab_size, [](int64_t i) { return i; });
       }
     }
     a.ids.as<int32_t>()[row] = static_cast<int32_t>(chosen);
-    a.logprobs.as<float>()[row] = static_cast<float>(log_weight(value[chosen]) - std::log(total));
+    a.logprobs.as<float>()[row] =
+        static_cast<float>((double{value[chosen]} - best_value) / divisor - std::log(total));
     if (seen) seen[chosen] = 1;
   });
 }
