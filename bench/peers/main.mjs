@@ -1,7 +1,7 @@
 // `npm run bench:peers`: zipcache beside llama.cpp, on the processor, over the same models.
 import { execFileSync } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
-import { availableParallelism, cpus, release } from 'node:os'
+import { availableParallelism, cpus } from 'node:os'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
 import { reportFailure, ScriptError, say } from '../../scripts/progress.mjs'
@@ -119,7 +119,7 @@ function describeMachine() {
     cpu: cpus()[0].model.trim(),
     cores: availableParallelism(),
     flags: kFlags.filter((name) => present.includes(name)),
-    os: `Linux ${release()} ${process.arch}`,
+    os: `Linux ${process.arch}`,
     node: process.versions.node,
     commit: commitOf(root),
   }

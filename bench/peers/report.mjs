@@ -11,12 +11,15 @@ export function toMarkdown({ machine, settings, checks, speed, retrieval }, comm
     '# zipcache beside llama.cpp',
     machineText(machine),
     `\`\`\`sh\n${command}\n\`\`\``,
+    `It took ${Math.round(settings.seconds / 60)} minutes.`,
   ]
   if (checks.length > 0) parts.push('## Both compute the same', checkText(), checkTable(checks))
   if (speed.length > 0) {
     parts.push('## Speed and memory', speedText(settings))
     for (const model of unique(speed.map((row) => row.model))) {
       const rows = speed.filter((row) => row.model === model)
+      // Measured in turns, read one engine after the other.
+      rows.sort((a, b) => a.engine.localeCompare(b.engine))
       parts.push(`### ${model}`, shapeText(settings.models[model]))
       for (const context of unique(rows.map((row) => row.context))) {
         parts.push(`${count(context)} tokens:`)

@@ -30,7 +30,7 @@ const kPilotRuns = 3
  * @property {number} repeats runs of each cell
  * @property {number} tokens decoded in a run
  * @property {number} prefillSeconds no further prefill of a cell at a context once it took so long
- * @property {boolean} retries whether disturbed runs are repeated
+ * @property {boolean} retries whether disturbed runs are repeated, a decode run twice at most
  * @property {string} scratch a folder for llama.cpp's states
  * @property {(step: string, cell: string) => void} onProgress
  */
@@ -129,16 +129,16 @@ class ContextMeasurement {
 
   /** Leaves every cell with the context in its cache. */
   async prefill(runs, longestPrefill, stateFiles) {
-    const { repeats, prefillSeconds } = this.#options
+    const { repeats, prefillSeconds, retries } = this.#options
     const context = this.#context
     const isRestored = ({ cell }) => cell.engine === 'llama.cpp' && context > longestPrefill
     const ids = randomIds(this.#model, context, 1)
-    const wantsMore = ({ prefill, bytes, ...run }) => {
-      if (isRestored(run) || prefill.length >= 3 * repeats) return false
-      const undisturbed = prefill.filter((sample) => !isDisturbed(sample)).length
-      const enough = this.#options.retries ? undisturbed : prefill.length
-      const spent = sum(prefill.map(({ ms }) => ms))
-      return prefill.length === 0 || (enough < repeats && spent < 1000 * prefillSeconds)
+    const wantsMore = (run) => {
+      if (isRestored(run)) return false
+      const good = retries ? run.prefill.filter((sample) => !isDisturbed(sample)) : run.prefill
+      const spentMs = sum(run.prefill.map(({ ms }) => ms))
+      const isEnough = good.length >= repeats || spentMs >= 1000 * prefillSeconds
+      return run.prefill.length === 0 || !isEnough
     }
     for (let round = 1; ; round++) {
       const running = runs.filter((run) => run.failed === null && wantsMore(run))
