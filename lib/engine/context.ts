@@ -43,8 +43,9 @@ export interface StepPlace {
   readonly probeSlot: number
 }
 
-/** Logits after the last token in the cache. */
+/** Logits after the first `length` tokens. */
 interface NextLogits {
+  readonly length: number
   readonly scratch: Scratch
   /** (1, vocab_size) f32 */
   readonly logits: Tensor<'f32'>
@@ -106,21 +107,12 @@ export class Context {
 
   /** Logits after the last token in the cache, (1, vocab_size) f32; null when they are gone. */
   get nextLogits(): Tensor<'f32'> | null {
-    return this.#next?.logits ?? null
+    return this.#next?.length === this.length ? this.#next.logits : null
   }
 
   forgetLogits(): void {
     this.#next?.scratch.dispose()
     this.#next = null
-  }
-
-  /**
-   * Takes the last token out of the cache again, to be run once more where its logits are gone.
-   * There is one: a step that closes a window keeps its logits.
-   */
-  rewind(): void {
-    this.retract(1)
-    this.pending = this.tokens.pop() ?? null
   }
 
   /**
@@ -146,7 +138,7 @@ export class Context {
       const logits = logitsOf(model, x, Int32Array.of(ids.length - 1), next)
       this.#notePeak(scratch.bytes)
       this.forgetLogits()
-      this.#next = { scratch: next, logits }
+      this.#next = { length: this.length, scratch: next, logits }
       this.pending = null
       for (const id of ids) this.tokens.push(id)
     } catch (error) {
@@ -200,7 +192,8 @@ export class Context {
       probes?.truncate(cache.tailLength)
       throw error
     }
-    this.forgetLogits()
+    // A step that runs ahead may be taken back: what it follows is kept until the next one.
+    if (this.#next && this.#next.length < cache.length - 1) this.forgetLogits()
     const position = cache.length - 1
     return { start: cache.start, tailLength: cache.tailLength, position, probeSlot }
   }
@@ -253,7 +246,7 @@ export class Context {
     const own = scratch.tensor('f32', [1, logits.shape[1] as number])
     gatherRows({ x: logits, rows: scratch.ints(Int32Array.of(row)), out: own })
     this.forgetLogits()
-    this.#next = { scratch, logits: own }
+    this.#next = { length: this.length, scratch, logits: own }
   }
 
   /** Publishes a compression: until now its tokens were there twice. */
@@ -290,7 +283,7 @@ export class Context {
       copy.#nGroups = this.#nGroups
       copy.#probes = this.#probes?.fork() ?? null
       copy.#peak = copy.bytes.resident
-      if (this.#next) copy.keepLogits(this.#next.logits, 0)
+      if (this.nextLogits) copy.keepLogits(this.nextLogits, 0)
       return copy
     } catch (error) {
       copy.dispose()

@@ -115,7 +115,8 @@ export class Run {
 
   /**
    * Ends the run: the first `nAccepted` generated tokens are the context's, what ran ahead is taken
-   * back.
+   * back. So is the last one accepted, to be run with what follows, unless it has filled a window:
+   * the context does not show how far the scheduler had come.
    */
   close(nAccepted: number): void {
     if (this.ended) return
@@ -125,7 +126,8 @@ export class Run {
     this.phase = 'ended'
     if (wasDecoding) {
       try {
-        this.retract(this.fed - nAccepted)
+        const unwanted = this.fed - Math.max(0, nAccepted - 1)
+        this.retract(Math.min(unwanted, context.cache.tailLength))
       } catch (error) {
         context.failure ??= error // the device is gone
       }

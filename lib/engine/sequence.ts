@@ -269,9 +269,7 @@ export class Sequence {
     const context = this.#context
     const { maxPositions } = context.model.config
     if (ids.length === 0 && context.pending === null && !context.nextLogits) {
-      if (context.length === 0)
-        throw argumentError('prompt', 'is empty, expected at least one token')
-      context.rewind()
+      throw argumentError('prompt', 'is empty, expected at least one token')
     }
     const all = Int32Array.from(context.pending === null ? ids : [context.pending, ...ids])
     if (context.length + all.length > maxPositions) {
