@@ -4,27 +4,54 @@ namespace zc::cpu {
 
 namespace {
 
-bool has_avx2() {
+// An instruction set under its name.
+struct Isa {
+  const char* name;
+  const Backend* backend;
+  bool present;  // on this machine
+};
+
+// Best first. A function, not a constant: __builtin_cpu_supports asks at run time.
+template <typename F>
+void each_isa(const F& f) {
 #if defined(__x86_64__)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
-#else
-  return false;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq");
+  f(Isa{"avx512", &kAvx512Backend, avx512});
+  f(Isa{"avx2", &kAvx2Backend, avx2});
+#elif defined(__aarch64__)
+  f(Isa{"neon", &kNeonBackend, true});
 #endif
+  f(Isa{"baseline", &kBaselineBackend, true});
 }
 
 }  // namespace
 
-std::string best_isa() { return has_avx2() ? "avx2" : "baseline"; }
-
-const Backend* find_backend(const std::string& isa) {
-  if (isa == "baseline") return &kBaselineBackend;
-#if defined(__x86_64__)
-  if (isa == "avx2" && has_avx2()) return &kAvx2Backend;
-#endif
-  return nullptr;
+std::string best_isa() {
+  std::string best;
+  each_isa([&](const Isa& isa) {
+    if (best.empty() && isa.present) best = isa.name;
+  });
+  return best;
 }
 
-std::string isa_list() { return has_avx2() ? ", cpu:avx2, cpu:baseline" : ", cpu:baseline"; }
+const Backend* find_backend(const std::string& name) {
+  const Backend* found = nullptr;
+  each_isa([&](const Isa& isa) {
+    if (isa.present && isa.name == name) found = isa.backend;
+  });
+  return found;
+}
+
+std::string isa_list() {
+  std::string list;
+  each_isa([&](const Isa& isa) {
+    if (isa.present) list += std::string(", cpu:") + isa.name;
+  });
+  return list;
+}
 
 }  // namespace zc::cpu

@@ -10,9 +10,12 @@ namespace zc::cpu {
 extern const Backend kBaselineBackend;
 #if defined(__x86_64__)
 extern const Backend kAvx2Backend;
+extern const Backend kAvx512Backend;
+#elif defined(__aarch64__)
+extern const Backend kNeonBackend;
 #endif
 
-// The best instruction set of this machine: "avx2" or "baseline".
+// The best instruction set of this machine: "avx512", "avx2", "neon" or "baseline".
 std::string best_isa();
 
 // The backend of an instruction set, nullptr when it is unknown or this machine lacks it.

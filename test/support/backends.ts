@@ -3,7 +3,7 @@ import { Device, type DeviceOptions } from '../../lib/ops/index.js'
 import { DeviceTensors } from './device-tensors.js'
 
 /** Every backend there is: one suite runs over all of them. */
-export const backendNames = ['cpu:baseline', 'cpu:avx2'] as const
+export const backendNames = ['cpu:baseline', 'cpu:avx2', 'cpu:avx512', 'cpu:neon'] as const
 
 /** A backend under test; a device that stays open for the suite, tensors that live for one test. */
 export interface Backend {

@@ -267,16 +267,16 @@ inline VecF exp(VecF x) {
 // Copies n elements to float.
 template <typename T>
 inline void widen(const T* from, float* to, int64_t n) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
-  for (; i < n; ++i) to[i] = to_float(from[i]);
+  const int64_t vectors = n / kLanes * kLanes;
+  for (int64_t i = 0; i < vectors; i += kLanes) store(to + i, load(from + i));
+  for (int64_t i = vectors; i < n; ++i) to[i] = to_float(from[i]);
 }
 
 template <typename T>
 inline void narrow(const float* from, T* to, int64_t n) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
-  for (; i < n; ++i) to[i] = from_float<T>(from[i]);
+  const int64_t vectors = n / kLanes * kLanes;
+  for (int64_t i = 0; i < vectors; i += kLanes) store(to + i, load(from + i));
+  for (int64_t i = vectors; i < n; ++i) to[i] = from_float<T>(from[i]);
 }
 
 // Elements [at, at + n) of a tensor of floats, widened, and the way back.
