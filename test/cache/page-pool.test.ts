@@ -104,6 +104,68 @@ describe('any order of allocating and freeing', () => {
   })
 })
 
+describe('pages that several hold', () => {
+  test('are free when the last of them frees', () => {
+    const page = pool.allocate(576)
+    expect(pool.isShared(page, 576)).toBe(false)
+    pool.retain(page, 576)
+    pool.retain(page, 576)
+    expect([pool.isShared(page, 576), pool.usedBytes]).toEqual([true, 576])
+    pool.free(page, 576)
+    expect([pool.isShared(page, 576), pool.usedBytes]).toEqual([true, 576])
+    pool.free(page, 576)
+    expect([pool.isShared(page, 576), pool.usedBytes]).toEqual([false, 576])
+    pool.free(page, 576)
+    expect([pool.usedBytes, pool.claimedBytes]).toEqual([0, 0])
+    const refused = { code: 'ERR_ZC_INTERNAL' } as const
+    expectRefused(() => pool.free(page, 576), refused)
+    expectRefused(() => pool.retain(page, 576), refused)
+    expectRefused(() => pool.isShared(page, 576), refused)
+  })
+
+  test('property: each page is free exactly when nobody holds it', () => {
+    type Step = { allocate: number } | { retain: number } | { free: number }
+    const index = fc.nat()
+    const steps: fc.Arbitrary<Step[]> = fc.array(
+      fc.oneof(
+        fc.record({ allocate: fc.constantFrom(...sizes) }),
+        fc.record({ retain: index }),
+        fc.record({ free: index }),
+      ),
+      { maxLength: 120 },
+    )
+    const run = (script: Step[]) => {
+      const held: { address: number; bytes: number }[] = []
+      const holdersOf = (page: (typeof held)[0]) => held.filter((other) => other === page).length
+      for (const step of script) {
+        if ('allocate' in step) {
+          try {
+            const page = { address: pool.allocate(step.allocate), bytes: step.allocate }
+            expect(held.some(({ address }) => address === page.address)).toBe(false)
+            held.push(page)
+          } catch (error) {
+            expect(error).toMatchObject({ code: 'ERR_ZC_OUT_OF_MEMORY' })
+          }
+        } else if (held.length > 0) {
+          const at = ('retain' in step ? step.retain : step.free) % held.length
+          const page = held[at]
+          if ('retain' in step) held.push(page)
+          else held.splice(at, 1)
+          pool['retain' in step ? 'retain' : 'free'](page.address, page.bytes)
+          if (held.includes(page)) {
+            expect(pool.isShared(page.address, page.bytes)).toBe(holdersOf(page) > 1)
+          }
+        }
+        const used = [...new Set(held)].reduce((sum, { bytes }) => sum + bytes, 0)
+        expect(pool.usedBytes).toBe(used)
+      }
+      for (const { address, bytes } of held) pool.free(address, bytes)
+      expect([pool.usedBytes, pool.claimedBytes]).toEqual([0, 0])
+    }
+    fc.assert(fc.property(steps, run), propertyRuns(100))
+  })
+})
+
 describe('superblocks', () => {
   test.each(sizes)('are filled to the last page of %i bytes', (bytes) => {
     const pages = fill(bytes)
