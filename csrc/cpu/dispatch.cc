@@ -11,7 +11,8 @@ struct Isa {
   bool present;  // on this machine
 };
 
-// Best first. A function, not a constant: __builtin_cpu_supports asks at run time.
+// Best first; but AVX-512 behind AVX2, to be asked for by name, until its kernels have run on a
+// machine that has it. A function, not a constant: __builtin_cpu_supports asks at run time.
 template <typename F>
 void each_isa(const F& f) {
 #if defined(__x86_64__)
@@ -20,8 +21,8 @@ void each_isa(const F& f) {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq");
-  f(Isa{"avx512", &kAvx512Backend, avx512});
   f(Isa{"avx2", &kAvx2Backend, avx2});
+  f(Isa{"avx512", &kAvx512Backend, avx512});
 #elif defined(__aarch64__)
   f(Isa{"neon", &kNeonBackend, true});
 #endif

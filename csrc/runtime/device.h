@@ -14,7 +14,7 @@ namespace zc {
 // A backend together with its queue and its memory. Each environment opens devices of its own.
 class Device {
  public:
-  // name: "cpu", or "cpu:baseline" / "cpu:avx2" to pin an instruction set. n_threads 0 takes one
+  // name: "cpu", or "cpu:baseline", "cpu:avx2" … to pin an instruction set. n_threads 0 takes one
   // per core. Throws kDevice when there is no such device on this machine.
   Device(const std::string& name, int n_threads);
 

@@ -35,7 +35,8 @@ export class Device {
   }
 
   /**
-   * Opens a device: `cpu`, or `cpu:avx2` and `cpu:baseline` to pin the instruction set.
+   * Opens a device: `cpu`, or `cpu:baseline`, `cpu:avx2`, `cpu:avx512` or `cpu:neon` to pin the
+   * instruction set. `cpu` does not choose AVX-512 by itself yet: no machine of ours has run it.
    *
    * Rejects with `ERR_ZC_DEVICE` when this machine has no such device, `ERR_ZC_ARGUMENT` for a bad
    * option, `ERR_ZC_NATIVE` when the addon cannot be loaded.
