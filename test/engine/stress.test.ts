@@ -127,7 +127,7 @@ class Stress {
   }
 
   #openEngine(): Engine {
-    const maxBatch = 1 + this.#random(12)
+    const maxBatch = this.#pick([3, 5, 16])
     const maxQueue = this.#pick([0, 3, 10, 100])
     return createEngine({ model: this.#model, kvMemory: KV_MEMORY, maxBatch, maxQueue })
   }
@@ -284,8 +284,7 @@ test(
     expect(model.kvMemory.used).toBe(0)
     expect([...stress.counts.keys()].toSorted()).toEqual([...new Set(OPERATIONS)].toSorted())
     // Else little was tested: most others come while a sequence is busy or a queue is full.
-    const nCalls = [...stress.ends.values()].reduce((sum, n) => sum + n, 0)
-    expect(stress.ends.get('done')).toBeGreaterThan(nCalls / 4)
+    expect(stress.ends.get('done')).toBeGreaterThan(nOperations / 25)
     await model.dispose()
   },
   60_000 + 300 * nOperations, // sanitizers are slow
