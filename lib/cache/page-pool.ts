@@ -72,6 +72,22 @@ export class PagePool {
     return (index * SUPERBLOCK_BYTES + slot * bytes) / PAGE_UNIT_BYTES
   }
 
+  /**
+   * Whether so many more pages of each size, by its bytes, can be given out: bytes that are free in
+   * another size's superblocks are of no use.
+   */
+  hasRoomFor(pages: ReadonlyMap<number, number>): boolean {
+    let nSuperblocks = this.claimedBytes / SUPERBLOCK_BYTES
+    for (const [bytes, count] of pages) {
+      let missing = count
+      for (const index of this.#withFreeSlots.get(bytes) ?? []) {
+        missing -= (this.#superblocks[index] as Superblock).free.length
+      }
+      nSuperblocks += Math.max(0, Math.ceil(missing / Math.floor(SUPERBLOCK_BYTES / bytes)))
+    }
+    return nSuperblocks * SUPERBLOCK_BYTES <= this.capacityBytes
+  }
+
   /** One more holder of a page that was given out; each has to free it. */
   retain(address: number, bytes: number): void {
     const { block, slot } = this.#find(address, bytes)

@@ -175,3 +175,40 @@ export function growthBytes(context: Context, maxLength: number): number {
   const grown = cacheBytes(cache.shape, policy, cache.tailFormat, groups, window) + probes
   return Math.max(0, packed + grown - now)
 }
+
+/**
+ * Adds the pages, by their bytes, that a context may still take until it holds `maxLength` tokens, as
+ * `growthBytes` counts them.
+ */
+export function addGrowthPages(
+  pages: Map<number, number>,
+  { cache, policy }: Context,
+  maxLength: number,
+): void {
+  const { headDim, nLayers, nKvHeads } = cache.shape
+  const more = maxLength - cache.length
+  if (more <= 0) return
+  const add = (bytes: number, count: number) => {
+    pages.set(bytes, (pages.get(bytes) ?? 0) + Math.max(0, count) * nLayers * nKvHeads)
+  }
+  const { compression } = policy
+  const waiting = cache.tailLength + more
+  const tail = compression ? Math.min(compression.window, waiting) : waiting
+  const tailBytes = pageBytes(cache.tailFormat, cache.tailFormat, headDim)
+  add(tailBytes, pageCount(tail) - pageCount(cache.tailLength))
+  if (!compression) return
+  const { window, high, low, nSalient } = compression
+  const nGroups = Math.ceil(waiting / window)
+  const salient = nSalient(window)
+  for (const [count, { keyBits, valueBits }] of [
+    [salient, high],
+    [window - salient, low],
+  ] as const) {
+    if (count === 0) continue
+    add(pageBytes(codeFormat(keyBits), codeFormat(valueBits), headDim), nGroups * pageCount(count))
+    add(paramsBytes(headDim), nGroups)
+  }
+  if (salient === 0 || salient === window) return
+  add(bitmapBytes(window), nGroups)
+  add(bitmapBytes(waiting), 1) // all of it may be one prompt
+}

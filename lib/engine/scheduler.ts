@@ -4,7 +4,7 @@ import type { ForwardModel } from '../model/forward.js'
 import { Scratch } from '../model/scratch.js'
 import { packSampleParams, SAMPLE_PARAMS, sample, type Tensor } from '../ops/index.js'
 import { DecodeStep, type StepResult, type StepRow } from './decode-step.js'
-import { growthBytes } from './estimate.js'
+import { addGrowthPages, growthBytes } from './estimate.js'
 import { deferred, disposedError, type Run } from './run.js'
 
 /** Bounds of a scheduler. */
@@ -179,12 +179,15 @@ export class Scheduler {
   /** Whether a run and all others can grow to their full length; alone, it is let try. */
   #fits(run: Run): boolean {
     const { maxPositions } = this.#model.config
-    const growth = ({ context, maxLength }: Run) =>
-      growthBytes(context, Math.min(maxLength, maxPositions))
     for (;;) {
-      let bytes = this.#memory.usedBytes + growth(run)
-      for (const other of this.#active) bytes += growth(other)
-      if (bytes <= this.#memory.capacityBytes) return true
+      let bytes = this.#memory.usedBytes
+      const pages = new Map<number, number>()
+      for (const { context, maxLength } of [run, ...this.#active]) {
+        const length = Math.min(maxLength, maxPositions)
+        bytes += growthBytes(context, length)
+        addGrowthPages(pages, context, length)
+      }
+      if (bytes <= this.#memory.capacityBytes && this.#memory.pool.hasRoomFor(pages)) return true
       if (!this.#reclaim()) return this.#active.size === 0
     }
   }

@@ -201,6 +201,36 @@ describe('superblocks', () => {
   })
 })
 
+test('property: there is room for pages exactly when they can all be allocated', () => {
+  const counts = fc.array(fc.tuple(fc.constantFrom(...sizes), fc.integer({ min: 1, max: 5000 })), {
+    maxLength: 4,
+  })
+  const property = fc.property(counts, counts, (before, more) => {
+    const given: [address: number, bytes: number][] = []
+    const allocate = (bytes: number) => given.push([pool.allocate(bytes), bytes])
+    try {
+      for (const [bytes, count] of before) {
+        for (let i = 0; i < count; i++) allocate(bytes)
+        for (const [address, own] of given.splice(0, count >> 2)) pool.free(address, own)
+      }
+    } catch {
+      // full: there is room in what was freed
+    }
+    const pages = new Map<number, number>()
+    for (const [bytes, count] of more) pages.set(bytes, (pages.get(bytes) ?? 0) + count)
+    const hasRoom = pool.hasRoomFor(pages)
+    let fits = true
+    try {
+      for (const [bytes, count] of pages) for (let i = 0; i < count; i++) allocate(bytes)
+    } catch {
+      fits = false
+    }
+    for (const [address, bytes] of given) pool.free(address, bytes)
+    expect({ hasRoom, claimed: pool.claimedBytes }).toEqual({ hasRoom: fits, claimed: 0 })
+  })
+  fc.assert(property, propertyRuns(40))
+})
+
 describe('a full pool', () => {
   test('says so, keeps its state, and goes on when a page is freed', () => {
     const pages = fill(100_032)

@@ -227,6 +227,7 @@ describe('admission', () => {
     ['fp16', 7, ['fp16']],
     ['zipcache', 8, ['zipcache']],
     ['uniform4', 5, ['uniform4']],
+    ['every policy', 10, testPolicies],
     ['every policy', 14, testPolicies],
   ] as [string, number, PolicySpec[]][])(
     'requests of %s that do not fit into %i superblocks wait, and none fails',
