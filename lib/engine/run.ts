@@ -84,6 +84,8 @@ export class Run {
 
   /** The next token. Rejects with why the run was given up. */
   next(): Promise<Sampled> {
+    // Tokens that ran ahead of a run that was given up are not the context's.
+    if (this.#failure) return Promise.reject(this.#failure.error as Error)
     this.#demand = this.#delivered + 1
     const ready = this.#ready.shift()
     this.#wake()
@@ -92,8 +94,7 @@ export class Run {
       return Promise.resolve(ready)
     }
     return new Promise((resolve, reject) => {
-      if (this.#failure) reject(this.#failure.error)
-      else this.#waiting = { resolve, reject }
+      this.#waiting = { resolve, reject }
     })
   }
 
