@@ -238,6 +238,23 @@ describe.each([
       }
     })
 
+    test('aborted while its next token waits for a slow reader, likewise', async () => {
+      for (const at of positions) {
+        const ids = await resume(async (sequence) => {
+          const controller = new AbortController()
+          const { signal } = controller
+          const got: number[] = []
+          const tokens = sequence.generate(prompt, { ...all, signal })
+          for (let i = 0; i < at; i++) got.push((await tokens.next()).value!.id)
+          await turns(5)
+          controller.abort()
+          await expect(tokens.next()).rejects.toBe(signal.reason)
+          return got
+        })
+        expect({ at, ids }).toEqual({ at, ids: expected })
+      }
+    })
+
     test('left again and again, token by token', async () => {
       const sequence = engine.createSequence({ policy, seed })
       const got: number[] = []
