@@ -52,7 +52,8 @@ export class Scheduler {
   readonly #step: DecodeStep
   readonly #seen: Tensor<'u8'>
   readonly #freeSeenRows: number[]
-  readonly #queue: Run[] = []
+  /** Runs that wait, and some that were given up since. */
+  #queue: Run[] = []
   readonly #active = new Set<Run>()
   readonly #slices: WaitingPrefill[] = []
   readonly counters: SchedulerCounters = {
@@ -89,7 +90,7 @@ export class Scheduler {
     const active = [...this.#active]
     const inPhase = (phase: Run['phase']) => active.filter((run) => run.phase === phase).length
     return {
-      queued: this.#queue.length,
+      queued: this.#queue.filter((run) => !run.ended).length,
       prefilling: inPhase('prefill'),
       decoding: inPhase('decode'),
     }
@@ -105,16 +106,18 @@ export class Scheduler {
     this.#wakeUp?.()
   }
 
-  /** Puts a run into the queue. Throws `ERR_ZC_BUSY` when it is full. */
+  /** Begins a run, or puts it into the queue. Throws `ERR_ZC_BUSY` when that is full. */
   submit(run: Run): void {
     if (this.#stopped) throw disposedError('engine')
-    if (this.#queue.length >= this.#limits.maxQueue) {
+    this.#queue.push(run)
+    this.#admit()
+    if (this.#queue.length > this.#limits.maxQueue) {
+      this.#queue.pop()
       throw new ZipCacheError(
         'ERR_ZC_BUSY',
         `engine: ${this.#queue.length} requests are waiting already`,
       )
     }
-    this.#queue.push(run)
     this.wake()
   }
 
@@ -163,16 +166,14 @@ export class Scheduler {
 
   #admit(): void {
     for (const run of this.#active) if (run.isSettled) this.#leave(run)
-    while (this.#queue.length > 0) {
-      const run = this.#queue[0] as Run
-      if (!run.ended) {
-        if (this.#active.size >= this.#limits.maxBatch) return
-        if (this.counts.prefilling >= this.#limits.maxPrefills) return
-        if (!this.#fits(run)) return
-        this.#active.add(run)
-        void this.#start(run)
-      }
+    this.#queue = this.#queue.filter((run) => !run.ended)
+    for (let run = this.#queue[0]; run; run = this.#queue[0]) {
+      if (this.#active.size >= this.#limits.maxBatch) return
+      if (this.counts.prefilling >= this.#limits.maxPrefills) return
+      if (!this.#fits(run)) return
       this.#queue.shift()
+      this.#active.add(run)
+      void this.#start(run)
     }
   }
 
