@@ -219,7 +219,10 @@ export class Engine {
       {
         scheduler: this.#scheduler,
         tokenizer: this.#tokenizer,
-        released: (gone) => this.#sequences.delete(gone),
+        released: (gone) => {
+          this.#sequences.delete(gone)
+          this.#scheduler.wake() // somebody may wait for its memory
+        },
         adopt: (fork) => this.#adopt(fork),
       },
       context,
