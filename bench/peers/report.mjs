@@ -75,7 +75,8 @@ function speedText({ cpu, repeats, tokens, contexts }) {
     'all that the sequence was given; llama.cpp, which gives a context its memory beforehand, is counted',
     'by the elements of the tokens it holds: 2 bytes (F16), 34/32 (Q8_0), 18/32 (Q4_0).',
     `A run is left out when the hypervisor and other processes took more than ${percentDisturbed}% of the processor;`,
-    'a cell without any other run has a \\*.',
+    'a cell without any other run has a \\*. `per CPU s` are tokens by the processor time that the cell itself',
+    'used, over all runs: a guide where a \\* says that others had the rest.',
     ...(contexts.every((context) => context <= longest)
       ? []
       : [
@@ -99,6 +100,7 @@ function speedTable(rows) {
       'cache',
       'prefill tok/s (n)',
       'decode tok/s',
+      'per CPU s: prefill, decode',
       'p50 ms',
       'p99 ms',
       'closing / other ms',
@@ -107,7 +109,8 @@ function speedTable(rows) {
     ],
     rows.map((row) => {
       if (row.failed !== null) return [row.name, row.cache, `failed: ${oneLine(row.failed)}`]
-      const { prefillTokensPerSecond: prefill, decodeTokensPerSecond: decode, isDisturbed } = row
+      const { prefillTokensPerSecond: prefill, decodeTokensPerSecond: decode } = row
+      const { cpu, isDisturbed } = row
       return [
         row.name,
         row.cache,
@@ -115,6 +118,10 @@ function speedTable(rows) {
           ? ''
           : `${number(prefill.median)} (${prefill.n})${isDisturbed.prefill ? ' \\*' : ''}`,
         `${number(decode.median)} (${number(decode.min)} to ${number(decode.max)})${isDisturbed.decode ? ' \\*' : ''}`,
+        [cpu.prefillTokensPerSecond, cpu.decodeTokensPerSecond]
+          .filter((value) => value !== null)
+          .map(number)
+          .join(', '),
         number(row.stepMs.p50),
         number(row.stepMs.p99),
         row.closingStepMs === null

@@ -10,7 +10,7 @@ import {
   zipcacheCell,
 } from './cells.mjs'
 import { randomIds } from './prompts.mjs'
-import { quantile, spread } from './statistics.mjs'
+import { median, quantile, spread } from './statistics.mjs'
 
 /** Longest prompt that llama.cpp prefills; longer contexts are made of its state, repeated. */
 export const kLongestPrefill = 4096
@@ -36,8 +36,8 @@ const kPilotRuns = 3
  */
 
 /**
- * The weight type that llama.cpp is faster with: the time of a prefill and of some decode steps, the
- * best of three runs in turns.
+ * The weight type that llama.cpp is faster with: processor time of a prefill and of some decode
+ * steps, the best of three runs in turns.
  * @returns {Promise<'F16' | 'BF16'>}
  */
 export async function fasterWeights(model, host, tokens) {
@@ -50,9 +50,10 @@ export async function fasterWeights(model, host, tokens) {
     }
     for (let run = 0; run < kPilotRuns; run++) {
       for (const [t, process] of opened.entries()) {
-        const { ms } = await process.call('prefill', { ids: randomIds(model, kPilotPrompt, run) })
-        const { stepMs } = await process.call('decode', { tokens })
-        best[t] = Math.min(best[t], ms + sum(stepMs))
+        const ids = randomIds(model, kPilotPrompt, run)
+        const prefill = await process.call('prefill', { ids })
+        const decode = await process.call('decode', { tokens })
+        best[t] = Math.min(best[t], prefill.ownMs + decode.ownMs)
       }
     }
   } finally {
@@ -222,6 +223,13 @@ function rowOf(model, context, { cell, prefill, decode, bytes, info, failed }) {
     decodeTokensPerSecond: spread(
       undisturbed(decode).map(({ stepMs }) => (1000 * stepMs.length) / sum(stepMs)),
     ),
+    cpu: {
+      prefillTokensPerSecond:
+        prefill.length === 0 ? null : median(prefill.map(({ ownMs }) => (1000 * context) / ownMs)),
+      decodeTokensPerSecond: median(
+        decode.map(({ stepMs, ownMs }) => (1000 * stepMs.length) / ownMs),
+      ),
+    },
     stepMs: { p50: quantile(all, 0.5), p99: quantile(all, 0.99) },
     closingStepMs: closing.length === 0 ? null : spread(closing),
     otherStepMs: spread(times(false)),
