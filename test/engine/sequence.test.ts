@@ -164,7 +164,7 @@ describe.each([
   { name: 'zipcache', window: 1 },
   { name: 'uniform', bits: 4, window: 7 },
 ] as PolicySpec[])('a generation under %j', (policy) => {
-  const n = 16 // a window ends among them
+  const n = 15 // a window ends among them
   // in the tail at first; compressed at once, where anything is
   describe.each([8, 40])('after a prompt of %i', (promptLength) => {
     const prompt = someIds(promptLength, 320, 4)
