@@ -139,8 +139,10 @@ inline void pack_square(Format format, uint8_t* square, const SquareCodes& codes
   }
   switch (format) {
     case Format::kU4:
+      std::memcpy(square, rows, 2 * sizeof(rows[0]));
+      return;
     case Format::kU8:
-      std::memcpy(square, rows, static_cast<size_t>(n_rows) * sizeof(rows[0]));
+      std::memcpy(square, rows, 4 * sizeof(rows[0]));
       return;
     case Format::kU2:
     case Format::kU3:

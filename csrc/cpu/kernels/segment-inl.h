@@ -120,9 +120,54 @@ inline const int32_t* checked_ids(const PackSegmentArgs& a, const SegmentView& v
   return ids;
 }
 
+inline VecF clamp_lanes(VecF x) {
+  const VecF limit = broadcast(zc::clamp_finite(INFINITY));
+  x = x > limit ? limit : x;
+  return x < -limit ? -limit : x;
+}
+
+// choose_params of x (n, a multiple of kLanes), the same bits, a vector at a time where the range
+// is not searched.
+inline QuantParams choose_vector_params(const float* x, int64_t n, int bits, int norm) {
+  if (norm != 0) return choose_params([&](int64_t i) { return x[i]; }, n, bits, norm);
+  VecF lo = broadcast(INFINITY);
+  VecF hi = broadcast(-INFINITY);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const VecF v = clamp_lanes(load(x + i));
+    lo = v < lo ? v : lo;
+    hi = v > hi ? v : hi;
+  }
+  Range range{lo[0], hi[0]};
+  for (int i = 1; i < kLanes; ++i) {
+    range.lo = lo[i] < range.lo ? lo[i] : range.lo;
+    range.hi = hi[i] > range.hi ? hi[i] : range.hi;
+  }
+  if (!(range.lo <= range.hi)) return {0.0f, 0.0f};  // empty, or nothing but NaN
+  return quant_params(range, bits);
+}
+
+// quant_code of kPageTokens elements, the same codes: held between 0 and the last before it is
+// rounded, which changes nothing and lets an addition do the rounding.
+inline void quantize_lanes(const float* x, QuantParams p, int bits, uint32_t* codes) {
+  const VecF magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const VecF levels = broadcast(static_cast<float>((1 << bits) - 1));
+  const VecF zero = broadcast(p.zero);
+  const VecF inv = broadcast(quant_inverse(p.scale));
+  for (int i = 0; i < kPageTokens; i += kLanes) {
+    VecF code = (clamp_lanes(load(x + i)) - zero) * inv;
+    code = code > VecF{} ? code : VecF{};  // NaN too
+    code = (code < levels ? code : levels) + magic;
+    VecU rounded;
+    std::memcpy(&rounded, &code, sizeof(rounded));
+    rounded &= 0xffu;
+    std::memcpy(codes + i, &rounded, sizeof(rounded));
+  }
+}
+
 // Quantizes selected rows into a segment's pages: K channelwise, V channel-separable tokenwise
 // (ZipCache, arXiv 2405.14256, Algs. 1 and 2). Two passes: one task a block of 16 channels (K's
-// codes; V's normalisers), then one task a page (V's codes).
+// codes; V's normalisers), then one task a page (V's codes). Slots beyond the last token count as
+// NaN, which has no part in a range and the code 0.
 template <typename T>
 void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
   const int64_t n_kv_heads = a.k.size(1);
@@ -144,67 +189,71 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
   }
 
   const int64_t channel_blocks = d / 16;
+  const int64_t n_pages = (n + kPageTokens - 1) / kPageTokens;
   ctx.threads->parallel_for(n_kv_heads * channel_blocks, [&](int64_t task) {
     const int kv_head = static_cast<int>(task / channel_blocks);
     const int64_t c0 = task % channel_blocks * 16;
     const SegmentView view = view_of(kv_head);
     const int32_t* ids = a.ids.as<int32_t>() + kv_head * n;
     const int bits = format_bits(view.segment.k_format);
-    float* columns =
-        thread_scratch(0, static_cast<size_t>(std::max<int64_t>(n, 1)) * 16);  // (16, n)
-    const auto gather = [&](const TensorView& from) {
-      for (int64_t i = 0; i < n; ++i) {
-        const T* row = from.as<T>() + (ids[i] * n_kv_heads + kv_head) * d + c0;
-        for (int c = 0; c < 16; ++c) columns[c * n + i] = to_float(row[c]);
-      }
+    const auto row = [&](const TensorView& from, int64_t i) {
+      return from.as<T>() + (ids[i] * n_kv_heads + kv_head) * d + c0;
     };
-    gather(a.k);
-    float zero[16];
-    float inv[16];
-    for (int c = 0; c < 16; ++c) {
-      const float* column = columns + c * n;
-      const QuantParams p = choose_params([&](int64_t i) { return column[i]; }, n, bits, a.k_norm);
-      view.channel_params(0)[c0 + c] = to_f16(p.scale);
-      view.channel_params(1)[c0 + c] = to_f16(p.zero);
-      zero[c] = p.zero;
-      inv[c] = quant_inverse(p.scale);
+    // (16, n_padded); a page more than the tokens need, lest 16 columns of 2^k tokens share the few
+    // lines of one cache set.
+    const int64_t n_padded = (n_pages + 1) * kPageTokens;
+    float* columns = thread_scratch(0, static_cast<size_t>(n_padded) * 16);
+    VecF largest[kSquareVecs] = {};  // |V| of each channel
+    for (int64_t i = 0; i < n; ++i) {
+      float k[16];
+      float v[16];
+      widen(row(a.k, i), k, 16);
+      widen(row(a.v, i), v, 16);
+      for (int c = 0; c < 16; ++c) columns[c * n_padded + i] = k[c];
+      for (int c = 0; c < kSquareVecs; ++c) {
+        const VecF x = clamp_lanes(load(v + c * kLanes));
+        const VecF magnitude = x < VecF{} ? -x : x;
+        largest[c] = magnitude > largest[c] ? magnitude : largest[c];
+      }
     }
-    for (int64_t slot = 0; slot < n; slot += kPageTokens) {
-      SquareCodes codes{};
+    QuantParams params[16];
+    for (int c = 0; c < 16; ++c) {
+      float* column = columns + c * n_padded;
+      std::fill(column + n, column + n_padded, NAN);
+      params[c] = choose_vector_params(column, n_padded, bits, a.k_norm);
+      view.channel_params(0)[c0 + c] = to_f16(params[c].scale);
+      view.channel_params(1)[c0 + c] = to_f16(params[c].zero);
+      view.channel_params(2)[c0 + c] = to_f16(channel_normalizer(largest[c / kLanes][c % kLanes]));
+    }
+    for (int64_t page = 0; page < n_pages; ++page) {
+      SquareCodes codes;
       for (int c = 0; c < 16; ++c)
-        for (int64_t i = slot; i < std::min<int64_t>(n, slot + kPageTokens); ++i)
-          codes.at[c][i - slot] = quant_code(columns[c * n + i], zero[c], inv[c], bits);
-      pack_square(view.segment.k_format, view.k_square(slot / kPageTokens, c0), codes);
-    }
-    gather(a.v);
-    for (int c = 0; c < 16; ++c) {
-      const float* column = columns + c * n;
-      view.channel_params(2)[c0 + c] =
-          to_f16(choose_normalizer([&](int64_t i) { return column[i]; }, n));
+        quantize_lanes(columns + c * n_padded + page * kPageTokens, params[c], bits, codes.at[c]);
+      pack_square(view.segment.k_format, view.k_square(page, c0), codes);
     }
   });
 
-  const int64_t n_pages = (n + kPageTokens - 1) / kPageTokens;
   ctx.threads->parallel_for(n_kv_heads * n_pages, [&](int64_t task) {
     const int kv_head = static_cast<int>(task / n_pages);
     const int64_t page = task % n_pages;
     const SegmentView view = view_of(kv_head);
     const int32_t* ids = a.ids.as<int32_t>() + kv_head * n;
     const int bits = format_bits(view.segment.v_format);
-    SquareCodes squares[256 / kPageTokens] = {};
+    float inverse[256];  // of the channel normalisers
+    for (int c = 0; c < d; ++c) inverse[c] = 1.0f / to_float(view.channel_params(2)[c]);
+    SquareCodes squares[256 / kPageTokens];
     for (int64_t t = 0; t < kPageTokens; ++t) {
       const int64_t slot = page * kPageTokens + t;
-      QuantParams p{0.0f, 0.0f};
+      float value[256];
       if (slot < n) {
-        float value[256];
         widen(a.v.as<T>() + (ids[slot] * n_kv_heads + kv_head) * d, value, d);
-        for (int c = 0; c < d; ++c)
-          value[c] = value[c] * (1.0f / to_float(view.channel_params(2)[c]));
-        p = choose_params([&](int64_t c) { return value[c]; }, d, bits, a.v_norm);
-        const float inv = quant_inverse(p.scale);
-        for (int c = 0; c < d; ++c)
-          squares[c / kPageTokens].at[t][c % kPageTokens] = quant_code(value[c], p.zero, inv, bits);
+        for (int c = 0; c < d; ++c) value[c] = value[c] * inverse[c];
+      } else {
+        std::fill(value, value + d, NAN);
       }
+      const QuantParams p = choose_vector_params(value, d, bits, a.v_norm);
+      for (int c0 = 0; c0 < d; c0 += kPageTokens)
+        quantize_lanes(value + c0, p, bits, squares[c0 / kPageTokens].at[t]);
       view.token_scale(page)[t] = to_f16(p.scale);
       view.token_zero(page)[t] = to_f16(p.zero);
     }
