@@ -39,7 +39,8 @@ const nativeLayers = {
   math: ['core'],
   ops: ['core', 'math'],
   cpu: ['core', 'math', 'ops'],
-  cuda: ['core', 'math', 'ops'],
+  // csrc/cuda/device/simt.h takes the hardware's instructions or the emulator's.
+  cuda: ['core', 'math', 'ops', 'emu'],
   // The CUDA kernels once more, built by a host compiler.
   emu: ['core', 'math', 'ops', 'cuda'],
   // A device is a backend with a queue and memory.

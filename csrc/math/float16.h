@@ -1,6 +1,5 @@
 #pragma once
 
-#include <bit>
 #include <cstdint>
 
 #include "csrc/math/hd.h"
@@ -16,8 +15,8 @@ struct bf16 {
   uint16_t bits;
 };
 
-ZC_HD float bits_to_float(uint32_t bits) { return std::bit_cast<float>(bits); }
-ZC_HD uint32_t float_to_bits(float x) { return std::bit_cast<uint32_t>(x); }
+ZC_HD float bits_to_float(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+ZC_HD uint32_t float_to_bits(float x) { return __builtin_bit_cast(uint32_t, x); }
 
 ZC_HD float to_float(float x) { return x; }
 ZC_HD float to_float(bf16 x) { return bits_to_float(static_cast<uint32_t>(x.bits) << 16); }
@@ -25,14 +24,25 @@ ZC_HD float to_float(bf16 x) { return bits_to_float(static_cast<uint32_t>(x.bits
 // Shifting a half's exponent and mantissa into place gives the value times 2^-112; one exact
 // multiplication mends normals and subnormals alike. Infinity and NaN need their exponent filled.
 ZC_HD float to_float(f16 x) {
+#if defined(__CUDA_ARCH__)
+  float y;  // one instruction, with the same result
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+#else
   const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fffu) << 13;
   float value = bits_to_float(magnitude) * bits_to_float(0x77800000u);  // * 2^112
   if (magnitude >= 0x0f800000u) value = bits_to_float(magnitude | 0x7f800000u);
   return bits_to_float(float_to_bits(value) | (static_cast<uint32_t>(x.bits & 0x8000u) << 16));
+#endif
 }
 
 // Round to nearest, ties to even; overflow gives infinity, NaN stays (quiet) NaN.
 ZC_HD f16 to_f16(float x) {
+#if defined(__CUDA_ARCH__)
+  f16 y;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  return y;
+#else
   const uint32_t bits = float_to_bits(x);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -44,6 +54,7 @@ ZC_HD f16 to_f16(float x) {
   }
   const uint32_t odd = (magnitude >> 13) & 1u;
   return {static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13))};
+#endif
 }
 
 // Nearest half, ties to even, finite: what is beyond the range becomes +-65504.

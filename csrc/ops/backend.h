@@ -7,10 +7,12 @@
 namespace zc {
 
 class ThreadPool;
+struct DeviceContext;
 
 // What an op may use beside its arguments.
 struct OpContext {
-  ThreadPool* threads;
+  ThreadPool* threads;              // of the CPU
+  DeviceContext* device = nullptr;  // of a plugin (csrc/ops/plugin.h)
 };
 
 // What an op answers. Nothing throws across this boundary: a backend may live in another shared
@@ -18,9 +20,10 @@ struct OpContext {
 struct OpStatus {
   int32_t code = 0;  // 0: done; otherwise 1 + the ErrorCode
   char message[252] = {};
+  char op[32] = {};  // the op that is to blame, when it is not the one that was called
 };
 
-inline constexpr uint32_t kBackendVersion = 1;
+inline constexpr uint32_t kBackendVersion = 2;
 
 // A backend is a table of functions, one an op. Arguments were checked by csrc/ops/op_check.cc when
 // the op was enqueued.

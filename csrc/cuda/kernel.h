@@ -1,0 +1,74 @@
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "csrc/core/error.h"
+#include "csrc/cuda/device/fault.h"
+#include "csrc/cuda/device/simt.h"
+#include "csrc/math/dispatch.h"
+#include "csrc/ops/op_args.h"
+
+// What every file of csrc/cuda/kernels includes: a kernel and its launcher.
+namespace zc::cuda {
+
+// A device as launchers see it.
+class Context {
+ public:
+  virtual ~Context() = default;
+
+  int n_multiprocessors = 1;
+  int architecture = 80;                   // 10 major + minor
+  int shared_bytes_per_block = 99 * 1024;  // dynamic shared memory that a kernel may ask for
+  void* stream = nullptr;                  // cudaStream_t; unused by the emulator
+
+  // Device memory for intermediate results, valid until the next op on this stream. It never moves
+  // under a recorded program. Throws kOutOfMemory.
+  virtual void* scratch(int64_t bytes) = 0;
+  // Zeroed when it was first given, and left zeroed by every kernel that used it: counters.
+  virtual int32_t* counters(int64_t n) = 0;
+  // Copies on the device, in stream order.
+  virtual void copy(void* to, const void* from, int64_t bytes) = 0;
+  virtual void fill(void* to, int byte, int64_t bytes) = 0;
+
+  // Where the kernels of the running op report bad data.
+  FaultSink faults() const { return {fault, op}; }
+  Fault* fault = nullptr;  // in memory that kernels and the host both see
+  int32_t op = 0;          // index in op_list.def
+};
+
+// Runs kernel<<<grid, block, shared_bytes>>>(args...) on the context's stream. An empty grid
+// launches nothing. Throws what the launch itself reports; what goes wrong while it runs is
+// reported by the wait.
+#if defined(__CUDACC__)
+void check_launch(int status, const char* file, int line);
+template <typename... Params, typename... Args>
+void launch(Context& context, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+            Args&&... args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (shared_bytes > 48 * 1024)
+    check_launch(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                      cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      static_cast<int>(shared_bytes)),
+                 __FILE__, __LINE__);
+  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(context.stream)>>>(
+      static_cast<Params>(args)...);
+  check_launch(cudaGetLastError(), __FILE__, __LINE__);
+}
+#else
+template <typename... Params, typename... Args>
+void launch(Context&, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+            Args&&... args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  simt::launch(kernel, grid, block, shared_bytes, static_cast<Params>(args)...);
+}
+#endif
+
+inline unsigned blocks_for(int64_t n, int64_t per_block) {
+  const int64_t blocks = (n + per_block - 1) / per_block;
+  ZC_CHECK(blocks <= 0x7fffffff, ErrorCode::kUnsupported, "%lld blocks in one launch",
+           static_cast<long long>(blocks));
+  return static_cast<unsigned>(blocks);
+}
+
+}  // namespace zc::cuda
