@@ -2,11 +2,15 @@
 // calls.
 #include "csrc/cuda/platform.h"
 
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <mutex>
+#include <new>
+#include <unordered_map>
 #include <vector>
 
 #include "csrc/cuda/fault.h"
@@ -22,7 +26,16 @@ namespace cuda {
 
 namespace {
 
+int64_t memory_bytes() { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE); }
+
+void check_room(int64_t bytes) {
+  ZC_CHECK(bytes <= memory_bytes(), ErrorCode::kOutOfMemory,
+           "a tensor of %lld bytes does not fit: the device has %lld bytes",
+           static_cast<long long>(bytes), static_cast<long long>(memory_bytes()));
+}
+
 void* allocate_aligned(int64_t bytes) {
+  check_room(bytes);
   // Exactly so many bytes, so that AddressSanitizer sees the end of each.
   void* memory = nullptr;
   const size_t size = bytes > 0 ? static_cast<size_t>(bytes) : 1;
@@ -69,6 +82,8 @@ struct EmulatedContext final : DeviceContext, Context {
   Fault found{};
   std::vector<void*> scratch_blocks;
   int64_t scratch_bytes = 0;
+  std::mutex mutex;                                // of the reservations
+  std::unordered_map<void*, size_t> reservations;  // address and length
   std::vector<int32_t> counter_words;
 };
 
@@ -81,7 +96,7 @@ void device_facts(int32_t, DeviceFacts* facts, OpStatus*) {
   std::snprintf(facts->name, sizeof(facts->name), "emulated CUDA device");
   std::snprintf(facts->architecture, sizeof(facts->architecture), "emulated");
   facts->n_multiprocessors = 4;
-  facts->memory_bytes = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
+  facts->memory_bytes = memory_bytes();
 }
 
 DeviceContext* open(int32_t ordinal, OpStatus* status) {
@@ -101,7 +116,32 @@ void* allocate(DeviceContext*, int64_t bytes, OpStatus* status) {
   return memory;
 }
 
-void release(DeviceContext*, void* memory) { std::free(memory); }
+// Zeros that cost memory only where they are touched: an engine reserves for the worst case.
+void* reserve(DeviceContext* device, int64_t bytes, OpStatus* status) {
+  void* memory = nullptr;
+  guarded(status, [&] {
+    check_room(bytes);
+    memory = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE,
+                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    EmulatedContext& context = emulated(device);
+    std::lock_guard lock(context.mutex);
+    context.reservations[memory] = static_cast<size_t>(bytes);
+  });
+  return memory;
+}
+
+void release(DeviceContext* device, void* memory) {
+  EmulatedContext& context = emulated(device);
+  std::lock_guard lock(context.mutex);
+  const auto found = context.reservations.find(memory);
+  if (found == context.reservations.end()) {
+    std::free(memory);
+    return;
+  }
+  munmap(memory, found->second);
+  context.reservations.erase(found);
+}
 
 void copy(DeviceContext* device, void* to, const void* from, int64_t bytes, OpStatus*) {
   emulated(device).copy(to, from, bytes);
@@ -116,9 +156,9 @@ void synchronize(DeviceContext* device, OpStatus* status) {
 }
 
 const Plugin kPlugin = {
-    kPluginVersion, "cuda-emu", &kBackend, device_count, device_facts, open,
-    close,          allocate,   release,   copy,         copy,         fill,
-    synchronize,    nullptr,    nullptr,   nullptr,      nullptr,
+    kPluginVersion, "cuda-emu",  &kBackend, device_count, device_facts, open,
+    close,          allocate,    reserve,   release,      copy,         copy,
+    fill,           synchronize, nullptr,   nullptr,      nullptr,      nullptr,
 };
 
 }  // namespace

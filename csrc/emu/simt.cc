@@ -506,7 +506,7 @@ void syncwarp(uint32_t mask, Site s) {
 #if defined(SIMT_TSAN)
   Warp* w = cur->warp;
   char* tok = (char*)&w->tsan_phase;
-  static thread_local int ph[1024];
+  static thread_local std::vector<int> ph(1024);
   int& p = ph[cur->linear];
   p ^= 1;
   REL(tok + p);
@@ -763,7 +763,13 @@ static void wg_exec(WgArg* const* a) {
   stats.wgmma++;
   const WgArg& x = *a[0];
   const int N = x.n;
-  static thread_local float A[64][16], B[16][256], D[64][256];
+  // On the heap: a library that is loaded at run time gets little thread-local memory.
+  struct Tiles {
+    float A[64][16], B[16][256], D[64][256];
+  };
+  static thread_local std::unique_ptr<Tiles> tiles;
+  if (!tiles) tiles = std::make_unique<Tiles>();
+  auto& [A, B, D] = *tiles;
   // 16-byte chunks (8 elements along the contiguous direction) through the descriptor's address map
   auto ld = [](const Desc& d, bool t, int MN, auto&& put) {
     for (int mn = 0; mn < MN; mn += t ? 8 : 1)

@@ -2,7 +2,6 @@
 #include <unistd.h>
 
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "csrc/napi/state.h"
@@ -61,11 +60,6 @@ std::string text_of(const Napi::Value& value, const char* argument) {
   return text;
 }
 
-// An empty array may have no address, which memcpy does not take.
-void copy_bytes(void* to, const void* from, size_t bytes) {
-  if (bytes > 0) std::memcpy(to, from, bytes);
-}
-
 // A program holds ops alone: copies between it and JavaScript belong to its runs.
 void refuse_while_recording(const DeviceHandle& handle) {
   ZC_CHECK(!handle.recording, ErrorCode::kArgument,
@@ -111,14 +105,15 @@ void stop_at_exit(void* data) { stop(*static_cast<DeviceHandle*>(data)); }
 
 // ---- devices ----
 
-// openDevice(name, nThreads) -> handle
+// openDevice(name, nThreads, pluginFolder) -> handle
 Napi::Value open_device(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   return guarded(env, [&]() -> Napi::Value {
     auto handle = std::make_shared<DeviceHandle>();
     handle->env = env;
     handle->device = std::make_shared<Device>(text_of(info[0], "device"),
-                                              info[1].As<Napi::Number>().Int32Value());
+                                              info[1].As<Napi::Number>().Int32Value(),
+                                              text_of(info[2], "pluginFolder"));
     const napi_status status = napi_create_threadsafe_function(
         env, nullptr, nullptr, Napi::String::New(env, "zipcache stream"), 0, 1, nullptr, nullptr,
         nullptr, settle, &handle->settle);
@@ -168,8 +163,8 @@ Napi::Value device_info(const Napi::CallbackInfo& info) {
     result.Set("name", device.name());
     result.Set("isa", device.isa());
     result.Set("nThreads", device.n_threads());
-    result.Set("currentBytes", static_cast<double>(device.memory()->current.load()));
-    result.Set("peakBytes", static_cast<double>(device.memory()->peak.load()));
+    result.Set("currentBytes", static_cast<double>(device.memory()->account().current.load()));
+    result.Set("peakBytes", static_cast<double>(device.memory()->account().peak.load()));
     return result;
   });
 }
@@ -231,8 +226,8 @@ Napi::Value create_tensor(const Napi::CallbackInfo& info) {
   });
 }
 
-// reserveTensor(device, dtype, shape) -> handle of a tensor that costs memory only where it was
-// written
+// reserveTensor(device, dtype, shape) -> handle of a tensor that holds zeros and costs memory only
+// where it was written, if the device can do that
 Napi::Value reserve_tensor(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     DevicePtr& device = device_of(info[0], "device");
@@ -245,7 +240,7 @@ Napi::Value reserve_tensor(const Napi::CallbackInfo& info) {
   });
 }
 
-// discardBytes(tensor, offset, bytes): enqueued; gives pages of a reservation back to the system
+// discardBytes(tensor, offset, bytes): enqueued; pages of a reservation hold zeros again
 Napi::Value discard_bytes(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     TensorHandle& tensor = tensor_of(info[0], "tensor");
@@ -304,7 +299,9 @@ struct StagedWrite {
   std::vector<char> bytes;
   std::shared_ptr<Storage> storage;
   char* to;
-  void operator()() const { copy_bytes(to, bytes.data(), bytes.size()); }
+  void operator()(DeviceMemory& memory) const {
+    memory.write(to, bytes.data(), static_cast<int64_t>(bytes.size()));
+  }
 };
 
 StagedWrite stage_write(TensorHandle& tensor, const Napi::Value& values, double offset_value) {
@@ -332,7 +329,8 @@ Napi::Value write_tensor(const Napi::CallbackInfo& info) {
     TensorHandle& tensor = tensor_of(info[0], "tensor");
     const DevicePtr device = device_of(tensor, "tensor");
     refuse_while_recording(*device);
-    device->device->stream().enqueue(stage_write(tensor, info[1], number_or_nan(info[2])));
+    device->device->stream().enqueue([write = stage_write(tensor, info[1], number_or_nan(info[2])),
+                                      memory = device->device->memory()] { write(*memory); });
     return info.Env().Undefined();
   });
 }
@@ -357,10 +355,11 @@ Napi::ArrayBuffer new_array_buffer(Napi::Env env, size_t bytes) {
 // memory, which the pending promise holds until then.
 Napi::Value read_at_marker(Napi::Env env, TensorHandle& tensor, const DevicePtr& device,
                            Napi::Value keep) {
-  const auto bytes = static_cast<size_t>(tensor.view.size_bytes());
-  Napi::ArrayBuffer buffer = new_array_buffer(env, bytes);
-  device->device->stream().enqueue([storage = tensor.storage, from = tensor.view.data,
-                                    to = buffer.Data(), bytes] { copy_bytes(to, from, bytes); });
+  const int64_t bytes = tensor.view.size_bytes();
+  Napi::ArrayBuffer buffer = new_array_buffer(env, static_cast<size_t>(bytes));
+  device->device->stream().enqueue(
+      [storage = tensor.storage, from = tensor.view.data, to = buffer.Data(), bytes,
+       memory = device->device->memory()] { memory->read(to, from, bytes); });
   return promise_at_marker(env, device, buffer, keep);
 }
 
@@ -418,10 +417,11 @@ Napi::Value run_program(const Napi::CallbackInfo& info) {
     TensorHandle& input = tensor_on(device, info[1], "input");
     TensorHandle& output = tensor_on(device, info[3], "output");
     StagedWrite write = stage_write(input, info[2], 0);
-    device->device->stream().enqueue([write = std::move(write), program = handle.program] {
-      write();
-      program->run();
-    });
+    device->device->stream().enqueue(
+        [write = std::move(write), program = handle.program, memory = device->device->memory()] {
+          write(*memory);
+          program->run();
+        });
     return read_at_marker(env, output, device, info[0]);
   });
 }
@@ -446,7 +446,7 @@ Napi::Value map_file(const Napi::CallbackInfo& info) {
 }
 
 // tensorFromFile(device, file, byteOffset, dtype, shape) -> read-only handle; a copy where the file
-// is not aligned
+// is not aligned, or the device cannot use the host's memory
 Napi::Value tensor_from_file(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     DevicePtr& device = device_of(info[0], "device");
@@ -462,12 +462,17 @@ Napi::Value tensor_from_file(const Napi::CallbackInfo& info) {
              static_cast<long long>(view.size_bytes()), static_cast<long long>(offset),
              static_cast<long long>(file->bytes()));
     char* from = const_cast<char*>(file->data()) + offset;
+    const int64_t bytes = view.size_bytes();
+    const std::shared_ptr<DeviceMemory>& memory = device->device->memory();
     std::shared_ptr<Storage> storage;
-    if (reinterpret_cast<uintptr_t>(from) % dtype_size(view.dtype) == 0) {
-      storage = Storage::borrow(file, from, view.size_bytes());
+    if (memory->is_host() && reinterpret_cast<uintptr_t>(from) % dtype_size(view.dtype) == 0) {
+      storage = Storage::borrow(file, from, bytes);
     } else {
-      storage = Storage::allocate(device->device->memory(), view.size_bytes());
-      copy_bytes(storage->data(), from, static_cast<size_t>(view.size_bytes()));
+      refuse_while_recording(*device);
+      storage = Storage::allocate(memory, bytes);
+      storage->make_read_only();
+      device->device->stream().enqueue(
+          [memory, storage, file, from, bytes] { memory->write(storage->data(), from, bytes); });
     }
     view.data = storage->data();
     return make_tensor(info.Env(), std::move(storage), view, device);

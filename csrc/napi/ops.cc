@@ -1,6 +1,5 @@
 // The ops as functions of JavaScript: flat arguments in, checked, enqueued. lib/native/addon.ts has
 // the same signatures.
-#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
@@ -93,12 +92,7 @@ Napi::Value enqueue(const Napi::CallbackInfo& info, const char* name, void (*rea
     auto command = [args, op, name, running_on, storage = reader.take_storage()] {
       OpStatus status;
       (running_on->backend().*op)(&running_on->context(), &args, &status);
-      if (status.code != 0) {
-        // Messages begin with the argument that is wrong.
-        const std::string message = status.message;
-        throw Error(static_cast<ErrorCode>(status.code - 1), message, name,
-                    message.substr(0, std::min(message.find(':'), message.size())));
-      }
+      check_status(status, name);
     };
     if (Program* recording = reader.device().recording.get())
       recording->add(std::move(command));

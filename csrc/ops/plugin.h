@@ -38,6 +38,8 @@ struct Plugin {
 
   // Device memory, 256-byte aligned, given and taken in stream order. May be called on any thread.
   void* (*allocate)(DeviceContext*, int64_t bytes, OpStatus*);
+  // The same, but its bytes are zero.
+  void* (*reserve)(DeviceContext*, int64_t bytes, OpStatus*);
   void (*release)(DeviceContext*, void*);
   // Copies in stream order; `from` (`to`) is host memory. write may return before it is done but
   // not before `from` can change; read returns when it is done.

@@ -5,6 +5,8 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <utility>
 
 #include "csrc/core/error.h"
 
@@ -20,31 +22,57 @@ int64_t physical_memory_bytes() {
   return bytes;
 }
 
-std::shared_ptr<Storage> Storage::allocate(std::shared_ptr<MemoryAccount> account, int64_t bytes) {
+void* HostMemory::allocate(int64_t bytes) {
   // The system promises more memory than it has and kills whoever touches it; refuse what cannot be
   // there.
   static const int64_t physical = physical_memory_bytes();
-  ZC_CHECK(bytes <= physical - account->current.load(), ErrorCode::kOutOfMemory,
+  const auto in_use = static_cast<long long>(account_.current.load());
+  ZC_CHECK(bytes <= physical - in_use, ErrorCode::kOutOfMemory,
            "a tensor of %lld bytes does not fit: the device has %lld bytes, %lld in use",
-           static_cast<long long>(bytes), static_cast<long long>(physical),
-           static_cast<long long>(account->current.load()));
+           static_cast<long long>(bytes), static_cast<long long>(physical), in_use);
   const size_t rounded = (static_cast<size_t>(bytes) + 63) / 64 * 64;
   void* data = std::aligned_alloc(64, rounded ? rounded : 64);
   ZC_CHECK(data, ErrorCode::kOutOfMemory, "a tensor of %lld bytes could not be allocated",
            static_cast<long long>(bytes));
-  std::shared_ptr<Storage> storage(new Storage(Kind::kAllocated, data, bytes));
-  account->add(bytes);
-  storage->account_ = std::move(account);
-  return storage;
+  return data;
 }
 
-std::shared_ptr<Storage> Storage::reserve(std::shared_ptr<MemoryAccount> account, int64_t bytes) {
+void* HostMemory::reserve(int64_t bytes) {
   void* data = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   ZC_CHECK(data != MAP_FAILED, ErrorCode::kOutOfMemory,
            "%lld bytes of address space could not be reserved", static_cast<long long>(bytes));
-  std::shared_ptr<Storage> storage(new Storage(Kind::kReserved, data, bytes));
-  storage->account_ = std::move(account);
+  return data;
+}
+
+void HostMemory::release(void* data, int64_t bytes, bool reserved) {
+  if (reserved)
+    munmap(data, static_cast<size_t>(bytes));
+  else
+    std::free(data);
+}
+
+void HostMemory::discard(void* data, int64_t bytes) {
+  madvise(data, static_cast<size_t>(bytes), MADV_DONTNEED);
+}
+
+// An empty array may have no address, which memcpy does not take.
+void HostMemory::write(void* to, const void* from, int64_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
+}
+
+void HostMemory::read(void* to, const void* from, int64_t bytes) { write(to, from, bytes); }
+
+std::shared_ptr<Storage> Storage::allocate(std::shared_ptr<DeviceMemory> memory, int64_t bytes) {
+  std::shared_ptr<Storage> storage(new Storage(Kind::kAllocated, memory->allocate(bytes), bytes));
+  memory->account().add(bytes);
+  storage->memory_ = std::move(memory);
+  return storage;
+}
+
+std::shared_ptr<Storage> Storage::reserve(std::shared_ptr<DeviceMemory> memory, int64_t bytes) {
+  std::shared_ptr<Storage> storage(new Storage(Kind::kReserved, memory->reserve(bytes), bytes));
+  storage->memory_ = std::move(memory);
   return storage;
 }
 
@@ -52,20 +80,14 @@ std::shared_ptr<Storage> Storage::borrow(std::shared_ptr<const void> owner, void
                                          int64_t bytes) {
   std::shared_ptr<Storage> storage(new Storage(Kind::kBorrowed, data, bytes));
   storage->owner_ = std::move(owner);
+  storage->make_read_only();
   return storage;
 }
 
 Storage::~Storage() {
-  if (kind_ == Kind::kAllocated) {
-    std::free(data_);
-    account_->current.fetch_sub(bytes_);
-  } else if (kind_ == Kind::kReserved) {
-    munmap(data_, static_cast<size_t>(bytes_));
-  }
-}
-
-void Storage::discard(int64_t offset, int64_t bytes) {
-  madvise(static_cast<char*>(data_) + offset, static_cast<size_t>(bytes), MADV_DONTNEED);
+  if (kind_ == Kind::kBorrowed) return;
+  memory_->release(data_, bytes_, reserved());
+  if (kind_ == Kind::kAllocated) memory_->account().current.fetch_sub(bytes_);
 }
 
 }  // namespace zc

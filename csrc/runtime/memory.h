@@ -7,8 +7,8 @@
 
 namespace zc {
 
-// Bytes of tensors alive on one device, for Device.memory. Reserved address space counts when it is
-// committed.
+// Bytes of tensors alive on one device, for Device.memory. Reservations do not count: who hands
+// their pages out knows better what is used.
 struct MemoryAccount {
   std::atomic<int64_t> current{0};
   std::atomic<int64_t> peak{0};
@@ -21,17 +21,53 @@ struct MemoryAccount {
   }
 };
 
+// The memory of a device. Tensors are given and taken on any thread; the bytes in them are touched
+// on the stream's thread alone, in stream order.
+class DeviceMemory {
+ public:
+  virtual ~DeviceMemory() = default;
+
+  // Uninitialised, aligned for every op. Throws kOutOfMemory.
+  virtual void* allocate(int64_t bytes) = 0;
+  // Reads as zeros until it is written. Throws kOutOfMemory.
+  virtual void* reserve(int64_t bytes) = 0;
+  // Takes back what allocate or reserve gave for so many bytes, after everything that was enqueued.
+  virtual void release(void* data, int64_t bytes, bool reserved) = 0;
+
+  // Part of a reservation reads as zeros again, and costs nothing where the device can do that.
+  virtual void discard(void* data, int64_t bytes) = 0;
+  // To and from the host's memory; both return when the host's memory may change again. Empty
+  // copies may have no address.
+  virtual void write(void* to, const void* from, int64_t bytes) = 0;
+  virtual void read(void* to, const void* from, int64_t bytes) = 0;
+  // Whether the device can use the host's memory as it is.
+  virtual bool is_host() const = 0;
+
+  MemoryAccount& account() { return account_; }
+
+ protected:
+  MemoryAccount account_;
+};
+
+// Memory of the CPU.
+class HostMemory final : public DeviceMemory {
+ public:
+  void* allocate(int64_t bytes) override;
+  // Address space without memory behind it: a page costs something once it is touched.
+  void* reserve(int64_t bytes) override;
+  void release(void* data, int64_t bytes, bool reserved) override;
+  void discard(void* data, int64_t bytes) override;
+  void write(void* to, const void* from, int64_t bytes) override;
+  void read(void* to, const void* from, int64_t bytes) override;
+  bool is_host() const override { return true; }
+};
+
 // One block of device memory; freed when the last tensor, view or queued command lets go of it.
 class Storage {
  public:
-  // Uninitialised, 64-byte aligned. Throws kOutOfMemory.
-  static std::shared_ptr<Storage> allocate(std::shared_ptr<MemoryAccount> account, int64_t bytes);
-
-  // Address space without memory behind it: a page costs something once it is touched, and
-  // discard() gives pages back.
-  static std::shared_ptr<Storage> reserve(std::shared_ptr<MemoryAccount> account, int64_t bytes);
-
-  // Memory owned by something else (a mapped file), kept alive by `owner`.
+  static std::shared_ptr<Storage> allocate(std::shared_ptr<DeviceMemory> memory, int64_t bytes);
+  static std::shared_ptr<Storage> reserve(std::shared_ptr<DeviceMemory> memory, int64_t bytes);
+  // Host memory owned by something else (a mapped file), kept alive by `owner`; read-only.
   static std::shared_ptr<Storage> borrow(std::shared_ptr<const void> owner, void* data,
                                          int64_t bytes);
 
@@ -42,11 +78,13 @@ class Storage {
   void* data() const { return data_; }
   int64_t bytes() const { return bytes_; }
   bool reserved() const { return kind_ == Kind::kReserved; }
-  bool read_only() const { return kind_ == Kind::kBorrowed; }
+  bool read_only() const { return read_only_; }
+  void make_read_only() { read_only_ = true; }
 
-  // Returns [offset, offset + bytes) of a reservation to the system; it reads as zeros when touched
-  // again.
-  void discard(int64_t offset, int64_t bytes);
+  // [offset, offset + bytes) of a reservation reads as zeros again.
+  void discard(int64_t offset, int64_t bytes) {
+    memory_->discard(static_cast<char*>(data_) + offset, bytes);
+  }
 
  private:
   enum class Kind { kAllocated, kReserved, kBorrowed };
@@ -55,7 +93,8 @@ class Storage {
   Kind kind_;
   void* data_;
   int64_t bytes_;
-  std::shared_ptr<MemoryAccount> account_;
+  bool read_only_ = false;
+  std::shared_ptr<DeviceMemory> memory_;
   std::shared_ptr<const void> owner_;
 };
 

@@ -5,7 +5,8 @@
 
 namespace zc {
 
-Stream::Stream() : thread_([this] { work(); }) {}
+Stream::Stream(std::function<void()> synchronize)
+    : synchronize_(std::move(synchronize)), thread_([this] { work(); }) {}
 
 Stream::~Stream() { stop(); }
 
@@ -46,18 +47,26 @@ void Stream::work() {
       queue_.pop_front();
     }
     if (entry.marker) {
-      entry.marker(std::exchange(error_, std::nullopt));
+      // What a device found wrong was started before the command that could not be.
+      std::optional<Error> thrown = std::exchange(error_, std::nullopt);
+      if (synchronize_) run(synchronize_);
+      entry.marker(error_ ? error_ : thrown);
+      error_.reset();
     } else if (!error_) {
-      try {
-        entry.command();
-      } catch (const Error& e) {
-        error_ = e;
-      } catch (const std::bad_alloc&) {
-        error_ = Error(ErrorCode::kOutOfMemory, "out of memory while running a command");
-      } catch (const std::exception& e) {
-        error_ = Error(ErrorCode::kInternal, e.what());
-      }
+      run(entry.command);
     }
+  }
+}
+
+void Stream::run(const std::function<void()>& command) {
+  try {
+    command();
+  } catch (const Error& e) {
+    error_ = e;
+  } catch (const std::bad_alloc&) {
+    error_ = Error(ErrorCode::kOutOfMemory, "out of memory while running a command");
+  } catch (const std::exception& e) {
+    error_ = Error(ErrorCode::kInternal, e.what());
   }
 }
 

@@ -16,13 +16,15 @@ namespace zc {
 // captures, so freeing is in stream order too.
 class Stream {
  public:
-  Stream();
+  // synchronize: waits on the stream's thread until what the commands started has ended, and throws
+  // what went wrong; empty: commands have done all when they return.
+  explicit Stream(std::function<void()> synchronize);
   ~Stream();  // stops without running what is still queued
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
   // Appends work. After a command has thrown, later ones are skipped until a marker reports the
-  // error.
+  // error. What only synchronize() finds stops none of those before the marker.
   void enqueue(std::function<void()> command);
 
   // Appends a marker: `reached` runs on the stream's thread when all earlier commands are done,
@@ -39,7 +41,9 @@ class Stream {
   };
   void push(Entry entry);
   void work();
+  void run(const std::function<void()>& command);
 
+  std::function<void()> synchronize_;
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Entry> queue_;

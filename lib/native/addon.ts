@@ -30,7 +30,7 @@ export interface Addon {
   readonly errorCodes: readonly string[]
   setErrorClass(errorClass: unknown): void
 
-  openDevice(name: string, nThreads: number): DeviceHandle
+  openDevice(name: string, nThreads: number, pluginFolder: string): DeviceHandle
   disposeDevice(device: DeviceHandle): void
   deviceInfo(device: DeviceHandle): {
     name: string

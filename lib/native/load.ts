@@ -4,6 +4,7 @@ import { ZipCacheError } from '../errors.js'
 import type { Addon } from './addon.js'
 
 let addon: Addon | undefined
+let addonFolder = ''
 
 /** Where the addon may lie, in the order in which the places are tried. */
 function candidates(): string[] {
@@ -33,6 +34,7 @@ export function loadAddon(): Addon {
       const loaded = require(file) as Addon
       loaded.setErrorClass(ZipCacheError)
       addon = loaded
+      addonFolder = path.dirname(file)
       return loaded
     } catch (error) {
       cause = error
@@ -44,4 +46,13 @@ export function loadAddon(): Addon {
     `the native addon could not be loaded:\n  ${failures.join('\n  ')}\nBuild it with \`npm run build\`.`,
     { cause },
   )
+}
+
+/**
+ * Where the libraries of the devices besides the CPU lie, `zipcache-cuda.so` for `cuda`: beside the
+ * addon, or in the folder that `ZIPCACHE_PLUGIN_PATH` names.
+ */
+export function pluginFolder(): string {
+  loadAddon()
+  return process.env.ZIPCACHE_PLUGIN_PATH || addonFolder
 }

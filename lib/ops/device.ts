@@ -1,6 +1,6 @@
 import { ZipCacheError } from '../errors.js'
 import type { DeviceHandle, FileHandle } from '../native/addon.js'
-import { loadAddon } from '../native/load.js'
+import { loadAddon, pluginFolder } from '../native/load.js'
 import { DTYPE_BYTES, DTYPES, type DType, TYPED_ARRAYS, type TypedArrays } from './dtype.js'
 import { Program } from './program.js'
 import { Tensor } from './tensor.js'
@@ -8,7 +8,8 @@ import { Tensor } from './tensor.js'
 /** Settings of `Device.open`. */
 export interface DeviceOptions {
   /**
-   * Threads that compute, the stream's own included; default: one a core, or `ZIPCACHE_THREADS`.
+   * Threads of the CPU that compute, the stream's own included; default: one a core, or
+   * `ZIPCACHE_THREADS`. Of no effect on other devices.
    */
   threads?: number
 }
@@ -35,11 +36,14 @@ export class Device {
   }
 
   /**
-   * Opens a device: `cpu`, or `cpu:baseline`, `cpu:avx2`, `cpu:avx512` or `cpu:neon` to pin the
-   * instruction set. `cpu` does not choose AVX-512 by itself yet: no machine of ours has run it.
+   * Opens a device:
+   * - `cpu`, or `cpu:baseline`, `cpu:avx2`, `cpu:avx512` or `cpu:neon` to pin the instruction set.
+   *   `cpu` does not choose AVX-512 by itself yet: no machine of ours has run it.
+   * - `cuda`, an NVIDIA GPU; `cuda:1` is the second one.
+   * - `cuda-emu`: the kernels of `cuda`, run on the CPU. For tests of them, slow.
    *
-   * Rejects with `ERR_ZC_DEVICE` when this machine has no such device, `ERR_ZC_ARGUMENT` for a bad
-   * option, `ERR_ZC_NATIVE` when the addon cannot be loaded.
+   * Rejects with `ERR_ZC_DEVICE` when this machine has no such device, with the reason;
+   * `ERR_ZC_ARGUMENT` for a bad option, `ERR_ZC_NATIVE` when the addon cannot be loaded.
    */
   static async open(name = 'cpu', options: DeviceOptions = {}): Promise<Device> {
     const fromEnvironment = process.env.ZIPCACHE_THREADS
@@ -51,10 +55,10 @@ export class Device {
         { argument: 'threads' },
       )
     }
-    return new Device(loadAddon().openDevice(name, threads))
+    return new Device(loadAddon().openDevice(name, threads, pluginFolder()))
   }
 
-  /** Instruction set of the kernels, and threads. */
+  /** Instruction set of the kernels, `sm_90` of a GPU, and threads. */
   get info(): { name: string; isa: string; nThreads: number } {
     const { name, isa, nThreads } = loadAddon().deviceInfo(this.handle)
     return { name, isa, nThreads }
@@ -104,8 +108,8 @@ export class Device {
   }
 
   /**
-   * Address space as a tensor that costs memory only where it was written, see `discard`. It reads
-   * as zeros elsewhere.
+   * A tensor that reads as zeros where it was not written. On the CPU it is address space, which
+   * costs memory only where it was written, see `discard`; a GPU gives the memory at once.
    *
    * Throws `ERR_ZC_SHAPE` for a shape that is none or empty, `ERR_ZC_OUT_OF_MEMORY`.
    */
@@ -114,7 +118,10 @@ export class Device {
     return new Tensor(this, handle, dtype, [...shape])
   }
 
-  /** Enqueues giving [offset, offset + bytes) of a reservation back to the system. */
+  /**
+   * Enqueues giving [offset, offset + bytes) of a reservation back to the system: it reads as zeros
+   * again.
+   */
   discard(reservation: Tensor<'u8'>, offset: number, bytes: number): void {
     loadAddon().discardBytes(reservation.handle, offset, bytes)
   }
@@ -128,8 +135,9 @@ export class Device {
   }
 
   /**
-   * Bytes of a mapped file as a read-only tensor: no copy, unless the offset is not a multiple of
-   * the element's size. The file must not be truncated while the tensor lives.
+   * Bytes of a mapped file as a read-only tensor. On the CPU it is no copy, unless the offset is not
+   * a multiple of the element's size, and the file must not be truncated while the tensor lives.
+   * Other devices get a copy, enqueued.
    *
    * Throws `ERR_ZC_CHECKPOINT` when the bytes are not in the file.
    */

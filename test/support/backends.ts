@@ -1,9 +1,29 @@
-import { loadAddon } from '../../lib/native/load.js'
+import { loadAddon, pluginFolder } from '../../lib/native/load.js'
 import { Device, type DeviceOptions } from '../../lib/ops/index.js'
 import { DeviceTensors } from './device-tensors.js'
 
-/** Every backend there is: one suite runs over all of them. */
-export const backendNames = ['cpu:baseline', 'cpu:avx2', 'cpu:avx512', 'cpu:neon'] as const
+/**
+ * Every backend there is: one suite runs over all of them. `cuda-emu` runs the kernels of `cuda` on
+ * the CPU.
+ */
+export const backendNames = [
+  'cpu:baseline',
+  'cpu:avx2',
+  'cpu:avx512',
+  'cpu:neon',
+  'cuda-emu',
+  'cuda',
+] as const
+
+/**
+ * Subjects of suites all of whose ops have a CUDA kernel. Until every op has one, other suites run
+ * on the CPU alone; then this list goes.
+ */
+const CUDA_SUBJECTS = `
+  siluGate
+`
+  .trim()
+  .split(/\s+/)
 
 /** A backend under test; a device that stays open for the suite, tensors that live for one test. */
 export interface Backend {
@@ -20,7 +40,8 @@ export interface Backend {
 /** Declares a suite for each backend; one that this machine lacks is skipped and says why. */
 export function describeBackends(subject: string, suite: (backend: Backend) => void): void {
   for (const name of backendNames) {
-    const reason = whyUnavailable(name)
+    const isMissing = name.startsWith('cuda') && !CUDA_SUBJECTS.includes(subject)
+    const reason = isMissing ? 'has no CUDA kernel yet' : whyUnavailable(name)
     const declare = reason ? describe.skip : describe
     declare(`${subject} on ${name}${reason ? ` (skipped: ${reason})` : ''}`, () => {
       suite(openForSuite(name))
@@ -66,7 +87,7 @@ function openForSuite(name: string): Backend {
 function whyUnavailable(name: string): string | undefined {
   const addon = loadAddon()
   try {
-    addon.disposeDevice(addon.openDevice(name, 1))
+    addon.disposeDevice(addon.openDevice(name, 1, pluginFolder()))
     return undefined
   } catch (error) {
     return (error as Error).message
