@@ -136,6 +136,7 @@ struct Bar {
   uint32_t wait[32] = {};
   Site site{};
   uint64_t phase = 0;
+  BarrierCount counted[2] = {};
 };
 struct WgPending {
   WgArg a[128];
@@ -547,6 +548,16 @@ void barrier(int id, int count, bool wait, Site s) {
   block_(Wait::Bar, "barrier", s);
   ACQ(tok);
 }
+BarrierCount barrier_count(int predicate, Site s) {
+  Bar& b = W->bars[0];
+  // A phase's slot is cleared by the first to arrive; by the next phase but one all have read it.
+  const unsigned slot = b.phase & 1;
+  if (b.arrived == 0) b.counted[slot] = {};
+  b.counted[slot].count += predicate;
+  b.counted[slot].threads += 1;
+  barrier(0, -1, true, s);
+  return b.counted[slot];
+}
 // ---- warp functions
 void fn_shfl(uint32_t mask, void* const* a) {
   stats.shfl++;
@@ -556,19 +567,51 @@ void fn_shfl(uint32_t mask, void* const* a) {
   }
 }
 void fn_reduce(uint32_t mask, void* const* a) {
-  uint32_t r = 0;
-  int op = ((RedArg*)a[__builtin_ctz(mask)])->op;
-  for (uint32_t m = mask; m; m &= m - 1) {
-    unsigned l = __builtin_ctz(m);
-    uint32_t v = ((RedArg*)a[l])->in;
-    if (op == 0)
-      r |= v << l;
-    else if (op == 1)
-      r += v;
-    else
-      r = std::max(r, v);
+  const auto arg = [&](uint32_t m) -> RedArg& { return *(RedArg*)a[__builtin_ctz(m)]; };
+  const int op = arg(mask).op;
+  if (op == kMatch) {
+    for (uint32_t m = mask; m; m &= m - 1) {
+      uint32_t equal = 0;
+      for (uint32_t k = mask; k; k &= k - 1)
+        if (arg(k).in == arg(m).in) equal |= k & -k;
+      arg(m).out = equal;
+    }
+    return;
   }
-  for (uint32_t m = mask; m; m &= m - 1) ((RedArg*)a[__builtin_ctz(m)])->out = r;
+  uint32_t r = op == kBallot ? 0 : arg(mask).in;
+  if (op == kBallot) r = arg(mask).in << __builtin_ctz(mask);
+  for (uint32_t m = mask & (mask - 1); m; m &= m - 1) {
+    const uint32_t v = arg(m).in;
+    switch (op) {
+      case kBallot:
+        r |= v << __builtin_ctz(m);
+        break;
+      case kAdd:
+        r += v;
+        break;
+      case kMin:
+        r = std::min(r, v);
+        break;
+      case kMax:
+        r = std::max(r, v);
+        break;
+      case kMinSigned:
+        r = uint32_t(std::min(int32_t(r), int32_t(v)));
+        break;
+      case kMaxSigned:
+        r = uint32_t(std::max(int32_t(r), int32_t(v)));
+        break;
+      case kAnd:
+        r &= v;
+        break;
+      case kOr:
+        r |= v;
+        break;
+      default:
+        r ^= v;
+    }
+  }
+  for (uint32_t m = mask; m; m &= m - 1) arg(m).out = r;
 }
 static void ldm_stats(void* const* a) {
   stats.ldmatrix++;

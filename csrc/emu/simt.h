@@ -10,6 +10,8 @@
 #include <tuple>
 #include <utility>
 #include <vector>
+#include "csrc/emu/atomics.h"
+#include "csrc/emu/intrinsics.h"
 #include "csrc/emu/vector_types.h"
 #include "csrc/math/float16.h"
 #undef __global__
@@ -114,6 +116,10 @@ void warp_op(uint32_t mask, OpFn fn, void* arg, const char* what, Site);
 void wg_op(void (*fn)(void* const* arg), void* arg, const char* what, Site);
 void barrier(int id, int count, bool wait, Site);
 void syncwarp(uint32_t mask, Site);
+struct BarrierCount {
+  int count, threads;
+};
+BarrierCount barrier_count(int predicate, Site);
 void yield_();
 void* static_shared(unsigned id, size_t bytes, size_t align);
 unsigned next_static_id();
@@ -292,14 +298,22 @@ inline void cp_async_wait() {
   f->cp_groups.erase(f->cp_groups.begin(), f->cp_groups.end() - N);
   for (auto& g : f->cp_groups) g -= upto;
 }
-inline float ex2(float x) { return exp2f(x); }
+// Results below the normal numbers are flushed to 0.
+inline float ex2(float x) {
+  const float y = exp2f(x);
+  if (std::isnan(y)) return bits_to_float(0x7fffffffu);
+  return y < FLT_MIN ? 0.0f : y;
+}
 inline void bar_sync(int id, int n, Site s = Site::here()) { host::barrier(id, n, true, s); }
 inline void bar_arrive(int id, int n, Site s = Site::here()) { host::barrier(id, n, false, s); }
+// NaN becomes the canonical one, as on the hardware.
 inline uint32_t pack2(float lo, float hi, bf16) {
-  return to_bf16(lo).bits | uint32_t{to_bf16(hi).bits} << 16;
+  return (std::isnan(lo) ? 0x7fffu : to_bf16(lo).bits) |
+         (std::isnan(hi) ? 0x7fffu : uint32_t{to_bf16(hi).bits}) << 16;
 }
 inline uint32_t pack2(float lo, float hi, f16) {
-  return to_f16(lo).bits | uint32_t{to_f16(hi).bits} << 16;
+  return (std::isnan(lo) ? 0x7fffu : to_f16(lo).bits) |
+         (std::isnan(hi) ? 0x7fffu : uint32_t{to_f16(hi).bits}) << 16;
 }
 // Hopper
 void mbarrier_init(uint32_t b, uint32_t n, Site s = Site::here());
@@ -373,87 +387,53 @@ inline T __shfl_sync(unsigned m, T v, int src, int w = 32,
   uint32_t l = zc::simt::host::cur->lane;
   return zc::simt::host::shfl(m, v, (l / w) * w + (uint32_t(src) % w), "shfl", s);
 }
-inline unsigned __reduce_op_(unsigned m, unsigned v, int op, zc::simt::Site s) {
-  zc::simt::host::RedArg a{v, 0, op};
-  zc::simt::host::warp_op(m, zc::simt::host::fn_reduce, &a, "redux/vote", s);
+namespace zc::simt::host {
+enum ReduceOp : int { kBallot, kAdd, kMin, kMax, kMinSigned, kMaxSigned, kAnd, kOr, kXor, kMatch };
+inline uint32_t reduce(uint32_t mask, uint32_t value, ReduceOp op, const char* what, Site s) {
+  RedArg a{value, 0, op};
+  warp_op(mask, fn_reduce, &a, what, s);
   return a.out;
 }
-inline unsigned __ballot_sync(unsigned m, int p, zc::simt::Site s = zc::simt::Site::here()) {
-  return __reduce_op_(m, p != 0, 0, s);
-}
+}  // namespace zc::simt::host
+#define ZC_EMU_REDUCE(name, Result, Value, value, op)                                              \
+  inline Result name(unsigned mask, Value x, zc::simt::Site s = zc::simt::Site::here()) {          \
+    return static_cast<Result>(                                                                    \
+        zc::simt::host::reduce(mask, static_cast<uint32_t>(value), zc::simt::host::op, #name, s)); \
+  }
+ZC_EMU_REDUCE(__ballot_sync, unsigned, int, x != 0, kBallot)
+ZC_EMU_REDUCE(__reduce_add_sync, unsigned, unsigned, x, kAdd)
+ZC_EMU_REDUCE(__reduce_add_sync, int, int, x, kAdd)
+ZC_EMU_REDUCE(__reduce_min_sync, unsigned, unsigned, x, kMin)
+ZC_EMU_REDUCE(__reduce_min_sync, int, int, x, kMinSigned)
+ZC_EMU_REDUCE(__reduce_max_sync, unsigned, unsigned, x, kMax)
+ZC_EMU_REDUCE(__reduce_max_sync, int, int, x, kMaxSigned)
+ZC_EMU_REDUCE(__reduce_and_sync, unsigned, unsigned, x, kAnd)
+ZC_EMU_REDUCE(__reduce_or_sync, unsigned, unsigned, x, kOr)
+ZC_EMU_REDUCE(__reduce_xor_sync, unsigned, unsigned, x, kXor)
+ZC_EMU_REDUCE(__match_any_sync, unsigned, unsigned, x, kMatch)
+ZC_EMU_REDUCE(__match_any_sync, unsigned, int, x, kMatch)
+ZC_EMU_REDUCE(__match_any_sync, unsigned, float, __float_as_uint(x), kMatch)
+#undef ZC_EMU_REDUCE
 inline int __any_sync(unsigned m, int p, zc::simt::Site s = zc::simt::Site::here()) {
-  return __reduce_op_(m, p != 0, 0, s) != 0;
+  return zc::simt::host::reduce(m, p != 0, zc::simt::host::kOr, "__any_sync", s) != 0;
 }
 inline int __all_sync(unsigned m, int p, zc::simt::Site s = zc::simt::Site::here()) {
-  return __reduce_op_(m, p == 0, 0, s) == 0;
+  return zc::simt::host::reduce(m, p != 0, zc::simt::host::kAnd, "__all_sync", s) != 0;
 }
-inline unsigned __reduce_add_sync(unsigned m, unsigned v,
-                                  zc::simt::Site s = zc::simt::Site::here()) {
-  return __reduce_op_(m, v, 1, s);
+// __syncthreads that counts (ands, ors) a predicate over the block.
+inline int __syncthreads_count(int p, zc::simt::Site s = zc::simt::Site::here()) {
+  return zc::simt::host::barrier_count(p != 0, s).count;
 }
-inline unsigned __reduce_max_sync(unsigned m, unsigned v,
-                                  zc::simt::Site s = zc::simt::Site::here()) {
-  return __reduce_op_(m, v, 2, s);
+inline int __syncthreads_and(int p, zc::simt::Site s = zc::simt::Site::here()) {
+  const auto result = zc::simt::host::barrier_count(p != 0, s);
+  return result.count == result.threads;
 }
-inline unsigned __activemask() { return ~0u; }
+inline int __syncthreads_or(int p, zc::simt::Site s = zc::simt::Site::here()) {
+  return zc::simt::host::barrier_count(p != 0, s).count != 0;
+}
 inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline void __threadfence_block() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline void __nanosleep(unsigned) { zc::simt::host::yield_(); }
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
-inline float __expf(float x) { return expf(x); }
-inline float __logf(float x) { return logf(x); }
-inline float __fdividef(float a, float b) { return a / b; }
-inline float rsqrtf(float x) { return 1.f / sqrtf(x); }
-inline int __float_as_int(float f) {
-  int i;
-  std::memcpy(&i, &f, 4);
-  return i;
-}
-inline float __int_as_float(int i) {
-  float f;
-  std::memcpy(&f, &i, 4);
-  return f;
-}
-template <class T>
-inline T __ldg(const T* p) {
-  return *p;
-}
-using std::max;
-using std::min;
-template <class T, class F>
-inline T simt_cas_(T* p, F f) {  // CAS loop on the bit pattern; relaxed, as on the GPU
-  static_assert(sizeof(T) == 4 || sizeof(T) == 8);
-  using U = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
-  U* u = reinterpret_cast<U*>(p);
-  U o = __atomic_load_n(u, __ATOMIC_RELAXED);
-  for (;;) {
-    T ov;
-    std::memcpy(&ov, &o, sizeof o);
-    T nv = f(ov);
-    U n;
-    std::memcpy(&n, &nv, sizeof n);
-    if (__atomic_compare_exchange_n(u, &o, n, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return ov;
-  }
-}
-template <class T>
-inline T atomicAdd(T* p, std::common_type_t<T> v) {
-  return simt_cas_(p, [=](T o) { return T(o + v); });
-}
-template <class T>
-inline T atomicMax(T* p, std::common_type_t<T> v) {
-  return simt_cas_(p, [=](T o) { return o > v ? o : v; });
-}
-template <class T>
-inline T atomicMin(T* p, std::common_type_t<T> v) {
-  return simt_cas_(p, [=](T o) { return o < v ? o : v; });
-}
-template <class T>
-inline T atomicExch(T* p, std::common_type_t<T> v) {
-  return simt_cas_(p, [=](T) { return v; });
-}
-template <class T>
-inline T atomicCAS(T* p, std::common_type_t<T> c, std::common_type_t<T> v) {
-  return simt_cas_(p, [=](T o) { return o == c ? v : o; });
-}
+inline void __threadfence_system() { __threadfence(); }
+[[noreturn]] inline void __trap() { zc::simt::host::fail("__trap"); }
+inline long long clock64() { return static_cast<long long>(__builtin_ia32_rdtsc()); }
