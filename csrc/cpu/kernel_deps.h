@@ -21,6 +21,7 @@
 #include "csrc/math/dispatch.h"
 #include "csrc/core/error.h"
 #include "csrc/math/float16.h"
+#include "csrc/math/key_range.h"
 #include "csrc/math/quantize.h"
 #include "csrc/math/random.h"
 #include "csrc/math/rope.h"

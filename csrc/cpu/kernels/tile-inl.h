@@ -156,23 +156,6 @@ inline void scale_row(float* row, float factor, int n) {
   for (int c = 0; c < n; c += kLanes) store(row + c, load(row + c) * broadcast(factor));
 }
 
-// Keys j of [0, n_keys) that a query at position `query` sees, keys being at `key_start` + j:
-// j <= query (causal) and j > query - window.
-struct KeyRange {
-  int64_t first;
-  int64_t last;  // exclusive
-};
-
-inline KeyRange visible_keys(int64_t query, int64_t n_keys, bool causal, int64_t window) {
-  int64_t first = 0;
-  int64_t last = n_keys;
-  if (causal && query + 1 < last) last = query + 1;
-  if (window > 0 && query - window + 1 > first) first = query - window + 1;
-  if (last < 0) last = 0;
-  if (first > last) first = last;
-  return {first, last};
-}
-
 // cu_seqlens must start at 0 and never fall; its last entry is the number of rows.
 inline void check_cu_seqlens(const char* name, const TensorView& t, int64_t rows) {
   const int32_t* cu = t.as<int32_t>();
