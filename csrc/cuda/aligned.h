@@ -4,8 +4,20 @@
 #include <initializer_list>
 
 #include "csrc/cuda/kernel.h"
+#include "csrc/ops/kv_table.h"
 
 namespace zc::cuda {
+
+// Whether `data` begins at a multiple of `bytes`.
+inline bool is_aligned(const void* data, uintptr_t bytes) {
+  return reinterpret_cast<uintptr_t>(data) % bytes == 0;
+}
+
+// Pages are read in vectors of 16 bytes, so a pool must begin where one of its units may.
+inline void check_pool(const TensorView& pool) {
+  ZC_CHECK(is_aligned(pool.data, kPageUnitBytes), ErrorCode::kArgument,
+           "pool: begins at an address that is no multiple of %d", kPageUnitBytes);
+}
 
 // Runs body(scratch) with views that begin at multiples of 16 bytes, as kernels that move 16 bytes
 // at a time need them. Tensors of their own do; a view of a part may not. Where one does not, the
@@ -16,7 +28,7 @@ void with_aligned(Context& context, std::initializer_list<TensorView*> inputs,
                   std::initializer_list<TensorView*> outputs, int64_t scratch_bytes,
                   const Body& body) {
   const auto misaligned = [](const TensorView& t) {
-    return reinterpret_cast<uintptr_t>(t.data) % 16 != 0 && t.length() > 0;
+    return !is_aligned(t.data, 16) && t.length() > 0;
   };
   const auto padded = [](int64_t bytes) { return (bytes + 255) / 256 * 256; };
   int64_t total = padded(scratch_bytes);

@@ -19,6 +19,10 @@ const char* message_of(FaultReason reason) {
   return "device: a kernel reported an unknown fault";
 }
 
+ErrorCode code_of(FaultReason reason) {
+  return reason == FaultReason::kSegmentFloats ? ErrorCode::kUnsupported : ErrorCode::kArgument;
+}
+
 }  // namespace
 
 void throw_fault(Fault& fault) {
@@ -34,7 +38,7 @@ void throw_fault(Fault& fault) {
                 static_cast<long long>(v[0]), static_cast<long long>(v[1]),
                 static_cast<long long>(v[2]), static_cast<long long>(v[3]));
 #pragma GCC diagnostic pop
-  throw Error(ErrorCode::kArgument, text, op_name(found.op));
+  throw Error(code_of(static_cast<FaultReason>(found.reason)), text, op_name(found.op));
 }
 
 }  // namespace zc::cuda

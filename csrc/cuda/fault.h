@@ -5,7 +5,7 @@
 
 namespace zc::cuda {
 
-// Clears a recorded fault and throws it as kArgument of its op; returns when there is none.
+// Clears a recorded fault and throws it as an error of its op; returns when there is none.
 void throw_fault(Fault& fault);
 
 }  // namespace zc::cuda

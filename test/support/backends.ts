@@ -21,6 +21,7 @@ export const backendNames = [
  */
 const CUDA_SUBJECTS = `
   siluGate
+  setTailLengths copyPages
 `
   .trim()
   .split(/\s+/)

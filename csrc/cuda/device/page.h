@@ -178,6 +178,7 @@ struct SegmentView {
   int32_t v_offset;       // of the V part in a page, bytes
   int32_t params_offset;  // of the token parameters in a page, bytes
 
+  ZC_HD bool valid() const { return pool != nullptr; }
   ZC_HD int n_pages() const {
     return segment.n_tokens / kPageTokens + (segment.n_tokens % kPageTokens != 0);
   }

@@ -13,6 +13,21 @@ struct SequenceTable {
   int64_t n_words;
 };
 
+// The table of `n_words` words that begins at `words`, its header checked.
+ZC_DEVICE SequenceTable checked_table(const FaultSink& faults, const int32_t* words,
+                                      int64_t n_words, int layer, int n_kv_heads) {
+  // Divided, since the product of three words that lie may overflow.
+  const int64_t entry_words = kEntryHeader + int64_t{words[kTableMaxSegments]} * kSegmentWords;
+  const bool good =
+      words[kTableKvHeads] == n_kv_heads && layer >= 0 && layer < words[kTableLayers] &&
+      words[kTableMaxSegments] >= 1 && words[kTableTailLength] >= 0 &&
+      int64_t{words[kTableLayers]} * n_kv_heads <= (n_words - kTableHeader) / entry_words;
+  if (!check_data(faults, good, FaultReason::kTableHeader, words[kTableLayers],
+                  words[kTableKvHeads], layer, n_kv_heads))
+    return {nullptr, 0};
+  return {words, n_words};
+}
+
 // The table that starts[seq] names, its header checked.
 ZC_DEVICE SequenceTable sequence_table(const FaultSink& faults, const int32_t* tables,
                                        int64_t tables_words, const int32_t* starts, int seq,
@@ -22,18 +37,7 @@ ZC_DEVICE SequenceTable sequence_table(const FaultSink& faults, const int32_t* t
   if (!check_data(faults, start >= 0 && start + kTableHeader <= tables_words,
                   FaultReason::kTableStart, seq, start, tables_words))
     return {nullptr, 0};
-  const int32_t* table = tables + start;
-  const int64_t n_words = tables_words - start;
-  // Divided, since the product of three words that lie may overflow.
-  const int64_t entry_words = kEntryHeader + int64_t{table[kTableMaxSegments]} * kSegmentWords;
-  const bool good =
-      table[kTableKvHeads] == n_kv_heads && layer >= 0 && layer < table[kTableLayers] &&
-      table[kTableMaxSegments] >= 1 && table[kTableTailLength] >= 0 &&
-      int64_t{table[kTableLayers]} * n_kv_heads <= (n_words - kTableHeader) / entry_words;
-  if (!check_data(faults, good, FaultReason::kTableHeader, table[kTableLayers],
-                  table[kTableKvHeads], layer, n_kv_heads))
-    return {nullptr, 0};
-  return {table, n_words};
+  return checked_table(faults, tables + start, tables_words - start, layer, n_kv_heads);
 }
 
 // How many segments a table lists for one KV head; 0 when it lies.
@@ -48,7 +52,7 @@ ZC_DEVICE int checked_segment_count(const FaultSink& faults, const int32_t* tabl
 }
 
 // A segment with everything checked but its pages' addresses (page_inside). One that is damaged
-// comes back with no tokens.
+// comes back with no tokens and no pool.
 ZC_DEVICE SegmentView view_segment(const FaultSink& faults, const SequenceTable& table,
                                    uint8_t* pool, int64_t pool_bytes, int layer, int kv_head,
                                    int index, int head_dim) {
@@ -61,6 +65,7 @@ ZC_DEVICE SegmentView view_segment(const FaultSink& faults, const SequenceTable&
                      format_known(static_cast<int32_t>(s.v_format)) && s.n_tokens >= 0;
   if (!check_data(faults, known, FaultReason::kTableDamaged, layer, kv_head, index)) {
     view.segment = {};
+    view.pool = nullptr;
     return view;
   }
   view.pages = table.words + s.pages_begin;
@@ -75,9 +80,31 @@ ZC_DEVICE SegmentView view_segment(const FaultSink& faults, const SequenceTable&
     good = good && inside(s.params_unit, params_bytes(head_dim));
   const int64_t span = s.span < 0 ? -int64_t{s.span} : int64_t{s.span};
   if (span != 0) good = good && inside(s.bitmap_unit, (span + 7) / 8);
-  if (!check_data(faults, good, FaultReason::kTableOutside, layer, kv_head, index))
+  if (!check_data(faults, good, FaultReason::kTableOutside, layer, kv_head, index)) {
     view.segment.n_tokens = 0;
+    view.pool = nullptr;
+  }
   return view;
+}
+
+// A segment that may be read: one that the table counts. Without a pool when it is none.
+ZC_DEVICE SegmentView listed_segment(const FaultSink& faults, const SequenceTable& table,
+                                     uint8_t* pool, int64_t pool_bytes, int layer, int kv_head,
+                                     int index, int head_dim) {
+  const int count = checked_segment_count(faults, table.words, layer, kv_head);
+  if (!check_data(faults, index < count, FaultReason::kSegmentIndex, index, count)) return {};
+  return view_segment(faults, table, pool, pool_bytes, layer, kv_head, index, head_dim);
+}
+
+// A segment that may be written. Not against the segment count: a segment is written first and
+// counted, which makes it visible, afterwards.
+ZC_DEVICE SegmentView reserved_segment(const FaultSink& faults, const SequenceTable& table,
+                                       uint8_t* pool, int64_t pool_bytes, int layer, int kv_head,
+                                       int index, int head_dim) {
+  if (!check_data(faults, index < table.words[kTableMaxSegments], FaultReason::kSegmentIndex, index,
+                  table.words[kTableMaxSegments]))
+    return {};
+  return view_segment(faults, table, pool, pool_bytes, layer, kv_head, index, head_dim);
 }
 
 // Whether a page of the segment lies in the pool.
@@ -94,6 +121,40 @@ ZC_DEVICE bool holds(const SegmentView& view, int64_t i) {
   const uint8_t* bitmap =
       view.pool + static_cast<int64_t>(view.segment.bitmap_unit) * kPageUnitBytes;
   return (((bitmap[i >> 3] >> (i & 7)) & 1) != 0) == (view.segment.span > 0);
+}
+
+// One segment of every KV head of a layer, in one sequence's table: what the ops on segments are
+// given.
+struct SegmentPlace {
+  uint8_t* pool;
+  int64_t pool_bytes;
+  const int32_t* table;
+  int64_t table_words;
+  int32_t layer;
+  int32_t segment;
+  int32_t n_kv_heads;
+  int32_t head_dim;
+};
+
+// The segment of one KV head, without a pool when the table is wrong.
+ZC_DEVICE SegmentView listed_segment(const FaultSink& faults, const SegmentPlace& at, int kv_head) {
+  const SequenceTable table =
+      checked_table(faults, at.table, at.table_words, at.layer, at.n_kv_heads);
+  if (!table.words) return {};
+  return listed_segment(faults, table, at.pool, at.pool_bytes, at.layer, kv_head, at.segment,
+                        at.head_dim);
+}
+ZC_DEVICE SegmentView reserved_segment(const FaultSink& faults, const SegmentPlace& at,
+                                       int kv_head) {
+  const SequenceTable table =
+      checked_table(faults, at.table, at.table_words, at.layer, at.n_kv_heads);
+  if (!table.words) return {};
+  return reserved_segment(faults, table, at.pool, at.pool_bytes, at.layer, kv_head, at.segment,
+                          at.head_dim);
+}
+ZC_DEVICE bool page_inside(const FaultSink& faults, const SegmentPlace& at, const SegmentView& view,
+                           int page, int kv_head) {
+  return page_inside(faults, view, at.pool_bytes, page, at.layer, kv_head, at.segment);
 }
 
 }  // namespace zc::cuda
