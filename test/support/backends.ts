@@ -20,8 +20,36 @@ export const backendNames = [
  * on the CPU alone; then this list goes.
  */
 const CUDA_SUBJECTS = `
+  convert
+  countNonFinite
+  embedding
+  feedTokens
+  gatherRows
+  mergeAttention
+  multiplyAdd
+  readStream
+  rmsNorm
+  rope
+  ropeTable
   siluGate
+  storeProbes
   setTailLengths copyPages
+`
+  .trim()
+  .split(/\s+/)
+
+/** Subjects of suites whose tensors are also aligned to 16 bytes for CUDA. */
+const CUDA_VECTOR_SUBJECTS = `
+  convert
+  countNonFinite
+  embedding
+  gatherRows
+  mergeAttention
+  readStream
+  rmsNorm
+  rope
+  siluGate
+  storeProbes
 `
   .trim()
   .split(/\s+/)
@@ -47,17 +75,23 @@ export function describeBackends(subject: string, suite: (backend: Backend) => v
     declare(`${subject} on ${name}${reason ? ` (skipped: ${reason})` : ''}`, () => {
       suite(openForSuite(name))
     })
+    // Kernels of memory-bound ops have a second way for tensors that vectors can be read from.
+    if (!reason && name.startsWith('cuda') && CUDA_VECTOR_SUBJECTS.includes(subject)) {
+      describe(`${subject} on ${name}, aligned to 16 bytes`, () => {
+        suite(openForSuite(name, 16))
+      })
+    }
   }
 }
 
-function openForSuite(name: string): Backend {
+function openForSuite(name: string, elementsBefore?: 16): Backend {
   let device: Device | undefined
   let tensors: DeviceTensors | undefined
   beforeAll(async () => {
     device = await Device.open(name, { threads: 2 })
   })
   beforeEach(() => {
-    tensors = new DeviceTensors(device!)
+    tensors = new DeviceTensors(device!, elementsBefore)
   })
   afterEach(async () => {
     tensors!.dispose()
@@ -76,7 +110,7 @@ function openForSuite(name: string): Backend {
     async withDevice(options, body) {
       const own = await Device.open(name, options)
       try {
-        return await body(own, new DeviceTensors(own))
+        return await body(own, new DeviceTensors(own, elementsBefore))
       } finally {
         await own.dispose()
       }

@@ -7,26 +7,29 @@ import { atOddOffset } from './random-data.js'
 const CANARY = 0x5a
 
 /**
- * The tensors of one test. Every tensor is a view one element into a larger one, so that it is aligned to its element and
- * no further, with an element on either side that no op may touch.
+ * The tensors of one test. Every tensor is a view into a larger one, with elements on either side
+ * that no op may touch. By default it begins one element in, so that it is aligned to its element
+ * and no further; 16 elements in, it is aligned to 16 bytes.
  */
 export class DeviceTensors {
   readonly device: Device
+  readonly #before: number
   readonly #frames = new Map<Tensor, Tensor>()
   readonly #others: Tensor[] = []
 
-  constructor(device: Device) {
+  constructor(device: Device, elementsBefore: 1 | 16 = 1) {
     this.device = device
+    this.#before = elementsBefore
   }
 
   /** A tensor whose bytes are 0x5a: what an op leaves out shows. */
   output<D extends DType>(dtype: D, shape: readonly number[]): Tensor<D> {
     const length = shape.reduce((product, size) => product * size, 1)
-    const frame = this.device.tensor(dtype, [length + 2])
-    const filling = new TYPED_ARRAYS[dtype](length + 2)
+    const frame = this.device.tensor(dtype, [this.#before + length + 1])
+    const filling = new TYPED_ARRAYS[dtype](frame.length)
     new Uint8Array(filling.buffer).fill(CANARY)
     frame.write(filling as TypedArrays[D])
-    const tensor = frame.view(shape, 1)
+    const tensor = frame.view(shape, this.#before)
     this.#frames.set(tensor, frame)
     return tensor
   }
@@ -61,11 +64,12 @@ export class DeviceTensors {
     const all = (await frame.read()) as TypedArrays[D]
     const bytes = new Uint8Array(all.buffer)
     const size = all.BYTES_PER_ELEMENT
-    const outside = [...bytes.subarray(0, size), ...bytes.subarray(bytes.length - size)]
+    const before = bytes.subarray(0, this.#before * size)
+    const outside = [...before, ...bytes.subarray(bytes.length - size)]
     if (outside.some((byte) => byte !== CANARY)) {
       throw new Error(`an op wrote outside of a tensor of shape (${tensor.shape.join(', ')})`)
     }
-    return all.subarray(1, all.length - 1) as TypedArrays[D]
+    return all.subarray(this.#before, all.length - 1) as TypedArrays[D]
   }
 
   /** The same as numbers, 16-bit floats widened. */

@@ -69,11 +69,9 @@ void rope_table(const OpContext& ctx, const RopeTableArgs& a) {
   parallel_rows(ctx, a.positions.size(0), [&](int64_t r) {
     const float position = static_cast<float>(a.positions.as<int32_t>()[r]);
     for (int64_t i = 0; i < half; ++i) {
-      const float angle = position * a.inv_freq.as<float>()[i];
-      a.cos.as<float>()[r * half + i] =
-          static_cast<float>(std::cos(double{angle})) * a.attention_scale;
-      a.sin.as<float>()[r * half + i] =
-          static_cast<float>(std::sin(double{angle})) * a.attention_scale;
+      const RopeTurn turn = rope_turn(position * a.inv_freq.as<float>()[i]);
+      a.cos.as<float>()[r * half + i] = turn.cos * a.attention_scale;
+      a.sin.as<float>()[r * half + i] = turn.sin * a.attention_scale;
     }
   });
 }

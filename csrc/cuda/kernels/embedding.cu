@@ -1,0 +1,42 @@
+#include "csrc/cuda/device/vector.h"
+#include "csrc/cuda/launchers.h"
+
+namespace zc::cuda {
+
+namespace {
+
+constexpr int kThreads = 128;
+
+// out[i] = weight[ids[i]], widened. A block owns one row; bound by memory. A token outside of the
+// vocabulary is a fault and leaves its row as it was.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    embedding_kernel(FaultSink faults, const int32_t* ids, const T* weight, float* out,
+                     int64_t vocab_size, int64_t width, bool vectors) {
+  const int64_t row = blockIdx.x;
+  const int64_t id = ids[row];
+  if (id < 0 || id >= vocab_size) {
+    if (threadIdx.x == 0) check_data(faults, false, FaultReason::kTokenId, id, vocab_size - 1);
+    return;
+  }
+  for (int64_t c = int64_t{threadIdx.x} * kVector; c < width; c += kThreads * kVector) {
+    float x[kVector];
+    load_floats(weight + id * width + c, width - c, vectors, x);
+    store_floats(out + row * width + c, width - c, vectors, x);
+  }
+}
+
+}  // namespace
+
+void embedding(Context& context, const EmbeddingArgs& a) {
+  const int64_t width = a.weight.size(1);
+  const bool vectors = in_vectors(address_bits(a.weight.data) | address_bits(a.out.data), width);
+  dispatch_float(a.weight.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    launch(context, &embedding_kernel<T>, blocks_for(a.ids.size(0), 1), kThreads, 0,
+           context.faults(), a.ids.as<int32_t>(), a.weight.as<T>(), a.out.as<float>(),
+           a.weight.size(0), width, vectors);
+  });
+}
+
+}  // namespace zc::cuda

@@ -1,0 +1,65 @@
+#include "csrc/math/rope.h"
+
+#include "csrc/cuda/device/vector.h"
+#include "csrc/cuda/launchers.h"
+
+namespace zc::cuda {
+
+namespace {
+
+constexpr int kThreads = 128;
+
+// Turns the pairs (x[i], x[i + head_dim / 2]) of every head by the row's angles. A thread owns
+// kVector neighbouring pairs, so that out may be x; bound by memory. n: pieces of kVector pairs in
+// all, `pieces` of them in a head.
+template <typename T, typename Out>
+__global__ void __launch_bounds__(kThreads)
+    rope_kernel(const T* x, const float* cos, const float* sin, Out* out, int64_t n, int pieces,
+                int n_heads, int half, bool vectors) {
+  const int64_t piece = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (piece >= n) return;
+  const int64_t head = piece / pieces;  // of all rows
+  const int c = static_cast<int>(piece % pieces) * kVector;
+  const int left = half - c;
+  const int64_t angles = head / n_heads * half + c;
+  const int64_t first = head * 2 * half + c;
+  const int64_t second = first + half;
+  float a[kVector];
+  float b[kVector];
+  float cosines[kVector];
+  float sines[kVector];
+  load_floats(x + first, left, vectors, a);
+  load_floats(x + second, left, vectors, b);
+  load_floats(cos + angles, left, vectors, cosines);
+  load_floats(sin + angles, left, vectors, sines);
+  ZC_UNROLL for (int j = 0; j < kVector; ++j) {
+    const RopePair turned = rope_rotate(a[j], b[j], cosines[j], sines[j]);
+    a[j] = turned.first;
+    b[j] = turned.second;
+  }
+  store_floats(out + first, left, vectors, a);
+  store_floats(out + second, left, vectors, b);
+}
+
+}  // namespace
+
+void rope(Context& context, const RopeArgs& a) {
+  const int n_heads = static_cast<int>(a.x.size(1));
+  const int half = static_cast<int>(a.x.size(2) / 2);
+  const int pieces = (half + kVector - 1) / kVector;
+  const int64_t n = a.x.size(0) * n_heads * pieces;
+  const bool vectors = in_vectors(address_bits(a.x.data) | address_bits(a.out.data) |
+                                      address_bits(a.cos.data) | address_bits(a.sin.data),
+                                  half);
+  dispatch_float(a.x.dtype, [&](auto in) {
+    dispatch_float(a.out.dtype, [&](auto out) {
+      using T = typename decltype(in)::type;
+      using Out = typename decltype(out)::type;
+      launch(context, &rope_kernel<T, Out>, blocks_for(n, kThreads), kThreads, 0, a.x.as<T>(),
+             a.cos.as<float>(), a.sin.as<float>(), a.out.as<Out>(), n, pieces, n_heads, half,
+             vectors);
+    });
+  });
+}
+
+}  // namespace zc::cuda

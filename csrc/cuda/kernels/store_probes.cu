@@ -1,0 +1,57 @@
+#include "csrc/cuda/device/vector.h"
+#include "csrc/cuda/launchers.h"
+
+namespace zc::cuda {
+
+namespace {
+
+constexpr int kThreads = 128;
+
+// Keeps q and LSE of the rows that are probes: probe_q[slots[r]] = q[r], and so its LSE. A block
+// owns row r. Of rows that name the same slot the last one stays: a block whose slot comes again
+// leaves it to the later row, so that what is kept does not depend on the order of blocks. A slot
+// that does not exist is a fault and is skipped. Bound by memory.
+template <typename Word>
+__global__ void __launch_bounds__(kThreads)
+    store_probes_kernel(FaultSink faults, const Word* q, const float* lse, const int32_t* slots,
+                        Word* probe_q, float* probe_lse, int64_t n_rows, int64_t n_slots,
+                        int64_t row_words, int n_heads) {
+  ZC_SHARED(int, comes_again, [kThreads / 32]);
+  const int64_t row = blockIdx.x;
+  const int64_t slot = slots[row];
+  if (slot == -1) return;
+  if (slot < 0 || slot >= n_slots) {
+    if (threadIdx.x == 0) check_data(faults, false, FaultReason::kProbeSlot, slot, n_slots - 1);
+    return;
+  }
+
+  bool again = false;
+  for (int64_t r = row + 1 + threadIdx.x; r < n_rows; r += kThreads) again |= slots[r] == slot;
+  const int any = __any_sync(0xffffffffu, again);
+  if (threadIdx.x % 32 == 0) comes_again[threadIdx.x / 32] = any;
+  __syncthreads();
+  for (int w = 0; w < kThreads / 32; ++w)
+    if (comes_again[w]) return;
+
+  for (int64_t i = threadIdx.x; i < row_words; i += kThreads)
+    probe_q[slot * row_words + i] = q[row * row_words + i];
+  for (int h = static_cast<int>(threadIdx.x); h < n_heads; h += kThreads)
+    probe_lse[slot * n_heads + h] = lse[row * n_heads + h];
+}
+
+}  // namespace
+
+void store_probes(Context& context, const StoreProbesArgs& a) {
+  const int64_t row_bytes = a.q.size(1) * a.q.size(2) * static_cast<int64_t>(dtype_size(a.q.dtype));
+  const uint64_t bits =
+      address_bits(a.q.data) | address_bits(a.probe_q.data) | static_cast<uint64_t>(row_bytes);
+  dispatch_word(bits, [&](auto type) {
+    using Word = typename decltype(type)::type;
+    launch(context, &store_probes_kernel<Word>, blocks_for(a.slots.size(0), 1), kThreads, 0,
+           context.faults(), a.q.as<Word>(), a.lse.as<float>(), a.slots.as<int32_t>(),
+           a.probe_q.as<Word>(), a.probe_lse.as<float>(), a.slots.size(0), a.probe_q.size(0),
+           row_bytes / int64_t{sizeof(Word)}, static_cast<int>(a.q.size(1)));
+  });
+}
+
+}  // namespace zc::cuda
