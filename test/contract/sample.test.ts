@@ -143,6 +143,19 @@ describeBackends('sample', (backend) => {
     }
   })
 
+  test.each([
+    { temperature: 0 },
+    {},
+    { topK: 9_000 },
+    { topP: 0.9 },
+    { temperature: 4, topK: 12_000, topP: 0.7, repetitionPenalty: 1.1 },
+  ])('a large vocabulary, %j', async (params) => {
+    await expectSampled(backend, randomRows(2, 20_020, 3, params), 3)
+    const equal = new Float32Array(20_020).fill(1)
+    const rows = [5, 6].map((step) => ({ logits: equal, params: { ...plain, step, ...params } }))
+    await expectSampled(backend, rows)
+  })
+
   test('ties: the lowest id when greedy, the lower ids when cut by rank', async () => {
     const logits = [1, 3, 0, 3, 3, -1, 3]
     const rows: Row[] = [{ logits, params: { ...plain, temperature: 0 } }]

@@ -31,6 +31,7 @@ const CUDA_SUBJECTS = `
   rmsNorm
   rope
   ropeTable
+  sample
   siluGate
   storeProbes
   setTailLengths copyPages
@@ -48,6 +49,7 @@ const CUDA_VECTOR_SUBJECTS = `
   readStream
   rmsNorm
   rope
+  sample
   siluGate
   storeProbes
 `

@@ -17,7 +17,6 @@ ZC_UNSUPPORTED(export_segment, ExportSegmentArgs)
 ZC_UNSUPPORTED(import_segment, ImportSegmentArgs)
 ZC_UNSUPPORTED(mixed_attention, MixedAttentionArgs)
 ZC_UNSUPPORTED(linear, LinearArgs)
-ZC_UNSUPPORTED(sample, SampleArgs)
 #undef ZC_UNSUPPORTED
 
 }  // namespace zc::cuda
