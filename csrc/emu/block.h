@@ -1,0 +1,117 @@
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <vector>
+
+#include "csrc/emu/bank_conflicts.h"
+#include "csrc/emu/barrier.h"
+#include "csrc/emu/copy.h"
+#include "csrc/emu/fiber.h"
+#include "csrc/emu/order.h"
+#include "csrc/emu/proxy.h"
+#include "csrc/emu/random.h"
+#include "csrc/emu/shared_memory.h"
+#include "csrc/emu/site.h"
+#include "csrc/emu/stats.h"
+#include "csrc/emu/vector_types.h"
+#include "csrc/emu/warp.h"
+#include "csrc/emu/wgmma.h"
+
+// A block and its threads. A host thread has one Block, which runs one block of a grid after the
+// other; every CUDA thread of it is a fiber.
+namespace zc::emu {
+
+inline constexpr unsigned kMaxThreads = 1024;
+inline constexpr unsigned kMaxWarps = kMaxThreads / 32;
+
+struct Block;
+
+// What a thread that does not run waits for.
+enum class Wait : uint8_t { kNothing, kWarp, kWarpgroup, kBarrier, kMbarrier, kExited };
+
+struct Thread {
+  uint3 index;      // threadIdx
+  unsigned linear;  // within the block
+  unsigned lane;
+  unsigned warp_index;
+  Warp* warp;
+  Block* block;
+  Fiber fiber;
+
+  Wait wait;
+  const char* wait_name;  // of the collective
+  Site wait_site;
+  uint32_t wait_mask;     // kWarp: the lanes that take part
+  uint32_t wait_address;  // kBarrier: its number; kMbarrier: its shared address
+  uint32_t wait_parity;   // kMbarrier
+
+  CopyQueue copies;
+  WgmmaGroups wgmma;
+};
+
+struct Block {
+  uint3 index;  // blockIdx
+  dim3 size;    // blockDim
+  dim3 grid;    // gridDim
+  SharedMemory shared;
+
+  unsigned n_threads = 0;
+  unsigned n_warps = 0;
+  unsigned n_alive = 0;  // that have not exited
+  Thread* threads = nullptr;
+  Warp warps[kMaxWarps];
+  Barrier barriers[kBarriers];
+  Warpgroup warpgroups[kMaxWarps / 4];
+  AsyncQueue async;
+  std::vector<uint32_t> mbarriers;  // addresses of all that were initialised
+  AccessLog accesses;
+  std::unique_ptr<OrderTokens> tokens;
+
+  std::exception_ptr error;  // the first that a thread threw; ends the block
+  uint64_t yields = 0;       // in a row, without a thread that did anything else
+  Random random;
+  Stats stats{};
+
+  Fiber host;  // who runs the grid
+  void (*invoke)(void* kernel) = nullptr;
+  void* kernel = nullptr;
+
+  Block() = default;
+  ~Block();
+
+  // Runs blocks of this shape from now on.
+  void prepare(dim3 grid_size, dim3 block_size, size_t shared_bytes);
+  // Runs block number `linear` of the grid. Throws what a thread threw, and kInternal for what was
+  // left unfinished.
+  void run(uint64_t linear);
+
+  // ThreadSanitizer's context for an asynchronous operation.
+  void* next_proxy();
+
+ private:
+  void begin(uint64_t linear);
+  void run_threads();
+  void check_end();
+
+  // Blocks of a grid are not ordered, but run one after the other on the same stacks. So that
+  // ThreadSanitizer does not take neighbours for ordered, two sets of threads take turns.
+  struct ThreadSet {
+    std::vector<Thread> threads;
+    StackPool stacks;
+    void* proxies[kProxies] = {};
+  };
+  static constexpr int kThreadSets = tsan::kOn ? 2 : 1;
+  ThreadSet sets_[kThreadSets];
+  ThreadSet* set_ = nullptr;
+  unsigned proxy_turn_ = 0;
+  uint64_t n_runs_ = 0;
+  size_t shared_bytes_ = 0;
+};
+
+// The thread that runs, null outside of kernels. Declared for the fast model of thread-local
+// storage: every threadIdx.x reads it.
+extern __thread Thread* current __attribute__((tls_model("initial-exec")));
+
+}  // namespace zc::emu
