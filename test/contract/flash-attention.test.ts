@@ -243,19 +243,22 @@ describeBackends('flashAttention', (backend) => {
       { part: 'v', value: Number.POSITIVE_INFINITY },
     ] as const
 
-    test.each(
-      [0, 40].flatMap((slidingWindow) =>
-        [0, 5, 64, 101, 149].flatMap((position) =>
-          broken.map((fault) => ({ ...fault, position, slidingWindow })),
-        ),
+    const faults = [0, 40].flatMap((slidingWindow) =>
+      [0, 5, 64, 101, 149].flatMap((position) =>
+        broken.map((fault) => ({ ...fault, position, slidingWindow })),
       ),
-    )('$part $value at $position, window $slidingWindow', async (fault) => {
-      const { part, value, position, slidingWindow } = fault
+    )
+    test.each([
+      ...faults.map((fault) => ({ ...fault, dtype: 'f32' as const })),
+      ...faults.map((fault) => ({ ...fault, dtype: 'bf16' as const })),
+    ])('$dtype: $part $value at $position, window $slidingWindow', async (fault) => {
+      const { part, value, position, slidingWindow, dtype } = fault
       const { nHeads, nKvHeads, headDim } = shape
-      const own = caseOf({ shape: { ...shape, slidingWindow }, dtype: 'f32', seed: 80 })
-      const stored = Float32Array.from(own[part].stored)
+      const own = caseOf({ shape: { ...shape, slidingWindow }, dtype, seed: 80 })
+      const stored = own[part].stored.slice()
       // One channel of KV head 1, which query heads 2 and 3 share.
-      stored[(position * nKvHeads + 1) * headDim + 7] = value
+      stored[(position * nKvHeads + 1) * headDim + 7] =
+        dtype === 'f32' ? value : storeAs(dtype, [value]).stored[0]
       const sound = await run(backend.tensors, own)
       const { out } = await run(backend.tensors, { ...own, [part]: { ...own[part], stored } })
       for (let row = 0; row < length; row++) {

@@ -24,6 +24,7 @@ const CUDA_SUBJECTS = `
   countNonFinite
   embedding
   feedTokens
+  flashAttention
   gatherRows
   mergeAttention
   multiplyAdd

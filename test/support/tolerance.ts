@@ -16,8 +16,11 @@ export const tolerance = {
    * design.md.
    */
   f16Attention: 2e-3,
-  /** bf16 outputs: u = 4e-3 of the output, as much again where p is stored as bf16. design.md. */
-  bf16Attention: 1e-2,
+  /**
+   * bf16 outputs: u = 4e-3 of the output, and where p is stored as bf16 up to u of sum p |v|, which
+   * is a few times the output where values cancel: 1.5e-2 was seen. design.md.
+   */
+  bf16Attention: 2e-2,
   /**
    * Attention over packed codes against dequantized values in double; the promise of the project.
    */

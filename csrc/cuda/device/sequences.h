@@ -4,6 +4,7 @@
 
 #include "csrc/cuda/device/fault.h"
 #include "csrc/cuda/device/simt.h"
+#include "csrc/math/hd.h"
 
 // Sequences packed one after another: cu_seqlens (n_seqs + 1) i32 lie in device memory, so a
 // launcher knows only how many sequences and how many rows there are.
@@ -38,7 +39,7 @@ struct SequenceTile {
 };
 
 // At most so many tiles there are, whatever the lengths.
-inline int64_t most_tiles(int64_t n_seqs, int64_t rows, int64_t tile_rows) {
+ZC_HD int64_t most_tiles(int64_t n_seqs, int64_t rows, int64_t tile_rows) {
   return rows / tile_rows + n_seqs;
 }
 
