@@ -20,22 +20,27 @@ export const backendNames = [
  * on the CPU alone; then this list goes.
  */
 const CUDA_SUBJECTS = `
+  appendKv
   convert
+  copyPages
   countNonFinite
   embedding
   feedTokens
   flashAttention
   gatherRows
+  importSegment
   mergeAttention
   multiplyAdd
+  packSegment
   readStream
   rmsNorm
   rope
   ropeTable
   sample
+  setTailLengths
   siluGate
   storeProbes
-  setTailLengths copyPages
+  unpackSegment
 `
   .trim()
   .split(/\s+/)
@@ -43,6 +48,7 @@ const CUDA_SUBJECTS = `
 /** Subjects of suites whose tensors are also aligned to 16 bytes for CUDA. */
 const CUDA_VECTOR_SUBJECTS = `
   convert
+  copyPages
   countNonFinite
   embedding
   gatherRows

@@ -51,6 +51,23 @@ ZC_DEVICE void load_vector(const float* from, float (&x)[kVector]) {
   x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
 }
 
+// Elements in 16 bytes.
+template <typename T>
+inline constexpr int kPer16Bytes = 16 / static_cast<int>(sizeof(T));
+
+template <typename T>
+ZC_DEVICE void unpack_16_bytes(const uint4& vector, float (&x)[kPer16Bytes<T>]) {
+  const uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
+  ZC_UNROLL for (int i = 0; i < 4; ++i) {
+    if constexpr (sizeof(T) == 4) {
+      x[i] = bits_to_float(words[i]);
+    } else {
+      x[2 * i] = low_half(words[i], T{});
+      x[2 * i + 1] = high_half(words[i], T{});
+    }
+  }
+}
+
 template <typename T>
 ZC_DEVICE void store_vector(T* to, const float (&x)[kVector]) {
   uint32_t pairs[4];

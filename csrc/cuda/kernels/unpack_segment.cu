@@ -4,6 +4,7 @@
 #include "csrc/cuda/aligned.h"
 #include "csrc/cuda/device/positions.h"
 #include "csrc/cuda/device/square.h"
+#include "csrc/cuda/device/vector.h"
 #include "csrc/cuda/launchers.h"
 
 namespace zc::cuda {
@@ -38,15 +39,11 @@ __global__ void __launch_bounds__(kPlaceThreads)
   if (threadIdx.x == 0) n_placed[kv_head] = good && bad[0] == 0 ? view.segment.n_tokens : 0;
 }
 
-// Elements of a row in one vector of 16 bytes.
-template <typename T>
-inline constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-
 // Distance of two rows of a tile, in elements: a row and 16 bytes, so that the lanes that write one
 // column of eight tokens meet different banks.
 template <typename T>
 ZC_HD int tile_stride(int head_dim) {
-  return head_dim + kVector<T>;
+  return head_dim + kPer16Bytes<T>;
 }
 
 // Pages back to rows of k and v (n_rows, n_kv_heads, head_dim), each token at its row:
@@ -124,7 +121,7 @@ __global__ void __launch_bounds__(128, 4)
     }
     __syncwarp();
 
-    const int per_row = d / kVector<T>;
+    const int per_row = d / kPer16Bytes<T>;
     for (int token = 0; token < kPageTokens; ++token) {
       const int64_t to_row = __shfl_sync(~0u, row, token);
       if (to_row < 0) break;  // behind the last token

@@ -1,0 +1,615 @@
+#include <algorithm>
+
+#include "csrc/cuda/aligned.h"
+#include "csrc/cuda/device/order_key.h"
+#include "csrc/cuda/device/positions.h"
+#include "csrc/cuda/device/square.h"
+#include "csrc/cuda/device/vector.h"
+#include "csrc/cuda/launchers.h"
+#include "csrc/math/quantize.h"
+
+// Quantizes selected rows into a segment's pages: K channelwise, V channel-separable tokenwise
+// (ZipCache, arXiv 2405.14256, Algs. 1 and 2), in two passes over the rows: ranges of channels,
+// then pages. Slots beyond the last token count as NaN, which has no part in a range and the code
+// 0.
+namespace zc::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kChunk = 256;  // tokens of a block of the first pass
+
+struct Packing {
+  SegmentPlace at;
+  const int32_t* ids;  // (n_kv_heads, n), rows of k and v
+  int64_t n_rows;
+  int32_t n;
+  int32_t k_norm;
+  int32_t v_norm;
+  // Between the kernels:
+  int32_t* good;  // (n_kv_heads): whether the head's table and ids are
+  Range* ranges;  // (n_kv_heads, head_dim): of K, for a search
+  // Zero before and after:
+  int32_t* arrivals;  // (n_kv_heads): blocks that are done
+  int32_t* bad_ids;   // (n_kv_heads): whether a block met some
+  uint32_t* keys;     // (n_kv_heads, 3, head_dim): order_key of max K, max -K; bits of max |V|
+  unsigned long long* errors;  // (n_kv_heads, kRangeCandidates, head_dim): sums of quant_error
+};
+
+// The last block of a head to come here; by all threads of the block, which see the writes of the
+// others then.
+ZC_DEVICE bool arrives_last(int32_t* arrivals) {
+  ZC_SHARED(int32_t, last, [1]);
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last[0] = atomicAdd(arrivals, 1) == static_cast<int32_t>(gridDim.x) - 1;
+    if (last[0] != 0) atomicExch(arrivals, 0);
+  }
+  __syncthreads();
+  __threadfence();
+  return last[0] != 0;
+}
+
+ZC_DEVICE void keep_params(const SegmentView& view, int channel, QuantParams p) {
+  view.channel_params(0)[channel] = to_f16(p.scale);  // exact: both are halves already
+  view.channel_params(1)[channel] = to_f16(p.zero);
+}
+
+// Ranges of K's channels and the largest |V| of each, the ids checked on the way. Block (x, y) has
+// kChunk tokens of KV head y; a thread has one vector of channels of every group-th row and keeps
+// four rows of K and of V under way. The last block of a head turns ranges into parameters. Shared
+// memory: 12 bytes for each thread's elements. Bound by memory.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    segment_ranges_kernel(FaultSink faults, Packing a, const T* k, const T* v) {
+  constexpr int kRowsAtOnce = 4;
+  ZC_DYNAMIC_SHARED(shared);
+  ZC_SHARED(int32_t, rows, [kChunk]);
+  ZC_SHARED(int32_t, bad, [1]);
+  const int thread = threadIdx.x;
+  const int kv_head = blockIdx.y;
+  const int d = a.at.head_dim;
+  const int32_t* ids = a.ids + int64_t{kv_head} * a.n;
+  const int begin = blockIdx.x * kChunk;
+  const int count = a.n - begin < kChunk ? a.n - begin : kChunk;
+
+  if (thread == 0) bad[0] = 0;
+  __syncthreads();
+  for (int i = thread; i < count; i += kThreads) {
+    const int32_t id = ids[begin + i];
+    const int32_t before = begin + i > 0 ? ids[begin + i - 1] : -1;
+    const bool good = check_data(faults, id >= 0 && id < a.n_rows && id > before,
+                                 FaultReason::kIdsOrder, a.n_rows);
+    rows[i] = good ? id : -1;
+    if (!good) atomicExch(&bad[0], 1);
+  }
+  __syncthreads();
+
+  const int columns = d / kPer16Bytes<T>;
+  const int groups = kThreads / columns;
+  const int column = thread % columns;
+  const int group = thread / columns;
+  float top[3][kPer16Bytes<T>];  // of K, of -K, of |V|
+  ZC_UNROLL
+  for (int e = 0; e < kPer16Bytes<T>; ++e) {
+    top[0][e] = -INFINITY;
+    top[1][e] = -INFINITY;
+    top[2][e] = 0.0f;
+  }
+  for (int first = group; first < count && group < groups; first += kRowsAtOnce * groups) {
+    const uint4 nan = make_uint4(~0u, ~0u, ~0u, ~0u);
+    uint4 k_vectors[kRowsAtOnce];
+    uint4 v_vectors[kRowsAtOnce];
+    ZC_UNROLL
+    for (int u = 0; u < kRowsAtOnce; ++u) {
+      const int i = first + u * groups;
+      const int64_t row = i < count ? rows[i] : -1;
+      const int64_t at = (row * a.at.n_kv_heads + kv_head) * d + column * kPer16Bytes<T>;
+      k_vectors[u] = row >= 0 ? *reinterpret_cast<const uint4*>(k + at) : nan;
+      v_vectors[u] = row >= 0 ? *reinterpret_cast<const uint4*>(v + at) : nan;
+    }
+    ZC_UNROLL
+    for (int u = 0; u < kRowsAtOnce; ++u) {
+      float x[kPer16Bytes<T>];
+      unpack_16_bytes<T>(k_vectors[u], x);
+      ZC_UNROLL
+      for (int e = 0; e < kPer16Bytes<T>; ++e) {
+        top[0][e] = fmaxf(top[0][e], x[e]);
+        top[1][e] = fmaxf(top[1][e], -x[e]);
+      }
+      unpack_16_bytes<T>(v_vectors[u], x);
+      ZC_UNROLL
+      for (int e = 0; e < kPer16Bytes<T>; ++e) top[2][e] = fmaxf(top[2][e], fabsf(x[e]));
+    }
+  }
+
+  float* partial = reinterpret_cast<float*>(shared);  // (groups, 3, d)
+  if (group < groups) ZC_UNROLL
+  for (int s = 0; s < 3; ++s) ZC_UNROLL
+  for (int e = 0; e < kPer16Bytes<T>; ++e)
+    partial[(group * 3 + s) * d + column * kPer16Bytes<T> + e] = top[s][e];
+  __syncthreads();
+  uint32_t* keys = a.keys + int64_t{kv_head} * 3 * d;
+  for (int i = thread; i < 3 * d; i += kThreads) {
+    float x = partial[i];
+    for (int g = 1; g < groups; ++g) x = fmaxf(x, partial[g * 3 * d + i]);
+    atomicMax(&keys[i], i < 2 * d ? order_key(x) : float_to_bits(x));
+  }
+  if (thread == 0 && bad[0] != 0) atomicExch(&a.bad_ids[kv_head], 1);
+  if (!arrives_last(&a.arrivals[kv_head])) return;
+
+  const SegmentView view = reserved_segment(faults, a.at, kv_head);
+  if (thread == 0) bad[0] = atomicExch(&a.bad_ids[kv_head], 0);
+  __syncthreads();
+  const Segment& s = view.segment;
+  const int64_t span = s.span < 0 ? -int64_t{s.span} : s.span;
+  const bool good =
+      view.valid() &&
+      check_data(faults, view.k_quantized() && view.v_quantized(), FaultReason::kSegmentFloats) &&
+      check_data(faults, s.n_tokens == a.n, FaultReason::kIdsCount, a.n, s.n_tokens) &&
+      check_data(faults, span == 0 || span == a.n_rows, FaultReason::kBitmapSpan, s.span,
+                 a.n_rows) &&
+      bad[0] == 0;
+  if (thread == 0) a.good[kv_head] = good ? 1 : 0;
+  for (int c = thread; c < d; c += kThreads) {
+    const float hi = from_order_key(atomicExch(&keys[c], 0u));
+    const float lo = -from_order_key(atomicExch(&keys[d + c], 0u));
+    const float largest = bits_to_float(atomicExch(&keys[2 * d + c], 0u));
+    if (!good) continue;
+    view.channel_params(2)[c] = to_f16(channel_normalizer(clamp_finite(largest)));
+    const bool empty = !(lo <= hi);  // or nothing but NaN
+    const Range range =
+        empty ? Range{INFINITY, -INFINITY} : Range{clamp_finite(lo), clamp_finite(hi)};
+    if (a.k_norm == 0)
+      keep_params(view, c,
+                  empty ? QuantParams{0.0f, 0.0f} : quant_params(range, format_bits(s.k_format)));
+    else
+      a.ranges[kv_head * d + c] = range;
+  }
+}
+
+// The candidate with the least error; ties go to the wider range.
+template <typename Error>
+ZC_DEVICE QuantParams best_params(Range full, int bits, const Error& error_of) {
+  if (!(full.lo <= full.hi)) return {0.0f, 0.0f};
+  int best = 0;
+  uint64_t least = error_of(0);
+  for (int candidate = 1; candidate < kRangeCandidates; ++candidate) {
+    const uint64_t error = error_of(candidate);
+    if (error >= least) continue;
+    best = candidate;
+    least = error;
+  }
+  return quant_params(shrink_range(full, best), bits);
+}
+
+// K's parameters from a searched range. Block (x, y) has kChunk tokens of KV head y, a thread one
+// channel of every group-th token; sums of integers are the same in any order. Bound by arithmetic.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    search_ranges_kernel(FaultSink faults, Packing a, const T* k) {
+  const int kv_head = blockIdx.y;
+  const int d = a.at.head_dim;
+  if (a.good[kv_head] == 0) return;
+  const SegmentView view = reserved_segment(faults, a.at, kv_head);
+  const int bits = format_bits(view.segment.k_format);
+  const int32_t* ids = a.ids + int64_t{kv_head} * a.n;
+  const Range* ranges = a.ranges + int64_t{kv_head} * d;
+  unsigned long long* errors = a.errors + int64_t{kv_head} * kRangeCandidates * d;
+
+  const int channel = threadIdx.x % d;
+  const int group = threadIdx.x / d;
+  const int groups = kThreads / d;
+  const Range range = ranges[channel];
+  if (group < groups && range.lo <= range.hi) {
+    const float inv_full = quant_inverse(quant_params(range, bits).scale);
+    QuantParams params[kRangeCandidates];
+    float inv[kRangeCandidates];
+    unsigned long long sums[kRangeCandidates];
+    ZC_UNROLL
+    for (int i = 0; i < kRangeCandidates; ++i) {
+      params[i] = quant_params(shrink_range(range, i), bits);
+      inv[i] = quant_inverse(params[i].scale);
+      sums[i] = 0;
+    }
+    const int begin = blockIdx.x * kChunk;
+    const int end = a.n - begin < kChunk ? a.n : begin + kChunk;
+    for (int i = begin + group; i < end; i += groups) {
+      const float x = to_float(k[(int64_t{ids[i]} * a.at.n_kv_heads + kv_head) * d + channel]);
+      ZC_UNROLL
+      for (int j = 0; j < kRangeCandidates; ++j)
+        sums[j] += quant_error(x, params[j], inv[j], bits, inv_full, a.k_norm);
+    }
+    ZC_UNROLL
+    for (int j = 0; j < kRangeCandidates; ++j) atomicAdd(&errors[j * d + channel], sums[j]);
+  }
+  if (!arrives_last(&a.arrivals[kv_head])) return;
+  for (int c = threadIdx.x; c < d; c += kThreads)
+    keep_params(view, c, best_params(ranges[c], bits, [&](int j) {
+                  return atomicExch(&errors[j * d + c], 0ull);
+                }));
+}
+
+// Distance of two rows of a tile, in elements: the rows that ldmatrix reads, or lanes, meet
+// different banks.
+ZC_HD int tile_stride(int head_dim) { return head_dim + 8; }
+
+// Bytes of a page of two parts of 8 bits, the most that one is quantized to.
+ZC_HD int image_bytes(int head_dim) {
+  return static_cast<int>(page_bytes(Format::kU8, Format::kU8, head_dim));
+}
+
+template <typename T>
+ZC_HD int warp_bytes(int head_dim) {
+  return 2 * kPageTokens * tile_stride(head_dim) * static_cast<int>(sizeof(T)) +
+         image_bytes(head_dim);
+}
+
+// A lane's elements of one square of a tile (16, head_dim) of rows.
+template <bool kKey>
+ZC_DEVICE LaneSquare load_square(const float* tile, int head_dim, int square, int lane) {
+  LaneSquare x;
+  ZC_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    const int p = i >> 2, hi = (i >> 1) & 1, odd = i & 1;
+    x.at[p][hi][odd] = tile[lane_token<kKey>(lane, p, hi, odd) * tile_stride(head_dim) +
+                            lane_channel<kKey>(lane, square, p, hi, odd)];
+  }
+  return x;
+}
+template <bool kKey, typename T>
+ZC_DEVICE LaneSquare load_square(const T* tile, int head_dim, int square, int lane) {
+  // Matrix 2 p + hi of ldmatrix: 8 tokens by 8 channels, turned around for V.
+  const int high = (lane >> 3) & 1;
+  const int p = lane >> 4;
+  const int token = (lane & 7) + 8 * (kKey ? high : p);
+  const int channel = 16 * square + 8 * (kKey ? p : high);
+  const uint32_t address = simt::smem_u32(tile + token * tile_stride(head_dim) + channel);
+  uint32_t pairs[4];
+  if constexpr (kKey)
+    simt::ldmatrix_x4(pairs, address);
+  else
+    simt::ldmatrix_x4_trans(pairs, address);
+  LaneSquare x;
+  ZC_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    x.at[i >> 1][i & 1][0] = low_half(pairs[i], T{});
+    x.at[i >> 1][i & 1][1] = high_half(pairs[i], T{});
+  }
+  return x;
+}
+
+// quant_code in the lowest byte: held between 0 and the last code before it is rounded, which
+// changes nothing and lets an addition do the rounding. NaN gives 0.
+ZC_DEVICE uint32_t code_bits(float x, float zero, float inv, float last) {
+  const float code = fminf(fmaxf((x - zero) * inv, 0.0f), last);
+  return float_to_bits(code + 12582912.0f);  // 1.5 * 2^23
+}
+ZC_DEVICE uint32_t join_codes(uint32_t c00, uint32_t c10, uint32_t c01, uint32_t c11) {
+  return (c00 & 0xffu) | (c10 & 0xffu) << 8 | (c01 & 0xffu) << 16 | c11 << 24;
+}
+
+// Starts copying the rows of one page to the tiles of K and V.
+template <typename T>
+ZC_DEVICE void load_rows(const Packing& a, const T* k, const T* v, int kv_head, int page, int lane,
+                         T* k_tile, T* v_tile) {
+  const int d = a.at.head_dim;
+  const int slot = page * kPageTokens + (lane & 15);
+  int row = slot < a.n ? a.ids[int64_t{kv_head} * a.n + slot] : -1;
+  if (row >= a.n_rows) row = -1;           // already reported
+  const int per_row = d / kPer16Bytes<T>;  // even
+  int token = lane / per_row;
+  int vector = lane % per_row;
+  for (int i = 0; i < per_row / 2; ++i) {
+    const int64_t from_row = __shfl_sync(~0u, row, token);
+    const int to = token * tile_stride(d) + vector * kPer16Bytes<T>;
+    if (from_row >= 0) {
+      const int64_t from = (from_row * a.at.n_kv_heads + kv_head) * d + vector * kPer16Bytes<T>;
+      simt::cp_async_16(simt::smem_u32(k_tile + to), k + from);
+      simt::cp_async_16(simt::smem_u32(v_tile + to), v + from);
+    } else {
+      const uint4 nan = make_uint4(~0u, ~0u, ~0u, ~0u);
+      *reinterpret_cast<uint4*>(k_tile + to) = nan;
+      *reinterpret_cast<uint4*>(v_tile + to) = nan;
+    }
+    token += 32 / per_row;
+    vector += 32 % per_row;
+    if (vector >= per_row) {
+      vector -= per_row;
+      ++token;
+    }
+  }
+  simt::cp_async_commit();
+}
+
+// Of the four tokens of V that a lane has a part of, [p][odd].
+struct LaneParams {
+  QuantParams at[2][2];
+};
+struct LaneRanges {
+  Range at[2][2];
+};
+
+// V over its channel's normaliser.
+ZC_DEVICE float normalized(const LaneSquare& x, const float* inverse, int lane, int square, int p,
+                           int hi, int odd) {
+  return x.at[p][hi][odd] * inverse[lane_channel<false>(lane, square, p, hi, odd)];
+}
+
+// Ranges of tokens; lo > hi where there is nothing but NaN.
+template <typename T>
+ZC_DEVICE LaneRanges token_ranges(const T* v_tile, const float* inverse, int d, int lane) {
+  LaneRanges ranges;
+  ZC_UNROLL
+  for (int i = 0; i < 4; ++i) ranges.at[i >> 1][i & 1] = {INFINITY, -INFINITY};
+  for (int square = 0; square < d / 16; ++square) {
+    const LaneSquare x = load_square<false>(v_tile, d, square, lane);
+    ZC_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      const int p = i >> 2, hi = (i >> 1) & 1, odd = i & 1;
+      const float y = normalized(x, inverse, lane, square, p, hi, odd);
+      ranges.at[p][odd].lo = fminf(ranges.at[p][odd].lo, y);
+      ranges.at[p][odd].hi = fmaxf(ranges.at[p][odd].hi, y);
+    }
+  }
+  ZC_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    Range& r = ranges.at[i >> 1][i & 1];
+    ZC_UNROLL
+    for (int step = 4; step < 32; step *= 2) {  // over the lanes of the same tokens
+      r.lo = fminf(r.lo, __shfl_xor_sync(~0u, r.lo, step));
+      r.hi = fmaxf(r.hi, __shfl_xor_sync(~0u, r.hi, step));
+    }
+    if (r.lo <= r.hi) r = {clamp_finite(r.lo), clamp_finite(r.hi)};
+  }
+  return ranges;
+}
+
+// Parameters of a range shrunk by a candidate's factor.
+ZC_DEVICE LaneParams candidate_params(const LaneRanges& ranges, int candidate, int bits) {
+  LaneParams params;
+  ZC_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const Range& r = ranges.at[i >> 1][i & 1];
+    params.at[i >> 1][i & 1] =
+        r.lo <= r.hi ? quant_params(shrink_range(r, candidate), bits) : QuantParams{0.0f, 0.0f};
+  }
+  return params;
+}
+
+// The parameters with the least error; ties go to the wider range.
+template <typename T>
+ZC_DEVICE LaneParams searched_params(const T* v_tile, const float* inverse,
+                                     const LaneRanges& ranges, int d, int bits, int norm,
+                                     int lane) {
+  LaneParams best = candidate_params(ranges, 0, bits);
+  float inv_full[2][2];
+  uint64_t least[2][2];
+  ZC_UNROLL
+  for (int i = 0; i < 4; ++i) inv_full[i >> 1][i & 1] = quant_inverse(best.at[i >> 1][i & 1].scale);
+  ZC_NO_UNROLL
+  for (int candidate = 0; candidate < kRangeCandidates; ++candidate) {
+    const LaneParams tried = candidate_params(ranges, candidate, bits);
+    float inv[2][2];
+    uint64_t error[2][2];
+    ZC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      inv[i >> 1][i & 1] = quant_inverse(tried.at[i >> 1][i & 1].scale);
+      error[i >> 1][i & 1] = 0;
+    }
+    ZC_NO_UNROLL
+    for (int square = 0; square < d / 16; ++square) {
+      const LaneSquare x = load_square<false>(v_tile, d, square, lane);
+      ZC_UNROLL
+      for (int i = 0; i < 8; ++i) {
+        const int p = i >> 2, hi = (i >> 1) & 1, odd = i & 1;
+        error[p][odd] += quant_error(normalized(x, inverse, lane, square, p, hi, odd),
+                                     tried.at[p][odd], inv[p][odd], bits, inv_full[p][odd], norm);
+      }
+    }
+    ZC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      uint64_t& sum = error[i >> 1][i & 1];
+      ZC_UNROLL
+      for (int step = 4; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+      if (candidate != 0 && sum >= least[i >> 1][i & 1]) continue;
+      least[i >> 1][i & 1] = sum;
+      best.at[i >> 1][i & 1] = tried.at[i >> 1][i & 1];
+    }
+  }
+  return best;
+}
+
+// Pages and the bitmap. Block (x, y) has pages of KV head y; a warp builds one page at a time in
+// shared memory: its 16 rows of K and V arrive there, each lane turns its squares into its own
+// words, and the page leaves in vectors. Shared memory: 12 head_dim bytes, and warp_bytes a warp.
+// Bound by memory; where V's ranges are searched, by arithmetic.
+template <typename T, bool kSearch>
+__global__ void __launch_bounds__(128, kSearch || sizeof(T) == 4 ? 3 : 4)
+    pack_segment_kernel(FaultSink faults, Packing a, const T* k, const T* v) {
+  ZC_DYNAMIC_SHARED(shared);
+  const int lane = threadIdx.x & 31;
+  const int warp = threadIdx.x >> 5;
+  const int warps = blockDim.x >> 5;
+  const int kv_head = blockIdx.y;
+  const int d = a.at.head_dim;
+  const int n_pages = (a.n + kPageTokens - 1) / kPageTokens;
+  float* k_zero = reinterpret_cast<float*>(shared);  // (d)
+  float* k_inverse = k_zero + d;                     // (d): of K's scale
+  float* v_inverse = k_inverse + d;                  // (d): of V's channel normaliser
+  uint8_t* own = shared + 12 * d + warp * warp_bytes<T>(d);
+  T* k_tile = reinterpret_cast<T*>(own);
+  T* v_tile = k_tile + kPageTokens * tile_stride(d);
+  uint8_t* image = reinterpret_cast<uint8_t*>(v_tile + kPageTokens * tile_stride(d));
+
+  int page = blockIdx.x * warps + warp;
+  // Under way while the table is read.
+  if (page < n_pages) load_rows(a, k, v, kv_head, page, lane, k_tile, v_tile);
+  const SegmentView view = reserved_segment(faults, a.at, kv_head);
+  if (a.good[kv_head] == 0) {
+    simt::cp_async_wait<0>();
+    return;
+  }
+  for (int c = threadIdx.x; c < d; c += blockDim.x) {
+    k_zero[c] = to_float(view.channel_params(1)[c]);
+    k_inverse[c] = quant_inverse(to_float(view.channel_params(0)[c]));
+    v_inverse[c] = 1.0f / to_float(view.channel_params(2)[c]);
+  }
+  __syncthreads();
+
+  const Format k_format = view.segment.k_format;
+  const Format v_format = view.segment.v_format;
+  const float k_last = static_cast<float>((1 << format_bits(k_format)) - 1);
+  const float v_last = static_cast<float>((1 << format_bits(v_format)) - 1);
+  const int page_words = (view.params_offset + kPageTokens * 4) / 4;
+  const bool dense = !in_fragment_order(k_format, d) || !in_fragment_order(v_format, d);
+  while (page < n_pages) {
+    if (dense)
+      for (int i = lane; i < page_words; i += 32) reinterpret_cast<uint32_t*>(image)[i] = 0;
+    simt::cp_async_wait<0>();
+    __syncwarp();
+
+    CodeWriter<true> keys(image, k_format, d, lane);
+    for (int square = 0; square < d / 16; ++square) {
+      const LaneSquare x = load_square<true>(k_tile, d, square, lane);
+      LaneCodes codes;
+      ZC_UNROLL
+      for (int p = 0; p < 2; ++p) {
+        uint32_t bits[2][2];
+        ZC_UNROLL
+        for (int odd = 0; odd < 2; ++odd) {
+          const int channel = lane_channel<true>(lane, square, p, 0, odd);
+          ZC_UNROLL
+          for (int hi = 0; hi < 2; ++hi)
+            bits[hi][odd] =
+                code_bits(x.at[p][hi][odd], k_zero[channel], k_inverse[channel], k_last);
+        }
+        codes.word[p] = join_codes(bits[0][0], bits[1][0], bits[0][1], bits[1][1]);
+      }
+      keys.write(square, codes);
+    }
+
+    const int v_bits = format_bits(v_format);
+    const LaneRanges ranges = token_ranges(v_tile, v_inverse, d, lane);
+    LaneParams params;
+    if constexpr (kSearch)
+      params = searched_params(v_tile, v_inverse, ranges, d, v_bits, a.v_norm, lane);
+    else
+      params = candidate_params(ranges, 0, v_bits);
+    float inv[2][2];
+    ZC_UNROLL
+    for (int i = 0; i < 4; ++i) inv[i >> 1][i & 1] = quant_inverse(params.at[i >> 1][i & 1].scale);
+    CodeWriter<false> values(image + view.v_offset, v_format, d, lane);
+    for (int square = 0; square < d / 16; ++square) {
+      const LaneSquare x = load_square<false>(v_tile, d, square, lane);
+      LaneCodes codes;
+      ZC_UNROLL
+      for (int p = 0; p < 2; ++p) {
+        uint32_t bits[2][2];
+        ZC_UNROLL
+        for (int hi = 0; hi < 2; ++hi) {
+          const float inverse = v_inverse[lane_channel<false>(lane, square, p, hi, 0)];
+          ZC_UNROLL
+          for (int odd = 0; odd < 2; ++odd)
+            bits[hi][odd] =
+                code_bits(x.at[p][hi][odd] * inverse, params.at[p][odd].zero, inv[p][odd], v_last);
+        }
+        codes.word[p] = join_codes(bits[0][0], bits[1][0], bits[0][1], bits[1][1]);
+      }
+      values.write(square, codes);
+    }
+    if (lane < 4) {
+      uint32_t* words = reinterpret_cast<uint32_t*>(image + view.params_offset);
+      ZC_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const QuantParams& p = params.at[i >> 1][i & 1];
+        words[lane_token<false>(lane, i >> 1, 0, i & 1)] =
+            pack_token_params(to_f16(p.scale), to_f16(p.zero));
+      }
+    }
+    __syncwarp();
+
+    if (page_inside(faults, a.at, view, page, kv_head)) {
+      uint4* to = reinterpret_cast<uint4*>(view.k_part(page));
+      for (int i = lane; i < page_words / 4; i += 32)
+        to[i] = reinterpret_cast<const uint4*>(image)[i];
+    }
+    __syncwarp();
+    page += gridDim.x * warps;
+    if (page < n_pages) load_rows(a, k, v, kv_head, page, lane, k_tile, v_tile);
+  }
+
+  if (view.segment.span <= 0) return;
+  // The salient segment writes the bitmap that both classes share.
+  uint8_t* bitmap = view.pool + int64_t{view.segment.bitmap_unit} * kPageUnitBytes;
+  const int64_t n_bytes = (int64_t{view.segment.span} + 7) / 8;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n_bytes;
+       i += int64_t{gridDim.x} * blockDim.x)
+    bitmap[i] = bitmap_byte(a.ids + int64_t{kv_head} * a.n, a.n, 0, i);
+}
+
+}  // namespace
+
+void pack_segment(Context& context, const PackSegmentArgs& a) {
+  const auto n_kv_heads = static_cast<int32_t>(a.k.size(1));
+  const auto head_dim = static_cast<int32_t>(a.k.size(2));
+  const int64_t n = a.ids.size(1);
+  if (n_kv_heads == 0) return;
+  check_pool(a.pool);
+  ZC_CHECK(n < int64_t{1} << 30, ErrorCode::kUnsupported, "ids: %lld tokens, expected below 2^30",
+           static_cast<long long>(n));
+  TensorView k = a.k;
+  TensorView v = a.v;
+  const int64_t channels = int64_t{n_kv_heads} * head_dim;
+  const bool search = a.k_norm != 0;
+  const int64_t ranges_bytes = search ? channels * static_cast<int64_t>(sizeof(Range)) : 0;
+  with_aligned(context, {&k, &v}, {}, ranges_bytes + 4 * n_kv_heads, [&](uint8_t* scratch) {
+    const int64_t n_sums = search ? channels * kRangeCandidates : 0;
+    int32_t* counters = context.counters(2 * n_sums + 3 * channels + 2 * n_kv_heads);
+    Packing p{};
+    p.at = {a.pool.as<uint8_t>(), a.pool.size(0), a.table.as<int32_t>(),
+            a.table.size(0),      a.layer,        a.segment,
+            n_kv_heads,           head_dim};
+    p.ids = a.ids.as<int32_t>();
+    p.n_rows = k.size(0);
+    p.n = static_cast<int32_t>(n);
+    p.k_norm = a.k_norm;
+    p.v_norm = a.v_norm;
+    p.ranges = reinterpret_cast<Range*>(scratch);
+    p.good = reinterpret_cast<int32_t*>(scratch + ranges_bytes);
+    p.errors = reinterpret_cast<unsigned long long*>(counters);
+    p.keys = reinterpret_cast<uint32_t*>(counters + 2 * n_sums);
+    p.arrivals = counters + 2 * n_sums + 3 * channels;
+    p.bad_ids = p.arrivals + n_kv_heads;
+
+    const auto heads = static_cast<unsigned>(n_kv_heads);
+    const dim3 chunks(std::max(1u, blocks_for(n, kChunk)), heads);
+    dispatch_float(k.dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      const size_t partial_bytes = 3 * sizeof(float) * kPer16Bytes<T> * kThreads;
+      launch(context, &segment_ranges_kernel<T>, chunks, kThreads, partial_bytes, context.faults(),
+             p, k.as<T>(), v.as<T>());
+      if (search)
+        launch(context, &search_ranges_kernel<T>, chunks, kThreads, 0, context.faults(), p,
+               k.as<T>());
+      const int64_t own = warp_bytes<T>(head_dim);
+      const int64_t warps = std::clamp<int64_t>(64 * 1024 / own, 1, 4);
+      // A block reads the table once: more pages for each where there are waves of blocks.
+      const int64_t pages = (n + kPageTokens - 1) / kPageTokens;
+      const int64_t room = 32 * int64_t{context.n_multiprocessors} * warps;
+      const int64_t per_warp = std::clamp<int64_t>(pages * n_kv_heads / room, 1, 4);
+      const auto pack = [&](auto* kernel) {
+        launch(context, kernel, dim3(std::max(1u, blocks_for(pages, warps * per_warp)), heads),
+               static_cast<unsigned>(32 * warps), static_cast<size_t>(12 * head_dim + warps * own),
+               context.faults(), p, k.as<T>(), v.as<T>());
+      };
+      if (a.v_norm == 0)
+        pack(&pack_segment_kernel<T, false>);
+      else
+        pack(&pack_segment_kernel<T, true>);
+    });
+  });
+}
+
+}  // namespace zc::cuda
