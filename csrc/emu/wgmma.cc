@@ -92,11 +92,18 @@ struct LanePlace {
   explicit LanePlace(int lane) : row(lane / 32 * 16 + lane % 32 / 4), column(lane % 4 * 2) {}
 };
 
+// What one product works with: too large for a fiber's stack, and for the thread-local memory of a
+// library that is loaded late.
+struct Matrices {
+  float left[kRows][kDepth];
+  float right[kDepth][kMaxColumns];
+  float sums[kRows][kMaxColumns];
+};
+
 template <typename T>
 void compute(Block& block, int group, const WgmmaCall* const* calls, const uint32_t (*a)[4]) {
-  static thread_local float left[kRows][kDepth];
-  static thread_local float right[kDepth][kMaxColumns];
-  static thread_local float sums[kRows][kMaxColumns];
+  static thread_local const std::unique_ptr<Matrices> matrices = std::make_unique<Matrices>();
+  auto& [left, right, sums] = *matrices;
   const WgmmaCall& call = *calls[0];
   const int n = call.n;
   ++block.stats.wgmma;
