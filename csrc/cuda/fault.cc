@@ -20,7 +20,9 @@ const char* message_of(FaultReason reason) {
 }
 
 ErrorCode code_of(FaultReason reason) {
-  return reason == FaultReason::kSegmentFloats ? ErrorCode::kUnsupported : ErrorCode::kArgument;
+  return reason == FaultReason::kSegmentFloats || reason == FaultReason::kGroup
+             ? ErrorCode::kUnsupported
+             : ErrorCode::kArgument;
 }
 
 }  // namespace

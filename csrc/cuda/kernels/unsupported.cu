@@ -11,7 +11,6 @@ ZC_UNSUPPORTED(probe_attention, ProbeAttentionArgs)
 ZC_UNSUPPORTED(select_salient, SelectSalientArgs)
 ZC_UNSUPPORTED(quantize, QuantizeArgs)
 ZC_UNSUPPORTED(dequantize, DequantizeArgs)
-ZC_UNSUPPORTED(mixed_attention, MixedAttentionArgs)
 ZC_UNSUPPORTED(linear, LinearArgs)
 #undef ZC_UNSUPPORTED
 

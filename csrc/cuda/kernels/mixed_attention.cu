@@ -1,0 +1,1087 @@
+#include "csrc/cuda/kernels/mixed_attention.h"
+
+#include "csrc/cuda/device/segment.h"
+#include "csrc/cuda/launchers.h"
+
+// Attention straight over the packed cache, decoding's kernel. With K channelwise and V
+// channel-separable tokenwise no element is ever dequantized; scales move to where there are fewer
+// numbers (log2 domain, lambda = scale log2 e):
+//   s_j = sum_c (lambda q_c a_c) code_jc + lambda sum_c q_c b_c       (a, b: K's channel scale and zero)
+//   o_c = g_c (sum_j (p_j sigma_j) code_jc + sum_j p_j mu_j)          (sigma, mu: V's token scale and zero; g: channel)
+// Nor are codes turned into numbers: a code of b bits that stands at bit b i of a half IS the
+// float16 code 2^(b i - 24), a subnormal that tensor cores multiply exactly. One LOP3 and every
+// second time one shift make an operand; the powers of two are folded into q, p and the output.
+namespace zc::cuda {
+
+namespace {
+
+constexpr int kWarps = 6;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kStages = 4;
+constexpr int kColumns = 8;  // rows of q (query, head of the group) that one block attends with
+constexpr int kTiles = 4;    // pages of a unit, at most
+constexpr int kMaxGroup = 64;
+
+// A sequence's cache is cut by its own length alone, so that no neighbour in the batch changes a
+// sum: into at most this many splits of at least so many tokens each.
+constexpr int kMaxSplits = 16;
+constexpr int kMinSplitTokens = 1024;
+
+// Shared memory of one stage of a warp's ring: four pages of 2 bits, two of 4, one of 8, or the K
+// or V part of one of 16.
+template <int kDim>
+constexpr int kSlotBytes = 34 * kDim;
+
+template <Format F>
+constexpr bool kIsCode = static_cast<int>(F) <= 8;
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+
+ZC_DEVICE float exp2i(int e) { return bits_to_float(static_cast<uint32_t>(e + 127) << 23); }
+
+struct Params {
+  const uint16_t* q;  // (total_q, n_heads, head_dim) f16|bf16
+  uint16_t* out;      // the same
+  float* lse;         // (total_q, n_heads)
+  uint8_t* pool;
+  int64_t pool_bytes;
+  const int32_t* tables;
+  int64_t tables_words;
+  const int32_t* starts;
+  const int32_t* cu_seqlens;
+  float* partials;    // (total_q, n_heads, kMaxSplits, head_dim + 2): unnormalised O, max, sum
+  int32_t* arrivals;  // (total_q, n_heads): how many splits of a block of columns are done
+  bool whole;         // one block attends to all splits, one after the other: no partials
+  int32_t n_seqs;
+  int32_t total_q;
+  int32_t n_heads;
+  int32_t layer;
+  float scale;
+  bool bf16;  // q and out are bf16, else f16
+  bool tail;
+  bool causal;
+  FaultSink faults;
+};
+
+// The lower half of a word as an element of q.
+ZC_DEVICE float q_value(const Params& p, uint32_t bits) {
+  const uint16_t half = static_cast<uint16_t>(bits);
+  return p.bf16 ? to_float(zc::bf16{half}) : to_float(f16{half});
+}
+ZC_DEVICE float half_at(uint32_t word, int upper) {
+  return to_float(f16{static_cast<uint16_t>(upper ? word >> 16 : word)});
+}
+ZC_DEVICE void store_out(const Params& p, int64_t index, float x) {
+  p.out[index] = p.bf16 ? to_bf16(x).bits : from_float<f16>(x).bits;
+}
+
+// By the tokens that this op attends to, whatever the batch and however many rows.
+ZC_DEVICE int splits_of(const Params& p, const int32_t* table) {
+  const int64_t n_tokens = int64_t{table[kTableTailStart]} + (p.tail ? table[kTableTailLength] : 0);
+  const int64_t n = (n_tokens + kMinSplitTokens - 1) / kMinSplitTokens;
+  return static_cast<int>(n < 1 ? 1 : (n > kMaxSplits ? kMaxSplits : n));
+}
+
+// What the blocks of columns of one sequence are.
+struct SequenceWork {
+  SequenceTable table;
+  int n_kv_heads;
+  int group;
+  int q_begin;
+  int q_len;
+  int n_column_blocks;
+  int n_splits;
+  int n_items;  // (kv head, split, block of columns), the last fastest; a masked sequence has one
+};
+
+ZC_DEVICE SequenceWork sequence_work(const Params& p, int seq) {
+  SequenceWork w{};
+  w.q_begin = p.cu_seqlens[seq];
+  w.q_len = p.cu_seqlens[seq + 1] - w.q_begin;
+  if (w.q_len <= 0) return w;
+  w.n_items = 1;
+  const int64_t start = p.starts[seq];
+  if (start == -1) return w;
+  if (!check_data(p.faults, start >= 0 && start + kTableHeader <= p.tables_words,
+                  FaultReason::kTableStart, seq, start, p.tables_words))
+    return w;
+  const int n_kv_heads = p.tables[start + kTableKvHeads];
+  const bool divides = n_kv_heads >= 1 && p.n_heads % n_kv_heads == 0;
+  if (!check_data(p.faults, divides, FaultReason::kKvHeads, n_kv_heads, p.n_heads)) return w;
+  const int group = p.n_heads / n_kv_heads;
+  if (!check_data(p.faults, group <= kMaxGroup, FaultReason::kGroup, group, kMaxGroup)) return w;
+  w.table = sequence_table(p.faults, p.tables, p.tables_words, p.starts, seq, p.layer, n_kv_heads);
+  if (!w.table.words) return w;
+  w.n_kv_heads = n_kv_heads;
+  w.group = group;
+  w.n_column_blocks = static_cast<int>((int64_t{w.q_len} * group + kColumns - 1) / kColumns);
+  w.n_splits = splits_of(p, w.table.words);
+  w.n_items = n_kv_heads * (p.whole ? 1 : w.n_splits) * w.n_column_blocks;
+  return w;
+}
+
+// ---- the units of a warp ----
+
+// A segment's part in one item, as one lane of each warp keeps it.
+struct LaneSegment {
+  int32_t formats;     // K's | V's << 8
+  int32_t first_unit;  // of this warp; the others follow kWarps apart, up to end_unit
+  int32_t end_unit;
+};
+
+// The sizes of a segment's pages.
+template <int kDim>
+struct PageShape {
+  int k_bytes;  // of the K part, where V's begins
+  int params_offset;
+  int bytes;      // of the page
+  int pages;      // of a unit
+  bool is_split;  // K and V take a stage each
+  bool converts;  // floats other than f16 become that on their way into a stage
+
+  ZC_DEVICE PageShape(Format k, Format v) {
+    k_bytes = format_bits(k) * 2 * kDim;
+    params_offset = k_bytes + format_bits(v) * 2 * kDim;
+    bytes = static_cast<int>(page_bytes(k, v, kDim));
+    pages = bytes * 4 <= kSlotBytes<kDim> ? 4 : (bytes * 2 <= kSlotBytes<kDim> ? 2 : 1);
+    is_split = bytes > kSlotBytes<kDim>;
+    converts =
+        format_bits(k) > 16 || format_bits(v) > 16 || k == Format::kBF16 || v == Format::kBF16;
+  }
+};
+
+// What a stage of a warp's ring holds: where the cursor stood that filled it.
+struct Stage {
+  int segment;  // 32: nothing, the units are at their end
+  int unit;
+  int formats;
+};
+
+// Where a warp is in filling its stages.
+struct Cursor {
+  int segment;  // lane that holds it; 32: at the end
+  int unit;
+  int end;  // end_unit of the segment
+  int formats;
+  bool at_values;  // of a split unit: K is done
+
+  ZC_DEVICE Format k_format() const { return static_cast<Format>(formats & 0xff); }
+  ZC_DEVICE Format v_format() const { return static_cast<Format>(formats >> 8); }
+
+  // On to the first unit of the next segment that has any.
+  ZC_DEVICE void next_segment(const LaneSegment& own, uint32_t with_units) {
+    const uint32_t rest = segment >= 31 ? 0u : with_units & (~0u << (segment + 1));
+    segment = rest == 0u ? 32 : __ffs(static_cast<int>(rest)) - 1;
+    const int lane = segment & 31;
+    unit = __shfl_sync(~0u, own.first_unit, lane);
+    end = __shfl_sync(~0u, own.end_unit, lane);
+    formats = __shfl_sync(~0u, own.formats, lane);
+  }
+  ZC_DEVICE void advance(bool is_split, const LaneSegment& own, uint32_t with_units) {
+    at_values = is_split && !at_values;
+    if (at_values) return;
+    unit += kWarps;
+    if (unit >= end) next_segment(own, with_units);
+  }
+};
+
+// ---- operands ----
+
+// Words of one tile's part as they lie in a stage (or in the pool): vectors of up to 16 bytes.
+template <int kWords>
+ZC_DEVICE void load_words(const uint8_t* part, int lane, uint32_t (&words)[kWords]) {
+  if constexpr (kWords % 4 == 0) {
+    const uint4* from = reinterpret_cast<const uint4*>(part) + lane;
+    ZC_UNROLL for (int i = 0; i < kWords / 4; ++i) {
+      const uint4 x = from[32 * i];
+      words[4 * i] = x.x;
+      words[4 * i + 1] = x.y;
+      words[4 * i + 2] = x.z;
+      words[4 * i + 3] = x.w;
+    }
+  } else if constexpr (kWords % 2 == 0) {
+    const uint2* from = reinterpret_cast<const uint2*>(part) + lane;
+    ZC_UNROLL for (int i = 0; i < kWords / 2; ++i) {
+      const uint2 x = from[32 * i];
+      words[2 * i] = x.x;
+      words[2 * i + 1] = x.y;
+    }
+  } else {
+    const uint32_t* from = reinterpret_cast<const uint32_t*>(part) + lane;
+    ZC_UNROLL for (int i = 0; i < kWords; ++i) words[i] = from[32 * i];
+  }
+}
+
+ZC_DEVICE uint32_t rotate_right(uint32_t x, int n) { return n == 0 ? x : (x >> n | x << (32 - n)); }
+
+// Calls f(square, a) with the A operand of every square of a tile's part.
+template <Format F, int kDim, typename Body>
+ZC_DEVICE void each_operand(const uint8_t* part, int lane, const Body& f) {
+  constexpr int kSquares = kDim / 16;
+  if constexpr (F == Format::kU2 || F == Format::kU3) {
+    uint32_t low[kDim / 32];
+    load_words(part, lane, low);
+    uint32_t tops[F == Format::kU3 ? kDim / 64 : 1];
+    if constexpr (F == Format::kU3) load_words(part + 4 * kDim, lane, tops);
+    ZC_UNROLL for (int w = 0; w < kDim / 32; ++w) {
+      const uint32_t x = low[w];
+      const uint32_t y = x >> 8;
+      uint32_t top_x = 0;
+      uint32_t top_y = 0;
+      if constexpr (F == Format::kU3) {
+        top_x = rotate_right(tops[w / 2], top_rotation(w % 2, 0));
+        top_y = rotate_right(tops[w / 2], top_rotation(w % 2, 1));
+      }
+      ZC_UNROLL for (int i = 0; i < 2; ++i) {  // squares 2 w and 2 w + 1
+        const uint32_t m0 = 0x00030003u << (4 * i);
+        const uint32_t m1 = 0x00030003u << (4 * i + 2);
+        uint32_t a[4] = {x & m0, y & m0, x & m1, y & m1};
+        if constexpr (F == Format::kU3) {
+          const uint32_t t0 = 0x00040004u << (4 * i);
+          const uint32_t t1 = 0x00040004u << (4 * i + 2);
+          a[0] |= top_x & t0;
+          a[1] |= top_y & t0;
+          a[2] |= top_x & t1;
+          a[3] |= top_y & t1;
+        }
+        f(2 * w + i, a);
+      }
+    }
+  } else if constexpr (F == Format::kU4) {
+    uint32_t words[kSquares];
+    load_words(part, lane, words);
+    ZC_UNROLL for (int s = 0; s < kSquares; ++s) {
+      const uint32_t x = words[s];
+      const uint32_t y = x >> 8;
+      const uint32_t a[4] = {x & 0x000f000fu, y & 0x000f000fu, x & 0x00f000f0u, y & 0x00f000f0u};
+      f(s, a);
+    }
+  } else if constexpr (F == Format::kU8) {
+    ZC_UNROLL for (int s0 = 0; s0 < kSquares; s0 += 2) {  // four words: one load
+      uint32_t words[4];
+      load_words(part + s0 / 2 * 512, lane, words);
+      ZC_UNROLL for (int i = 0; i < 2; ++i) {
+        const uint32_t x = words[2 * i];
+        const uint32_t y = words[2 * i + 1];
+        const uint32_t a[4] = {x & 0x00ff00ffu, (x >> 8) & 0x00ff00ffu, y & 0x00ff00ffu,
+                               (y >> 8) & 0x00ff00ffu};
+        f(s0 + i, a);
+      }
+    }
+  } else {
+    ZC_UNROLL for (int s = 0; s < kSquares; ++s) {
+      uint32_t a[4];
+      load_words(part + s * 512, lane, a);
+      f(s, a);
+    }
+  }
+}
+
+// Calls f with the format that a stage holds as a type: floats of every kind arrive as f16.
+template <typename F>
+ZC_DEVICE void with_format(Format format, const F& f) {
+  switch (format) {
+    case Format::kU2:
+      return f(std::integral_constant<Format, Format::kU2>{});
+    case Format::kU3:
+      return f(std::integral_constant<Format, Format::kU3>{});
+    case Format::kU4:
+      return f(std::integral_constant<Format, Format::kU4>{});
+    case Format::kU8:
+      return f(std::integral_constant<Format, Format::kU8>{});
+    default:
+      return f(std::integral_constant<Format, Format::kF16>{});
+  }
+}
+
+// Pages of a unit that may hold K or V of this format.
+template <Format F>
+constexpr int kTilesOf = F == Format::kU2 ? 4 : (F == Format::kU8 || F == Format::kF16 ? 1 : 2);
+
+// log2 of the factor by which codes of square s, columns 8 p to 8 p + 7, stand too high in their
+// halves.
+ZC_DEVICE int shift_of(Format f, int s, int p) {
+  return f == Format::kU2 || f == Format::kU3 ? 2 * (2 * (s & 1) + p)
+                                              : (f == Format::kU4 ? 4 * p : 0);
+}
+
+// ---- one warp's attention over its units ----
+
+// Lane 4 g + t: columns 2t and 2t + 1 of the softmax state, channels 16 s + g and 16 s + g + 8 of
+// O.
+template <int kDim>
+struct WarpState {
+  static constexpr int kSquares = kDim / 16;
+  float o[kSquares][4];      // (channel g, column 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+  float max[2];              // log2 domain, the same in all lanes of a column
+  float sum[2];              // of this lane's tokens
+  float rest[2];             // sum_j p_j mu_j of this lane's tokens
+  uint32_t q[2 * kSquares];  // B operand of the running segment
+  float step[2];             // score = accumulator * step + beta
+  float beta[2];
+  int shift;            // V's codes are weighed by p sigma 2^shift
+  float largest_scale;  // of sigma, that this shift allows
+
+  ZC_DEVICE void clear() {
+    ZC_UNROLL for (int s = 0; s < kSquares; ++s) ZC_UNROLL for (int e = 0; e < 4; ++e) o[s][e] =
+        0.0f;
+    ZC_UNROLL for (int i = 0; i < 2; ++i) {
+      max[i] = -INFINITY;
+      sum[i] = 0.0f;
+      rest[i] = 0.0f;
+    }
+  }
+
+  // What a segment makes of q: q_c a_c as float16, scaled so that the largest of a column lies just
+  // below 2^15, and what no code takes part in. rows: where this lane's column g begins in q; -1:
+  // no such column.
+  ZC_DEVICE void fold_keys(const Params& p, const SegmentView& view, int64_t row, int lane) {
+    const int t = lane & 3;
+    const bool quantized = view.k_quantized();
+    const float lambda = p.scale * kLog2E;
+    const f16* scales = quantized ? view.channel_params(0) : nullptr;
+    const f16* zeros = quantized ? view.channel_params(1) : nullptr;
+    const auto fold = [&](int i, float& constant) {  // q_c a_c of channels 8 i + 2t and the next
+      const int channel = 8 * i + 2 * t;
+      const uint32_t pair = row < 0 ? 0u : *reinterpret_cast<const uint32_t*>(p.q + row + channel);
+      float2 x = make_float2(lambda * q_value(p, pair), lambda * q_value(p, pair >> 16));
+      if (quantized) {
+        const uint32_t a = *reinterpret_cast<const uint32_t*>(scales + channel);
+        const uint32_t b = *reinterpret_cast<const uint32_t*>(zeros + channel);
+        constant = fmaf(x.x, half_at(b, 0), fmaf(x.y, half_at(b, 1), constant));
+        x.x *= half_at(a, 0);
+        x.y *= half_at(a, 1);
+      }
+      return x;
+    };
+    // Twice over the same lines of the cache: held between the passes, the products would take as
+    // many registers as O.
+    float largest = 0.0f;
+    float constant = 0.0f;
+    ZC_NO_UNROLL for (int i = 0; i < 2 * kSquares; ++i) {
+      const float2 x = fold(i, constant);
+      largest = fmaxf(largest, fmaxf(fabsf(x.x), fabsf(x.y)));
+    }
+    ZC_UNROLL for (int m = 1; m < 4; m *= 2) {
+      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, m));
+      constant += __shfl_xor_sync(~0u, constant, m);
+    }
+    // largest in [2^e, 2^(e + 1)) becomes [2^14, 2^15); nothing to scale when it is (nearly) zero
+    // or not finite.
+    int e = static_cast<int>(float_to_bits(largest) >> 23) - 127;
+    e = e < -100 ? -100 : (e > 100 ? 100 : e);
+    const int up = 14 - e;
+    ZC_UNROLL for (int i = 0; i < 2 * kSquares; ++i) {
+      const float factor = exp2i(up - shift_of(view.segment.k_format, i >> 1, i & 1));
+      float unused = 0.0f;
+      const float2 x = fold(i, unused);
+      q[i] = simt::pack2(x.x * factor, x.y * factor, f16{});
+      if (i % 4 == 3) __syncwarp();  // keeps the compiler from loading everything at once
+    }
+    const float own_step = exp2i(quantized ? 24 - up : -up);
+    ZC_UNROLL for (int i = 0; i < 2; ++i) {  // from lane g = column to the lanes that hold it in S
+      step[i] = __shfl_sync(~0u, own_step, 4 * (2 * t + i));
+      beta[i] = __shfl_sync(~0u, constant, 4 * (2 * t + i));
+    }
+  }
+
+  // O of the running segment counts in units of its own (V's channel scale, the powers of two of
+  // its codes). Here it leaves them.
+  ZC_DEVICE void leave_units(const SegmentView& view, int lane) {
+    const Format v = view.segment.v_format;
+    if (!view.v_quantized()) {
+      scale_output(exp2i(-shift));
+      return;
+    }
+    ZC_UNROLL for (int m = 4; m < 32; m *= 2) ZC_UNROLL for (int i = 0; i < 2; ++i) rest[i] +=
+        __shfl_xor_sync(~0u, rest[i], m);
+    const f16* channel = view.channel_params(2);
+    ZC_UNROLL for (int s = 0; s < kSquares; ++s) {
+      const float factor = exp2i(24 - shift - (shift_of(v, s, 0)));
+      const float c0 = to_float(channel[16 * s + (lane >> 2)]);
+      const float c1 = to_float(channel[16 * s + (lane >> 2) + 8]);
+      ZC_UNROLL for (int i = 0; i < 2; ++i) {
+        o[s][i] = c0 * fmaf(o[s][i], factor, rest[i]);
+        o[s][2 + i] = c1 * fmaf(o[s][2 + i], factor, rest[i]);
+      }
+      if (s % 2 == 1) __syncwarp();
+    }
+    rest[0] = rest[1] = 0.0f;
+  }
+
+  // And here it enters those of the next one.
+  ZC_DEVICE void enter_units(const SegmentView& view, int lane) {
+    const Format v = view.segment.v_format;
+    if (!view.v_quantized()) {
+      shift = 10;  // weights down to 2^-24 stay normal numbers
+      largest_scale = INFINITY;
+      scale_output(exp2i(shift));
+      return;
+    }
+    shift = 0;
+    largest_scale = -1.0f;  // the first unit sets both
+    const f16* channel = view.channel_params(2);
+    ZC_UNROLL for (int s = 0; s < kSquares; ++s) {
+      const float factor = exp2i(-24 + shift_of(v, s, 0));
+      const float c0 = factor / to_float(channel[16 * s + (lane >> 2)]);
+      const float c1 = factor / to_float(channel[16 * s + (lane >> 2) + 8]);
+      ZC_UNROLL for (int i = 0; i < 2; ++i) {
+        o[s][i] *= c0;
+        o[s][2 + i] *= c1;
+      }
+      if (s % 2 == 1) __syncwarp();
+    }
+  }
+
+  ZC_DEVICE void scale_output(float factor) {
+    ZC_UNROLL for (int s = 0; s < kSquares; ++s) ZC_UNROLL for (int e = 0; e < 4; ++e) o[s][e] *=
+        factor;
+  }
+
+  // Takes the larger maxima of a unit and, where V's token scales have outgrown it, another shift.
+  ZC_DEVICE void rescale(float x0, float x1, float scale) {
+    ZC_UNROLL for (int m = 4; m < 32; m *= 2) {
+      x0 = fmaxf(x0, __shfl_xor_sync(~0u, x0, m));
+      x1 = fmaxf(x1, __shfl_xor_sync(~0u, x1, m));
+      scale = fmaxf(scale, __shfl_xor_sync(~0u, scale, m));
+    }
+    float factor = 1.0f;
+    if (scale > largest_scale) {
+      const int e = static_cast<int>(float_to_bits(fmaxf(scale, 0x1p-24f)) >> 23) - 127;
+      const int next = 12 - e;  // the largest weight of this unit lies below 2^13
+      factor = exp2i(next - shift);
+      shift = next;
+      largest_scale = exp2i(15 - next);
+    }
+    const float x[2] = {x0, x1};
+    ZC_UNROLL for (int i = 0; i < 2; ++i) {
+      const float larger = fmaxf(max[i], x[i]);
+      const float alpha = larger == -INFINITY ? 1.0f : simt::ex2(max[i] - larger);
+      max[i] = larger;
+      sum[i] *= alpha;
+      rest[i] *= alpha;
+      ZC_UNROLL for (int s = 0; s < kSquares; ++s) {
+        o[s][i] *= alpha * factor;
+        o[s][2 + i] *= alpha * factor;
+      }
+    }
+  }
+};
+
+// ---- one warp's share of one item ----
+
+// What the threads of a block work on, in shared memory. column = query * group + head of the
+// group.
+struct Item {
+  SequenceTable table;
+  int q_begin;  // of the sequence
+  int q_len;
+  int group;
+  int first_column;
+  int n_columns;  // of this block, up to kColumns
+  int kv_head;
+  int n_splits;
+  int split;  // to begin with
+
+  ZC_DEVICE int query(int column) const { return (first_column + column) / group; }
+  // Index of a column in (total_q, n_heads).
+  ZC_DEVICE int64_t row(const Params& p, int column) const {
+    const int c = first_column + column;
+    return (int64_t{q_begin} + c / group) * p.n_heads + kv_head * group + c % group;
+  }
+};
+
+template <int kDim>
+class WarpAttention {
+ public:
+  ZC_DEVICE WarpAttention(const Params& p, const Item& item, uint8_t* rings, Stage* stages)
+      : p_(p),
+        item_(item),
+        lane_(static_cast<int>(threadIdx.x) & 31),
+        ring_(rings + (threadIdx.x >> 5) * kStages * kSlotBytes<kDim>),
+        stages_(stages + (threadIdx.x >> 5) * kStages) {}
+
+  // Attends to this warp's units of one split.
+  ZC_DEVICE void attend(int split, WarpState<kDim>& state) {
+    const int first = p_.tail ? 0 : 1;
+    const int n_segments =
+        checked_segment_count(p_.faults, item_.table.words, p_.layer, item_.kv_head);
+    int total = 0;
+    for (int base = first; base < n_segments; base += 32) {
+      int weight;
+      lane_segment(base, n_segments, weight);
+      total += __shfl_sync(~0u, inclusive_sum(weight), 31);
+    }
+    const int begin = static_cast<int>(int64_t{total} * split / item_.n_splits);
+    const int end = static_cast<int>(int64_t{total} * (split + 1) / item_.n_splits);
+    int weight_before = 0;
+    int units_before = 0;
+    for (int base = first; base < n_segments; base += 32) {
+      int weight;
+      LaneSegment own = lane_segment(base, n_segments, weight);
+      const int through = inclusive_sum(weight);
+      const int before = weight_before + through - weight;
+      const int n_units = own.end_unit;
+      if (n_units > 0) {
+        const int unit_weight = weight / n_units;
+        own.first_unit = units_below(begin - before, unit_weight, n_units);
+        own.end_unit = units_below(end - before, unit_weight, n_units);
+      }
+      const int own_units = own.end_unit - own.first_unit;
+      const int units_through = inclusive_sum(own_units);
+      const int index = units_before + units_through - own_units;  // of its first unit in the split
+      own.first_unit += (static_cast<int>(threadIdx.x >> 5) + kWarps - index % kWarps) % kWarps;
+      units_before += __shfl_sync(~0u, units_through, 31);
+      weight_before += __shfl_sync(~0u, through, 31);
+      attend_units(base, own, state);
+    }
+  }
+
+ private:
+  // The segment that this lane holds; end_unit is its number of units, weight their bytes in units
+  // of a page address (2^31 of which are more than a pool has).
+  ZC_DEVICE LaneSegment lane_segment(int base, int n_segments, int& weight) const {
+    LaneSegment own{};
+    weight = 0;
+    if (base + lane_ >= n_segments) return own;
+    const SegmentView view = view_segment(p_.faults, item_.table, p_.pool, p_.pool_bytes, p_.layer,
+                                          item_.kv_head, base + lane_, kDim);
+    const Segment& s = view.segment;
+    if (s.n_tokens == 0) return own;
+    const PageShape<kDim> shape(s.k_format, s.v_format);
+    own.formats = static_cast<int32_t>(s.k_format) | static_cast<int32_t>(s.v_format) << 8;
+    own.end_unit = (view.n_pages() + shape.pages - 1) / shape.pages;
+    weight = own.end_unit * shape.pages * (shape.bytes / kPageUnitBytes);
+    return own;
+  }
+
+  // How many of n_units units of so much weight begin below `weight`.
+  ZC_DEVICE static int units_below(int weight, int unit_weight, int n_units) {
+    if (weight <= 0) return 0;
+    const int n = (weight - 1) / unit_weight + 1;
+    return n < n_units ? n : n_units;
+  }
+
+  ZC_DEVICE int inclusive_sum(int x) const {
+    ZC_UNROLL for (int d = 1; d < 32; d *= 2) {
+      const int y = __shfl_up_sync(~0u, x, d);
+      if (lane_ >= d) x += y;
+    }
+    return x;
+  }
+
+  // This lane's page of the unit where the cursor stands; -1: none, or not in the pool.
+  ZC_DEVICE int32_t page_address(int base, const Cursor& at) const {
+    if (at.segment == 32) return -1;
+    const Segment s = read_segment(item_.table.words, p_.layer, item_.kv_head, base + at.segment);
+    const PageShape<kDim> shape(at.k_format(), at.v_format());
+    const int page = at.unit * shape.pages + lane_;
+    if (lane_ >= shape.pages || page * kPageTokens >= s.n_tokens) return -1;
+    const int64_t address = item_.table.words[s.pages_begin + page];
+    const bool inside = address >= 0 && address * kPageUnitBytes + shape.bytes <= p_.pool_bytes;
+    return check_data(p_.faults, inside, FaultReason::kTableOutside, p_.layer, item_.kv_head,
+                      base + at.segment)
+               ? static_cast<int32_t>(address)
+               : -1;
+  }
+
+  // A float part of one page as f16, in fragment order, by ordinary loads and stores.
+  template <bool kKey>
+  ZC_DEVICE void convert_part(const uint8_t* part, Format format, uint8_t* to) const {
+    uint32_t* words = reinterpret_cast<uint32_t*>(to);
+    ZC_NO_UNROLL for (int i = 0; i < kDim / 4; ++i) {
+      const int row = (lane_ >> 2) + 8 * (i & 1);
+      const int column = 2 * (lane_ & 3) + 8 * ((i >> 1) & 1);
+      const int square = i >> 2;
+      const auto element = [&](int odd) {
+        const int token = kKey ? row : column + odd;
+        const int channel = 16 * square + (kKey ? column + odd : row);
+        return read_float<kKey>(part, format, kDim, token, channel);
+      };
+      words[word_index(kDim / 4, lane_, i)] =
+          from_float<f16>(element(0)).bits | static_cast<uint32_t>(from_float<f16>(element(1)).bits)
+                                                 << 16;
+    }
+  }
+
+  // Begins to copy what the cursor stands at into a stage, and moves it on.
+  ZC_DEVICE void fill(int base, int stage, Cursor& at, int32_t& address, const LaneSegment& own,
+                      uint32_t with_units) {
+    if (lane_ == 0) stages_[stage] = {at.segment, at.unit, at.formats};
+    if (at.segment < 32) {
+      const PageShape<kDim> shape(at.k_format(), at.v_format());
+      uint8_t* slot = ring_ + stage * kSlotBytes<kDim>;
+      const int from_byte = at.at_values ? shape.k_bytes : 0;
+      const int n_bytes = shape.is_split && !at.at_values ? shape.k_bytes : shape.bytes - from_byte;
+      const uint32_t to = simt::smem_u32(slot) + 16 * lane_;
+      const Format format = at.at_values ? at.v_format() : at.k_format();
+      for (int i = 0; i < shape.pages; ++i) {
+        const int32_t page = __shfl_sync(~0u, address, i);
+        if (page < 0) continue;
+        const uint8_t* from = p_.pool + int64_t{page} * kPageUnitBytes + from_byte;
+        if (shape.converts && !format_quantized(format) && format != Format::kF16) {
+          if (!at.at_values)
+            convert_part<true>(from, format, slot);
+          else
+            convert_part<false>(from, format, slot);
+          continue;
+        }
+        for (int b = 16 * lane_; b < n_bytes; b += 512)
+          simt::cp_async_16(to + i * shape.bytes + b - 16 * lane_, from + b);
+      }
+      at.advance(shape.is_split, own, with_units);
+      if (!at.at_values) address = page_address(base, at);
+    }
+    simt::cp_async_commit();
+  }
+
+  // All units of the segments that the lanes hold, segment `base` being lane 0's.
+  ZC_DEVICE void attend_units(int base, const LaneSegment& own, WarpState<kDim>& state) {
+    const uint32_t with_units = __ballot_sync(~0u, own.first_unit < own.end_unit);
+    if (with_units == 0) return;
+    Cursor next{-1, 0, 0, 0, false};
+    next.next_segment(own, with_units);
+    int32_t address = page_address(base, next);
+    __syncwarp();  // the stages were read to the end
+    ZC_UNROLL for (int i = 0; i < kStages - 1; ++i) fill(base, i, next, address, own, with_units);
+
+    SegmentView view{};
+    view.pool = p_.pool;
+    view.head_dim = kDim;
+    int current = -1;
+    int stage = 0;
+    const auto arrive = [&] {  // the stage to use has arrived, and the one used before is refilled
+      simt::cp_async_wait<kStages - 2>();
+      __syncwarp();
+      fill(base, stage == 0 ? kStages - 1 : stage - 1, next, address, own, with_units);
+    };
+    ZC_NO_UNROLL for (;;) {
+      arrive();
+      const Stage at = stages_[stage];
+      if (at.segment != current) {
+        if (current >= 0) state.leave_units(view, lane_);
+        if (at.segment == 32) break;
+        current = at.segment;
+        view.segment = read_segment(item_.table.words, p_.layer, item_.kv_head, base + current);
+        const int g = lane_ >> 2;
+        const int64_t row = g < item_.n_columns ? item_.row(p_, g) * kDim : -1;
+        state.fold_keys(p_, view, row, lane_);
+        state.enter_units(view, lane_);
+      }
+      const PageShape<kDim> shape(view.segment.k_format, view.segment.v_format);
+      float scores[kTiles][4];
+      score(shape, view.segment.k_format, ring_ + stage * kSlotBytes<kDim>, state, scores);
+      if (shape.is_split) {
+        stage = stage == kStages - 1 ? 0 : stage + 1;
+        arrive();
+      }
+      const uint8_t* values =
+          ring_ + stage * kSlotBytes<kDim> + (shape.is_split ? 0 : shape.k_bytes);
+      weigh(shape, at.unit * shape.pages * kPageTokens, view.segment,
+            p_.causal && base + current == 0, values, state, scores);
+      stage = stage == kStages - 1 ? 0 : stage + 1;
+    }
+    simt::cp_async_wait<0>();
+  }
+
+  // scores = accumulators of q K^T of a unit's pages.
+  ZC_DEVICE void score(const PageShape<kDim>& shape, Format format, const uint8_t* keys,
+                       const WarpState<kDim>& state, float (&scores)[kTiles][4]) const {
+    with_format(format, [&](auto tag) {
+      constexpr Format kFormat = decltype(tag)::value;
+      ZC_UNROLL for (int tile = 0; tile < kTilesOf<kFormat>; ++tile) {
+        ZC_UNROLL for (int e = 0; e < 4; ++e) scores[tile][e] = 0.0f;
+        if (tile >= shape.pages) continue;
+        const auto add = [&](int s, const uint32_t(&a)[4]) {
+          simt::mma_m16n8k16(scores[tile], a, state.q[2 * s], state.q[2 * s + 1], f16{});
+        };
+        const uint8_t* part = keys + tile * shape.bytes;
+        each_operand<kFormat, kDim>(part, lane_, add);
+      }
+    });
+  }
+
+  // The running softmax over the scores of a unit whose first token is `first`, and O += P V.
+  ZC_DEVICE void weigh(const PageShape<kDim>& shape, int first, const Segment& segment,
+                       bool is_causal, const uint8_t* values, WarpState<kDim>& state,
+                       float (&scores)[kTiles][4]) const {
+    const int g = lane_ >> 2;
+    const int n_tokens = segment.n_tokens;
+    const Format format = segment.v_format;
+    const bool quantized = format_quantized(format);
+    // Tokens that every column sees, and those that columns 2t and 2t + 1 see.
+    const int common = n_tokens - (is_causal ? item_.q_len - 1 : 0);
+    const bool masked = first + shape.pages * kPageTokens > common;
+    int limit[2] = {n_tokens, n_tokens};
+    if (masked && is_causal)
+      ZC_UNROLL for (int i = 0; i < 2; ++i) limit[i] = common + item_.query(2 * (lane_ & 3) + i);
+    const auto token_params = [&](int tile, int hi) {  // none behind the last token
+      const int slot = g + 8 * hi;
+      const uint32_t* words = reinterpret_cast<const uint32_t*>(
+          values + tile * shape.bytes + shape.params_offset - shape.k_bytes);
+      return first + 16 * tile + slot < n_tokens ? words[slot] : 0u;
+    };
+    float largest[2] = {-INFINITY, -INFINITY};
+    float largest_scale = 0.0f;
+    ZC_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
+      if (tile >= shape.pages) continue;
+      ZC_UNROLL for (int e = 0; e < 4; ++e) {
+        float x = fmaf(scores[tile][e], state.step[e & 1], state.beta[e & 1]);
+        if (masked && first + 16 * tile + g + 8 * (e >> 1) >= limit[e & 1]) x = -INFINITY;
+        scores[tile][e] = x;
+        largest[e & 1] = fmaxf(largest[e & 1], x);
+      }
+      if (!quantized) continue;
+      ZC_UNROLL for (int hi = 0; hi < 2; ++hi) largest_scale =
+          fmaxf(largest_scale, to_float(token_scale(token_params(tile, hi))));
+    }
+    const bool outgrown = largest[0] > state.max[0] || largest[1] > state.max[1] ||
+                          (quantized && largest_scale > state.largest_scale);
+    if (__any_sync(~0u, outgrown)) state.rescale(largest[0], largest[1], largest_scale);
+
+    const float base[2] = {state.max[0] == -INFINITY ? 0.0f : state.max[0],
+                           state.max[1] == -INFINITY ? 0.0f : state.max[1]};
+    with_format(format, [&](auto tag) {
+      constexpr Format kFormat = decltype(tag)::value;
+      const float unit_scale[2] = {exp2i(state.shift),
+                                   exp2i(state.shift - shift_of(kFormat, 0, 1))};
+      ZC_UNROLL for (int tile = 0; tile < kTilesOf<kFormat>; ++tile) {
+        if (tile >= shape.pages) continue;
+        uint32_t weights[2];  // B operand: P^T in units of 2^-shift
+        ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
+          const float p0 = simt::ex2(scores[tile][2 * hi] - base[0]);
+          const float p1 = simt::ex2(scores[tile][2 * hi + 1] - base[1]);
+          state.sum[0] += p0;
+          state.sum[1] += p1;
+          float sigma = unit_scale[hi];
+          if constexpr (kIsCode<kFormat>) {
+            const uint32_t params = token_params(tile, hi);
+            const float mu = to_float(token_zero(params));
+            state.rest[0] = fmaf(p0, mu, state.rest[0]);
+            state.rest[1] = fmaf(p1, mu, state.rest[1]);
+            sigma *= to_float(token_scale(params));
+          }
+          weights[hi] = simt::movmatrix_trans(simt::pack2(p0 * sigma, p1 * sigma, f16{}));
+        }
+        // Floats behind the last token may be NaN, which a weight of zero would not take away.
+        const int n_here = n_tokens - first - 16 * tile - 2 * (lane_ & 3);
+        const uint32_t exists[2] = {(n_here > 0 ? 0xffffu : 0u) | (n_here > 1 ? 0xffff0000u : 0u),
+                                    (n_here > 8 ? 0xffffu : 0u) | (n_here > 9 ? 0xffff0000u : 0u)};
+        const auto add = [&](int s, const uint32_t(&a)[4]) {
+          if constexpr (kIsCode<kFormat>) {
+            simt::mma_m16n8k16(state.o[s], a, weights[0], weights[1], f16{});
+          } else {
+            const uint32_t seen[4] = {a[0] & exists[0], a[1] & exists[0], a[2] & exists[1],
+                                      a[3] & exists[1]};
+            simt::mma_m16n8k16(state.o[s], seen, weights[0], weights[1], f16{});
+          }
+        };
+        each_operand<kFormat, kDim>(values + tile * shape.bytes, lane_, add);
+      }
+    });
+  }
+
+  const Params& p_;
+  const Item& item_;
+  const int lane_;
+  uint8_t* const ring_;
+  Stage* const stages_;
+};
+
+// ---- merging, always in the same order ----
+
+// Results of one block of columns: O not divided by the sum yet. What is merged last has its maxima
+// and sums in `side`, so that none is overwritten while another thread still reads it.
+template <int kDim>
+struct BlockState {
+  float o[kColumns * kDim];
+  float max[2][kColumns];
+  float sum[2][kColumns];
+};
+
+// One element of O with the softmax state of its column.
+struct Element {
+  float o;
+  float max;
+  float sum;
+
+  ZC_DEVICE void add(float other_o, float other_max, float other_sum) {
+    const float larger = fmaxf(max, other_max);
+    if (larger == -INFINITY) {  // nothing seen yet; a sum may be NaN all the same
+      o += other_o;
+      sum += other_sum;
+      return;
+    }
+    const float own_factor = simt::ex2(max - larger);
+    const float other_factor = simt::ex2(other_max - larger);
+    o = o * own_factor + other_o * other_factor;
+    sum = sum * own_factor + other_sum * other_factor;
+    max = larger;
+  }
+};
+
+// Calls f(index, column, channel) for each element that a thread owns, kThreads apart.
+template <int kDim, typename Body>
+ZC_DEVICE void each_element(const Body& f) {
+  ZC_NO_UNROLL for (int index = static_cast<int>(threadIdx.x); index < kColumns * kDim;
+                    index += kThreads) f(index, index / kDim, index % kDim);
+}
+
+// Floats between two columns of a warp's O in shared memory: lanes hit different banks.
+template <int kDim>
+constexpr int kColumnStride = kDim + 4;
+
+// total += the warps' states, warp 0's first, through the shared memory of the rings.
+template <int kDim>
+ZC_DEVICE void merge_warps(WarpState<kDim>& state, float* shared, BlockState<kDim>& total,
+                           int side) {
+  constexpr int kStride = kColumnStride<kDim>;
+  constexpr int kWarpFloats = kColumns * kStride + 2 * kColumns;
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  const int g = lane >> 2;
+  const int t = lane & 3;
+  float* own = shared + (threadIdx.x >> 5) * kWarpFloats;
+  ZC_UNROLL for (int m = 4; m < 32; m *= 2) ZC_UNROLL for (int i = 0; i < 2; ++i) state.sum[i] +=
+      __shfl_xor_sync(~0u, state.sum[i], m);
+  __syncthreads();  // the rings lie where the states go
+  ZC_UNROLL for (int i = 0; i < 2; ++i) {
+    ZC_UNROLL for (int s = 0; s < kDim / 16; ++s) {
+      own[(2 * t + i) * kStride + 16 * s + g] = state.o[s][i];
+      own[(2 * t + i) * kStride + 16 * s + g + 8] = state.o[s][2 + i];
+    }
+    if (g == 0) {
+      own[kColumns * kStride + 2 * t + i] = state.max[i];
+      own[kColumns * kStride + kColumns + 2 * t + i] = state.sum[i];
+    }
+  }
+  __syncthreads();
+  each_element<kDim>([&](int index, int column, int channel) {
+    Element block{0.0f, -INFINITY, 0.0f};
+    ZC_UNROLL for (int w = 0; w < kWarps; ++w) {
+      const float* other = shared + w * kWarpFloats;
+      block.add(other[column * kStride + channel], other[kColumns * kStride + column],
+                other[kColumns * kStride + kColumns + column]);
+    }
+    Element sum{total.o[index], total.max[side ^ 1][column], total.sum[side ^ 1][column]};
+    sum.add(block.o, block.max, block.sum);
+    total.o[index] = sum.o;
+    if (channel == 0) {
+      total.max[side][column] = sum.max;
+      total.sum[side][column] = sum.sum;
+    }
+  });
+  __syncthreads();  // the states were read: what follows may write the rings
+}
+
+template <int kDim>
+ZC_DEVICE void clear_block(BlockState<kDim>& block) {
+  each_element<kDim>([&](int index, int column, int channel) {
+    block.o[index] = 0.0f;
+    if (channel == 0) {
+      block.max[0][column] = -INFINITY;
+      block.sum[0][column] = 0.0f;
+    }
+  });
+}
+
+ZC_DEVICE void store_element(const Params& p, int64_t row, int head_dim, int channel,
+                             const Element& x) {
+  store_out(p, row * head_dim + channel, x.sum == 0.0f ? 0.0f : x.o / x.sum);
+  if (channel == 0) p.lse[row] = x.sum == 0.0f ? -INFINITY : x.max * kLn2 + logf(x.sum);
+}
+
+// Leaves a split's result for whoever comes last, which merges them all in order.
+template <int kDim>
+ZC_DEVICE void merge_splits(const Params& p, const Item& item, int* is_last,
+                            const BlockState<kDim>& block, int side) {
+  constexpr int kFloats = kDim + 2;
+  each_element<kDim>([&](int index, int column, int channel) {
+    if (column >= item.n_columns) return;
+    float* to = p.partials + (item.row(p, column) * kMaxSplits + item.split) * kFloats;
+    to[channel] = block.o[index];
+    if (channel == 0) {
+      to[kDim] = block.max[side][column];
+      to[kDim + 1] = block.sum[side][column];
+    }
+  });
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int32_t* arrivals = p.arrivals + item.row(p, 0);
+    *is_last = atomicAdd(arrivals, 1) == item.n_splits - 1;
+    if (*is_last) *arrivals = 0;  // for the next op
+  }
+  __syncthreads();
+  if (*is_last == 0) return;
+  __threadfence();
+  each_element<kDim>([&](int, int column, int channel) {
+    if (column >= item.n_columns) return;
+    const int64_t row = item.row(p, column);
+    const float* from = p.partials + row * kMaxSplits * kFloats;
+    Element sum{0.0f, -INFINITY, 0.0f};
+    for (int i = 0; i < item.n_splits; ++i, from += kFloats)
+      sum.add(__ldcg(from + channel), __ldcg(from + kDim), __ldcg(from + kDim + 1));
+    store_element(p, row, kDim, channel, sum);
+  });
+}
+
+// ---- the kernel ----
+
+// first_item[i]: items of the sequences before i; 0 throughout when cu_seqlens lies.
+ZC_DEVICE void count_items(const Params& p, int32_t* first_item) {
+  const int thread = static_cast<int>(threadIdx.x);
+  ZC_SHARED(int32_t, bad, [1]);
+  if (thread == 0) bad[0] = p.cu_seqlens[0] != 0 || p.cu_seqlens[p.n_seqs] != p.total_q;
+  __syncthreads();
+  for (int i = thread; i < p.n_seqs; i += kThreads)
+    if (p.cu_seqlens[i] > p.cu_seqlens[i + 1]) bad[0] = 1;
+  __syncthreads();
+  const bool good = bad[0] == 0;
+  if (thread == 0) {
+    check_data(p.faults, good, FaultReason::kSeqlens, p.total_q);
+    first_item[0] = 0;
+  }
+  for (int i = thread; i < p.n_seqs; i += kThreads)
+    first_item[i + 1] = good ? sequence_work(p, i).n_items : 0;
+  __syncthreads();
+  if (thread < 32) {
+    int before = 0;
+    for (int i = 0; i < p.n_seqs; i += 32) {
+      const bool inside = i + thread < p.n_seqs;
+      int x = inside ? first_item[i + thread + 1] : 0;
+      ZC_UNROLL for (int d = 1; d < 32; d *= 2) {
+        const int y = __shfl_up_sync(~0u, x, d);
+        if (thread >= d) x += y;
+      }
+      x += before;
+      if (inside) first_item[i + thread + 1] = x;
+      before = __shfl_sync(~0u, x, 31);
+    }
+  }
+  __syncthreads();
+}
+
+// Attention of 8 columns (rows of q and heads that share a KV head) over one split of a sequence,
+// or over all splits in turn. A block owns items blockIdx.x, blockIdx.x + gridDim.x, ...; a warp
+// owns every sixth unit (64 tokens of 2 bits, 32 of 4, 16 of more) and streams them through a ring
+// of four stages of its own, without waiting for other warps. Bound by memory bandwidth from about
+// 25 MB a call on; below that by latency. Shared memory: 6 x 4 x 34 head_dim bytes and a word a
+// sequence.
+template <int kDim>
+__global__ void __launch_bounds__(kThreads, 2) mixed_attention_kernel(Params p) {
+  ZC_DYNAMIC_SHARED(shared);
+  ZC_SHARED(int, is_last, [1]);
+  ZC_SHARED(BlockState<kDim>, blocks, [1]);
+  ZC_SHARED(Item, items, [1]);
+  ZC_SHARED(Stage, stages, [kWarps * kStages]);
+  BlockState<kDim>& block = blocks[0];
+  Item& item = items[0];
+  int32_t* first_item = reinterpret_cast<int32_t*>(shared + kWarps * kStages * kSlotBytes<kDim>);
+  count_items(p, first_item);
+  const int n_items = first_item[p.n_seqs];
+  ZC_NO_UNROLL for (int i = static_cast<int>(blockIdx.x); i < n_items;
+                    i += static_cast<int>(gridDim.x)) {
+    int seq = 0;
+    for (int end = p.n_seqs; end - seq > 1;) {  // the last sequence that begins at or before i
+      const int middle = (seq + end) / 2;
+      if (first_item[middle] <= i)
+        seq = middle;
+      else
+        end = middle;
+    }
+    const SequenceWork work = sequence_work(p, seq);
+    if (!work.table.words) {  // masked
+      const int64_t first = int64_t{work.q_begin} * p.n_heads;
+      const int64_t n = int64_t{work.q_len} * p.n_heads;
+      for (int64_t j = threadIdx.x; j < n * kDim; j += kThreads)
+        store_out(p, first * kDim + j, 0.0f);
+      for (int64_t j = threadIdx.x; j < n; j += kThreads) p.lse[first + j] = -INFINITY;
+      continue;
+    }
+    if (threadIdx.x == 0) {
+      int index = i - first_item[seq];
+      const int first_column = index % work.n_column_blocks * kColumns;
+      index /= work.n_column_blocks;
+      const int n_parts = p.whole ? 1 : work.n_splits;
+      const int n_columns = work.q_len * work.group - first_column;
+      item = {work.table,      work.q_begin,  work.q_len,
+              work.group,      first_column,  n_columns < kColumns ? n_columns : kColumns,
+              index / n_parts, work.n_splits, index % n_parts};
+    }
+    clear_block(block);
+    __syncthreads();
+    const int end_split = p.whole ? item.n_splits : item.split + 1;
+    int side = 0;
+    ZC_NO_UNROLL for (int split = item.split; split < end_split; ++split) {
+      side ^= 1;
+      WarpState<kDim> state;
+      state.clear();
+      WarpAttention<kDim>(p, item, shared, stages).attend(split, state);
+      merge_warps(state, reinterpret_cast<float*>(shared), block, side);
+    }
+    if (p.whole || item.n_splits == 1) {
+      each_element<kDim>([&](int index, int column, int channel) {
+        if (column < item.n_columns)
+          store_element(p, item.row(p, column), kDim, channel,
+                        {block.o[index], block.max[side][column], block.sum[side][column]});
+      });
+    } else {
+      merge_splits(p, item, is_last, block, side);
+    }
+    __syncthreads();  // the item and its block's state were read
+  }
+}
+
+template <int kDim>
+void launch_mixed_attention(Context& context, const MixedAttentionArgs& a) {
+  Params p{};
+  p.q = a.q.as<uint16_t>();
+  p.out = a.out.as<uint16_t>();
+  p.lse = a.lse.as<float>();
+  p.pool = a.pool.as<uint8_t>();
+  p.pool_bytes = a.pool.size(0);
+  p.tables = a.tables.as<int32_t>();
+  p.tables_words = a.tables.size(0);
+  p.starts = a.starts.as<int32_t>();
+  p.cu_seqlens = a.cu_seqlens.as<int32_t>();
+  p.n_seqs = static_cast<int32_t>(a.starts.size(0));
+  p.total_q = static_cast<int32_t>(a.q.size(0));
+  p.n_heads = static_cast<int32_t>(a.q.size(1));
+  p.layer = a.layer;
+  p.scale = a.scale;
+  p.bf16 = a.q.dtype == DType::kBF16;
+  p.tail = a.tail;
+  p.causal = a.causal;
+  p.faults = context.faults();
+  if (p.n_seqs == 0) return;
+  // With this many rows and heads, blocks that take all splits fill the device; fewer need to be
+  // cut. The arithmetic is the same.
+  const int64_t rows = int64_t{p.total_q} * p.n_heads;
+  p.whole = rows >= int64_t{12} * context.n_multiprocessors;
+  if (!p.whole) {
+    p.partials = static_cast<float*>(
+        context.scratch(rows * kMaxSplits * (kDim + 2) * static_cast<int64_t>(sizeof(float))));
+    p.arrivals = context.counters(rows);
+  }
+  const size_t shared_bytes = static_cast<size_t>(kWarps) * kStages * kSlotBytes<kDim> +
+                              (static_cast<size_t>(p.n_seqs) + 1) * sizeof(int32_t);
+  launch(context, &mixed_attention_kernel<kDim>,
+         static_cast<unsigned>(2 * context.n_multiprocessors), kThreads, shared_bytes, p);
+}
+
+}  // namespace
+
+void mixed_attention(Context& context, const MixedAttentionArgs& a) {
+  // float32 queries ask for float32 products, which tensor cores do not give; a sliding window
+  // needs to know which slots it has left behind.
+  const bool half = a.q.dtype != DType::kF32 && a.sliding_window == 0;
+  if (half && a.q.size(2) == 128)
+    launch_mixed_attention<128>(context, a);
+  else if (half && a.q.size(2) == 64)
+    launch_mixed_attention<64>(context, a);
+  else
+    mixed_attention_any_shape(context, a);
+}
+
+}  // namespace zc::cuda
