@@ -1,3 +1,4 @@
+#include "csrc/cuda/device/floats.h"
 #include "csrc/cuda/device/segment.h"
 #include "csrc/cuda/kernels/mixed_attention.h"
 
@@ -36,29 +37,6 @@ struct Params {
   bool causal;
   FaultSink faults;
 };
-
-ZC_DEVICE float load(const void* from, DType dtype, int64_t index) {
-  switch (dtype) {
-    case DType::kF32:
-      return static_cast<const float*>(from)[index];
-    case DType::kF16:
-      return to_float(static_cast<const f16*>(from)[index]);
-    default:
-      return to_float(static_cast<const bf16*>(from)[index]);
-  }
-}
-ZC_DEVICE void store(void* to, DType dtype, int64_t index, float x) {
-  switch (dtype) {
-    case DType::kF32:
-      static_cast<float*>(to)[index] = x;
-      return;
-    case DType::kF16:
-      static_cast<f16*>(to)[index] = from_float<f16>(x);
-      return;
-    default:
-      static_cast<bf16*>(to)[index] = to_bf16(x);
-  }
-}
 
 // The sum (or the largest) of x over the block, in the same order every time.
 template <bool kMax>
@@ -153,7 +131,8 @@ __global__ void __launch_bounds__(kThreads) mixed_attention_any_shape_kernel(Par
   const int n_segments =
       table.words ? checked_segment_count(p.faults, table.words, p.layer, kv_head) : 0;
   if (table.words)
-    for (int c = thread; c < d; c += kThreads) query[c] = p.scale * load(p.q, p.dtype, at * d + c);
+    for (int c = thread; c < d; c += kThreads)
+      query[c] = p.scale * load_float(p.q, p.dtype, at * d + c);
 
   for (int index = p.tail ? 0 : 1; index < n_segments; ++index) {
     const SegmentView view =
@@ -247,7 +226,7 @@ __global__ void __launch_bounds__(kThreads) mixed_attention_any_shape_kernel(Par
   }
   ZC_UNROLL for (int i = 0; i < kChannels; ++i) {
     const int c = thread + i * kThreads;
-    if (c < d) store(p.out, p.dtype, at * d + c, sum == 0.0f ? 0.0f : o[i] / sum);
+    if (c < d) store_float(p.out, p.dtype, at * d + c, sum == 0.0f ? 0.0f : o[i] / sum);
   }
   if (thread == 0) p.lse[at] = sum == 0.0f ? -INFINITY : max + logf(sum);
 }

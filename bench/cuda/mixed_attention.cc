@@ -1,0 +1,419 @@
+// Times mixedAttention through a plugin (zipcache-cuda.so, or zipcache-cuda-emu.so to try the
+// program itself), LLaMA3-8B's heads by default, caches of random codes, every layer its own: what
+// one decode step reads is cold. Results are checked against double precision first. One JSON line a
+// case.
+//   mixed_attention PLUGIN [--full] [--check]
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "csrc/cuda/device/page.h"
+#include "csrc/ops/plugin.h"
+
+namespace {
+
+using namespace zc;
+using zc::cuda::SegmentView;
+
+void fail(const char* what, const OpStatus& status) {
+  std::fprintf(stderr, "%s: %s\n", what, status.message);
+  std::exit(1);
+}
+
+struct Device {
+  const Plugin* plugin;
+  DeviceContext* context;
+  OpContext op_context;
+
+  explicit Device(const char* path) {
+    void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library) {
+      std::fprintf(stderr, "%s\n", dlerror());
+      std::exit(1);
+    }
+    plugin = reinterpret_cast<PluginEntry>(dlsym(library, kPluginEntry))();
+    OpStatus status;
+    context = plugin->open(0, &status);
+    if (status.code) fail("open", status);
+    op_context = {nullptr, context};
+  }
+  void* allocate(int64_t bytes) const {
+    OpStatus status;
+    void* memory = plugin->allocate(context, bytes, &status);
+    if (status.code) fail("allocate", status);
+    return memory;
+  }
+  void write(void* to, const void* from, int64_t bytes) const {
+    OpStatus status;
+    plugin->write(context, to, from, bytes, &status);
+    if (status.code) fail("write", status);
+  }
+  void read(void* to, const void* from, int64_t bytes) const {
+    OpStatus status;
+    plugin->read(context, to, from, bytes, &status);
+    if (status.code) fail("read", status);
+  }
+  void synchronize() const {
+    OpStatus status;
+    plugin->synchronize(context, &status);
+    if (status.code) fail("synchronize", status);
+  }
+};
+
+struct ClassPlan {
+  Format k;
+  Format v;
+  double share;  // of the compressed tokens
+};
+
+struct Policy {
+  const char* name;
+  std::vector<ClassPlan> classes;
+};
+
+const Policy kPolicies[] = {
+    {"fp16", {{Format::kF16, Format::kF16, 1.0}}},
+    {"uniform8", {{Format::kU8, Format::kU8, 1.0}}},
+    {"uniform4", {{Format::kU4, Format::kU4, 1.0}}},
+    {"uniform2", {{Format::kU2, Format::kU2, 1.0}}},
+    {"zipcache-60", {{Format::kU4, Format::kU4, 0.6}, {Format::kU2, Format::kU2, 0.4}}},
+    {"zipcache-plus", {{Format::kU4, Format::kU4, 0.2}, {Format::kU3, Format::kU2, 0.8}}},
+};
+
+struct Case {
+  const Policy* policy;
+  int batch;
+  int n_tokens;  // compressed; a tail of kTail joins them
+  int n_heads;
+  int n_kv_heads;
+  int head_dim;
+  int n_layers;
+};
+
+constexpr int kTail = 50;
+
+// The cache of one case: the tables on the host, all pages in one pool on the device.
+struct Cache {
+  std::vector<int32_t> tables;  // of all sequences
+  std::vector<int32_t> starts;
+  std::vector<uint8_t> first_pool;  // the host's copy of layer 0, sequence 0
+  uint8_t* pool;
+  int64_t pool_bytes = 0;
+  int64_t read_bytes = 0;  // that one layer's call reads
+};
+
+struct Random {
+  std::mt19937 engine{1};
+  std::normal_distribution<float> normal;
+  float operator()() { return normal(engine); }
+};
+
+Cache build(const Device& device, const Case& c, Random& random) {
+  Cache cache;
+  const int d = c.head_dim;
+  struct Part {
+    Format k, v;
+    int n;
+  };
+  std::vector<Part> parts = {{Format::kF16, Format::kF16, kTail}};  // segment 0: the tail
+  int left = c.n_tokens;
+  for (const ClassPlan& plan : c.policy->classes) {
+    const int n = &plan == &c.policy->classes.back() ? left : static_cast<int>(plan.share * c.n_tokens);
+    parts.push_back({plan.k, plan.v, n});
+    left -= n;
+  }
+  const int n_segments = static_cast<int>(parts.size());
+  const int entry_words = kEntryHeader + n_segments * kSegmentWords;
+  // One head's pages, whose codes and parameters every head of every sequence and layer gets: the
+  // addresses differ.
+  std::vector<uint8_t> head;
+  std::vector<int64_t> page_at;
+  std::vector<int> first_page;
+  std::vector<int64_t> params_at;
+  for (const Part& part : parts) {
+    const int64_t bytes = page_bytes(part.k, part.v, d);
+    const int n_pages = (part.n + kPageTokens - 1) / kPageTokens;
+    first_page.push_back(static_cast<int>(page_at.size()));
+    for (int i = 0; i < n_pages; ++i) {
+      page_at.push_back(static_cast<int64_t>(head.size()));
+      head.resize(head.size() + static_cast<size_t>(bytes));
+      uint8_t* page = head.data() + page_at.back();
+      uint32_t* words = reinterpret_cast<uint32_t*>(page);
+      for (int64_t w = 0; w < bytes / 4; ++w) words[w] = random.engine();
+      uint8_t* values = page + part_bytes(part.k, d);
+      for (int t = 0; t < kPageTokens; ++t)
+        for (int ch = 0; ch < d; ++ch) {
+          if (!format_quantized(part.k))
+            cuda::write_float<true>(page, part.k, d, t, ch, random());
+          if (!format_quantized(part.v))
+            cuda::write_float<false>(values, part.v, d, t, ch, random());
+        }
+      if (format_quantized(part.v)) {
+        uint32_t* params = reinterpret_cast<uint32_t*>(values + part_bytes(part.v, d));
+        const float levels = static_cast<float>((1 << format_bits(part.v)) - 1);
+        for (int t = 0; t < kPageTokens; ++t)
+          params[t] = cuda::pack_token_params(to_f16((4.0f + 0.5f * random()) / levels),
+                                              to_f16(-2.0f + 0.2f * random()));
+      }
+    }
+    params_at.push_back(static_cast<int64_t>(head.size()));
+    head.resize(head.size() + static_cast<size_t>(params_bytes(d) + 63) / 64 * 64);
+    f16* params = reinterpret_cast<f16*>(head.data() + params_at.back());
+    const float levels = static_cast<float>((1 << format_bits(part.k)) - 1);
+    for (int ch = 0; ch < d; ++ch) {  // some channels eight times as wide as others
+      const float width = (ch % 37 == 0 ? 8.0f : 1.0f) * (5.0f + 0.5f * random());
+      params[ch] = to_f16(width / levels);
+      params[d + ch] = to_f16(-width * 0.5f + 0.3f * random());
+      params[2 * d + ch] = to_f16(ch % 41 == 0 ? 2.5f : 1.0f + 0.1f * std::fabs(random()));
+    }
+    cache.read_bytes += bytes * n_pages + (format_quantized(part.k) ? params_bytes(d) : 0);
+  }
+  head.resize((head.size() + 255) / 256 * 256);
+  const int64_t head_bytes = static_cast<int64_t>(head.size());
+  const int64_t n_heads_in_all = int64_t{c.n_layers} * c.batch * c.n_kv_heads;
+  cache.read_bytes *= int64_t{c.batch} * c.n_kv_heads;
+  cache.pool_bytes = head_bytes * n_heads_in_all;
+  cache.pool = static_cast<uint8_t*>(device.allocate(cache.pool_bytes));
+  for (int64_t i = 0; i < n_heads_in_all; ++i)
+    device.write(cache.pool + i * head_bytes, head.data(), head_bytes);
+  device.synchronize();
+  cache.first_pool = head;
+
+  const int n_pages = static_cast<int>(page_at.size());
+  const int64_t words_of_table = kTableHeader + int64_t{c.n_layers} * c.n_kv_heads * entry_words +
+                                 int64_t{c.n_layers} * c.n_kv_heads * n_pages;
+  for (int s = 0; s < c.batch; ++s) {
+    const size_t start = cache.tables.size();
+    cache.starts.push_back(static_cast<int32_t>(start));
+    cache.tables.resize(start + static_cast<size_t>(words_of_table));
+    int32_t* table = cache.tables.data() + start;
+    table[kTableTailLength] = kTail;
+    table[kTableTailStart] = c.n_tokens;
+    table[kTableLayers] = c.n_layers;
+    table[kTableKvHeads] = c.n_kv_heads;
+    table[kTableMaxSegments] = n_segments;
+    int32_t at = kTableHeader + c.n_layers * c.n_kv_heads * entry_words;
+    for (int layer = 0; layer < c.n_layers; ++layer)
+      for (int h = 0; h < c.n_kv_heads; ++h) {
+        const int64_t base =
+            ((int64_t{layer} * c.batch + s) * c.n_kv_heads + h) * head_bytes / kPageUnitBytes;
+        int32_t* entry = table + entry_index(table, layer, h);
+        entry[0] = n_segments;
+        for (int i = 0; i < n_segments; ++i) {
+          int32_t* w = entry + kEntryHeader + i * kSegmentWords;
+          w[0] = static_cast<int32_t>(parts[static_cast<size_t>(i)].k);
+          w[1] = static_cast<int32_t>(parts[static_cast<size_t>(i)].v);
+          w[2] = parts[static_cast<size_t>(i)].n;
+          w[3] = at + first_page[static_cast<size_t>(i)];
+          w[4] = static_cast<int32_t>(base + params_at[static_cast<size_t>(i)] / kPageUnitBytes);
+          w[5] = -1;
+        }
+        for (int p = 0; p < n_pages; ++p)
+          table[at + p] = static_cast<int32_t>(base + page_at[static_cast<size_t>(p)] / kPageUnitBytes);
+        at += n_pages;
+      }
+  }
+  return cache;
+}
+
+// Attention of one head over the first cache, in double precision over dequantized values.
+std::vector<double> reference(const Case& c, Cache& cache, const float* q, double scale) {
+  const int d = c.head_dim;
+  const int32_t* table = cache.tables.data();
+  std::vector<double> out(static_cast<size_t>(d), 0.0);
+  double max = -INFINITY, sum = 0.0;
+  for (int index = 0; index < segment_count(table, 0, 0); ++index) {
+    SegmentView view{};
+    view.segment = read_segment(table, 0, 0, index);
+    view.pages = table + view.segment.pages_begin;
+    view.pool = cache.first_pool.data();
+    view.head_dim = d;
+    view.v_offset = static_cast<int32_t>(part_bytes(view.segment.k_format, d));
+    view.params_offset = view.v_offset + static_cast<int32_t>(part_bytes(view.segment.v_format, d));
+    for (int j = 0; j < view.segment.n_tokens; ++j) {
+      const int page = j / kPageTokens, t = j % kPageTokens;
+      double score = 0.0;
+      for (int ch = 0; ch < d; ++ch) {
+        const double k =
+            view.k_quantized()
+                ? double{to_float(view.channel_params(0)[ch])} *
+                          cuda::read_code<true>(view.k_part(page), view.segment.k_format, d, t, ch) +
+                      double{to_float(view.channel_params(1)[ch])}
+                : double{cuda::read_float<true>(view.k_part(page), view.segment.k_format, d, t, ch)};
+        score += q[ch] * k;
+      }
+      score *= scale;
+      const double larger = std::max(max, score);
+      const double correction = std::exp(max - larger), p = std::exp(score - larger);
+      max = larger;
+      sum = sum * correction + p;
+      for (int ch = 0; ch < d; ++ch) {
+        double v;
+        if (view.v_quantized()) {
+          const uint32_t params = view.token_params(page)[t];
+          v = double{to_float(view.channel_params(2)[ch])} *
+              (double{to_float(cuda::token_scale(params))} *
+                   cuda::read_code<false>(view.v_part(page), view.segment.v_format, d, t, ch) +
+               double{to_float(cuda::token_zero(params))});
+        } else {
+          v = double{cuda::read_float<false>(view.v_part(page), view.segment.v_format, d, t, ch)};
+        }
+        double& o = out[static_cast<size_t>(ch)];
+        o = o * correction + p * v;
+      }
+    }
+  }
+  for (double& o : out) o /= sum;
+  return out;
+}
+
+TensorView view_of(void* memory, DType dtype, std::initializer_list<int64_t> shape) {
+  TensorView view;
+  view.data = memory;
+  view.dtype = dtype;
+  view.rank = static_cast<int>(shape.size());
+  view.shape.fill(1);
+  std::copy(shape.begin(), shape.end(), view.shape.begin());
+  return view;
+}
+
+void run(const Device& device, const Case& c, int replays) {
+  Random random;
+  Cache cache = build(device, c, random);
+  const int64_t rows = int64_t{c.batch} * c.n_heads * c.head_dim;
+  std::vector<f16> q(static_cast<size_t>(rows));
+  for (f16& x : q) x = to_f16(random());
+  std::vector<int32_t> cu(static_cast<size_t>(c.batch) + 1);
+  for (size_t i = 0; i < cu.size(); ++i) cu[i] = static_cast<int32_t>(i);
+  std::vector<int32_t> positions(static_cast<size_t>(c.batch), c.n_tokens + kTail - 1);
+  const auto upload = [&](const void* from, int64_t bytes) {
+    void* memory = device.allocate(bytes);
+    device.write(memory, from, bytes);
+    return memory;
+  };
+  MixedAttentionArgs a{};
+  a.q = view_of(upload(q.data(), rows * 2), DType::kF16, {c.batch, c.n_heads, c.head_dim});
+  a.out = a.q;
+  a.out.data = device.allocate(rows * 2);
+  a.lse = view_of(device.allocate(int64_t{c.batch} * c.n_heads * 4), DType::kF32,
+                  {c.batch, c.n_heads});
+  a.pool = view_of(cache.pool, DType::kU8, {cache.pool_bytes});
+  const auto n_words = static_cast<int64_t>(cache.tables.size());
+  a.tables = view_of(upload(cache.tables.data(), n_words * 4), DType::kI32, {n_words});
+  a.starts = view_of(upload(cache.starts.data(), int64_t{c.batch} * 4), DType::kI32, {c.batch});
+  a.cu_seqlens = view_of(upload(cu.data(), int64_t{c.batch} * 4 + 4), DType::kI32, {c.batch + 1});
+  a.positions = view_of(upload(positions.data(), int64_t{c.batch} * 4), DType::kI32, {c.batch});
+  a.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
+  a.tail = true;
+  a.causal = true;
+  const auto attend = [&](int layer) {
+    OpStatus status;
+    a.layer = layer;
+    device.plugin->backend->mixed_attention(&device.op_context, &a, &status);
+    if (status.code) fail("mixed_attention", status);
+  };
+
+  attend(0);
+  device.synchronize();
+  std::vector<f16> out(static_cast<size_t>(rows));
+  device.read(out.data(), a.out.data, rows * 2);
+  double worst = 0.0;
+  const int group = c.n_heads / c.n_kv_heads;
+  for (int h = 0; h < group; ++h) {
+    std::vector<float> row(static_cast<size_t>(c.head_dim));
+    for (int ch = 0; ch < c.head_dim; ++ch)
+      row[static_cast<size_t>(ch)] = to_float(q[static_cast<size_t>(h * c.head_dim + ch)]);
+    const std::vector<double> expected = reference(c, cache, row.data(), a.scale);
+    double largest = 0.0, difference = 0.0;
+    for (int ch = 0; ch < c.head_dim; ++ch) {
+      const double e = expected[static_cast<size_t>(ch)];
+      largest = std::max(largest, std::fabs(e));
+      difference = std::max(
+          difference,
+          std::fabs(e - double{to_float(out[static_cast<size_t>(h * c.head_dim + ch)])}));
+    }
+    worst = std::max(worst, difference / largest);
+  }
+  if (!(worst < 2e-3)) {
+    std::fprintf(stderr, "%s, %d tokens: relative error %g, expected below 2e-3\n", c.policy->name,
+                 c.n_tokens, worst);
+    std::exit(1);
+  }
+
+  DeviceGraph* graph = nullptr;
+  OpStatus status;
+  if (device.plugin->begin_recording) {
+    device.plugin->begin_recording(device.context, &status);
+    for (int layer = 0; layer < c.n_layers; ++layer) attend(layer);
+    graph = device.plugin->end_recording(device.context, &status);
+    if (!graph) fail("end_recording", status);
+  }
+  std::vector<double> times;
+  for (int i = 0; i < replays + 2; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    if (graph)
+      device.plugin->launch_graph(device.context, graph, &status);
+    else
+      for (int layer = 0; layer < c.n_layers; ++layer) attend(layer);
+    device.synchronize();
+    const std::chrono::duration<double, std::micro> time = std::chrono::steady_clock::now() - begin;
+    if (i >= 2) times.push_back(time.count() / c.n_layers);
+  }
+  std::sort(times.begin(), times.end());
+  const double median = times[times.size() / 2];
+  std::printf(
+      "{\"op\": \"mixedAttention\", \"policy\": \"%s\", \"batch\": %d, \"context\": %d, \"heads\": "
+      "\"%d/%d/%d\", \"layers\": %d, \"us\": %.2f, \"min\": %.2f, \"max\": %.2f, \"MB\": %.2f, "
+      "\"GB/s\": %.0f, \"error\": %.1e}\n",
+      c.policy->name, c.batch, c.n_tokens, c.n_heads, c.n_kv_heads, c.head_dim, c.n_layers, median,
+      times.front(), times.back(), static_cast<double>(cache.read_bytes) / 1e6,
+      static_cast<double>(cache.read_bytes) / median / 1e3, worst);
+  std::fflush(stdout);
+  if (graph) device.plugin->release_graph(device.context, graph);
+  for (void* memory : {static_cast<void*>(cache.pool), a.q.data, a.out.data, a.lse.data,
+                       a.tables.data, a.starts.data, a.cu_seqlens.data, a.positions.data})
+    device.plugin->release(device.context, memory);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 2) {
+    std::fprintf(stderr, "usage: mixed_attention PLUGIN [--full | --check]\n");
+    return 1;
+  }
+  const Device device(argv[1]);
+  const std::string mode = argc > 2 ? argv[2] : "";
+  if (mode == "--check") {  // small enough for the emulator
+    for (const Policy& policy : kPolicies)
+      for (int d : {64, 128})
+        for (int n : {300, 1500}) run(device, {&policy, 2, n, 8, 2, d, 1}, 1);
+    return 0;
+  }
+  struct Shape {
+    int batch;
+    int n_tokens;
+  };
+  std::vector<Shape> shapes = {{1, 4096}, {1, 32768}, {8, 4096}, {8, 32768}, {64, 4096}};
+  if (mode == "--full") {
+    shapes.push_back({1, 131072});
+    shapes.push_back({64, 1024});
+  }
+  for (const Shape& shape : shapes)
+    for (const Policy& policy : kPolicies) {
+      // As many layers as it takes to pass the second-level cache four times over.
+      const double mb = 1e-6 * 512 * 8 * shape.batch * shape.n_tokens;
+      const double share = std::strcmp(policy.name, "fp16") == 0 ? 1.0 : 0.2;
+      const int n_layers = std::clamp(static_cast<int>(300.0 / (mb * share)) + 1, 4, 32);
+      run(device, {&policy, shape.batch, shape.n_tokens, 32, 8, 128, n_layers}, 20);
+    }
+  return 0;
+}
