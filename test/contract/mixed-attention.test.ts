@@ -65,7 +65,7 @@ const usual: Call = {
 /** Packs the sequences of a call; gives the arguments of mixedAttention and the reference's result. */
 function prepare(tensors: DeviceTensors, call: Call) {
   const { nHeads, nKvHeads, headDim, dtype, seed } = call
-  const cache = new PackedCache(tensors, { nKvHeads, headDim, maxSegments: 6, poolBytes: 1 << 21 })
+  const cache = new PackedCache(tensors, { nKvHeads, headDim, maxSegments: 8, poolBytes: 1 << 22 })
   const packed = call.sequences.map(({ plan }, index) =>
     packSequence(tensors, { cache, plan, nKvHeads, headDim, dtype, seed: seed * 7 + index }),
   )
@@ -280,6 +280,58 @@ describeBackends('mixedAttention', (backend) => {
       await expectReference({ sequences, nHeads: 14, seed: 22, slidingWindow: 30 })
     })
 
+    // A GPU has a kernel of its own for 16-bit queries and these.
+    describe.each([64, 128])('16-bit queries, head_dim %i', (headDim) => {
+      const half = { headDim, dtype: 'f16', nHeads: 6 } as const
+
+      test.each(pairs)('K $keyFormat, V $valueFormat', async (formats) => {
+        const { keyFormat, valueFormat } = formats
+        const crossed = { keyFormat: valueFormat, valueFormat: keyFormat }
+        const plan = {
+          blocks: [{ nTokens: 170, nSalient: 97, salient: formats, regular: crossed }],
+          tail: { format: 'f16', nTokens: 5 },
+        } as const
+        await expectReference({ ...half, sequences: [{ plan, qLen: 1 }], seed: 3 })
+      })
+
+      test.each(floatDtypes)('a %s tail', async (format) => {
+        for (const dtype of ['f16', 'bf16'] as const) {
+          const plan = { ...usualPlan, tail: { format, nTokens: 37 } }
+          await expectReference({ ...half, dtype, sequences: [{ plan, qLen: 3 }], seed: 5 })
+        }
+      })
+
+      test.each([0, 1, 15, 16, 17, 63, 64, 65, 129])('%i tokens in a segment', async (n) => {
+        const plan = { blocks: [block(n, n, 'u2')], tail: { format: 'f16', nTokens: 1 } } as const
+        await expectReference({ ...half, sequences: [{ plan, qLen: 1 }], seed: n })
+      })
+
+      test.each([
+        [3, 3, 2],
+        [14, 2, 1],
+        [16, 1, 1],
+        [64, 1, 1],
+        [8, 2, 5],
+        [4, 2, 41],
+      ])('%i heads over %i, %i rows', async (nHeads, nKvHeads, qLen) => {
+        const plan = { ...usualPlan, tail: { format: 'f16', nTokens: 45 } } as const
+        const call = { ...half, nHeads, nKvHeads, sequences: [{ plan, qLen }], seed: nHeads }
+        await expectReference(call)
+        await expectReference({ ...call, causal: false })
+        await expectReference({ ...call, tail: false })
+      })
+
+      test('thousands of tokens and two windows', async () => {
+        const plan = {
+          blocks: [block(2301, 1400), block(100, 60), block(100, 0)],
+          tail: { format: 'f16', nTokens: 99 },
+        } as const
+        await expectReference({ ...half, nHeads: 2, sequences: [{ plan, qLen: 1 }], seed: 8 })
+        const sequences = Array.from({ length: 3 }, () => ({ plan, qLen: 2 }))
+        await expectReference({ ...half, nHeads: 8, sequences, seed: 9 })
+      })
+    })
+
     test('property: any cache', async () => {
       const format = fc.constantFrom(...codeFormats)
       const formats = fc.record({ keyFormat: format, valueFormat: format })
@@ -335,40 +387,49 @@ describeBackends('mixedAttention', (backend) => {
       expectIdentical(there.lse, here.lse, { name: 'lse', shape: [18, 14] })
     })
 
-    test('for a sequence alone and in a batch', async () => {
+    async function expectSameAlone(call: Call) {
       const { tensors } = backend
-      const { args, cuSeqlens } = prepare(tensors, batch)
+      const { nHeads, headDim, dtype } = call
+      const width = nHeads * headDim
+      const { args, cuSeqlens } = prepare(tensors, call)
       mixedAttention(args)
       const together = { out: await tensors.values(args.out), lse: await tensors.values(args.lse) }
       const starts = await tensors.read(args.starts)
-      const q = await tensors.read(args.q)
+      const q = (await tensors.read(args.q)) as Uint16Array
       const positions = await tensors.read(args.positions)
-      for (const [index, { qLen }] of sequences.entries()) {
+      for (const [index, { qLen }] of call.sequences.entries()) {
         const [first, last] = [cuSeqlens[index], cuSeqlens[index + 1]]
-        const out = tensors.output('f16', [qLen, 14, 32])
-        const lse = tensors.output('f32', [qLen, 14])
+        const out = tensors.output(dtype, [qLen, nHeads, headDim])
+        const lse = tensors.output('f32', [qLen, nHeads])
         mixedAttention({
           ...args,
-          q: tensors.input('f16', (q as Uint16Array).slice(first * 448, last * 448), [
-            qLen,
-            14,
-            32,
-          ]),
+          q: tensors.input(dtype, q.slice(first * width, last * width), [qLen, nHeads, headDim]),
           starts: tensors.i32(starts.slice(index, index + 1)),
           positions: tensors.i32(positions.slice(first, last)),
           cuSeqlens: tensors.i32([0, qLen]),
           out,
           lse,
         })
-        expectIdentical(await tensors.values(out), together.out.slice(first * 448, last * 448), {
-          name: `out of sequence ${index}`,
-          shape: [qLen, 14, 32],
-        })
-        expectIdentical(await tensors.values(lse), together.lse.slice(first * 14, last * 14), {
-          name: `lse of sequence ${index}`,
-          shape: [qLen, 14],
-        })
+        expectIdentical(
+          await tensors.values(out),
+          together.out.slice(first * width, last * width),
+          { name: `out of sequence ${index}`, shape: [qLen, nHeads, headDim] },
+        )
+        expectIdentical(
+          await tensors.values(lse),
+          together.lse.slice(first * nHeads, last * nHeads),
+          { name: `lse of sequence ${index}`, shape: [qLen, nHeads] },
+        )
       }
+    }
+
+    test('for a sequence alone and in a batch', () => expectSameAlone(batch))
+
+    // Alone, a GPU cuts the long one; in this batch it does not.
+    test('for a long sequence alone and in a batch', async () => {
+      const long: SequencePlan = { ...usualPlan, blocks: [block(2500, 1500), block(48, 32)] }
+      const together = [...sequences, { plan: long, qLen: 1 }]
+      await expectSameAlone({ ...batch, headDim: 64, sequences: together })
     })
 
     test('for one row alone and among others, packed tokens being all it sees', async () => {
