@@ -30,6 +30,7 @@ const CUDA_SUBJECTS = `
   gatherRows
   importSegment
   mergeAttention
+  mixedAttention
   multiplyAdd
   packSegment
   readStream
@@ -53,6 +54,7 @@ const CUDA_VECTOR_SUBJECTS = `
   embedding
   gatherRows
   mergeAttention
+  mixedAttention
   readStream
   rmsNorm
   rope
