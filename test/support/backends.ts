@@ -27,6 +27,7 @@ const CUDA_SUBJECTS = `
   embedding
   feedTokens
   flashAttention
+  probeAttention
   gatherRows
   importSegment
   mergeAttention

@@ -9,6 +9,8 @@
 // keys. Four lanes share a row. Exponentials are powers of 2.
 namespace zc::cuda {
 
+inline constexpr float kLog2E = 1.4426950408889634f;
+
 // The keys [first, last) of the tile that a row sees.
 struct SeenKeys {
   int first;

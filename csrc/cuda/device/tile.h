@@ -26,7 +26,9 @@ template <int kRows, int kWidth, int kThreads, typename T>
 ZC_DEVICE void load_tile(uint32_t tile, const T* from, int stride, int n_rows, int n_chunks) {
   // A thread copies one chunk of rows that lie kStep apart.
   constexpr int kChunks = kWidth / 8;
-  constexpr int kStep = kThreads / kChunks / 8 * 8;  // the permutation repeats after 8 rows
+  constexpr int kAll = kThreads / kChunks;
+  // If not all threads can take part: the permutation of chunks repeats after 8 rows.
+  constexpr int kStep = kThreads % kChunks == 0 ? kAll : kAll / 8 * 8;
   static_assert(kStep > 0 && kRows % 8 == 0);
   const int chunk = threadIdx.x % kChunks;
   const int row0 = threadIdx.x / kChunks;
@@ -39,6 +41,22 @@ ZC_DEVICE void load_tile(uint32_t tile, const T* from, int stride, int n_rows, i
     const bool inside = in_row && row < n_rows;
     simt::cp_async_16(tile + tile_offset<kWidth>(row, chunk), at + int64_t{i * kStep} * stride,
                       inside ? 16 : 0);
+  }
+}
+
+// The same of rows that lie anywhere: row i is number rows[i], `stride` elements apart.
+template <int kRows, int kWidth, int kThreads, typename T>
+ZC_DEVICE void gather_tile(uint32_t tile, const T* from, const int32_t* rows, int stride,
+                           int n_chunks) {
+  constexpr int kChunks = kWidth / 8;
+  constexpr int kStep = kThreads / kChunks;
+  static_assert(kThreads % kChunks == 0 && kRows % kStep == 0);
+  const int chunk = threadIdx.x % kChunks;
+  const int row0 = threadIdx.x / kChunks;
+  ZC_UNROLL for (int i = 0; i < kRows / kStep; ++i) {
+    const int row = row0 + i * kStep;
+    simt::cp_async_16(tile + tile_offset<kWidth>(row, chunk),
+                      from + int64_t{rows[row]} * stride + chunk * 8, chunk < n_chunks ? 16 : 0);
   }
 }
 

@@ -8,9 +8,6 @@
 // What the kernels of flash_attention share.
 namespace zc::cuda {
 
-inline constexpr float kLog2E = 1.4426950408889634f;
-inline constexpr float kLn2 = 0.6931471805599453f;
-
 struct FlashParams {
   const void* q;                // (total_q, n_heads, head_dim)
   const void* k;                // (total_k, n_kv_heads, head_dim)

@@ -1,0 +1,427 @@
+#include <climits>
+
+#include "csrc/cuda/aligned.h"
+#include "csrc/cuda/device/softmax.h"
+#include "csrc/cuda/device/tile.h"
+#include "csrc/cuda/launchers.h"
+#include "csrc/math/key_range.h"
+
+namespace zc::cuda {
+
+namespace {
+
+// Query rows of probes, heads of a group side by side, that the kernels take at a time.
+constexpr int kTileRows = 64;
+
+// The keys that rows of a tile see.
+struct TileKeys {
+  int some_first;  // some row sees one of [some_first, some_last)
+  int some_last;
+  int all_first;  // every row sees all of [all_first, all_last)
+  int all_last;
+};
+
+// What is known of the probes before their scores are computed, in scratch memory. Row r of
+// n_tiles * kTileRows is head r % group of probe r / group; rows beyond the last see nothing.
+struct ProbeRows {
+  TileKeys* tiles;  // (n_tiles)
+  int32_t* q_rows;  // (rows): row of q times n_heads, plus the head in its group
+  SeenKeys* seen;   // (rows)
+  float* offsets;   // (n_kv_heads, rows): -lse in units of log2; -inf for rows beyond the last
+  int64_t n_rows;   // probes times heads of a group
+  int64_t n_tiles;
+};
+
+struct ProbeParams {
+  const void* q;             // (n, n_heads, head_dim)
+  const float* lse;          // (n, n_heads)
+  const void* k;             // (kv_len, n_kv_heads, head_dim)
+  const int32_t* rows;       // (n_probes)
+  const int32_t* positions;  // (n_probes)
+  float* scores;             // (n_kv_heads, kv_len)
+  ProbeRows probes;
+  int64_t n_q;
+  int32_t kv_len;
+  int n_heads;
+  int n_kv_heads;
+  int group;
+  int head_dim;
+  float scale;
+  int window;
+  bool normalized;
+  FaultSink faults;
+};
+
+// Fills ProbeRows. A block owns a tile, a thread one of its rows.
+__global__ void __launch_bounds__(kTileRows)
+    list_probes_kernel(const __grid_constant__ ProbeParams p) {
+  ZC_SHARED(TileKeys, of_warps, [2]);
+  const ProbeRows& probes = p.probes;
+  const int64_t row = int64_t{blockIdx.x} * kTileRows + threadIdx.x;
+  const int64_t probe = row / p.group;
+  const int head = static_cast<int>(row % p.group);
+  bool good = row < probes.n_rows;
+  int64_t q_row = 0;
+  if (good) {
+    q_row = p.rows[probe];
+    good = check_data(p.faults, q_row >= 0 && q_row < p.n_q, FaultReason::kProbeRow, probe, q_row,
+                      p.n_q - 1);
+    if (!good) q_row = 0;
+  }
+  q_row = q_row * p.n_heads + head;
+  SeenKeys seen = {0, 0};
+  TileKeys keys = {INT_MAX, 0, 0, INT_MAX};
+  if (good) {
+    const KeyRange range = visible_keys(p.positions[probe], p.kv_len, true, p.window);
+    seen = {static_cast<int>(range.first), static_cast<int>(range.last)};
+    keys = {seen.first, seen.last, seen.first, seen.last};
+  }
+  probes.q_rows[row] = static_cast<int32_t>(q_row);
+  probes.seen[row] = seen;
+  const int64_t stride = probes.n_tiles * kTileRows;
+  for (int kv_head = 0; kv_head < p.n_kv_heads; ++kv_head)
+    probes.offsets[kv_head * stride + row] =
+        good ? -p.lse[q_row + int64_t{kv_head} * p.group] * kLog2E : -INFINITY;
+
+  const auto join = [](const TileKeys& a, const TileKeys& b) {
+    return TileKeys{min(a.some_first, b.some_first), max(a.some_last, b.some_last),
+                    max(a.all_first, b.all_first), min(a.all_last, b.all_last)};
+  };
+  ZC_UNROLL for (int step = 16; step > 0; step /= 2) keys =
+      join(keys, {__shfl_xor_sync(0xffffffffu, keys.some_first, step),
+                  __shfl_xor_sync(0xffffffffu, keys.some_last, step),
+                  __shfl_xor_sync(0xffffffffu, keys.all_first, step),
+                  __shfl_xor_sync(0xffffffffu, keys.all_last, step)});
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = keys;
+  __syncthreads();
+  if (threadIdx.x == 0) probes.tiles[blockIdx.x] = join(of_warps[0], of_warps[1]);
+}
+
+// The tiles of which some row sees one of the keys [key0, key0 + n_keys), in order. Called by all
+// lanes of a warp; each lane looks at one tile at a time.
+struct TileSearch {
+  const ProbeRows& probes;
+  int key0;
+  int n_keys;
+  int64_t base = -32;  // tile of lane 0
+  unsigned seen = 0;   // lanes whose tile sees a key and has not been given
+  unsigned full = 0;   // lanes all of whose rows see all keys
+
+  struct Found {
+    int64_t tile;
+    bool full;
+  };
+
+  ZC_DEVICE Found next() {
+    while (seen == 0) {
+      base += 32;
+      if (base >= probes.n_tiles) return {probes.n_tiles, false};
+      const int64_t tile = base + threadIdx.x % 32;
+      TileKeys keys = {INT_MAX, 0, INT_MAX, 0};
+      if (tile < probes.n_tiles) keys = probes.tiles[tile];
+      seen = __ballot_sync(0xffffffffu, keys.some_first < key0 + n_keys && keys.some_last > key0);
+      full = __ballot_sync(0xffffffffu, keys.all_first <= key0 && keys.all_last >= key0 + n_keys);
+    }
+    const int lane = __ffs(static_cast<int>(seen)) - 1;
+    seen &= seen - 1;
+    return {base + lane, (full >> lane & 1u) != 0};
+  }
+};
+
+// Rows of a tile of rows that are a probe's.
+ZC_DEVICE int rows_of_tile(const ProbeRows& probes, int64_t tile) {
+  const int64_t left = probes.n_rows - tile * kTileRows;
+  return left < kTileRows ? static_cast<int>(left) : kTileRows;
+}
+
+ZC_DEVICE float probe_score(const ProbeParams& p, float total, int n_rows_that_see) {
+  const int n_probes = n_rows_that_see / p.group;
+  return p.normalized && n_probes > 0 ? total / static_cast<float>(n_probes) : total;
+}
+
+// ---- f16 and bf16: tensor cores (mma.sync), sm_80 and later ----
+
+constexpr int kThreads = 128;
+constexpr int kKeyTiles = 2;  // of 16 keys, a warp's
+constexpr int kBlockKeys = kThreads / 32 * kKeyTiles * 16;
+
+template <int kWidth>
+struct ProbeShape {
+  // Of a tile, whose scores are in registers at a time. K takes kWidth / 2 registers; with these
+  // three blocks of threads fit a multiprocessor up to width 128, two above.
+  static constexpr int kRows = kWidth <= 64 ? 64 : 32;
+  static constexpr int kRowBytes = kTileRows * kWidth * 2;
+  static constexpr int kSeenBytes = kTileRows * 8;
+  static constexpr int kOffsetBytes = kTileRows * 4;
+  static constexpr int kStageBytes = kRowBytes + kSeenBytes + kOffsetBytes;
+  static constexpr int kSharedBytes = 2 * kStageBytes;
+  static_assert(kBlockKeys * kWidth * 2 <= kSharedBytes);
+};
+
+// Scores of keys: sum over the probes that see the key, and over the heads of its group, of
+// e^(scale q k - lse) (ZipCache, arXiv 2405.14256, Eqs. 7 to 9). With the LSE at hand one pass over
+// Q K^T gives the attention probabilities.
+//
+// A block owns kBlockKeys keys of one KV head, a warp 16 kKeyTiles of them: as the rows of the
+// products, their fragments in registers from begin to end, so that a key's sum is a sum along a
+// row of accumulators and nothing is added between warps. Rows of probes pass by in tiles of
+// kTileRows, two stages in shared memory; tiles that see none of the keys are left out. Sums run in
+// the order of the probes within a lane, then over the four lanes of a row. Shared memory:
+// ProbeShape::kSharedBytes. Bound by the tensor cores, and nearly as much by exponentials.
+template <typename T, int kWidth>
+__global__ void __launch_bounds__(kThreads, kWidth <= 128 ? 3 : 2)
+    probe_attention_kernel(const __grid_constant__ ProbeParams p) {
+  using Shape = ProbeShape<kWidth>;
+  ZC_DYNAMIC_SHARED(shared);
+  const uint32_t shared_at = simt::smem_u32(shared);
+  const ProbeRows& probes = p.probes;
+  const int kv_head = static_cast<int>(blockIdx.x) % p.n_kv_heads;
+  const int key0 = static_cast<int>(blockIdx.x) / p.n_kv_heads * kBlockKeys;
+  const int n_keys = min(kBlockKeys, p.kv_len - key0);
+  const int n_chunks = p.head_dim / 8;
+  const int lane = threadIdx.x % 32;
+  const int warp_key = static_cast<int>(threadIdx.x) / 32 * 16 * kKeyTiles;
+
+  const int kv_stride = p.n_kv_heads * p.head_dim;
+  load_tile<kBlockKeys, kWidth, kThreads>(
+      shared_at,
+      static_cast<const T*>(p.k) + int64_t{key0} * kv_stride + int64_t{kv_head} * p.head_dim,
+      kv_stride, n_keys, n_chunks);
+  simt::cp_async_commit();
+  simt::cp_async_wait<0>();
+  __syncthreads();
+  uint32_t k[kWidth / 16][kKeyTiles][4];
+  const uint32_t k_at = a_lane<kWidth>(shared_at, warp_key);
+  ZC_UNROLL for (int i = 0; i < kWidth / 16; ++i) ZC_UNROLL for (int m = 0; m < kKeyTiles; ++m)
+      load_a<kWidth>(k[i][m], k_at, 16 * m, i);
+  __syncthreads();
+
+  const float* const offsets = probes.offsets + kv_head * probes.n_tiles * kTileRows;
+  const T* const q = static_cast<const T*>(p.q) + int64_t{kv_head} * p.group * p.head_dim;
+  const auto load_stage = [&](int stage, int64_t tile) {
+    const uint32_t to = shared_at + stage * Shape::kStageBytes;
+    const int64_t row0 = tile * kTileRows;
+    gather_tile<kTileRows, kWidth, kThreads>(to, q, probes.q_rows + row0, p.head_dim, n_chunks);
+    const int i = threadIdx.x;
+    if (i < Shape::kSeenBytes / 16)
+      simt::cp_async_16(to + Shape::kRowBytes + 16 * i, probes.seen + row0 + 2 * i);
+    else if (i < (Shape::kSeenBytes + Shape::kOffsetBytes) / 16)
+      simt::cp_async_16(to + Shape::kRowBytes + 16 * i,
+                        offsets + row0 + 4 * (i - Shape::kSeenBytes / 16));
+    simt::cp_async_commit();
+  };
+
+  float totals[kKeyTiles][2] = {};
+  int n_seen[kKeyTiles][2] = {};  // of this lane's columns, in tiles that are not full
+  int n_full = 0;                 // rows in tiles that are
+  const float scale_log2 = p.scale * kLog2E;
+  TileSearch search = {probes, key0, n_keys};
+  TileSearch::Found tile = search.next();
+  if (tile.tile < probes.n_tiles) load_stage(0, tile.tile);
+  ZC_NO_UNROLL for (int stage = 0; tile.tile < probes.n_tiles; stage ^= 1) {
+    const TileSearch::Found following = search.next();
+    simt::cp_async_wait<0>();
+    __syncthreads();  // the tile is here, and no warp reads the other stage any more
+    if (following.tile < probes.n_tiles) load_stage(stage ^ 1, following.tile);
+
+    if (tile.full) n_full += rows_of_tile(probes, tile.tile);
+    uint8_t* const stage_bytes = shared + stage * Shape::kStageBytes;
+    const SeenKeys* const seen = reinterpret_cast<SeenKeys*>(stage_bytes + Shape::kRowBytes);
+    const float2* const row_offsets =
+        reinterpret_cast<float2*>(stage_bytes + Shape::kRowBytes + Shape::kSeenBytes);
+    const uint32_t q_at = b_lane<kWidth>(shared_at + stage * Shape::kStageBytes);
+    ZC_NO_UNROLL for (int row0 = 0; row0 < kTileRows; row0 += Shape::kRows) {
+      float s[kKeyTiles][Shape::kRows / 8][4] = {};
+      ZC_UNROLL for (int i = 0; i < kWidth / 16; ++i) {
+        ZC_UNROLL for (int n = 0; n < Shape::kRows / 16; ++n) {
+          uint32_t b[4];
+          load_b<kWidth>(b, q_at, row0 + 16 * n, i);
+          ZC_UNROLL for (int m = 0; m < kKeyTiles; ++m) {
+            simt::mma_m16n8k16(s[m][2 * n], k[i][m], b[0], b[1], T{});
+            simt::mma_m16n8k16(s[m][2 * n + 1], k[i][m], b[2], b[3], T{});
+          }
+        }
+      }
+      if (!tile.full) {
+        ZC_UNROLL for (int n = 0; n < Shape::kRows / 8; ++n) ZC_UNROLL for (int e = 0; e < 2; ++e) {
+          const SeenKeys range = seen[row0 + 8 * n + lane % 4 * 2 + e];
+          ZC_UNROLL for (int m = 0; m < kKeyTiles; ++m) ZC_UNROLL for (int r = 0; r < 2; ++r) {
+            const bool sees = range.sees(key0 + warp_key + 16 * m + 8 * r + lane / 4);
+            n_seen[m][r] += sees;
+            if (!sees) s[m][n][2 * r + e] = -INFINITY;
+          }
+        }
+      }
+      ZC_UNROLL for (int n = 0; n < Shape::kRows / 8; ++n) {
+        const float2 offset = row_offsets[row0 / 2 + 4 * n + lane % 4];
+        ZC_UNROLL for (int m = 0; m < kKeyTiles; ++m) ZC_UNROLL for (int e = 0; e < 4; ++e)
+            totals[m][e / 2] +=
+            simt::ex2(fmaf(s[m][n][e], scale_log2, e % 2 ? offset.y : offset.x));
+      }
+    }
+    tile = following;
+  }
+
+  ZC_UNROLL for (int m = 0; m < kKeyTiles; ++m) ZC_UNROLL for (int r = 0; r < 2; ++r) {
+    ZC_UNROLL for (int step = 1; step < 4; step *= 2) {
+      totals[m][r] += __shfl_xor_sync(0xffffffffu, totals[m][r], step);
+      n_seen[m][r] += __shfl_xor_sync(0xffffffffu, n_seen[m][r], step);
+    }
+    const int key = warp_key + 16 * m + 8 * r + lane / 4;
+    if (lane % 4 == 0 && key < n_keys)
+      p.scores[int64_t{kv_head} * p.kv_len + key0 + key] =
+          probe_score(p, totals[m][r], n_full + n_seen[m][r]);
+  }
+}
+
+// ---- f32 ----
+
+constexpr int kF32Threads = 256;
+constexpr int kF32BlockKeys = 64;
+constexpr int kF32TileRows = 16;  // of a tile's, in shared memory at a time
+constexpr int kF32Parts = kF32Threads / kF32BlockKeys;
+constexpr int kF32PartRows = kF32TileRows / kF32Parts;
+
+int64_t f32_shared_bytes(int head_dim) {
+  return (kF32BlockKeys * (head_dim + 4) + kF32TileRows * head_dim) * int64_t{sizeof(float)};
+}
+
+// The same in f32 without tensor cores. A block owns kF32BlockKeys keys of one KV head; the threads
+// of a key take turns with the rows. Shared memory: f32_shared_bytes(head_dim), up to 83 KB.
+__global__ void __launch_bounds__(kF32Threads, 1)
+    probe_attention_f32_kernel(const __grid_constant__ ProbeParams p) {
+  ZC_DYNAMIC_SHARED(shared);
+  ZC_SHARED(float, part_totals, [kF32Parts][kF32BlockKeys]);
+  ZC_SHARED(int, part_seen, [kF32Parts][kF32BlockKeys]);
+  const ProbeRows& probes = p.probes;
+  const int d = p.head_dim;
+  const int k_row = d + 4;  // 16 bytes further on in the banks from key to key
+  float* const keys = reinterpret_cast<float*>(shared);  // (kF32BlockKeys, k_row)
+  float* const rows = keys + kF32BlockKeys * k_row;      // (kF32TileRows, d)
+  const int kv_head = static_cast<int>(blockIdx.x) % p.n_kv_heads;
+  const int key0 = static_cast<int>(blockIdx.x) / p.n_kv_heads * kF32BlockKeys;
+  const int n_keys = min(kF32BlockKeys, p.kv_len - key0);
+  const int vectors = d / 4;
+  const float* const k = static_cast<const float*>(p.k);
+  for (int i = threadIdx.x; i < kF32BlockKeys * vectors; i += kF32Threads) {
+    const int key = i / vectors;
+    const int c = i % vectors * 4;
+    const int64_t at = (int64_t{key0 + key} * p.n_kv_heads + kv_head) * d + c;
+    *reinterpret_cast<float4*>(keys + key * k_row + c) =
+        key < n_keys ? *reinterpret_cast<const float4*>(k + at) : make_float4(0, 0, 0, 0);
+  }
+
+  const int key = threadIdx.x % kF32BlockKeys;
+  const int part = threadIdx.x / kF32BlockKeys;
+  float total = 0.0f;
+  int n_seen = 0;
+  const float* const offsets = probes.offsets + kv_head * probes.n_tiles * kTileRows;
+  const float* const q = static_cast<const float*>(p.q) + int64_t{kv_head} * p.group * d;
+  TileSearch search = {probes, key0, n_keys};
+  for (TileSearch::Found tile = search.next(); tile.tile < probes.n_tiles; tile = search.next()) {
+    for (int first = 0; first < kTileRows; first += kF32TileRows) {
+      const int64_t row0 = tile.tile * kTileRows + first;
+      __syncthreads();  // nobody reads the last rows any more
+      for (int i = threadIdx.x; i < kF32TileRows * vectors; i += kF32Threads)
+        reinterpret_cast<float4*>(rows)[i] = *reinterpret_cast<const float4*>(
+            q + int64_t{probes.q_rows[row0 + i / vectors]} * d + i % vectors * 4);
+      __syncthreads();
+      float s[kF32PartRows] = {};
+      for (int c = 0; c < d; c += 4) {
+        const float4 a = *reinterpret_cast<const float4*>(keys + key * k_row + c);
+        ZC_UNROLL for (int r = 0; r < kF32PartRows; ++r) {
+          const float4 b =
+              *reinterpret_cast<const float4*>(rows + (part * kF32PartRows + r) * d + c);
+          s[r] = fmaf(a.x, b.x, fmaf(a.y, b.y, fmaf(a.z, b.z, fmaf(a.w, b.w, s[r]))));
+        }
+      }
+      ZC_UNROLL for (int r = 0; r < kF32PartRows; ++r) {
+        const int64_t row = row0 + part * kF32PartRows + r;
+        if (!probes.seen[row].sees(key0 + key)) continue;
+        ++n_seen;
+        total += simt::ex2(fmaf(s[r], p.scale * kLog2E, offsets[row]));
+      }
+    }
+  }
+  part_totals[part][key] = total;
+  part_seen[part][key] = n_seen;
+  __syncthreads();
+  if (part != 0 || key >= n_keys) return;
+  for (int i = 1; i < kF32Parts; ++i) {
+    total += part_totals[i][key];
+    n_seen += part_seen[i][key];
+  }
+  p.scores[int64_t{kv_head} * p.kv_len + key0 + key] = probe_score(p, total, n_seen);
+}
+
+template <typename T, int kWidth>
+void launch_probe_attention(Context& context, const ProbeParams& p) {
+  launch(context, &probe_attention_kernel<T, kWidth>,
+         blocks_for((int64_t{p.kv_len} + kBlockKeys - 1) / kBlockKeys * p.n_kv_heads, 1), kThreads,
+         ProbeShape<kWidth>::kSharedBytes, p);
+}
+
+template <typename T>
+void probe_attention_16(Context& context, const ProbeParams& p) {
+  if (p.head_dim <= 64) return launch_probe_attention<T, 64>(context, p);
+  if (p.head_dim <= 128) return launch_probe_attention<T, 128>(context, p);
+  launch_probe_attention<T, 256>(context, p);
+}
+
+void probe_attention_f32(Context& context, const ProbeParams& p) {
+  launch(context, &probe_attention_f32_kernel,
+         blocks_for((int64_t{p.kv_len} + kF32BlockKeys - 1) / kF32BlockKeys * p.n_kv_heads, 1),
+         kF32Threads, static_cast<size_t>(f32_shared_bytes(p.head_dim)), p);
+}
+
+}  // namespace
+
+void probe_attention(Context& context, const ProbeAttentionArgs& args) {
+  ProbeAttentionArgs a = args;
+  ProbeParams p{};
+  p.n_q = a.q.size(0);
+  p.n_heads = static_cast<int>(a.q.size(1));
+  p.n_kv_heads = static_cast<int>(a.k.size(1));
+  p.group = p.n_heads / p.n_kv_heads;
+  p.head_dim = static_cast<int>(a.q.size(2));
+  ZC_CHECK(p.n_q * p.n_heads <= INT_MAX && a.k.size(0) <= INT_MAX, ErrorCode::kUnsupported,
+           "q: %lld rows of all heads, expected fewer than 2^31",
+           static_cast<long long>(p.n_q * p.n_heads));
+  p.kv_len = static_cast<int32_t>(a.k.size(0));
+  p.scale = a.scale;
+  p.window = a.sliding_window;
+  p.normalized = a.normalized;
+  p.faults = context.faults();
+  p.probes.n_rows = a.rows.size(0) * p.group;
+  p.probes.n_tiles = (p.probes.n_rows + kTileRows - 1) / kTileRows;
+  const int64_t n_rows = p.probes.n_tiles * kTileRows;
+
+  const int64_t bytes_a_row = sizeof(int32_t) + sizeof(SeenKeys) + sizeof(float) * p.n_kv_heads;
+  const int64_t scratch_bytes = p.probes.n_tiles * int64_t{sizeof(TileKeys)} + n_rows * bytes_a_row;
+  with_aligned(context, {&a.q, &a.k}, {}, scratch_bytes, [&](uint8_t* scratch) {
+    p.q = a.q.data;
+    p.lse = a.lse.as<float>();
+    p.k = a.k.data;
+    p.rows = a.rows.as<int32_t>();
+    p.positions = a.positions.as<int32_t>();
+    p.scores = a.scores.as<float>();
+    p.probes.tiles = reinterpret_cast<TileKeys*>(scratch);
+    p.probes.seen = reinterpret_cast<SeenKeys*>(p.probes.tiles + p.probes.n_tiles);
+    p.probes.q_rows = reinterpret_cast<int32_t*>(p.probes.seen + n_rows);
+    p.probes.offsets = reinterpret_cast<float*>(p.probes.q_rows + n_rows);
+    launch(context, &list_probes_kernel, blocks_for(p.probes.n_tiles, 1), kTileRows, 0, p);
+    switch (a.q.dtype) {
+      case DType::kF16:
+        return probe_attention_16<f16>(context, p);
+      case DType::kBF16:
+        return probe_attention_16<bf16>(context, p);
+      case DType::kF32:
+        return probe_attention_f32(context, p);
+      default:
+        throw Error(ErrorCode::kDtype,
+                    format("q: dtype is %s, expected f32, f16 or bf16", dtype_name(a.q.dtype)));
+    }
+  });
+}
+
+}  // namespace zc::cuda
