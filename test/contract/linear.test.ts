@@ -84,7 +84,7 @@ async function expectReference(backend: Backend, layer: Layer) {
 
 /**
  * (m, n, k): nothing, one, primes, under / at / over vectors, tiles and panels (24 rows of the
- * weight by 256 of k).
+ * weight by 256 of k), parts of 1024 and more of k.
  */
 const shapes: readonly (readonly [m: number, n: number, k: number])[] = [
   [0, 5, 7],
@@ -113,6 +113,9 @@ const shapes: readonly (readonly [m: number, n: number, k: number])[] = [
   [95, 24, 264],
   [96, 48, 512],
   [97, 49, 523],
+  [5, 19, 2056],
+  [37, 131, 4100],
+  [70, 9, 1088],
 ]
 
 describeBackends('linear', (backend) => {
@@ -153,30 +156,35 @@ describeBackends('linear', (backend) => {
     const layer = { ...plain, n: 53, k: 83, bias: 'f32', seed: 17 } as const
     const types = floatDtypes.flatMap((x) => floatDtypes.map((weight) => ({ x, weight })))
 
-    test.each(types)('however many rows there are, x of $x, weight of $weight', async (dtypes) => {
-      const layer = { ...plain, ...dtypes, n: 53, k: 523, bias: 'f32', seed: 17 } as const
-      const all = caseOf({ ...layer, m: 101 })
-      const together = await run(backend.tensors, all)
-      for (const [first, last] of [
-        [0, 1],
-        [100, 101],
-        [3, 5],
-        [1, 4],
-        [2, 6],
-        [5, 10],
-        [5, 101],
-        [0, 96],
-        [95, 99],
-      ]) {
-        const stored = all.x.stored.slice(first * layer.k, last * layer.k)
-        const part = { ...all, m: last - first, x: { ...all.x, stored } }
-        const alone = await run(backend.tensors, part)
-        expectIdentical(alone, together.slice(first * layer.n, last * layer.n), {
-          name: `out of rows ${first} to ${last}`,
-          shape: [last - first, layer.n],
-        })
-      }
-    })
+    const lengths = [523, 2568].flatMap((k) => types.map((pair) => ({ ...pair, k })))
+
+    test.each(lengths)(
+      'however many rows there are, x of $x, weight of $weight, k = $k',
+      async (own) => {
+        const layer = { ...plain, ...own, n: 53, bias: 'f32', seed: 17 } as const
+        const all = caseOf({ ...layer, m: 101 })
+        const together = await run(backend.tensors, all)
+        for (const [first, last] of [
+          [0, 1],
+          [100, 101],
+          [3, 5],
+          [1, 4],
+          [2, 6],
+          [5, 10],
+          [5, 101],
+          [0, 96],
+          [95, 99],
+        ]) {
+          const stored = all.x.stored.slice(first * layer.k, last * layer.k)
+          const part = { ...all, m: last - first, x: { ...all.x, stored } }
+          const alone = await run(backend.tensors, part)
+          expectIdentical(alone, together.slice(first * layer.n, last * layer.n), {
+            name: `out of rows ${first} to ${last}`,
+            shape: [last - first, layer.n],
+          })
+        }
+      },
+    )
 
     test('however many columns there are', async () => {
       const all = caseOf({ ...layer, m: 5 })

@@ -30,6 +30,7 @@ const CUDA_SUBJECTS = `
   probeAttention
   gatherRows
   importSegment
+  linear
   mergeAttention
   mixedAttention
   multiplyAdd
@@ -54,6 +55,7 @@ const CUDA_VECTOR_SUBJECTS = `
   countNonFinite
   embedding
   gatherRows
+  linear
   mergeAttention
   mixedAttention
   readStream

@@ -10,7 +10,6 @@ namespace zc::cuda {
 ZC_UNSUPPORTED(select_salient, SelectSalientArgs)
 ZC_UNSUPPORTED(quantize, QuantizeArgs)
 ZC_UNSUPPORTED(dequantize, DequantizeArgs)
-ZC_UNSUPPORTED(linear, LinearArgs)
 #undef ZC_UNSUPPORTED
 
 }  // namespace zc::cuda

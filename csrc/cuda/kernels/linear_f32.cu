@@ -1,0 +1,132 @@
+#include "csrc/cuda/linear.h"
+
+namespace zc::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kColumns = 64;  // of the result: rows of the weight
+constexpr int kDepth = 32;    // of k, in shared memory at a time
+constexpr int kPad = 4;
+constexpr int kFewRows = 8;
+constexpr int kManyRows = 64;
+
+// Elements of a (rows, kDepth) panel that a thread carries to shared memory.
+template <int kRows>
+inline constexpr int kCarried = kRows * kDepth / kThreads;
+
+// Out of `rows` rows from `from` on, columns [k0, k0 + kDepth), zeros beyond `k_end`. Rows beyond
+// the last are the last one again; nobody looks at their sums.
+template <int kRows, typename T>
+ZC_DEVICE void load_panel(const T* from, int64_t rows, int64_t k, int64_t k0, int64_t k_end,
+                          float (&x)[kCarried<kRows>]) {
+  ZC_UNROLL for (int i = 0; i < kCarried<kRows>; ++i) {
+    const int at = static_cast<int>(threadIdx.x) + i * kThreads;
+    const int64_t row = at / kDepth < rows ? at / kDepth : rows - 1;
+    const int64_t c = k0 + at % kDepth;
+    x[i] = c < k_end ? to_float(from[row * k + c]) : 0.0f;
+  }
+}
+template <int kRows>
+ZC_DEVICE void store_panel(float (*to)[kRows + kPad], const float (&x)[kCarried<kRows>]) {
+  ZC_UNROLL for (int i = 0; i < kCarried<kRows>; ++i) {
+    const int at = static_cast<int>(threadIdx.x) + i * kThreads;
+    to[at % kDepth][at / kDepth] = x[i];
+  }
+}
+
+// A tile of kRows x kColumns of out = x weight^T, all in float. Blocks: (tiles of rows fastest,
+// groups of parts). A thread owns kQuads rows of four neighbouring columns; the panels of k that
+// come next are under way while one is multiplied. Shared memory: 9 KB for the weight and up to as
+// much for x. Bound by FMAs, for few rows by reading the weight.
+template <typename X, int kRows>
+__global__ void __launch_bounds__(kThreads)
+    linear_f32_kernel(const X* x, const float* weight, int64_t k, int part_length, int64_t m_tiles,
+                      Split split, LinearOut out) {
+  constexpr int kOwners = kThreads / (kColumns / 4);  // threads along the rows
+  constexpr int kQuads = kRows > kOwners ? kRows / kOwners : 1;
+  ZC_SHARED(float, weight_panel, [kDepth][kColumns + kPad]);
+  ZC_SHARED(float, x_panel, [kDepth][kRows + kPad]);
+  ZC_SHARED(int, is_last, [1]);
+  const int64_t tile = blockIdx.x;
+  const int64_t row0 = tile % m_tiles * kRows;
+  const int64_t column0 = tile / m_tiles * kColumns;
+  const int64_t rows = out.m - row0;
+  const int64_t columns = out.n - column0;
+  const int column = static_cast<int>(threadIdx.x) % (kColumns / 4) * 4;
+  const int row = static_cast<int>(threadIdx.x) / (kColumns / 4) * kQuads;
+  const bool owns = row < kRows;
+  x += row0 * k;
+  weight += column0 * k;
+
+  float total[kQuads][4] = {};
+  const int first = static_cast<int>(blockIdx.y) * split.parts_per_group;
+  const int last = min(first + split.parts_per_group, split.n_parts);
+  for (int part = first; part < last; ++part) {
+    const int64_t k_begin = int64_t{part} * part_length;
+    const int64_t k_end = k_begin + part_length < k ? k_begin + part_length : k;
+    float sums[kQuads][4] = {};
+    float next_weight[kCarried<kColumns>];
+    float next_x[kCarried<kRows>];
+    load_panel<kColumns>(weight, columns, k, k_begin, k_end, next_weight);
+    load_panel<kRows>(x, rows, k, k_begin, k_end, next_x);
+    for (int64_t k0 = k_begin; k0 < k_end; k0 += kDepth) {
+      __syncthreads();
+      store_panel<kColumns>(weight_panel, next_weight);
+      store_panel<kRows>(x_panel, next_x);
+      __syncthreads();
+      load_panel<kColumns>(weight, columns, k, k0 + kDepth, k_end, next_weight);
+      load_panel<kRows>(x, rows, k, k0 + kDepth, k_end, next_x);
+      if (owns) ZC_UNROLL for (int c = 0; c < kDepth; ++c) {
+          const float4 w = *reinterpret_cast<const float4*>(&weight_panel[c][column]);
+          ZC_UNROLL for (int q = 0; q < kQuads; ++q) {
+            const float own = x_panel[c][row + q];
+            sums[q][0] = fmaf(own, w.x, sums[q][0]);
+            sums[q][1] = fmaf(own, w.y, sums[q][1]);
+            sums[q][2] = fmaf(own, w.z, sums[q][2]);
+            sums[q][3] = fmaf(own, w.w, sums[q][3]);
+          }
+        }
+    }
+    if (split.groups > 1)
+      store_part(split, tile, part, sums);
+    else
+      ZC_UNROLL for (int q = 0; q < kQuads; ++q) ZC_UNROLL for (int i = 0; i < 4; ++i) total[q][i] =
+          part == 0 ? sums[q][i] : total[q][i] + sums[q][i];
+  }
+  if (split.groups > 1) {
+    if (!arrive_last(split, tile, is_last)) return;
+    add_parts(split, tile, total);
+  }
+  if (!owns) return;
+  ZC_UNROLL for (int q = 0; q < kQuads; ++q) if (row + q < rows)
+      out.write4(row0 + row + q, column0 + column, total[q]);
+}
+
+template <typename X, int kRows>
+void launch_tiles(Context& context, const LinearArgs& a) {
+  const int64_t k = a.x.size(1);
+  const int64_t m_tiles = (a.out.size(0) + kRows - 1) / kRows;
+  const int64_t tiles = m_tiles * ((a.out.size(1) + kColumns - 1) / kColumns);
+  Split split = split_parts(k, tiles, 4 * int64_t{context.n_multiprocessors});
+  constexpr int kQuads = kRows == kManyRows ? 4 : 1;
+  split.sums = static_cast<float4*>(context.scratch(split.bytes(tiles, kQuads, kThreads)));
+  split.arrivals = split.groups > 1 ? context.counters(tiles) : nullptr;
+  launch(context, &linear_f32_kernel<X, kRows>,
+         dim3(blocks_for(tiles, 1), static_cast<unsigned>(split.groups)), kThreads, 0, a.x.as<X>(),
+         a.weight.as<float>(), k, part_length(k), m_tiles, split, linear_out(a, nullptr));
+}
+
+}  // namespace
+
+void linear_f32(Context& context, const LinearArgs& a) {
+  dispatch_float(a.x.dtype, [&](auto type) {
+    using X = typename decltype(type)::type;
+    if (a.x.size(0) <= kFewRows)
+      launch_tiles<X, kFewRows>(context, a);
+    else
+      launch_tiles<X, kManyRows>(context, a);
+  });
+}
+
+}  // namespace zc::cuda
