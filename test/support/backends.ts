@@ -40,6 +40,7 @@ const CUDA_SUBJECTS = `
   rope
   ropeTable
   sample
+  selectSalient
   setTailLengths
   siluGate
   storeProbes

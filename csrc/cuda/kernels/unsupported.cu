@@ -7,7 +7,6 @@ namespace zc::cuda {
   void op(Context&, const Args&) {                                                  \
     throw Error(ErrorCode::kUnsupported, "device: " #op " has no CUDA kernel yet"); \
   }
-ZC_UNSUPPORTED(select_salient, SelectSalientArgs)
 ZC_UNSUPPORTED(quantize, QuantizeArgs)
 ZC_UNSUPPORTED(dequantize, DequantizeArgs)
 #undef ZC_UNSUPPORTED
