@@ -11,6 +11,10 @@
 // Nor are codes turned into numbers: a code of b bits that stands at bit b i of a half IS the
 // float16 code 2^(b i - 24), a subnormal that tensor cores multiply exactly. One LOP3 and every
 // second time one shift make an operand; the powers of two are folded into q, p and the output.
+//
+// mma has 8 columns, and 4 query heads share a KV head in most models. So each of q and p is two
+// float16, the second what rounding left of the first, in neighbouring columns, which one lane
+// holds in its accumulators: products of float32's accuracy for one addition.
 namespace zc::cuda {
 
 namespace {
@@ -18,7 +22,7 @@ namespace {
 constexpr int kWarps = 6;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kStages = 4;
-constexpr int kColumns = 8;  // rows of q (query, head of the group) that one block attends with
+constexpr int kColumns = 4;  // rows of q (query, head of the group) that one block attends with
 constexpr int kTiles = 4;    // pages of a unit, at most
 constexpr int kMaxGroup = 64;
 
@@ -308,34 +312,30 @@ ZC_DEVICE int shift_of(Format f, int s, int p) {
 
 // ---- one warp's attention over its units ----
 
-// Lane 4 g + t: columns 2t and 2t + 1 of the softmax state, channels 16 s + g and 16 s + g + 8 of
-// O.
+// Lane 4 g + t: column t of the softmax state, channels 16 s + g and 16 s + g + 8 of its O.
 template <int kDim>
 struct WarpState {
   static constexpr int kSquares = kDim / 16;
-  float o[kSquares][4];      // (channel g, column 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
-  float max[2];              // log2 domain, the same in all lanes of a column
-  float sum[2];              // of this lane's tokens
-  float rest[2];             // sum_j p_j mu_j of this lane's tokens
+  float o[kSquares][4];  // (g, first half of p), (g, second half), (g + 8, first), (g + 8, second)
+  float max;             // log2 domain, the same in all lanes of a column
+  float sum;             // of this lane's tokens
+  float rest;            // sum_j p_j mu_j of this lane's tokens
   uint32_t q[2 * kSquares];  // B operand of the running segment
-  float step[2];             // score = accumulator * step + beta
-  float beta[2];
+  float step;                // score = accumulator * step + beta
+  float beta;
   int shift;            // V's codes are weighed by p sigma 2^shift
   float largest_scale;  // of sigma, that this shift allows
 
   ZC_DEVICE void clear() {
-    ZC_UNROLL for (int s = 0; s < kSquares; ++s) ZC_UNROLL for (int e = 0; e < 4; ++e) o[s][e] =
-        0.0f;
-    ZC_UNROLL for (int i = 0; i < 2; ++i) {
-      max[i] = -INFINITY;
-      sum[i] = 0.0f;
-      rest[i] = 0.0f;
-    }
+    ZC_UNROLL for (int s = 0; s < kSquares; ++s) o[s][0] = o[s][1] = o[s][2] = o[s][3] = 0.0f;
+    max = -INFINITY;
+    sum = 0.0f;
+    rest = 0.0f;
   }
 
-  // What a segment makes of q: q_c a_c as float16, scaled so that the largest of a column lies just
-  // below 2^15, and what no code takes part in. rows: where this lane's column g begins in q; -1:
-  // no such column.
+  // What a segment makes of q: q_c a_c as two float16, scaled so that the largest of a column lies
+  // just below 2^15, and what no code takes part in. row: where column g / 2 begins in q; -1: no
+  // such column. Even g take the first of the two, odd g the second.
   ZC_DEVICE void fold_keys(const Params& p, const SegmentView& view, int64_t row, int lane) {
     const int t = lane & 3;
     const bool quantized = view.k_quantized();
@@ -375,75 +375,55 @@ struct WarpState {
     ZC_UNROLL for (int i = 0; i < 2 * kSquares; ++i) {
       const float factor = exp2i(up - shift_of(view.segment.k_format, i >> 1, i & 1));
       float unused = 0.0f;
-      const float2 x = fold(i, unused);
-      q[i] = simt::pack2(x.x * factor, x.y * factor, f16{});
+      float2 x = fold(i, unused);
+      x.x *= factor;
+      x.y *= factor;
+      q[i] = simt::pack2(x.x, x.y, f16{});
+      if (lane & 4) q[i] = simt::pack2(x.x - half_at(q[i], 0), x.y - half_at(q[i], 1), f16{});
       if (i % 4 == 3) __syncwarp();  // keeps the compiler from loading everything at once
     }
     const float own_step = exp2i(quantized ? 24 - up : -up);
-    ZC_UNROLL for (int i = 0; i < 2; ++i) {  // from lane g = column to the lanes that hold it in S
-      step[i] = __shfl_sync(~0u, own_step, 4 * (2 * t + i));
-      beta[i] = __shfl_sync(~0u, constant, 4 * (2 * t + i));
-    }
+    step = __shfl_sync(~0u, own_step, 8 * t);  // a lane whose g is column t's
+    beta = __shfl_sync(~0u, constant, 8 * t);
   }
 
   // O of the running segment counts in units of its own (V's channel scale, the powers of two of
   // its codes). Here it leaves them.
   ZC_DEVICE void leave_units(const SegmentView& view, int lane) {
     const Format v = view.segment.v_format;
-    if (!view.v_quantized()) {
-      scale_output(exp2i(-shift));
-      return;
-    }
-    ZC_UNROLL for (int m = 4; m < 32; m *= 2) ZC_UNROLL for (int i = 0; i < 2; ++i) rest[i] +=
-        __shfl_xor_sync(~0u, rest[i], m);
-    const f16* channel = view.channel_params(2);
+    const f16* channel = view.v_quantized() ? view.channel_params(2) + (lane >> 2) : nullptr;
+    ZC_UNROLL for (int m = 4; m < 32; m *= 2) rest += __shfl_xor_sync(~0u, rest, m);
     ZC_UNROLL for (int s = 0; s < kSquares; ++s) {
-      const float factor = exp2i(24 - shift - (shift_of(v, s, 0)));
-      const float c0 = to_float(channel[16 * s + (lane >> 2)]);
-      const float c1 = to_float(channel[16 * s + (lane >> 2) + 8]);
-      ZC_UNROLL for (int i = 0; i < 2; ++i) {
-        o[s][i] = c0 * fmaf(o[s][i], factor, rest[i]);
-        o[s][2 + i] = c1 * fmaf(o[s][2 + i], factor, rest[i]);
-      }
+      const float factor = exp2i((channel ? 24 : 0) - shift - shift_of(v, s, 0));
+      const float c0 = channel ? to_float(channel[16 * s]) : 1.0f;
+      const float c1 = channel ? to_float(channel[16 * s + 8]) : 1.0f;
+      o[s][0] = c0 * fmaf(o[s][0] + o[s][1], factor, rest);
+      o[s][2] = c1 * fmaf(o[s][2] + o[s][3], factor, rest);
+      o[s][1] = o[s][3] = 0.0f;
       if (s % 2 == 1) __syncwarp();
     }
-    rest[0] = rest[1] = 0.0f;
+    rest = 0.0f;
   }
 
   // And here it enters those of the next one.
   ZC_DEVICE void enter_units(const SegmentView& view, int lane) {
     const Format v = view.segment.v_format;
-    if (!view.v_quantized()) {
-      shift = 10;  // weights down to 2^-24 stay normal numbers
-      largest_scale = INFINITY;
-      scale_output(exp2i(shift));
-      return;
-    }
-    shift = 0;
-    largest_scale = -1.0f;  // the first unit sets both
-    const f16* channel = view.channel_params(2);
+    const f16* channel = view.v_quantized() ? view.channel_params(2) + (lane >> 2) : nullptr;
+    // Float values: weights down to 2^-24 stay normal numbers. Codes: the first unit sets both.
+    shift = channel ? 0 : 10;
+    largest_scale = channel ? -1.0f : INFINITY;
     ZC_UNROLL for (int s = 0; s < kSquares; ++s) {
-      const float factor = exp2i(-24 + shift_of(v, s, 0));
-      const float c0 = factor / to_float(channel[16 * s + (lane >> 2)]);
-      const float c1 = factor / to_float(channel[16 * s + (lane >> 2) + 8]);
-      ZC_UNROLL for (int i = 0; i < 2; ++i) {
-        o[s][i] *= c0;
-        o[s][2 + i] *= c1;
-      }
+      const float factor = exp2i((channel ? -24 : 0) + shift + shift_of(v, s, 0));
+      o[s][0] *= channel ? factor / to_float(channel[16 * s]) : factor;
+      o[s][2] *= channel ? factor / to_float(channel[16 * s + 8]) : factor;
       if (s % 2 == 1) __syncwarp();
     }
   }
 
-  ZC_DEVICE void scale_output(float factor) {
-    ZC_UNROLL for (int s = 0; s < kSquares; ++s) ZC_UNROLL for (int e = 0; e < 4; ++e) o[s][e] *=
-        factor;
-  }
-
-  // Takes the larger maxima of a unit and, where V's token scales have outgrown it, another shift.
-  ZC_DEVICE void rescale(float x0, float x1, float scale) {
+  // Takes the larger maximum of a unit and, where V's token scales have outgrown it, another shift.
+  ZC_DEVICE void rescale(float largest, float scale) {
     ZC_UNROLL for (int m = 4; m < 32; m *= 2) {
-      x0 = fmaxf(x0, __shfl_xor_sync(~0u, x0, m));
-      x1 = fmaxf(x1, __shfl_xor_sync(~0u, x1, m));
+      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, m));
       scale = fmaxf(scale, __shfl_xor_sync(~0u, scale, m));
     }
     float factor = 1.0f;
@@ -454,17 +434,17 @@ struct WarpState {
       shift = next;
       largest_scale = exp2i(15 - next);
     }
-    const float x[2] = {x0, x1};
-    ZC_UNROLL for (int i = 0; i < 2; ++i) {
-      const float larger = fmaxf(max[i], x[i]);
-      const float alpha = larger == -INFINITY ? 1.0f : simt::ex2(max[i] - larger);
-      max[i] = larger;
-      sum[i] *= alpha;
-      rest[i] *= alpha;
-      ZC_UNROLL for (int s = 0; s < kSquares; ++s) {
-        o[s][i] *= alpha * factor;
-        o[s][2 + i] *= alpha * factor;
-      }
+    const float larger = fmaxf(max, largest);
+    const float alpha = larger == -INFINITY ? 1.0f : simt::ex2(max - larger);
+    max = larger;
+    sum *= alpha;
+    rest *= alpha;
+    factor *= alpha;
+    ZC_UNROLL for (int s = 0; s < kSquares; ++s) {
+      o[s][0] *= factor;
+      o[s][1] *= factor;
+      o[s][2] *= factor;
+      o[s][3] *= factor;
     }
   }
 };
@@ -664,13 +644,13 @@ class WarpAttention {
         if (at.segment == 32) break;
         current = at.segment;
         view.segment = read_segment(item_.table.words, p_.layer, item_.kv_head, base + current);
-        const int g = lane_ >> 2;
-        const int64_t row = g < item_.n_columns ? item_.row(p_, g) * kDim : -1;
+        const int column = lane_ >> 3;
+        const int64_t row = column < item_.n_columns ? item_.row(p_, column) * kDim : -1;
         state.fold_keys(p_, view, row, lane_);
         state.enter_units(view, lane_);
       }
       const PageShape<kDim> shape(view.segment.k_format, view.segment.v_format);
-      float scores[kTiles][4];
+      float scores[kTiles][2];
       score(shape, view.segment.k_format, ring_ + stage * kSlotBytes<kDim>, state, scores);
       if (shape.is_split) {
         stage = stage == kStages - 1 ? 0 : stage + 1;
@@ -685,19 +665,20 @@ class WarpAttention {
     simt::cp_async_wait<0>();
   }
 
-  // scores = accumulators of q K^T of a unit's pages.
+  // Scores of a unit's pages: of tokens g and g + 8 of each.
   ZC_DEVICE void score(const PageShape<kDim>& shape, Format format, const uint8_t* keys,
-                       const WarpState<kDim>& state, float (&scores)[kTiles][4]) const {
+                       const WarpState<kDim>& state, float (&scores)[kTiles][2]) const {
     with_format(format, [&](auto tag) {
       constexpr Format kFormat = decltype(tag)::value;
       ZC_UNROLL for (int tile = 0; tile < kTilesOf<kFormat>; ++tile) {
-        ZC_UNROLL for (int e = 0; e < 4; ++e) scores[tile][e] = 0.0f;
         if (tile >= shape.pages) continue;
-        const auto add = [&](int s, const uint32_t(&a)[4]) {
-          simt::mma_m16n8k16(scores[tile], a, state.q[2 * s], state.q[2 * s + 1], f16{});
-        };
-        const uint8_t* part = keys + tile * shape.bytes;
-        each_operand<kFormat, kDim>(part, lane_, add);
+        float products[4] = {};
+        each_operand<kFormat, kDim>(
+            keys + tile * shape.bytes, lane_, [&](int s, const uint32_t(&a)[4]) {
+              simt::mma_m16n8k16(products, a, state.q[2 * s], state.q[2 * s + 1], f16{});
+            });
+        scores[tile][0] = fmaf(products[0] + products[1], state.step, state.beta);
+        scores[tile][1] = fmaf(products[2] + products[3], state.step, state.beta);
       }
     });
   }
@@ -705,43 +686,36 @@ class WarpAttention {
   // The running softmax over the scores of a unit whose first token is `first`, and O += P V.
   ZC_DEVICE void weigh(const PageShape<kDim>& shape, int first, const Segment& segment,
                        bool is_causal, const uint8_t* values, WarpState<kDim>& state,
-                       float (&scores)[kTiles][4]) const {
+                       float (&scores)[kTiles][2]) const {
     const int g = lane_ >> 2;
     const int n_tokens = segment.n_tokens;
     const Format format = segment.v_format;
     const bool quantized = format_quantized(format);
-    // Tokens that every column sees, and those that columns 2t and 2t + 1 see.
+    // Tokens that every column sees, and those that column t sees.
     const int common = n_tokens - (is_causal ? item_.q_len - 1 : 0);
     const bool masked = first + shape.pages * kPageTokens > common;
-    int limit[2] = {n_tokens, n_tokens};
-    if (masked && is_causal)
-      ZC_UNROLL for (int i = 0; i < 2; ++i) limit[i] = common + item_.query(2 * (lane_ & 3) + i);
+    const int limit = masked && is_causal ? common + item_.query(lane_ & 3) : n_tokens;
     const auto token_params = [&](int tile, int hi) {  // none behind the last token
       const int slot = g + 8 * hi;
       const uint32_t* words = reinterpret_cast<const uint32_t*>(
           values + tile * shape.bytes + shape.params_offset - shape.k_bytes);
       return first + 16 * tile + slot < n_tokens ? words[slot] : 0u;
     };
-    float largest[2] = {-INFINITY, -INFINITY};
+    float largest = -INFINITY;
     float largest_scale = 0.0f;
     ZC_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
       if (tile >= shape.pages) continue;
-      ZC_UNROLL for (int e = 0; e < 4; ++e) {
-        float x = fmaf(scores[tile][e], state.step[e & 1], state.beta[e & 1]);
-        if (masked && first + 16 * tile + g + 8 * (e >> 1) >= limit[e & 1]) x = -INFINITY;
-        scores[tile][e] = x;
-        largest[e & 1] = fmaxf(largest[e & 1], x);
+      ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
+        if (masked && first + 16 * tile + g + 8 * hi >= limit) scores[tile][hi] = -INFINITY;
+        largest = fmaxf(largest, scores[tile][hi]);
+        if (quantized)
+          largest_scale = fmaxf(largest_scale, to_float(token_scale(token_params(tile, hi))));
       }
-      if (!quantized) continue;
-      ZC_UNROLL for (int hi = 0; hi < 2; ++hi) largest_scale =
-          fmaxf(largest_scale, to_float(token_scale(token_params(tile, hi))));
     }
-    const bool outgrown = largest[0] > state.max[0] || largest[1] > state.max[1] ||
-                          (quantized && largest_scale > state.largest_scale);
-    if (__any_sync(~0u, outgrown)) state.rescale(largest[0], largest[1], largest_scale);
+    const bool outgrown = largest > state.max || (quantized && largest_scale > state.largest_scale);
+    if (__any_sync(~0u, outgrown)) state.rescale(largest, largest_scale);
 
-    const float base[2] = {state.max[0] == -INFINITY ? 0.0f : state.max[0],
-                           state.max[1] == -INFINITY ? 0.0f : state.max[1]};
+    const float base = state.max == -INFINITY ? 0.0f : state.max;
     with_format(format, [&](auto tag) {
       constexpr Format kFormat = decltype(tag)::value;
       const float unit_scale[2] = {exp2i(state.shift),
@@ -750,19 +724,17 @@ class WarpAttention {
         if (tile >= shape.pages) continue;
         uint32_t weights[2];  // B operand: P^T in units of 2^-shift
         ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
-          const float p0 = simt::ex2(scores[tile][2 * hi] - base[0]);
-          const float p1 = simt::ex2(scores[tile][2 * hi + 1] - base[1]);
-          state.sum[0] += p0;
-          state.sum[1] += p1;
+          const float p = simt::ex2(scores[tile][hi] - base);
+          state.sum += p;
           float sigma = unit_scale[hi];
           if constexpr (kIsCode<kFormat>) {
             const uint32_t params = token_params(tile, hi);
-            const float mu = to_float(token_zero(params));
-            state.rest[0] = fmaf(p0, mu, state.rest[0]);
-            state.rest[1] = fmaf(p1, mu, state.rest[1]);
+            state.rest = fmaf(p, to_float(token_zero(params)), state.rest);
             sigma *= to_float(token_scale(params));
           }
-          weights[hi] = simt::movmatrix_trans(simt::pack2(p0 * sigma, p1 * sigma, f16{}));
+          const float weight = p * sigma;
+          const float half = to_float(to_f16(weight));
+          weights[hi] = simt::movmatrix_trans(simt::pack2(half, weight - half, f16{}));
         }
         // Floats behind the last token may be NaN, which a weight of zero would not take away.
         const int n_here = n_tokens - first - 16 * tile - 2 * (lane_ & 3);
@@ -830,7 +802,7 @@ ZC_DEVICE void each_element(const Body& f) {
 
 // Floats between two columns of a warp's O in shared memory: lanes hit different banks.
 template <int kDim>
-constexpr int kColumnStride = kDim + 4;
+constexpr int kColumnStride = kDim + 8;
 
 // total += the warps' states, warp 0's first, through the shared memory of the rings.
 template <int kDim>
@@ -842,18 +814,15 @@ ZC_DEVICE void merge_warps(WarpState<kDim>& state, float* shared, BlockState<kDi
   const int g = lane >> 2;
   const int t = lane & 3;
   float* own = shared + (threadIdx.x >> 5) * kWarpFloats;
-  ZC_UNROLL for (int m = 4; m < 32; m *= 2) ZC_UNROLL for (int i = 0; i < 2; ++i) state.sum[i] +=
-      __shfl_xor_sync(~0u, state.sum[i], m);
+  ZC_UNROLL for (int m = 4; m < 32; m *= 2) state.sum += __shfl_xor_sync(~0u, state.sum, m);
   __syncthreads();  // the rings lie where the states go
-  ZC_UNROLL for (int i = 0; i < 2; ++i) {
-    ZC_UNROLL for (int s = 0; s < kDim / 16; ++s) {
-      own[(2 * t + i) * kStride + 16 * s + g] = state.o[s][i];
-      own[(2 * t + i) * kStride + 16 * s + g + 8] = state.o[s][2 + i];
-    }
-    if (g == 0) {
-      own[kColumns * kStride + 2 * t + i] = state.max[i];
-      own[kColumns * kStride + kColumns + 2 * t + i] = state.sum[i];
-    }
+  ZC_UNROLL for (int s = 0; s < kDim / 16; ++s) {
+    own[t * kStride + 16 * s + g] = state.o[s][0];
+    own[t * kStride + 16 * s + g + 8] = state.o[s][2];
+  }
+  if (g == 0) {
+    own[kColumns * kStride + t] = state.max;
+    own[kColumns * kStride + kColumns + t] = state.sum;
   }
   __syncthreads();
   each_element<kDim>([&](int index, int column, int channel) {
@@ -962,7 +931,7 @@ ZC_DEVICE void count_items(const Params& p, int32_t* first_item) {
   __syncthreads();
 }
 
-// Attention of 8 columns (rows of q and heads that share a KV head) over one split of a sequence,
+// Attention of 4 columns (rows of q and heads that share a KV head) over one split of a sequence,
 // or over all splits in turn. A block owns items blockIdx.x, blockIdx.x + gridDim.x, ...; a warp
 // owns every sixth unit (64 tokens of 2 bits, 32 of 4, 16 of more) and streams them through a ring
 // of four stages of its own, without waiting for other warps. Bound by memory bandwidth from about
