@@ -133,8 +133,11 @@ function openForSuite(name: string, elementsBefore?: 16): Backend {
   }
 }
 
-// Suites are declared before anything can be awaited: the addon is asked directly.
-function whyUnavailable(name: string): string | undefined {
+/**
+ * Why there is no such device here; undefined when there is. Suites are declared before anything can
+ * be awaited: the addon is asked directly.
+ */
+export function whyUnavailable(name: string): string | undefined {
   const addon = loadAddon()
   try {
     addon.disposeDevice(addon.openDevice(name, 1, pluginFolder()))
