@@ -24,6 +24,7 @@ const CUDA_SUBJECTS = `
   convert
   copyPages
   countNonFinite
+  dequantize
   embedding
   feedTokens
   flashAttention
@@ -35,6 +36,7 @@ const CUDA_SUBJECTS = `
   mixedAttention
   multiplyAdd
   packSegment
+  quantize
   readStream
   rmsNorm
   rope
@@ -54,11 +56,13 @@ const CUDA_VECTOR_SUBJECTS = `
   convert
   copyPages
   countNonFinite
+  dequantize
   embedding
   gatherRows
   linear
   mergeAttention
   mixedAttention
+  quantize
   readStream
   rmsNorm
   rope

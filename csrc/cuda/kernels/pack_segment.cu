@@ -1,12 +1,11 @@
 #include <algorithm>
 
 #include "csrc/cuda/aligned.h"
-#include "csrc/cuda/device/order_key.h"
 #include "csrc/cuda/device/positions.h"
+#include "csrc/cuda/device/range_keys.h"
 #include "csrc/cuda/device/square.h"
 #include "csrc/cuda/device/vector.h"
 #include "csrc/cuda/launchers.h"
-#include "csrc/math/quantize.h"
 
 // Quantizes selected rows into a segment's pages: K channelwise, V channel-separable tokenwise
 // (ZipCache, arXiv 2405.14256, Algs. 1 and 2), in two passes over the rows: ranges of channels,
@@ -32,24 +31,9 @@ struct Packing {
   // Zero before and after:
   int32_t* arrivals;  // (n_kv_heads): blocks that are done
   int32_t* bad_ids;   // (n_kv_heads): whether a block met some
-  uint32_t* keys;     // (n_kv_heads, 3, head_dim): order_key of max K, max -K; bits of max |V|
+  uint32_t* keys;     // (n_kv_heads, kRangeParts, head_dim): of K, and the last one of V
   unsigned long long* errors;  // (n_kv_heads, kRangeCandidates, head_dim): sums of quant_error
 };
-
-// The last block of a head to come here; by all threads of the block, which see the writes of the
-// others then.
-ZC_DEVICE bool arrives_last(int32_t* arrivals) {
-  ZC_SHARED(int32_t, last, [1]);
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    last[0] = atomicAdd(arrivals, 1) == static_cast<int32_t>(gridDim.x) - 1;
-    if (last[0] != 0) atomicExch(arrivals, 0);
-  }
-  __syncthreads();
-  __threadfence();
-  return last[0] != 0;
-}
 
 ZC_DEVICE void keep_params(const SegmentView& view, int channel, QuantParams p) {
   view.channel_params(0)[channel] = to_f16(p.scale);  // exact: both are halves already
@@ -90,13 +74,11 @@ __global__ void __launch_bounds__(kThreads)
   const int groups = kThreads / columns;
   const int column = thread % columns;
   const int group = thread / columns;
-  float top[3][kPer16Bytes<T>];  // of K, of -K, of |V|
+  float top[kRangeParts][kPer16Bytes<T>];
   ZC_UNROLL
-  for (int e = 0; e < kPer16Bytes<T>; ++e) {
-    top[0][e] = -INFINITY;
-    top[1][e] = -INFINITY;
-    top[2][e] = 0.0f;
-  }
+  for (int part = 0; part < kRangeParts; ++part)
+    ZC_UNROLL
+  for (int e = 0; e < kPer16Bytes<T>; ++e) top[part][e] = least_of_part(part);
   for (int first = group; first < count && group < groups; first += kRowsAtOnce * groups) {
     const uint4 nan = make_uint4(~0u, ~0u, ~0u, ~0u);
     uint4 k_vectors[kRowsAtOnce];
@@ -124,20 +106,20 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 
-  float* partial = reinterpret_cast<float*>(shared);  // (groups, 3, d)
+  float* partial = reinterpret_cast<float*>(shared);  // (groups, kRangeParts, d)
   if (group < groups) ZC_UNROLL
   for (int s = 0; s < 3; ++s) ZC_UNROLL
   for (int e = 0; e < kPer16Bytes<T>; ++e)
     partial[(group * 3 + s) * d + column * kPer16Bytes<T> + e] = top[s][e];
   __syncthreads();
-  uint32_t* keys = a.keys + int64_t{kv_head} * 3 * d;
-  for (int i = thread; i < 3 * d; i += kThreads) {
+  uint32_t* keys = a.keys + int64_t{kv_head} * kRangeParts * d;
+  for (int i = thread; i < kRangeParts * d; i += kThreads) {
     float x = partial[i];
-    for (int g = 1; g < groups; ++g) x = fmaxf(x, partial[g * 3 * d + i]);
-    atomicMax(&keys[i], i < 2 * d ? order_key(x) : float_to_bits(x));
+    for (int g = 1; g < groups; ++g) x = fmaxf(x, partial[g * kRangeParts * d + i]);
+    combine_part(&keys[i], i / d, x);
   }
   if (thread == 0 && bad[0] != 0) atomicExch(&a.bad_ids[kv_head], 1);
-  if (!arrives_last(&a.arrivals[kv_head])) return;
+  if (!arrives_last(&a.arrivals[kv_head], gridDim.x)) return;
 
   const SegmentView view = reserved_segment(faults, a.at, kv_head);
   if (thread == 0) bad[0] = atomicExch(&a.bad_ids[kv_head], 0);
@@ -153,35 +135,14 @@ __global__ void __launch_bounds__(kThreads)
       bad[0] == 0;
   if (thread == 0) a.good[kv_head] = good ? 1 : 0;
   for (int c = thread; c < d; c += kThreads) {
-    const float hi = from_order_key(atomicExch(&keys[c], 0u));
-    const float lo = -from_order_key(atomicExch(&keys[d + c], 0u));
-    const float largest = bits_to_float(atomicExch(&keys[2 * d + c], 0u));
+    const ChannelRange taken = take_range(&keys[c], d);
     if (!good) continue;
-    view.channel_params(2)[c] = to_f16(channel_normalizer(clamp_finite(largest)));
-    const bool empty = !(lo <= hi);  // or nothing but NaN
-    const Range range =
-        empty ? Range{INFINITY, -INFINITY} : Range{clamp_finite(lo), clamp_finite(hi)};
+    view.channel_params(2)[c] = to_f16(channel_normalizer(taken.largest));
     if (a.k_norm == 0)
-      keep_params(view, c,
-                  empty ? QuantParams{0.0f, 0.0f} : quant_params(range, format_bits(s.k_format)));
+      keep_params(view, c, candidate_params(taken.range, 0, format_bits(s.k_format)));
     else
-      a.ranges[kv_head * d + c] = range;
+      a.ranges[kv_head * d + c] = taken.range;
   }
-}
-
-// The candidate with the least error; ties go to the wider range.
-template <typename Error>
-ZC_DEVICE QuantParams best_params(Range full, int bits, const Error& error_of) {
-  if (!(full.lo <= full.hi)) return {0.0f, 0.0f};
-  int best = 0;
-  uint64_t least = error_of(0);
-  for (int candidate = 1; candidate < kRangeCandidates; ++candidate) {
-    const uint64_t error = error_of(candidate);
-    if (error >= least) continue;
-    best = candidate;
-    least = error;
-  }
-  return quant_params(shrink_range(full, best), bits);
 }
 
 // K's parameters from a searched range. Block (x, y) has kChunk tokens of KV head y, a thread one
@@ -203,32 +164,20 @@ __global__ void __launch_bounds__(kThreads)
   const int groups = kThreads / d;
   const Range range = ranges[channel];
   if (group < groups && range.lo <= range.hi) {
-    const float inv_full = quant_inverse(quant_params(range, bits).scale);
-    QuantParams params[kRangeCandidates];
-    float inv[kRangeCandidates];
-    unsigned long long sums[kRangeCandidates];
-    ZC_UNROLL
-    for (int i = 0; i < kRangeCandidates; ++i) {
-      params[i] = quant_params(shrink_range(range, i), bits);
-      inv[i] = quant_inverse(params[i].scale);
-      sums[i] = 0;
-    }
+    CandidateErrors own(range, bits);
     const int begin = blockIdx.x * kChunk;
     const int end = a.n - begin < kChunk ? a.n : begin + kChunk;
-    for (int i = begin + group; i < end; i += groups) {
-      const float x = to_float(k[(int64_t{ids[i]} * a.at.n_kv_heads + kv_head) * d + channel]);
-      ZC_UNROLL
-      for (int j = 0; j < kRangeCandidates; ++j)
-        sums[j] += quant_error(x, params[j], inv[j], bits, inv_full, a.k_norm);
-    }
+    for (int i = begin + group; i < end; i += groups)
+      own.add(to_float(k[(int64_t{ids[i]} * a.at.n_kv_heads + kv_head) * d + channel]), bits,
+              a.k_norm);
     ZC_UNROLL
-    for (int j = 0; j < kRangeCandidates; ++j) atomicAdd(&errors[j * d + channel], sums[j]);
+    for (int i = 0; i < kRangeCandidates; ++i) atomicAdd(&errors[i * d + channel], own.sums[i]);
   }
-  if (!arrives_last(&a.arrivals[kv_head])) return;
-  for (int c = threadIdx.x; c < d; c += kThreads)
-    keep_params(view, c, best_params(ranges[c], bits, [&](int j) {
-                  return atomicExch(&errors[j * d + c], 0ull);
-                }));
+  if (!arrives_last(&a.arrivals[kv_head], gridDim.x)) return;
+  for (int c = threadIdx.x; c < d; c += kThreads) {
+    const int best = best_candidate([&](int i) { return atomicExch(&errors[i * d + c], 0ull); });
+    keep_params(view, c, candidate_params(ranges[c], best, bits));
+  }
 }
 
 // Distance of two rows of a tile, in elements: the rows that ldmatrix reads, or lanes, meet
@@ -366,14 +315,12 @@ ZC_DEVICE LaneRanges token_ranges(const T* v_tile, const float* inverse, int d, 
   return ranges;
 }
 
-// Parameters of a range shrunk by a candidate's factor.
-ZC_DEVICE LaneParams candidate_params(const LaneRanges& ranges, int candidate, int bits) {
+// Parameters of the tokens' ranges shrunk by a candidate's factor.
+ZC_DEVICE LaneParams lane_params(const LaneRanges& ranges, int candidate, int bits) {
   LaneParams params;
   ZC_UNROLL
   for (int i = 0; i < 4; ++i) {
-    const Range& r = ranges.at[i >> 1][i & 1];
-    params.at[i >> 1][i & 1] =
-        r.lo <= r.hi ? quant_params(shrink_range(r, candidate), bits) : QuantParams{0.0f, 0.0f};
+    params.at[i >> 1][i & 1] = candidate_params(ranges.at[i >> 1][i & 1], candidate, bits);
   }
   return params;
 }
@@ -383,14 +330,14 @@ template <typename T>
 ZC_DEVICE LaneParams searched_params(const T* v_tile, const float* inverse,
                                      const LaneRanges& ranges, int d, int bits, int norm,
                                      int lane) {
-  LaneParams best = candidate_params(ranges, 0, bits);
+  LaneParams best = lane_params(ranges, 0, bits);
   float inv_full[2][2];
   uint64_t least[2][2];
   ZC_UNROLL
   for (int i = 0; i < 4; ++i) inv_full[i >> 1][i & 1] = quant_inverse(best.at[i >> 1][i & 1].scale);
   ZC_NO_UNROLL
   for (int candidate = 0; candidate < kRangeCandidates; ++candidate) {
-    const LaneParams tried = candidate_params(ranges, candidate, bits);
+    const LaneParams tried = lane_params(ranges, candidate, bits);
     float inv[2][2];
     uint64_t error[2][2];
     ZC_UNROLL
@@ -496,7 +443,7 @@ __global__ void __launch_bounds__(128, kSearch || sizeof(T) == 4 ? 3 : 4)
     if constexpr (kSearch)
       params = searched_params(v_tile, v_inverse, ranges, d, v_bits, a.v_norm, lane);
     else
-      params = candidate_params(ranges, 0, v_bits);
+      params = lane_params(ranges, 0, v_bits);
     float inv[2][2];
     ZC_UNROLL
     for (int i = 0; i < 4; ++i) inv[i >> 1][i & 1] = quant_inverse(params.at[i >> 1][i & 1].scale);
@@ -566,7 +513,7 @@ void pack_segment(Context& context, const PackSegmentArgs& a) {
   const int64_t ranges_bytes = search ? channels * static_cast<int64_t>(sizeof(Range)) : 0;
   with_aligned(context, {&k, &v}, {}, ranges_bytes + 4 * n_kv_heads, [&](uint8_t* scratch) {
     const int64_t n_sums = search ? channels * kRangeCandidates : 0;
-    int32_t* counters = context.counters(2 * n_sums + 3 * channels + 2 * n_kv_heads);
+    int32_t* counters = context.counters(2 * n_sums + kRangeParts * channels + 2 * n_kv_heads);
     Packing p{};
     p.at = {a.pool.as<uint8_t>(), a.pool.size(0), a.table.as<int32_t>(),
             a.table.size(0),      a.layer,        a.segment,
@@ -580,14 +527,14 @@ void pack_segment(Context& context, const PackSegmentArgs& a) {
     p.good = reinterpret_cast<int32_t*>(scratch + ranges_bytes);
     p.errors = reinterpret_cast<unsigned long long*>(counters);
     p.keys = reinterpret_cast<uint32_t*>(counters + 2 * n_sums);
-    p.arrivals = counters + 2 * n_sums + 3 * channels;
+    p.arrivals = counters + 2 * n_sums + kRangeParts * channels;
     p.bad_ids = p.arrivals + n_kv_heads;
 
     const auto heads = static_cast<unsigned>(n_kv_heads);
     const dim3 chunks(std::max(1u, blocks_for(n, kChunk)), heads);
     dispatch_float(k.dtype, [&](auto type) {
       using T = typename decltype(type)::type;
-      const size_t partial_bytes = 3 * sizeof(float) * kPer16Bytes<T> * kThreads;
+      const size_t partial_bytes = kRangeParts * sizeof(float) * kPer16Bytes<T> * kThreads;
       launch(context, &segment_ranges_kernel<T>, chunks, kThreads, partial_bytes, context.faults(),
              p, k.as<T>(), v.as<T>());
       if (search)
