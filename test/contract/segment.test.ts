@@ -655,10 +655,12 @@ describeBackends('a damaged page table', (backend) => {
     (table) => {
       table[index] = value
     }
+  /** The last page: attention with a sliding window need not look at those before. */
   const page =
     (unit: number, kvHead: number): Damage =>
-    (table, { cache }, segment) => {
-      table[table[cache.wordAt(table, segment, 'pagesBegin', kvHead)]] = unit
+    (table, { cache, sequence }, segment) => {
+      const nPages = Math.ceil(sequence.segments[segment].nTokens / kvTable.pageTokens)
+      table[table[cache.wordAt(table, segment, 'pagesBegin', kvHead)] + nPages - 1] = unit
     }
 
   const everyOp = Object.keys(ops)
@@ -722,8 +724,8 @@ describeBackends('a damaged page table', (backend) => {
     ],
     ...[-1, units - 1, units, int32Max, int32Min].flatMap(
       (unit): [string, readonly string[], Damage][] => [
-        [`the first head's page at unit ${unit}`, everyOp, page(unit, 0)],
-        [`the second head's page at unit ${unit}`, everyOp, page(unit, 1)],
+        [`the first head's last page at unit ${unit}`, everyOp, page(unit, 0)],
+        [`the second head's last page at unit ${unit}`, everyOp, page(unit, 1)],
       ],
     ),
     ...[0, 1, 5, 33, -1, int32Min].flatMap((n): [string, readonly string[], Damage][] => [

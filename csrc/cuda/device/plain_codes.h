@@ -5,8 +5,8 @@
 #include "csrc/cuda/device/simt.h"
 
 // Codes of a row in the plain format: element c at bit c * bits; 3 bits are a plane of the two low
-// bits and then a plane of the top ones. A thread has kCodes neighbours, which begin at a whole byte
-// of each plane.
+// bits and then a plane of the top ones. A thread has kCodes neighbours, which begin at a whole
+// byte of each plane.
 namespace zc::cuda {
 
 inline constexpr int kCodes = 8;

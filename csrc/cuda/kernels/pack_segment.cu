@@ -29,9 +29,9 @@ struct Packing {
   int32_t* good;  // (n_kv_heads): whether the head's table and ids are
   Range* ranges;  // (n_kv_heads, head_dim): of K, for a search
   // Zero before and after:
-  int32_t* arrivals;  // (n_kv_heads): blocks that are done
-  int32_t* bad_ids;   // (n_kv_heads): whether a block met some
-  uint32_t* keys;     // (n_kv_heads, kRangeParts, head_dim): of K, and the last one of V
+  int32_t* arrivals;           // (n_kv_heads): blocks that are done
+  int32_t* bad_ids;            // (n_kv_heads): whether a block met some
+  uint32_t* keys;              // (n_kv_heads, kRangeParts, head_dim): of K, and the last one of V
   unsigned long long* errors;  // (n_kv_heads, kRangeCandidates, head_dim): sums of quant_error
 };
 
@@ -76,8 +76,7 @@ __global__ void __launch_bounds__(kThreads)
   const int group = thread / columns;
   float top[kRangeParts][kPer16Bytes<T>];
   ZC_UNROLL
-  for (int part = 0; part < kRangeParts; ++part)
-    ZC_UNROLL
+  for (int part = 0; part < kRangeParts; ++part) ZC_UNROLL
   for (int e = 0; e < kPer16Bytes<T>; ++e) top[part][e] = least_of_part(part);
   for (int first = group; first < count && group < groups; first += kRowsAtOnce * groups) {
     const uint4 nan = make_uint4(~0u, ~0u, ~0u, ~0u);

@@ -5,8 +5,8 @@
 #include "csrc/cuda/device/vector.h"
 #include "csrc/cuda/launchers.h"
 
-// Quantization to the plain format, in up to three passes over x: ranges of columns (for the schemes
-// that need some), parameters of groups, codes.
+// Quantization to the plain format, in up to three passes over x: ranges of columns (for the
+// schemes that need some), parameters of groups, codes.
 namespace zc::cuda {
 
 namespace {
@@ -148,10 +148,8 @@ __global__ void __launch_bounds__(kThreads) group_params_kernel(Quantizing a, co
     for (int64_t i = lane; i < a.group_size; i += 32)
       own.add(row_value(a, x, row, first + i), a.bits, a.norm);
     ZC_UNROLL
-    for (int i = 0; i < kRangeCandidates; ++i)
-      ZC_UNROLL
-    for (int step = 1; step < 32; step *= 2)
-      own.sums[i] += __shfl_xor_sync(~0u, own.sums[i], step);
+    for (int i = 0; i < kRangeCandidates; ++i) ZC_UNROLL
+    for (int step = 1; step < 32; step *= 2) own.sums[i] += __shfl_xor_sync(~0u, own.sums[i], step);
     uint64_t least = own.sums[0];
     ZC_UNROLL
     for (int i = 1; i < kRangeCandidates; ++i)
@@ -217,8 +215,8 @@ void quantize(Context& context, const QuantizeArgs& a) {
     q.keys = reinterpret_cast<uint32_t*>(counters + 2 * n_sums);
     q.arrivals = counters + 2 * n_sums + kRangeParts * q.channels;
     if (search)
-      q.ranges = static_cast<Range*>(
-          context.scratch(q.channels * static_cast<int64_t>(sizeof(Range))));
+      q.ranges =
+          static_cast<Range*>(context.scratch(q.channels * static_cast<int64_t>(sizeof(Range))));
   }
   dispatch_float(a.x.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
@@ -227,8 +225,8 @@ void quantize(Context& context, const QuantizeArgs& a) {
       launch(context, &column_ranges_kernel<T>, columns, kThreads, 0, q, x);
     if (search) launch(context, &search_columns_kernel<T>, columns, kThreads, 0, q, x);
     if (!by_column && q.channels > 0)
-      launch(context, &group_params_kernel<T>, blocks_for(a.scale.length(), kWarps), kThreads, 0,
-             q, x);
+      launch(context, &group_params_kernel<T>, blocks_for(a.scale.length(), kWarps), kThreads, 0, q,
+             x);
     const int64_t n = q.rows * ((q.channels + kCodes - 1) / kCodes);
     launch(context, &quantize_kernel<T>, blocks_for(n, kThreads), kThreads, 0, q, x,
            in_vectors(address_bits(x), q.channels));
