@@ -45,10 +45,19 @@ void* allocate_aligned(int64_t bytes) {
   return memory;
 }
 
+// What the devices say they are: Hopper's instructions have kernels of their own, all others share
+// theirs.
+struct Architecture {
+  int number;  // 10 major + minor
+  int shared_bytes_per_block;
+};
+constexpr Architecture kArchitectures[] = {{90, 227 * 1024}, {80, 99 * 1024}};
+constexpr int32_t kDevices = 2;
+
 struct EmulatedContext final : DeviceContext, Context {
-  EmulatedContext() {
-    architecture = 90;
-    shared_bytes_per_block = 227 * 1024;
+  explicit EmulatedContext(const Architecture& is) {
+    architecture = is.number;
+    shared_bytes_per_block = is.shared_bytes_per_block;
     n_multiprocessors = 4;
     fault = &found;
   }
@@ -89,12 +98,13 @@ struct EmulatedContext final : DeviceContext, Context {
 
 EmulatedContext& emulated(DeviceContext* device) { return static_cast<EmulatedContext&>(*device); }
 
-int32_t device_count(OpStatus*) { return 1; }
+int32_t device_count(OpStatus*) { return kDevices; }
 
-void device_facts(int32_t, DeviceFacts* facts, OpStatus*) {
+void device_facts(int32_t ordinal, DeviceFacts* facts, OpStatus*) {
   *facts = {};
   std::snprintf(facts->name, sizeof(facts->name), "emulated CUDA device");
-  std::snprintf(facts->architecture, sizeof(facts->architecture), "emulated");
+  std::snprintf(facts->architecture, sizeof(facts->architecture), "emulated sm_%d",
+                kArchitectures[ordinal].number);
   facts->n_multiprocessors = 4;
   facts->memory_bytes = memory_bytes();
 }
@@ -102,8 +112,9 @@ void device_facts(int32_t, DeviceFacts* facts, OpStatus*) {
 DeviceContext* open(int32_t ordinal, OpStatus* status) {
   DeviceContext* device = nullptr;
   guarded(status, [&] {
-    ZC_CHECK(ordinal == 0, ErrorCode::kDevice, "device: is number %d, expected 0", ordinal);
-    device = new EmulatedContext();
+    ZC_CHECK(ordinal < kDevices, ErrorCode::kDevice, "device: is number %d, expected 0 to %d",
+             ordinal, kDevices - 1);
+    device = new EmulatedContext(kArchitectures[ordinal]);
   });
   return device;
 }
