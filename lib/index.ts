@@ -23,7 +23,7 @@ export { ERROR_CODES, type ErrorCode, ZipCacheError } from './errors.js'
 export { evaluateLineRetrieval, generateLineRetrieval } from './eval/line-retrieval.js'
 export type { ModelConfig } from './model/config.js'
 export type { ChatMessage, ModelTokenizer } from './model/tokenizer.js'
-export { Device, type DeviceOptions } from './ops/index.js'
+export { Device, type DeviceFacts, type DeviceOptions } from './ops/index.js'
 export {
   type CachePolicy,
   POLICY_NAMES,

@@ -1,8 +1,9 @@
 // Brings a clone to where it can run: npm packages, native addon, compiled TypeScript. `npm run
 // demo` and `npm test` begin here. Plain Node without dependencies, since it runs before anything
 // is installed. Each step is skipped when its inputs are the same.
-//   node scripts/setup.mjs           all steps
-//   node scripts/setup.mjs native    npm packages and the addon alone
+//   node scripts/setup.mjs           npm packages, the addon, TypeScript
+//   node scripts/setup.mjs native    npm packages, the addon, and the emulated CUDA backend, for tests
+//   node scripts/setup.mjs cuda      npm packages, the addon, and the CUDA backend, by nvcc
 import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
@@ -84,16 +85,25 @@ async function installPackages() {
   })
 }
 
-const addon = at('build', 'Release', 'zipcache.node')
-const addonStamp = at('build', '.stamp')
+/** What is built natively: targets of CMakeLists.txt. */
+const libraries = {
+  zipcache: { file: 'zipcache.node', name: 'the native addon' },
+  'zipcache-cuda-emu': { file: 'zipcache-cuda-emu.so', name: 'the emulated CUDA backend' },
+  'zipcache-cuda': { file: 'zipcache-cuda.so', name: 'the CUDA backend' },
+}
+const builtFile = (target) => at('build', 'Release', libraries[target].file)
+const targetStamp = (target) => at('build', `.stamp-${target}`)
 
 // Our own CI sets ZC_WERROR=1. It is off for users: a newer compiler's new warning must not break
 // their build.
 const werror = process.env.ZC_WERROR === '1' ? 'ON' : 'OFF'
+// GPUs to build for, as CMake names them; default as CMakeLists.txt has it.
+const architectures = process.env.ZC_CUDA_ARCHITECTURES ?? ''
 
-function addonInputs() {
+function nativeInputs() {
   const headers = lockedVersions('node-addon-api', 'node-api-headers')
-  const facts = [process.platform, process.arch, process.env.CXX ?? '', werror, headers]
+  const { platform, arch, env } = process
+  const facts = [platform, arch, env.CXX ?? '', werror, architectures, headers]
   return hashInputs([at('CMakeLists.txt'), ...filesBelow(at('csrc'))], facts)
 }
 
@@ -102,20 +112,24 @@ function addonInputs() {
  * such packages cmake-js 8 takes the headers from node-api-headers. `configure` and `build`, never
  * `compile`, which answers every compile error with a full rebuild.
  */
-async function buildAddon(compiler, inputs) {
-  const configuration = JSON.stringify({ root, compiler, werror })
+async function buildNative(compiler, targets, inputs) {
+  const cuda = targets.includes('zipcache-cuda') ? 'ON' : 'OFF'
+  const configuration = JSON.stringify({ root, compiler, werror, cuda, architectures })
   const configurationStamp = at('build', '.configuration')
+  const configured = existsSync(configurationStamp)
+    ? JSON.parse(readFileSync(configurationStamp, 'utf8'))
+    : {}
   // CMake cannot change a configured directory's compiler or source folder, and node-gyp uses
   // build/ too: then begin afresh.
-  const isConfigured =
-    existsSync(configurationStamp) && readFileSync(configurationStamp, 'utf8') === configuration
-  if (!isConfigured) rmSync(at('build'), { recursive: true, force: true })
-  rmSync(addonStamp, { force: true })
+  const isUsable = configured.root === root && configured.compiler === compiler
+  if (!isUsable) rmSync(at('build'), { recursive: true, force: true })
+  for (const target of targets) rmSync(targetStamp(target), { force: true })
 
   const cmakeJs = at('node_modules', 'cmake-js', 'bin', 'cmake-js')
-  const compilerArgs = ['--cc', compiler, '--cxx', compiler]
-  const configure = [cmakeJs, 'configure', ...compilerArgs, `--CDZC_WERROR=${werror}`]
-  const build = [cmakeJs, 'build', '--parallel', String(availableParallelism())]
+  const settings = { WERROR: werror, CUDA_EMU: 'ON', CUDA: cuda }
+  if (architectures) settings.CUDA_ARCHITECTURES = architectures
+  const configure = [cmakeJs, 'configure', '--cc', compiler, '--cxx', compiler]
+  for (const [name, value] of Object.entries(settings)) configure.push(`--CDZC_${name}=${value}`)
   const options = {
     cwd: root,
     // CMakeLists.txt asks `node` where the headers are: let it be this one.
@@ -127,10 +141,15 @@ async function buildAddon(compiler, inputs) {
   }
   await runQuietly('configuring the native addon', process.execPath, configure, options)
   writeFileSync(configurationStamp, configuration)
-  await runQuietly('building the native addon', process.execPath, build, options)
-  if (!existsSync(addon))
-    throw new ScriptError(`the build did not write ${addon}`, options.nextStep)
-  writeFileSync(addonStamp, inputs)
+  for (const target of targets) {
+    const build = [cmakeJs, 'build', '--target', target, '--parallel']
+    const args = [...build, String(availableParallelism())]
+    await runQuietly(`building ${libraries[target].name}`, process.execPath, args, options)
+    const file = builtFile(target)
+    if (!existsSync(file))
+      throw new ScriptError(`the build did not write ${file}`, options.nextStep)
+    writeFileSync(targetStamp(target), inputs)
+  }
 }
 
 const distStamp = at('dist', '.stamp')
@@ -156,30 +175,41 @@ function isStamped(stamp, product, inputs) {
 /**
  * Does what is stale among the steps and says so on stderr. Throws ScriptError with the reason and
  * the next step.
- * @param {{ native?: boolean, ts?: boolean }} steps which of the two builds are wanted
+ * @param {{ native?: boolean, emulator?: boolean, cuda?: boolean, ts?: boolean }} steps which builds
+ * are wanted beside the npm packages: the addon, the emulated CUDA backend that tests run, the CUDA
+ * backend, dist/. A CUDA backend that is there is kept as new as the addon.
  */
-export async function setup({ native = true, ts = true } = {}) {
+export async function setup({ native = true, emulator = false, cuda = false, ts = true } = {}) {
   requireNode()
-  const addonHash = native ? addonInputs() : ''
+  const wanted = { zipcache: native, 'zipcache-cuda-emu': emulator, 'zipcache-cuda': cuda }
+  if (native && existsSync(builtFile('zipcache-cuda'))) wanted['zipcache-cuda'] = true
+  const nativeHash = native ? nativeInputs() : ''
   const distHash = ts ? distInputs() : ''
-  const buildsAddon = native && !isStamped(addonStamp, addon, addonHash)
+  const targets = Object.keys(libraries).filter(
+    (target) =>
+      wanted[target] && !isStamped(targetStamp(target), builtFile(target), nativeHash),
+  )
   const buildsDist = ts && !isStamped(distStamp, at('dist', 'index.js'), distHash)
   const installs = !packagesAreCurrent()
-  if (!installs && !buildsAddon && !buildsDist) {
+  if (!installs && targets.length === 0 && !buildsDist) {
     say('up to date')
     return
   }
   // First the check that can ask the person for something, then the slow steps.
-  const compiler = buildsAddon ? await requireToolchain() : ''
+  const compiler = targets.length > 0 ? await requireToolchain() : ''
   if (installs) await installPackages()
-  if (buildsAddon) await buildAddon(compiler, addonHash)
+  if (targets.length > 0) await buildNative(compiler, targets, nativeHash)
   if (buildsDist) await buildDist(distHash)
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1]).href) {
   const [only] = process.argv.slice(2)
+  const steps = {
+    native: { emulator: true, ts: false },
+    cuda: { cuda: true, ts: false },
+  }
   try {
-    await setup({ ts: only !== 'native' })
+    await setup(steps[only])
   } catch (error) {
     reportFailure(error)
     process.exitCode = 1

@@ -40,7 +40,7 @@ function count({ status, results }) {
 
 let counts = { passed: 0, failed: 1, skipped: 0 }
 try {
-  await setup()
+  await setup({ emulator: true })
   counts = count(runJest(process.argv.slice(2)))
 } catch (error) {
   reportFailure(error)

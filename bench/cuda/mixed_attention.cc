@@ -63,8 +63,10 @@ struct Device {
   }
   void synchronize() const {
     OpStatus status;
-    plugin->synchronize(context, &status);
-    if (status.code) fail("synchronize", status);
+    DeviceMark* mark = plugin->mark(context, nullptr, 0, &status);
+    if (status.code) fail("mark", status);
+    plugin->wait(context, mark, nullptr, &status);
+    if (status.code) fail("wait", status);
   }
 };
 

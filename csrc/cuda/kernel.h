@@ -2,10 +2,12 @@
 
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "csrc/core/error.h"
 #include "csrc/cuda/device/fault.h"
 #include "csrc/cuda/device/simt.h"
+#include "csrc/cuda/runtime_api.h"
 #include "csrc/math/dispatch.h"
 #include "csrc/ops/op_args.h"
 
@@ -20,7 +22,7 @@ class Context {
   int n_multiprocessors = 1;
   int architecture = 80;                   // 10 major + minor
   int shared_bytes_per_block = 99 * 1024;  // dynamic shared memory that a kernel may ask for
-  void* stream = nullptr;                  // cudaStream_t; unused by the emulator
+  cudaStream_t stream = nullptr;           // or the one that is being recorded
 
   // Device memory for intermediate results, valid until the next op on this stream. It never moves
   // under a recorded program. Throws kOutOfMemory.
@@ -33,36 +35,34 @@ class Context {
 
   // Where the kernels of the running op report bad data.
   FaultSink faults() const { return {fault, op}; }
-  Fault* fault = nullptr;  // in memory that kernels and the host both see
+  Fault* fault = nullptr;  // in device memory
   int32_t op = 0;          // index in op_list.def
 };
+
+// Throws what a call of CUDA's runtime answered; a name of the call for the message.
+void check_cuda(cudaError_t status, const char* call);
 
 // Runs kernel<<<grid, block, shared_bytes>>>(args...) on the context's stream. An empty grid
 // launches nothing. Throws what the launch itself reports; what goes wrong while it runs is
 // reported by the wait.
-#if defined(__CUDACC__)
-void check_launch(int status, const char* file, int line);
 template <typename... Params, typename... Args>
 void launch(Context& context, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
             Args&&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+#if defined(__CUDACC__)
   if (shared_bytes > 48 * 1024)
-    check_launch(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                      cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      static_cast<int>(shared_bytes)),
-                 __FILE__, __LINE__);
-  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(context.stream)>>>(
-      static_cast<Params>(args)...);
-  check_launch(cudaGetLastError(), __FILE__, __LINE__);
-}
+    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shared_bytes)),
+               "cudaFuncSetAttribute");
+  kernel<<<grid, block, shared_bytes, context.stream>>>(static_cast<Params>(args)...);
+  check_cuda(cudaGetLastError(), "the launch of a kernel");
 #else
-template <typename... Params, typename... Args>
-void launch(Context&, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
-            Args&&... args) {
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  simt::launch(kernel, grid, block, shared_bytes, static_cast<Params>(args)...);
-}
+  check_cuda(
+      emu::launch(context.stream, kernel, grid, block, shared_bytes, std::forward<Args>(args)...),
+      "the launch of a kernel");
 #endif
+}
 
 inline unsigned blocks_for(int64_t n, int64_t per_block) {
   const int64_t blocks = (n + per_block - 1) / per_block;

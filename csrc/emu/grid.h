@@ -7,9 +7,8 @@
 
 namespace zc::emu {
 
-// Runs all blocks of a grid and returns when they have ended, whatever the stream: the emulator has
-// one. Blocks come in settings().schedule's order, n_host_threads at a time. Throws what the first
-// block to fail threw.
+// Runs all blocks of a grid and returns when they have ended. Blocks come in settings().schedule's
+// order, n_host_threads at a time. Throws what the first block to fail threw.
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*invoke)(void*), void* kernel);
 
 }  // namespace zc::emu

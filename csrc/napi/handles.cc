@@ -2,9 +2,11 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <functional>
 #include <vector>
 
 #include "csrc/napi/state.h"
+#include "csrc/runtime/device_list.h"
 
 namespace zc::napi {
 
@@ -105,6 +107,77 @@ void stop_at_exit(void* data) { stop(*static_cast<DeviceHandle*>(data)); }
 
 // ---- devices ----
 
+// Runs work on a thread of the environment's pool and resolves to what it gives.
+template <typename Result>
+class InBackground final : public Napi::AsyncWorker {
+ public:
+  static Napi::Value run(Napi::Env env, std::function<Result()> work,
+                         Napi::Value (*convert)(Napi::Env, const Result&)) {
+    auto* worker = new InBackground(env, std::move(work), convert);  // deletes itself
+    const Napi::Promise promise = worker->deferred_.Promise();
+    worker->Queue();
+    return promise;
+  }
+
+ private:
+  InBackground(Napi::Env env, std::function<Result()> work,
+               Napi::Value (*convert)(Napi::Env, const Result&))
+      : AsyncWorker(env),
+        deferred_(Napi::Promise::Deferred::New(env)),
+        work_(std::move(work)),
+        convert_(convert) {}
+  void Execute() override { result_ = work_(); }
+  void OnOK() override { deferred_.Resolve(convert_(Env(), result_)); }
+  void OnError(const Napi::Error& error) override { deferred_.Reject(error.Value()); }
+
+  Napi::Promise::Deferred deferred_;
+  std::function<Result()> work_;
+  Napi::Value (*convert_)(Napi::Env, const Result&);
+  Result result_{};
+};
+
+Napi::Value devices_to_js(Napi::Env env, const std::vector<ListedDevice>& devices) {
+  Napi::Array result = Napi::Array::New(env, devices.size());
+  for (uint32_t i = 0; i < devices.size(); ++i) {
+    const ListedDevice& device = devices[i];
+    Napi::Object object = Napi::Object::New(env);
+    object.Set("name", device.name);
+    object.Set("reason", device.reason);
+    object.Set("isa", device.isa);
+    object.Set("model", std::string(device.facts.name));
+    object.Set("memoryBytes", static_cast<double>(device.facts.memory_bytes));
+    object.Set("nMultiprocessors", device.facts.n_multiprocessors);
+    object.Set("driverVersion", device.facts.driver_version);
+    object.Set("runtimeVersion", device.facts.runtime_version);
+    result.Set(i, object);
+  }
+  return result;
+}
+
+// listDevices(pluginFolder) -> Promise<{ name, reason, isa, model, … }[]>
+Napi::Value list_devices_js(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return InBackground<std::vector<ListedDevice>>::run(
+        info.Env(), [folder = text_of(info[0], "pluginFolder")] { return list_devices(folder); },
+        devices_to_js);
+  });
+}
+
+// prepareDevice(name, pluginFolder) -> Promise<void>: what would keep openDevice waiting
+Napi::Value prepare_device(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const std::optional<PluginName> plugin = parse_plugin_name(text_of(info[0], "device"));
+    const std::string folder = text_of(info[1], "pluginFolder");
+    return InBackground<bool>::run(
+        info.Env(),
+        [plugin, folder] {
+          if (plugin) prepare_plugin(*plugin, folder);
+          return true;
+        },
+        [](Napi::Env env, const bool&) { return env.Undefined(); });
+  });
+}
+
 // openDevice(name, nThreads, pluginFolder) -> handle
 Napi::Value open_device(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
@@ -154,7 +227,7 @@ Napi::Value dispose_device(const Napi::CallbackInfo& info) {
   });
 }
 
-// deviceInfo(device) -> { name, isa, nThreads, currentBytes, peakBytes }
+// deviceInfo(device) -> { name, isa, nThreads }
 Napi::Value device_info(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   return guarded(env, [&]() -> Napi::Value {
@@ -163,8 +236,20 @@ Napi::Value device_info(const Napi::CallbackInfo& info) {
     result.Set("name", device.name());
     result.Set("isa", device.isa());
     result.Set("nThreads", device.n_threads());
-    result.Set("currentBytes", static_cast<double>(device.memory()->account().current.load()));
-    result.Set("peakBytes", static_cast<double>(device.memory()->account().peak.load()));
+    return result;
+  });
+}
+
+// deviceMemory(device) -> { current, peak, total, free }, in bytes
+Napi::Value device_memory(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    DeviceMemory& memory = *device_of(info[0], "device")->device->memory();
+    Napi::Object result = Napi::Object::New(env);
+    result.Set("current", static_cast<double>(memory.account().current.load()));
+    result.Set("peak", static_cast<double>(memory.account().peak.load()));
+    result.Set("total", static_cast<double>(memory.total_bytes()));
+    result.Set("free", static_cast<double>(memory.free_bytes()));
     return result;
   });
 }
@@ -173,7 +258,7 @@ Napi::Value sync(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     DevicePtr& handle = device_of(info[0], "device");
     refuse_while_recording(*handle);
-    return promise_at_marker(info.Env(), handle, Napi::Value(), info[0]);
+    return promise_at_marker(info.Env(), handle, {}, Napi::Value(), info[0]);
   });
 }
 
@@ -357,10 +442,8 @@ Napi::Value read_at_marker(Napi::Env env, TensorHandle& tensor, const DevicePtr&
                            Napi::Value keep) {
   const int64_t bytes = tensor.view.size_bytes();
   Napi::ArrayBuffer buffer = new_array_buffer(env, static_cast<size_t>(bytes));
-  device->device->stream().enqueue(
-      [storage = tensor.storage, from = tensor.view.data, to = buffer.Data(), bytes,
-       memory = device->device->memory()] { memory->read(to, from, bytes); });
-  return promise_at_marker(env, device, buffer, keep);
+  return promise_at_marker(env, device, {tensor.storage, buffer.Data(), tensor.view.data, bytes},
+                           buffer, keep);
 }
 
 // readTensor(tensor) -> Promise<ArrayBuffer>
@@ -381,7 +464,7 @@ Napi::Value begin_recording(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     DevicePtr& device = device_of(info[0], "device");
     refuse_while_recording(*device);
-    device->recording = std::make_shared<Program>();
+    device->recording = std::make_shared<Program>(device->device->plugin());
     return info.Env().Undefined();
   });
 }
@@ -504,7 +587,7 @@ std::shared_ptr<DeviceHandle> device_of(const TensorHandle& tensor, const char* 
 }
 
 Napi::Value promise_at_marker(Napi::Env env, const std::shared_ptr<DeviceHandle>& handle,
-                              Napi::Value result, Napi::Value keep) {
+                              Stream::Read read, Napi::Value result, Napi::Value keep) {
   AddonState& addon = state(env);
   const uint64_t id = addon.next_pending++;
   Pending pending{Napi::Promise::Deferred::New(env), {}, {}, handle->device.get()};
@@ -513,12 +596,13 @@ Napi::Value promise_at_marker(Napi::Env env, const std::shared_ptr<DeviceHandle>
   const Napi::Value promise = pending.deferred.Promise();
   addon.pending.emplace(id, std::move(pending));
   if (handle->n_pending++ == 0) napi_ref_threadsafe_function(env, handle->settle);
-  handle->device->stream().enqueue_marker([id, handle](const std::optional<Error>& error) {
-    auto settled = std::make_unique<Settled>(Settled{id, error, handle});
-    if (napi_call_threadsafe_function(handle->settle, settled.get(), napi_tsfn_nonblocking) ==
-        napi_ok)
-      settled.release();
-  });
+  handle->device->stream().enqueue_marker(
+      std::move(read), [id, handle](const std::optional<Error>& error) {
+        auto settled = std::make_unique<Settled>(Settled{id, error, handle});
+        if (napi_call_threadsafe_function(handle->settle, settled.get(), napi_tsfn_nonblocking) ==
+            napi_ok)
+          settled.release();
+      });
   return promise;
 }
 
@@ -526,9 +610,12 @@ void register_handles(Napi::Env env, Napi::Object exports) {
   const auto add = [&](const char* name, Napi::Value (*f)(const Napi::CallbackInfo&)) {
     exports.Set(name, Napi::Function::New(env, f, name));
   };
+  add("listDevices", list_devices_js);
+  add("prepareDevice", prepare_device);
   add("openDevice", open_device);
   add("disposeDevice", dispose_device);
   add("deviceInfo", device_info);
+  add("deviceMemory", device_memory);
   add("sync", sync);
   add("createTensor", create_tensor);
   add("reserveTensor", reserve_tensor);

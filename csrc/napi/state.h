@@ -46,7 +46,7 @@ struct DeviceHandle {
 
 // A program is of one device: its ops run on that device's own thread.
 struct ProgramHandle {
-  std::shared_ptr<const Program> program;  // null once disposed
+  std::shared_ptr<Program> program;  // null once disposed
   std::weak_ptr<DeviceHandle> device;
 };
 
@@ -88,10 +88,10 @@ std::shared_ptr<DeviceHandle>& device_of(const Napi::Value& value, const char* a
 TensorHandle& tensor_of(const Napi::Value& value, const char* argument);
 std::shared_ptr<DeviceHandle> device_of(const TensorHandle& tensor, const char* argument);
 
-// A promise that is settled when everything enqueued so far has run; `keep` is not collected
-// before.
+// A promise that is settled when everything enqueued so far has run and `read` was read; `keep` is
+// not collected before.
 Napi::Value promise_at_marker(Napi::Env env, const std::shared_ptr<DeviceHandle>& handle,
-                              Napi::Value result, Napi::Value keep);
+                              Stream::Read read, Napi::Value result, Napi::Value keep);
 
 void register_handles(Napi::Env env, Napi::Object exports);
 

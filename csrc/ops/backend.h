@@ -19,11 +19,11 @@ struct OpContext {
 // library.
 struct OpStatus {
   int32_t code = 0;  // 0: done; otherwise 1 + the ErrorCode
-  char message[252] = {};
+  char message[508] = {};
   char op[32] = {};  // the op that is to blame, when it is not the one that was called
 };
 
-inline constexpr uint32_t kBackendVersion = 2;
+inline constexpr uint32_t kBackendVersion = 3;
 
 // A backend is a table of functions, one an op. Arguments were checked by csrc/ops/op_check.cc when
 // the op was enqueued.

@@ -28,6 +28,7 @@ class Device {
   Stream& stream() { return stream_; }
   const OpContext& context() const { return context_; }
   const std::shared_ptr<DeviceMemory>& memory() const { return memory_; }
+  const std::shared_ptr<PluginDevice>& plugin() const { return plugin_; }
 
   // Drops queued work, gives up running loops and ends the threads. Idempotent.
   void stop();

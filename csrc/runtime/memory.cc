@@ -25,16 +25,20 @@ int64_t physical_memory_bytes() {
 void* HostMemory::allocate(int64_t bytes) {
   // The system promises more memory than it has and kills whoever touches it; refuse what cannot be
   // there.
-  static const int64_t physical = physical_memory_bytes();
-  const auto in_use = static_cast<long long>(account_.current.load());
-  ZC_CHECK(bytes <= physical - in_use, ErrorCode::kOutOfMemory,
-           "a tensor of %lld bytes does not fit: the device has %lld bytes, %lld in use",
-           static_cast<long long>(bytes), static_cast<long long>(physical), in_use);
+  ZC_CHECK(bytes <= free_bytes(), ErrorCode::kOutOfMemory,
+           "%lld bytes do not fit: the device has %lld bytes, %lld of them free",
+           static_cast<long long>(bytes), static_cast<long long>(total_bytes()),
+           static_cast<long long>(free_bytes()));
   const size_t rounded = (static_cast<size_t>(bytes) + 63) / 64 * 64;
   void* data = std::aligned_alloc(64, rounded ? rounded : 64);
   ZC_CHECK(data, ErrorCode::kOutOfMemory, "a tensor of %lld bytes could not be allocated",
            static_cast<long long>(bytes));
   return data;
+}
+
+int64_t HostMemory::total_bytes() const {
+  static const int64_t physical = physical_memory_bytes();
+  return physical;
 }
 
 void* HostMemory::reserve(int64_t bytes) {
@@ -61,7 +65,10 @@ void HostMemory::write(void* to, const void* from, int64_t bytes) {
   if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
 }
 
-void HostMemory::read(void* to, const void* from, int64_t bytes) { write(to, from, bytes); }
+std::unique_ptr<Pending> HostMemory::read(void* to, const void* from, int64_t bytes) {
+  write(to, from, bytes);
+  return nullptr;
+}
 
 std::shared_ptr<Storage> Storage::allocate(std::shared_ptr<DeviceMemory> memory, int64_t bytes) {
   std::shared_ptr<Storage> storage(new Storage(Kind::kAllocated, memory->allocate(bytes), bytes));

@@ -21,6 +21,15 @@ struct MemoryAccount {
   }
 };
 
+// What a device is still at.
+class Pending {
+ public:
+  virtual ~Pending() = default;
+  // On any thread, once. Throws the first thing that went wrong on the device since what was
+  // pending before this.
+  virtual void wait() = 0;
+};
+
 // The memory of a device. Tensors are given and taken on any thread; the bytes in them are touched
 // on the stream's thread alone, in stream order.
 class DeviceMemory {
@@ -33,13 +42,18 @@ class DeviceMemory {
   virtual void* reserve(int64_t bytes) = 0;
   // Takes back what allocate or reserve gave for so many bytes, after everything that was enqueued.
   virtual void release(void* data, int64_t bytes, bool reserved) = 0;
+  // How much there is, and how much of it could still be allocated.
+  virtual int64_t total_bytes() const = 0;
+  virtual int64_t free_bytes() const = 0;
 
   // Part of a reservation reads as zeros again, and costs nothing where the device can do that.
   virtual void discard(void* data, int64_t bytes) = 0;
-  // To and from the host's memory; both return when the host's memory may change again. Empty
-  // copies may have no address.
+  // Copies from the host's memory, which may change once this returns. Empty copies may have no
+  // address.
   virtual void write(void* to, const void* from, int64_t bytes) = 0;
-  virtual void read(void* to, const void* from, int64_t bytes) = 0;
+  // Begins a copy to the host's memory; it is there, and everything before it was done, once what
+  // is returned was waited for. Null when that is so already.
+  virtual std::unique_ptr<Pending> read(void* to, const void* from, int64_t bytes) = 0;
   // Whether the device can use the host's memory as it is.
   virtual bool is_host() const = 0;
 
@@ -56,9 +70,11 @@ class HostMemory final : public DeviceMemory {
   // Address space without memory behind it: a page costs something once it is touched.
   void* reserve(int64_t bytes) override;
   void release(void* data, int64_t bytes, bool reserved) override;
+  int64_t total_bytes() const override;
+  int64_t free_bytes() const override { return total_bytes() - account_.current.load(); }
   void discard(void* data, int64_t bytes) override;
   void write(void* to, const void* from, int64_t bytes) override;
-  void read(void* to, const void* from, int64_t bytes) override;
+  std::unique_ptr<Pending> read(void* to, const void* from, int64_t bytes) override;
   bool is_host() const override { return true; }
 };
 

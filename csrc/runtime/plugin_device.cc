@@ -2,11 +2,48 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
+#include <charconv>
+#include <utility>
+
 #include "csrc/core/error.h"
 
 namespace zc {
 
 namespace {
+
+// A place in the plugin's stream.
+class PendingMark final : public Pending {
+ public:
+  PendingMark(const Plugin* plugin, DeviceContext* context, DeviceMark* mark, void* to)
+      : plugin_(plugin), context_(context), mark_(mark), to_(to) {}
+  ~PendingMark() override {
+    OpStatus ignored;  // nobody waits any more
+    if (mark_) plugin_->wait(context_, mark_, nullptr, &ignored);
+  }
+  void wait() override {
+    OpStatus status;
+    plugin_->wait(context_, std::exchange(mark_, nullptr), to_, &status);
+    check_status(status);
+  }
+
+ private:
+  const Plugin* plugin_;
+  DeviceContext* context_;
+  DeviceMark* mark_;
+  void* to_;
+};
+
+}  // namespace
+
+void check_status(const OpStatus& status, const char* op) {
+  if (status.code == 0) return;
+  const std::string message = status.message;
+  const size_t end = std::min(message.find_first_of(": "), message.size());
+  const bool names_argument = end < message.size() && message[end] == ':';
+  throw Error(static_cast<ErrorCode>(status.code - 1), message, status.op[0] ? status.op : op,
+              names_argument ? message.substr(0, end) : "");
+}
 
 const Plugin* load_plugin(const std::string& kind, const std::string& folder) {
   const std::string file = folder + "/zipcache-" + kind + ".so";
@@ -32,40 +69,63 @@ const Plugin* load_plugin(const std::string& kind, const std::string& folder) {
   return plugin;
 }
 
-}  // namespace
-
-void check_status(const OpStatus& status, const char* op) {
-  if (status.code == 0) return;
-  const std::string message = status.message;
-  const size_t colon = message.find(':');
-  throw Error(static_cast<ErrorCode>(status.code - 1), message, status.op[0] ? status.op : op,
-              colon == std::string::npos ? "" : message.substr(0, colon));
+std::optional<PluginName> parse_plugin_name(const std::string& name) {
+  PluginName parsed{name.substr(0, name.find(':'))};
+  if (parsed.kind != "cuda" && parsed.kind != "cuda-emu") return std::nullopt;
+  if (parsed.kind.size() == name.size()) return parsed;
+  const char* begin = name.c_str() + parsed.kind.size() + 1;
+  const char* end = name.c_str() + name.size();
+  const auto [stop, fault] = std::from_chars(begin, end, parsed.ordinal);
+  ZC_CHECK(fault == std::errc{} && stop == end && parsed.ordinal >= 0, ErrorCode::kDevice,
+           "device: is '%s', expected a number after '%s:'", name.c_str(), parsed.kind.c_str());
+  return parsed;
 }
 
-PluginDevice::PluginDevice(const std::string& kind, int32_t ordinal, const std::string& folder)
-    : plugin_(load_plugin(kind, folder)), ordinal_(ordinal) {
+void prepare_plugin(const PluginName& name, const std::string& folder) {
+  try {
+    const Plugin* plugin = load_plugin(name.kind, folder);
+    OpStatus status;
+    const int32_t count = plugin->device_count(&status);
+    if (status.code == 0 && name.ordinal < count) plugin->prepare(name.ordinal, &status);
+  } catch (const Error&) {
+  }
+}
+
+PluginDevice::PluginDevice(const PluginName& name, const std::string& folder)
+    : plugin_(load_plugin(name.kind, folder)) {
   OpStatus status;
   const int32_t count = plugin_->device_count(&status);
   check_status(status);
-  ZC_CHECK(ordinal < count, ErrorCode::kDevice, "device: is %s:%d, expected less than %d",
-           kind.c_str(), ordinal, count);
-  context_ = plugin_->open(ordinal, &status);
+  ZC_CHECK(name.ordinal < count, ErrorCode::kDevice,
+           "device: is %s:%d, but there is no such device: expected less than %d",
+           name.kind.c_str(), name.ordinal, count);
+  plugin_->device_facts(name.ordinal, &facts_, &status);
+  check_status(status);
+  context_ = plugin_->open(name.ordinal, &status);
   check_status(status);
 }
 
 PluginDevice::~PluginDevice() { plugin_->close(context_); }
 
-std::string PluginDevice::architecture() const {
+DeviceGraph* PluginDevice::record(const std::function<void()>& enqueue_ops) {
   OpStatus status;
-  DeviceFacts facts;
-  plugin_->device_facts(ordinal_, &facts, &status);
+  plugin_->begin_recording(context_, &status);
   check_status(status);
-  return facts.architecture;
+  try {
+    enqueue_ops();
+  } catch (const Error&) {
+    OpStatus ignored;  // what was thrown is the reason
+    release(plugin_->end_recording(context_, &ignored));
+    throw;
+  }
+  DeviceGraph* graph = plugin_->end_recording(context_, &status);
+  check_status(status);
+  return graph;
 }
 
-void PluginDevice::synchronize() {
+void PluginDevice::launch(DeviceGraph* graph) {
   OpStatus status;
-  plugin_->synchronize(context_, &status);
+  plugin_->launch_graph(context_, graph, &status);
   check_status(status);
 }
 
@@ -97,10 +157,21 @@ void PluginDevice::write(void* to, const void* from, int64_t bytes) {
   check_status(status);
 }
 
-void PluginDevice::read(void* to, const void* from, int64_t bytes) {
+int64_t PluginDevice::free_bytes() const {
   OpStatus status;
-  if (bytes > 0) plugin_->read(context_, to, from, bytes, &status);
+  const int64_t bytes = plugin_->free_bytes(context_, &status);
   check_status(status);
+  return bytes;
+}
+
+std::unique_ptr<Pending> PluginDevice::read(void* to, const void* from, int64_t bytes) {
+  OpStatus status;
+  const bool is_long = bytes > kMaxMarkBytes;
+  if (is_long) plugin_->read(context_, to, from, bytes, &status);
+  check_status(status);
+  DeviceMark* mark = plugin_->mark(context_, from, is_long ? 0 : bytes, &status);
+  check_status(status);
+  return std::make_unique<PendingMark>(plugin_, context_, mark, is_long ? nullptr : to);
 }
 
 }  // namespace zc

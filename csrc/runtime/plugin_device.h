@@ -1,6 +1,8 @@
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "csrc/ops/plugin.h"
@@ -8,42 +10,59 @@
 
 namespace zc {
 
-// Throws what a status reports; messages begin with the argument that is wrong. `op` is the op that
-// was called, "" for none: a status may name another.
+// Throws what a status reports; a message begins with the argument that is wrong, and a colon. `op`
+// is the op that was called, "" for none: a status may name another.
 void check_status(const OpStatus& status, const char* op = "");
 
-// A device of a plugin: a shared library named zipcache-<kind>.so, which stays loaded once it was
-// asked for.
+// The device that a name like "cuda", "cuda:1" or "cuda-emu" means.
+struct PluginName {
+  std::string kind;     // "cuda"
+  int32_t ordinal = 0;  // from 0
+};
+
+// Null for a name of no plugin's. Throws kDevice for a number that is none.
+std::optional<PluginName> parse_plugin_name(const std::string& name);
+
+// The table of a plugin, a shared library named zipcache-<kind>.so, which stays loaded from then
+// on. Throws kDevice with the reason when there is no such library or when it was built for another
+// version of the addon.
+const Plugin* load_plugin(const std::string& kind, const std::string& folder);
+
+// Does the slow part of opening, on any thread: it can take a second. Throws nothing: opening will.
+void prepare_plugin(const PluginName& name, const std::string& folder);
+
+// A device of a plugin.
 class PluginDevice final : public DeviceMemory {
  public:
-  // kind "cuda" or "cuda-emu"; folder: where the library lies. Throws kDevice with the reason when
-  // there is no such library, when it was built for another version of the addon, or when its
-  // device cannot be used.
-  PluginDevice(const std::string& kind, int32_t ordinal, const std::string& folder);
+  // folder: where the library lies. Throws kDevice with the reason when the device cannot be used.
+  PluginDevice(const PluginName& name, const std::string& folder);
   ~PluginDevice() override;
   PluginDevice(const PluginDevice&) = delete;
   PluginDevice& operator=(const PluginDevice&) = delete;
 
   const Backend& backend() const { return *plugin_->backend; }
   DeviceContext* context() const { return context_; }
-  std::string architecture() const;
+  const DeviceFacts& facts() const { return facts_; }
 
-  // Waits for everything that was enqueued; throws the first thing that went wrong since the last
-  // call.
-  void synchronize();
+  // Runs `enqueue_ops` with the device recording instead of running; throws what it throws.
+  DeviceGraph* record(const std::function<void()>& enqueue_ops);
+  void launch(DeviceGraph* graph);
+  void release(DeviceGraph* graph) { plugin_->release_graph(context_, graph); }
 
   void* allocate(int64_t bytes) override;
   void* reserve(int64_t bytes) override;
   void release(void* data, int64_t bytes, bool reserved) override;
+  int64_t total_bytes() const override { return facts_.memory_bytes; }
+  int64_t free_bytes() const override;
   void discard(void* data, int64_t bytes) override;
   void write(void* to, const void* from, int64_t bytes) override;
-  void read(void* to, const void* from, int64_t bytes) override;
+  std::unique_ptr<Pending> read(void* to, const void* from, int64_t bytes) override;
   bool is_host() const override { return false; }
 
  private:
   const Plugin* plugin_;
   DeviceContext* context_;
-  int32_t ordinal_;
+  DeviceFacts facts_{};
 };
 
 }  // namespace zc

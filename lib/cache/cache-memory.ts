@@ -1,11 +1,16 @@
 import type { Device } from '../ops/index.js'
+import { pageBytes, paramsBytes } from './format.js'
 import type { KvShape } from './kv-cache.js'
 import { PagePool } from './page-pool.js'
-import { type ProbeShape, ProbeSlots } from './probe-slots.js'
+import { type ProbeShape, ProbeSlots, probeSlotBytes } from './probe-slots.js'
 import { TableArena } from './table-arena.js'
 
-/** Probe rows that all running windows together may keep: 409 windows of ten. */
-const PROBE_SLOTS = 4096
+/**
+ * Probe rows that all running windows together may keep: 409 windows of ten, or what fits into a
+ * sixteenth of the pool, since a GPU gives the memory at once; 64 windows, a full batch, at least.
+ */
+const MAX_PROBE_SLOTS = 4096
+const MIN_PROBE_SLOTS = 640
 
 /**
  * All memory that the caches of one engine live in: pages, their tables, and the probe rows of
@@ -18,19 +23,22 @@ export class CacheMemory {
   readonly tables: TableArena
   readonly probes: ProbeSlots
 
-  /** Throws `ERR_ZC_OUT_OF_MEMORY` when the address space cannot be had. */
+  /** Throws `ERR_ZC_OUT_OF_MEMORY` when the memory cannot be had. */
   constructor(device: Device, probeShape: ProbeShape & KvShape, capacityBytes: number) {
     const { nLayers, nKvHeads, headDim } = probeShape
     this.device = device
     this.shape = { nLayers, nKvHeads, headDim }
     this.pool = new PagePool(device, capacityBytes)
+    let tables: TableArena | undefined
     try {
-      // The smallest page takes 128 bytes and a word of a table, a segment of one page ten words
-      // and its parameters: tables never need a quarter of the pool.
-      this.tables = new TableArena(device, Math.max(1 << 20, Math.ceil(capacityBytes / 16)))
-      this.probes = new ProbeSlots(device, probeShape, PROBE_SLOTS)
+      tables = new TableArena(device, tableWordsOf(capacityBytes, headDim))
+      this.tables = tables
+      const fitting = Math.floor(capacityBytes / 16 / probeSlotBytes(probeShape))
+      const nSlots = Math.max(MIN_PROBE_SLOTS, Math.min(MAX_PROBE_SLOTS, fitting))
+      this.probes = new ProbeSlots(device, probeShape, nSlots)
     } catch (error) {
       this.pool.dispose()
+      tables?.dispose()
       throw error
     }
   }
@@ -49,4 +57,14 @@ export class CacheMemory {
     this.tables.dispose()
     this.probes.dispose()
   }
+}
+
+/**
+ * Words of tables that a full pool can need: at worst it is full of segments of one page, of the
+ * fewest bits, each of which takes ten words and one for the page. Twice that, since tables grow in
+ * steps and leave gaps, and 4 MiB for sequences that hold nothing yet.
+ */
+function tableWordsOf(capacityBytes: number, headDim: number): number {
+  const segmentBytes = pageBytes('u2', 'u2', headDim) + paramsBytes(headDim)
+  return (1 << 20) + Math.ceil((2 * 11 * capacityBytes) / segmentBytes)
 }

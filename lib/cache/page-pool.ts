@@ -30,7 +30,7 @@ interface Superblock {
  */
 export class PagePool {
   readonly device: Device
-  /** (capacity) u8; memory stands behind claimed superblocks only. */
+  /** (capacity) u8; on the CPU memory stands behind claimed superblocks only. */
   readonly memory: Tensor<'u8'>
   readonly capacityBytes: number
   #usedBytes = 0
@@ -38,7 +38,7 @@ export class PagePool {
   readonly #unclaimed: number[] = []
   readonly #withFreeSlots = new Map<number, number[]>()
 
-  /** Throws `ERR_ZC_OUT_OF_MEMORY` when the address space cannot be had. */
+  /** Throws `ERR_ZC_OUT_OF_MEMORY` when the memory cannot be had. */
   constructor(device: Device, capacityBytes: number) {
     this.device = device
     const nSuperblocks = Math.floor(Math.min(capacityBytes, MAX_POOL_BYTES) / SUPERBLOCK_BYTES)

@@ -18,19 +18,30 @@ export class ProbeSlots {
   readonly layers: readonly { readonly q: Tensor; readonly lse: Tensor<'f32'> }[]
   readonly slotBytes: number
   readonly #capacity: number
+  readonly #tensors: Tensor[] = []
   readonly #holders: number[] = []
   /** Slots that were used and are free. */
   readonly #free: number[] = []
 
-  /** Throws `ERR_ZC_OUT_OF_MEMORY` when the address space cannot be had. */
+  /** Throws `ERR_ZC_OUT_OF_MEMORY` when the memory cannot be had. */
   constructor(device: Device, shape: ProbeShape, capacity: number) {
     const { nLayers, nHeads, headDim, dtype } = shape
     this.#capacity = capacity
-    this.slotBytes = nLayers * (tensorBytes(dtype, [nHeads, headDim]) + 4 * nHeads)
-    this.layers = Array.from({ length: nLayers }, () => ({
-      q: device.reserve(dtype, [capacity, nHeads, headDim]),
-      lse: device.reserve('f32', [capacity, nHeads]),
-    }))
+    this.slotBytes = probeSlotBytes(shape)
+    const layers: { q: Tensor; lse: Tensor<'f32'> }[] = []
+    this.layers = layers
+    try {
+      while (layers.length < nLayers) {
+        const q = device.reserve(dtype, [capacity, nHeads, headDim])
+        this.#tensors.push(q)
+        const lse = device.reserve('f32', [capacity, nHeads])
+        this.#tensors.push(lse)
+        layers.push({ q, lse })
+      }
+    } catch (error) {
+      this.dispose()
+      throw error
+    }
   }
 
   /** Bytes of slots that are given out. */
@@ -63,9 +74,11 @@ export class ProbeSlots {
   }
 
   dispose(): void {
-    for (const { q, lse } of this.layers) {
-      q.dispose()
-      lse.dispose()
-    }
+    for (const tensor of this.#tensors) tensor.dispose()
   }
+}
+
+/** Bytes of one slot: a row's query and log-sum-exp in every layer. */
+export function probeSlotBytes({ nLayers, nHeads, headDim, dtype }: ProbeShape): number {
+  return nLayers * (tensorBytes(dtype, [nHeads, headDim]) + 4 * nHeads)
 }

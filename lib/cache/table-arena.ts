@@ -10,13 +10,13 @@ const MIN_WORDS = 256
  * given back is given out again for the same size.
  */
 export class TableArena {
-  /** (words) i32; memory stands behind what was written only. */
+  /** (words) i32; on the CPU memory stands behind what was written only. */
   readonly memory: Tensor<'i32'>
   readonly #free = new Map<number, number[]>()
   #end = 0
   #usedWords = 0
 
-  /** Throws `ERR_ZC_OUT_OF_MEMORY` when the address space cannot be had. */
+  /** Throws `ERR_ZC_OUT_OF_MEMORY` when the memory cannot be had. */
   constructor(device: Device, capacityWords: number) {
     this.memory = device.reserve('i32', [capacityWords])
   }

@@ -104,7 +104,12 @@ export class Engine {
     this.#prefixes = new PrefixCache(
       count('prefixMemory', options.prefixMemory ?? 0, 0, Number.MAX_SAFE_INTEGER),
     )
-    this.#scheduler = new Scheduler(model, this.#memory, limits, () => this.#prefixes.evict())
+    try {
+      this.#scheduler = new Scheduler(model, this.#memory, limits, () => this.#prefixes.evict())
+    } catch (error) {
+      this.#memory.dispose()
+      throw error
+    }
   }
 
   /** Bytes of caches: given out to sequences, and the most there may be. */

@@ -1,4 +1,3 @@
-import os from 'node:os'
 import { ZipCacheError } from '../errors.js'
 import { checkTensors, openCheckpoint } from '../model/checkpoint.js'
 import { readModelConfig } from '../model/config.js'
@@ -24,8 +23,8 @@ export interface LoadOptions {
   /** Threads of a device opened by name; default one a core. */
   threads?: number
   /**
-   * The most memory that caches of this model may take together, in bytes; default half of the
-   * machine's.
+   * The most memory that caches of this model may take together, in bytes; default half of what the
+   * device has free once the weights are there. A GPU gives it at once.
    */
   kvMemory?: number
   signal?: AbortSignal
@@ -52,8 +51,7 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
       argument: 'dtype',
     })
   }
-  const kvMemory = options.kvMemory ?? os.totalmem() / 2
-  checkKvMemory(kvMemory)
+  if (options.kvMemory !== undefined) checkKvMemory(options.kvMemory)
   signal?.throwIfAborted()
   const config = await readModelConfig(dir)
   const checked = checkTensors(await openCheckpoint(dir), config)
@@ -89,6 +87,8 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
       invFreq: frequencies,
       attentionScale,
     }
+    await device.sync() // what is still to be freed is not free
+    const kvMemory = options.kvMemory ?? device.memory.free / 2
     return new Model(forwardModel, kvMemory, tokenizer, release)
   } catch (error) {
     await release()

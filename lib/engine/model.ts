@@ -155,7 +155,7 @@ export class Model {
  * An engine over a model's weights, with cache memory of its own: many sequences at a time, batched.
  *
  * Throws `ERR_ZC_ARGUMENT` for options out of range, `ERR_ZC_HANDLE` when the model was disposed of,
- * `ERR_ZC_OUT_OF_MEMORY` when the address space cannot be had.
+ * `ERR_ZC_OUT_OF_MEMORY` when the memory cannot be had.
  */
 export function createEngine({ model, ...options }: { model: Model } & EngineOptions): Engine {
   return model.createEngine(options)

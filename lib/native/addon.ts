@@ -25,19 +25,40 @@ export interface FileHandle {
 type T = TensorHandle
 type Optional = TensorHandle | undefined
 
+/** A device, or why there is none. */
+export interface ListedDevice {
+  name: string
+  /** Empty: it can be opened. */
+  reason: string
+  isa: string
+  model: string
+  memoryBytes: number
+  nMultiprocessors: number
+  /** 1000 major + 10 minor, 0: none. */
+  driverVersion: number
+  runtimeVersion: number
+}
+
 /** The functions of build/Release/zipcache.node. */
 export interface Addon {
   readonly errorCodes: readonly string[]
   setErrorClass(errorClass: unknown): void
 
+  listDevices(pluginFolder: string): Promise<ListedDevice[]>
+  /** Does the slow part of `openDevice` off the event loop. */
+  prepareDevice(name: string, pluginFolder: string): Promise<void>
   openDevice(name: string, nThreads: number, pluginFolder: string): DeviceHandle
   disposeDevice(device: DeviceHandle): void
   deviceInfo(device: DeviceHandle): {
     name: string
     isa: string
     nThreads: number
-    currentBytes: number
-    peakBytes: number
+  }
+  deviceMemory(device: DeviceHandle): {
+    current: number
+    peak: number
+    total: number
+    free: number
   }
   sync(device: DeviceHandle): Promise<void>
 

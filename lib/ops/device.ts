@@ -14,6 +14,23 @@ export interface DeviceOptions {
   threads?: number
 }
 
+/** A device as `Device.list` finds it. */
+export interface DeviceFacts {
+  /** What `Device.open` takes. */
+  readonly name: string
+  readonly available: boolean
+  /** Why it is not available. */
+  readonly reason?: string
+  /** Instruction set of the CPU, or architecture of the GPU, `sm_90`. */
+  readonly isa?: string
+  readonly memoryBytes?: number
+  /** Of a GPU: its name, its multiprocessors, and the versions of CUDA that the driver and this build are for. */
+  readonly model?: string
+  readonly nMultiprocessors?: number
+  readonly driver?: string
+  readonly runtime?: string
+}
+
 /** A file whose bytes can be looked at as tensors without copying them. */
 export interface MappedFile {
   readonly path: string
@@ -55,22 +72,44 @@ export class Device {
         { argument: 'threads' },
       )
     }
-    return new Device(loadAddon().openDevice(name, threads, pluginFolder()))
+    const addon = loadAddon()
+    await addon.prepareDevice(name, pluginFolder())
+    return new Device(addon.openDevice(name, threads, pluginFolder()))
+  }
+
+  /**
+   * Every device of this machine, the CPU first, those that cannot be used with the reason: no
+   * driver, one that is too old, a GPU that the build has no code for, no CUDA backend built.
+   *
+   * Rejects with `ERR_ZC_NATIVE` when the addon cannot be loaded.
+   */
+  static async list(): Promise<DeviceFacts[]> {
+    const devices = await loadAddon().listDevices(pluginFolder())
+    return devices.map(({ name, reason, isa, model, memoryBytes, ...more }) => ({
+      name,
+      ...(reason ? { available: false, reason } : { available: true }),
+      ...(isa && { isa }),
+      ...(memoryBytes && { memoryBytes }),
+      ...(model && {
+        model,
+        nMultiprocessors: more.nMultiprocessors,
+        driver: versionText(more.driverVersion),
+        runtime: versionText(more.runtimeVersion),
+      }),
+    }))
   }
 
   /** Instruction set of the kernels, `sm_90` of a GPU, and threads. */
   get info(): { name: string; isa: string; nThreads: number } {
-    const { name, isa, nThreads } = loadAddon().deviceInfo(this.handle)
-    return { name, isa, nThreads }
+    return loadAddon().deviceInfo(this.handle)
   }
 
   /**
-   * Bytes of tensors alive now, and the most there ever were. Pages of a reservation are counted by
-   * who hands them out.
+   * Bytes of tensors alive now, and the most there ever were; pages of a reservation are counted by
+   * who hands them out. How much memory the device has, and how much of it could still be had.
    */
-  get memory(): { current: number; peak: number } {
-    const { currentBytes, peakBytes } = loadAddon().deviceInfo(this.handle)
-    return { current: currentBytes, peak: peakBytes }
+  get memory(): { current: number; peak: number; total: number; free: number } {
+    return loadAddon().deviceMemory(this.handle)
   }
 
   get disposed(): boolean {
@@ -189,6 +228,11 @@ export class Device {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose()
   }
+}
+
+/** 13.1 of 13010, as CUDA counts. */
+function versionText(version: number): string {
+  return `${Math.floor(version / 1000)}.${Math.floor((version % 1000) / 10)}`
 }
 
 /** Bytes of a tensor of this dtype and shape. */

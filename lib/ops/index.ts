@@ -1,6 +1,12 @@
 /** The ops of zipcache as functions over tensors, and the devices they run on. */
 export { convert, countNonFinite, gatherRows } from './copy.js'
-export { Device, type DeviceOptions, type MappedFile, tensorBytes } from './device.js'
+export {
+  Device,
+  type DeviceFacts,
+  type DeviceOptions,
+  type MappedFile,
+  tensorBytes,
+} from './device.js'
 export { DTYPE_BYTES, DTYPES, type DType, TYPED_ARRAYS, type TypedArrays } from './dtype.js'
 export { type EmbeddingArgs, embedding } from './embedding.js'
 export { type FeedTokensArgs, feedTokens } from './feed-tokens.js'

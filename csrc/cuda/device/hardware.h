@@ -147,5 +147,3 @@ ZC_DEVICE void wgmma_wait() {
 }
 
 }  // namespace zc::simt
-
-#include "csrc/cuda/device/wgmma.h"

@@ -1,24 +1,13 @@
 #pragma once
 
-#include <cstdint>
 #include <cstdio>
 #include <new>
 
 #include "csrc/core/error.h"
-#include "csrc/ops/plugin.h"
+#include "csrc/cuda/device_context.h"
+#include "csrc/ops/backend.h"
 
 namespace zc::cuda {
-
-class Context;
-
-// What differs between a GPU and the emulator: csrc/cuda/platform.cu and csrc/emu/platform.cc each
-// define these, and the plugin's entry.
-Context& context_of(DeviceContext* device);
-
-// For the message of a fault.
-const char* op_name(int32_t index);
-
-extern const Backend kBackend;
 
 // Runs body; what it throws goes into the status.
 template <typename Body>
@@ -37,6 +26,17 @@ void guarded(OpStatus* status, const Body& body) {
   } catch (const std::exception& e) {
     fill(ErrorCode::kInternal, e.what(), "");
   }
+}
+
+// Runs body on a device, unless it was lost; remembers when it is.
+template <typename Body>
+void on_device(DeviceContext* device, OpStatus* status, const Body& body) {
+  guarded(status, [&] {
+    device->enter();
+    body();
+  });
+  if (status->code == 1 + static_cast<int32_t>(ErrorCode::kDeviceLost))
+    device->set_lost(status->message);
 }
 
 }  // namespace zc::cuda

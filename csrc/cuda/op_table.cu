@@ -1,15 +1,12 @@
-// The plugin's table: every op's launcher behind a function that does not throw.
-#include "csrc/ops/plugin.h"
+#include "csrc/cuda/op_table.h"
 
-#include "csrc/cuda/kernel.h"
+#include "csrc/cuda/guard.h"
 #include "csrc/cuda/launchers.h"
-#include "csrc/cuda/platform.h"
 
 namespace zc::cuda {
 
 namespace {
 
-// Index of an op in op_list.def, as faults name it.
 enum OpIndex : int32_t {
 #define ZC_OP(op, Args) kOp_##op,
 #include "csrc/ops/op_list.def"
@@ -24,10 +21,10 @@ const char* const kOpNames[] = {
 
 template <typename Args, void (*Launcher)(Context&, const Args&), int32_t kIndex>
 void run_op(const OpContext* context, const Args* args, OpStatus* status) {
-  guarded(status, [&] {
-    Context& device = context_of(context->device);
-    device.op = kIndex;
-    Launcher(device, *args);
+  DeviceContext* device = context->device;
+  on_device(device, status, [&] {
+    device->op = kIndex;
+    Launcher(*device, *args);
   });
 }
 

@@ -1,6 +1,6 @@
 #include "csrc/cuda/fault.h"
 
-#include "csrc/cuda/platform.h"
+#include "csrc/cuda/op_table.h"
 
 namespace zc::cuda {
 

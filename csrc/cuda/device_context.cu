@@ -1,0 +1,246 @@
+#include "csrc/cuda/device_context.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "csrc/cuda/fault.h"
+#include "csrc/cuda/publish.h"
+
+namespace zc {
+
+using cuda::check_cuda;
+
+namespace {
+
+// Reads up to here go through the kernel that publishes faults; larger ones are copied beside it.
+constexpr int64_t kPublishBytes = 64 << 10;
+
+}  // namespace
+
+DeviceContext::DeviceContext(int32_t ordinal) : ordinal_(ordinal) {
+  check_cuda(cudaSetDevice(ordinal), "cudaSetDevice");
+  cudaDeviceProp properties{};
+  check_cuda(cudaGetDeviceProperties(&properties, ordinal), "cudaGetDeviceProperties");
+  architecture = 10 * properties.major + properties.minor;
+  n_multiprocessors = properties.multiProcessorCount;
+  shared_bytes_per_block = static_cast<int>(properties.sharedMemPerBlockOptin);
+  total_bytes_ = static_cast<int64_t>(properties.totalGlobalMem);
+  // Streams that do not wait for whatever else the process does with CUDA.
+  check_cuda(cudaStreamCreateWithFlags(&main_, cudaStreamNonBlocking), "cudaStreamCreate");
+  check_cuda(cudaStreamCreateWithFlags(&recording_, cudaStreamNonBlocking), "cudaStreamCreate");
+  stream = main_;
+  cudaMemPoolProps pool{};
+  pool.allocType = cudaMemAllocationTypePinned;
+  pool.location.type = cudaMemLocationTypeDevice;
+  pool.location.id = ordinal;
+  check_cuda(cudaMemPoolCreate(&pool_, &pool), "cudaMemPoolCreate");
+  // Freed memory stays in the pool: an allocation costs microseconds, not a round to the driver.
+  uint64_t threshold = UINT64_MAX;
+  check_cuda(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &threshold),
+             "cudaMemPoolSetAttribute");
+  staging_ = std::make_unique<cuda::StagingRing>(main_);
+  fault_block_ = allocate_block(sizeof(cuda::Fault));
+  fault = static_cast<cuda::Fault*>(fault_block_.get());
+  fill(fault, 0, sizeof(cuda::Fault));
+}
+
+DeviceContext::~DeviceContext() {
+  // Of a device that was lost every call fails, and nothing is to be done about it.
+  cudaSetDevice(ordinal_);
+  cudaStreamSynchronize(main_);
+  graph_.reset();
+  scratch_.reset();
+  counters_.reset();
+  fault_block_.reset();
+  staging_.reset();
+  cudaStreamDestroy(recording_);
+  cudaStreamDestroy(main_);
+  cudaMemPoolDestroy(pool_);
+}
+
+void DeviceContext::enter() const {
+  if (is_lost_) {
+    std::lock_guard lock(mutex_);
+    throw Error(ErrorCode::kDeviceLost, lost_reason_);
+  }
+  check_cuda(cudaSetDevice(ordinal_), "cudaSetDevice");
+}
+
+void DeviceContext::set_lost(const std::string& reason) {
+  std::lock_guard lock(mutex_);
+  if (is_lost_) return;
+  lost_reason_ = reason;
+  is_lost_ = true;
+}
+
+// ---- memory ----
+
+void* DeviceContext::allocate(int64_t bytes) {
+  void* memory = nullptr;
+  const auto size = static_cast<size_t>(std::max<int64_t>(bytes, 1));
+  cudaError_t status = cudaErrorMemoryAllocation;
+  if (bytes <= total_bytes_) {
+    status = cudaMallocFromPoolAsync(&memory, size, pool_, main_);
+    if (status == cudaErrorMemoryAllocation) {
+      // What was freed may not be free before the stream gets there, or lie in pieces in the pool.
+      cudaGetLastError();
+      check_cuda(cudaStreamSynchronize(main_), "cudaStreamSynchronize");
+      check_cuda(cudaMemPoolTrimTo(pool_, 0), "cudaMemPoolTrimTo");
+      status = cudaMallocFromPoolAsync(&memory, size, pool_, main_);
+    }
+  }
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    throw Error(ErrorCode::kOutOfMemory,
+                format("%lld bytes do not fit: the device has %lld bytes, %lld of them free",
+                       static_cast<long long>(bytes), static_cast<long long>(total_bytes_),
+                       static_cast<long long>(free_bytes())));
+  }
+  check_cuda(status, "cudaMallocFromPoolAsync");
+  return memory;
+}
+
+void* DeviceContext::reserve(int64_t bytes) {
+  void* memory = allocate(bytes);
+  // Not fill(): this may be another thread than the one that records.
+  check_cuda(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), main_), "cudaMemsetAsync");
+  return memory;
+}
+
+void DeviceContext::release(void* memory) {
+  // Nothing can be done about a failure, and the next call reports what is behind it.
+  if (cudaFreeAsync(memory, main_) != cudaSuccess) cudaGetLastError();
+}
+
+int64_t DeviceContext::free_bytes() const {
+  size_t free = 0;
+  size_t total = 0;
+  check_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  uint64_t reserved = 0;
+  uint64_t used = 0;
+  check_cuda(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrReservedMemCurrent, &reserved),
+             "cudaMemPoolGetAttribute");
+  check_cuda(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrUsedMemCurrent, &used),
+             "cudaMemPoolGetAttribute");
+  return static_cast<int64_t>(free + (reserved - used));
+}
+
+DeviceBlock DeviceContext::allocate_block(int64_t bytes) {
+  return {allocate(bytes), [this](void* memory) { release(memory); }};
+}
+
+void* DeviceContext::use(const DeviceBlock& block) {
+  if (graph_ && (graph_->blocks.empty() || graph_->blocks.back() != block))
+    graph_->blocks.push_back(block);
+  return block.get();
+}
+
+void* DeviceContext::scratch(int64_t bytes) {
+#if defined(__CUDACC__)
+  constexpr bool kAlwaysNew = false;
+#else
+  // Exactly what was asked for, and full of NaN: a kernel must write what it reads.
+  constexpr bool kAlwaysNew = true;
+#endif
+  if (bytes <= 0) return nullptr;
+  if (kAlwaysNew || bytes > scratch_bytes_) {
+    constexpr int64_t kUnit = int64_t{2} << 20;
+    const int64_t size = kAlwaysNew ? bytes : (bytes + kUnit - 1) / kUnit * kUnit;
+    // The old block is freed after the ops that were enqueued with it, or with their graph.
+    scratch_ = allocate_block(size);
+    scratch_bytes_ = size;
+  }
+  return use(scratch_);
+}
+
+int32_t* DeviceContext::counters(int64_t n) {
+  if (n > n_counters_) {
+    const int64_t size = std::max<int64_t>(n, 1024);
+    DeviceBlock block = allocate_block(size * int64_t{sizeof(int32_t)});
+    // On the main stream even while ops are recorded: once, not with every replay.
+    check_cuda(cudaMemsetAsync(block.get(), 0, static_cast<size_t>(size) * sizeof(int32_t), main_),
+               "cudaMemsetAsync");
+    counters_ = std::move(block);
+    n_counters_ = size;
+  }
+#if !defined(__CUDACC__)
+  check_cuda(emu::enqueue(stream,
+                          [word = static_cast<const int32_t*>(counters_.get()), n = n_counters_] {
+                            for (int64_t i = 0; i < n; ++i)
+                              if (word[i] != 0)
+                                throw Error(ErrorCode::kInternal,
+                                            format("a kernel left a counter at %d", word[i]));
+                          }),
+             "a check of the counters");
+#endif
+  return static_cast<int32_t*>(use(counters_));
+}
+
+void DeviceContext::copy(void* to, const void* from, int64_t bytes) {
+  if (bytes <= 0) return;
+  check_cuda(
+      cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream),
+      "cudaMemcpyAsync");
+}
+
+void DeviceContext::fill(void* to, int byte, int64_t bytes) {
+  if (bytes <= 0) return;
+  check_cuda(cudaMemsetAsync(to, byte, static_cast<size_t>(bytes), stream), "cudaMemsetAsync");
+}
+
+// ---- marks ----
+
+DeviceMark* DeviceContext::mark(const void* from, int64_t bytes) {
+  DeviceMark* mark = marks_.take(bytes);
+  try {
+    if (bytes > kPublishBytes)
+      check_cuda(cudaMemcpyAsync(mark->bytes(), from, static_cast<size_t>(bytes),
+                                 cudaMemcpyDeviceToHost, main_),
+                 "cudaMemcpyAsync");
+    cuda::publish(*this, mark->bytes(), from, bytes > kPublishBytes ? 0 : bytes, mark->fault());
+    mark->block.record(main_);
+  } catch (const Error&) {
+    marks_.give_back(mark);
+    throw;
+  }
+  return mark;
+}
+
+void DeviceContext::wait(DeviceMark* mark, void* to) {
+  struct GiveBack {
+    cuda::Marks& marks;
+    DeviceMark* mark;
+    ~GiveBack() { marks.give_back(mark); }
+  } give_back{marks_, mark};
+  enter();
+  mark->block.wait();
+  if (to && mark->n_bytes > 0) std::memcpy(to, mark->bytes(), static_cast<size_t>(mark->n_bytes));
+  cuda::throw_fault(*mark->fault());
+}
+
+// ---- graphs ----
+
+void DeviceContext::begin_recording() {
+  graph_ = std::make_unique<DeviceGraph>();
+  // Relaxed: what other threads of the process do with CUDA meanwhile is theirs.
+  check_cuda(cudaStreamBeginCapture(recording_, cudaStreamCaptureModeRelaxed),
+             "cudaStreamBeginCapture");
+  stream = recording_;
+}
+
+DeviceGraph* DeviceContext::end_recording() {
+  stream = main_;
+  std::unique_ptr<DeviceGraph> done = std::move(graph_);
+  cudaGraph_t graph = nullptr;
+  check_cuda(cudaStreamEndCapture(recording_, &graph), "cudaStreamEndCapture");
+  const cudaError_t status = cudaGraphInstantiate(&done->exec, graph, 0);
+  cudaGraphDestroy(graph);
+  check_cuda(status, "cudaGraphInstantiate");
+  return done.release();
+}
+
+void DeviceContext::launch_graph(const DeviceGraph& graph) {
+  check_cuda(cudaGraphLaunch(graph.exec, main_), "cudaGraphLaunch");
+}
+
+}  // namespace zc

@@ -1,0 +1,87 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "csrc/cuda/kernel.h"
+#include "csrc/cuda/staging.h"
+#include "csrc/ops/plugin.h"
+
+namespace zc {
+
+// Device memory that is freed in stream order when the last holder lets go.
+using DeviceBlock = std::shared_ptr<void>;
+
+// Launched ops. Their scratch memory must not move, so a graph holds what it was recorded with.
+struct DeviceGraph {
+  ~DeviceGraph() {
+    // One that still runs is freed by CUDA when it is done.
+    if (exec) cudaGraphExecDestroy(exec);
+  }
+  cudaGraphExec_t exec = nullptr;
+  std::vector<DeviceBlock> blocks;
+};
+
+// A device of CUDA: one stream, one pool of memory, scratch for its ops. What Plugin says of its
+// functions holds for these; all throw zc::Error.
+struct DeviceContext final : cuda::Context {
+  explicit DeviceContext(int32_t ordinal);
+  ~DeviceContext() override;
+  DeviceContext(const DeviceContext&) = delete;
+  DeviceContext& operator=(const DeviceContext&) = delete;
+
+  // Makes CUDA's calls of this thread go to this device. Throws kDeviceLost once it was lost.
+  void enter() const;
+  // What an error of kDeviceLost said; nothing is asked of the device from then on.
+  void set_lost(const std::string& reason);
+
+  void* allocate(int64_t bytes);
+  void* reserve(int64_t bytes);
+  void release(void* memory);
+  int64_t free_bytes() const;
+
+  void write(void* to, const void* from, int64_t bytes) { staging_->write(to, from, bytes); }
+  void read(void* to, const void* from, int64_t bytes) { staging_->read(to, from, bytes); }
+
+  DeviceMark* mark(const void* from, int64_t bytes);
+  void wait(DeviceMark* mark, void* to);
+
+  void begin_recording();
+  DeviceGraph* end_recording();
+  void launch_graph(const DeviceGraph& graph);
+
+  void* scratch(int64_t bytes) override;
+  int32_t* counters(int64_t n) override;
+  void copy(void* to, const void* from, int64_t bytes) override;
+  void fill(void* to, int byte, int64_t bytes) override;
+
+ private:
+  DeviceBlock allocate_block(int64_t bytes);
+  // A block that the op being enqueued uses.
+  void* use(const DeviceBlock& block);
+
+  int32_t ordinal_;
+  std::atomic<bool> is_lost_{false};
+  mutable std::mutex mutex_;  // of the reason
+  std::string lost_reason_;
+
+  cudaStream_t main_ = nullptr;       // where everything runs
+  cudaStream_t recording_ = nullptr;  // runs nothing: its ops become graphs
+  cudaMemPool_t pool_ = nullptr;
+  int64_t total_bytes_ = 0;
+
+  std::unique_ptr<cuda::StagingRing> staging_;
+  cuda::Marks marks_;
+  std::unique_ptr<DeviceGraph> graph_;  // being recorded
+  DeviceBlock fault_block_;
+  DeviceBlock scratch_;
+  int64_t scratch_bytes_ = 0;
+  DeviceBlock counters_;
+  int64_t n_counters_ = 0;
+};
+
+}  // namespace zc

@@ -1,0 +1,53 @@
+#include "csrc/runtime/device_list.h"
+
+#include <unistd.h>
+
+#include "csrc/core/error.h"
+#include "csrc/cpu/dispatch.h"
+#include "csrc/runtime/memory.h"
+#include "csrc/runtime/plugin_device.h"
+
+namespace zc {
+
+namespace {
+
+void list_plugin(const std::string& kind, const std::string& folder,
+                 std::vector<ListedDevice>& devices) {
+  try {
+    const Plugin* plugin = load_plugin(kind, folder);
+    OpStatus counted;
+    const int32_t count = plugin->device_count(&counted);
+    check_status(counted);
+    for (int32_t i = 0; i < count; ++i) {
+      ListedDevice device;
+      OpStatus status;
+      plugin->device_facts(i, &device.facts, &status);
+      device.name = kind + ":" + std::to_string(i);
+      device.isa = device.facts.architecture;
+      if (status.code != 0) device.reason = status.message;
+      devices.push_back(device);
+    }
+  } catch (const Error& e) {
+    ListedDevice missing;
+    missing.name = kind;
+    missing.reason = e.message;
+    devices.push_back(missing);
+  }
+}
+
+}  // namespace
+
+std::vector<ListedDevice> list_devices(const std::string& plugin_folder) {
+  ListedDevice cpu;
+  cpu.name = "cpu";
+  cpu.isa = cpu::best_isa();
+  cpu.facts.memory_bytes = physical_memory_bytes();
+  std::vector<ListedDevice> devices{cpu};
+  list_plugin("cuda", plugin_folder, devices);
+  // For tests: nobody misses it.
+  if (access((plugin_folder + "/zipcache-cuda-emu.so").c_str(), F_OK) == 0)
+    list_plugin("cuda-emu", plugin_folder, devices);
+  return devices;
+}
+
+}  // namespace zc

@@ -1,0 +1,76 @@
+// What `cuda-emu` does under the machine that the environment describes: prints JSON.
+//   node gpu.cjs list | memory | lost
+const { Device, siluGate } = require('../../../dist/ops/index.js')
+
+const fault = ({ code, message }) => ({ code, message })
+const caught = async (call) => {
+  try {
+    await call()
+    return null
+  } catch (error) {
+    return fault(error)
+  }
+}
+
+const scenarios = {
+  /** The emulated GPUs, and what opening the first one says. */
+  async list() {
+    const devices = (await Device.list()).filter(({ name }) => name.startsWith('cuda-emu'))
+    return {
+      devices,
+      opening: await caught(() => Device.open('cuda-emu').then((d) => d.dispose())),
+    }
+  },
+
+  /** A device of 64 MiB. */
+  async memory() {
+    const MiB = 2 ** 20
+    const device = await Device.open('cuda-emu')
+    const { total } = device.memory
+    const tooMuch = await caught(() => device.tensor('u8', [65 * MiB]))
+    const first = device.tensor('u8', [40 * MiB])
+    const second = await caught(() => device.tensor('u8', [40 * MiB]))
+    const reservation = await caught(() => device.reserve('u8', [40 * MiB]))
+    // Freed in stream order, and there again for whoever asks at once.
+    first.write(new Uint8Array(40 * MiB).fill(7))
+    await device.sync()
+    first.dispose()
+    const third = device.reserve('u8', [40 * MiB])
+    const sum = (await third.read()).reduce((a, b) => a + b, 0)
+    third.dispose()
+    await device.sync()
+    const { current, free } = device.memory
+    await device.dispose()
+    return { total, tooMuch, second, reservation, sum, current, lent: total - free }
+  },
+
+  /** A device that a kernel breaks. */
+  async lost() {
+    const device = await Device.open('cuda-emu')
+    const x = device.tensor('f32', [1, 4])
+    const other = device.from(Float32Array.of(1, 2, 3, 4), [1, 4])
+    for (let i = 0; i < 100; i++) siluGate({ gate: other, up: other, out: x })
+    const outcomes = {
+      awaited: await caught(() => x.read()),
+      op: await caught(() => {
+        siluGate({ gate: other, up: other, out: x })
+        return device.sync()
+      }),
+      tensor: await caught(() => device.tensor('f32', [4])),
+      sync: await caught(() => device.sync()),
+      write: await caught(() => {
+        x.write(new Float32Array(4))
+        return device.sync()
+      }),
+    }
+    x.dispose()
+    other.dispose()
+    await device.dispose()
+    const cpu = await Device.open('cpu', { threads: 1 })
+    const alive = [...(await cpu.from(Float32Array.of(5), [1]).read())]
+    await cpu.dispose()
+    return { ...outcomes, alive }
+  },
+}
+
+scenarios[process.argv[2]]().then((result) => console.log(JSON.stringify(result)))
