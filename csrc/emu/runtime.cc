@@ -216,7 +216,8 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
   return cudaSuccess;
 }
 
-// The first is a Hopper, the second an Ampere: launchers choose their kernels by the architecture.
+// The first is a Hopper, the second has what all others have: launchers choose their kernels by the
+// architecture.
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = 2;
   return cudaSuccess;
@@ -232,7 +233,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   properties->minor = architecture % 10;
   properties->multiProcessorCount = 4;
   properties->totalGlobalMem = static_cast<size_t>(total_bytes());
-  properties->sharedMemPerBlockOptin = (device == 0 ? 227 : 163) * 1024;
+  properties->sharedMemPerBlockOptin = (device == 0 ? 227 : 99) * 1024;
   return cudaSuccess;
 }
 

@@ -37,6 +37,9 @@ const CUDA_VECTOR_SUBJECTS = `
   .trim()
   .split(/\s+/)
 
+/** Subjects of suites whose kernels for Hopper, as `cuda-emu` is, differ from those for others. */
+const CUDA_HOPPER_SUBJECTS = ['flashAttention']
+
 /** A backend under test; a device that stays open for the suite, tensors that live for one test. */
 export interface Backend {
   readonly name: string
@@ -57,6 +60,9 @@ export function describeBackends(subject: string, suite: (backend: Backend) => v
     declare(`${subject} on ${name}${reason ? ` (skipped: ${reason})` : ''}`, () => {
       suite(openForSuite(name))
     })
+    if (name === 'cuda-emu' && CUDA_HOPPER_SUBJECTS.includes(subject)) {
+      describe(`${subject} on cuda-emu:1, of sm_80`, () => suite(openForSuite('cuda-emu:1')))
+    }
     // Kernels of memory-bound ops have a second way for tensors that vectors can be read from.
     if (!reason && name.startsWith('cuda') && CUDA_VECTOR_SUBJECTS.includes(subject)) {
       describe(`${subject} on ${name}, aligned to 16 bytes`, () => {

@@ -147,3 +147,5 @@ ZC_DEVICE void wgmma_wait() {
 }
 
 }  // namespace zc::simt
+
+#include "csrc/cuda/device/wgmma.h"

@@ -140,6 +140,7 @@ ZC_DEVICE bool finite(uint16_t bits) {
   return (bits & exponent_bits<T>()) != exponent_bits<T>();
 }
 
+// Eight neighbours.
 template <typename T>
 ZC_DEVICE bool finite8(const uint4& words) {
   bool good = true;
@@ -147,6 +148,15 @@ ZC_DEVICE bool finite8(const uint4& words) {
     good = good && finite<T>(static_cast<uint16_t>(word)) &&
            finite<T>(static_cast<uint16_t>(word >> 16));
   return good;
+}
+
+// Puts 0 for what is not finite.
+template <typename T>
+ZC_DEVICE void clear_not_finite(uint4& words) {
+  for (uint32_t* const word : {&words.x, &words.y, &words.z, &words.w}) {
+    if (!finite<T>(static_cast<uint16_t>(*word))) *word &= 0xffff0000u;
+    if (!finite<T>(static_cast<uint16_t>(*word >> 16))) *word &= 0x0000ffffu;
+  }
 }
 
 }  // namespace zc::cuda

@@ -1,8 +1,6 @@
 #include "csrc/cuda/kernels/flash_attention.h"
 
 #include "csrc/cuda/aligned.h"
-#include "csrc/cuda/device/tile.h"
-#include "csrc/cuda/device/vector.h"
 #include "csrc/cuda/launchers.h"
 
 namespace zc::cuda {
@@ -27,34 +25,6 @@ struct FlashShape {
   static constexpr int kSharedBytes = kQueryBytes + 2 * kBlockBytes;
 };
 
-// V of a block of keys with something that is not finite in it. Adds that to the results of the
-// rows that see its key; with it, what is not finite stays whatever else is added. Then puts 0 in
-// its place.
-template <typename T, typename Shape>
-ZC_DEVICE void mend_values(uint8_t* v, float (&o)[Shape::kRowTiles][Shape::kWidth / 8][4],
-                           const SeenKeyPair (&seen)[Shape::kRowTiles]) {
-  const int column = 2 * (threadIdx.x % 4);
-  ZC_NO_UNROLL for (int key = 0; key < Shape::kBlockKeys; ++key) {
-    ZC_UNROLL for (int n = 0; n < Shape::kWidth / 8; ++n) {
-      const uint32_t word =
-          *reinterpret_cast<const uint32_t*>(v + tile_offset<Shape::kWidth>(key, n) + 2 * column);
-      ZC_UNROLL for (int e = 0; e < 2; ++e) {
-        const uint16_t bits = static_cast<uint16_t>(word >> (16 * e));
-        if (finite<T>(bits)) continue;
-        ZC_UNROLL for (int m = 0; m < Shape::kRowTiles; ++m)
-            ZC_UNROLL for (int r = 0; r < 2; ++r) if (seen[m].of[r].sees(key)) o[m][n][2 * r + e] +=
-            to_float(T{bits});
-      }
-    }
-  }
-  __syncthreads();
-  for (int i = threadIdx.x; i < Shape::kBlockBytes / 2; i += Shape::kThreads) {
-    uint16_t* const element = reinterpret_cast<uint16_t*>(v) + i;
-    if (!finite<T>(*element)) *element = 0;
-  }
-  __syncthreads();
-}
-
 // O = softmax(scale Q K^T) V, FlashAttention-2 (arXiv 2307.08691): for each block of keys, from the
 // last that the tile sees to the first, S = Q K^T, P = running softmax of S, O += P V, with S, P
 // and O in the registers of the warp that owns the rows.
@@ -72,7 +42,6 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   // Fragments of Q fit the registers of narrow heads alone; else they are read again and again.
   constexpr bool kQueriesInRegisters = kWidth <= 64;
   ZC_DYNAMIC_SHARED(shared);
-  uint8_t* const v_values = shared + Shape::kQueryBytes + Shape::kBlockBytes;
   const uint32_t q_tile = simt::smem_u32(shared);
   const uint32_t k_tile = q_tile + Shape::kQueryBytes;
   const uint32_t v_tile = k_tile + Shape::kBlockBytes;
@@ -123,6 +92,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         o[m][n][e] = 0.0f;
   }
   const float scale_log2 = p.scale * kLog2E;
+  bool broken = false;  // V held something that is not finite
 
   if (blocks.first < blocks.last) {
     load_tile<Shape::kTileRows, kWidth, Shape::kThreads>(
@@ -176,13 +146,16 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     kv_at -= int64_t{kBlockKeys} * p.kv_stride;
     if (block > blocks.first) load_block(k_tile, p.k, block - 1);
     if (masked) {
+      // What is not finite in V becomes 0, for flash_mend.
+      uint4* const v = reinterpret_cast<uint4*>(shared + Shape::kQueryBytes + Shape::kBlockBytes);
       bool good = true;
-      ZC_NO_UNROLL for (int i = threadIdx.x; i < Shape::kBlockBytes / 16; i += Shape::kThreads)
-          good = good && finite8<T>(reinterpret_cast<const uint4*>(v_values)[i]);
+      for (int i = threadIdx.x; i < Shape::kBlockBytes / 16; i += Shape::kThreads)
+        good = good && finite8<T>(v[i]);
       if (__syncthreads_or(!good)) {
-        SeenKeyPair seen[kRowTiles];
-        ZC_UNROLL for (int m = 0; m < kRowTiles; ++m) seen[m] = seen_by(row0 + 16 * m, block);
-        mend_values<T, Shape>(v_values, o, seen);
+        broken = true;
+        for (int i = threadIdx.x; i < Shape::kBlockBytes / 16; i += Shape::kThreads)
+          clear_not_finite<T>(v[i]);
+        __syncthreads();
       }
     }
 
@@ -205,24 +178,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 
   ZC_UNROLL for (int m = 0; m < kRowTiles; ++m) {
     softmax[m].finish();
-    ZC_UNROLL for (int r = 0; r < 2; ++r) {
-      const int row = row0 + 16 * m + lane / 4 + 8 * r;
-      const bool inside = row < tile.n_rows;
-      const float factor = softmax[m].normalizer(r);
-      T* const out = static_cast<T*>(p.out) + q_first() + int64_t{row} * p.q_stride;
-      ZC_UNROLL for (int n = 0; n < kWidth / 8; n += 4) {
-        uint32_t words[4];
-        ZC_UNROLL for (int i = 0; i < 4; ++i) words[i] =
-            join_halves<T>(o[m][n + i][2 * r] * factor, o[m][n + i][2 * r + 1] * factor);
-        transpose_quad(words);
-        const int chunk = n + lane % 4;
-        if (inside && chunk < n_chunks)
-          *reinterpret_cast<uint4*>(out + 8 * chunk) =
-              make_uint4(words[0], words[1], words[2], words[3]);
-      }
-      if (inside && lane % 4 == 0)
-        p.lse[(tile.q_row + row) * p.n_heads + tile.head] = softmax[m].lse(r, p.scale);
-    }
+    flash_store<T>(p, tile, row0 + 16 * m + lane / 4, o[m], softmax[m]);
+    if (broken) flash_mend<T>(p, tile, blocks, kBlockKeys, row0 + 16 * m);
   }
 }
 
@@ -266,13 +223,14 @@ void flash_attention(Context& context, const FlashAttentionArgs& args) {
                            a.sliding_window,
                            a.causal,
                            context.faults()};
+    if (a.q.dtype == DType::kF32) return flash_attention_f32(context, p);
+    if (context.architecture == 90 && p.total_q > 0 && p.total_k > 0)
+      return flash_attention_hopper(context, p, a.q.dtype);
     switch (a.q.dtype) {
       case DType::kF16:
         return flash_attention_16<f16>(context, p);
       case DType::kBF16:
         return flash_attention_16<bf16>(context, p);
-      case DType::kF32:
-        return flash_attention_f32(context, p);
       default:
         throw Error(ErrorCode::kDtype,
                     format("q: dtype is %s, expected f32, f16 or bf16", dtype_name(a.q.dtype)));

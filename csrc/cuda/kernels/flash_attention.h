@@ -2,6 +2,8 @@
 
 #include "csrc/cuda/device/sequences.h"
 #include "csrc/cuda/device/softmax.h"
+#include "csrc/cuda/device/tile.h"
+#include "csrc/cuda/device/vector.h"
 #include "csrc/cuda/kernel.h"
 #include "csrc/math/key_range.h"
 
@@ -102,6 +104,63 @@ ZC_DEVICE SeenKeys seen_keys(const FlashParams& p, const FlashTile& tile, int ro
   };
   return {inside(range.first), inside(range.last)};
 }
+
+// Writes rows `row` and `row` + 8 of a tile, held as accumulators of the tensor cores.
+template <typename T, int kChunks>
+ZC_DEVICE void flash_store(const FlashParams& p, const FlashTile& tile, int row,
+                           const float (&o)[kChunks][4], const SoftmaxRows& softmax) {
+  const int lane = threadIdx.x % 32;
+  ZC_UNROLL for (int r = 0; r < 2; ++r) {
+    const int64_t own = tile.q_row + row + 8 * r;
+    const bool inside = row + 8 * r < tile.n_rows;
+    const float factor = softmax.normalizer(r);
+    T* const out = static_cast<T*>(p.out) + (own * p.n_heads + tile.head) * p.head_dim;
+    ZC_UNROLL for (int n = 0; n < kChunks; n += 4) {
+      uint32_t words[4];
+      ZC_UNROLL for (int i = 0; i < 4; ++i) words[i] =
+          join_halves<T>(o[n + i][2 * r] * factor, o[n + i][2 * r + 1] * factor);
+      transpose_quad(words);
+      const int chunk = n + lane % 4;
+      if (inside && chunk * 8 < p.head_dim)
+        *reinterpret_cast<uint4*>(out + 8 * chunk) =
+            make_uint4(words[0], words[1], words[2], words[3]);
+    }
+    if (inside && lane % 4 == 0) p.lse[own * p.n_heads + tile.head] = softmax.lse(r, p.scale);
+  }
+}
+
+// After flash_store, for a tile of which V held something that is not finite in a block that some
+// row does not see whole, and was taken for 0 there: adds it to the rows that see its key. With it,
+// what is not finite stays whatever else was added. Called by a warp for its 16 rows from `row0`
+// on.
+template <typename T>
+ZC_DEVICE void flash_mend(const FlashParams& p, const FlashTile& tile, const FlashBlocks& blocks,
+                          int block_keys, int row0) {
+  __syncwarp();  // the rows have been stored
+  const int64_t channel0 = int64_t{tile.head / p.group} * p.head_dim;
+  for (int block = blocks.first; block < blocks.last; ++block) {
+    if (!blocks.masked(block)) continue;
+    const int64_t key0 = int64_t{block} * block_keys;
+    const int n_keys = static_cast<int>(min(int64_t{block_keys}, tile.kv_len - key0));
+    for (int key = 0; key < n_keys; ++key) {
+      const T* const v =
+          static_cast<const T*>(p.v) + (tile.k_row + key0 + key) * p.kv_stride + channel0;
+      for (int c = threadIdx.x % 32; c < p.head_dim; c += 32) {
+        if (finite<T>(v[c].bits)) continue;
+        for (int row = row0; row < min(row0 + 16, tile.n_rows); ++row) {
+          if (!seen_keys(p, tile, row, key0, block_keys).sees(key)) continue;
+          T* const out = static_cast<T*>(p.out) +
+                         ((tile.q_row + row) * p.n_heads + tile.head) * p.head_dim + c;
+          *out = from_float<T>(to_float(*out) + to_float(v[c]));
+        }
+      }
+    }
+  }
+}
+
+// f16 and bf16 with the instructions of sm_90a: flash_attention_hopper.cu. Neither q nor k is
+// empty.
+void flash_attention_hopper(Context& context, const FlashParams& p, DType dtype);
 
 // f32: without tensor cores, whose products of f32 are less exact.
 void flash_attention_f32(Context& context, const FlashParams& p);
