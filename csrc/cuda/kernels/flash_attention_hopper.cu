@@ -9,8 +9,7 @@ namespace zc::cuda {
 namespace {
 
 // A block of threads is one warpgroup that copies and kConsumers that compute, 64 query rows each.
-template <int kWidth_, int kConsumers_, int kBlockKeys_, int kConsumerRegisters_,
-          int kProducerRegisters_>
+template <int kWidth_, int kConsumers_, int kBlockKeys_>
 struct HopperShape {
   static constexpr int kWidth = kWidth_;  // head_dim, or more
   static constexpr int kConsumers = kConsumers_;
@@ -19,9 +18,6 @@ struct HopperShape {
   static constexpr int kTileRows = 64 * kConsumers;
   static constexpr int kBlockKeys = kBlockKeys_;
   static constexpr int kStages = 2;
-  // Of 65536 on a multiprocessor; the launch gives all threads alike.
-  static constexpr int kConsumerRegisters = kConsumerRegisters_;
-  static constexpr int kProducerRegisters = kProducerRegisters_;
   static constexpr int kQueryBytes = kTileRows * kWidth * 2;
   static constexpr int kBlockBytes = kBlockKeys * kWidth * 2;  // of K, or of V
 };
@@ -95,7 +91,7 @@ ZC_DEVICE void produce(const FlashParams& p, const simt::TensorMap& q_map,
       item = atomicAdd(next_item, 1);
       // Every block of threads draws one item too many: behind the last of these the counter is 0
       // again.
-      if (item == n_items + static_cast<int32_t>(gridDim.x) - 1) *next_item = 0;
+      if (item == n_items + static_cast<int32_t>(gridDim.x) - 1) atomicExch(next_item, 0);
     }
     item = __shfl_sync(0xffffffffu, item, 0);
     FlashTile tile{};
@@ -130,10 +126,6 @@ ZC_DEVICE void produce(const FlashParams& p, const simt::TensorMap& q_map,
   }
 }
 
-// Named barriers; 0 is __syncthreads.
-constexpr int kTurn = 1;  // + consumer: that consumer may issue its products
-constexpr int kAllConsumers = 8;
-
 // A consumer warpgroup, FlashAttention-3 (arXiv 2407.08608): S of the next block of keys is on the
 // tensor cores before O += P V of this one is, so that the softmax of one block runs while P V of
 // the block before does. Consumers take turns at issuing, so that one has the tensor cores while
@@ -143,6 +135,9 @@ ZC_DEVICE void consume(const FlashParams& p, const HopperShared<Shape>& shared, 
                        Control& control) {
   constexpr int kWidth = Shape::kWidth;
   constexpr int kBlockKeys = Shape::kBlockKeys;
+  // Named barriers; 0 is __syncthreads.
+  constexpr int kTurn = 1;  // + consumer: that consumer may issue its products
+  constexpr int kAllConsumers = 8;
   // The same for all lanes, and known to be.
   const int consumer = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128 - 1, 0);
   const int thread = static_cast<int>(threadIdx.x) - 128;  // of all consumers
@@ -311,10 +306,11 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   }
   __syncthreads();
   if (threadIdx.x < 128) {
-    simt::setmaxnreg_dec<Shape::kProducerRegisters>();
+    // 65536 registers are handed out in eights, first the same to all threads.
+    simt::setmaxnreg_dec<Shape::kConsumers == 3 ? 32 : 24>();
     if (threadIdx.x < 32) produce(p, q_map, k_map, v_map, next_item, n_items, shared, control);
   } else {
-    simt::setmaxnreg_inc<Shape::kConsumerRegisters>();
+    simt::setmaxnreg_inc<Shape::kConsumers == 3 ? 160 : 240>();
     consume<T>(p, shared, bytes, control);
   }
 #endif
@@ -337,11 +333,9 @@ void launch_hopper(Context& context, const FlashParams& p, DType dtype) {
 
 template <typename T>
 void flash_attention_hopper_16(Context& context, const FlashParams& p, DType dtype) {
-  if (p.head_dim <= 64)
-    return launch_hopper<T, HopperShape<64, 3, 128, 160, 32>>(context, p, dtype);
-  if (p.head_dim <= 128)
-    return launch_hopper<T, HopperShape<128, 2, 128, 240, 24>>(context, p, dtype);
-  launch_hopper<T, HopperShape<256, 2, 64, 240, 24>>(context, p, dtype);
+  if (p.head_dim <= 64) return launch_hopper<T, HopperShape<64, 3, 128>>(context, p, dtype);
+  if (p.head_dim <= 128) return launch_hopper<T, HopperShape<128, 2, 128>>(context, p, dtype);
+  launch_hopper<T, HopperShape<256, 2, 64>>(context, p, dtype);
 }
 
 }  // namespace
