@@ -2,6 +2,7 @@
 
 #include "csrc/cuda/device/page.h"
 #include "csrc/cuda/device/simt.h"
+#include "csrc/cuda/device/vector.h"
 
 // A warp at a square of a page: lane 4 g + t holds its rows g + 8 hi and columns 2 t + odd + 8 p
 // (page.h), the eight elements whose words are its own.
@@ -87,85 +88,135 @@ ZC_DEVICE LaneSquare read_square(const uint8_t* part, Format f, int head_dim, in
                                  int lane) {
   if (format_quantized(f)) return to_floats(read_codes<kKey>(part, f, head_dim, square, lane));
   LaneSquare x;
+  if (f != Format::kF32) {  // one vector a lane
+    const uint4 vector = reinterpret_cast<const uint4*>(part)[square * 32 + lane];
+    const uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
+    ZC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      float(&pair)[2] = x.at[i >> 1][i & 1];
+      if (f == Format::kF16) {
+        pair[0] = low_half(words[i], f16{});
+        pair[1] = high_half(words[i], f16{});
+      } else {
+        pair[0] = low_half(words[i], bf16{});
+        pair[1] = high_half(words[i], bf16{});
+      }
+    }
+    return x;
+  }
   ZC_UNROLL
   for (int i = 0; i < 8; ++i) {
     const int p = i >> 2, hi = (i >> 1) & 1, odd = i & 1;
-    x.at[p][hi][odd] = read_float<kKey>(part, f, head_dim, lane_token<kKey>(lane, p, hi, odd),
-                                        lane_channel<kKey>(lane, square, p, hi, odd));
+    x.at[p][hi][odd] =
+        read_float<kKey>(part, Format::kF32, head_dim, lane_token<kKey>(lane, p, hi, odd),
+                         lane_channel<kKey>(lane, square, p, hi, odd));
   }
   return x;
 }
 
-// Writes the squares of a quantized part in ascending order. The part lies in shared memory that
-// only this warp writes; where it is not in fragment order it was zeroed.
-template <bool kKey>
-class CodeWriter {
+// The words of one lane in their plane (word_index).
+class LaneWords {
  public:
-  ZC_DEVICE CodeWriter(uint8_t* part, Format f, int head_dim, int lane)
-      : words_(reinterpret_cast<uint32_t*>(part)),
-        format_(f),
-        head_dim_(head_dim),
-        lane_(lane),
-        n_(lane_words(f, head_dim)) {}
-
-  ZC_DEVICE void write(int square, const LaneCodes& codes) {
-    if (!in_fragment_order(format_, head_dim_)) {
-      write_dense(square, codes);
-      return;
-    }
-    if (format_ == Format::kU8) {
-      words_[word_index(n_, lane_, 2 * square)] = codes.word[0];
-      words_[word_index(n_, lane_, 2 * square + 1)] = codes.word[1];
-      return;
-    }
-    if (format_ == Format::kU4) {
-      words_[word_index(n_, lane_, square)] = codes.word[0] | codes.word[1] << 4;
-      return;
-    }
-    // Two squares make a word, and four a word of top bits.
-    const int w = square >> 1;
-    const uint32_t both = (codes.word[0] & 0x03030303u) | (codes.word[1] & 0x03030303u) << 2;
-    const uint32_t top = ((codes.word[0] >> 2) & 0x01010101u) | (codes.word[1] & 0x04040404u);
-    if ((square & 1) == 0) {
-      low_ = both;
-      top_ = top;
-      return;
-    }
-    words_[word_index(n_, lane_, w)] = low_ | both << 4;
-    if (format_ != Format::kU3) return;
-    const uint32_t all = top_ | top << 4;  // field i of u2 has its top bit at 16 odd + 8 hi + 2 i
-    ZC_UNROLL
-    for (int hi = 0; hi < 2; ++hi) {
-      const uint32_t fields = (all >> (8 * hi) & 0x00ff00ffu) << 2;
-      const uint32_t rotated = rotate_left(fields, top_rotation(w & 1, hi));
-      tops_ = (w & 1) == 0 && hi == 0 ? rotated : tops_ | rotated;
-    }
-    if ((w & 1) != 0) words_[32 * n_ + word_index(head_dim_ / 64, lane_, w >> 1)] = tops_;
+  ZC_DEVICE LaneWords(uint32_t* plane, int n_words, int lane)
+      : plane_(plane), lane_(lane), shift_(n_words % 4 == 0 ? 2 : (n_words % 2 == 0 ? 1 : 0)) {}
+  ZC_DEVICE uint32_t& operator[](int w) const {
+    const int vector = (w >> shift_ << 5) + lane_;
+    return plane_[(vector << shift_) + (w & ((1 << shift_) - 1))];
   }
 
  private:
-  // Lanes share words here.
-  ZC_DEVICE void write_dense(int square, const LaneCodes& codes) {
-    const int bits = format_bits(format_);
-    for (int i = 0; i < 8; ++i) {
-      const int p = i >> 2, hi = (i >> 1) & 1, odd = i & 1;
-      const uint32_t code = (codes.word[p] >> (16 * odd + 8 * hi)) & 0xffu;
-      const int at = (kPageTokens * lane_channel<kKey>(lane_, square, p, hi, odd) +
-                      lane_token<kKey>(lane_, p, hi, odd)) *
-                     bits;
-      atomicOr(&words_[at >> 5], code << (at & 31));
-      if ((at & 31) + bits > 32) atomicOr(&words_[(at >> 5) + 1], code >> (32 - (at & 31)));
+  uint32_t* plane_;
+  int lane_;
+  int shift_;  // log2 of a vector's words
+};
+
+// Codes in a part that is not in fragment order and was zeroed, in shared memory: lanes share
+// words.
+template <bool kKey>
+ZC_DEVICE void write_dense(uint32_t* words, int bits, int square, int lane,
+                           const LaneCodes& codes) {
+  for (int i = 0; i < 8; ++i) {
+    const int p = i >> 2, hi = (i >> 1) & 1, odd = i & 1;
+    const uint32_t code = (codes.word[p] >> (16 * odd + 8 * hi)) & 0xffu;
+    const int at = (kPageTokens * lane_channel<kKey>(lane, square, p, hi, odd) +
+                    lane_token<kKey>(lane, p, hi, odd)) *
+                   bits;
+    atomicOr(&words[at >> 5], code << (at & 31));
+    if ((at & 31) + bits > 32) atomicOr(&words[(at >> 5) + 1], code >> (32 - (at & 31)));
+  }
+}
+
+// Two squares of 2 bits (the low ones of 3) make a word: field i, of 2 bits, at 16 odd + 8 hi + 2
+// i.
+ZC_DEVICE uint32_t join_low(const LaneCodes& even, const LaneCodes& odd) {
+  const auto low = [](uint32_t codes) { return codes & 0x03030303u; };
+  return low(even.word[0]) | low(even.word[1]) << 2 | low(odd.word[0]) << 4 | low(odd.word[1]) << 6;
+}
+
+// The top bits of the same fields, u3's word of parity w % 2.
+ZC_DEVICE uint32_t join_top(const LaneCodes& even, const LaneCodes& odd, int parity) {
+  const auto top = [](uint32_t codes) { return codes >> 2 & 0x01010101u; };
+  const uint32_t fields =
+      top(even.word[0]) | top(even.word[1]) << 2 | top(odd.word[0]) << 4 | top(odd.word[1]) << 6;
+  return rotate_left((fields & 0x00ff00ffu) << 2, top_rotation(parity, 0)) |
+         rotate_left((fields >> 8 & 0x00ff00ffu) << 2, top_rotation(parity, 1));
+}
+
+template <bool kKey, Format F, typename CodesOf>
+ZC_DEVICE void write_part_of(uint32_t* words, int head_dim, int lane, const CodesOf& codes_of) {
+  const int n_squares = head_dim / 16;
+  if (!in_fragment_order(F, head_dim)) {
+    for (int square = 0; square < n_squares; ++square)
+      write_dense<kKey>(words, format_bits(F), square, lane, codes_of(square));
+    return;
+  }
+  const int n = lane_words(F, head_dim);
+  const LaneWords own(words, n, lane);
+  if constexpr (F == Format::kU8) {
+    for (int square = 0; square < n_squares; ++square) {
+      const LaneCodes codes = codes_of(square);
+      own[2 * square] = codes.word[0];
+      own[2 * square + 1] = codes.word[1];
+    }
+  } else if constexpr (F == Format::kU4) {
+    for (int square = 0; square < n_squares; ++square) {
+      const LaneCodes codes = codes_of(square);
+      own[square] = codes.word[0] | codes.word[1] << 4;
+    }
+  } else if constexpr (F == Format::kU2) {
+    for (int w = 0; w < n_squares / 2; ++w) own[w] = join_low(codes_of(2 * w), codes_of(2 * w + 1));
+  } else {
+    const LaneWords tops(words + 32 * n, head_dim / 64, lane);
+    for (int w = 0; w < n_squares / 2; w += 2) {
+      uint32_t top = 0;
+      ZC_UNROLL
+      for (int parity = 0; parity < 2; ++parity) {
+        const LaneCodes even = codes_of(2 * (w + parity));
+        const LaneCodes odd = codes_of(2 * (w + parity) + 1);
+        own[w + parity] = join_low(even, odd);
+        top |= join_top(even, odd, parity);
+      }
+      tops[w >> 1] = top;
     }
   }
+}
 
-  uint32_t* words_;
-  Format format_;
-  int head_dim_;
-  int lane_;
-  int n_;              // 32-bit words of a lane, without the top bits of u3
-  uint32_t low_ = 0;   // of the even square
-  uint32_t top_ = 0;   // of the even square, u3
-  uint32_t tops_ = 0;  // of the squares before, u3
-};
+// Writes a quantized part in shared memory, all of it by this warp: codes_of(square), in ascending
+// order, gives a lane's codes. A part that is not in fragment order was zeroed.
+template <bool kKey, typename CodesOf>
+ZC_DEVICE void write_part(uint8_t* part, Format f, int head_dim, int lane,
+                          const CodesOf& codes_of) {
+  uint32_t* words = reinterpret_cast<uint32_t*>(part);
+  switch (f) {
+    case Format::kU2:
+      return write_part_of<kKey, Format::kU2>(words, head_dim, lane, codes_of);
+    case Format::kU3:
+      return write_part_of<kKey, Format::kU3>(words, head_dim, lane, codes_of);
+    case Format::kU4:
+      return write_part_of<kKey, Format::kU4>(words, head_dim, lane, codes_of);
+    default:
+      return write_part_of<kKey, Format::kU8>(words, head_dim, lane, codes_of);
+  }
+}
 
 }  // namespace zc::cuda

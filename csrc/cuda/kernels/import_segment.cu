@@ -87,15 +87,14 @@ ZC_DEVICE void pack_part(const FaultSink& faults, const uint8_t* tile, uint8_t* 
                          int head_dim, int kv_head, int lane) {
   const int bits = format_bits(f);
   const uint32_t beyond = (0xffu << bits & 0xffu) * 0x01010101u;
-  CodeWriter<kKey> writer(part, f, head_dim, lane);
-  for (int square = 0; square < head_dim / 16; ++square) {
+  write_part<kKey>(part, f, head_dim, lane, [&](int square) {
     LaneCodes codes = load_codes<kKey>(tile, head_dim, square, lane);
     check_data(faults, ((codes.word[0] | codes.word[1]) & beyond) == 0,
                kKey ? FaultReason::kKeyCode : FaultReason::kValueCode, kv_head, bits);
     ZC_UNROLL
     for (int p = 0; p < 2; ++p) codes.word[p] &= ~beyond;
-    writer.write(square, codes);
-  }
+    return codes;
+  });
 }
 
 // Codes and token parameters into pages. Block (x, y) has pages of KV head y, a warp builds one

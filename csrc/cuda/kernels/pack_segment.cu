@@ -191,7 +191,7 @@ ZC_HD int image_bytes(int head_dim) {
 template <typename T>
 ZC_HD int warp_bytes(int head_dim) {
   return 2 * kPageTokens * tile_stride(head_dim) * static_cast<int>(sizeof(T)) +
-         image_bytes(head_dim);
+         kPageTokens * 2 * static_cast<int>(sizeof(float)) + image_bytes(head_dim);
 }
 
 // A lane's elements of one square of a tile (16, head_dim) of rows.
@@ -228,11 +228,22 @@ ZC_DEVICE LaneSquare load_square(const T* tile, int head_dim, int square, int la
   return x;
 }
 
+// What a value is quantized with. Codes are reckoned in units of 2^-8, which changes no bit and
+// lets the multiplication clamp at no cost.
+struct alignas(8) Grid {
+  float zero;
+  float inverse;  // of 256 scales
+};
+ZC_DEVICE Grid grid_of(QuantParams p) { return {p.zero, quant_inverse(p.scale) / 256.0f}; }
+ZC_DEVICE float last_code(Format f) {
+  return static_cast<float>((1 << format_bits(f)) - 1) / 256.0f;
+}
+
 // quant_code in the lowest byte: held between 0 and the last code before it is rounded, which
 // changes nothing and lets an addition do the rounding. NaN gives 0.
-ZC_DEVICE uint32_t code_bits(float x, float zero, float inv, float last) {
-  const float code = fminf(fmaxf((x - zero) * inv, 0.0f), last);
-  return float_to_bits(code + 12582912.0f);  // 1.5 * 2^23
+ZC_DEVICE uint32_t code_bits(float x, const Grid& grid, float last) {
+  const float code = fminf(__saturatef((x - grid.zero) * grid.inverse), last);
+  return float_to_bits(code + 49152.0f);  // 1.5 * 2^15, whose neighbours are 2^-8 apart
 }
 ZC_DEVICE uint32_t join_codes(uint32_t c00, uint32_t c10, uint32_t c01, uint32_t c11) {
   return (c00 & 0xffu) | (c10 & 0xffu) << 8 | (c01 & 0xffu) << 16 | c11 << 24;
@@ -285,7 +296,7 @@ ZC_DEVICE float normalized(const LaneSquare& x, const float* inverse, int lane, 
   return x.at[p][hi][odd] * inverse[lane_channel<false>(lane, square, p, hi, odd)];
 }
 
-// Ranges of tokens; lo > hi where there is nothing but NaN.
+// Ranges of tokens, not yet clamped; lo > hi where there is nothing but NaN.
 template <typename T>
 ZC_DEVICE LaneRanges token_ranges(const T* v_tile, const float* inverse, int d, int lane) {
   LaneRanges ranges;
@@ -309,9 +320,12 @@ ZC_DEVICE LaneRanges token_ranges(const T* v_tile, const float* inverse, int d, 
       r.lo = fminf(r.lo, __shfl_xor_sync(~0u, r.lo, step));
       r.hi = fmaxf(r.hi, __shfl_xor_sync(~0u, r.hi, step));
     }
-    if (r.lo <= r.hi) r = {clamp_finite(r.lo), clamp_finite(r.hi)};
   }
   return ranges;
+}
+
+ZC_DEVICE Range clamped(Range r) {
+  return r.lo <= r.hi ? Range{clamp_finite(r.lo), clamp_finite(r.hi)} : r;
 }
 
 // Parameters of the tokens' ranges shrunk by a candidate's factor.
@@ -319,7 +333,7 @@ ZC_DEVICE LaneParams lane_params(const LaneRanges& ranges, int candidate, int bi
   LaneParams params;
   ZC_UNROLL
   for (int i = 0; i < 4; ++i) {
-    params.at[i >> 1][i & 1] = candidate_params(ranges.at[i >> 1][i & 1], candidate, bits);
+    params.at[i >> 1][i & 1] = candidate_params(clamped(ranges.at[i >> 1][i & 1]), candidate, bits);
   }
   return params;
 }
@@ -367,6 +381,42 @@ ZC_DEVICE LaneParams searched_params(const T* v_tile, const float* inverse,
   return best;
 }
 
+// Token parameters of V, to grids (16) and, as they are stored, to words (16); both in shared
+// memory of this warp.
+template <bool kSearch, typename T>
+ZC_DEVICE void choose_token_params(const T* v_tile, const float* inverse, int d, int bits, int norm,
+                                   int lane, Grid* grids, uint32_t* words) {
+  const LaneRanges ranges = token_ranges(v_tile, inverse, d, lane);
+  if constexpr (kSearch) {
+    const LaneParams params = searched_params(v_tile, inverse, ranges, d, bits, norm, lane);
+    if (lane < 4) {
+      ZC_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int token = lane_token<false>(lane, i >> 1, 0, i & 1);
+        const QuantParams& p = params.at[i >> 1][i & 1];
+        grids[token] = grid_of(p);
+        words[token] = pack_token_params(to_f16(p.scale), to_f16(p.zero));
+      }
+    }
+  } else {
+    // Eight lanes know the ranges of the same four tokens; dividing is left to one lane a token.
+    Range* shared_ranges = reinterpret_cast<Range*>(grids);
+    if (lane < 4) {
+      ZC_UNROLL
+      for (int i = 0; i < 4; ++i)
+        shared_ranges[lane_token<false>(lane, i >> 1, 0, i & 1)] = ranges.at[i >> 1][i & 1];
+    }
+    __syncwarp();
+    const QuantParams p = candidate_params(clamped(shared_ranges[lane & 15]), 0, bits);
+    __syncwarp();
+    if (lane < kPageTokens) {
+      grids[lane] = grid_of(p);
+      words[lane] = pack_token_params(to_f16(p.scale), to_f16(p.zero));
+    }
+  }
+  __syncwarp();
+}
+
 // Pages and the bitmap. Block (x, y) has pages of KV head y; a warp builds one page at a time in
 // shared memory: its 16 rows of K and V arrive there, each lane turns its squares into its own
 // words, and the page leaves in vectors. Shared memory: 12 head_dim bytes, and warp_bytes a warp.
@@ -381,13 +431,13 @@ __global__ void __launch_bounds__(128, kSearch || sizeof(T) == 4 ? 3 : 4)
   const int kv_head = blockIdx.y;
   const int d = a.at.head_dim;
   const int n_pages = (a.n + kPageTokens - 1) / kPageTokens;
-  float* k_zero = reinterpret_cast<float*>(shared);  // (d)
-  float* k_inverse = k_zero + d;                     // (d): of K's scale
-  float* v_inverse = k_inverse + d;                  // (d): of V's channel normaliser
+  Grid* k_grids = reinterpret_cast<Grid*>(shared);           // (d)
+  float* v_inverse = reinterpret_cast<float*>(k_grids + d);  // (d): of V's channel normaliser
   uint8_t* own = shared + 12 * d + warp * warp_bytes<T>(d);
   T* k_tile = reinterpret_cast<T*>(own);
   T* v_tile = k_tile + kPageTokens * tile_stride(d);
-  uint8_t* image = reinterpret_cast<uint8_t*>(v_tile + kPageTokens * tile_stride(d));
+  Grid* v_grids = reinterpret_cast<Grid*>(v_tile + kPageTokens * tile_stride(d));  // (16)
+  uint8_t* image = reinterpret_cast<uint8_t*>(v_grids + kPageTokens);
 
   int page = blockIdx.x * warps + warp;
   // Under way while the table is read.
@@ -398,16 +448,16 @@ __global__ void __launch_bounds__(128, kSearch || sizeof(T) == 4 ? 3 : 4)
     return;
   }
   for (int c = threadIdx.x; c < d; c += blockDim.x) {
-    k_zero[c] = to_float(view.channel_params(1)[c]);
-    k_inverse[c] = quant_inverse(to_float(view.channel_params(0)[c]));
+    k_grids[c] =
+        grid_of({to_float(view.channel_params(0)[c]), to_float(view.channel_params(1)[c])});
     v_inverse[c] = 1.0f / to_float(view.channel_params(2)[c]);
   }
   __syncthreads();
 
   const Format k_format = view.segment.k_format;
   const Format v_format = view.segment.v_format;
-  const float k_last = static_cast<float>((1 << format_bits(k_format)) - 1);
-  const float v_last = static_cast<float>((1 << format_bits(v_format)) - 1);
+  const float k_last = last_code(k_format);
+  const float v_last = last_code(v_format);
   const int page_words = (view.params_offset + kPageTokens * 4) / 4;
   const bool dense = !in_fragment_order(k_format, d) || !in_fragment_order(v_format, d);
   while (page < n_pages) {
@@ -416,64 +466,44 @@ __global__ void __launch_bounds__(128, kSearch || sizeof(T) == 4 ? 3 : 4)
     simt::cp_async_wait<0>();
     __syncwarp();
 
-    CodeWriter<true> keys(image, k_format, d, lane);
-    for (int square = 0; square < d / 16; ++square) {
+    write_part<true>(image, k_format, d, lane, [&](int square) {
       const LaneSquare x = load_square<true>(k_tile, d, square, lane);
       LaneCodes codes;
       ZC_UNROLL
       for (int p = 0; p < 2; ++p) {
-        uint32_t bits[2][2];
-        ZC_UNROLL
-        for (int odd = 0; odd < 2; ++odd) {
-          const int channel = lane_channel<true>(lane, square, p, 0, odd);
-          ZC_UNROLL
-          for (int hi = 0; hi < 2; ++hi)
-            bits[hi][odd] =
-                code_bits(x.at[p][hi][odd], k_zero[channel], k_inverse[channel], k_last);
-        }
-        codes.word[p] = join_codes(bits[0][0], bits[1][0], bits[0][1], bits[1][1]);
+        // Of two neighbouring channels.
+        const Grid(&grids)[2] = *reinterpret_cast<const Grid(*)[2]>(
+            k_grids + lane_channel<true>(lane, square, p, 0, 0));
+        codes.word[p] = join_codes(
+            code_bits(x.at[p][0][0], grids[0], k_last), code_bits(x.at[p][1][0], grids[0], k_last),
+            code_bits(x.at[p][0][1], grids[1], k_last), code_bits(x.at[p][1][1], grids[1], k_last));
       }
-      keys.write(square, codes);
-    }
+      return codes;
+    });
 
-    const int v_bits = format_bits(v_format);
-    const LaneRanges ranges = token_ranges(v_tile, v_inverse, d, lane);
-    LaneParams params;
-    if constexpr (kSearch)
-      params = searched_params(v_tile, v_inverse, ranges, d, v_bits, a.v_norm, lane);
-    else
-      params = lane_params(ranges, 0, v_bits);
-    float inv[2][2];
+    uint32_t* v_params = reinterpret_cast<uint32_t*>(image + view.params_offset);
+    choose_token_params<kSearch>(v_tile, v_inverse, d, format_bits(v_format), a.v_norm, lane,
+                                 v_grids, v_params);
+    Grid grids[2][2];  // [p][odd], of the lane's tokens
     ZC_UNROLL
-    for (int i = 0; i < 4; ++i) inv[i >> 1][i & 1] = quant_inverse(params.at[i >> 1][i & 1].scale);
-    CodeWriter<false> values(image + view.v_offset, v_format, d, lane);
-    for (int square = 0; square < d / 16; ++square) {
-      const LaneSquare x = load_square<false>(v_tile, d, square, lane);
+    for (int i = 0; i < 4; ++i)
+      grids[i >> 1][i & 1] = v_grids[lane_token<false>(lane, i >> 1, 0, i & 1)];
+    write_part<false>(image + view.v_offset, v_format, d, lane, [&](int square) {
+      LaneSquare x = load_square<false>(v_tile, d, square, lane);
+      ZC_UNROLL
+      for (int i = 0; i < 8; ++i) {
+        const int p = i >> 2, hi = (i >> 1) & 1, odd = i & 1;
+        x.at[p][hi][odd] = normalized(x, v_inverse, lane, square, p, hi, odd);
+      }
       LaneCodes codes;
       ZC_UNROLL
-      for (int p = 0; p < 2; ++p) {
-        uint32_t bits[2][2];
-        ZC_UNROLL
-        for (int hi = 0; hi < 2; ++hi) {
-          const float inverse = v_inverse[lane_channel<false>(lane, square, p, hi, 0)];
-          ZC_UNROLL
-          for (int odd = 0; odd < 2; ++odd)
-            bits[hi][odd] =
-                code_bits(x.at[p][hi][odd] * inverse, params.at[p][odd].zero, inv[p][odd], v_last);
-        }
-        codes.word[p] = join_codes(bits[0][0], bits[1][0], bits[0][1], bits[1][1]);
-      }
-      values.write(square, codes);
-    }
-    if (lane < 4) {
-      uint32_t* words = reinterpret_cast<uint32_t*>(image + view.params_offset);
-      ZC_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const QuantParams& p = params.at[i >> 1][i & 1];
-        words[lane_token<false>(lane, i >> 1, 0, i & 1)] =
-            pack_token_params(to_f16(p.scale), to_f16(p.zero));
-      }
-    }
+      for (int p = 0; p < 2; ++p)
+        codes.word[p] = join_codes(code_bits(x.at[p][0][0], grids[p][0], v_last),
+                                   code_bits(x.at[p][1][0], grids[p][0], v_last),
+                                   code_bits(x.at[p][0][1], grids[p][1], v_last),
+                                   code_bits(x.at[p][1][1], grids[p][1], v_last));
+      return codes;
+    });
     __syncwarp();
 
     if (page_inside(faults, a.at, view, page, kv_head)) {
