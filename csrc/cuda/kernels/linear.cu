@@ -42,6 +42,34 @@ constexpr int kPlaneThreads = 256;
 
 ZC_DEVICE bool is_finite(float x) { return (float_to_bits(x) & 0x7f800000u) != 0x7f800000u; }
 
+ZC_DEVICE uint4 join_bits(const uint32_t (&bits)[kVector]) {
+  return make_uint4(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16, bits[4] | bits[5] << 16,
+                    bits[6] | bits[7] << 16);
+}
+
+// A plane's share of `rest`, which keeps what is left for the planes after it. bf16: the bits are
+// cut off, not rounded, so that what is left has eight less; f16: rounded. What is no number is in
+// the first plane alone.
+ZC_DEVICE uint4 take_plane(float (&rest)[kVector], bf16) {
+  uint32_t bits[kVector];
+  ZC_UNROLL for (int j = 0; j < kVector; ++j) {
+    const bool is_nan = rest[j] != rest[j];
+    const float taken = bits_to_float(float_to_bits(rest[j]) & 0xffff0000u);
+    bits[j] = is_nan ? 0x7fc0u : float_to_bits(taken) >> 16;
+    rest[j] = is_finite(rest[j]) ? rest[j] - taken : 0.0f;
+  }
+  return join_bits(bits);
+}
+ZC_DEVICE uint4 take_plane(float (&rest)[kVector], f16) {
+  uint32_t bits[kVector];
+  ZC_UNROLL for (int j = 0; j < kVector; ++j) {
+    const f16 taken = to_f16(rest[j]);
+    bits[j] = taken.bits;
+    rest[j] = is_finite(rest[j]) ? rest[j] - to_float(taken) : 0.0f;
+  }
+  return join_bits(bits);
+}
+
 // Planes (m kPlanes, stride) of x (m, k), zeros from k on; scales (m): what the products of a row
 // must be multiplied by. A block owns a row of x; bound by memory.
 template <typename X, typename T>
@@ -75,48 +103,31 @@ __global__ void __launch_bounds__(kPlaneThreads)
   for (int64_t c = int64_t{own} * kVector; c < stride; c += kPlaneThreads * kVector) {
     float rest[kVector];
     load_floats(x + c, k - c, vectors, rest);
-    ZC_UNROLL for (int plane = 0; plane < kPlanes<X, T>; ++plane) {
-      uint32_t bits[kVector];
-      ZC_UNROLL for (int j = 0; j < kVector; ++j) {
-        float taken;
-        if constexpr (std::is_same_v<T, f16>) {
-          const f16 half = to_f16(rest[j] * (plane == 0 ? scale : 1.0f));
-          bits[j] = half.bits;
-          if (plane == 0) rest[j] *= scale;
-          taken = to_float(half);
-        } else {
-          // Cut off, not rounded: what is left has the sign of the whole and eight bits less.
-          taken =
-              rest[j] == rest[j] ? bits_to_float(float_to_bits(rest[j]) & 0xffff0000u) : rest[j];
-          bits[j] = to_bf16(taken).bits;
-        }
-        rest[j] = is_finite(rest[j]) ? rest[j] - taken : 0.0f;
-      }
-      uint32_t pairs[4];
-      ZC_UNROLL for (int i = 0; i < 4; ++i) pairs[i] = bits[2 * i] | bits[2 * i + 1] << 16;
-      *reinterpret_cast<uint4*>(planes + plane * stride + c) =
-          make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-    }
+    if constexpr (kScaled<X, T>) ZC_UNROLL for (int j = 0; j < kVector; ++j) rest[j] *= scale;
+    ZC_UNROLL for (int plane = 0; plane < kPlanes<X, T>; ++plane) *
+        reinterpret_cast<uint4*>(planes + plane * stride + c) = take_plane(rest, T{});
   }
 }
 
-// What is multiplied: weight (n, k) and x (x_rows, x_stride), planes of a row one after another.
-template <typename T>
+// What is multiplied: weight (n, k) and x (rows, x_stride), X being T if x holds planes of a row
+// one after another, else its own type.
+template <typename T, typename X = T>
 struct Operands {
   const T* weight;
-  const T* x;  // aligned to 16 bytes, as its rows are
+  const X* x;
   int64_t n;
   int64_t k;
-  int64_t x_rows;
+  int64_t x_rows;  // planes
   int64_t x_stride;
   int planes;
   int part_length;
-  bool vectors;  // rows of the weight are aligned to 16 bytes
+  bool vectors;    // rows of the weight are aligned to 16 bytes
+  bool x_vectors;  // rows of x are; always where X is T
 };
 
 // Brings a chunk to shared memory, zeros from k on: `from` is element c of a row.
-template <typename T>
-ZC_DEVICE void copy_weight(const Operands<T>& in, unsigned char* to, const T* from, int64_t c) {
+template <typename T, typename X>
+ZC_DEVICE void copy_weight(const Operands<T, X>& in, unsigned char* to, const T* from, int64_t c) {
   if (in.vectors) {
     simt::cp_async_16(simt::smem_u32(to), from, c < in.k ? 16 : 0);
     return;
@@ -137,8 +148,43 @@ ZC_DEVICE void copy_x(const Operands<T>& in, unsigned char* to, const T* from, i
 // ---- few rows ----
 
 constexpr int kWarpThreads = 32;
-constexpr int kFewColumns = 8;  // rows of x that mma takes
+constexpr int kFewRows = 16;  // planes
 constexpr int kFewPad = 1;
+
+// A chunk of x as it lies in memory, on its way through registers.
+template <typename X>
+struct RawChunk {
+  static constexpr int kWords = kChunk * sizeof(X) / 4;
+  uint32_t words[kWords];
+
+  // The first n elements behind `from`, zeros for the rest.
+  ZC_DEVICE void load(const X* from, int64_t n, bool vectors) {
+    if (vectors && n >= kChunk) {
+      ZC_UNROLL for (int i = 0; i < kWords; i += 4) {
+        const uint4 quad = reinterpret_cast<const uint4*>(from)[i / 4];
+        words[i] = quad.x, words[i + 1] = quad.y, words[i + 2] = quad.z, words[i + 3] = quad.w;
+      }
+      return;
+    }
+    ZC_UNROLL for (int i = 0; i < kWords; ++i) {
+      if constexpr (std::is_same_v<X, float>) {
+        words[i] = i < n ? float_to_bits(from[i]) : 0;
+      } else {
+        const uint32_t low = 2 * i < n ? from[2 * i].bits : 0;
+        const uint32_t high = 2 * i + 1 < n ? from[2 * i + 1].bits : 0;
+        words[i] = low | high << 16;
+      }
+    }
+  }
+  ZC_DEVICE void widen(float (&x)[kChunk]) const {
+    ZC_UNROLL for (int i = 0; i < kChunk; ++i) {
+      if constexpr (std::is_same_v<X, float>)
+        x[i] = bits_to_float(words[i]);
+      else
+        x[i] = i % 2 == 0 ? low_half(words[i / 2], X{}) : high_half(words[i / 2], X{});
+    }
+  }
+};
 
 // Panels a warp has on their way: with four warps two such blocks fit a multiprocessor.
 template <int kWeightTiles, int kXTiles>
@@ -154,13 +200,16 @@ inline size_t few_rows_bytes(int warps) {
           8 * kXTiles * (16 * kWeightTiles + kFewPad) * sizeof(float));
 }
 
-// 16 kWeightTiles columns of out = x weight^T for up to 8 kXTiles rows of x. A warp owns a part of
-// k: its panels come by cp.async into a ring of its own, so that warps never wait for another but
-// at the end, when the parts are added. Dynamic shared memory: few_rows_bytes, 18 KB to 25 KB a
-// warp. Bound by reading the weight: 10 KB a warp are on their way.
-template <typename T, int kWeightTiles, int kXTiles>
+// 16 kWeightTiles columns of out = x weight^T for up to 8 kXTiles planes of x. A warp owns a part
+// of k: its panels come by cp.async into a ring of its own, so that warps never wait for another
+// but at the end, when the parts are added. x of another type than the weight comes through
+// registers, a panel earlier than it is wanted, and is split into planes on its way. Dynamic shared
+// memory: few_rows_bytes, 18 KB to 27 KB a warp. Bound by reading the weight: 10 KB to 12 KB a warp
+// are on their way.
+template <typename T, typename X, int kWeightTiles, int kXTiles>
 __global__ void __launch_bounds__(kMaxParts* kWarpThreads)
-    linear_few_rows_kernel(Operands<T> in, LinearOut out) {
+    linear_few_rows_kernel(Operands<T, X> in, LinearOut out) {
+  constexpr bool kSplits = !std::is_same_v<X, T>;
   constexpr int kStages = kFewStages<kWeightTiles, kXTiles>;
   constexpr int kPanelBytes = kFewPanelBytes<kWeightTiles, kXTiles>;
   constexpr int kWeightBytes = 16 * kWeightTiles * kRowBytes;
@@ -183,35 +232,68 @@ __global__ void __launch_bounds__(kMaxParts* kWarpThreads)
   const int row = lane / 8;
   const int last_column = static_cast<int>(min(int64_t{kColumns}, in.n - column0)) - 1;
   const T* weight = in.weight + column0 * in.k + k_begin + chunk * kChunk;
-  const T* x = in.x + row * in.x_stride + k_begin + chunk * kChunk;
+  const X* x = in.x + row * in.x_stride + k_begin + chunk * kChunk;
+  const auto panel_at = [&](int panel) { return ring + panel % kStages * kPanelBytes; };
+  const auto first_element = [&](int panel) { return k_begin + panel * kDepth + chunk * kChunk; };
   const auto copy_panel = [&](int panel) {
-    unsigned char* const to = ring + panel % kStages * kPanelBytes;
-    const int64_t c = k_begin + panel * kDepth + chunk * kChunk;
-    ZC_UNROLL for (int i = 0; i < 4 * kWeightTiles; ++i)
-        copy_weight(in, to + panel_offset(row + 4 * i, chunk),
-                    weight + min(row + 4 * i, last_column) * in.k + panel * kDepth, c);
-    ZC_UNROLL for (int i = 0; i < 2 * kXTiles; ++i) if (row + 4 * i < x_rows)
-        copy_x(in, to + kWeightBytes + panel_offset(row + 4 * i, chunk),
-               x + 4 * i * in.x_stride + panel * kDepth, c);
+    unsigned char* const to = panel_at(panel);
+    ZC_UNROLL for (int i = 0; i < 4 * kWeightTiles; ++i) copy_weight(
+        in, to + panel_offset(row + 4 * i, chunk),
+        weight + min(row + 4 * i, last_column) * in.k + panel * kDepth, first_element(panel));
+    if constexpr (!kSplits)
+      ZC_UNROLL for (int i = 0; i < 2 * kXTiles; ++i) if (row + 4 * i < x_rows)
+          copy_x(in, to + kWeightBytes + panel_offset(row + 4 * i, chunk),
+                 x + 4 * i * in.x_stride + panel * kDepth, first_element(panel));
+  };
+  // x where it is split: the rows of a panel, four at a time.
+  constexpr int kRounds = (8 * kXTiles / kPlanes<X, T> + 3) / 4;
+  const int out_rows = x_rows / in.planes;
+  RawChunk<X> raw[kRounds];
+  const auto load_x = [&](int panel) {
+    ZC_UNROLL for (int i = 0; i < kRounds; ++i) raw[i].load(
+        x + 4 * i * in.x_stride + panel * kDepth,
+        row + 4 * i < out_rows && panel < n_panels ? in.k - first_element(panel) : 0, in.x_vectors);
+  };
+  const auto split_x = [&](int panel) {
+    ZC_UNROLL for (int i = 0; i < kRounds; ++i) if (row + 4 * i < out_rows) {
+      float rest[kChunk];
+      raw[i].widen(rest);
+      ZC_UNROLL for (int plane = 0; plane < kPlanes<X, T>; ++plane) *
+          reinterpret_cast<uint4*>(panel_at(panel) + kWeightBytes +
+                                   panel_offset((row + 4 * i) * kPlanes<X, T> + plane, chunk)) =
+          take_plane(rest, T{});
+    }
   };
 
   // Rows that x does not have are zeros once and for all.
   for (int stage = 0; stage < kStages; ++stage)
     ZC_UNROLL for (int i = 0; i < 2 * kXTiles; ++i) if (row + 4 * i >= x_rows) *
-        reinterpret_cast<uint4*>(ring + stage * kPanelBytes + kWeightBytes +
+        reinterpret_cast<uint4*>(panel_at(stage) + kWeightBytes +
                                  panel_offset(row + 4 * i, chunk)) = make_uint4(0, 0, 0, 0);
   ZC_UNROLL for (int panel = 0; panel < kStages - 1; ++panel) {
     if (panel < n_panels) copy_panel(panel);
     simt::cp_async_commit();
+  }
+  if constexpr (kSplits) {
+    for (int panel = 0; panel < kStages - 1; ++panel) {
+      load_x(panel);
+      if (panel < n_panels) split_x(panel);
+    }
+    load_x(kStages - 1);
   }
 
   float sums[kWeightTiles][kXTiles][4] = {};
   for (int panel = 0; panel < n_panels; ++panel) {
     simt::cp_async_wait<kStages - 2>();
     __syncwarp();  // all lanes' copies of this panel are there, and all are done with the last one
-    if (panel + kStages - 1 < n_panels) copy_panel(panel + kStages - 1);
+    const int next = panel + kStages - 1;
+    if (next < n_panels) copy_panel(next);
     simt::cp_async_commit();
-    const uint32_t at = simt::smem_u32(ring + panel % kStages * kPanelBytes);
+    if constexpr (kSplits) {
+      if (next < n_panels) split_x(next);
+      load_x(next + 1);
+    }
+    const uint32_t at = simt::smem_u32(panel_at(panel));
     ZC_UNROLL for (int two = 0; two < kDepth / 32; ++two) {  // steps of 16, two at a time
       uint32_t b[2][kXTiles][2];
       ZC_UNROLL for (int t = 0; t < kXTiles; ++t) {
@@ -238,7 +320,7 @@ __global__ void __launch_bounds__(kMaxParts* kWarpThreads)
       ZC_UNROLL for (int i = 0; i < 4; ++i)
           parts[part][8 * t + t2 + i % 2][16 * w + g + i / 2 * 8] = sums[w][t][i];
   __syncthreads();
-  const int n_sums = x_rows / in.planes * kColumns;
+  const int n_sums = out_rows * kColumns;
   for (int i = static_cast<int>(threadIdx.x); i < n_sums; i += static_cast<int>(blockDim.x)) {
     const int column = i % kColumns;
     if (column > last_column) continue;
@@ -253,12 +335,24 @@ __global__ void __launch_bounds__(kMaxParts* kWarpThreads)
   }
 }
 
-template <typename T, int kWeightTiles, int kXTiles>
-void launch_few_rows(Context& context, const Operands<T>& in, const LinearOut& out) {
+template <int kWeightTiles, int kXTiles, typename T, typename X>
+void launch_few_tiles(Context& context, const Operands<T, X>& in, const LinearOut& out) {
   const int warps = part_count(in.k);
-  launch(context, &linear_few_rows_kernel<T, kWeightTiles, kXTiles>,
+  launch(context, &linear_few_rows_kernel<T, X, kWeightTiles, kXTiles>,
          blocks_for(in.n, 16 * kWeightTiles), static_cast<unsigned>(warps * kWarpThreads),
          few_rows_bytes<kWeightTiles, kXTiles>(warps), in, out);
+}
+
+template <typename T, typename X>
+void launch_few_rows(Context& context, const Operands<T, X>& in, const LinearOut& out) {
+  // With many columns of the result, the wider tile reads x half as often.
+  const bool wide =
+      in.x_rows > 4 && in.n * 4 >= int64_t{3 * 32} * context.n_multiprocessors &&
+      few_rows_bytes<2, 2>(kMaxParts) <= static_cast<size_t>(context.shared_bytes_per_block);
+  if (in.x_rows > 8)
+    wide ? launch_few_tiles<2, 2>(context, in, out) : launch_few_tiles<1, 2>(context, in, out);
+  else
+    wide ? launch_few_tiles<2, 1>(context, in, out) : launch_few_tiles<1, 1>(context, in, out);
 }
 
 // ---- tiles ----
@@ -461,53 +555,64 @@ template <typename X, typename T>
 void linear_16(Context& context, const LinearArgs& a) {
   constexpr int planes = kPlanes<X, T>;
   const int64_t m = a.x.size(0);
-  Operands<T> in{};
-  in.weight = a.weight.as<T>();
-  in.n = a.weight.size(0);
-  in.k = a.x.size(1);
-  in.planes = planes;
-  in.x_rows = m * planes;
-  in.part_length = part_length(in.k);
-  in.vectors = in_vectors(address_bits(a.weight.data), in.k);
+  const int64_t k = a.x.size(1);
+  const int64_t x_rows = m * planes;
+  const auto operands = [&](auto* x, int64_t stride) {
+    using Source = std::remove_const_t<std::remove_pointer_t<decltype(x)>>;
+    Operands<T, Source> in{};
+    in.weight = a.weight.as<T>();
+    in.x = x;
+    in.n = a.weight.size(0);
+    in.k = k;
+    in.x_rows = x_rows;
+    in.x_stride = stride;
+    in.planes = planes;
+    in.part_length = part_length(k);
+    in.vectors = in_vectors(address_bits(a.weight.data), k);
+    in.x_vectors = in_vectors(address_bits(a.x.data), k);
+    return in;
+  };
+  const bool has_vectors = in_vectors(address_bits(a.x.data), k);
+  if constexpr (!kScaled<X, T> && !std::is_same_v<X, T>) {
+    if (x_rows <= kFewRows) {
+      launch_few_rows(context, operands(a.x.as<X>(), k), linear_out(a, nullptr));
+      return;
+    }
+  }
 
-  const bool plain = std::is_same_v<X, T> && in_vectors(address_bits(a.x.data), in.k);
-  in.x_stride = plain ? in.k : (in.k + kVector - 1) / kVector * kVector;
+  const bool plain = std::is_same_v<X, T> && has_vectors;
+  const int64_t stride = plain ? k : (k + kVector - 1) / kVector * kVector;
   const int64_t scale_bytes = kScaled<X, T> ? padded(m * int64_t{sizeof(float)}) : 0;
-  const int64_t plane_bytes = plain ? 0 : padded(in.x_rows * in.x_stride * int64_t{sizeof(T)});
+  const int64_t plane_bytes = plain ? 0 : padded(x_rows * stride * int64_t{sizeof(T)});
+  const int64_t n = a.weight.size(0);
   Tiling tiling{};
-  if (in.x_rows > 64)
-    tiling = tile_result<128>(context, m, in.n, in.k, planes);
-  else if (in.x_rows > 32)
-    tiling = tile_result<64>(context, m, in.n, in.k, planes);
-  else if (in.x_rows > 2 * kFewColumns)
-    tiling = tile_result<32>(context, m, in.n, in.k, planes);
+  if (x_rows > 64)
+    tiling = tile_result<128>(context, m, n, k, planes);
+  else if (x_rows > 32)
+    tiling = tile_result<64>(context, m, n, k, planes);
+  else if (x_rows > kFewRows)
+    tiling = tile_result<32>(context, m, n, k, planes);
   auto* const scratch =
       static_cast<uint8_t*>(context.scratch(scale_bytes + plane_bytes + tiling.bytes));
   auto* const scales = kScaled<X, T> ? reinterpret_cast<float*>(scratch) : nullptr;
-
-  if (plain) {
-    in.x = a.x.as<T>();
-  } else {
-    auto* const x = reinterpret_cast<T*>(scratch + scale_bytes);
-    in.x = x;
+  T* x = a.x.as<T>();
+  if (!plain) {
+    x = reinterpret_cast<T*>(scratch + scale_bytes);
     launch(context, &linear_planes_kernel<X, T>, blocks_for(m, 1), kPlaneThreads, 0, a.x.as<X>(), x,
-           scales, in.k, in.x_stride, in_vectors(address_bits(a.x.data), in.k));
+           scales, k, stride, has_vectors);
   }
 
+  const Operands<T> in = operands(x, stride);
   const LinearOut out = linear_out(a, scales);
   uint8_t* const sums = scratch + scale_bytes + plane_bytes;
-  // With many columns of the result, the wider tile of few rows reads x half as often.
-  const bool wide = in.x_rows > 4 && in.n * 4 >= int64_t{3 * 32} * context.n_multiprocessors;
-  if (in.x_rows > 64)
+  if (x_rows > 64)
     launch_tiles<T, 128>(context, in, tiling, sums, out);
-  else if (in.x_rows > 32)
+  else if (x_rows > 32)
     launch_tiles<T, 64>(context, in, tiling, sums, out);
-  else if (in.x_rows > 2 * kFewColumns)
+  else if (x_rows > kFewRows)
     launch_tiles<T, 32>(context, in, tiling, sums, out);
-  else if (in.x_rows > kFewColumns)
-    wide ? launch_few_rows<T, 2, 2>(context, in, out) : launch_few_rows<T, 1, 2>(context, in, out);
   else
-    wide ? launch_few_rows<T, 2, 1>(context, in, out) : launch_few_rows<T, 1, 1>(context, in, out);
+    launch_few_rows(context, in, out);
 }
 
 }  // namespace
