@@ -42,12 +42,11 @@ ZC_DEVICE void store_any(void* to, DType dtype, int64_t i, float x) {
     static_cast<bf16*>(to)[i] = from_float<bf16>(x);
 }
 
-// What becomes of sums: out = sum * scale + bias (+ what was there), rounded to out's type. Types
-// are looked at while running: a result is written once for k products.
+// What becomes of sums: out = sum + bias (+ what was there), rounded to out's type. Types are
+// looked at while running: a result is written once for k products.
 struct LinearOut {
-  void* out;            // (m, n)
-  const void* bias;     // (n), or null
-  const float* scales;  // (m) powers of two, or null
+  void* out;         // (m, n)
+  const void* bias;  // (n), or null
   int64_t m;
   int64_t n;
   DType out_dtype;
@@ -55,13 +54,11 @@ struct LinearOut {
   bool accumulate;
   bool vectors;  // four neighbours of a row can be written at once
 
-  ZC_DEVICE float finished(int64_t row, int64_t column, float sum) const {
-    if (scales != nullptr) sum *= scales[row];
-    if (bias != nullptr) sum += load_any(bias, bias_dtype, column);
-    return sum;
+  ZC_DEVICE float finished(int64_t column, float sum) const {
+    return bias != nullptr ? sum + load_any(bias, bias_dtype, column) : sum;
   }
   ZC_DEVICE void write(int64_t row, int64_t column, float sum) const {
-    float y = finished(row, column, sum);
+    float y = finished(column, sum);
     const int64_t at = row * n + column;
     if (accumulate) y = load_any(out, out_dtype, at) + y;
     store_any(out, out_dtype, at, y);
@@ -73,7 +70,7 @@ struct LinearOut {
       return;
     }
     float y[4];
-    ZC_UNROLL for (int i = 0; i < 4; ++i) y[i] = finished(row, column + i, sums[i]);
+    ZC_UNROLL for (int i = 0; i < 4; ++i) y[i] = finished(column + i, sums[i]);
     const int64_t at = row * n + column;
     if (out_dtype == DType::kF32) {
       float4* to = reinterpret_cast<float4*>(static_cast<float*>(out) + at);
@@ -95,11 +92,10 @@ struct LinearOut {
   }
 };
 
-inline LinearOut linear_out(const LinearArgs& a, const float* scales) {
+inline LinearOut linear_out(const LinearArgs& a) {
   LinearOut out{};
   out.out = a.out.data;
   out.bias = a.bias.defined() ? a.bias.data : nullptr;
-  out.scales = scales;
   out.m = a.out.size(0);
   out.n = a.out.size(1);
   out.out_dtype = a.out.dtype;

@@ -212,6 +212,24 @@ describeBackends('linear', (backend) => {
     })
   })
 
+  test.each(floatDtypes)('rows of every size, weight of %s', async (weight) => {
+    const sizes = [1e30, 1e6, 1, 1e-6, 1e-30, 0]
+    for (const k of [40, 1100]) {
+      for (const repeats of [1, 4]) {
+        const rows = Array.from({ length: repeats }, () => sizes).flat()
+        const [m, n] = [rows.length, 19]
+        const plainly = makeCase({ ...plain, weight, m, n, k, seed: 3 })
+        const values = plainly.x.values.map((x, i) => x * rows[Math.floor(i / k)])
+        const own = { ...plainly, x: storeAs('f32', values) }
+        const expected = reference({
+          ...{ x: own.x.values, weight: own.weight.values, m, n, k },
+        })
+        const comparison = { name: 'out', shape: [m, n], tolerance: tolerance.f32Linear }
+        expectClose(await run(backend.tensors, own), expected, comparison)
+      }
+    }
+  })
+
   test('NaN and infinities reach their row and no other', async () => {
     const { tensors } = backend
     const x = tensors.f32([1, 2, Number.NaN, 1, 1, 1, Number.POSITIVE_INFINITY, 1, 1], [3, 3])

@@ -114,7 +114,7 @@ void launch_tiles(Context& context, const LinearArgs& a) {
   split.arrivals = split.groups > 1 ? context.counters(tiles) : nullptr;
   launch(context, &linear_f32_kernel<X, kRows>,
          dim3(blocks_for(tiles, 1), static_cast<unsigned>(split.groups)), kThreads, 0, a.x.as<X>(),
-         a.weight.as<float>(), k, part_length(k), m_tiles, split, linear_out(a, nullptr));
+         a.weight.as<float>(), k, part_length(k), m_tiles, split, linear_out(a));
 }
 
 }  // namespace

@@ -1,0 +1,153 @@
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "csrc/cuda/linear.h"
+
+// Products with weights of 16 bits. They meet x in the tensor cores, as the first operand of
+// mma.m16n8k16: 16 rows of the weight, 8 rows of x, so that one row of x wastes little. Every
+// kernel gives mma the same 16 elements of k at a time, in order, which makes a row's bits the same
+// in all of them.
+//
+// x must be of the weight's type. Where it is not, a row of x becomes up to three rows, its planes,
+// whose sum is the row, and the rows of the result are added up again in the end: no product loses
+// more than float would.
+namespace zc::cuda {
+
+inline constexpr int kDepth = 64;             // of k, in shared memory at a time
+inline constexpr int kRowBytes = kDepth * 2;  // of a row of such a panel: 8 chunks of 16 bytes
+inline constexpr int kChunk = 8;              // elements of a chunk
+
+// Where a chunk of a panel's row lies. The chunks of eight rows lie in different banks, whether a
+// row is written or a column of chunks is read (ldmatrix).
+ZC_DEVICE uint32_t panel_offset(int row, int chunk) {
+  return static_cast<uint32_t>(row * kRowBytes + ((chunk ^ (row & 7)) << 4));
+}
+
+// Planes that a row of x takes.
+template <typename X, typename T>
+inline constexpr int kPlanes = 1;
+template <>
+inline constexpr int kPlanes<float, bf16> = 3;  // 24 bits are 8 + 8 + 8
+template <>
+inline constexpr int kPlanes<f16, bf16> = 2;  // 11 are 8 + 3
+template <>
+inline constexpr int kPlanes<float, f16> = 2;  // 22 of 24
+// f16 holds no large numbers: what a row has of a part of k is scaled by a power of two that brings
+// its largest element just below 2^15.
+template <typename X, typename T>
+inline constexpr bool kScaled = std::is_same_v<T, f16> && !std::is_same_v<X, f16>;
+
+struct PlaneScale {
+  float to;    // of the planes: 2^-113 to 2^126
+  float back;  // of their products
+};
+
+// `most`: bits of the largest |x| that is finite.
+ZC_DEVICE PlaneScale plane_scale(uint32_t most) {
+  const int exponent = static_cast<int>(most >> 23) - 127;
+  const int shift = most == 0 ? 0 : min(14 - exponent, 126);
+  return {bits_to_float(static_cast<uint32_t>(127 + shift) << 23),
+          bits_to_float(static_cast<uint32_t>(127 - shift) << 23)};
+}
+
+ZC_DEVICE bool is_finite(float x) { return (float_to_bits(x) & 0x7f800000u) != 0x7f800000u; }
+
+// Bits of the largest finite |x|, and of `most`.
+ZC_DEVICE uint32_t largest_bits(const float (&x)[kVector], uint32_t most) {
+  ZC_UNROLL for (int j = 0; j < kVector; ++j) if (is_finite(x[j])) most =
+      max(most, float_to_bits(x[j]) & 0x7fffffffu);
+  return most;
+}
+
+ZC_DEVICE uint4 join_bits(const uint32_t (&bits)[kVector]) {
+  return make_uint4(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16, bits[4] | bits[5] << 16,
+                    bits[6] | bits[7] << 16);
+}
+
+// A plane's share of `rest`, which keeps what is left for the planes after it. bf16: the bits are
+// cut off, not rounded, so that what is left has eight less; f16: rounded. What is no number is in
+// the first plane alone.
+ZC_DEVICE uint4 take_plane(float (&rest)[kVector], bf16) {
+  uint32_t bits[kVector];
+  ZC_UNROLL for (int j = 0; j < kVector; ++j) {
+    const bool is_nan = rest[j] != rest[j];
+    const float taken = bits_to_float(float_to_bits(rest[j]) & 0xffff0000u);
+    bits[j] = is_nan ? 0x7fc0u : float_to_bits(taken) >> 16;
+    rest[j] = is_finite(rest[j]) ? rest[j] - taken : 0.0f;
+  }
+  return join_bits(bits);
+}
+ZC_DEVICE uint4 take_plane(float (&rest)[kVector], f16) {
+  uint32_t bits[kVector];
+  ZC_UNROLL for (int j = 0; j < kVector; ++j) {
+    const f16 taken = to_f16(rest[j]);
+    bits[j] = taken.bits;
+    rest[j] = is_finite(rest[j]) ? rest[j] - to_float(taken) : 0.0f;
+  }
+  return join_bits(bits);
+}
+
+// What is multiplied: weight (n, k) and x (rows, x_stride), X being T if x holds planes of a row
+// one after another, else its own type.
+template <typename T, typename X = T>
+struct Operands {
+  const T* weight;
+  const X* x;
+  const float* scales;  // (rows of out, parts): `back` of planes that were scaled; else null
+  int64_t n;
+  int64_t k;
+  int64_t x_rows;  // planes
+  int64_t x_stride;
+  int planes;  // of a row
+  int part_length;
+  bool vectors;    // rows of the weight are aligned to 16 bytes
+  bool x_vectors;  // rows of x are; always where X is T
+};
+
+// Brings a chunk to shared memory, zeros from k on: `from` is element c of a row.
+template <typename T, typename X>
+ZC_DEVICE void copy_weight(const Operands<T, X>& in, unsigned char* to, const T* from, int64_t c) {
+  if (in.vectors) {
+    simt::cp_async_16(simt::smem_u32(to), from, c < in.k ? 16 : 0);
+    return;
+  }
+  uint32_t pairs[4];
+  ZC_UNROLL for (int i = 0; i < 4; ++i) {
+    const uint32_t low = c + 2 * i < in.k ? from[2 * i].bits : 0;
+    const uint32_t high = c + 2 * i + 1 < in.k ? from[2 * i + 1].bits : 0;
+    pairs[i] = low | high << 16;
+  }
+  *reinterpret_cast<uint4*>(to) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+template <typename T>
+ZC_DEVICE void copy_x(const Operands<T>& in, unsigned char* to, const T* from, int64_t c) {
+  simt::cp_async_16(simt::smem_u32(to), from, c < in.x_stride ? 16 : 0);
+}
+
+// ---- csrc/cuda/kernels/linear_*.cu ----
+
+// Planes (m kPlanes, stride) of x, and where they are scaled scales (m, parts).
+template <typename X, typename T>
+void linear_planes(Context& context, const TensorView& x, int64_t stride, T* planes, float* scales);
+
+// Up to so many planes are a few.
+inline constexpr int kFewPlanes = 16;
+template <typename T, typename X>
+void linear_few_rows(Context& context, const Operands<T, X>& in, const LinearOut& out);
+
+// How tiles cover the result, for more planes than a few.
+struct Tiling {
+  int tile_rows;  // planes of a tile
+  int64_t m_tiles;
+  int64_t tiles;
+  Split split;
+  int64_t bytes;  // of scratch
+};
+Tiling tile_result(const Context& context, int64_t m, int64_t n, int64_t k, int planes);
+template <typename T>
+void linear_tiles(Context& context, const Operands<T>& in, Tiling tiling, void* scratch,
+                  const LinearOut& out);
+
+}  // namespace zc::cuda
