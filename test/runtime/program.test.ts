@@ -8,6 +8,7 @@ import {
   siluGate,
   type Tensor,
 } from '../../lib/ops/index.js'
+import { describeDevices, isHost } from '../support/backends.js'
 import { expectIdentical } from '../support/compare.js'
 import { expectRefused, expectRejected } from '../support/errors.js'
 import { normals } from '../support/random-data.js'
@@ -19,7 +20,7 @@ const OUT_OF_RANGE = {
   message: /^ids: token \d+, expected 0 to 3/,
 } as const
 
-describe.each(['cpu:baseline', 'cpu'])('programs of %s', (name) => {
+describeDevices('programs', (name) => {
   let device: Device
   beforeEach(async () => {
     device = await Device.open(name, { threads: 2 })
@@ -301,11 +302,11 @@ describe.each(['cpu:baseline', 'cpu'])('programs of %s', (name) => {
   })
 
   describe('an op that fails', () => {
-    test('rejects that run, skips the ops after it, and the next run works', async () => {
+    test('rejects that run, and the next run works', async () => {
       const subject = lookUp()
       expect(await subject.run([3, 0])).toEqual([13, 10])
       await expectRejected(subject.run([1, 4]), OUT_OF_RANGE)
-      expect([...(await subject.copy.read())]).toEqual([13, 10])
+      if (isHost(name)) expect([...(await subject.copy.read())]).toEqual([13, 10])
       expect(await subject.run([1, 2])).toEqual([11, 12])
       subject.dispose()
     })
@@ -382,12 +383,13 @@ describe.each(['cpu:baseline', 'cpu'])('programs of %s', (name) => {
 
   describe('a device that is disposed of', () => {
     test('with runs in flight rejects them, and does not wait', async () => {
-      const width = 512
+      // What was started on a device has to end, which takes the emulator a thousand times longer.
+      const [nProducts, width] = name === 'cuda-emu' ? [5, 8] : [100, 512]
       const x = device.from(normals(1, width * width), [width, width])
       const out = device.tensor('f32', [width, width])
       const input = device.tensor('f32', [1])
       const program = device.record(() => {
-        for (let i = 0; i < 100; i++) linear({ x, weight: x, out })
+        for (let i = 0; i < nProducts; i++) linear({ x, weight: x, out })
       })
       const runs = Array.from({ length: 100 }, () => program.run(input, Float32Array.of(1), input))
       const outcomes = Promise.allSettled(runs)

@@ -1,4 +1,5 @@
 import { Device, embedding, linear, type Tensor } from '../../lib/ops/index.js'
+import { describeDevices, isHost } from '../support/backends.js'
 import { expectRejected } from '../support/errors.js'
 import { normals } from '../support/random-data.js'
 
@@ -30,7 +31,10 @@ function enqueueWork(device: Device, n: number, width = 512): void {
   out.dispose()
 }
 
-describe.each(['cpu:baseline', 'cpu'])('the stream of %s', (name) => {
+describeDevices('the stream', (name) => {
+  // The emulator takes a thousand times longer, and what was started has to end.
+  const [nProducts, width] = name === 'cuda-emu' ? [1000, 8] : [10_000, 512]
+
   let device: Device
   beforeEach(async () => {
     device = await Device.open(name, { threads: 2 })
@@ -75,7 +79,7 @@ describe.each(['cpu:baseline', 'cpu'])('the stream of %s', (name) => {
     await device.sync()
   })
 
-  test('skips what follows a fault until it is reported', async () => {
+  test('skips what follows a fault until it is reported, where ops run at once', async () => {
     const x = device.from(Float32Array.of(3), [1, 1])
     enqueueFault(device)
     x.write(Float32Array.of(4))
@@ -83,7 +87,8 @@ describe.each(['cpu:baseline', 'cpu'])('the stream of %s', (name) => {
     const reported = device.sync()
     const after = x.read()
     await expectRejected(reported, OUT_OF_RANGE)
-    expect([...(await after)]).toEqual([3])
+    // A device finds the fault when all of it was started.
+    expect([...(await after)]).toEqual([isHost(name) ? 3 : 16])
   })
 
   test('keeps the first of several faults', async () => {
@@ -110,7 +115,7 @@ describe.each(['cpu:baseline', 'cpu'])('the stream of %s', (name) => {
   })
 
   test('a disposal rejects what is awaited, and does not wait for what is queued', async () => {
-    enqueueWork(device, 10_000)
+    enqueueWork(device, nProducts, width)
     const x = device.from(Float32Array.of(3), [1])
     const awaited = [device.sync(), x.read(), device.sync()]
     const outcomes = Promise.allSettled(awaited)
@@ -123,7 +128,7 @@ describe.each(['cpu:baseline', 'cpu'])('the stream of %s', (name) => {
 
   test('an idle device and one that is busy are apart', async () => {
     const other = await Device.open(name, { threads: 1 })
-    enqueueWork(device, 10_000)
+    enqueueWork(device, nProducts, width)
     const pending = device.sync().catch((error: unknown) => error)
     const x = other.from(Float32Array.of(3), [1])
     expect([...(await x.read())]).toEqual([3])

@@ -72,6 +72,20 @@ export function describeBackends(subject: string, suite: (backend: Backend) => v
   }
 }
 
+/** Declares a suite of the runtime for each kind of device; as above, one that is lacking says why. */
+export function describeDevices(subject: string, suite: (name: string) => void): void {
+  for (const name of ['cpu:baseline', 'cpu', 'cuda-emu', 'cuda']) {
+    const reason = whyUnavailable(name)
+    const declare = reason ? describe.skip : describe
+    declare(`${subject} of ${name}${reason ? ` (skipped: ${reason})` : ''}`, () => suite(name))
+  }
+}
+
+/** Whether ops run at once, so that one which fails ends what follows; else they are started. */
+export function isHost(name: string): boolean {
+  return name.startsWith('cpu')
+}
+
 function openForSuite(name: string, elementsBefore?: 16): Backend {
   let device: Device | undefined
   let tensors: DeviceTensors | undefined
