@@ -1,8 +1,13 @@
+const deviceSuites = require('./test/support/device-suites.cjs')
+
+// Asked for devices by name, jest runs what there is to run on them.
+const suites = process.env.ZC_TEST_DEVICES ? deviceSuites : ['**/']
+
 /** @type {import('jest').Config} */
 module.exports = {
   testEnvironment: 'node',
   roots: ['<rootDir>/test'],
-  testMatch: ['<rootDir>/test/**/*.test.ts'],
+  testMatch: suites.map((name) => `<rootDir>/test/${name}*.test.ts`),
   // Sources import './name.js', as Node resolves it after compilation; jest runs the .ts beside it.
   moduleNameMapper: { '^(\\.{1,2}/.*)\\.js$': '$1' },
   moduleFileExtensions: ['js', 'ts', 'json', 'node', 'mjs', 'cjs'],

@@ -186,8 +186,7 @@ export async function setup({ native = true, emulator = false, cuda = false, ts 
   const nativeHash = native ? nativeInputs() : ''
   const distHash = ts ? distInputs() : ''
   const targets = Object.keys(libraries).filter(
-    (target) =>
-      wanted[target] && !isStamped(targetStamp(target), builtFile(target), nativeHash),
+    (target) => wanted[target] && !isStamped(targetStamp(target), builtFile(target), nativeHash),
   )
   const buildsDist = ts && !isStamped(distStamp, at('dist', 'index.js'), distHash)
   const installs = !packagesAreCurrent()

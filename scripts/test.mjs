@@ -1,6 +1,7 @@
 // `npm test`: sets up what is missing, then runs jest; arguments go to jest (`npm test --
-// quantize`). jest's own report goes to stderr. The last line of stdout is `N passed, N failed`,
-// counted from jest's JSON.
+// quantize`). With `--on cuda` first, what runs on devices runs on that one alone, which has to be
+// there. jest's own report goes to stderr. The last line of stdout is `N passed, N failed`, counted
+// from jest's JSON.
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -40,8 +41,11 @@ function count({ status, results }) {
 
 let counts = { passed: 0, failed: 1, skipped: 0 }
 try {
-  await setup({ emulator: true })
-  counts = count(runJest(process.argv.slice(2)))
+  const args = process.argv.slice(2)
+  if (args[0] === '--on') process.env.ZC_TEST_DEVICES = args.splice(0, 2)[1]
+  const onGpu = /^cuda\b(?!-)/.test(process.env.ZC_TEST_DEVICES ?? '')
+  await setup({ emulator: !onGpu, cuda: onGpu })
+  counts = count(runJest(args))
 } catch (error) {
   reportFailure(error)
 }

@@ -2,7 +2,7 @@
 import { join } from 'node:path'
 import { loadModel } from '../../lib/index'
 import { readFixturePrompts } from '../eval/fixture-prompts'
-import { whyUnavailable } from '../support/backends'
+import { describeDevices } from '../support/backends'
 import { kTrainedModels } from './model-copies'
 import { collect } from './running'
 
@@ -27,10 +27,9 @@ async function answer(device: string, policy: string, maxTokens: number) {
   }
 }
 
-for (const device of ['cuda-emu', 'cuda']) {
-  const reason = whyUnavailable(device)
-  const declare = reason ? describe.skip : describe
-  declare(`a model on ${device}${reason ? ` (skipped: ${reason})` : ''}`, () => {
+describeDevices(
+  'a model',
+  (device) => {
     test.each([
       ['zipcache', 120],
       ['fp16', 20],
@@ -48,5 +47,6 @@ for (const device of ['cuda-emu', 'cuda']) {
       },
       240_000,
     )
-  })
-}
+  },
+  ['cuda-emu', 'cuda'],
+)

@@ -55,29 +55,42 @@ export interface Backend {
 /** Declares a suite for each backend; one that this machine lacks is skipped and says why. */
 export function describeBackends(subject: string, suite: (backend: Backend) => void): void {
   for (const name of backendNames) {
-    const reason = whyUnavailable(name)
-    const declare = reason ? describe.skip : describe
-    declare(`${subject} on ${name}${reason ? ` (skipped: ${reason})` : ''}`, () => {
-      suite(openForSuite(name))
-    })
+    describeDevice(`${subject} on ${name}`, name, () => suite(openForSuite(name)))
     if (name === 'cuda-emu' && CUDA_HOPPER_SUBJECTS.includes(subject)) {
-      describe(`${subject} on cuda-emu:1, of sm_80`, () => suite(openForSuite('cuda-emu:1')))
+      const other = 'cuda-emu:1'
+      describeDevice(`${subject} on ${other}, of sm_80`, name, () => suite(openForSuite(other)))
     }
     // Kernels of memory-bound ops have a second way for tensors that vectors can be read from.
-    if (!reason && name.startsWith('cuda') && CUDA_VECTOR_SUBJECTS.includes(subject)) {
-      describe(`${subject} on ${name}, aligned to 16 bytes`, () => {
-        suite(openForSuite(name, 16))
-      })
+    if (name.startsWith('cuda') && CUDA_VECTOR_SUBJECTS.includes(subject)) {
+      const title = `${subject} on ${name}, aligned to 16 bytes`
+      describeDevice(title, name, () => suite(openForSuite(name, 16)))
     }
   }
 }
 
-/** Declares a suite of the runtime for each kind of device; as above, one that is lacking says why. */
-export function describeDevices(subject: string, suite: (name: string) => void): void {
-  for (const name of ['cpu:baseline', 'cpu', 'cuda-emu', 'cuda']) {
-    const reason = whyUnavailable(name)
-    const declare = reason ? describe.skip : describe
-    declare(`${subject} of ${name}${reason ? ` (skipped: ${reason})` : ''}`, () => suite(name))
+/** Declares a suite for kinds of device; as above, one that is lacking says why. */
+export function describeDevices(
+  subject: string,
+  suite: (name: string) => void,
+  names: readonly string[] = ['cpu:baseline', 'cpu', 'cuda-emu', 'cuda'],
+): void {
+  for (const name of names) describeDevice(`${subject} of ${name}`, name, () => suite(name))
+}
+
+/** The only devices to run suites on, `ZC_TEST_DEVICES=cuda`: then they have to be there. */
+const asked = process.env.ZC_TEST_DEVICES?.split(',')
+
+function describeDevice(title: string, name: string, suite: () => void): void {
+  if (asked && !asked.includes(name)) return
+  const reason = whyUnavailable(name)
+  if (!reason) {
+    describe(title, suite)
+  } else if (asked) {
+    test(title, () => {
+      throw new Error(reason)
+    })
+  } else {
+    describe.skip(`${title} (skipped: ${reason})`, suite)
   }
 }
 
@@ -124,7 +137,7 @@ function openForSuite(name: string, elementsBefore?: 16): Backend {
  * Why there is no such device here; undefined when there is. Suites are declared before anything can
  * be awaited: the addon is asked directly.
  */
-export function whyUnavailable(name: string): string | undefined {
+function whyUnavailable(name: string): string | undefined {
   const addon = loadAddon()
   try {
     addon.disposeDevice(addon.openDevice(name, 1, pluginFolder()))
