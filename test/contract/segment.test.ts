@@ -144,7 +144,7 @@ describeBackends('packSegment', (backend) => {
       await expectExported(backend, { ...usual, dtype, seed: 3 })
     })
 
-    test.each([0, 1, 2, 15, 16, 17, 31, 63, 64, 65, 127])('%i tokens', async (n) => {
+    test.each([0, 1, 2, 15, 16, 17, 31, 63, 64, 65, 127, 600])('%i tokens', async (n) => {
       const blocks = [block(n, n), block(n, Math.floor(n / 2)), block(n, 0)]
       await expectExported(backend, { ...usual, plan: { ...usual.plan, blocks }, seed: n })
     })
@@ -155,6 +155,13 @@ describeBackends('packSegment', (backend) => {
 
     test.each([1, 3, 7])('%i KV heads', async (nKvHeads) => {
       await expectExported(backend, { ...usual, nKvHeads, seed: nKvHeads })
+    })
+
+    test('several hundred tokens, searched ranges', async () => {
+      const blocks = [
+        { ...block(600, 370), keyRange: { norm: 3 }, valueRange: { norm: 2 } },
+      ] as const
+      await expectExported(backend, { ...usual, plan: { ...usual.plan, blocks }, seed: 4 })
     })
 
     test('several blocks', async () => {
