@@ -109,28 +109,6 @@ ZC_HD uint32_t read_code(const uint8_t* part, Format f, int head_dim, int token,
   return code;
 }
 
-// Sets a code's bits in a part whose bits of it are zero. Not atomic: the caller owns the words.
-template <bool kKey>
-ZC_HD void write_code(uint8_t* part, Format f, int head_dim, int token, int channel,
-                      uint32_t code) {
-  uint32_t* words = reinterpret_cast<uint32_t*>(part);
-  const int bits = format_bits(f);
-  if (!in_fragment_order(f, head_dim)) {
-    const int at = (16 * channel + token) * bits;
-    for (int b = 0; b < bits; ++b) words[(at + b) >> 5] |= ((code >> b) & 1u) << ((at + b) & 31);
-    return;
-  }
-  const int row = kKey ? token : channel & 15;
-  const int column = kKey ? channel & 15 : token;
-  const ElementAt at = element_at(f, head_dim, channel >> 4, row, column);
-  const int low_bits = f == Format::kU3 ? 2 : bits;
-  words[at.word] |= (code & ((1u << low_bits) - 1u)) << at.bit;
-  if (f == Format::kU3) {
-    const ElementAt top = top_bit_at(head_dim, channel >> 4, row, column);
-    words[top.word] |= (code >> 2) << top.bit;
-  }
-}
-
 // Index of a 16-bit element in a part of f16 or bf16, counted in elements.
 template <bool kKey>
 ZC_HD int half_index(int head_dim, int token, int channel) {
