@@ -49,16 +49,14 @@ ZC_DEVICE void setmaxnreg_dec() {
 #define ZC_REGISTERS_32 ZC_TEN("") ZC_TEN("1") ZC_TEN("2") "%30, %31"
 #define ZC_REGISTERS_64 \
   ZC_TEN("") ZC_TEN("1") ZC_TEN("2") ZC_TEN("3") ZC_TEN("4") ZC_TEN("5") "%60, %61, %62, %63"
-#define ZC_REGISTERS_128                           \
-  ZC_TEN("")                                       \
-  ZC_TEN("1")                                      \
-  ZC_TEN("2")                                      \
-  ZC_TEN("3")                                      \
-  ZC_TEN("4")                                      \
-  ZC_TEN("5")                                      \
-  ZC_TEN("6")                                      \
-  ZC_TEN("7") ZC_TEN("8") ZC_TEN("9") ZC_TEN("10") \
+// clang-format off: it takes these lines apart
+#define ZC_REGISTERS_128                                                                           \
+  ZC_TEN("")                                                                                       \
+  ZC_TEN("1")                                                                                      \
+  ZC_TEN("2")                                                                                      \
+  ZC_TEN("3") ZC_TEN("4") ZC_TEN("5") ZC_TEN("6") ZC_TEN("7") ZC_TEN("8") ZC_TEN("9") ZC_TEN("10") \
       ZC_TEN("11") "%120, %121, %122, %123, %124, %125, %126, %127"
+// clang-format on
 #define ZC_OPERANDS_32(d) ZC_SUMS32(d, 0)
 #define ZC_OPERANDS_64(d) ZC_SUMS32(d, 0), ZC_SUMS32(d, 32)
 #define ZC_OPERANDS_128(d) ZC_SUMS32(d, 0), ZC_SUMS32(d, 32), ZC_SUMS32(d, 64), ZC_SUMS32(d, 96)
