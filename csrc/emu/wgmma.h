@@ -81,6 +81,12 @@ void wgmma_m64k16(float (&d)[kSums], const uint32_t (&a)[4], uint64_t b, bool ac
              site);
 }
 
+// Registers are memory here, which the compiler sees change.
+template <int N>
+void wgmma_keep(float (&)[N]) {}
+template <int N, int M>
+void wgmma_keep(uint32_t (&)[N][M]) {}
+
 // The number of registers is the hardware's affair.
 template <int kRegisters>
 void setmaxnreg_inc() {}

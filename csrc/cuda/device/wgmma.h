@@ -35,6 +35,18 @@ ZC_DEVICE void setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
+// The compiler moves nothing that computes these registers, or uses them, past this: what it knows
+// of a product is that it reads and writes registers at once.
+template <int N>
+ZC_DEVICE void wgmma_keep(float (&x)[N]) {
+  ZC_UNROLL for (int i = 0; i < N; ++i) asm volatile("" : "+f"(x[i])::"memory");
+}
+template <int N, int M>
+ZC_DEVICE void wgmma_keep(uint32_t (&x)[N][M]) {
+  ZC_UNROLL for (int i = 0; i < N; ++i)
+      ZC_UNROLL for (int j = 0; j < M; ++j) asm volatile("" : "+r"(x[i][j])::"memory");
+}
+
 // d (64, N) = a (64, 16) b (16, N), added to d if `accumulates`; N = 2 kSums. d[4 j + e] of a
 // thread of warp w is row 16 w + g + 8 (e / 2), column 8 j + 2 t + e % 2. a and b are descriptors
 // of operands in shared memory, or a is the A fragment of mma_m16n8k16, of the warp's 16 rows.
@@ -50,11 +62,12 @@ ZC_DEVICE void setmaxnreg_dec() {
 #define ZC_REGISTERS_64 \
   ZC_TEN("") ZC_TEN("1") ZC_TEN("2") ZC_TEN("3") ZC_TEN("4") ZC_TEN("5") "%60, %61, %62, %63"
 // clang-format off: it takes these lines apart
-#define ZC_REGISTERS_128                                                                           \
-  ZC_TEN("")                                                                                       \
-  ZC_TEN("1")                                                                                      \
-  ZC_TEN("2")                                                                                      \
-  ZC_TEN("3") ZC_TEN("4") ZC_TEN("5") ZC_TEN("6") ZC_TEN("7") ZC_TEN("8") ZC_TEN("9") ZC_TEN("10") \
+#define ZC_REGISTERS_128                                                               \
+  ZC_TEN("")                                                                           \
+  ZC_TEN("1")                                                                          \
+  ZC_TEN("2")                                                                          \
+  ZC_TEN("3")                                                                          \
+  ZC_TEN("4") ZC_TEN("5") ZC_TEN("6") ZC_TEN("7") ZC_TEN("8") ZC_TEN("9") ZC_TEN("10") \
       ZC_TEN("11") "%120, %121, %122, %123, %124, %125, %126, %127"
 // clang-format on
 #define ZC_OPERANDS_32(d) ZC_SUMS32(d, 0)

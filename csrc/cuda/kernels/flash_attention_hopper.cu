@@ -160,6 +160,7 @@ ZC_DEVICE void consume(const FlashParams& p, const HopperShared<Shape>& shared, 
   uint32_t weights[kBlockKeys / 16][4];
 
   const auto multiply_keys = [&](int stage) {  // S = Q K^T
+    simt::wgmma_keep(s_sums);
     simt::wgmma_fence();
     ZC_UNROLL for (int k = 0; k < kWidth / 16; ++k) simt::wgmma_m64k16<false, false>(
         s_sums, rows_operand<Shape::kTileRows>(q_at, k),
@@ -167,6 +168,8 @@ ZC_DEVICE void consume(const FlashParams& p, const HopperShared<Shape>& shared, 
     simt::wgmma_commit();
   };
   const auto multiply_values = [&](int stage) {  // O += P V
+    simt::wgmma_keep(o_sums);
+    simt::wgmma_keep(weights);
     simt::wgmma_fence();
     ZC_UNROLL for (int k = 0; k < kBlockKeys / 16; ++k) simt::wgmma_m64k16<true>(
         o_sums, weights[k], columns_operand<kBlockKeys>(shared.values(stage), k), true, T{});
@@ -227,6 +230,7 @@ ZC_DEVICE void consume(const FlashParams& p, const HopperShared<Shape>& shared, 
       simt::mbarrier_wait(shared.keys_full(keys.index()), keys.parity());
       multiply_keys(keys.index());
       simt::wgmma_wait<0>();
+      simt::wgmma_keep(s_sums);
       release(shared.keys_empty(keys.index()));
       ++keys.n;
       if (blocks.masked(block)) mask_scores(s, seen_by(block));
@@ -243,10 +247,13 @@ ZC_DEVICE void consume(const FlashParams& p, const HopperShared<Shape>& shared, 
         multiply_values(values().index());
         give_turn();
         simt::wgmma_wait<1>();
+        simt::wgmma_keep(s_sums);
         release(shared.keys_empty(keys.index()));
         if (blocks.masked(block)) mask_scores(s, seen_by(block));
         const bool grows = softmax.update(s, scale_log2, factors);
         simt::wgmma_wait<0>();
+        simt::wgmma_keep(o_sums);
+        simt::wgmma_keep(weights);
         release(shared.values_empty(values().index()));
         ++keys.n;
         if (grows) scale_rows(o, factors);
@@ -258,6 +265,7 @@ ZC_DEVICE void consume(const FlashParams& p, const HopperShared<Shape>& shared, 
       multiply_values(values().index());
       softmax.finish();
       simt::wgmma_wait<0>();
+      simt::wgmma_keep(o_sums);
       release(shared.values_empty(values().index()));
     } else {
       release(shared.tile_empty());
