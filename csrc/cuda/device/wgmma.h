@@ -59,17 +59,11 @@ ZC_DEVICE void wgmma_keep(uint32_t (&x)[N][M]) {
       "+f"((d)[i + 5]), "+f"((d)[i + 6]), "+f"((d)[i + 7])
 #define ZC_SUMS32(d, i) ZC_SUMS8(d, i), ZC_SUMS8(d, i + 8), ZC_SUMS8(d, i + 16), ZC_SUMS8(d, i + 24)
 #define ZC_REGISTERS_32 ZC_TEN("") ZC_TEN("1") ZC_TEN("2") "%30, %31"
-#define ZC_REGISTERS_64 \
-  ZC_TEN("") ZC_TEN("1") ZC_TEN("2") ZC_TEN("3") ZC_TEN("4") ZC_TEN("5") "%60, %61, %62, %63"
-// clang-format off: it takes these lines apart
-#define ZC_REGISTERS_128                                                               \
-  ZC_TEN("")                                                                           \
-  ZC_TEN("1")                                                                          \
-  ZC_TEN("2")                                                                          \
-  ZC_TEN("3")                                                                          \
-  ZC_TEN("4") ZC_TEN("5") ZC_TEN("6") ZC_TEN("7") ZC_TEN("8") ZC_TEN("9") ZC_TEN("10") \
-      ZC_TEN("11") "%120, %121, %122, %123, %124, %125, %126, %127"
-// clang-format on
+#define ZC_REGISTERS_60 ZC_TEN("") ZC_TEN("1") ZC_TEN("2") ZC_TEN("3") ZC_TEN("4") ZC_TEN("5")
+#define ZC_REGISTERS_64 ZC_REGISTERS_60 "%60, %61, %62, %63"
+#define ZC_REGISTERS_90 ZC_REGISTERS_60 ZC_TEN("6") ZC_TEN("7") ZC_TEN("8")
+#define ZC_REGISTERS_120 ZC_REGISTERS_90 ZC_TEN("9") ZC_TEN("10") ZC_TEN("11")
+#define ZC_REGISTERS_128 ZC_REGISTERS_120 "%120, %121, %122, %123, %124, %125, %126, %127"
 #define ZC_OPERANDS_32(d) ZC_SUMS32(d, 0)
 #define ZC_OPERANDS_64(d) ZC_SUMS32(d, 0), ZC_SUMS32(d, 32)
 #define ZC_OPERANDS_128(d) ZC_SUMS32(d, 0), ZC_SUMS32(d, 32), ZC_SUMS32(d, 64), ZC_SUMS32(d, 96)
@@ -131,7 +125,10 @@ ZC_DEVICE void wgmma_m64k16(float (&d)[kSums], const uint32_t (&a)[4], uint64_t 
 #undef ZC_SUMS8
 #undef ZC_SUMS32
 #undef ZC_REGISTERS_32
+#undef ZC_REGISTERS_60
 #undef ZC_REGISTERS_64
+#undef ZC_REGISTERS_90
+#undef ZC_REGISTERS_120
 #undef ZC_REGISTERS_128
 #undef ZC_OPERANDS_32
 #undef ZC_OPERANDS_64
