@@ -15,6 +15,33 @@ namespace {
 // Reads up to here go through the kernel that publishes faults; larger ones are copied beside it.
 constexpr int64_t kPublishBytes = 64 << 10;
 
+// A pool to allocate from in stream order; null where the device has none.
+cudaMemPool_t create_pool(int32_t ordinal, cudaStream_t stream) {
+  cudaMemPoolProps properties{};
+  properties.allocType = cudaMemAllocationTypePinned;
+  properties.location.type = cudaMemLocationTypeDevice;
+  properties.location.id = ordinal;
+  cudaMemPool_t pool = nullptr;
+  cudaError_t status = cudaMemPoolCreate(&pool, &properties);
+  if (status == cudaSuccess) {
+    // Some say so only when they are to give memory.
+    void* trial = nullptr;
+    status = cudaMallocFromPoolAsync(&trial, 1, pool, stream);
+    if (status == cudaSuccess) status = cudaFreeAsync(trial, stream);
+    if (status == cudaErrorNotSupported) cudaMemPoolDestroy(pool);
+  }
+  if (status == cudaErrorNotSupported) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  check_cuda(status, "a pool of memory");
+  // Freed memory stays in the pool: an allocation costs microseconds, not a round to the driver.
+  uint64_t threshold = UINT64_MAX;
+  check_cuda(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &threshold),
+             "cudaMemPoolSetAttribute");
+  return pool;
+}
+
 }  // namespace
 
 DeviceContext::DeviceContext(int32_t ordinal) : ordinal_(ordinal) {
@@ -29,15 +56,7 @@ DeviceContext::DeviceContext(int32_t ordinal) : ordinal_(ordinal) {
   check_cuda(cudaStreamCreateWithFlags(&main_, cudaStreamNonBlocking), "cudaStreamCreate");
   check_cuda(cudaStreamCreateWithFlags(&recording_, cudaStreamNonBlocking), "cudaStreamCreate");
   stream = main_;
-  cudaMemPoolProps pool{};
-  pool.allocType = cudaMemAllocationTypePinned;
-  pool.location.type = cudaMemLocationTypeDevice;
-  pool.location.id = ordinal;
-  check_cuda(cudaMemPoolCreate(&pool_, &pool), "cudaMemPoolCreate");
-  // Freed memory stays in the pool: an allocation costs microseconds, not a round to the driver.
-  uint64_t threshold = UINT64_MAX;
-  check_cuda(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &threshold),
-             "cudaMemPoolSetAttribute");
+  pool_ = create_pool(ordinal, main_);
   staging_ = std::make_unique<cuda::StagingRing>(main_);
   fault_block_ = allocate_block(sizeof(cuda::Fault));
   fault = static_cast<cuda::Fault*>(fault_block_.get());
@@ -55,7 +74,7 @@ DeviceContext::~DeviceContext() {
   staging_.reset();
   cudaStreamDestroy(recording_);
   cudaStreamDestroy(main_);
-  cudaMemPoolDestroy(pool_);
+  if (pool_) cudaMemPoolDestroy(pool_);
 }
 
 void DeviceContext::enter() const {
@@ -75,18 +94,22 @@ void DeviceContext::set_lost(const std::string& reason) {
 
 // ---- memory ----
 
+cudaError_t DeviceContext::try_to_allocate(void** memory, int64_t bytes) {
+  const auto size = static_cast<size_t>(std::max<int64_t>(bytes, 1));
+  return pool_ ? cudaMallocFromPoolAsync(memory, size, pool_, main_) : cudaMalloc(memory, size);
+}
+
 void* DeviceContext::allocate(int64_t bytes) {
   void* memory = nullptr;
-  const auto size = static_cast<size_t>(std::max<int64_t>(bytes, 1));
   cudaError_t status = cudaErrorMemoryAllocation;
   if (bytes <= total_bytes_) {
-    status = cudaMallocFromPoolAsync(&memory, size, pool_, main_);
-    if (status == cudaErrorMemoryAllocation) {
+    status = try_to_allocate(&memory, bytes);
+    if (status == cudaErrorMemoryAllocation && pool_) {
       // What was freed may not be free before the stream gets there, or lie in pieces in the pool.
       cudaGetLastError();
       check_cuda(cudaStreamSynchronize(main_), "cudaStreamSynchronize");
       check_cuda(cudaMemPoolTrimTo(pool_, 0), "cudaMemPoolTrimTo");
-      status = cudaMallocFromPoolAsync(&memory, size, pool_, main_);
+      status = try_to_allocate(&memory, bytes);
     }
   }
   if (status == cudaErrorMemoryAllocation) {
@@ -96,7 +119,7 @@ void* DeviceContext::allocate(int64_t bytes) {
                        static_cast<long long>(bytes), static_cast<long long>(total_bytes_),
                        static_cast<long long>(free_bytes())));
   }
-  check_cuda(status, "cudaMallocFromPoolAsync");
+  check_cuda(status, "an allocation");
   return memory;
 }
 
@@ -108,14 +131,17 @@ void* DeviceContext::reserve(int64_t bytes) {
 }
 
 void DeviceContext::release(void* memory) {
-  // Nothing can be done about a failure, and the next call reports what is behind it.
-  if (cudaFreeAsync(memory, main_) != cudaSuccess) cudaGetLastError();
+  // Nothing can be done about a failure, and the next call reports what is behind it. cudaFree
+  // waits for everything that was enqueued.
+  const cudaError_t status = pool_ ? cudaFreeAsync(memory, main_) : cudaFree(memory);
+  if (status != cudaSuccess) cudaGetLastError();
 }
 
 int64_t DeviceContext::free_bytes() const {
   size_t free = 0;
   size_t total = 0;
   check_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  if (!pool_) return static_cast<int64_t>(free);
   uint64_t reserved = 0;
   uint64_t used = 0;
   check_cuda(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrReservedMemCurrent, &reserved),

@@ -60,6 +60,8 @@ struct DeviceContext final : cuda::Context {
   void fill(void* to, int byte, int64_t bytes) override;
 
  private:
+  // What CUDA answers to one try.
+  cudaError_t try_to_allocate(void** memory, int64_t bytes);
   DeviceBlock allocate_block(int64_t bytes);
   // A block that the op being enqueued uses.
   void* use(const DeviceBlock& block);
@@ -71,7 +73,7 @@ struct DeviceContext final : cuda::Context {
 
   cudaStream_t main_ = nullptr;       // where everything runs
   cudaStream_t recording_ = nullptr;  // runs nothing: its ops become graphs
-  cudaMemPool_t pool_ = nullptr;
+  cudaMemPool_t pool_ = nullptr;      // null where there are none: virtual GPUs, some containers
   int64_t total_bytes_ = 0;
 
   std::unique_ptr<cuda::StagingRing> staging_;

@@ -1,14 +1,30 @@
 #include "csrc/cuda/staging.h"
 
+#if defined(__linux__)
+#include <sys/prctl.h>
+#endif
+
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 namespace zc::cuda {
 
+namespace {
+
+// Linux rounds a thread's naps up by 50 us, unless it asks otherwise.
+void sleep_precisely() {
+#if defined(__linux__)
+  thread_local const int asked = prctl(PR_SET_TIMERSLACK, 1000UL);
+  static_cast<void>(asked);
+#endif
+}
+
+}  // namespace
+
 PinnedBlock::PinnedBlock(int64_t bytes) : bytes_(bytes) {
-  // Waiting threads sleep: a spinning one would take a core from JavaScript for as long as a step.
-  check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming | cudaEventBlockingSync),
-             "cudaEventCreateWithFlags");
+  check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreateWithFlags");
   void* memory = nullptr;
   const cudaError_t status =
       cudaHostAlloc(&memory, static_cast<size_t>(bytes), cudaHostAllocDefault);
@@ -26,7 +42,22 @@ void PinnedBlock::record(cudaStream_t stream) {
   check_cuda(cudaEventRecord(event_, stream), "cudaEventRecord");
 }
 
-void PinnedBlock::wait() { check_cuda(cudaEventSynchronize(event_), "cudaEventSynchronize"); }
+// Asks, and sleeps in between: CUDA's own waits either take a core from JavaScript for as long as a
+// step, or need an interrupt, which comes late or, in some containers, not at all.
+void PinnedBlock::wait() {
+  constexpr int kSpins = 64;  // some 50 us
+  constexpr auto kNap = std::chrono::microseconds(20);
+  for (int i = 0;; ++i) {
+    const cudaError_t status = cudaEventQuery(event_);
+    if (status != cudaErrorNotReady) return check_cuda(status, "cudaEventQuery");
+    if (i < kSpins) {
+      std::this_thread::yield();
+      continue;
+    }
+    sleep_precisely();
+    std::this_thread::sleep_for(kNap);
+  }
+}
 
 StagingRing::StagingRing(cudaStream_t stream) : stream_(stream) {
   for (auto& block : blocks_) block = std::make_unique<PinnedBlock>(kBlockBytes);

@@ -61,6 +61,8 @@ struct Emulated {
   std::mutex mutex;
   std::map<const char*, size_t> pinned;        // first byte and length
   std::unordered_map<void*, EmuPool*> owners;  // of device memory
+  EmuPool no_pool;                             // what cudaMalloc gave
+  std::vector<EmuStream*> streams;
 };
 Emulated& emulated() {
   static Emulated* const all = new Emulated;  // never destroyed: threads may outlive main
@@ -254,6 +256,8 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   *stream = new EmuStream;
   (*stream)->n_until_fault = number_from_environment("ZC_EMU_FAULT", 0);
+  std::lock_guard lock(emulated().mutex);
+  emulated().streams.push_back(*stream);
   return cudaSuccess;
 }
 
@@ -268,6 +272,10 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   cudaStreamSynchronize(stream);
+  {
+    std::lock_guard lock(emulated().mutex);
+    std::erase(emulated().streams, stream);
+  }
   delete stream;
   return cudaSuccess;
 }
@@ -298,7 +306,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   return failure_of(*stream);
 }
 
-cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+cudaError_t cudaEventQuery(cudaEvent_t event) {
   EmuStream* stream;
   uint64_t n;
   {
@@ -337,7 +345,44 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
 
 // ---- memory ----
 
+namespace {
+
+cudaError_t allocate(void** memory, size_t bytes, EmuPool& pool) {
+  const auto size = static_cast<int64_t>(bytes);
+  if (used_bytes().fetch_add(size) + size > total_bytes() ||
+      posix_memalign(memory, 256, bytes) != 0) {
+    used_bytes() -= size;
+    return give(cudaErrorMemoryAllocation);
+  }
+  if (bytes < kLargeBytes) std::memset(*memory, 0xff, bytes);
+  Emulated& all = emulated();
+  std::scoped_lock lock(all.mutex, pool.mutex);
+  all.owners[*memory] = &pool;
+  pool.allocations[*memory] = bytes;
+  pool.used += size;
+  return cudaSuccess;
+}
+
+void free_device(void* memory) {
+  Emulated& all = emulated();
+  std::lock_guard lock(all.mutex);
+  const auto owner = all.owners.find(memory);
+  if (owner == all.owners.end()) throw std::runtime_error("freed what is no allocation");
+  EmuPool& pool = *owner->second;
+  all.owners.erase(owner);
+  std::lock_guard pool_lock(pool.mutex);
+  const auto found = pool.allocations.find(memory);
+  const auto size = static_cast<int64_t>(found->second);
+  pool.allocations.erase(found);
+  pool.used -= size;
+  used_bytes() -= size;
+  std::free(memory);
+}
+
+}  // namespace
+
 cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) {
+  if (number_from_environment("ZC_EMU_POOLS", 1) == 0) return give(cudaErrorNotSupported);
   *pool = new EmuPool;
   return cudaSuccess;
 }
@@ -371,40 +416,32 @@ cudaError_t cudaMallocFromPoolAsync(void** memory, size_t bytes, cudaMemPool_t p
     std::lock_guard lock(stream->mutex);
     if (stream->failure) return failure_of(*stream);
   }
-  const auto size = static_cast<int64_t>(bytes);
-  if (used_bytes().fetch_add(size) + size > total_bytes() ||
-      posix_memalign(memory, 256, bytes) != 0) {
-    used_bytes() -= size;
-    return give(cudaErrorMemoryAllocation);
-  }
-  if (bytes < kLargeBytes) std::memset(*memory, 0xff, bytes);
-  Emulated& all = emulated();
-  std::scoped_lock lock(all.mutex, pool->mutex);
-  all.owners[*memory] = pool;
-  pool->allocations[*memory] = bytes;
-  pool->used += size;
-  return cudaSuccess;
+  return allocate(memory, bytes, *pool);
+}
+
+cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  return allocate(memory, bytes, emulated().no_pool);
 }
 
 cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream) {
-  return enqueue(stream, [memory] {
-    Emulated& all = emulated();
-    std::lock_guard lock(all.mutex);
-    const auto owner = all.owners.find(memory);
-    if (owner == all.owners.end()) throw std::runtime_error("freed what is no allocation");
-    EmuPool& pool = *owner->second;
-    all.owners.erase(owner);
-    std::lock_guard pool_lock(pool.mutex);
-    const auto found = pool.allocations.find(memory);
-    const auto size = static_cast<int64_t>(found->second);
-    pool.allocations.erase(found);
-    pool.used -= size;
-    used_bytes() -= size;
-    std::free(memory);
-  });
+  return enqueue(stream, [memory] { free_device(memory); });
 }
 
-cudaError_t cudaFree(void*) { return cudaSuccess; }
+cudaError_t cudaFree(void* memory) {
+  if (!memory) return cudaSuccess;
+  cudaError_t status = cudaSuccess;
+  std::vector<EmuStream*> streams;
+  {
+    std::lock_guard lock(emulated().mutex);
+    streams = emulated().streams;
+  }
+  for (EmuStream* stream : streams) {
+    const cudaError_t own = cudaStreamSynchronize(stream);
+    if (own != cudaSuccess) status = own;
+  }
+  if (status == cudaSuccess) free_device(memory);
+  return status;
+}
 
 cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
   if (posix_memalign(memory, kPage, bytes) != 0) return give(cudaErrorMemoryAllocation);

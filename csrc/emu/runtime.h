@@ -15,7 +15,8 @@
 //
 // Tests set in the environment: ZC_EMU_MEMORY, the device's bytes; ZC_EMU_DRIVER, the driver's
 // version, 0 for none; ZC_EMU_ARCHITECTURE, 75 for sm_75; ZC_EMU_FAULT=n, the n-th piece of work of
-// a stream fails as a kernel that reads where it may not.
+// a stream fails as a kernel that reads where it may not; ZC_EMU_POOLS=0, the device has no pools
+// of memory.
 
 enum cudaError_t : int {
   cudaSuccess = 0,
@@ -42,6 +43,7 @@ enum cudaError_t : int {
   cudaErrorInvalidAddressSpace = 717,
   cudaErrorInvalidPc = 718,
   cudaErrorLaunchFailure = 719,
+  cudaErrorNotSupported = 801,
   cudaErrorSystemDriverMismatch = 803,
   cudaErrorCompatNotSupportedOnDevice = 804,
   cudaErrorUnknown = 999,
@@ -60,7 +62,6 @@ using cudaGraph_t = EmuGraph*;
 using cudaGraphExec_t = EmuGraph*;
 
 inline constexpr unsigned cudaStreamNonBlocking = 1;
-inline constexpr unsigned cudaEventBlockingSync = 1;
 inline constexpr unsigned cudaEventDisableTiming = 2;
 inline constexpr unsigned cudaHostAllocDefault = 0;
 enum cudaMemcpyKind {
@@ -112,7 +113,8 @@ cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t*);
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t*, unsigned);
 cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t);
-cudaError_t cudaEventSynchronize(cudaEvent_t);
+// Runs what is before the event: somebody waits for it.
+cudaError_t cudaEventQuery(cudaEvent_t);
 cudaError_t cudaEventDestroy(cudaEvent_t);
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t*, cudaGraph_t, unsigned long long flags);
@@ -129,7 +131,8 @@ cudaError_t cudaMemPoolDestroy(cudaMemPool_t);
 // type, where they are few.
 cudaError_t cudaMallocFromPoolAsync(void**, size_t, cudaMemPool_t, cudaStream_t);
 cudaError_t cudaFreeAsync(void*, cudaStream_t);
-cudaError_t cudaFree(void*);
+cudaError_t cudaMalloc(void**, size_t);
+cudaError_t cudaFree(void*);  // waits for all streams
 cudaError_t cudaHostAlloc(void**, size_t, unsigned);
 cudaError_t cudaFreeHost(void*);
 // The host's side has to be of cudaHostAlloc: a copy of other memory would not be asynchronous.

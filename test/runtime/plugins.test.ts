@@ -221,8 +221,11 @@ describe('a machine', () => {
     expect(opening).toEqual(available ? null : { code: 'ERR_ZC_DEVICE', message: reason })
   })
 
-  test('with little memory refuses what does not fit, and goes on', () => {
-    const outcome = run('memory', { ZC_EMU_MEMORY: `${64 << 20}` })
+  test.each([
+    ['pools of memory', {}],
+    ['none', { ZC_EMU_POOLS: '0' }],
+  ])('with little memory and %s refuses what does not fit, and goes on', (_, env) => {
+    const outcome = run('memory', { ...env, ZC_EMU_MEMORY: `${64 << 20}` })
     const refused = (bytes: number) => ({
       code: 'ERR_ZC_OUT_OF_MEMORY',
       message: expect.stringMatching(`^${bytes} bytes do not fit: the device has 67108864 bytes, `),
