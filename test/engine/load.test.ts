@@ -188,7 +188,7 @@ describe('options that are refused', () => {
     })
   })
 
-  test.each(['cuda', 'cpu:sse9', '', 'CPU'])('device: %p', async (name) => {
+  test.each(['cuda:999', 'cpu:sse9', '', 'CPU'])('device: %p', async (name) => {
     await expectRejected(loadModel(kLlama, { device: name }), { code: 'ERR_ZC_DEVICE' })
   })
 
@@ -196,6 +196,15 @@ describe('options that are refused', () => {
     const gone = await Device.open('cpu')
     await gone.dispose()
     await expectRejected(loadModel(kLlama, { device: gone }), { code: 'ERR_ZC_HANDLE' })
+  })
+
+  test('half of what the device has free is for caches, if nobody says how much', async () => {
+    const model = await loadModel(kLlama, { device })
+    const { free } = device.memory
+    const half = Math.min(free / 2, 2 ** 37)
+    expect(model.kvMemory.capacity).toBeGreaterThan(0.95 * half)
+    expect(model.kvMemory.capacity).toBeLessThan(1.05 * half)
+    await model.dispose()
   })
 
   test('more memory for caches than there are addresses is cut down to those', async () => {

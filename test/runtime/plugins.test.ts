@@ -243,6 +243,18 @@ describe('a machine', () => {
     expect((outcome as { lent: number }).lent).toBeLessThan(4096)
   })
 
+  test('with little memory gives a model half of it, and refuses an engine that wants more', () => {
+    const outcome = run('engine', { ZC_EMU_MEMORY: `${64 << 20}` }) as { capacity: number }
+    expect(outcome).toEqual({
+      capacity: expect.any(Number),
+      tooMuch: { code: 'ERR_ZC_OUT_OF_MEMORY', message: expect.stringMatching(/do not fit/) },
+      lost: 0,
+      counts: [3, 3],
+    })
+    expect(outcome.capacity / 2 ** 20).toBeGreaterThan(28)
+    expect(outcome.capacity / 2 ** 20).toBeLessThan(32)
+  })
+
   test('whose device is lost says so from then on, and lives', () => {
     const { alive, ...outcomes } = run('lost', { ZC_EMU_FAULT: '50' }) as Record<string, Fault>
     expect(alive).toEqual([5])

@@ -1,5 +1,6 @@
 // What `cuda-emu` does under the machine that the environment describes: prints JSON.
-//   node gpu.cjs list | memory | lost
+//   node gpu.cjs list | memory | engine | lost
+const path = require('node:path')
 const { Device, siluGate } = require('../../../dist/ops/index.js')
 
 const fault = ({ code, message }) => ({ code, message })
@@ -42,6 +43,29 @@ const scenarios = {
     const { current, free } = device.memory
     await device.dispose()
     return { total, tooMuch, second, reservation, sum, current, lent: total - free }
+  },
+
+  /** A model on a device of 64 MiB, and an engine that wants more. */
+  async engine() {
+    const { createEngine, loadModel } = require('../../../dist/index.js')
+    const model = await loadModel(path.join(__dirname, '../../fixtures/hf/llama'), {
+      device: 'cuda-emu',
+    })
+    const { capacity } = model.kvMemory
+    const before = model.device.memory
+    const tooMuch = await caught(() => createEngine({ model, kvMemory: 60 * 2 ** 20 }))
+    await model.device.sync()
+    const after = model.device.memory
+    const tokens = async (of) => {
+      let n = 0
+      for await (const _ of of.generate([5, 6, 7], { maxTokens: 3, ignoreEos: true })) n++
+      return n
+    }
+    const engine = createEngine({ model, kvMemory: 2 ** 21 })
+    const counts = [await tokens(engine), await tokens(model)]
+    await engine.dispose()
+    await model.dispose()
+    return { capacity, tooMuch, lost: before.free - after.free, counts }
   },
 
   /** A device that a kernel breaks. */
