@@ -64,6 +64,41 @@ void launch(Context& context, void (*kernel)(Params...), dim3 grid, dim3 block, 
 #endif
 }
 
+// Like launch, of a kernel that calls simt::wait_for_kernels_before before it touches what kernels
+// before it touched. From sm_90 on it may begin while they still run: when each of their blocks has
+// called simt::let_next_begin or ended.
+template <typename... Params, typename... Args>
+void launch_early(Context& context, void (*kernel)(Params...), dim3 grid, dim3 block,
+                  size_t shared_bytes, Args&&... args) {
+#if defined(__CUDACC__)
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  cudaFuncAttributes attributes{};
+  check_cuda(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)),
+             "cudaFuncGetAttributes");
+  // Code that the driver made of older PTX does not wait.
+  if (attributes.ptxVersion >= 90) {
+    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shared_bytes)),
+               "cudaFuncSetAttribute");
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = context.stream;
+    config.attrs = &early;
+    config.numAttrs = 1;
+    check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...),
+               "the launch of a kernel");
+    return;
+  }
+#endif
+  launch(context, kernel, grid, block, shared_bytes, std::forward<Args>(args)...);
+}
+
 inline unsigned blocks_for(int64_t n, int64_t per_block) {
   const int64_t blocks = (n + per_block - 1) / per_block;
   ZC_CHECK(blocks <= 0x7fffffff, ErrorCode::kUnsupported, "%lld blocks in one launch",

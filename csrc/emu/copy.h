@@ -64,4 +64,10 @@ void cp_async_wait() {
 void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier,
                emu::Site site = emu::Site::here());
 
+inline void prefetch_l2(const void*) {}
+
+// Kernels run one after another.
+inline void let_next_begin() {}
+inline void wait_for_kernels_before() {}
+
 }  // namespace zc::simt

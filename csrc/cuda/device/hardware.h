@@ -97,6 +97,27 @@ ZC_DEVICE void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+// Asks for the 128 bytes around an address to be brought to L2, where all of the device sees one
+// and the same: it may be done before the bytes are written.
+ZC_DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+// ---- kernels that overlap, from sm_90 on; no-ops before ----
+
+// From here on the next kernel may begin, if it is one that was launched to (launch_early), as soon
+// as all blocks of this one have come so far.
+ZC_DEVICE void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// Waits until the kernels before this one have ended and all they wrote is seen. A kernel that was
+// launched to begin early may read or write nothing of theirs before.
+ZC_DEVICE void wait_for_kernels_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // ---- named barriers: n threads, a multiple of 32 ----
 
 ZC_DEVICE void bar_sync(int id, int n) {

@@ -62,7 +62,7 @@ inline size_t few_rows_bytes(int warps) {
 // memory: few_rows_bytes, 18 KB to 27 KB a warp. Bound by reading the weight: 10 KB to 12 KB a warp
 // are on their way.
 template <typename T, typename X, int kWeightTiles, int kXTiles>
-__global__ void __launch_bounds__(kMaxParts * 32)
+__global__ void __launch_bounds__(kMaxParts * 32, 2)
     linear_few_rows_kernel(Operands<T, X> in, LinearOut out) {
   constexpr bool kSplits = !std::is_same_v<X, T>;
   constexpr int kStages = kFewStages<kWeightTiles, kXTiles>;
@@ -123,6 +123,7 @@ __global__ void __launch_bounds__(kMaxParts * 32)
     }
   };
 
+  begin_product(in.weight + column0 * in.k, in.k, last_column + 1, 8, k_begin, k_end, lane, 32);
   // Rows that x does not have are zeros once and for all.
   for (int stage = 0; stage < kStages; ++stage)
     ZC_UNROLL for (int i = 0; i < 2 * kXTiles; ++i) if (row + 4 * i >= x_rows) *
@@ -225,9 +226,9 @@ __global__ void __launch_bounds__(kMaxParts * 32)
 template <int kWeightTiles, int kXTiles, typename T, typename X>
 void launch_few_tiles(Context& context, const Operands<T, X>& in, const LinearOut& out) {
   const int warps = part_count(in.k);
-  launch(context, &linear_few_rows_kernel<T, X, kWeightTiles, kXTiles>,
-         blocks_for(in.n, 16 * kWeightTiles), static_cast<unsigned>(warps * 32),
-         few_rows_bytes<kWeightTiles, kXTiles>(warps), in, out);
+  launch_early(context, &linear_few_rows_kernel<T, X, kWeightTiles, kXTiles>,
+               blocks_for(in.n, 16 * kWeightTiles), static_cast<unsigned>(warps * 32),
+               few_rows_bytes<kWeightTiles, kXTiles>(warps), in, out);
 }
 
 }  // namespace

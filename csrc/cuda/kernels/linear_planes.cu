@@ -13,6 +13,7 @@ __global__ void __launch_bounds__(kThreads)
     linear_planes_kernel(const X* x, T* planes, float* scales, int64_t k, int64_t stride,
                          int part_length, bool vectors) {
   ZC_SHARED(uint32_t, largest, [kThreads / 32]);
+  simt::let_next_begin();
   const int64_t row = blockIdx.x;
   const int own = static_cast<int>(threadIdx.x);
   const int64_t begin = int64_t{blockIdx.y} * part_length;

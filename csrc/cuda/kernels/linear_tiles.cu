@@ -70,6 +70,9 @@ __global__ void __launch_bounds__(kTileThreads, TileShape<kRows>::kBlocks)
                x + min(row + 32 * i, last_row) * in.x_stride + c, c + chunk * kChunk);
   };
 
+  const int first_part = static_cast<int>(blockIdx.y) * split.parts_per_group;
+  begin_product(in.weight + column0 * in.k, in.k, last_column + 1, 4,
+                int64_t{first_part} * in.part_length, in.k, own, kTileThreads);
   if constexpr (kScales)
     for (int i = own; i < kMaxParts * kRows; i += kTileThreads) {
       const int64_t out_row = row0 + i % kRows / in.planes;
@@ -92,7 +95,6 @@ __global__ void __launch_bounds__(kTileThreads, TileShape<kRows>::kBlocks)
 
   float total[kWeightTiles * kXTiles][4] = {};
   float sums[kWeightTiles * kXTiles][4] = {};
-  const int first_part = static_cast<int>(blockIdx.y) * split.parts_per_group;
   const int last_part = min(first_part + split.parts_per_group, split.n_parts);
   const int part_panels = in.part_length / kDepth;
   const int all_panels = static_cast<int>((in.k + kDepth - 1) / kDepth);
@@ -200,9 +202,9 @@ void launch_tiles(Context& context, const Operands<T>& in, Tiling tiling, void* 
                   const LinearOut& out) {
   tiling.split.sums = static_cast<float4*>(scratch);
   tiling.split.arrivals = tiling.split.groups > 1 ? context.counters(tiling.tiles) : nullptr;
-  launch(context, &linear_tiles_kernel<T, kRows>,
-         dim3(blocks_for(tiling.tiles, 1), static_cast<unsigned>(tiling.split.groups)),
-         kTileThreads, TileShape<kRows>::kSharedBytes, in, tiling.m_tiles, tiling.split, out);
+  launch_early(context, &linear_tiles_kernel<T, kRows>,
+               dim3(blocks_for(tiling.tiles, 1), static_cast<unsigned>(tiling.split.groups)),
+               kTileThreads, TileShape<kRows>::kSharedBytes, in, tiling.m_tiles, tiling.split, out);
 }
 
 }  // namespace

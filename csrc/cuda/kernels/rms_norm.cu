@@ -31,6 +31,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     rms_norm_kernel(const T* x, const W* weight, Out* out, int64_t n_rows, int64_t width, float eps,
                     bool vectors) {
   ZC_SHARED(double, warp_sums, [kMaxThreads / 32]);
+  simt::let_next_begin();
   const int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   if (row >= n_rows) return;  // rows share a block only where none waits for another
   const int64_t begin = row * width;

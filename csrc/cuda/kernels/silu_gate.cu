@@ -17,6 +17,7 @@ ZC_DEVICE float silu(float x) {
 template <typename T, typename Out>
 __global__ void __launch_bounds__(kThreads)
     silu_gate_kernel(const T* gate, const T* up, Out* out, int64_t n, bool vectors) {
+  simt::let_next_begin();
   const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kVector;
   if (i >= n) return;
   float g[kVector];

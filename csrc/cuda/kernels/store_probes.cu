@@ -17,6 +17,7 @@ __global__ void __launch_bounds__(kThreads)
                         Word* probe_q, float* probe_lse, int64_t n_rows, int64_t n_slots,
                         int64_t row_words, int n_heads) {
   ZC_SHARED(int, comes_again, [kThreads / 32]);
+  simt::let_next_begin();
   const int64_t row = blockIdx.x;
   const int64_t slot = slots[row];
   if (slot == -1) return;
