@@ -21,21 +21,21 @@ ZC_DEVICE void check_cu_seqlens(const FaultSink& faults, const int32_t* cu, int6
 
 // A sequence's part of the rows, within [0, rows) whatever the list says.
 struct SequenceRows {
-  int64_t first;
-  int64_t length;
+  int32_t first;
+  int32_t length;
 };
 
-ZC_DEVICE SequenceRows sequence_rows(const int32_t* cu, int64_t seq, int64_t rows) {
-  const auto inside = [&](int64_t x) { return x < 0 ? 0 : x > rows ? rows : x; };
-  const int64_t first = inside(cu[seq]);
-  const int64_t last = inside(cu[seq + 1]);
+ZC_DEVICE SequenceRows sequence_rows(const int32_t* cu, int32_t seq, int32_t rows) {
+  const auto inside = [&](int32_t x) { return x < 0 ? 0 : x > rows ? rows : x; };
+  const int32_t first = inside(cu[seq]);
+  const int32_t last = inside(cu[seq + 1]);
   return {first, last > first ? last - first : 0};
 }
 
 // Tiles of `tile_rows` rows, a sequence's own beginning with its first row.
 struct SequenceTile {
-  int64_t seq;  // -1: there are fewer tiles
-  int64_t tile;
+  int32_t seq;  // -1: there are fewer tiles
+  int32_t tile;
 };
 
 // At most so many tiles there are, whatever the lengths.
@@ -44,24 +44,26 @@ ZC_HD int64_t most_tiles(int64_t n_seqs, int64_t rows, int64_t tile_rows) {
 }
 
 // Where tile number `index` of all lies. Called by all 32 lanes of a warp: a lane counts the tiles
-// of one sequence at a time.
-ZC_DEVICE SequenceTile find_tile(const int32_t* cu, int64_t n_seqs, int64_t rows, int tile_rows,
-                                 int64_t index) {
+// of one sequence at a time. There are fewer than 2^31 tiles.
+ZC_DEVICE SequenceTile find_tile(const int32_t* cu, int32_t n_seqs, int32_t rows, int tile_rows,
+                                 int32_t index) {
   const int lane = threadIdx.x % 32;
-  for (int64_t seq0 = 0; seq0 < n_seqs; seq0 += 32) {
-    const int64_t seq = seq0 + lane;
-    int64_t own = 0;
-    if (seq < n_seqs) own = (sequence_rows(cu, seq, rows).length + tile_rows - 1) / tile_rows;
-    int64_t last = own;  // tiles up to this sequence's last
+  for (int32_t seq0 = 0; seq0 < n_seqs; seq0 += 32) {
+    const int32_t seq = seq0 + lane;
+    int32_t own = 0;
+    if (seq < n_seqs) {
+      const int32_t length = sequence_rows(cu, seq, rows).length;
+      own = length / tile_rows + (length % tile_rows != 0);
+    }
+    int32_t last = own;  // tiles up to this sequence's last
     ZC_UNROLL for (int step = 1; step < 32; step *= 2) {
-      const int64_t before = __shfl_up_sync(0xffffffffu, last, step);
+      const int32_t before = __shfl_up_sync(0xffffffffu, last, step);
       if (lane >= step) last += before;
     }
     const unsigned found = __ballot_sync(0xffffffffu, index < last);
     if (found != 0) {
       const int source = __ffs(static_cast<int>(found)) - 1;
-      const int64_t first = __shfl_sync(0xffffffffu, last - own, source);
-      return {seq0 + source, index - first};
+      return {seq0 + source, index - __shfl_sync(0xffffffffu, last - own, source)};
     }
     index -= __shfl_sync(0xffffffffu, last, 31);
   }

@@ -1,5 +1,8 @@
 #include "csrc/cuda/kernels/flash_attention.h"
 
+#include <algorithm>
+#include <climits>
+
 #include "csrc/cuda/aligned.h"
 #include "csrc/cuda/launchers.h"
 
@@ -64,7 +67,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   if (tile.n_rows == 0) return;
 
   const int n_chunks = p.head_dim / 8;
-  const auto q_first = [&] { return tile.q_row * p.q_stride + int64_t{tile.head} * p.head_dim; };
+  const auto q_first = [&] {
+    return int64_t{tile.q_row} * p.q_stride + int64_t{tile.head} * p.head_dim;
+  };
   int64_t kv_at = (tile.k_row + int64_t{blocks.last - 1} * kBlockKeys) * p.kv_stride +
                   int64_t{tile.head / p.group} * p.head_dim;  // of a block of K or V
   const auto load_block = [&](uint32_t to, const void* from, int block) {
@@ -203,6 +208,11 @@ void flash_attention_16(Context& context, const FlashParams& p) {
 
 void flash_attention(Context& context, const FlashAttentionArgs& args) {
   FlashAttentionArgs a = args;
+  // The lists of sequences are of 32 bits, and so are rows, strides and blocks here.
+  const int64_t most = std::max({a.q.size(0), a.q.size(1) * a.q.size(2), a.k.size(0),
+                                 most_tiles(a.cu_seqlens_q.size(0), a.q.size(0), 1)});
+  ZC_CHECK(most <= INT_MAX, ErrorCode::kUnsupported, "q: %lld rows, sequences or channels",
+           static_cast<long long>(most));
   with_aligned(context, {&a.q, &a.k, &a.v}, {&a.out}, 0, [&](void*) {
     const FlashParams p = {a.q.data,
                            a.k.data,
@@ -211,9 +221,9 @@ void flash_attention(Context& context, const FlashAttentionArgs& args) {
                            a.lse.as<float>(),
                            a.cu_seqlens_q.as<int32_t>(),
                            a.cu_seqlens_k.as<int32_t>(),
-                           a.cu_seqlens_q.size(0) - 1,
-                           a.q.size(0),
-                           a.k.size(0),
+                           static_cast<int32_t>(a.cu_seqlens_q.size(0) - 1),
+                           static_cast<int32_t>(a.q.size(0)),
+                           static_cast<int32_t>(a.k.size(0)),
                            static_cast<int>(a.q.size(1)),
                            static_cast<int>(a.q.size(1) / a.k.size(1)),
                            static_cast<int>(a.q.size(2)),

@@ -18,9 +18,9 @@ struct FlashParams {
   float* lse;                   // (total_q, n_heads)
   const int32_t* cu_seqlens_q;  // (n_seqs + 1)
   const int32_t* cu_seqlens_k;  // (n_seqs + 1)
-  int64_t n_seqs;
-  int64_t total_q;
-  int64_t total_k;
+  int32_t n_seqs;
+  int32_t total_q;
+  int32_t total_k;
   int n_heads;
   int group;  // n_heads / n_kv_heads
   int head_dim;
@@ -40,8 +40,8 @@ inline int64_t flash_items(const FlashParams& p, int tile_rows) {
 
 // A tile of query rows of one head, and the keys of its sequence.
 struct FlashTile {
-  int64_t q_row;   // of q and out
-  int64_t k_row;   // of k and v: the sequence's first
+  int32_t q_row;   // of q and out
+  int32_t k_row;   // of k and v: the sequence's first
   int32_t n_rows;  // 0: nothing to do
   int32_t kv_len;
   int32_t position;  // of the first row: the last row of the sequence sees the last key
@@ -50,21 +50,21 @@ struct FlashTile {
 
 // Item `item` of flash_items. A sequence's last rows come first: they see the most keys, and what
 // is begun last should be short. Called by a whole warp.
-ZC_DEVICE FlashTile flash_tile(const FlashParams& p, int tile_rows, int64_t item) {
-  const int64_t n_tiles = most_tiles(p.n_seqs, p.total_q, tile_rows);
-  const int64_t index = n_tiles - 1 - item / p.n_heads;
-  const SequenceTile at = find_tile(p.cu_seqlens_q, p.n_seqs, p.total_q, tile_rows, index);
+ZC_DEVICE FlashTile flash_tile(const FlashParams& p, int tile_rows, int32_t item) {
+  const auto n_tiles = static_cast<int32_t>(most_tiles(p.n_seqs, p.total_q, tile_rows));
+  const SequenceTile at =
+      find_tile(p.cu_seqlens_q, p.n_seqs, p.total_q, tile_rows, n_tiles - 1 - item / p.n_heads);
   FlashTile tile{};
   if (at.seq < 0) return tile;
   const SequenceRows q = sequence_rows(p.cu_seqlens_q, at.seq, p.total_q);
   const SequenceRows k = sequence_rows(p.cu_seqlens_k, at.seq, p.total_k);
-  const int64_t row = at.tile * tile_rows;
+  const int32_t row = at.tile * tile_rows;
   tile.q_row = q.first + row;
   tile.k_row = k.first;
-  tile.n_rows = static_cast<int32_t>(min(q.length - row, int64_t{tile_rows}));
-  tile.kv_len = static_cast<int32_t>(k.length);
-  tile.position = static_cast<int32_t>(k.length - q.length + row);
-  tile.head = static_cast<int32_t>(item % p.n_heads);
+  tile.n_rows = min(q.length - row, tile_rows);
+  tile.kv_len = k.length;
+  tile.position = k.length - q.length + row;
+  tile.head = item % p.n_heads;
   return tile;
 }
 
@@ -111,7 +111,7 @@ ZC_DEVICE void flash_store(const FlashParams& p, const FlashTile& tile, int row,
                            const float (&o)[kChunks][4], const SoftmaxRows& softmax) {
   const int lane = threadIdx.x % 32;
   ZC_UNROLL for (int r = 0; r < 2; ++r) {
-    const int64_t own = tile.q_row + row + 8 * r;
+    const int64_t own = int64_t{tile.q_row} + row + 8 * r;
     const bool inside = row + 8 * r < tile.n_rows;
     const float factor = softmax.normalizer(r);
     T* const out = static_cast<T*>(p.out) + (own * p.n_heads + tile.head) * p.head_dim;
@@ -150,7 +150,7 @@ ZC_DEVICE void flash_mend(const FlashParams& p, const FlashTile& tile, const Fla
         for (int row = row0; row < min(row0 + 16, tile.n_rows); ++row) {
           if (!seen_keys(p, tile, row, key0, block_keys).sees(key)) continue;
           T* const out = static_cast<T*>(p.out) +
-                         ((tile.q_row + row) * p.n_heads + tile.head) * p.head_dim + c;
+                         (int64_t{tile.q_row + row} * p.n_heads + tile.head) * p.head_dim + c;
           *out = from_float<T>(to_float(*out) + to_float(v[c]));
         }
       }

@@ -53,8 +53,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const FlashTile tile = flash_tile(p, kTileRows, blockIdx.x);
   if (tile.n_rows == 0) return;
   const FlashBlocks blocks = flash_blocks(p, tile, kBlockKeys);
-  const int64_t kv_first = tile.k_row * p.kv_stride + int64_t{tile.head / p.group} * d;
-  const int64_t q_first = tile.q_row * p.q_stride + int64_t{tile.head} * d;
+  const int64_t kv_first = int64_t{tile.k_row} * p.kv_stride + int64_t{tile.head / p.group} * d;
+  const int64_t q_first = int64_t{tile.q_row} * p.q_stride + int64_t{tile.head} * d;
   load_rows(q_rows, d, static_cast<const float*>(p.q) + q_first, p.q_stride, tile.n_rows, kTileRows,
             d);
 
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         make_float4(o[j].x * factor, o[j].y * factor, o[j].z * factor, o[j].w * factor);
   }
   if (part == 0)
-    p.lse[(tile.q_row + row) * p.n_heads + tile.head] =
+    p.lse[int64_t{tile.q_row + row} * p.n_heads + tile.head] =
         sum == 0.0f ? -INFINITY : max_score + logf(sum);
 }
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <climits>
 
 #include "csrc/cuda/device/operand.h"
 #include "csrc/cuda/kernels/flash_attention.h"
@@ -30,6 +31,7 @@ struct Work {
 
 struct Control {
   Work works[2];      // of even and odd tiles: the next is there before the last is forgotten
+  Work next;          // the producer's: drawn, but not begun
   int32_t broken[2];  // number of the last block of V with something that is not finite in it
 };
 
@@ -71,7 +73,9 @@ struct Stage {
 };
 
 // The warp that copies: draws tiles from the counter until there are no more, and copies their
-// queries, keys and values as stages become empty.
+// queries, keys and values as stages become empty. Once all stages are on their way it draws the
+// next tile, which takes a few round trips to memory. What the tiles are lies in shared memory: the
+// warp has few registers.
 template <typename Shape>
 ZC_DEVICE void produce(const FlashParams& p, const simt::TensorMap& q_map,
                        const simt::TensorMap& k_map, const simt::TensorMap& v_map,
@@ -79,50 +83,62 @@ ZC_DEVICE void produce(const FlashParams& p, const simt::TensorMap& q_map,
                        Control& control) {
   const bool leads = threadIdx.x == 0;
   const auto copy = [&](const simt::TensorMap& map, uint32_t to, int rows, uint32_t barrier,
-                        int head, int64_t row) {
-    ZC_NO_UNROLL for (int slab = 0; slab < Shape::kWidth / kSlabColumns; ++slab)
-        simt::tma_load_3d(to + slab * rows * kSlabRowBytes, &map, barrier, slab * kSlabColumns,
-                          head, static_cast<int>(row));
+                        int head, int row) {
+    ZC_NO_UNROLL for (int slab = 0; slab < Shape::kWidth / kSlabColumns; ++slab) simt::tma_load_3d(
+        to + slab * rows * kSlabRowBytes, &map, barrier, slab * kSlabColumns, head, row);
+  };
+  const auto draw = [&] {
+    int32_t item = 0;
+    FlashTile tile{};
+    do {
+      if (leads) {
+        item = atomicAdd(next_item, 1);
+        // Every block of threads draws one item too many: behind the last of these the counter is 0
+        // again.
+        if (item == n_items + static_cast<int32_t>(gridDim.x) - 1) atomicExch(next_item, 0);
+      }
+      item = __shfl_sync(0xffffffffu, item, 0);
+      if (item < n_items) tile = flash_tile(p, Shape::kTileRows, item);
+    } while (item < n_items && tile.n_rows == 0);
+    if (!leads) return;
+    control.next.tile = tile;
+    control.next.blocks =
+        tile.n_rows == 0 ? FlashBlocks{} : flash_blocks(p, tile, Shape::kBlockKeys);
   };
   Stage<Shape::kStages> stage = {0};
-  for (uint32_t n_tiles = 0;;) {
-    int32_t item = 0;
-    if (leads) {
-      item = atomicAdd(next_item, 1);
-      // Every block of threads draws one item too many: behind the last of these the counter is 0
-      // again.
-      if (item == n_items + static_cast<int32_t>(gridDim.x) - 1) atomicExch(next_item, 0);
+  const auto load_block = [&](const Work& work, int block) {
+    const int row = work.tile.k_row + block * Shape::kBlockKeys;
+    const int kv_head = work.tile.head / p.group;
+    const int at = stage.index();
+    simt::mbarrier_wait(shared.keys_empty(at), stage.parity() ^ 1);
+    simt::mbarrier_arrive_expect_tx(shared.keys_full(at), Shape::kBlockBytes);
+    copy(k_map, shared.keys(at), Shape::kBlockKeys, shared.keys_full(at), kv_head, row);
+    simt::mbarrier_wait(shared.values_empty(at), stage.parity() ^ 1);
+    simt::mbarrier_arrive_expect_tx(shared.values_full(at), Shape::kBlockBytes);
+    copy(v_map, shared.values(at), Shape::kBlockKeys, shared.values_full(at), kv_head, row);
+    ++stage.n;
+  };
+
+  int n_blocks = 0;  // of the tile that was begun in the turn before
+  for (uint32_t n_tiles = 0;; ++n_tiles) {
+    const Work& begun = control.works[(n_tiles & 1) ^ 1];
+    for (int i = 0; i < max(n_blocks, Shape::kStages + 1); ++i) {
+      if (i == Shape::kStages) draw();
+      if (leads && i < n_blocks) load_block(begun, begun.blocks.last - 1 - i);
     }
-    item = __shfl_sync(0xffffffffu, item, 0);
-    FlashTile tile{};
-    FlashBlocks blocks{};
-    if (item < n_items) {
-      tile = flash_tile(p, Shape::kTileRows, item);
-      if (tile.n_rows == 0) continue;
-      blocks = flash_blocks(p, tile, Shape::kBlockKeys);
-    }
-    const bool has_keys = blocks.first < blocks.last;
     if (leads) {
       simt::mbarrier_wait(shared.tile_empty(), (n_tiles & 1) ^ 1);
-      control.works[n_tiles & 1] = {tile, blocks};
+      control.works[n_tiles & 1] = control.next;
+      const FlashTile& tile = control.next.tile;
+      const bool has_keys = control.next.blocks.first < control.next.blocks.last;
       simt::mbarrier_arrive_expect_tx(shared.tile_full(), has_keys ? Shape::kQueryBytes : 0);
       if (has_keys)
         copy(q_map, shared.queries(), Shape::kTileRows, shared.tile_full(), tile.head, tile.q_row);
-      const int kv_head = tile.head / p.group;
-      for (int block = blocks.last - 1; block >= blocks.first; --block, ++stage.n) {
-        const int64_t row = tile.k_row + int64_t{block} * Shape::kBlockKeys;
-        const int at = stage.index();
-        simt::mbarrier_wait(shared.keys_empty(at), stage.parity() ^ 1);
-        simt::mbarrier_arrive_expect_tx(shared.keys_full(at), Shape::kBlockBytes);
-        copy(k_map, shared.keys(at), Shape::kBlockKeys, shared.keys_full(at), kv_head, row);
-        simt::mbarrier_wait(shared.values_empty(at), stage.parity() ^ 1);
-        simt::mbarrier_arrive_expect_tx(shared.values_full(at), Shape::kBlockBytes);
-        copy(v_map, shared.values(at), Shape::kBlockKeys, shared.values_full(at), kv_head, row);
-      }
     }
     __syncwarp();
-    ++n_tiles;
-    if (item >= n_items) return;
+    if (control.next.tile.n_rows == 0) return;
+    n_blocks = control.next.blocks.last - control.next.blocks.first;
+    __syncwarp();
   }
 }
 
@@ -232,6 +248,7 @@ ZC_DEVICE void consume(const FlashParams& p, const HopperShared<Shape>& shared, 
       simt::wgmma_wait<0>();
       simt::wgmma_keep(s_sums);
       release(shared.keys_empty(keys.index()));
+      if (block == blocks.first) release(shared.tile_empty());
       ++keys.n;
       if (blocks.masked(block)) mask_scores(s, seen_by(block));
       softmax.update(s, scale_log2, factors);
@@ -249,6 +266,7 @@ ZC_DEVICE void consume(const FlashParams& p, const HopperShared<Shape>& shared, 
         simt::wgmma_wait<1>();
         simt::wgmma_keep(s_sums);
         release(shared.keys_empty(keys.index()));
+        if (block == blocks.first) release(shared.tile_empty());  // the queries have been read
         if (blocks.masked(block)) mask_scores(s, seen_by(block));
         const bool grows = softmax.update(s, scale_log2, factors);
         simt::wgmma_wait<0>();
@@ -260,7 +278,6 @@ ZC_DEVICE void consume(const FlashParams& p, const HopperShared<Shape>& shared, 
         if (blocks.masked(block)) check_values();
         pack_weights();
       }
-      release(shared.tile_empty());
       simt::mbarrier_wait(shared.values_full(values().index()), values().parity());
       multiply_values(values().index());
       softmax.finish();
@@ -315,10 +332,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   __syncthreads();
   if (threadIdx.x < 128) {
     // 65536 registers are handed out in eights, first the same to all threads.
-    simt::setmaxnreg_dec<Shape::kConsumers == 3 ? 32 : 24>();
+    simt::setmaxnreg_dec<Shape::kConsumers == 3 ? 32 : 40>();
     if (threadIdx.x < 32) produce(p, q_map, k_map, v_map, next_item, n_items, shared, control);
   } else {
-    simt::setmaxnreg_inc<Shape::kConsumers == 3 ? 160 : 240>();
+    simt::setmaxnreg_inc<Shape::kConsumers == 3 ? 160 : 232>();
     consume<T>(p, shared, bytes, control);
   }
 #endif
