@@ -2,7 +2,7 @@
 // program itself), LLaMA3-8B's heads by default, caches of random codes, every layer its own: what
 // one decode step reads is cold. Results are checked against double precision first. One JSON line a
 // case.
-//   mixed_attention PLUGIN [--full] [--check]
+//   mixed_attention PLUGIN [--full | --check | --case POLICY BATCH CONTEXT]
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -389,11 +389,25 @@ void run(const Device& device, const Case& c, int replays) {
 
 int main(int argc, char** argv) {
   if (argc < 2) {
-    std::fprintf(stderr, "usage: mixed_attention PLUGIN [--full | --check]\n");
+    std::fprintf(stderr, "usage: mixed_attention PLUGIN [--full | --check | --case POLICY BATCH CONTEXT]\n");
     return 1;
   }
   const Device device(argv[1]);
   const std::string mode = argc > 2 ? argv[2] : "";
+  const auto layers_of = [](const Policy& policy, int batch, int n_tokens) {
+    // As many as it takes to pass the second-level cache several times over.
+    const double mb = 1e-6 * 512 * 8 * batch * n_tokens;
+    const double share = std::strcmp(policy.name, "fp16") == 0 ? 1.0 : 0.2;
+    return std::clamp(static_cast<int>(300.0 / (mb * share)) + 1, 4, 32);
+  };
+  if (mode == "--case" && argc == 6) {
+    const int batch = std::atoi(argv[4]);
+    const int n_tokens = std::atoi(argv[5]);
+    for (const Policy& policy : kPolicies)
+      if (std::strcmp(policy.name, argv[3]) == 0)
+        run(device, {&policy, batch, n_tokens, 32, 8, 128, layers_of(policy, batch, n_tokens)}, 20);
+    return 0;
+  }
   if (mode == "--check") {  // small enough for the emulator
     for (const Policy& policy : kPolicies)
       for (int d : {64, 128})
@@ -410,12 +424,10 @@ int main(int argc, char** argv) {
     shapes.push_back({64, 1024});
   }
   for (const Shape& shape : shapes)
-    for (const Policy& policy : kPolicies) {
-      // As many layers as it takes to pass the second-level cache four times over.
-      const double mb = 1e-6 * 512 * 8 * shape.batch * shape.n_tokens;
-      const double share = std::strcmp(policy.name, "fp16") == 0 ? 1.0 : 0.2;
-      const int n_layers = std::clamp(static_cast<int>(300.0 / (mb * share)) + 1, 4, 32);
-      run(device, {&policy, shape.batch, shape.n_tokens, 32, 8, 128, n_layers}, 20);
-    }
+    for (const Policy& policy : kPolicies)
+      run(device,
+          {&policy, shape.batch, shape.n_tokens, 32, 8, 128,
+           layers_of(policy, shape.batch, shape.n_tokens)},
+          20);
   return 0;
 }
