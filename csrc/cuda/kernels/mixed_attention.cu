@@ -1,5 +1,6 @@
 #include "csrc/cuda/kernels/mixed_attention.h"
 
+#include "csrc/cuda/aligned.h"
 #include "csrc/cuda/device/segment.h"
 #include "csrc/cuda/launchers.h"
 
@@ -28,7 +29,7 @@ constexpr int kMaxGroup = 64;
 
 // A sequence's cache is cut by its own length alone, so that no neighbour in the batch changes a
 // sum: into at most this many splits of at least so many tokens each.
-constexpr int kMaxSplits = 16;
+constexpr int kMaxSplits = 8;
 constexpr int kMinSplitTokens = 1024;
 
 // Shared memory of one stage of a warp's ring: four pages of 2 bits, two of 4, one of 8, or the K
@@ -127,39 +128,67 @@ ZC_DEVICE SequenceWork sequence_work(const Params& p, int seq) {
 
 // ---- the units of a warp ----
 
+// The sizes of a segment's pages, in one word: how K and V are stored, the pages of a unit, bytes.
+struct Layout {
+  uint32_t word;
+
+  ZC_DEVICE Format k_format() const { return static_cast<Format>(word & 0xff); }
+  ZC_DEVICE Format v_format() const { return static_cast<Format>(word >> 8 & 0xff); }
+  ZC_DEVICE int pages() const { return static_cast<int>(word >> 16 & 0x7); }
+  ZC_DEVICE int page_bytes() const { return static_cast<int>(word >> 20) * kPageUnitBytes; }
+  // Floats other than f16 become that on their way into a stage.
+  ZC_DEVICE bool converts() const { return (word & 0x80000) != 0; }
+};
+
+template <int kDim>
+ZC_DEVICE Layout layout_of(Format k, Format v) {
+  const int bytes = static_cast<int>(page_bytes(k, v, kDim));
+  const int pages = bytes * 4 <= kSlotBytes<kDim> ? 4 : (bytes * 2 <= kSlotBytes<kDim> ? 2 : 1);
+  const auto foreign = [](Format f) { return f == Format::kF32 || f == Format::kBF16; };
+  return {static_cast<uint32_t>(k) | static_cast<uint32_t>(v) << 8 |
+          static_cast<uint32_t>(pages) << 16 | (foreign(k) || foreign(v) ? 0x80000u : 0u) |
+          static_cast<uint32_t>(bytes / kPageUnitBytes) << 20};
+}
+
 // A segment's part in one item, as one lane of each warp keeps it.
 struct LaneSegment {
-  int32_t formats;     // K's | V's << 8
+  Layout layout;
   int32_t first_unit;  // of this warp; the others follow kWarps apart, up to end_unit
   int32_t end_unit;
 };
 
-// The sizes of a segment's pages.
+// What a unit's arithmetic needs of it, at run time and, for the formats that policies use
+// together, at compile time.
 template <int kDim>
-struct PageShape {
-  int k_bytes;  // of the K part, where V's begins
-  int params_offset;
-  int bytes;      // of the page
-  int pages;      // of a unit
-  bool is_split;  // K and V take a stage each
-  bool converts;  // floats other than f16 become that on their way into a stage
+struct AnyShape {
+  Layout layout;
 
-  ZC_DEVICE PageShape(Format k, Format v) {
-    k_bytes = format_bits(k) * 2 * kDim;
-    params_offset = k_bytes + format_bits(v) * 2 * kDim;
-    bytes = static_cast<int>(page_bytes(k, v, kDim));
-    pages = bytes * 4 <= kSlotBytes<kDim> ? 4 : (bytes * 2 <= kSlotBytes<kDim> ? 2 : 1);
-    is_split = bytes > kSlotBytes<kDim>;
-    converts =
-        format_bits(k) > 16 || format_bits(v) > 16 || k == Format::kBF16 || v == Format::kBF16;
+  ZC_DEVICE int k_bytes() const { return format_bits(layout.k_format()) * 2 * kDim; }
+  ZC_DEVICE int params_offset() const {  // from V's part on
+    return format_bits(layout.v_format()) * 2 * kDim;
   }
+  ZC_DEVICE int bytes() const { return layout.page_bytes(); }
+  ZC_DEVICE int pages() const { return layout.pages(); }
+  ZC_DEVICE bool is_split() const { return bytes() > kSlotBytes<kDim>; }
+};
+
+template <Format K, Format V, int kDim>
+struct StaticShape {
+  ZC_DEVICE static constexpr int k_bytes() { return static_cast<int>(K) * 2 * kDim; }
+  ZC_DEVICE static constexpr int params_offset() { return static_cast<int>(V) * 2 * kDim; }
+  ZC_DEVICE static constexpr int bytes() {
+    return (k_bytes() + params_offset() + (kIsCode<V> ? 64 : 0) + 63) / 64 * 64;
+  }
+  ZC_DEVICE static constexpr int pages() {
+    return bytes() * 4 <= kSlotBytes<kDim> ? 4 : (bytes() * 2 <= kSlotBytes<kDim> ? 2 : 1);
+  }
+  ZC_DEVICE static constexpr bool is_split() { return bytes() > kSlotBytes<kDim>; }
 };
 
 // What a stage of a warp's ring holds: where the cursor stood that filled it.
 struct Stage {
   int segment;  // 32: nothing, the units are at their end
   int unit;
-  int formats;
 };
 
 // Where a warp is in filling its stages.
@@ -167,27 +196,11 @@ struct Cursor {
   int segment;  // lane that holds it; 32: at the end
   int unit;
   int end;  // end_unit of the segment
-  int formats;
-  bool at_values;  // of a split unit: K is done
-
-  ZC_DEVICE Format k_format() const { return static_cast<Format>(formats & 0xff); }
-  ZC_DEVICE Format v_format() const { return static_cast<Format>(formats >> 8); }
-
-  // On to the first unit of the next segment that has any.
-  ZC_DEVICE void next_segment(const LaneSegment& own, uint32_t with_units) {
-    const uint32_t rest = segment >= 31 ? 0u : with_units & (~0u << (segment + 1));
-    segment = rest == 0u ? 32 : __ffs(static_cast<int>(rest)) - 1;
-    const int lane = segment & 31;
-    unit = __shfl_sync(~0u, own.first_unit, lane);
-    end = __shfl_sync(~0u, own.end_unit, lane);
-    formats = __shfl_sync(~0u, own.formats, lane);
-  }
-  ZC_DEVICE void advance(bool is_split, const LaneSegment& own, uint32_t with_units) {
-    at_values = is_split && !at_values;
-    if (at_values) return;
-    unit += kWarps;
-    if (unit >= end) next_segment(own, with_units);
-  }
+  int n_pages;
+  Layout layout;
+  const int32_t* pages;
+  int32_t address;  // this lane's page of the unit; -1: none
+  bool at_values;   // of a split unit: K is done
 };
 
 // ---- operands ----
@@ -282,6 +295,9 @@ ZC_DEVICE void each_operand(const uint8_t* part, int lane, const Body& f) {
   }
 }
 
+template <Format F>
+constexpr std::integral_constant<Format, F> kTag{};
+
 // Calls f with the format that a stage holds as a type: floats of every kind arrive as f16.
 template <typename F>
 ZC_DEVICE void with_format(Format format, const F& f) {
@@ -316,15 +332,16 @@ ZC_DEVICE int shift_of(Format f, int s, int p) {
 template <int kDim>
 struct WarpState {
   static constexpr int kSquares = kDim / 16;
-  float o[kSquares][4];  // (g, first half of p), (g, second half), (g + 8, first), (g + 8, second)
+  float o[kSquares][4];  // of channel g in [0], of g + 8 in [2]; [1] and [3] are the odd columns'
   float max;             // log2 domain, the same in all lanes of a column
   float sum;             // of this lane's tokens
   float rest;            // sum_j p_j mu_j of this lane's tokens
   uint32_t q[2 * kSquares];  // B operand of the running segment
-  float step;                // score = accumulator * step + beta
+  float step;                // score = sum of accumulators * step + beta
   float beta;
-  int shift;            // V's codes are weighed by p sigma 2^shift
-  float largest_scale;  // of sigma, that this shift allows
+  float raw_max;         // `max` in units of that sum
+  int shift;             // V's codes are weighed by p sigma 2^shift
+  uint32_t scale_limit;  // bits of the largest sigma, a float16, that this shift allows
 
   ZC_DEVICE void clear() {
     ZC_UNROLL for (int s = 0; s < kSquares; ++s) o[s][0] = o[s][1] = o[s][2] = o[s][3] = 0.0f;
@@ -342,26 +359,25 @@ struct WarpState {
     const float lambda = p.scale * kLog2E;
     const f16* scales = quantized ? view.channel_params(0) : nullptr;
     const f16* zeros = quantized ? view.channel_params(1) : nullptr;
-    const auto fold = [&](int i, float& constant) {  // q_c a_c of channels 8 i + 2t and the next
+    float folded[4 * kSquares];  // q_c a_c of channels 8 i + 2t and the next
+    float largest = 0.0f;
+    float constant = 0.0f;
+    ZC_UNROLL for (int i = 0; i < 2 * kSquares; ++i) {
       const int channel = 8 * i + 2 * t;
       const uint32_t pair = row < 0 ? 0u : *reinterpret_cast<const uint32_t*>(p.q + row + channel);
-      float2 x = make_float2(lambda * q_value(p, pair), lambda * q_value(p, pair >> 16));
+      float x = q_value(p, pair);
+      float y = q_value(p, pair >> 16);
       if (quantized) {
         const uint32_t a = *reinterpret_cast<const uint32_t*>(scales + channel);
         const uint32_t b = *reinterpret_cast<const uint32_t*>(zeros + channel);
-        constant = fmaf(x.x, half_at(b, 0), fmaf(x.y, half_at(b, 1), constant));
-        x.x *= half_at(a, 0);
-        x.y *= half_at(a, 1);
+        constant = fmaf(x, half_at(b, 0), fmaf(y, half_at(b, 1), constant));
+        x *= half_at(a, 0);
+        y *= half_at(a, 1);
       }
-      return x;
-    };
-    // Twice over the same lines of the cache: held between the passes, the products would take as
-    // many registers as O.
-    float largest = 0.0f;
-    float constant = 0.0f;
-    ZC_NO_UNROLL for (int i = 0; i < 2 * kSquares; ++i) {
-      const float2 x = fold(i, constant);
-      largest = fmaxf(largest, fmaxf(fabsf(x.x), fabsf(x.y)));
+      folded[2 * i] = x;
+      folded[2 * i + 1] = y;
+      largest = fmaxf(largest, fmaxf(fabsf(x), fabsf(y)));
+      if (i % 4 == 3) __syncwarp();  // keeps the compiler from loading everything at once
     }
     ZC_UNROLL for (int m = 1; m < 4; m *= 2) {
       largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, m));
@@ -374,17 +390,15 @@ struct WarpState {
     const int up = 14 - e;
     ZC_UNROLL for (int i = 0; i < 2 * kSquares; ++i) {
       const float factor = exp2i(up - shift_of(view.segment.k_format, i >> 1, i & 1));
-      float unused = 0.0f;
-      float2 x = fold(i, unused);
-      x.x *= factor;
-      x.y *= factor;
-      q[i] = simt::pack2(x.x, x.y, f16{});
-      if (lane & 4) q[i] = simt::pack2(x.x - half_at(q[i], 0), x.y - half_at(q[i], 1), f16{});
-      if (i % 4 == 3) __syncwarp();  // keeps the compiler from loading everything at once
+      const float x = folded[2 * i] * factor;
+      const float y = folded[2 * i + 1] * factor;
+      q[i] = simt::pack2(x, y, f16{});
+      if (lane & 4) q[i] = simt::pack2(x - half_at(q[i], 0), y - half_at(q[i], 1), f16{});
     }
-    const float own_step = exp2i(quantized ? 24 - up : -up);
+    const float own_step = lambda * exp2i(quantized ? 24 - up : -up);
     step = __shfl_sync(~0u, own_step, 8 * t);  // a lane whose g is column t's
-    beta = __shfl_sync(~0u, constant, 8 * t);
+    beta = lambda * __shfl_sync(~0u, constant, 8 * t);
+    raw_max = (max - beta) / step;
   }
 
   // O of the running segment counts in units of its own (V's channel scale, the powers of two of
@@ -397,9 +411,8 @@ struct WarpState {
       const float factor = exp2i((channel ? 24 : 0) - shift - shift_of(v, s, 0));
       const float c0 = channel ? to_float(channel[16 * s]) : 1.0f;
       const float c1 = channel ? to_float(channel[16 * s + 8]) : 1.0f;
-      o[s][0] = c0 * fmaf(o[s][0] + o[s][1], factor, rest);
-      o[s][2] = c1 * fmaf(o[s][2] + o[s][3], factor, rest);
-      o[s][1] = o[s][3] = 0.0f;
+      o[s][0] = c0 * fmaf(o[s][0], factor, rest);
+      o[s][2] = c1 * fmaf(o[s][2], factor, rest);
       if (s % 2 == 1) __syncwarp();
     }
     rest = 0.0f;
@@ -411,7 +424,7 @@ struct WarpState {
     const f16* channel = view.v_quantized() ? view.channel_params(2) + (lane >> 2) : nullptr;
     // Float values: weights down to 2^-24 stay normal numbers. Codes: the first unit sets both.
     shift = channel ? 0 : 10;
-    largest_scale = channel ? -1.0f : INFINITY;
+    scale_limit = channel ? 0u : 0xffffu;
     ZC_UNROLL for (int s = 0; s < kSquares; ++s) {
       const float factor = exp2i((channel ? -24 : 0) + shift + shift_of(v, s, 0));
       o[s][0] *= channel ? factor / to_float(channel[16 * s]) : factor;
@@ -420,31 +433,32 @@ struct WarpState {
     }
   }
 
-  // Takes the larger maximum of a unit and, where V's token scales have outgrown it, another shift.
-  ZC_DEVICE void rescale(float largest, float scale) {
+  // Takes the larger maximum of a unit, `raw` in units of the accumulators, and, where V's token
+  // scales have outgrown it, another shift.
+  ZC_DEVICE void rescale(float raw, uint32_t scale) {
     ZC_UNROLL for (int m = 4; m < 32; m *= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, m));
-      scale = fmaxf(scale, __shfl_xor_sync(~0u, scale, m));
+      raw = fmaxf(raw, __shfl_xor_sync(~0u, raw, m));
+      const uint32_t other = __shfl_xor_sync(~0u, scale, m);
+      scale = scale > other ? scale : other;
     }
     float factor = 1.0f;
-    if (scale > largest_scale) {
-      const int e = static_cast<int>(float_to_bits(fmaxf(scale, 0x1p-24f)) >> 23) - 127;
-      const int next = 12 - e;  // the largest weight of this unit lies below 2^13
+    if (scale > scale_limit) {
+      const float sigma = to_float(f16{static_cast<uint16_t>(scale)});  // at least 2^-24
+      const int next = 12 - (static_cast<int>(float_to_bits(sigma) >> 23) - 127);
       factor = exp2i(next - shift);
-      shift = next;
-      largest_scale = exp2i(15 - next);
+      shift = next;  // weights of this unit lie below 2^13, and may grow to 2^15
+      scale_limit = to_f16(exp2i(15 - next)).bits;
     }
-    const float larger = fmaxf(max, largest);
+    const float larger = fmaxf(max, fmaf(raw, step, beta));
     const float alpha = larger == -INFINITY ? 1.0f : simt::ex2(max - larger);
     max = larger;
+    raw_max = fmaxf(raw_max, raw);
     sum *= alpha;
     rest *= alpha;
     factor *= alpha;
     ZC_UNROLL for (int s = 0; s < kSquares; ++s) {
       o[s][0] *= factor;
-      o[s][1] *= factor;
       o[s][2] *= factor;
-      o[s][3] *= factor;
     }
   }
 };
@@ -472,15 +486,18 @@ struct Item {
   }
 };
 
-template <int kDim>
+template <int kDim, bool kBulk>
 class WarpAttention {
  public:
-  ZC_DEVICE WarpAttention(const Params& p, const Item& item, uint8_t* rings, Stage* stages)
+  ZC_DEVICE WarpAttention(const Params& p, const Item& item, uint8_t* rings, Stage* stages,
+                          uint64_t* barriers, uint32_t& phases)
       : p_(p),
         item_(item),
         lane_(static_cast<int>(threadIdx.x) & 31),
         ring_(rings + (threadIdx.x >> 5) * kStages * kSlotBytes<kDim>),
-        stages_(stages + (threadIdx.x >> 5) * kStages) {}
+        stages_(stages + (threadIdx.x >> 5) * kStages),
+        barriers_(simt::smem_u32(barriers + (threadIdx.x >> 5) * kStages)),
+        phases_(phases) {}
 
   // Attends to this warp's units of one split.
   ZC_DEVICE void attend(int split, WarpState<kDim>& state) {
@@ -529,10 +546,10 @@ class WarpAttention {
                                           item_.kv_head, base + lane_, kDim);
     const Segment& s = view.segment;
     if (s.n_tokens == 0) return own;
-    const PageShape<kDim> shape(s.k_format, s.v_format);
-    own.formats = static_cast<int32_t>(s.k_format) | static_cast<int32_t>(s.v_format) << 8;
-    own.end_unit = (view.n_pages() + shape.pages - 1) / shape.pages;
-    weight = own.end_unit * shape.pages * (shape.bytes / kPageUnitBytes);
+    own.layout = layout_of<kDim>(s.k_format, s.v_format);
+    const int pages = own.layout.pages();
+    own.end_unit = (view.n_pages() + pages - 1) / pages;
+    weight = own.end_unit * pages * (own.layout.page_bytes() / kPageUnitBytes);
     return own;
   }
 
@@ -551,19 +568,31 @@ class WarpAttention {
     return x;
   }
 
-  // This lane's page of the unit where the cursor stands; -1: none, or not in the pool.
-  ZC_DEVICE int32_t page_address(int base, const Cursor& at) const {
-    if (at.segment == 32) return -1;
+  // Reads this lane's page of the unit where the cursor stands.
+  ZC_DEVICE void find_page(int base, Cursor& at) const {
+    const int page = at.unit * at.layout.pages() + lane_;
+    at.address = -1;
+    if (lane_ >= at.layout.pages() || page >= at.n_pages) return;
+    const int64_t address = at.pages[page];
+    const bool inside =
+        address >= 0 && address * kPageUnitBytes + at.layout.page_bytes() <= p_.pool_bytes;
+    if (check_data(p_.faults, inside, FaultReason::kTableOutside, p_.layer, item_.kv_head,
+                   base + at.segment))
+      at.address = static_cast<int32_t>(address);
+  }
+
+  // On to the first unit of the next segment that has any.
+  ZC_DEVICE void next_segment(int base, Cursor& at, const LaneSegment& own,
+                              uint32_t with_units) const {
+    const uint32_t rest = at.segment >= 31 ? 0u : with_units & (~0u << (at.segment + 1));
+    at.segment = rest == 0u ? 32 : __ffs(static_cast<int>(rest)) - 1;
+    if (at.segment == 32) return;
+    at.unit = __shfl_sync(~0u, own.first_unit, at.segment);
+    at.end = __shfl_sync(~0u, own.end_unit, at.segment);
+    at.layout.word = __shfl_sync(~0u, own.layout.word, at.segment);
     const Segment s = read_segment(item_.table.words, p_.layer, item_.kv_head, base + at.segment);
-    const PageShape<kDim> shape(at.k_format(), at.v_format());
-    const int page = at.unit * shape.pages + lane_;
-    if (lane_ >= shape.pages || page * kPageTokens >= s.n_tokens) return -1;
-    const int64_t address = item_.table.words[s.pages_begin + page];
-    const bool inside = address >= 0 && address * kPageUnitBytes + shape.bytes <= p_.pool_bytes;
-    return check_data(p_.faults, inside, FaultReason::kTableOutside, p_.layer, item_.kv_head,
-                      base + at.segment)
-               ? static_cast<int32_t>(address)
-               : -1;
+    at.pages = item_.table.words + s.pages_begin;
+    at.n_pages = (s.n_tokens + kPageTokens - 1) / kPageTokens;
   }
 
   // A float part of one page as f16, in fragment order, by ordinary loads and stores.
@@ -586,172 +615,241 @@ class WarpAttention {
   }
 
   // Begins to copy what the cursor stands at into a stage, and moves it on.
-  ZC_DEVICE void fill(int base, int stage, Cursor& at, int32_t& address, const LaneSegment& own,
-                      uint32_t with_units) {
-    if (lane_ == 0) stages_[stage] = {at.segment, at.unit, at.formats};
+  ZC_DEVICE void fill(int base, int stage, Cursor& at, const LaneSegment& own,
+                      uint32_t with_units) const {
+    if (lane_ == 0) stages_[stage] = {at.segment, at.unit};
     if (at.segment < 32) {
-      const PageShape<kDim> shape(at.k_format(), at.v_format());
+      const int page_bytes = at.layout.page_bytes();
+      const int k_bytes = format_bits(at.layout.k_format()) * 2 * kDim;
+      const bool is_split = page_bytes > kSlotBytes<kDim>;
+      const int from_byte = at.at_values ? k_bytes : 0;
+      const int n_bytes = is_split && !at.at_values ? k_bytes : page_bytes - from_byte;
       uint8_t* slot = ring_ + stage * kSlotBytes<kDim>;
-      const int from_byte = at.at_values ? shape.k_bytes : 0;
-      const int n_bytes = shape.is_split && !at.at_values ? shape.k_bytes : shape.bytes - from_byte;
-      const uint32_t to = simt::smem_u32(slot) + 16 * lane_;
-      const Format format = at.at_values ? at.v_format() : at.k_format();
-      for (int i = 0; i < shape.pages; ++i) {
-        const int32_t page = __shfl_sync(~0u, address, i);
-        if (page < 0) continue;
-        const uint8_t* from = p_.pool + int64_t{page} * kPageUnitBytes + from_byte;
-        if (shape.converts && !format_quantized(format) && format != Format::kF16) {
-          if (!at.at_values)
-            convert_part<true>(from, format, slot);
-          else
-            convert_part<false>(from, format, slot);
-          continue;
+      if (at.layout.converts() && convert(at, slot)) {
+        if constexpr (kBulk) {
+          simt::fence_async();  // the stage's next copy comes by another road
+          if (lane_ == 0) simt::mbarrier_arrive(barriers_ + 8 * stage);
         }
-        for (int b = 16 * lane_; b < n_bytes; b += 512)
-          simt::cp_async_16(to + i * shape.bytes + b - 16 * lane_, from + b);
+      } else if constexpr (kBulk) {
+        const uint32_t copies = __ballot_sync(~0u, at.address >= 0);
+        const uint32_t barrier = barriers_ + 8 * stage;
+        if (lane_ == 0)
+          simt::mbarrier_arrive_expect_tx(barrier, static_cast<uint32_t>(__popc(copies) * n_bytes));
+        if (at.address >= 0)
+          simt::bulk_copy(simt::smem_u32(slot) + lane_ * page_bytes,
+                          p_.pool + int64_t{at.address} * kPageUnitBytes + from_byte,
+                          static_cast<uint32_t>(n_bytes), barrier);
+      } else {
+        const uint32_t to = simt::smem_u32(slot) + 16 * lane_;
+        for (int i = 0; i < at.layout.pages(); ++i) {
+          const int32_t page = __shfl_sync(~0u, at.address, i);
+          if (page < 0) continue;
+          const uint8_t* from = p_.pool + int64_t{page} * kPageUnitBytes + from_byte;
+          for (int b = 16 * lane_; b < n_bytes; b += 512)
+            simt::cp_async_16(to + i * page_bytes + b - 16 * lane_, from + b);
+        }
       }
-      at.advance(shape.is_split, own, with_units);
-      if (!at.at_values) address = page_address(base, at);
+      at.at_values = is_split && !at.at_values;
+      if (!at.at_values) {
+        at.unit += kWarps;
+        if (at.unit >= at.end) next_segment(base, at, own, with_units);
+        if (at.segment < 32) find_page(base, at);
+      }
     }
-    simt::cp_async_commit();
+    if constexpr (!kBulk) simt::cp_async_commit();
+  }
+
+  // Stores the part where the cursor stands as f16, when it is of another float type.
+  ZC_DEVICE bool convert(const Cursor& at, uint8_t* slot) const {
+    const Format format = at.at_values ? at.layout.v_format() : at.layout.k_format();
+    if (format != Format::kF32 && format != Format::kBF16) return false;
+    const int32_t page = __shfl_sync(~0u, at.address, 0);
+    if (page < 0) return true;
+    const uint8_t* from = p_.pool + int64_t{page} * kPageUnitBytes;
+    if (at.at_values)
+      convert_part<false>(from + format_bits(at.layout.k_format()) * 2 * kDim, format, slot);
+    else
+      convert_part<true>(from, format, slot);
+    return true;
+  }
+
+  // The stage has arrived: waited for by all lanes.
+  ZC_DEVICE void wait(int stage) const {
+    if constexpr (kBulk) {
+      simt::mbarrier_wait(barriers_ + 8 * stage, phases_ >> stage & 1u);
+      phases_ ^= 1u << stage;
+    }
   }
 
   // All units of the segments that the lanes hold, segment `base` being lane 0's.
-  ZC_DEVICE void attend_units(int base, const LaneSegment& own, WarpState<kDim>& state) {
+  ZC_DEVICE void attend_units(int base, const LaneSegment& own, WarpState<kDim>& state) const {
     const uint32_t with_units = __ballot_sync(~0u, own.first_unit < own.end_unit);
     if (with_units == 0) return;
-    Cursor next{-1, 0, 0, 0, false};
-    next.next_segment(own, with_units);
-    int32_t address = page_address(base, next);
+    Cursor next{};
+    next.segment = -1;
+    next_segment(base, next, own, with_units);
+    find_page(base, next);
     __syncwarp();  // the stages were read to the end
-    ZC_UNROLL for (int i = 0; i < kStages - 1; ++i) fill(base, i, next, address, own, with_units);
+    ZC_UNROLL for (int i = 0; i < kStages - 1; ++i) fill(base, i, next, own, with_units);
 
     SegmentView view{};
     view.pool = p_.pool;
     view.head_dim = kDim;
+    Layout layout{};
     int current = -1;
     int stage = 0;
-    const auto arrive = [&] {  // the stage to use has arrived, and the one used before is refilled
-      simt::cp_async_wait<kStages - 2>();
+    const auto turn = [&] {  // to the stage to use; the one used before is refilled
+      if constexpr (!kBulk) simt::cp_async_wait<kStages - 2>();
       __syncwarp();
-      fill(base, stage == 0 ? kStages - 1 : stage - 1, next, address, own, with_units);
+      fill(base, stage == 0 ? kStages - 1 : stage - 1, next, own, with_units);
     };
     ZC_NO_UNROLL for (;;) {
-      arrive();
+      turn();
       const Stage at = stages_[stage];
       if (at.segment != current) {
         if (current >= 0) state.leave_units(view, lane_);
         if (at.segment == 32) break;
         current = at.segment;
         view.segment = read_segment(item_.table.words, p_.layer, item_.kv_head, base + current);
+        layout.word = __shfl_sync(~0u, own.layout.word, current);
         const int column = lane_ >> 3;
         const int64_t row = column < item_.n_columns ? item_.row(p_, column) * kDim : -1;
         state.fold_keys(p_, view, row, lane_);
         state.enter_units(view, lane_);
       }
-      const PageShape<kDim> shape(view.segment.k_format, view.segment.v_format);
-      float scores[kTiles][2];
-      score(shape, view.segment.k_format, ring_ + stage * kSlotBytes<kDim>, state, scores);
-      if (shape.is_split) {
-        stage = stage == kStages - 1 ? 0 : stage + 1;
-        arrive();
+      wait(stage);
+      const bool is_causal = p_.causal && base + current == 0;
+      // on_key and on_value call what they are given with the format of K and of V as a type.
+      const auto attend_unit = [&](const auto& shape, const auto& on_key, const auto& on_value) {
+        float raw[kTiles][2];
+        on_key([&](auto k) {
+          score<decltype(k)::value>(shape, ring_ + stage * kSlotBytes<kDim>, state, raw);
+        });
+        if (shape.is_split()) {
+          stage = stage == kStages - 1 ? 0 : stage + 1;
+          turn();
+          wait(stage);
+        }
+        const uint8_t* values =
+            ring_ + stage * kSlotBytes<kDim> + (shape.is_split() ? 0 : shape.k_bytes());
+        const int first = at.unit * shape.pages() * kPageTokens;
+        // Tokens that every column sees.
+        const int common = view.segment.n_tokens - (is_causal ? item_.q_len - 1 : 0);
+        on_value([&](auto v) {
+          if (first + shape.pages() * kPageTokens <= common)
+            weigh<decltype(v)::value, false>(shape, first, 0, 0, values, state, raw);
+          else
+            weigh<decltype(v)::value, true>(
+                shape, first, view.segment.n_tokens,
+                is_causal ? common + item_.query(lane_ & 3) : view.segment.n_tokens, values, state,
+                raw);
+        });
+      };
+      const auto known = [&](auto k, auto v) {
+        attend_unit(
+            StaticShape<decltype(k)::value, decltype(v)::value, kDim>{},
+            [&](const auto& f) { f(k); }, [&](const auto& f) { f(v); });
+      };
+      constexpr auto pair = [](Format k, Format v) {
+        return static_cast<uint32_t>(k) | static_cast<uint32_t>(v) << 8;
+      };
+      switch (layout.word & 0xffff) {
+        case pair(Format::kU2, Format::kU2):
+          known(kTag<Format::kU2>, kTag<Format::kU2>);
+          break;
+        case pair(Format::kU3, Format::kU2):
+          known(kTag<Format::kU3>, kTag<Format::kU2>);
+          break;
+        case pair(Format::kU4, Format::kU4):
+          known(kTag<Format::kU4>, kTag<Format::kU4>);
+          break;
+        case pair(Format::kF16, Format::kF16):
+          known(kTag<Format::kF16>, kTag<Format::kF16>);
+          break;
+        default:
+          attend_unit(
+              AnyShape<kDim>{layout}, [&](const auto& f) { with_format(layout.k_format(), f); },
+              [&](const auto& f) { with_format(layout.v_format(), f); });
       }
-      const uint8_t* values =
-          ring_ + stage * kSlotBytes<kDim> + (shape.is_split ? 0 : shape.k_bytes);
-      weigh(shape, at.unit * shape.pages * kPageTokens, view.segment,
-            p_.causal && base + current == 0, values, state, scores);
       stage = stage == kStages - 1 ? 0 : stage + 1;
     }
-    simt::cp_async_wait<0>();
+    if constexpr (!kBulk) simt::cp_async_wait<0>();
   }
 
-  // Scores of a unit's pages: of tokens g and g + 8 of each.
-  ZC_DEVICE void score(const PageShape<kDim>& shape, Format format, const uint8_t* keys,
-                       const WarpState<kDim>& state, float (&scores)[kTiles][2]) const {
-    with_format(format, [&](auto tag) {
-      constexpr Format kFormat = decltype(tag)::value;
-      ZC_UNROLL for (int tile = 0; tile < kTilesOf<kFormat>; ++tile) {
-        if (tile >= shape.pages) continue;
-        float products[4] = {};
-        each_operand<kFormat, kDim>(
-            keys + tile * shape.bytes, lane_, [&](int s, const uint32_t(&a)[4]) {
-              simt::mma_m16n8k16(products, a, state.q[2 * s], state.q[2 * s + 1], f16{});
-            });
-        scores[tile][0] = fmaf(products[0] + products[1], state.step, state.beta);
-        scores[tile][1] = fmaf(products[2] + products[3], state.step, state.beta);
-      }
-    });
+  // Sums of accumulators over a unit's pages: of tokens g and g + 8 of each.
+  template <Format kFormat, typename Shape>
+  ZC_DEVICE void score(const Shape& shape, const uint8_t* keys, const WarpState<kDim>& state,
+                       float (&raw)[kTiles][2]) const {
+    ZC_UNROLL for (int tile = 0; tile < kTilesOf<kFormat>; ++tile) {
+      if (tile >= shape.pages()) continue;
+      float products[4] = {};
+      each_operand<kFormat, kDim>(
+          keys + tile * shape.bytes(), lane_, [&](int s, const uint32_t(&a)[4]) {
+            simt::mma_m16n8k16(products, a, state.q[2 * s], state.q[2 * s + 1], f16{});
+          });
+      raw[tile][0] = products[0] + products[1];
+      raw[tile][1] = products[2] + products[3];
+    }
   }
 
-  // The running softmax over the scores of a unit whose first token is `first`, and O += P V.
-  ZC_DEVICE void weigh(const PageShape<kDim>& shape, int first, const Segment& segment,
-                       bool is_causal, const uint8_t* values, WarpState<kDim>& state,
-                       float (&scores)[kTiles][2]) const {
+  // The running softmax over a unit whose first token is `first`, and O += P V. kMasked: this
+  // lane's column sees tokens before `limit`, and the segment ends at n_tokens, within the unit.
+  template <Format kFormat, bool kMasked, typename Shape>
+  ZC_DEVICE void weigh(const Shape& shape, int first, int n_tokens, int limit,
+                       const uint8_t* values, WarpState<kDim>& state,
+                       float (&raw)[kTiles][2]) const {
     const int g = lane_ >> 2;
-    const int n_tokens = segment.n_tokens;
-    const Format format = segment.v_format;
-    const bool quantized = format_quantized(format);
-    // Tokens that every column sees, and those that column t sees.
-    const int common = n_tokens - (is_causal ? item_.q_len - 1 : 0);
-    const bool masked = first + shape.pages * kPageTokens > common;
-    const int limit = masked && is_causal ? common + item_.query(lane_ & 3) : n_tokens;
-    const auto token_params = [&](int tile, int hi) {  // none behind the last token
-      const int slot = g + 8 * hi;
-      const uint32_t* words = reinterpret_cast<const uint32_t*>(
-          values + tile * shape.bytes + shape.params_offset - shape.k_bytes);
-      return first + 16 * tile + slot < n_tokens ? words[slot] : 0u;
-    };
+    uint32_t params[kTiles][2];
     float largest = -INFINITY;
-    float largest_scale = 0.0f;
-    ZC_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
-      if (tile >= shape.pages) continue;
+    uint32_t largest_scale = 0;
+    ZC_UNROLL for (int tile = 0; tile < kTilesOf<kFormat>; ++tile) {
+      if (tile >= shape.pages()) continue;
+      const uint32_t* words =
+          reinterpret_cast<const uint32_t*>(values + tile * shape.bytes() + shape.params_offset());
       ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
-        if (masked && first + 16 * tile + g + 8 * hi >= limit) scores[tile][hi] = -INFINITY;
-        largest = fmaxf(largest, scores[tile][hi]);
-        if (quantized)
-          largest_scale = fmaxf(largest_scale, to_float(token_scale(token_params(tile, hi))));
+        const int token = first + 16 * tile + g + 8 * hi;
+        if (kMasked && token >= limit) raw[tile][hi] = -INFINITY;
+        largest = fmaxf(largest, raw[tile][hi]);
+        if constexpr (kIsCode<kFormat>) {
+          // Slots behind the last token hold anything.
+          params[tile][hi] = kMasked && token >= n_tokens ? 0u : words[g + 8 * hi];
+          const uint32_t scale = params[tile][hi] & 0xffff;
+          largest_scale = scale > largest_scale ? scale : largest_scale;
+        }
       }
     }
-    const bool outgrown = largest > state.max || (quantized && largest_scale > state.largest_scale);
+    const bool outgrown = largest > state.raw_max || largest_scale > state.scale_limit;
     if (__any_sync(~0u, outgrown)) state.rescale(largest, largest_scale);
 
-    const float base = state.max == -INFINITY ? 0.0f : state.max;
-    with_format(format, [&](auto tag) {
-      constexpr Format kFormat = decltype(tag)::value;
-      const float unit_scale[2] = {exp2i(state.shift),
-                                   exp2i(state.shift - shift_of(kFormat, 0, 1))};
-      ZC_UNROLL for (int tile = 0; tile < kTilesOf<kFormat>; ++tile) {
-        if (tile >= shape.pages) continue;
-        uint32_t weights[2];  // B operand: P^T in units of 2^-shift
-        ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
-          const float p = simt::ex2(scores[tile][hi] - base);
-          state.sum += p;
-          float sigma = unit_scale[hi];
-          if constexpr (kIsCode<kFormat>) {
-            const uint32_t params = token_params(tile, hi);
-            state.rest = fmaf(p, to_float(token_zero(params)), state.rest);
-            sigma *= to_float(token_scale(params));
-          }
-          const float weight = p * sigma;
-          const float half = to_float(to_f16(weight));
-          weights[hi] = simt::movmatrix_trans(simt::pack2(half, weight - half, f16{}));
+    const float offset = state.beta - (state.max == -INFINITY ? 0.0f : state.max);
+    const float unit_scale[2] = {exp2i(state.shift), exp2i(state.shift - shift_of(kFormat, 0, 1))};
+    ZC_UNROLL for (int tile = 0; tile < kTilesOf<kFormat>; ++tile) {
+      if (tile >= shape.pages()) continue;
+      uint32_t weights[2];  // B operand: P^T in units of 2^-shift; the odd columns are zero
+      ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
+        const float p = simt::ex2(fmaf(raw[tile][hi], state.step, offset));
+        state.sum += p;
+        float sigma = unit_scale[hi];
+        if constexpr (kIsCode<kFormat>) {
+          state.rest = fmaf(p, to_float(token_zero(params[tile][hi])), state.rest);
+          sigma *= to_float(token_scale(params[tile][hi]));
         }
-        // Floats behind the last token may be NaN, which a weight of zero would not take away.
+        weights[hi] = simt::movmatrix_trans(simt::pack2(p * sigma, 0.0f, f16{}));
+      }
+      // Floats behind the last token may be NaN, which a weight of zero would not take away.
+      uint32_t exists[2] = {~0u, ~0u};
+      if constexpr (kMasked && !kIsCode<kFormat>) {
         const int n_here = n_tokens - first - 16 * tile - 2 * (lane_ & 3);
-        const uint32_t exists[2] = {(n_here > 0 ? 0xffffu : 0u) | (n_here > 1 ? 0xffff0000u : 0u),
-                                    (n_here > 8 ? 0xffffu : 0u) | (n_here > 9 ? 0xffff0000u : 0u)};
-        const auto add = [&](int s, const uint32_t(&a)[4]) {
-          if constexpr (kIsCode<kFormat>) {
-            simt::mma_m16n8k16(state.o[s], a, weights[0], weights[1], f16{});
-          } else {
+        exists[0] = (n_here > 0 ? 0xffffu : 0u) | (n_here > 1 ? 0xffff0000u : 0u);
+        exists[1] = (n_here > 8 ? 0xffffu : 0u) | (n_here > 9 ? 0xffff0000u : 0u);
+      }
+      each_operand<kFormat, kDim>(
+          values + tile * shape.bytes(), lane_, [&](int s, const uint32_t(&a)[4]) {
             const uint32_t seen[4] = {a[0] & exists[0], a[1] & exists[0], a[2] & exists[1],
                                       a[3] & exists[1]};
             simt::mma_m16n8k16(state.o[s], seen, weights[0], weights[1], f16{});
-          }
-        };
-        each_operand<kFormat, kDim>(values + tile * shape.bytes, lane_, add);
-      }
-    });
+          });
+    }
   }
 
   const Params& p_;
@@ -759,6 +857,8 @@ class WarpAttention {
   const int lane_;
   uint8_t* const ring_;
   Stage* const stages_;
+  const uint32_t barriers_;  // one a stage, 8 bytes apart
+  uint32_t& phases_;         // bit i: parity of the next wait for stage i
 };
 
 // ---- merging, always in the same order ----
@@ -805,7 +905,7 @@ template <int kDim>
 constexpr int kColumnStride = kDim + 8;
 
 // total += the warps' states, warp 0's first, through the shared memory of the rings.
-template <int kDim>
+template <int kDim, bool kBulk>
 ZC_DEVICE void merge_warps(WarpState<kDim>& state, float* shared, BlockState<kDim>& total,
                            int side) {
   constexpr int kStride = kColumnStride<kDim>;
@@ -840,6 +940,7 @@ ZC_DEVICE void merge_warps(WarpState<kDim>& state, float* shared, BlockState<kDi
       total.sum[side][column] = sum.sum;
     }
   });
+  if constexpr (kBulk) simt::fence_async();
   __syncthreads();  // the states were read: what follows may write the rings
 }
 
@@ -889,8 +990,18 @@ ZC_DEVICE void merge_splits(const Params& p, const Item& item, int* is_last,
     const int64_t row = item.row(p, column);
     const float* from = p.partials + row * kMaxSplits * kFloats;
     Element sum{0.0f, -INFINITY, 0.0f};
-    for (int i = 0; i < item.n_splits; ++i, from += kFloats)
-      sum.add(__ldcg(from + channel), __ldcg(from + kDim), __ldcg(from + kDim + 1));
+    constexpr int kTogether = 8;  // loads under way: each takes most of a microsecond
+    for (int first = 0; first < item.n_splits; first += kTogether) {
+      Element part[kTogether];
+      ZC_UNROLL for (int i = 0; i < kTogether; ++i) {
+        part[i] = {0.0f, -INFINITY, 0.0f};
+        if (first + i >= item.n_splits) continue;
+        const float* at = from + (first + i) * kFloats;
+        part[i] = {__ldcg(at + channel), __ldcg(at + kDim), __ldcg(at + kDim + 1)};
+      }
+      ZC_UNROLL for (int i = 0; i < kTogether; ++i) if (first + i < item.n_splits)
+          sum.add(part[i].o, part[i].max, part[i].sum);
+    }
     store_element(p, row, kDim, channel, sum);
   });
 }
@@ -931,19 +1042,21 @@ ZC_DEVICE void count_items(const Params& p, int32_t* first_item) {
   __syncthreads();
 }
 
-// Attention of 4 columns (rows of q and heads that share a KV head) over one split of a sequence,
-// or over all splits in turn. A block owns items blockIdx.x, blockIdx.x + gridDim.x, ...; a warp
-// owns every sixth unit (64 tokens of 2 bits, 32 of 4, 16 of more) and streams them through a ring
-// of four stages of its own, without waiting for other warps. Bound by memory bandwidth from about
-// 25 MB a call on; below that by latency. Shared memory: 6 x 4 x 34 head_dim bytes and a word a
-// sequence.
-template <int kDim>
-__global__ void __launch_bounds__(kThreads, 2) mixed_attention_kernel(Params p) {
+// All items of a block.
+template <int kDim, bool kBulk>
+ZC_DEVICE void attend_items(const Params& p) {
   ZC_DYNAMIC_SHARED(shared);
   ZC_SHARED(int, is_last, [1]);
   ZC_SHARED(BlockState<kDim>, blocks, [1]);
   ZC_SHARED(Item, items, [1]);
   ZC_SHARED(Stage, stages, [kWarps * kStages]);
+  ZC_SHARED(uint64_t, barriers, [kWarps * kStages]);
+  uint32_t phases = 0;
+  if constexpr (kBulk) {
+    if (threadIdx.x < kWarps * kStages)
+      simt::mbarrier_init(simt::smem_u32(barriers + threadIdx.x), 1);
+    simt::fence_mbarrier_init();
+  }
   BlockState<kDim>& block = blocks[0];
   Item& item = items[0];
   int32_t* first_item = reinterpret_cast<int32_t*>(shared + kWarps * kStages * kSlotBytes<kDim>);
@@ -986,8 +1099,8 @@ __global__ void __launch_bounds__(kThreads, 2) mixed_attention_kernel(Params p) 
       side ^= 1;
       WarpState<kDim> state;
       state.clear();
-      WarpAttention<kDim>(p, item, shared, stages).attend(split, state);
-      merge_warps(state, reinterpret_cast<float*>(shared), block, side);
+      WarpAttention<kDim, kBulk>(p, item, shared, stages, barriers, phases).attend(split, state);
+      merge_warps<kDim, kBulk>(state, reinterpret_cast<float*>(shared), block, side);
     }
     if (p.whole || item.n_splits == 1) {
       each_element<kDim>([&](int index, int column, int channel) {
@@ -1000,6 +1113,27 @@ __global__ void __launch_bounds__(kThreads, 2) mixed_attention_kernel(Params p) 
     }
     __syncthreads();  // the item and its block's state were read
   }
+}
+
+// Copies in bulk are sm_90's: code for the other architecture than the one that is compiled for
+// would never run.
+#if defined(__CUDA_ARCH__)
+template <bool kBulk>
+constexpr bool kIsBuilt = kBulk == (__CUDA_ARCH__ >= 900);
+#else
+template <bool kBulk>
+constexpr bool kIsBuilt = true;
+#endif
+
+// Attention of 4 columns (rows of q and heads that share a KV head) over one split of a sequence,
+// or over all splits in turn. A block owns items blockIdx.x, blockIdx.x + gridDim.x, ...; a warp
+// owns every sixth unit (64 tokens of 2 bits, 32 of 4, 16 of more) and streams them through a ring
+// of four stages of its own, without waiting for other warps. Bound by memory bandwidth from about
+// 25 MB a call on; below that by latency. Shared memory: 6 x 4 x 34 head_dim bytes and a word a
+// sequence.
+template <int kDim, bool kBulk>
+__global__ void __launch_bounds__(kThreads, 2) mixed_attention_kernel(Params p) {
+  if constexpr (kIsBuilt<kBulk>) attend_items<kDim, kBulk>(p);
 }
 
 template <int kDim>
@@ -1035,16 +1169,20 @@ void launch_mixed_attention(Context& context, const MixedAttentionArgs& a) {
   }
   const size_t shared_bytes = static_cast<size_t>(kWarps) * kStages * kSlotBytes<kDim> +
                               (static_cast<size_t>(p.n_seqs) + 1) * sizeof(int32_t);
-  launch(context, &mixed_attention_kernel<kDim>,
-         static_cast<unsigned>(2 * context.n_multiprocessors), kThreads, shared_bytes, p);
+  const auto kernel = context.architecture >= 90 ? &mixed_attention_kernel<kDim, true>
+                                                 : &mixed_attention_kernel<kDim, false>;
+  launch(context, kernel, static_cast<unsigned>(2 * context.n_multiprocessors), kThreads,
+         shared_bytes, p);
 }
 
 }  // namespace
 
 void mixed_attention(Context& context, const MixedAttentionArgs& a) {
+  check_pool(a.pool);
   // float32 queries ask for float32 products, which tensor cores do not give; a sliding window
   // needs to know which slots it has left behind.
-  const bool half = a.q.dtype != DType::kF32 && a.sliding_window == 0;
+  const bool half = a.q.dtype != DType::kF32 && a.sliding_window == 0 &&
+                    is_aligned(a.q.data, 4);  // read in pairs
   if (half && a.q.size(2) == 128)
     launch_mixed_attention<128>(context, a);
   else if (half && a.q.size(2) == 64)
