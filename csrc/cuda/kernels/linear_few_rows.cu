@@ -95,10 +95,11 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
     ZC_UNROLL for (int i = 0; i < 4 * kWeightTiles; ++i) copy_weight(
         in, to + panel_offset(row + 4 * i, chunk),
         weight + min(row + 4 * i, last_column) * in.k + panel * kDepth, first_element(panel));
-    if constexpr (!kSplits)
+    if constexpr (!kSplits) {  // braces: nvcc runs a loop behind a pragma that a bare `if` discards
       ZC_UNROLL for (int i = 0; i < 2 * kXTiles; ++i) if (row + 4 * i < x_rows)
           copy_x(in, to + kWeightBytes + panel_offset(row + 4 * i, chunk),
                  x + 4 * i * in.x_stride + panel * kDepth, first_element(panel));
+    }
   };
   // x where it is split: the rows of a panel, four at a time.
   constexpr int kRounds = (8 * kXTiles / kPlanes<X, T> + 3) / 4;
@@ -114,8 +115,9 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
     ZC_UNROLL for (int i = 0; i < kRounds; ++i) if (row + 4 * i < out_rows) {
       float rest[kChunk];
       raw[i].widen(rest);
-      if constexpr (kScaled<X, T>)
+      if constexpr (kScaled<X, T>) {
         ZC_UNROLL for (int j = 0; j < kChunk; ++j) rest[j] *= scales[i].to;
+      }
       ZC_UNROLL for (int plane = 0; plane < kPlanes<X, T>; ++plane) *
           reinterpret_cast<uint4*>(panel_at(panel) + kWeightBytes +
                                    panel_offset((row + 4 * i) * kPlanes<X, T> + plane, chunk)) =
@@ -191,7 +193,7 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
   auto* const parts = reinterpret_cast<PartSums*>(shared + n_parts * kStages * kPanelBytes);
   const int g = lane / 4;
   const int t2 = lane % 4 * 2;
-  if constexpr (kScaled<X, T>)
+  if constexpr (kScaled<X, T>) {
     ZC_UNROLL for (int t = 0; t < kXTiles; ++t) ZC_UNROLL for (int odd = 0; odd < 2; ++odd) {
       const int out_row = (8 * t + t2 + odd) / kPlanes<X, T>;
       float back = 1.0f;
@@ -204,6 +206,7 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
         sums[w][t][odd + 2] *= back;
       }
     }
+  }
   ZC_UNROLL for (int w = 0; w < kWeightTiles; ++w) ZC_UNROLL for (int t = 0; t < kXTiles; ++t)
       ZC_UNROLL for (int i = 0; i < 4; ++i)
           parts[part][8 * t + t2 + i % 2][16 * w + g + i / 2 * 8] = sums[w][t][i];

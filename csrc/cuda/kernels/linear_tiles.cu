@@ -129,7 +129,8 @@ __global__ void __launch_bounds__(kTileThreads, TileShape<kRows>::kBlocks)
     stage = stage == kStages - 1 ? 0 : stage + 1;
     if (--left > 0 && panel + 1 < last) continue;
     // The part ends.
-    if constexpr (kScales) ZC_UNROLL for (int t = 0; t < kXTiles; ++t) {
+    if constexpr (kScales) {
+      ZC_UNROLL for (int t = 0; t < kXTiles; ++t) {
         const float2 back =
             *reinterpret_cast<const float2*>(&backs[part][x_row + 8 * t + lane % 4 * 2]);
         ZC_UNROLL for (int w = 0; w < kWeightTiles; ++w) {
@@ -137,6 +138,7 @@ __global__ void __launch_bounds__(kTileThreads, TileShape<kRows>::kBlocks)
           quad[0] *= back.x, quad[1] *= back.y, quad[2] *= back.x, quad[3] *= back.y;
         }
       }
+    }
     if (split.groups > 1) {
       store_part(split, tile, part, sums);
       ZC_UNROLL for (int q = 0; q < kWeightTiles * kXTiles; ++q)
