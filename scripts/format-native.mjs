@@ -1,4 +1,4 @@
-// Formats csrc/ in place, or with --check says which lines are not formatted.
+// Formats the C++ and CUDA of csrc/ and test/ in place, or with --check says which lines are not formatted.
 import { spawnSync } from 'node:child_process'
 import { readdirSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -11,9 +11,13 @@ const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)))
 const launcher = createRequire(import.meta.url).resolve('clang-format')
 
 const isNative = /\.(h|cc|cu|cuh)$/
-const files = readdirSync(path.join(root, 'csrc'), { recursive: true })
+const files = ['csrc', 'test']
+  .flatMap((folder) =>
+    readdirSync(path.join(root, folder), { recursive: true }).map((name) =>
+      path.join(folder, name),
+    ),
+  )
   .filter((name) => isNative.test(name))
-  .map((name) => path.join('csrc', name))
   .sort()
 
 const mode = process.argv.includes('--check') ? ['--dry-run', '--Werror'] : ['-i']

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "csrc/emu/fence.h"
+
 // CUDA's atomics under CUDA's names: read-modify-write without an order, as on the GPU. They return
 // what was there before. Overloads are the ones nvcc knows.
 namespace zc::emu {
@@ -19,8 +21,10 @@ inline T atomic_update(T* p, const Next& next) {
     const T old = __builtin_bit_cast(T, before);
     const T value = next(old);
     if (__atomic_compare_exchange_n(word, &before, __builtin_bit_cast(Bits, value), false,
-                                    __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+                                    __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+      note_atomic(p);
       return old;
+    }
   }
 }
 
@@ -71,6 +75,7 @@ ZC_EMU_ATOMIC(atomicDec, unsigned, old == 0u || old > x ? x : old - 1u)
 #define ZC_EMU_CAS(T)                                                                        \
   inline T atomicCAS(T* p, T expected, T x) {                                                \
     __atomic_compare_exchange_n(p, &expected, x, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED); \
+    zc::emu::note_atomic(p);                                                                 \
     return expected;                                                                         \
   }
 ZC_EMU_CAS(int)

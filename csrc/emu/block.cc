@@ -31,7 +31,7 @@ void run_thread() {
 Block::~Block() {
   for (ThreadSet& set : sets_) {
     for (Thread& thread : set.threads) tsan::destroy_context(thread.fiber.context);
-    for (void* proxy : set.proxies) tsan::destroy_context(proxy);
+    for (void* context : set.contexts) tsan::destroy_context(context);
   }
 }
 
@@ -43,6 +43,9 @@ void Block::prepare(dim3 grid_size, dim3 block_size, size_t shared_bytes) {
   n_warps = (n_threads + 31) / 32;
   shared_bytes_ = shared_bytes;
   for (ThreadSet& set : sets_) {
+    // Here, since a new context knows all that its maker knows.
+    for (void*& context : set.contexts)
+      if (!context) context = tsan::create_context();
     set.stacks.reserve(n_threads, settings().stack_bytes);
     if (set.threads.size() < n_threads) set.threads.resize(n_threads);
     for (unsigned i = 0; i < n_threads; ++i) {
@@ -76,9 +79,8 @@ void Block::begin(uint64_t linear) {
   }
   for (Barrier& b : barriers) b = {};
   for (Warpgroup& w : warpgroups) {
-    w.pending.clear();
     w.arrived = 0;
-    w.n_issued = w.n_done = 0;
+    w.issued.reset();
     std::memset(w.waiting, 0, sizeof(w.waiting));
   }
   async.clear();
@@ -92,8 +94,7 @@ void Block::begin(uint64_t linear) {
     t.wait = Wait::kNothing;
     t.copies.copies.clear();
     t.copies.group_ends.clear();
-    t.wgmma.ends.clear();
-    t.wgmma.is_fenced = false;
+    t.wgmma = {};
     prepare_fiber(t.fiber, run_thread, i);
   }
   ++stats.blocks;
@@ -121,8 +122,10 @@ void Block::check_end() {
   const tsan::IgnoreAccesses ignore;
   while (!async.empty()) async.run_one(*this);
   check_mbarriers(*this);
-  check_wgmma(*this);
-  for (unsigned i = 0; i < n_threads; ++i) check_copies(threads[i]);
+  for (unsigned i = 0; i < n_threads; ++i) {
+    check_copies(threads[i]);
+    check_wgmma(threads[i]);
+  }
   check_barriers(*this);
   shared.check_margins();
   finish_shared_accesses(*this);
@@ -137,13 +140,6 @@ void Block::run(uint64_t linear) {
   } catch (Error& e) {
     throw Error(e.code, e.message + format(" [block (%u,%u,%u)]", index.x, index.y, index.z));
   }
-}
-
-void* Block::next_proxy() {
-  if constexpr (!tsan::kOn) return nullptr;
-  void*& proxy = set_->proxies[proxy_turn_++ % kProxies];
-  if (!proxy) proxy = tsan::create_context();
-  return proxy;
 }
 
 }  // namespace zc::emu

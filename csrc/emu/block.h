@@ -48,7 +48,7 @@ struct Thread {
   uint32_t wait_parity;   // kMbarrier
 
   CopyQueue copies;
-  WgmmaGroups wgmma;
+  WgmmaQueue wgmma;
 };
 
 struct Block {
@@ -87,8 +87,12 @@ struct Block {
   // left unfinished.
   void run(uint64_t linear);
 
-  // ThreadSanitizer's context for an asynchronous operation.
-  void* next_proxy();
+  // ThreadSanitizer's contexts for what is no thread: an asynchronous operation; wgmma as one who
+  // sees only what was fenced; those of fence.cc.
+  void* next_proxy() { return set_->contexts[proxy_turn_++ % kProxies]; }
+  void* fenced_view() { return set_->contexts[kProxies]; }
+  void* publisher() { return set_->contexts[kProxies + 1]; }
+  void* receiver() { return set_->contexts[kProxies + 2]; }
 
  private:
   void begin(uint64_t linear);
@@ -100,7 +104,7 @@ struct Block {
   struct ThreadSet {
     std::vector<Thread> threads;
     StackPool stacks;
-    void* proxies[kProxies] = {};
+    void* contexts[kProxies + 3] = {};
   };
   static constexpr int kThreadSets = tsan::kOn ? 2 : 1;
   ThreadSet sets_[kThreadSets];

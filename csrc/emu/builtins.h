@@ -7,7 +7,7 @@
 
 #include "csrc/emu/barrier.h"
 #include "csrc/emu/block.h"
-#include "csrc/emu/order.h"
+#include "csrc/emu/fence.h"
 #include "csrc/emu/scheduler.h"
 #include "csrc/emu/warp.h"
 #include "csrc/math/float16.h"
@@ -42,7 +42,7 @@ inline void __syncwarp(unsigned mask = ~0u, zc::emu::Site site = zc::emu::Site::
   zc::emu::syncwarp(mask, site);
 }
 inline void __threadfence() { zc::emu::thread_fence(); }
-inline void __threadfence_block() { zc::emu::thread_fence(); }
+inline void __threadfence_block() { zc::emu::block_fence(); }
 inline void __threadfence_system() { zc::emu::thread_fence(); }
 
 // ---- shuffles: lanes in groups of `width`, a power of 2 ----

@@ -125,11 +125,4 @@ Stats take_stats() {
   return taken;
 }
 
-void thread_fence() {
-  static char token;
-  __atomic_thread_fence(__ATOMIC_SEQ_CST);
-  tsan::release(&token);
-  tsan::acquire(&token);
-}
-
 }  // namespace zc::emu

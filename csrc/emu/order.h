@@ -22,10 +22,9 @@ struct OrderTokens {
   char bulk_issued;
   char fenced;         // what threads wrote before a proxy fence
   char async_written;  // what bulk copies wrote
+  char published;      // see fence.cc
+  char received;
+  char block_fence;
 };
-
-// __threadfence: orders what is before one thread's fence before what is behind another's that
-// comes later. (It is the atomics between them that make the second come later, in CUDA's model.)
-void thread_fence();
 
 }  // namespace zc::emu

@@ -9,12 +9,16 @@
 
 namespace zc::emu {
 
-ProxyScope::ProxyScope(Block& block, const void* issued) : issuer_(tsan::current_context()) {
-  tsan::switch_to(block.next_proxy());
-  tsan::acquire(issued);
+ProxyScope::ProxyScope(Block& block, void* context, const void* token)
+    : block_(block), issuer_(tsan::current_context()) {
+  tsan::switch_to(context);
+  tsan::acquire(token);
 }
 
-ProxyScope::~ProxyScope() { tsan::switch_to(issuer_); }
+ProxyScope::~ProxyScope() {
+  tsan::release(&block_);  // acquired when the grid has ended
+  tsan::switch_to(issuer_);
+}
 
 void write_by_proxy(Block& block, uint32_t to, uint32_t bytes, uint32_t barrier, Site site,
                     std::function<void()> write) {
@@ -24,7 +28,7 @@ void write_by_proxy(Block& block, uint32_t to, uint32_t bytes, uint32_t barrier,
   unsigned char* destination = block.shared.base() + (to - kSharedBase);
   const auto operation = [=, write = std::move(write)](Block& b) {
     {
-      const ProxyScope proxy(b, &b.tokens->bulk_issued);
+      const ProxyScope proxy(b, b.next_proxy(), &b.tokens->bulk_issued);
       tsan::note_write(destination, bytes);
       write();
       tsan::release(&b.tokens->async_written);

@@ -14,15 +14,16 @@ struct Block;
 
 inline constexpr int kProxies = 8;
 
-// While it lives, accesses count as a proxy's, ordered behind what was released on a token.
+// While it lives, accesses count as another context's, ordered behind what was released on a token.
 class ProxyScope {
  public:
-  ProxyScope(Block& block, const void* issued);
+  ProxyScope(Block& block, void* context, const void* token);
   ~ProxyScope();
   ProxyScope(const ProxyScope&) = delete;
   ProxyScope& operator=(const ProxyScope&) = delete;
 
  private:
+  const Block& block_;
   void* issuer_;
 };
 

@@ -32,6 +32,10 @@ class SharedMemory {
 
   // Whether bytes at an offset lie within the dynamic memory or within one array.
   bool holds(size_t offset, size_t bytes) const;
+  bool contains(const void* p) const {
+    return static_cast<const unsigned char*>(p) >= memory_ &&
+           static_cast<const unsigned char*>(p) < memory_ + capacity_;
+  }
   size_t dynamic_bytes() const { return dynamic_bytes_; }
 
  private:

@@ -1,8 +1,8 @@
 #include "csrc/emu/wgmma.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <set>
 #include <utility>
 
 #include "csrc/emu/order.h"
@@ -72,9 +72,9 @@ void read_operand(const Descriptor& d, bool mn_major, int n_mn, const Put& put) 
 
 // ThreadSanitizer's view alone: what a thread wrote is seen by wgmma only behind a proxy fence,
 // what bulk copies wrote is seen as it is.
-void note_fenced_reads(Block& block, const Descriptor& d, bool mn_major, int n_mn) {
+void note_fenced_reads(Block& block, int group, const Descriptor& d, bool mn_major, int n_mn) {
   if constexpr (tsan::kOn) {
-    const ProxyScope proxy(block, &block.tokens->fenced);
+    const ProxyScope view(block, block.fenced_view(), &block.tokens->fenced);
     tsan::acquire(&block.tokens->async_written);
     for (int mn = 0; mn < n_mn; mn += mn_major ? 8 : 1)
       for (int k = 0; k < kDepth; k += mn_major ? 1 : 8)
@@ -82,6 +82,7 @@ void note_fenced_reads(Block& block, const Descriptor& d, bool mn_major, int n_m
                                                   static_cast<uint32_t>(k)),
                                   16, 16, "operand of wgmma", {"descriptor", 0}),
                         16);
+    tsan::release(&block.tokens->wgmma_done[group]);
   }
 }
 
@@ -92,86 +93,77 @@ struct LanePlace {
   explicit LanePlace(int lane) : row(lane / 32 * 16 + lane % 32 / 4), column(lane % 4 * 2) {}
 };
 
-// What one product works with: too large for a fiber's stack, and for the thread-local memory of a
-// library that is loaded late.
-struct Matrices {
-  float left[kRows][kDepth];
-  float right[kDepth][kMaxColumns];
-  float sums[kRows][kMaxColumns];
-};
-
 template <typename T>
-void compute(Block& block, int group, const WgmmaCall* const* calls, const uint32_t (*a)[4]) {
-  static thread_local const std::unique_ptr<Matrices> matrices = std::make_unique<Matrices>();
-  auto& [left, right, sums] = *matrices;
-  const WgmmaCall& call = *calls[0];
-  const int n = call.n;
+void compute(Block& block, int group, WgmmaProduct& product) {
+  const WgmmaCall& call = product.call;
+  const size_t n = static_cast<size_t>(call.n);
   ++block.stats.wgmma;
+  std::vector<float> left(kRows * kDepth);
+  std::vector<float> right(kDepth * n);
   {
-    const ProxyScope proxy(block, &block.tokens->wgmma_issued[group]);
+    const ProxyScope proxy(block, block.next_proxy(), &block.tokens->wgmma_issued[group]);
     if (!call.a)
       read_operand<T>(decode(call.a_descriptor), call.transposes_a, kRows,
-                      [&](int m, int k, float x) { left[m][k] = x; });
-    read_operand<T>(decode(call.b_descriptor), call.transposes_b, n,
-                    [&](int column, int k, float x) { right[k][column] = x; });
+                      [&](int m, int k, float x) { left[m * kDepth + k] = x; });
+    read_operand<T>(decode(call.b_descriptor), call.transposes_b, call.n,
+                    [&](int column, int k, float x) { right[k * n + column] = x; });
     tsan::release(&block.tokens->wgmma_done[group]);
   }
-  if (!call.a) note_fenced_reads(block, decode(call.a_descriptor), call.transposes_a, kRows);
-  note_fenced_reads(block, decode(call.b_descriptor), call.transposes_b, n);
+  if (!call.a) note_fenced_reads(block, group, decode(call.a_descriptor), call.transposes_a, kRows);
+  note_fenced_reads(block, group, decode(call.b_descriptor), call.transposes_b, call.n);
 
   if (call.a)
     for (int lane = 0; lane < kLanes; ++lane) {
       const LanePlace place(lane);
       for (int r = 0; r < 4; ++r) {
-        float* pair = &left[place.row + (r & 1) * 8][place.column + (r >> 1) * 8];
-        pair[0] = to_float(T{static_cast<uint16_t>(a[lane][r])});
-        pair[1] = to_float(T{static_cast<uint16_t>(a[lane][r] >> 16)});
+        const uint32_t pair = product.a[lane][r];
+        float* to = &left[(place.row + (r & 1) * 8) * kDepth + place.column + (r >> 1) * 8];
+        to[0] = to_float(T{static_cast<uint16_t>(pair)});
+        to[1] = to_float(T{static_cast<uint16_t>(pair >> 16)});
       }
     }
+  product.values.assign(kRows * n, 0.0f);
   for (int m = 0; m < kRows; ++m) {
-    for (int i = 0; i < n; ++i) sums[m][i] = 0.0f;
+    float* sums = &product.values[m * n];
     for (int k = 0; k < kDepth; ++k) {
-      const float x = left[m][k];
-      for (int i = 0; i < n; ++i) sums[m][i] += x * right[k][i];
+      const float x = left[m * kDepth + k];
+      const float* row = &right[k * n];
+      for (size_t i = 0; i < n; ++i) sums[i] += x * row[i];
     }
-  }
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const LanePlace place(lane);
-    float* d = calls[lane]->d;
-    for (int j = 0; j < n / 8; ++j)
-      for (int e = 0; e < 4; ++e) {
-        const float x = sums[place.row + (e >> 1) * 8][8 * j + place.column + (e & 1)];
-        d[4 * j + e] = call.accumulates ? d[4 * j + e] + x : x;
-      }
   }
 }
 
-void compute_pending(Block& block, int group, PendingWgmma& pending) {
-  const size_t n_sums = static_cast<size_t>(pending.calls[0].n) / 2;
-  const WgmmaCall* calls[kLanes];
-  for (size_t lane = 0; lane < kLanes; ++lane) {
-    calls[lane] = &pending.calls[lane];
-    if (!pending.hidden.empty())
-      std::memcpy(calls[lane]->d, pending.hidden.data() + lane * n_sums, n_sums * sizeof(float));
-  }
-  if (calls[0]->is_bf16)
-    compute<bf16>(block, group, calls, pending.a);
+void compute_once(Block& block, int group, WgmmaProduct& product) {
+  if (!product.values.empty()) return;
+  if (product.call.is_bf16)
+    compute<bf16>(block, group, product);
   else
-    compute<f16>(block, group, calls, pending.a);
+    compute<f16>(block, group, product);
 }
 
-// Sums that a pending product will write hold NaN until then, so that reading them early shows.
-void hide_sums(Warpgroup& warpgroup) {
-  std::set<const float*> seen;
-  for (const auto& pending : warpgroup.pending) {
-    if (!seen.insert(pending->calls[0].d).second || !pending->hidden.empty()) continue;
-    const size_t n_sums = static_cast<size_t>(pending->calls[0].n) / 2;
-    pending->hidden.resize(kLanes * n_sums);
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      float* d = pending->calls[lane].d;
-      std::memcpy(pending->hidden.data() + lane * n_sums, d, n_sums * sizeof(float));
-      for (size_t i = 0; i < n_sums; ++i) d[i] = NAN;
+// Adds a product to a lane's sums, or puts it in their place.
+void receive(const WgmmaProduct& product, int lane, float* d) {
+  const LanePlace place(lane);
+  const int n = product.call.n;
+  for (int j = 0; j < n / 8; ++j)
+    for (int e = 0; e < 4; ++e) {
+      const float x =
+          product.values[(place.row + (e >> 1) * 8) * n + 8 * j + place.column + (e & 1)];
+      float& sum = d[4 * j + e];
+      sum = product.call.accumulates ? sum + x : x;
     }
+}
+
+// Sums that a product under way will write hold NaN until then, so that reading them early shows.
+void hide_sums(WgmmaQueue& queue) {
+  for (size_t i = 0; i < queue.entries.size(); ++i) {
+    WgmmaQueue::Entry& entry = queue.entries[i];
+    bool is_first = entry.hidden.empty();
+    for (size_t j = 0; j < i; ++j) is_first &= queue.entries[j].d != entry.d;
+    if (!is_first) continue;
+    const int n_sums = entry.product->call.n / 2;
+    entry.hidden.assign(entry.d, entry.d + n_sums);
+    std::fill(entry.d, entry.d + n_sums, NAN);
   }
 }
 
@@ -182,37 +174,31 @@ bool same_product(const WgmmaCall& x, const WgmmaCall& y) {
 }
 
 // By the last lane that arrives.
-void issue(Block& block, int group, Site site) {
-  const tsan::IgnoreAccesses ignore;
+void issue(Block& block, int group, bool must_be_late, Site site) {
   Warpgroup& warpgroup = block.warpgroups[group];
-  const auto of = [&](int lane) -> const WgmmaCall& {
-    return *static_cast<const WgmmaCall*>(warpgroup.arguments[lane]);
-  };
+  const WgmmaCall* const* calls = warpgroup.calls;
   for (int lane = 1; lane < kLanes; ++lane)
-    if (!same_product(of(0), of(lane)))
+    if (!same_product(*calls[0], *calls[lane]))
       fail("%s:%d: wgmma: lanes 0 and %d of the warpgroup disagree on the product", site.file,
            site.line, lane);
-  auto pending = std::make_unique<PendingWgmma>();
-  for (int lane = 0; lane < kLanes; ++lane) {
-    pending->calls[lane] = of(lane);
-    if (of(lane).a) std::memcpy(pending->a[lane], of(lane).a, sizeof(pending->a[lane]));
-  }
-  ++warpgroup.n_issued;
-  if (warpgroup.pending.empty() && !is_late(block)) {
-    compute_pending(block, group, *pending);
-    ++warpgroup.n_done;
-    return;
-  }
-  warpgroup.pending.push_back(std::move(pending));
-  hide_sums(warpgroup);
+  auto product = std::make_shared<WgmmaProduct>();
+  product->call = *calls[0];
+  product->is_late = must_be_late || is_late(block);
+  if (calls[0]->a)
+    for (int lane = 0; lane < kLanes; ++lane)
+      std::memcpy(product->a[lane], calls[lane]->a, sizeof(product->a[lane]));
+  if (!product->is_late) compute_once(block, group, *product);
+  warpgroup.issued = std::move(product);
 }
 
 }  // namespace
 
 void wgmma(const WgmmaCall& call, Site site) {
+  const tsan::IgnoreAccesses ignore;
   Thread& me = *current;
   Block& block = *me.block;
   const int group = static_cast<int>(me.warp_index / 4);
+  const int lane = static_cast<int>(me.linear % kLanes);
   if ((static_cast<unsigned>(group) + 1) * kLanes > block.n_threads)
     fail("%s:%d: wgmma: the block's last warpgroup is not complete", site.file, site.line);
   if (call.n % 8 != 0 || call.n < 8 || call.n > kMaxColumns)
@@ -222,49 +208,58 @@ void wgmma(const WgmmaCall& call, Site site) {
     fail("%s:%d: wgmma: no wgmma_fence since the registers could be touched", site.file, site.line);
   tsan::release(&block.tokens->wgmma_issued[group]);
   Warpgroup& warpgroup = block.warpgroups[group];
-  warpgroup.arguments[me.linear % kLanes] = const_cast<WgmmaCall*>(&call);
+  warpgroup.calls[lane] = &call;
   if (++warpgroup.arrived == kLanes) {
-    issue(block, group, site);
+    // A product cannot overtake one that writes the same sums.
+    issue(block, group, !me.wgmma.entries.empty(), site);
     warpgroup.arrived = 0;
     for (int i = 0; i < 4; ++i) {
       block.warps[group * 4 + i].ready |= warpgroup.waiting[i];
       warpgroup.waiting[i] = 0;
     }
+  } else {
+    warpgroup.waiting[me.warp_index % 4] |= 1u << me.lane;
+    make_waiting(me);
+    suspend(Wait::kWarpgroup, "wgmma", site);
+  }
+  // The next product cannot be issued before every lane has been here.
+  if (!warpgroup.issued->is_late) {
+    receive(*warpgroup.issued, lane, call.d);
     return;
   }
-  warpgroup.waiting[me.warp_index % 4] |= 1u << me.lane;
-  make_waiting(me);
-  suspend(Wait::kWarpgroup, "wgmma", site);
+  me.wgmma.entries.push_back({warpgroup.issued, call.d, {}});
+  hide_sums(me.wgmma);
 }
 
 void wait_wgmma(size_t n_groups) {
   Thread& me = *current;
   Block& block = *me.block;
   const int group = static_cast<int>(me.warp_index / 4);
-  Warpgroup& warpgroup = block.warpgroups[group];
-  me.wgmma.is_fenced = false;
-  std::vector<uint64_t>& ends = me.wgmma.ends;
-  if (ends.size() <= n_groups) return;
-  const size_t n_finished = ends.size() - n_groups;
-  const uint64_t end = ends[n_finished - 1];
+  WgmmaQueue& queue = me.wgmma;
+  queue.is_fenced = false;
+  if (queue.group_ends.size() <= n_groups) return;
+  const size_t n_finished = queue.group_ends.size() - n_groups;
+  const size_t end = queue.group_ends[n_finished - 1];
   {
     const tsan::IgnoreAccesses ignore;
-    ends.erase(ends.begin(), ends.begin() + static_cast<ptrdiff_t>(n_finished));
-    if (warpgroup.n_done < end) {
-      while (warpgroup.n_done < end) {
-        compute_pending(block, group, *warpgroup.pending.front());
-        warpgroup.pending.pop_front();
-        ++warpgroup.n_done;
-      }
-      hide_sums(warpgroup);
+    for (size_t i = 0; i < end; ++i) {
+      WgmmaQueue::Entry& entry = queue.entries[i];
+      compute_once(block, group, *entry.product);
+      std::copy(entry.hidden.begin(), entry.hidden.end(), entry.d);
+      receive(*entry.product, static_cast<int>(me.linear % kLanes), entry.d);
     }
+    queue.entries.erase(queue.entries.begin(), queue.entries.begin() + static_cast<ptrdiff_t>(end));
+    queue.group_ends.erase(queue.group_ends.begin(),
+                           queue.group_ends.begin() + static_cast<ptrdiff_t>(n_finished));
+    for (size_t& group_end : queue.group_ends) group_end -= end;
+    hide_sums(queue);
   }
   tsan::acquire(&block.tokens->wgmma_done[group]);
 }
 
-void check_wgmma(const Block& block) {
-  for (const Warpgroup& warpgroup : block.warpgroups)
-    if (!warpgroup.pending.empty()) fail("the block ended with a wgmma that it never waited for");
+void check_wgmma(const Thread& thread) {
+  if (!thread.wgmma.entries.empty())
+    fail("thread %u ended with a wgmma that it never waited for", thread.linear);
 }
 
 }  // namespace zc::emu
@@ -274,8 +269,8 @@ namespace zc::simt {
 void wgmma_fence() { emu::current->wgmma.is_fenced = true; }
 
 void wgmma_commit() {
-  emu::Thread& me = *emu::current;
-  me.wgmma.ends.push_back(me.block->warpgroups[me.warp_index / 4].n_issued);
+  emu::WgmmaQueue& queue = emu::current->wgmma;
+  queue.group_ends.push_back(queue.entries.size());
 }
 
 }  // namespace zc::simt

@@ -2,7 +2,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <type_traits>
 #include <vector>
@@ -27,34 +26,39 @@ struct WgmmaCall {
   bool is_bf16;
 };
 
-// A product that was issued and has not been computed.
-struct PendingWgmma {
-  WgmmaCall calls[128];
+// A product of a warpgroup, computed at once or when the first lane waits for it.
+struct WgmmaProduct {
+  WgmmaCall call;  // of lane 0
+  bool is_late;
   uint32_t a[128][4];
-  std::vector<float> hidden;  // the sums as they were, while the registers hold NaN
+  std::vector<float> values;  // (64, n), empty until computed
 };
 
 struct Warpgroup {
   int arrived;
-  void* arguments[128];
+  const WgmmaCall* calls[128];
   uint32_t waiting[4];
-  std::deque<std::unique_ptr<PendingWgmma>> pending;
-  uint64_t n_issued;
-  uint64_t n_done;
+  std::shared_ptr<WgmmaProduct> issued;  // the last one
 };
 
-// One thread's: how many products had been issued at each commit.
-struct WgmmaGroups {
-  std::vector<uint64_t> ends;
+// What one thread has issued and not waited for.
+struct WgmmaQueue {
+  struct Entry {
+    std::shared_ptr<WgmmaProduct> product;
+    float* d;
+    std::vector<float> hidden;  // d as it was, while the registers hold NaN
+  };
+  std::vector<Entry> entries;
+  std::vector<size_t> group_ends;
   bool is_fenced = false;
 };
 
 void wgmma(const WgmmaCall& call, Site site);
 void wait_wgmma(size_t n_groups);
 
-struct Block;
-// Throws kInternal for products that nobody waited for.
-void check_wgmma(const Block& block);
+struct Thread;
+// Throws kInternal for products that a thread never waited for.
+void check_wgmma(const Thread& thread);
 
 }  // namespace zc::emu
 

@@ -1,0 +1,286 @@
+// The ops of a decode step around attention.
+#include <cmath>
+#include <cstring>
+
+#include "test/emu/ops/op_run.h"
+
+namespace zc::test {
+
+namespace {
+
+std::string pair_name(const char* op, DType in, DType out) {
+  return std::string(op) + " " + dtype_name(in) + " to " + dtype_name(out);
+}
+
+ZC_OP_TESTS(silu_gate_tests) {
+  for (const DType in : kFloatDTypes)
+    for (const DType out : kFloatDTypes)
+      add_op_test(pair_name("silu_gate", in, out), [=](OpRun& run) {
+        for (const int64_t width : {0, 1, 8, 37, 1031}) {
+          if (width == 8) run.aligned();
+          run.op(&Backend::silu_gate,
+                 SiluGateArgs{run.normals(in, {3, width}, 4), run.normals(in, {3, width}),
+                              run.result("out", out, {3, width}, one_rounding(out))});
+        }
+      });
+}
+
+ZC_OP_TESTS(rms_norm_tests) {
+  for (const DType in : kFloatDTypes)
+    for (const DType out : kFloatDTypes)
+      add_op_test(pair_name("rms_norm", in, out), [=](OpRun& run) {
+        for (const int64_t width : {1, 33, 64, 1000, 4100}) {
+          if (width == 64) run.aligned();
+          run.op(&Backend::rms_norm,
+                 RmsNormArgs{run.normals(in, {3, width}), run.normals(in, {width}),
+                             run.result("out", out, {3, width}, one_rounding(out, 3e-6)), 1e-5f});
+        }
+      });
+}
+
+ZC_OP_TESTS(rope_tests) {
+  for (const DType in : kFloatDTypes)
+    for (const DType out : kFloatDTypes)
+      add_op_test(pair_name("rope", in, out), [=](OpRun& run) {
+        for (const int64_t head_dim : {2, 32, 96, 256}) {
+          if (head_dim == 96) run.aligned();
+          const int64_t n = 5;
+          std::vector<int32_t> positions;
+          for (int i = 0; i < n; ++i)
+            positions.push_back(static_cast<int32_t>(run.random().below(9000)));
+          const TensorView cos = run.result("cos", DType::kF32, {n, head_dim / 2}, {5e-7, 1});
+          const TensorView sin = run.result("sin", DType::kF32, {n, head_dim / 2}, {5e-7, 1});
+          run.op(&Backend::rope_table,
+                 RopeTableArgs{run.ints(positions),
+                               run.floats(DType::kF32, {head_dim / 2},
+                                          [&](int64_t i) {
+                                            return std::pow(10000.0f, -2.0f * i / head_dim);
+                                          }),
+                               cos, sin, 1.0f});
+          run.op(&Backend::rope,
+                 RopeArgs{run.normals(in, {n, 3, head_dim}), cos, sin,
+                          run.result("out", out, {n, 3, head_dim}, one_rounding(out, 2e-6))});
+        }
+      });
+}
+
+ZC_OP_TESTS(embedding_tests) {
+  for (const DType dtype : kFloatDTypes) {
+    add_op_test(std::string("embedding ") + dtype_name(dtype), [=](OpRun& run) {
+      for (const int64_t width : {1, 7, 64, 300}) {
+        if (width == 64) run.aligned();
+        run.op(&Backend::embedding,
+               EmbeddingArgs{run.ints({0, 12, 3, 3, 12}), run.normals(dtype, {13, width}),
+                             run.result("out", DType::kF32, {5, width})});
+      }
+    });
+  }
+  add_op_test("embedding of no token", [](OpRun& run) {
+    run.expects_failure();
+    run.op(&Backend::embedding, EmbeddingArgs{run.ints({0, 13}), run.normals(DType::kF32, {13, 8}),
+                                              run.result("out", DType::kF32, {2, 8})});
+  });
+}
+
+void linear_test(DType x, DType weight, DType out, Shape mnk, bool bias, bool accumulates) {
+  const std::string name =
+      format("linear %s times %s to %s, (%lld, %lld, %lld)%s%s", dtype_name(x), dtype_name(weight),
+             dtype_name(out), static_cast<long long>(mnk[0]), static_cast<long long>(mnk[1]),
+             static_cast<long long>(mnk[2]), bias ? ", bias" : "", accumulates ? ", added" : "");
+  add_op_test(name, [=](OpRun& run) {
+    const int64_t m = mnk[0], n = mnk[1], k = mnk[2];
+    if (k % 16 == 0) run.aligned();
+    const TensorView to = accumulates ? run.normals(out, {m, n}, 3) : run.scratch(out, {m, n});
+    run.compare("out", to, out == DType::kF32 ? Tolerance{1e-5, 1e-3} : one_rounding(out, 1e-4));
+    run.op(&Backend::linear,
+           LinearArgs{run.normals(x, {m, k}), run.normals(weight, {n, k}),
+                      bias ? run.normals(weight, {n}) : TensorView{}, to, accumulates});
+  });
+}
+ZC_OP_TESTS(linear_tests) {
+  for (const DType x : kFloatDTypes)
+    for (const DType weight : kFloatDTypes)
+      linear_test(x, weight, DType::kF32, {3, 17, 40}, true, false);
+  for (const DType out : {DType::kF16, DType::kBF16}) {
+    linear_test(DType::kF32, DType::kF16, out, {2, 33, 64}, false, true);
+    linear_test(out, out, out, {65, 70, 96}, true, true);
+  }
+  for (const DType dtype : kFloatDTypes) {
+    linear_test(dtype, dtype, DType::kF32, {1, 129, 513}, false, false);
+    linear_test(dtype, dtype, DType::kF32, {17, 64, 1024}, false, true);
+    linear_test(dtype, dtype, DType::kF32, {130, 65, 128}, false, false);
+    linear_test(dtype, dtype, DType::kF32, {4, 5, 0}, true, false);
+  }
+}
+
+// One row of sampling parameters; integers as bits of floats.
+struct SampleRow {
+  float temperature, top_p, min_p, repetition_penalty;
+  uint32_t top_k, seed_low, seed_high, step;
+};
+ZC_OP_TESTS(sample_tests) {
+  const std::vector<std::pair<const char*, SampleRow>> settings = {
+      {"greedy", {0, 1, 0, 1, 0, 1, 2, 3}},
+      {"at temperature 1", {1, 1, 0, 1, 0, 5, 6, 7}},
+      {"top 5", {0.8f, 1, 0, 1, 5, 8, 9, 1}},
+      {"top p", {1.2f, 0.6f, 0, 1, 0, 8, 9, 2}},
+      {"min p", {1, 1, 0.2f, 1, 0, 8, 9, 3}},
+      {"all, penalized", {0.9f, 0.9f, 0.05f, 1.3f, 40, 8, 9, 4}},
+  };
+  for (const auto& [name, row] : settings)
+    add_op_test(std::string("sample ") + name, [row = row](OpRun& run) {
+      for (const int64_t vocabulary : {1, 33, 1000, 5003}) {
+        const int64_t n = 3;
+        std::vector<float> numbers;
+        for (int r = 0; r < n; ++r) {
+          SampleRow own = row;
+          own.step += static_cast<uint32_t>(r);
+          numbers.resize(numbers.size() + kSampleParams);
+          std::memcpy(numbers.data() + r * kSampleParams, &own, sizeof(own));
+        }
+        // Bits that are no number must survive: as integers.
+        std::vector<int32_t> words(numbers.size());
+        std::memcpy(words.data(), numbers.data(), words.size() * 4);
+        TensorView params = run.ints(words, {n, kSampleParams});
+        params.dtype = DType::kF32;
+        const TensorView seen = run.bytes({2, vocabulary}, [&](int64_t) {
+          return static_cast<uint8_t>(run.random().below(4) == 0);
+        });
+        run.compare("seen", seen);
+        run.op(&Backend::sample,
+               SampleArgs{run.normals(DType::kF32, {n, vocabulary}, 3), params, seen,
+                          run.ints({1, -1, 0}), run.result("ids", DType::kI32, {n}),
+                          run.result("logprobs", DType::kF32, {n}, {2e-5, 1})});
+      }
+    });
+  add_op_test("sample of NaN", [](OpRun& run) {
+    SampleRow row = {1, 1, 0, 1, 0, 1, 2, 3};
+    std::vector<int32_t> words(2 * kSampleParams);
+    for (int r = 0; r < 2; ++r) std::memcpy(words.data() + r * kSampleParams, &row, sizeof(row));
+    TensorView params = run.ints(words, {2, kSampleParams});
+    params.dtype = DType::kF32;
+    run.op(&Backend::sample,
+           SampleArgs{run.floats(DType::kF32, {2, 100},
+                                 [&](int64_t i) { return i == 150 ? NAN : run.normal(); }),
+                      params, run.bytes({1, 100}, [](int64_t) { return 0; }), run.ints({-1, -1}),
+                      run.result("ids", DType::kI32, {2}),
+                      run.result("logprobs", DType::kF32, {2}, {2e-5, 1})});
+  });
+}
+
+ZC_OP_TESTS(feed_tokens_tests) {
+  add_op_test("feed_tokens", [](OpRun& run) {
+    run.op(&Backend::feed_tokens,
+           FeedTokensArgs{run.ints({10, 11, 12}), run.ints({-1, 2, 0, -1, 1}),
+                          run.ints({5, 6, 7, 8, 9}), run.result("out", DType::kI32, {5})});
+  });
+  add_op_test("feed_tokens from nowhere", [](OpRun& run) {
+    run.expects_failure();
+    run.op(&Backend::feed_tokens,
+           FeedTokensArgs{run.ints({10, 11, 12}), run.ints({-1, 3}), run.ints({5, 6}),
+                          run.result("out", DType::kI32, {2})});
+  });
+}
+
+ZC_OP_TESTS(convert_tests) {
+  for (const DType in : kFloatDTypes)
+    for (const DType out : kFloatDTypes)
+      add_op_test(pair_name("convert", in, out), [=](OpRun& run) {
+        for (const int64_t n : {0, 1, 31, 32, 1031}) {
+          if (n == 32) run.aligned();
+          run.op(&Backend::convert,
+                 ConvertArgs{run.normals(in, {n}, 1e4f), run.result("out", out, {n})});
+        }
+      });
+}
+
+ZC_OP_TESTS(gather_rows_tests) {
+  for (const DType dtype : kFloatDTypes)
+    add_op_test(std::string("gather_rows ") + dtype_name(dtype), [=](OpRun& run) {
+      for (const int64_t width : {1, 7, 64}) {
+        if (width == 64) run.aligned();
+        run.op(&Backend::gather_rows,
+               GatherRowsArgs{run.normals(dtype, {9, width}), run.ints({8, 0, 3, 3}),
+                              run.result("out", dtype, {4, width})});
+      }
+    });
+  add_op_test("gather_rows beyond", [](OpRun& run) {
+    run.expects_failure();
+    run.op(&Backend::gather_rows, GatherRowsArgs{run.normals(DType::kF32, {9, 5}), run.ints({8, 9}),
+                                                 run.result("out", DType::kF32, {2, 5})});
+  });
+}
+
+ZC_OP_TESTS(count_non_finite_tests) {
+  for (const DType dtype : kFloatDTypes)
+    add_op_test(std::string("count_non_finite ") + dtype_name(dtype), [=](OpRun& run) {
+      for (const int64_t n : {0, 1, 255, 70000}) {
+        const TensorView x = run.floats(dtype, {n}, [&](int64_t i) {
+          return i % 97 == 3 ? NAN : i % 211 == 5 ? -INFINITY : run.normal();
+        });
+        run.op(&Backend::count_non_finite,
+               CountNonFiniteArgs{x, run.result("count", DType::kI32, {1})});
+      }
+    });
+}
+
+ZC_OP_TESTS(roofline_tests) {
+  add_op_test("read_stream", [](OpRun& run) {
+    for (const int64_t n : {0, 5, 4097}) {
+      std::vector<int32_t> x;
+      for (int64_t i = 0; i < n; ++i) x.push_back(static_cast<int32_t>(run.random().next()));
+      run.op(&Backend::read_stream,
+             ReadStreamArgs{run.ints(x, {n}), run.result("out", DType::kI32, {8})});
+    }
+  });
+  add_op_test("multiply_add", [](OpRun& run) {
+    run.op(&Backend::multiply_add,
+           MultiplyAddArgs{run.normals(DType::kF32, {3, 100}),
+                           run.result("out", DType::kF32, {3, 100}, {2e-6, 1}), 0.5f, 0.25f, 12});
+  });
+}
+
+ZC_OP_TESTS(merge_attention_tests) {
+  for (const DType dtype : kFloatDTypes)
+    add_op_test(std::string("merge_attention ") + dtype_name(dtype), [=](OpRun& run) {
+      for (const int64_t head_dim : {16, 32, 96, 256}) {
+        if (head_dim == 96) run.aligned();
+        const Shape shape = {5, 3, head_dim};
+        const auto lse = [&] {
+          return run.floats(DType::kF32, {5, 3},
+                            [&](int64_t i) { return i % 5 == 2 ? -INFINITY : 5 * run.normal(); });
+        };
+        const TensorView lse_a = lse();
+        const TensorView lse_b = lse();
+        run.op(&Backend::merge_attention,
+               MergeAttentionArgs{run.normals(dtype, shape), lse_a, run.normals(dtype, shape),
+                                  lse_b, run.result("out", dtype, shape, one_rounding(dtype)),
+                                  run.result("lse", DType::kF32, {5, 3}, {2e-6, 1})});
+      }
+    });
+}
+
+ZC_OP_TESTS(store_probes_tests) {
+  for (const DType dtype : kFloatDTypes)
+    add_op_test(std::string("store_probes ") + dtype_name(dtype), [=](OpRun& run) {
+      for (const int64_t head_dim : {16, 80, 128}) {
+        const TensorView probe_q = run.result("probe_q", dtype, {4, 3, head_dim});
+        const TensorView probe_lse = run.result("probe_lse", DType::kF32, {4, 3});
+        run.op(
+            &Backend::store_probes,
+            StoreProbesArgs{run.normals(dtype, {5, 3, head_dim}), run.normals(DType::kF32, {5, 3}),
+                            run.ints({-1, 3, 0, -1, 2}), probe_q, probe_lse});
+      }
+    });
+  add_op_test("store_probes beyond", [](OpRun& run) {
+    run.expects_failure();
+    run.op(&Backend::store_probes,
+           StoreProbesArgs{run.normals(DType::kF32, {1, 1, 16}), run.normals(DType::kF32, {1, 1}),
+                           run.ints({4}), run.result("probe_q", DType::kF32, {4, 1, 16}),
+                           run.result("probe_lse", DType::kF32, {4, 1})});
+  });
+}
+
+}  // namespace
+
+}  // namespace zc::test
