@@ -323,7 +323,7 @@ ZC_DEVICE Highest find_highest(const Workspace& work, const LogitRow& row) {
 // number (lib/ops/sample.ts). A block owns a row. Dynamic shared memory: kBins words of 8 bytes a
 // thread and kListed of 4, 80 KB. Bound by reading the logits from L2, once if the likeliest token
 // is taken, else three times and twice more for each of top-k and top-p.
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads, 1)
     sample_kernel(FaultSink faults, const float* logits, const float* all_params, uint8_t* all_seen,
                   const int32_t* contexts, int32_t* ids, float* logprobs, int64_t vocab_size,
                   int64_t n_contexts, bool vectors) {
