@@ -50,7 +50,8 @@ void launch(Context& context, void (*kernel)(Params...), dim3 grid, dim3 block, 
             Args&&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #if defined(__CUDACC__)
-  if (shared_bytes > 48 * 1024)
+  // Beyond 48 KB, in which the kernel's own arrays count.
+  if (shared_bytes > 32 * 1024)
     check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)),

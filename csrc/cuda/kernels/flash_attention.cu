@@ -118,8 +118,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     load_block(v_tile, p.v, block);
 
     if constexpr (kQueriesInRegisters) {
-      if (block == blocks.last - 1)
+      if (block == blocks.last - 1) {
         ZC_UNROLL for (int k = 0; k < kWidth / 16; ++k) load_queries(q_fragments[k], k);
+      }
     }
     float s[kRowTiles][kBlockKeys / 8][4];
     ZC_UNROLL for (int m = 0; m < kRowTiles; ++m) ZC_UNROLL for (int n = 0; n < kBlockKeys / 8; ++n)
@@ -138,9 +139,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     }
 
     const bool masked = blocks.masked(block);
-    if (masked)
+    if (masked) {
       ZC_UNROLL for (int m = 0; m < kRowTiles; ++m)
           mask_scores(s[m], seen_by(row0 + 16 * m, block));
+    }
     ZC_UNROLL for (int m = 0; m < kRowTiles; ++m) {
       float factors[2];
       if (softmax[m].update(s[m], scale_log2, factors)) scale_rows(o[m], factors);
