@@ -26,9 +26,16 @@ export type { ChatMessage, ModelTokenizer } from './model/tokenizer.js'
 export { Device, type DeviceFacts, type DeviceOptions } from './ops/index.js'
 export {
   type CachePolicy,
+  type Compression,
+  type MikvOptions,
   POLICY_NAMES,
   type PolicySpec,
+  type ProbeShares,
+  type ProbeStrategy,
   resolvePolicy,
+  type SaliencyMetric,
   type UniformOptions,
+  type ZipCacheOfficialOptions,
   type ZipCacheOptions,
+  type ZipCachePlusOptions,
 } from './policy/index.js'

@@ -1,8 +1,8 @@
 import type { StagedGroup } from '../cache/index.js'
 import type { KvCache } from '../cache/kv-cache.js'
 import type { Scratch } from '../model/scratch.js'
-import { packSegment, probeAttention, selectSalient, type Tensor } from '../ops/index.js'
-import type { Compression } from '../policy/policy.js'
+import { packSegment, probeAttention, rmsNorm, selectSalient, type Tensor } from '../ops/index.js'
+import type { Compression, SaliencyMetric } from '../policy/policy.js'
 
 /** Rows of attention that are looked at, and what they see of the tokens to be compressed. */
 export interface Probes {
@@ -37,6 +37,7 @@ export interface LayerCompressor {
 export function makeCompressor(
   cache: KvCache,
   compression: Compression,
+  metric: SaliencyMetric,
   staged: StagedGroup,
   group: { nTokens: number; nSalient: number },
   scratch: Scratch,
@@ -45,19 +46,28 @@ export function makeCompressor(
   const { nKvHeads, headDim } = cache.shape
   const scale = 1 / Math.sqrt(headDim)
   const mixed = staged.salient !== null && staged.regular !== null
-  const scores = mixed ? scratch.tensor('f32', [nKvHeads, nTokens]) : null
+  const looks = mixed && metric !== 'locality'
+  const scores = looks ? scratch.tensor('f32', [nKvHeads, nTokens]) : null
   const salientIds = scratch.tensor('i32', [nKvHeads, nSalient])
   const regularIds = scratch.tensor('i32', [nKvHeads, nTokens - nSalient])
-  if (!mixed) {
-    const everything = new Int32Array(nKvHeads * nTokens).map((_, i) => i % nTokens)
-    ;(nSalient > 0 ? salientIds : regularIds).write(everything)
+  if (!looks) {
+    // The newest are salient; all there are, where there is one class only.
+    const nRegular = nTokens - nSalient
+    const rows = (n: number, first: number) =>
+      new Int32Array(nKvHeads * n).map((_, i) => first + (i % n))
+    salientIds.write(rows(nSalient, nRegular))
+    regularIds.write(rows(nRegular, 0))
   }
+  const weights = looks && metric === 'causal' ? causalWeights(nTokens, scratch) : null
   const table = scratch.keep(cache.tableView())
 
   return {
     compress(layer, k, v, probes, slidingWindow) {
       if (scores && probes) {
-        probeAttention({ ...probes, k, scores, scale, slidingWindow, metric: compression.metric })
+        const sums = metric === 'normalized' ? metric : 'accumulated'
+        probeAttention({ ...probes, k, scores, scale, slidingWindow, metric: sums })
+        // That the norm scales a KV head's scores together changes no order.
+        if (weights) rmsNorm({ x: scores, weight: weights, out: scores, eps: SMALLEST })
         selectSalient({ scores, salient: salientIds, regular: regularIds })
       }
       for (const [segment, ids, precision] of [
@@ -79,4 +89,13 @@ export function makeCompressor(
       }
     },
   }
+}
+
+/** Keeps a row of zeros from being divided by zero. */
+const SMALLEST = 1e-30
+
+/** 1 / the number of all rows that see a token: (n_tokens) f32. */
+function causalWeights(nTokens: number, scratch: Scratch): Tensor<'f32'> {
+  const weights = new Float32Array(nTokens).map((_, i) => 1 / (nTokens - i))
+  return scratch.tensor('f32', [nTokens]).write(weights)
 }

@@ -93,11 +93,13 @@ function activationBytes(
     return stream + slice + lengths + 4 * nSlices + slots
   }
   const isMixed = compression.nSalient(n) > 0 && compression.nSalient(n) < n
+  const looks = isMixed && compression.metric !== 'locality'
   // scores, and the ids of both classes
-  const selection = nKvHeads * n * (isMixed ? 8 : 4)
-  const nProbes = isMixed ? compression.promptProbes(n, toSeed(0), 0).length : 0
-  const probes = isMixed ? nProbes * (probeRowBytes(model) + 8 * nLayers) + 4 * n * nLayers : 0
-  return stream + slice + lengths + selection + probes
+  const selection = nKvHeads * n * (looks ? 8 : 4)
+  const nProbes = looks ? compression.promptProbes(n, toSeed(0), 0).length : 0
+  const weights = looks && compression.metric === 'causal' ? 4 * n : 0
+  const probes = looks ? nProbes * (probeRowBytes(model) + 8 * nLayers) + 4 * n * nLayers : 0
+  return stream + slice + lengths + selection + weights + probes
 }
 
 function weightBytes({ weights }: ForwardModel): number {

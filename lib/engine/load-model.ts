@@ -2,6 +2,7 @@ import { ZipCacheError } from '../errors.js'
 import { checkTensors, openCheckpoint } from '../model/checkpoint.js'
 import { readModelConfig } from '../model/config.js'
 import { ropeFrequencies } from '../model/rope-frequencies.js'
+import { specialTokensOf } from '../model/special-tokens.js'
 import { loadTokenizer } from '../model/tokenizer.js'
 import { attentionDtypeOf, type ComputeDtype, loadWeights } from '../model/weights.js'
 import { Device } from '../ops/index.js'
@@ -86,6 +87,7 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
       attentionDtype: attentionDtypeOf(dtype),
       invFreq: frequencies,
       attentionScale,
+      specialTokens: tokenizer && specialTokensOf(tokenizer, config.vocabSize),
     }
     await device.sync() // what is still to be freed is not free
     const kvMemory = options.kvMemory ?? device.memory.free / 2

@@ -136,8 +136,9 @@ export async function prefillCompressed(
   const hasPacked = cache.tailStart > 0
   const group = groupPlan(compression, nTail + ids.length)
   const staged = cache.stage(group)
-  const compressor = makeCompressor(cache, compression, staged, group, scratch)
-  const needsProbes = staged.salient !== null && staged.regular !== null
+  const { metric } = compression
+  const compressor = makeCompressor(cache, compression, metric, staged, group, scratch)
+  const needsProbes = staged.salient !== null && staged.regular !== null && metric !== 'locality'
   const sliced = slicePass(pass, nTail)
   const { stream } = sliced
   const start = scratch.ints(Int32Array.of(cache.start))
@@ -193,17 +194,19 @@ export async function prefillCompressed(
 function promptProbes(pass: PrefillPass, compression: Compression, seed: Seed) {
   const { model, cache, ids, scratch } = pass
   const { nHeads, headDim } = model.config
+  const nTokens = ids.length
+  const specialRows = compression.usesSpecialTokens ? specialRowsOf(model, ids) : null
   let room = 0
   let q: Tensor
   let lse: Tensor<'f32'>
   return (layer: number) => {
-    const chosen = compression.promptProbes(ids.length, seed, layer)
+    const chosen = compression.promptProbes(nTokens, seed, layer, specialRows)
     if (chosen.length > room) {
       room = chosen.length
       q = scratch.tensor(model.attentionDtype, [room, nHeads, headDim])
       lse = scratch.tensor('f32', [room, nHeads])
     }
-    const slotOf = new Int32Array(ids.length).fill(-1)
+    const slotOf = new Int32Array(nTokens).fill(-1)
     chosen.forEach((row, slot) => {
       slotOf[row] = slot
     })
@@ -219,6 +222,12 @@ function promptProbes(pass: PrefillPass, compression: Compression, seed: Seed) {
       },
     }
   }
+}
+
+/** Rows of a prompt whose token is special or punctuation. */
+function specialRowsOf({ specialTokens }: ForwardModel, ids: Int32Array): Int32Array {
+  const isSpecial = specialTokens?.()
+  return Int32Array.from(ids.keys()).filter((row) => isSpecial?.[ids[row] as number] === 1)
 }
 
 /** Cuts a pass into slices; K and V have room for `nBefore` more rows in front. */
@@ -299,8 +308,9 @@ export function closeWindow(
   const nTokens = cache.tailLength
   const group = groupPlan(compression, nTokens)
   const staged = cache.stage(group)
-  const compressor = makeCompressor(cache, compression, staged, group, scratch)
-  const needsProbes = staged.salient !== null && staged.regular !== null
+  const { windowMetric: metric } = compression
+  const compressor = makeCompressor(cache, compression, metric, staged, group, scratch)
+  const needsProbes = staged.salient !== null && staged.regular !== null && metric !== 'locality'
   const k = scratch.tensor(model.attentionDtype, [nTokens, nKvHeads, headDim])
   const v = scratch.tensor(model.attentionDtype, [nTokens, nKvHeads, headDim])
   const table = scratch.keep(cache.tableView())

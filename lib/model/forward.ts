@@ -28,6 +28,11 @@ export interface ForwardModel {
   /** (head_dim / 2) f32. */
   readonly invFreq: Tensor<'f32'>
   readonly attentionScale: number
+  /**
+   * Which tokens are special or punctuation, one byte a token of the vocabulary; null without a
+   * tokenizer.
+   */
+  readonly specialTokens: (() => Uint8Array) | null
 }
 
 /** What attention reads and writes, after RoPE. */

@@ -5,13 +5,17 @@
 import { ZipCacheError } from '../errors.js'
 import { type Fp16Options, fp16 } from './fp16.js'
 import { type FullOptions, full } from './full.js'
+import { type MikvOptions, mikv } from './mikv.js'
 import { show } from './options.js'
 import type { CachePolicy } from './policy.js'
 import { type UniformOptions, uniform } from './uniform.js'
 import { type ZipCacheOptions, zipcache } from './zipcache.js'
+import { type ZipCacheOfficialOptions, zipcacheOfficial } from './zipcache-official.js'
+import { type ZipCachePlusOptions, zipcachePlus } from './zipcache-plus.js'
 
 export type { Fp16Options } from './fp16.js'
 export type { FullOptions } from './full.js'
+export type { MikvOptions } from './mikv.js'
 export type {
   CachePolicy,
   CodeBits,
@@ -20,14 +24,19 @@ export type {
   QuantRange,
   SaliencyMetric,
 } from './policy.js'
-export type { ProbeShares } from './probes.js'
+export type { ProbeShares, ProbeStrategy } from './probes.js'
 export type { UniformOptions } from './uniform.js'
-export type { ZipCacheOptions } from './zipcache.js'
+export type { SaliencyOptions, ZipCacheOptions } from './zipcache.js'
+export type { ZipCacheOfficialOptions } from './zipcache-official.js'
+export type { ZipCachePlusOptions } from './zipcache-plus.js'
 
 interface PolicyOptionsOf {
   full: FullOptions
   fp16: Fp16Options
   zipcache: ZipCacheOptions
+  'zipcache-plus': ZipCachePlusOptions
+  'zipcache-official': ZipCacheOfficialOptions
+  mikv: MikvOptions
   uniform: UniformOptions
 }
 
@@ -37,6 +46,9 @@ const POLICIES: { [N in PolicyName]: (options: PolicyOptionsOf[N]) => CachePolic
   full,
   fp16,
   zipcache,
+  'zipcache-plus': zipcachePlus,
+  'zipcache-official': zipcacheOfficial,
+  mikv,
   uniform,
 }
 
@@ -45,6 +57,9 @@ export const POLICY_NAMES = [
   'full',
   'fp16',
   'zipcache',
+  'zipcache-plus',
+  'zipcache-official',
+  'mikv',
   'uniform2',
   'uniform3',
   'uniform4',

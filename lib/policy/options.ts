@@ -27,9 +27,10 @@ export class PolicyOptions {
     return value
   }
 
-  /** One of a few values. */
+  /** One of a few values, or what stands for none. */
   choice<T>(key: string, fallback: T, choices: readonly T[]): T {
-    const value = this.#take(key) ?? fallback
+    const value = this.#take(key)
+    if (value === undefined) return fallback
     if (!choices.includes(value as T)) throw this.#bad(key, value, `one of ${choices.join(', ')}`)
     return value as T
   }
@@ -39,6 +40,11 @@ export class PolicyOptions {
     const value = this.#take(key)
     if (value === undefined) return null
     if (typeof value !== 'object' || value === null) throw this.#bad(key, value, 'an object')
+    return this.inside(key, value)
+  }
+
+  /** The options of an object that `raw` gave. */
+  inside(key: string, value: object): PolicyOptions {
     return new PolicyOptions(this.#name, value, `${this.#prefix}${key}.`)
   }
 

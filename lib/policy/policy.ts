@@ -6,8 +6,15 @@ export type CodeBits = 2 | 3 | 4 | 8
 /** How the range of a channel or token is found; see `quantize`. */
 export type QuantRange = 'minmax' | { norm: 2 | 3 | 4 | 5 | 6 }
 
-/** How the attention that a token received becomes its saliency; see `probeAttention`. */
-export type SaliencyMetric = 'normalized' | 'accumulated'
+/**
+ * How the attention that a token received becomes its saliency: divided by the number of probes that
+ * see the token (`normalized`, Eq. 8), not divided (`accumulated`, Eq. 7), divided by the number of
+ * all rows that see it, probes or not (`causal`, as the authors' code does); or no attention at all,
+ * the newest tokens being the salient ones (`locality`, Table A).
+ *
+ * Source: ZipCache (arXiv 2405.14256) §4.2.
+ */
+export type SaliencyMetric = 'normalized' | 'accumulated' | 'causal' | 'locality'
 
 /** How one class of tokens is stored. K and V have bits of their own. */
 export interface PrecisionClass {
@@ -25,14 +32,26 @@ export interface Compression {
   readonly high: PrecisionClass
   /** Regular tokens. */
   readonly low: PrecisionClass
+  /** How the tokens of a prompt are scored. */
   readonly metric: SaliencyMetric
+  /** The same for those of a window. */
+  readonly windowMetric: SaliencyMetric
+  /** Whether `promptProbes` wants to know which tokens are special. */
+  readonly usesSpecialTokens: boolean
   /** How many of `nTokens` are salient, for every KV head. */
   nSalient(nTokens: number): number
   /**
    * Rows of a prompt of `nTokens` whose attention is looked at, ascending; for each layer a draw of
-   * its own. Empty when no saliency is needed.
+   * its own. How many there are, the length alone says. Empty when no attention is needed.
+   * `specialRows`: those whose token is special or punctuation, ascending, where
+   * `usesSpecialTokens`.
    */
-  promptProbes(nTokens: number, seed: Seed, layer: number): Int32Array
+  promptProbes(
+    nTokens: number,
+    seed: Seed,
+    layer: number,
+    specialRows?: Int32Array | null,
+  ): Int32Array
   /** The same for a window: which of its tokens, the one that closes it always among them. */
   windowProbes(seed: Seed): Int32Array
 }
@@ -45,6 +64,8 @@ export interface CachePolicy {
   readonly name: string
   /** Type of tokens that are not compressed: float16, or the type the model computes in. */
   readonly tail: 'f16' | 'compute'
+  /** How rows attend to the cache: `packed`, straight over the codes. */
+  readonly attention: 'packed'
   /** null: every token stays in the tail. */
   readonly compression: Compression | null
 }

@@ -7,6 +7,13 @@ export const CODE_BITS = [2, 3, 4, 8] as const
 const CLASSES = ['high', 'low'] as const
 type ClassName = (typeof CLASSES)[number]
 
+/** What a policy's classes are where its options do not say otherwise. */
+export interface PrecisionDefaults {
+  readonly keyBits: Record<ClassName, CodeBits>
+  readonly valueBits: Record<ClassName, CodeBits>
+  readonly keyRange: QuantRange
+}
+
 /**
  * Reads `highBits`, `lowBits`, `keyBits: { high, low }`, `valueBits: { high, low }`, `keyRange` and
  * `valueRange` (one range, or `{ high, low }`) into the two classes; what is given for K or V alone
@@ -14,16 +21,20 @@ type ClassName = (typeof CLASSES)[number]
  */
 export function readPrecision(
   options: PolicyOptions,
-  defaults: Record<ClassName, CodeBits>,
+  defaults: PrecisionDefaults,
 ): Record<ClassName, PrecisionClass> {
   const both = {
-    high: options.choice('highBits', defaults.high, CODE_BITS),
-    low: options.choice('lowBits', defaults.low, CODE_BITS),
+    high: options.choice<CodeBits | null>('highBits', null, CODE_BITS),
+    low: options.choice<CodeBits | null>('lowBits', null, CODE_BITS),
   }
-  const keyBits = readBits(options, 'keyBits', both)
-  const valueBits = readBits(options, 'valueBits', both)
-  const keyRange = readRanges(options, 'keyRange')
-  const valueRange = readRanges(options, 'valueRange')
+  const over = (bits: Record<ClassName, CodeBits>) => ({
+    high: both.high ?? bits.high,
+    low: both.low ?? bits.low,
+  })
+  const keyBits = readBits(options, 'keyBits', over(defaults.keyBits))
+  const valueBits = readBits(options, 'valueBits', over(defaults.valueBits))
+  const keyRange = readRanges(options, 'keyRange', defaults.keyRange)
+  const valueRange = readRanges(options, 'valueRange', 'minmax')
   const precision = (name: ClassName): PrecisionClass => ({
     keyBits: keyBits[name],
     valueBits: valueBits[name],
@@ -57,13 +68,17 @@ export function readRange(options: PolicyOptions, key: string): QuantRange {
 }
 
 /** Reads `'minmax'`, `{ norm }`, or `{ high, low }` of those. */
-function readRanges(options: PolicyOptions, key: string): Record<ClassName, QuantRange> {
+function readRanges(
+  options: PolicyOptions,
+  key: string,
+  fallback: QuantRange,
+): Record<ClassName, QuantRange> {
   const value = options.raw(key)
   const isPair = typeof value === 'object' && value !== null && !('norm' in value)
   const pair = isPair ? (value as Partial<Record<ClassName, unknown>>) : { high: value, low: value }
   const isKnown = Object.keys(pair).every((name) => CLASSES.includes(name as ClassName))
-  const high = parseRange(pair.high)
-  const low = parseRange(pair.low)
+  const high = parseRange(pair.high, fallback)
+  const low = parseRange(pair.low, fallback)
   if (Array.isArray(value) || !isKnown || high === null || low === null) {
     throw options.error(key, value, `${RANGE_FORMS}, or { high, low } of those`)
   }
@@ -73,8 +88,9 @@ function readRanges(options: PolicyOptions, key: string): Record<ClassName, Quan
 const RANGE_FORMS = "'minmax' or { norm: 2 to 6 }"
 
 /** null: no range. */
-function parseRange(range: unknown): QuantRange | null {
-  if (range === undefined || range === null || range === 'minmax') return 'minmax'
+function parseRange(range: unknown, fallback: QuantRange = 'minmax'): QuantRange | null {
+  if (range === undefined || range === null) return fallback
+  if (range === 'minmax') return 'minmax'
   if (typeof range !== 'object' || Object.keys(range).length !== 1) return null
   const norm = 'norm' in range ? range.norm : null
   return norm === 2 || norm === 3 || norm === 4 || norm === 5 || norm === 6 ? { norm } : null

@@ -40,11 +40,14 @@ export function uniform(given: UniformOptions): CachePolicy {
   return {
     name: `uniform${bits}`,
     tail: 'f16',
+    attention: 'packed',
     compression: {
       window,
       high: precision,
       low: precision,
       metric: 'normalized',
+      windowMetric: 'normalized',
+      usesSpecialTokens: false,
       nSalient: (nTokens) => nTokens,
       promptProbes: () => new Int32Array(0),
       windowProbes: () => new Int32Array(0),

@@ -1,32 +1,71 @@
 import { PolicyOptions } from './options.js'
-import type { CachePolicy, CodeBits, QuantRange, SaliencyMetric } from './policy.js'
-import { readPrecision } from './precision.js'
-import { type ProbeShares, recentAndRandomProbes } from './probes.js'
+import type {
+  CachePolicy,
+  CodeBits,
+  Compression,
+  PrecisionClass,
+  QuantRange,
+  SaliencyMetric,
+} from './policy.js'
+import { type PrecisionDefaults, readPrecision } from './precision.js'
+import {
+  type ProbePlan,
+  type ProbeShares,
+  type ProbeStrategy,
+  probesOf,
+  promptProbes,
+  readProbes,
+  recentAndRandomProbes,
+} from './probes.js'
 
-/** Options of `zipcache`; the defaults are the paper's. */
-export interface ZipCacheOptions {
-  name: 'zipcache'
-  /** r: the share of tokens that is salient, of [0, 1]; default 0.6. */
+/** Options that `zipcache` and its kin share. */
+export interface SaliencyOptions {
+  /** r: the share of tokens that is salient, of [0, 1]. */
   saliencyRatio?: number
-  /** Bits of salient tokens' K and V: 2, 3, 4 or 8; default 4. */
+  /** Bits of salient tokens' K and V: 2, 3, 4 or 8. */
   highBits?: CodeBits
-  /** Bits of the others; default 2. */
+  /** Bits of the others. */
   lowBits?: CodeBits
   /** Bits of K alone. */
   keyBits?: { high?: CodeBits; low?: CodeBits }
   /** Bits of V alone. */
   valueBits?: { high?: CodeBits; low?: CodeBits }
-  /** How the range of K's channels is found; default `minmax`. */
+  /** How the range of K's channels is found. */
   keyRange?: QuantRange | { high?: QuantRange; low?: QuantRange }
-  /** How the range of V's tokens is found; default `minmax`. */
+  /** How the range of V's tokens is found. */
   valueRange?: QuantRange | { high?: QuantRange; low?: QuantRange }
-  /** New tokens kept in 16 bits before they are compressed together; default 100. */
+  /** New tokens kept in 16 bits before they are compressed together. */
   window?: number
-  /** Shares of probe rows; default 5% recent and 5% random. */
-  probes?: Partial<ProbeShares>
-  /** Default `normalized` (Eq. 8). */
+  /** Which rows are probes: a strategy of Table 2, or shares of one's own. */
+  probes?: ProbeStrategy | Partial<ProbeShares>
+  /** How attention becomes saliency. */
   metric?: SaliencyMetric
 }
+
+/** Options of `zipcache`; the defaults are the paper's: r = 60%, 4 and 2 bits, a window of 100. */
+export interface ZipCacheOptions extends SaliencyOptions {
+  name: 'zipcache'
+}
+
+/** What a policy of this kind is where its options do not say otherwise. */
+export interface SaliencyDefaults extends PrecisionDefaults {
+  readonly saliencyRatio: number
+  readonly probes: ProbeStrategy
+  readonly metric: SaliencyMetric
+  /** Options that this policy does not have. */
+  readonly fixed?: readonly ('probes' | 'metric')[]
+}
+
+const PAPER: SaliencyDefaults = {
+  saliencyRatio: 0.6,
+  keyBits: { high: 4, low: 2 },
+  valueBits: { high: 4, low: 2 },
+  keyRange: 'minmax',
+  probes: 'random+recent',
+  metric: 'normalized',
+}
+
+const METRICS: readonly SaliencyMetric[] = ['normalized', 'accumulated', 'causal', 'locality']
 
 /**
  * The paper: the r% of tokens with the highest normalized attention at high bits, the others at low
@@ -36,33 +75,62 @@ export interface ZipCacheOptions {
  * 2405.14256) Algs. 2 and 3, §5.1.
  */
 export function zipcache(given: ZipCacheOptions): CachePolicy {
-  const options = new PolicyOptions('zipcache', given)
-  const ratio = options.number('saliencyRatio', 0.6, 0, 1)
-  const window = options.number('window', 100, 1, 65536, true)
-  const metric = options.choice<SaliencyMetric>('metric', 'normalized', [
-    'normalized',
-    'accumulated',
-  ])
-  const precision = readPrecision(options, { high: 4, low: 2 })
-  const probeOptions = options.nested('probes') ?? new PolicyOptions('zipcache', {})
-  const shares = {
-    recent: probeOptions.number('recent', 0.05, 0, 1),
-    random: probeOptions.number('random', 0.05, 0, 1),
-  }
-  probeOptions.done()
-  options.done()
+  return bySaliency('zipcache', given, PAPER)
+}
 
+/**
+ * A policy that splits tokens by saliency, read from options over defaults.
+ *
+ * Throws `ERR_ZC_ARGUMENT` for an unknown option or a value out of range.
+ */
+export function bySaliency(name: string, given: object, defaults: SaliencyDefaults): CachePolicy {
+  const options = new PolicyOptions(name, given)
+  const ratio = options.number('saliencyRatio', defaults.saliencyRatio, 0, 1)
+  const window = options.number('window', 100, 1, 65536, true)
+  const isOption = (key: 'probes' | 'metric') => !defaults.fixed?.includes(key)
+  const metric = isOption('metric')
+    ? options.choice('metric', defaults.metric, METRICS)
+    : defaults.metric
+  const precision = readPrecision(options, defaults)
+  const probes = isOption('probes')
+    ? readProbes(options, defaults.probes)
+    : probesOf(defaults.probes)
+  options.done()
   return {
-    name: 'zipcache',
+    name,
     tail: 'f16',
-    compression: {
-      window,
-      ...precision,
-      metric,
-      // As the authors' code counts: the regular share is rounded down.
-      nSalient: (nTokens) => nTokens - Math.floor((1 - ratio) * nTokens + 1e-9),
-      promptProbes: (nTokens, seed, layer) => recentAndRandomProbes(nTokens, shares, seed, layer),
-      windowProbes: (seed) => recentAndRandomProbes(window, shares, seed, 0),
+    attention: 'packed',
+    compression: saliencyCompression({ ratio, window, metric, ...precision, probes }),
+  }
+}
+
+/** The compression of Algs. 2 and 3. */
+export function saliencyCompression(plan: {
+  ratio: number
+  window: number
+  metric: SaliencyMetric
+  high: PrecisionClass
+  low: PrecisionClass
+  probes: ProbePlan
+}): Compression {
+  const { ratio, window, metric, high, low, probes } = plan
+  const looks = metric !== 'locality'
+  return {
+    window,
+    high,
+    low,
+    metric,
+    windowMetric: metric,
+    usesSpecialTokens: looks && probes.prompt.special > 0,
+    // As the authors' code counts: the regular share is rounded down.
+    nSalient: (nTokens) => nTokens - Math.floor((1 - ratio) * nTokens + 1e-9),
+    promptProbes: (nTokens, seed, layer, specialRows = null) =>
+      looks ? promptProbes(probes.prompt, nTokens, seed, layer, specialRows) : new Int32Array(0),
+    windowProbes: (seed) => {
+      if (!looks) return new Int32Array(0)
+      // Which of a window's tokens will be special is not known when its probes are drawn.
+      const { recent, random, special } = probes.window
+      return recentAndRandomProbes(window, { recent, random: random + special }, seed, 0)
     },
   }
 }

@@ -118,6 +118,9 @@ const policies: [string, PolicySpec][] = [
     },
   ],
   ['accumulated attention', { ...zip, metric: 'accumulated' }],
+  ['the newest tokens', { ...zip, metric: 'locality' }],
+  ["the authors' code", { name: 'zipcache-official', window: WINDOW }],
+  ['all rows', { name: 'mikv', window: WINDOW }],
   ['uniform3', { name: 'uniform', bits: 3, window: WINDOW }],
 ]
 
@@ -167,13 +170,14 @@ describe.each(['llama', 'qwen3'])('every step of %s', (fixture) => {
 
   describe.each(policies)('%s', (_, policy) => {
     const { compression } = resolvePolicy(policy)
-    const { high, low, metric, nSalient, promptProbes, windowProbes } = compression!
-    const isMixed = typeof policy === 'object' && policy.name === 'zipcache'
+    const { high, low, metric, windowMetric, nSalient, promptProbes, windowProbes } = compression!
+    const isMixed = typeof policy === 'object' && policy.name !== 'uniform'
+    const looks = isMixed && metric !== 'locality'
 
     test('saliency: rows that the policy drew, scored as in Eq. 8', async () => {
       const sequence = await converse(policy)
       const { nLayers, nHeads, nKvHeads, headDim } = model().config
-      expect(probed).toHaveLength(isMixed ? groups.length * nLayers : 0)
+      expect(probed).toHaveLength(looks ? groups.length * nLayers : 0)
       for (const [index, call] of probed.entries()) {
         const group = Math.floor(index / nLayers)
         const { nTokens } = groups[group]
@@ -201,7 +205,8 @@ describe.each(['llama', 'qwen3'])('every step of %s', (fixture) => {
           headDim,
           kvLen: nTokens,
           scale: 1 / Math.sqrt(headDim),
-          normalization: metric,
+          normalization:
+            (isWindow ? windowMetric : metric) === 'normalized' ? 'normalized' : 'accumulated',
         })
         expectClose(await call.scores, expected, {
           name: `scores of group ${group}`,
@@ -223,9 +228,13 @@ describe.each(['llama', 'qwen3'])('every step of %s', (fixture) => {
             (call, i) => Math.floor(i / perGroup) === group && call.layer === layer,
           )
           const all = Array.from({ length: nKvHeads * nTokens }, (_, i) => i % nTokens)
-          const scores = isMixed
+          const sums = looks
             ? await probed[group * nLayers + layer].scores
-            : new Float32Array(all.length)
+            : Float32Array.from(all, (row) => (metric === 'locality' ? row : 0))
+          const isCausal = (group < 2 ? metric : windowMetric) === 'causal'
+          const scores = Float64Array.from(sums, (sum, i) =>
+            isCausal ? sum / (nTokens - (i % nTokens)) : sum,
+          )
           const count = nSalient(nTokens)
           const split = selectSalient({ scores, nHeads: nKvHeads, n: nTokens, count })
           const expected = [split.salient, split.regular].filter(({ length }) => length > 0)

@@ -102,6 +102,9 @@ describe('in all', () => {
     'fp16',
     'zipcache',
     'uniform3',
+    'zipcache-plus',
+    'zipcache-official',
+    'mikv',
     { name: 'zipcache', window: 1 },
   ]
 

@@ -2,7 +2,7 @@ import { join } from 'node:path'
 import { type ModelConfig, readModelConfig } from '../../lib/model/config'
 import { ropeFrequencies } from '../../lib/model/rope-frequencies'
 import { type PolicySpec, resolvePolicy } from '../../lib/policy/index'
-import type { Compression, PrecisionClass } from '../../lib/policy/policy'
+import type { Compression, PrecisionClass, SaliencyMetric } from '../../lib/policy/policy'
 import { deriveSeed, type Seed, toSeed } from '../../lib/random'
 import {
   embedding,
@@ -238,7 +238,7 @@ export class DoubleSequence {
       ...shape,
       scale: 1 / Math.sqrt(headDim),
       slidingWindow: slidingWindow[layer],
-      normalization: compression.metric,
+      normalization: plainMetric(compression.metric),
     })
     const { salient, regular } = selectSalient({ scores, nHeads: nKvHeads, n, count })
     for (const [rows, precision] of [
@@ -282,6 +282,12 @@ export class DoubleSequence {
 function formatsOf({ keyBits, valueBits, keyRange, valueRange }: PrecisionClass) {
   const format = (bits: number) => `u${bits}` as SegmentFormat
   return { keyFormat: format(keyBits), valueFormat: format(valueBits), keyRange, valueRange }
+}
+
+/** The metrics of the paper's equations; the twin knows no other. */
+function plainMetric(metric: SaliencyMetric): 'normalized' | 'accumulated' {
+  if (metric === 'normalized' || metric === 'accumulated') return metric
+  throw new Error(`the double-precision twin has no metric ${metric}`)
 }
 
 function add(a: Float64Array, b: Float64Array): Float64Array {

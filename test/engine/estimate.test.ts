@@ -11,6 +11,10 @@ const policies: PolicySpec[] = [
   'zipcache',
   'uniform4',
   { name: 'zipcache', window: 30, saliencyRatio: 1 },
+  { name: 'zipcache', metric: 'locality' },
+  'zipcache-plus',
+  'zipcache-official',
+  'mikv',
 ]
 
 describe.each([
@@ -53,7 +57,7 @@ describe('of the shipped model', () => {
   test.each([0, -1, 0.5, NaN, '5'])('of %p tokens is refused', (tokens) => {
     const fault = { code: 'ERR_ZC_ARGUMENT', argument: 'tokens' } as const
     expectRefused(() => model().estimate({ tokens: tokens as number }), fault)
-    expectRefused(() => model().estimate({ tokens: 5, policy: 'h2o' }), {
+    expectRefused(() => model().estimate({ tokens: 5, policy: 'unheard of' }), {
       code: 'ERR_ZC_ARGUMENT',
       argument: 'policy',
     })

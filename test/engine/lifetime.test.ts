@@ -441,8 +441,8 @@ describe('bad prompts', () => {
   test('a policy that does not exist', async () => {
     const used = model().kvMemory.used
     const unknown = { code: 'ERR_ZC_ARGUMENT', argument: 'policy' } as const
-    expectRefused(() => model().createSequence({ policy: 'h2o' }), unknown)
-    await expectRejected(collect(model().generate([5], { policy: 'h2o' })), unknown)
+    expectRefused(() => model().createSequence({ policy: 'unheard of' }), unknown)
+    await expectRejected(collect(model().generate([5], { policy: 'unheard of' })), unknown)
     await expectRejected(model().logits([5], { policy: 'uniform7' }), { code: 'ERR_ZC_ARGUMENT' })
     expect(model().kvMemory.used).toBe(used)
   })

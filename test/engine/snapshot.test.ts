@@ -209,7 +209,7 @@ describe('a file that cannot be trusted', () => {
     ['no bits', ({ groups: [group] }) => ({ groups: [{ ...group, low: {} }] })],
     ['floats', ({ groups: [group] }) => ({ groups: [{ ...group, low: { k: 'u2', v: 'f16' } }] })],
     ['logits that are not there', ({ hasLogits }) => ({ hasLogits: !hasLogits })],
-    ['an unknown policy', () => ({ policy: 'h2o' })],
+    ['an unknown policy', () => ({ policy: 'unheard of' })],
   ]
   test.each(lies)('whose header says %s', async (_, change) => {
     await expectRefusedFile(forge(change))

@@ -53,7 +53,9 @@ export function describePolicy(name: string, spec: PolicySpec, needsProbes: bool
 
     test('stores what it compresses in codes that exist', () => {
       for (const precision of [compression.high, compression.low]) expectPrecision(precision)
-      expect(['normalized', 'accumulated']).toContain(compression.metric)
+      for (const metric of [compression.metric, compression.windowMetric]) {
+        expect(['normalized', 'accumulated', 'causal', 'locality']).toContain(metric)
+      }
     })
 
     test('has a window of at least one token', () => {
@@ -82,6 +84,11 @@ export function describePolicy(name: string, spec: PolicySpec, needsProbes: bool
           else expect(probes).toHaveLength(0)
           compression.promptProbes(n + 1, seed, layer + 1)
           expect(compression.promptProbes(n, { ...seed }, layer)).toEqual(probes)
+          // How many there are does not depend on which tokens are special.
+          const special = Int32Array.from({ length: n >> 1 }, (_, i) => 2 * i)
+          const told = compression.promptProbes(n, seed, layer, special)
+          expect(told).toHaveLength(probes.length)
+          if (needsProbes) expectProbes(told, n)
         }),
         propertyRuns(60),
       )

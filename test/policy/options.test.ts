@@ -1,5 +1,6 @@
 import { ZipCacheError } from '../../lib/errors'
 import { type PolicySpec, resolvePolicy } from '../../lib/policy/index'
+import { toSeed } from '../../lib/random'
 import { compressionOf } from './common'
 
 type Bad = [option: string, value: unknown]
@@ -65,7 +66,8 @@ describe('zipcache options that are refused', () => {
     ['probes.recent', { probes: { recent: -0.1 } }, 'probes.recent'],
     ['probes.random', { probes: { random: 1.5 } }, 'probes.random'],
     ['probes.random as text', { probes: { random: '5' } }, 'probes.random'],
-    ['probes.special', { probes: { special: 0.1 } }, 'probes.special'],
+    ['probes.special', { probes: { special: 2 } }, 'probes.special'],
+    ['probes.newest', { probes: { newest: 0.1 } }, 'probes.newest'],
     ['an unknown option', { saliencyRation: 0.6 }, 'saliencyRation'],
     ["another policy's option", { bits: 4 }, 'bits'],
   ])('%s', (_, options, argument) => {
@@ -117,6 +119,45 @@ describe('options that are read', () => {
     const { nSalient } = compressionOf('zipcache')
     expect(nSalient(100)).toBe(60)
     expect(nSalient(1000)).toBe(600)
+  })
+
+  test("zipcache-plus's defaults are its own, options change them one by one", () => {
+    const cube = { keyRange: { norm: 3 }, valueRange: 'minmax' }
+    expect(compressionOf('zipcache-plus')).toMatchObject({
+      window: 100,
+      metric: 'normalized',
+      high: { keyBits: 4, valueBits: 4, ...cube },
+      low: { keyBits: 3, valueBits: 2, ...cube },
+    })
+    expect(compressionOf('zipcache-plus').nSalient(1000)).toBe(100)
+    expect(
+      compressionOf({
+        name: 'zipcache-plus',
+        highBits: 8,
+        keyRange: { low: 'minmax' },
+        metric: 'accumulated',
+      }),
+    ).toMatchObject({
+      metric: 'accumulated',
+      high: { keyBits: 8, valueBits: 8, keyRange: { norm: 3 } },
+      low: { keyBits: 3, valueBits: 2, keyRange: 'minmax' },
+    })
+  })
+
+  test("the authors' code: causal counts in prompts, the closing row in windows", () => {
+    const compression = compressionOf({ name: 'zipcache-official', window: 30 })
+    expect(compression).toMatchObject({ metric: 'causal', windowMetric: 'accumulated' })
+    expect([...compression.windowProbes(toSeed(1))]).toEqual([29])
+    expect(compression.nSalient(100)).toBe(60)
+  })
+
+  test.each<[string, object, string]>([
+    ['zipcache-official', { metric: 'normalized' }, 'metric'],
+    ['mikv', { metric: 'normalized' }, 'metric'],
+    ['mikv', { probes: 'recent' }, 'probes'],
+    ['zipcache-plus', { bits: 4 }, 'bits'],
+  ])('%s has no option of %j', (name, options, argument) => {
+    expectBadOption(name, options, argument)
   })
 
   test('uniform is min/max at a window of 100 by default', () => {

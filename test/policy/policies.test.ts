@@ -23,6 +23,15 @@ const specs: [name: string, spec: PolicySpec, needsProbes: boolean][] = [
     },
     true,
   ],
+  ['zipcache locality', { name: 'zipcache', metric: 'locality' }, false],
+  ['zipcache causal', { name: 'zipcache', metric: 'causal' }, true],
+  ['zipcache all rows by name', { name: 'zipcache', probes: 'all' }, true],
+  ['zipcache random', { name: 'zipcache', probes: 'random' }, true],
+  ['zipcache recent', { name: 'zipcache', probes: 'recent' }, true],
+  ['zipcache special', { name: 'zipcache', probes: 'special' }, true],
+  ['zipcache-plus', 'zipcache-plus', true],
+  ['zipcache-official', 'zipcache-official', true],
+  ['mikv', 'mikv', true],
   ['uniform2', 'uniform2', false],
   ['uniform3', 'uniform3', false],
   ['uniform4', 'uniform4', false],
@@ -37,8 +46,13 @@ describe('policies by name', () => {
   })
 
   test('full keeps the compute type, the others float16', () => {
-    expect(resolvePolicy('full')).toEqual({ name: 'full', tail: 'compute', compression: null })
-    expect(resolvePolicy('fp16')).toEqual({ name: 'fp16', tail: 'f16', compression: null })
+    expect(resolvePolicy('full')).toEqual({
+      name: 'full',
+      tail: 'compute',
+      attention: 'packed',
+      compression: null,
+    })
+    expect(resolvePolicy('fp16')).toEqual({ ...resolvePolicy('full'), name: 'fp16', tail: 'f16' })
     for (const name of ['zipcache', 'uniform2']) expect(resolvePolicy(name).tail).toBe('f16')
   })
 
@@ -66,7 +80,7 @@ describe('policies by name', () => {
     'zipcach',
     'ZipCache',
     '',
-    'h2o',
+    'h3o',
     'uniform5',
     'uniform0',
     'uniform16',
@@ -74,7 +88,7 @@ describe('policies by name', () => {
     'toString',
     '__proto__',
     {},
-    { name: 'mikv' },
+    { name: 'mikvs' },
     { name: 4 },
     { name: 10n },
     { name: null },

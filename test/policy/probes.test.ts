@@ -1,5 +1,5 @@
 import fc from 'fast-check'
-import { recentAndRandomProbes } from '../../lib/policy/probes'
+import { PROBE_STRATEGIES, promptProbes, recentAndRandomProbes } from '../../lib/policy/probes'
 import { toSeed } from '../../lib/random'
 import { propertyRuns } from '../support/properties'
 import { compressionOf, expectProbes } from './common'
@@ -42,6 +42,62 @@ describe('recent and random probes', () => {
     // chi-squared with 37 degrees of freedom exceeds 77 once in 7000 seeds
     const chi2 = counts.reduce((sum, count) => sum + (count - expected) ** 2 / expected, 0)
     expect(chi2).toBeLessThan(77)
+  })
+})
+
+describe('special probes', () => {
+  const shares = { recent: 0.05, random: 0.1, special: 0.1 }
+  const specialRows = Int32Array.from({ length: 40 }, (_, i) => 5 * i) // of 200 rows
+
+  test('are drawn among the special rows that are not recent, beside the others', () => {
+    const probes = promptProbes(shares, 200, seed, 3, specialRows)
+    expectProbes(probes, 200)
+    expect(probes).toHaveLength(10 + 20 + 20)
+    const older = probes.filter((row) => row < 190)
+    expect(older.filter((row) => row % 5 === 0).length).toBeGreaterThanOrEqual(20)
+    expect(older.filter((row) => row % 5 !== 0).length).toBeGreaterThan(0)
+  })
+
+  test('are all there are, and random ones, where special rows are few', () => {
+    const few = Int32Array.of(0, 17, 100, 199)
+    const probes = [...promptProbes({ ...shares, random: 0 }, 200, seed, 0, few)]
+    expect(probes).toHaveLength(10 + 20)
+    expect(probes).toEqual(expect.arrayContaining([0, 17, 100, 199]))
+  })
+
+  test('differ by layer and seed', () => {
+    const draws = [0, 1, 2].flatMap((layer) =>
+      [seed, toSeed(8)].map((own) => promptProbes(shares, 200, own, layer, specialRows).join()),
+    )
+    expect(new Set(draws).size).toBe(draws.length)
+  })
+
+  test('are in no window, where random ones stand for them', () => {
+    const { windowProbes, usesSpecialTokens } = compressionOf({
+      name: 'zipcache',
+      probes: 'special',
+    })
+    expect(usesSpecialTokens).toBe(true)
+    expect(windowProbes(seed)).toHaveLength(10 + 1)
+  })
+})
+
+describe('strategies of Table 2', () => {
+  test.each([...PROBE_STRATEGIES])('%s takes a tenth of the rows, or all', (probes) => {
+    const compression = compressionOf({ name: 'zipcache', probes })
+    const n = compression.promptProbes(1000, seed, 0).length
+    // the newest row is always one
+    expect(n).toBe({ all: 1000, 'random+recent': 100, recent: 100 }[probes as string] ?? 101)
+    // a window keeps its probes' queries: not those of all its rows
+    expect(compression.windowProbes(seed).length).toBeLessThanOrEqual(11)
+  })
+
+  test('the newest tokens need none', () => {
+    const { promptProbes, windowProbes } = compressionOf({ name: 'zipcache', metric: 'locality' })
+    expect([promptProbes(1000, seed, 0), windowProbes(seed)]).toEqual([
+      new Int32Array(0),
+      new Int32Array(0),
+    ])
   })
 })
 
