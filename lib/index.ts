@@ -22,6 +22,7 @@ export { type Prompt, Sequence } from './engine/sequence.js'
 export { ERROR_CODES, type ErrorCode, ZipCacheError } from './errors.js'
 export { evaluateLineRetrieval, generateLineRetrieval } from './eval/line-retrieval.js'
 export type { ModelConfig } from './model/config.js'
+export { exampleModel } from './model/example-model.js'
 export type { ChatMessage, ModelTokenizer } from './model/tokenizer.js'
 export { Device, type DeviceFacts, type DeviceOptions } from './ops/index.js'
 export {

@@ -4,6 +4,7 @@ import { Argument, type Command } from 'commander'
 import type { BenchReport } from '../bench/report.js'
 import { BENCH_PARTS, type BenchPart, runBench } from '../bench/run-bench.js'
 import { ZipCacheError } from '../errors.js'
+import { exampleModel } from '../model/example-model.js'
 import { formatBenchPage } from './bench-page.js'
 import { formatBenchReport } from './bench-tables.js'
 import {
@@ -11,7 +12,6 @@ import {
   distinctList,
   integer,
   kPackageRoot,
-  kShippedModel,
   policyName,
   regularExpression,
   seed,
@@ -110,7 +110,7 @@ function modelsOf(dir: string | undefined) {
   if (dir !== undefined) return [{ name: basename(dir), dir, stretch: false }]
   return [
     { name: 'random-25m', dir: null, stretch: false },
-    { name: basename(kShippedModel), dir: kShippedModel, stretch: true },
+    { name: 'line-retrieval', dir: exampleModel(), stretch: true },
   ]
 }
 

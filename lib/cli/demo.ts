@@ -1,13 +1,7 @@
 import type { Command } from 'commander'
 import { type Demo, runDemo } from '../eval/demo.js'
-import {
-  addModelOptions,
-  integer,
-  kShippedModel,
-  type ModelOptions,
-  policyName,
-  seed,
-} from './options.js'
+import { exampleModel } from '../model/example-model.js'
+import { addModelOptions, integer, type ModelOptions, policyName, seed } from './options.js'
 import { print, printJson, withProgress } from './output.js'
 import { formatBytes, formatMs, formatPairs, formatRatio, formatTable } from './table.js'
 import { withModel } from './with-model.js'
@@ -29,7 +23,7 @@ export function addDemoCommand(program: Command, signal: AbortSignal): void {
     .option('--seed <n>', 'makes another prompt', seed, 1)
     .option('--policy <name>', 'compare the 16-bit cache with this one', policyName, 'zipcache')
   addModelOptions(command).action(async (options: DemoCommandOptions) => {
-    const { model: dir = kShippedModel, lines, seed, policy, json = false } = options
+    const { model: dir = exampleModel(), lines, seed, policy, json = false } = options
     const demo = await withModel(dir, options, signal, (model) =>
       withProgress('demo', !json, (onProgress) => {
         const policies = policy === 'fp16' ? [policy] : ['fp16', policy]

@@ -4,12 +4,12 @@ import {
   evaluateLineRetrieval,
   type LineRetrievalRow,
 } from '../eval/line-retrieval.js'
+import { exampleModel } from '../model/example-model.js'
 import {
   addModelOptions,
   choice,
   distinctList,
   integer,
-  kShippedModel,
   type ModelOptions,
   policyName,
   seed,
@@ -58,7 +58,7 @@ export function addEvalCommand(program: Command, signal: AbortSignal): void {
     )
   addModelOptions(command).action(async (options: LineRetrievalCommandOptions) => {
     const {
-      model: dir = kShippedModel,
+      model: dir = exampleModel(),
       lines,
       questions,
       seed,

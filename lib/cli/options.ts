@@ -8,9 +8,6 @@ import { resolvePolicy } from '../policy/index.js'
 /** The folder of the package. */
 export const kPackageRoot = join(__dirname, '..', '..')
 
-/** The folder of the model that comes with the package. */
-export const kShippedModel = join(kPackageRoot, 'models', 'line-retrieval')
-
 /** The version in package.json. */
 export function packageVersion(): string {
   const text = readFileSync(join(kPackageRoot, 'package.json'), 'utf8')
