@@ -12,7 +12,10 @@
         ".",
         "<!(node -p \"require('node-addon-api').include_dir\")"
       ],
-      "defines": ["NAPI_VERSION=9", "NAPI_CPP_EXCEPTIONS"],
+      "defines": [
+        "NAPI_VERSION=9", "NAPI_CPP_EXCEPTIONS",
+        "ZC_VERSION=<!(node -p \"require('./package.json').version\")"
+      ],
       "cflags": [
         "-Wall", "-Wextra", "-O3", "-fno-math-errno", "-fno-trapping-math",
         "-ffp-contract=off", "-fvisibility=hidden"

@@ -93,6 +93,8 @@ function checkTypeScript() {
         }
         continue
       }
+      // The version stands there, and nowhere else.
+      if (specifier.endsWith('/package.json')) continue
       const target = layerOf(lib, path.resolve(path.dirname(file), specifier))
       if (target === undefined) {
         report(file, line, `'${specifier}' is outside of lib/`)

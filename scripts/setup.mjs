@@ -103,7 +103,8 @@ const architectures = process.env.ZC_CUDA_ARCHITECTURES ?? ''
 function nativeInputs() {
   const headers = lockedVersions('node-addon-api', 'node-api-headers')
   const { platform, arch, env } = process
-  const facts = [platform, arch, env.CXX ?? '', werror, architectures, headers]
+  const { version } = readJson(at('package.json'))
+  const facts = [version, platform, arch, env.CXX ?? '', werror, architectures, headers]
   return hashInputs([at('CMakeLists.txt'), ...filesBelow(at('csrc'))], facts)
 }
 

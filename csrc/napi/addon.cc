@@ -2,6 +2,11 @@
 
 namespace {
 
+#define ZC_TEXT(token) #token
+#define ZC_TEXT_OF(macro) ZC_TEXT(macro)
+// Of package.json: lib/native/load.ts refuses the addon of another version.
+constexpr const char* kVersion = ZC_TEXT_OF(ZC_VERSION);
+
 // setErrorClass(ZipCacheError): what native errors become in this environment. lib/native/load.ts
 // calls it first.
 Napi::Value set_error_class(const Napi::CallbackInfo& info) {
@@ -21,6 +26,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new zc::napi::AddonState());
   exports.Set("setErrorClass", Napi::Function::New(env, set_error_class, "setErrorClass"));
   exports.Set("errorCodes", error_codes(env));
+  exports.Set("version", kVersion);
   zc::napi::register_handles(env, exports);
   zc::napi::register_ops(env, exports);
   return exports;

@@ -154,11 +154,14 @@ Napi::Value devices_to_js(Napi::Env env, const std::vector<ListedDevice>& device
   return result;
 }
 
-// listDevices(pluginFolder) -> Promise<{ name, reason, isa, model, … }[]>
+// listDevices(kind, pluginFolder) -> Promise<{ name, reason, isa, model, … }[]>
 Napi::Value list_devices_js(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     return InBackground<std::vector<ListedDevice>>::run(
-        info.Env(), [folder = text_of(info[0], "pluginFolder")] { return list_devices(folder); },
+        info.Env(),
+        [kind = text_of(info[0], "kind"), folder = text_of(info[1], "pluginFolder")] {
+          return list_devices(kind, folder);
+        },
         devices_to_js);
   });
 }

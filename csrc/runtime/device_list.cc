@@ -1,7 +1,5 @@
 #include "csrc/runtime/device_list.h"
 
-#include <unistd.h>
-
 #include "csrc/core/error.h"
 #include "csrc/cpu/dispatch.h"
 #include "csrc/runtime/memory.h"
@@ -11,8 +9,19 @@ namespace zc {
 
 namespace {
 
-void list_plugin(const std::string& kind, const std::string& folder,
-                 std::vector<ListedDevice>& devices) {
+ListedDevice describe_cpu() {
+  ListedDevice cpu;
+  cpu.name = "cpu";
+  cpu.isa = cpu::best_isa();
+  cpu.facts.memory_bytes = physical_memory_bytes();
+  return cpu;
+}
+
+}  // namespace
+
+std::vector<ListedDevice> list_devices(const std::string& kind, const std::string& folder) {
+  if (kind == "cpu") return {describe_cpu()};
+  std::vector<ListedDevice> devices;
   try {
     const Plugin* plugin = load_plugin(kind, folder);
     OpStatus counted;
@@ -33,20 +42,6 @@ void list_plugin(const std::string& kind, const std::string& folder,
     missing.reason = e.message;
     devices.push_back(missing);
   }
-}
-
-}  // namespace
-
-std::vector<ListedDevice> list_devices(const std::string& plugin_folder) {
-  ListedDevice cpu;
-  cpu.name = "cpu";
-  cpu.isa = cpu::best_isa();
-  cpu.facts.memory_bytes = physical_memory_bytes();
-  std::vector<ListedDevice> devices{cpu};
-  list_plugin("cuda", plugin_folder, devices);
-  // For tests: nobody misses it.
-  if (access((plugin_folder + "/zipcache-cuda-emu.so").c_str(), F_OK) == 0)
-    list_plugin("cuda-emu", plugin_folder, devices);
   return devices;
 }
 

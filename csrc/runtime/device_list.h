@@ -15,8 +15,8 @@ struct ListedDevice {
   DeviceFacts facts{};  // of a plugin's device, as far as they are known
 };
 
-// The CPU, and the devices of the plugins whose libraries lie in the folder; of the GPU also when
-// there is no library. May take a second the first time.
-std::vector<ListedDevice> list_devices(const std::string& plugin_folder);
+// The devices of a kind: "cpu", or a plugin's whose library lies in the folder. One without a
+// number and with the reason when there is none. May take a second the first time.
+std::vector<ListedDevice> list_devices(const std::string& kind, const std::string& folder);
 
 }  // namespace zc

@@ -42,9 +42,12 @@ export interface ListedDevice {
 /** The functions of build/Release/zipcache.node. */
 export interface Addon {
   readonly errorCodes: readonly string[]
+  /** That of the package it was built from. */
+  readonly version: string
   setErrorClass(errorClass: unknown): void
 
-  listDevices(pluginFolder: string): Promise<ListedDevice[]>
+  /** Of one kind: `cpu`, `cuda`, `cuda-emu`. */
+  listDevices(kind: string, pluginFolder: string): Promise<ListedDevice[]>
   /** Does the slow part of `openDevice` off the event loop. */
   prepareDevice(name: string, pluginFolder: string): Promise<void>
   openDevice(name: string, nThreads: number, pluginFolder: string): DeviceHandle

@@ -2,57 +2,149 @@ import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { ZipCacheError } from '../errors.js'
 import type { Addon } from './addon.js'
+import {
+  isClone,
+  isNotInstalled,
+  kMinimumGlibc,
+  kPackageRoot,
+  kPrebuiltPlatforms,
+  kVersion,
+  platformFacts,
+  prebuiltAddonFile,
+  requirePrebuiltAddon,
+} from './platform.js'
 
-let addon: Addon | undefined
-let addonFolder = ''
+/** A place where the addon may be, and what came of trying it. */
+export interface AddonAttempt {
+  /** What chose the place. */
+  readonly source: 'ZIPCACHE_NATIVE_PATH' | 'local build' | 'platform package'
+  /** A file, or a package that is not installed. */
+  readonly place: string
+  /** Why it was not taken; null: it was. */
+  readonly failure: string | null
+}
+
+interface Candidate {
+  readonly source: AddonAttempt['source']
+  place(): string
+  load(): unknown
+}
+
+let loaded: { addon: Addon; file: string } | undefined
+let attempts: AddonAttempt[] = []
 
 /** Where the addon may lie, in the order in which the places are tried. */
-function candidates(): string[] {
+function candidates(): Candidate[] {
   const override = process.env.ZIPCACHE_NATIVE_PATH
-  if (override) return [override]
-  // Both lib/native (tests) and dist/native (the package) are two folders below the root.
-  const root = path.resolve(__dirname, '..', '..')
-  return [path.join(root, 'build', 'Release', 'zipcache.node')]
+  // Whoever names a file does not want another one instead.
+  if (override) return [fileCandidate('ZIPCACHE_NATIVE_PATH', path.resolve(override))]
+  const platform = `${process.platform}-${process.arch}`
+  return [
+    fileCandidate('local build', path.join(kPackageRoot, 'build', 'Release', 'zipcache.node')),
+    {
+      source: 'platform package',
+      place: () => prebuiltAddonFile(platform),
+      load: () => requirePrebuiltAddon(platform),
+    },
+  ]
+}
+
+class NoSuchFile extends Error {
+  override readonly message = 'no such file'
+}
+
+function fileCandidate(source: AddonAttempt['source'], file: string): Candidate {
+  const load = () => {
+    if (!existsSync(file)) throw new NoSuchFile()
+    return require(file) as unknown
+  }
+  return { source, place: () => file, load }
 }
 
 /**
- * The native addon, loaded once an environment. `ZIPCACHE_NATIVE_PATH` names another file than the
- * one built in place.
+ * The native addon, loaded once an environment: the file that `ZIPCACHE_NATIVE_PATH` names, or the
+ * one built in place, or that of the platform's package, as `@zipcache/linux-x64`.
  *
- * Throws `ERR_ZC_NATIVE` with every place that was tried, why it failed and what mends it.
+ * Throws `ERR_ZC_NATIVE` with every place that was tried, why it failed, what was found and needed,
+ * and the command that mends it.
  */
 export function loadAddon(): Addon {
-  if (addon) return addon
-  const failures: string[] = []
+  if (loaded) return loaded.addon
+  const failures: AddonAttempt[] = []
   let cause: unknown
-  for (const file of candidates()) {
-    if (!existsSync(file)) {
-      failures.push(`${file}: no such file`)
-      continue
-    }
+  for (const { source, place, load } of candidates()) {
+    let file = `@zipcache/${process.platform}-${process.arch}`
     try {
-      const loaded = require(file) as Addon
-      loaded.setErrorClass(ZipCacheError)
-      addon = loaded
-      addonFolder = path.dirname(file)
-      return loaded
+      file = place()
+      const addon = load() as Addon
+      checkVersion(addon)
+      addon.setErrorClass(ZipCacheError)
+      loaded = { addon, file }
+      attempts = [...failures, { source, place: file, failure: null }]
+      return addon
     } catch (error) {
-      cause = error
-      failures.push(`${file}: ${error instanceof Error ? error.message : String(error)}`)
+      // The last one that was there says most.
+      if (!(error instanceof NoSuchFile || isNotInstalled(error))) cause = error
+      failures.push({ source, place: file, failure: reasonOf(error) })
     }
   }
-  throw new ZipCacheError(
-    'ERR_ZC_NATIVE',
-    `the native addon could not be loaded:\n  ${failures.join('\n  ')}\nBuild it with \`npm run build\`.`,
-    { cause },
-  )
+  attempts = failures
+  throw new ZipCacheError('ERR_ZC_NATIVE', describeFailure(failures), { cause })
 }
 
-/**
- * Where the libraries of the devices besides the CPU lie, `zipcache-cuda.so` for `cuda`: beside the
- * addon, or in the folder that `ZIPCACHE_PLUGIN_PATH` names.
- */
-export function pluginFolder(): string {
+/** The file of the loaded addon. Throws as `loadAddon`. */
+export function addonFile(): string {
   loadAddon()
-  return process.env.ZIPCACHE_PLUGIN_PATH || addonFolder
+  return (loaded as { file: string }).file
+}
+
+/** What `loadAddon` tried last. */
+export function addonAttempts(): readonly AddonAttempt[] {
+  return attempts
+}
+
+function checkVersion(addon: Addon): void {
+  if (addon.version === kVersion) return
+  throw new Error(`is of version ${addon.version ?? 'unknown'}, expected ${kVersion}`)
+}
+
+function reasonOf(error: unknown): string {
+  if (isNotInstalled(error)) return 'is not installed'
+  return error instanceof Error ? error.message : String(error)
+}
+
+function describeFailure(failures: readonly AddonAttempt[]): string {
+  const { name, libc, node } = platformFacts()
+  const tried = failures.map(({ source, place, failure }) => `  ${source}: ${place}: ${failure}`)
+  const found = [name, libc, `Node ${node}`].filter((fact) => fact !== null).join(', ')
+  const platforms = kPrebuiltPlatforms.join(', ')
+  return [
+    'the native addon could not be loaded:',
+    ...tried,
+    `Found: ${found}. Required: version ${kVersion} of the addon; prebuilt ones are for ` +
+      `${platforms} with glibc ${kMinimumGlibc} or newer.`,
+    mend(failures, name, libc),
+  ].join('\n')
+}
+
+/** The command that helps. */
+function mend(failures: readonly AddonAttempt[], name: string, libc: string | null): string {
+  const text = failures.map(({ failure }) => failure).join('\n')
+  if (/ERR_DLOPEN_DISABLED|addons? is disabled|--no-addons/.test(text)) {
+    return 'Start Node without --no-addons.'
+  }
+  const build = isClone() ? '`npm run build`' : '`npx zipcache build`'
+  if (failures[0]?.source === 'ZIPCACHE_NATIVE_PATH') {
+    return `Correct or unset ZIPCACHE_NATIVE_PATH; ${build} builds the addon in place.`
+  }
+  if (isClone()) return `Build it with ${build}.`
+  const compiler = '(needs CMake and a C++20 compiler)'
+  const isOld = /version `?(GLIBC|GLIBCXX|CXXABI)_/.test(text)
+  if (!kPrebuiltPlatforms.includes(name) || libc === 'musl' || isOld) {
+    return `Build it for this system with ${build} ${compiler}.`
+  }
+  return (
+    `Install it with \`npm install @zipcache/${name}@${kVersion}\`: npm leaves optional dependencies ` +
+    `out with --omit=optional, or after a lock file of another platform. ${build} builds it ${compiler}.`
+  )
 }

@@ -1,6 +1,7 @@
 import { ZipCacheError } from '../errors.js'
 import type { DeviceHandle, FileHandle } from '../native/addon.js'
-import { loadAddon, pluginFolder } from '../native/load.js'
+import { loadAddon } from '../native/load.js'
+import { listPlugin, pluginFolder, requirePlugin } from '../native/plugin.js'
 import { DTYPE_BYTES, DTYPES, type DType, TYPED_ARRAYS, type TypedArrays } from './dtype.js'
 import { Program } from './program.js'
 import { Tensor } from './tensor.js'
@@ -57,6 +58,7 @@ export class Device {
    * - `cpu`, or `cpu:baseline`, `cpu:avx2`, `cpu:avx512` or `cpu:neon` to pin the instruction set.
    *   `cpu` does not choose AVX-512 by itself yet: no machine of ours has run it.
    * - `cuda`, an NVIDIA GPU; `cuda:1` is the second one.
+   * - `auto`: the first GPU that can be used, else the CPU; `info.name` says which it is.
    * - `cuda-emu`: the kernels of `cuda`, run on the CPU. For tests of them, slow.
    *
    * Rejects with `ERR_ZC_DEVICE` when this machine has no such device, with the reason;
@@ -73,18 +75,24 @@ export class Device {
       )
     }
     const addon = loadAddon()
-    await addon.prepareDevice(name, pluginFolder())
-    return new Device(addon.openDevice(name, threads, pluginFolder()))
+    const chosen = name === 'auto' ? await chooseDevice() : name
+    const folder = await requirePlugin(chosen)
+    await addon.prepareDevice(chosen, folder)
+    return new Device(addon.openDevice(chosen, threads, folder))
   }
 
   /**
    * Every device of this machine, the CPU first, those that cannot be used with the reason: no
-   * driver, one that is too old, a GPU that the build has no code for, no CUDA backend built.
+   * driver, one that is too old, a GPU that the build has no code for, no CUDA backend installed.
+   * GPUs are tried in a process of their own first; `fresh` forgets what was found before.
    *
    * Rejects with `ERR_ZC_NATIVE` when the addon cannot be loaded.
    */
-  static async list(): Promise<DeviceFacts[]> {
-    const devices = await loadAddon().listDevices(pluginFolder())
+  static async list({ fresh = false }: { fresh?: boolean } = {}): Promise<DeviceFacts[]> {
+    const devices = await loadAddon().listDevices('cpu', '')
+    devices.push(...(await listPlugin('cuda', fresh)))
+    // For tests: nobody misses it.
+    if (pluginFolder('cuda-emu') !== null) devices.push(...(await listPlugin('cuda-emu')))
     return devices.map(({ name, reason, isa, model, memoryBytes, ...more }) => ({
       name,
       ...(reason ? { available: false, reason } : { available: true }),
@@ -228,6 +236,12 @@ export class Device {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose()
   }
+}
+
+/** What `auto` means here. */
+async function chooseDevice(): Promise<string> {
+  const usable = (await listPlugin('cuda')).find(({ reason }) => reason === '')
+  return usable?.name ?? 'cpu'
 }
 
 /** 13.1 of 13010, as CUDA counts. */

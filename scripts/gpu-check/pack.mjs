@@ -68,7 +68,9 @@ function pack(folder) {
   for (const name of ['gpu-check.sh', 'run.cjs']) {
     cpSync(path.join(root, 'scripts', 'gpu-check', name), path.join(folder, name))
   }
-  writeFileSync(path.join(folder, 'package.json'), '{ "type": "commonjs" }\n')
+  const { version } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
+  const facts = { type: 'commonjs', version }
+  writeFileSync(path.join(folder, 'package.json'), `${JSON.stringify(facts)}\n`)
   compile(path.join(root, 'lib'), path.join(folder, 'lib'))
   const isWanted = (name) =>
     !name.endsWith('.test.ts') || deviceSuites.some((suite) => name.startsWith(suite))

@@ -1,4 +1,5 @@
-import { loadAddon, pluginFolder } from '../../lib/native/load.js'
+import { loadAddon } from '../../lib/native/load.js'
+import { pluginFolder, pluginKind } from '../../lib/native/plugin.js'
 import { Device, type DeviceOptions } from '../../lib/ops/index.js'
 import { DeviceTensors } from './device-tensors.js'
 
@@ -140,7 +141,9 @@ function openForSuite(name: string, elementsBefore?: 16): Backend {
 function whyUnavailable(name: string): string | undefined {
   const addon = loadAddon()
   try {
-    addon.disposeDevice(addon.openDevice(name, 1, pluginFolder()))
+    const kind = pluginKind(name)
+    const folder = (kind && pluginFolder(kind)) ?? ''
+    addon.disposeDevice(addon.openDevice(name, 1, folder))
     return undefined
   } catch (error) {
     return (error as Error).message

@@ -1,0 +1,129 @@
+/** What trials of a plugin found, in files: one for each machine, driver, library and environment. */
+import { createHash } from 'node:crypto'
+import {
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  renameSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
+import { homedir, hostname } from 'node:os'
+import path from 'node:path'
+import { kVersion } from './platform.js'
+import type { TrialSubject, Verdict } from './trial.js'
+
+/** Where libcuda.so.1 lies: Debian's, Red Hat's, WSL's, containers', NixOS's. */
+const kDriverFolders = [
+  '/usr/lib/x86_64-linux-gnu',
+  '/lib/x86_64-linux-gnu',
+  '/usr/lib/aarch64-linux-gnu',
+  '/usr/lib64',
+  '/usr/lib',
+  '/usr/lib/wsl/lib',
+  '/usr/local/cuda/compat',
+  '/usr/local/nvidia/lib64',
+  '/run/opengl-driver/lib',
+]
+/** What decides which driver is loaded, and which GPUs it shows. */
+const kVariables = [
+  'LD_LIBRARY_PATH',
+  'LD_PRELOAD',
+  'CUDA_VISIBLE_DEVICES',
+  'NVIDIA_VISIBLE_DEVICES',
+]
+
+/** Everything that a verdict depends on, as one hash. */
+export function trialKey({ addon, folder, kind }: TrialSubject): string {
+  const library = path.join(folder, `zipcache-${kind}.so`)
+  const facts = {
+    version: kVersion,
+    files: [addon, library].map(identityOf),
+    driver: driverFacts(),
+    devices: listed('/dev').filter((name) => /^(nvidia\d|dxg$)/.test(name)),
+    environment: kVariables.map((name) => process.env[name] ?? null),
+    host: hostname(),
+  }
+  return createHash('sha256').update(JSON.stringify(facts)).digest('hex').slice(0, 32)
+}
+
+/** The driver: the kernel's part by its version, the libraries by their names and dates. */
+function driverFacts() {
+  const folders = (process.env.LD_LIBRARY_PATH ?? '').split(':').filter((name) => name !== '')
+  return {
+    kernel: readOptional('/sys/module/nvidia/version'),
+    // The real name ends in the version: libcuda.so.580.65.06.
+    libraries: [...folders, ...kDriverFolders]
+      .map((at) => identityOf(path.join(at, 'libcuda.so.1')))
+      .filter((identity) => identity !== null),
+  }
+}
+
+/** A verdict of before, if there is one. */
+export function recall(key: string): Verdict | null {
+  const text = readOptional(fileOf(key))
+  if (text === null) return null
+  try {
+    const { devices } = JSON.parse(text) as Verdict
+    return isListOfDevices(devices) ? { devices, failure: null } : null
+  } catch {
+    return null // another program's, or half of one
+  }
+}
+
+/** Keeps a verdict, where a folder can be written; else the next process tries again. */
+export function remember(key: string, verdict: Verdict): void {
+  const file = fileOf(key)
+  const own = `${file}.${process.pid}`
+  try {
+    mkdirSync(path.dirname(file), { recursive: true })
+    writeFileSync(own, JSON.stringify(verdict))
+    renameSync(own, file) // whole, or not at all
+  } catch {
+    // Nothing depends on it.
+  }
+}
+
+function fileOf(key: string): string {
+  const { ZIPCACHE_CACHE_DIR, XDG_CACHE_HOME } = process.env
+  const folder = ZIPCACHE_CACHE_DIR || path.join(XDG_CACHE_HOME || homeCache(), 'zipcache')
+  return path.join(folder, `cuda-trial-${key}.json`)
+}
+
+function homeCache(): string {
+  return path.join(homedir(), '.cache')
+}
+
+function isListOfDevices(value: unknown): boolean {
+  if (!Array.isArray(value) || value.length === 0) return false
+  return value.every((one: unknown) => {
+    const { name, reason } = (one ?? {}) as { name?: unknown; reason?: unknown }
+    return typeof name === 'string' && typeof reason === 'string'
+  })
+}
+
+function identityOf(file: string): string | null {
+  try {
+    const { size, mtimeMs } = statSync(file)
+    return `${realpathSync(file)} ${size} ${mtimeMs}`
+  } catch {
+    return null
+  }
+}
+
+function readOptional(file: string): string | null {
+  try {
+    return readFileSync(file, 'utf8')
+  } catch {
+    return null
+  }
+}
+
+function listed(folder: string): string[] {
+  try {
+    return readdirSync(folder).sort()
+  } catch {
+    return []
+  }
+}
