@@ -25,7 +25,8 @@ const typescriptLayers = {
   engine: belowEngine,
   eval: ['engine', ...belowEngine],
   bench: ['engine', 'reference', ...belowEngine],
-  cli: ['bench', 'eval', 'engine', ...belowEngine],
+  server: ['engine', ...belowEngine],
+  cli: ['bench', 'eval', 'server', 'engine', ...belowEngine],
 }
 // The public surface gathers from everywhere, and nobody below imports it.
 typescriptLayers.index = Object.keys(typescriptLayers)

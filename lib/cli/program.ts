@@ -6,6 +6,7 @@ import { addEvalCommand } from './eval.js'
 import { addGenerateCommand } from './generate.js'
 import { packageVersion } from './options.js'
 import { print, printJson, say } from './output.js'
+import { addServeCommand } from './serve.js'
 
 const kExitFailure = 1
 const kExitUsage = 2
@@ -78,6 +79,7 @@ function createProgram(signal: AbortSignal): Command {
   addGenerateCommand(program, signal)
   addEvalCommand(program, signal)
   addBenchCommand(program, signal)
+  addServeCommand(program, signal)
   return program
 }
 

@@ -1,4 +1,4 @@
-import { CacheMemory, SUPERBLOCK_BYTES } from '../cache/index.js'
+import { type BytesByClass, CacheMemory, SUPERBLOCK_BYTES } from '../cache/index.js'
 import { ZipCacheError } from '../errors.js'
 import type { ForwardModel } from '../model/forward.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
@@ -41,6 +41,11 @@ export interface EngineOptions {
    * of one long prompt.
    */
   prefixMemory?: number
+  /**
+   * Called when a request waits for memory that idle sequences hold: disposes of one that can be
+   * missed, and says whether there was one.
+   */
+  reclaim?: () => boolean
 }
 
 /** Settings of `Engine.generate`. */
@@ -63,6 +68,10 @@ export interface EngineStats extends Readonly<SchedulerCounters> {
   readonly sequences: number
   /** Bytes given out to caches, and the most there may be. */
   readonly kvMemory: { readonly used: number; readonly capacity: number }
+  /** Bytes of all sequences' caches by what they hold; pages that forks share count in each. */
+  readonly bytesByClass: Readonly<BytesByClass>
+  /** What 16-bit caches of the same sequences would take. */
+  readonly fp16Bytes: number
   /** Bytes of the decode steps' activations. */
   readonly stepBytes: number
   /** Pasts that are kept, and what they take. */
@@ -72,7 +81,16 @@ export interface EngineStats extends Readonly<SchedulerCounters> {
   readonly prefixTokens: number
 }
 
-const ENGINE_OPTIONS = ['kvMemory', 'maxBatch', 'maxQueue', 'maxPrefills', 'prefixMemory']
+const ENGINE_OPTIONS = [
+  'kvMemory',
+  'maxBatch',
+  'maxQueue',
+  'maxPrefills',
+  'prefixMemory',
+  'reclaim',
+]
+
+const CLASS_NAMES = ['high', 'low', 'tail', 'params', 'bitmaps', 'tables', 'probes'] as const
 
 const MIN_KV_MEMORY = 4 * SUPERBLOCK_BYTES
 
@@ -105,7 +123,13 @@ export class Engine {
       count('prefixMemory', options.prefixMemory ?? 0, 0, Number.MAX_SAFE_INTEGER),
     )
     try {
-      this.#scheduler = new Scheduler(model, this.#memory, limits, () => this.#prefixes.evict())
+      const { reclaim } = options
+      this.#scheduler = new Scheduler(
+        model,
+        this.#memory,
+        limits,
+        () => this.#prefixes.evict() || (reclaim?.() ?? false),
+      )
     } catch (error) {
       this.#memory.dispose()
       throw error
@@ -124,10 +148,23 @@ export class Engine {
       ...this.#scheduler.counters,
       sequences: this.#sequences.size,
       kvMemory: this.kvMemory,
+      ...this.#cacheBytes(),
       stepBytes: this.#scheduler.stepBytes,
       prefixes: { count: this.#prefixes.size, bytes: this.#prefixes.bytes },
       ...this.#prefixes.counters,
     }
+  }
+
+  #cacheBytes(): Pick<EngineStats, 'bytesByClass' | 'fp16Bytes'> {
+    const bytesByClass = { high: 0, low: 0, tail: 0, params: 0, bitmaps: 0, tables: 0, probes: 0 }
+    let fp16Bytes = 0
+    for (const sequence of this.#sequences) {
+      const bytes = sequence.bytesHeld
+      if (!bytes) continue
+      fp16Bytes += bytes.fp16
+      for (const name of CLASS_NAMES) bytesByClass[name] += bytes.byClass[name]
+    }
+    return { bytesByClass, fp16Bytes }
   }
 
   /**

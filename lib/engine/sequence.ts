@@ -64,6 +64,17 @@ export class Sequence {
     return this.#context.length
   }
 
+  /** The tokens so far, one that was generated but has not been through the model included. */
+  get tokens(): readonly number[] {
+    const { tokens, pending } = this.#context
+    return pending === null ? tokens.slice() : [...tokens, pending]
+  }
+
+  /** Whether it can go on: not disposed of, no call under way, no step that failed on the device. */
+  get isUsable(): boolean {
+    return !this.#disposed && !this.#isBusy && !this.#context.failure
+  }
+
   /**
    * Why the last generation ended; null before, while it runs, and when it failed or its loop was
    * left.
@@ -80,6 +91,11 @@ export class Sequence {
   get bytes(): CacheBytes {
     this.#refuseDisposed()
     return this.#context.bytes
+  }
+
+  /** @internal `bytes`, or null once the memory is on its way back. */
+  get bytesHeld(): CacheBytes | null {
+    return this.#disposed ? null : this.#context.bytes
   }
 
   /**

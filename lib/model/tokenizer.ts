@@ -30,6 +30,8 @@ export interface ChatTemplateOptions {
    * one, else `default`.
    */
   readonly template?: string
+  /** A Jinja source to use instead of the model's templates. */
+  readonly source?: string
   /** Further variables for the template, e.g. `{ enable_thinking: false }`. */
   readonly variables?: Readonly<Record<string, unknown>>
 }
@@ -102,6 +104,7 @@ export class ModelTokenizer implements TokenDecoder {
   readonly #tokenizer: HuggingFaceTokenizer
   readonly #specialTokens: ReadonlyMap<SpecialTokenKey, string>
   readonly #templates: ReadonlyMap<string, string>
+  /** By their sources. */
   readonly #compiled = new Map<string, Template>()
 
   /** Use `loadTokenizer`. */
@@ -194,7 +197,7 @@ export class ModelTokenizer implements TokenDecoder {
     }
     const hasToolTemplate = options.tools !== undefined && this.#templates.has('tool_use')
     const name = options.template ?? (hasToolTemplate ? 'tool_use' : 'default')
-    const template = this.#compile(name)
+    const template = this.#compile(name, options.source)
     return attempt(`chat template ${quote(name)}`, () =>
       template.render({
         ...Object.fromEntries(this.#specialTokens),
@@ -207,17 +210,17 @@ export class ModelTokenizer implements TokenDecoder {
     )
   }
 
-  #compile(name: string): Template {
-    const compiled = this.#compiled.get(name)
+  #compile(name: string, given: string | undefined): Template {
+    const source = given ?? this.#templates.get(name)
+    const compiled = this.#compiled.get(source ?? '')
     if (compiled !== undefined) return compiled
-    const source = this.#templates.get(name)
     if (source === undefined) {
       const there = this.#templates.size === 0 ? 'none' : this.chatTemplates.join(', ')
       const message = `template: the model has no chat template ${quote(name)} (it has ${there})`
       throw new ZipCacheError('ERR_ZC_TOKENIZER', message, { argument: 'template' })
     }
     const template = attempt(`chat template ${quote(name)}`, () => new Template(source))
-    this.#compiled.set(name, template)
+    this.#compiled.set(source, template)
     return template
   }
 

@@ -1,0 +1,203 @@
+import type { FinishReason, GeneratedToken } from '../engine/generation.js'
+import type { ModelTokenizer } from '../model/tokenizer.js'
+import type { ChoiceEvent, Usage } from './generation.js'
+
+/** What all objects of one answer have in common. */
+export interface AnswerHead {
+  readonly id: string
+  readonly created: number
+  readonly model: string
+}
+
+/** How an answer is to be written. */
+export interface AnswerOptions {
+  readonly nChoices: number
+  readonly logprobs: boolean
+  readonly tokenizer: ModelTokenizer | null
+}
+
+/** Writes what choices do as OpenAI's objects of one kind: one at the end, or chunks. */
+export interface AnswerFormat {
+  readonly idPrefix: string
+  readonly wholeKind: string
+  readonly chunkKind: string
+  /** The first chunks of a stream, if any. */
+  opening(choice: number): object | null
+  /** A piece of a stream; null for a token without text. */
+  piece(choice: number, text: string, logprobs: object | null): object
+  ending(choice: number, finishReason: FinishReason): object
+  whole(choice: number, text: string, logprobs: object | null, finishReason: FinishReason): object
+  logprobs(tokens: readonly GeneratedToken[], textOffset: number): object
+}
+
+/** `/v1/chat/completions`. */
+export function chatFormat({ tokenizer }: AnswerOptions): AnswerFormat {
+  return {
+    idPrefix: 'chatcmpl-',
+    wholeKind: 'chat.completion',
+    chunkKind: 'chat.completion.chunk',
+    opening: (index) => ({
+      index,
+      delta: { role: 'assistant', content: '' },
+      logprobs: null,
+      finish_reason: null,
+    }),
+    piece: (index, content, logprobs) => ({
+      index,
+      delta: { content },
+      logprobs,
+      finish_reason: null,
+    }),
+    ending: (index, finishReason) => ({
+      index,
+      delta: {},
+      logprobs: null,
+      finish_reason: finishReason,
+    }),
+    whole: (index, content, logprobs, finishReason) => ({
+      index,
+      message: { role: 'assistant', content, refusal: null },
+      logprobs,
+      finish_reason: finishReason,
+    }),
+    logprobs: (tokens) => ({
+      content: tokens.map((token) => ({ ...tokenEntry(token, tokenizer), top_logprobs: [] })),
+      refusal: null,
+    }),
+  }
+}
+
+/** `/v1/completions`. `prompts`: texts to stand before choices, for `echo`. */
+export function textFormat({ tokenizer }: AnswerOptions, echoes: readonly string[]): AnswerFormat {
+  return {
+    idPrefix: 'cmpl-',
+    wholeKind: 'text_completion',
+    chunkKind: 'text_completion',
+    opening: (index) =>
+      echoes[index] === undefined
+        ? null
+        : { index, text: echoes[index], logprobs: null, finish_reason: null },
+    piece: (index, text, logprobs) => ({ index, text, logprobs, finish_reason: null }),
+    ending: (index, finishReason) => ({
+      index,
+      text: '',
+      logprobs: null,
+      finish_reason: finishReason,
+    }),
+    whole: (index, text, logprobs, finishReason) => ({
+      index,
+      text: (echoes[index] ?? '') + text,
+      logprobs,
+      finish_reason: finishReason,
+    }),
+    logprobs: (tokens, textOffset) => {
+      const entries = tokens.map((token) => tokenEntry(token, tokenizer))
+      let offset = textOffset
+      return {
+        tokens: entries.map(({ token }) => token),
+        token_logprobs: entries.map(({ logprob }) => logprob),
+        top_logprobs: null,
+        text_offset: tokens.map(({ text }) => {
+          const at = offset
+          offset += text.length
+          return at
+        }),
+      }
+    },
+  }
+}
+
+function tokenEntry({ id, logprob }: GeneratedToken, tokenizer: ModelTokenizer | null) {
+  const token = tokenizer ? tokenizer.decode([id]) : String(id)
+  return { token, logprob, bytes: [...Buffer.from(token)] }
+}
+
+/** The text and tokens of one choice so far. */
+class ChoiceState {
+  text = ''
+  readonly tokens: GeneratedToken[] = []
+  finishReason: FinishReason = 'stop'
+}
+
+/** Reads all events, then writes one object. */
+export async function wholeAnswer(
+  events: AsyncIterable<ChoiceEvent>,
+  usage: () => object,
+  head: AnswerHead,
+  format: AnswerFormat,
+  options: AnswerOptions,
+): Promise<object> {
+  const states = Array.from({ length: options.nChoices }, () => new ChoiceState())
+  for await (const event of events) {
+    const state = states[event.choice] as ChoiceState
+    if (event.kind === 'end') {
+      state.finishReason = event.finishReason
+      continue
+    }
+    state.text += event.token.text
+    if (options.logprobs) state.tokens.push(event.token)
+  }
+  const choices = states.map(({ text, tokens, finishReason }, index) => {
+    const logprobs = options.logprobs ? format.logprobs(tokens, 0) : null
+    return format.whole(index, text, logprobs, finishReason)
+  })
+  return { ...head, object: format.wholeKind, choices, usage: usage() }
+}
+
+/** The chunks of a stream; the last one has the usage, if it is wanted. */
+export async function* answerChunks(
+  events: AsyncIterable<ChoiceEvent>,
+  usage: (() => object) | null,
+  head: AnswerHead,
+  format: AnswerFormat,
+  options: AnswerOptions,
+): AsyncGenerator<object, void, undefined> {
+  // With usage asked for, OpenAI's other chunks say that they have none.
+  const chunk = (choices: readonly object[], used?: object) => ({
+    ...head,
+    object: format.chunkKind,
+    choices,
+    ...(usage ? { usage: used ?? null } : {}),
+  })
+  const offsets = new Array<number>(options.nChoices).fill(0)
+  const opened = new Set<number>()
+  const open = (choice: number) => {
+    const opening = opened.has(choice) ? null : format.opening(choice)
+    opened.add(choice)
+    return opening
+  }
+  for await (const event of events) {
+    const { choice } = event
+    const opening = open(choice)
+    if (opening) yield chunk([opening])
+    if (event.kind === 'end') {
+      yield chunk([format.ending(choice, event.finishReason)])
+      continue
+    }
+    const { token } = event
+    if (token.text === '' && !options.logprobs) continue
+    const logprobs = options.logprobs ? format.logprobs([token], offsets[choice] as number) : null
+    offsets[choice] = (offsets[choice] as number) + token.text.length
+    yield chunk([format.piece(choice, token.text, logprobs)])
+  }
+  if (usage) yield chunk([], usage())
+}
+
+/** A request's usage in OpenAI's words, with what its caches took at the end. */
+export function usageObject(
+  { promptTokens, cachedTokens, completionTokens, cacheBytes, fp16Bytes }: Usage,
+  policy: string,
+): object {
+  return {
+    prompt_tokens: promptTokens,
+    completion_tokens: completionTokens,
+    total_tokens: promptTokens + completionTokens,
+    prompt_tokens_details: { cached_tokens: cachedTokens },
+    kv_cache: {
+      policy,
+      bytes: cacheBytes,
+      fp16_bytes: fp16Bytes,
+      ratio: cacheBytes > 0 ? fp16Bytes / cacheBytes : null,
+    },
+  }
+}

@@ -1,0 +1,211 @@
+import type { Engine } from '../engine/engine.js'
+import type { FinishReason, GeneratedToken } from '../engine/generation.js'
+import type { Sequence } from '../engine/sequence.js'
+import { ZipCacheError } from '../errors.js'
+import type { ModelTokenizer } from '../model/tokenizer.js'
+import { merge } from './merge.js'
+import { policyName } from './policies.js'
+import type { PromptTokens } from './prompt.js'
+import type { GenerationRequest } from './request.js'
+import type { SessionName, Sessions } from './sessions.js'
+
+/** What happens to one choice. */
+export type ChoiceEvent =
+  | { readonly kind: 'token'; readonly choice: number; readonly token: GeneratedToken }
+  | { readonly kind: 'end'; readonly choice: number; readonly finishReason: FinishReason }
+
+/** What a request took. */
+export interface Usage {
+  promptTokens: number
+  /** Of those, how many a session's cache held already. */
+  cachedTokens: number
+  completionTokens: number
+  /** Caches of all choices when they ended, and what 16 bits would take. */
+  cacheBytes: number
+  fp16Bytes: number
+}
+
+/** Told what a generation does, for metrics and logs. */
+export interface GenerationObserver {
+  prompt(usage: Readonly<Usage>): void
+  token(choice: number): void
+  end(choice: number, finishReason: FinishReason): void
+}
+
+/** What generations run on. */
+export interface GenerationHost {
+  readonly engine: Engine
+  readonly tokenizer: ModelTokenizer | null
+  readonly sessions: Sessions
+}
+
+/** One choice under way. */
+interface Choice {
+  readonly index: number
+  readonly sequence: Sequence
+  /** null: after what the sequence holds. */
+  readonly ids: readonly number[] | null
+  readonly seed: number
+}
+
+/**
+ * The tokens of all choices of one request: each prompt is run once, and forked for its further
+ * choices. `usage` is whole once `events` has ended.
+ */
+export class Generation {
+  readonly usage: Usage = {
+    promptTokens: 0,
+    cachedTokens: 0,
+    completionTokens: 0,
+    cacheBytes: 0,
+    fp16Bytes: 0,
+  }
+  readonly policy: string
+  readonly #host: GenerationHost
+  readonly #request: GenerationRequest
+  readonly #prompts: readonly PromptTokens[]
+  readonly #session: SessionName | null
+  readonly #signal: AbortSignal
+  readonly #observer: GenerationObserver
+  /** The session, once it is taken. */
+  #entered: SessionName | null = null
+  /** The text of what its cache held before this request. */
+  #pastText: string | null = null
+  /** Tokens of the conversation before what the model says now. */
+  #saidFrom = 0
+
+  constructor(
+    host: GenerationHost,
+    request: GenerationRequest,
+    prompts: readonly PromptTokens[],
+    call: { session: SessionName | null; signal: AbortSignal; observer: GenerationObserver },
+  ) {
+    this.#host = host
+    this.#request = request
+    this.#prompts = prompts
+    this.#session = call.session
+    this.#signal = call.signal
+    this.#observer = call.observer
+    this.policy = policyName(request.policy)
+  }
+
+  /**
+   * What happens, choice by choice; prompt p's choices are numbered from p n on. Reads ahead of its
+   * consumer by one token a choice at most. Rejects with an `ApiError` or a `ZipCacheError`.
+   */
+  async *events(): AsyncGenerator<ChoiceEvent, void, undefined> {
+    const abort = new AbortController()
+    const signal = AbortSignal.any([this.#signal, abort.signal])
+    const sequences = new Set<Sequence>()
+    const sources: AsyncGenerator<ChoiceEvent, void>[] = []
+    try {
+      for (const [p, prompt] of this.#prompts.entries()) {
+        for (const choice of await this.#open(p, prompt, sequences, signal)) {
+          sources.push(this.#run(choice, signal))
+        }
+      }
+      this.#observer.prompt(this.usage)
+      yield* merge(sources)
+    } finally {
+      abort.abort()
+      // A source that nobody asked for anything has nothing to end, and `return` ends it at once.
+      await Promise.allSettled(sources.map((source) => source.return()))
+      for (const sequence of sequences) this.#count(sequence)
+      this.#release(sequences)
+    }
+  }
+
+  /** The choices of one prompt. What it opens it puts into `sequences`. */
+  async #open(
+    p: number,
+    prompt: PromptTokens,
+    sequences: Set<Sequence>,
+    signal: AbortSignal,
+  ): Promise<Choice[]> {
+    const { n, seed } = this.#request
+    const { sequence, ids } = this.#resume(prompt) ?? { sequence: this.#create(), ids: prompt.ids }
+    sequences.add(sequence)
+    const nCached = sequence.tokens.length
+    this.usage.cachedTokens += nCached
+    this.usage.promptTokens += nCached + ids.length
+    this.#saidFrom = nCached + ids.length
+    if (n === 1) return [{ index: p, sequence, ids, seed }]
+    await sequence.prefill(ids, { signal })
+    const choices: Choice[] = [{ index: p * n, sequence, ids: null, seed }]
+    for (let c = 1; c < n; c++) {
+      const fork = sequence.fork()
+      sequences.add(fork)
+      choices.push({ index: p * n + c, sequence: fork, ids: null, seed: seed + c })
+    }
+    return choices
+  }
+
+  #resume(prompt: PromptTokens): { sequence: Sequence; ids: readonly number[] } | null {
+    if (!this.#session) return null
+    const { sessions, tokenizer } = this.#host
+    const encode = (text: string) => tokenizer?.encode(text, { addSpecialTokens: false }) ?? []
+    const resumed = sessions.enter(this.#session, this.#policyText, prompt, encode)
+    this.#entered = this.#session
+    this.#pastText = resumed?.text ?? null
+    return resumed
+  }
+
+  get #policyText(): string {
+    return JSON.stringify(this.#request.policy)
+  }
+
+  /** Conversations that wait give way to a request that is here. */
+  #create(): Sequence {
+    const { engine, sessions } = this.#host
+    const { policy } = this.#request
+    for (;;) {
+      try {
+        return engine.createSequence({ policy })
+      } catch (error) {
+        const isFull = error instanceof ZipCacheError && error.code === 'ERR_ZC_OUT_OF_MEMORY'
+        if (!isFull || !sessions.evict()) throw error
+      }
+    }
+  }
+
+  async *#run({ index, sequence, ids, seed }: Choice, signal: AbortSignal) {
+    const options = { ...this.#request.sampling, seed, signal }
+    for await (const token of sequence.generate(ids, options)) {
+      this.usage.completionTokens++
+      this.#observer.token(index)
+      yield { kind: 'token' as const, choice: index, token }
+    }
+    const finishReason = sequence.finishReason ?? 'stop'
+    this.#observer.end(index, finishReason)
+    yield { kind: 'end' as const, choice: index, finishReason }
+  }
+
+  #count(sequence: Sequence): void {
+    if (!sequence.isUsable) return
+    const { resident, fp16 } = sequence.bytes
+    this.usage.cacheBytes += resident
+    this.usage.fp16Bytes += fp16
+  }
+
+  /** Ends all sequences but that of a conversation which can go on. */
+  #release(sequences: ReadonlySet<Sequence>): void {
+    const [first] = sequences
+    const isKept = this.#entered !== null && first?.isUsable === true && first.tokens.length > 0
+    for (const sequence of sequences) if (!isKept || sequence !== first) sequence.dispose()
+    if (!this.#entered) return
+    const kept = isKept
+      ? { sequence: first, policy: this.#policyText, text: this.#textOf(first) }
+      : null
+    this.#host.sessions.leave(this.#entered, kept)
+  }
+
+  /** The text of a conversation's tokens; null where it is not known. */
+  #textOf({ tokens }: Sequence): string | null {
+    // Given up before the prompt was in the cache, which is as it was.
+    if (tokens.length < this.#saidFrom) return this.#pastText
+    const { tokenizer } = this.#host
+    const text = this.#prompts[0]?.text ?? null
+    if (text === null || !tokenizer) return null
+    return text + tokenizer.decode(tokens.slice(this.#saidFrom))
+  }
+}

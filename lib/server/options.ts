@@ -1,0 +1,113 @@
+import { POLICY_NAMES, type PolicySpec } from '../policy/index.js'
+import type { SamplingDefaults } from './request.js'
+
+/** Settings of a server; each has a default. */
+export interface ServerOptions {
+  /** Address to listen on; default 127.0.0.1, this machine alone. */
+  readonly host?: string | undefined
+  /** Default 8000; 0 takes a free one. */
+  readonly port?: number | undefined
+  /** Names that requests may call the model by; the first is the one in answers. */
+  readonly modelNames?: readonly string[] | undefined
+  /** A Jinja template for chats instead of the model's own. */
+  readonly chatTemplate?: string | undefined
+  /** Keys that requests to `/v1` must show one of; default none: everybody is let in. */
+  readonly apiKeys?: readonly string[] | undefined
+  /** Origins whose pages may call the server; default none. */
+  readonly corsOrigins?: readonly string[] | undefined
+
+  /** The policy of requests that name none; default `zipcache`. */
+  readonly policy?: PolicySpec | undefined
+  /** Policies that requests may ask for by `kv_cache`; default all names, `*` with options too. */
+  readonly allowedPolicies?: readonly string[] | undefined
+  /** Memory for all caches together, in bytes; default half of what is free. */
+  readonly kvMemory?: number | undefined
+  /** Most requests that generate at a time; default 64. */
+  readonly maxBatch?: number | undefined
+  /** Most requests that wait; further ones are told 429. Default 256. */
+  readonly maxQueue?: number | undefined
+
+  /** Most tokens of a prompt; default what the model's context holds, less one. */
+  readonly maxPromptTokens?: number | undefined
+  /** Most new tokens of a choice; default the model's context. */
+  readonly maxTokens?: number | undefined
+  /** New tokens of a chat's answer whose request does not say; default 1024. */
+  readonly defaultMaxTokens?: number | undefined
+  /** Most choices of one request; default 16. */
+  readonly maxChoices?: number | undefined
+  /** Most bytes of a request's body; default 2 MiB. */
+  readonly bodyLimit?: number | undefined
+  /** A request whose head and body are not there after so long is told 408. Default 30 s. */
+  readonly bodyTimeoutMs?: number | undefined
+  /** A request that is not answered in full after so long is given up. Default 600 s; 0: never. */
+  readonly requestTimeoutMs?: number | undefined
+  /** A stream in which nothing happens for so long gets a comment line. Default 15 s. */
+  readonly pingMs?: number | undefined
+  /** Sampling of requests that do not say how; default OpenAI's, temperature 1. */
+  readonly sampling?: Partial<SamplingDefaults> | undefined
+
+  /** Most conversations kept between requests; default 1024, 0 none. */
+  readonly maxSessions?: number | undefined
+  /** How long a conversation is kept; default an hour. */
+  readonly sessionTtlMs?: number | undefined
+
+  /** How long a server that ends still takes requests, for routers to notice. Default 0. */
+  readonly drainDelayMs?: number | undefined
+  /** How long a server that ends waits for answers under way, then cuts them. Default 30 s. */
+  readonly drainTimeoutMs?: number | undefined
+
+  /** Least serious lines to log, `silent` for none; default `info`. */
+  readonly logLevel?: LogLevel | undefined
+  /** Also logs the bodies of requests, prompts and all. Default false. */
+  readonly logPrompts?: boolean | undefined
+  /** Also names metrics as vLLM does, which routers read. Default false: their names have colons. */
+  readonly vllmMetrics?: boolean | undefined
+}
+
+export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
+export type LogLevel = (typeof LOG_LEVELS)[number]
+
+/** Options with the defaults filled in; undefined where the model decides. */
+export type ServerSettings = Required<
+  Omit<ServerOptions, 'kvMemory' | 'maxPromptTokens' | 'maxTokens' | 'chatTemplate' | 'sampling'>
+> &
+  Pick<ServerOptions, 'kvMemory' | 'maxPromptTokens' | 'maxTokens' | 'chatTemplate'> & {
+    readonly sampling: SamplingDefaults
+  }
+
+/** Fills in the defaults. */
+export function settingsOf(options: ServerOptions): ServerSettings {
+  return {
+    host: '127.0.0.1',
+    port: 8000,
+    modelNames: ['zipcache'],
+    apiKeys: [],
+    corsOrigins: [],
+    policy: 'zipcache',
+    allowedPolicies: POLICY_NAMES,
+    maxBatch: 64,
+    maxQueue: 256,
+    defaultMaxTokens: 1024,
+    maxChoices: 16,
+    bodyLimit: 2 * 2 ** 20,
+    bodyTimeoutMs: 30_000,
+    requestTimeoutMs: 600_000,
+    pingMs: 15_000,
+    maxSessions: 1024,
+    sessionTtlMs: 3_600_000,
+    drainDelayMs: 0,
+    drainTimeoutMs: 30_000,
+    logLevel: 'info',
+    logPrompts: false,
+    vllmMetrics: false,
+    ...Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)),
+    sampling: {
+      temperature: 1,
+      topK: 0,
+      topP: 1,
+      minP: 0,
+      repetitionPenalty: 1,
+      ...options.sampling,
+    },
+  }
+}

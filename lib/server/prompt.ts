@@ -1,0 +1,68 @@
+import type { ModelConfig } from '../model/config.js'
+import type { ModelTokenizer } from '../model/tokenizer.js'
+import { ApiError, invalid } from './api-error.js'
+import type { ChatRequest } from './request.js'
+
+/** What a prompt is made with. */
+export interface PromptModel {
+  readonly config: ModelConfig
+  readonly tokenizer: ModelTokenizer | null
+}
+
+/** A prompt as the model reads it. */
+export interface PromptTokens {
+  readonly ids: readonly number[]
+  /** The text that the ids were made of; null for a prompt of ids. */
+  readonly text: string | null
+}
+
+/**
+ * A chat as the model's own template writes it, ending where the answer begins.
+ *
+ * Throws an `ApiError` 400 for a model without tokenizer or template; `ERR_ZC_TOKENIZER` when the
+ * template refuses the messages.
+ */
+export function chatPrompt(
+  { tokenizer }: PromptModel,
+  { messages, tools, templateVariables }: ChatRequest,
+  source: string | undefined,
+): PromptTokens {
+  if (tokenizer === null || (tokenizer.chatTemplates.length === 0 && source === undefined)) {
+    throw new ApiError(
+      400,
+      'messages: this model has no chat template; use /v1/completions, or start the server with --chat-template',
+      { param: 'messages', code: 'no_chat_template' },
+    )
+  }
+  const text = tokenizer.applyChatTemplate(messages, {
+    addGenerationPrompt: true,
+    ...(source === undefined ? {} : { source }),
+    ...(tools && tools.length > 0 ? { tools } : {}),
+    ...(templateVariables ? { variables: templateVariables } : {}),
+  })
+  return { text, ids: tokenizer.encode(text, { addSpecialTokens: false }) }
+}
+
+/** A text, or token ids as they are. Throws an `ApiError` 400. */
+export function textPrompt(
+  { config, tokenizer }: PromptModel,
+  prompt: string | readonly number[],
+): PromptTokens {
+  if (typeof prompt !== 'string') {
+    const wrong = prompt.find((id) => id < 0 || id >= config.vocabSize)
+    if (wrong === undefined) return { ids: prompt, text: null }
+    throw invalid('prompt', `holds ${wrong}, expected token ids below ${config.vocabSize}`)
+  }
+  if (tokenizer) return { text: prompt, ids: tokenizer.encode(prompt) }
+  throw invalid('prompt', 'is a text, but this model has no tokenizer; give token ids')
+}
+
+/** Throws an `ApiError` 400 for a prompt without tokens, or one that leaves no room for an answer. */
+export function checkLength(ids: readonly number[], param: string, maxTokens: number): void {
+  if (ids.length === 0) throw invalid(param, 'is empty, expected at least one token')
+  if (ids.length <= maxTokens) return
+  throw new ApiError(400, `${param}: ${ids.length} tokens, this server takes ${maxTokens}`, {
+    param,
+    code: 'context_length_exceeded',
+  })
+}

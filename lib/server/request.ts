@@ -1,0 +1,233 @@
+import type { GenerateOptions } from '../engine/generation.js'
+import type { ChatMessage } from '../model/tokenizer.js'
+import type { PolicySpec } from '../policy/index.js'
+import { ApiError, invalid } from './api-error.js'
+import { describe, Fields, isObject, type JsonObject } from './fields.js'
+import { choosePolicy, type PolicyRules } from './policies.js'
+
+/** Sampling of requests that do not say how. */
+export type SamplingDefaults = Required<
+  Pick<GenerateOptions, 'temperature' | 'topK' | 'topP' | 'minP' | 'repetitionPenalty'>
+>
+
+/** What requests may ask for. */
+export interface RequestRules {
+  readonly policies: PolicyRules
+  readonly sampling: SamplingDefaults
+  /** Most new tokens of a choice; a request that says nothing gets `defaultMaxTokens`. */
+  readonly maxTokens: number
+  readonly defaultMaxTokens: number
+  /** Most choices of one request. */
+  readonly maxChoices: number
+  readonly modelNames: readonly string[]
+}
+
+/** What every request for tokens says, whatever its prompt is. */
+export interface GenerationRequest {
+  /** Choices for each prompt. */
+  readonly n: number
+  readonly stream: boolean
+  /** A stream ends with a chunk that has the usage. */
+  readonly includeUsage: boolean
+  /** Sampling and limits; a choice adds its seed. */
+  readonly sampling: GenerateOptions
+  readonly seed: number
+  readonly policy: PolicySpec
+  /** Whether each token's log-probability is wanted. */
+  readonly logprobs: boolean
+}
+
+/** `POST /v1/chat/completions`. */
+export interface ChatRequest extends GenerationRequest {
+  readonly messages: readonly ChatMessage[]
+  readonly tools: readonly unknown[] | undefined
+  /** Further variables for the model's chat template. */
+  readonly templateVariables: JsonObject | undefined
+}
+
+/** `POST /v1/completions`. */
+export interface TextRequest extends GenerationRequest {
+  readonly prompts: readonly (string | readonly number[])[]
+  /** Whether the prompt stands before the text. */
+  readonly echo: boolean
+}
+
+/** Fields of OpenAI's API that are accepted and change nothing here: bookkeeping of its platform. */
+const IGNORED = [
+  'user',
+  'store',
+  'metadata',
+  'service_tier',
+  'safety_identifier',
+  'prompt_cache_key',
+  'parallel_tool_calls',
+]
+
+const MAX_MESSAGES = 4096
+const MAX_TOOLS = 128
+const MAX_STOPS = 16
+const MAX_STOP_LENGTH = 1024
+const MAX_PROMPTS = 128
+const MAX_NAME_LENGTH = 256
+
+/** Reads the body of a chat completion. Throws an `ApiError` that names the field. */
+export function readChatRequest(body: unknown, rules: RequestRules): ChatRequest {
+  const fields = fieldsOf(body)
+  const messages = readMessages(fields)
+  const tools = fields.list('tools', MAX_TOOLS)
+  const choice = fields.raw('tool_choice')
+  if (choice !== undefined && choice !== 'auto' && choice !== 'none') {
+    throw invalid('tool_choice', `is ${describe(choice)}, expected auto or none`)
+  }
+  const chat = {
+    messages,
+    tools: choice === 'none' ? undefined : tools,
+    templateVariables: fields.object('chat_template_kwargs'),
+    logprobs: fields.boolean('logprobs') ?? false,
+  }
+  const maxTokens =
+    fields.integer('max_completion_tokens', 1, Number.MAX_SAFE_INTEGER) ??
+    fields.integer('max_tokens', 1, Number.MAX_SAFE_INTEGER)
+  fields.ignore(['max_tokens'])
+  return { ...readGeneration(fields, rules, maxTokens ?? rules.defaultMaxTokens), ...chat }
+}
+
+/** Reads the body of a text completion. Throws an `ApiError` that names the field. */
+export function readTextRequest(body: unknown, rules: RequestRules): TextRequest {
+  const fields = fieldsOf(body)
+  const prompts = readPrompts(fields.raw('prompt'))
+  const echo = fields.boolean('echo') ?? false
+  const logprobs = fields.integer('logprobs', 0, 0) !== undefined
+  if (echo && logprobs) throw invalid('echo', 'with logprobs is not supported')
+  const bestOf = fields.integer('best_of', 1, rules.maxChoices) ?? 1
+  // OpenAI's default of this older interface.
+  const maxTokens = fields.integer('max_tokens', 0, Number.MAX_SAFE_INTEGER) ?? 16
+  const generation = readGeneration(fields, rules, maxTokens)
+  if (bestOf > generation.n) throw invalid('best_of', 'above n is not supported')
+  return { ...generation, prompts, echo, logprobs }
+}
+
+function fieldsOf(body: unknown): Fields {
+  if (isObject(body)) return new Fields(body)
+  throw new ApiError(400, `the body is ${describe(body)}, expected a JSON object`, {
+    code: 'invalid_body',
+  })
+}
+
+function readGeneration(
+  fields: Fields,
+  rules: RequestRules,
+  maxTokens: number,
+): Omit<GenerationRequest, 'logprobs'> {
+  checkModel(fields, rules.modelNames)
+  const { sampling } = rules
+  const stream = fields.boolean('stream') ?? false
+  const streamOptions = fields.nested('stream_options')
+  if (streamOptions && !stream) throw invalid('stream_options', 'is only for "stream": true')
+  const includeUsage = streamOptions?.boolean('include_usage') ?? false
+  streamOptions?.ignore(['include_obfuscation'])
+  streamOptions?.done()
+  const request = {
+    n: fields.integer('n', 1, rules.maxChoices) ?? 1,
+    stream,
+    includeUsage,
+    sampling: {
+      maxTokens: Math.min(maxTokens, rules.maxTokens),
+      temperature: fields.number('temperature', 0, 2) ?? sampling.temperature,
+      topP: fields.number('top_p', 0, 1) ?? sampling.topP,
+      topK: readTopK(fields) ?? sampling.topK,
+      minP: fields.number('min_p', 0, 1) ?? sampling.minP,
+      repetitionPenalty:
+        fields.number('repetition_penalty', 0.01, 100) ?? sampling.repetitionPenalty,
+      stop: readStop(fields.raw('stop')),
+      stopTokens: readStopTokens(fields.list('stop_token_ids', MAX_STOPS)),
+      ignoreEos: fields.boolean('ignore_eos') ?? false,
+    },
+    seed:
+      fields.integer('seed', Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER) ??
+      Math.floor(Math.random() * 2 ** 48),
+    policy: choosePolicy(fields.raw('kv_cache'), rules.policies),
+  }
+  fields.ignore(IGNORED)
+  fields.done()
+  return request
+}
+
+function checkModel(fields: Fields, names: readonly string[]): void {
+  const model = fields.text('model', MAX_NAME_LENGTH)
+  if (model === undefined || names.includes(model)) return
+  throw new ApiError(404, `model: there is no ${describe(model)}, only ${names.join(', ')}`, {
+    param: 'model',
+    code: 'model_not_found',
+  })
+}
+
+/** -1 is what other servers take for "all", 0 what we do. */
+function readTopK(fields: Fields): number | undefined {
+  const topK = fields.integer('top_k', -1, 2 ** 31 - 1)
+  return topK === -1 ? 0 : topK
+}
+
+function readStop(value: unknown): string[] {
+  const list = value === undefined ? [] : Array.isArray(value) ? value : [value]
+  const isStop = (stop: unknown) =>
+    typeof stop === 'string' && stop !== '' && stop.length <= MAX_STOP_LENGTH
+  if (list.length <= MAX_STOPS && list.every(isStop)) return list as string[]
+  throw invalid('stop', `expected a text, or at most ${MAX_STOPS}, none empty`)
+}
+
+function readStopTokens(list: readonly unknown[] = []): number[] {
+  if (list.every((id) => Number.isSafeInteger(id) && (id as number) >= 0)) return list as number[]
+  throw invalid('stop_token_ids', 'expected token ids')
+}
+
+function readMessages(fields: Fields): ChatMessage[] {
+  const list = fields.list('messages', MAX_MESSAGES)
+  if (list === undefined || list.length === 0) {
+    throw invalid('messages', 'expected a list of at least one message')
+  }
+  return list.map((message, i) => {
+    if (!isObject(message)) throw invalid(`messages[${i}]`, 'expected { role, content }')
+    const { role, content } = message
+    if (typeof role !== 'string' || role === '' || role.length > MAX_NAME_LENGTH) {
+      throw invalid(`messages[${i}].role`, `is ${describe(role)}, expected a text`)
+    }
+    return { ...message, role, content: readContent(content, i) }
+  })
+}
+
+/** A text, or OpenAI's parts of one, which templates take as one text. */
+function readContent(content: unknown, i: number): string | null {
+  if (typeof content === 'string') return content
+  // An assistant's message that is all tool calls has none.
+  if (content === null || content === undefined) return null
+  const where = `messages[${i}].content`
+  if (!Array.isArray(content)) {
+    throw invalid(where, `is ${describe(content)}, expected a text or a list of parts`)
+  }
+  return content
+    .map((part) => {
+      if (isObject(part) && part.type === 'text' && typeof part.text === 'string') return part.text
+      throw invalid(where, 'holds a part that is no text; this model reads texts only')
+    })
+    .join('')
+}
+
+function readPrompts(prompt: unknown): (string | number[])[] {
+  const isIds = (list: unknown) =>
+    Array.isArray(list) && list.length > 0 && list.every(Number.isSafeInteger)
+  if (typeof prompt === 'string') return [prompt]
+  if (isIds(prompt)) return [prompt as number[]]
+  if (
+    Array.isArray(prompt) &&
+    prompt.length > 0 &&
+    prompt.length <= MAX_PROMPTS &&
+    (prompt.every((one) => typeof one === 'string') || prompt.every(isIds))
+  ) {
+    return prompt as (string | number[])[]
+  }
+  throw invalid(
+    'prompt',
+    `expected a text, token ids, or a list of at most ${MAX_PROMPTS} of those`,
+  )
+}

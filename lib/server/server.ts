@@ -1,0 +1,414 @@
+import { randomUUID } from 'node:crypto'
+import type { Socket } from 'node:net'
+import { Readable } from 'node:stream'
+import fastify, {
+  type FastifyError,
+  type FastifyInstance,
+  type FastifyReply,
+  type FastifyRequest,
+  LogController,
+} from 'fastify'
+import type { Engine } from '../engine/engine.js'
+import { createEngine, type Model } from '../engine/model.js'
+import { ZipCacheError } from '../errors.js'
+import { ApiError, toApiError } from './api-error.js'
+import { parseJsonBody } from './json-body.js'
+import { ApiKeys } from './keys.js'
+import { ServerMetrics } from './metrics.js'
+import { type ServerOptions, type ServerSettings, settingsOf } from './options.js'
+import { type Answer, type Call, OpenAiService } from './service.js'
+import { type SessionName, Sessions } from './sessions.js'
+import { orAfter, serverSentEvents } from './sse.js'
+
+/** What a server can do now. */
+export type ServerState = 'loading' | 'ready' | 'draining' | 'lost' | 'closed'
+
+const REQUEST_ID = /^[\w.:-]{1,128}$/
+const MAX_SESSION_ID = 256
+/** How long connections may take to end by themselves, once all answers are given. */
+const CLOSE_MS = 500
+
+/** A request for tokens that is under way. */
+interface InFlight {
+  readonly abort: AbortController
+}
+
+/** What answers once the model is there. */
+interface Backend {
+  readonly service: OpenAiService
+  readonly engine: Engine
+  readonly sessions: Sessions
+}
+
+/**
+ * OpenAI's API over HTTP. It listens before its model is loaded, and says that it is not ready yet;
+ * `serve` gives it the model.
+ */
+export class Server {
+  readonly metrics: ServerMetrics
+  readonly #settings: ServerSettings
+  readonly #keys: ApiKeys
+  readonly #app: FastifyInstance
+  readonly #inFlight = new Set<InFlight>()
+  /** What requests took, for their line in the log. */
+  readonly #used = new WeakMap<FastifyRequest, object>()
+  #backend: Backend | null = null
+  #isLost = false
+  #isDraining = false
+  #refusesNew = false
+  #isClosed = false
+  #noneInFlight: (() => void) | null = null
+
+  constructor(options: ServerOptions = {}) {
+    const settings = settingsOf(options)
+    this.#settings = settings
+    this.#keys = new ApiKeys(settings.apiKeys)
+    this.metrics = new ServerMetrics(
+      settings.vllmMetrics ? (settings.modelNames[0] as string) : null,
+    )
+    this.#app = fastify({
+      bodyLimit: settings.bodyLimit,
+      requestTimeout: settings.bodyTimeoutMs,
+      // Node looks for requests that take too long this often.
+      http: {
+        headersTimeout: settings.bodyTimeoutMs,
+        connectionsCheckingInterval: Math.min(1000, settings.bodyTimeoutMs),
+      },
+      forceCloseConnections: 'idle',
+      logger: settings.logLevel === 'silent' ? false : { level: settings.logLevel },
+      logController: new LogController({ disableRequestLogging: true }),
+      requestIdHeader: false,
+      genReqId: ({ headers }) => {
+        const given = headers['x-request-id']
+        return typeof given === 'string' && REQUEST_ID.test(given) ? given : randomUUID()
+      },
+      clientErrorHandler: answerBrokenRequest,
+      frameworkErrors: (error, request, reply) => void this.#fail(error, request, reply),
+    })
+    this.#addHooks()
+    this.#addRoutes()
+  }
+
+  /** What it can do now. */
+  get state(): ServerState {
+    if (this.#isClosed) return 'closed'
+    if (this.#isDraining) return 'draining'
+    if (this.#isLost) return 'lost'
+    return this.#backend ? 'ready' : 'loading'
+  }
+
+  /** For tests: the engine that it runs on. */
+  get engine(): Engine | null {
+    return this.#backend?.engine ?? null
+  }
+
+  /** Structured log lines, on stdout unless it is silent. */
+  get log(): FastifyInstance['log'] {
+    return this.#app.log
+  }
+
+  /** Listens; resolves to the address, `http://127.0.0.1:8000`. Rejects with `ERR_ZC_IO`. */
+  async listen(): Promise<string> {
+    const { host, port } = this.#settings
+    try {
+      return await this.#app.listen({ host, port, listenTextResolver: () => '' })
+    } catch (cause) {
+      const why = cause instanceof Error ? cause.message : String(cause)
+      throw new ZipCacheError('ERR_ZC_IO', `${host}:${port}: cannot listen: ${why}`, { cause })
+    }
+  }
+
+  /**
+   * Answers from a model from now on. The model is the caller's to dispose of, once the server is
+   * closed.
+   *
+   * Throws as `createEngine`.
+   */
+  serve(model: Model): void {
+    const settings = this.#settings
+    const { maxPositions, nLayers, nKvHeads, headDim } = model.config
+    const sessions = new Sessions(settings)
+    const engine = createEngine({
+      model,
+      kvMemory: settings.kvMemory ?? model.device.memory.free / 2,
+      maxBatch: settings.maxBatch,
+      maxQueue: settings.maxQueue,
+      reclaim: () => sessions.evict(),
+    })
+    const service = new OpenAiService({
+      model,
+      engine,
+      sessions,
+      chatTemplate: settings.chatTemplate,
+      maxPromptTokens: Math.min(settings.maxPromptTokens ?? maxPositions, maxPositions - 1),
+      observer: this.metrics,
+      rules: {
+        policies: { default: settings.policy, allowed: settings.allowedPolicies },
+        sampling: settings.sampling,
+        maxTokens: settings.maxTokens ?? maxPositions,
+        defaultMaxTokens: settings.defaultMaxTokens,
+        maxChoices: settings.maxChoices,
+        modelNames: settings.modelNames,
+      },
+    })
+    this.metrics.attach({ engine, sessions, fp16BytesPerToken: 4 * nLayers * nKvHeads * headDim })
+    this.#backend = { service, engine, sessions }
+  }
+
+  /**
+   * Ends in good order: it is not ready from now on, takes requests for `drainDelayMs` more, answers
+   * what is under way, cuts what is not done after `drainTimeoutMs`, and closes. Resolves to how many
+   * answers were cut.
+   */
+  async drain(): Promise<number> {
+    this.#isDraining = true
+    const { drainDelayMs, drainTimeoutMs } = this.#settings
+    await orAfter(new Promise<never>(() => {}), drainDelayMs)
+    this.#refusesNew = true
+    const allDone = new Promise<true>((resolve) => {
+      this.#noneInFlight = () => resolve(true)
+      if (this.#inFlight.size === 0) resolve(true)
+    })
+    const isDone = await orAfter(allDone, drainTimeoutMs)
+    const nCut = isDone ? 0 : this.#inFlight.size
+    const reason = new ApiError(503, 'the server is shutting down', { code: 'shutting_down' })
+    for (const { abort } of this.#inFlight) abort.abort(reason)
+    await this.close()
+    return nCut
+  }
+
+  /** Closes at once; answers under way are cut. Idempotent. */
+  async close(): Promise<void> {
+    this.#isClosed = true
+    this.#refusesNew = true
+    const reason = new ApiError(503, 'the server is shutting down', { code: 'shutting_down' })
+    for (const { abort } of this.#inFlight) abort.abort(reason)
+    const closed = this.#app.close()
+    // Clients that keep a connection open without a request, or do not end the one they have begun.
+    if (
+      !(await orAfter(
+        closed.then(() => true),
+        CLOSE_MS,
+      ))
+    )
+      this.#app.server.closeAllConnections()
+    await closed
+    this.#backend?.sessions.dispose()
+    await this.#backend?.engine.dispose()
+  }
+
+  // ---- routes ----
+
+  #addRoutes(): void {
+    const app = this.#app
+    app.removeAllContentTypeParsers()
+    app.addContentTypeParser(
+      'application/json',
+      { parseAs: 'buffer' },
+      async (_: FastifyRequest, bytes: Buffer) => parseJsonBody(bytes),
+    )
+    app.get('/health/live', async () => ({ status: 'live' }))
+    for (const url of ['/health', '/health/ready']) {
+      app.get(url, async (_, reply) => {
+        const { state } = this
+        return reply.code(state === 'ready' ? 200 : 503).send({ status: state })
+      })
+    }
+    app.get('/metrics', async (_, reply) =>
+      reply.type(this.metrics.contentType).send(await this.metrics.page()),
+    )
+    app.get('/v1/models', async () => this.#ready().service.models())
+    app.get<{ Params: { id: string } }>('/v1/models/:id', async ({ params }) => {
+      const model = this.#ready().service.model(params.id)
+      if (model) return model
+      throw new ApiError(404, 'there is no such model', { param: 'model', code: 'model_not_found' })
+    })
+    app.post('/v1/chat/completions', (request, reply) =>
+      this.#answer(request, reply, (call) => this.#ready().service.chat(request.body, call)),
+    )
+    app.post('/v1/completions', (request, reply) =>
+      this.#answer(request, reply, (call) => this.#ready().service.complete(request.body, call)),
+    )
+    app.setNotFoundHandler(async ({ method, url }) => {
+      const path = url.split('?')[0] as string
+      const isThere = ['GET', 'POST'].some(
+        (other) => other !== method && app.hasRoute({ method: other, url: path }),
+      )
+      throw isThere
+        ? new ApiError(405, `${method} is no method of this path`, { code: 'method_not_allowed' })
+        : new ApiError(404, 'there is no such path', { code: 'not_found' })
+    })
+    app.setErrorHandler<FastifyError>((error, request, reply) => this.#fail(error, request, reply))
+  }
+
+  #addHooks(): void {
+    const { corsOrigins } = this.#settings
+    this.#app.addHook('onRequest', async (request, reply) => {
+      void reply.header('x-request-id', request.id)
+      const { origin } = request.headers
+      if (origin !== undefined && (corsOrigins.includes(origin) || corsOrigins.includes('*'))) {
+        void reply.header('access-control-allow-origin', origin).header('vary', 'origin')
+        if (request.method === 'OPTIONS') {
+          const headers = 'authorization, content-type, x-request-id, x-session-id'
+          return reply
+            .header('access-control-allow-methods', 'GET, POST')
+            .header('access-control-allow-headers', headers)
+            .header('access-control-max-age', '600')
+            .code(204)
+            .send()
+        }
+      }
+      if (request.url.startsWith('/v1/')) {
+        // Before the body is read.
+        this.#keys.check(request.headers.authorization)
+      }
+      return undefined
+    })
+    this.#app.addHook('onResponse', async (request, reply) => {
+      const route = request.routeOptions.url ?? 'none'
+      this.metrics.request(route, reply.statusCode)
+      const { method, url } = request
+      const path = url.split('?')[0]
+      const line = {
+        method,
+        path,
+        status: reply.statusCode,
+        ms: Math.round(reply.elapsedTime),
+        ...this.#used.get(request),
+      }
+      const isRoutine = route.startsWith('/health') || route === '/metrics'
+      request.log[isRoutine ? 'debug' : 'info'](line, 'answered')
+    })
+  }
+
+  /** What answers requests; throws an `ApiError` 503 while nothing can. */
+  #ready(): Backend {
+    if (this.#refusesNew) {
+      throw new ApiError(503, 'the server is shutting down', {
+        code: 'shutting_down',
+        retryAfter: 1,
+      })
+    }
+    if (this.#isLost) {
+      throw new ApiError(503, 'the device is lost; the server has to be restarted', {
+        code: 'device_lost',
+      })
+    }
+    if (this.#backend) return this.#backend
+    throw new ApiError(503, 'the model is being loaded', { code: 'loading', retryAfter: 1 })
+  }
+
+  async #answer(
+    request: FastifyRequest,
+    reply: FastifyReply,
+    run: (call: Call) => Promise<Answer>,
+  ): Promise<void> {
+    const session = this.#sessionOf(request)
+    const abort = new AbortController()
+    const inFlight = { abort }
+    const { requestTimeoutMs, pingMs } = this.#settings
+    const timer =
+      requestTimeoutMs > 0
+        ? setTimeout(() => abort.abort(timeoutError(requestTimeoutMs)), requestTimeoutMs)
+        : undefined
+    const ended = () => {
+      clearTimeout(timer)
+      this.#inFlight.delete(inFlight)
+      if (this.#inFlight.size === 0) this.#noneInFlight?.()
+    }
+    // Also after an answer in full; nothing listens to the signal then.
+    reply.raw.once('close', () => {
+      abort.abort(new ApiError(499, 'the client has gone', { code: 'client_closed_request' }))
+      ended()
+    })
+    this.#inFlight.add(inFlight)
+    const done: Call['done'] = (usage, policy) => {
+      this.#used.set(request, { ...usage, policy })
+    }
+    if (this.#settings.logPrompts) request.log.info({ body: request.body }, 'asked')
+    const answer = await run({ signal: abort.signal, session, done })
+    if (answer.kind === 'whole') {
+      await reply.send(answer.body)
+      return
+    }
+    // Errors before the first token have a status of their own, unless it takes long to come.
+    const first = answer.chunks.next()
+    await orAfter(first, pingMs)
+    const onError = (error: unknown) => this.#see(error, request)
+    const events = serverSentEvents(answer.chunks, first, { pingMs, onError })
+    await reply
+      .header('content-type', 'text/event-stream; charset=utf-8')
+      .header('cache-control', 'no-cache')
+      .header('x-accel-buffering', 'no')
+      .send(Readable.from(events, { objectMode: false, highWaterMark: 1 }))
+  }
+
+  #sessionOf(request: FastifyRequest): SessionName | null {
+    const id = request.headers['x-session-id']
+    if (id === undefined) return null
+    if (typeof id !== 'string' || id === '' || id.length > MAX_SESSION_ID) {
+      throw new ApiError(400, `x-session-id: expected at most ${MAX_SESSION_ID} characters`, {
+        param: 'x-session-id',
+        code: 'invalid_value',
+      })
+    }
+    return { id, owner: this.#keys.check(request.headers.authorization) }
+  }
+
+  // ---- errors ----
+
+  /** What a client is told of an error; the log has more of those that are ours. */
+  #see(error: unknown, request: FastifyRequest): ApiError {
+    const answer = toApiError(error)
+    if (answer.code === 'device_lost') this.#isLost = true
+    if (answer.status >= 500 && answer.code !== 'shutting_down' && answer.code !== 'loading') {
+      request.log.error({ err: error }, 'request failed')
+    }
+    return answer
+  }
+
+  async #fail(error: unknown, request: FastifyRequest, reply: FastifyReply): Promise<void> {
+    const answer = this.#see(isFastifyError(error) ? ofFastify(error) : error, request)
+    if (answer.retryAfter !== null) void reply.header('retry-after', String(answer.retryAfter))
+    if (answer.status === 401) void reply.header('www-authenticate', 'Bearer')
+    if (this.#refusesNew) void reply.header('connection', 'close')
+    await reply.code(answer.status).send(answer.body)
+  }
+}
+
+function timeoutError(ms: number): ApiError {
+  return new ApiError(504, `the request took longer than ${ms / 1000} s`, { code: 'timeout' })
+}
+
+function isFastifyError(error: unknown): error is FastifyError {
+  return error instanceof Error && 'statusCode' in error && typeof error.statusCode === 'number'
+}
+
+function ofFastify(error: FastifyError): ApiError {
+  const { statusCode = 500, message } = error
+  if (statusCode >= 500)
+    return new ApiError(500, 'The server failed; its log says why.', { cause: error })
+  return new ApiError(statusCode, message, { code: 'invalid_request' })
+}
+
+/** Bytes that are no HTTP, or a request that does not come to its end. */
+function answerBrokenRequest(error: NodeJS.ErrnoException, socket: Socket): void {
+  if (error.code === 'ECONNRESET' || socket.destroyed || !socket.writable) {
+    socket.destroy()
+    return
+  }
+  const [status, text, message] = BROKEN[error.code ?? ''] ?? BROKEN_OTHERWISE
+  const { body } = new ApiError(status, message, { code: 'invalid_request' })
+  const json = JSON.stringify(body)
+  socket.end(
+    `HTTP/1.1 ${status} ${text}\r\nconnection: close\r\ncontent-type: application/json\r\n` +
+      `content-length: ${Buffer.byteLength(json)}\r\n\r\n${json}`,
+  )
+}
+
+type Broken = readonly [status: number, text: string, message: string]
+const BROKEN: Readonly<Record<string, Broken>> = {
+  ERR_HTTP_REQUEST_TIMEOUT: [408, 'Request Timeout', 'the request did not come to its end in time'],
+  HPE_HEADER_OVERFLOW: [431, 'Request Header Fields Too Large', 'the headers are too large'],
+}
+const BROKEN_OTHERWISE: Broken = [400, 'Bad Request', 'the request is no HTTP']

@@ -1,0 +1,161 @@
+import { randomUUID } from 'node:crypto'
+import type { Engine } from '../engine/engine.js'
+import type { Model } from '../engine/model.js'
+import {
+  type AnswerFormat,
+  type AnswerHead,
+  type AnswerOptions,
+  answerChunks,
+  chatFormat,
+  textFormat,
+  usageObject,
+  wholeAnswer,
+} from './answers.js'
+import { invalid } from './api-error.js'
+import { Generation, type GenerationObserver, type Usage } from './generation.js'
+import { chatPrompt, checkLength, type PromptTokens, textPrompt } from './prompt.js'
+import {
+  type GenerationRequest,
+  type RequestRules,
+  readChatRequest,
+  readTextRequest,
+} from './request.js'
+import type { SessionName, Sessions } from './sessions.js'
+
+/** What a service answers from. */
+export interface ServiceParts {
+  readonly model: Model
+  readonly engine: Engine
+  readonly sessions: Sessions
+  readonly rules: RequestRules
+  /** See `ServerOptions`. */
+  readonly chatTemplate: string | undefined
+  /** Most tokens of a prompt. */
+  readonly maxPromptTokens: number
+  readonly observer: ServiceObserver
+}
+
+/** Told what requests do, for metrics and logs. */
+export interface ServiceObserver {
+  /** A request has tokens to generate. */
+  begin(): GenerationObserver & { done(usage: Readonly<Usage>): void }
+}
+
+/** What a request is beside its body. */
+export interface Call {
+  /** Aborted when nobody waits for the answer. */
+  readonly signal: AbortSignal
+  /** The conversation that it goes on with. */
+  readonly session: SessionName | null
+  /** Told what it took, when its tokens have ended, however they did. */
+  readonly done?: (usage: Readonly<Usage>, policy: string) => void
+}
+
+/** An answer: one object, or objects as they come. */
+export type Answer =
+  | { readonly kind: 'whole'; readonly body: object }
+  | { readonly kind: 'stream'; readonly chunks: AsyncGenerator<object, void, undefined> }
+
+/**
+ * OpenAI's API over an engine, apart from HTTP: bodies in, objects out. Its methods reject with an
+ * `ApiError` or a `ZipCacheError`; `toApiError` makes an answer of either.
+ */
+export class OpenAiService {
+  readonly #parts: ServiceParts
+  readonly #created = Math.floor(Date.now() / 1000)
+
+  constructor(parts: ServiceParts) {
+    this.#parts = parts
+  }
+
+  /** `GET /v1/models`. */
+  models(): object {
+    return { object: 'list', data: this.#parts.rules.modelNames.map((id) => this.#model(id)) }
+  }
+
+  /** `GET /v1/models/:id`; null when there is none of that name. */
+  model(id: string): object | null {
+    return this.#parts.rules.modelNames.includes(id) ? this.#model(id) : null
+  }
+
+  /** `POST /v1/chat/completions`. */
+  async chat(body: unknown, call: Call): Promise<Answer> {
+    const request = readChatRequest(body, this.#parts.rules)
+    const prompt = chatPrompt(this.#parts.model, request, this.#parts.chatTemplate)
+    checkLength(prompt.ids, 'messages', this.#parts.maxPromptTokens)
+    return this.#answer(request, [prompt], call, chatFormat)
+  }
+
+  /** `POST /v1/completions`. */
+  async complete(body: unknown, call: Call): Promise<Answer> {
+    const request = readTextRequest(body, this.#parts.rules)
+    const { model, maxPromptTokens } = this.#parts
+    const prompts = request.prompts.map((prompt) => textPrompt(model, prompt))
+    for (const { ids } of prompts) checkLength(ids, 'prompt', maxPromptTokens)
+    const echoes = request.echo
+      ? prompts.flatMap(({ text, ids }) => {
+          const echo = text ?? model.tokenizer?.decode(ids) ?? ''
+          return new Array<string>(request.n).fill(echo)
+        })
+      : []
+    return this.#answer(request, prompts, call, (options) => textFormat(options, echoes))
+  }
+
+  async #answer(
+    request: GenerationRequest,
+    prompts: readonly PromptTokens[],
+    call: Call,
+    formatOf: (options: AnswerOptions) => AnswerFormat,
+  ): Promise<Answer> {
+    const { model, engine, sessions, observer, rules } = this.#parts
+    const nChoices = prompts.length * request.n
+    if (nChoices > rules.maxChoices) {
+      throw invalid('n', `${nChoices} choices in all, this server gives ${rules.maxChoices}`)
+    }
+    if (call.session && nChoices > 1) {
+      throw invalid('n', 'a session (x-session-id) goes on with one choice of one prompt')
+    }
+    const { tokenizer } = model
+    const seen = observer.begin()
+    const host = { engine, tokenizer, sessions }
+    const generation = new Generation(host, request, prompts, { ...call, observer: seen })
+    const options = { nChoices, logprobs: request.logprobs, tokenizer }
+    const format = formatOf(options)
+    const head: AnswerHead = {
+      id: `${format.idPrefix}${randomUUID().replaceAll('-', '')}`,
+      created: Math.floor(Date.now() / 1000),
+      model: rules.modelNames[0] as string,
+    }
+    const usage = () => usageObject(generation.usage, generation.policy)
+    async function* events() {
+      try {
+        yield* generation.events()
+      } finally {
+        seen.done(generation.usage)
+        call.done?.(generation.usage, generation.policy)
+      }
+    }
+    if (!request.stream) {
+      return { kind: 'whole', body: await wholeAnswer(events(), usage, head, format, options) }
+    }
+    const chunks = answerChunks(
+      events(),
+      request.includeUsage ? usage : null,
+      head,
+      format,
+      options,
+    )
+    return { kind: 'stream', chunks }
+  }
+
+  #model(id: string): object {
+    const { maxPositions } = this.#parts.model.config
+    return {
+      id,
+      object: 'model',
+      created: this.#created,
+      owned_by: 'zipcache',
+      max_model_len: maxPositions,
+    }
+  }
+}

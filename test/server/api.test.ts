@@ -1,0 +1,308 @@
+/** OpenAI's API as clients see it, over the shipped model. */
+import OpenAI from 'openai'
+import { generateLineRetrieval } from '../../lib/index'
+import { collect } from '../engine/running'
+import { post, startServer, stream, until, useServer } from './running'
+
+const question = generateLineRetrieval({ lines: 20, seed: 1 })
+const chat = (content = question.text) => ({
+  messages: [{ role: 'user', content }],
+  max_tokens: 14,
+})
+const answer = `${question.answerText} >`
+
+const running = useServer()
+const chatUrl = () => `${running().url}/v1/chat/completions`
+const textUrl = () => `${running().url}/v1/completions`
+
+describe('answers', () => {
+  test('a chat completion says what the engine says, and what its cache takes', async () => {
+    const { status, headers, body } = await post(chatUrl(), chat(), { 'x-request-id': 'mine-1' })
+    expect(status).toBe(200)
+    expect(headers.get('x-request-id')).toBe('mine-1')
+    expect(body).toMatchObject({ object: 'chat.completion', model: 'zipcache' })
+    const [choice] = body.choices
+    expect(choice.message).toEqual({ role: 'assistant', content: answer, refusal: null })
+    expect(choice.finish_reason).toBe('length')
+    const { usage } = body
+    expect(usage.completion_tokens).toBe(14)
+    expect(usage.total_tokens).toBe(usage.prompt_tokens + 14)
+    expect(usage.kv_cache.policy).toBe('zipcache')
+    expect(usage.kv_cache.ratio).toBeCloseTo(usage.kv_cache.fp16_bytes / usage.kv_cache.bytes)
+    expect(usage.kv_cache.ratio).toBeGreaterThan(2)
+  })
+
+  test('a stream says the same in pieces, then its usage', async () => {
+    const events = await stream(chatUrl(), { ...chat(), stream_options: { include_usage: true } })
+    expect(events.at(-1)).toBe('[DONE]')
+    const chunks = events.slice(0, -1)
+    const last = chunks.pop()
+    expect(last).toMatchObject({ choices: [], usage: { completion_tokens: 14 } })
+    expect(chunks.every(({ usage }) => usage === null)).toBe(true)
+    expect(new Set(chunks.map(({ id }) => id)).size).toBe(1)
+    expect(chunks[0].choices[0].delta).toEqual({ role: 'assistant', content: '' })
+    expect(chunks.at(-1).choices[0]).toMatchObject({ delta: {}, finish_reason: 'length' })
+    const text = chunks.map(({ choices: [{ delta }] }) => delta.content ?? '').join('')
+    expect(text).toBe(answer)
+  })
+
+  test('a text completion takes texts, token ids, and several of them', async () => {
+    const ids = running().model.tokenizer?.encode(question.text) as number[]
+    const whole = async (prompt: unknown) =>
+      (await post(textUrl(), { prompt, max_tokens: 14 })).body.choices.map(
+        ({ index, text }: { index: number; text: string }) => [index, text],
+      )
+    expect(await whole(question.text)).toEqual([[0, answer]])
+    expect(await whole(ids)).toEqual([[0, answer]])
+    expect(await whole([ids, ids])).toEqual([
+      [0, answer],
+      [1, answer],
+    ])
+    const echoed = await post(textUrl(), { prompt: 'line a', max_tokens: 0, echo: true })
+    expect(echoed.body.choices[0]).toMatchObject({ text: 'line a', finish_reason: 'length' })
+  })
+
+  test('several choices share a prompt, and a seed gives them again', async () => {
+    const body = { ...chat('<s> below is a record'), n: 4, temperature: 1.5, seed: 7 }
+    const [first, again, other] = await Promise.all([
+      post(chatUrl(), body),
+      post(chatUrl(), body),
+      post(chatUrl(), { ...body, seed: 8 }),
+    ])
+    const texts = ({ body }: typeof first) =>
+      body.choices.map(({ message }: { message: { content: string } }) => message.content)
+    expect(new Set(texts(first)).size).toBe(4)
+    expect(texts(again)).toEqual(texts(first))
+    expect(texts(other)).not.toEqual(texts(first))
+    const alone = await collect(
+      running().model.generate(`${body.messages[0].content} `, {
+        maxTokens: 14,
+        temperature: 1.5,
+        seed: 9,
+      }),
+    )
+    expect(texts(first)[2]).toBe(alone.text) // choice c draws with seed + c
+  })
+
+  test('stop texts, stop tokens, log-probabilities', async () => {
+    const stopped = await post(chatUrl(), { ...chat(), stop: [' REGISTER_CONTENT', 'never'] })
+    expect(stopped.body.choices[0]).toMatchObject({
+      finish_reason: 'stop',
+      message: { content: answer.slice(0, answer.indexOf(' REGISTER')) },
+    })
+    const { body } = await post(chatUrl(), { ...chat(), logprobs: true })
+    const { content } = body.choices[0].logprobs
+    expect(content).toHaveLength(14)
+    expect(content[0]).toMatchObject({ token: 'line', bytes: [...Buffer.from('line')] })
+    expect(content[0].logprob).toBeLessThanOrEqual(0)
+  })
+
+  test('the policy is the request’s choice', async () => {
+    const { body } = await post(chatUrl(), { ...chat(), kv_cache: 'fp16' })
+    expect(body.usage.kv_cache).toMatchObject({ policy: 'fp16' })
+    expect(body.usage.kv_cache.ratio).toBeLessThan(1.01)
+  })
+
+  test('the openai client', async () => {
+    const client = new OpenAI({ baseURL: `${running().url}/v1`, apiKey: 'none' })
+    expect((await client.models.list()).data.map(({ id }) => id)).toEqual(['zipcache'])
+    const asked = { model: 'zipcache', ...chat() } as const
+    const messages = [{ role: 'user' as const, content: question.text }]
+    const whole = await client.chat.completions.create({ ...asked, messages })
+    expect(whole.choices[0]?.message.content).toBe(answer)
+    let text = ''
+    for await (const chunk of await client.chat.completions.create({
+      ...asked,
+      messages,
+      stream: true,
+    })) {
+      text += chunk.choices[0]?.delta.content ?? ''
+    }
+    expect(text).toBe(answer)
+    const wrong = client.chat.completions.create({ ...asked, messages, model: 'gpt-4' })
+    await expect(wrong).rejects.toMatchObject({ status: 404, code: 'model_not_found' })
+  })
+})
+
+describe('requests that make no sense are told why', () => {
+  const bad: [string, object | string, number, string | null][] = [
+    ['no JSON', '{', 400, null],
+    ['no object', '[]', 400, null],
+    ['empty', '', 400, null],
+    ['deep', `${'['.repeat(100)}${']'.repeat(100)}`, 400, null],
+    ['no messages', {}, 400, 'messages'],
+    ['empty messages', { messages: [] }, 400, 'messages'],
+    ['a message that is none', { messages: [1] }, 400, 'messages[0]'],
+    ['no role', { messages: [{ content: 'a' }] }, 400, 'messages[0].role'],
+    [
+      'an image',
+      { messages: [{ role: 'user', content: [{ type: 'image_url' }] }] },
+      400,
+      'messages[0].content',
+    ],
+    ['a temperature', { ...chat(), temperature: 3 }, 400, 'temperature'],
+    ['a type', { ...chat(), top_p: '1' }, 400, 'top_p'],
+    ['an unknown field', { ...chat(), temprature: 1 }, 400, 'temprature'],
+    ['too many choices', { ...chat(), n: 17 }, 400, 'n'],
+    ['an empty stop', { ...chat(), stop: '' }, 400, 'stop'],
+    ['another model', { ...chat(), model: 'x' }, 404, 'model'],
+    ['an unknown policy', { ...chat(), kv_cache: 'zip' }, 400, 'kv_cache'],
+    [
+      'a policy with options',
+      { ...chat(), kv_cache: { policy: 'zipcache', window: 5 } },
+      403,
+      'kv_cache',
+    ],
+    ['stream options without a stream', { ...chat(), stream_options: {} }, 400, 'stream_options'],
+    [
+      'a long prompt',
+      { messages: [{ role: 'user', content: 'a '.repeat(9000) }] },
+      400,
+      'messages',
+    ],
+  ]
+  test.each(bad)('%s', async (_, body, status, param) => {
+    const response = await post(chatUrl(), body)
+    expect(response.body).toEqual({
+      error: expect.objectContaining({ type: 'invalid_request_error', param }),
+    })
+    expect(response.status).toBe(status)
+  })
+
+  test('bytes that are no UTF-8, other types, other paths, other methods, too much', async () => {
+    const { url } = running()
+    const send = async (path: string, init: RequestInit) => {
+      const response = await fetch(url + path, init)
+      expect((await response.json()) as object).toHaveProperty('error.message')
+      return response.status
+    }
+    const headers = { 'content-type': 'application/json' }
+    const body = Uint8Array.of(0x22, 0xff, 0x22)
+    expect(await send('/v1/completions', { method: 'POST', headers, body })).toBe(400)
+    const text = { 'content-type': 'text/plain' }
+    expect(await send('/v1/completions', { method: 'POST', headers: text, body: 'a' })).toBe(415)
+    expect(await send('/v2', {})).toBe(404)
+    expect(await send('/v1/models/other', {})).toBe(404)
+    expect(await send('/v1/completions', {})).toBe(405)
+    expect(await send('/metrics', { method: 'DELETE' })).toBe(405)
+    const large = ' '.repeat(2 ** 21 + 1)
+    expect(await send('/v1/completions', { method: 'POST', headers, body: large })).toBe(413)
+  })
+})
+
+describe('sessions', () => {
+  const turn = (messages: object[], id: string, more: object = {}) =>
+    post(chatUrl(), { messages, max_tokens: 14, ...more }, { 'x-session-id': id })
+
+  test('a conversation goes on over its compressed cache, as Sequence.generate does', async () => {
+    const second = generateLineRetrieval({ lines: 20, seed: 1, targetLine: 3 })
+    const messages = [{ role: 'user', content: question.text }]
+    const first = await turn(messages, 'talk')
+    const said = first.body.choices[0].message.content
+    const nextMessages = [
+      ...messages,
+      { role: 'assistant', content: said },
+      { role: 'user', content: second.questionText },
+    ]
+    const next = await turn(nextMessages, 'talk')
+    expect(next.body.choices[0].message.content).toContain(second.number.split('').join(' '))
+    const { cached_tokens } = next.body.usage.prompt_tokens_details
+    expect(cached_tokens).toBe(first.body.usage.total_tokens)
+
+    const sequence = running().model.createSequence({ policy: 'zipcache' })
+    const ask = async (prompt: string) =>
+      (await collect(sequence.generate(prompt, { maxTokens: 14 }))).text
+    expect(await ask(`${question.text} `)).toBe(said)
+    expect(await ask(`\n${second.questionText} `)).toBe(next.body.choices[0].message.content)
+    sequence.dispose()
+  })
+
+  test('another prompt, policy or name begins anew', async () => {
+    await turn([{ role: 'user', content: question.text }], 'other')
+    const cached = async (content: string, id: string, more: object = {}) => {
+      const { body } = await turn([{ role: 'user', content }], id, more)
+      return body.usage.prompt_tokens_details.cached_tokens
+    }
+    expect(await cached('line a', 'other')).toBe(0)
+    expect(await cached('line a - b', 'another')).toBe(0)
+    expect(await cached(`line a ${question.text}`, 'other', { kv_cache: 'fp16' })).toBe(0)
+  })
+
+  test('one request at a time', async () => {
+    const messages = [{ role: 'user', content: question.text }]
+    const both = await Promise.all([turn(messages, 'busy'), turn(messages, 'busy')])
+    expect(both.map(({ status }) => status).sort()).toEqual([200, 409])
+    expect((await turn(messages, 'busy', { n: 2 })).body.error.param).toBe('n')
+  })
+})
+
+describe('limits', () => {
+  test('whoever leaves is not computed for', async () => {
+    const { engine } = running().server
+    const controller = new AbortController()
+    const left = fetch(textUrl(), {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify({ prompt: 'line', max_tokens: 8000, ignore_eos: true }),
+      signal: controller.signal,
+    })
+    await until(() => engine?.stats().decoding === 1)
+    controller.abort()
+    await expect(left).rejects.toThrow()
+    await until(() => engine?.stats().decoding === 0)
+  })
+
+  test('a full queue says when to come back', async () => {
+    const small = await startServer({ maxBatch: 1, maxQueue: 0 })
+    try {
+      const long = { prompt: 'line', max_tokens: 500, ignore_eos: true }
+      const url = `${small.url}/v1/completions`
+      const first = post(url, long)
+      await until(() => small.server.engine?.stats().decoding === 1)
+      const second = await post(url, { ...long, stream: true })
+      expect(second.status).toBe(429)
+      expect(second.headers.get('retry-after')).toBe('1')
+      expect(second.body.error).toMatchObject({ type: 'rate_limit_error', code: 'queue_full' })
+      expect((await first).status).toBe(200)
+    } finally {
+      await small.close()
+    }
+  })
+
+  test('keys, origins and times', async () => {
+    const strict = await startServer({
+      apiKeys: ['secret'],
+      corsOrigins: ['https://a.example'],
+      requestTimeoutMs: 100,
+      pingMs: 20,
+      policy: 'uniform4',
+      allowedPolicies: [],
+    })
+    const url = `${strict.url}/v1/chat/completions`
+    const right = { authorization: 'Bearer secret' }
+    try {
+      const none = await post(url, chat())
+      expect(none.body.error.code).toBe('missing_api_key')
+      expect(none.headers.get('www-authenticate')).toBe('Bearer')
+      expect((await post(url, chat(), { authorization: 'Bearer secre' })).status).toBe(401)
+      expect((await fetch(`${strict.url}/v1/models`)).status).toBe(401)
+      expect((await fetch(`${strict.url}/health`)).status).toBe(200)
+      expect((await post(url, { ...chat(), kv_cache: 'fp16' }, right)).status).toBe(403)
+
+      const long = { ...chat('line'), max_tokens: 8000, ignore_eos: true }
+      const late = await post(url, long, right)
+      expect(late).toMatchObject({ status: 504, body: { error: { code: 'timeout' } } })
+      const events = await stream(url, long, right)
+      expect(events.at(-1)).toMatchObject({ error: { code: 'timeout' } })
+
+      const preflight = (origin: string) =>
+        fetch(url, { method: 'OPTIONS', headers: { origin } }).then(({ headers }) =>
+          headers.get('access-control-allow-origin'),
+        )
+      expect(await preflight('https://a.example')).toBe('https://a.example')
+      expect(await preflight('https://b.example')).toBe(null)
+    } finally {
+      await strict.close()
+    }
+  })
+})
