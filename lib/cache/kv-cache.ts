@@ -71,6 +71,10 @@ interface Segment {
 const TABLE_HEADER = 8
 const ENTRY_HEADER = 8
 const SEGMENT_WORDS = 8
+/** Words of a segment that each KV head has its own of. */
+const PAGE_LIST = 3
+const PARAMS = 4
+const BITMAP = 5
 /** The tail, and the two classes of one compression. */
 const MIN_SEGMENTS = 3
 
@@ -311,8 +315,9 @@ export class KvCache {
       probes: 0,
     }
     for (const segment of this.#segments) {
-      const nPages = segment.pages.reduce((sum, pages) => sum + pages.length, 0)
-      bytes[segment.precision] += nPages * this.#pageBytes(segment)
+      // Every KV head has as many pages.
+      const nPages = (segment.pages[0] as Int32Array).length
+      bytes[segment.precision] += nEntries * nPages * this.#pageBytes(segment)
       if (segment.params) bytes.params += nEntries * paramsBytes(this.shape.headDim)
       if (segment.span > 0) bytes.bitmaps += nEntries * segment.bitmapBytes
     }
@@ -482,27 +487,26 @@ export class KvCache {
     words.set([this.#tailTokens, this.#tailStart, nLayers, nKvHeads, this.#maxSegments])
     const entryWords = ENTRY_HEADER + this.#maxSegments * SEGMENT_WORDS
     let nextPage = TABLE_HEADER + nLayers * nKvHeads * entryWords
+    // What all KV heads share is made once: there are as many segments as windows were closed.
+    const rows = new Int32Array(this.#segments.length * SEGMENT_WORDS)
+    this.#segments.forEach(({ k, v, nTokens, start, span }, index) => {
+      const row = [FORMATS[k], FORMATS[v], nTokens, 0, -1, -1, start, span]
+      rows.set(row, index * SEGMENT_WORDS)
+    })
     for (let entry = 0; entry < nLayers * nKvHeads; entry++) {
       const at = TABLE_HEADER + entry * entryWords
       words[at] = this.#nVisible
-      this.#segments.forEach((segment, index) => {
-        const pages = segment.pages[entry] as Int32Array
-        words.set(
-          [
-            FORMATS[segment.k],
-            FORMATS[segment.v],
-            segment.nTokens,
-            nextPage,
-            segment.params?.[entry] ?? -1,
-            segment.bitmaps?.[entry] ?? -1,
-            segment.start,
-            segment.span,
-          ],
-          at + ENTRY_HEADER + index * SEGMENT_WORDS,
-        )
-        words.set(pages, nextPage)
-        nextPage += pages.length
-      })
+      words.set(rows, at + ENTRY_HEADER)
+      let row = at + ENTRY_HEADER
+      for (const { pages, params, bitmaps } of this.#segments) {
+        const list = pages[entry] as Int32Array
+        words[row + PAGE_LIST] = nextPage
+        if (params) words[row + PARAMS] = params[entry] as number
+        if (bitmaps) words[row + BITMAP] = bitmaps[entry] as number
+        words.set(list, nextPage)
+        nextPage += list.length
+        row += SEGMENT_WORDS
+      }
     }
     return words
   }
