@@ -128,39 +128,38 @@ struct SquareCodes {
 
 // Writes one square of a quantized part.
 inline void pack_square(Format format, uint8_t* square, const SquareCodes& codes) {
-  const int field_bits = format == Format::kU8 ? 8 : 4;
-  const int n_rows = field_bits / 2;
-  uint32_t rows[4][kPageTokens] = {};
-  for (int term = 0; term < kPageTokens; ++term) {
-    const int pair = term / 2 % (16 / field_bits);
-    const int shift = term % 2 * 16 + pair * field_bits;
-    uint32_t* row = rows[term * n_rows / kPageTokens];
-    for (int lane = 0; lane < kPageTokens; ++lane) row[lane] |= codes.at[term][lane] << shift;
-  }
-  switch (format) {
-    case Format::kU4:
-      std::memcpy(square, rows, 2 * sizeof(rows[0]));
-      return;
-    case Format::kU8:
-      std::memcpy(square, rows, 4 * sizeof(rows[0]));
-      return;
-    case Format::kU2:
-    case Format::kU3:
-      for (int lane = 0; lane < kPageTokens; ++lane) {
-        const uint32_t low = (rows[0][lane] & kLowBits) | (rows[1][lane] & kLowBits) << 2;
-        std::memcpy(square + lane * 4, &low, sizeof(low));
-        if (format == Format::kU2) continue;
-        const uint32_t top = (rows[0][lane] & kTopBits) | (rows[1][lane] & kTopBits) << 1;
-        const uint16_t z = static_cast<uint16_t>(top | top >> 18);
-        std::memcpy(square + 64 + lane * 2, &z, sizeof(z));
+  dispatch_format(format, [&](auto tag) {
+    constexpr Format kFormat = decltype(tag)::value;
+    if constexpr (!is_quantized(kFormat)) {
+      throw Error(ErrorCode::kInternal, "pack_square: not a quantized format");
+    } else {
+      constexpr int kFieldsOfRow = kFields<kFormat>;
+      uint32_t rows[kSquareRows<kFormat>][kPageTokens];
+      for (int row = 0; row < kSquareRows<kFormat>; ++row)
+        for (int i = 0; i < kPageTokens; i += kLanes) {
+          VecU word = {};
+          ZC_UNROLL for (int k = 0; k < 2 * kFieldsOfRow; ++k) {
+            VecU code;
+            std::memcpy(&code, codes.at[row * 2 * kFieldsOfRow + k] + i, sizeof(code));
+            word |= code << static_cast<uint32_t>(k % 2 * 16 + k / 2 * kFieldBits<kFormat>);
+          }
+          std::memcpy(rows[row] + i, &word, sizeof(word));
+        }
+      if constexpr (kFormat == Format::kU4 || kFormat == Format::kU8) {
+        std::memcpy(square, rows, sizeof(rows));
+      } else {
+        for (int lane = 0; lane < kPageTokens; ++lane) {
+          const uint32_t low = (rows[0][lane] & kLowBits) | (rows[1][lane] & kLowBits) << 2;
+          std::memcpy(square + lane * 4, &low, sizeof(low));
+          if constexpr (kFormat == Format::kU3) {
+            const uint32_t top = (rows[0][lane] & kTopBits) | (rows[1][lane] & kTopBits) << 1;
+            const uint16_t z = static_cast<uint16_t>(top | top >> 18);
+            std::memcpy(square + 64 + lane * 2, &z, sizeof(z));
+          }
+        }
       }
-      return;
-    case Format::kF16:
-    case Format::kBF16:
-    case Format::kF32:
-      break;
-  }
-  throw Error(ErrorCode::kInternal, "pack_square: not a quantized format");
+    }
+  });
 }
 
 // A segment of one (layer, kv head) with its addresses resolved. Every address is checked against

@@ -164,6 +164,9 @@ inline void quantize_lanes(const float* x, QuantParams p, int bits, uint32_t* co
   }
 }
 
+// Rows of K and V asked for in advance while channels are packed.
+inline constexpr int64_t kRowsAhead = 16;
+
 // Quantizes selected rows into a segment's pages: K channelwise, V channel-separable tokenwise
 // (ZipCache, arXiv 2405.14256, Algs. 1 and 2). Two passes: one task a block of 16 channels (K's
 // codes; V's normalisers), then one task a page (V's codes). Slots beyond the last token count as
@@ -190,6 +193,7 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
 
   const int64_t channel_blocks = d / 16;
   const int64_t n_pages = (n + kPageTokens - 1) / kPageTokens;
+  const int64_t n_padded = n_pages * kPageTokens;
   ctx.threads->parallel_for(n_kv_heads * channel_blocks, [&](int64_t task) {
     const int kv_head = static_cast<int>(task / channel_blocks);
     const int64_t c0 = task % channel_blocks * 16;
@@ -199,28 +203,39 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
     const auto row = [&](const TensorView& from, int64_t i) {
       return from.as<T>() + (ids[i] * n_kv_heads + kv_head) * d + c0;
     };
-    // (16, n_padded); a page more than the tokens need, lest 16 columns of 2^k tokens share the few
+    // (16, stride); a page more than the tokens need, lest 16 columns of 2^k tokens share the few
     // lines of one cache set.
-    const int64_t n_padded = (n_pages + 1) * kPageTokens;
-    float* columns = thread_scratch(0, static_cast<size_t>(n_padded) * 16);
+    const int64_t stride = (n_pages + 1) * kPageTokens;
+    float* columns = thread_scratch(0, static_cast<size_t>(stride) * 16);
     VecF largest[kSquareVecs] = {};  // |V| of each channel
-    for (int64_t i = 0; i < n; ++i) {
-      float k[16];
-      float v[16];
-      widen(row(a.k, i), k, 16);
-      widen(row(a.v, i), v, 16);
-      for (int c = 0; c < 16; ++c) columns[c * n_padded + i] = k[c];
+    for (int64_t i0 = 0; i0 < n_padded; i0 += kLanes) {
+      VecF block[kSquareVecs][kLanes];  // of K: kLanes tokens, which become columns
+      for (int64_t i = 0; i < kLanes; ++i) {
+        if (i0 + i >= n) {
+          for (int c = 0; c < kSquareVecs; ++c) block[c][i] = broadcast(NAN);
+          continue;
+        }
+        // Rows lie n_kv_heads * head_dim apart, too far for the machine to fetch them unasked.
+        if (i0 + i + kRowsAhead < n) {
+          __builtin_prefetch(row(a.k, i0 + i + kRowsAhead));
+          __builtin_prefetch(row(a.v, i0 + i + kRowsAhead));
+        }
+        for (int c = 0; c < kSquareVecs; ++c) {
+          block[c][i] = load(row(a.k, i0 + i) + c * kLanes);
+          const VecF x = clamp_lanes(load(row(a.v, i0 + i) + c * kLanes));
+          const VecF magnitude = x < VecF{} ? -x : x;
+          largest[c] = magnitude > largest[c] ? magnitude : largest[c];
+        }
+      }
       for (int c = 0; c < kSquareVecs; ++c) {
-        const VecF x = clamp_lanes(load(v + c * kLanes));
-        const VecF magnitude = x < VecF{} ? -x : x;
-        largest[c] = magnitude > largest[c] ? magnitude : largest[c];
+        transpose(block[c]);
+        for (int j = 0; j < kLanes; ++j)
+          store(columns + (c * kLanes + j) * stride + i0, block[c][j]);
       }
     }
     QuantParams params[16];
     for (int c = 0; c < 16; ++c) {
-      float* column = columns + c * n_padded;
-      std::fill(column + n, column + n_padded, NAN);
-      params[c] = choose_vector_params(column, n_padded, bits, a.k_norm);
+      params[c] = choose_vector_params(columns + c * stride, n_padded, bits, a.k_norm);
       view.channel_params(0)[c0 + c] = to_f16(params[c].scale);
       view.channel_params(1)[c0 + c] = to_f16(params[c].zero);
       view.channel_params(2)[c0 + c] = to_f16(channel_normalizer(largest[c / kLanes][c % kLanes]));
@@ -228,7 +243,7 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
     for (int64_t page = 0; page < n_pages; ++page) {
       SquareCodes codes;
       for (int c = 0; c < 16; ++c)
-        quantize_lanes(columns + c * n_padded + page * kPageTokens, params[c], bits, codes.at[c]);
+        quantize_lanes(columns + c * stride + page * kPageTokens, params[c], bits, codes.at[c]);
       pack_square(view.segment.k_format, view.k_square(page, c0), codes);
     }
   });
