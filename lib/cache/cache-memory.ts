@@ -1,4 +1,5 @@
-import type { Device } from '../ops/index.js'
+import { ZipCacheError } from '../errors.js'
+import { type Device, type DType, type Tensor, tensorBytes } from '../ops/index.js'
 import { pageBytes, paramsBytes } from './format.js'
 import type { KvShape } from './kv-cache.js'
 import { PagePool } from './page-pool.js'
@@ -22,6 +23,7 @@ export class CacheMemory {
   readonly pool: PagePool
   readonly tables: TableArena
   readonly probes: ProbeSlots
+  #rowBytes = 0
 
   /** Throws `ERR_ZC_OUT_OF_MEMORY` when the memory cannot be had. */
   constructor(device: Device, probeShape: ProbeShape & KvShape, capacityBytes: number) {
@@ -43,9 +45,35 @@ export class CacheMemory {
     }
   }
 
-  /** Bytes given out: pages, tables and probe rows. */
+  /** Bytes given out: pages, tables, probe rows, and tensors of `rowTensor`. */
   get usedBytes(): number {
-    return this.pool.usedBytes + this.tables.usedBytes + this.probes.usedBytes
+    return this.pool.usedBytes + this.tables.usedBytes + this.probes.usedBytes + this.#rowBytes
+  }
+
+  /**
+   * A tensor for rows that lie in no page. It is not the pool's memory, but counts against its
+   * capacity.
+   *
+   * Throws `ERR_ZC_OUT_OF_MEMORY`.
+   */
+  rowTensor<D extends DType>(dtype: D, shape: readonly number[]): Tensor<D> {
+    const bytes = tensorBytes(dtype, shape)
+    if (this.usedBytes + bytes > this.capacityBytes) {
+      throw new ZipCacheError(
+        'ERR_ZC_OUT_OF_MEMORY',
+        `kvMemory: ${this.usedBytes} of ${this.capacityBytes} bytes of the cache are in use, and ${bytes} more are needed`,
+        { argument: 'kvMemory' },
+      )
+    }
+    const tensor = this.device.tensor(dtype, shape)
+    this.#rowBytes += bytes
+    return tensor
+  }
+
+  /** Takes back what `rowTensor` gave. */
+  freeRows(tensor: Tensor): void {
+    this.#rowBytes -= tensor.sizeBytes
+    tensor.dispose()
   }
 
   get capacityBytes(): number {

@@ -6,6 +6,9 @@ import { gatherRows, type Tensor } from '../ops/index.js'
 import { type CachePolicy, type PolicySpec, resolvePolicy } from '../policy/index.js'
 import { deriveSeed, type Seed } from '../random.js'
 import { closeWindow, prefillCompressed, prefillIntoTail } from './prefill.js'
+import { prefillRows } from './prefill-rows.js'
+import type { RowStore } from './row-store.js'
+import { makeRowStore } from './row-stores.js'
 import { WindowProbes } from './window-probes.js'
 
 /** Memory of one sequence. */
@@ -61,7 +64,10 @@ export class Context {
   readonly spec: PolicySpec
   readonly policy: CachePolicy
   readonly model: ForwardModel
+  /** Empty where the policy keeps rows. */
   readonly cache: KvCache
+  /** Where the tokens are of a policy that keeps rows; null for the others. */
+  readonly rows: RowStore | null
   readonly seed: Seed
   /** Tokens in the cache. */
   readonly tokens: number[] = []
@@ -81,12 +87,14 @@ export class Context {
     policy: CachePolicy,
     seed: Seed,
     cache: KvCache,
+    rows: RowStore | null,
   ) {
     this.model = model
     this.spec = spec
     this.policy = policy
     this.seed = seed
     this.cache = cache
+    this.rows = rows
   }
 
   /**
@@ -105,12 +113,13 @@ export class Context {
       )
     }
     const tailFormat = policy.tail === 'f16' ? 'f16' : model.attentionDtype
-    return new Context(model, spec, policy, seed, new KvCache(memory, tailFormat))
+    const rows = policy.rows && makeRowStore(model, memory, policy.rows)
+    return new Context(model, spec, policy, seed, new KvCache(memory, tailFormat), rows)
   }
 
   /** Tokens in the cache. */
   get length(): number {
-    return this.cache.length
+    return this.rows?.length ?? this.cache.length
   }
 
   /** Logits after the last token in the cache, (1, vocab_size) f32; null when they are gone. */
@@ -134,6 +143,56 @@ export class Context {
     turn: () => Promise<void>,
     inspect?: (x: Tensor<'f32'>) => Promise<void>,
   ): Promise<void> {
+    if (this.rows) await this.#appendRows(this.rows, ids, true, turn, inspect)
+    else await this.#append(ids, turn, inspect)
+    this.pending = null
+    for (const id of ids) this.tokens.push(id)
+  }
+
+  /**
+   * Runs one generated token into a row store, and keeps the logits after it; `tokens` is the
+   * caller's to add to.
+   *
+   * Rejects as `prefill`.
+   */
+  async feedRow(id: number, turn: () => Promise<void>): Promise<void> {
+    if (this.rows) await this.#appendRows(this.rows, Int32Array.of(id), false, turn)
+  }
+
+  async #appendRows(
+    store: RowStore,
+    ids: Int32Array,
+    isPrompt: boolean,
+    turn: () => Promise<void>,
+    inspect?: (x: Tensor<'f32'>) => Promise<void>,
+  ): Promise<void> {
+    const { model } = this
+    const scratch = new Scratch(model.device)
+    const next = new Scratch(model.device)
+    const writer = store.begin(ids.length, isPrompt, scratch)
+    try {
+      const x = await prefillRows({ model, store, writer, ids, scratch, turn })
+      await inspect?.(x)
+      await turn()
+      const logits = logitsOf(model, x, Int32Array.of(ids.length - 1), next)
+      this.#notePeak(scratch.bytes + writer.bytes)
+      writer.publish()
+      this.forgetLogits()
+      this.#next = { length: this.length, scratch: next, logits }
+    } catch (error) {
+      next.dispose()
+      writer.discard()
+      throw error
+    } finally {
+      scratch.dispose()
+    }
+  }
+
+  async #append(
+    ids: Int32Array,
+    turn: () => Promise<void>,
+    inspect?: (x: Tensor<'f32'>) => Promise<void>,
+  ): Promise<void> {
     const { cache, model } = this
     const tailBefore = cache.tailLength
     const startBefore = cache.tailStart
@@ -147,8 +206,6 @@ export class Context {
       this.#notePeak(scratch.bytes)
       this.forgetLogits()
       this.#next = { length: this.length, scratch: next, logits }
-      this.pending = null
-      for (const id of ids) this.tokens.push(id)
     } catch (error) {
       next.dispose()
       cache.unstage()
@@ -179,8 +236,9 @@ export class Context {
 
   // ---- decode steps ----
 
-  /** Whether the next token fills the window. */
+  /** Whether the next token cannot be taken back: it fills the window, or goes into a row store. */
   get closesNext(): boolean {
+    if (this.rows) return true
     const { compression } = this.policy
     return compression !== null && this.cache.tailLength + 1 === compression.window
   }
@@ -284,7 +342,16 @@ export class Context {
    * Throws `ERR_ZC_OUT_OF_MEMORY`.
    */
   fork(): Context {
-    const copy = new Context(this.model, this.spec, this.policy, this.seed, this.cache.fork())
+    const { model, spec, policy, seed } = this
+    const cache = this.cache.fork()
+    let rows: RowStore | null
+    try {
+      rows = this.rows?.fork() ?? null
+    } catch (error) {
+      cache.dispose()
+      throw error
+    }
+    const copy = new Context(model, spec, policy, seed, cache, rows)
     try {
       for (const id of this.tokens) copy.tokens.push(id)
       copy.pending = this.pending
@@ -304,12 +371,18 @@ export class Context {
     this.#probes?.dispose()
     this.#probes = null
     this.cache.dispose()
+    this.rows?.dispose()
   }
 
   // ---- bytes ----
 
   get bytes(): CacheBytes {
     const byClass = { ...this.cache.bytesByClass(), probes: this.#probes?.bytes ?? 0 }
+    const { rows, params, tail, scores } = this.rows?.bytes ?? NO_ROWS
+    byClass.high += rows
+    byClass.params += params
+    byClass.tail += tail
+    byClass.probes += scores
     const resident = sumBytes(byClass)
     const fp16 = fp16CacheBytes(this.cache.shape, this.length)
     return {
@@ -344,6 +417,8 @@ export class Context {
     return (2 * width * n * 16) / (2 * width * n * bits + 16 * nClasses * (2 * width + 2 * n))
   }
 }
+
+const NO_ROWS = { rows: 0, params: 0, tail: 0, scores: 0 }
 
 function sumBytes(byClass: BytesByClass): number {
   return Object.values(byClass).reduce((sum: number, bytes: number) => sum + bytes, 0)

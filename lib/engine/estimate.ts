@@ -3,6 +3,7 @@ import {
   bitmapBytes,
   codeFormat,
   type Format,
+  fp16CacheBytes,
   type KvShape,
   pageBytes,
   pageCount,
@@ -13,10 +14,11 @@ import {
 import type { ForwardModel } from '../model/forward.js'
 import { DTYPE_BYTES } from '../ops/index.js'
 import type { CachePolicy } from '../policy/index.js'
-import type { Compression } from '../policy/policy.js'
+import type { Compression, RowPlan } from '../policy/policy.js'
 import { deriveSeed, toSeed } from '../random.js'
 import type { Context } from './context.js'
 import { sliceRows } from './prefill.js'
+import { BLOCK_ROWS, chunkSize } from './quantized-rows.js'
 
 /** Memory that a prompt takes, in bytes. */
 export interface MemoryEstimate {
@@ -45,7 +47,9 @@ export function estimatePrompt(
   const isCompressed = compression !== null && nTokens > 1 && nTokens >= compression.window
   const groups = isCompressed ? [nTokens] : []
   const weights = weightBytes(model)
-  let cache = cacheBytes(shape, policy, tailFormat, groups, isCompressed ? 0 : nTokens)
+  const nTail = isCompressed || policy.rows ? 0 : nTokens
+  let cache = cacheBytes(shape, policy, tailFormat, groups, nTail)
+  if (policy.rows) cache += rowBytes(shape, policy.rows, nTokens)
   if (compression && !isCompressed) {
     // As the first window of seed 0 draws them.
     const drawn = compression.windowProbes(deriveSeed(toSeed(0), 0))
@@ -53,7 +57,9 @@ export function estimatePrompt(
     cache += steps.length * nLayers * probeRowBytes(model)
   }
   const keysAndValues = 2 * nTokens * nKvHeads * headDim * DTYPE_BYTES[model.attentionDtype]
-  const activations = activationBytes(model, nTokens, compression, isCompressed)
+  const activations = policy.rows
+    ? rowActivationBytes(model, policy.rows, nTokens)
+    : activationBytes(model, nTokens, compression, isCompressed)
   return {
     weights,
     cache,
@@ -68,6 +74,62 @@ function probeRowBytes({ config, attentionDtype }: ForwardModel): number {
   return config.nHeads * (config.headDim * DTYPE_BYTES[attentionDtype] + 4)
 }
 
+/** What every pass of `n` rows allocates, but for K and V. */
+function passBytes(model: ForwardModel, n: number): { bytes: number; nSlices: number } {
+  const { hiddenSize, intermediateSize, headDim, nHeads, nKvHeads } = model.config
+  const compute = DTYPE_BYTES[model.dtype]
+  const attention = DTYPE_BYTES[model.attentionDtype]
+  const rounds = model.attentionDtype !== 'f32'
+  const perSlice = Math.min(n, sliceRows(model))
+  // residual stream, RoPE's table, token ids, positions
+  const stream = n * (4 * hiddenSize + 4 * headDim + 8)
+  const query = nHeads * headDim * (4 + attention + (rounds ? attention : 0)) + 4 * nHeads
+  const key = rounds ? 4 * nKvHeads * headDim : 0
+  const mlp = intermediateSize * (8 + (model.dtype === 'f32' ? 0 : compute))
+  const slice = perSlice * (compute * hiddenSize + query + key + mlp)
+  return { bytes: stream + slice, nSlices: Math.ceil(n / perSlice) }
+}
+
+/** What prefill-rows.ts allocates for a first prompt, but for K and V. */
+function rowActivationBytes(model: ForwardModel, plan: RowPlan, n: number): number {
+  const { headDim, nKvHeads, nLayers } = model.config
+  const pass = passBytes(model, n)
+  const bytes = pass.bytes + 16 * pass.nSlices
+  if (plan.kind === 'quantized') {
+    const rotated = [plan.key, plan.value].filter((codec) => codec.rotated)
+    const rows = Math.max(0, ...rotated.map((codec) => codec.nQuantized(n, 0)))
+    if (rows === 0) return bytes
+    return bytes + 4 * rows * nKvHeads * headDim + 4 * headDim * headDim
+  }
+  const facts = { nRows: n, promptLength: n, isPrompt: true }
+  const nKept = plan.nKept(facts)
+  const looks = plan.accumulates || nKept < n
+  const nProbes = looks ? plan.nObservers(facts, n) : 0
+  const probes = nProbes * (probeRowBytes(model) + 8 * nLayers) + 4 * n * nLayers
+  const picked = nKept * nKvHeads * (4 + headDim * DTYPE_BYTES[model.attentionDtype])
+  return bytes + picked + (looks ? probes + 4 * nKvHeads * n : 0)
+}
+
+/** Bytes of the row store of one prompt. */
+function rowBytes(shape: KvShape, plan: RowPlan, n: number): number {
+  const width = shape.nKvHeads * shape.headDim
+  if (plan.kind === 'kept') {
+    const nKept = plan.nKept({ nRows: n, promptLength: n, isPrompt: true })
+    const scores = plan.accumulates ? 4 * shape.nKvHeads : 0
+    return shape.nLayers * nKept * (4 * width + scores)
+  }
+  let bytes = 0
+  for (const codec of [plan.key, plan.value]) {
+    const nQuantized = codec.nQuantized(n, 0)
+    if (nQuantized > 0) {
+      const { codes, params } = chunkSize(codec, nQuantized, shape)
+      bytes += codes[0] * codes[1] + 2 * params
+    }
+    bytes += Math.ceil((n - nQuantized) / BLOCK_ROWS) * BLOCK_ROWS * width * 2
+  }
+  return shape.nLayers * bytes
+}
+
 /** What prefill.ts allocates for a prompt, but for K and V. */
 function activationBytes(
   model: ForwardModel,
@@ -75,22 +137,12 @@ function activationBytes(
   compression: Compression | null,
   isCompressed: boolean,
 ): number {
-  const { hiddenSize, intermediateSize, headDim, nHeads, nKvHeads, nLayers } = model.config
-  const compute = DTYPE_BYTES[model.dtype]
-  const attention = DTYPE_BYTES[model.attentionDtype]
-  const rounds = model.attentionDtype !== 'f32'
-  const perSlice = Math.min(n, sliceRows(model))
-  const nSlices = Math.ceil(n / perSlice)
-  // residual stream, RoPE's table, token ids, positions
-  const stream = n * (4 * hiddenSize + 4 * headDim + 8)
-  const query = nHeads * headDim * (4 + attention + (rounds ? attention : 0)) + 4 * nHeads
-  const key = rounds ? 4 * nKvHeads * headDim : 0
-  const mlp = intermediateSize * (8 + (model.dtype === 'f32' ? 0 : compute))
-  const slice = perSlice * (compute * hiddenSize + query + key + mlp)
+  const { nKvHeads, nLayers } = model.config
+  const { bytes, nSlices } = passBytes(model, n)
   const lengths = 4 + 16 * nSlices
   if (!compression || !isCompressed) {
     const slots = compression ? 4 * n : 0
-    return stream + slice + lengths + 4 * nSlices + slots
+    return bytes + lengths + 4 * nSlices + slots
   }
   const isMixed = compression.nSalient(n) > 0 && compression.nSalient(n) < n
   const looks = isMixed && compression.metric !== 'locality'
@@ -99,7 +151,7 @@ function activationBytes(
   const nProbes = looks ? compression.promptProbes(n, toSeed(0), 0).length : 0
   const weights = looks && compression.metric === 'causal' ? 4 * n : 0
   const probes = looks ? nProbes * (probeRowBytes(model) + 8 * nLayers) + 4 * n * nLayers : 0
-  return stream + slice + lengths + selection + weights + probes
+  return bytes + lengths + selection + weights + probes
 }
 
 function weightBytes({ weights }: ForwardModel): number {
@@ -161,9 +213,10 @@ function groupBytes({ headDim }: KvShape, { high, low, nSalient }: Compression, 
  */
 export function growthBytes(context: Context, maxLength: number): number {
   const { cache, policy } = context
-  const more = maxLength - cache.length
+  const more = maxLength - context.length
   const now = context.bytes.resident
   if (more <= 0) return 0
+  if (policy.rows) return rowGrowthBytes(cache.shape, policy.rows, maxLength)
   const { compression } = policy
   if (!compression) {
     return Math.max(0, cacheBytes(cache.shape, policy, cache.tailFormat, [], maxLength) - now)
@@ -178,6 +231,12 @@ export function growthBytes(context: Context, maxLength: number): number {
   return Math.max(0, packed + grown - now)
 }
 
+/** No more than this: all rows in 16 bits, and beside them what they are quantized to. */
+function rowGrowthBytes(shape: KvShape, plan: RowPlan, maxLength: number): number {
+  const plain = fp16CacheBytes(shape, maxLength + BLOCK_ROWS)
+  return plan.kind === 'quantized' ? plain + rowBytes(shape, plan, maxLength) : 2 * plain
+}
+
 /**
  * Adds the pages, by their bytes, that a context may still take until it holds `maxLength` tokens, as
  * `growthBytes` counts them.
@@ -189,7 +248,7 @@ export function addGrowthPages(
 ): void {
   const { headDim, nLayers, nKvHeads } = cache.shape
   const more = maxLength - cache.length
-  if (more <= 0) return
+  if (more <= 0 || policy.rows) return
   const add = (bytes: number, count: number) => {
     pages.set(bytes, (pages.get(bytes) ?? 0) + Math.max(0, count) * nLayers * nKvHeads)
   }

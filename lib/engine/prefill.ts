@@ -85,7 +85,7 @@ export async function prefillIntoTail(
   const nTail = cache.tailLength
   const { pool, tables, probes: probeSlots } = cache.memory
   const slots = probes && scratch.ints(probes.take(nTail, ids.length))
-  const sliced = slicePass(pass, 0)
+  const sliced = slicePass(pass, 0, cache.length)
   cache.extendTail(ids.length)
   const start = scratch.ints(Int32Array.of(cache.start))
   const paged = { pool: pool.memory, tables: tables.memory, starts: start }
@@ -139,7 +139,7 @@ export async function prefillCompressed(
   const { metric } = compression
   const compressor = makeCompressor(cache, compression, metric, staged, group, scratch)
   const needsProbes = staged.salient !== null && staged.regular !== null && metric !== 'locality'
-  const sliced = slicePass(pass, nTail)
+  const sliced = slicePass(pass, nTail, cache.length)
   const { stream } = sliced
   const start = scratch.ints(Int32Array.of(cache.start))
   const { pool, tables } = cache.memory
@@ -193,14 +193,26 @@ export async function prefillCompressed(
  */
 function promptProbes(pass: PrefillPass, compression: Compression, seed: Seed) {
   const { model, cache, ids, scratch } = pass
-  const { nHeads, headDim } = model.config
   const nTokens = ids.length
   const specialRows = compression.usesSpecialTokens ? specialRowsOf(model, ids) : null
+  const choose = (layer: number) => compression.promptProbes(nTokens, seed, layer, specialRows)
+  return gatherProbes(model, nTokens, cache.tailLength, choose, scratch)
+}
+
+/** The rows that `choose` names of each layer's `nTokens`, which come after `nBefore` others. */
+export function gatherProbes(
+  model: ForwardModel,
+  nTokens: number,
+  nBefore: number,
+  choose: (layer: number) => Int32Array,
+  scratch: Scratch,
+) {
+  const { nHeads, headDim } = model.config
   let room = 0
   let q: Tensor
   let lse: Tensor<'f32'>
   return (layer: number) => {
-    const chosen = compression.promptProbes(nTokens, seed, layer, specialRows)
+    const chosen = choose(layer)
     if (chosen.length > room) {
       room = chosen.length
       q = scratch.tensor(model.attentionDtype, [room, nHeads, headDim])
@@ -215,7 +227,7 @@ function promptProbes(pass: PrefillPass, compression: Compression, seed: Seed) {
       q,
       lse,
       rows: scratch.ints(chosen.map((_, slot) => slot)),
-      positions: scratch.ints(chosen.map((row) => cache.tailLength + row)),
+      positions: scratch.ints(chosen.map((row) => nBefore + row)),
       store(slice: Slice, heads: AttentionHeads) {
         const own = scratch.keep(slots.view([slice.nRows], slice.first))
         storeProbes({ q: heads.q, lse: heads.lse, slots: own, probeQ: q, probeLse: lse })
@@ -230,15 +242,17 @@ function specialRowsOf({ specialTokens }: ForwardModel, ids: Int32Array): Int32A
   return Int32Array.from(ids.keys()).filter((row) => isSpecial?.[ids[row] as number] === 1)
 }
 
-/** Cuts a pass into slices; K and V have room for `nBefore` more rows in front. */
-function slicePass(pass: PrefillPass, nBefore: number): SlicedPass {
-  const { model, cache, ids, scratch } = pass
+/** Cuts a pass from position `first` on into slices; K and V have room for `nBefore` more rows in front. */
+export function slicePass(
+  { model, ids, scratch }: Pick<PrefillPass, 'model' | 'ids' | 'scratch'>,
+  nBefore: number,
+  first: number,
+): SlicedPass {
   const { config } = model
   const nRows = ids.length
   const perSlice = Math.min(nRows, sliceRows(model))
   const stream = makeStream(model, nRows, nBefore + nRows, scratch)
   const makeBlock = makeWorkspace(model, perSlice, scratch)
-  const first = cache.length
   const positions = scratch.ints(new Int32Array(nRows).map((_, i) => first + i))
   const slices: Slice[] = []
   for (let row = 0; row < nRows; row += perSlice) {
@@ -273,7 +287,7 @@ function slicePass(pass: PrefillPass, nBefore: number): SlicedPass {
 }
 
 /** K and V of everything in the stream that a slice may see, for flashAttention. */
-function seenKeys({ k, v }: StreamRows, slice: Slice, nBefore: number, scratch: Scratch) {
+export function seenKeys({ k, v }: StreamRows, slice: Slice, nBefore: number, scratch: Scratch) {
   const shape = [nBefore + slice.end, ...k.shape.slice(1)]
   return {
     k: scratch.keep(k.view(shape)),
@@ -283,7 +297,10 @@ function seenKeys({ k, v }: StreamRows, slice: Slice, nBefore: number, scratch: 
   }
 }
 
-async function embedAll(pass: PrefillPass, { slices }: SlicedPass): Promise<void> {
+export async function embedAll(
+  pass: Pick<PrefillPass, 'model' | 'ids' | 'scratch' | 'turn'>,
+  { slices }: SlicedPass,
+): Promise<void> {
   const { model, ids, scratch, turn } = pass
   const all = scratch.ints(ids)
   await turn()

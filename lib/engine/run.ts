@@ -58,6 +58,8 @@ export class Run {
   /** Tokens that the context may come to hold. */
   readonly maxLength: number
   isSettled = false
+  /** A token is on its way into a row store. */
+  isFeeding = false
   readonly #settled = deferred()
   /** Resolves when nothing touches the context any more; never rejects. */
   readonly settled = this.#settled.promise
@@ -135,8 +137,8 @@ export class Run {
       for (const id of this.known.slice(0, this.fed)) context.tokens.push(id)
       if (this.fed < nAccepted) context.pending = this.known[nAccepted - 1] as number
     }
-    // A prefill notices at its next turn, and settles then.
-    if (wasDecoding || wasQueued) this.settle()
+    // A pass notices at its next turn, and settles then.
+    if ((wasDecoding && !this.isFeeding) || wasQueued) this.settle()
     this.#wake()
   }
 

@@ -217,7 +217,7 @@ export class Scheduler {
       if (sampling && sampling.maxTokens > 0) {
         const room = this.#model.config.maxPositions - context.length
         run.limit = Math.min(sampling.maxTokens, Math.max(1, room))
-        const first = await this.#sampleFirst(run)
+        const first = await this.#sampleNext(run)
         run.throwIfFailed()
         run.phase = 'decode'
         isDecoding = true
@@ -261,12 +261,13 @@ export class Scheduler {
     }
   }
 
-  async #sampleFirst(run: Run): Promise<{ id: number; logprob: number }> {
+  /** A token after what the context holds. */
+  async #sampleNext(run: Run): Promise<{ id: number; logprob: number }> {
     const { context, sampling } = run
     const { device, config } = this.#model
     const logits = context.nextLogits
     if (!sampling || !logits) throw new ZipCacheError('ERR_ZC_INTERNAL', 'run: it has no logits')
-    if (sampling.params.repetitionPenalty !== 1) {
+    if (sampling.params.repetitionPenalty !== 1 && run.seenRow < 0) {
       run.seenRow = this.#freeSeenRows.pop() ?? -1
       const seen = new Uint8Array(config.vocabSize)
       for (const id of context.tokens) seen[id] = 1
@@ -300,6 +301,10 @@ export class Scheduler {
     const closing: Run[] = []
     for (const run of this.#active) {
       if (!run.canFeed || !run.sampling) continue
+      if (run.context.rows) {
+        if (!run.isFeeding) void this.#feedRow(run)
+        continue
+      }
       const { context, known, fed, seenRow } = run
       const closes = context.closesNext
       const isKnown = fed < known.length
@@ -335,6 +340,34 @@ export class Scheduler {
       for (const run of runs) run.fail(error)
       return null
     }
+  }
+
+  /** Decodes one token by itself: rows of a row store are in no batch. */
+  async #feedRow(run: Run): Promise<void> {
+    run.isFeeding = true
+    let sampled: { id: number; logprob: number } | null = null
+    try {
+      const { context } = run
+      const id = run.known[run.fed] as number
+      await context.feedRow(id, this.#turns(run))
+      if (run.ended) {
+        // Given up at the last moment: the token is in the cache all the same.
+        context.tokens.push(id)
+        context.pending = null
+      } else {
+        run.fed++
+      }
+      run.throwIfFailed()
+      this.counters.steps++
+      sampled = await this.#sampleNext(run)
+    } catch (error) {
+      run.fail(error)
+    } finally {
+      run.isFeeding = false
+      if (run.ended) run.settle()
+    }
+    if (sampled && !run.ended) this.#deliver(run, sampled.id, sampled.logprob)
+    this.wake()
   }
 
   #closeWindow(run: Run, logits: Tensor<'f32'>): void {

@@ -210,7 +210,8 @@ export class Sequence {
    * Writes the sequence to a file, which `Engine.restore` reads: tokens, packed cache, tail and
    * probes, with a checksum, put in place when it is whole.
    *
-   * Rejects with `ERR_ZC_ARGUMENT` while a call is running, `ERR_ZC_IO`.
+   * Rejects with `ERR_ZC_ARGUMENT` while a call is running, `ERR_ZC_UNSUPPORTED` for a policy whose
+   * attention is `dequantized`, `ERR_ZC_IO`.
    */
   async save(path: string): Promise<void> {
     this.#enter()

@@ -12,6 +12,7 @@ import {
   type KvCache,
   splitCodes,
 } from '../cache/index.js'
+import { ZipCacheError } from '../errors.js'
 import { fingerprintOf } from '../model/fingerprint.js'
 import type { ForwardModel } from '../model/forward.js'
 import { Scratch } from '../model/scratch.js'
@@ -58,10 +59,17 @@ interface SnapshotHeader {
 /**
  * Writes a context to a file, atomically.
  *
- * Rejects with `ERR_ZC_IO`.
+ * Rejects with `ERR_ZC_UNSUPPORTED` for a policy that keeps rows, `ERR_ZC_IO`.
  */
 export async function saveContext(context: Context, file: string): Promise<void> {
   const { cache, model, spec, seed, tokens, pending, nextLogits } = context
+  if (context.rows) {
+    throw new ZipCacheError(
+      'ERR_ZC_UNSUPPORTED',
+      `sequence: one of policy ${context.policy.name}, whose rows lie in no pages, cannot be saved`,
+      { argument: 'policy' },
+    )
+  }
   const { nGroups } = context.windowState
   const header: SnapshotHeader = {
     fingerprint: await fingerprintOf(model),
@@ -101,7 +109,8 @@ export async function restoreContext(
       throw snapshotError(file, 'is of another model, or of another compute type')
     }
     try {
-      resolvePolicy(header.policy)
+      if (resolvePolicy(header.policy).rows)
+        throw snapshotError(file, 'is of a policy whose sequences are not saved')
     } catch (cause) {
       throw snapshotError(file, 'names a policy that is none', cause)
     }

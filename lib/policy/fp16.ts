@@ -9,5 +9,5 @@ export interface Fp16Options {
 /** The usual 16-bit cache, the paper's baseline: float16, whatever the model computes in. */
 export function fp16(options: Fp16Options): CachePolicy {
   new PolicyOptions('fp16', options).done()
-  return { name: 'fp16', tail: 'f16', attention: 'packed', compression: null }
+  return { name: 'fp16', tail: 'f16', attention: 'packed', compression: null, rows: null }
 }

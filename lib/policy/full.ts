@@ -9,5 +9,5 @@ export interface FullOptions {
 /** The cache in the type that the model computes in: nothing is lost. */
 export function full(options: FullOptions): CachePolicy {
   new PolicyOptions('full', options).done()
-  return { name: 'full', tail: 'compute', attention: 'packed', compression: null }
+  return { name: 'full', tail: 'compute', attention: 'packed', compression: null, rows: null }
 }

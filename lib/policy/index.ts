@@ -5,9 +5,13 @@
 import { ZipCacheError } from '../errors.js'
 import { type Fp16Options, fp16 } from './fp16.js'
 import { type FullOptions, full } from './full.js'
+import { type H2oOptions, h2o } from './h2o.js'
+import { type KiviOptions, kivi } from './kivi.js'
 import { type MikvOptions, mikv } from './mikv.js'
 import { show } from './options.js'
 import type { CachePolicy } from './policy.js'
+import { type RotatedOptions, rotated } from './rotated.js'
+import { type SnapKvOptions, snapkv } from './snapkv.js'
 import { type UniformOptions, uniform } from './uniform.js'
 import { type ZipCacheOptions, zipcache } from './zipcache.js'
 import { type ZipCacheOfficialOptions, zipcacheOfficial } from './zipcache-official.js'
@@ -15,6 +19,8 @@ import { type ZipCachePlusOptions, zipcachePlus } from './zipcache-plus.js'
 
 export type { Fp16Options } from './fp16.js'
 export type { FullOptions } from './full.js'
+export type { H2oOptions } from './h2o.js'
+export type { KiviOptions } from './kivi.js'
 export type { MikvOptions } from './mikv.js'
 export type {
   CachePolicy,
@@ -22,10 +28,13 @@ export type {
   Compression,
   PrecisionClass,
   QuantRange,
+  RowPlan,
   SaliencyMetric,
 } from './policy.js'
 export type { ProbeShares, ProbeStrategy } from './probes.js'
-export type { UniformOptions } from './uniform.js'
+export type { RotatedOptions } from './rotated.js'
+export type { SnapKvOptions } from './snapkv.js'
+export type { Granularity, UniformOptions } from './uniform.js'
 export type { SaliencyOptions, ZipCacheOptions } from './zipcache.js'
 export type { ZipCacheOfficialOptions } from './zipcache-official.js'
 export type { ZipCachePlusOptions } from './zipcache-plus.js'
@@ -38,6 +47,10 @@ interface PolicyOptionsOf {
   'zipcache-official': ZipCacheOfficialOptions
   mikv: MikvOptions
   uniform: UniformOptions
+  rotated: RotatedOptions
+  kivi: KiviOptions
+  h2o: H2oOptions
+  snapkv: SnapKvOptions
 }
 
 type PolicyName = keyof PolicyOptionsOf
@@ -50,9 +63,13 @@ const POLICIES: { [N in PolicyName]: (options: PolicyOptionsOf[N]) => CachePolic
   'zipcache-official': zipcacheOfficial,
   mikv,
   uniform,
+  rotated,
+  kivi,
+  h2o,
+  snapkv,
 }
 
-/** Names that `resolvePolicy` knows as strings. */
+/** Names that `resolvePolicy` knows as strings; `uniform`, `rotated` and `kivi` take other bits, too. */
 export const POLICY_NAMES = [
   'full',
   'fp16',
@@ -64,6 +81,14 @@ export const POLICY_NAMES = [
   'uniform3',
   'uniform4',
   'uniform8',
+  'uniform4-channel',
+  'uniform4-token',
+  'uniform4-group',
+  'rotated4',
+  'kivi2',
+  'kivi4',
+  'h2o',
+  'snapkv',
 ] as const
 
 /** A policy by name (`zipcache`, `uniform4` …), or by name and options. */
@@ -89,7 +114,9 @@ export function resolvePolicy(spec: PolicySpec): CachePolicy {
   return make(options as object)
 }
 
-function parseName(text: string): { name: string; bits?: number } {
-  const uniformBits = /^uniform(\d+)$/.exec(text)
-  return uniformBits ? { name: 'uniform', bits: Number(uniformBits[1]) } : { name: text }
+/** Reads `uniform4-group`: a policy, its bits, and its granularity. */
+function parseName(text: string): { name: string; bits?: number; granularity?: string } {
+  const [, name, bits, granularity] = /^(uniform|rotated|kivi)(\d+)(?:-([a-z]+))?$/.exec(text) ?? []
+  if (!name || (granularity && name !== 'uniform')) return { name: text }
+  return { name, bits: Number(bits), ...(granularity && { granularity }) }
 }

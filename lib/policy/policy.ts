@@ -56,6 +56,60 @@ export interface Compression {
   windowProbes(seed: Seed): Int32Array
 }
 
+/** How K or V is stored by a policy whose rows are dequantized; the schemes are `quantize`'s. */
+export interface RowCodec {
+  readonly scheme: 'channelwise' | 'tokenwise' | 'groupwise' | 'cst'
+  readonly bits: CodeBits
+  readonly range: QuantRange
+  /** Channels of a group, with `groupwise`; 0: a head's. */
+  readonly groupSize: number
+  /** Tokens that share a channel's parameters; 0: all that are quantized together. */
+  readonly tokenGroup: number
+  /** Whether each head's channels are rotated by a Hadamard matrix first. */
+  readonly rotated: boolean
+  /**
+   * How many of `nTokens` tokens, the oldest, are quantized, `nBefore` being so already. What is
+   * left over after more were is whole blocks of 16 away from what was before, or new.
+   */
+  nQuantized(nTokens: number, nBefore: number): number
+}
+
+/** Every token is kept, quantized or, the newest ones, in 16 bits. */
+export interface QuantizedPlan {
+  readonly kind: 'quantized'
+  readonly key: RowCodec
+  readonly value: RowCodec
+}
+
+/** The rows there are when tokens have come, those included. */
+export interface KeptFacts {
+  readonly nRows: number
+  /** Tokens that there had been, dropped ones included, when the last prompt ended. */
+  readonly promptLength: number
+  /** Whether the new tokens are a prompt's. */
+  readonly isPrompt: boolean
+}
+
+/** Some tokens of each KV head are kept in 16 bits, the others are dropped for good. */
+export interface KeptPlan {
+  readonly kind: 'kept'
+  /** Whether the attention that a row received is remembered and added to. */
+  readonly accumulates: boolean
+  /** How many rows are kept; the same for every KV head. */
+  nKept(facts: KeptFacts): number
+  /** How many of the `nNew` newest rows are looked at, to score all rows. */
+  nObservers(facts: KeptFacts, nNew: number): number
+  /**
+   * The rows that one KV head keeps, `nKept` of them, ascending.
+   *
+   * - `scores` (n_rows): the attention that its rows received, oldest first
+   */
+  select(scores: Float32Array, facts: KeptFacts): Int32Array
+}
+
+/** What a policy decides whose rows do not lie in pages. */
+export type RowPlan = QuantizedPlan | KeptPlan
+
 /**
  * How a sequence's cache is kept. Facts go in and plans come out; a policy touches no tensor, no
  * clock and no hidden state, so that the same seed gives the same cache.
@@ -64,8 +118,13 @@ export interface CachePolicy {
   readonly name: string
   /** Type of tokens that are not compressed: float16, or the type the model computes in. */
   readonly tail: 'f16' | 'compute'
-  /** How rows attend to the cache: `packed`, straight over the codes. */
-  readonly attention: 'packed'
-  /** null: every token stays in the tail. */
+  /**
+   * How rows attend to the cache: `packed`, straight over the codes; or `dequantized`, over rows that
+   * every step makes of them first, which is slower and for comparison.
+   */
+  readonly attention: 'packed' | 'dequantized'
+  /** What lies in pages. null: every token stays in the tail. */
   readonly compression: Compression | null
+  /** What lies in rows, where attention is `dequantized`; null elsewhere. */
+  readonly rows: RowPlan | null
 }

@@ -101,6 +101,7 @@ export function bySaliency(name: string, given: object, defaults: SaliencyDefaul
     tail: 'f16',
     attention: 'packed',
     compression: saliencyCompression({ ratio, window, metric, ...precision, probes }),
+    rows: null,
   }
 }
 

@@ -1,6 +1,6 @@
 /** Memory is counted to the byte, and by hand here. */
 import { join } from 'node:path'
-import type { CacheBytes, PolicySpec } from '../../lib/index'
+import { type CacheBytes, POLICY_NAMES, type PolicySpec } from '../../lib/index'
 import { kFixtures } from './model-copies'
 import { idsOf, someIds, useModel } from './running'
 
@@ -98,13 +98,8 @@ describe('by class', () => {
 
 describe('in all', () => {
   const policies: PolicySpec[] = [
-    'full',
-    'fp16',
-    'zipcache',
-    'uniform3',
-    'zipcache-plus',
-    'zipcache-official',
-    'mikv',
+    ...POLICY_NAMES,
+    { name: 'snapkv', capacity: 100 },
     { name: 'zipcache', window: 1 },
   ]
 

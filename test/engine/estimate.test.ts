@@ -1,20 +1,16 @@
 /** What a prompt takes, told before it is run. */
 import { join } from 'node:path'
-import type { PolicySpec } from '../../lib/index'
+import { POLICY_NAMES, type PolicySpec } from '../../lib/index'
 import { expectRefused } from '../support/errors'
 import { kFixtures, kTrainedModels } from './model-copies'
 import { someIds, useModel } from './running'
 
 const policies: PolicySpec[] = [
-  'full',
-  'fp16',
-  'zipcache',
-  'uniform4',
+  ...POLICY_NAMES,
   { name: 'zipcache', window: 30, saliencyRatio: 1 },
   { name: 'zipcache', metric: 'locality' },
-  'zipcache-plus',
-  'zipcache-official',
-  'mikv',
+  { name: 'snapkv', capacity: 200 },
+  { name: 'rotated', groupSize: 16 },
 ]
 
 describe.each([

@@ -239,7 +239,7 @@ describe('stopping', () => {
 })
 
 describe('leaving the loop', () => {
-  test.each(['full', { name: 'zipcache', window: 6 }] as const)(
+  test.each(['full', { name: 'zipcache', window: 6 }, 'kivi4', 'h2o'] as const)(
     'and going on gives what one loop gives: %j',
     async (policy) => {
       const expected = await idsOf(model(), prompt.ids, 15, { policy })

@@ -46,6 +46,15 @@ export const testPolicies: readonly PolicySpec[] = [
   { name: 'uniform', bits: 4, window: 17 },
 ]
 
+/** Policies whose sequences are in no batch. */
+export const rowPolicies: readonly PolicySpec[] = [
+  { name: 'uniform', bits: 4, granularity: 'token', window: 17 },
+  { name: 'rotated', bits: 3, window: 20 },
+  { name: 'kivi', bits: 2, groupSize: 16, residual: 32 },
+  'h2o',
+  { name: 'snapkv', capacity: 60, window: 12 },
+]
+
 /** Lengths around windows, pages and where prompts are compressed at once, and any others. */
 const promptLengths = fc.oneof(
   fc.constantFrom(1, 2, 11, 12, 13, 16, 17, 19, 20, 21, 99, 100, 101, 199, 200),
@@ -56,7 +65,7 @@ const promptLengths = fc.oneof(
 export const requests: fc.Arbitrary<Request> = fc.record({
   promptLength: promptLengths,
   promptSeed: fc.integer({ min: 1, max: 99 }),
-  policy: fc.constantFrom(...testPolicies),
+  policy: fc.constantFrom(...testPolicies, ...rowPolicies),
   seed: fc.integer({ min: 0, max: 5 }),
   temperature: fc.constantFrom(0, 0, 0.7, 1.5),
   repetitionPenalty: fc.constantFrom(1, 1, 1.3),

@@ -48,6 +48,12 @@ export function describePolicy(name: string, spec: PolicySpec, needsProbes: bool
       expect(['f16', 'compute']).toContain(tail)
     })
 
+    test('says whether rows attend to packed codes, and keeps rows where they do not', () => {
+      const { attention, rows, compression } = resolvePolicy(spec)
+      expect(attention).toBe(rows ? 'dequantized' : 'packed')
+      if (rows) expect(compression).toBeNull()
+    })
+
     const { compression } = resolvePolicy(spec)
     if (!compression) return
 

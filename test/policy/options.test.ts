@@ -102,6 +102,31 @@ describe('uniform options that are refused', () => {
   })
 })
 
+describe('options of the policies that keep rows', () => {
+  test.each<[string, object, string]>([
+    ['uniform', { granularity: 'head' }, 'granularity'],
+    ['rotated', { bits: 5 }, 'bits'],
+    ['rotated', { groupSize: 48 }, 'groupSize'],
+    ['rotated', { range: 'max' }, 'range'],
+    ['rotated', { window: 0 }, 'window'],
+    ['rotated', { granularity: 'token' }, 'granularity'],
+    ['kivi', { bits: 3 }, 'bits'],
+    ['kivi', { groupSize: 24 }, 'groupSize'],
+    ['kivi', { groupSize: 8 }, 'groupSize'],
+    ['kivi', { residual: 100 }, 'residual'],
+    ['kivi', { residual: 96, groupSize: 64 }, 'residual'],
+    ['h2o', { heavy: 1.5 }, 'heavy'],
+    ['h2o', { recent: -0.1 }, 'recent'],
+    ['h2o', { window: 100 }, 'window'],
+    ['snapkv', { capacity: 1 }, 'capacity'],
+    ['snapkv', { window: 64, capacity: 64 }, 'window'],
+    ['snapkv', { kernel: 4 }, 'kernel'],
+    ['snapkv', { pooling: 'mean' }, 'pooling'],
+  ])('%s: %j is refused', (name, options, argument) => {
+    expectBadOption(name, options, argument)
+  })
+})
+
 test.each(['full', 'fp16'])('%s has no options', (name) => {
   expectBadOption(name, { window: 100 }, 'window')
 })

@@ -36,6 +36,11 @@ const specs: [name: string, spec: PolicySpec, needsProbes: boolean][] = [
   ['uniform3', 'uniform3', false],
   ['uniform4', 'uniform4', false],
   ['uniform8', 'uniform8', false],
+  ...POLICY_NAMES.map((name): [string, PolicySpec, boolean] => [
+    `registered ${name}`,
+    name,
+    name.startsWith('zipcache') || name === 'mikv',
+  ]),
 ]
 
 for (const [name, spec, needsProbes] of specs) describePolicy(name, spec, needsProbes)
@@ -51,6 +56,7 @@ describe('policies by name', () => {
       tail: 'compute',
       attention: 'packed',
       compression: null,
+      rows: null,
     })
     expect(resolvePolicy('fp16')).toEqual({ ...resolvePolicy('full'), name: 'fp16', tail: 'f16' })
     for (const name of ['zipcache', 'uniform2']) expect(resolvePolicy(name).tail).toBe('f16')

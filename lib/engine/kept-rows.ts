@@ -1,0 +1,222 @@
+import type { CacheMemory } from '../cache/index.js'
+import type { Scratch } from '../model/scratch.js'
+import { convert, type DType, gatherRows, probeAttention, type Tensor } from '../ops/index.js'
+import type { KeptPlan } from '../policy/policy.js'
+import type { Probes } from './compress.js'
+import type { RowBytes, RowStore, RowWriter } from './row-store.js'
+
+/** The rows that one layer keeps. Never written again, so that forks share them. */
+interface Layer {
+  /** (n_rows, n_kv_heads, head_dim): row r is the r-th token that a head kept, each its own. */
+  readonly k: Tensor<'f16'>
+  readonly v: Tensor<'f16'>
+  /** (n_kv_heads, n_rows), where the plan accumulates. */
+  readonly scores: Tensor<'f32'> | null
+  nHolders: number
+}
+
+/**
+ * `KeptPlan` at work: some tokens of each KV head in 16 bits, the others dropped. Keys were rotated
+ * to their positions before, so that a row needs none.
+ */
+export class KeptRows implements RowStore {
+  readonly plan: KeptPlan
+  readonly #memory: CacheMemory
+  #layers: Layer[] = []
+  #length = 0
+  #nRows = 0
+  /** Tokens there were when the last prompt ended. */
+  #promptLength = 0
+
+  constructor(memory: CacheMemory, plan: KeptPlan) {
+    this.#memory = memory
+    this.plan = plan
+  }
+
+  get length(): number {
+    return this.#length
+  }
+
+  get nRows(): number {
+    return this.#nRows
+  }
+
+  get bytes(): RowBytes {
+    const bytes = { rows: 0, params: 0, tail: 0, scores: 0 }
+    for (const { k, v, scores } of this.#layers) {
+      bytes.rows += k.sizeBytes + v.sizeBytes
+      bytes.scores += scores?.sizeBytes ?? 0
+    }
+    return bytes
+  }
+
+  begin(nTokens: number, isPrompt: boolean, scratch: Scratch): RowWriter {
+    const length = this.#length + nTokens
+    const promptLength = isPrompt ? length : this.#promptLength
+    const nRows = this.#nRows + nTokens
+    const facts = { nRows, promptLength, isPrompt }
+    const nKept = this.plan.nKept(facts)
+    const added: Layer[] = []
+    const room = new Room(scratch)
+    return {
+      nObservers: nKept < nRows || this.plan.accumulates ? this.plan.nObservers(facts, nTokens) : 0,
+      get bytes() {
+        return added.reduce((sum, layer) => sum + layerBytes(layer), 0)
+      },
+      read: (layer, k, v) => this.#read(layer, k, v, scratch),
+      write: async (layer, k, v, probes) => {
+        added.push(await this.#keep(layer, k, v, { ...facts, nKept }, probes, room))
+      },
+      publish: () => {
+        for (const old of this.#layers) this.#free(old)
+        this.#layers = added
+        this.#length = length
+        this.#nRows = nKept
+        this.#promptLength = promptLength
+      },
+      discard: () => {
+        for (const layer of added) this.#free(layer)
+      },
+    }
+  }
+
+  fork(): RowStore {
+    const copy = new KeptRows(this.#memory, this.plan)
+    for (const layer of this.#layers) layer.nHolders++
+    copy.#layers = [...this.#layers]
+    copy.#length = this.#length
+    copy.#nRows = this.#nRows
+    copy.#promptLength = this.#promptLength
+    return copy
+  }
+
+  dispose(): void {
+    for (const layer of this.#layers.splice(0)) this.#free(layer)
+  }
+
+  #free(layer: Layer): void {
+    if (--layer.nHolders > 0) return
+    for (const tensor of [layer.k, layer.v, layer.scores]) {
+      if (tensor) this.#memory.freeRows(tensor)
+    }
+  }
+
+  #read(layer: number, k: Tensor, v: Tensor, scratch: Scratch): void {
+    const held = this.#layers[layer]
+    if (!held) return
+    for (const [x, out] of [
+      [held.k, k],
+      [held.v, v],
+    ] as const) {
+      convert({ x, out: scratch.keep(out.view(x.shape)) })
+    }
+  }
+
+  async #keep(
+    layer: number,
+    k: Tensor,
+    v: Tensor,
+    facts: { nRows: number; nKept: number; promptLength: number; isPrompt: boolean },
+    probes: Probes | null,
+    room: Room,
+  ): Promise<Layer> {
+    const { nKvHeads, headDim } = this.#memory.shape
+    const { nRows, nKept } = facts
+    const scores = probes ? await this.#score(layer, k, nRows, probes, room) : null
+    const kept = Array.from({ length: nKvHeads }, (_, head) =>
+      nKept < nRows && scores
+        ? this.plan.select(scores.subarray(head * nRows, (head + 1) * nRows), facts)
+        : Int32Array.from({ length: nKept }, (_, row) => row),
+    )
+    const made: Tensor[] = []
+    try {
+      const make = <D extends 'f16' | 'f32'>(dtype: D, shape: number[]) => {
+        const tensor = this.#memory.rowTensor(dtype, shape)
+        made.push(tensor)
+        return tensor
+      }
+      const shape = [nKept, nKvHeads, headDim]
+      const own = { k: make('f16', shape), v: make('f16', shape) }
+      // Row r of head h stands at r n_kv_heads + h.
+      const places = new Int32Array(nKept * nKvHeads)
+      for (const [head, rows] of kept.entries()) {
+        rows.forEach((row, r) => {
+          places[r * nKvHeads + head] = row * nKvHeads + head
+        })
+      }
+      const rows = room.tensor('places', 'i32', [places.length]).write(places)
+      const picked = room.tensor('picked', k.dtype, [places.length, headDim])
+      const { scratch } = room
+      for (const [from, to] of [
+        [k, own.k],
+        [v, own.v],
+      ] as const) {
+        gatherRows({ x: scratch.keep(from.view([nRows * nKvHeads, headDim])), rows, out: picked })
+        convert({ x: picked, out: scratch.keep(to.view([places.length, headDim])) })
+      }
+      if (!this.plan.accumulates || !scores) return { ...own, scores: null, nHolders: 1 }
+      const ownScores = new Float32Array(nKvHeads * nKept)
+      for (const [head, rowsOfHead] of kept.entries()) {
+        rowsOfHead.forEach((row, r) => {
+          ownScores[head * nKept + r] = scores[head * nRows + row] as number
+        })
+      }
+      const stored = make('f32', [nKvHeads, nKept]).write(ownScores)
+      return { ...own, scores: stored, nHolders: 1 }
+    } catch (error) {
+      for (const tensor of made) this.#memory.freeRows(tensor)
+      throw error
+    }
+  }
+
+  /** Attention that each row has received, (n_kv_heads, nRows): what is kept of before, and now. */
+  async #score(
+    layer: number,
+    k: Tensor,
+    nRows: number,
+    probes: Probes,
+    room: Room,
+  ): Promise<Float32Array> {
+    const { nKvHeads, headDim } = this.#memory.shape
+    const sums = room.tensor('sums', 'f32', [nKvHeads, nRows])
+    const keys = room.scratch.keep(k.view([nRows, nKvHeads, headDim]))
+    const scale = 1 / Math.sqrt(headDim)
+    probeAttention({ ...probes, k: keys, scores: sums, scale, metric: 'accumulated' })
+    const scores = await sums.read()
+    const before = this.#layers[layer]?.scores
+    if (before) {
+      const old = await before.read()
+      for (let head = 0; head < nKvHeads; head++) {
+        for (let row = 0; row < this.#nRows; row++) {
+          const at = head * nRows + row
+          scores[at] = (scores[at] as number) + (old[head * this.#nRows + row] as number)
+        }
+      }
+    }
+    return scores
+  }
+}
+
+function layerBytes({ k, v, scores }: Layer): number {
+  return k.sizeBytes + v.sizeBytes + (scores?.sizeBytes ?? 0)
+}
+
+/** Work space that the layers use one after another. */
+class Room {
+  readonly scratch: Scratch
+  readonly #tensors = new Map<string, Tensor>()
+
+  constructor(scratch: Scratch) {
+    this.scratch = scratch
+  }
+
+  /** The tensor of that name: made once, since all layers are alike. */
+  tensor<D extends DType>(name: string, dtype: D, shape: number[]): Tensor<D> {
+    let tensor = this.#tensors.get(name)
+    if (!tensor) {
+      tensor = this.scratch.tensor(dtype, shape)
+      this.#tensors.set(name, tensor)
+    }
+    return tensor as Tensor<D>
+  }
+}

@@ -1,0 +1,62 @@
+import type { Scratch } from '../model/scratch.js'
+import type { Tensor } from '../ops/index.js'
+import type { RowPlan } from '../policy/policy.js'
+import type { Probes } from './compress.js'
+
+/** Bytes of a row store by what they hold. */
+export interface RowBytes {
+  /** Codes, or kept rows. */
+  readonly rows: number
+  /** Scales, zeros and normalisers. */
+  readonly params: number
+  /** Rows in 16 bits that wait to be quantized. */
+  readonly tail: number
+  /** Attention that kept rows have received so far. */
+  readonly scores: number
+}
+
+/**
+ * The cache of a policy whose rows are dequantized before they are attended to: tensors of its own,
+ * out of the pages' sight but within `kvMemory`. Rows of all KV heads are equally many.
+ */
+export interface RowStore {
+  readonly plan: RowPlan
+  /** Tokens that came, those included that were dropped. */
+  readonly length: number
+  /** Rows that the next token attends to. */
+  readonly nRows: number
+  readonly bytes: RowBytes
+  /**
+   * Begins to take `nTokens` more tokens, layer by layer. At most one writer at a time;
+   * `isPrompt`: whether they are a prompt's, not generated.
+   */
+  begin(nTokens: number, isPrompt: boolean, scratch: Scratch): RowWriter
+  /**
+   * A store of the same content.
+   *
+   * Throws `ERR_ZC_OUT_OF_MEMORY`.
+   */
+  fork(): RowStore
+  dispose(): void
+}
+
+/** New tokens on their way into a store, which is as before until `publish`. */
+export interface RowWriter {
+  /** How many of the newest rows are looked at, to score the others; 0: none. */
+  readonly nObservers: number
+  /** Puts the rows that are held into rows [0, nRows) of k and v (rows, n_kv_heads, head_dim). */
+  read(layer: number, k: Tensor, v: Tensor): void
+  /**
+   * Takes the rows [nRows, nRows + nTokens) of k and v, whose first rows are those that `read` put
+   * there. `probes` where there are observers.
+   *
+   * Rejects with `ERR_ZC_OUT_OF_MEMORY`.
+   */
+  write(layer: number, k: Tensor, v: Tensor, probes: Probes | null): Promise<void>
+  /** Bytes that were allocated for the new tokens so far. */
+  readonly bytes: number
+  /** Makes the new tokens the store's. */
+  publish(): void
+  /** Frees what was written and will not be published. */
+  discard(): void
+}

@@ -1,0 +1,40 @@
+import type { CacheMemory } from '../cache/index.js'
+import { ZipCacheError } from '../errors.js'
+import type { ForwardModel } from '../model/forward.js'
+import type { QuantizedPlan, RowPlan } from '../policy/policy.js'
+import { KeptRows } from './kept-rows.js'
+import { QuantizedRows } from './quantized-rows.js'
+import type { RowStore } from './row-store.js'
+
+/**
+ * An empty store for a plan.
+ *
+ * Throws `ERR_ZC_ARGUMENT` for groups that do not divide the model's heads, `ERR_ZC_UNSUPPORTED` for
+ * dropping tokens of a model with a sliding window, which looks at positions that rows do not have.
+ */
+export function makeRowStore(model: ForwardModel, memory: CacheMemory, plan: RowPlan): RowStore {
+  if (plan.kind === 'kept') {
+    if (model.config.slidingWindow.some((window) => window > 0)) {
+      throw new ZipCacheError(
+        'ERR_ZC_UNSUPPORTED',
+        'policy: drops tokens, which a model with a sliding window cannot bear',
+        { argument: 'policy' },
+      )
+    }
+    return new KeptRows(memory, plan)
+  }
+  checkGroups(model, plan)
+  return new QuantizedRows(memory, plan)
+}
+
+function checkGroups({ config }: ForwardModel, plan: QuantizedPlan): void {
+  const width = config.nKvHeads * config.headDim
+  for (const { scheme, groupSize } of [plan.key, plan.value]) {
+    if (scheme !== 'groupwise' || groupSize === 0 || width % groupSize === 0) continue
+    throw new ZipCacheError(
+      'ERR_ZC_ARGUMENT',
+      `policy.groupSize: is ${groupSize}, expected a divisor of the ${width} channels of the model's K and V`,
+      { argument: 'policy.groupSize' },
+    )
+  }
+}
