@@ -1,31 +1,12 @@
 /** What trials of a plugin found, in files: one for each machine, driver, library and environment. */
 import { createHash } from 'node:crypto'
-import {
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  realpathSync,
-  renameSync,
-  statSync,
-  writeFileSync,
-} from 'node:fs'
+import { mkdirSync, readdirSync, renameSync, writeFileSync } from 'node:fs'
 import { homedir, hostname } from 'node:os'
 import path from 'node:path'
+import { driverFacts, identityOf, readOptional } from './driver.js'
 import { kVersion } from './platform.js'
 import type { TrialSubject, Verdict } from './trial.js'
 
-/** Where libcuda.so.1 lies: Debian's, Red Hat's, WSL's, containers', NixOS's. */
-const kDriverFolders = [
-  '/usr/lib/x86_64-linux-gnu',
-  '/lib/x86_64-linux-gnu',
-  '/usr/lib/aarch64-linux-gnu',
-  '/usr/lib64',
-  '/usr/lib',
-  '/usr/lib/wsl/lib',
-  '/usr/local/cuda/compat',
-  '/usr/local/nvidia/lib64',
-  '/run/opengl-driver/lib',
-]
 /** What decides which driver is loaded, and which GPUs it shows. */
 const kVariables = [
   'LD_LIBRARY_PATH',
@@ -46,18 +27,6 @@ export function trialKey({ addon, folder, kind }: TrialSubject): string {
     host: hostname(),
   }
   return createHash('sha256').update(JSON.stringify(facts)).digest('hex').slice(0, 32)
-}
-
-/** The driver: the kernel's part by its version, the libraries by their names and dates. */
-function driverFacts() {
-  const folders = (process.env.LD_LIBRARY_PATH ?? '').split(':').filter((name) => name !== '')
-  return {
-    kernel: readOptional('/sys/module/nvidia/version'),
-    // The real name ends in the version: libcuda.so.580.65.06.
-    libraries: [...folders, ...kDriverFolders]
-      .map((at) => identityOf(path.join(at, 'libcuda.so.1')))
-      .filter((identity) => identity !== null),
-  }
 }
 
 /** A verdict of before, if there is one. */
@@ -101,23 +70,6 @@ function isListOfDevices(value: unknown): boolean {
     const { name, reason } = (one ?? {}) as { name?: unknown; reason?: unknown }
     return typeof name === 'string' && typeof reason === 'string'
   })
-}
-
-function identityOf(file: string): string | null {
-  try {
-    const { size, mtimeMs } = statSync(file)
-    return `${realpathSync(file)} ${size} ${mtimeMs}`
-  } catch {
-    return null
-  }
-}
-
-function readOptional(file: string): string | null {
-  try {
-    return readFileSync(file, 'utf8')
-  } catch {
-    return null
-  }
 }
 
 function listed(folder: string): string[] {

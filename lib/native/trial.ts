@@ -1,4 +1,5 @@
 import { spawn } from 'node:child_process'
+import { ZipCacheError } from '../errors.js'
 import type { ListedDevice } from './addon.js'
 import { recall, remember, trialKey } from './trial-memory.js'
 
@@ -22,7 +23,7 @@ export interface TrialSubject {
 }
 
 /** Loading the driver, and a kernel that the driver compiles, may take many seconds. */
-const kTrialMs = 60_000
+const kTrialSeconds = 60
 /** Of what a process wrote before it died. */
 const kMaxNoise = 2000
 
@@ -66,12 +67,12 @@ const passed = new Map<string, Verdict>()
 /**
  * Tries a plugin in a process of its own: a driver that crashes or hangs takes that one down. What
  * passed is remembered, in this process and in a file, until driver, library or environment change;
- * a failure is tried again each time, since its cause may be gone. `ZIPCACHE_CUDA_TRIAL=0` skips it.
+ * a failure is tried again each time, since its cause may be gone. `ZIPCACHE_CUDA_TRIAL` is the
+ * seconds that it may take, 60 by default; 0 goes without.
  */
 export async function tryPlugin(subject: TrialSubject): Promise<Verdict> {
-  if (process.env.ZIPCACHE_CUDA_TRIAL === '0' || isSingleExecutable()) {
-    return { devices: null, failure: null }
-  }
+  const seconds = trialSeconds()
+  if (seconds === 0 || isSingleExecutable()) return { devices: null, failure: null }
   const key = trialKey(subject)
   if (!subject.fresh) {
     const known = passed.get(key) ?? recall(key)
@@ -79,7 +80,7 @@ export async function tryPlugin(subject: TrialSubject): Promise<Verdict> {
   }
   const already = running.get(key)
   if (already) return already
-  const trial = runTrial(subject)
+  const trial = runTrial(subject, seconds)
   running.set(key, trial)
   try {
     const verdict = await trial
@@ -93,7 +94,7 @@ export async function tryPlugin(subject: TrialSubject): Promise<Verdict> {
   }
 }
 
-function runTrial({ addon, folder, kind }: TrialSubject): Promise<Verdict> {
+function runTrial({ addon, folder, kind }: TrialSubject, seconds: number): Promise<Verdict> {
   return new Promise((resolve) => {
     const fail = (what: string) => {
       const failure = `device: '${kind}' was tried in a process of its own, which ${what}`
@@ -101,7 +102,7 @@ function runTrial({ addon, folder, kind }: TrialSubject): Promise<Verdict> {
     }
     // Not this process's options: a debugger's port, a module to load first.
     const env = { ...process.env, NODE_OPTIONS: '', ELECTRON_RUN_AS_NODE: '1' }
-    const options = { env, timeout: kTrialMs, killSignal: 'SIGKILL' as const }
+    const options = { env, timeout: seconds * 1000, killSignal: 'SIGKILL' as const }
     let child: ReturnType<typeof spawn>
     try {
       child = spawn(process.execPath, ['-e', kProgram, '--', addon, folder, kind], {
@@ -127,8 +128,8 @@ function runTrial({ addon, folder, kind }: TrialSubject): Promise<Verdict> {
         const devices = parseDevices(text.out)
         if (devices) resolve({ devices, failure: null })
         else fail(`ended without an answer${lastWords(text.err)}`)
-      } else if (signal === 'SIGKILL' && performance.now() - begin >= kTrialMs) {
-        fail(`did not answer within ${kTrialMs / 1000} s${lastWords(text.err)}`)
+      } else if (signal === 'SIGKILL' && performance.now() - begin >= seconds * 1000) {
+        fail(`did not answer within ${seconds} s${lastWords(text.err)}`)
       } else {
         fail(`ended by ${signal ?? `exit code ${code}`}${lastWords(text.err)}`)
       }
@@ -144,6 +145,17 @@ function parseDevices(text: string): ListedDevice[] | null {
   } catch {
     return null
   }
+}
+
+function trialSeconds(): number {
+  const text = process.env.ZIPCACHE_CUDA_TRIAL
+  const seconds = text ? Number(text) : kTrialSeconds
+  if (Number.isFinite(seconds) && seconds >= 0 && seconds <= 3600) return seconds
+  throw new ZipCacheError(
+    'ERR_ZC_ARGUMENT',
+    `ZIPCACHE_CUDA_TRIAL: is '${text}', expected seconds from 0 to 3600`,
+    { argument: 'ZIPCACHE_CUDA_TRIAL' },
+  )
 }
 
 function lastWords(text: string): string {

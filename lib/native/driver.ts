@@ -1,0 +1,65 @@
+/** NVIDIA's driver as files tell of it: nothing of it is loaded here. */
+import { readFileSync, realpathSync, statSync } from 'node:fs'
+import path from 'node:path'
+
+/** The oldest driver, and the CUDA that it is the first for. */
+export const kMinimumDriver = { driver: '580', cuda: '13.0' }
+
+/** Where libcuda.so.1 lies: Debian's, Red Hat's, WSL's, containers', NixOS's. */
+const kDriverFolders = [
+  '/usr/lib/x86_64-linux-gnu',
+  '/lib/x86_64-linux-gnu',
+  '/usr/lib/aarch64-linux-gnu',
+  '/usr/lib64',
+  '/usr/lib',
+  '/usr/lib/wsl/lib',
+  '/usr/local/cuda/compat',
+  '/usr/local/nvidia/lib64',
+  '/run/opengl-driver/lib',
+]
+/** A driver that is installed, or parts of one. */
+export interface Driver {
+  /** Version of the kernel's module, `580.65.06`; null: it is not loaded. */
+  readonly kernel: string | null
+  /** Files that `libcuda.so.1` may be, in the order in which they are looked for. */
+  readonly libraries: readonly string[]
+}
+
+/** The driver of this machine. */
+export function findDriver(): Driver {
+  return {
+    kernel: readOptional('/sys/module/nvidia/version')?.trim() ?? null,
+    libraries: driverFacts().libraries.map((identity) => identity.replace(/ \S+ \S+$/, '')),
+  }
+}
+
+/** What tells one driver from another: versions, and the libraries with sizes and dates. */
+export function driverFacts(): { kernel: string | null; libraries: string[] } {
+  const folders = (process.env.LD_LIBRARY_PATH ?? '').split(':').filter((name) => name !== '')
+  return {
+    kernel: readOptional('/sys/module/nvidia/version'),
+    // The real name ends in the version: libcuda.so.580.65.06.
+    libraries: [...folders, ...kDriverFolders]
+      .map((at) => identityOf(path.join(at, 'libcuda.so.1')))
+      .filter((identity, i, all) => identity !== null && all.indexOf(identity) === i) as string[],
+  }
+}
+
+/** A file as it is now: its real path, size and date; null where there is none. */
+export function identityOf(file: string): string | null {
+  try {
+    const { size, mtimeMs } = statSync(file)
+    return `${realpathSync(file)} ${size} ${mtimeMs}`
+  } catch {
+    return null
+  }
+}
+
+/** A file's text, null where it cannot be read. */
+export function readOptional(file: string): string | null {
+  try {
+    return readFileSync(file, 'utf8')
+  } catch {
+    return null
+  }
+}
