@@ -26,7 +26,9 @@ const typescriptLayers = {
   eval: ['engine', ...belowEngine],
   bench: ['engine', 'reference', ...belowEngine],
   server: ['engine', ...belowEngine],
-  cli: ['bench', 'eval', 'server', 'engine', ...belowEngine],
+  // Looks at how the addon and its plugins were found, which nobody else above ops may.
+  doctor: ['bench', 'reference', 'native', ...belowEngine],
+  cli: ['bench', 'doctor', 'eval', 'server', 'engine', ...belowEngine],
 }
 // The public surface gathers from everywhere, and nobody below imports it.
 typescriptLayers.index = Object.keys(typescriptLayers)

@@ -15,12 +15,15 @@ export class BenchTensors {
   /** Inputs of one op, all copies together, have at least so many bytes: see `cold`. */
   readonly coldBytes: number
   readonly #all: Tensor[] = []
+  readonly #distinct: number
   /** Numbers as they are stored, by dtype and deviation. */
   readonly #blocks = new Map<string, TypedArrays[FloatDtype]>()
 
-  constructor(device: Device, coldBytes: number) {
+  /** `distinct`: so many random numbers are made before they repeat. */
+  constructor(device: Device, coldBytes: number, distinct = kDistinct) {
     this.device = device
     this.coldBytes = coldBytes
+    this.#distinct = distinct
   }
 
   /** A tensor of NaN or, of integers, of ones in every bit: what an op leaves out shows. */
@@ -108,7 +111,7 @@ export class BenchTensors {
     const key = `${dtype} ${deviation}`
     const known = this.#blocks.get(key)
     if (known) return known
-    const block = store(dtype, outlierNormals(kDistinct, deviation, 1))
+    const block = store(dtype, outlierNormals(this.#distinct, deviation, 1))
     this.#blocks.set(key, block)
     return block
   }

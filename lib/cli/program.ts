@@ -1,7 +1,9 @@
 import { Command, CommanderError } from 'commander'
 import { ZipCacheError } from '../errors.js'
 import { addBenchCommand } from './bench.js'
+import { addBuildCommand } from './build.js'
 import { addDemoCommand } from './demo.js'
+import { addDoctorCommand } from './doctor.js'
 import { addEvalCommand } from './eval.js'
 import { addGenerateCommand } from './generate.js'
 import { packageVersion } from './options.js'
@@ -38,10 +40,13 @@ export async function run(argv: readonly string[]): Promise<number> {
   })
   process.stderr.on('error', () => {})
 
-  const program = createProgram(interrupt.signal)
+  let exitCode = 0
+  const program = createProgram(interrupt.signal, (code) => {
+    exitCode = code
+  })
   try {
     await program.parseAsync(argv)
-    return 0
+    return exitCode
   } catch (error) {
     if (interrupt.signal.aborted) {
       if (exitOnAbort !== 0) report('ABORT_ERR', 'interrupted', json)
@@ -64,7 +69,7 @@ export async function run(argv: readonly string[]): Promise<number> {
   }
 }
 
-function createProgram(signal: AbortSignal): Command {
+function createProgram(signal: AbortSignal, setExitCode: (code: number) => void): Command {
   const program = new Command('zipcache')
   program
     .description(
@@ -80,6 +85,8 @@ function createProgram(signal: AbortSignal): Command {
   addEvalCommand(program, signal)
   addBenchCommand(program, signal)
   addServeCommand(program, signal)
+  addDoctorCommand(program, signal, setExitCode)
+  addBuildCommand(program, signal)
   return program
 }
 

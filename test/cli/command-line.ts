@@ -14,8 +14,12 @@ export interface Ended {
 }
 
 /** Starts Node with a script of the package, from another folder than its own. */
-export function startNode(args: readonly string[]): ChildProcessWithoutNullStreams {
-  return spawn(process.execPath, args, { cwd: __dirname, stdio: 'pipe' })
+export function startNode(
+  args: readonly string[],
+  env: NodeJS.ProcessEnv = {},
+): ChildProcessWithoutNullStreams {
+  const own = { ...process.env, ...env }
+  return spawn(process.execPath, args, { cwd: __dirname, stdio: 'pipe', env: own })
 }
 
 /** Starts `zipcache`. */

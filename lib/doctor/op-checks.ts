@@ -1,0 +1,439 @@
+/** Every op once, at a size that takes no time, held to lib/reference. */
+import { type BenchTensors, valuesOf } from '../bench/bench-tensors.js'
+import { checkClose, kTolerance } from '../bench/check.js'
+import { firstHead, PackedKv } from '../bench/packed-kv.js'
+import * as ops from '../ops/index.js'
+import { multiplyAdd, readStream } from '../ops/roofline.js'
+import { toSeed, uniform } from '../random.js'
+import * as reference from '../reference/index.js'
+
+/** Runs an op and rejects with `ERR_ZC_INTERNAL` if its result is not the reference's. */
+export type OpCheck = (tensors: BenchTensors) => Promise<void>
+
+const kHeads = { nHeads: 4, nKvHeads: 2, headDim: 64 }
+/** Tokens of a prompt: more than two pages, and a part of one. */
+const kTokens = 37
+const kTailTokens = 5
+const kScale = 1 / Math.sqrt(kHeads.headDim)
+
+/** By the op's name. */
+export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
+  linear: async (tensors) => {
+    const [m, n, k] = [3, 33, 64]
+    const x = tensors.normal('f32', [m, k], { seed: 2 })
+    const weight = tensors.normal('f16', [n, k], { deviation: 0.25 })
+    const out = tensors.output('f32', [m, n])
+    ops.linear({ x, weight, out })
+    const [xs, weights, actual] = await valuesOfAll(x, weight, out)
+    const expected = reference.linear({ x: xs, weight: weights, m, n, k })
+    checkClose(actual, expected, { name: 'out', tolerance: kTolerance.f32Linear, rowLength: n })
+  },
+
+  embedding: async (tensors) => {
+    const weight = tensors.normal('f32', [9, 8])
+    const ids = [8, 0, 3]
+    const out = tensors.output('f32', [3, 8])
+    ops.embedding({ ids: tensors.i32(ids), weight, out })
+    const [weights, actual] = await valuesOfAll(weight, out)
+    exactly('out', actual, reference.embedding({ ids, weight: weights, width: 8 }))
+  },
+
+  gatherRows: async (tensors) => {
+    const x = tensors.normal('f16', [9, 8])
+    const rows = [7, 7, 1]
+    const out = tensors.output('f16', [3, 8])
+    ops.gatherRows({ x, rows: tensors.i32(rows), out })
+    const [xs, actual] = await valuesOfAll(x, out)
+    exactly('out', actual, reference.gatherRows({ x: xs, rows, width: 8 }))
+  },
+
+  convert: async (tensors) => {
+    const x = tensors.normal('f32', [1, 100])
+    const out = tensors.output('f16', [1, 100])
+    ops.convert({ x, out })
+    const [xs, actual] = await valuesOfAll(x, out)
+    exactly('out', actual, reference.convert({ x: xs, dtype: 'f16' }))
+  },
+
+  countNonFinite: async (tensors) => {
+    const x = tensors.f32([0, NaN, 1, Infinity, -Infinity, 5])
+    const count = tensors.output('i32', [1])
+    ops.countNonFinite({ x, count })
+    exactly('count', await valuesOf(count), [3])
+  },
+
+  rmsNorm: async (tensors) => {
+    const [width, eps] = [96, 1e-5]
+    const x = tensors.normal('f32', [3, width])
+    const weight = tensors.normal('f32', [width], { seed: 2 })
+    const out = tensors.output('f32', [3, width])
+    ops.rmsNorm({ x, weight, out, eps })
+    const [xs, weights, actual] = await valuesOfAll(x, weight, out)
+    const expected = reference.rmsNorm({ x: xs, weight: weights, width, eps })
+    checkClose(actual, expected, { name: 'out', tolerance: kTolerance.f32Norm, rowLength: width })
+  },
+
+  ropeTable: async (tensors) => {
+    const { cos, sin, expected } = ropeTables(tensors)
+    const [actualCos, actualSin] = await valuesOfAll(cos, sin)
+    // The angle is a product in float32.
+    const within = { tolerance: 1e-4, floor: 1 }
+    checkClose(actualCos, expected.cos, { name: 'cos', ...within })
+    checkClose(actualSin, expected.sin, { name: 'sin', ...within })
+  },
+
+  rope: async (tensors) => {
+    const { headDim, nHeads } = kHeads
+    const { cos, sin } = ropeTables(tensors)
+    const x = tensors.normal('f32', [kPositions.length, nHeads, headDim])
+    const out = tensors.output('f32', [kPositions.length, nHeads, headDim])
+    ops.rope({ x, cos, sin, out })
+    const [xs, cosines, sines, actual] = await valuesOfAll(x, cos, sin, out)
+    const expected = reference.rope({ x: xs, cos: cosines, sin: sines, nHeads, headDim })
+    checkClose(actual, expected, {
+      name: 'out',
+      tolerance: kTolerance.f32Rope,
+      rowLength: headDim,
+    })
+  },
+
+  siluGate: async (tensors) => {
+    const gate = tensors.normal('f32', [2, 50])
+    const up = tensors.normal('f32', [2, 50], { seed: 2 })
+    const out = tensors.output('f32', [2, 50])
+    ops.siluGate({ gate, up, out })
+    const [gates, ups, actual] = await valuesOfAll(gate, up, out)
+    const expected = reference.siluGate({ gate: gates, up: ups })
+    checkClose(actual, expected, { name: 'out', tolerance: kTolerance.f32Activation })
+  },
+
+  flashAttention: async (tensors) => {
+    const { q, k, v, out, lse } = promptAttention(tensors)
+    const [qs, ks, vs, outs, lses] = await valuesOfAll(q, k, v, out, lse)
+    const lengths = { cuSeqlensQ: [0, kTokens], cuSeqlensK: [0, kTokens] }
+    const expected = reference.flashAttention({
+      ...{ q: qs, k: ks, v: vs, ...lengths, ...kHeads, scale: kScale, causal: true },
+    })
+    checkAttention(outs, lses, expected, kTolerance.f16Attention)
+  },
+
+  probeAttention: async (tensors) => {
+    const { q, k, lse } = promptAttention(tensors)
+    const rows = [5, 20, kTokens - 1]
+    const ids = tensors.i32(rows)
+    const scores = tensors.output('f32', [kHeads.nKvHeads, kTokens])
+    ops.probeAttention({ q, lse, k, rows: ids, positions: ids, scores, scale: kScale })
+    const [qs, lses, ks, actual] = await valuesOfAll(q, lse, k, scores)
+    const seen = { rows, positions: rows, kvLen: kTokens, scale: kScale, ...kHeads }
+    const expected = reference.probeAttention({
+      ...{ q: qs, lse: lses, k: ks, ...seen, normalization: 'normalized' },
+    })
+    const { probeScores: tolerance } = kTolerance
+    checkClose(actual, expected, { name: 'scores', tolerance, rowLength: kTokens })
+  },
+
+  mergeAttention: async (tensors) => {
+    const { nHeads, headDim } = kHeads
+    const [outA, outB] = [1, 2].map((seed) =>
+      tensors.normal('f32', [3, nHeads, headDim], { seed }),
+    ) as [ops.Tensor, ops.Tensor]
+    const lseA = tensors.normal('f32', [3, nHeads], { seed: 3 })
+    const lseB = tensors.normal('f32', [3, nHeads], { seed: 4 })
+    const out = tensors.output('f32', [3, nHeads, headDim])
+    const lse = tensors.output('f32', [3, nHeads])
+    ops.mergeAttention({ outA, lseA, outB, lseB, out, lse })
+    const [a, la, b, lb, outs, lses] = await valuesOfAll(outA, lseA, outB, lseB, out, lse)
+    const expected = reference.mergeAttention({ outA: a, lseA: la, outB: b, lseB: lb, headDim })
+    checkAttention(outs, lses, expected, kTolerance.f32Attention)
+  },
+
+  selectSalient: async (tensors) => {
+    const [nHeads, n, count] = [2, 61, 23]
+    const scores = tensors.normal('f32', [nHeads, n])
+    const salient = tensors.output('i32', [nHeads, count])
+    const regular = tensors.output('i32', [nHeads, n - count])
+    ops.selectSalient({ scores, salient, regular })
+    const [values, ids, others] = await valuesOfAll(scores, salient, regular)
+    const expected = reference.selectSalient({ scores: values, nHeads, n, count })
+    exactly('salient', ids, expected.salient)
+    exactly('regular', others, expected.regular)
+  },
+
+  quantize: async (tensors) => {
+    const { tensors: made, expected } = await quantized(tensors)
+    const [codes, scale, zero, channel] = await valuesOfAll(...made)
+    exactly('codes', codes, expected.codes)
+    exactly('scale', scale, expected.scale)
+    exactly('zero', zero, expected.zero)
+    exactly('channel', channel, expected.channel)
+  },
+
+  dequantize: async (tensors) => {
+    const { tensors: made, expected, options } = await quantized(tensors)
+    const [codes, scale, zero, channel] = made
+    const out = tensors.output('f32', [options.rows, options.channels])
+    ops.dequantize({ ...{ codes, scale, zero, channel, out }, scheme: 'cst', bits: options.bits })
+    const restored = reference.dequantize({ ...expected, ...options })
+    checkClose(await valuesOf(out), restored, { name: 'out', tolerance: 1e-6 })
+  },
+
+  appendKv: async (tensors) => {
+    const kv = layer(tensors)
+    kv.append()
+    await checkTail(kv)
+  },
+
+  unpackSegment: async (tensors) => {
+    const kv = layer(tensors)
+    kv.append()
+    await checkTail(kv)
+  },
+
+  packSegment: async (tensors) => {
+    const kv = packedLayer(tensors)
+    for (const [index, { format }] of kv.segments.entries()) {
+      const actual = await kv.exported(index)
+      const [k, v] = await Promise.all([firstHead(kv.k), firstHead(kv.v)])
+      const formats = { keyFormat: format, valueFormat: format, nKvHeads: 1 }
+      const rows = actual.positions as ArrayLike<number>
+      const expected = reference.packSegment({
+        ...{ k, v, rows, headDim: kHeads.headDim, ...formats },
+      }) as typeof actual
+      exactly('kCodes', actual.kCodes, expected.kCodes)
+      exactly('vCodes', actual.vCodes, expected.vCodes)
+    }
+  },
+
+  exportSegment: async (tensors) => {
+    const kv = packedLayer(tensors)
+    const { positions } = await kv.exported(0)
+    const [segment] = kv.segments
+    exactly(
+      'positions',
+      positions as ArrayLike<number>,
+      segment?.ids.subarray(0, segment.nTokens) ?? [],
+    )
+  },
+
+  importSegment: async (tensors) => {
+    const kv = packedLayer(tensors)
+    const other = tensors.output('u8', kv.pool.shape)
+    for (const index of kv.segments.keys()) {
+      const content = exportAll(tensors, kv, index, kv.pool)
+      ops.importSegment({ ...content, pool: other, table: kv.table, layer: 0, segment: index + 1 })
+      const again = exportAll(tensors, kv, index, other)
+      for (const name of Object.keys(content) as (keyof typeof content)[]) {
+        const [before, after] = await valuesOfAll(content[name], again[name])
+        exactly(name, after, before)
+      }
+    }
+  },
+
+  mixedAttention: async (tensors) => {
+    const { nHeads, nKvHeads, headDim } = kHeads
+    const kv = packedLayer(tensors)
+    kv.append()
+    const q = tensors.normal('f16', [1, nHeads, headDim], { deviation: 0.25, seed: 6 })
+    const out = tensors.output('f16', [1, nHeads, headDim])
+    const lse = tensors.output('f32', [1, nHeads])
+    kv.attention(q, out, lse)(kv.pool)
+    const exported = await Promise.all(kv.segments.map((_, index) => kv.exported(index)))
+    const [k, v] = await Promise.all([firstHead(kv.tailK), firstHead(kv.tailV)])
+    const segments = [{ nTokens: kTailTokens, k, v }, ...exported]
+    const [qs, outs, lses] = await valuesOfAll(q, out, lse)
+    const group = nHeads / nKvHeads
+    const expected = reference.mixedAttention({
+      q: qs.subarray(0, group * headDim),
+      segments: segments.map((one) => ({ ...one, positions: undefined }) as reference.Segment),
+      ...{ nHeads: group, nKvHeads: 1, headDim, scale: kScale },
+    })
+    const own = [outs.subarray(0, group * headDim), lses.subarray(0, group)] as const
+    checkAttention(...own, expected, kTolerance.mixedAttention)
+  },
+
+  setTailLengths: async (tensors) => {
+    const kv = layer(tensors)
+    const before = await valuesOf(kv.table)
+    const lengths = tensors.i32([kTailTokens - 2])
+    ops.setTailLengths({ tables: kv.table, starts: tensors.i32([0]), lengths })
+    const after = await valuesOf(kv.table)
+    exactly('tables', after, [kTailTokens - 2, ...before.subarray(1)])
+  },
+
+  copyPages: async (tensors) => {
+    const [unit, pageBytes] = [64, 256]
+    const bytes = Uint8Array.from({ length: 16 * unit }, (_, i) => i % 251)
+    const pool = tensors.output('u8', [bytes.length]).write(bytes)
+    ops.copyPages({ pool, from: tensors.i32([1]), to: tensors.i32([9]), pageBytes })
+    const expected = bytes.slice()
+    expected.copyWithin(9 * unit, unit, unit + pageBytes)
+    exactly('pool', await pool.read(), expected)
+  },
+
+  storeProbes: async (tensors) => {
+    const { nHeads, headDim } = kHeads
+    const q = tensors.normal('f32', [3, nHeads, headDim])
+    const lse = tensors.normal('f32', [3, nHeads], { seed: 2 })
+    const probeQ = tensors.output('f32', [2, nHeads, headDim])
+    const probeLse = tensors.output('f32', [2, nHeads])
+    // Row 0 is no probe.
+    ops.storeProbes({ q, lse, slots: tensors.i32([-1, 1, 0]), probeQ, probeLse })
+    const [qs, lses, keptQ, keptLse] = await valuesOfAll(q, lse, probeQ, probeLse)
+    const width = nHeads * headDim
+    exactly('probeQ', keptQ, [...qs.subarray(2 * width), ...qs.subarray(width, 2 * width)])
+    exactly('probeLse', keptLse, [
+      ...lses.subarray(2 * nHeads),
+      ...lses.subarray(nHeads, 2 * nHeads),
+    ])
+  },
+
+  sample: async (tensors) => {
+    const vocabSize = 100
+    const chosen = { temperature: 0.8, topK: 0, topP: 0.9, minP: 0, repetitionPenalty: 1 }
+    const seed = toSeed(1)
+    const packed = ops.packSampleParams({ ...chosen, seed, step: 0 })
+    const logits = tensors.normal('f32', [1, vocabSize])
+    const ids = tensors.output('i32', [1])
+    const logprobs = tensors.output('f32', [1])
+    ops.sample({
+      ...{ logits, ids, logprobs, params: tensors.f32(packed, [1, ops.SAMPLE_PARAMS]) },
+      seen: tensors.output('u8', [1, vocabSize]),
+      contexts: tensors.i32([-1]),
+    })
+    const [values, id, logprob] = await valuesOfAll(logits, ids, logprobs)
+    const expected = reference.sample({ logits: values, params: chosen, u: uniform(seed, 0) })
+    exactly('ids', id, [expected.id])
+    const { logprob: tolerance } = kTolerance
+    checkClose(logprob, [expected.logprob], { name: 'logprobs', tolerance, floor: 1 })
+  },
+
+  feedTokens: async (tensors) => {
+    const [sampled, source, given] = [
+      [11, 12],
+      [1, -1, 0],
+      [1, 2, 3],
+    ].map((x) => tensors.i32(x))
+    const out = tensors.output('i32', [3])
+    ops.feedTokens({ sampled, source, given, out } as ops.FeedTokensArgs)
+    exactly('out', await out.read(), [12, 2, 11])
+  },
+
+  readStream: async (tensors) => {
+    const x = Int32Array.from({ length: 1000 }, (_, i) => Math.imul(i, 0x9e3779b1))
+    const out = tensors.output('i32', [3])
+    readStream({ x: tensors.i32(x), out })
+    exactly('out', await out.read(), reference.readStream({ x, parts: 3 }))
+  },
+
+  multiplyAdd: async (tensors) => {
+    const x = tensors.normal('f32', [2, 40])
+    const out = tensors.output('f32', [2, 40])
+    const chain = { factor: 0.5, summand: 0.25, steps: 7 }
+    multiplyAdd({ x, out, ...chain })
+    const [xs, actual] = await valuesOfAll(x, out)
+    const expected = reference.multiplyAdd({ x: xs, ...chain })
+    checkClose(actual, expected, { name: 'out', tolerance: kTolerance.multiplyAdd, floor: 1 })
+  },
+}
+
+const kPositions = [0, 1, 77, 300]
+
+function ropeTables(tensors: BenchTensors) {
+  const half = kHeads.headDim / 2
+  const invFreq = tensors.f32(Array.from({ length: half }, (_, c) => 10_000 ** (-c / half)))
+  const cos = tensors.output('f32', [kPositions.length, half])
+  const sin = tensors.output('f32', [kPositions.length, half])
+  ops.ropeTable({ positions: tensors.i32(kPositions), invFreq, cos, sin })
+  const frequencies = Float32Array.from({ length: half }, (_, c) => 10_000 ** (-c / half))
+  const options = { positions: kPositions, invFreq: frequencies, attentionScale: 1 }
+  return { cos, sin, expected: reference.ropeTable(options) }
+}
+
+function promptAttention(tensors: BenchTensors) {
+  const { nHeads, nKvHeads, headDim } = kHeads
+  const q = tensors.normal('f16', [kTokens, nHeads, headDim], { deviation: 0.25, seed: 3 })
+  const k = tensors.normal('f16', [kTokens, nKvHeads, headDim], { deviation: 0.25, seed: 4 })
+  const v = tensors.normal('f16', [kTokens, nKvHeads, headDim], { deviation: 0.25, seed: 5 })
+  const out = tensors.output('f16', [kTokens, nHeads, headDim])
+  const lse = tensors.output('f32', [kTokens, nHeads])
+  const starts = tensors.i32([0, kTokens])
+  const lengths = { cuSeqlensQ: starts, cuSeqlensK: starts }
+  ops.flashAttention({ q, k, v, out, lse, ...lengths, scale: kScale, causal: true })
+  return { q, k, v, out, lse }
+}
+
+async function quantized(tensors: BenchTensors) {
+  const options = { rows: 7, channels: 40, bits: 3, scheme: 'cst' } as const
+  const { rows, channels, bits, scheme } = options
+  const x = tensors.normal('f32', [rows, channels])
+  const codes = tensors.output('u8', [rows, ops.codeBytesPerRow(channels, bits)])
+  const scale = tensors.output('f16', [rows])
+  const zero = tensors.output('f16', [rows])
+  const channel = tensors.output('f16', [channels])
+  ops.quantize({ x, codes, scale, zero, channel, scheme, bits })
+  const expected = reference.quantize({ x: await valuesOf(x), ...options })
+  return { tensors: [codes, scale, zero, channel] as const, expected, options }
+}
+
+/** A cache of one layer whose pages are laid out: two classes, and a tail. */
+function layer(tensors: BenchTensors): PackedKv {
+  const { nKvHeads, headDim } = kHeads
+  return new PackedKv(tensors, {
+    ...{ nKvHeads, headDim, tailTokens: kTailTokens, packedTokens: kTokens, dtype: 'f16' },
+    classes: [
+      { format: 'u4', share: 0.6 },
+      { format: 'u2', share: 0.4 },
+    ],
+  })
+}
+
+function packedLayer(tensors: BenchTensors): PackedKv {
+  const kv = layer(tensors)
+  for (const index of kv.segments.keys()) kv.pack(index)
+  return kv
+}
+
+async function checkTail(kv: PackedKv): Promise<void> {
+  const { k, v } = kv.unpackedTail()
+  const [ks, vs, tailK, tailV] = await valuesOfAll(k, v, kv.tailK, kv.tailV)
+  exactly('k', ks, tailK)
+  exactly('v', vs, tailV)
+}
+
+function exportAll(tensors: BenchTensors, kv: PackedKv, index: number, pool: ops.Tensor) {
+  const { nKvHeads, headDim } = kHeads
+  const n = kv.segments[index]?.nTokens ?? 0
+  const out = {
+    kCodes: tensors.output('u8', [nKvHeads, n, headDim]),
+    vCodes: tensors.output('u8', [nKvHeads, n, headDim]),
+    kParams: tensors.output('f32', [nKvHeads, 2, headDim]),
+    vParams: tensors.output('f32', [nKvHeads, 2, n]),
+    vChannel: tensors.output('f32', [nKvHeads, headDim]),
+    positions: tensors.output('i32', [nKvHeads, n]),
+  }
+  ops.exportSegment({ ...out, pool, table: kv.table, layer: 0, segment: index + 1 })
+  return out
+}
+
+function checkAttention(
+  out: Float64Array,
+  lse: Float64Array,
+  expected: { out: ArrayLike<number>; lse: ArrayLike<number> },
+  tolerance: number,
+): void {
+  checkClose(out, expected.out, { name: 'out', tolerance, rowLength: kHeads.headDim })
+  const within = { tolerance: kTolerance.lse, rowLength: 1, floor: 1 }
+  checkClose(lse, expected.lse, { name: 'lse', ...within })
+}
+
+function exactly(name: string, actual: ArrayLike<number>, expected: ArrayLike<number>): void {
+  checkClose(actual, expected, { name, tolerance: 0 })
+}
+
+/** The values of some tensors, in their order. */
+async function valuesOfAll<const T extends readonly ops.Tensor[]>(
+  ...tensors: T
+): Promise<{ [K in keyof T]: Float64Array }> {
+  const values = await Promise.all(tensors.map(valuesOf))
+  return values as { [K in keyof T]: Float64Array }
+}
