@@ -1,4 +1,5 @@
 /** What a prompt takes, told before it is run. */
+import { spawnSync } from 'node:child_process'
 import { join } from 'node:path'
 import { POLICY_NAMES, type PolicySpec } from '../../lib/index'
 import { expectRefused } from '../support/errors'
@@ -12,6 +13,21 @@ const policies: PolicySpec[] = [
   { name: 'snapkv', capacity: 200 },
   { name: 'rotated', groupSize: 16 },
 ]
+
+// `node test/runtime/programs/peak-memory.cjs 16384 zipcache` takes longer prompts.
+const onLinux = process.platform === 'linux' ? test : test.skip // reads /proc
+onLinux.each(['zipcache', 'fp16'])(
+  'holds for the whole process within a tenth: %s',
+  (policy) => {
+    const program = join(__dirname, '..', 'runtime', 'programs', 'peak-memory.cjs')
+    const child = spawnSync(process.execPath, [program, '4096', policy], { encoding: 'utf8' })
+    expect(child).toMatchObject({ status: 0, stderr: '' })
+    const { measured, estimated } = JSON.parse(child.stdout)
+    expect(measured).toBeLessThan(1.1 * estimated)
+    expect(measured).toBeGreaterThan(0.9 * estimated)
+  },
+  120_000,
+)
 
 describe.each([
   ['llama', useModel(join(kFixtures, 'llama'))],
