@@ -7,14 +7,8 @@ import {
   formatPairs,
   formatRatio,
   formatTable,
+  type TitledTable,
 } from './table.js'
-
-/** One table of a report. */
-export interface BenchTable {
-  readonly title: string
-  readonly columns: readonly Column[]
-  readonly rows: readonly (readonly string[])[]
-}
 
 /** A report for people: the machine, its roofs, and a table for each part that was asked for. */
 export function formatBenchReport(report: BenchReport): string {
@@ -39,7 +33,7 @@ export function machinePairs({ machine, settings, seconds }: BenchReport): [stri
 }
 
 /** The tables that have rows. */
-export function benchTables(report: BenchReport): BenchTable[] {
+export function benchTables(report: BenchReport): TitledTable[] {
   const tables = [roofTable(report), opTable(report), prefillTable(report), decodeTable(report)]
   return tables.filter(({ rows }) => rows.length > 0)
 }
@@ -47,7 +41,7 @@ export function benchTables(report: BenchReport): BenchTable[] {
 const right = (title: string): Column => ({ title, align: 'right' })
 const left = (title: string): Column => ({ title, align: 'left' })
 
-function roofTable({ roofs }: BenchReport): BenchTable {
+function roofTable({ roofs }: BenchReport): TitledTable {
   return {
     title: 'Roofs',
     columns: [
@@ -71,7 +65,7 @@ function achievedCells(row: Achieved): string[] {
   return [rate.toFixed(1), unit, percent(row.share), percent(row.bestShare)]
 }
 
-function opTable({ ops }: BenchReport): BenchTable {
+function opTable({ ops }: BenchReport): TitledTable {
   return {
     title: 'Ops',
     columns: [
@@ -86,7 +80,7 @@ function opTable({ ops }: BenchReport): BenchTable {
   }
 }
 
-function prefillTable({ prefill }: BenchReport): BenchTable {
+function prefillTable({ prefill }: BenchReport): TitledTable {
   return {
     title: 'Prefill',
     columns: [
@@ -102,7 +96,7 @@ function prefillTable({ prefill }: BenchReport): BenchTable {
   }
 }
 
-function decodeTable({ decode }: BenchReport): BenchTable {
+function decodeTable({ decode }: BenchReport): TitledTable {
   return {
     title: 'Decoding',
     columns: [

@@ -1,9 +1,7 @@
-import { access, constants, writeFile } from 'node:fs/promises'
-import { basename, dirname, resolve } from 'node:path'
+import { basename } from 'node:path'
 import { Argument, type Command } from 'commander'
 import type { BenchReport } from '../bench/report.js'
 import { BENCH_PARTS, type BenchPart, runBench } from '../bench/run-bench.js'
-import { ZipCacheError } from '../errors.js'
 import { exampleModel } from '../model/example-model.js'
 import { formatBenchPage } from './bench-page.js'
 import { formatBenchReport } from './bench-tables.js'
@@ -16,7 +14,7 @@ import {
   regularExpression,
   seed,
 } from './options.js'
-import { print, printJson, say, withProgress } from './output.js'
+import { expectWritable, print, printJson, withProgress, writeOutput } from './output.js'
 
 interface BenchCommandOptions {
   readonly device: string
@@ -79,7 +77,6 @@ export function addBenchCommand(program: Command, signal: AbortSignal): void {
     .action(async (part: BenchPart | undefined, options: BenchCommandOptions) => {
       const { json, html, filter, full = false, model, context, policy } = options
       const { device, threads, dtype, tokens } = options
-      // Found out now rather than after minutes of measuring.
       if (typeof json === 'string') await expectWritable(json, '--json')
       if (html !== undefined) await expectWritable(html, '--html')
       const report = await withProgress('bench', json !== true, (onProgress) =>
@@ -93,7 +90,7 @@ export function addBenchCommand(program: Command, signal: AbortSignal): void {
           root: kPackageRoot,
         }),
       )
-      if (html !== undefined) await write(html, '--html', formatBenchPage(report))
+      if (html !== undefined) await writeOutput(html, '--html', formatBenchPage(report))
       if (json === true) printJson(report)
       else await printTables(report, json)
     })
@@ -101,7 +98,7 @@ export function addBenchCommand(program: Command, signal: AbortSignal): void {
 
 async function printTables(report: BenchReport, jsonFile: string | undefined): Promise<void> {
   if (jsonFile !== undefined) {
-    await write(jsonFile, '--json', `${JSON.stringify(report, null, 2)}\n`)
+    await writeOutput(jsonFile, '--json', `${JSON.stringify(report, null, 2)}\n`)
   }
   print(formatBenchReport(report))
 }
@@ -112,22 +109,4 @@ function modelsOf(dir: string | undefined) {
     { name: 'random-25m', dir: null, stretch: false },
     { name: 'line-retrieval', dir: exampleModel(), stretch: true },
   ]
-}
-
-async function expectWritable(file: string, option: string): Promise<void> {
-  await orIoError(file, option, () => access(dirname(resolve(file)), constants.W_OK))
-}
-
-async function write(file: string, option: string, text: string): Promise<void> {
-  await orIoError(file, option, () => writeFile(file, text))
-  if (process.stderr.isTTY) say(`${option}: wrote ${file}`)
-}
-
-async function orIoError(file: string, option: string, use: () => Promise<void>): Promise<void> {
-  try {
-    await use()
-  } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause)
-    throw new ZipCacheError('ERR_ZC_IO', `${option} ${file}: cannot be written: ${why}`, { cause })
-  }
 }

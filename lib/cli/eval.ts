@@ -1,109 +1,70 @@
 import type { Command } from 'commander'
-import {
-  type AskMode,
-  evaluateLineRetrieval,
-  type LineRetrievalRow,
-} from '../eval/line-retrieval.js'
-import { exampleModel } from '../model/example-model.js'
-import {
-  addModelOptions,
-  choice,
-  distinctList,
-  integer,
-  type ModelOptions,
-  policyName,
-  seed,
-} from './options.js'
-import { print, printJson, withProgress } from './output.js'
-import { formatBytes, formatPercent, formatRatio, formatTable } from './table.js'
-import { withModel } from './with-model.js'
+import type { EvalReport } from '../eval/report.js'
+import type { EvalRow } from '../eval/rows.js'
+import type { PolicySpec } from '../policy/index.js'
+import { formatEvalPage } from './eval-page.js'
+import { addEvalOptions, type EvalOptions, runEval } from './eval-run.js'
+import { formatEvalReport } from './eval-tables.js'
+import { kTaskCommands } from './eval-tasks.js'
+import { policySpecs } from './options.js'
+import { print, printJson, writeOutput } from './output.js'
 
-interface LineRetrievalCommandOptions extends ModelOptions {
-  readonly model: string
-  readonly lines: number[]
-  readonly questions: number
-  readonly seed: number
-  readonly policy: string[]
-  readonly ask: AskMode
-}
+const kPolicies = ['fp16', 'zipcache', 'uniform4', 'uniform2']
+const kQuestions = 20
 
-/** `zipcache eval line-retrieval`: accuracy and bytes of cache policies on the same questions. */
+/** `zipcache eval`: what cache policies cost and save, on the same questions. */
 export function addEvalCommand(program: Command, signal: AbortSignal): void {
-  const command = program
+  const evalCommand = program
     .command('eval')
     .description('measure what a compressed cache does to answers')
     .helpCommand(false)
-    .command('line-retrieval')
-    .description('ask for the number in one of many lines; every policy gets the same questions')
-    .option('--model <dir>', 'model folder (default: the one that comes with the package)')
-    .option(
-      '--lines <list>',
-      'lines of the prompts',
-      distinctList(integer(1, 4096)),
-      [50, 100, 200],
+  for (const { name, description, options, tasksOf } of kTaskCommands) {
+    const command = evalCommand.command(name).description(description)
+    for (const option of options) command.addOption(option)
+    command.option(
+      '--policy <list>',
+      `cache policies: names, or JSON objects with options (default: ${kPolicies})`,
+      policySpecs,
     )
-    .option('--questions <n>', 'questions for each number of lines', integer(1), 20)
-    .option('--seed <n>', 'makes other questions', seed, 1)
-    .option('--policy <list>', 'cache policies', distinctList(policyName), [
-      'fp16',
-      'zipcache',
-      'uniform4',
-      'uniform2',
-    ])
-    .option(
-      '--ask <when>',
-      'ask inside the prompt, as the paper does, or after it was compressed',
-      choice('inside', 'after'),
-      'inside',
+    addEvalOptions(command, kQuestions).action(
+      async (given: EvalOptions & { policy?: PolicySpec[] }) => {
+        const tasks = tasksOf(given)
+        const report = await runEval({ tasks, policies: given.policy ?? kPolicies }, given, signal)
+        await writeReport(report, given)
+      },
     )
-  addModelOptions(command).action(async (options: LineRetrievalCommandOptions) => {
-    const {
-      model: dir = exampleModel(),
-      lines,
-      questions,
-      seed,
-      policy,
-      ask,
-      json = false,
-    } = options
-    const result = await withModel(dir, options, signal, (model) =>
-      withProgress('eval', !json, (onProgress) =>
-        evaluateLineRetrieval({
-          model,
-          lines,
-          questions,
-          seed,
-          policies: policy,
-          ask,
-          signal,
-          onProgress,
-        }),
-      ),
-    )
-    if (json) printJson(result)
-    else print(formatRows(result.rows))
-  })
+  }
 }
 
-function formatRows(rows: readonly LineRetrievalRow[]): string {
-  return formatTable(
-    [
-      { title: 'lines', align: 'right' },
-      { title: 'asked', align: 'left' },
-      { title: 'policy', align: 'left' },
-      { title: 'questions', align: 'right' },
-      { title: 'accuracy', align: 'right' },
-      { title: 'ratio', align: 'right' },
-      { title: 'bytes', align: 'right' },
-    ],
-    rows.map((row) => [
-      String(row.lines),
-      row.ask,
-      row.policy,
-      String(row.questions),
-      formatPercent(row.accuracy),
-      formatRatio(row.ratio),
-      formatBytes(row.bytes),
-    ]),
-  )
+async function writeReport(report: EvalReport, { json, html }: EvalOptions): Promise<void> {
+  if (html !== undefined) await writeOutput(html, '--html', formatEvalPage(report))
+  if (json === true) {
+    printJson(documentOf(report))
+    return
+  }
+  if (json !== undefined) {
+    await writeOutput(json, '--json', `${JSON.stringify(documentOf(report), null, 2)}\n`)
+  }
+  print(formatEvalReport(report))
+}
+
+/** The document of `--json`: rows have their task's facts beside the numbers. */
+export function documentOf(report: EvalReport): object {
+  return {
+    ...report,
+    rows: report.rows.map(documentRow),
+    pairs: report.pairs.map(({ task, facts, ...pair }) => ({ task, ...facts, ...pair })),
+  }
+}
+
+function documentRow(row: EvalRow): object {
+  const { task, facts, policy, spec, questions, measure, value, low, high, values, ...costs } = row
+  const name = { hits: 'accuracy', score: 'score', loss: 'perplexity' }[measure]
+  return {
+    ...{ task, ...facts, policy, spec, questions },
+    [name]: value,
+    interval: [low, high],
+    ...values,
+    ...costs,
+  }
 }

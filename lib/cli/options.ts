@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { type Command, InvalidArgumentError } from 'commander'
 import { ZipCacheError } from '../errors.js'
-import { resolvePolicy } from '../policy/index.js'
+import { type PolicySpec, resolvePolicy } from '../policy/index.js'
 
 /** The folder of the package. */
 export const kPackageRoot = join(__dirname, '..', '..')
@@ -65,6 +65,39 @@ export function policyName(value: string): string {
   }
 }
 
+/**
+ * Policies between commas, each at most once: names, or JSON objects with a name and options.
+ * `fp16,{"name":"zipcache","saliencyRatio":0.2}`
+ */
+export function policySpecs(value: string): PolicySpec[] {
+  const items = splitOutsideBraces(value).map((item) => item.trim())
+  const twice = items.find((item, i) => items.indexOf(item) !== i)
+  if (twice !== undefined) throw new InvalidArgumentError(`${twice} is named twice.`)
+  return items.map((item) => {
+    if (!item.startsWith('{')) return policyName(item)
+    try {
+      const spec = JSON.parse(item) as PolicySpec
+      resolvePolicy(spec)
+      return spec
+    } catch (error) {
+      throw new InvalidArgumentError(`${item}: ${(error as Error).message}.`)
+    }
+  })
+}
+
+/** Commas inside of braces separate a policy's options, not policies. */
+function splitOutsideBraces(text: string): string[] {
+  const items = ['']
+  let depth = 0
+  for (const character of text) {
+    if (character === '{') depth++
+    if (character === '}') depth--
+    if (character === ',' && depth === 0) items.push('')
+    else items[items.length - 1] += character
+  }
+  return items
+}
+
 /** A regular expression. */
 export function regularExpression(value: string): RegExp {
   try {
@@ -87,19 +120,30 @@ function range(min: number, max: number): string {
   return min === Number.MIN_SAFE_INTEGER ? 'that JavaScript holds exactly' : `of at least ${min}`
 }
 
-/** What every command that runs a model takes. */
-export interface ModelOptions {
+/** Where and in what a model computes. */
+export interface DeviceOptions {
   readonly device: string
   readonly dtype: 'f32' | 'bf16'
   readonly threads?: number
+}
+
+/** What commands take that run a model and print one document. */
+export interface ModelOptions extends DeviceOptions {
   readonly json?: boolean
 }
 
-/** Adds `--device`, `--dtype`, `--threads` and `--json` to a command. */
-export function addModelOptions(command: Command): Command {
+/** Adds `--device`, `--dtype` and `--threads` to a command. */
+export function addDeviceOptions(command: Command): Command {
   return command
     .option('--device <name>', 'device that computes', 'cpu')
     .option('--dtype <type>', 'compute in f32 or bf16', choice('f32', 'bf16'), 'f32')
     .option('--threads <n>', 'threads that compute (default: one a core)', integer(1, 1024))
-    .option('--json', 'print one JSON document on stdout and nothing else')
+}
+
+/** Adds `--device`, `--dtype`, `--threads` and `--json` to a command. */
+export function addModelOptions(command: Command): Command {
+  return addDeviceOptions(command).option(
+    '--json',
+    'print one JSON document on stdout and nothing else',
+  )
 }

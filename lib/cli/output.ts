@@ -1,4 +1,7 @@
+import { access, constants, writeFile } from 'node:fs/promises'
+import { dirname, resolve } from 'node:path'
 import { SingleBar } from 'cli-progress'
+import { ZipCacheError } from '../errors.js'
 
 /** Writes text for people, or a model's text, to stdout. */
 export function print(text: string): void {
@@ -42,5 +45,28 @@ export async function withProgress<T>(
     })
   } finally {
     bar.stop()
+  }
+}
+
+/**
+ * Found out now rather than after minutes of measuring. Rejects with `ERR_ZC_IO` where a file cannot
+ * be written.
+ */
+export async function expectWritable(file: string, option: string): Promise<void> {
+  await orIoError(file, option, () => access(dirname(resolve(file)), constants.W_OK))
+}
+
+/** Writes a file and says so. Rejects with `ERR_ZC_IO`. */
+export async function writeOutput(file: string, option: string, text: string): Promise<void> {
+  await orIoError(file, option, () => writeFile(file, text))
+  if (process.stderr.isTTY) say(`${option}: wrote ${file}`)
+}
+
+async function orIoError(file: string, option: string, use: () => Promise<void>): Promise<void> {
+  try {
+    await use()
+  } catch (cause) {
+    const why = cause instanceof Error ? cause.message : String(cause)
+    throw new ZipCacheError('ERR_ZC_IO', `${option} ${file}: cannot be written: ${why}`, { cause })
   }
 }

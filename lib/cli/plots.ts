@@ -1,7 +1,7 @@
-/** Plots as inline SVG. Colours are CSS variables of the page: `--ink`, `--faint`, `--c0` to `--c5`. */
+/** Plots as inline SVG. Colours are CSS variables of the page: `--ink`, `--faint`, `--c0` to `--c9`. */
 
 const kWidth = 760
-const kColors = 6
+const kColors = 10
 
 /** Text inside of an element or of an attribute. */
 export function escapeHtml(text: string): string {
@@ -53,15 +53,24 @@ export interface Series {
   readonly points: readonly (readonly [x: number, y: number])[]
 }
 
+/** What the axes mean; `most`: where y ends, instead of above the highest point. */
+export interface Units {
+  readonly x: string
+  readonly y: string
+  readonly most?: number
+}
+
 /** Lines over a logarithmic x axis; y begins at 0. */
-export function linePlot(
-  title: string,
-  series: readonly Series[],
-  units: { readonly x: string; readonly y: string },
-): string {
+export function linePlot(title: string, series: readonly Series[], units: Units): string {
   const xs = [...new Set(series.flatMap(({ points }) => points.map(([x]) => x)))].sort(ascending)
-  const most = niceAbove(Math.max(...series.flatMap(({ points }) => points.map(([, y]) => y))))
-  const area = { left: 60, right: kWidth - 150, top: 16, bottom: 250 }
+  const highest = Math.max(...series.flatMap(({ points }) => points.map(([, y]) => y)))
+  const most = units.most ?? niceAbove(highest)
+  const area = {
+    left: 60,
+    right: kWidth - 190,
+    top: 16,
+    bottom: Math.max(250, 30 + 20 * series.length),
+  }
   const [low, high] = [Math.log(xs[0] as number), Math.log(xs.at(-1) as number)]
   const toX = (x: number) =>
     high > low
@@ -79,6 +88,74 @@ export function linePlot(
   const axis = text((area.left + area.right) / 2, area.bottom + 38, units.x, 'middle')
   const content = [yGrid(area, most, units.y), ...ticks, axis, ...lines, legend(series, area.right)]
   return svg(title, area.bottom + 46, content.join(''))
+}
+
+/** A point of `scatterPlot`, with the interval of its y. */
+export interface ScatterPoint {
+  readonly label: string
+  readonly x: number
+  readonly y: number
+  readonly low: number
+  readonly high: number
+  readonly series: number
+}
+
+/** Numbered points with the intervals of y over an x axis that begins at 0; the list says who is who. */
+export function scatterPlot(title: string, points: readonly ScatterPoint[], units: Units): string {
+  const bottom = Math.max(300, 40 + 16 * points.length)
+  const area = { left: 60, right: kWidth - 250, top: 16, bottom }
+  const mostX = niceAbove(Math.max(...points.map(({ x }) => x)))
+  const mostY = units.most ?? niceAbove(Math.max(...points.map(({ high }) => high)))
+  const toX = (x: number) => area.left + (x / mostX) * (area.right - area.left)
+  const toY = (y: number) => area.bottom - (Math.min(y, mostY) / mostY) * (area.bottom - area.top)
+  const intervals = points.map(({ x, low, high, series }) => {
+    const at = fix(toX(x))
+    return `<line x1="${at}" y1="${fix(toY(low))}" x2="${at}" y2="${fix(toY(high))}" stroke="${color(series)}"/>`
+  })
+  const dots = points.map(({ label, x, y, series }, i) => {
+    const center = `cx="${fix(toX(x))}" cy="${fix(toY(y))}"`
+    const dot = `<circle ${center} r="7" fill="var(--paper)" stroke="${color(series)}" stroke-width="2"/>`
+    const what = `<title>${escapeHtml(`${label}: ${fix(x)} ${units.x}, ${fix(y)} ${units.y}`)}</title>`
+    return `<g>${what}${dot}${text(toX(x), toY(y) + 4, String(i + 1), 'middle')}</g>`
+  })
+  const list = points.map(({ label, series }, i) => {
+    const y = 24 + 16 * i
+    const mark = `<rect x="${area.right + 14}" y="${y - 9}" width="10" height="10" fill="${color(series)}"/>`
+    return mark + text(area.right + 30, y, `${i + 1} ${label}`)
+  })
+  const ticks = [0, 0.25, 0.5, 0.75, 1].map((part) =>
+    text(toX(part * mostX), area.bottom + 18, fix(part * mostX), 'middle'),
+  )
+  const axis = text((area.left + area.right) / 2, area.bottom + 38, units.x, 'middle')
+  const content = [yGrid(area, mostY, units.y), ...ticks, axis, ...intervals, ...dots, ...list]
+  return svg(title, area.bottom + 46, content.join(''))
+}
+
+/** A row of `heatmap`: shares of [0, 1]. */
+export interface HeatRow {
+  readonly label: string
+  readonly values: readonly number[]
+}
+
+/** Rows of shares as fields, the fuller the darker. */
+export function heatmap(title: string, rows: readonly HeatRow[], xUnit: string): string {
+  const longest = Math.max(...rows.map(({ label }) => label.length))
+  const [left, top, row] = [20 + 6 * longest, 8, 16] // 6: of a letter of 11 pixels
+  const columns = Math.max(...rows.map(({ values }) => values.length))
+  const width = (kWidth - left - 20) / columns
+  const fields = rows.map(({ label, values }, r) => {
+    const y = top + r * row
+    const own = values.map((value, c) => {
+      const what = `<title>${escapeHtml(`${label}, ${c + 1} of ${columns}: ${fix(100 * value)}%`)}</title>`
+      const place = `x="${fix(left + c * width)}" y="${y}" width="${fix(width)}" height="${row - 2}"`
+      return `<rect ${place} fill="var(--c0)" fill-opacity="${fix(Math.min(1, value))}">${what}</rect>`
+    })
+    return text(left - 8, y + 11, label, 'end') + own.join('')
+  })
+  const bottom = top + rows.length * row
+  const frame = `<rect x="${left}" y="${top}" width="${kWidth - left - 20}" height="${bottom - top}" fill="none" stroke="var(--faint)"/>`
+  const axis = text((left + kWidth - 20) / 2, bottom + 16, xUnit, 'middle')
+  return svg(title, bottom + 24, fields.join('') + frame + axis)
 }
 
 /** How many values lie in [edges[i], edges[i + 1]). */

@@ -5,6 +5,22 @@ export interface Column {
   readonly align: 'left' | 'right'
 }
 
+/** A table of a report, for a terminal, a page or a Markdown file. */
+export interface TitledTable {
+  readonly title: string
+  readonly columns: readonly Column[]
+  readonly rows: readonly (readonly string[])[]
+}
+
+/** A table in Markdown, without its title. */
+export function formatMarkdownTable({ columns, rows }: TitledTable): string {
+  const line = (cells: readonly string[]) =>
+    `| ${cells.map((cell) => cell.replaceAll('|', '\\|')).join(' | ')} |`
+  const titles = line(columns.map(({ title }) => title))
+  const rule = line(columns.map(({ align }) => (align === 'right' ? '---:' : '---')))
+  return `${[titles, rule, ...rows.map(line)].join('\n')}\n`
+}
+
 /** Lines of a table: titles, a rule, rows; columns two spaces apart, no space at a line's end. */
 export function formatTable(
   columns: readonly Column[],

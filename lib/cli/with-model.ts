@@ -1,11 +1,11 @@
 import { loadModel } from '../engine/load-model.js'
 import type { Model } from '../engine/model.js'
-import type { ModelOptions } from './options.js'
+import type { DeviceOptions } from './options.js'
 
 /** Loads a model, uses it, and disposes of it whatever happens. */
 export async function withModel<T>(
   dir: string,
-  { device, dtype, threads }: ModelOptions,
+  { device, dtype, threads }: DeviceOptions,
   signal: AbortSignal,
   use: (model: Model) => Promise<T>,
 ): Promise<T> {

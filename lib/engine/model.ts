@@ -1,5 +1,6 @@
 import { ZipCacheError } from '../errors.js'
 import type { ModelConfig } from '../model/config.js'
+import { fingerprintOf } from '../model/fingerprint.js'
 import type { ForwardModel } from '../model/forward.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { ComputeDtype } from '../model/weights.js'
@@ -43,6 +44,13 @@ export class Model {
     this.#engine = new Engine(forwardModel, tokenizer, { kvMemory })
     this.#engines = new Set([this.#engine])
     this.#release = release
+  }
+
+  /**
+   * What tells models apart: a SHA-256 over configuration, compute type and samples of all weights.
+   */
+  fingerprint(): Promise<string> {
+    return fingerprintOf(this.#forward)
   }
 
   /** Bytes of the model's own engine's caches: given out to sequences, and the most there may be. */

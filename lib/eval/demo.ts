@@ -1,12 +1,9 @@
 import { ZipCacheError } from '../errors.js'
 import type { PolicySpec } from '../policy/index.js'
 import { decode, timeDecoding } from './decode-timing.js'
-import {
-  answerLineRetrieval,
-  encodeLineRetrieval,
-  generateLineRetrieval,
-  requireTokenizer,
-} from './line-retrieval.js'
+import { answerLineRetrieval, encodeLineRetrieval } from './line-retrieval.js'
+import { generateLineRetrieval } from './line-retrieval-prompt.js'
+import { requireTokenizer } from './prompt.js'
 import type { SubjectModel, SubjectSequence } from './subject.js'
 
 /** One policy's part of a demo. */
@@ -103,7 +100,7 @@ export async function runDemo(options: DemoOptions): Promise<Demo> {
       await sequence.prefill(ids, { signal })
       const prefillMs = performance.now() - start
       onProgress()
-      const answer = (await answerLineRetrieval(sequence, tokenizer, prompt, signal)).number
+      const answer = await answerLineRetrieval(sequence, tokenizer, prompt, signal)
       onProgress()
       const { bytes } = sequence
       answered.push({

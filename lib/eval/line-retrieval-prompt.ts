@@ -29,6 +29,7 @@ export interface LineRetrievalPrompt {
   readonly lines: number
   /** The line asked for, from 0. */
   readonly targetLine: number
+  readonly records: readonly LineRetrievalRecord[]
 }
 
 /** Options of `generateLineRetrieval`. */
@@ -149,8 +150,8 @@ export function writeLineRetrieval(
       { argument: 'targetLine' },
     )
   }
-  const key = `line ${target.adjective} - ${target.noun}`
-  const question = `tell me what is the REGISTER_CONTENT in ${key} ? I need the number .`
+  const key = lineKey(target)
+  const question = lineQuestion(key)
   const recordText = [kHeader, ...records.map(writeRecord)].map((line) => `${line} \n`).join(' ')
   const questionText = ` question : ${question} \n answer :`
   return {
@@ -162,13 +163,22 @@ export function writeLineRetrieval(
     number: target.number,
     lines: records.length,
     targetLine,
+    records,
   }
 }
+
+/** How a line begins, and what a question calls it. */
+export const lineKey = ({ adjective, noun }: LineRetrievalRecord): string =>
+  `line ${adjective} - ${noun}`
+
+/** What the models were trained to be asked. */
+export const lineQuestion = (key: string): string =>
+  `tell me what is the REGISTER_CONTENT in ${key} ? I need the number .`
 
 function writeRecord(record: LineRetrievalRecord): string {
   const template = kTemplates[record.template] as string
   const content = template.replace('NUMBER', `< ${digits(record)} >`)
-  return `line ${record.adjective} - ${record.noun} : ${content}`
+  return `${lineKey(record)} : ${content}`
 }
 
 function digits({ number }: LineRetrievalRecord): string {

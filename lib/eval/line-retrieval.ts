@@ -1,14 +1,18 @@
-import { ZipCacheError } from '../errors.js'
-import type { PolicySpec } from '../policy/index.js'
 import { deriveSeed, toSeed, uniformInteger } from '../random.js'
-import { generateLineRetrieval, type LineRetrievalPrompt } from './line-retrieval-prompt.js'
-import type { SubjectModel, SubjectSequence, SubjectTokenizer } from './subject.js'
-
-export {
-  generateLineRetrieval,
-  type LineRetrievalOptions,
-  type LineRetrievalPrompt,
-} from './line-retrieval-prompt.js'
+import { check } from './check.js'
+import type { LineRetrievalPrompt } from './line-retrieval-prompt.js'
+import { expectFits, prefillTurns, writeAnswer } from './prompt.js'
+import {
+  firstFiveDigits,
+  longEvalPrompt,
+  makeRetrievalPrompt,
+  type RetrievalForm,
+  type RetrievalPrompt,
+  readLongEval,
+  resolveForm,
+} from './retrieval-prompt.js'
+import type { SubjectSequence, SubjectTokenizer } from './subject.js'
+import type { Asked, Outcome, Task, TaskSetting } from './task.js'
 
 /**
  * When the question is asked: `inside` the prompt, as in the paper, so that attention of the
@@ -17,166 +21,120 @@ export {
  */
 export type AskMode = 'inside' | 'after'
 
-/** What one policy reached at one number of lines. */
-export interface LineRetrievalRow {
-  readonly policy: string
-  readonly lines: number
-  readonly questions: number
-  /** Percent of the questions answered with all five digits right. */
-  readonly accuracy: number
-  /** Mean over the questions of fp16 bytes / resident bytes, after the last answer token. */
-  readonly ratio: number
-  /** Mean over the questions of the sequence's resident bytes, after the last answer token. */
-  readonly bytes: number
-  readonly ask: AskMode
-}
-
-/** Options of `evaluateLineRetrieval`. */
-export interface LineRetrievalEvaluation {
-  readonly model: SubjectModel
-  /** Record lines of the prompts, one row each. */
-  readonly lines: readonly number[]
-  /** Prompts for each number of lines. */
-  readonly questions: number
-  /** Any integer; the same seed gives the same prompts and probes. */
-  readonly seed: number
-  readonly policies: readonly PolicySpec[]
+/** Settings of the line-retrieval task. */
+export interface LineRetrievalSpec {
+  readonly task: 'line-retrieval'
+  /** Record lines, 1 to 4096; left out with `data`. */
+  readonly lines?: number
   /** Default `inside`. */
-  readonly ask?: AskMode | undefined
-  readonly signal?: AbortSignal | undefined
-  /** Called after each answer. */
-  readonly onProgress?: ((progress: { done: number; total: number }) => void) | undefined
+  readonly ask?: AskMode
+  /** Default `auto`: by the model's vocabulary. */
+  readonly form?: RetrievalForm | 'auto'
+  /** A file of LongEval's own prompts; without it prompts are made of the seed. */
+  readonly data?: string
+  /** Ask through the model's chat template. Default false. */
+  readonly chat?: boolean
 }
 
-/** The answer to one prompt and what its cache took. */
-export interface LineRetrievalAnswer {
-  /** The five digits, or null where the model gave none. */
-  readonly number: string | null
-  /** What the model wrote, up to the fifth digit. */
-  readonly text: string
-}
-
-/** Tokens beyond the right answer's before a model is taken to have missed. */
-const kExtraAnswerTokens = 3
 const kMaxSeed = 2 ** 48
+const kMaxLines = 4096
 
 /**
- * Asks every policy the same line-retrieval questions, greedily:
+ * Line retrieval: the number in one of many lines; a hit has all of its digits right.
  *
- *     accuracy = 100 * hits / questions,   a hit: all five digits right
+ * Rejects with `ERR_ZC_ARGUMENT` for a setting out of its range and a damaged file, `ERR_ZC_IO`,
+ * `ERR_ZC_TOKENIZER`.
  *
- * One row for each number of lines and policy, in the order given.
- *
- * Rejects with `ERR_ZC_ARGUMENT` for an option out of its range, `ERR_ZC_TOKENIZER` if the model
- * has no tokenizer, `ERR_ZC_CONTEXT_LENGTH` if a prompt is longer than the model's context, and
- * with `signal.reason` when aborted.
- *
- * Source: ZipCache (arXiv 2405.14256) §5, Fig. 5.
+ * Source: LongEval (Li et al., 2023); ZipCache (arXiv 2405.14256) §5, Fig. 5.
  */
-export async function evaluateLineRetrieval(
-  options: LineRetrievalEvaluation,
-): Promise<{ rows: LineRetrievalRow[] }> {
-  const { model, lines, questions, policies, ask = 'inside', signal, onProgress } = options
-  check('lines', lines.length > 0, 'has none, expected at least one number of lines')
-  check('policies', policies.length > 0, 'has none, expected at least one policy')
-  check(
-    'questions',
-    Number.isInteger(questions) && questions > 0,
-    `is ${questions}, expected a whole number above 0`,
-  )
+export async function lineRetrieval(spec: LineRetrievalSpec, setting: TaskSetting): Promise<Task> {
+  const { ask = 'inside', chat = false } = spec
+  const { tokenizer } = setting
   check('ask', ask === 'inside' || ask === 'after', `is ${ask}, expected inside or after`)
-  const tokenizer = requireTokenizer(model)
-
-  const total = lines.length * questions * policies.length
-  let done = 0
-  const rows: LineRetrievalRow[] = []
-  for (const nLines of lines) {
-    const seeds = deriveSeed(toSeed(options.seed), nLines)
-    const tallies = policies.map(() => ({ hits: 0, ratio: 0, bytes: 0 }))
-    for (let question = 0; question < questions; question++) {
-      const seed = uniformInteger(seeds, question, kMaxSeed)
-      const prompt = generateLineRetrieval({ lines: nLines, seed })
-      for (const [p, policy] of policies.entries()) {
-        signal?.throwIfAborted()
-        const tally = tallies[p] as (typeof tallies)[number]
-        const sequence = model.createSequence({ policy, seed })
-        try {
-          await prefillLineRetrieval(sequence, tokenizer, prompt, ask, signal)
-          const answer = await answerLineRetrieval(sequence, tokenizer, prompt, signal)
-          if (answer.number === prompt.number) tally.hits++
-          tally.ratio += sequence.bytes.ratio
-          tally.bytes += sequence.bytes.resident
-        } finally {
-          sequence.dispose()
-        }
-        onProgress?.({ done: ++done, total })
+  if (spec.data !== undefined) return publishedLineRetrieval(spec.data, { ask, chat }, setting)
+  const lines = checkLines(spec.lines)
+  const form = resolveForm(tokenizer, spec.form ?? 'auto')
+  const seeds = deriveSeed(toSeed(setting.seed), lines)
+  return {
+    name: 'line-retrieval',
+    facts: { lines, ask },
+    key: JSON.stringify(['line-retrieval', { lines, ask, form, chat }]),
+    measure: 'hits',
+    count: setting.questions,
+    question(index) {
+      const seed = uniformInteger(seeds, index, kMaxSeed)
+      return {
+        seed,
+        ask: (asked) =>
+          askRetrieval(asked, makeRetrievalPrompt(tokenizer, form, { lines, seed }, { chat }), ask),
       }
-    }
-    for (const [p, { hits, ratio, bytes }] of tallies.entries()) {
-      const policy = policies[p] as PolicySpec
-      rows.push({
-        policy: typeof policy === 'string' ? policy : JSON.stringify(policy),
-        lines: nLines,
-        questions,
-        accuracy: (100 * hits) / questions,
-        ratio: ratio / questions,
-        bytes: Math.round(bytes / questions),
-        ask,
-      })
-    }
+    },
   }
-  return { rows }
 }
 
-/** The tokenizer of a model that is asked in text. Throws `ERR_ZC_TOKENIZER` if it has none. */
-export function requireTokenizer(model: SubjectModel): SubjectTokenizer {
-  if (model.tokenizer !== null) return model.tokenizer
-  throw new ZipCacheError('ERR_ZC_TOKENIZER', 'model: has no tokenizer.json, expected one', {
-    argument: 'model',
-  })
+async function publishedLineRetrieval(
+  path: string,
+  { ask, chat }: { ask: AskMode; chat: boolean },
+  { tokenizer, questions, seed: baseSeed }: TaskSetting,
+): Promise<Task> {
+  const { digest, prompts } = await readLongEval(path)
+  const seeds = toSeed(baseSeed)
+  return {
+    name: 'line-retrieval',
+    facts: { data: path, ask },
+    key: JSON.stringify(['line-retrieval', { digest, ask, chat }]),
+    measure: 'hits',
+    count: Math.min(questions, prompts.length),
+    question: (index) => ({
+      seed: uniformInteger(seeds, index, kMaxSeed),
+      ask(asked) {
+        const text = prompts[index] as (typeof prompts)[number]
+        return askRetrieval(asked, longEvalPrompt(tokenizer, text, { chat }), ask)
+      },
+    }),
+  }
 }
+
+/** Puts a prompt into the sequence, at once or in turns, and reads the number. */
+export async function askRetrieval(
+  asked: Asked,
+  { turns, number, maxTokens, readAnswer }: RetrievalPrompt,
+  ask: AskMode,
+): Promise<Outcome> {
+  const length = turns.reduce((sum, ids) => sum + ids.length, 0)
+  expectFits(asked.model, length + maxTokens, 'lines')
+  await prefillTurns(asked, ask === 'inside' ? [turns.flat()] : turns)
+  const answer = await writeAnswer(asked, {
+    maxTokens,
+    isDone: (text) => readAnswer(text) !== null,
+  })
+  // Something stands after the last digit of what has ended.
+  const given = readAnswer(answer) ?? readAnswer(`${answer}\n`)
+  return { score: given === number ? 1 : 0, answer: given, expected: number }
+}
+
+/** Throws `ERR_ZC_ARGUMENT` for what is no number of lines. */
+export function checkLines(lines: number | undefined): number {
+  const isGood = Number.isInteger(lines) && (lines as number) >= 1 && (lines as number) <= kMaxLines
+  check('lines', isGood, `is ${lines}, expected 1 to ${kMaxLines}`)
+  return lines as number
+}
+
+// ---- the demo's question ----
 
 /** Ids of a line-retrieval text; `<s>` is written in it, so that the tokenizer adds nothing. */
 export function encodeLineRetrieval(tokenizer: SubjectTokenizer, text: string): number[] {
   return tokenizer.encode(text, { addSpecialTokens: false })
 }
 
-/** Brings a prompt into a sequence: at once, or the records first and then the question. */
-async function prefillLineRetrieval(
-  sequence: SubjectSequence,
-  tokenizer: SubjectTokenizer,
-  prompt: LineRetrievalPrompt,
-  ask: AskMode,
-  signal: AbortSignal | undefined,
-): Promise<void> {
-  const turns = ask === 'inside' ? [prompt.text] : [prompt.recordText, prompt.questionText]
-  for (const turn of turns) await sequence.prefill(encodeLineRetrieval(tokenizer, turn), { signal })
-}
-
-/** The greedy answer of a sequence that holds a prompt, up to its fifth digit. */
+/** The greedy answer of a sequence that holds a prompt: its first five digits, null without. */
 export async function answerLineRetrieval(
   sequence: SubjectSequence,
   tokenizer: SubjectTokenizer,
   prompt: LineRetrievalPrompt,
   signal?: AbortSignal,
-): Promise<LineRetrievalAnswer> {
-  const rightTokens = encodeLineRetrieval(tokenizer, prompt.answerText).length
-  const maxTokens = rightTokens + kExtraAnswerTokens
-  let text = ''
-  for await (const token of sequence.generate(null, { maxTokens, temperature: 0, signal })) {
-    text += token.text
-    const number = answeredNumber(text)
-    if (number !== null) return { number, text }
-  }
-  return { number: null, text }
-}
-
-/** The first five digits in a row, whatever spaces stand between them. */
-function answeredNumber(text: string): string | null {
-  return /\d{5}/.exec(text.replace(/\s+/g, ''))?.[0] ?? null
-}
-
-function check(argument: string, isGood: boolean, complaint: string): void {
-  if (isGood) return
-  throw new ZipCacheError('ERR_ZC_ARGUMENT', `${argument}: ${complaint}`, { argument })
+): Promise<string | null> {
+  const maxTokens = encodeLineRetrieval(tokenizer, prompt.answerText).length + 3
+  const isDone = (text: string) => firstFiveDigits(text) !== null
+  return firstFiveDigits(await writeAnswer({ sequence, signal }, { maxTokens, isDone }))
 }

@@ -1,5 +1,5 @@
 import { once } from 'node:events'
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { generateLineRetrieval } from '../../lib/eval/line-retrieval-prompt'
@@ -196,22 +196,36 @@ describe('zipcache generate', () => {
   })
 })
 
-describe('zipcache eval line-retrieval', () => {
+describe('zipcache eval', () => {
   const base = ['eval', 'line-retrieval', '--lines', '5,20', '--questions', '2', '--seed', '4']
   const args = [...base, '--model', kModel, '--policy', 'fp16,zipcache']
 
-  test.each(['inside', 'after'])('--ask %s --json', async (ask) => {
+  test.each(['inside', 'after'])('line-retrieval --ask %s --json', async (ask) => {
     const document = await zipcacheJson([...args, '--ask', ask])
-    expect(Object.keys(document)).toEqual(['rows'])
+    expect(document).toMatchObject({
+      schema: 'zipcache-eval-1',
+      command: expect.stringMatching(/^zipcache eval line-retrieval --lines 5,20 /),
+      model: kModel,
+      questions: 2,
+      identity: { seed: 4, dtype: 'f32', model: expect.stringMatching(/^[0-9a-f]{64}$/) },
+    })
+    expect(document.builds).toHaveLength(1)
     expect(document.rows).toEqual(
       [5, 20].flatMap((lines) =>
         ['fp16', 'zipcache'].map((policy) => ({
+          task: 'line-retrieval',
           policy,
+          spec: policy,
           lines,
           questions: 2,
           accuracy: expect.any(Number),
+          interval: [expect.any(Number), expect.any(Number)],
+          tokens: expect.any(Number),
           ratio: expect.any(Number),
+          paperRatio: policy === 'fp16' ? null : expect.any(Number),
           bytes: expect.any(Number),
+          peakBytes: expect.any(Number),
+          attention: 'packed',
           ask,
         })),
       ),
@@ -219,22 +233,125 @@ describe('zipcache eval line-retrieval', () => {
     for (const row of document.rows) {
       if (row.policy === 'fp16') expect(row.accuracy).toBe(100)
     }
+    expect(document.pairs).toMatchObject(
+      [5, 20].map((lines) => ({ lines, ask, a: 'fp16', b: 'zipcache', questions: 2 })),
+    )
   })
 
-  test('a table for people, on the model of the package', async () => {
-    const { exitCode, stdout, stderr } = await zipcache([...base, '--policy', 'fp16'])
-    expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
-    const [titles, , ...rows] = stdout.trimEnd().split('\n')
-    expect(titles?.trim().split(/ +/)).toEqual([
-      'lines',
-      'asked',
-      'policy',
-      'questions',
-      'accuracy',
-      'ratio',
-      'bytes',
-    ])
-    expect(rows).toHaveLength(2)
+  test('a table for people, on the model of the package; JSON and a page in files', async () => {
+    const dir = mkdtempSync(join(tmpdir(), 'zipcache-cli-'))
+    try {
+      const [json, html] = [join(dir, 'eval.json'), join(dir, 'eval.html')]
+      const files = ['--json', json, '--html', html]
+      const { exitCode, stdout, stderr } = await zipcache([...args, ...files])
+      expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
+      const [title, , titles, , ...rows] = stdout.split('\n')
+      expect(title).toBe('line-retrieval')
+      expect(titles?.trim().split(/ {2,}/)).toEqual([
+        ...['lines', 'ask', 'policy', 'n', 'accuracy', '95%', 'ratio', 'by formula'],
+        ...['bytes', 'peak', 'attention'],
+      ])
+      expect(rows.slice(0, 4).map((row) => row.trim().split(/ +/).slice(0, 3))).toEqual(
+        ['5', '20'].flatMap((lines) => [
+          [lines, 'inside', 'fp16'],
+          [lines, 'inside', 'zipcache'],
+        ]),
+      )
+      expect(JSON.parse(readFileSync(json, 'utf8')).rows).toHaveLength(4)
+      const page = readFileSync(html, 'utf8')
+      expect(page).toMatch(/^<!DOCTYPE html>\n<html lang="en">/)
+      expect(page.match(/<svg /g)).toHaveLength(3)
+      expect(page).not.toMatch(/<script|https?:/)
+    } finally {
+      rmSync(dir, { recursive: true })
+    }
+  })
+
+  test('policies with options, several jobs, and batches change no number', async () => {
+    const policy = '{"name":"zipcache","saliencyRatio":0.2},uniform2'
+    const own = [...base, '--model', kModel, '--ask', 'inside,after', '--policy', policy]
+    const { rows, pairs } = await zipcacheJson([...own, '--batch', '1'])
+    expect(rows).toHaveLength(8)
+    expect(rows[0].policy).toBe('zipcache saliencyRatio=0.2')
+    const parallel = await zipcacheJson([...own, '--jobs', '2', '--batch', '3'])
+    expect([parallel.rows, parallel.pairs]).toEqual([rows, pairs])
+  })
+
+  test('a killed run goes on where it was, and gives the same numbers', async () => {
+    const dir = mkdtempSync(join(tmpdir(), 'zipcache-cli-'))
+    try {
+      const own = [
+        'eval',
+        'line-retrieval',
+        '--lines',
+        '40',
+        '--questions',
+        '12',
+        '--model',
+        kModel,
+      ]
+      const long = [...own, '--policy', 'fp16,zipcache,uniform2', '--batch', '2']
+      const whole = await zipcacheJson(long)
+      for (const jobs of ['1', '2']) {
+        const journal = join(dir, `journal-${jobs}.jsonl`)
+        const nLines = () =>
+          existsSync(journal) ? readFileSync(journal, 'utf8').split('\n').length - 1 : 0
+        const child = start([...long, '--journal', journal, '--jobs', jobs])
+        const ended = end(child)
+        while (nLines() < 8) await new Promise((resolve) => setTimeout(resolve, 5))
+        child.kill('SIGKILL')
+        await ended
+        expect(nLines()).toBeLessThan(38)
+        const resumed = await zipcacheJson([...long, '--journal', journal, '--jobs', jobs])
+        expect([resumed.rows, resumed.pairs]).toEqual([whole.rows, whole.pairs])
+        expect(nLines()).toBe(38)
+      }
+    } finally {
+      rmSync(dir, { recursive: true })
+    }
+  })
+
+  test('other tasks', async () => {
+    const dir = mkdtempSync(join(tmpdir(), 'zipcache-cli-'))
+    try {
+      const data = join(dir, 'text.txt')
+      writeFileSync(data, generateLineRetrieval({ lines: 40, seed: 2 }).text)
+      const common = ['--questions', '1', '--policy', 'fp16,uniform2', '--model', kModel]
+      const needle = ['eval', 'needle', '--lines', '10', '--depth', '0,100', ...common]
+      expect((await zipcacheJson(needle)).rows).toMatchObject([
+        { depth: 0, accuracy: 100 },
+        { depth: 0 },
+        { depth: 100, accuracy: 100 },
+        { depth: 100 },
+      ])
+      const turns = ['eval', 'multi-turn', '--lines', '10', ...common]
+      expect((await zipcacheJson(turns)).rows).toMatchObject([
+        { lines: 10, turns: 3, first: { value: 1 }, others: { value: 1 }, accuracy: 100 },
+        { policy: 'uniform2' },
+      ])
+      const text = ['eval', 'perplexity', '--data', data, '--prefix', '300', '--tokens', '20']
+      const { rows } = await zipcacheJson([...text, '--no-special-tokens', ...common])
+      const [fp16, uniform2] = rows
+      expect(fp16.kl.value).toBe(0)
+      expect(uniform2.kl.value).toBeGreaterThan(0)
+      expect(fp16.perplexity).toBeGreaterThan(1)
+    } finally {
+      rmSync(dir, { recursive: true })
+    }
+  })
+
+  test.each([
+    ['a file that is not there', ['gsm8k', '--data', 'no.jsonl'], 'ERR_ZC_IO'],
+    ['code without leave', ['humaneval', '--data', kMain], 'ERR_ZC_ARGUMENT'],
+    ['more lines than fit', ['line-retrieval', '--lines', '4000'], 'ERR_ZC_CONTEXT_LENGTH'],
+    ['a damaged file, in a job', ['gsm8k', '--data', kMain, '--jobs', '2'], 'ERR_ZC_ARGUMENT'],
+    ['a page that cannot be written', ['multi-turn', '--html', '/no/x.html'], 'ERR_ZC_IO'],
+  ])('%s is an error with a code', async (_, task, code) => {
+    const { exitCode, stdout, stderr } = await zipcache(['eval', ...task, '--json'])
+    expect(exitCode).toBe(1)
+    const { error } = JSON.parse(stdout)
+    expect(error.code).toBe(code)
+    expect(stderr).toBe(`zipcache: ${error.message} (${code})\n`)
   })
 })
 
@@ -339,7 +456,14 @@ describe('command lines that make no sense', () => {
     ['part', ['bench', 'everything']],
     ['too many arguments', ['bench', 'ops', 'decode']],
     ['unknown command', ['prove']],
-    ['unknown command', ['eval', 'perplexity']],
+    ['unknown command', ['eval', 'poetry']],
+    ['--data', ['eval', 'perplexity']],
+    ['--policy', ['eval', 'needle', '--policy', '{"name":"zipcache","saliencyRatio":2}']],
+    ['--policy', ['eval', 'needle', '--policy', '{"name":']],
+    ['--policy', ['eval', 'needle', '--policy', 'fp16,fp16']],
+    ['--depth', ['eval', 'needle', '--depth', '101']],
+    ['--lines', ['eval', 'line-retrieval', '--lines', '5', '--data', 'x']],
+    ['--jobs', ['eval', 'multi-turn', '--jobs', '0']],
     ['too many arguments', ['demo', 'more']],
   ])('%s of %j', async (name, args) => {
     const { exitCode, stdout, stderr } = await zipcache([...args, '--json'])

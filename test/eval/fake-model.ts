@@ -11,7 +11,9 @@ export const wordTokenizer: SubjectTokenizer = {
       .split(/ +/)
       .filter((word) => word !== '')
       .map((word) => words.indexOf(word)),
+  decode: (ids) => Array.from(ids, (id) => words[id]).join(' '),
   tokenId: (word) => (words.includes(word) ? words.indexOf(word) : undefined),
+  applyChatTemplate: ([message]) => `<s> ${message?.content} answer :`,
 }
 
 /** What a fake sequence was asked to do. */
@@ -29,6 +31,8 @@ export interface FakeBehaviour {
   maxPositions?: number
   /** The text a policy answers with, given the text of its prompt. */
   answer?: (prompt: string, policy: PolicySpec) => string
+  /** Logits after `tokens`. */
+  logits?: (tokens: readonly number[], policy: PolicySpec) => Float32Array
   /** Runs before a call does its work. */
   before?: (step: 'prefill' | 'token') => void
 }
@@ -38,7 +42,7 @@ export interface FakeBehaviour {
  * ever made.
  */
 export function fakeModel(behaviour: FakeBehaviour = {}): SubjectModel & { calls: FakeCalls[] } {
-  const { answer = lookUp, before = () => {} } = behaviour
+  const { answer = lookUp, logits = () => new Float32Array(0), before = () => {} } = behaviour
   const calls: FakeCalls[] = []
   return {
     calls,
@@ -55,13 +59,20 @@ export function fakeModel(behaviour: FakeBehaviour = {}): SubjectModel & { calls
         get bytes() {
           const fp16 = length * 100
           const resident = policy === 'fp16' ? fp16 : fp16 / 5
-          return { resident, peak: resident, fp16, ratio: fp16 / resident }
+          return { resident, peak: resident, fp16, ratio: fp16 / resident, paperRatio: null }
         },
         async prefill(ids, { signal }) {
           before('prefill')
           signal?.throwIfAborted()
           call.prefills.push(Array.from(ids))
           length += ids.length
+        },
+        async logits(ids, { signal }) {
+          before('prefill')
+          signal?.throwIfAborted()
+          call.prefills.push(Array.from(ids))
+          length += ids.length
+          return logits(call.prefills.flat(), policy)
         },
         async *generate(_, { maxTokens, ignoreEos = false, signal }) {
           const prompt = call.prefills

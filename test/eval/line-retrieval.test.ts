@@ -1,4 +1,4 @@
-import { evaluateLineRetrieval } from '../../lib/eval/line-retrieval'
+import { evaluateLineRetrieval } from '../../lib/eval/evaluate-line-retrieval'
 import { fakeModel, lookUp } from './fake-model'
 
 const base = { lines: [5, 9], questions: 4, seed: 1, policies: ['fp16', 'zipcache'] }
@@ -111,7 +111,7 @@ test('reports progress after each answer', async () => {
 test('a policy with options names itself in its row', async () => {
   const policy = { name: 'zipcache', saliencyRatio: 0.2 } as const
   const { rows } = await evaluateLineRetrieval({ ...base, policies: [policy], model: fakeModel() })
-  expect(rows[0]?.policy).toBe('{"name":"zipcache","saliencyRatio":0.2}')
+  expect(rows[0]?.policy).toBe('zipcache saliencyRatio=0.2')
 })
 
 describe('sequences are disposed of', () => {

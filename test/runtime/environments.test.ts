@@ -132,6 +132,7 @@ describe('loading', () => {
     expect(await resultOf('entries.mjs')).toEqual({
       sameErrorClass: true,
       sameDevice: true,
+      sameEvaluate: true,
       sameLoadModel: true,
       sameCodes: true,
       thrownIsInstance: true,

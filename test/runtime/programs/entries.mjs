@@ -1,11 +1,13 @@
-// Both entry points, by import and by require: what they share.
+// The entry points, by import and by require: what they share.
 import { createRequire } from 'node:module'
-import { Device, ERROR_CODES, loadModel, ZipCacheError } from 'zipcache'
+import { Device, ERROR_CODES, evaluateLineRetrieval, loadModel, ZipCacheError } from 'zipcache'
+import { evaluate, evaluateLineRetrieval as fromEval } from 'zipcache/eval'
 import { Device as OpsDevice } from 'zipcache/ops'
 
 const require = createRequire(import.meta.url)
 const root = require('zipcache')
 const ops = require('zipcache/ops')
+const evaluation = require('zipcache/eval')
 
 const error = await Device.open('nowhere').catch((reason) => reason)
 const device = await ops.Device.open('cpu', { threads: 1 })
@@ -17,6 +19,7 @@ console.log(
   JSON.stringify({
     sameErrorClass: ZipCacheError === root.ZipCacheError,
     sameDevice: new Set([Device, OpsDevice, root.Device, ops.Device]).size === 1,
+    sameEvaluate: evaluate === evaluation.evaluate && fromEval === evaluateLineRetrieval,
     sameLoadModel: loadModel === root.loadModel,
     sameCodes: ERROR_CODES === root.ERROR_CODES,
     thrownIsInstance: error instanceof ZipCacheError && error instanceof root.ZipCacheError,

@@ -1,0 +1,72 @@
+import type { PolicySpec } from '../policy/index.js'
+import { check } from './check.js'
+import { evaluate } from './evaluate.js'
+import type { AskMode } from './line-retrieval.js'
+import { localAsker } from './local-asker.js'
+import type { SubjectModel } from './subject.js'
+
+/** What one policy reached at one number of lines. */
+export interface LineRetrievalRow {
+  readonly policy: string
+  readonly lines: number
+  readonly questions: number
+  /** Percent of the questions answered with all five digits right. */
+  readonly accuracy: number
+  /** Mean over the questions of fp16 bytes / resident bytes, after the last answer token. */
+  readonly ratio: number
+  /** Mean over the questions of the sequence's resident bytes, after the last answer token. */
+  readonly bytes: number
+  readonly ask: AskMode
+}
+
+/** Options of `evaluateLineRetrieval`. */
+export interface LineRetrievalEvaluation {
+  readonly model: SubjectModel
+  /** Record lines of the prompts, one row each. */
+  readonly lines: readonly number[]
+  /** Prompts for each number of lines. */
+  readonly questions: number
+  /** Any integer; the same seed gives the same prompts and probes. */
+  readonly seed: number
+  readonly policies: readonly PolicySpec[]
+  /** Default `inside`. */
+  readonly ask?: AskMode | undefined
+  readonly signal?: AbortSignal | undefined
+  /** Called after each answer. */
+  readonly onProgress?: ((progress: { done: number; total: number }) => void) | undefined
+}
+
+/**
+ * Asks every policy the same line-retrieval questions, greedily:
+ *
+ *     accuracy = 100 * hits / questions,   a hit: all digits right
+ *
+ * One row for each number of lines and policy, in the order given. `evaluate` of `zipcache/eval`
+ * does the same for any task, with intervals, and goes on where it was interrupted.
+ *
+ * Rejects with `ERR_ZC_ARGUMENT` for an option out of its range, `ERR_ZC_TOKENIZER` if the model
+ * has no tokenizer, `ERR_ZC_CONTEXT_LENGTH` if a prompt is longer than the model's context, and
+ * with `signal.reason` when aborted.
+ *
+ * Source: ZipCache (arXiv 2405.14256) §5, Fig. 5.
+ */
+export async function evaluateLineRetrieval(
+  options: LineRetrievalEvaluation,
+): Promise<{ rows: LineRetrievalRow[] }> {
+  const { model, lines, questions, seed, policies, ask = 'inside', signal, onProgress } = options
+  check('lines', lines.length > 0, 'has none, expected at least one number of lines')
+  const tasks = lines.map((n) => ({ task: 'line-retrieval', lines: n, ask }) as const)
+  const asker = await localAsker({ model, tasks, questions, seed })
+  const { rows } = await evaluate({ askers: [asker], policies, batch: 1, signal, onProgress })
+  return {
+    rows: rows.map(({ policy, facts, questions, value, ratio, bytes }) => ({
+      policy,
+      lines: facts.lines as number,
+      questions,
+      accuracy: value,
+      ratio,
+      bytes,
+      ask,
+    })),
+  }
+}
