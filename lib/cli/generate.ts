@@ -1,29 +1,21 @@
-import { readFile } from 'node:fs/promises'
-import { addAbortSignal } from 'node:stream'
-import { text as readText } from 'node:stream/consumers'
-import { type Command, Option } from 'commander'
+import type { Command } from 'commander'
 import type { Model } from '../engine/model.js'
-import { ZipCacheError } from '../errors.js'
 import type { PolicySpec } from '../policy/index.js'
 import {
   addModelOptions,
   decimal,
   integer,
-  list,
   type ModelOptions,
   policyName,
   seed,
 } from './options.js'
 import { print, printJson, say } from './output.js'
+import { addPromptOptions, type PromptOptions, readPrompt } from './prompt-input.js'
 import { formatBytes, formatRatio } from './table.js'
 import { withModel } from './with-model.js'
 
-interface GenerateCommandOptions extends ModelOptions {
+interface GenerateCommandOptions extends ModelOptions, PromptOptions {
   readonly model: string
-  readonly prompt?: string
-  readonly promptFile?: string
-  readonly ids?: number[]
-  readonly chat?: boolean
   readonly maxTokens: number
   readonly temperature: number
   readonly topK?: number
@@ -48,19 +40,7 @@ export function addGenerateCommand(program: Command, signal: AbortSignal): void 
       'continue a prompt; without --prompt, --prompt-file or --ids it is read from stdin',
     )
     .requiredOption('--model <dir>', 'Hugging Face model folder')
-    .addOption(new Option('--prompt <text>', 'the prompt').conflicts(['promptFile', 'ids']))
-    .addOption(
-      new Option(
-        '--prompt-file <file>',
-        'a file with the prompt; its last newline is dropped',
-      ).conflicts(['prompt', 'ids']),
-    )
-    .addOption(
-      new Option('--ids <list>', 'the prompt as token ids: 1,2,3')
-        .argParser(list(integer(0)))
-        .conflicts(['prompt', 'promptFile', 'chat']),
-    )
-    .option('--chat', "take the prompt as a user's message to the model's chat template")
+  addPromptOptions(command)
     .option('--max-tokens <n>', 'end after so many tokens', integer(1), 256)
     .option('--temperature <t>', '0 takes the likeliest token', decimal(0), 0)
     .option('--top-k <n>', 'sample among the n likeliest tokens', integer(1))
@@ -112,40 +92,6 @@ async function generate(
     }
   } finally {
     sequence.dispose()
-  }
-}
-
-async function readPrompt(
-  model: Model,
-  options: GenerateCommandOptions,
-  signal: AbortSignal,
-): Promise<string | number[]> {
-  if (options.ids !== undefined) return options.ids
-  const text = options.prompt ?? (await readPromptText(options.promptFile, signal))
-  if (!options.chat) return text
-  if (model.tokenizer === null) {
-    throw new ZipCacheError('ERR_ZC_TOKENIZER', '--chat: the model has no tokenizer.json', {
-      argument: 'chat',
-    })
-  }
-  const message = { role: 'user', content: text }
-  const chat = model.tokenizer.applyChatTemplate([message], { addGenerationPrompt: true })
-  return model.tokenizer.encode(chat, { addSpecialTokens: false })
-}
-
-async function readPromptText(file: string | undefined, signal: AbortSignal): Promise<string> {
-  if (file === undefined && process.stdin.isTTY) say('zipcache: reading the prompt from stdin')
-  try {
-    const text =
-      file === undefined
-        ? await readText(addAbortSignal(signal, process.stdin))
-        : await readFile(file, { encoding: 'utf8', signal })
-    return text.replace(/\r?\n$/, '')
-  } catch (cause) {
-    signal.throwIfAborted()
-    const from = file === undefined ? 'stdin' : `--prompt-file ${file}`
-    const why = cause instanceof Error ? cause.message : String(cause)
-    throw new ZipCacheError('ERR_ZC_IO', `${from}: cannot be read: ${why}`, { cause })
   }
 }
 

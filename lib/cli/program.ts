@@ -6,6 +6,7 @@ import { addDemoCommand } from './demo.js'
 import { addDoctorCommand } from './doctor.js'
 import { addEvalCommand } from './eval.js'
 import { addGenerateCommand } from './generate.js'
+import { addInspectCommand } from './inspect.js'
 import { packageVersion } from './options.js'
 import { print, printJson, say } from './output.js'
 import { addServeCommand } from './serve.js'
@@ -83,6 +84,7 @@ function createProgram(signal: AbortSignal, setExitCode: (code: number) => void)
   addDemoCommand(program, signal)
   addGenerateCommand(program, signal)
   addEvalCommand(program, signal)
+  addInspectCommand(program, signal)
   addBenchCommand(program, signal)
   addServeCommand(program, signal)
   addDoctorCommand(program, signal, setExitCode)

@@ -13,6 +13,7 @@ import {
 } from './generation.js'
 import { checkOptions } from './options.js'
 import { deferred, disposedError, Run, type RunOptions } from './run.js'
+import { salientTokens } from './salient-tokens.js'
 import type { Scheduler } from './scheduler.js'
 import { saveContext } from './snapshot.js'
 
@@ -221,6 +222,21 @@ export class Sequence {
       await saveContext(context, path)
     } finally {
       context.dispose()
+      this.#leave()
+    }
+  }
+
+  /**
+   * Positions of the tokens that were found salient, ascending, for each layer and KV head. Tokens of
+   * the 16-bit tail, and of compressions with one class of tokens, are not told apart.
+   *
+   * Rejects with `ERR_ZC_ARGUMENT` while a call is running.
+   */
+  async salientTokens(): Promise<readonly (readonly Int32Array[])[]> {
+    this.#enter()
+    try {
+      return await salientTokens(this.#context)
+    } finally {
       this.#leave()
     }
   }

@@ -34,6 +34,7 @@ import {
 import { type PolicySpec, resolvePolicy } from '../policy/index.js'
 import { deriveSeed } from '../random.js'
 import { Context } from './context.js'
+import { segmentTensors } from './segment-tensors.js'
 import {
   readSnapshot,
   type SnapshotInput,
@@ -214,19 +215,6 @@ function groupPlaces(groups: readonly GroupPlan[]): GroupPlace[] {
     firstSegment += classes.length
     return place
   })
-}
-
-/** The tensors of exportSegment and importSegment. */
-function segmentTensors(cache: KvCache, nTokens: number, scratch: Scratch) {
-  const { nKvHeads, headDim } = cache.shape
-  return {
-    kCodes: scratch.tensor('u8', [nKvHeads, nTokens, headDim]),
-    vCodes: scratch.tensor('u8', [nKvHeads, nTokens, headDim]),
-    kParams: scratch.tensor('f32', [nKvHeads, 2, headDim]),
-    vParams: scratch.tensor('f32', [nKvHeads, 2, nTokens]),
-    vChannel: scratch.tensor('f32', [nKvHeads, headDim]),
-    positions: scratch.tensor('i32', [nKvHeads, nTokens]),
-  }
 }
 
 /**

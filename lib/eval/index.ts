@@ -1,5 +1,6 @@
 /**
- * zipcache/eval: what a cache policy costs and saves. Tasks, the runner with its journal, statistics.
+ * zipcache/eval: what a cache policy costs and saves. Tasks, the runner with its journal, statistics,
+ * and the audit of which tokens are salient.
  */
 export { type Answer, type Asker, policyLabel, type Unit } from './asker.js'
 export { type EvalResult, type Evaluation, evaluate } from './evaluate.js'
@@ -10,6 +11,12 @@ export {
 } from './evaluate-line-retrieval.js'
 export type { Gsm8kSpec } from './gsm8k.js'
 export type { HumanEvalSpec } from './humaneval.js'
+export {
+  type Inspection,
+  inspectSaliency,
+  type SaliencyReport,
+  type SaliencyShares,
+} from './inspect.js'
 export { Journal } from './journal.js'
 export type { AskMode, LineRetrievalSpec } from './line-retrieval.js'
 export {

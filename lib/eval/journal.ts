@@ -74,7 +74,7 @@ export class Journal {
 
 async function writeLine(file: FileHandle, value: object): Promise<void> {
   try {
-    await file.appendFile(`${JSON.stringify(value)}\n`)
+    await file.appendFile(`${JSON.stringify(value, (_, inner) => toJson(inner))}\n`)
   } catch (cause) {
     const why = cause instanceof Error ? cause.message : String(cause)
     throw new ZipCacheError('ERR_ZC_IO', `journal: cannot be written: ${why}`, { cause })
@@ -92,7 +92,7 @@ function readLines(path: string, text: string, identity: Header['identity']) {
       })
     let value: Record<string, unknown>
     try {
-      value = JSON.parse(line)
+      value = JSON.parse(line, (_, inner) => fromJson(inner))
     } catch {
       throw bad('is no JSON')
     }
@@ -112,6 +112,21 @@ function readLines(path: string, text: string, identity: Header['identity']) {
     }
   }
   return { answers, builds }
+}
+
+/** JSON has no infinity, which the divergence from a model that excludes a token is. */
+const kUnwritable = new Map([
+  ['Infinity', Number.POSITIVE_INFINITY],
+  ['-Infinity', Number.NEGATIVE_INFINITY],
+  ['NaN', Number.NaN],
+])
+
+const toJson = (value: unknown) =>
+  typeof value === 'number' && !Number.isFinite(value) ? { number: String(value) } : value
+
+function fromJson(value: unknown): unknown {
+  const name = (value as { number?: unknown } | null)?.number
+  return typeof name === 'string' ? (kUnwritable.get(name) ?? value) : value
 }
 
 function isAnswer(value: object): value is Answer {

@@ -355,6 +355,47 @@ describe('zipcache eval', () => {
   })
 })
 
+describe('zipcache inspect', () => {
+  const prompt = generateLineRetrieval({ lines: 30, seed: 5 }).text
+  const args = ['inspect', '--model', kModel, '--class', 'number=\\d( \\d){4}', '--bins', '4']
+
+  test('--json', async () => {
+    const report = await zipcacheJson([...args, '--prompt', prompt])
+    expect(report).toMatchObject({ schema: 'zipcache-inspect-1', policy: 'zipcache' })
+    expect(report.layers).toHaveLength(3)
+    expect(report.contentClasses).toEqual({ number: 150 })
+    expect(report.all.salient).toBeCloseTo(0.6, 2)
+  })
+
+  test('tables for people, and a page', async () => {
+    const dir = mkdtempSync(join(tmpdir(), 'zipcache-cli-'))
+    try {
+      const html = join(dir, 'inspect.html')
+      const { exitCode, stdout, stderr } = await zipcache([...args, '--html', html], prompt)
+      expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
+      expect(stdout).toMatch(/^policy +zipcache\ntokens +\d+, of which \d+ are compressed\n/)
+      expect(stdout).toMatch(/\nBias of being salient\n/)
+      const page = readFileSync(html, 'utf8')
+      expect(page).toMatch(/<svg .*layer 2\.1/s)
+      expect(page).not.toMatch(/<script|https?:/)
+    } finally {
+      rmSync(dir, { recursive: true })
+    }
+  })
+
+  test.each([
+    ['a policy with no salient tokens', ['--policy', 'uniform4', '--prompt', prompt]],
+    ['a prompt shorter than a window', ['--prompt', '<s> line']],
+  ])('%s is refused', async (_, more) => {
+    const { exitCode, stdout } = await zipcache([...args, ...more, '--json'])
+    expect(exitCode).toBe(1)
+    expect(JSON.parse(stdout).error).toMatchObject({
+      code: 'ERR_ZC_ARGUMENT',
+      message: expect.stringMatching(/tells no salient tokens from others/),
+    })
+  })
+})
+
 describe('zipcache bench', () => {
   const steps = ['bench', 'decode', '--tokens', '3', '--policy', 'fp16,zipcache', '--model']
   const op = ['bench', 'ops', '--threads', '1', '--filter', 'linear m=1 k=512 n=1408']
@@ -464,6 +505,9 @@ describe('command lines that make no sense', () => {
     ['--depth', ['eval', 'needle', '--depth', '101']],
     ['--lines', ['eval', 'line-retrieval', '--lines', '5', '--data', 'x']],
     ['--jobs', ['eval', 'multi-turn', '--jobs', '0']],
+    ['--class', ['inspect', '--class', 'x']],
+    ['--class', ['inspect', '--class', 'x=(']],
+    ['--policy', ['inspect', '--policy', 'fp16,zipcache']],
     ['too many arguments', ['demo', 'more']],
   ])('%s of %j', async (name, args) => {
     const { exitCode, stdout, stderr } = await zipcache([...args, '--json'])

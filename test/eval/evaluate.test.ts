@@ -171,6 +171,22 @@ describe('a journal', () => {
     expect(readFileSync(file)).toEqual(bytes)
   })
 
+  test('numbers that JSON has not are kept', async () => {
+    const file = newFile()
+    const numbers = [Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY, Number.NaN, 0.1 + 0.2]
+    const first = await open(file)
+    for (const [question, score] of numbers.entries()) {
+      const bytes = { resident: 1, peak: 1, fp16: 1, ratio: 1, paperRatio: null }
+      const words = { task: 'a', policy: 'b', answer: 'c', expected: null }
+      await first.append({ ...words, question, score, values: { kl: score }, bytes, tokens: 1 })
+    }
+    await first.close()
+    const second = await open(file)
+    await second.close()
+    expect(second.answers.map(({ score }) => score)).toEqual(numbers)
+    expect(second.answers.map(({ values }) => values.kl)).toEqual(numbers)
+  })
+
   test('revisions are kept', async () => {
     const file = newFile()
     for (const build of ['1.0', '1.1', '1.0']) {

@@ -1,0 +1,15 @@
+import type { KvCache } from '../cache/index.js'
+import type { Scratch } from '../model/scratch.js'
+
+/** The tensors of exportSegment and importSegment. */
+export function segmentTensors(cache: KvCache, nTokens: number, scratch: Scratch) {
+  const { nKvHeads, headDim } = cache.shape
+  return {
+    kCodes: scratch.tensor('u8', [nKvHeads, nTokens, headDim]),
+    vCodes: scratch.tensor('u8', [nKvHeads, nTokens, headDim]),
+    kParams: scratch.tensor('f32', [nKvHeads, 2, headDim]),
+    vParams: scratch.tensor('f32', [nKvHeads, 2, nTokens]),
+    vChannel: scratch.tensor('f32', [nKvHeads, headDim]),
+    positions: scratch.tensor('i32', [nKvHeads, nTokens]),
+  }
+}
