@@ -171,8 +171,8 @@ describe('zipcache generate', () => {
     ['an empty prompt', ['--model', kModel], 'ERR_ZC_ARGUMENT'],
     ['a file that is not there', ['--model', kModel, '--prompt-file', 'no.txt'], 'ERR_ZC_IO'],
     [
-      'a chat without a template',
-      ['--model', kModel, '--prompt', 'a', '--chat'],
+      'a chat without a tokenizer',
+      ['--model', join(kRoot, 'test', 'fixtures', 'hf', 'llama'), '--prompt', 'a', '--chat'],
       'ERR_ZC_TOKENIZER',
     ],
     [
