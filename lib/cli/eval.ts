@@ -3,6 +3,7 @@ import type { EvalReport } from '../eval/report.js'
 import type { EvalRow } from '../eval/rows.js'
 import type { PolicySpec } from '../policy/index.js'
 import { formatEvalPage } from './eval-page.js'
+import { addPaperCommand } from './eval-paper.js'
 import { addEvalOptions, type EvalOptions, runEval } from './eval-run.js'
 import { formatEvalReport } from './eval-tables.js'
 import { kTaskCommands } from './eval-tasks.js'
@@ -34,6 +35,7 @@ export function addEvalCommand(program: Command, signal: AbortSignal): void {
       },
     )
   }
+  addPaperCommand(evalCommand, signal)
 }
 
 async function writeReport(report: EvalReport, { json, html }: EvalOptions): Promise<void> {

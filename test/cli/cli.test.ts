@@ -340,6 +340,37 @@ describe('zipcache eval', () => {
     }
   })
 
+  test("the paper's tables, as text, Markdown, JSON and a page", async () => {
+    const dir = mkdtempSync(join(tmpdir(), 'zipcache-cli-'))
+    try {
+      const names = ['json', 'html', 'markdown']
+      const files = names.flatMap((name) => [`--${name}`, join(dir, name)])
+      const read = (name: string) => readFileSync(join(dir, name), 'utf8')
+      const small = ['--lines', '8', '--figure-lines', '4', '--lengths', '128', '--questions', '2']
+      const own = ['eval', 'paper', '--model', kModel, ...small, ...files]
+      const { exitCode, stdout, stderr } = await zipcache(own)
+      expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
+      const titles = ['Table 1', 'Table 2', 'Table 3', 'Table A', 'Figure 5', 'Figure 6']
+      for (const title of [...titles, 'Every method: 8 lines, asked after']) {
+        expect(stdout).toContain(`\n${title}`)
+        expect(read('markdown')).toContain(`\n## ${title}`)
+      }
+      // The paper's own numbers, and ours beside them.
+      expect(stdout).toMatch(/^ZipCache +4\/2 +60% +4\.98x +\d\.\d\dx +\d\.\d\dx +/m)
+      expect(stdout).toMatch(/^4 +group +group +3\.20x /m)
+      const report = JSON.parse(read('json'))
+      expect(report.memory).toHaveLength(4)
+      for (const { policy } of report.front) {
+        expect(report.rows.map((row: { policy: string }) => row.policy)).toContain(policy)
+      }
+      expect(report.saliency[0].shares).toHaveLength(20)
+      expect(read('html').match(/<svg /g)).toHaveLength(4)
+      expect(read('html')).not.toMatch(/<script|https?:/)
+    } finally {
+      rmSync(dir, { recursive: true })
+    }
+  })
+
   test.each([
     ['a file that is not there', ['gsm8k', '--data', 'no.jsonl'], 'ERR_ZC_IO'],
     ['code without leave', ['humaneval', '--data', kMain], 'ERR_ZC_ARGUMENT'],
