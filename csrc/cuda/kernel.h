@@ -42,6 +42,13 @@ class Context {
 // Throws what a call of CUDA's runtime answered; a name of the call for the message.
 void check_cuda(cudaError_t status, const char* call);
 
+// Throws kUnsupported when a block cannot have so many bytes of dynamic shared memory.
+inline void check_shared_bytes(const Context& context, size_t bytes) {
+  ZC_CHECK(bytes <= static_cast<size_t>(context.shared_bytes_per_block), ErrorCode::kUnsupported,
+           "a kernel needs %zu bytes of shared memory, this GPU has %d a block", bytes,
+           context.shared_bytes_per_block);
+}
+
 // Runs kernel<<<grid, block, shared_bytes>>>(args...) on the context's stream. An empty grid
 // launches nothing. Throws what the launch itself reports; what goes wrong while it runs is
 // reported by the wait.
@@ -49,6 +56,7 @@ template <typename... Params, typename... Args>
 void launch(Context& context, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
             Args&&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  check_shared_bytes(context, shared_bytes);
 #if defined(__CUDACC__)
   // Beyond 48 KB, in which the kernel's own arrays count.
   if (shared_bytes > 32 * 1024)
@@ -65,6 +73,21 @@ void launch(Context& context, void (*kernel)(Params...), dim3 grid, dim3 block, 
 #endif
 }
 
+// The architecture whose code of this kernel the device runs: its own, or an older one of whose PTX
+// the driver has made machine code.
+template <typename... Params>
+int code_architecture([[maybe_unused]] const Context& context,
+                      [[maybe_unused]] void (*kernel)(Params...)) {
+#if defined(__CUDACC__)
+  cudaFuncAttributes attributes{};
+  check_cuda(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)),
+             "cudaFuncGetAttributes");
+  return attributes.ptxVersion;
+#else
+  return context.architecture;
+#endif
+}
+
 // Like launch, of a kernel that calls simt::wait_for_kernels_before before it touches what kernels
 // before it touched. From sm_90 on it may begin while they still run: when each of their blocks has
 // called simt::let_next_begin or ended.
@@ -73,11 +96,9 @@ void launch_early(Context& context, void (*kernel)(Params...), dim3 grid, dim3 b
                   size_t shared_bytes, Args&&... args) {
 #if defined(__CUDACC__)
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  cudaFuncAttributes attributes{};
-  check_cuda(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)),
-             "cudaFuncGetAttributes");
-  // Code that the driver made of older PTX does not wait.
-  if (attributes.ptxVersion >= 90) {
+  // Older code does not wait.
+  if (code_architecture(context, kernel) >= 90) {
+    check_shared_bytes(context, shared_bytes);
     check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)),

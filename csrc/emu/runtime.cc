@@ -218,8 +218,8 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
   return cudaSuccess;
 }
 
-// The first is a Hopper, the second has what all others have: launchers choose their kernels by the
-// architecture.
+// The first is a Hopper, the second has what all others have, and little shared memory: launchers
+// choose their kernels by the architecture.
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = 2;
   return cudaSuccess;
@@ -229,7 +229,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device < 0 || device > 1) return give(cudaErrorInvalidDevice);
   *properties = {};
   const auto architecture =
-      static_cast<int>(number_from_environment("ZC_EMU_ARCHITECTURE", device == 0 ? 90 : 80));
+      static_cast<int>(number_from_environment("ZC_EMU_ARCHITECTURE", device == 0 ? 90 : 86));
   std::snprintf(properties->name, sizeof(properties->name), "emulated GPU");
   properties->major = architecture / 10;
   properties->minor = architecture % 10;

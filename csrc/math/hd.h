@@ -1,8 +1,9 @@
 #pragma once
 
-// ZC_HD marks arithmetic that CPU and GPU must do alike: one definition, compiled for both.
+// ZC_HD marks arithmetic that CPU and GPU must do alike: one definition, compiled for both. nvcc
+// has to be told to inline it: a call in a kernel puts what it returns into memory.
 #if defined(__CUDACC__)
-#define ZC_HD __host__ __device__ inline
+#define ZC_HD __host__ __device__ __forceinline__
 #else
 #define ZC_HD inline
 #endif

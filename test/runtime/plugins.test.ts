@@ -27,7 +27,7 @@ describe('listing devices', () => {
   test('the emulated ones have what a GPU has', async () => {
     const devices = await Device.list()
     expect(devices.filter(({ name }) => name.startsWith('cuda-emu'))).toEqual(
-      ['sm_90', 'sm_80'].map((isa, i) => ({
+      ['sm_90', 'sm_86'].map((isa, i) => ({
         name: `cuda-emu:${i}`,
         available: true,
         isa,
@@ -45,7 +45,7 @@ describe('opening a device', () => {
   test.each([
     ['cuda-emu', 'sm_90'],
     ['cuda-emu:0', 'sm_90'],
-    ['cuda-emu:1', 'sm_80'],
+    ['cuda-emu:1', 'sm_86'],
   ])('%s is one', async (name, isa) => {
     const device = await Device.open(name)
     expect(device.info).toEqual({ name, isa, nThreads: 1 })

@@ -22,7 +22,6 @@ namespace {
 
 constexpr int kWarps = 6;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kStages = 4;
 constexpr int kColumns = 4;  // rows of q (query, head of the group) that one block attends with
 constexpr int kTiles = 4;    // pages of a unit, at most
 constexpr int kMaxGroup = 64;
@@ -191,6 +190,14 @@ struct Stage {
   int unit;
 };
 
+// A warp's own shared memory. One address leads to all of it: there are no registers to spare.
+template <int kDim, int kStages>
+struct WarpMemory {
+  uint8_t ring[kStages][kSlotBytes<kDim>];
+  uint64_t barriers[kStages];  // a stage has arrived
+  Stage stages[kStages];
+};
+
 // Where a warp is in filling its stages.
 struct Cursor {
   int segment;  // lane that holds it; 32: at the end
@@ -198,9 +205,9 @@ struct Cursor {
   int end;  // end_unit of the segment
   int n_pages;
   Layout layout;
-  const int32_t* pages;
-  int32_t address;  // this lane's page of the unit; -1: none
-  bool at_values;   // of a split unit: K is done
+  int32_t pages_begin;  // word of the table with the segment's first page
+  int32_t address;      // this lane's page of the unit; -1: none
+  bool at_values;       // of a split unit: K is done
 };
 
 // ---- operands ----
@@ -486,17 +493,16 @@ struct Item {
   }
 };
 
-template <int kDim, bool kBulk>
+template <int kDim, bool kBulk, int kStages>
 class WarpAttention {
  public:
-  ZC_DEVICE WarpAttention(const Params& p, const Item& item, uint8_t* rings, Stage* stages,
-                          uint64_t* barriers, uint32_t& phases)
+  using Memory = WarpMemory<kDim, kStages>;
+
+  ZC_DEVICE WarpAttention(const Params& p, const Item& item, Memory* memory, uint32_t& phases)
       : p_(p),
         item_(item),
         lane_(static_cast<int>(threadIdx.x) & 31),
-        ring_(rings + (threadIdx.x >> 5) * kStages * kSlotBytes<kDim>),
-        stages_(stages + (threadIdx.x >> 5) * kStages),
-        barriers_(simt::smem_u32(barriers + (threadIdx.x >> 5) * kStages)),
+        memory_(memory[threadIdx.x >> 5]),
         phases_(phases) {}
 
   // Attends to this warp's units of one split.
@@ -573,7 +579,7 @@ class WarpAttention {
     const int page = at.unit * at.layout.pages() + lane_;
     at.address = -1;
     if (lane_ >= at.layout.pages() || page >= at.n_pages) return;
-    const int64_t address = at.pages[page];
+    const int64_t address = item_.table.words[at.pages_begin + page];
     const bool inside =
         address >= 0 && address * kPageUnitBytes + at.layout.page_bytes() <= p_.pool_bytes;
     if (check_data(p_.faults, inside, FaultReason::kTableOutside, p_.layer, item_.kv_head,
@@ -582,8 +588,8 @@ class WarpAttention {
   }
 
   // On to the first unit of the next segment that has any.
-  ZC_DEVICE void next_segment(int base, Cursor& at, const LaneSegment& own,
-                              uint32_t with_units) const {
+  ZC_DEVICE void next_segment(int base, Cursor& at, const LaneSegment& own) const {
+    const uint32_t with_units = __ballot_sync(~0u, own.first_unit < own.end_unit);
     const uint32_t rest = at.segment >= 31 ? 0u : with_units & (~0u << (at.segment + 1));
     at.segment = rest == 0u ? 32 : __ffs(static_cast<int>(rest)) - 1;
     if (at.segment == 32) return;
@@ -591,7 +597,7 @@ class WarpAttention {
     at.end = __shfl_sync(~0u, own.end_unit, at.segment);
     at.layout.word = __shfl_sync(~0u, own.layout.word, at.segment);
     const Segment s = read_segment(item_.table.words, p_.layer, item_.kv_head, base + at.segment);
-    at.pages = item_.table.words + s.pages_begin;
+    at.pages_begin = s.pages_begin;
     at.n_pages = (s.n_tokens + kPageTokens - 1) / kPageTokens;
   }
 
@@ -615,30 +621,29 @@ class WarpAttention {
   }
 
   // Begins to copy what the cursor stands at into a stage, and moves it on.
-  ZC_DEVICE void fill(int base, int stage, Cursor& at, const LaneSegment& own,
-                      uint32_t with_units) const {
-    if (lane_ == 0) stages_[stage] = {at.segment, at.unit};
+  ZC_DEVICE void fill(int base, int stage, Cursor& at, const LaneSegment& own) const {
+    if (lane_ == 0) memory_.stages[stage] = {at.segment, at.unit};
     if (at.segment < 32) {
       const int page_bytes = at.layout.page_bytes();
       const int k_bytes = format_bits(at.layout.k_format()) * 2 * kDim;
       const bool is_split = page_bytes > kSlotBytes<kDim>;
       const int from_byte = at.at_values ? k_bytes : 0;
       const int n_bytes = is_split && !at.at_values ? k_bytes : page_bytes - from_byte;
-      uint8_t* slot = ring_ + stage * kSlotBytes<kDim>;
+      uint8_t* slot = memory_.ring[stage];
       if (at.layout.converts() && convert(at, slot)) {
         if constexpr (kBulk) {
           simt::fence_async();  // the stage's next copy comes by another road
-          if (lane_ == 0) simt::mbarrier_arrive(barriers_ + 8 * stage);
+          if (lane_ == 0) simt::mbarrier_arrive(barrier(stage));
         }
       } else if constexpr (kBulk) {
         const uint32_t copies = __ballot_sync(~0u, at.address >= 0);
-        const uint32_t barrier = barriers_ + 8 * stage;
         if (lane_ == 0)
-          simt::mbarrier_arrive_expect_tx(barrier, static_cast<uint32_t>(__popc(copies) * n_bytes));
+          simt::mbarrier_arrive_expect_tx(barrier(stage),
+                                          static_cast<uint32_t>(__popc(copies) * n_bytes));
         if (at.address >= 0)
           simt::bulk_copy(simt::smem_u32(slot) + lane_ * page_bytes,
                           p_.pool + int64_t{at.address} * kPageUnitBytes + from_byte,
-                          static_cast<uint32_t>(n_bytes), barrier);
+                          static_cast<uint32_t>(n_bytes), barrier(stage));
       } else {
         const uint32_t to = simt::smem_u32(slot) + 16 * lane_;
         for (int i = 0; i < at.layout.pages(); ++i) {
@@ -652,7 +657,7 @@ class WarpAttention {
       at.at_values = is_split && !at.at_values;
       if (!at.at_values) {
         at.unit += kWarps;
-        if (at.unit >= at.end) next_segment(base, at, own, with_units);
+        if (at.unit >= at.end) next_segment(base, at, own);
         if (at.segment < 32) find_page(base, at);
       }
     }
@@ -673,24 +678,25 @@ class WarpAttention {
     return true;
   }
 
+  ZC_DEVICE uint32_t barrier(int stage) const { return simt::smem_u32(memory_.barriers + stage); }
+
   // The stage has arrived: waited for by all lanes.
   ZC_DEVICE void wait(int stage) const {
     if constexpr (kBulk) {
-      simt::mbarrier_wait(barriers_ + 8 * stage, phases_ >> stage & 1u);
+      simt::mbarrier_wait(barrier(stage), phases_ >> stage & 1u);
       phases_ ^= 1u << stage;
     }
   }
 
   // All units of the segments that the lanes hold, segment `base` being lane 0's.
   ZC_DEVICE void attend_units(int base, const LaneSegment& own, WarpState<kDim>& state) const {
-    const uint32_t with_units = __ballot_sync(~0u, own.first_unit < own.end_unit);
-    if (with_units == 0) return;
     Cursor next{};
     next.segment = -1;
-    next_segment(base, next, own, with_units);
+    next_segment(base, next, own);
+    if (next.segment == 32) return;
     find_page(base, next);
     __syncwarp();  // the stages were read to the end
-    ZC_UNROLL for (int i = 0; i < kStages - 1; ++i) fill(base, i, next, own, with_units);
+    ZC_UNROLL for (int i = 0; i < kStages - 1; ++i) fill(base, i, next, own);
 
     SegmentView view{};
     view.pool = p_.pool;
@@ -701,11 +707,11 @@ class WarpAttention {
     const auto turn = [&] {  // to the stage to use; the one used before is refilled
       if constexpr (!kBulk) simt::cp_async_wait<kStages - 2>();
       __syncwarp();
-      fill(base, stage == 0 ? kStages - 1 : stage - 1, next, own, with_units);
+      fill(base, stage == 0 ? kStages - 1 : stage - 1, next, own);
     };
     ZC_NO_UNROLL for (;;) {
       turn();
-      const Stage at = stages_[stage];
+      const Stage at = memory_.stages[stage];
       if (at.segment != current) {
         if (current >= 0) state.leave_units(view, lane_);
         if (at.segment == 32) break;
@@ -722,16 +728,13 @@ class WarpAttention {
       // on_key and on_value call what they are given with the format of K and of V as a type.
       const auto attend_unit = [&](const auto& shape, const auto& on_key, const auto& on_value) {
         float raw[kTiles][2];
-        on_key([&](auto k) {
-          score<decltype(k)::value>(shape, ring_ + stage * kSlotBytes<kDim>, state, raw);
-        });
+        on_key([&](auto k) { score<decltype(k)::value>(shape, memory_.ring[stage], state, raw); });
         if (shape.is_split()) {
           stage = stage == kStages - 1 ? 0 : stage + 1;
           turn();
           wait(stage);
         }
-        const uint8_t* values =
-            ring_ + stage * kSlotBytes<kDim> + (shape.is_split() ? 0 : shape.k_bytes());
+        const uint8_t* values = memory_.ring[stage] + (shape.is_split() ? 0 : shape.k_bytes());
         const int first = at.unit * shape.pages() * kPageTokens;
         // Tokens that every column sees.
         const int common = view.segment.n_tokens - (is_causal ? item_.q_len - 1 : 0);
@@ -855,10 +858,8 @@ class WarpAttention {
   const Params& p_;
   const Item& item_;
   const int lane_;
-  uint8_t* const ring_;
-  Stage* const stages_;
-  const uint32_t barriers_;  // one a stage, 8 bytes apart
-  uint32_t& phases_;         // bit i: parity of the next wait for stage i
+  Memory& memory_;
+  uint32_t& phases_;  // bit i: parity of the next wait for stage i
 };
 
 // ---- merging, always in the same order ----
@@ -904,33 +905,34 @@ ZC_DEVICE void each_element(const Body& f) {
 template <int kDim>
 constexpr int kColumnStride = kDim + 8;
 
-// total += the warps' states, warp 0's first, through the shared memory of the rings.
-template <int kDim, bool kBulk>
-ZC_DEVICE void merge_warps(WarpState<kDim>& state, float* shared, BlockState<kDim>& total,
-                           int side) {
+// total += the warps' states, warp 0's first, through the shared memory of the first warp's ring.
+template <int kDim, bool kBulk, int kStages>
+ZC_DEVICE void merge_warps(WarpState<kDim>& state, WarpMemory<kDim, kStages>& memory,
+                           BlockState<kDim>& total, int side) {
   constexpr int kStride = kColumnStride<kDim>;
-  constexpr int kWarpFloats = kColumns * kStride + 2 * kColumns;
+  constexpr int kWarpFloats = kColumns * kStride;
+  static_assert(kWarps * kWarpFloats * sizeof(float) <= sizeof(memory.ring));
+  float* shared = reinterpret_cast<float*>(memory.ring);
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const int g = lane >> 2;
   const int t = lane & 3;
   float* own = shared + (threadIdx.x >> 5) * kWarpFloats;
   ZC_UNROLL for (int m = 4; m < 32; m *= 2) state.sum += __shfl_xor_sync(~0u, state.sum, m);
-  __syncthreads();  // the rings lie where the states go
+  __syncthreads();  // the ring lies where the states go
   ZC_UNROLL for (int s = 0; s < kDim / 16; ++s) {
     own[t * kStride + 16 * s + g] = state.o[s][0];
     own[t * kStride + 16 * s + g + 8] = state.o[s][2];
   }
   if (g == 0) {
-    own[kColumns * kStride + t] = state.max;
-    own[kColumns * kStride + kColumns + t] = state.sum;
+    own[t * kStride + kDim] = state.max;  // behind O there is room
+    own[t * kStride + kDim + 1] = state.sum;
   }
   __syncthreads();
   each_element<kDim>([&](int index, int column, int channel) {
     Element block{0.0f, -INFINITY, 0.0f};
     ZC_UNROLL for (int w = 0; w < kWarps; ++w) {
-      const float* other = shared + w * kWarpFloats;
-      block.add(other[column * kStride + channel], other[kColumns * kStride + column],
-                other[kColumns * kStride + kColumns + column]);
+      const float* other = shared + w * kWarpFloats + column * kStride;
+      block.add(other[channel], other[kDim], other[kDim + 1]);
     }
     Element sum{total.o[index], total.max[side ^ 1][column], total.sum[side ^ 1][column]};
     sum.add(block.o, block.max, block.sum);
@@ -941,7 +943,7 @@ ZC_DEVICE void merge_warps(WarpState<kDim>& state, float* shared, BlockState<kDi
     }
   });
   if constexpr (kBulk) simt::fence_async();
-  __syncthreads();  // the states were read: what follows may write the rings
+  __syncthreads();  // the states were read: what follows may write the ring
 }
 
 template <int kDim>
@@ -1043,23 +1045,23 @@ ZC_DEVICE void count_items(const Params& p, int32_t* first_item) {
 }
 
 // All items of a block.
-template <int kDim, bool kBulk>
+template <int kDim, bool kBulk, int kStages>
 ZC_DEVICE void attend_items(const Params& p) {
   ZC_DYNAMIC_SHARED(shared);
   ZC_SHARED(int, is_last, [1]);
   ZC_SHARED(BlockState<kDim>, blocks, [1]);
   ZC_SHARED(Item, items, [1]);
-  ZC_SHARED(Stage, stages, [kWarps * kStages]);
-  ZC_SHARED(uint64_t, barriers, [kWarps * kStages]);
+  WarpMemory<kDim, kStages>* memory = reinterpret_cast<WarpMemory<kDim, kStages>*>(shared);
   uint32_t phases = 0;
   if constexpr (kBulk) {
     if (threadIdx.x < kWarps * kStages)
-      simt::mbarrier_init(simt::smem_u32(barriers + threadIdx.x), 1);
+      simt::mbarrier_init(
+          simt::smem_u32(memory[threadIdx.x / kStages].barriers + threadIdx.x % kStages), 1);
     simt::fence_mbarrier_init();
   }
   BlockState<kDim>& block = blocks[0];
   Item& item = items[0];
-  int32_t* first_item = reinterpret_cast<int32_t*>(shared + kWarps * kStages * kSlotBytes<kDim>);
+  int32_t* first_item = reinterpret_cast<int32_t*>(memory + kWarps);
   count_items(p, first_item);
   const int n_items = first_item[p.n_seqs];
   ZC_NO_UNROLL for (int i = static_cast<int>(blockIdx.x); i < n_items;
@@ -1099,8 +1101,8 @@ ZC_DEVICE void attend_items(const Params& p) {
       side ^= 1;
       WarpState<kDim> state;
       state.clear();
-      WarpAttention<kDim, kBulk>(p, item, shared, stages, barriers, phases).attend(split, state);
-      merge_warps<kDim, kBulk>(state, reinterpret_cast<float*>(shared), block, side);
+      WarpAttention<kDim, kBulk, kStages>(p, item, memory, phases).attend(split, state);
+      merge_warps<kDim, kBulk>(state, memory[0], block, side);
     }
     if (p.whole || item.n_splits == 1) {
       each_element<kDim>([&](int index, int column, int channel) {
@@ -1115,25 +1117,43 @@ ZC_DEVICE void attend_items(const Params& p) {
   }
 }
 
-// Copies in bulk are sm_90's: code for the other architecture than the one that is compiled for
-// would never run.
+// GPUs for graphics have 99 KB of shared memory a block, less than four stages of head_dim 128
+// take.
+constexpr bool has_little_memory(int architecture) {
+  return architecture == 86 || architecture == 89 || architecture >= 120;
+}
+
+// Which forms of the kernel code for one architecture has: copies in bulk are sm_90's; three stages
+// are for little memory. Older GPUs' code may be run by others, from PTX, and has both.
 #if defined(__CUDA_ARCH__)
-template <bool kBulk>
-constexpr bool kIsBuilt = kBulk == (__CUDA_ARCH__ >= 900);
+template <int kDim, bool kBulk, int kStages>
+constexpr bool kIsBuilt =
+    kBulk == (__CUDA_ARCH__ >= 900) &&
+    (kDim <= 64 || __CUDA_ARCH__ == 800 || has_little_memory(__CUDA_ARCH__ / 10) == (kStages == 3));
 #else
-template <bool kBulk>
+template <int kDim, bool kBulk, int kStages>
 constexpr bool kIsBuilt = true;
 #endif
 
 // Attention of 4 columns (rows of q and heads that share a KV head) over one split of a sequence,
 // or over all splits in turn. A block owns items blockIdx.x, blockIdx.x + gridDim.x, ...; a warp
 // owns every sixth unit (64 tokens of 2 bits, 32 of 4, 16 of more) and streams them through a ring
-// of four stages of its own, without waiting for other warps. Bound by memory bandwidth from about
-// 25 MB a call on; below that by latency. Shared memory: 6 x 4 x 34 head_dim bytes and a word a
-// sequence.
-template <int kDim, bool kBulk>
-__global__ void __launch_bounds__(kThreads, 2) mixed_attention_kernel(Params p) {
-  if constexpr (kIsBuilt<kBulk>) attend_items<kDim, kBulk>(p);
+// of kStages stages of its own, without waiting for other warps. Bound by memory bandwidth from
+// about 25 MB a call on; below that by latency. Shared memory: 6 kStages (34 head_dim + 16) bytes,
+// a word a sequence, and 16 head_dim bytes of results.
+template <int kDim, bool kBulk, int kStages>
+__global__ void __launch_bounds__(kThreads, kStages == 3 ? 1 : 2) mixed_attention_kernel(Params p) {
+  if constexpr (kIsBuilt<kDim, kBulk, kStages>) attend_items<kDim, kBulk, kStages>(p);
+}
+
+template <int kDim, int kStages>
+void launch_kernel(Context& context, bool bulk, const Params& p) {
+  const size_t shared_bytes = kWarps * sizeof(WarpMemory<kDim, kStages>) +
+                              (static_cast<size_t>(p.n_seqs) + 1) * sizeof(int32_t);
+  const auto kernel = bulk ? &mixed_attention_kernel<kDim, true, kStages>
+                           : &mixed_attention_kernel<kDim, false, kStages>;
+  launch(context, kernel, static_cast<unsigned>(2 * context.n_multiprocessors), kThreads,
+         shared_bytes, p);
 }
 
 template <int kDim>
@@ -1167,12 +1187,12 @@ void launch_mixed_attention(Context& context, const MixedAttentionArgs& a) {
         context.scratch(rows * kMaxSplits * (kDim + 2) * static_cast<int64_t>(sizeof(float))));
     p.arrivals = context.counters(rows);
   }
-  const size_t shared_bytes = static_cast<size_t>(kWarps) * kStages * kSlotBytes<kDim> +
-                              (static_cast<size_t>(p.n_seqs) + 1) * sizeof(int32_t);
-  const auto kernel = context.architecture >= 90 ? &mixed_attention_kernel<kDim, true>
-                                                 : &mixed_attention_kernel<kDim, false>;
-  launch(context, kernel, static_cast<unsigned>(2 * context.n_multiprocessors), kThreads,
-         shared_bytes, p);
+  const int code = code_architecture(context, &mixed_attention_kernel<kDim, false, 4>);
+  if constexpr (kDim > 64) {
+    if (has_little_memory(code == 80 ? context.architecture : code))
+      return launch_kernel<kDim, 3>(context, code >= 90, p);
+  }
+  launch_kernel<kDim, 4>(context, code >= 90, p);
 }
 
 }  // namespace

@@ -108,8 +108,9 @@ ZC_DEVICE int slots_before(const SegmentView& view, int64_t position, float* sha
 
 // One block attends with one row of q and one head. A thread owns every 128th token of a segment
 // for the scores, every 128th channel for the output. Bound by the arithmetic of reading codes one
-// by one. Shared memory: 3 kB.
-__global__ void __launch_bounds__(kThreads) mixed_attention_any_shape_kernel(Params p) {
+// by one. Shared memory: 3 kB. Four blocks a multiprocessor: left to itself, ptxas aims at seven on
+// Hopper and spills.
+__global__ void __launch_bounds__(kThreads, 4) mixed_attention_any_shape_kernel(Params p) {
   ZC_SHARED(float, folded, [kMaxDim]);
   ZC_SHARED(float, query, [kMaxDim]);
   ZC_SHARED(float, weights, [kThreads]);

@@ -101,7 +101,7 @@ class OpRun {
 };
 
 // Registers a test of an op; `ordinals`: the emulated devices that it runs on, 0 of Hopper's
-// architecture, 1 of an older one.
+// architecture, 1 of an older one with little shared memory.
 bool add_op_test(const std::string& name, std::function<void(OpRun&)> body,
                  std::vector<int> ordinals = {0});
 
