@@ -82,8 +82,9 @@ struct LinearOut {
       *to = make_float4(y[0], y[1], y[2], y[3]);
       return;
     }
-    if (accumulate)
+    if (accumulate) {
       ZC_UNROLL for (int i = 0; i < 4; ++i) y[i] = load_any(out, out_dtype, at + i) + y[i];
+    }
     const uint2 pairs =
         out_dtype == DType::kF16
             ? make_uint2(join_halves<f16>(y[0], y[1]), join_halves<f16>(y[2], y[3]))

@@ -77,7 +77,8 @@ __global__ void __launch_bounds__(kThreads)
       __syncthreads();
       load_panel<kColumns>(weight, columns, k, k0 + kDepth, k_end, next_weight);
       load_panel<kRows>(x, rows, k, k0 + kDepth, k_end, next_x);
-      if (owns) ZC_UNROLL for (int c = 0; c < kDepth; ++c) {
+      if (owns) {
+        ZC_UNROLL for (int c = 0; c < kDepth; ++c) {
           const float4 w = *reinterpret_cast<const float4*>(&weight_panel[c][column]);
           ZC_UNROLL for (int q = 0; q < kQuads; ++q) {
             const float own = x_panel[c][row + q];
@@ -87,6 +88,7 @@ __global__ void __launch_bounds__(kThreads)
             sums[q][3] = fmaf(own, w.w, sums[q][3]);
           }
         }
+      }
     }
     if (split.groups > 1)
       store_part(split, tile, part, sums);

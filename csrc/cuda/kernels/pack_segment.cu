@@ -106,10 +106,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 
   float* partial = reinterpret_cast<float*>(shared);  // (groups, kRangeParts, d)
-  if (group < groups) ZC_UNROLL
-  for (int s = 0; s < 3; ++s) ZC_UNROLL
-  for (int e = 0; e < kPer16Bytes<T>; ++e)
-    partial[(group * 3 + s) * d + column * kPer16Bytes<T> + e] = top[s][e];
+  if (group < groups) {
+    ZC_UNROLL for (int s = 0; s < 3; ++s) ZC_UNROLL for (int e = 0; e < kPer16Bytes<T>; ++e)
+        partial[(group * 3 + s) * d + column * kPer16Bytes<T> + e] = top[s][e];
+  }
   __syncthreads();
   uint32_t* keys = a.keys + int64_t{kv_head} * kRangeParts * d;
   for (int i = thread; i < kRangeParts * d; i += kThreads) {
