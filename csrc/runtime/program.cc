@@ -7,6 +7,7 @@ Program::~Program() {
 }
 
 void Program::run() {
+  if (ops_.empty()) return;  // a graph of nothing is none
   if (!plugin_ || !has_run_) {
     run_ops();
     has_run_ = true;
