@@ -662,16 +662,18 @@ describeBackends('a damaged page table', (backend) => {
     (table) => {
       table[index] = value
     }
-  /** The last page: attention with a sliding window need not look at those before. */
   const page =
-    (unit: number, kvHead: number): Damage =>
+    (unit: number, kvHead: number, isFirst = false): Damage =>
     (table, { cache, sequence }, segment) => {
       const nPages = Math.ceil(sequence.segments[segment].nTokens / kvTable.pageTokens)
-      table[table[cache.wordAt(table, segment, 'pagesBegin', kvHead)] + nPages - 1] = unit
+      const index = isFirst ? 0 : nPages - 1
+      table[table[cache.wordAt(table, segment, 'pagesBegin', kvHead)] + index] = unit
     }
 
   const everyOp = Object.keys(ops)
   const onSegments = everyOp.filter((op) => op !== 'appendKv')
+  /** Attention with a sliding window need not look at pages before it. */
+  const onAllPages = onSegments.filter((op) => op !== 'mixedAttention')
   const damages: [string, readonly string[], Damage][] = [
     ...[0, -1, int32Min].map((n): [string, readonly string[], Damage] => [
       `${n} layers`,
@@ -733,6 +735,8 @@ describeBackends('a damaged page table', (backend) => {
       (unit): [string, readonly string[], Damage][] => [
         [`the first head's last page at unit ${unit}`, everyOp, page(unit, 0)],
         [`the second head's last page at unit ${unit}`, everyOp, page(unit, 1)],
+        [`the first head's first page at unit ${unit}`, onAllPages, page(unit, 0, true)],
+        [`the second head's first page at unit ${unit}`, onAllPages, page(unit, 1, true)],
       ],
     ),
     ...[0, 1, 5, 33, -1, int32Min].flatMap((n): [string, readonly string[], Damage][] => [
