@@ -14,12 +14,14 @@
 #include <vector>
 
 // A report ends the process: one test, one report. Leaks are not looked for, since a test's process
-// ends without unwinding.
-extern "C" const char* __asan_default_options() {
+// ends without unwinding. Sanitizers' libraries call these: they must be seen outside of the
+// program.
+#define ZC_SANITIZER_OPTIONS extern "C" [[gnu::visibility("default")]] const char*
+ZC_SANITIZER_OPTIONS __asan_default_options() {
   return "detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=0:exitcode=66";
 }
-extern "C" const char* __ubsan_default_options() { return "print_stacktrace=1:exitcode=66"; }
-extern "C" const char* __tsan_default_options() {
+ZC_SANITIZER_OPTIONS __ubsan_default_options() { return "print_stacktrace=1:exitcode=66"; }
+ZC_SANITIZER_OPTIONS __tsan_default_options() {
   return "halt_on_error=1:exitcode=66:report_thread_leaks=0:history_size=4";
 }
 
