@@ -52,26 +52,33 @@ export interface BytesByClass {
   probes: number
 }
 
-type Entries = readonly Int32Array[] // a page list for each (layer, kv head)
-
 interface Segment {
   readonly precision: 'high' | 'low' | 'tail'
   readonly k: Format
   readonly v: Format
+  /** The mean over all entries, where they differ. */
   nTokens: number
+  /** Tokens of each entry, where they differ: then `roomPages` words are kept for each page list. */
+  readonly counts: Int32Array | null
+  readonly roomPages: number
   readonly start: number
   /** Tokens of the bitmap; negative for the class of its clear bits; 0 without a bitmap. */
   readonly span: number
-  pages: Entries
+  /** A page list for each (layer, KV head). */
+  pages: Int32Array[]
   readonly params: Int32Array | null
   readonly bitmaps: Int32Array | null
   readonly bitmapBytes: number
 }
 
 const TABLE_HEADER = 8
+// Words of the header.
+const LAYERS = 2
+const KV_HEADS = 3
 const ENTRY_HEADER = 8
 const SEGMENT_WORDS = 8
 /** Words of a segment that each KV head has its own of. */
+const TOKENS = 2
 const PAGE_LIST = 3
 const PARAMS = 4
 const BITMAP = 5
@@ -112,6 +119,8 @@ export class KvCache {
         k: tailFormat,
         v: tailFormat,
         nTokens: 0,
+        counts: null,
+        roomPages: 0,
         start: 0,
         span: 0,
         pages: this.#entries(() => new Int32Array(0)),
@@ -161,6 +170,7 @@ export class KvCache {
     precision: 'high' | 'low'
     k: Format
     v: Format
+    /** Of each KV head; the mean, where they differ. */
     nTokens: number
     start: number
   }[] {
@@ -281,6 +291,96 @@ export class KvCache {
     }
   }
 
+  /**
+   * Begins a group whose KV heads differ in how many tokens are salient; `stageCounts` finds the
+   * pages, layer by layer. The table has room for them from now on, and does not move.
+   *
+   * Throws `ERR_ZC_OUT_OF_MEMORY`, leaving the cache as it was.
+   */
+  stageUneven({ nTokens, high, low }: Omit<GroupPlan, 'nSalient'>): StagedGroup {
+    const nEntries = this.shape.nLayers * this.shape.nKvHeads
+    const bitmapSize = bitmapBytes(nTokens)
+    const bitmaps = this.#allocateEach(bitmapSize)
+    const staged: Segment[] = []
+    try {
+      // Both classes together: the pages of all tokens, and one more for the other broken page.
+      for (const [precision, format, span, roomPages] of [
+        ['high', high, nTokens, pageCount(nTokens) + 1],
+        ['low', low, -nTokens, 0],
+      ] as const) {
+        const empty = this.#allocateSegment(precision, format, 0, span, bitmaps, bitmapSize)
+        staged.push({ ...empty, counts: new Int32Array(nEntries), roomPages })
+      }
+    } catch (error) {
+      for (const segment of staged) this.#freeSegment(segment, false)
+      this.#freeEach(bitmaps, bitmapSize)
+      throw error
+    }
+    const first = this.#segments.length
+    this.#segments.push(...staged)
+    try {
+      this.#upload()
+    } catch (error) {
+      this.unstage()
+      throw error
+    }
+    return { salient: first, regular: first + 1 }
+  }
+
+  /**
+   * Finds the pages of one layer of a group that `stageUneven` began.
+   *
+   * - `counts` (n_kv_heads): salient tokens
+   *
+   * Throws `ERR_ZC_OUT_OF_MEMORY`; the group can be unstaged then.
+   */
+  stageCounts(layer: number, counts: Int32Array): void {
+    const { nKvHeads, nLayers } = this.shape
+    for (const segment of this.#segments.slice(this.#nVisible)) {
+      const own = segment.counts as Int32Array
+      const bytes = this.#pageBytes(segment)
+      for (const [head, nSalient] of counts.entries()) {
+        const entry = layer * nKvHeads + head
+        const n = segment.span > 0 ? nSalient : -segment.span - nSalient
+        const list: number[] = []
+        try {
+          while (list.length < pageCount(n)) list.push(this.memory.pool.allocate(bytes))
+        } catch (error) {
+          for (const page of list) this.memory.pool.free(page, bytes)
+          throw error
+        }
+        segment.pages[entry] = Int32Array.from(list)
+        own[entry] = n
+      }
+      segment.nTokens = own.reduce((sum, n) => sum + n, 0) / (nLayers * nKvHeads)
+    }
+    this.#upload()
+  }
+
+  /** Whether some group's KV heads may differ in how many tokens are salient. */
+  get isUneven(): boolean {
+    return this.#segments.some(({ counts }) => counts !== null)
+  }
+
+  /** Bytes of the page table once `stageUneven` has taken so many tokens. */
+  tableBytesWith(nTokens: number): number {
+    const maxSegments = segmentRoom(this.#segments.length + 2, this.#maxSegments)
+    const words = neededWords(this.shape, maxSegments, this.#nPages() + pageCount(nTokens) + 1)
+    return 4 * Math.max(this.#capacityWords, TableArena.capacityOf(words))
+  }
+
+  /**
+   * The page table of the same segments and pages in which every KV head is a layer of its own, for
+   * ops that take as many tokens of each head of a layer: (words) i32.
+   */
+  headTable(): Int32Array {
+    const words = this.#serialise(this.#neededWords(this.#maxSegments))
+    const { nLayers, nKvHeads } = this.shape
+    words[LAYERS] = nLayers * nKvHeads
+    words[KV_HEADS] = 1
+    return words
+  }
+
   /** Makes the staged group visible and empties the tail, whose tokens it holds. */
   publish(nTokens: number): void {
     this.#nVisible = this.#segments.length
@@ -315,9 +415,10 @@ export class KvCache {
       probes: 0,
     }
     for (const segment of this.#segments) {
-      // Every KV head has as many pages.
-      const nPages = (segment.pages[0] as Int32Array).length
-      bytes[segment.precision] += nEntries * nPages * this.#pageBytes(segment)
+      const { pages, counts } = segment
+      const perHead = (pages[0] as Int32Array).length
+      const nPages = counts ? pages.reduce((sum, list) => sum + list.length, 0) : nEntries * perHead
+      bytes[segment.precision] += nPages * this.#pageBytes(segment)
       if (segment.params) bytes.params += nEntries * paramsBytes(this.shape.headDim)
       if (segment.span > 0) bytes.bitmaps += nEntries * segment.bitmapBytes
     }
@@ -428,6 +529,8 @@ export class KvCache {
         precision,
         ...format,
         nTokens,
+        counts: null,
+        roomPages: 0,
         start: this.#tailStart,
         span,
         pages: pages.slice(1),
@@ -458,9 +561,16 @@ export class KvCache {
 
   // ---- the table ----
 
+  /** Words of page lists that every entry has room for. */
+  #nPages(): number {
+    return this.#segments.reduce(
+      (sum, { pages, counts, roomPages }) => sum + (counts ? roomPages : (pages[0]?.length ?? 0)),
+      0,
+    )
+  }
+
   #neededWords(maxSegments: number): number {
-    const nPages = this.#segments.reduce((sum, { pages }) => sum + (pages[0]?.length ?? 0), 0)
-    return neededWords(this.shape, maxSegments, nPages)
+    return neededWords(this.shape, maxSegments, this.#nPages())
   }
 
   /**
@@ -498,8 +608,9 @@ export class KvCache {
       words[at] = this.#nVisible
       words.set(rows, at + ENTRY_HEADER)
       let row = at + ENTRY_HEADER
-      for (const { pages, params, bitmaps } of this.#segments) {
+      for (const { pages, params, bitmaps, counts } of this.#segments) {
         const list = pages[entry] as Int32Array
+        if (counts) words[row + TOKENS] = counts[entry] as number
         words[row + PAGE_LIST] = nextPage
         if (params) words[row + PARAMS] = params[entry] as number
         if (bitmaps) words[row + BITMAP] = bitmaps[entry] as number

@@ -1,5 +1,5 @@
 import type { StagedGroup } from '../cache/index.js'
-import type { KvCache } from '../cache/kv-cache.js'
+import type { KvCache, KvShape } from '../cache/kv-cache.js'
 import type { Scratch } from '../model/scratch.js'
 import { packSegment, probeAttention, rmsNorm, selectSalient, type Tensor } from '../ops/index.js'
 import type { Compression, SaliencyMetric } from '../policy/policy.js'
@@ -16,41 +16,63 @@ export interface Probes {
   readonly positions: Tensor<'i32'>
 }
 
-/** Compresses the same tokens of one layer after another. */
-export interface LayerCompressor {
-  /**
-   * Splits the tokens by saliency and packs both classes into the staged segments.
-   *
-   * - `k`, `v` (n_tokens, n_kv_heads, head_dim); `probes` may be left out where nothing has to be
-   *   told apart
-   */
-  compress(layer: number, k: Tensor, v: Tensor, probes: Probes | null, slidingWindow: number): void
+/** Scores the same tokens in one layer after another. */
+export interface Scorer {
+  /** (n_kv_heads, n_tokens): the saliency that `score` found last. */
+  readonly scores: Tensor<'f32'>
+  /** - `k` (n_tokens, n_kv_heads, head_dim) */
+  score(k: Tensor, probes: Probes, slidingWindow: number): void
 }
 
 /**
- * The compression of Alg. 2, lines 2 to 9, and of Alg. 3 at the end of a window: p~ from the probes
- * (Eq. 8), Split by the top r%, then ChannelQuant for K and CSTQuant for V, at high bits for
- * salient tokens and at low bits for the others.
+ * Saliency from probes: p~ of Eq. 8, or what another metric says.
+ *
+ * Source: ZipCache (arXiv 2405.14256) Alg. 2, line 2.
+ */
+export function makeScorer(
+  { nKvHeads, headDim }: KvShape,
+  metric: SaliencyMetric,
+  nTokens: number,
+  scratch: Scratch,
+): Scorer {
+  const scale = 1 / Math.sqrt(headDim)
+  const scores = scratch.tensor('f32', [nKvHeads, nTokens])
+  const weights = metric === 'causal' ? causalWeights(nTokens, scratch) : null
+  const sums = metric === 'normalized' ? metric : 'accumulated'
+  return {
+    scores,
+    score(k, probes, slidingWindow) {
+      probeAttention({ ...probes, k, scores, scale, slidingWindow, metric: sums })
+      // That the norm scales a KV head's scores together changes no order.
+      if (weights) rmsNorm({ x: scores, weight: weights, out: scores, eps: SMALLEST })
+    },
+  }
+}
+
+/**
+ * The rest of Alg. 2, lines 3 to 9, and of Alg. 3 at the end of a window: Split by the top r%, then
+ * ChannelQuant for K and CSTQuant for V, at high bits for salient tokens and at low bits for the
+ * others, into the staged segments. Returns how to do it for a layer's `k` and `v` (n_tokens,
+ * n_kv_heads, head_dim).
+ *
+ * - `scores` (n_kv_heads, n_tokens): as they are when a layer is packed; null where nothing has to be
+ *   told apart, or the newest tokens are salient
  *
  * Source: ZipCache (arXiv 2405.14256).
  */
-export function makeCompressor(
+export function makePacker(
   cache: KvCache,
   compression: Compression,
-  metric: SaliencyMetric,
   staged: StagedGroup,
   group: { nTokens: number; nSalient: number },
+  scores: Tensor<'f32'> | null,
   scratch: Scratch,
-): LayerCompressor {
+): (layer: number, k: Tensor, v: Tensor) => void {
   const { nTokens, nSalient } = group
-  const { nKvHeads, headDim } = cache.shape
-  const scale = 1 / Math.sqrt(headDim)
-  const mixed = staged.salient !== null && staged.regular !== null
-  const looks = mixed && metric !== 'locality'
-  const scores = looks ? scratch.tensor('f32', [nKvHeads, nTokens]) : null
+  const { nKvHeads } = cache.shape
   const salientIds = scratch.tensor('i32', [nKvHeads, nSalient])
   const regularIds = scratch.tensor('i32', [nKvHeads, nTokens - nSalient])
-  if (!looks) {
+  if (!scores) {
     // The newest are salient; all there are, where there is one class only.
     const nRegular = nTokens - nSalient
     const rows = (n: number, first: number) =>
@@ -58,36 +80,27 @@ export function makeCompressor(
     salientIds.write(rows(nSalient, nRegular))
     regularIds.write(rows(nRegular, 0))
   }
-  const weights = looks && metric === 'causal' ? causalWeights(nTokens, scratch) : null
   const table = scratch.keep(cache.tableView())
 
-  return {
-    compress(layer, k, v, probes, slidingWindow) {
-      if (scores && probes) {
-        const sums = metric === 'normalized' ? metric : 'accumulated'
-        probeAttention({ ...probes, k, scores, scale, slidingWindow, metric: sums })
-        // That the norm scales a KV head's scores together changes no order.
-        if (weights) rmsNorm({ x: scores, weight: weights, out: scores, eps: SMALLEST })
-        selectSalient({ scores, salient: salientIds, regular: regularIds })
-      }
-      for (const [segment, ids, precision] of [
-        [staged.salient, salientIds, compression.high],
-        [staged.regular, regularIds, compression.low],
-      ] as const) {
-        if (segment === null) continue
-        packSegment({
-          k,
-          v,
-          ids,
-          pool: cache.memory.pool.memory,
-          table,
-          layer,
-          segment,
-          keyRange: precision.keyRange,
-          valueRange: precision.valueRange,
-        })
-      }
-    },
+  return (layer, k, v) => {
+    if (scores) selectSalient({ scores, salient: salientIds, regular: regularIds })
+    for (const [segment, ids, precision] of [
+      [staged.salient, salientIds, compression.high],
+      [staged.regular, regularIds, compression.low],
+    ] as const) {
+      if (segment === null) continue
+      packSegment({
+        k,
+        v,
+        ids,
+        pool: cache.memory.pool.memory,
+        table,
+        layer,
+        segment,
+        keyRange: precision.keyRange,
+        valueRange: precision.valueRange,
+      })
+    }
   }
 }
 

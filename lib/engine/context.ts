@@ -3,8 +3,14 @@ import { ZipCacheError } from '../errors.js'
 import { type ForwardModel, logitsOf } from '../model/forward.js'
 import { Scratch } from '../model/scratch.js'
 import { gatherRows, type Tensor } from '../ops/index.js'
-import { type CachePolicy, type PolicySpec, resolvePolicy } from '../policy/index.js'
+import {
+  type CachePolicy,
+  type Compression,
+  type PolicySpec,
+  resolvePolicy,
+} from '../policy/index.js'
 import { deriveSeed, type Seed } from '../random.js'
+import type { HeadShares } from './compress-group.js'
 import { closeWindow, prefillCompressed, prefillIntoTail } from './prefill.js'
 import { prefillRows } from './prefill-rows.js'
 import type { RowStore } from './row-store.js'
@@ -80,6 +86,8 @@ export class Context {
   #nGroups = 0
   #probes: WindowProbes | null = null
   #peak = 0
+  /** What the last prompt gave each head, for windows to go on with. */
+  #shares: HeadShares | null = null
 
   private constructor(
     model: ForwardModel,
@@ -225,8 +233,9 @@ export class Context {
     const nTokens = cache.tailLength + ids.length
     if (ids.length > 1 && nTokens >= compression.window) {
       const seed = deriveSeed(this.seed, this.#nGroups)
-      const x = await prefillCompressed(pass, compression, seed)
+      const { x, shares } = await prefillCompressed(pass, compression, seed)
       this.#endGroup(nTokens, scratch)
+      this.#shares = shares ?? this.#shares
       return x
     }
     const x = await prefillIntoTail(pass, this.#windowProbes())
@@ -276,7 +285,7 @@ export class Context {
     if (!compression) return
     const scratch = new Scratch(this.model.device)
     try {
-      closeWindow(this.model, this.cache, compression, this.#probes, scratch)
+      closeWindow(this.model, this.cache, compression, this.#probes, this.#shares, scratch)
       this.#endGroup(compression.window, scratch)
     } catch (error) {
       this.cache.unstage()
@@ -356,6 +365,7 @@ export class Context {
       for (const id of this.tokens) copy.tokens.push(id)
       copy.pending = this.pending
       copy.#nGroups = this.#nGroups
+      copy.#shares = this.#shares
       copy.#probes = this.#probes?.fork() ?? null
       copy.#peak = copy.bytes.resident
       if (this.nextLogits) copy.keepLogits(this.nextLogits, 0)
@@ -395,6 +405,14 @@ export class Context {
     }
   }
 
+  #salientShare(compression: Compression, n: number): number {
+    if (!compression.auto) return compression.nSalient(n) / n
+    const count = (precision: 'high' | 'low') =>
+      this.cache.segments.reduce((sum, s) => sum + (s.precision === precision ? s.nTokens : 0), 0)
+    const [salient, regular] = [count('high'), count('low')]
+    return salient + regular > 0 ? salient / (salient + regular) : compression.nSalient(n) / n
+  }
+
   #notePeak(scratchBytes: number): void {
     this.#peak = Math.max(this.#peak, this.bytes.resident + scratchBytes)
   }
@@ -410,7 +428,7 @@ export class Context {
     const { nKvHeads, headDim } = this.cache.shape
     const width = nKvHeads * headDim
     const n = this.length
-    const r = compression.nSalient(n) / n
+    const r = this.#salientShare(compression, n)
     const { high, low } = compression
     const bits = (r * (high.keyBits + high.valueBits) + (1 - r) * (low.keyBits + low.valueBits)) / 2
     const nClasses = r > 0 && r < 1 ? 2 : 1

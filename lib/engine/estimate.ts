@@ -4,6 +4,7 @@ import {
   codeFormat,
   type Format,
   fp16CacheBytes,
+  type KvCache,
   type KvShape,
   pageBytes,
   pageCount,
@@ -14,7 +15,7 @@ import {
 import type { ForwardModel } from '../model/forward.js'
 import { DTYPE_BYTES } from '../ops/index.js'
 import type { CachePolicy } from '../policy/index.js'
-import type { Compression, RowPlan } from '../policy/policy.js'
+import type { Compression, PrecisionClass, RowPlan } from '../policy/policy.js'
 import { deriveSeed, toSeed } from '../random.js'
 import type { Context } from './context.js'
 import { sliceRows } from './prefill.js'
@@ -50,6 +51,12 @@ export function estimatePrompt(
   const nTail = isCompressed || policy.rows ? 0 : nTokens
   let cache = cacheBytes(shape, policy, tailFormat, groups, nTail)
   if (policy.rows) cache += rowBytes(shape, policy.rows, nTokens)
+  const budget = isCompressed ? compression?.auto?.budgetBytes : null
+  if (budget && compression) {
+    const words = tableWords(shape, 3, pageCount(nTokens) + 1)
+    const least = allRegularBytes(shape, compression, nTokens) + 4 * TableArena.capacityOf(words)
+    cache = Math.min(cache, Math.max(budget, least))
+  }
   if (compression && !isCompressed) {
     // As the first window of seed 0 draws them.
     const drawn = compression.windowProbes(deriveSeed(toSeed(0), 0))
@@ -88,6 +95,16 @@ function passBytes(model: ForwardModel, n: number): { bytes: number; nSlices: nu
   const mlp = intermediateSize * (8 + (model.dtype === 'f32' ? 0 : compute))
   const slice = perSlice * (compute * hiddenSize + query + key + mlp)
   return { bytes: stream + slice, nSlices: Math.ceil(n / perSlice) }
+}
+
+/** What compress-by-head.ts and gains.ts allocate, at most. */
+function headPackerBytes(model: ForwardModel, n: number): number {
+  const { headDim, nHeads, nKvHeads, nLayers } = model.config
+  const attention = DTYPE_BYTES[model.attentionDtype]
+  const gathered = n * (4 * nKvHeads + 2 * headDim * attention + 4)
+  const table = 4 * tableWords({ nLayers, nKvHeads, headDim }, 3, pageCount(n) + 1)
+  const looked = (64 * nHeads + 256 * nKvHeads) * headDim * (attention + 4) + 4 * (64 + 256)
+  return gathered + table + nLayers * looked
 }
 
 /** What prefill-rows.ts allocates for a first prompt, but for K and V. */
@@ -144,14 +161,16 @@ function activationBytes(
     const slots = compression ? 4 * n : 0
     return bytes + lengths + 4 * nSlices + slots
   }
-  const isMixed = compression.nSalient(n) > 0 && compression.nSalient(n) < n
+  const isAuto = compression.auto !== null
+  const isMixed = isAuto || (compression.nSalient(n) > 0 && compression.nSalient(n) < n)
   const looks = isMixed && compression.metric !== 'locality'
   // scores, and the ids of both classes
   const selection = nKvHeads * n * (looks ? 8 : 4)
   const nProbes = looks ? compression.promptProbes(n, toSeed(0), 0).length : 0
   const weights = looks && compression.metric === 'causal' ? 4 * n : 0
   const probes = looks ? nProbes * (probeRowBytes(model) + 8 * nLayers) + 4 * n * nLayers : 0
-  return bytes + lengths + selection + weights + probes
+  const byHead = isAuto ? headPackerBytes(model, n) : 0
+  return bytes + lengths + selection + weights + probes + byHead
 }
 
 function weightBytes({ weights }: ForwardModel): number {
@@ -188,7 +207,15 @@ export function cacheBytes(
 }
 
 /** One compression, for one layer and KV head. */
-function groupBytes({ headDim }: KvShape, { high, low, nSalient }: Compression, nTokens: number) {
+function groupBytes({ headDim }: KvShape, compression: Compression, nTokens: number) {
+  const { high, low, nSalient, auto } = compression
+  if (auto) {
+    // At most: all of a head's tokens in the larger pages, both classes with a broken one.
+    const nPages = pageCount(nTokens) + 1
+    const page = Math.max(classPageBytes(high, headDim), classPageBytes(low, headDim))
+    const bytes = nPages * page + 2 * paramsBytes(headDim) + bitmapBytes(nTokens)
+    return { bytes, nPages, nSegments: 2 }
+  }
   const salient = nSalient(nTokens)
   const mixed = salient > 0 && salient < nTokens
   let bytes = mixed ? bitmapBytes(nTokens) : 0
@@ -205,6 +232,34 @@ function groupBytes({ headDim }: KvShape, { high, low, nSalient }: Compression, 
     bytes += pageCount(count) * page + paramsBytes(headDim)
   }
   return { bytes, nPages, nSegments }
+}
+
+function classPageBytes({ keyBits, valueBits }: PrecisionClass, headDim: number): number {
+  return pageBytes(codeFormat(keyBits), codeFormat(valueBits), headDim)
+}
+
+/** A prompt's pages, parameters and bitmaps when no token of two classes is salient. */
+function allRegularBytes(shape: KvShape, { low }: Compression, nTokens: number): number {
+  const { nLayers, nKvHeads, headDim } = shape
+  const pages = pageCount(nTokens) * classPageBytes(low, headDim)
+  return nLayers * nKvHeads * (pages + 2 * paramsBytes(headDim) + bitmapBytes(nTokens))
+}
+
+/**
+ * How many pages of salient tokens, of all layers and KV heads together, `auto`'s budget leaves for a
+ * prompt: with fewer of them the others are regular, whose pages are smaller. The tail is on its way
+ * into the prompt. Infinite without a budget; 0 where even regular tokens take more.
+ */
+export function affordablePages(cache: KvCache, compression: Compression, nTokens: number): number {
+  const { high, low, auto } = compression
+  const { headDim } = cache.shape
+  const [highPage, lowPage] = [classPageBytes(high, headDim), classPageBytes(low, headDim)]
+  if (!auto?.budgetBytes || highPage <= lowPage) return Number.POSITIVE_INFINITY
+  const before = cache.bytesByClass()
+  const held = before.high + before.low + before.params + before.bitmaps
+  const regular = allRegularBytes(cache.shape, compression, nTokens)
+  const least = held + regular + cache.tableBytesWith(nTokens)
+  return Math.max(0, Math.floor((auto.budgetBytes - least) / (highPage - lowPage)))
 }
 
 /**
@@ -258,6 +313,14 @@ export function addGrowthPages(
   const tailBytes = pageBytes(cache.tailFormat, cache.tailFormat, headDim)
   add(tailBytes, pageCount(tail) - pageCount(cache.tailLength))
   if (!compression) return
+  if (compression.auto) {
+    for (const each of [compression.high, compression.low]) {
+      add(
+        classPageBytes(each, headDim),
+        pageCount(waiting) + Math.ceil(waiting / compression.window),
+      )
+    }
+  }
   const { window, high, low, nSalient } = compression
   const nGroups = Math.ceil(waiting / window)
   const salient = nSalient(window)

@@ -74,7 +74,7 @@ export class Model {
   /**
    * What a prompt of so many tokens will take, in an empty context: weights, cache, one layer's K and
    * V, activations, and their sum, which `Sequence.bytes.peak` and the weights will come to. Nothing
-   * is allocated.
+   * is allocated. Where r is chosen head by head the cache is an upper bound.
    *
    * - `tokens`: 1 or more. `policy`: default `zipcache`
    *

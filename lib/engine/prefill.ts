@@ -3,7 +3,7 @@
  * 2405.14256), layer by layer and, within a layer, a block of rows at a time: one such slice is
  * what other work may have to wait for. How a pass is sliced never changes a token.
  */
-import { codeFormat, type GroupPlan, type KvCache } from '../cache/index.js'
+import type { KvCache } from '../cache/index.js'
 import {
   type AttentionHeads,
   embedRows,
@@ -27,7 +27,7 @@ import {
 } from '../ops/index.js'
 import type { Compression } from '../policy/policy.js'
 import type { Seed } from '../random.js'
-import { makeCompressor } from './compress.js'
+import { type HeadShares, makePromptCompressor, makeWindowCompressor } from './compress-group.js'
 import type { WindowProbes } from './window-probes.js'
 
 /** Tokens on their way through the model. */
@@ -121,7 +121,7 @@ export async function prefillIntoTail(
  * layer's K and V exist in full (Alg. 2). Attention among the prompt's tokens, and to the tail, is
  * exact; attention to what was compressed before goes over the packed cache and is merged in by its
  * log-sum-exp. The tail's tokens are compressed together with the prompt. Resolves to the residual
- * stream (rows, hidden_size) f32.
+ * stream (rows, hidden_size) f32, and each head's share of salient tokens where they differ.
  *
  * The group is staged here; the caller publishes it, or takes it back on failure (`unstage`).
  */
@@ -129,16 +129,14 @@ export async function prefillCompressed(
   pass: PrefillPass,
   compression: Compression,
   seed: Seed,
-): Promise<Tensor<'f32'>> {
+): Promise<{ x: Tensor<'f32'>; shares: HeadShares | null }> {
   const { model, cache, ids, scratch, turn } = pass
   const { nHeads, headDim } = model.config
   const nTail = cache.tailLength
   const hasPacked = cache.tailStart > 0
-  const group = groupPlan(compression, nTail + ids.length)
-  const staged = cache.stage(group)
-  const { metric } = compression
-  const compressor = makeCompressor(cache, compression, metric, staged, group, scratch)
-  const needsProbes = staged.salient !== null && staged.regular !== null && metric !== 'locality'
+  const nTokens = nTail + ids.length
+  const dtype = model.attentionDtype
+  const compressor = makePromptCompressor(cache, compression, nTokens, dtype, scratch)
   const sliced = slicePass(pass, nTail, cache.length)
   const { stream } = sliced
   const start = scratch.ints(Int32Array.of(cache.start))
@@ -157,7 +155,7 @@ export async function prefillCompressed(
     },
   }))
   const table = scratch.keep(cache.tableView())
-  const probesOf = needsProbes ? promptProbes(pass, compression, seed) : null
+  const probesOf = compressor.looks ? promptProbes(pass, compression, seed) : null
   await embedAll(pass, sliced)
   for (let layer = 0; layer < model.config.nLayers; layer++) {
     const options = { layer, scale: sliced.scale, slidingWindow: sliced.windowOf(layer) }
@@ -182,9 +180,9 @@ export async function prefillCompressed(
       })
     }
     await turn()
-    compressor.compress(layer, stream.k, stream.v, probes, options.slidingWindow)
+    await compressor.compress(layer, stream.k, stream.v, probes, options.slidingWindow)
   }
-  return stream.x
+  return { x: stream.x, shares: compressor.shares }
 }
 
 /**
@@ -319,20 +317,18 @@ export function closeWindow(
   cache: KvCache,
   compression: Compression,
   probes: WindowProbes | null,
+  shares: HeadShares | null,
   scratch: Scratch,
 ): void {
   const { nKvHeads, headDim, nLayers } = cache.shape
   const nTokens = cache.tailLength
-  const group = groupPlan(compression, nTokens)
-  const staged = cache.stage(group)
-  const { windowMetric: metric } = compression
-  const compressor = makeCompressor(cache, compression, metric, staged, group, scratch)
-  const needsProbes = staged.salient !== null && staged.regular !== null && metric !== 'locality'
+  const dtype = model.attentionDtype
+  const compressor = makeWindowCompressor(cache, compression, shares, nTokens, dtype, scratch)
   const k = scratch.tensor(model.attentionDtype, [nTokens, nKvHeads, headDim])
   const v = scratch.tensor(model.attentionDtype, [nTokens, nKvHeads, headDim])
   const table = scratch.keep(cache.tableView())
   const { pool, probes: probeSlots } = cache.memory
-  const kept = needsProbes &&
+  const kept = compressor.looks &&
     probes !== null && {
       rows: scratch.ints(probes.slots),
       positions: scratch.ints(probes.steps),
@@ -343,15 +339,5 @@ export function closeWindow(
     const rows = probeSlots.layers[layer] as { q: Tensor; lse: Tensor }
     const slidingWindow = model.config.slidingWindow[layer] ?? 0
     compressor.compress(layer, k, v, kept ? { ...rows, ...kept } : null, slidingWindow)
-  }
-}
-
-function groupPlan(compression: Compression, nTokens: number): GroupPlan {
-  const { high, low } = compression
-  return {
-    nTokens,
-    nSalient: compression.nSalient(nTokens),
-    high: { k: codeFormat(high.keyBits), v: codeFormat(high.valueBits) },
-    low: { k: codeFormat(low.keyBits), v: codeFormat(low.valueBits) },
   }
 }

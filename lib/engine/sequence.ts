@@ -212,7 +212,7 @@ export class Sequence {
    * probes, with a checksum, put in place when it is whole.
    *
    * Rejects with `ERR_ZC_ARGUMENT` while a call is running, `ERR_ZC_UNSUPPORTED` for a policy whose
-   * attention is `dequantized`, `ERR_ZC_IO`.
+   * attention is `dequantized` and for one that chose r head by head, `ERR_ZC_IO`.
    */
   async save(path: string): Promise<void> {
     this.#enter()

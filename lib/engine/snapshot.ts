@@ -64,10 +64,17 @@ interface SnapshotHeader {
  */
 export async function saveContext(context: Context, file: string): Promise<void> {
   const { cache, model, spec, seed, tokens, pending, nextLogits } = context
+  if (cache.isUneven) {
+    throw new ZipCacheError(
+      'ERR_ZC_UNSUPPORTED',
+      "policy: a sequence whose heads differ in their salient tokens (saliencyRatio: 'auto') cannot be saved",
+      { argument: 'policy' },
+    )
+  }
   if (context.rows) {
     throw new ZipCacheError(
       'ERR_ZC_UNSUPPORTED',
-      `sequence: one of policy ${context.policy.name}, whose rows lie in no pages, cannot be saved`,
+      `policy: a sequence of ${context.policy.name}, whose rows lie in no pages, cannot be saved`,
       { argument: 'policy' },
     )
   }

@@ -27,6 +27,15 @@ export class PolicyOptions {
     return value
   }
 
+  /** A whole number of [min, max], or null for none. */
+  optional(key: string, min: number, max: number): number | null {
+    if (this.#left.get(key) === undefined || this.#left.get(key) === null) {
+      this.#left.delete(key)
+      return null
+    }
+    return this.number(key, min, min, max, true)
+  }
+
   /** One of a few values, or what stands for none. */
   choice<T>(key: string, fallback: T, choices: readonly T[]): T {
     const value = this.#take(key)

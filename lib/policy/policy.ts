@@ -24,6 +24,14 @@ export interface PrecisionClass {
   valueRange: QuantRange
 }
 
+/** r chosen for each layer and KV head from a prompt's scores; windows go on with it. */
+export interface AutoRatio {
+  /** Share of a layer's saliency, heads weighted by what low bits do to them, that salient tokens hold. */
+  readonly coverage: number
+  /** What the cache may come to when a prompt is in it; null: as the coverage has it. */
+  readonly budgetBytes: number | null
+}
+
 /** What a policy that compresses decides: pure functions of lengths and seeds. */
 export interface Compression {
   /** New tokens stay in 16 bits until this many have gathered. */
@@ -36,9 +44,16 @@ export interface Compression {
   readonly metric: SaliencyMetric
   /** The same for those of a window. */
   readonly windowMetric: SaliencyMetric
+  /** How r is chosen head by head; null: `nSalient` says, for all alike. */
+  readonly auto: AutoRatio | null
+  /** Whether the bias of position is taken out of a prompt's scores. */
+  readonly correctsPosition: boolean
   /** Whether `promptProbes` wants to know which tokens are special. */
   readonly usesSpecialTokens: boolean
-  /** How many of `nTokens` are salient, for every KV head. */
+  /**
+   * How many of `nTokens` are salient, for every KV head; with `auto`, of windows that no prompt came
+   * before.
+   */
   nSalient(nTokens: number): number
   /**
    * Rows of a prompt of `nTokens` whose attention is looked at, ascending; for each layer a draw of

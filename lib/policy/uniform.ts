@@ -88,6 +88,8 @@ export function uniform(given: UniformOptions): CachePolicy {
       low: precision,
       metric: 'normalized',
       windowMetric: 'normalized',
+      auto: null,
+      correctsPosition: false,
       usesSpecialTokens: false,
       nSalient: (nTokens) => nTokens,
       promptProbes: () => new Int32Array(0),

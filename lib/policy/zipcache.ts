@@ -1,5 +1,6 @@
 import { PolicyOptions } from './options.js'
 import type {
+  AutoRatio,
   CachePolicy,
   CodeBits,
   Compression,
@@ -20,8 +21,20 @@ import {
 
 /** Options that `zipcache` and its kin share. */
 export interface SaliencyOptions {
-  /** r: the share of tokens that is salient, of [0, 1]. */
-  saliencyRatio?: number
+  /**
+   * r: the share of tokens that is salient, of [0, 1]; `auto`: chosen for each layer and KV head from
+   * the prompt's attention, see `auto`.
+   */
+  saliencyRatio?: number | 'auto'
+  /**
+   * With `saliencyRatio: 'auto'`. `coverage`, of (0, 1]: the share of a layer's saliency, its heads
+   * weighted by what low bits of K do to them, that salient tokens hold; default 0.99, or 1 with a
+   * budget. `budgetBytes`: what the cache may come to when a prompt is in it. Windows go on with what
+   * the last prompt was given, beyond the budget.
+   */
+  auto?: { coverage?: number; budgetBytes?: number }
+  /** `correct: 'position'`: saliency is divided by its trend over the positions of the prompt. */
+  saliency?: { correct?: 'position' }
   /** Bits of salient tokens' K and V: 2, 3, 4 or 8. */
   highBits?: CodeBits
   /** Bits of the others. */
@@ -85,36 +98,65 @@ export function zipcache(given: ZipCacheOptions): CachePolicy {
  */
 export function bySaliency(name: string, given: object, defaults: SaliencyDefaults): CachePolicy {
   const options = new PolicyOptions(name, given)
-  const ratio = options.number('saliencyRatio', defaults.saliencyRatio, 0, 1)
+  const { ratio, auto } = readRatio(options, defaults.saliencyRatio)
   const window = options.number('window', 100, 1, 65536, true)
   const isOption = (key: 'probes' | 'metric') => !defaults.fixed?.includes(key)
   const metric = isOption('metric')
-    ? options.choice('metric', defaults.metric, METRICS)
+    ? options.choice('metric', auto ? 'accumulated' : defaults.metric, METRICS)
     : defaults.metric
   const precision = readPrecision(options, defaults)
   const probes = isOption('probes')
     ? readProbes(options, defaults.probes)
     : probesOf(defaults.probes)
+  const saliency = options.nested('saliency')
+  const correct = saliency?.choice<'position' | null>('correct', null, ['position']) ?? null
+  saliency?.done()
   options.done()
+  if (metric === 'locality' && (auto || correct)) {
+    throw options.error('metric', metric, 'one that looks at attention, to choose r or correct it')
+  }
+  const correctsPosition = correct === 'position'
+  const plan = { ratio, auto, correctsPosition, window, metric, ...precision, probes }
   return {
     name,
     tail: 'f16',
     attention: 'packed',
-    compression: saliencyCompression({ ratio, window, metric, ...precision, probes }),
+    compression: saliencyCompression(plan),
     rows: null,
   }
+}
+
+/** Reads `saliencyRatio` and `auto`; under `auto`, `ratio` is that of windows before any prompt. */
+function readRatio(
+  options: PolicyOptions,
+  fallback: number,
+): { ratio: number; auto: AutoRatio | null } {
+  const value = options.raw('saliencyRatio') ?? fallback
+  const own = options.nested('auto')
+  if (value !== 'auto') {
+    if (own) throw options.error('auto', 'given', "saliencyRatio: 'auto' beside it")
+    if (typeof value === 'number' && value >= 0 && value <= 1) return { ratio: value, auto: null }
+    throw options.error('saliencyRatio', value, "a number of 0 to 1, or 'auto'")
+  }
+  const limits = own ?? options.inside('auto', {})
+  const budgetBytes = limits.optional('budgetBytes', 1, Number.MAX_SAFE_INTEGER)
+  const coverage = limits.number('coverage', budgetBytes ? 1 : 0.99, 1e-6, 1)
+  limits.done()
+  return { ratio: fallback, auto: { coverage, budgetBytes } }
 }
 
 /** The compression of Algs. 2 and 3. */
 export function saliencyCompression(plan: {
   ratio: number
+  auto: AutoRatio | null
+  correctsPosition: boolean
   window: number
   metric: SaliencyMetric
   high: PrecisionClass
   low: PrecisionClass
   probes: ProbePlan
 }): Compression {
-  const { ratio, window, metric, high, low, probes } = plan
+  const { ratio, auto, correctsPosition, window, metric, high, low, probes } = plan
   const looks = metric !== 'locality'
   return {
     window,
@@ -122,6 +164,8 @@ export function saliencyCompression(plan: {
     low,
     metric,
     windowMetric: metric,
+    auto,
+    correctsPosition,
     usesSpecialTokens: looks && probes.prompt.special > 0,
     // As the authors' code counts: the regular share is rounded down.
     nSalient: (nTokens) => nTokens - Math.floor((1 - ratio) * nTokens + 1e-9),

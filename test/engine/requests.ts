@@ -55,6 +55,14 @@ export const rowPolicies: readonly PolicySpec[] = [
   { name: 'snapkv', capacity: 60, window: 12 },
 ]
 
+/** Heads that differ in their salient tokens. */
+const unevenPolicy: PolicySpec = {
+  name: 'zipcache',
+  window: 20,
+  saliencyRatio: 'auto',
+  auto: { coverage: 0.7 },
+}
+
 /** Lengths around windows, pages and where prompts are compressed at once, and any others. */
 const promptLengths = fc.oneof(
   fc.constantFrom(1, 2, 11, 12, 13, 16, 17, 19, 20, 21, 99, 100, 101, 199, 200),
@@ -65,7 +73,7 @@ const promptLengths = fc.oneof(
 export const requests: fc.Arbitrary<Request> = fc.record({
   promptLength: promptLengths,
   promptSeed: fc.integer({ min: 1, max: 99 }),
-  policy: fc.constantFrom(...testPolicies, ...rowPolicies),
+  policy: fc.constantFrom(...testPolicies, ...rowPolicies, unevenPolicy),
   seed: fc.integer({ min: 0, max: 5 }),
   temperature: fc.constantFrom(0, 0, 0.7, 1.5),
   repetitionPenalty: fc.constantFrom(1, 1, 1.3),

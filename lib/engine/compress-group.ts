@@ -1,0 +1,162 @@
+import { codeFormat, type GroupPlan, type KvCache, pageCount } from '../cache/index.js'
+import type { Scratch } from '../model/scratch.js'
+import type { Tensor } from '../ops/index.js'
+import { salientCounts } from '../policy/auto-ratio.js'
+import type { Compression } from '../policy/policy.js'
+import { withoutPositionBias } from '../policy/position-bias.js'
+import { makePacker, makeScorer, type Probes, type Scorer } from './compress.js'
+import { makeHeadPacker } from './compress-by-head.js'
+import { affordablePages } from './estimate.js'
+import { keyErrorGains } from './gains.js'
+
+/** Shares of salient tokens, one for each (layer, KV head), that a prompt was given. */
+export type HeadShares = Float64Array
+
+/** The compression of one prompt, layer by layer. */
+export interface PromptCompressor {
+  /** Whether probes are looked at. */
+  readonly looks: boolean
+  /** Of the layers done so far; null where all heads have the same. */
+  readonly shares: HeadShares | null
+  /** - `k`, `v` (n_tokens, n_kv_heads, head_dim) */
+  compress(
+    layer: number,
+    k: Tensor,
+    v: Tensor,
+    probes: Probes | null,
+    slidingWindow: number,
+  ): Promise<void>
+}
+
+/**
+ * Stages a prompt of `nTokens` tokens, the tail's included, and compresses it as Alg. 2 does. Where
+ * scores are corrected, or r is chosen head by head, a layer's scores are read first: the one wait
+ * there is.
+ */
+export function makePromptCompressor(
+  cache: KvCache,
+  compression: Compression,
+  nTokens: number,
+  dtype: Tensor['dtype'],
+  scratch: Scratch,
+): PromptCompressor {
+  const { metric, auto, correctsPosition: correct } = compression
+  const { nLayers, nKvHeads } = cache.shape
+  const plan = groupPlan(compression, nTokens)
+  const isMixed = auto !== null || (plan.nSalient > 0 && plan.nSalient < nTokens)
+  const looks = isMixed && metric !== 'locality'
+  const scorer = looks ? makeScorer(cache.shape, metric, nTokens, scratch) : null
+  const revised = async ({ scores }: Scorer) => {
+    const found = await scores.read()
+    if (!correct) return found
+    const fair = new Float32Array(found.length)
+    for (let at = 0; at < found.length; at += nTokens) {
+      fair.set(withoutPositionBias(found.subarray(at, at + nTokens)), at)
+    }
+    scores.write(fair)
+    return fair
+  }
+
+  if (!auto || !scorer) {
+    const staged = cache.stage(plan)
+    const pack = makePacker(cache, compression, staged, plan, scorer?.scores ?? null, scratch)
+    return {
+      looks,
+      shares: null,
+      async compress(layer, k, v, probes, slidingWindow) {
+        if (scorer && probes) {
+          scorer.score(k, probes, slidingWindow)
+          if (correct) await revised(scorer)
+        }
+        pack(layer, k, v)
+      },
+    }
+  }
+
+  // Before anything is staged, what is there is what stays.
+  let left = affordablePages(cache, compression, nTokens)
+  const staged = cache.stageUneven(plan)
+  const packer = makeHeadPacker(cache, compression, staged, nTokens, dtype, scratch)
+  const shares = new Float64Array(nLayers * nKvHeads)
+  return {
+    looks,
+    shares,
+    async compress(layer, k, v, probes, slidingWindow) {
+      if (!probes) return
+      scorer.score(k, probes, slidingWindow)
+      const [scores, gains] = await Promise.all([
+        revised(scorer),
+        keyErrorGains(k, probes, scratch),
+      ])
+      const pages = Math.floor(left / (nLayers - layer))
+      const counts = salientCounts({ scores, gains }, { pages, coverage: auto.coverage })
+      packer.pack(layer, k, v, scorer.scores, counts)
+      counts.forEach((count, head) => {
+        left -= pageCount(count)
+        shares[layer * nKvHeads + head] = count / nTokens
+      })
+    },
+  }
+}
+
+/** The compression of one window, layer by layer. */
+export interface WindowCompressor {
+  readonly looks: boolean
+  compress(layer: number, k: Tensor, v: Tensor, probes: Probes | null, slidingWindow: number): void
+}
+
+/**
+ * Stages a window of `nTokens` tokens and compresses it as Alg. 3 does; where heads have shares of
+ * salient tokens of their own, by those.
+ */
+export function makeWindowCompressor(
+  cache: KvCache,
+  compression: Compression,
+  shares: HeadShares | null,
+  nTokens: number,
+  dtype: Tensor['dtype'],
+  scratch: Scratch,
+): WindowCompressor {
+  const { windowMetric: metric } = compression
+  const { nKvHeads } = cache.shape
+  const plan = groupPlan(compression, nTokens)
+  const isMixed = shares !== null || (plan.nSalient > 0 && plan.nSalient < nTokens)
+  const looks = isMixed && metric !== 'locality'
+  const scorer = looks ? makeScorer(cache.shape, metric, nTokens, scratch) : null
+  const score = (k: Tensor, probes: Probes | null, slidingWindow: number) => {
+    if (probes) scorer?.score(k, probes, slidingWindow)
+  }
+  if (!shares || !scorer) {
+    const staged = cache.stage(plan)
+    const pack = makePacker(cache, compression, staged, plan, scorer?.scores ?? null, scratch)
+    return {
+      looks,
+      compress(layer, k, v, probes, slidingWindow) {
+        score(k, probes, slidingWindow)
+        pack(layer, k, v)
+      },
+    }
+  }
+  const staged = cache.stageUneven(plan)
+  const packer = makeHeadPacker(cache, compression, staged, nTokens, dtype, scratch)
+  return {
+    looks,
+    compress(layer, k, v, probes, slidingWindow) {
+      score(k, probes, slidingWindow)
+      const own = shares.subarray(layer * nKvHeads, (layer + 1) * nKvHeads)
+      const counts = Int32Array.from(own, (share) => Math.round(share * nTokens))
+      packer.pack(layer, k, v, scorer.scores, counts)
+    },
+  }
+}
+
+/** How many tokens of a group are salient, and how both classes are stored. */
+export function groupPlan(compression: Compression, nTokens: number): GroupPlan {
+  const { high, low } = compression
+  return {
+    nTokens,
+    nSalient: compression.nSalient(nTokens),
+    high: { k: codeFormat(high.keyBits), v: codeFormat(high.valueBits) },
+    low: { k: codeFormat(low.keyBits), v: codeFormat(low.valueBits) },
+  }
+}

@@ -1,0 +1,224 @@
+/** Heads with different shares of salient tokens, and corrected scores, in a model. */
+import { join } from 'node:path'
+import { createEngine, type PolicySpec, type Sequence } from '../../lib/index'
+import { type Tensor, unpackSegment } from '../../lib/ops/index'
+import type { MixedAttentionArgs } from '../../lib/ops/mixed-attention'
+import { expectRejected } from '../support/errors'
+import { kFixtures, kTrainedModels } from './model-copies'
+import { idsOf, maxDifference, someIds, useModel } from './running'
+
+let mockCounts: ((nTokens: number, nHeads: number) => number[]) | null = null
+jest.mock('../../lib/policy/auto-ratio', () => {
+  const actual = jest.requireActual('../../lib/policy/auto-ratio')
+  return {
+    ...actual,
+    salientCounts: (scores: { scores: Float32Array; gains: Float64Array }, budget: object) => {
+      const nHeads = scores.gains.length
+      const given = mockCounts?.(scores.scores.length / nHeads, nHeads)
+      return given ? Int32Array.from(given) : actual.salientCounts(scores, budget)
+    },
+  }
+})
+let mockHear: ((args: MixedAttentionArgs) => void) | null = null
+jest.mock('../../lib/ops/mixed-attention', () => {
+  const actual = jest.requireActual('../../lib/ops/mixed-attention')
+  return {
+    ...actual,
+    mixedAttention: (args: MixedAttentionArgs) => {
+      actual.mixedAttention(args)
+      mockHear?.(args)
+    },
+  }
+})
+afterEach(() => {
+  mockCounts = null
+  mockHear = null
+})
+
+const model = useModel(join(kFixtures, 'llama'))
+const ids = someIds(150, 320)
+const common = { name: 'zipcache', window: 20, metric: 'accumulated' } as const
+
+test('heads that are given as many as r says are those of a fixed r, to the bit', async () => {
+  const fixed = model().createSequence({ policy: { ...common, saliencyRatio: 0.6 }, seed: 3 })
+  mockCounts = (n, nHeads) => new Array<number>(nHeads).fill(n - Math.floor(0.4 * n))
+  const auto = model().createSequence({ policy: { ...common, saliencyRatio: 'auto' }, seed: 3 })
+  for (const turn of [ids.slice(0, 100), ids.slice(100, 130)]) {
+    expect(await auto.logits(turn)).toEqual(await fixed.logits(turn))
+    // Two windows close: they go on with the prompt's share.
+    expect(await idsOf(auto, null, 45)).toEqual(await idsOf(fixed, null, 45))
+  }
+  expect(await auto.logits(ids.slice(130, 135))).toEqual(await fixed.logits(ids.slice(130, 135)))
+  for (const name of ['high', 'low', 'params', 'bitmaps', 'tail'] as const) {
+    expect([name, auto.bytes.byClass[name]]).toEqual([name, fixed.bytes.byClass[name]])
+  }
+  expect(auto.bytes.paperRatio).toBeCloseTo(fixed.bytes.paperRatio as number, 1)
+  auto.dispose()
+  fixed.dispose()
+})
+
+/** K and V of a sequence's first compression, dequantized: (layers)(n, n_kv_heads, head_dim) each. */
+async function unpacked(policy: PolicySpec, n: number): Promise<{ k: number[]; v: number[] }[]> {
+  await using engine = createEngine({ model: model(), kvMemory: 2 ** 22 })
+  const sequence = engine.createSequence({ policy, seed: 3 })
+  await sequence.prefill(ids.slice(0, n))
+  let heard: { pool: Tensor; table: Promise<Tensor> } | null = null
+  const views: Tensor[] = []
+  mockHear = ({ pool, tables, starts }) => {
+    heard ??= {
+      pool,
+      table: starts.read().then((start) => {
+        const at = (start as Int32Array)[0]
+        const view = tables.view([tables.length - at], at)
+        views.push(view)
+        return view
+      }),
+    }
+  }
+  await sequence.prefill([5])
+  const { pool, table } = heard as unknown as { pool: Tensor; table: Promise<Tensor> }
+  const { nLayers, nKvHeads, headDim } = model().config
+  const rows: { k: number[]; v: number[] }[] = []
+  for (let layer = 0; layer < nLayers; layer++) {
+    const [k, v] = [0, 1].map(() =>
+      model().device.from(new Float32Array(n * nKvHeads * headDim).fill(99), [
+        n,
+        nKvHeads,
+        headDim,
+      ]),
+    )
+    for (const segment of sequence.segments.keys()) {
+      const place = { layer, segment: segment + 1, base: 0 }
+      unpackSegment({ pool, table: (await table) as Tensor<'i32'>, k, v, ...place })
+    }
+    rows.push({ k: [...(await k.read())], v: [...(await v.read())] })
+    for (const tensor of [k, v]) tensor.dispose()
+  }
+  for (const view of views) view.dispose()
+  return rows
+}
+
+test('each head is split and packed by itself: all, some or none of its tokens salient', async () => {
+  const n = 100
+  mockCounts = () => [n, 0]
+  const uneven = await unpacked({ ...common, saliencyRatio: 'auto' }, n)
+  mockCounts = () => [37, 64]
+  const mixed = await unpacked({ ...common, saliencyRatio: 'auto' }, n)
+  mockCounts = null
+  const fixed = (ratio: number) => unpacked({ ...common, saliencyRatio: ratio }, n)
+  const { headDim, nKvHeads } = model().config
+  const headOf = (x: number[], head: number) =>
+    x.filter((_, i) => Math.floor(i / headDim) % nKvHeads === head)
+  for (const [rows, head, twin] of [
+    [uneven, 0, await fixed(1)],
+    [uneven, 1, await fixed(0)],
+    [mixed, 0, await fixed(0.37)],
+    [mixed, 1, await fixed(0.64)],
+  ] as const) {
+    for (const [layer, { k, v }] of rows.entries()) {
+      expect(headOf(k, head)).toEqual(headOf(twin[layer].k, head))
+      expect(headOf(v, head)).toEqual(headOf(twin[layer].v, head))
+    }
+  }
+})
+
+const auto: PolicySpec = { ...common, saliencyRatio: 'auto', auto: { coverage: 0.7 } }
+
+test('heads differ, bytes are what the pool handed out, and all come back', async () => {
+  const { used } = model().kvMemory
+  const sequence = model().createSequence({ policy: auto, seed: 1 })
+  const sum = (s: Sequence) => Object.values(s.bytes.byClass).reduce((a, b) => a + b)
+  for (const turn of [ids.slice(0, 90), ids.slice(90)]) {
+    await idsOf(sequence, turn, 50)
+    expect(sequence.bytes.resident).toBe(model().kvMemory.used - used)
+    expect(sequence.bytes.resident).toBe(sum(sequence))
+  }
+  const [salient] = sequence.segments
+  expect(salient.nTokens % 16).not.toBe(0) // a mean over heads
+  const fork = sequence.fork()
+  expect(await idsOf(fork, null, 45)).toEqual(await idsOf(sequence, null, 45))
+  await expectRejected(sequence.save(join(kFixtures, 'never')), {
+    code: 'ERR_ZC_UNSUPPORTED',
+    argument: 'policy',
+  })
+  fork.dispose()
+  sequence.dispose()
+  expect(model().kvMemory.used).toBe(used)
+})
+
+test('a budget is kept, and used', async () => {
+  const n = 150
+  const bytesOf = async (policy: PolicySpec) => {
+    const sequence = model().createSequence({ policy })
+    await sequence.prefill(ids)
+    const { resident, byClass } = sequence.bytes
+    sequence.dispose()
+    return { resident, ...byClass }
+  }
+  const all = await bytesOf({ ...common, saliencyRatio: 1 })
+  for (const budgetBytes of [40_000, 44_000, 50_000, 58_000, 1e9]) {
+    const policy: PolicySpec = { ...common, saliencyRatio: 'auto', auto: { budgetBytes } }
+    const { resident, high } = await bytesOf(policy)
+    const estimate = model().estimate({ tokens: n, policy })
+    expect(resident).toBeLessThanOrEqual(estimate.cache)
+    if (budgetBytes < 1e9) {
+      expect(resident).toBeLessThanOrEqual(Math.max(budgetBytes, estimate.cache))
+      // Layers have whole pages each: less than one of the difference goes unused in each.
+      if (high > 0 && high < all.high) expect(resident).toBeGreaterThan(budgetBytes - 3 * 2048)
+    } else {
+      expect(high).toBe(all.high)
+    }
+  }
+  const tight = await bytesOf({ ...common, saliencyRatio: 'auto', auto: { budgetBytes: 1 } })
+  expect(tight.high).toBe(0)
+})
+
+test('an abort half-way takes the pages back', async () => {
+  const sequence = model().createSequence({ policy: auto })
+  await sequence.prefill(ids.slice(0, 60))
+  // A page table that has grown stays.
+  const pages = () => sequence.bytes.resident - sequence.bytes.byClass.tables
+  const before = pages()
+  const outside = () => model().kvMemory.used - sequence.bytes.resident
+  const others = outside()
+  const controller = new AbortController()
+  const prefill = sequence.prefill(someIds(700, 320), { signal: controller.signal })
+  for (let i = 0; i < 4; i++) await new Promise((resolve) => setImmediate(resolve))
+  controller.abort(new Error('enough'))
+  await expect(prefill).rejects.toThrow('enough')
+  expect([sequence.length, pages(), outside()]).toEqual([60, before, others])
+  expect(await idsOf(sequence, null, 5)).toHaveLength(5)
+  sequence.dispose()
+})
+
+describe('corrected scores', () => {
+  test('choose other tokens, as many of them', async () => {
+    const last = async (policy: PolicySpec) => {
+      const sequence = model().createSequence({ policy })
+      await sequence.prefill(ids)
+      const { byClass } = sequence.bytes
+      const logits = await sequence.logits([5, 6])
+      sequence.dispose()
+      return { byClass, logits }
+    }
+    const plain = await last({ ...common, saliencyRatio: 0.2 })
+    const fair = await last({ ...common, saliencyRatio: 0.2, saliency: { correct: 'position' } })
+    expect(fair.byClass).toEqual(plain.byClass)
+    expect(maxDifference(fair.logits, plain.logits)).toBeGreaterThan(1e-4)
+  })
+})
+
+describe('the trained model', () => {
+  const trained = useModel(join(kTrainedModels, 'line-retrieval'))
+
+  test('gives heads different shares', async () => {
+    const sequence = trained().createSequence({
+      policy: { name: 'zipcache', saliencyRatio: 'auto' },
+    })
+    await sequence.prefill(someIds(500, 192))
+    const { byClass } = sequence.bytes
+    expect(byClass.high).toBeGreaterThan(0)
+    expect(byClass.low).toBeGreaterThan(0)
+    sequence.dispose()
+  })
+})
