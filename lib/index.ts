@@ -2,6 +2,7 @@
  * zipcache: language models over a KV cache that keeps salient tokens at high precision and the
  * others at low.
  */
+export type { TokenProbability } from './engine/adjust-logits.js'
 export type { CacheBytes } from './engine/context.js'
 export {
   Engine,
@@ -22,6 +23,7 @@ export { type Prompt, Sequence } from './engine/sequence.js'
 export { ERROR_CODES, type ErrorCode, ZipCacheError } from './errors.js'
 export { evaluateLineRetrieval } from './eval/evaluate-line-retrieval.js'
 export { generateLineRetrieval } from './eval/line-retrieval-prompt.js'
+export type { JsonSchema } from './grammar/index.js'
 export type { ModelConfig } from './model/config.js'
 export { exampleModel } from './model/example-model.js'
 export type { ChatMessage, ModelTokenizer } from './model/tokenizer.js'

@@ -10,7 +10,7 @@ const require = createRequire(import.meta.url)
 
 // A layer is a folder of lib/, or a file directly in it. What each may import beside itself:
 const shared = ['errors', 'random']
-const belowEngine = ['policy', 'cache', 'model', 'ops', ...shared]
+const belowEngine = ['grammar', 'policy', 'cache', 'model', 'ops', ...shared]
 const typescriptLayers = {
   errors: [],
   random: ['errors'],
@@ -18,6 +18,8 @@ const typescriptLayers = {
   reference: ['errors'],
   native: ['errors'],
   ops: ['native', ...shared],
+  // Which bytes may come next: no tensors, no tokens' meaning.
+  grammar: shared,
   // Policies decide from facts: no tensors, no native code.
   policy: shared,
   cache: ['ops', ...shared],
@@ -35,7 +37,7 @@ typescriptLayers.index = Object.keys(typescriptLayers)
 
 // Layers that import no package, not even one of Node's: they run without file system, clock and
 // network.
-const pureLayers = ['errors', 'random', 'reference', 'policy']
+const pureLayers = ['errors', 'random', 'reference', 'policy', 'grammar']
 
 const nativeLayers = {
   core: [],

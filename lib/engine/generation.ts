@@ -1,7 +1,15 @@
 import { ZipCacheError } from '../errors.js'
+import { type JsonSchema, jsonGrammar, TokenMasker, TokenTrie } from '../grammar/index.js'
+import type { ModelConfig } from '../model/config.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { SampleParams } from '../ops/index.js'
 import { toSeed } from '../random.js'
+import {
+  LogitAdjuster,
+  type LogitAdjustments,
+  type TokenConstraint,
+  type TokenProbability,
+} from './adjust-logits.js'
 import { checkOptions } from './options.js'
 
 /** How tokens are chosen, and when to stop. */
@@ -18,6 +26,19 @@ export interface GenerateOptions {
   minP?: number
   /** Makes tokens of the context less likely; default 1, off. */
   repetitionPenalty?: number
+  /** Subtracted from the logits of tokens generated before, -2 to 2; default 0. */
+  presencePenalty?: number
+  /** Subtracted once for each time that a token was generated, -2 to 2; default 0. */
+  frequencyPenalty?: number
+  /** Added to the logits of single tokens, by their ids, -100 to 100. */
+  logitBias?: ReadonlyMap<number, number>
+  /** Tells so many of the likeliest tokens with each, at most 20; default 0. */
+  topLogprobs?: number
+  /**
+   * Only JSON may be generated: `true`, any object; or a schema, as `jsonGrammar` takes it. The
+   * generation ends with it.
+   */
+  json?: true | JsonSchema
   /** Same seed, same tokens; default 0. */
   seed?: number
   /** Aborting rejects with `signal.reason`. */
@@ -40,6 +61,8 @@ export interface GeneratedToken {
   readonly text: string
   /** Natural log of the probability that the model gave it, before top-k, top-p and min-p. */
   readonly logprob: number
+  /** The likeliest tokens in its place, where `topLogprobs` asks for them; the likeliest first. */
+  readonly top?: readonly TokenProbability[]
 }
 
 /** Why a generation ended: a stop token or text, or no room for more. */
@@ -51,6 +74,9 @@ export interface GenerationPlan {
   readonly params: Omit<SampleParams, 'step'>
   readonly stopTokens: ReadonlySet<number>
   readonly stopTexts: readonly string[]
+  /** null: `sample` alone decides. */
+  readonly adjuster: LogitAdjuster | null
+  readonly constraint: TokenConstraint | null
   readonly signal: AbortSignal | undefined
 }
 
@@ -61,6 +87,11 @@ const GENERATE_OPTIONS = [
   'topP',
   'minP',
   'repetitionPenalty',
+  'presencePenalty',
+  'frequencyPenalty',
+  'logitBias',
+  'topLogprobs',
+  'json',
   'seed',
   'signal',
   'ignoreEos',
@@ -72,7 +103,7 @@ const GENERATE_OPTIONS = [
 /** Throws `ERR_ZC_ARGUMENT` naming the option that is wrong. */
 export function planGeneration(
   options: GenerateOptions,
-  eosTokenIds: readonly number[],
+  { eosTokenIds, vocabSize }: Pick<ModelConfig, 'eosTokenIds' | 'vocabSize'>,
   tokenizer: ModelTokenizer | null,
 ): GenerationPlan {
   checkOptions(options, GENERATE_OPTIONS)
@@ -87,8 +118,25 @@ export function planGeneration(
   const maxTokens = check('maxTokens', options.maxTokens ?? 256, 0, 2 ** 31 - 1)
   if (!Number.isInteger(maxTokens))
     throw bad('maxTokens', `is ${maxTokens}, expected a whole number`)
+  const endTokens = new Set([...(options.ignoreEos ? [] : eosTokenIds), ...stopTokens])
+  const constraint = constraintOf(options.json, tokenizer, endTokens, vocabSize)
+  const adjustments: LogitAdjustments = {
+    bias: checkBias(options.logitBias, vocabSize),
+    presencePenalty: check('presencePenalty', options.presencePenalty ?? 0, -2, 2),
+    frequencyPenalty: check('frequencyPenalty', options.frequencyPenalty ?? 0, -2, 2),
+    constraint,
+    nTop: check('topLogprobs', options.topLogprobs ?? 0, 0, 20),
+  }
+  const isAdjusted =
+    adjustments.bias.size > 0 ||
+    adjustments.presencePenalty !== 0 ||
+    adjustments.frequencyPenalty !== 0 ||
+    adjustments.nTop > 0 ||
+    constraint !== null
   return {
     maxTokens,
+    adjuster: isAdjusted ? new LogitAdjuster(adjustments) : null,
+    constraint,
     params: {
       temperature: check('temperature', options.temperature ?? 0, 0, 1000),
       topK,
@@ -97,10 +145,47 @@ export function planGeneration(
       repetitionPenalty: check('repetitionPenalty', options.repetitionPenalty ?? 1, 0.01, 100),
       seed: toSeed(options.seed ?? 0),
     },
-    stopTokens: new Set([...(options.ignoreEos ? [] : eosTokenIds), ...stopTokens]),
+    stopTokens: endTokens,
     stopTexts,
     signal: options.signal,
   }
+}
+
+function constraintOf(
+  json: GenerateOptions['json'],
+  tokenizer: ModelTokenizer | null,
+  endTokens: ReadonlySet<number>,
+  vocabSize: number,
+): TokenConstraint | null {
+  if (json === undefined) return null
+  if (tokenizer === null) throw bad('json', 'is given, but the model has no tokenizer')
+  const vocabulary = vocabularyOf(tokenizer, vocabSize)
+  return new TokenMasker(jsonGrammar(json), vocabulary, endTokens)
+}
+
+/** Tokens as bytes, made once for a tokenizer. */
+const vocabularies = new WeakMap<ModelTokenizer, TokenTrie>()
+
+function vocabularyOf(tokenizer: ModelTokenizer, vocabSize: number): TokenTrie {
+  let trie = vocabularies.get(tokenizer)
+  if (!trie) {
+    trie = new TokenTrie(tokenizer.tokenBytes(vocabSize))
+    vocabularies.set(tokenizer, trie)
+  }
+  return trie
+}
+
+function checkBias(
+  bias: ReadonlyMap<number, number> = new Map(),
+  vocabSize: number,
+): ReadonlyMap<number, number> {
+  for (const [id, value] of bias) {
+    if (!Number.isInteger(id) || id < 0 || id >= vocabSize) {
+      throw bad('logitBias', `names ${id}, expected token ids below ${vocabSize}`)
+    }
+    check('logitBias', value, -100, 100)
+  }
+  return bias
 }
 
 const isStopText = (value: unknown): value is string => typeof value === 'string' && value !== ''

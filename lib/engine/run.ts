@@ -1,17 +1,21 @@
 import { ZipCacheError } from '../errors.js'
 import type { SampleParams, Tensor } from '../ops/index.js'
+import type { LogitAdjuster, TokenProbability } from './adjust-logits.js'
 import type { Context } from './context.js'
 
 /** A token as the device chose it. */
 export interface Sampled {
   readonly id: number
   readonly logprob: number
+  readonly top?: readonly TokenProbability[]
 }
 
 /** What a run is to do after its prompt. */
 export interface Sampling {
   readonly params: Omit<SampleParams, 'step'>
   readonly maxTokens: number
+  /** Changes the logits between step and choice; null for most. */
+  readonly adjuster: LogitAdjuster | null
 }
 
 /** How a run is asked for. */
@@ -173,7 +177,8 @@ export class Run {
     const next = this.fed + 1
     const closes = this.context.closesNext
     const isKnown = next <= this.known.length
-    if (!isKnown && (closes || this.row < 0 || next > this.known.length + 1)) return false
+    const waits = closes || this.sampling?.adjuster != null
+    if (!isKnown && (waits || this.row < 0 || next > this.known.length + 1)) return false
     return this.#demand >= (closes ? next + 1 : next)
   }
 

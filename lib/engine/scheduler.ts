@@ -2,10 +2,18 @@ import type { CacheMemory } from '../cache/index.js'
 import { ZipCacheError } from '../errors.js'
 import type { ForwardModel } from '../model/forward.js'
 import { Scratch } from '../model/scratch.js'
-import { packSampleParams, SAMPLE_PARAMS, sample, type Tensor } from '../ops/index.js'
+import {
+  gatherRows,
+  packSampleParams,
+  SAMPLE_PARAMS,
+  type SampleParams,
+  sample,
+  type Tensor,
+} from '../ops/index.js'
+import type { LogitAdjuster } from './adjust-logits.js'
 import { DecodeStep, type StepResult, type StepRow } from './decode-step.js'
 import { addGrowthPages, growthBytes } from './estimate.js'
-import { deferred, disposedError, type Run } from './run.js'
+import { deferred, disposedError, type Run, type Sampled, type Sampling } from './run.js'
 
 /** Bounds of a scheduler. */
 export interface SchedulerLimits {
@@ -221,7 +229,7 @@ export class Scheduler {
         run.throwIfFailed()
         run.phase = 'decode'
         isDecoding = true
-        this.#deliver(run, first.id, first.logprob)
+        this.#deliver(run, first)
       }
     } catch (error) {
       run.fail(error)
@@ -262,11 +270,12 @@ export class Scheduler {
   }
 
   /** A token after what the context holds. */
-  async #sampleNext(run: Run): Promise<{ id: number; logprob: number }> {
+  async #sampleNext(run: Run): Promise<Sampled> {
     const { context, sampling } = run
     const { device, config } = this.#model
     const logits = context.nextLogits
     if (!sampling || !logits) throw new ZipCacheError('ERR_ZC_INTERNAL', 'run: it has no logits')
+    if (sampling.adjuster) return this.#chooseAdjusted(run, logits, 0)
     if (sampling.params.repetitionPenalty !== 1 && run.seenRow < 0) {
       run.seenRow = this.#freeSeenRows.pop() ?? -1
       const seen = new Uint8Array(config.vocabSize)
@@ -275,19 +284,51 @@ export class Scheduler {
     }
     const scratch = new Scratch(device)
     try {
-      const params = packSampleParams({ ...sampling.params, step: context.length })
-      const ids = scratch.tensor('i32', [1])
-      const logprobs = scratch.tensor('f32', [1])
-      sample({
-        logits,
-        params: scratch.tensor('f32', [1, SAMPLE_PARAMS]).write(params),
-        seen: this.#seen,
-        contexts: scratch.ints(Int32Array.of(run.seenRow)),
-        ids,
-        logprobs,
-      })
-      const [[id], [logprob]] = await Promise.all([ids.read(), logprobs.read()])
-      return { id: id as number, logprob: logprob as number }
+      const params = { ...sampling.params, step: context.length }
+      return await this.#choose(logits, params, run.seenRow, scratch)
+    } finally {
+      scratch.dispose()
+    }
+  }
+
+  /** The next token of one row of logits (1, vocab_size). */
+  async #choose(
+    logits: Tensor<'f32'>,
+    params: SampleParams,
+    seenRow: number,
+    scratch: Scratch,
+  ): Promise<Sampled> {
+    const ids = scratch.tensor('i32', [1])
+    const logprobs = scratch.tensor('f32', [1])
+    sample({
+      logits,
+      params: scratch.tensor('f32', [1, SAMPLE_PARAMS]).write(packSampleParams(params)),
+      seen: this.#seen,
+      contexts: scratch.ints(Int32Array.of(seenRow)),
+      ids,
+      logprobs,
+    })
+    const [[id], [logprob]] = await Promise.all([ids.read(), logprobs.read()])
+    return { id: id as number, logprob: logprob as number }
+  }
+
+  /** The next token where logits are changed first: they cross to JavaScript and back. */
+  async #chooseAdjusted(run: Run, logits: Tensor<'f32'>, row: number): Promise<Sampled> {
+    const { context, known, fed, sampling } = run
+    const { device, config } = this.#model
+    const step = context.length
+    const scratch = new Scratch(device)
+    try {
+      const own = scratch.tensor('f32', [1, config.vocabSize])
+      gatherRows({ x: logits, rows: scratch.ints(Int32Array.of(row)), out: own })
+      const seen = new Set([...context.tokens, ...known.slice(0, fed)])
+      const values = await own.read()
+      const { params, adjuster } = sampling as Sampling & { adjuster: LogitAdjuster }
+      adjuster.adjust(values, seen, params.repetitionPenalty)
+      own.write(values)
+      const chosen = await this.#choose(own, { ...params, repetitionPenalty: 1, step }, -1, scratch)
+      const top = adjuster.top(values, params)
+      return top.length > 0 ? { ...chosen, top } : chosen
     } finally {
       scratch.dispose()
     }
@@ -314,7 +355,8 @@ export class Scheduler {
           ...place,
           source: isKnown ? -1 : run.row,
           token: isKnown ? (known[fed] as number) : 0,
-          context: seenRow,
+          // What the step chooses for a run whose logits are adjusted is not its token.
+          context: run.sampling.adjuster ? -1 : seenRow,
           params: { ...run.sampling.params, step: place.position + 1 },
         })
         runs.push(run)
@@ -334,6 +376,7 @@ export class Scheduler {
       runs.forEach((run, row) => {
         run.row = row
       })
+      for (const run of runs) if (run.sampling?.adjuster) this.#deliverAdjusted(run, logits)
       for (const run of closing) this.#closeWindow(run, logits)
       return { runs, result }
     } catch (error) {
@@ -345,7 +388,7 @@ export class Scheduler {
   /** Decodes one token by itself: rows of a row store are in no batch. */
   async #feedRow(run: Run): Promise<void> {
     run.isFeeding = true
-    let sampled: { id: number; logprob: number } | null = null
+    let sampled: Sampled | null = null
     try {
       const { context } = run
       const id = run.known[run.fed] as number
@@ -366,7 +409,7 @@ export class Scheduler {
       run.isFeeding = false
       if (run.ended) run.settle()
     }
-    if (sampled && !run.ended) this.#deliver(run, sampled.id, sampled.logprob)
+    if (sampled && !run.ended) this.#deliver(run, sampled)
     this.wake()
   }
 
@@ -397,19 +440,30 @@ export class Scheduler {
       return
     }
     runs.forEach((run, row) => {
+      if (run.ended || run.sampling?.adjuster) return
       const id = chosen.ids[row] as number
-      if (!run.ended) this.#deliver(run, id, chosen.logprobs[row] as number)
+      this.#deliver(run, { id, logprob: chosen.logprobs[row] as number })
     })
   }
 
-  #deliver(run: Run, id: number, logprob: number): void {
-    if (id < 0) {
+  #deliverAdjusted(run: Run, logits: Tensor<'f32'>): void {
+    this.#chooseAdjusted(run, logits, run.row).then(
+      (token) => {
+        if (!run.ended) this.#deliver(run, token)
+      },
+      (error) => run.fail(error),
+    )
+  }
+
+  #deliver(run: Run, token: Sampled): void {
+    if (token.id < 0) {
       run.fail(
         new ZipCacheError('ERR_ZC_NUMERIC', 'logits: hold NaN or infinity, no token can be chosen'),
       )
       return
     }
     this.counters.generatedTokens++
-    run.push({ id, logprob })
+    run.sampling?.adjuster?.accept(token.id)
+    run.push(token)
   }
 }

@@ -156,7 +156,7 @@ export class Sequence {
     options: GenerateOptions = {},
   ): AsyncGenerator<GeneratedToken, void, undefined> {
     const { tokenizer } = this.#host
-    const plan = planGeneration(options, this.#context.model.config.eosTokenIds, tokenizer)
+    const plan = planGeneration(options, this.#context.model.config, tokenizer)
     this.#enter()
     this.#finishReason = null
     let run: Run | null = null
@@ -170,20 +170,22 @@ export class Sequence {
       if (plan.maxTokens === 0) await run.finished()
 
       for (let isLast = plan.maxTokens === 0; !isLast; ) {
-        const { id, logprob } = await run.next()
+        const { id, logprob, top } = await run.next()
+        const token = top ? { id, logprob, top } : { id, logprob }
         if (plan.stopTokens.has(id)) {
           this.#finishReason = 'stop'
           const rest = (text?.flush() ?? '') as string
           const tail = matcher.push(rest).text + matcher.flush()
-          if (tail !== '') yield { id, text: tail, logprob }
+          if (tail !== '') yield { ...token, text: tail }
           return
         }
-        isLast = ++nAccepted === run.limit
+        const isComplete = plan.constraint?.isDone === true
+        isLast = ++nAccepted === run.limit || isComplete
         const certain = (text?.push(id) ?? '') + (isLast ? (text?.flush() ?? '') : '')
         const match = matcher.push(certain)
         const held = isLast && match.stop === null ? matcher.flush() : ''
-        yield { id, text: match.text + held, logprob }
-        if (match.stop !== null) {
+        yield { ...token, text: match.text + held }
+        if (match.stop !== null || isComplete) {
           this.#finishReason = 'stop'
           return
         }

@@ -82,8 +82,31 @@ export async function loadTokenizer(dir: string): Promise<ModelTokenizer | null>
       .filter(({ special }) => special === true)
       .map(({ id }) => id),
     templates,
+    spelling: spellingOf(json.decoder),
   })
 }
+
+/** How vocabulary entries spell bytes. */
+type Spelling = 'byte-level' | 'byte-fallback' | 'words'
+
+function spellingOf(decoder: unknown): Spelling {
+  const steps = isJsonObject(decoder) ? [decoder, ...((decoder.decoders as unknown[]) ?? [])] : []
+  const has = (type: string) => steps.some((step) => isJsonObject(step) && step.type === type)
+  if (has('ByteLevel')) return 'byte-level'
+  return has('ByteFallback') || has('Metaspace') ? 'byte-fallback' : 'words'
+}
+
+/** GPT-2's printable stand-ins for bytes: itself where it prints, else the next from 256 on. */
+const byteOfCharacter: ReadonlyMap<string, number> = (() => {
+  const bytes = new Map<string, number>()
+  let next = 256
+  for (let byte = 0; byte < 256; byte++) {
+    const prints =
+      (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || (byte >= 174 && byte <= 255)
+    bytes.set(String.fromCodePoint(prints ? byte : next++), byte)
+  }
+  return bytes
+})()
 
 /** What `loadTokenizer` found beside the vocabulary. */
 interface TokenizerParts {
@@ -91,6 +114,7 @@ interface TokenizerParts {
   readonly specialIds: readonly number[]
   /** Jinja sources by name; a single template is `default`. */
   readonly templates: ReadonlyMap<string, string>
+  readonly spelling: Spelling
 }
 
 /** Text to token ids and back, as the model's authors defined it. */
@@ -104,6 +128,7 @@ export class ModelTokenizer implements TokenDecoder {
   readonly #tokenizer: HuggingFaceTokenizer
   readonly #specialTokens: ReadonlyMap<SpecialTokenKey, string>
   readonly #templates: ReadonlyMap<string, string>
+  readonly #spelling: Spelling
   /** By their sources. */
   readonly #compiled = new Map<string, Template>()
 
@@ -112,6 +137,7 @@ export class ModelTokenizer implements TokenDecoder {
     this.#tokenizer = tokenizer
     this.#specialTokens = parts.specialTokens
     this.#templates = parts.templates
+    this.#spelling = parts.spelling
     this.specialIds = new Set(parts.specialIds)
     this.bosId = this.#specialId('bos_token')
     this.eosId = this.#specialId('eos_token')
@@ -173,6 +199,34 @@ export class ModelTokenizer implements TokenDecoder {
    */
   token(id: number): string | undefined {
     return this.#tokenizer.id_to_token(id)
+  }
+
+  /**
+   * The bytes that each of the first `vocabSize` ids adds to a text; null for special tokens and ids
+   * without a token.
+   * @throws ERR_ZC_UNSUPPORTED for a vocabulary of words, whose texts depend on their neighbours
+   */
+  tokenBytes(vocabSize: number): (Uint8Array | null)[] {
+    if (this.#spelling === 'words') {
+      const message =
+        'the bytes of single tokens are known for byte-level and byte-fallback vocabularies only'
+      throw new ZipCacheError('ERR_ZC_UNSUPPORTED', message)
+    }
+    return Array.from({ length: vocabSize }, (_, id) => this.#bytesOf(id))
+  }
+
+  #bytesOf(id: number): Uint8Array | null {
+    const token = this.token(id)
+    if (token === undefined || this.specialIds.has(id)) return null
+    if (this.#spelling === 'byte-level') {
+      const bytes = [...token].map((character) => byteOfCharacter.get(character))
+      // An added token stands for itself.
+      const isOwn = bytes.includes(undefined)
+      return isOwn ? Buffer.from(token) : Uint8Array.from(bytes as number[])
+    }
+    const [, hex] = /^<0x([0-9A-F]{2})>$/.exec(token) ?? []
+    if (hex !== undefined) return Uint8Array.of(Number.parseInt(hex, 16))
+    return Buffer.from(token.replaceAll('▁', ' '))
   }
 
   /** The id of a vocabulary entry or added token; undefined where there is none. */

@@ -61,7 +61,10 @@ export function chatFormat({ tokenizer }: AnswerOptions): AnswerFormat {
       finish_reason: finishReason,
     }),
     logprobs: (tokens) => ({
-      content: tokens.map((token) => ({ ...tokenEntry(token, tokenizer), top_logprobs: [] })),
+      content: tokens.map((token) => ({
+        ...tokenEntry(token, tokenizer),
+        top_logprobs: (token.top ?? []).map((other) => tokenEntry(other, tokenizer)),
+      })),
       refusal: null,
     }),
   }
@@ -96,7 +99,13 @@ export function textFormat({ tokenizer }: AnswerOptions, echoes: readonly string
       return {
         tokens: entries.map(({ token }) => token),
         token_logprobs: entries.map(({ logprob }) => logprob),
-        top_logprobs: null,
+        top_logprobs: tokens.some(({ top }) => top && top.length > 0)
+          ? tokens.map(({ top = [] }) =>
+              Object.fromEntries(
+                top.map((other) => [tokenEntry(other, tokenizer).token, other.logprob]),
+              ),
+            )
+          : null,
         text_offset: tokens.map(({ text }) => {
           const at = offset
           offset += text.length
@@ -107,7 +116,10 @@ export function textFormat({ tokenizer }: AnswerOptions, echoes: readonly string
   }
 }
 
-function tokenEntry({ id, logprob }: GeneratedToken, tokenizer: ModelTokenizer | null) {
+function tokenEntry(
+  { id, logprob }: Pick<GeneratedToken, 'id' | 'logprob'>,
+  tokenizer: ModelTokenizer | null,
+) {
   const token = tokenizer ? tokenizer.decode([id]) : String(id)
   return { token, logprob, bytes: [...Buffer.from(token)] }
 }

@@ -19,6 +19,9 @@ const TOKEN_BUCKETS = [
 ]
 const REQUEST_BUCKETS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 600]
 
+/** Gauges of prom-client whose names end as counters' do, which promtool complains of. */
+const MISNAMED = ['handles', 'requests', 'resources'].map((what) => `nodejs_active_${what}_total`)
+
 /** A value read from the engine when somebody looks. */
 interface Reading {
   readonly name: string
@@ -158,6 +161,7 @@ export class ServerMetrics implements ServiceObserver {
   constructor(vllmModel: string | null) {
     const registers = [this.#registry]
     collectDefaultMetrics({ register: this.#registry })
+    for (const name of MISNAMED) this.#registry.removeSingleMetric(name)
     this.#requests = new Counter({
       name: 'zipcache_http_requests_total',
       help: 'Requests answered, by route and status.',

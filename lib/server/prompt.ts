@@ -26,6 +26,7 @@ export function chatPrompt(
   { tokenizer }: PromptModel,
   { messages, tools, templateVariables }: ChatRequest,
   source: string | undefined,
+  maxTokens: number,
 ): PromptTokens {
   if (tokenizer === null || (tokenizer.chatTemplates.length === 0 && source === undefined)) {
     throw new ApiError(
@@ -40,6 +41,7 @@ export function chatPrompt(
     ...(tools && tools.length > 0 ? { tools } : {}),
     ...(templateVariables ? { variables: templateVariables } : {}),
   })
+  checkTextLength(text, 'messages', maxTokens)
   return { text, ids: tokenizer.encode(text, { addSpecialTokens: false }) }
 }
 
@@ -47,14 +49,32 @@ export function chatPrompt(
 export function textPrompt(
   { config, tokenizer }: PromptModel,
   prompt: string | readonly number[],
+  maxTokens: number,
 ): PromptTokens {
   if (typeof prompt !== 'string') {
     const wrong = prompt.find((id) => id < 0 || id >= config.vocabSize)
     if (wrong === undefined) return { ids: prompt, text: null }
     throw invalid('prompt', `holds ${wrong}, expected token ids below ${config.vocabSize}`)
   }
+  checkTextLength(prompt, 'prompt', maxTokens)
   if (tokenizer) return { text: prompt, ids: tokenizer.encode(prompt) }
   throw invalid('prompt', 'is a text, but this model has no tokenizer; give token ids')
+}
+
+/** Characters a token has at most, on average, in any prompt that is worth to be read. */
+const MAX_TOKEN_LENGTH = 16
+
+/**
+ * Throws an `ApiError` 400 for a text that is far too long, before it is split into tokens, which
+ * keeps the event loop for some 2 ms a thousand of them.
+ */
+export function checkTextLength(text: string, param: string, maxTokens: number): void {
+  if (text.length <= maxTokens * MAX_TOKEN_LENGTH) return
+  throw new ApiError(
+    400,
+    `${param}: ${text.length} characters, this server takes ${maxTokens} tokens`,
+    { param, code: 'context_length_exceeded' },
+  )
 }
 
 /** Throws an `ApiError` 400 for a prompt without tokens, or one that leaves no room for an answer. */

@@ -66,6 +66,8 @@ const IGNORED = [
 const MAX_MESSAGES = 4096
 const MAX_TOOLS = 128
 const MAX_STOPS = 16
+const MAX_BIAS = 300
+const MAX_TOP_LOGPROBS = 20
 const MAX_STOP_LENGTH = 1024
 const MAX_PROMPTS = 128
 const MAX_NAME_LENGTH = 256
@@ -85,11 +87,16 @@ export function readChatRequest(body: unknown, rules: RequestRules): ChatRequest
     templateVariables: fields.object('chat_template_kwargs'),
     logprobs: fields.boolean('logprobs') ?? false,
   }
+  const topLogprobs = fields.integer('top_logprobs', 0, MAX_TOP_LOGPROBS) ?? 0
+  if (topLogprobs > 0 && !chat.logprobs) {
+    throw invalid('top_logprobs', 'is only for "logprobs": true')
+  }
   const maxTokens =
     fields.integer('max_completion_tokens', 1, Number.MAX_SAFE_INTEGER) ??
     fields.integer('max_tokens', 1, Number.MAX_SAFE_INTEGER)
   fields.ignore(['max_tokens'])
-  return { ...readGeneration(fields, rules, maxTokens ?? rules.defaultMaxTokens), ...chat }
+  const generation = readGeneration(fields, rules, maxTokens ?? rules.defaultMaxTokens)
+  return { ...generation, sampling: { ...generation.sampling, topLogprobs }, ...chat }
 }
 
 /** Reads the body of a text completion. Throws an `ApiError` that names the field. */
@@ -97,14 +104,16 @@ export function readTextRequest(body: unknown, rules: RequestRules): TextRequest
   const fields = fieldsOf(body)
   const prompts = readPrompts(fields.raw('prompt'))
   const echo = fields.boolean('echo') ?? false
-  const logprobs = fields.integer('logprobs', 0, 0) !== undefined
+  const topLogprobs = fields.integer('logprobs', 0, MAX_TOP_LOGPROBS)
+  const logprobs = topLogprobs !== undefined
   if (echo && logprobs) throw invalid('echo', 'with logprobs is not supported')
   const bestOf = fields.integer('best_of', 1, rules.maxChoices) ?? 1
   // OpenAI's default of this older interface.
   const maxTokens = fields.integer('max_tokens', 0, Number.MAX_SAFE_INTEGER) ?? 16
   const generation = readGeneration(fields, rules, maxTokens)
   if (bestOf > generation.n) throw invalid('best_of', 'above n is not supported')
-  return { ...generation, prompts, echo, logprobs }
+  const sampling = { ...generation.sampling, topLogprobs: topLogprobs ?? 0 }
+  return { ...generation, sampling, prompts, echo, logprobs }
 }
 
 function fieldsOf(body: unknown): Fields {
@@ -139,6 +148,10 @@ function readGeneration(
       minP: fields.number('min_p', 0, 1) ?? sampling.minP,
       repetitionPenalty:
         fields.number('repetition_penalty', 0.01, 100) ?? sampling.repetitionPenalty,
+      presencePenalty: fields.number('presence_penalty', -2, 2) ?? 0,
+      frequencyPenalty: fields.number('frequency_penalty', -2, 2) ?? 0,
+      logitBias: readLogitBias(fields),
+      ...readResponseFormat(fields.nested('response_format')),
       stop: readStop(fields.raw('stop')),
       stopTokens: readStopTokens(fields.list('stop_token_ids', MAX_STOPS)),
       ignoreEos: fields.boolean('ignore_eos') ?? false,
@@ -166,6 +179,31 @@ function checkModel(fields: Fields, names: readonly string[]): void {
 function readTopK(fields: Fields): number | undefined {
   const topK = fields.integer('top_k', -1, 2 ** 31 - 1)
   return topK === -1 ? 0 : topK
+}
+
+function readLogitBias(fields: Fields): Map<number, number> {
+  const bias = Object.entries(fields.object('logit_bias') ?? {})
+  const isBias = ([id, value]: [string, unknown]) =>
+    /^\d{1,9}$/.test(id) && typeof value === 'number' && value >= -100 && value <= 100
+  if (bias.length <= MAX_BIAS && bias.every(isBias)) {
+    return new Map(bias.map(([id, value]) => [Number(id), value as number]))
+  }
+  throw invalid('logit_bias', `expected token ids with -100 to 100, at most ${MAX_BIAS}`)
+}
+
+/** What the answer must be: any text, a JSON object, or JSON by a schema. */
+function readResponseFormat(format: Fields | undefined): Pick<GenerateOptions, 'json'> {
+  const type = format?.choice('type', ['text', 'json_object', 'json_schema'])
+  if (format === undefined || type === 'text') return {}
+  if (type === undefined) throw invalid('response_format.type', 'is missing')
+  if (type === 'json_object') return { json: true }
+  const named = format.nested('json_schema')
+  named?.ignore(['name', 'description', 'strict'])
+  const schema = named?.raw('schema')
+  named?.done()
+  format.done()
+  if (isObject(schema)) return { json: schema }
+  throw invalid('response_format.json_schema.schema', 'expected a JSON schema')
 }
 
 function readStop(value: unknown): string[] {

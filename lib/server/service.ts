@@ -81,8 +81,9 @@ export class OpenAiService {
   /** `POST /v1/chat/completions`. */
   async chat(body: unknown, call: Call): Promise<Answer> {
     const request = readChatRequest(body, this.#parts.rules)
-    const prompt = chatPrompt(this.#parts.model, request, this.#parts.chatTemplate)
-    checkLength(prompt.ids, 'messages', this.#parts.maxPromptTokens)
+    const { model, chatTemplate, maxPromptTokens } = this.#parts
+    const prompt = chatPrompt(model, request, chatTemplate, maxPromptTokens)
+    checkLength(prompt.ids, 'messages', maxPromptTokens)
     return this.#answer(request, [prompt], call, chatFormat)
   }
 
@@ -90,7 +91,7 @@ export class OpenAiService {
   async complete(body: unknown, call: Call): Promise<Answer> {
     const request = readTextRequest(body, this.#parts.rules)
     const { model, maxPromptTokens } = this.#parts
-    const prompts = request.prompts.map((prompt) => textPrompt(model, prompt))
+    const prompts = request.prompts.map((prompt) => textPrompt(model, prompt, maxPromptTokens))
     for (const { ids } of prompts) checkLength(ids, 'prompt', maxPromptTokens)
     const echoes = request.echo
       ? prompts.flatMap(({ text, ids }) => {

@@ -1,0 +1,108 @@
+import type { SampleParams } from '../ops/index.js'
+
+/** Decides which tokens may come next. */
+export interface TokenConstraint {
+  /**
+   * Sets the logits of tokens that may not come next to -Infinity.
+   *
+   * - `logits` (vocab_size), in and out
+   */
+  apply(logits: Float32Array): void
+  /** Takes note of the token that was chosen. */
+  accept(id: number): void
+  /** Whether the text is complete and nothing can follow. */
+  readonly isDone: boolean
+}
+
+/** A token and the natural log of its probability. */
+export interface TokenProbability {
+  readonly id: number
+  readonly logprob: number
+}
+
+/** What changes the logits of one run beside `sample`, step by step. */
+export interface LogitAdjustments {
+  /** Added to the logits of single tokens. */
+  readonly bias: ReadonlyMap<number, number>
+  /** Subtracted from the logit of every token that the run has generated. */
+  readonly presencePenalty: number
+  /** Subtracted once for each time that the run has generated the token. */
+  readonly frequencyPenalty: number
+  readonly constraint: TokenConstraint | null
+  /** How many of the likeliest tokens are told with each. */
+  readonly nTop: number
+}
+
+/**
+ * Changes the logits of one run where `sample` cannot: in JavaScript, between the step and the
+ * choice. Such a run takes a step only once its last token is known here, so every second step while
+ * others run, and a row of logits crosses to JavaScript and back; other rows do not notice.
+ */
+export class LogitAdjuster {
+  readonly #plan: LogitAdjustments
+  readonly #counts = new Map<number, number>()
+
+  constructor(plan: LogitAdjustments) {
+    this.#plan = plan
+  }
+
+  /**
+   * The logits to choose from: repetition penalty over `seen`, bias, penalties, constraint, in this
+   * order.
+   *
+   * - `logits` (vocab_size), in and out
+   */
+  adjust(logits: Float32Array, seen: ReadonlySet<number>, repetitionPenalty: number): void {
+    const { bias, presencePenalty, frequencyPenalty, constraint } = this.#plan
+    if (repetitionPenalty !== 1) {
+      for (const id of seen) {
+        const x = logits[id] as number
+        logits[id] = x > 0 ? x / repetitionPenalty : x * repetitionPenalty
+      }
+    }
+    for (const [id, value] of bias) logits[id] = (logits[id] as number) + value
+    for (const [id, count] of this.#counts) {
+      logits[id] = (logits[id] as number) - presencePenalty - frequencyPenalty * count
+    }
+    constraint?.apply(logits)
+  }
+
+  /** The likeliest tokens of adjusted logits, at the temperature that is drawn with. */
+  top(
+    logits: Float32Array,
+    { temperature }: Pick<SampleParams, 'temperature'>,
+  ): TokenProbability[] {
+    const { nTop } = this.#plan
+    if (nTop === 0) return []
+    const divisor = temperature > 0 ? temperature : 1
+    let best = Number.NEGATIVE_INFINITY
+    for (const x of logits) if (x > best) best = x
+    let sum = 0
+    for (const x of logits) sum += Math.exp((x - best) / divisor)
+    const ids = likeliest(logits, nTop)
+    return ids.map((id) => ({
+      id,
+      logprob: ((logits[id] as number) - best) / divisor - Math.log(sum),
+    }))
+  }
+
+  accept(id: number): void {
+    this.#counts.set(id, (this.#counts.get(id) ?? 0) + 1)
+    this.#plan.constraint?.accept(id)
+  }
+}
+
+/** Ids of the n highest logits, the highest first, the lower id first among equals. */
+function likeliest(logits: Float32Array, n: number): number[] {
+  const ids: number[] = []
+  for (let id = 0; id < logits.length; id++) {
+    const x = logits[id] as number
+    if (x === Number.NEGATIVE_INFINITY) continue
+    if (ids.length === n && x <= (logits[ids[n - 1] as number] as number)) continue
+    let place = ids.length
+    while (place > 0 && x > (logits[ids[place - 1] as number] as number)) place--
+    ids.splice(place, 0, id)
+    if (ids.length > n) ids.pop()
+  }
+  return ids
+}

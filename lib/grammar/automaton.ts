@@ -1,0 +1,220 @@
+/**
+ * A pushdown automaton over bytes. A stack is a linked list of items, the top first; an item reads
+ * bytes, or stands for other items in their place. Where several ways are open, all are followed:
+ * a state is a set of stacks. Items, stacks and sets are the same object when they are equal, so that
+ * a set remembers where each byte leads.
+ */
+
+/** Something on the stack. */
+export abstract class Item {
+  static #count = 0
+  readonly id = Item.#count++
+  /** Stacks with this on top, by what is below. */
+  readonly stacks = new Map<Stack | null, Stack>()
+
+  /** What it stands for: lists of items that may take its place; null for one that reads bytes. */
+  expand(): readonly (readonly Item[])[] | null {
+    return null
+  }
+
+  /** What takes its place after a byte: an item, DONE, or null where the byte may not come. */
+  read(_byte: number): Item | typeof DONE | null {
+    return null
+  }
+
+  /** Whether one that reads bytes may end here without another. */
+  get mayEnd(): boolean {
+    return false
+  }
+}
+
+/** The item is complete. */
+export const DONE = Symbol('done')
+
+/** A top item and what is below it; null is the empty stack, at which the text is complete. */
+export class Stack {
+  private static count = 1
+  readonly id = Stack.count++
+
+  private constructor(
+    readonly top: Item,
+    readonly below: Stack | null,
+  ) {}
+
+  static of(top: Item, below: Stack | null): Stack {
+    let stack = top.stacks.get(below)
+    if (!stack) {
+      stack = new Stack(top, below)
+      top.stacks.set(below, stack)
+    }
+    return stack
+  }
+}
+
+/** How deep a text may nest. */
+const MAX_DEPTH = 64
+const MAX_STACK = MAX_DEPTH * 8
+
+/** A set of stacks whose tops read bytes. */
+export class StateSet {
+  readonly #grammar: Grammar
+  readonly #stacks: readonly Stack[]
+  /** Whether the text may end here. */
+  readonly isAccepting: boolean
+  readonly #next = new Map<number, StateSet | null>()
+
+  /** @internal Use `Grammar.start` and `next`. */
+  constructor(grammar: Grammar, stacks: readonly Stack[], isAccepting: boolean) {
+    this.#grammar = grammar
+    this.#stacks = stacks
+    this.isAccepting = isAccepting
+  }
+
+  /** Whether no byte can follow. */
+  get isFinal(): boolean {
+    return this.#stacks.length === 0
+  }
+
+  /** The state after a byte; null where it may not come. */
+  next(byte: number): StateSet | null {
+    let next = this.#next.get(byte)
+    if (next === undefined) {
+      next = this.#step(byte)
+      this.#next.set(byte, next)
+    }
+    return next
+  }
+
+  #step(byte: number): StateSet | null {
+    const stacks: (Stack | null)[] = []
+    for (const { top, below } of this.#stacks) {
+      const after = top.read(byte)
+      if (after === DONE) stacks.push(below)
+      else if (after) stacks.push(Stack.of(after, below))
+    }
+    return stacks.length === 0 ? null : this.#grammar.close(stacks)
+  }
+}
+
+/** What a text must be: one item, and all states that reading it has led to. */
+export class Grammar {
+  readonly start: StateSet
+  readonly #sets = new Map<string, StateSet>()
+
+  constructor(root: Item) {
+    this.start = this.close([Stack.of(root, null)])
+  }
+
+  /** @internal The set of everything that stacks stand for. */
+  close(stacks: readonly (Stack | null)[]): StateSet {
+    const reading = new Set<Stack>()
+    const seen = new Set<Stack | null>()
+    let isAccepting = false
+    const open = [...stacks]
+    for (let stack = open.pop(); stack !== undefined; stack = open.pop()) {
+      if (seen.has(stack)) continue
+      seen.add(stack)
+      if (stack === null) {
+        isAccepting = true
+        continue
+      }
+      const choices = stack.top.expand()
+      if (choices === null) {
+        reading.add(stack)
+        if (stack.top.mayEnd) open.push(stack.below)
+        continue
+      }
+      for (const items of choices) {
+        const below = items.reduceRight<Stack | null>(
+          (rest, item) => Stack.of(item, rest),
+          stack.below,
+        )
+        if (depthOf(below) <= MAX_STACK) open.push(below)
+      }
+    }
+    const all = [...reading].sort((a, b) => a.id - b.id)
+    const key = `${isAccepting}:${all.map(({ id }) => id).join()}`
+    let set = this.#sets.get(key)
+    if (!set) {
+      set = new StateSet(this, all, isAccepting)
+      this.#sets.set(key, set)
+    }
+    return set
+  }
+}
+
+function depthOf(stack: Stack | null): number {
+  let depth = 0
+  for (let rest = stack; rest; rest = rest.below) depth++
+  return depth
+}
+
+// ---- items that every grammar is made of ----
+
+/** The bytes of a text. */
+export class Literal extends Item {
+  readonly #bytes: Uint8Array
+  readonly #at: number
+  #next: Literal | null = null
+
+  constructor(text: string | Uint8Array, at = 0) {
+    super()
+    this.#bytes = typeof text === 'string' ? Buffer.from(text) : text
+    this.#at = at
+  }
+
+  override read(byte: number): Item | typeof DONE | null {
+    if (byte !== this.#bytes[this.#at]) return null
+    if (this.#at + 1 === this.#bytes.length) return DONE
+    this.#next ??= new Literal(this.#bytes, this.#at + 1)
+    return this.#next
+  }
+}
+
+/** One of several lists of items, made when it is first asked for: they may name each other. */
+export class Choice extends Item {
+  readonly #make: () => readonly (readonly Item[])[]
+  #choices: readonly (readonly Item[])[] | null = null
+
+  constructor(make: () => readonly (readonly Item[])[]) {
+    super()
+    this.#make = make
+  }
+
+  override expand(): readonly (readonly Item[])[] {
+    this.#choices ??= this.#make()
+    return this.#choices
+  }
+}
+
+/** An item that reads bytes by a table of states: `step` says where a byte leads. */
+export class Machine<S extends string | number> extends Item {
+  readonly #state: S
+  readonly #step: (state: S, byte: number) => S | typeof DONE | null
+  readonly #ends: (state: S) => boolean
+  readonly #family: Map<S, Machine<S>>
+
+  constructor(
+    state: S,
+    step: (state: S, byte: number) => S | typeof DONE | null,
+    ends: (state: S) => boolean,
+    family = new Map<S, Machine<S>>(),
+  ) {
+    super()
+    this.#state = state
+    this.#step = step
+    this.#ends = ends
+    this.#family = family
+    family.set(state, this)
+  }
+
+  override get mayEnd(): boolean {
+    return this.#ends(this.#state)
+  }
+
+  override read(byte: number): Item | typeof DONE | null {
+    const next = this.#step(this.#state, byte)
+    if (next === null || next === DONE) return next
+    return this.#family.get(next) ?? new Machine(next, this.#step, this.#ends, this.#family)
+  }
+}

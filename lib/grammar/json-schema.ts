@@ -1,0 +1,265 @@
+import { ZipCacheError } from '../errors.js'
+import { Choice, Grammar, type Item, Literal } from './automaton.js'
+import {
+  anyArray,
+  anyObject,
+  arrayOf,
+  integer,
+  number,
+  objectOf,
+  space,
+  text,
+  value,
+} from './json-values.js'
+
+/** A JSON schema: true, false, or an object of keywords. */
+export type JsonSchema = boolean | { readonly [keyword: string]: unknown }
+
+/** Keywords that describe and do not restrict. */
+const ANNOTATIONS = new Set([
+  ...['title', 'description', 'default', 'examples', 'deprecated', 'readOnly', 'writeOnly'],
+  ...['$schema', '$id', '$comment', '$defs', 'definitions', 'strict', 'name'],
+])
+
+const MAX_NODES = 5000
+const MAX_LENGTH = 10_000
+
+/**
+ * The grammar of JSON objects (`true`), or of what a schema allows. Names of properties come in the
+ * schema's order, those required always; a schema with `properties` gets no others. White space is
+ * free up to a line break and an indent.
+ *
+ * Keywords: type, properties, required, additionalProperties, items, minItems, maxItems, enum, const,
+ * anyOf, oneOf (as anyOf), allOf of one, $ref into the schema itself, minLength, maxLength.
+ *
+ * Throws `ERR_ZC_UNSUPPORTED` for another keyword that restricts, `ERR_ZC_ARGUMENT` for what is no
+ * schema.
+ */
+export function jsonGrammar(schema: true | JsonSchema): Grammar {
+  return new Grammar(schema === true ? anyObject : new SchemaReader(schema).item(schema, '#'))
+}
+
+class SchemaReader {
+  readonly #root: JsonSchema
+  /** Schemas under way or done, for recursion through $ref. */
+  readonly #items = new Map<object, Item>()
+  #nNodes = 0
+
+  constructor(root: JsonSchema) {
+    this.#root = root
+  }
+
+  item(schema: unknown, at: string): Item {
+    if (schema === true) return value
+    if (typeof schema !== 'object' || schema === null || Array.isArray(schema)) {
+      throw bad(at, 'is no schema that a value can satisfy')
+    }
+    const known = this.#items.get(schema)
+    if (known) return known
+    if (++this.#nNodes > MAX_NODES) throw bad(at, `is one of more than ${MAX_NODES} schemas`)
+    let choices: Item[] = []
+    // Before its parts are read: they may refer to it.
+    const item = new Choice(() => choices.map((choice) => [choice]))
+    this.#items.set(schema, item)
+    choices = this.#choices(new Keywords(schema as Record<string, unknown>, at), at)
+    return item
+  }
+
+  #choices(keywords: Keywords, at: string): Item[] {
+    const alternatives = keywords.take('anyOf') ?? keywords.take('oneOf') ?? keywords.take('allOf')
+    if (alternatives !== undefined) {
+      const list = asList(alternatives, at)
+      if (keywords.had('allOf') && list.length > 1) {
+        throw unsupported(at, 'allOf of more than one schema')
+      }
+      keywords.take('type')
+      keywords.done()
+      return list.map((one, i) => this.item(one, `${at}/${i}`))
+    }
+    const ref = keywords.take('$ref')
+    if (ref !== undefined) {
+      keywords.done()
+      return [this.item(this.#resolve(ref, at), String(ref))]
+    }
+    if (keywords.has('const') || keywords.has('enum')) {
+      const values = keywords.has('const')
+        ? [keywords.take('const')]
+        : asList(keywords.take('enum'), at)
+      keywords.take('type')
+      keywords.done()
+      return values.map((one) => new Literal(JSON.stringify(one)))
+    }
+    const type = keywords.take('type') ?? impliedType(keywords)
+    const types = Array.isArray(type) ? type : [type]
+    const items = types.map((one) => this.#ofType(one, keywords, at))
+    keywords.done()
+    return items
+  }
+
+  #ofType(type: unknown, keywords: Keywords, at: string): Item {
+    switch (type) {
+      case 'object':
+        return this.#object(keywords, at)
+      case 'array': {
+        const [min, max] = keywords.range('minItems', 'maxItems')
+        const items = keywords.take('items')
+        const isAny = items === undefined && min === 0 && max === Number.POSITIVE_INFINITY
+        return isAny ? anyArray : arrayOf(this.item(items ?? true, `${at}/items`), min, max)
+      }
+      case 'string':
+        return text(...keywords.range('minLength', 'maxLength'))
+      case 'number':
+        return number
+      case 'integer':
+        return integer
+      case 'boolean':
+        return new Choice(() => [[new Literal('true')], [new Literal('false')]])
+      case 'null':
+        return new Literal('null')
+      case undefined:
+        return value
+      default:
+        throw bad(at, `has the type ${JSON.stringify(type)}`)
+    }
+  }
+
+  #object(keywords: Keywords, at: string): Item {
+    const properties = keywords.take('properties')
+    const required = asList(keywords.take('required') ?? [], at)
+    const additional = keywords.take('additionalProperties')
+    if (properties === undefined) {
+      if (required.length > 0) throw unsupported(at, 'required without properties')
+      if (additional === false) return new Literal('{}')
+      return additional === undefined || additional === true
+        ? anyObject
+        : objectOf(this.item(additional, `${at}/additionalProperties`))
+    }
+    if (typeof properties !== 'object' || properties === null || Array.isArray(properties)) {
+      throw bad(at, 'has properties that are no object')
+    }
+    const entries = Object.entries(properties)
+    const missing = required.find((name) => !entries.some(([key]) => key === name))
+    if (missing !== undefined) throw bad(at, `requires ${JSON.stringify(missing)}, no property`)
+    const pairs = entries.map(([name, schema]) => ({
+      items: [
+        new Literal(JSON.stringify(name)),
+        space,
+        new Literal(':'),
+        space,
+        this.item(schema, `${at}/properties/${name}`),
+        space,
+      ],
+      isRequired: required.includes(name),
+    }))
+    const close = new Literal('}')
+    const comma = new Literal(',')
+    /** What follows the first `i` properties, with a pair before or without. */
+    const rest = (i: number, hasPair: boolean): Item =>
+      new Choice(() => {
+        const pair = pairs[i]
+        if (!pair) return [[close]]
+        const withPair = [...(hasPair ? [comma, space] : []), ...pair.items, memo(i + 1, true)]
+        return pair.isRequired ? [withPair] : [withPair, [memo(i + 1, hasPair)]]
+      })
+    const rests = new Map<string, Item>()
+    const memo = (i: number, hasPair: boolean): Item => {
+      const key = `${i} ${hasPair}`
+      let item = rests.get(key)
+      if (!item) {
+        item = rest(i, hasPair)
+        rests.set(key, item)
+      }
+      return item
+    }
+    return new Choice(() => [[new Literal('{'), space, memo(0, false)]])
+  }
+
+  #resolve(ref: unknown, at: string): unknown {
+    if (ref === '#') return this.#root
+    if (typeof ref !== 'string' || !ref.startsWith('#/')) {
+      throw unsupported(at, `a $ref to ${JSON.stringify(ref)}`)
+    }
+    let schema: unknown = this.#root
+    for (const part of ref.slice(2).split('/')) {
+      const key = part.replaceAll('~1', '/').replaceAll('~0', '~')
+      if (typeof schema !== 'object' || schema === null || !Object.hasOwn(schema, key)) {
+        throw bad(at, `has a $ref to ${ref}, which is not there`)
+      }
+      schema = (schema as Record<string, unknown>)[key]
+    }
+    return schema
+  }
+}
+
+/** The keywords of one schema; those that nobody takes restrict in a way that we cannot hold to. */
+class Keywords {
+  readonly #schema: Record<string, unknown>
+  readonly #at: string
+  readonly #taken = new Set<string>()
+
+  constructor(schema: Record<string, unknown>, at: string) {
+    this.#schema = schema
+    this.#at = at
+  }
+
+  has(name: string): boolean {
+    return Object.hasOwn(this.#schema, name)
+  }
+
+  /** Whether it was there and has been taken. */
+  had(name: string): boolean {
+    return this.has(name) && this.#taken.has(name)
+  }
+
+  take(name: string): unknown {
+    this.#taken.add(name)
+    return this.has(name) ? this.#schema[name] : undefined
+  }
+
+  range(low: string, high: string): [min: number, max: number] {
+    const read = (name: string, fallback: number) => {
+      const bound = this.take(name) ?? fallback
+      if (bound === Number.POSITIVE_INFINITY) return bound
+      if (Number.isInteger(bound) && (bound as number) >= 0 && (bound as number) <= MAX_LENGTH) {
+        return bound as number
+      }
+      throw bad(this.#at, `has the ${name} ${JSON.stringify(bound)}, expected 0 to ${MAX_LENGTH}`)
+    }
+    const [min, max] = [read(low, 0), read(high, Number.POSITIVE_INFINITY)]
+    if (min <= max) return [min, max]
+    throw bad(this.#at, `has a ${low} above its ${high}`)
+  }
+
+  done(): void {
+    for (const name of Object.keys(this.#schema)) {
+      if (this.#taken.has(name) || ANNOTATIONS.has(name)) continue
+      throw unsupported(this.#at, `the keyword ${JSON.stringify(name)}`)
+    }
+  }
+}
+
+function impliedType(keywords: Keywords): string | undefined {
+  if (keywords.has('properties') || keywords.has('additionalProperties')) return 'object'
+  return keywords.has('items') ? 'array' : undefined
+}
+
+function asList(list: unknown, at: string): unknown[] {
+  if (Array.isArray(list)) return list
+  throw bad(at, 'has no list where one is needed')
+}
+
+function bad(at: string, what: string): ZipCacheError {
+  return new ZipCacheError('ERR_ZC_ARGUMENT', `json: the schema at ${at} ${what}`, {
+    argument: 'json',
+  })
+}
+
+function unsupported(at: string, what: string): ZipCacheError {
+  return new ZipCacheError(
+    'ERR_ZC_UNSUPPORTED',
+    `json: the schema at ${at} has ${what}, which is not supported`,
+    {
+      argument: 'json',
+    },
+  )
+}

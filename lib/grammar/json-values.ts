@@ -1,0 +1,175 @@
+/** The values of JSON (RFC 8259) as items of an automaton. */
+import { Choice, DONE, type Item, Literal, Machine } from './automaton.js'
+
+/** White space between tokens: none, a space, or a line break and an indent. Not without end. */
+const MAX_INDENT = 20
+/** Digits of each part of a number: more than a double holds say nothing. */
+const MAX_DIGITS = 16
+const MAX_EXPONENT_DIGITS = 3
+
+const isDigit = (byte: number) => byte >= 0x30 && byte <= 0x39
+
+/** White space, or none. State: -1 nothing yet, -2 a space, n a line break and n of an indent. */
+export const space: Item = new Machine<number>(
+  -1,
+  (state, byte) => {
+    if (state === -1) return byte === 0x20 ? -2 : byte === 0x0a ? 0 : null
+    const goesOn = state >= 0 && state < MAX_INDENT && (byte === 0x20 || byte === 0x09)
+    return goesOn ? state + 1 : null
+  },
+  () => true,
+)
+
+type NumberState =
+  `${'sign' | 'zero' | 'whole' | 'point' | 'part' | 'e' | 'esign' | 'exponent'}${number}`
+
+/** A number; a whole one without point and exponent. */
+function numberItem(isWhole: boolean): Item {
+  const step = (state: NumberState, byte: number): NumberState | null => {
+    const [, phase, count] = /^([a-z]+)(\d+)$/.exec(state) as unknown as [string, string, string]
+    const n = Number(count)
+    const digit = isDigit(byte)
+    const behindWhole = (): NumberState | null => {
+      if (isWhole) return null
+      if (byte === 0x2e) return 'point0'
+      return byte === 0x65 || byte === 0x45 ? 'e0' : null
+    }
+    switch (phase) {
+      case 'sign':
+        if (n === 0 && byte === 0x2d) return 'sign1'
+        return !digit ? null : byte === 0x30 ? 'zero0' : 'whole1'
+      case 'zero':
+        return behindWhole()
+      case 'whole':
+        if (digit) return n < MAX_DIGITS ? `whole${n + 1}` : null
+        return behindWhole()
+      case 'point':
+        return digit ? 'part1' : null
+      case 'part':
+        if (digit) return n < MAX_DIGITS ? `part${n + 1}` : null
+        return byte === 0x65 || byte === 0x45 ? 'e0' : null
+      case 'e':
+        if (byte === 0x2b || byte === 0x2d) return 'esign0'
+        return digit ? 'exponent1' : null
+      case 'esign':
+        return digit ? 'exponent1' : null
+      default:
+        return digit && n < MAX_EXPONENT_DIGITS ? `exponent${n + 1}` : null
+    }
+  }
+  return new Machine<NumberState>('sign0', step, (state) => /^(zero|whole|part|exp)/.test(state))
+}
+
+export const number: Item = numberItem(false)
+export const integer: Item = numberItem(true)
+
+/** Bounds of the bytes that may follow the first one of a character: RFC 3629's table. */
+function continuation(first: number): [n: number, low: number, high: number] | null {
+  if (first >= 0xc2 && first <= 0xdf) return [1, 0x80, 0xbf]
+  if (first === 0xe0) return [2, 0xa0, 0xbf]
+  if (first === 0xed) return [2, 0x80, 0x9f]
+  if (first >= 0xe1 && first <= 0xef) return [2, 0x80, 0xbf]
+  if (first === 0xf0) return [3, 0x90, 0xbf]
+  if (first >= 0xf1 && first <= 0xf3) return [3, 0x80, 0xbf]
+  if (first === 0xf4) return [3, 0x80, 0x8f]
+  return null
+}
+
+const isHex = (byte: number) =>
+  isDigit(byte) || (byte >= 0x41 && byte <= 0x46) || (byte >= 0x61 && byte <= 0x66)
+
+/**
+ * A text in quotes, of valid UTF-8, of [min, max] characters; an escape counts as one. \u escapes
+ * name no surrogates, which would be halves.
+ *
+ * A state is how many characters there are (no more than can matter) and where in one we are.
+ */
+export function text(min = 0, max = Number.POSITIVE_INFINITY): Item {
+  const counted = Number.isFinite(max) ? max : min
+  const step = (state: string, byte: number): string | typeof DONE | null => {
+    const [where, count, ...rest] = state.split(' ')
+    const n = Number(count)
+    const character = () => `in ${Math.min(n + 1, counted)}`
+    switch (where) {
+      case 'before':
+        return byte === 0x22 ? 'in 0' : null
+      case 'in': {
+        if (byte === 0x22) return n >= min ? DONE : null
+        if (byte < 0x20 || n >= max) return null
+        if (byte === 0x5c) return `escape ${n}`
+        if (byte < 0x80) return character()
+        const more = continuation(byte)
+        return more && `bytes ${n} ${more.join(' ')}`
+      }
+      case 'escape':
+        if (byte === 0x75) return `hex ${n} 0`
+        return '"\\/bfnrt'.includes(String.fromCharCode(byte)) ? character() : null
+      case 'hex': {
+        const place = Number(rest[0])
+        if (!isHex(byte)) return null
+        const isD = byte === 0x44 || byte === 0x64
+        if (place === 0) return `hex ${n} ${isD ? 4 : 1}`
+        // After a D: only up to D7FF, since the rest are surrogates.
+        if (place === 4) return byte <= 0x37 ? `hex ${n} 2` : null
+        return place === 3 ? character() : `hex ${n} ${place + 1}`
+      }
+      default: {
+        const [left, low, high] = rest.map(Number) as [number, number, number]
+        if (byte < low || byte > high) return null
+        return left === 1 ? character() : `bytes ${n} ${left - 1} 128 191`
+      }
+    }
+  }
+  return new Machine<string>('before 0', step, () => false)
+}
+
+const anyText = text()
+
+/** Any value of JSON. */
+export const value: Item = new Choice(() => [
+  [anyObject],
+  [anyArray],
+  [anyText],
+  [number],
+  [new Literal('true')],
+  [new Literal('false')],
+  [new Literal('null')],
+])
+
+/** `{` and pairs of any names with values `of` a kind. */
+export function objectOf(of: Item): Item {
+  const pair: Item[] = [anyText, space, new Literal(':'), space, of, space]
+  const comma = new Literal(',')
+  const more: Item = new Choice(() => [[comma, space, ...pair, more], []])
+  return new Choice(() => [
+    [new Literal('{'), space, new Literal('}')],
+    [new Literal('{'), space, ...pair, more, new Literal('}')],
+  ])
+}
+
+/** `[` and [min, max] values of a kind. */
+export function arrayOf(of: Item, min = 0, max = Number.POSITIVE_INFINITY): Item {
+  const comma = new Literal(',')
+  const close = new Literal(']')
+  const rests = new Map<number, Item>()
+  /** What follows n items; beyond what matters all n are the same. */
+  const after = (n: number): Item => {
+    const counted = Math.min(n, Number.isFinite(max) ? max : min)
+    let rest = rests.get(counted)
+    if (!rest) {
+      rest = new Choice(() => [
+        ...(n >= min ? [[close]] : []),
+        ...(n < max ? [[comma, space, of, space, after(counted + 1)]] : []),
+      ])
+      rests.set(counted, rest)
+    }
+    return rest
+  }
+  return new Choice(() => [
+    ...(min === 0 ? [[new Literal('['), space, close]] : []),
+    ...(max > 0 ? [[new Literal('['), space, of, space, after(1)]] : []),
+  ])
+}
+
+export const anyObject: Item = objectOf(value)
+export const anyArray: Item = arrayOf(value)

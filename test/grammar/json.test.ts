@@ -1,0 +1,144 @@
+/** What a grammar lets through is JSON, by its schema; what is JSON by its schema, it lets through. */
+import Ajv from 'ajv'
+import fc from 'fast-check'
+import { type JsonSchema, jsonGrammar, type StateSet } from '../../lib/grammar/index'
+import { expectRefused } from '../support/errors'
+
+/** The state after a text, or null. */
+function after(schema: true | JsonSchema, text: string): StateSet | null {
+  let state: StateSet | null = jsonGrammar(schema).start
+  for (const byte of Buffer.from(text)) state = state?.next(byte) ?? null
+  return state
+}
+
+const accepts = (schema: true | JsonSchema, text: string) =>
+  after(schema, text)?.isAccepting === true
+
+/** A text that the grammar allows, byte by byte, as numbers choose; short ways once it is long. */
+function walk(schema: true | JsonSchema, choices: readonly number[]): string | null {
+  const bytes: number[] = []
+  let state = jsonGrammar(schema).start
+  for (let i = 0; bytes.length < 2000; i++) {
+    if (state.isAccepting && (state.isFinal || (choices[i % choices.length] as number) % 4 === 0)) {
+      return Buffer.from(bytes).toString()
+    }
+    const open: number[] = []
+    for (let byte = 0; byte < 256; byte++) if (state.next(byte)) open.push(byte)
+    // Closing what is open ends a walk; letters go on with it.
+    const closing = open.filter((byte) => '"]},:'.includes(String.fromCharCode(byte)))
+    const from = i > choices.length && closing.length > 0 ? closing : open
+    const byte = from[(choices[i % choices.length] as number) % from.length] as number
+    bytes.push(byte)
+    state = state.next(byte) as StateSet
+  }
+  return null
+}
+
+const person = {
+  type: 'object',
+  properties: {
+    name: { type: 'string', minLength: 1, maxLength: 8 },
+    age: { type: 'integer' },
+    tags: { type: 'array', items: { enum: ['a', 'b"', 'ü'] }, minItems: 1, maxItems: 3 },
+    home: { anyOf: [{ type: 'null' }, { type: 'object', properties: { x: { type: 'number' } } }] },
+    next: { $ref: '#' },
+  },
+  required: ['name', 'tags'],
+  additionalProperties: false,
+}
+
+const schemas: readonly (true | JsonSchema)[] = [
+  true,
+  person,
+  { type: 'array', items: { type: ['integer', 'boolean', 'null'] }, maxItems: 4 },
+  { type: 'object', additionalProperties: { type: 'number' } },
+  { const: { a: [1, 'x', null] } },
+  { enum: [1, 10, 'one', false] },
+  { $ref: '#/$defs/list', $defs: { list: { type: 'array', items: { $ref: '#/$defs/list' } } } },
+]
+
+test.each(schemas.map((schema) => [JSON.stringify(schema).slice(0, 60), schema] as const))(
+  'walks of %s parse and satisfy it',
+  (_, schema) => {
+    const validate = new Ajv({ strict: false }).compile(
+      schema === true ? { type: 'object' } : schema,
+    )
+    let whole = 0
+    fc.assert(
+      fc.property(fc.array(fc.nat(), { minLength: 20, maxLength: 60 }), (choices) => {
+        const text = walk(schema, choices)
+        if (text === null) return // a walk without end is cut off
+        whole++
+        const value: unknown = JSON.parse(text)
+        expect({ text, errors: validate(value) ? [] : validate.errors }).toEqual({
+          text,
+          errors: [],
+        })
+      }),
+      { numRuns: 60, seed: 5 },
+    )
+    expect(whole).toBeGreaterThan(30)
+  },
+)
+
+test('every object is let through as JSON.stringify writes it, and any beginning of it', () => {
+  fc.assert(
+    fc.property(fc.dictionary(fc.string(), fc.jsonValue({ maxDepth: 3 })), (object) => {
+      for (const indent of [0, 2]) {
+        const text = JSON.stringify(object, null, indent)
+        // Halves of surrogate pairs are no text, and numbers of more digits no doubles.
+        if (/\\ud[89a-f]|\d{17}/i.test(text)) return
+        expect({ text, accepts: accepts(true, text) }).toEqual({ text, accepts: true })
+        expect(after(true, text.slice(0, text.length >> 1))).not.toBeNull()
+        expect(after(true, text)?.isFinal).toBe(true)
+      }
+    }),
+    { numRuns: 100, seed: 5 },
+  )
+})
+
+test.each([
+  [true, '[]'],
+  [true, '{"a":01}'],
+  [true, '{"a":1,}'],
+  [true, '{a:1}'],
+  [true, '{"a":"\n"}'],
+  [true, '{"a":"\\x"}'],
+  [true, '{"a":"\\ud800"}'],
+  [true, '{"a":1}}'],
+  [true, '{"a":+1}'],
+  [true, '{"a":1.}'],
+  [{ type: 'string', maxLength: 2 }, '"abc"'],
+  [{ type: 'string', minLength: 2 }, '"a"'],
+  [{ type: 'integer' }, '1.5'],
+  [{ type: 'array', items: { type: 'integer' }, minItems: 2 }, '[1]'],
+  [{ type: 'array', items: { type: 'integer' }, maxItems: 1 }, '[1,2]'],
+  [person, '{"name":"a"}'],
+  [person, '{"tags":["a"],"name":"a"}'],
+  [person, '{"name":"a","tags":["c"]}'],
+  [person, '{"name":"a","tags":["a"],"more":1}'],
+  [{ enum: ['ab'] }, '"a"'],
+] as const)('%j does not allow %s', (schema, text) => {
+  expect(accepts(schema, text)).toBe(false)
+})
+
+test('bytes that are no UTF-8 are not allowed in a text', () => {
+  for (const bytes of [[0xff], [0xc0, 0x80], [0xed, 0xa0, 0x80], [0x80], [0xf5]]) {
+    let state: StateSet | null = after({ type: 'string' }, '"')
+    for (const byte of bytes) state = state?.next(byte) ?? null
+    expect(state).toBeNull()
+  }
+})
+
+test('what cannot be held to is refused', () => {
+  const refuse = (schema: JsonSchema, code: 'ERR_ZC_UNSUPPORTED' | 'ERR_ZC_ARGUMENT') =>
+    expectRefused(() => jsonGrammar(schema), { code, argument: 'json' })
+  refuse({ type: 'string', pattern: 'a' }, 'ERR_ZC_UNSUPPORTED')
+  refuse({ type: 'integer', minimum: 1 }, 'ERR_ZC_UNSUPPORTED')
+  refuse({ $ref: 'https://a.example/schema' }, 'ERR_ZC_UNSUPPORTED')
+  refuse({ allOf: [{ type: 'object' }, { type: 'object' }] }, 'ERR_ZC_UNSUPPORTED')
+  refuse({ type: 'date' }, 'ERR_ZC_ARGUMENT')
+  refuse(false, 'ERR_ZC_ARGUMENT')
+  refuse({ $ref: '#/$defs/none' }, 'ERR_ZC_ARGUMENT')
+  refuse({ type: 'array', items: { type: 'null' }, minItems: 3, maxItems: 2 }, 'ERR_ZC_ARGUMENT')
+})
