@@ -43,6 +43,10 @@ export function inspectBinary(file, { newestGlibc, budgetBytes, exports, forbidd
       problems.push(`${name} needs ${library}_${version}`)
     }
   }
+  // Only Node-API is found in the process without a version.
+  for (const [, name] of symbols.matchAll(/ GLOBAL +DEFAULT +UND (\w+)(?![\w@])/g)) {
+    if (!/^(napi|node_api)_/.test(name)) problems.push(`needs ${name}, which no library gives`)
+  }
   const given = [
     ...symbols.matchAll(/(?:GLOBAL|WEAK|UNIQUE) +(?:DEFAULT|PROTECTED) +\d+ (\S+)/g),
   ].map(([, name]) => name)
