@@ -172,15 +172,20 @@ export class KvCache {
     v: Format
     /** Of each KV head; the mean, where they differ. */
     nTokens: number
+    /** Of each (layer, KV head), where they differ. */
+    counts: Int32Array | undefined
     start: number
   }[] {
-    return this.#segments.slice(1, this.#nVisible).map(({ precision, k, v, nTokens, start }) => ({
-      precision: precision as 'high' | 'low',
-      k,
-      v,
-      nTokens,
-      start,
-    }))
+    return this.#segments
+      .slice(1, this.#nVisible)
+      .map(({ precision, k, v, nTokens, counts, start }) => ({
+        precision: precision as 'high' | 'low',
+        k,
+        v,
+        nTokens,
+        counts: counts ?? undefined,
+        start,
+      }))
   }
 
   /**

@@ -1,6 +1,7 @@
 import { availableParallelism } from 'node:os'
 import type { Command } from 'commander'
 import { machineOf } from '../bench/machine.js'
+import { ZipCacheError } from '../errors.js'
 import type { Asker } from '../eval/asker.js'
 import { evaluate } from '../eval/evaluate.js'
 import { Journal } from '../eval/journal.js'
@@ -21,6 +22,8 @@ export interface EvalOptions extends DeviceOptions {
   readonly jobs: number
   readonly batch: number
   readonly journal?: string
+  /** Ask nothing, report what the journal has. */
+  readonly onlyJournal?: boolean
   /** true without a file. */
   readonly json?: string | true
   readonly html?: string
@@ -38,6 +41,7 @@ export function addEvalOptions(command: Command, questions: number): Command {
       '--journal <file>',
       'keep finished answers in a file, and go on after those that are there',
     )
+    .option('--only-journal', 'ask nothing: report the answers that are in the journal')
     .option('--json [file]', 'print one JSON document, or write it to a file beside the tables')
     .option('--html <file>', 'write a page with plots')
   return addDeviceOptions(command)
@@ -64,6 +68,11 @@ export async function runEval(
   const { model = exampleModel(), questions, batch, json, html } = options
   if (typeof json === 'string') await expectWritable(json, '--json')
   if (html !== undefined) await expectWritable(html, '--html')
+  if (options.onlyJournal && options.journal === undefined) {
+    throw new ZipCacheError('ERR_ZC_ARGUMENT', '--only-journal: is given without --journal', {
+      argument: 'journal',
+    })
+  }
   const askers = await openAskers(tasks, { ...options, model }, signal)
   let journal: Journal | undefined
   try {
@@ -74,7 +83,10 @@ export async function runEval(
       journal = await Journal.open(options.journal, first.identity, build)
     }
     const { rows, pairs } = await withProgress('eval', json !== true, (onProgress) =>
-      evaluate({ askers, policies, only, journal, batch, signal, onProgress }),
+      evaluate({
+        ...{ askers, policies, only, journal, batch, signal, onProgress },
+        ask: options.onlyJournal !== true,
+      }),
     )
     return {
       schema: 'zipcache-eval-1',

@@ -80,7 +80,7 @@ export function formatPaperPage(report: PaperReport): string {
 }
 
 function paperPairs(report: PaperReport): [string, string][] {
-  return [...evalPairs(report), ['questions', `${report.questions} of each kind`]]
+  return [...evalPairs(report), ['questions', `${report.questions} of each kind, or what n says`]]
 }
 
 function paperTables(report: PaperReport): TitledTable[] {
@@ -108,7 +108,14 @@ function paperTable(table: PaperTable, report: PaperReport): TitledTable {
     columns: [
       ...table.columns.map(left),
       ...[right("paper's ratio"), right('by formula'), right('measured'), right('bytes')],
-      ...[right('peak'), right('accuracy'), right('95%'), right('p'), left('attention')],
+      ...[
+        right('peak'),
+        right('n'),
+        right('accuracy'),
+        right('95%'),
+        right('p'),
+        left('attention'),
+      ],
     ],
     rows: table.lines.flatMap(({ cells, policy, printedRatio }) => {
       const row = find(policyLabel(policy))
@@ -117,8 +124,9 @@ function paperTable(table: PaperTable, report: PaperReport): TitledTable {
         [
           ...cells,
           ...[formatOptional(printedRatio), formatOptional(row.paperRatio), formatRatio(row.ratio)],
-          ...[formatBytes(row.bytes), formatBytes(row.peakBytes), formatValue(row, row.value)],
-          ...[formatInterval(row), formatAgainst(row, against, report), row.attention],
+          ...[formatBytes(row.bytes), formatBytes(row.peakBytes), String(row.questions)],
+          ...[formatValue(row, row.value), formatInterval(row)],
+          ...[formatAgainst(row, against, report), row.attention],
         ],
       ]
     }),
@@ -153,7 +161,9 @@ function figure5Table(report: PaperReport): TitledTable {
       policy,
       ...lines.map((n) => {
         const row = rows.find((own) => own.policy === policy && own.facts.lines === n)
-        return row ? `${formatValue(row, row.value)} (${formatInterval(row)})` : '-'
+        return row
+          ? `${formatValue(row, row.value)} (${formatInterval(row)}; n ${row.questions})`
+          : '-'
       }),
     ]),
   }
@@ -197,7 +207,14 @@ function frontTable(report: PaperReport, ask: 'inside' | 'after'): TitledTable {
   return {
     title: `Every method: ${report.lines} lines, asked ${ask}, smallest caches first`,
     columns: [
-      ...[left('policy'), right('ratio'), right('bytes'), right('peak'), right('accuracy')],
+      ...[
+        left('policy'),
+        right('ratio'),
+        right('bytes'),
+        right('peak'),
+        right('n'),
+        right('accuracy'),
+      ],
       ...[
         right('95%'),
         right('p (zipcache *)'),
@@ -207,7 +224,7 @@ function frontTable(report: PaperReport, ask: 'inside' | 'after'): TitledTable {
     ],
     rows: rows.map((row) => [
       ...[row.policy, formatRatio(row.ratio), formatBytes(row.bytes), formatBytes(row.peakBytes)],
-      ...[formatValue(row, row.value), formatInterval(row)],
+      ...[String(row.questions), formatValue(row, row.value), formatInterval(row)],
       ...[formatAgainst(row, zipcache, report), row.attention],
       report.front
         .find((own) => own.ask === ask && own.policy === row.policy)

@@ -8,35 +8,40 @@ import { segmentTensors } from './segment-tensors.js'
  * told from regular ones. Tokens of the tail, and of compressions with one class, are neither.
  */
 export async function salientTokens({ cache }: Context): Promise<Int32Array[][]> {
-  const { nLayers, nKvHeads } = cache.shape
+  const { nLayers, nKvHeads, headDim } = cache.shape
   const { segments } = cache
   // Both classes of a compression start at the same token.
   const isMixed = (start: number) => segments.filter((other) => other.start === start).length > 1
-  const layers: Int32Array[][] = []
-  for (let layer = 0; layer < nLayers; layer++) {
-    const heads = Array.from({ length: nKvHeads }, (): number[] => [])
-    for (const [index, { precision, start, nTokens }] of segments.entries()) {
-      if (precision !== 'high' || !isMixed(start)) continue
+  const headTable = cache.headTable()
+  const positionsOf = async (entry: number): Promise<Int32Array> => {
+    const found: number[] = []
+    for (const [index, { precision, start, nTokens, counts }] of segments.entries()) {
+      const n = counts?.[entry] ?? nTokens
+      if (precision !== 'high' || !isMixed(start) || n === 0) continue
       const scratch = new Scratch(cache.memory.device)
       try {
-        const content = segmentTensors(cache, nTokens, scratch)
-        const table = scratch.keep(cache.tableView())
-        // Segment 0 is the tail.
+        const content = segmentTensors({ nKvHeads: 1, headDim }, n, scratch)
         exportSegment({
-          ...{ pool: cache.memory.pool.memory, table, ...content },
-          ...{ layer, segment: index + 1 },
+          pool: cache.memory.pool.memory,
+          table: scratch.ints(headTable),
+          ...content,
+          layer: entry, // of a table in which every head is a layer
+          segment: index + 1, // 0 is the tail
         })
-        const positions = await content.positions.read()
-        for (const [head, own] of heads.entries()) {
-          for (const position of positions.subarray(head * nTokens, (head + 1) * nTokens)) {
-            own.push(position)
-          }
-        }
+        for (const position of await content.positions.read()) found.push(position)
       } finally {
         scratch.dispose()
       }
     }
-    layers.push(heads.map((positions) => Int32Array.from(positions)))
+    return Int32Array.from(found)
+  }
+  const layers: Int32Array[][] = []
+  for (let layer = 0; layer < nLayers; layer++) {
+    const heads: Int32Array[] = []
+    for (let head = 0; head < nKvHeads; head++) {
+      heads.push(await positionsOf(layer * nKvHeads + head))
+    }
+    layers.push(heads)
   }
   return layers
 }

@@ -1,9 +1,12 @@
-import type { KvCache } from '../cache/index.js'
+import type { KvShape } from '../cache/kv-cache.js'
 import type { Scratch } from '../model/scratch.js'
 
 /** The tensors of exportSegment and importSegment. */
-export function segmentTensors(cache: KvCache, nTokens: number, scratch: Scratch) {
-  const { nKvHeads, headDim } = cache.shape
+export function segmentTensors(
+  { nKvHeads, headDim }: Pick<KvShape, 'nKvHeads' | 'headDim'>,
+  nTokens: number,
+  scratch: Scratch,
+) {
   return {
     kCodes: scratch.tensor('u8', [nKvHeads, nTokens, headDim]),
     vCodes: scratch.tensor('u8', [nKvHeads, nTokens, headDim]),

@@ -237,7 +237,7 @@ async function saveGroup(
   const scratch = new Scratch(cache.memory.device)
   try {
     for (const [index, plan] of classes.entries()) {
-      const content = segmentTensors(cache, plan.nTokens, scratch)
+      const content = segmentTensors(cache.shape, plan.nTokens, scratch)
       const table = scratch.keep(cache.tableView())
       const segment = firstSegment + index
       exportSegment({ pool: cache.memory.pool.memory, table, ...content, layer, segment })
@@ -271,7 +271,7 @@ async function restoreGroup(
     const bitmapBytes = Math.ceil(nTokens / 8)
     const bitmaps = isMixed ? await input.read(nKvHeads * bitmapBytes) : null
     for (const [index, plan] of classes.entries()) {
-      const content = segmentTensors(cache, plan.nTokens, scratch)
+      const content = segmentTensors(cache.shape, plan.nTokens, scratch)
       const nCodes = content.kCodes.length
       for (const [tensor, format] of [
         [content.kCodes, plan.k],

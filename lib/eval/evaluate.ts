@@ -12,6 +12,8 @@ export interface Evaluation {
   readonly policies: readonly PolicySpec[]
   /** Whether a task (an index into the askers' tasks) is for a policy, by its label; default all. */
   readonly only?: ((task: number, policy: string) => boolean) | undefined
+  /** false: rows of the journal's answers alone, nothing is asked; default true. */
+  readonly ask?: boolean | undefined
   /** Answers so far, which are not asked for again; new ones go there, too. */
   readonly journal?: Journal | undefined
   /**
@@ -52,11 +54,13 @@ export async function evaluate(options: Evaluation): Promise<EvalResult> {
   check('tasks', new Set(keys).size === keys.length, 'has one twice, expected each once')
 
   const wanted = new Set(labels)
-  const answers = (journal?.answers ?? []).filter(({ task, policy, question }) => {
+  const usable = (journal?.answers ?? []).filter(({ task, policy, question }) => {
     const index = keys.indexOf(task)
     return wanted.has(policy) && question < (tasks[index]?.count ?? 0) && only(index, policy)
   })
-  const units = missingUnits(tasks, policies, answers, only)
+  // Two runs at a time on one journal may ask the same.
+  const answers = [...new Map(usable.map((answer) => [answerId(answer), answer])).values()]
+  const units = options.ask === false ? [] : missingUnits(tasks, policies, answers, only)
   const total = units.reduce((sum, unit) => sum + unit.policies.length, 0)
   let done = 0
   const onAnswer = async (answer: Answer) => {

@@ -183,7 +183,7 @@ export const kFigure6: readonly PolicySpec[] = ['fp16', 'mikv', 'zipcache', 'zip
 export const kFront: readonly PolicySpec[] = [
   'fp16',
   ...['uniform2', 'uniform3', 'uniform4', 'uniform8'],
-  ...['zipcache', ...saliencyRatios('zipcache', [0.2, 0.4, 0.8])],
+  ...['zipcache', ...saliencyRatios('zipcache', [0.2, 0.4, 0.8, 'auto'])],
   ...['zipcache-plus', ...saliencyRatios('zipcache-plus', [0.2, 0.4])],
   ...['zipcache-official', ...saliencyRatios('zipcache-official', [0.8])],
   ...['mikv', ...saliencyRatios('mikv', [0.4, 0.8])],
@@ -193,7 +193,7 @@ export const kFront: readonly PolicySpec[] = [
   ...['rotated2', 'rotated3', 'rotated4'],
 ] as PolicySpec[]
 
-function saliencyRatios(name: string, ratios: readonly number[]): PolicySpec[] {
+function saliencyRatios(name: string, ratios: readonly (number | 'auto')[]): PolicySpec[] {
   return ratios.map((saliencyRatio) => ({ name, saliencyRatio }) as PolicySpec)
 }
 

@@ -377,6 +377,7 @@ describe('zipcache eval', () => {
     ['more lines than fit', ['line-retrieval', '--lines', '4000'], 'ERR_ZC_CONTEXT_LENGTH'],
     ['a damaged file, in a job', ['gsm8k', '--data', kMain, '--jobs', '2'], 'ERR_ZC_ARGUMENT'],
     ['a page that cannot be written', ['multi-turn', '--html', '/no/x.html'], 'ERR_ZC_IO'],
+    ['no journal to report', ['multi-turn', '--only-journal'], 'ERR_ZC_ARGUMENT'],
   ])('%s is an error with a code', async (_, task, code) => {
     const { exitCode, stdout, stderr } = await zipcache(['eval', ...task, '--json'])
     expect(exitCode).toBe(1)

@@ -83,6 +83,37 @@ test.each([1, 3, 64])('a batch of %i gives the same', async (batch) => {
   expect((await run({ batch })).result).toEqual(expected)
 })
 
+test('rows of what the journal has, nothing being asked', async () => {
+  const file = newFile()
+  const first = await open(file)
+  const controller = new AbortController()
+  let n = 0
+  const onProgress = () => {
+    if (++n === 10) controller.abort(new Error('enough'))
+  }
+  const { signal } = controller
+  await expect(run({ journal: first, batch: 1, signal, onProgress })).rejects.toThrow('enough')
+  await first.close()
+  const second = await open(file)
+  const { result, calls } = await run({ journal: second, ask: false })
+  await second.close()
+  expect(calls).toEqual([])
+  expect(result.rows.map(({ questions }) => questions)).toEqual([4, 3, 3])
+  expect(result.pairs.map(({ questions }) => questions)).toEqual([3, 3, 3])
+})
+
+test('an answer that is there twice counts once', async () => {
+  const file = newFile()
+  const first = await open(file)
+  await run({ journal: first })
+  await first.close()
+  const lines = readFileSync(file, 'utf8').split('\n')
+  appendFileSync(file, `${lines.slice(2, 20).join('\n')}\n`)
+  const second = await open(file)
+  expect((await run({ journal: second })).result).toEqual(expected)
+  await second.close()
+})
+
 test('tasks that are for some policies only', async () => {
   const only = (task: number, policy: string) => task === 0 || policy === 'zipcache'
   const { result, calls } = await run({ only })

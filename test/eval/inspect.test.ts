@@ -114,6 +114,25 @@ describe('a prompt', () => {
     }
   })
 
+  test('heads that differ in how many tokens are salient', async () => {
+    const policy = { name: 'zipcache', saliencyRatio: 'auto' } as const
+    const ids = promptOf(30)
+    const sequence = model().createSequence({ policy, seed: 0 })
+    await sequence.prefill(ids)
+    const positions = await sequence.salientTokens()
+    const [high] = sequence.segments.filter(({ precision }) => precision === 'high')
+    sequence.dispose()
+    expect(positions.flat().map(({ length }) => length)).toEqual([...(high?.counts ?? [])])
+    expect(new Set(positions.flat().map(({ length }) => length)).size).toBeGreaterThan(1)
+    for (const own of positions.flat()) {
+      expect([...own]).toEqual([...new Set(own)].sort((a, b) => a - b))
+      expect(own.at(-1) ?? 0).toBeLessThan(ids.length)
+    }
+    const report = await inspectSaliency({ model: model(), ids, policy })
+    const counted = positions.flat().reduce((sum, { length }) => sum + length, 0)
+    expect(report.all.salient).toBeCloseTo(counted / positions.flat().length / ids.length, 12)
+  })
+
   test.each(['fp16', 'uniform4', { name: 'zipcache', saliencyRatio: 0 }] as const)(
     '%j tells no tokens apart',
     async (policy) => {
