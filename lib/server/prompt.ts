@@ -66,7 +66,7 @@ const MAX_TOKEN_LENGTH = 16
 
 /**
  * Throws an `ApiError` 400 for a text that is far too long, before it is split into tokens, which
- * keeps the event loop for some 2 ms a thousand of them.
+ * keeps the event loop for some 3 ms a thousand of them.
  */
 export function checkTextLength(text: string, param: string, maxTokens: number): void {
   if (text.length <= maxTokens * MAX_TOKEN_LENGTH) return
