@@ -1,12 +1,13 @@
 import type { BenchReport } from '../bench/report.js'
 import type { Achieved } from '../bench/roofs.js'
 import {
-  type Column,
   formatBytes,
   formatMs,
   formatPairs,
   formatRatio,
   formatTable,
+  left,
+  right,
   type TitledTable,
 } from './table.js'
 
@@ -37,9 +38,6 @@ export function benchTables(report: BenchReport): TitledTable[] {
   const tables = [roofTable(report), opTable(report), prefillTable(report), decodeTable(report)]
   return tables.filter(({ rows }) => rows.length > 0)
 }
-
-const right = (title: string): Column => ({ title, align: 'right' })
-const left = (title: string): Column => ({ title, align: 'left' })
 
 function roofTable({ roofs }: BenchReport): TitledTable {
   return {

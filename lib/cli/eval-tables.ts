@@ -1,16 +1,14 @@
 import type { EvalReport } from '../eval/report.js'
 import type { EvalPair, EvalRow } from '../eval/rows.js'
 import {
-  type Column,
   formatBytes,
   formatPercent,
   formatRatio,
   formatTable,
+  left,
+  right,
   type TitledTable,
 } from './table.js'
-
-const right = (title: string): Column => ({ title, align: 'right' })
-const left = (title: string): Column => ({ title, align: 'left' })
 
 /** A report for people: a table for each kind of task, then what was told apart. */
 export function formatEvalReport(report: EvalReport): string {

@@ -1,7 +1,7 @@
 import type { SaliencyReport, SaliencyShares } from '../eval/inspect.js'
 import { formatPage, section, tableSection } from './page.js'
 import { escapeHtml, type HeatRow, heatmap } from './plots.js'
-import { type Column, formatPercent, type TitledTable } from './table.js'
+import { formatPercent, left, right, type TitledTable } from './table.js'
 
 /** Tokens of the prompt that the page shows one by one. */
 const kMostTokens = 20_000
@@ -96,6 +96,3 @@ function promptOf({ text, compressed }: SaliencyReport): string {
   const legend = '<p>The deeper a token is coloured, the more layers and KV heads keep it.</p>'
   return `${legend}<p style="white-space:pre-wrap">${shown.join('')}</p>${rest}`
 }
-
-const right = (title: string): Column => ({ title, align: 'right' })
-const left = (title: string): Column => ({ title, align: 'left' })

@@ -9,18 +9,16 @@ import { evalPairs, formatInterval, formatP, formatValue } from './eval-tables.j
 import { formatPage, section, tableSection } from './page.js'
 import { heatmap } from './plots.js'
 import {
-  type Column,
   formatBytes,
   formatMarkdownTable,
   formatPairs,
   formatPercent,
   formatRatio,
   formatTable,
+  left,
+  right,
   type TitledTable,
 } from './table.js'
-
-const right = (title: string): Column => ({ title, align: 'right' })
-const left = (title: string): Column => ({ title, align: 'left' })
 
 const kNotes = [
   "Paper's ratio: by its formula at its own size (hd = 4096, batch 8, l = 840 or 4096), or quoted.",

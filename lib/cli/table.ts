@@ -5,6 +5,12 @@ export interface Column {
   readonly align: 'left' | 'right'
 }
 
+/** A column of numbers. */
+export const right = (title: string): Column => ({ title, align: 'right' })
+
+/** A column of words. */
+export const left = (title: string): Column => ({ title, align: 'left' })
+
 /** A table of a report, for a terminal, a page or a Markdown file. */
 export interface TitledTable {
   readonly title: string
