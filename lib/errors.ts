@@ -62,10 +62,14 @@ export interface ZipCacheErrorFields {
  * argument, what it was and what it must be.
  */
 export class ZipCacheError extends Error {
+  /** What went wrong: one of `ERROR_CODES`. */
   readonly code: ErrorCode
   // `declare`: a field that is not known is absent, not an own property that is undefined.
+  /** The op that refused its arguments, e.g. `flashAttention`. */
   declare readonly op?: string
+  /** The argument, option, config key or tensor that is wrong. */
   declare readonly argument?: string
+  /** The backend that failed, e.g. `cpu`. */
   declare readonly backend?: string
 
   constructor(code: ErrorCode, message: string, fields: ZipCacheErrorFields = {}) {

@@ -2,12 +2,14 @@
  * zipcache: language models over a KV cache that keeps salient tokens at high precision and the
  * others at low.
  */
+export type { BytesByClass, CacheSegment, Format } from './cache/index.js'
 export type { TokenProbability } from './engine/adjust-logits.js'
 export type { CacheBytes } from './engine/context.js'
 export {
   Engine,
   type EngineOptions,
   type EngineStats,
+  type KvMemory,
   type RequestOptions,
   type SequenceOptions,
 } from './engine/engine.js'
@@ -20,32 +22,71 @@ export type {
 export { type LoadOptions, loadModel } from './engine/load-model.js'
 export { createEngine, Model } from './engine/model.js'
 export { type Prompt, Sequence } from './engine/sequence.js'
-export { ERROR_CODES, type ErrorCode, ZipCacheError } from './errors.js'
-export { evaluateLineRetrieval } from './eval/evaluate-line-retrieval.js'
-export { generateLineRetrieval } from './eval/line-retrieval-prompt.js'
-export type { JsonSchema } from './grammar/index.js'
-export type { ModelConfig } from './model/config.js'
-export { exampleModel } from './model/example-model.js'
-export type { ChatMessage, ModelTokenizer } from './model/tokenizer.js'
-export { Device, type DeviceFacts, type DeviceOptions } from './ops/index.js'
+export { ERROR_CODES, type ErrorCode, ZipCacheError, type ZipCacheErrorFields } from './errors.js'
 export {
+  evaluateLineRetrieval,
+  type LineRetrievalEvaluation,
+  type LineRetrievalResult,
+  type LineRetrievalRow,
+} from './eval/evaluate-line-retrieval.js'
+export {
+  generateLineRetrieval,
+  type LineRetrievalOptions,
+  type LineRetrievalPrompt,
+  type LineRetrievalRecord,
+} from './eval/line-retrieval-prompt.js'
+export type { JsonSchema } from './grammar/index.js'
+export type {
+  Architecture,
+  DefaultRope,
+  LinearRope,
+  Llama3Rope,
+  ModelConfig,
+  RopeConfig,
+  YarnRope,
+} from './model/config.js'
+export { exampleModel } from './model/example-model.js'
+export type { TokenDecoder } from './model/text-stream.js'
+export type { ChatMessage, ChatTemplateOptions, ModelTokenizer } from './model/tokenizer.js'
+export type { ComputeDtype } from './model/weights.js'
+export {
+  Device,
+  type DeviceFacts,
+  type DeviceInfo,
+  type DeviceMemory,
+  type DeviceOptions,
+} from './ops/index.js'
+export {
+  type AutoRatio,
+  type ByClass,
   type CachePolicy,
+  type CodeBits,
   type Compression,
+  type Fp16Options,
+  type FullOptions,
   type Granularity,
   type H2oOptions,
+  type KeptFacts,
+  type KeptPlan,
   type KiviOptions,
   type MikvOptions,
   POLICY_NAMES,
   type PolicySpec,
+  type PrecisionClass,
   type ProbeShares,
   type ProbeStrategy,
+  type QuantizedPlan,
+  type QuantRange,
   type RotatedOptions,
+  type RowCodec,
   type RowPlan,
   resolvePolicy,
   type SaliencyMetric,
+  type SaliencyOptions,
   type SnapKvOptions,
   type UniformOptions,
   type ZipCacheOfficialOptions,
   type ZipCacheOptions,
   type ZipCachePlusOptions,
 } from './policy/index.js'
+export type { Seed } from './random.js'

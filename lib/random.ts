@@ -9,7 +9,9 @@ import { ZipCacheError } from './errors.js'
 
 /** A 64-bit seed as two unsigned 32-bit halves, the form in which it crosses to native code. */
 export interface Seed {
+  /** Lower half. */
   lo: number
+  /** Upper half. */
   hi: number
 }
 

@@ -18,6 +18,7 @@ const checks = {
   'types (tsc)': [installed('typescript', 'bin', 'tsc'), '--noEmit'],
   'lint with types (ESLint)': [installed('eslint', 'bin', 'eslint.js'), '--max-warnings=0'],
   layers: [own('check-layers.mjs')],
+  'API documentation (TypeDoc)': [installed('typedoc', 'bin', 'typedoc'), '--emit', 'none'],
 }
 
 try {

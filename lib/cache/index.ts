@@ -14,6 +14,7 @@ export {
 } from './format.js'
 export {
   type BytesByClass,
+  type CacheSegment,
   fp16CacheBytes,
   type GroupPlan,
   KvCache,

@@ -52,6 +52,22 @@ export interface BytesByClass {
   probes: number
 }
 
+/** Tokens of one precision class that were compressed together. */
+export interface CacheSegment {
+  /** Salient tokens, or the others. */
+  precision: 'high' | 'low'
+  /** How K is stored. */
+  k: Format
+  /** How V is stored. */
+  v: Format
+  /** Tokens of each KV head; the mean, where they differ. */
+  nTokens: number
+  /** Tokens of each (layer, KV head), where they differ. */
+  counts: Int32Array | undefined
+  /** Position of the first token that was compressed with them, whichever its class. */
+  start: number
+}
+
 interface Segment {
   readonly precision: 'high' | 'low' | 'tail'
   readonly k: Format
@@ -165,17 +181,8 @@ export class KvCache {
     return this.#tailStart
   }
 
-  /** Packed segments, each with its class, formats and size. */
-  get segments(): readonly {
-    precision: 'high' | 'low'
-    k: Format
-    v: Format
-    /** Of each KV head; the mean, where they differ. */
-    nTokens: number
-    /** Of each (layer, KV head), where they differ. */
-    counts: Int32Array | undefined
-    start: number
-  }[] {
+  /** Packed segments, the oldest first. */
+  get segments(): readonly CacheSegment[] {
     return this.#segments
       .slice(1, this.#nVisible)
       .map(({ precision, k, v, nTokens, counts, start }) => ({

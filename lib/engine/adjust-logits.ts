@@ -16,7 +16,9 @@ export interface TokenConstraint {
 
 /** A token and the natural log of its probability. */
 export interface TokenProbability {
+  /** Into the model's vocabulary. */
   readonly id: number
+  /** Natural log of its probability. */
   readonly logprob: number
 }
 

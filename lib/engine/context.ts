@@ -38,6 +38,7 @@ export interface CacheBytes {
    * that do not compress.
    */
   readonly paperRatio: number | null
+  /** `resident` by what the bytes hold. */
   readonly byClass: BytesByClass
 }
 

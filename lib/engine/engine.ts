@@ -58,26 +58,42 @@ export interface RequestOptions extends GenerateOptions, SequenceOptions {
   prefixTokens?: number
 }
 
+/** Memory of the caches of an engine, in bytes. */
+export interface KvMemory {
+  /** Given out to sequences. */
+  used: number
+  /** The most there may be. */
+  capacity: number
+}
+
 /** What an engine is doing. */
 export interface EngineStats extends Readonly<SchedulerCounters> {
-  /** Requests that wait, whose prompt is under way, and that generate. */
+  /** Requests that wait. */
   readonly queued: number
+  /** Requests whose prompt is under way. */
   readonly prefilling: number
+  /** Requests that generate. */
   readonly decoding: number
   /** Sequences that were created and not disposed of. */
   readonly sequences: number
-  /** Bytes given out to caches, and the most there may be. */
-  readonly kvMemory: { readonly used: number; readonly capacity: number }
+  /** Memory of all caches. */
+  readonly kvMemory: Readonly<KvMemory>
   /** Bytes of all sequences' caches by what they hold; pages that forks share count in each. */
   readonly bytesByClass: Readonly<BytesByClass>
   /** What 16-bit caches of the same sequences would take. */
   readonly fp16Bytes: number
   /** Bytes of the decode steps' activations. */
   readonly stepBytes: number
-  /** Pasts that are kept, and what they take. */
-  readonly prefixes: { readonly count: number; readonly bytes: number }
-  /** Requests that went on from a kept past, and how many tokens they did not have to run. */
+  /** Pasts that are kept for prompts that begin with the same tokens. */
+  readonly prefixes: {
+    /** How many there are. */
+    readonly count: number
+    /** Bytes that they take. */
+    readonly bytes: number
+  }
+  /** Requests that went on from a kept past. */
   readonly prefixHits: number
+  /** Tokens that those did not have to run. */
   readonly prefixTokens: number
 }
 
@@ -136,8 +152,8 @@ export class Engine {
     }
   }
 
-  /** Bytes of caches: given out to sequences, and the most there may be. */
-  get kvMemory(): { used: number; capacity: number } {
+  /** Memory of all its caches. */
+  get kvMemory(): KvMemory {
     return { used: this.#memory.usedBytes, capacity: this.#memory.capacityBytes }
   }
 
@@ -231,6 +247,7 @@ export class Engine {
     return this.#disposal
   }
 
+  /** `dispose`, for `await using`. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose()
   }

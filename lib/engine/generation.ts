@@ -53,6 +53,7 @@ export interface GenerateOptions {
 
 /** A new token. */
 export interface GeneratedToken {
+  /** Into the model's vocabulary. */
   readonly id: number
   /**
    * The text that became certain with it: '' while a character or a stop string may still be

@@ -28,6 +28,7 @@ export interface LoadOptions {
    * device has free once the weights are there. A GPU gives it at once.
    */
   kvMemory?: number
+  /** Aborting rejects with `signal.reason`. */
   signal?: AbortSignal
 }
 

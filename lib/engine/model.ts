@@ -6,7 +6,13 @@ import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { ComputeDtype } from '../model/weights.js'
 import type { Device } from '../ops/index.js'
 import { type PolicySpec, resolvePolicy } from '../policy/index.js'
-import { Engine, type EngineOptions, type EngineStats, type SequenceOptions } from './engine.js'
+import {
+  Engine,
+  type EngineOptions,
+  type EngineStats,
+  type KvMemory,
+  type SequenceOptions,
+} from './engine.js'
 import { estimatePrompt, type MemoryEstimate } from './estimate.js'
 import type { GeneratedToken, GenerateOptions } from './generation.js'
 import { disposedError } from './run.js'
@@ -17,9 +23,11 @@ import type { Prompt, Sequence } from './sequence.js'
  * its own, which its methods use; `createEngine` makes further ones over the same weights.
  */
 export class Model {
+  /** What config.json says, checked and with the defaults filled in. */
   readonly config: ModelConfig
   /** What the model computes in. */
   readonly dtype: ComputeDtype
+  /** Where its weights lie and where it computes. */
   readonly device: Device
   /** null when the folder has no tokenizer.json: prompts are token ids then. */
   readonly tokenizer: ModelTokenizer | null
@@ -53,8 +61,8 @@ export class Model {
     return fingerprintOf(this.#forward)
   }
 
-  /** Bytes of the model's own engine's caches: given out to sequences, and the most there may be. */
-  get kvMemory(): { used: number; capacity: number } {
+  /** Memory of the caches of the model's own engine. */
+  get kvMemory(): KvMemory {
     return this.#engine.kvMemory
   }
 
@@ -149,6 +157,7 @@ export class Model {
     return this.#disposal
   }
 
+  /** `dispose`, for `await using`. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose()
   }

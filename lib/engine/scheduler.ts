@@ -27,9 +27,13 @@ export interface SchedulerLimits {
 
 /** What was done so far. */
 export interface SchedulerCounters {
+  /** Tokens of prompts that were run. */
   promptTokens: number
+  /** Tokens that were sampled. */
   generatedTokens: number
+  /** Decode steps, each for all sequences of its batch. */
   steps: number
+  /** Windows that were compressed. */
   windowsClosed: number
 }
 

@@ -1,3 +1,4 @@
+import type { CacheSegment } from '../cache/index.js'
 import { ZipCacheError } from '../errors.js'
 import { logitsOf } from '../model/forward.js'
 import { Scratch } from '../model/scratch.js'
@@ -50,12 +51,13 @@ export class Sequence {
   #disposed = false
   #finishReason: FinishReason | null = null
 
-  /** Use `Engine.createSequence` or `Model.createSequence`. */
+  /** @internal Use `Engine.createSequence` or `Model.createSequence`. */
   constructor(host: SequenceHost, context: Context) {
     this.#host = host
     this.#context = context
   }
 
+  /** How its cache is kept. */
   get policy(): CachePolicy {
     return this.#context.policy
   }
@@ -85,10 +87,11 @@ export class Sequence {
   }
 
   /** Precision classes in the cache: compressed segments with their formats, oldest first. */
-  get segments(): Context['cache']['segments'] {
+  get segments(): readonly CacheSegment[] {
     return this.#context.cache.segments
   }
 
+  /** Memory of its cache. Throws `ERR_ZC_HANDLE` once it was disposed of. */
   get bytes(): CacheBytes {
     this.#refuseDisposed()
     return this.#context.bytes
@@ -277,6 +280,7 @@ export class Sequence {
     return this.#released.promise
   }
 
+  /** `dispose`, for `using`. */
   [Symbol.dispose](): void {
     this.dispose()
   }

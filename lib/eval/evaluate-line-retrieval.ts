@@ -7,8 +7,11 @@ import type { SubjectModel } from './subject.js'
 
 /** What one policy reached at one number of lines. */
 export interface LineRetrievalRow {
+  /** Its label. */
   readonly policy: string
+  /** Record lines of the prompts. */
   readonly lines: number
+  /** How many were asked. */
   readonly questions: number
   /** Percent of the questions answered with all five digits right. */
   readonly accuracy: number
@@ -16,11 +19,19 @@ export interface LineRetrievalRow {
   readonly ratio: number
   /** Mean over the questions of the sequence's resident bytes, after the last answer token. */
   readonly bytes: number
+  /** Where the question stood. */
   readonly ask: AskMode
+}
+
+/** What `evaluateLineRetrieval` found. */
+export interface LineRetrievalResult {
+  /** For each number of lines, then each policy. */
+  rows: LineRetrievalRow[]
 }
 
 /** Options of `evaluateLineRetrieval`. */
 export interface LineRetrievalEvaluation {
+  /** Who is asked. */
   readonly model: SubjectModel
   /** Record lines of the prompts, one row each. */
   readonly lines: readonly number[]
@@ -28,9 +39,11 @@ export interface LineRetrievalEvaluation {
   readonly questions: number
   /** Any integer; the same seed gives the same prompts and probes. */
   readonly seed: number
+  /** Ways of keeping the cache, a row each. */
   readonly policies: readonly PolicySpec[]
   /** Default `inside`. */
   readonly ask?: AskMode | undefined
+  /** Aborting rejects with `signal.reason`. */
   readonly signal?: AbortSignal | undefined
   /** Called after each answer. */
   readonly onProgress?: ((progress: { done: number; total: number }) => void) | undefined
@@ -52,7 +65,7 @@ export interface LineRetrievalEvaluation {
  */
 export async function evaluateLineRetrieval(
   options: LineRetrievalEvaluation,
-): Promise<{ rows: LineRetrievalRow[] }> {
+): Promise<LineRetrievalResult> {
   const { model, lines, questions, seed, policies, ask = 'inside', signal, onProgress } = options
   check('lines', lines.length > 0, 'has none, expected at least one number of lines')
   const tasks = lines.map((n) => ({ task: 'line-retrieval', lines: n, ask }) as const)

@@ -9,6 +9,7 @@ import type { TaskFacts } from './task.js'
 export interface Evaluation {
   /** Who asks, one or more, with the same tasks; questions go to whoever is free. */
   readonly askers: readonly Asker[]
+  /** Who is compared, each once. */
   readonly policies: readonly PolicySpec[]
   /** Whether a task (an index into the askers' tasks) is for a policy, by its label; default all. */
   readonly only?: ((task: number, policy: string) => boolean) | undefined
@@ -21,6 +22,7 @@ export interface Evaluation {
    * Answers do not depend on it.
    */
   readonly batch?: number | undefined
+  /** Aborting rejects with `signal.reason`. */
   readonly signal?: AbortSignal | undefined
   /** Called after each answer, of those that had to be asked for. */
   readonly onProgress?: ((progress: { done: number; total: number }) => void) | undefined
@@ -28,7 +30,9 @@ export interface Evaluation {
 
 /** What was found: a row for each task and policy, a pair for each task and two policies. */
 export interface EvalResult {
+  /** In the order of tasks, then of policies. */
   readonly rows: readonly EvalRow[]
+  /** In the same order. */
   readonly pairs: readonly EvalPair[]
 }
 

@@ -6,6 +6,7 @@ import { readTaskFile, type TaskLine } from './task-file.js'
 
 /** Settings of the GSM8k task. */
 export interface Gsm8kSpec {
+  /** Which task this is. */
   readonly task: 'gsm8k'
   /** The published JSONL: `question`, and `answer` with its steps and `#### number`. */
   readonly data: string

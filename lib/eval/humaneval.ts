@@ -8,6 +8,7 @@ import { readTaskFile, type TaskLine } from './task-file.js'
 
 /** Settings of the HumanEval task. */
 export interface HumanEvalSpec {
+  /** Which task this is. */
   readonly task: 'humaneval'
   /** The published JSONL, gzipped or not. */
   readonly data: string

@@ -7,6 +7,7 @@ export { type EvalResult, type Evaluation, evaluate } from './evaluate.js'
 export {
   evaluateLineRetrieval,
   type LineRetrievalEvaluation,
+  type LineRetrievalResult,
   type LineRetrievalRow,
 } from './evaluate-line-retrieval.js'
 export type { Gsm8kSpec } from './gsm8k.js'

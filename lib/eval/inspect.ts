@@ -31,26 +31,36 @@ export interface SaliencyShares {
 export interface SaliencyReport {
   /** Changes when a reader of this document must. */
   readonly schema: 'zipcache-inspect-1'
+  /** Its label. */
   readonly policy: string
-  /** Tokens of the prompt, and how many of them are compressed. */
+  /** Tokens of the prompt. */
   readonly tokens: number
+  /** How many of them are compressed. */
   readonly compressed: number
   /** Tokens of each class among the compressed ones. */
   readonly tokenClasses: Readonly<Record<string, number>>
+  /** The same of each class of content. */
   readonly contentClasses: Readonly<Record<string, number>>
   /** Over all layers and KV heads. */
   readonly all: SaliencyShares
   /** [layer][KV head]. */
   readonly layers: readonly (readonly SaliencyShares[])[]
   /** Each token's text, and the share of layers and KV heads that took it for salient. */
-  readonly text: readonly { readonly text: string; readonly share: number }[]
+  readonly text: readonly {
+    /** The token's own. */
+    readonly text: string
+    /** Of [0, 1]. */
+    readonly share: number
+  }[]
 }
 
 /** Options of `inspectSaliency`. */
 export interface Inspection {
+  /** Who reads the prompt. */
   readonly model: Model
   /** Token ids of the prompt. */
   readonly ids: readonly number[]
+  /** Whose choice is looked at. */
   readonly policy: PolicySpec
   /** Of the probes; default 0. */
   readonly seed?: number
@@ -58,6 +68,7 @@ export interface Inspection {
   readonly bins?: number
   /** Classes of content: a token belongs to those whose pattern finds a text it is part of. */
   readonly classes?: Readonly<Record<string, RegExp>>
+  /** Aborting rejects with `signal.reason`. */
   readonly signal?: AbortSignal
 }
 

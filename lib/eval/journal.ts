@@ -16,6 +16,7 @@ interface Header {
  * missing.
  */
 export class Journal {
+  /** Those that the file held when it was opened. */
   readonly answers: readonly Answer[]
   /** Revisions of the sources that the answers were computed by, oldest first. */
   readonly builds: readonly string[]
@@ -66,6 +67,7 @@ export class Journal {
     await write
   }
 
+  /** Ends the file, once all is written. */
   async close(): Promise<void> {
     await this.#lastWrite
     await this.#file.close()

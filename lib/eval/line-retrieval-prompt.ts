@@ -3,7 +3,9 @@ import { deriveSeed, toSeed, uniformInteger } from '../random.js'
 
 /** One record line: the value `number` under the key `adjective - noun`. */
 export interface LineRetrievalRecord {
+  /** First half of the key. */
   readonly adjective: string
+  /** Second half. */
   readonly noun: string
   /** Five decimal digits. */
   readonly number: string
@@ -29,6 +31,7 @@ export interface LineRetrievalPrompt {
   readonly lines: number
   /** The line asked for, from 0. */
   readonly targetLine: number
+  /** The lines, in order. */
   readonly records: readonly LineRetrievalRecord[]
 }
 

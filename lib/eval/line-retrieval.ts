@@ -23,6 +23,7 @@ export type AskMode = 'inside' | 'after'
 
 /** Settings of the line-retrieval task. */
 export interface LineRetrievalSpec {
+  /** Which task this is. */
   readonly task: 'line-retrieval'
   /** Record lines, 1 to 4096; left out with `data`. */
   readonly lines?: number

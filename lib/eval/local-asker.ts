@@ -7,7 +7,9 @@ import { makeTask, type TaskSpec } from './task-list.js'
 
 /** Options of `localAsker`. */
 export interface LocalAskerOptions {
+  /** Who is asked; the caller keeps it. */
   readonly model: SubjectModel
+  /** What will be asked. */
   readonly tasks: readonly TaskSpec[]
   /** Questions of each task, or as many as its file has. */
   readonly questions: number

@@ -17,6 +17,7 @@ import { readTaskFile, type TaskLine } from './task-file.js'
 
 /** Settings of the LongBench task. */
 export interface LongBenchSpec {
+  /** Which task this is. */
   readonly task: 'longbench'
   /** One published JSONL file, named as its data set: `qasper.jsonl`. */
   readonly data: string

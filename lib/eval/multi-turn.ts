@@ -17,6 +17,7 @@ import type { Asked, Outcome, Task, TaskSetting } from './task.js'
 
 /** Settings of the multi-turn task. */
 export interface MultiTurnSpec {
+  /** Which task this is. */
   readonly task: 'multi-turn'
   /** Record lines, 5 to 4096. */
   readonly lines: number

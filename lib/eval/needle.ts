@@ -17,6 +17,7 @@ import { readTaskText } from './task-file.js'
 
 /** Settings of the needle task: where a fact stands, among records or in a text of yours. */
 export interface NeedleSpec {
+  /** Which task this is. */
   readonly task: 'needle'
   /** Where the fact stands, in percent of the context: 0 at its beginning. */
   readonly depth: number

@@ -8,6 +8,7 @@ import { readTaskText } from './task-file.js'
 
 /** Settings of the perplexity task. */
 export interface PerplexitySpec {
+  /** Which task this is. */
   readonly task: 'perplexity'
   /** A text file. */
   readonly data: string

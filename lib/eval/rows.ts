@@ -12,26 +12,35 @@ import type { Measure, TaskFacts } from './task.js'
 
 /** What one policy reached at one task. */
 export interface EvalRow {
+  /** `TaskFacts.name`. */
   readonly task: string
+  /** What tells the task from others of its name. */
   readonly facts: TaskFacts['facts']
+  /** Its label. */
   readonly policy: string
   /** As it was given. */
   readonly spec: PolicySpec
+  /** How many were answered. */
   readonly questions: number
+  /** What `value` is. */
   readonly measure: Measure
-  /** Percent of hits, mean score in percent, or perplexity; with its 95% interval. */
+  /** Percent of hits, mean score in percent, or perplexity. */
   readonly value: number
+  /** Lower end of the 95% interval of `value`. */
   readonly low: number
+  /** Upper end of it. */
   readonly high: number
   /** What else the task measures, by name: means with their intervals. */
   readonly values: Readonly<Record<string, Estimate>>
-  /** Means over the questions, after the last token of each. */
+  /** Tokens in the cache after the last one of an answer, mean over the questions. */
   readonly tokens: number
-  /** fp16 bytes / resident bytes. */
+  /** fp16 bytes / resident bytes then, mean. */
   readonly ratio: number
   /** The ratio as the paper counts; null for policies that it has no formula for. */
   readonly paperRatio: number | null
+  /** Resident bytes then, mean. */
   readonly bytes: number
+  /** The most there were at a time, mean. */
   readonly peakBytes: number
   /** Whether attention is computed over the packed codes, or over codes that were unpacked first. */
   readonly attention: CachePolicy['attention']
@@ -39,13 +48,19 @@ export interface EvalRow {
 
 /** Two policies on the same questions. */
 export interface EvalPair {
+  /** `TaskFacts.name`. */
   readonly task: string
+  /** What tells the task from others of its name. */
   readonly facts: TaskFacts['facts']
+  /** One policy's label. */
   readonly a: string
+  /** The other's. */
   readonly b: string
+  /** How many both answered. */
   readonly questions: number
-  /** Questions that a did better at than b, and the other way round. */
+  /** Questions that a did better at than b. */
   readonly wins: number
+  /** Questions that b did better at than a. */
   readonly losses: number
   /** Of the exact McNemar test for hits, else of the paired permutation test. */
   readonly p: number

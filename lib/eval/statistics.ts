@@ -2,8 +2,11 @@
 
 /** A value and the interval that holds the truth in 95 of 100 experiments. */
 export interface Estimate {
+  /** The estimate. */
   readonly value: number
+  /** Lower end of the interval. */
   readonly low: number
+  /** Upper end. */
   readonly high: number
 }
 

@@ -1,4 +1,5 @@
 import type { CacheBytes } from '../engine/context.js'
+import type { GeneratedToken } from '../engine/generation.js'
 import type { ModelConfig } from '../model/config.js'
 import type { ChatMessage } from '../model/tokenizer.js'
 import type { PolicySpec } from '../policy/index.js'
@@ -8,36 +9,49 @@ import type { PolicySpec } from '../policy/index.js'
  * native code.
  */
 export interface SubjectModel {
+  /** Its limits. */
   readonly config: Pick<ModelConfig, 'maxPositions' | 'vocabSize'>
+  /** null: it has none, and no task can be asked. */
   readonly tokenizer: SubjectTokenizer | null
+  /** An empty context. */
   createSequence(options: {
     readonly policy: PolicySpec
     readonly seed?: number | undefined
   }): SubjectSequence
 }
 
+/** What an evaluation needs of a tokenizer; `ModelTokenizer` is one. */
 export interface SubjectTokenizer {
+  /** Text to token ids. */
   encode(text: string, options: { readonly addSpecialTokens: boolean }): number[]
+  /** Token ids to text. */
   decode(ids: Iterable<number>): string
+  /** The id of a vocabulary entry; undefined where there is none. */
   tokenId(token: string): number | undefined
+  /** Messages as the text that the model was taught to answer. */
   applyChatTemplate(
     messages: readonly ChatMessage[],
     options: { readonly addGenerationPrompt: boolean },
   ): string
 }
 
+/** What an evaluation needs of a context; `Sequence` is one. */
 export interface SubjectSequence {
+  /** Tokens in the cache. */
   readonly length: number
+  /** What the cache takes. */
   readonly bytes: Pick<CacheBytes, 'resident' | 'peak' | 'fp16' | 'ratio' | 'paperRatio'>
+  /** Runs a prompt into the cache. */
   prefill(
     ids: ArrayLike<number>,
     options: { readonly signal?: AbortSignal | undefined },
   ): Promise<void>
-  /** (ids, vocab_size), row-major. */
+  /** `prefill` that returns (ids, vocab_size), row-major. */
   logits(
     ids: ArrayLike<number>,
     options: { readonly signal?: AbortSignal | undefined },
   ): Promise<Float32Array>
+  /** Tokens after what was prefilled, as they are chosen. */
   generate(
     ids: null,
     options: {
@@ -47,6 +61,7 @@ export interface SubjectSequence {
       readonly stop?: readonly string[]
       readonly signal?: AbortSignal | undefined
     },
-  ): AsyncGenerator<{ readonly id: number; readonly text: string }>
+  ): AsyncGenerator<Pick<GeneratedToken, 'id' | 'text'>>
+  /** Lets go of the context. */
   dispose(): void
 }

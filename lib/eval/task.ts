@@ -4,8 +4,11 @@ import type { SubjectModel, SubjectSequence, SubjectTokenizer } from './subject.
 export interface Asked {
   /** Empty, kept by the policy that is asked. */
   readonly sequence: SubjectSequence
+  /** Whose sequence it is. */
   readonly model: SubjectModel
+  /** The model's. */
   readonly tokenizer: SubjectTokenizer
+  /** Aborts the question. */
   readonly signal: AbortSignal | undefined
   /** What is the same for all policies of a question: computed by the first. */
   once<T>(compute: () => Promise<T>): Promise<T>
@@ -30,6 +33,7 @@ export interface Outcome {
 export interface Question {
   /** Of the sequence's probes. */
   readonly seed: number
+  /** Asks it; rejects as the sequence does. */
   ask(asked: Asked): Promise<Outcome>
 }
 
@@ -44,6 +48,7 @@ export interface TaskFacts {
   readonly facts: Readonly<Record<string, string | number>>
   /** Equal keys ask equal questions: name, facts, settings and digests of files. */
   readonly key: string
+  /** What the scores are. */
   readonly measure: Measure
   /** Questions, 1 or more. */
   readonly count: number
@@ -57,7 +62,9 @@ export interface Task extends TaskFacts {
 
 /** What tasks are made of beside their own settings. */
 export interface TaskSetting {
+  /** Who will be asked. */
   readonly model: SubjectModel
+  /** The model's. */
   readonly tokenizer: SubjectTokenizer
   /** How many questions are wanted; a file may have fewer. */
   readonly questions: number

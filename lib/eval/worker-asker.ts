@@ -7,12 +7,19 @@ import type { TaskSpec } from './task-list.js'
 
 /** What a worker is started with. */
 export interface WorkerSetting {
+  /** The checkpoint's folder. */
   readonly dir: string
+  /** As `Device.open` takes it. */
   readonly device: string
+  /** What the model computes in. */
   readonly dtype: 'f32' | 'bf16'
+  /** Threads of the CPU; default one a core. */
   readonly threads?: number | undefined
+  /** What will be asked. */
   readonly tasks: readonly TaskSpec[]
+  /** Questions of each task, or as many as its file has. */
   readonly questions: number
+  /** Any integer; the same seed gives the same questions and probes. */
   readonly seed: number
 }
 

@@ -10,62 +10,103 @@ export type Architecture =
   | 'Qwen3ForCausalLM'
 
 /** How positions turn into rotation frequencies; `ropeFrequencies` does the computing. */
-export type RopeConfig =
-  | { readonly type: 'default'; readonly theta: number }
-  | { readonly type: 'linear'; readonly theta: number; readonly factor: number }
-  | {
-      readonly type: 'llama3'
-      readonly theta: number
-      readonly factor: number
-      readonly lowFreqFactor: number
-      readonly highFreqFactor: number
-      /** null: the model's `maxPositions`. */
-      readonly originalMaxPositions: number | null
-    }
-  | {
-      readonly type: 'yarn'
-      readonly theta: number
-      /** null: `maxPositions / originalMaxPositions`. */
-      readonly factor: number | null
-      /** null: the model's `maxPositions`. */
-      readonly originalMaxPositions: number | null
-      /** Multiplies cos and sin; null: computed from `factor`, `mscale` and `mscaleAllDim`. */
-      readonly attentionFactor: number | null
-      readonly mscale: number | null
-      readonly mscaleAllDim: number | null
-      readonly betaFast: number
-      readonly betaSlow: number
-      /** Round the ends of the ramp to whole dimensions. */
-      readonly truncate: boolean
-    }
+export type RopeConfig = {
+  /** The base: pair i of d / 2 turns by theta^(-2i / d) radians a position. */
+  readonly theta: number
+} & (DefaultRope | LinearRope | Llama3Rope | YarnRope)
+
+/** Positions as they are. Source: RoFormer (arXiv 2104.09864) §3.2. */
+export interface DefaultRope {
+  /** `rope_type`. */
+  readonly type: 'default'
+}
+
+/** Positions divided by a factor. Source: Chen et al. (arXiv 2306.15595). */
+export interface LinearRope {
+  /** `rope_type`. */
+  readonly type: 'linear'
+  /** How much longer the context is than what the model was trained for. */
+  readonly factor: number
+}
+
+/** Slow rotations divided by a factor, fast ones left alone. Source: LLaMA 3.1's config.json. */
+export interface Llama3Rope {
+  /** `rope_type`. */
+  readonly type: 'llama3'
+  /** What slow rotations are divided by. */
+  readonly factor: number
+  /** Rotations with fewer turns than this in the original context are slow. */
+  readonly lowFreqFactor: number
+  /** Rotations with more turns than this in it are fast. */
+  readonly highFreqFactor: number
+  /** null: the model's `maxPositions`. */
+  readonly originalMaxPositions: number | null
+}
+
+/** Rotations divided by a ramp over their turns. Source: YaRN (arXiv 2309.00071) §3. */
+export interface YarnRope {
+  /** `rope_type`. */
+  readonly type: 'yarn'
+  /** null: `maxPositions / originalMaxPositions`. */
+  readonly factor: number | null
+  /** null: the model's `maxPositions`. */
+  readonly originalMaxPositions: number | null
+  /** Multiplies cos and sin; null: computed from `factor`, `mscale` and `mscaleAllDim`. */
+  readonly attentionFactor: number | null
+  /** Of the computed factor's numerator, where `mscaleAllDim` is given, too. */
+  readonly mscale: number | null
+  /** Of its denominator, where `mscale` is given, too. */
+  readonly mscaleAllDim: number | null
+  /** Turns in the original context above which a rotation is left alone. */
+  readonly betaFast: number
+  /** Turns below which it is divided by the whole factor. */
+  readonly betaSlow: number
+  /** Round the ends of the ramp to whole dimensions. */
+  readonly truncate: boolean
+}
 
 /**
  * Everything the forward pass needs to know about a model, checked and with the defaults filled in.
  */
 export interface ModelConfig {
+  /** How the layers are built. */
   readonly architecture: Architecture
+  /** Decoder layers. */
   readonly nLayers: number
+  /** Width of the residual stream. */
   readonly hiddenSize: number
+  /** Width of the gated MLP. */
   readonly intermediateSize: number
+  /** Query heads. */
   readonly nHeads: number
   /** Divides `nHeads`. */
   readonly nKvHeads: number
   /** A multiple of 16, at most 256. `nHeads * headDim` need not be `hiddenSize`. */
   readonly headDim: number
+  /** Rows of the embedding. */
   readonly vocabSize: number
   /** `max_position_embeddings`: the longest context, in tokens. */
   readonly maxPositions: number
+  /** Added to the mean square in each norm. */
   readonly rmsNormEps: number
   /** The output projection is the embedding matrix. */
   readonly tieWordEmbeddings: boolean
+  /** The token that begins a text; null: the model names none. */
   readonly bosTokenId: number | null
   /** Tokens that end a text: generation_config.json's where it names any, else config.json's. */
   readonly eosTokenIds: readonly number[]
-  readonly attentionBias: { readonly qkv: boolean; readonly output: boolean }
+  /** Which projections of attention have a bias. */
+  readonly attentionBias: {
+    /** Those of Q, K and V. */
+    readonly qkv: boolean
+    /** The one of the output. */
+    readonly output: boolean
+  }
   /** RMS norm over head_dim of each query and key head, before RoPE. */
   readonly qkNorm: boolean
   /** (nLayers): a row sees its last so many keys, itself included; 0 sees all. */
   readonly slidingWindow: readonly number[]
+  /** How positions turn into rotations. */
   readonly rope: RopeConfig
 }
 

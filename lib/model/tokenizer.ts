@@ -14,7 +14,9 @@ import type { TokenDecoder } from './text-stream.js'
 
 /** One turn of a chat; templates may read further keys (`tool_calls`, `name`, …). */
 export interface ChatMessage {
+  /** `system`, `user`, `assistant`, or another that the template knows. */
   readonly role: string
+  /** A text, or parts as the template takes them. */
   readonly content: unknown
   readonly [key: string]: unknown
 }
@@ -121,9 +123,13 @@ interface TokenizerParts {
 export class ModelTokenizer implements TokenDecoder {
   /** Ids of special tokens (`<s>`, `<|im_end|>`, …), to be left out of a text for people. */
   readonly specialIds: ReadonlySet<number>
+  /** The token that begins a text; null: there is none. */
   readonly bosId: number | null
+  /** The token that ends one; null: there is none. */
   readonly eosId: number | null
+  /** The token of what the vocabulary lacks; null: there is none. */
   readonly unkId: number | null
+  /** The token that fills up batches; null: there is none. */
   readonly padId: number | null
   readonly #tokenizer: HuggingFaceTokenizer
   readonly #specialTokens: ReadonlyMap<SpecialTokenKey, string>
@@ -132,7 +138,7 @@ export class ModelTokenizer implements TokenDecoder {
   /** By their sources. */
   readonly #compiled = new Map<string, Template>()
 
-  /** Use `loadTokenizer`. */
+  /** @internal Use `loadTokenizer`. */
   constructor(tokenizer: HuggingFaceTokenizer, parts: TokenizerParts) {
     this.#tokenizer = tokenizer
     this.#specialTokens = parts.specialTokens

@@ -19,21 +19,49 @@ export interface DeviceOptions {
 export interface DeviceFacts {
   /** What `Device.open` takes. */
   readonly name: string
+  /** Whether it can be opened. */
   readonly available: boolean
   /** Why it is not available. */
   readonly reason?: string
   /** Instruction set of the CPU, or architecture of the GPU, `sm_90`. */
   readonly isa?: string
+  /** Memory of its own, or of the machine. */
   readonly memoryBytes?: number
-  /** Of a GPU: its name, its multiprocessors, and the versions of CUDA that the driver and this build are for. */
+  /** A GPU's name. */
   readonly model?: string
+  /** Multiprocessors of a GPU. */
   readonly nMultiprocessors?: number
+  /** Of a GPU: the newest CUDA that its driver is for, `13.1`. */
   readonly driver?: string
+  /** Of a GPU: the CUDA that this build is of, `13.0`. */
   readonly runtime?: string
+}
+
+/** What an open device is. */
+export interface DeviceInfo {
+  /** As it was opened; what `auto` chose. */
+  name: string
+  /** Instruction set of the kernels, `sm_90` of a GPU. */
+  isa: string
+  /** Threads that compute, where they are the CPU's. */
+  nThreads: number
+}
+
+/** Memory of a device, in bytes. */
+export interface DeviceMemory {
+  /** Tensors that are alive; pages of a reservation are counted by who hands them out. */
+  current: number
+  /** The most they ever were. */
+  peak: number
+  /** All that the device has. */
+  total: number
+  /** What could still be had. */
+  free: number
 }
 
 /** A file whose bytes can be looked at as tensors without copying them. */
 export interface MappedFile {
+  /** As it was given. */
   readonly path: string
   /** @internal */
   readonly handle: FileHandle
@@ -107,19 +135,17 @@ export class Device {
     }))
   }
 
-  /** Instruction set of the kernels, `sm_90` of a GPU, and threads. */
-  get info(): { name: string; isa: string; nThreads: number } {
+  /** What was opened. */
+  get info(): DeviceInfo {
     return loadAddon().deviceInfo(this.handle)
   }
 
-  /**
-   * Bytes of tensors alive now, and the most there ever were; pages of a reservation are counted by
-   * who hands them out. How much memory the device has, and how much of it could still be had.
-   */
-  get memory(): { current: number; peak: number; total: number; free: number } {
+  /** What its tensors take, and what there is. */
+  get memory(): DeviceMemory {
     return loadAddon().deviceMemory(this.handle)
   }
 
+  /** Whether `dispose` was called. */
   get disposed(): boolean {
     return this.#disposed
   }
@@ -233,6 +259,7 @@ export class Device {
     loadAddon().disposeDevice(this.handle)
   }
 
+  /** `dispose`, for `await using`. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose()
   }

@@ -6,16 +6,22 @@ export type DType = (typeof DTYPES)[number]
 
 /** What a tensor of each dtype reads as: the 16-bit types as their raw bits. */
 export interface TypedArrays {
+  /** IEEE single precision. */
   f32: Float32Array
+  /** IEEE half precision, as raw bits. */
   f16: Uint16Array
+  /** The upper half of a float32, as raw bits. */
   bf16: Uint16Array
+  /** Signed integers. */
   i32: Int32Array
+  /** Bytes. */
   u8: Uint8Array
 }
 
 /** Bytes of one element. */
 export const DTYPE_BYTES: Record<DType, number> = { f32: 4, f16: 2, bf16: 2, i32: 4, u8: 1 }
 
+/** The class of `TypedArrays` for each dtype. */
 export const TYPED_ARRAYS = {
   f32: Float32Array,
   f16: Uint16Array,

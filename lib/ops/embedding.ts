@@ -3,16 +3,16 @@ import type { Tensor } from './tensor.js'
 
 /** Arguments of `embedding`. */
 export interface EmbeddingArgs {
+  /** (n) i32 in [0, vocab_size). */
   ids: Tensor
+  /** (vocab_size, width) f32, f16 or bf16. */
   weight: Tensor
+  /** (n, width) f32, out. */
   out: Tensor
 }
 
 /**
  * out[i] = weight[ids[i]].
- *
- * - `ids` (n) i32 in [0, vocab_size); `weight` (vocab_size, width) f32, f16 or bf16; `out` (n,
- *   width) f32
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`; an id out of range is found when the op runs
  * (`ERR_ZC_ARGUMENT`).

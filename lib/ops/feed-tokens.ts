@@ -3,19 +3,22 @@ import type { Tensor } from './tensor.js'
 
 /** Arguments of `feedTokens`. */
 export interface FeedTokensArgs {
+  /**
+   * (n_sampled) i32: what the last step sampled. A -1 (`sample` found NaN) is fed as token 0: the
+   * other rows of the step must not fail with it.
+   */
   sampled: Tensor
+  /** (n) i32: a row of `sampled`, or -1 for the row of `given`. */
   source: Tensor
+  /** (n) i32. */
   given: Tensor
+  /** (n) i32, out. */
   out: Tensor
 }
 
 /**
  * The tokens that a decode step runs: those that the last step sampled, without a way through
  * JavaScript, or given ones.
- *
- * - `sampled` (n_sampled) i32; `source` (n) i32: a row of `sampled`, or -1 for the row of `given`
- * - `given`, `out` (n) i32. A sampled -1 (`sample` found NaN) is fed as token 0: the other rows of
- *   the step must not fail with it
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`.
  */

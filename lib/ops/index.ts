@@ -1,8 +1,11 @@
 /** The ops of zipcache as functions over tensors, and the devices they run on. */
+export type { Seed } from '../random.js'
 export { convert, countNonFinite, gatherRows } from './copy.js'
 export {
   Device,
   type DeviceFacts,
+  type DeviceInfo,
+  type DeviceMemory,
   type DeviceOptions,
   type MappedFile,
   tensorBytes,

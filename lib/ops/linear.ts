@@ -3,19 +3,21 @@ import type { Tensor } from './tensor.js'
 
 /** Arguments of `linear`. */
 export interface LinearArgs {
+  /** (m, k) f32, f16 or bf16. */
   x: Tensor
+  /** (n, k) f32, f16 or bf16. */
   weight: Tensor
+  /** (n) f32, f16 or bf16; default none. */
   bias?: Tensor | undefined
+  /** (m, n) f32, f16 or bf16, out. */
   out: Tensor
+  /** Adds to `out`: the residual connection. Default false. */
   accumulate?: boolean
 }
 
 /**
- * out = x W^T + bias, or out += that with `accumulate` (the residual connection). The order of
+ * out = x W^T + bias, or out += that with `accumulate`. Products and sums are float32; the order of
  * summation over k depends neither on the number of rows nor on the number of threads.
- *
- * - `x` (m, k), `weight` (n, k), `bias` (n), `out` (m, n): each f32, f16 or bf16; products and sums
- *   in float32
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
  */

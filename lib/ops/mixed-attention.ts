@@ -3,18 +3,37 @@ import type { Tensor } from './tensor.js'
 
 /** Arguments of `mixedAttention`. */
 export interface MixedAttentionArgs {
+  /** (total_q, n_heads, head_dim) f32, f16 or bf16. */
   q: Tensor
+  /** As `q`, out; 0 for a row that sees no key. */
   out: Tensor
+  /** (total_q, n_heads) f32, out: natural log; -inf for a row that sees no key. */
   lse: Tensor
+  /** (bytes) u8: the pages. */
   pool: Tensor
+  /** (words) i32: page tables as in csrc/ops/kv_table.h. */
   tables: Tensor
+  /**
+   * (n_seqs) i32: the word where a sequence's table begins, or -1 for rows that are masked: they
+   * see no key.
+   */
   starts: Tensor
+  /** (n_seqs + 1) i32: row of q at which each sequence starts, then the total. */
   cuSeqlens: Tensor
+  /** (total_q) i32: absolute positions of the rows, for the sliding window. */
   positions: Tensor
+  /** Of the tables, from 0. */
   layer: number
+  /** Of the softmax, usually 1 / sqrt(head_dim). */
   scale: number
+  /** W > 0: only tokens at positions > the row's - W; default 0, all. */
   slidingWindow?: number
+  /** Whether the tail takes part; default true. */
   tail?: boolean
+  /**
+   * The last q_len tokens of the tail are the rows themselves: row i sees none that come after its
+   * own. Packed tokens are seen by all rows. Default true.
+   */
   causal?: boolean
 }
 
@@ -22,18 +41,6 @@ export interface MixedAttentionArgs {
  * Attention straight over the packed cache: all segments of a sequence, of any precision, and its
  * 16-bit tail share one softmax state; nothing is dequantized (the fold algebra is at
  * csrc/cpu/kernels/mixed_attention-inl.h).
- *
- * - `q` (total_q, n_heads, head_dim) f32, f16 or bf16; `out` like it; `lse` (total_q, n_heads) f32
- *   out, natural log
- * - `pool` (bytes) u8: the pages; `tables` (words) i32: page tables as in csrc/ops/kv_table.h;
- *   `starts` (n_seqs) i32: the word where a sequence's table begins, or -1 for rows that are masked:
- *   their out is 0 and their lse -infinity
- * - `cuSeqlens` (n_seqs + 1) i32: first row of each sequence; `positions` (total_q) i32: of the
- *   rows, for the sliding window
- * - `tail` (default true): whether the tail takes part. `causal` (default true): the last q_len
- *   tokens of the tail are the rows themselves, so row i does not see the q_len - 1 - i last ones.
- *   Packed tokens are seen by all rows.
- * - `slidingWindow` W > 0: only tokens at positions > the row's - W
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`; `ERR_ZC_UNSUPPORTED` for more than 64
  * query heads a KV head. Source: ZipCache (arXiv 2405.14256) Alg. 3; the folding of scales into q,

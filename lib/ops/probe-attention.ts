@@ -6,14 +6,25 @@ export type SaliencyMetric = 'normalized' | 'accumulated'
 
 /** Arguments of `probeAttention`. */
 export interface ProbeAttentionArgs {
+  /** (n, n_heads, head_dim) f32, f16 or bf16. */
   q: Tensor
+  /** (n, n_heads) f32, as `flashAttention` or `mixedAttention` wrote it. */
   lse: Tensor
+  /** (kv_len, n_kv_heads, head_dim), q's dtype. */
   k: Tensor
+  /** (n_probes) i32: which rows of q are probes. */
   rows: Tensor
+  /**
+   * (n_probes) i32: probe p sees the keys j <= positions[p] (and j > positions[p] - slidingWindow).
+   */
   positions: Tensor
+  /** (n_kv_heads, kv_len) f32, out; 0 for a key that no probe sees. */
   scores: Tensor
+  /** Of the softmax, usually 1 / sqrt(head_dim). */
   scale: number
+  /** Keys that a probe sees, its own included; default 0, all. */
   slidingWindow?: number
+  /** Whether sums are divided by the probes that see a key; default `normalized`. */
   metric?: SaliencyMetric
 }
 
@@ -21,14 +32,6 @@ export interface ProbeAttentionArgs {
  * Saliency of every key from a few probe rows: p_j = sum over probes and over the query heads of
  * the group of exp(scale q.k_j - lse), divided by the number of probes that see key j
  * (`normalized`, Eq. 8) or not (`accumulated`, Eq. 7).
- *
- * - `q` (n, n_heads, head_dim) f32, f16 or bf16; `lse` (n, n_heads) f32, as flashAttention or
- *   mixedAttention wrote it
- * - `k` (kv_len, n_kv_heads, head_dim), q's dtype
- * - `rows` (n_probes) i32: which rows of q are probes
- * - `positions` (n_probes) i32: probe p sees the keys j <= positions[p] (and j > positions[p] -
- *   slidingWindow)
- * - `scores` (n_kv_heads, kv_len) f32 out; 0 for a key that no probe sees
  *
  * With the LSE at hand one pass over Q K^T is enough, and memory is O(kv_len). The paper divides by
  * nnz(A_probe[:, i]); its authors' code by the causal count of the full matrix, which favours

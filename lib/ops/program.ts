@@ -38,6 +38,7 @@ export class Program {
     loadAddon().disposeProgram(this.#handle)
   }
 
+  /** `dispose`, for `using`. */
   [Symbol.dispose](): void {
     this.dispose()
   }

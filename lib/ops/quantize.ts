@@ -15,7 +15,12 @@ export type QuantScheme = (typeof QUANT_SCHEMES)[number]
  * How the range of a group is found: its minimum and maximum, or the one of seven ranges shrunk
  * about their middle (1, 0.9 … 0.4) that minimises the sum of |error|^norm.
  */
-export type QuantRange = 'minmax' | { norm: 2 | 3 | 4 | 5 | 6 }
+export type QuantRange =
+  | 'minmax'
+  | {
+      /** The exponent of |error| in the sum that the search minimises. */
+      norm: 2 | 3 | 4 | 5 | 6
+    }
 
 /** Bits of a code. */
 export type CodeBits = 2 | 3 | 4 | 8
@@ -33,40 +38,57 @@ export function codeBytesPerRow(channels: number, bits: CodeBits): number {
 
 /** Arguments of `quantize`. */
 export interface QuantizeArgs {
+  /** (rows, channels) f32, f16 or bf16. */
   x: Tensor
+  /** (rows, codeBytesPerRow(channels, bits)) u8, out: element c at bit c * bits, little endian. */
   codes: Tensor
+  /**
+   * f16, out: (channels) channelwise; (rows) tokenwise and cst; (rows, channels / groupSize)
+   * groupwise.
+   */
   scale: Tensor
+  /** f16, out, shaped as `scale`: the minimum of the grid. */
   zero: Tensor
+  /**
+   * (channels) f16, out, with `cst` only: c = sqrt(max |x_c|), by which the row is divided before
+   * it is quantized.
+   */
   channel?: Tensor
+  /** What shares one scale and zero. */
   scheme: QuantScheme
+  /** Of a code. */
   bits: CodeBits
+  /** With `groupwise` only: channels of a group, a divisor of `channels`. */
   groupSize?: number
+  /** How the range of a group is found; default `minmax`. */
   range?: QuantRange
 }
 
 /** Arguments of `dequantize`. */
 export interface DequantizeArgs {
+  /** (rows, codeBytesPerRow(channels, bits)) u8: element c at bit c * bits, little endian. */
   codes: Tensor
+  /**
+   * f16: (channels) channelwise; (rows) tokenwise and cst; (rows, channels / groupSize) groupwise.
+   */
   scale: Tensor
+  /** f16, shaped as `scale`: the minimum of the grid. */
   zero: Tensor
+  /** (channels) f16, with `cst` only: c, by which a row is multiplied. */
   channel?: Tensor
+  /** (rows, channels) f32, f16 or bf16, out. */
   out: Tensor
+  /** What shares one scale and zero. */
   scheme: QuantScheme
+  /** Of a code. */
   bits: CodeBits
+  /** With `groupwise` only: channels of a group, a divisor of `channels`. */
   groupSize?: number
 }
 
 /**
  * Uniform asymmetric quantization, code = clamp(round((x - zero) / scale), 0, 2^bits - 1), ties to
  * even, really packed.
- *
- * - `x` (rows, channels) f32, f16 or bf16
- * - `codes` (rows, codeBytesPerRow(channels, bits)) u8 out: element c at bit c * bits, little
- *   endian
- * - `scale`, `zero` f16 out: (channels) channelwise; (rows) tokenwise and cst; (rows, channels /
- *   groupSize) groupwise
- * - `channel` (channels) f16 out, with cst only: c = sqrt(max |x_c|); the row is divided by it
- *   before it is quantized
  *
  * The minimum is stored instead of the paper's integer zero point, as the authors' code does, but
  * rounded down, and the scale rounded up, so that the stored grid covers the range; codes are
@@ -92,8 +114,6 @@ export function quantize(args: QuantizeArgs): void {
 
 /**
  * The inverse of `quantize`: x^ = code * scale + zero, times the channel's c with cst.
- *
- * - `out` (rows, channels) f32, f16 or bf16; the rest as for `quantize`
  *
  * Throws as `quantize`.
  */

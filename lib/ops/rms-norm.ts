@@ -3,17 +3,18 @@ import type { Tensor } from './tensor.js'
 
 /** Arguments of `rmsNorm`. */
 export interface RmsNormArgs {
+  /** (rows, width) f32, f16 or bf16. */
   x: Tensor
+  /** (width) f32, f16 or bf16. */
   weight: Tensor
+  /** (rows, width) f32, f16 or bf16, out; may be `x`. */
   out: Tensor
+  /** Added to the mean square; 0 or more. */
   eps: number
 }
 
 /**
- * out = x / sqrt(mean(x^2) + eps) * weight, row by row. `out` may be `x`.
- *
- * - `x`, `out` (rows, width) f32, f16 or bf16, not necessarily the same; `weight` (width) f32, f16
- *   or bf16
+ * out = x / sqrt(mean(x^2) + eps) * weight, row by row.
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`. Source: Zhang and Sennrich (arXiv
  * 1910.07467), Eq. 4.

@@ -3,19 +3,21 @@ import type { Tensor } from './tensor.js'
 
 /** Arguments of `ropeTable`. */
 export interface RopeTableArgs {
+  /** (n) i32, absolute, from 0. */
   positions: Tensor
+  /** (head_dim / 2) f32, radians per position. */
   invFreq: Tensor
+  /** (n, head_dim / 2) f32, out. */
   cos: Tensor
+  /** (n, head_dim / 2) f32, out. */
   sin: Tensor
+  /** Multiplies both tables: YaRN's factor. Default 1. */
   attentionScale?: number
 }
 
 /**
  * Cosines and sines of the rotary embedding, computed once a step for all layers: angle = position
- * * invFreq, in float32 as transformers does; both are multiplied by `attentionScale` (yarn's, else
- * 1).
- *
- * - `positions` (n) i32; `invFreq` (head_dim / 2) f32; `cos`, `sin` (n, head_dim / 2) f32 out
+ * * invFreq, in float32 as transformers does.
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`. Source: Su et al. (arXiv 2104.09864), Eq. 34; YaRN (arXiv
  * 2309.00071).
@@ -32,19 +34,19 @@ export function ropeTable(args: RopeTableArgs): void {
 
 /** Arguments of `rope`. */
 export interface RopeArgs {
+  /** (n, heads, head_dim) f32, f16 or bf16. */
   x: Tensor
+  /** (n, head_dim / 2) f32, by `ropeTable`. */
   cos: Tensor
+  /** (n, head_dim / 2) f32, by `ropeTable`. */
   sin: Tensor
-  /** Default: `x`, in place. */
+  /** As `x` or of another of its dtypes, out; default `x`, in place. */
   out?: Tensor
 }
 
 /**
  * Rotates the pairs (x[i], x[i + head_dim / 2]) of every head: Hugging Face's half-split
  * convention.
- *
- * - `x`, `out` (n, heads, head_dim) f32, f16 or bf16, not necessarily the same; `cos`, `sin` (n,
- *   head_dim / 2) f32
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
  */

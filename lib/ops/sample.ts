@@ -17,6 +17,7 @@ export interface SampleParams {
   minP: number
   /** Divides positive and multiplies negative logits of tokens seen before; 1: off. */
   repetitionPenalty: number
+  /** Of the random numbers; `sample` draws by seed and `step` alone. */
   seed: Seed
   /** Counts the draws of one seed. */
   step: number
@@ -35,11 +36,20 @@ export function packSampleParams(params: SampleParams): Float32Array {
 
 /** Arguments of `sample`. */
 export interface SampleArgs {
+  /** (n, vocab_size) f32. */
   logits: Tensor
+  /** (n, SAMPLE_PARAMS) f32, rows made by `packSampleParams`. */
   params: Tensor
+  /**
+   * (n_contexts, vocab_size) u8, in and out: nonzero for tokens of a context; the chosen one is
+   * marked.
+   */
   seen: Tensor
+  /** (n) i32: the context of each row, -1 for none (no penalty, no mark). */
   contexts: Tensor
+  /** (n) i32, out; -1 where the logits hold NaN or +inf. */
   ids: Tensor
+  /** (n) f32, out: natural log of the probability of the chosen token. */
   logprobs: Tensor
 }
 
@@ -47,11 +57,6 @@ export interface SampleArgs {
  * The next token of each row, and the log-probability that the model gave it (after repetition
  * penalty and temperature, before any truncation). Greedy ties go to the lowest id. The random
  * number is a function of seed and step alone.
- *
- * - `logits` (n, vocab_size) f32; `params` (n, SAMPLE_PARAMS) f32, rows made by `packSampleParams`
- * - `seen` (n_contexts, vocab_size) u8, in and out: nonzero for tokens of a context; the chosen one
- *   is marked. `contexts` (n) i32: the context of each row, -1 for none (no penalty, no mark)
- * - `ids` (n) i32 out: -1 where the logits hold NaN or +inf; `logprobs` (n) f32 out
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`. Source: top-p arXiv 1904.09751, min-p arXiv 2407.01082,
  * repetition penalty arXiv 1909.05858 §4.1.

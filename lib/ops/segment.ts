@@ -4,24 +4,27 @@ import type { Tensor } from './tensor.js'
 
 /** Arguments of `appendKv`. */
 export interface AppendKvArgs {
+  /**
+   * (rows, n_kv_heads, head_dim) f32, f16 or bf16, after RoPE; a float16 tail saturates at +-65504.
+   */
   k: Tensor
+  /** (rows, n_kv_heads, head_dim) f32, f16 or bf16; saturates as `k`. */
   v: Tensor
+  /** (bytes) u8: the pages, out. */
   pool: Tensor
+  /** (words) i32: page tables as in csrc/ops/kv_table.h. */
   tables: Tensor
+  /** (n_seqs) i32: the word where a sequence's table begins, or -1 for rows that are masked. */
   starts: Tensor
+  /** (n_seqs + 1) i32: row at which each sequence starts, then the total. */
   cuSeqlens: Tensor
+  /** Of the tables, from 0. */
   layer: number
 }
 
 /**
  * Writes the newest rows of each sequence into its 16-bit tail: row i of q_len goes to slot
  * tail_length - q_len + i, the table's tail length counting these rows already.
- *
- * - `k`, `v` (rows, n_kv_heads, head_dim) f32, f16 or bf16, K after RoPE; a float16 tail saturates
- *   at +-65504
- * - `pool` (bytes) u8: the pages; `tables` (words) i32: page tables as in csrc/ops/kv_table.h;
- *   `starts` (n_seqs) i32: the word where a sequence's table begins, or -1 for rows that are masked
- * - `cuSeqlens` (n_seqs + 1) i32: first row of each sequence
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`; a table that points outside of the pool is found when the
  * op runs (`ERR_ZC_ARGUMENT`).
@@ -40,16 +43,17 @@ export function appendKv(args: AppendKvArgs): void {
 
 /** Arguments of `setTailLengths`. */
 export interface SetTailLengthsArgs {
+  /** (words) i32, in and out: page tables as in csrc/ops/kv_table.h. */
   tables: Tensor
+  /** (n_seqs) i32: the word where a sequence's table begins, or -1 for none. */
   starts: Tensor
+  /** (n_seqs) i32: tokens of each tail. */
   lengths: Tensor
 }
 
 /**
  * Says how many tokens the tail of each sequence holds from now on: the one word of a page table
  * that changes with every decode step, so that a recorded step can change it.
- *
- * - `tables` (words) i32, in and out; `starts` (n_seqs) i32, as in `appendKv`; `lengths` (n_seqs) i32
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`.
  */
@@ -59,16 +63,18 @@ export function setTailLengths(args: SetTailLengthsArgs): void {
 
 /** Arguments of `copyPages`. */
 export interface CopyPagesArgs {
+  /** (bytes) u8: the pages, in and out. */
   pool: Tensor
+  /** (n) i32: page addresses, in units of 64 bytes. */
   from: Tensor
+  /** (n) i32: the same, where each page goes. */
   to: Tensor
+  /** Bytes of one page. */
   pageBytes: number
 }
 
 /**
  * Copies pages within the pool: what a sequence does before it writes a page that it shares.
- *
- * - `pool` (bytes) u8; `from`, `to` (n) i32: page addresses, in units of 64 bytes
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`.
  */
@@ -78,14 +84,23 @@ export function copyPages(args: CopyPagesArgs): void {
 
 /** Arguments of `packSegment`. */
 export interface PackSegmentArgs {
+  /** (rows, n_kv_heads, head_dim) f32, f16 or bf16, after RoPE. */
   k: Tensor
+  /** (rows, n_kv_heads, head_dim) f32, f16 or bf16. */
   v: Tensor
+  /** (n_kv_heads, n_tokens) i32: ascending rows, one list a KV head. */
   ids: Tensor
+  /** (bytes) u8: the pages, out. */
   pool: Tensor
+  /** (table_words) i32: one sequence's page table, as in csrc/ops/kv_table.h. */
   table: Tensor
+  /** Of the table, from 0. */
   layer: number
+  /** Index into the table's list, 1 or more. */
   segment: number
+  /** How the range of K's channels is found; default `minmax`. */
   keyRange?: QuantRange
+  /** How the range of V's tokens is found; default `minmax`. */
   valueRange?: QuantRange
 }
 
@@ -93,10 +108,6 @@ export interface PackSegmentArgs {
  * Quantizes selected rows into the pages of one segment: K channelwise, V channel-separable
  * tokenwise with one scale and zero a (token, KV head). The bits are the segment's. Salient
  * segments also write the bitmap of their positions.
- *
- * - `k`, `v` (rows, n_kv_heads, head_dim) f32, f16 or bf16
- * - `ids` (n_kv_heads, n_tokens) i32: ascending rows, one list a KV head
- * - `table` (table_words) i32: one sequence's; `segment` >= 1 indexes its list
  *
  * The paper shares V's scale among all heads of a token; one for each head costs 16 / head_dim bits
  * more an element, and keeps heads with different salient tokens independent.
@@ -120,20 +131,25 @@ export function packSegment(args: PackSegmentArgs): void {
 
 /** Arguments of `unpackSegment`. */
 export interface UnpackSegmentArgs {
+  /** (bytes) u8: the pages. */
   pool: Tensor
+  /** (table_words) i32: one sequence's page table, as in csrc/ops/kv_table.h. */
   table: Tensor
+  /** (rows, n_kv_heads, head_dim) f32, f16 or bf16, out; row r is position `base` + r. */
   k: Tensor
+  /** (rows, n_kv_heads, head_dim) f32, f16 or bf16, out; the same rows. */
   v: Tensor
+  /** Of the table, from 0. */
   layer: number
+  /** Index into the table's list; 0: the tail. */
   segment: number
+  /** Position of the first row. */
   base: number
 }
 
 /**
  * The inverse of `packSegment`, and a reader of the tail (segment 0): dequantized rows at their
  * positions; other rows of k and v are left alone.
- *
- * - `k`, `v` (rows, n_kv_heads, head_dim) f32, f16 or bf16 out; row r is position `base` + r
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`.
  */
@@ -149,29 +165,33 @@ export function unpackSegment(args: UnpackSegmentArgs): void {
   )
 }
 
-/** Arguments of `exportSegment`. */
+/** Arguments of `exportSegment`, which writes all tensors but `pool` and `table`. */
 export interface ExportSegmentArgs {
+  /** (bytes) u8: the pages. */
   pool: Tensor
+  /** (table_words) i32: one sequence's page table, as in csrc/ops/kv_table.h. */
   table: Tensor
+  /** (n_kv_heads, n_tokens, head_dim) u8, below 2^bits of K's format. */
   kCodes: Tensor
+  /** (n_kv_heads, n_tokens, head_dim) u8, below 2^bits of V's format. */
   vCodes: Tensor
+  /** (n_kv_heads, 2, head_dim) f32: scale, zero. */
   kParams: Tensor
+  /** (n_kv_heads, 2, n_tokens) f32: scale, zero. */
   vParams: Tensor
+  /** (n_kv_heads, head_dim) f32: c of each channel of V. */
   vChannel: Tensor
+  /** (n_kv_heads, n_tokens) i32, ascending. */
   positions: Tensor
+  /** Of the table, from 0. */
   layer: number
+  /** Index into the table's list, 1 or more. */
   segment: number
 }
 
 /**
  * The logical content of a packed segment, the same on every backend whatever the order of bytes in
  * a page.
- *
- * - `kCodes`, `vCodes` (n_kv_heads, n_tokens, head_dim) u8 out
- * - `kParams` (n_kv_heads, 2, head_dim) f32 out: scale, zero; `vParams` (n_kv_heads, 2, n_tokens)
- *   f32 out: scale, zero
- * - `vChannel` (n_kv_heads, head_dim) f32 out; `positions` (n_kv_heads, n_tokens) i32 out,
- *   ascending
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`.
  */
@@ -190,7 +210,7 @@ export function exportSegment(args: ExportSegmentArgs): void {
   )
 }
 
-/** Arguments of `importSegment`. */
+/** Arguments of `importSegment`, which writes `pool` alone; parameters must be finite and exact in float16. */
 export type ImportSegmentArgs = ExportSegmentArgs
 
 /**
@@ -198,12 +218,6 @@ export type ImportSegmentArgs = ExportSegmentArgs
  * formats, pages and bitmap the table gives already. A salient segment (`span` > 0) also writes the
  * bitmap of its positions, so it comes before the regular one that shares the bitmap, whose
  * positions must be the clear bits.
- *
- * - `pool` (bytes) u8 out; `table` (table_words) i32: one sequence's; `segment` >= 1 indexes its list
- * - `kCodes`, `vCodes` (n_kv_heads, n_tokens, head_dim) u8, below 2^bits of the segment's formats
- * - `kParams` (n_kv_heads, 2, head_dim) f32: scale, zero; `vParams` (n_kv_heads, 2, n_tokens) f32:
- *   scale, zero; `vChannel` (n_kv_heads, head_dim) f32; all finite and exact in float16
- * - `positions` (n_kv_heads, n_tokens) i32, ascending
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`; a content that does not fit the segment
  * is found when the op runs (`ERR_ZC_ARGUMENT`), and what the segment holds then is undefined.

@@ -3,15 +3,16 @@ import type { Tensor } from './tensor.js'
 
 /** Arguments of `siluGate`. */
 export interface SiluGateArgs {
+  /** (n, width) f32, f16 or bf16. */
   gate: Tensor
+  /** (n, width), gate's dtype. */
   up: Tensor
+  /** (n, width) f32, f16 or bf16, out; may be an input. */
   out: Tensor
 }
 
 /**
- * out = silu(gate) * up, silu(x) = x / (1 + e^-x). `out` may be one of the inputs.
- *
- * - `gate`, `up` (n, width), the same dtype; `out` (n, width): f32, f16 or bf16
+ * out = silu(gate) * up, silu(x) = x / (1 + e^-x).
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`. Source: SwiGLU, Shazeer (arXiv 2002.05202), Eq. 6.
  */

@@ -10,8 +10,11 @@ import { DTYPE_BYTES, DTYPES, type DType, TYPED_ARRAYS, type TypedArrays } from 
  * collector frees what was forgotten.
  */
 export class Tensor<D extends DType = DType> {
+  /** Where it lies. */
   readonly device: Device
+  /** Type of its elements. */
   readonly dtype: D
+  /** Extents, the outermost first. */
   readonly shape: readonly number[]
   /** @internal */
   readonly handle: TensorHandle
@@ -30,10 +33,12 @@ export class Tensor<D extends DType = DType> {
     return this.shape.reduce((product, size) => product * size, 1)
   }
 
+  /** Bytes of all elements. */
   get sizeBytes(): number {
     return this.length * DTYPE_BYTES[this.dtype]
   }
 
+  /** Whether `dispose` was called. */
   get disposed(): boolean {
     return this.#disposed
   }
@@ -95,6 +100,7 @@ export class Tensor<D extends DType = DType> {
     loadAddon().disposeTensor(this.handle)
   }
 
+  /** `dispose`, for `using`. */
   [Symbol.dispose](): void {
     this.dispose()
   }

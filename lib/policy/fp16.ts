@@ -3,6 +3,7 @@ import type { CachePolicy } from './policy.js'
 
 /** Options of `fp16`: none. */
 export interface Fp16Options {
+  /** Which policy this is. */
   name: 'fp16'
 }
 

@@ -3,6 +3,7 @@ import type { CachePolicy } from './policy.js'
 
 /** Options of `full`: none. */
 export interface FullOptions {
+  /** Which policy this is. */
   name: 'full'
 }
 

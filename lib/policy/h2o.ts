@@ -4,6 +4,7 @@ import { heaviest } from './scores.js'
 
 /** Options of `h2o`. */
 export interface H2oOptions {
+  /** Which policy this is. */
   name: 'h2o'
   /** Share of the prompt's tokens that is kept for the attention it received; default 0.2. */
   heavy?: number

@@ -23,11 +23,16 @@ export type { H2oOptions } from './h2o.js'
 export type { KiviOptions } from './kivi.js'
 export type { MikvOptions } from './mikv.js'
 export type {
+  AutoRatio,
   CachePolicy,
   CodeBits,
   Compression,
+  KeptFacts,
+  KeptPlan,
   PrecisionClass,
+  QuantizedPlan,
   QuantRange,
+  RowCodec,
   RowPlan,
   SaliencyMetric,
 } from './policy.js'
@@ -35,7 +40,7 @@ export type { ProbeShares, ProbeStrategy } from './probes.js'
 export type { RotatedOptions } from './rotated.js'
 export type { SnapKvOptions } from './snapkv.js'
 export type { Granularity, UniformOptions } from './uniform.js'
-export type { SaliencyOptions, ZipCacheOptions } from './zipcache.js'
+export type { ByClass, SaliencyOptions, ZipCacheOptions } from './zipcache.js'
 export type { ZipCacheOfficialOptions } from './zipcache-official.js'
 export type { ZipCachePlusOptions } from './zipcache-plus.js'
 

@@ -3,6 +3,7 @@ import type { CachePolicy } from './policy.js'
 
 /** Options of `kivi`. */
 export interface KiviOptions {
+  /** Which policy this is. */
   name: 'kivi'
   /** 2 or 4; default 2. */
   bits?: 2 | 4

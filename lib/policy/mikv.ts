@@ -3,6 +3,7 @@ import { bySaliency, type SaliencyOptions } from './zipcache.js'
 
 /** Options of `mikv`; those of `zipcache` but for `metric` and `probes`. */
 export interface MikvOptions extends Omit<SaliencyOptions, 'metric' | 'probes'> {
+  /** Which policy this is. */
   name: 'mikv'
 }
 

@@ -4,7 +4,12 @@ import type { Seed } from '../random.js'
 export type CodeBits = 2 | 3 | 4 | 8
 
 /** How the range of a channel or token is found; see `quantize`. */
-export type QuantRange = 'minmax' | { norm: 2 | 3 | 4 | 5 | 6 }
+export type QuantRange =
+  | 'minmax'
+  | {
+      /** The exponent of |error| in the sum that the search minimises. */
+      norm: 2 | 3 | 4 | 5 | 6
+    }
 
 /**
  * How the attention that a token received becomes its saliency: divided by the number of probes that
@@ -18,9 +23,13 @@ export type SaliencyMetric = 'normalized' | 'accumulated' | 'causal' | 'locality
 
 /** How one class of tokens is stored. K and V have bits of their own. */
 export interface PrecisionClass {
+  /** Of a code of K. */
   keyBits: CodeBits
+  /** Of a code of V. */
   valueBits: CodeBits
+  /** How the range of K's channels is found. */
   keyRange: QuantRange
+  /** How the range of V's tokens is found. */
   valueRange: QuantRange
 }
 
@@ -73,8 +82,11 @@ export interface Compression {
 
 /** How K or V is stored by a policy whose rows are dequantized; the schemes are `quantize`'s. */
 export interface RowCodec {
+  /** What shares one scale and zero. */
   readonly scheme: 'channelwise' | 'tokenwise' | 'groupwise' | 'cst'
+  /** Of a code. */
   readonly bits: CodeBits
+  /** How the range of a group is found. */
   readonly range: QuantRange
   /** Channels of a group, with `groupwise`; 0: a head's. */
   readonly groupSize: number
@@ -91,13 +103,17 @@ export interface RowCodec {
 
 /** Every token is kept, quantized or, the newest ones, in 16 bits. */
 export interface QuantizedPlan {
+  /** Tells the plans apart. */
   readonly kind: 'quantized'
+  /** How K is stored. */
   readonly key: RowCodec
+  /** How V is stored. */
   readonly value: RowCodec
 }
 
 /** The rows there are when tokens have come, those included. */
 export interface KeptFacts {
+  /** Rows of each KV head, the new ones included. */
   readonly nRows: number
   /** Tokens that there had been, dropped ones included, when the last prompt ended. */
   readonly promptLength: number
@@ -107,6 +123,7 @@ export interface KeptFacts {
 
 /** Some tokens of each KV head are kept in 16 bits, the others are dropped for good. */
 export interface KeptPlan {
+  /** Tells the plans apart. */
   readonly kind: 'kept'
   /** Whether the attention that a row received is remembered and added to. */
   readonly accumulates: boolean
@@ -130,6 +147,7 @@ export type RowPlan = QuantizedPlan | KeptPlan
  * clock and no hidden state, so that the same seed gives the same cache.
  */
 export interface CachePolicy {
+  /** As `PolicySpec` has it. */
   readonly name: string
   /** Type of tokens that are not compressed: float16, or the type the model computes in. */
   readonly tail: 'f16' | 'compute'

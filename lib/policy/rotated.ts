@@ -5,6 +5,7 @@ import { windowed } from './uniform.js'
 
 /** Options of `rotated`. */
 export interface RotatedOptions {
+  /** Which policy this is. */
   name: 'rotated'
   /** 2, 3, 4 or 8; default 4. */
   bits?: CodeBits

@@ -4,6 +4,7 @@ import { heaviest, pooled } from './scores.js'
 
 /** Options of `snapkv`. */
 export interface SnapKvOptions {
+  /** Which policy this is. */
   name: 'snapkv'
   /** Tokens that a prompt leaves in the cache; default 2048. */
   capacity?: number

@@ -4,6 +4,7 @@ import { CODE_BITS, readRange } from './precision.js'
 
 /** Options of `uniform`. */
 export interface UniformOptions {
+  /** Which policy this is. */
   name: 'uniform'
   /** Bits of every token's K and V: 2, 3, 4 or 8; default 4. */
   bits?: CodeBits

@@ -3,6 +3,7 @@ import { bySaliency, type SaliencyOptions } from './zipcache.js'
 
 /** Options of `zipcache-official`; those of `zipcache` but for `metric`. */
 export interface ZipCacheOfficialOptions extends Omit<SaliencyOptions, 'metric'> {
+  /** Which policy this is. */
   name: 'zipcache-official'
 }
 

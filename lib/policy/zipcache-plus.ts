@@ -3,6 +3,7 @@ import { bySaliency, type SaliencyOptions } from './zipcache.js'
 
 /** Options of `zipcache-plus`; those of `zipcache`, with defaults of its own. */
 export interface ZipCachePlusOptions extends SaliencyOptions {
+  /** Which policy this is. */
   name: 'zipcache-plus'
 }
 

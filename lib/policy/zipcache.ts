@@ -19,6 +19,14 @@ import {
   recentAndRandomProbes,
 } from './probes.js'
 
+/** A setting of each class of tokens. */
+export interface ByClass<T> {
+  /** Of salient tokens. */
+  high?: T
+  /** Of the others. */
+  low?: T
+}
+
 /** Options that `zipcache` and its kin share. */
 export interface SaliencyOptions {
   /**
@@ -26,27 +34,36 @@ export interface SaliencyOptions {
    * the prompt's attention, see `auto`.
    */
   saliencyRatio?: number | 'auto'
-  /**
-   * With `saliencyRatio: 'auto'`. `coverage`, of (0, 1]: the share of a layer's saliency, its heads
-   * weighted by what low bits of K do to them, that salient tokens hold; default 0.99, or 1 with a
-   * budget. `budgetBytes`: what the cache may come to when a prompt is in it. Windows go on with what
-   * the last prompt was given, beyond the budget.
-   */
-  auto?: { coverage?: number; budgetBytes?: number }
-  /** `correct: 'position'`: saliency is divided by its trend over the positions of the prompt. */
-  saliency?: { correct?: 'position' }
+  /** With `saliencyRatio: 'auto'`: how much is salient. */
+  auto?: {
+    /**
+     * The share of a layer's saliency, its heads weighted by what low bits of K do to them, that
+     * salient tokens hold, of (0, 1]; default 0.99, or 1 with a budget.
+     */
+    coverage?: number
+    /**
+     * Bytes that the cache may come to when a prompt is in it. Windows go on with what the last
+     * prompt was given, beyond the budget.
+     */
+    budgetBytes?: number
+  }
+  /** What is done to saliency before tokens are ranked by it. */
+  saliency?: {
+    /** `position`: it is divided by its trend over the positions of the prompt. Default: nothing. */
+    correct?: 'position'
+  }
   /** Bits of salient tokens' K and V: 2, 3, 4 or 8. */
   highBits?: CodeBits
   /** Bits of the others. */
   lowBits?: CodeBits
   /** Bits of K alone. */
-  keyBits?: { high?: CodeBits; low?: CodeBits }
+  keyBits?: ByClass<CodeBits>
   /** Bits of V alone. */
-  valueBits?: { high?: CodeBits; low?: CodeBits }
+  valueBits?: ByClass<CodeBits>
   /** How the range of K's channels is found. */
-  keyRange?: QuantRange | { high?: QuantRange; low?: QuantRange }
+  keyRange?: QuantRange | ByClass<QuantRange>
   /** How the range of V's tokens is found. */
-  valueRange?: QuantRange | { high?: QuantRange; low?: QuantRange }
+  valueRange?: QuantRange | ByClass<QuantRange>
   /** New tokens kept in 16 bits before they are compressed together. */
   window?: number
   /** Which rows are probes: a strategy of Table 2, or shares of one's own. */
@@ -57,6 +74,7 @@ export interface SaliencyOptions {
 
 /** Options of `zipcache`; the defaults are the paper's: r = 60%, 4 and 2 bits, a window of 100. */
 export interface ZipCacheOptions extends SaliencyOptions {
+  /** Which policy this is. */
   name: 'zipcache'
 }
 

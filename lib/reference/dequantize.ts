@@ -3,9 +3,13 @@ import { groupsOf, type Quantized, type QuantizeScheme } from './quantize.js'
 
 /** Arguments of `dequantize`. */
 export interface DequantizeOptions extends Quantized {
+  /** Rows of x^. */
   rows: number
+  /** Columns of x^. */
   channels: number
+  /** Of a code. */
   bits: Bits
+  /** What shares one scale and zero. */
   scheme: QuantizeScheme
   /** for 'groupwise': channels per group */
   groupSize?: number

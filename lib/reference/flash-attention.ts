@@ -12,11 +12,15 @@ export interface FlashAttentionOptions {
   cuSeqlensQ: ArrayLike<number>
   /** (n_seqs + 1): sequence s owns rows [cuSeqlensK[s], cuSeqlensK[s+1]) of k and v */
   cuSeqlensK: ArrayLike<number>
+  /** Query heads. */
   nHeads: number
+  /** KV heads, a divisor of `nHeads`. */
   nKvHeads: number
+  /** Channels of a head. */
   headDim: number
   /** softmax scale, usually 1 / sqrt(head_dim) */
   scale: number
+  /** Row i of q_len sees the keys j <= kv_len - q_len + i. */
   causal: boolean
   /** W: a row sees only the W newest keys up to its own position; 0 = all */
   slidingWindow?: number

@@ -2,13 +2,13 @@ import { attend, dot } from './attend.js'
 import type { AttentionResult } from './flash-attention.js'
 
 /** Keys of a segment as plain rows. */
-interface PlainKeys {
+export interface PlainKeys {
   /** (n_kv_heads, n_tokens, head_dim) */
   k: ArrayLike<number>
 }
 
 /** Keys of a segment quantized channelwise: k^_jc = kCodes_jc kScale_c + kZero_c. */
-interface CodedKeys {
+export interface CodedKeys {
   /** (n_kv_heads, n_tokens, head_dim), unpacked */
   kCodes: ArrayLike<number>
   /** (n_kv_heads, head_dim) */
@@ -18,13 +18,13 @@ interface CodedKeys {
 }
 
 /** Values of a segment as plain rows. */
-interface PlainValues {
+export interface PlainValues {
   /** (n_kv_heads, n_tokens, head_dim) */
   v: ArrayLike<number>
 }
 
 /** Values of a segment quantized CST: v^_jc = vChannel_c (vCodes_jc vScale_j + vZero_j). */
-interface CodedValues {
+export interface CodedValues {
   /** (n_kv_heads, n_tokens, head_dim), unpacked */
   vCodes: ArrayLike<number>
   /** (n_kv_heads, n_tokens) */
@@ -41,6 +41,7 @@ interface CodedValues {
  * their own.
  */
 export type Segment = {
+  /** Tokens of each KV head. */
   nTokens: number
   /** (n_kv_heads, n_tokens) absolute positions; without them every row sees every token */
   positions?: ArrayLike<number>
@@ -51,9 +52,13 @@ export type Segment = {
 export interface MixedAttentionOptions {
   /** (q_len, n_heads, head_dim) */
   q: ArrayLike<number>
+  /** What attention is over; their order does not matter. */
   segments: readonly Segment[]
+  /** Query heads. */
   nHeads: number
+  /** KV heads, a divisor of `nHeads`. */
   nKvHeads: number
+  /** Channels of a head. */
   headDim: number
   /** softmax scale, usually 1 / sqrt(head_dim) */
   scale: number

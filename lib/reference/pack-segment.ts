@@ -18,9 +18,13 @@ export interface PackSegmentOptions {
    * them
    */
   rows: ArrayLike<number>
+  /** KV heads. */
   nKvHeads: number
+  /** Channels of a head. */
   headDim: number
+  /** How K is stored. */
   keyFormat: SegmentFormat
+  /** How V is stored. */
   valueFormat: SegmentFormat
   /** default 'minmax' */
   keyRange?: QuantizeRange

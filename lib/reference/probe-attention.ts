@@ -14,9 +14,13 @@ export interface ProbeAttentionOptions {
    * (n_probes): probe p sees the keys j <= positions[p], with a window W also j > positions[p] - W
    */
   positions: ArrayLike<number>
+  /** Query heads. */
   nHeads: number
+  /** KV heads, a divisor of `nHeads`. */
   nKvHeads: number
+  /** Channels of a head. */
   headDim: number
+  /** Keys to score. */
   kvLen: number
   /** softmax scale, usually 1 / sqrt(head_dim) */
   scale: number

@@ -13,15 +13,24 @@ export type QuantizeScheme = 'channelwise' | 'tokenwise' | 'groupwise' | 'cst'
  * How the range [lo, hi] of a group is found: its min and max, or the search described at
  * `quantize`.
  */
-export type QuantizeRange = 'minmax' | { norm: 2 | 3 | 4 | 5 | 6 }
+export type QuantizeRange =
+  | 'minmax'
+  | {
+      /** The exponent of |error| in the sum that the search minimises. */
+      norm: 2 | 3 | 4 | 5 | 6
+    }
 
 /** Arguments of `quantize`. */
 export interface QuantizeOptions {
   /** (rows, channels), float32 values (others are rounded to float32 first) */
   x: ArrayLike<number>
+  /** Rows of x: tokens. */
   rows: number
+  /** Columns of x. */
   channels: number
+  /** Of a code. */
   bits: Bits
+  /** What shares one scale and zero. */
   scheme: QuantizeScheme
   /** for 'groupwise': channels per group, a divisor of `channels` */
   groupSize?: number
@@ -111,8 +120,11 @@ export function quantize(options: QuantizeOptions): Quantized {
 
 /** The elements start, start + stride, … of a matrix, which share a scale and a zero. */
 export interface QuantizeGroup {
+  /** Index of its first element. */
   start: number
+  /** Elements. */
   count: number
+  /** From one element to the next. */
   stride: number
 }
 

@@ -1,6 +1,8 @@
 /** Cosines and sines of rotary position embedding, each (n, head_dim / 2). */
 export interface RopeTable {
+  /** (n, head_dim / 2). */
   cos: Float64Array
+  /** (n, head_dim / 2). */
   sin: Float64Array
 }
 

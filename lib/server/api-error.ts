@@ -2,30 +2,40 @@ import { ZipCacheError } from '../errors.js'
 
 /** An error as OpenAI's API writes it. */
 export interface ErrorBody {
+  /** The only field. */
   readonly error: {
+    /** What was wrong, for people. */
     readonly message: string
+    /** `ApiError.type`. */
     readonly type: string
+    /** `ApiError.param`. */
     readonly param: string | null
+    /** `ApiError.code`. */
     readonly code: string | null
   }
 }
 
 /** What an `ApiError` says beside status and message. */
-interface ApiErrorFields {
+export interface ApiErrorFields {
   /** The field of the request that is wrong. */
   param?: string | undefined
   /** A word that programs branch on. */
   code?: string | undefined
   /** Seconds after which another try may succeed. */
   retryAfter?: number | undefined
+  /** The error underneath. */
   cause?: unknown
 }
 
 /** Why a request is not answered, as its client is to see it. */
 export class ApiError extends Error {
+  /** Of HTTP. */
   readonly status: number
+  /** The field of the request that is wrong. */
   readonly param: string | null
+  /** A word that programs branch on. */
   readonly code: string | null
+  /** Seconds after which another try may succeed. */
   readonly retryAfter: number | null
 
   constructor(status: number, message: string, fields: ApiErrorFields = {}) {
@@ -44,6 +54,7 @@ export class ApiError extends Error {
     return this.status >= 500 ? 'server_error' : 'invalid_request_error'
   }
 
+  /** What the client gets. */
   get body(): ErrorBody {
     const { message, type, param, code } = this
     return { error: { message, type, param, code } }

@@ -16,12 +16,15 @@ export type ChoiceEvent =
 
 /** What a request took. */
 export interface Usage {
+  /** Tokens of all prompts. */
   promptTokens: number
   /** Of those, how many a session's cache held already. */
   cachedTokens: number
+  /** Tokens of all choices. */
   completionTokens: number
-  /** Caches of all choices when they ended, and what 16 bits would take. */
+  /** Bytes of the caches of all choices, when they ended. */
   cacheBytes: number
+  /** Bytes that 16-bit caches of the same would take. */
   fp16Bytes: number
 }
 

@@ -2,7 +2,9 @@
  * zipcache/server: OpenAI's API over a compressed cache, as a server of its own (`Server`), or inside
  * of another one (`OpenAiService`).
  */
-export { ApiError, type ErrorBody, toApiError } from './api-error.js'
+export { ApiError, type ApiErrorFields, type ErrorBody, toApiError } from './api-error.js'
+export type { Usage } from './generation.js'
 export { LOG_LEVELS, type LogLevel, type ServerOptions } from './options.js'
 export { Server, type ServerState } from './server.js'
 export { type Answer, type Call, OpenAiService } from './service.js'
+export type { SessionName } from './sessions.js'

@@ -64,7 +64,9 @@ export interface ServerOptions {
   readonly vllmMetrics?: boolean | undefined
 }
 
+/** How serious a line of the log is, least first; `silent`: none is written. */
 export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
+/** One of `LOG_LEVELS`. */
 export type LogLevel = (typeof LOG_LEVELS)[number]
 
 /** Options with the defaults filled in; undefined where the model decides. */

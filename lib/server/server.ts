@@ -45,6 +45,7 @@ interface Backend {
  * `serve` gives it the model.
  */
 export class Server {
+  /** @internal What `/metrics` shows. */
   readonly metrics: ServerMetrics
   readonly #settings: ServerSettings
   readonly #keys: ApiKeys

@@ -53,8 +53,18 @@ export interface Call {
 
 /** An answer: one object, or objects as they come. */
 export type Answer =
-  | { readonly kind: 'whole'; readonly body: object }
-  | { readonly kind: 'stream'; readonly chunks: AsyncGenerator<object, void, undefined> }
+  | {
+      /** One object. */
+      readonly kind: 'whole'
+      /** To be sent as JSON. */
+      readonly body: object
+    }
+  | {
+      /** Objects as they come. */
+      readonly kind: 'stream'
+      /** Each to be sent as an event, `[DONE]` after them. */
+      readonly chunks: AsyncGenerator<object, void, undefined>
+    }
 
 /**
  * OpenAI's API over an engine, apart from HTTP: bodies in, objects out. Its methods reject with an
@@ -64,6 +74,7 @@ export class OpenAiService {
   readonly #parts: ServiceParts
   readonly #created = Math.floor(Date.now() / 1000)
 
+  /** @internal */
   constructor(parts: ServiceParts) {
     this.#parts = parts
   }

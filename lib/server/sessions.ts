@@ -21,7 +21,9 @@ interface Session {
 
 /** Whose conversation is meant: a client's name for it, among those of one key. */
 export interface SessionName {
+  /** The client's name for it. */
   readonly id: string
+  /** Whose name it is: what tells one key from another. */
   readonly owner: string
 }
 
