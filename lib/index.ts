@@ -6,6 +6,7 @@ export type { BytesByClass, CacheSegment, Format } from './cache/index.js'
 export type { TokenProbability } from './engine/adjust-logits.js'
 export type { CacheBytes } from './engine/context.js'
 export {
+  type CreateSequenceOptions,
   Engine,
   type EngineOptions,
   type EngineStats,
@@ -22,6 +23,7 @@ export type {
 export { type LoadOptions, loadModel } from './engine/load-model.js'
 export { createEngine, Model } from './engine/model.js'
 export { type Prompt, Sequence } from './engine/sequence.js'
+export type { TokenMap } from './engine/token-map.js'
 export { ERROR_CODES, type ErrorCode, ZipCacheError, type ZipCacheErrorFields } from './errors.js'
 export {
   evaluateLineRetrieval,

@@ -8,6 +8,7 @@ import { makePacker, makeScorer, type Probes, type Scorer } from './compress.js'
 import { makeHeadPacker } from './compress-by-head.js'
 import { affordablePages } from './estimate.js'
 import { keyErrorGains } from './gains.js'
+import type { ScoreWatcher } from './saliency-record.js'
 
 /** Shares of salient tokens, one for each (layer, KV head), that a prompt was given. */
 export type HeadShares = Float64Array
@@ -39,6 +40,7 @@ export function makePromptCompressor(
   nTokens: number,
   dtype: Tensor['dtype'],
   scratch: Scratch,
+  watch: ScoreWatcher | null = null,
 ): PromptCompressor {
   const { metric, auto, correctsPosition: correct } = compression
   const { nLayers, nKvHeads } = cache.shape
@@ -67,6 +69,7 @@ export function makePromptCompressor(
         if (scorer && probes) {
           scorer.score(k, probes, slidingWindow)
           if (correct) await revised(scorer)
+          watch?.(scorer.scores)
         }
         pack(layer, k, v)
       },
@@ -88,6 +91,7 @@ export function makePromptCompressor(
         revised(scorer),
         keyErrorGains(k, probes, scratch),
       ])
+      watch?.(scorer.scores)
       const pages = Math.floor(left / (nLayers - layer))
       const counts = salientCounts({ scores, gains }, { pages, coverage: auto.coverage })
       packer.pack(layer, k, v, scorer.scores, counts)
@@ -116,6 +120,7 @@ export function makeWindowCompressor(
   nTokens: number,
   dtype: Tensor['dtype'],
   scratch: Scratch,
+  watch: ScoreWatcher | null = null,
 ): WindowCompressor {
   const { windowMetric: metric } = compression
   const { nKvHeads } = cache.shape
@@ -124,7 +129,9 @@ export function makeWindowCompressor(
   const looks = isMixed && metric !== 'locality'
   const scorer = looks ? makeScorer(cache.shape, metric, nTokens, scratch) : null
   const score = (k: Tensor, probes: Probes | null, slidingWindow: number) => {
-    if (probes) scorer?.score(k, probes, slidingWindow)
+    if (!probes || !scorer) return
+    scorer.score(k, probes, slidingWindow)
+    watch?.(scorer.scores)
   }
   if (!shares || !scorer) {
     const staged = cache.stage(plan)

@@ -15,6 +15,7 @@ import { closeWindow, prefillCompressed, prefillIntoTail } from './prefill.js'
 import { prefillRows } from './prefill-rows.js'
 import type { RowStore } from './row-store.js'
 import { makeRowStore } from './row-stores.js'
+import { SaliencyRecord } from './saliency-record.js'
 import { WindowProbes } from './window-probes.js'
 
 /** Memory of one sequence. */
@@ -76,6 +77,8 @@ export class Context {
   /** Where the tokens are of a policy that keeps rows; null for the others. */
   readonly rows: RowStore | null
   readonly seed: Seed
+  /** Where scores are kept beside the cache; null where nobody wants to see them. */
+  readonly saliency: SaliencyRecord | null
   /** Tokens in the cache. */
   readonly tokens: number[] = []
   /** A token that was generated but has not been through the model. */
@@ -97,6 +100,7 @@ export class Context {
     seed: Seed,
     cache: KvCache,
     rows: RowStore | null,
+    saliency: SaliencyRecord | null,
   ) {
     this.model = model
     this.spec = spec
@@ -104,6 +108,7 @@ export class Context {
     this.seed = seed
     this.cache = cache
     this.rows = rows
+    this.saliency = saliency
   }
 
   /**
@@ -112,7 +117,13 @@ export class Context {
    * Throws `ERR_ZC_ARGUMENT` for an unknown policy, `ERR_ZC_OUT_OF_MEMORY` when there is no room for
    * its page table.
    */
-  static open(model: ForwardModel, memory: CacheMemory, spec: PolicySpec, seed: Seed): Context {
+  static open(
+    model: ForwardModel,
+    memory: CacheMemory,
+    spec: PolicySpec,
+    seed: Seed,
+    recordsSaliency = false,
+  ): Context {
     const policy = resolvePolicy(spec)
     if (policy.compression?.usesSpecialTokens && !model.specialTokens) {
       throw new ZipCacheError(
@@ -123,7 +134,9 @@ export class Context {
     }
     const tailFormat = policy.tail === 'f16' ? 'f16' : model.attentionDtype
     const rows = policy.rows && makeRowStore(model, memory, policy.rows)
-    return new Context(model, spec, policy, seed, new KvCache(memory, tailFormat), rows)
+    const cache = new KvCache(memory, tailFormat)
+    const saliency = recordsSaliency ? new SaliencyRecord() : null
+    return new Context(model, spec, policy, seed, cache, rows, saliency)
   }
 
   /** Tokens in the cache. */
@@ -234,7 +247,7 @@ export class Context {
     const nTokens = cache.tailLength + ids.length
     if (ids.length > 1 && nTokens >= compression.window) {
       const seed = deriveSeed(this.seed, this.#nGroups)
-      const { x, shares } = await prefillCompressed(pass, compression, seed)
+      const { x, shares } = await prefillCompressed(pass, compression, seed, this.saliency)
       this.#endGroup(nTokens, scratch)
       this.#shares = shares ?? this.#shares
       return x
@@ -286,7 +299,8 @@ export class Context {
     if (!compression) return
     const scratch = new Scratch(this.model.device)
     try {
-      closeWindow(this.model, this.cache, compression, this.#probes, this.#shares, scratch)
+      const { model, cache, saliency } = this
+      closeWindow(model, cache, compression, this.#probes, this.#shares, scratch, saliency)
       this.#endGroup(compression.window, scratch)
     } catch (error) {
       this.cache.unstage()
@@ -361,7 +375,8 @@ export class Context {
       cache.dispose()
       throw error
     }
-    const copy = new Context(model, spec, policy, seed, cache, rows)
+    const saliency = this.saliency?.fork() ?? null
+    const copy = new Context(model, spec, policy, seed, cache, rows, saliency)
     try {
       for (const id of this.tokens) copy.tokens.push(id)
       copy.pending = this.pending

@@ -21,6 +21,15 @@ export interface SequenceOptions {
   seed?: number
 }
 
+/** Settings of a sequence that its caller keeps. */
+export interface CreateSequenceOptions extends SequenceOptions {
+  /**
+   * Keeps what tokens scored when they were compressed, 8 bytes a token beside the cache, for
+   * `Sequence.tokenMap`; default false.
+   */
+  recordSaliency?: boolean
+}
+
 /** Bounds of an engine. */
 export interface EngineOptions {
   /** The most memory that all its caches may take together, in bytes. */
@@ -189,7 +198,7 @@ export class Engine {
    * Throws `ERR_ZC_ARGUMENT` for an unknown policy or option, `ERR_ZC_HANDLE` when the engine was
    * disposed of, `ERR_ZC_OUT_OF_MEMORY` when there is no room for its page table.
    */
-  createSequence(options: SequenceOptions = {}): Sequence {
+  createSequence(options: CreateSequenceOptions = {}): Sequence {
     if (this.#disposal) throw disposedError('engine')
     return this.#adopt(this.#open(options))
   }
@@ -263,8 +272,12 @@ export class Engine {
     this.#memory.dispose()
   }
 
-  #open({ policy, seed }: { policy?: PolicySpec | undefined; seed?: number | undefined }): Context {
-    return Context.open(this.#model, this.#memory, policy ?? 'zipcache', toSeed(seed ?? 0))
+  #open({
+    policy = 'zipcache',
+    seed = 0,
+    recordSaliency = false,
+  }: { [Key in keyof CreateSequenceOptions]: CreateSequenceOptions[Key] | undefined }): Context {
+    return Context.open(this.#model, this.#memory, policy, toSeed(seed), recordSaliency)
   }
 
   #keepPrefix(key: PrefixKey, sequence: Sequence): void {

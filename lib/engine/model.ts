@@ -7,6 +7,7 @@ import type { ComputeDtype } from '../model/weights.js'
 import type { Device } from '../ops/index.js'
 import { type PolicySpec, resolvePolicy } from '../policy/index.js'
 import {
+  type CreateSequenceOptions,
   Engine,
   type EngineOptions,
   type EngineStats,
@@ -111,7 +112,7 @@ export class Model {
    * Throws `ERR_ZC_ARGUMENT` for an unknown policy or option, `ERR_ZC_HANDLE` when the model was
    * disposed of.
    */
-  createSequence(options: SequenceOptions = {}): Sequence {
+  createSequence(options: CreateSequenceOptions = {}): Sequence {
     if (this.#disposal) throw disposedError('model')
     return this.#engine.createSequence(options)
   }

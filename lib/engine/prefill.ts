@@ -28,6 +28,7 @@ import {
 import type { Compression } from '../policy/policy.js'
 import type { Seed } from '../random.js'
 import { type HeadShares, makePromptCompressor, makeWindowCompressor } from './compress-group.js'
+import type { SaliencyRecord } from './saliency-record.js'
 import type { WindowProbes } from './window-probes.js'
 
 /** Tokens on their way through the model. */
@@ -129,6 +130,7 @@ export async function prefillCompressed(
   pass: PrefillPass,
   compression: Compression,
   seed: Seed,
+  record: SaliencyRecord | null,
 ): Promise<{ x: Tensor<'f32'>; shares: HeadShares | null }> {
   const { model, cache, ids, scratch, turn } = pass
   const { nHeads, headDim } = model.config
@@ -136,7 +138,8 @@ export async function prefillCompressed(
   const hasPacked = cache.tailStart > 0
   const nTokens = nTail + ids.length
   const dtype = model.attentionDtype
-  const compressor = makePromptCompressor(cache, compression, nTokens, dtype, scratch)
+  const watch = record?.begin(cache.tailStart, nTokens) ?? null
+  const compressor = makePromptCompressor(cache, compression, nTokens, dtype, scratch, watch)
   const sliced = slicePass(pass, nTail, cache.length)
   const { stream } = sliced
   const start = scratch.ints(Int32Array.of(cache.start))
@@ -319,11 +322,15 @@ export function closeWindow(
   probes: WindowProbes | null,
   shares: HeadShares | null,
   scratch: Scratch,
+  record: SaliencyRecord | null,
 ): void {
   const { nKvHeads, headDim, nLayers } = cache.shape
   const nTokens = cache.tailLength
   const dtype = model.attentionDtype
-  const compressor = makeWindowCompressor(cache, compression, shares, nTokens, dtype, scratch)
+  const watch = record?.begin(cache.tailStart, nTokens) ?? null
+  const compressor = makeWindowCompressor(
+    ...([cache, compression, shares, nTokens, dtype, scratch, watch] as const),
+  )
   const k = scratch.tensor(model.attentionDtype, [nTokens, nKvHeads, headDim])
   const v = scratch.tensor(model.attentionDtype, [nTokens, nKvHeads, headDim])
   const table = scratch.keep(cache.tableView())

@@ -17,6 +17,7 @@ import { deferred, disposedError, Run, type RunOptions } from './run.js'
 import { salientTokens } from './salient-tokens.js'
 import type { Scheduler } from './scheduler.js'
 import { saveContext } from './snapshot.js'
+import { mapTokens, type TokenMap } from './token-map.js'
 
 /** Token ids, or a text for the model's tokenizer. */
 export type Prompt = ArrayLike<number> | string
@@ -240,10 +241,22 @@ export class Sequence {
   async salientTokens(): Promise<readonly (readonly Int32Array[])[]> {
     this.#enter()
     try {
-      return await salientTokens(this.#context)
+      return await salientTokens(this.#context.cache)
     } finally {
       this.#leave()
     }
+  }
+
+  /**
+   * How each token is kept as the cache is now, also while another call is under way: its bits, in
+   * how many layers and KV heads it is salient and, where the sequence records them, its scores.
+   */
+  async tokenMap(): Promise<TokenMap> {
+    this.#refuseDisposed()
+    const { cache, saliency, tokens, failure } = this.#context
+    if (failure) throw failedError(failure)
+    const generated = this.#run?.ended === false ? this.#run.known : []
+    return mapTokens(cache, saliency, [...tokens, ...generated])
   }
 
   /**
@@ -345,11 +358,7 @@ export class Sequence {
   #refuseUnusable(): void {
     this.#refuseDisposed()
     const { failure } = this.#context
-    if (failure) {
-      throw new ZipCacheError('ERR_ZC_HANDLE', 'sequence: an earlier step failed on the device', {
-        cause: failure,
-      })
-    }
+    if (failure) throw failedError(failure)
     if (this.#isBusy) throw argumentError('sequence', 'is busy with another call')
   }
 
@@ -393,6 +402,12 @@ export function tokenIds(
       'prompt',
       `token ${i} is ${String(id)}, expected a whole number below ${vocabSize}`,
     )
+  })
+}
+
+function failedError(cause: unknown): ZipCacheError {
+  return new ZipCacheError('ERR_ZC_HANDLE', 'sequence: an earlier step failed on the device', {
+    cause,
   })
 }
 

@@ -1,5 +1,5 @@
 import type { Model } from '../engine/model.js'
-import { TextStream } from '../model/text-stream.js'
+import { tokenTexts } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { PolicySpec } from '../policy/index.js'
 import { policyLabel } from './asker.js'
@@ -218,12 +218,6 @@ export function biasOf(salient: ArrayLike<number>, x: (i: number) => number): nu
   }
   const pairs = nSalient * regularBelow
   return pairs === 0 ? 0 : (2 * higher + ties) / pairs - 1
-}
-
-/** Pieces of text that join to the whole prompt's. */
-function tokenTexts(tokenizer: ModelTokenizer, ids: readonly number[]): string[] {
-  const stream = new TextStream(tokenizer)
-  return ids.map((id, i) => stream.push(id) + (i === ids.length - 1 ? stream.flush() : ''))
 }
 
 /** What kind of token it is, by its own text. */

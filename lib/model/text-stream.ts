@@ -209,3 +209,9 @@ function bordersOf(stop: string): Uint32Array {
   }
   return borders
 }
+
+/** The text of each token: pieces that join to the text of all, special tokens by their names. */
+export function tokenTexts(decoder: TokenDecoder, ids: readonly number[]): string[] {
+  const stream = new TextStream(decoder)
+  return ids.map((id, i) => stream.push(id) + (i === ids.length - 1 ? stream.flush() : ''))
+}
