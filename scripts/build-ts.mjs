@@ -2,7 +2,7 @@
 // over it. Wrapping instead of compiling twice keeps one instance of every class and one loaded
 // addon, however a program mixes the two.
 import { spawnSync } from 'node:child_process'
-import { chmodSync, existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, cpSync, existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -36,6 +36,9 @@ const { exports: entryPoints } = JSON.parse(readFileSync(path.join(root, 'packag
 for (const entryPoint of Object.values(entryPoints)) {
   if (entryPoint.require) wrap(path.join(root, entryPoint.require.default))
 }
+// What the server's page is made of runs in a browser, as it is.
+const page = path.join('server', 'page')
+cpSync(path.join(root, 'lib', page), path.join(dist, page), { recursive: true })
 // `npx zipcache` in a clone runs the file itself.
 const main = path.join(dist, 'cli', 'main.js')
 if (existsSync(main)) chmodSync(main, 0o755)

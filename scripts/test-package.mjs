@@ -203,7 +203,7 @@ async function testPackages(scratch) {
     const wanted = registry.names.filter((name) => name !== 'zipcache')
     expect(`${scope.sort()}` === `${wanted.sort()}`, `installed ${scope}, expected ${wanted}`)
   })
-  for (const name of ['esm.mjs', 'commonjs.cjs', 'entries.mjs', 'worker.mjs']) {
+  for (const name of ['esm.mjs', 'commonjs.cjs', 'entries.mjs', 'page.mjs', 'worker.mjs']) {
     await check(name, () => expectOk(node([name])))
   }
   for (const name of Object.keys(tools).filter((one) => /^node\d/.test(one))) {

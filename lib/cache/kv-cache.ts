@@ -122,8 +122,6 @@ export class KvCache {
   #start: number
   #capacityWords: number
   #maxSegments: number
-  /** Whether the books changed since the table was written. */
-  #isAmended = false
   #tailStart = 0
   #tailTokens = 0
 
@@ -150,24 +148,17 @@ export class KvCache {
     this.#maxSegments = MIN_SEGMENTS
     this.#capacityWords = TableArena.capacityOf(this.#neededWords(this.#maxSegments))
     this.#start = memory.tables.allocate(this.#capacityWords)
-    this.#amend()
+    this.#upload()
   }
 
-  /**
-   * The word of `memory.tables` where the page table begins, for ops enqueued before the books
-   * change again; it moves when the table grows.
-   */
+  /** The word of `memory.tables` where the page table begins; it moves when the table grows. */
   get start(): number {
-    this.#write()
     return this.#start
   }
 
-  /**
-   * The page table alone, for ops on one sequence that are enqueued before the books change again:
-   * (words) i32. The caller disposes of it.
-   */
+  /** The page table alone, for ops on one sequence: (words) i32. The caller disposes of it. */
   tableView(): Tensor<'i32'> {
-    return this.memory.tables.memory.view([this.#capacityWords], this.start)
+    return this.memory.tables.memory.view([this.#capacityWords], this.#start)
   }
 
   /** Format of tokens that are not compressed. */
@@ -216,7 +207,7 @@ export class KvCache {
     try {
       const grown = this.#growTail(this.#tailTokens + nTokens)
       this.#tailTokens += nTokens
-      if (grown || owned) this.#amend()
+      if (grown || owned) this.#upload()
     } catch (error) {
       this.#trimTail(Math.min(this.#tailTokens, tokensBefore))
       throw error
@@ -237,7 +228,7 @@ export class KvCache {
       for (const page of pages.subarray(keep)) this.memory.pool.free(page, bytes)
     }
     tail.pages = tail.pages.map((pages) => pages.slice(0, keep))
-    this.#amend()
+    this.#upload()
   }
 
   /**
@@ -260,7 +251,7 @@ export class KvCache {
     copy.#tailStart = this.#tailStart
     copy.#tailTokens = this.#tailTokens
     try {
-      copy.#amend()
+      copy.#upload()
     } catch (error) {
       copy.dispose()
       throw error
@@ -301,7 +292,7 @@ export class KvCache {
     const first = this.#segments.length
     this.#segments.push(...staged)
     try {
-      this.#amend()
+      this.#upload()
     } catch (error) {
       this.unstage()
       throw error
@@ -340,7 +331,7 @@ export class KvCache {
     const first = this.#segments.length
     this.#segments.push(...staged)
     try {
-      this.#amend()
+      this.#upload()
     } catch (error) {
       this.unstage()
       throw error
@@ -375,7 +366,7 @@ export class KvCache {
       }
       segment.nTokens = own.reduce((sum, n) => sum + n, 0) / (nLayers * nKvHeads)
     }
-    this.#amend()
+    this.#upload()
   }
 
   /** Whether some group's KV heads may differ in how many tokens are salient. */
@@ -395,8 +386,7 @@ export class KvCache {
    * ops that take as many tokens of each head of a layer: (words) i32.
    */
   headTable(): Int32Array {
-    const words = new Int32Array(this.#neededWords(this.#maxSegments))
-    this.#fill(words)
+    const words = this.#serialise(this.#neededWords(this.#maxSegments))
     const { nLayers, nKvHeads } = this.shape
     words[LAYERS] = nLayers * nKvHeads
     words[KV_HEADS] = 1
@@ -411,14 +401,14 @@ export class KvCache {
     tail.pages = this.#entries(() => new Int32Array(0))
     this.#tailStart += nTokens
     this.#tailTokens = 0
-    this.#amend()
+    this.#upload()
   }
 
   /** Gives staged pages back that were never published. */
   unstage(): void {
     const staged = this.#segments.splice(this.#nVisible)
     for (const segment of staged) this.#freeSegment(segment, segment.span > 0)
-    if (staged.length > 0) this.#amend()
+    if (staged.length > 0) this.#upload()
   }
 
   /**
@@ -596,13 +586,10 @@ export class KvCache {
   }
 
   /**
-   * The books changed: the table has room for them from now on, and is written before an op may read
-   * it. Compressing a window changes them three times.
-   *
    * Throws `ERR_ZC_OUT_OF_MEMORY` when the table has to grow and cannot; the old one stays as it is
    * then.
    */
-  #amend(): void {
+  #upload(): void {
     const maxSegments = segmentRoom(this.#segments.length, this.#maxSegments)
     const needed = this.#neededWords(maxSegments)
     const { tables } = this.memory
@@ -613,21 +600,12 @@ export class KvCache {
       this.#capacityWords = TableArena.capacityOf(needed)
     }
     this.#maxSegments = maxSegments
-    this.#isAmended = true
+    tables.memory.write(this.#serialise(needed), this.#start)
   }
 
-  #write(): void {
-    if (!this.#isAmended) return
-    const { tables } = this.memory
-    const words = tables.blank(this.#neededWords(this.#maxSegments))
-    this.#fill(words)
-    tables.memory.write(words, this.#start)
-    this.#isAmended = false
-  }
-
-  /** - `words` (neededWords) i32, zeros: in and out */
-  #fill(words: Int32Array): void {
+  #serialise(nWords: number): Int32Array {
     const { nLayers, nKvHeads } = this.shape
+    const words = new Int32Array(nWords)
     words.set([this.#tailTokens, this.#tailStart, nLayers, nKvHeads, this.#maxSegments])
     const entryWords = ENTRY_HEADER + this.#maxSegments * SEGMENT_WORDS
     let nextPage = TABLE_HEADER + nLayers * nKvHeads * entryWords
@@ -653,6 +631,7 @@ export class KvCache {
         row += SEGMENT_WORDS
       }
     }
+    return words
   }
 }
 

@@ -2,9 +2,17 @@ import { readFile } from 'node:fs/promises'
 import { basename, resolve } from 'node:path'
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import { loadModel } from '../engine/load-model.js'
+import type { Model } from '../engine/model.js'
 import { ZipCacheError } from '../errors.js'
+import { generateLineRetrieval } from '../eval/line-retrieval-prompt.js'
 import { readGenerationConfig } from '../model/generation-config.js'
-import { LOG_LEVELS, type LogLevel, Server, type ServerOptions } from '../server/index.js'
+import {
+  LOG_LEVELS,
+  type LogLevel,
+  type PageExample,
+  Server,
+  type ServerOptions,
+} from '../server/index.js'
 import { parseKeys } from '../server/keys.js'
 import { choice, decimal, integer, list, policyName } from './options.js'
 import { say } from './output.js'
@@ -39,6 +47,7 @@ interface ServeOptions {
   readonly corsOrigin?: string[]
   readonly drainDelay: number
   readonly drainTimeout: number
+  readonly page: boolean
   readonly logLevel: LogLevel
   readonly logPrompts: boolean
   readonly metricsCompat?: 'vllm'
@@ -56,6 +65,7 @@ that over the default. Keys come from --api-key-file or, between commas, from ZI
   POST /v1/chat/completions, /v1/completions    OpenAI's API; GET /v1/models
   GET  /health/live, /health/ready              process up; 503 while it loads, drains or lost its device
   GET  /metrics                                 for Prometheus
+  GET  /                                        a page to chat and to watch the cache
 
 Requests may carry x-session-id (their conversation's compressed cache is kept for the next turn),
 x-request-id (comes back, and stands in the log), and in the body "kv_cache", a cache policy.
@@ -142,6 +152,7 @@ function serveOptions(): Option[] {
 
     seconds('--drain-delay <s>', 'after SIGTERM requests are still taken for so long', 0),
     seconds('--drain-timeout <s>', 'after SIGTERM answers under way are waited for so long', 30),
+    flag('--no-page', 'no page at /').default(true),
     flag('--log-level <level>', `least serious lines to log: ${LOG_LEVELS.join(', ')}`)
       .argParser(choice(...LOG_LEVELS))
       .default('info'),
@@ -241,7 +252,7 @@ async function serve(command: Command, options: ServeOptions, signal: AbortSigna
     const kvMemory = OWN_ENGINE_BYTES
     const model = await loadModel(dir, { device, dtype, threads, kvMemory, signal })
     try {
-      server.serve(model)
+      server.serve(model, { examples: examplesOf(model) })
       const seconds = (performance.now() - startedAt) / 1000
       server.log.info({ model: dir, device, seconds }, 'ready')
       await aborted(signal)
@@ -300,6 +311,7 @@ async function serverOptions(dir: string, options: ServeOptions): Promise<Server
     sessionTtlMs: options.sessionTtl * 1000,
     drainDelayMs: options.drainDelay * 1000,
     drainTimeoutMs: options.drainTimeout * 1000,
+    page: options.page,
     logLevel: options.logLevel,
     logPrompts: options.logPrompts,
     vllmMetrics: options.metricsCompat === 'vllm',
@@ -311,4 +323,15 @@ function aborted(signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
     signal.addEventListener('abort', () => resolve(), { once: true })
   })
+}
+
+/** Models that were trained for line retrieval know this word, and their own form of prompts alone. */
+function examplesOf({ tokenizer }: Model): PageExample[] {
+  if (tokenizer?.encode('REGISTER_CONTENT').length !== 1) return []
+  const first = generateLineRetrieval({ lines: 100, seed: 1 })
+  const other = generateLineRetrieval({ lines: 100, seed: 1, targetLine: 7 })
+  return [
+    { title: '100 records and a question', message: first.text, maxTokens: 14 },
+    { title: 'then another question', message: other.questionText, maxTokens: 14 },
+  ]
 }

@@ -156,10 +156,16 @@ export async function wholeAnswer(
   return { ...head, object: format.wholeKind, choices, usage: usage() }
 }
 
-/** The chunks of a stream; the last one has the usage, if it is wanted. */
+/** A stream's usage: in its last chunk, and in all others too where they are to have it. */
+export interface StreamUsage {
+  readonly last: () => object
+  readonly now: (() => object) | null
+}
+
+/** The chunks of a stream. */
 export async function* answerChunks(
   events: AsyncIterable<ChoiceEvent>,
-  usage: (() => object) | null,
+  usage: StreamUsage | null,
   head: AnswerHead,
   format: AnswerFormat,
   options: AnswerOptions,
@@ -169,7 +175,7 @@ export async function* answerChunks(
     ...head,
     object: format.chunkKind,
     choices,
-    ...(usage ? { usage: used ?? null } : {}),
+    ...(usage ? { usage: used ?? usage.now?.() ?? null } : {}),
   })
   const offsets = new Array<number>(options.nChoices).fill(0)
   const opened = new Set<number>()
@@ -192,12 +198,12 @@ export async function* answerChunks(
     offsets[choice] = (offsets[choice] as number) + token.text.length
     yield chunk([format.piece(choice, token.text, logprobs)])
   }
-  if (usage) yield chunk([], usage())
+  if (usage) yield chunk([], usage.last())
 }
 
 /** A request's usage in OpenAI's words, with what its caches took at the end. */
 export function usageObject(
-  { promptTokens, cachedTokens, completionTokens, cacheBytes, fp16Bytes }: Usage,
+  { promptTokens, cachedTokens, completionTokens, ...cache }: Readonly<Usage>,
   policy: string,
 ): object {
   return {
@@ -205,11 +211,20 @@ export function usageObject(
     completion_tokens: completionTokens,
     total_tokens: promptTokens + completionTokens,
     prompt_tokens_details: { cached_tokens: cachedTokens },
-    kv_cache: {
-      policy,
-      bytes: cacheBytes,
-      fp16_bytes: fp16Bytes,
-      ratio: cacheBytes > 0 ? fp16Bytes / cacheBytes : null,
-    },
+    kv_cache: cacheObject(cache, policy),
+  }
+}
+
+/** What caches take, in the words of `usage.kv_cache`. */
+export function cacheObject(
+  { cacheBytes, fp16Bytes, bytesByClass }: Pick<Usage, 'cacheBytes' | 'fp16Bytes' | 'bytesByClass'>,
+  policy: string,
+): object {
+  return {
+    policy,
+    bytes: cacheBytes,
+    fp16_bytes: fp16Bytes,
+    ratio: cacheBytes > 0 ? fp16Bytes / cacheBytes : null,
+    bytes_by_class: bytesByClass,
   }
 }

@@ -1,3 +1,5 @@
+import type { BytesByClass } from '../cache/index.js'
+import type { CacheBytes } from '../engine/context.js'
 import type { Engine } from '../engine/engine.js'
 import type { FinishReason, GeneratedToken } from '../engine/generation.js'
 import type { Sequence } from '../engine/sequence.js'
@@ -26,6 +28,13 @@ export interface Usage {
   cacheBytes: number
   /** Bytes that 16-bit caches of the same would take. */
   fp16Bytes: number
+  /** `cacheBytes` by what they hold. */
+  bytesByClass: BytesByClass
+}
+
+function noBytes(): Pick<Usage, 'cacheBytes' | 'fp16Bytes' | 'bytesByClass'> {
+  const bytesByClass = { high: 0, low: 0, tail: 0, params: 0, bitmaps: 0, tables: 0, probes: 0 }
+  return { cacheBytes: 0, fp16Bytes: 0, bytesByClass }
 }
 
 /** Told what a generation does, for metrics and logs. */
@@ -60,8 +69,7 @@ export class Generation {
     promptTokens: 0,
     cachedTokens: 0,
     completionTokens: 0,
-    cacheBytes: 0,
-    fp16Bytes: 0,
+    ...noBytes(),
   }
   readonly policy: string
   readonly #host: GenerationHost
@@ -70,6 +78,8 @@ export class Generation {
   readonly #session: SessionName | null
   readonly #signal: AbortSignal
   readonly #observer: GenerationObserver
+  /** The sequences of all choices, until they have been counted. */
+  readonly #sequences = new Set<Sequence>()
   /** The session, once it is taken. */
   #entered: SessionName | null = null
   /** The text of what its cache held before this request. */
@@ -92,6 +102,14 @@ export class Generation {
     this.policy = policyName(request.policy)
   }
 
+  /** `usage` so far, with what the caches take at this moment. */
+  get usageNow(): Usage {
+    const usage = { ...this.usage, ...noBytes() }
+    if (this.#sequences.size === 0) return this.usage
+    for (const { bytesHeld } of this.#sequences) if (bytesHeld) addBytes(usage, bytesHeld)
+    return usage
+  }
+
   /**
    * What happens, choice by choice; prompt p's choices are numbered from p n on. Reads ahead of its
    * consumer by one token a choice at most. Rejects with an `ApiError` or a `ZipCacheError`.
@@ -99,11 +117,10 @@ export class Generation {
   async *events(): AsyncGenerator<ChoiceEvent, void, undefined> {
     const abort = new AbortController()
     const signal = AbortSignal.any([this.#signal, abort.signal])
-    const sequences = new Set<Sequence>()
     const sources: AsyncGenerator<ChoiceEvent, void>[] = []
     try {
       for (const [p, prompt] of this.#prompts.entries()) {
-        for (const choice of await this.#open(p, prompt, sequences, signal)) {
+        for (const choice of await this.#open(p, prompt, signal)) {
           sources.push(this.#run(choice, signal))
         }
       }
@@ -113,21 +130,19 @@ export class Generation {
       abort.abort()
       // A source that nobody asked for anything has nothing to end, and `return` ends it at once.
       await Promise.allSettled(sources.map((source) => source.return()))
-      for (const sequence of sequences) this.#count(sequence)
-      this.#release(sequences)
+      for (const sequence of this.#sequences) {
+        if (sequence.isUsable) addBytes(this.usage, sequence.bytes)
+      }
+      this.#release()
     }
   }
 
-  /** The choices of one prompt. What it opens it puts into `sequences`. */
-  async #open(
-    p: number,
-    prompt: PromptTokens,
-    sequences: Set<Sequence>,
-    signal: AbortSignal,
-  ): Promise<Choice[]> {
+  /** The choices of one prompt. */
+  async #open(p: number, prompt: PromptTokens, signal: AbortSignal): Promise<Choice[]> {
     const { n, seed } = this.#request
     const { sequence, ids } = this.#resume(prompt) ?? { sequence: this.#create(), ids: prompt.ids }
-    sequences.add(sequence)
+    this.#sequences.add(sequence)
+    if (this.#entered) this.#host.sessions.hold(this.#entered, sequence)
     const nCached = sequence.tokens.length
     this.usage.cachedTokens += nCached
     this.usage.promptTokens += nCached + ids.length
@@ -137,7 +152,7 @@ export class Generation {
     const choices: Choice[] = [{ index: p * n, sequence, ids: null, seed }]
     for (let c = 1; c < n; c++) {
       const fork = sequence.fork()
-      sequences.add(fork)
+      this.#sequences.add(fork)
       choices.push({ index: p * n + c, sequence: fork, ids: null, seed: seed + c })
     }
     return choices
@@ -163,7 +178,8 @@ export class Generation {
     const { policy } = this.#request
     for (;;) {
       try {
-        return engine.createSequence({ policy })
+        // Whoever has a session may ask how its tokens are kept.
+        return engine.createSequence({ policy, recordSaliency: this.#entered !== null })
       } catch (error) {
         const isFull = error instanceof ZipCacheError && error.code === 'ERR_ZC_OUT_OF_MEMORY'
         if (!isFull || !sessions.evict()) throw error
@@ -183,15 +199,10 @@ export class Generation {
     yield { kind: 'end' as const, choice: index, finishReason }
   }
 
-  #count(sequence: Sequence): void {
-    if (!sequence.isUsable) return
-    const { resident, fp16 } = sequence.bytes
-    this.usage.cacheBytes += resident
-    this.usage.fp16Bytes += fp16
-  }
-
   /** Ends all sequences but that of a conversation which can go on. */
-  #release(sequences: ReadonlySet<Sequence>): void {
+  #release(): void {
+    const sequences = [...this.#sequences]
+    this.#sequences.clear()
     const [first] = sequences
     const isKept = this.#entered !== null && first?.isUsable === true && first.tokens.length > 0
     for (const sequence of sequences) if (!isKept || sequence !== first) sequence.dispose()
@@ -210,5 +221,13 @@ export class Generation {
     const text = this.#prompts[0]?.text ?? null
     if (text === null || !tokenizer) return null
     return text + tokenizer.decode(tokens.slice(this.#saidFrom))
+  }
+}
+
+function addBytes(usage: Usage, { resident, fp16, byClass }: CacheBytes): void {
+  usage.cacheBytes += resident
+  usage.fp16Bytes += fp16
+  for (const name of Object.keys(byClass) as (keyof BytesByClass)[]) {
+    usage.bytesByClass[name] += byClass[name]
   }
 }

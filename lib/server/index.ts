@@ -5,6 +5,7 @@
 export { ApiError, type ApiErrorFields, type ErrorBody, toApiError } from './api-error.js'
 export type { Usage } from './generation.js'
 export { LOG_LEVELS, type LogLevel, type ServerOptions } from './options.js'
+export type { PageExample } from './page.js'
 export { Server, type ServerState } from './server.js'
 export { type Answer, type Call, OpenAiService } from './service.js'
 export type { SessionName } from './sessions.js'

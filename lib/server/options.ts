@@ -56,6 +56,9 @@ export interface ServerOptions {
   /** How long a server that ends waits for answers under way, then cuts them. Default 30 s. */
   readonly drainTimeoutMs?: number | undefined
 
+  /** Whether there is a page at `/` to chat and to watch the cache. Default true. */
+  readonly page?: boolean | undefined
+
   /** Least serious lines to log, `silent` for none; default `info`. */
   readonly logLevel?: LogLevel | undefined
   /** Also logs the bodies of requests, prompts and all. Default false. */
@@ -99,6 +102,7 @@ export function settingsOf(options: ServerOptions): ServerSettings {
     sessionTtlMs: 3_600_000,
     drainDelayMs: 0,
     drainTimeoutMs: 30_000,
+    page: true,
     logLevel: 'info',
     logPrompts: false,
     vllmMetrics: false,

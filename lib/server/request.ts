@@ -29,6 +29,8 @@ export interface GenerationRequest {
   readonly stream: boolean
   /** A stream ends with a chunk that has the usage. */
   readonly includeUsage: boolean
+  /** Its other chunks have the usage so far. */
+  readonly continuousUsage: boolean
   /** Sampling and limits; a choice adds its seed. */
   readonly sampling: GenerateOptions
   readonly seed: number
@@ -134,12 +136,18 @@ function readGeneration(
   const streamOptions = fields.nested('stream_options')
   if (streamOptions && !stream) throw invalid('stream_options', 'is only for "stream": true')
   const includeUsage = streamOptions?.boolean('include_usage') ?? false
+  // vLLM's name for it.
+  const continuousUsage = streamOptions?.boolean('continuous_usage_stats') ?? false
+  if (continuousUsage && !includeUsage) {
+    throw invalid('stream_options.continuous_usage_stats', 'is only for "include_usage": true')
+  }
   streamOptions?.ignore(['include_obfuscation'])
   streamOptions?.done()
   const request = {
     n: fields.integer('n', 1, rules.maxChoices) ?? 1,
     stream,
     includeUsage,
+    continuousUsage,
     sampling: {
       maxTokens: Math.min(maxTokens, rules.maxTokens),
       temperature: fields.number('temperature', 0, 2) ?? sampling.temperature,

@@ -11,11 +11,14 @@ import fastify, {
 import type { Engine } from '../engine/engine.js'
 import { createEngine, type Model } from '../engine/model.js'
 import { ZipCacheError } from '../errors.js'
+import { POLICY_NAMES } from '../policy/index.js'
 import { ApiError, toApiError } from './api-error.js'
 import { parseJsonBody } from './json-body.js'
 import { ApiKeys } from './keys.js'
 import { ServerMetrics } from './metrics.js'
 import { type ServerOptions, type ServerSettings, settingsOf } from './options.js'
+import { addPage, type PageExample } from './page.js'
+import { policyName } from './policies.js'
 import { type Answer, type Call, OpenAiService } from './service.js'
 import { type SessionName, Sessions } from './sessions.js'
 import { orAfter, serverSentEvents } from './sse.js'
@@ -54,6 +57,7 @@ export class Server {
   /** What requests took, for their line in the log. */
   readonly #used = new WeakMap<FastifyRequest, object>()
   #backend: Backend | null = null
+  #examples: readonly PageExample[] = []
   #isLost = false
   #isDraining = false
   #refusesNew = false
@@ -69,6 +73,8 @@ export class Server {
     )
     this.#app = fastify({
       bodyLimit: settings.bodyLimit,
+      // Names of sessions stand in paths.
+      routerOptions: { maxParamLength: 4 * MAX_SESSION_ID },
       requestTimeout: settings.bodyTimeoutMs,
       // Node looks for requests that take too long this often.
       http: {
@@ -123,9 +129,11 @@ export class Server {
    * Answers from a model from now on. The model is the caller's to dispose of, once the server is
    * closed.
    *
+   * - `examples`: texts that the page offers to send to this model
+   *
    * Throws as `createEngine`.
    */
-  serve(model: Model): void {
+  serve(model: Model, { examples = [] }: { examples?: readonly PageExample[] } = {}): void {
     const settings = this.#settings
     const { maxPositions, nLayers, nKvHeads, headDim } = model.config
     const sessions = new Sessions(settings)
@@ -153,6 +161,7 @@ export class Server {
       },
     })
     this.metrics.attach({ engine, sessions, fp16BytesPerToken: 4 * nLayers * nKvHeads * headDim })
+    this.#examples = examples
     this.#backend = { service, engine, sessions }
   }
 
@@ -224,6 +233,13 @@ export class Server {
       if (model) return model
       throw new ApiError(404, 'there is no such model', { param: 'model', code: 'model_not_found' })
     })
+    app.get<{ Params: { id: string } }>('/v1/sessions/:id/cache', async (request) => {
+      const { service } = this.#ready()
+      const cache = await service.sessionCache(this.#nameOf(request.params.id, request))
+      if (cache) return cache
+      throw new ApiError(404, 'there is no such session', { code: 'session_not_found' })
+    })
+    if (this.#settings.page) addPage(app, () => this.#pageSettings())
     app.post('/v1/chat/completions', (request, reply) =>
       this.#answer(request, reply, (call) => this.#ready().service.chat(request.body, call)),
     )
@@ -344,9 +360,19 @@ export class Server {
       .send(Readable.from(events, { objectMode: false, highWaterMark: 1 }))
   }
 
+  #pageSettings() {
+    const { policy, allowedPolicies } = this.#settings
+    const policies = allowedPolicies.includes('*') ? POLICY_NAMES : allowedPolicies
+    return { policy: policyName(policy), policies, examples: this.#examples }
+  }
+
   #sessionOf(request: FastifyRequest): SessionName | null {
     const id = request.headers['x-session-id']
-    if (id === undefined) return null
+    return id === undefined ? null : this.#nameOf(id, request)
+  }
+
+  /** A conversation of whoever asks. Throws an `ApiError` 400 for what is no name. */
+  #nameOf(id: string | string[], request: FastifyRequest): SessionName {
     if (typeof id !== 'string' || id === '' || id.length > MAX_SESSION_ID) {
       throw new ApiError(400, `x-session-id: expected at most ${MAX_SESSION_ID} characters`, {
         param: 'x-session-id',

@@ -20,6 +20,7 @@ import {
   readChatRequest,
   readTextRequest,
 } from './request.js'
+import { describeCache } from './session-cache.js'
 import type { SessionName, Sessions } from './sessions.js'
 
 /** What a service answers from. */
@@ -113,6 +114,12 @@ export class OpenAiService {
     return this.#answer(request, prompts, call, (options) => textFormat(options, echoes))
   }
 
+  /** `GET /v1/sessions/:id/cache`; null when there is no such session. */
+  async sessionCache(name: SessionName): Promise<object | null> {
+    const sequence = this.#parts.sessions.find(name)
+    return sequence && describeCache(sequence, this.#parts.model)
+  }
+
   async #answer(
     request: GenerationRequest,
     prompts: readonly PromptTokens[],
@@ -150,9 +157,11 @@ export class OpenAiService {
     if (!request.stream) {
       return { kind: 'whole', body: await wholeAnswer(events(), usage, head, format, options) }
     }
+    const now = () => usageObject(generation.usageNow, generation.policy)
+    const streamUsage = { last: usage, now: request.continuousUsage ? now : null }
     const chunks = answerChunks(
       events(),
-      request.includeUsage ? usage : null,
+      request.includeUsage ? streamUsage : null,
       head,
       format,
       options,

@@ -46,7 +46,8 @@ export class Sessions {
   readonly #now: () => number
   /** Least recently used first. */
   readonly #idle = new Map<string, Session>()
-  readonly #busy = new Set<string>()
+  /** Those that a request uses, with its sequence once there is one. */
+  readonly #busy = new Map<string, Sequence | null>()
   readonly counters = { resumed: 0, restarted: 0, evicted: 0, expired: 0, reusedTokens: 0 }
 
   constructor(limits: SessionLimits, now: () => number = Date.now) {
@@ -86,7 +87,7 @@ export class Sessions {
       })
     }
     this.expire()
-    this.#busy.add(key)
+    this.#busy.set(key, null)
     const session = this.#idle.get(key)
     if (!session) return null
     this.#idle.delete(key)
@@ -99,6 +100,18 @@ export class Sessions {
     this.counters.resumed++
     this.counters.reusedTokens += session.sequence.tokens.length
     return { sequence: session.sequence, text: session.text, ids }
+  }
+
+  /** Tells which sequence the request uses that has taken a name. */
+  hold(name: SessionName, sequence: Sequence): void {
+    this.#busy.set(keyOf(name), sequence)
+  }
+
+  /** The conversation of a name, whether it waits or a request uses it; null: there is none. */
+  find(name: SessionName): Sequence | null {
+    this.expire()
+    const key = keyOf(name)
+    return this.#busy.get(key) ?? this.#idle.get(key)?.sequence ?? null
   }
 
   /** Ends the use of a name, and keeps its conversation; null: there is none to keep. */

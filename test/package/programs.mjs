@@ -42,6 +42,17 @@ if (Math.abs(values[1] - expected[1]) > 1e-5) throw new Error(values[1] + ' is n
 await device.dispose()
 console.log('ok')
 `,
+  'page.mjs': `
+import { Server } from 'zipcache/server'
+const server = new Server({ port: 0, logLevel: 'silent' })
+const url = await server.listen()
+for (const path of ['/', '/page.css', '/page.js']) {
+  const response = await fetch(url + path)
+  if (response.status !== 200) throw new Error(path + ': ' + await response.text())
+}
+await server.close()
+console.log('ok')
+`,
   'typed.mts': `
 import { type CacheBytes, createEngine, exampleModel, loadModel, type Model, ZipCacheError } from 'zipcache'
 import { Device, type Tensor } from 'zipcache/ops'
