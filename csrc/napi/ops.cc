@@ -141,6 +141,10 @@ ZC_BIND("dequantize", dequantize, DequantizeArgs, a.codes = r.tensor("codes");
         a.scheme = static_cast<QuantScheme>(r.i32("scheme")); a.bits = r.i32("bits");
         a.group_size = r.i32("groupSize");)
 
+ZC_BIND("restoreOutliers", restore_outliers, RestoreOutliersArgs, a.values = r.tensor("values");
+        a.places = r.tensor("places"); a.out = r.output("out");
+        a.channelwise = r.boolean("channelwise");)
+
 ZC_BIND("appendKv", append_kv, AppendKvArgs, a.k = r.tensor("k"); a.v = r.tensor("v");
         a.pool = r.output("pool"); a.tables = r.tensor("tables"); a.starts = r.tensor("starts");
         a.cu_seqlens = r.tensor("cuSeqlens"); a.layer = r.i32("layer");)
@@ -241,6 +245,7 @@ void register_ops(Napi::Env env, Napi::Object exports) {
   add("selectSalient", select_salient_js);
   add("quantize", quantize_js);
   add("dequantize", dequantize_js);
+  add("restoreOutliers", restore_outliers_js);
   add("appendKv", append_kv_js);
   add("setTailLengths", set_tail_lengths_js);
   add("copyPages", copy_pages_js);

@@ -64,6 +64,13 @@ struct DequantizeArgs {
   int32_t group_size;
 };
 
+struct RestoreOutliersArgs {
+  TensorView values;  // (n_lines, n) f16
+  TensorView places;  // (n_lines, n, 2) u8: where in its line, 16 bits, the low byte first
+  TensorView out;     // (rows, channels) f32|f16|bf16; a line is a channel, or a row
+  bool channelwise;
+};
+
 struct AppendKvArgs {
   TensorView k;           // (rows, n_kv_heads, head_dim) f32|f16|bf16
   TensorView v;           // the same

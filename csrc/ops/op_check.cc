@@ -243,6 +243,15 @@ void check(const DequantizeArgs& a) {
   expect_quantized(a.out, a.codes, a.scale, a.zero, a.channel, a.scheme, a.bits, a.group_size);
 }
 
+void check(const RestoreOutliersArgs& a) {
+  expect_float("out", a.out);
+  expect_shape("out", a.out, {kAny, kAny});
+  expect_dtype("values", a.values, DType::kF16);
+  expect_shape("values", a.values, {a.out.size(a.channelwise ? 1 : 0), kAny});
+  expect_dtype("places", a.places, DType::kU8);
+  expect_shape("places", a.places, {a.values.size(0), a.values.size(1), 2});
+}
+
 void check(const AppendKvArgs& a) {
   expect_kv_rows(a.k, a.v);
   expect_pool(a.pool);

@@ -177,6 +177,20 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
     checkClose(await valuesOf(out), restored, { name: 'out', tolerance: 1e-6 })
   },
 
+  restoreOutliers: async (tensors) => {
+    const [channels, perLine] = [300, 2]
+    const out = tensors.normal('f32', [3, channels])
+    const values = tensors.normal('f16', [3, perLine], { seed: 2 })
+    const places = [0, 299, 256, 1, 7, 8]
+    const bytes = Uint8Array.from(places.flatMap((place) => [place % 256, place >> 8]))
+    const [before, valuesOut] = await valuesOfAll(out, values)
+    const placed = tensors.output('u8', [3, perLine, 2]).write(bytes)
+    ops.restoreOutliers({ values, places: placed, out, scheme: 'tokenwise' })
+    const given = { x: before, channels, values: valuesOut, places, perLine }
+    const expected = reference.restoreOutliers({ ...given, scheme: 'tokenwise' })
+    exactly('out', await valuesOf(out), expected)
+  },
+
   appendKv: async (tensors) => {
     const kv = layer(tensors)
     kv.append()

@@ -137,6 +137,7 @@ export interface Addon {
     bits: number,
     groupSize: number,
   ): void
+  restoreOutliers(values: T, places: T, out: T, channelwise: boolean): void
   appendKv(k: T, v: T, pool: T, tables: T, starts: T, cuSeqlens: T, layer: number): void
   setTailLengths(tables: T, starts: T, lengths: T): void
   copyPages(pool: T, from: T, to: T, pageBytes: number): void

@@ -30,6 +30,7 @@ export {
   type QuantScheme,
   quantize,
 } from './quantize.js'
+export { type RestoreOutliersArgs, restoreOutliers } from './restore-outliers.js'
 export { type RmsNormArgs, rmsNorm } from './rms-norm.js'
 export { type RopeArgs, type RopeTableArgs, rope, ropeTable } from './rope.js'
 export {

@@ -151,5 +151,26 @@ void dequantize(const OpContext& ctx, const DequantizeArgs& a) {
                  [&](auto type) { dequantize_typed<typename decltype(type)::type>(ctx, a); });
 }
 
+void restore_outliers(const OpContext& ctx, const RestoreOutliersArgs& a) {
+  const int64_t n = a.values.size(1);
+  const int64_t channels = a.out.size(1);
+  const int64_t length = a.out.size(a.channelwise ? 0 : 1);  // of a line
+  const uint8_t* places = a.places.as<uint8_t>();
+  const auto place_of = [&](int64_t i) { return int64_t{places[2 * i]} + 256 * places[2 * i + 1]; };
+  for (int64_t i = 0; i < a.values.length(); ++i)
+    ZC_CHECK(place_of(i) < length, ErrorCode::kArgument, "places: %lld, expected 0 to %lld",
+             static_cast<long long>(place_of(i)), static_cast<long long>(length - 1));
+  dispatch_float(a.out.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    ctx.threads->parallel_for(a.values.size(0), [&](int64_t line) {
+      for (int64_t i = line * n; i < (line + 1) * n; ++i) {
+        const int64_t element =
+            a.channelwise ? place_of(i) * channels + line : line * channels + place_of(i);
+        a.out.as<T>()[element] = from_float<T>(to_float(a.values.as<f16>()[i]));
+      }
+    });
+  });
+}
+
 }  // namespace ZC_ISA
 }  // namespace zc::cpu

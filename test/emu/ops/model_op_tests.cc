@@ -211,6 +211,31 @@ ZC_OP_TESTS(gather_rows_tests) {
   });
 }
 
+ZC_OP_TESTS(restore_outliers_tests) {
+  const auto places = [](OpRun& run, int64_t lines, int64_t n, int64_t first) {
+    return run.bytes({lines, n, 2}, [=](int64_t i) {
+      const int64_t place = first + (i / 2) % n;
+      return static_cast<uint8_t>(i % 2 == 0 ? place % 256 : place / 256);
+    });
+  };
+  for (const DType dtype : kFloatDTypes)
+    for (const bool channelwise : {false, true})
+      add_op_test(std::string("restore_outliers ") + dtype_name(dtype), [=](OpRun& run) {
+        const int64_t lines = channelwise ? 5 : 300;
+        const TensorView out = run.normals(dtype, {300, 5});
+        run.op(&Backend::restore_outliers,
+               RestoreOutliersArgs{run.normals(DType::kF16, {lines, 3}),
+                                   places(run, lines, 3, channelwise ? 254 : 2), out, channelwise});
+        run.compare("out", out);
+      });
+  add_op_test("restore_outliers beyond", [=](OpRun& run) {
+    run.expects_failure();
+    run.op(&Backend::restore_outliers,
+           RestoreOutliersArgs{run.normals(DType::kF16, {4, 2}), places(run, 4, 2, 3),
+                               run.normals(DType::kF32, {4, 4}), false});
+  });
+}
+
 ZC_OP_TESTS(count_non_finite_tests) {
   for (const DType dtype : kFloatDTypes)
     add_op_test(std::string("count_non_finite ") + dtype_name(dtype), [=](OpRun& run) {

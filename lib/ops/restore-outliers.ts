@@ -1,0 +1,30 @@
+import { loadAddon } from '../native/load.js'
+import type { Tensor } from './tensor.js'
+
+/** Arguments of `restoreOutliers`. */
+export interface RestoreOutliersArgs {
+  values: Tensor
+  places: Tensor
+  out: Tensor
+  scheme: 'channelwise' | 'tokenwise'
+}
+
+/**
+ * Puts single values over what is there: out[places[line, i] of the line] = values[line, i]. A line
+ * is a channel of `out`, or a row with `tokenwise`.
+ *
+ * - `values` (n_lines, n) f16; `places` (n_lines, n, 2) u8: a row of the channel or a channel of the
+ *   row, in 16 bits, the low byte first; those of a line differ
+ * - `out` (rows, channels) f32, f16 or bf16: all other elements stay
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`; a place out of range is found when the op runs
+ * (`ERR_ZC_ARGUMENT`). Source: GEAR (arXiv 2403.05527) §3, the sparse matrix S.
+ */
+export function restoreOutliers(args: RestoreOutliersArgs): void {
+  loadAddon().restoreOutliers(
+    args.values.handle,
+    args.places.handle,
+    args.out.handle,
+    args.scheme === 'channelwise',
+  )
+}
