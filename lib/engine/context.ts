@@ -404,8 +404,9 @@ export class Context {
 
   get bytes(): CacheBytes {
     const byClass = { ...this.cache.bytesByClass(), probes: this.#probes?.bytes ?? 0 }
-    const { rows, params, tail, scores } = this.rows?.bytes ?? NO_ROWS
+    const { rows, low, params, tail, scores } = this.rows?.bytes ?? NO_ROWS
     byClass.high += rows
+    byClass.low += low
     byClass.params += params
     byClass.tail += tail
     byClass.probes += scores
@@ -452,7 +453,7 @@ export class Context {
   }
 }
 
-const NO_ROWS = { rows: 0, params: 0, tail: 0, scores: 0 }
+const NO_ROWS = { rows: 0, low: 0, params: 0, tail: 0, scores: 0 }
 
 function sumBytes(byClass: BytesByClass): number {
   return Object.values(byClass).reduce((sum: number, bytes: number) => sum + bytes, 0)

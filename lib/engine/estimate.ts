@@ -19,7 +19,9 @@ import type { Compression, PrecisionClass, RowPlan } from '../policy/policy.js'
 import { deriveSeed, toSeed } from '../random.js'
 import type { Context } from './context.js'
 import { sliceRows } from './prefill.js'
-import { BLOCK_ROWS, chunkSize } from './quantized-rows.js'
+import { BLOCK_ROWS } from './quantized-rows.js'
+import { chunkBytes, chunkRows } from './row-coder.js'
+import { tieredActivationBytes, tieredBytes } from './tiered-rows.js'
 
 /** Memory that a prompt takes, in bytes. */
 export interface MemoryEstimate {
@@ -113,10 +115,17 @@ function rowActivationBytes(model: ForwardModel, plan: RowPlan, n: number): numb
   const pass = passBytes(model, n)
   const bytes = pass.bytes + 16 * pass.nSlices
   if (plan.kind === 'quantized') {
-    const rotated = [plan.key, plan.value].filter((codec) => codec.rotated)
-    const rows = Math.max(0, ...rotated.map((codec) => codec.nQuantized(n, 0)))
-    if (rows === 0) return bytes
-    return bytes + 4 * rows * nKvHeads * headDim + 4 * headDim * headDim
+    const codecs = [plan.key, plan.value]
+    const inRoom = codecs.filter((codec) => codec.rotated || codec.correction)
+    const chunks = inRoom.flatMap((codec) => chunkRows(codec, codec.nQuantized(n, 0)))
+    if (chunks.length === 0) return bytes
+    const matrix = codecs.some((codec) => codec.rotated) ? 4 * headDim * headDim : 0
+    return bytes + 4 * Math.max(...chunks) * nKvHeads * headDim + matrix
+  }
+  if (plan.kind === 'tiered') {
+    const attention = DTYPE_BYTES[model.attentionDtype]
+    const own = tieredActivationBytes(model.config, plan, n, attention)
+    return bytes + own + n * (probeRowBytes(model) + 8 * nLayers) + 4 * n * nLayers
   }
   const facts = { nRows: n, promptLength: n, isPrompt: true }
   const nKept = plan.nKept(facts)
@@ -135,12 +144,12 @@ function rowBytes(shape: KvShape, plan: RowPlan, n: number): number {
     const scores = plan.accumulates ? 4 * shape.nKvHeads : 0
     return shape.nLayers * nKept * (4 * width + scores)
   }
+  if (plan.kind === 'tiered') return shape.nLayers * tieredBytes(shape, plan, n)
   let bytes = 0
   for (const codec of [plan.key, plan.value]) {
     const nQuantized = codec.nQuantized(n, 0)
-    if (nQuantized > 0) {
-      const { codes, params } = chunkSize(codec, nQuantized, shape)
-      bytes += codes[0] * codes[1] + 2 * params
+    for (const nRows of chunkRows(codec, nQuantized)) {
+      bytes += chunkBytes(codec, shape, nRows)
     }
     bytes += Math.ceil((n - nQuantized) / BLOCK_ROWS) * BLOCK_ROWS * width * 2
   }

@@ -1,8 +1,9 @@
 import type { CacheMemory } from '../cache/index.js'
 import type { Scratch } from '../model/scratch.js'
-import { convert, type DType, gatherRows, probeAttention, type Tensor } from '../ops/index.js'
+import { convert, gatherRows, type Tensor } from '../ops/index.js'
 import type { KeptPlan } from '../policy/policy.js'
 import type { Probes } from './compress.js'
+import { Room, scoreRows } from './row-scores.js'
 import type { RowBytes, RowStore, RowWriter } from './row-store.js'
 
 /** The rows that one layer keeps. Never written again, so that forks share them. */
@@ -42,7 +43,7 @@ export class KeptRows implements RowStore {
   }
 
   get bytes(): RowBytes {
-    const bytes = { rows: 0, params: 0, tail: 0, scores: 0 }
+    const bytes = { rows: 0, low: 0, params: 0, tail: 0, scores: 0 }
     for (const { k, v, scores } of this.#layers) {
       bytes.rows += k.sizeBytes + v.sizeBytes
       bytes.scores += scores?.sizeBytes ?? 0
@@ -120,9 +121,11 @@ export class KeptRows implements RowStore {
     probes: Probes | null,
     room: Room,
   ): Promise<Layer> {
-    const { nKvHeads, headDim } = this.#memory.shape
+    const { shape } = this.#memory
+    const { nKvHeads, headDim } = shape
     const { nRows, nKept } = facts
-    const scores = probes ? await this.#score(layer, k, nRows, probes, room) : null
+    const before = { scores: this.#layers[layer]?.scores ?? null, first: 0 }
+    const scores = probes ? await scoreRows(shape, k, nRows, probes, before, room) : null
     const kept = Array.from({ length: nKvHeads }, (_, head) =>
       nKept < nRows && scores
         ? this.plan.select(scores.subarray(head * nRows, (head + 1) * nRows), facts)
@@ -135,8 +138,8 @@ export class KeptRows implements RowStore {
         made.push(tensor)
         return tensor
       }
-      const shape = [nKept, nKvHeads, headDim]
-      const own = { k: make('f16', shape), v: make('f16', shape) }
+      const rowsShape = [nKept, nKvHeads, headDim]
+      const own = { k: make('f16', rowsShape), v: make('f16', rowsShape) }
       // Row r of head h stands at r n_kv_heads + h.
       const places = new Int32Array(nKept * nKvHeads)
       for (const [head, rows] of kept.entries()) {
@@ -168,55 +171,8 @@ export class KeptRows implements RowStore {
       throw error
     }
   }
-
-  /** Attention that each row has received, (n_kv_heads, nRows): what is kept of before, and now. */
-  async #score(
-    layer: number,
-    k: Tensor,
-    nRows: number,
-    probes: Probes,
-    room: Room,
-  ): Promise<Float32Array> {
-    const { nKvHeads, headDim } = this.#memory.shape
-    const sums = room.tensor('sums', 'f32', [nKvHeads, nRows])
-    const keys = room.scratch.keep(k.view([nRows, nKvHeads, headDim]))
-    const scale = 1 / Math.sqrt(headDim)
-    probeAttention({ ...probes, k: keys, scores: sums, scale, metric: 'accumulated' })
-    const scores = await sums.read()
-    const before = this.#layers[layer]?.scores
-    if (before) {
-      const old = await before.read()
-      for (let head = 0; head < nKvHeads; head++) {
-        for (let row = 0; row < this.#nRows; row++) {
-          const at = head * nRows + row
-          scores[at] = (scores[at] as number) + (old[head * this.#nRows + row] as number)
-        }
-      }
-    }
-    return scores
-  }
 }
 
 function layerBytes({ k, v, scores }: Layer): number {
   return k.sizeBytes + v.sizeBytes + (scores?.sizeBytes ?? 0)
-}
-
-/** Work space that the layers use one after another. */
-class Room {
-  readonly scratch: Scratch
-  readonly #tensors = new Map<string, Tensor>()
-
-  constructor(scratch: Scratch) {
-    this.scratch = scratch
-  }
-
-  /** The tensor of that name: made once, since all layers are alike. */
-  tensor<D extends DType>(name: string, dtype: D, shape: number[]): Tensor<D> {
-    let tensor = this.#tensors.get(name)
-    if (!tensor) {
-      tensor = this.scratch.tensor(dtype, shape)
-      this.#tensors.set(name, tensor)
-    }
-    return tensor as Tensor<D>
-  }
 }

@@ -1,30 +1,12 @@
-import type { CacheMemory, KvShape } from '../cache/index.js'
-import { hadamard } from '../model/hadamard.js'
+import type { CacheMemory } from '../cache/index.js'
 import type { Scratch } from '../model/scratch.js'
-import {
-  codeBytesPerRow,
-  convert,
-  dequantize,
-  linear,
-  quantize,
-  type Tensor,
-} from '../ops/index.js'
+import { convert, type Tensor } from '../ops/index.js'
 import type { QuantizedPlan, RowCodec } from '../policy/policy.js'
+import { type Chunk, chunkRows, makeChunk, RowCoder, tensorsOf } from './row-coder.js'
 import type { RowBytes, RowStore, RowWriter } from './row-store.js'
 
 /** Rows of a block of the 16-bit residual. */
 export const BLOCK_ROWS = 16
-
-/** Rows that were quantized together. */
-interface Chunk {
-  readonly nRows: number
-  /** (nRows, bytes of a row) u8 */
-  readonly codes: Tensor<'u8'>
-  /** Scales, zeros and, with `cst`, channel normalisers of every token group. */
-  readonly params: Tensor<'f16'>
-  /** Stores that hold it: chunks are never written again. */
-  nHolders: number
-}
 
 /** K or V of one layer: quantized rows, then those in 16 bits. */
 interface Part {
@@ -66,12 +48,13 @@ export class QuantizedRows implements RowStore {
   }
 
   get bytes(): RowBytes {
-    const bytes = { rows: 0, params: 0, tail: 0, scores: 0 }
+    const bytes = { rows: 0, low: 0, params: 0, tail: 0, scores: 0 }
     for (const layer of this.#layers) {
       for (const { chunks, blocks } of [layer.key, layer.value]) {
-        for (const { codes, params } of chunks) {
+        for (const chunk of chunks) {
+          const [codes, ...others] = tensorsOf(chunk)
           bytes.rows += codes.sizeBytes
-          bytes.params += params.sizeBytes
+          for (const tensor of others) bytes.params += tensor.sizeBytes
         }
         for (const block of blocks) bytes.tail += block.sizeBytes
       }
@@ -105,10 +88,8 @@ export class QuantizedRows implements RowStore {
         const held = this.#layers[layer] as Layer
         const grow = (part: Part, codec: RowCodec, x: Tensor) =>
           this.#grow(part, codec, x, nTokens, rows, replaced, make)
-        added.push({
-          key: grow(held.key, this.plan.key, k),
-          value: grow(held.value, this.plan.value, v),
-        })
+        const key = await grow(held.key, this.plan.key, k)
+        added.push({ key, value: await grow(held.value, this.plan.value, v) })
       },
       publish: () => {
         for (const free of replaced) free()
@@ -160,8 +141,7 @@ export class QuantizedRows implements RowStore {
 
   #freeChunk(chunk: Chunk): void {
     if (--chunk.nHolders > 0) return
-    this.#memory.freeRows(chunk.codes)
-    this.#memory.freeRows(chunk.params)
+    for (const tensor of tensorsOf(chunk)) this.#memory.freeRows(tensor)
   }
 
   #readPart(part: Part, codec: RowCodec, out: Tensor, rows: RowCoder): void {
@@ -178,7 +158,7 @@ export class QuantizedRows implements RowStore {
   }
 
   /** The part with `nTokens` more rows, which are those of x after the ones that it has. */
-  #grow(
+  async #grow(
     part: Part,
     codec: RowCodec,
     x: Tensor,
@@ -186,22 +166,20 @@ export class QuantizedRows implements RowStore {
     rows: RowCoder,
     replaced: (() => void)[],
     make: <D extends 'u8' | 'f16'>(dtype: D, shape: readonly number[]) => Tensor<D>,
-  ): Part {
+  ): Promise<Part> {
     const memory = this.#memory
     const total = this.#length + nTokens
     const nQuantized = codec.nQuantized(total, part.nQuantized)
     const chunks = [...part.chunks]
     let blocks = [...part.blocks]
     if (nQuantized > part.nQuantized) {
-      const size = chunkSize(codec, nQuantized - part.nQuantized, memory.shape)
-      const chunk = {
-        nRows: nQuantized - part.nQuantized,
-        codes: make('u8', size.codes),
-        params: make('f16', [size.params]),
-        nHolders: 1,
+      let first = part.nQuantized
+      for (const nRows of chunkRows(codec, nQuantized - part.nQuantized)) {
+        const chunk = makeChunk(codec, memory.shape, nRows, make)
+        await rows.encode(chunk, codec, x, first)
+        chunks.push(chunk)
+        first += nRows
       }
-      rows.encode(chunk, codec, x, part.nQuantized)
-      chunks.push(chunk)
       // A plan leaves the residual at a block's beginning, or empty.
       const nGone = Math.ceil((nQuantized - part.nQuantized) / BLOCK_ROWS)
       const gone = blocks.slice(0, nGone)
@@ -224,126 +202,5 @@ export class QuantizedRows implements RowStore {
       row += n
     }
     return { chunks, nQuantized, blocks }
-  }
-}
-
-/** Shape of a chunk's codes, and the number of its parameters. */
-export function chunkSize(
-  { scheme, bits, groupSize, tokenGroup }: RowCodec,
-  nRows: number,
-  { nKvHeads, headDim }: KvShape,
-): { codes: [number, number]; params: number } {
-  const width = nKvHeads * headDim
-  const nTokenGroups = Math.ceil(nRows / (tokenGroup || nRows))
-  const perScheme = {
-    channelwise: 2 * width * nTokenGroups,
-    tokenwise: 2 * nRows,
-    groupwise: (2 * nRows * width) / (groupSize || headDim),
-    cst: 2 * nRows + width * nTokenGroups,
-  }
-  return { codes: [nRows, codeBytesPerRow(width, bits)], params: perScheme[scheme] }
-}
-
-/** Moves rows between tensors (rows, n_kv_heads, head_dim), blocks and chunks. */
-class RowCoder {
-  readonly width: number
-  readonly #shape: KvShape
-  readonly #scratch: Scratch
-  #room: Tensor<'f32'> | null = null
-  #matrix: Tensor<'f32'> | null = null
-
-  constructor(shape: KvShape, scratch: Scratch) {
-    this.#shape = shape
-    this.#scratch = scratch
-    this.width = shape.nKvHeads * shape.headDim
-  }
-
-  copy(from: Tensor, fromRow: number, to: Tensor, toRow: number, nRows: number): void {
-    convert({ x: this.#rows(from, fromRow, nRows), out: this.#rows(to, toRow, nRows) })
-  }
-
-  /** Rows [first, first + chunk.nRows) of x to codes. */
-  encode(chunk: Chunk, codec: RowCodec, x: Tensor, first: number): void {
-    let from = this.#rows(x, first, chunk.nRows)
-    if (codec.rotated) {
-      const room = this.#rotated(chunk.nRows)
-      this.#rotate(from, room)
-      from = room
-    }
-    for (const { rows, ...codes } of this.#groups(chunk, codec)) {
-      const own = this.#view(from, rows.first, rows.n)
-      quantize({ x: own, ...codes, range: codec.range })
-    }
-  }
-
-  /** The inverse of `encode`. */
-  decode(chunk: Chunk, codec: RowCodec, x: Tensor, first: number): void {
-    const to = this.#rows(x, first, chunk.nRows)
-    const out = codec.rotated ? this.#rotated(chunk.nRows) : to
-    for (const { rows, ...codes } of this.#groups(chunk, codec)) {
-      dequantize({ out: this.#view(out, rows.first, rows.n), ...codes })
-    }
-    if (codec.rotated) this.#rotate(out, to)
-  }
-
-  /** The arguments of quantize for each token group of a chunk. */
-  *#groups({ nRows, codes, params }: Chunk, codec: RowCodec) {
-    const { scheme, bits } = codec
-    const { headDim } = this.#shape
-    const groupSize = codec.groupSize || headDim
-    const perGroup = codec.tokenGroup || nRows
-    let at = 0
-    const take = (shape: number[]) => {
-      const view = this.#scratch.keep(params.view(shape, at))
-      at += shape.reduce((product, size) => product * size, 1)
-      return view
-    }
-    for (let first = 0; first < nRows; first += perGroup) {
-      const n = Math.min(perGroup, nRows - first)
-      const shape = {
-        channelwise: [this.width],
-        tokenwise: [n],
-        groupwise: [n, this.width / groupSize],
-        cst: [n],
-      }[scheme]
-      yield {
-        rows: { first, n },
-        scheme,
-        bits,
-        ...(scheme === 'groupwise' && { groupSize }),
-        codes: this.#view(codes, first, n),
-        scale: take(shape),
-        zero: take(shape),
-        ...(scheme === 'cst' && { channel: take([this.width]) }),
-      }
-    }
-  }
-
-  /** to = from H, head by head; H is its own inverse. */
-  #rotate(from: Tensor, to: Tensor): void {
-    const { headDim, nKvHeads } = this.#shape
-    const heads = (x: Tensor) => {
-      const nRows = x.shape[0] as number
-      return this.#scratch.keep(x.view([nRows * nKvHeads, headDim]))
-    }
-    this.#matrix ??= this.#scratch.tensor('f32', [headDim, headDim]).write(hadamard(headDim))
-    linear({ x: heads(from), weight: this.#matrix, out: heads(to) })
-  }
-
-  #rotated(nRows: number): Tensor<'f32'> {
-    if ((this.#room?.shape[0] ?? 0) < nRows) {
-      this.#room = this.#scratch.tensor('f32', [nRows, this.width])
-    }
-    return this.#view(this.#room as Tensor<'f32'>, 0, nRows)
-  }
-
-  /** Rows of a tensor of `width` elements a row, whatever its shape. */
-  #rows<T extends Tensor>(x: T, first: number, nRows: number): T {
-    return this.#scratch.keep(x.view([nRows, this.width], first * this.width) as T)
-  }
-
-  #view<T extends Tensor>(x: T, first: number, nRows: number): T {
-    const width = x.shape[1] as number
-    return this.#scratch.keep(x.view([nRows, width], first * width) as T)
   }
 }

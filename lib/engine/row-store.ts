@@ -5,9 +5,11 @@ import type { Probes } from './compress.js'
 
 /** Bytes of a row store by what they hold. */
 export interface RowBytes {
-  /** Codes, or kept rows. */
+  /** Codes, or rows kept in 16 bits. */
   readonly rows: number
-  /** Scales, zeros and normalisers. */
+  /** Codes of those that are not. */
+  readonly low: number
+  /** Scales, zeros and normalisers, and what corrects codes. */
   readonly params: number
   /** Rows in 16 bits that wait to be quantized. */
   readonly tail: number

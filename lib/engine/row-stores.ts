@@ -5,23 +5,25 @@ import type { QuantizedPlan, RowPlan } from '../policy/policy.js'
 import { KeptRows } from './kept-rows.js'
 import { QuantizedRows } from './quantized-rows.js'
 import type { RowStore } from './row-store.js'
+import { TieredRows } from './tiered-rows.js'
 
 /**
  * An empty store for a plan.
  *
  * Throws `ERR_ZC_ARGUMENT` for groups that do not divide the model's heads, `ERR_ZC_UNSUPPORTED` for
- * dropping tokens of a model with a sliding window, which looks at positions that rows do not have.
+ * a plan that keeps other tokens for each head and no positions of them, which a model with a sliding
+ * window looks at.
  */
 export function makeRowStore(model: ForwardModel, memory: CacheMemory, plan: RowPlan): RowStore {
-  if (plan.kind === 'kept') {
+  if (plan.kind !== 'quantized') {
     if (model.config.slidingWindow.some((window) => window > 0)) {
       throw new ZipCacheError(
         'ERR_ZC_UNSUPPORTED',
-        'policy: drops tokens, which a model with a sliding window cannot bear',
+        'policy: keeps no positions of tokens, which a model with a sliding window needs',
         { argument: 'policy' },
       )
     }
-    return new KeptRows(memory, plan)
+    return plan.kind === 'kept' ? new KeptRows(memory, plan) : new TieredRows(memory, plan)
   }
   checkGroups(model, plan)
   return new QuantizedRows(memory, plan)

@@ -111,7 +111,9 @@ const kTable3: PaperTable = {
   lines: [
     fp16('FP16', '16/16', '100%'),
     { cells: ['H2O', '16/0', '40%'], policy: 'h2o', printedRatio: 2.5 },
+    { cells: ['GEAR', '4/4', '100%'], policy: 'gear4', printedRatio: 3 },
     { cells: ['KIVI', '16/2', 'last 128'], policy: 'kivi2', printedRatio: 3.46 },
+    { cells: ["MiKV, its own paper's", '16/2', '20%'], policy: 'mikv-paper', printedRatio: null },
     { cells: ['MiKV', '4/2', '60%'], policy: 'mikv', printedRatio: mixed(0.6) },
     { cells: ['ZipCache', '4/2', '60%'], policy: 'zipcache', printedRatio: mixed(0.6) },
     {
@@ -187,8 +189,10 @@ export const kFront: readonly PolicySpec[] = [
   ...['zipcache-plus', ...saliencyRatios('zipcache-plus', [0.2, 0.4])],
   ...['zipcache-official', ...saliencyRatios('zipcache-official', [0.8])],
   ...['mikv', ...saliencyRatios('mikv', [0.4, 0.8])],
+  ...['mikv-paper', { name: 'mikv', preset: 'paper', lowBits: 4 }],
   ...['h2o', { name: 'h2o', heavy: 0.1, recent: 0.1 }, { name: 'h2o', heavy: 0.3, recent: 0.3 }],
   ...['kivi2', 'kivi4'],
+  ...['gear2', 'gear4'],
   ...['snapkv', { name: 'snapkv', capacity: 512 }, { name: 'snapkv', capacity: 1024 }],
   ...['rotated2', 'rotated3', 'rotated4'],
 ] as PolicySpec[]

@@ -5,6 +5,7 @@
 import { ZipCacheError } from '../errors.js'
 import { type Fp16Options, fp16 } from './fp16.js'
 import { type FullOptions, full } from './full.js'
+import { type GearOptions, gear } from './gear.js'
 import { type H2oOptions, h2o } from './h2o.js'
 import { type KiviOptions, kivi } from './kivi.js'
 import { type MikvOptions, mikv } from './mikv.js'
@@ -19,14 +20,16 @@ import { type ZipCachePlusOptions, zipcachePlus } from './zipcache-plus.js'
 
 export type { Fp16Options } from './fp16.js'
 export type { FullOptions } from './full.js'
+export type { GearOptions } from './gear.js'
 export type { H2oOptions } from './h2o.js'
 export type { KiviOptions } from './kivi.js'
-export type { MikvOptions } from './mikv.js'
+export type { MikvOptions, MikvPaperOptions, MikvZipCacheOptions } from './mikv.js'
 export type {
   AutoRatio,
   CachePolicy,
   CodeBits,
   Compression,
+  Correction,
   KeptFacts,
   KeptPlan,
   PrecisionClass,
@@ -35,6 +38,7 @@ export type {
   RowCodec,
   RowPlan,
   SaliencyMetric,
+  TieredPlan,
 } from './policy.js'
 export type { ProbeShares, ProbeStrategy } from './probes.js'
 export type { RotatedOptions } from './rotated.js'
@@ -54,6 +58,7 @@ interface PolicyOptionsOf {
   uniform: UniformOptions
   rotated: RotatedOptions
   kivi: KiviOptions
+  gear: GearOptions
   h2o: H2oOptions
   snapkv: SnapKvOptions
 }
@@ -70,11 +75,12 @@ const POLICIES: { [N in PolicyName]: (options: PolicyOptionsOf[N]) => CachePolic
   uniform,
   rotated,
   kivi,
+  gear,
   h2o,
   snapkv,
 }
 
-/** Names that `resolvePolicy` knows as strings; `uniform`, `rotated` and `kivi` take other bits, too. */
+/** Names that `resolvePolicy` knows as strings; `uniform` and `rotated` take other bits, too. */
 export const POLICY_NAMES = [
   'full',
   'fp16',
@@ -82,6 +88,7 @@ export const POLICY_NAMES = [
   'zipcache-plus',
   'zipcache-official',
   'mikv',
+  'mikv-paper',
   'uniform2',
   'uniform3',
   'uniform4',
@@ -92,6 +99,8 @@ export const POLICY_NAMES = [
   'rotated4',
   'kivi2',
   'kivi4',
+  'gear4',
+  'gear2',
   'h2o',
   'snapkv',
 ] as const
@@ -119,9 +128,11 @@ export function resolvePolicy(spec: PolicySpec): CachePolicy {
   return make(options as object)
 }
 
-/** Reads `uniform4-group`: a policy, its bits, and its granularity. */
-function parseName(text: string): { name: string; bits?: number; granularity?: string } {
-  const [, name, bits, granularity] = /^(uniform|rotated|kivi)(\d+)(?:-([a-z]+))?$/.exec(text) ?? []
+/** Reads `uniform4-group`: a policy, its bits, and its granularity; or `mikv-paper`, and its preset. */
+function parseName(text: string): { name: string } & Record<string, unknown> {
+  if (text === 'mikv-paper') return { name: 'mikv', preset: 'paper' }
+  const [, name, bits, granularity] =
+    /^(uniform|rotated|kivi|gear)(\d+)(?:-([a-z]+))?$/.exec(text) ?? []
   if (!name || (granularity && name !== 'uniform')) return { name: text }
   return { name, bits: Number(bits), ...(granularity && { granularity }) }
 }

@@ -39,7 +39,7 @@ export function kivi(given: KiviOptions): CachePolicy {
   if (residual % groupSize !== 0) {
     throw options.error('residual', residual, `a multiple of groupSize, ${groupSize}`)
   }
-  const common = { bits, range: 'minmax', rotated: false } as const
+  const common = { bits, range: 'minmax', rotated: false, correction: null } as const
   return {
     name: `kivi${bits}`,
     tail: 'f16',

@@ -80,6 +80,17 @@ export interface Compression {
   windowProbes(seed: Seed): Int32Array
 }
 
+/** GEAR's L and S: a low-rank matrix that is added to what was dequantized, and outliers in 16 bits. */
+export interface Correction {
+  /**
+   * Share of the elements that are kept as they are, half of them the smallest and half the largest:
+   * of each channel with `channelwise`, else of each token.
+   */
+  readonly outliers: number
+  /** Rank for each head, of `nRows` tokens that are quantized together. */
+  rank(nRows: number): number
+}
+
 /** How K or V is stored by a policy whose rows are dequantized; the schemes are `quantize`'s. */
 export interface RowCodec {
   /** What shares one scale and zero. */
@@ -94,6 +105,8 @@ export interface RowCodec {
   readonly tokenGroup: number
   /** Whether each head's channels are rotated by a Hadamard matrix first. */
   readonly rotated: boolean
+  /** What is kept beside the codes to make up for their errors; null: nothing. */
+  readonly correction: Correction | null
   /**
    * How many of `nTokens` tokens, the oldest, are quantized, `nBefore` being so already. What is
    * left over after more were is whole blocks of 16 away from what was before, or new.
@@ -139,8 +152,28 @@ export interface KeptPlan {
   select(scores: Float32Array, facts: KeptFacts): Int32Array
 }
 
+/**
+ * The most important tokens of each KV head stay in 16 bits, the others are quantized once and for
+ * all, each half of a head's channels with a scale and zero of its own. Keys' channels are balanced
+ * before, by how large the queries of the first prompt are there.
+ */
+export interface TieredPlan {
+  /** Tells the plans apart. */
+  readonly kind: 'tiered'
+  /** Of a code of what is quantized. */
+  readonly bits: CodeBits
+  /** Of `nRows` rows in 16 bits, how many stay so when there are `nTokens` tokens in all. */
+  nKept(nRows: number, nTokens: number): number
+  /**
+   * The rows that one KV head keeps in 16 bits, `nKept` of them, ascending.
+   *
+   * - `scores` (n_rows): the attention that its rows in 16 bits received, oldest first
+   */
+  select(scores: Float32Array, nKept: number): Int32Array
+}
+
 /** What a policy decides whose rows do not lie in pages. */
-export type RowPlan = QuantizedPlan | KeptPlan
+export type RowPlan = QuantizedPlan | KeptPlan | TieredPlan
 
 /**
  * How a sequence's cache is kept. Facts go in and plans come out; a policy touches no tensor, no

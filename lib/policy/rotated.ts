@@ -40,6 +40,7 @@ export function rotated(given: RotatedOptions): CachePolicy {
     groupSize,
     tokenGroup: 0,
     rotated: true,
+    correction: null,
     nQuantized: windowed(window),
   }
   return {

@@ -69,6 +69,7 @@ export function uniform(given: UniformOptions): CachePolicy {
       groupSize: 32,
       tokenGroup: 0,
       rotated: false,
+      correction: null,
       nQuantized: windowed(window),
     })
     return {

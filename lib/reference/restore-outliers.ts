@@ -7,12 +7,15 @@
 export function restoreOutliers(options: {
   /** (rows, channels) */
   x: ArrayLike<number>
+  /** Elements of a row. */
   channels: number
   /** (n_lines, perLine) */
   values: ArrayLike<number>
   /** (n_lines, perLine): rows of the channel, or channels of the row */
   places: ArrayLike<number>
+  /** Values of a line. */
   perLine: number
+  /** What a line is: a channel, or a row. */
   scheme: 'channelwise' | 'tokenwise'
 }): Float64Array {
   const { channels, values, places, perLine, scheme } = options

@@ -85,6 +85,52 @@ describe('by class', () => {
     })
   })
 
+  test('gear: a prompt of 300, a window and a part of one', async () => {
+    const policy = { name: 'gear', window: 40 } as const
+    const width = nKvHeads * headDim
+    const { byClass } = await bytesAfter(policy, 300, ...new Array(40).fill(1), 17)
+    // 1% at either end: 3 of a channel's 300 tokens, none of its 40, and 1 of a token's 64 channels
+    const outliers = (n: number, ofChannel: number) => (width * ofChannel + n * 2) * 4
+    const factors = (n: number, rank: number) => 2 * (n * nKvHeads + width) * rank * 2
+    const params = (n: number) => 4 * (width + n)
+    expect(byClass).toMatchObject({
+      high: (nLayers * (2 * 340 * width * 4)) / 8,
+      low: 0,
+      tail: nLayers * 2 * 32 * width * 2, // two blocks of 16 tokens
+      params:
+        nLayers *
+        (params(300) +
+          params(40) +
+          outliers(300, 6) +
+          outliers(40, 0) +
+          factors(300, 4) +
+          factors(40, 2)),
+    })
+  })
+
+  test('mikv of its own paper: a prompt of 300, and tokens one by one', async () => {
+    const width = nKvHeads * headDim
+    // 2 bits, and a scale and zero for each half of a head
+    const low = (n: number) => nLayers * 2 * n * (width / 4)
+    const params = (n: number) => nLayers * (2 * n * 2 * nKvHeads * 4 + width * 2)
+    const high = (n: number) => ({
+      high: nLayers * 4 * n * width,
+      probes: nLayers * 4 * n * nKvHeads,
+    })
+    expect((await bytesAfter('mikv-paper', 300)).byClass).toMatchObject({
+      ...high(60),
+      ...{ low: low(240), params: params(240), tail: 0, bitmaps: 0 },
+    })
+    // After 20 more, 64 of 320 are to stay: 16 go.
+    const later = (n: number) => bytesAfter('mikv-paper', 300, ...new Array(n).fill(1))
+    expect((await later(19)).byClass).toMatchObject({ ...high(79), low: low(240) })
+    expect((await later(20)).byClass).toMatchObject({
+      ...high(64),
+      low: low(256),
+      params: params(256),
+    })
+  })
+
   test.each([
     ['full', 32],
     ['fp16', 16],

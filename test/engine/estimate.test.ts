@@ -12,6 +12,7 @@ const policies: PolicySpec[] = [
   { name: 'zipcache', metric: 'locality' },
   { name: 'snapkv', capacity: 200 },
   { name: 'rotated', groupSize: 16 },
+  { name: 'gear', rank: 0, outliers: 0, groupSize: 32 },
 ]
 
 // `node test/runtime/programs/peak-memory.cjs 16384 zipcache` takes longer prompts.

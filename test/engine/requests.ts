@@ -51,8 +51,10 @@ export const rowPolicies: readonly PolicySpec[] = [
   { name: 'uniform', bits: 4, granularity: 'token', window: 17 },
   { name: 'rotated', bits: 3, window: 20 },
   { name: 'kivi', bits: 2, groupSize: 16, residual: 32 },
+  { name: 'gear', bits: 2, groupSize: 32, window: 20 },
   'h2o',
   { name: 'snapkv', capacity: 60, window: 12 },
+  { name: 'mikv', preset: 'paper', lowBits: 4 },
 ]
 
 /** Heads that differ in their salient tokens. */

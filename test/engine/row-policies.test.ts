@@ -30,6 +30,10 @@ test.each<PolicySpec>([
   'snapkv', // of 2048 tokens
   { name: 'kivi', residual: 1024 },
   { name: 'rotated', window: 1000 },
+  { name: 'gear', window: 1000 },
+  { name: 'mikv', preset: 'paper', saliencyRatio: 1 },
+  // L of full rank is all that D lost.
+  { name: 'gear', rank: 32, windowRank: 32, outliers: 0 },
 ])('%j, as long as nothing is dropped or quantized, is fp16', async (policy) => {
   const [own, plain] = [await logitsAfter(policy, turns), await logitsAfter('fp16', turns)]
   expect(maxDifference(own, plain)).toBeLessThan(float16)
@@ -42,10 +46,25 @@ test.each<[PolicySpec, number]>([
   [{ name: 'rotated', bits: 8 }, 0.05],
   ['rotated4', 1],
   ['kivi4', 1],
+  ['gear4', 0.75],
+  [{ name: 'mikv', preset: 'paper', lowBits: 4 }, 1],
+  [{ name: 'mikv', preset: 'paper', saliencyRatio: 0, lowBits: 4 }, 1],
 ])('%j is near fp16, and not the same', async (policy, allowed) => {
   const [own, plain] = [await logitsAfter(policy, turns), await logitsAfter('fp16', turns)]
   expect(maxDifference(own, plain)).toBeLessThan(allowed)
   expect(maxDifference(own, plain)).toBeGreaterThan(1e-4)
+})
+
+test("gear's outliers and ranks each bring it nearer to fp16", async () => {
+  const plain = await logitsAfter('fp16', turns)
+  const error = async (outliers: number, rank: number) => {
+    const policy = { name: 'gear', outliers, rank, windowRank: rank } as const
+    return maxDifference(await logitsAfter(policy, turns), plain)
+  }
+  const codesAlone = await error(0, 0)
+  const [corrected, kept] = [await error(0, 16), await error(0.2, 0)]
+  for (const each of [corrected, kept]) expect(each).toBeLessThan(0.9 * codesAlone)
+  expect(await error(0.2, 16)).toBeLessThan(Math.min(corrected, kept))
 })
 
 test.each<PolicySpec>(['h2o', { name: 'snapkv', capacity: 60 }])(

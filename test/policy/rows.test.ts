@@ -1,8 +1,9 @@
 /** Policies whose rows are dequantized: their plans, without native code. */
 import fc from 'fast-check'
 import { type PolicySpec, resolvePolicy } from '../../lib/policy/index'
-import type { KeptPlan, QuantizedPlan, RowPlan } from '../../lib/policy/policy'
+import type { KeptPlan, QuantizedPlan, RowPlan, TieredPlan } from '../../lib/policy/policy'
 import { heaviest, pooled } from '../../lib/policy/scores'
+import { expectRefused } from '../support/errors'
 import { propertyRuns } from '../support/properties'
 
 function planOf(spec: PolicySpec): RowPlan {
@@ -23,6 +24,8 @@ const quantizing: PolicySpec[] = [
   'kivi2',
   'kivi4',
   { name: 'kivi', groupSize: 64, residual: 192 },
+  'gear4',
+  'gear2',
 ]
 
 describe.each(quantizing)('%j', (spec) => {
@@ -47,6 +50,20 @@ describe.each(quantizing)('%j', (spec) => {
       propertyRuns(100),
     )
   })
+})
+
+test('gear has the published settings', () => {
+  const correction = { outliers: 0.02 }
+  const four = { bits: 4, groupSize: 0, tokenGroup: 0, correction }
+  expect(quantized('gear4').key).toMatchObject({ ...four, scheme: 'channelwise' })
+  expect(quantized('gear4').value).toMatchObject({ ...four, scheme: 'tokenwise' })
+  const two = { bits: 2, correction }
+  expect(quantized('gear2').key).toMatchObject({ ...two, scheme: 'channelwise', tokenGroup: 64 })
+  expect(quantized('gear2').value).toMatchObject({ ...two, scheme: 'groupwise', groupSize: 64 })
+  const rank = (n: number) => quantized('gear4').key.correction?.rank(n)
+  expect([20, 64, 65, 5000].map(rank)).toEqual([2, 2, 4, 4])
+  for (const n of [1, 63]) expect(quantized('gear4').key.nQuantized(n, 0)).toBe(0)
+  for (const n of [64, 300]) expect(quantized('gear4').value.nQuantized(n, 0)).toBe(n)
 })
 
 test('kivi keeps at least 128 of V and less than 128 of K in 16 bits', () => {
@@ -108,6 +125,39 @@ describe('h2o', () => {
     const facts = { nRows: 9, promptLength: 9, isPrompt: true }
     expect(none.nKept(facts)).toBe(1)
     expect([...none.select(new Float32Array(9).fill(1), facts)]).toEqual([8])
+  })
+})
+
+describe('mikv of its own paper', () => {
+  const { nKept, select, bits } = planOf('mikv-paper') as TieredPlan
+
+  test('keeps a fifth in 16 bits, and lets 16 tokens go at a time', () => {
+    expect(bits).toBe(2)
+    expect(nKept(300, 300)).toBe(60)
+    expect(nKept(79, 319)).toBe(79)
+    expect(nKept(80, 320)).toBe(64)
+    expect(nKept(10, 10)).toBe(10)
+  })
+
+  test('half of them for their attention, half because they are new', () => {
+    const scores = Float32Array.of(9, 1, 5, 7, 0, 0, 0, 0)
+    expect([...select(scores, 4)]).toEqual([0, 3, 6, 7])
+    expect([...select(scores, 5)]).toEqual([0, 3, 5, 6, 7])
+  })
+
+  test('has options of its own, and the other preset has not', () => {
+    const paper = { name: 'mikv', preset: 'paper' } as const
+    expect(planOf({ ...paper, lowBits: 3 })).toMatchObject({ kind: 'tiered', bits: 3 })
+    expect(resolvePolicy({ name: 'mikv', preset: 'zipcache' }).name).toBe('mikv')
+    for (const [spec, message] of [
+      [{ ...paper, window: 5 }, "policy: mikv has no option 'window'"],
+      [{ ...paper, lowBits: 8 }, "policy: mikv's lowBits is 8, expected one of 2, 3, 4"],
+      [{ name: 'mikv', preset: 'official' }, /^policy: mikv's preset is "official", expected/],
+      [{ name: 'mikv', metric: 'causal' }, "policy: mikv has no option 'metric'"],
+    ] as const) {
+      const refused = () => resolvePolicy(spec as unknown as PolicySpec)
+      expectRefused(refused, { code: 'ERR_ZC_ARGUMENT', message: message as RegExp })
+    }
   })
 })
 

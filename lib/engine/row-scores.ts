@@ -1,0 +1,56 @@
+import type { KvShape } from '../cache/index.js'
+import type { Scratch } from '../model/scratch.js'
+import { type DType, probeAttention, type Tensor } from '../ops/index.js'
+import type { Probes } from './compress.js'
+
+/** Work space that the layers use one after another. */
+export class Room {
+  readonly scratch: Scratch
+  readonly #tensors = new Map<string, Tensor>()
+
+  constructor(scratch: Scratch) {
+    this.scratch = scratch
+  }
+
+  /** The tensor of that name: made once, since all layers are alike. */
+  tensor<D extends DType>(name: string, dtype: D, shape: number[]): Tensor<D> {
+    let tensor = this.#tensors.get(name)
+    if (!tensor) {
+      tensor = this.scratch.tensor(dtype, shape)
+      this.#tensors.set(name, tensor)
+    }
+    return tensor as Tensor<D>
+  }
+}
+
+/** What rows received before: (n_kv_heads, n) f32, of the rows from `first` on. */
+export interface FormerScores {
+  readonly scores: Tensor<'f32'> | null
+  readonly first: number
+}
+
+/** Attention that each row of k (n_rows, …) has received, (n_kv_heads, n_rows): before, and now. */
+export async function scoreRows(
+  { nKvHeads, headDim }: KvShape,
+  k: Tensor,
+  nRows: number,
+  probes: Probes,
+  before: FormerScores,
+  room: Room,
+): Promise<Float32Array> {
+  const sums = room.tensor('sums', 'f32', [nKvHeads, nRows])
+  const keys = room.scratch.keep(k.view([nRows, nKvHeads, headDim]))
+  const scale = 1 / Math.sqrt(headDim)
+  probeAttention({ ...probes, k: keys, scores: sums, scale, metric: 'accumulated' })
+  const scores = await sums.read()
+  if (!before.scores) return scores
+  const old = await before.scores.read()
+  const nOld = old.length / nKvHeads
+  for (let head = 0; head < nKvHeads; head++) {
+    for (let row = 0; row < nOld; row++) {
+      const at = head * nRows + before.first + row
+      scores[at] = (scores[at] as number) + (old[head * nOld + row] as number)
+    }
+  }
+  return scores
+}
