@@ -1,6 +1,7 @@
 #include "csrc/core/error.h"
 
 #include <cstdarg>
+#include <utility>
 
 namespace zc {
 
@@ -14,6 +15,14 @@ const char* error_code_name(ErrorCode code) {
   }
   return "ERR_ZC_INTERNAL";
 }
+
+Error::Error(ErrorCode code, std::string message, std::string op, std::string argument)
+    : code(code), message(std::move(message)), op(std::move(op)), argument(std::move(argument)) {}
+
+Error::Error(const Error& other) = default;
+Error::~Error() = default;
+
+const char* Error::what() const noexcept { return message.c_str(); }
 
 std::string format(const char* fmt, ...) {
   va_list args;

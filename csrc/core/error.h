@@ -3,7 +3,6 @@
 #include <cstdio>
 #include <exception>
 #include <string>
-#include <utility>
 
 namespace zc {
 
@@ -17,12 +16,14 @@ enum class ErrorCode {
 const char* error_code_name(ErrorCode code);
 
 // The one exception type of the native side. `argument` names what was wrong, "" when nothing does.
+// Nothing of it is inline: kernels are compiled for several instruction sets (csrc/math/hd.h).
 class Error : public std::exception {
  public:
-  Error(ErrorCode code, std::string message, std::string op = "", std::string argument = "")
-      : code(code), message(std::move(message)), op(std::move(op)), argument(std::move(argument)) {}
+  Error(ErrorCode code, std::string message, std::string op = "", std::string argument = "");
+  Error(const Error& other);
+  ~Error() override;
 
-  const char* what() const noexcept override { return message.c_str(); }
+  const char* what() const noexcept override;
 
   ErrorCode code;
   std::string message;

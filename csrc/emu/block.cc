@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "csrc/core/error.h"
 #include "csrc/emu/mbarrier.h"

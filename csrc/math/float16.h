@@ -2,6 +2,10 @@
 
 #include <cstdint>
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 #include "csrc/math/hd.h"
 
 // Conversions between float32 and the 16-bit types on their bits, exact including subnormals.
@@ -28,6 +32,8 @@ ZC_HD float to_float(f16 x) {
   float y;  // one instruction, with the same result
   asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
   return y;
+#elif defined(__F16C__)
+  return _cvtsh_ss(x.bits);
 #else
   const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fffu) << 13;
   float value = bits_to_float(magnitude) * bits_to_float(0x77800000u);  // * 2^112
@@ -47,6 +53,9 @@ ZC_HD f16 to_f16(float x) {
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
+#if defined(__F16C__)
+  return {_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT)};
+#endif
   if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // >= 65520
   if (magnitude < 0x38800000u) {  // below 2^-14: subnormal; adding 0.5 rounds at 2^-24
     const uint32_t rounded = float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000u;
