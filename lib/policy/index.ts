@@ -105,8 +105,14 @@ export const POLICY_NAMES = [
   'snapkv',
 ] as const
 
-/** A policy by name (`zipcache`, `uniform4` …), or by name and options. */
-export type PolicySpec = string | PolicyOptionsOf[PolicyName]
+/**
+ * A policy by name (`zipcache`, `uniform4` …), or by name and options. Any text is taken, for names
+ * come from command lines, too; that of `POLICY_NAMES` stands here for editors to complete.
+ */
+export type PolicySpec =
+  | (typeof POLICY_NAMES)[number]
+  | (string & Record<never, never>)
+  | PolicyOptionsOf[PolicyName]
 
 /**
  * The policy that a specification names.
