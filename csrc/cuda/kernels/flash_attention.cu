@@ -56,11 +56,13 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   // Read where they are used: registers are short.
   ZC_SHARED(FlashTile, tile, );
   ZC_SHARED(FlashBlocks, blocks, );
+  ZC_SHARED(int64_t, kv_first, );  // element of k and v: the head's first
   if (threadIdx.x < 32) {
     const FlashTile found = flash_tile(p, Shape::kTileRows, blockIdx.x);
     if (threadIdx.x == 0) {
       tile = found;
       blocks = flash_blocks(p, found, kBlockKeys);
+      kv_first = int64_t{found.k_row} * p.kv_stride + int64_t{found.head / p.group} * p.head_dim;
     }
   }
   __syncthreads();
@@ -70,9 +72,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   const auto q_first = [&] {
     return int64_t{tile.q_row} * p.q_stride + int64_t{tile.head} * p.head_dim;
   };
-  int64_t kv_at = (tile.k_row + int64_t{blocks.last - 1} * kBlockKeys) * p.kv_stride +
-                  int64_t{tile.head / p.group} * p.head_dim;  // of a block of K or V
   const auto load_block = [&](uint32_t to, const void* from, int block) {
+    const int64_t kv_at = kv_first + int64_t{block} * kBlockKeys * p.kv_stride;
     load_tile<kBlockKeys, kWidth, Shape::kThreads>(to, static_cast<const T*>(from) + kv_at,
                                                    p.kv_stride, tile.kv_len - block * kBlockKeys,
                                                    n_chunks);
@@ -104,9 +105,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         q_tile, static_cast<const T*>(p.q) + q_first(), p.q_stride, tile.n_rows, n_chunks);
     load_block(k_tile, p.k, blocks.last - 1);
   }
-  const uint32_t q_at = a_lane<kWidth>(q_tile, row0);
   const uint32_t k_at = b_lane<kWidth>(k_tile);
   const uint32_t v_at = a_lane<kWidth>(v_tile, 0);
+  // a_lane of q_tile and row0, of what is in registers anyway: else sm_100 spills at 128 channels.
+  const uint32_t q_at = v_at + (q_tile - v_tile) + row0 * (kWidth * 2);
   uint32_t q_fragments[kQueriesInRegisters ? kWidth / 16 : 1][kRowTiles][4];
   const auto load_queries = [&](uint32_t(&a)[kRowTiles][4], int k) {
     ZC_UNROLL for (int m = 0; m < kRowTiles; ++m) load_a<kWidth>(a[m], q_at, 16 * m, k);
@@ -150,7 +152,6 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 
     simt::cp_async_wait<0>();
     __syncthreads();  // V is here, and no warp reads this K any more
-    kv_at -= int64_t{kBlockKeys} * p.kv_stride;
     if (block > blocks.first) load_block(k_tile, p.k, block - 1);
     if (masked) {
       // What is not finite in V becomes 0, for flash_mend.
