@@ -15,16 +15,17 @@ constexpr int kManyRows = 64;
 template <int kRows>
 inline constexpr int kCarried = kRows * kDepth / kThreads;
 
-// Out of `rows` rows from `from` on, columns [k0, k0 + kDepth), zeros beyond `k_end`. Rows beyond
-// the last are the last one again; nobody looks at their sums.
+// Out of `rows` rows from `from` on, columns [k0, k0 + kDepth), zeros beyond `k_end` and beyond the
+// last row. A thread's rows lie equally far apart, so that one address is enough for all.
 template <int kRows, typename T>
 ZC_DEVICE void load_panel(const T* from, int64_t rows, int64_t k, int64_t k0, int64_t k_end,
                           float (&x)[kCarried<kRows>]) {
+  const int row = static_cast<int>(threadIdx.x) / kDepth;
+  const int64_t c = k0 + static_cast<int>(threadIdx.x) % kDepth;
+  const T* at = from + row * k + c;
   ZC_UNROLL for (int i = 0; i < kCarried<kRows>; ++i) {
-    const int at = static_cast<int>(threadIdx.x) + i * kThreads;
-    const int64_t row = at / kDepth < rows ? at / kDepth : rows - 1;
-    const int64_t c = k0 + at % kDepth;
-    x[i] = c < k_end ? to_float(from[row * k + c]) : 0.0f;
+    const bool inside = c < k_end && row + i * (kThreads / kDepth) < rows;
+    x[i] = inside ? to_float(at[i * (kThreads / kDepth) * k]) : 0.0f;
   }
 }
 template <int kRows>
