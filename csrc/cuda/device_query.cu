@@ -8,6 +8,18 @@
 
 namespace zc::cuda {
 
+namespace {
+
+// Before a device is open none can be lost: `unknown error` is a driver that does not start.
+void check_start(cudaError_t status, const char* call) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  throw Error(ErrorCode::kDevice, format("device: %s: %s (%s)", call, cudaGetErrorString(status),
+                                         cudaGetErrorName(status)));
+}
+
+}  // namespace
+
 bool has_code_for(const char* architectures, int architecture) {
   std::string list = architectures;
   while (!list.empty()) {
@@ -31,7 +43,7 @@ bool has_code_for(const char* architectures, int architecture) {
 
 int32_t device_count() {
   int driver = 0;
-  check_cuda(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
+  check_start(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
   ZC_CHECK(driver > 0, ErrorCode::kDevice, "device: there is no NVIDIA driver on this machine");
   // A runtime works with every driver of its major version.
   constexpr int kMajor = CUDART_VERSION / 1000;
@@ -39,17 +51,17 @@ int32_t device_count() {
            "device: the NVIDIA driver is for CUDA %d.%d, expected %d.0 or newer", driver / 1000,
            driver % 1000 / 10, kMajor);
   int count = 0;
-  check_cuda(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
+  check_start(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
   ZC_CHECK(count > 0, ErrorCode::kDevice, "device: there is no NVIDIA GPU on this machine");
   return count;
 }
 
 void query_device(int32_t ordinal, DeviceFacts* facts) {
   *facts = {};
-  check_cuda(cudaDriverGetVersion(&facts->driver_version), "cudaDriverGetVersion");
-  check_cuda(cudaRuntimeGetVersion(&facts->runtime_version), "cudaRuntimeGetVersion");
+  check_start(cudaDriverGetVersion(&facts->driver_version), "cudaDriverGetVersion");
+  check_start(cudaRuntimeGetVersion(&facts->runtime_version), "cudaRuntimeGetVersion");
   cudaDeviceProp properties{};
-  check_cuda(cudaGetDeviceProperties(&properties, ordinal), "cudaGetDeviceProperties");
+  check_start(cudaGetDeviceProperties(&properties, ordinal), "cudaGetDeviceProperties");
   const int architecture = 10 * properties.major + properties.minor;
   std::snprintf(facts->name, sizeof(facts->name), "%.127s", properties.name);
   std::snprintf(facts->architecture, sizeof(facts->architecture), "sm_%d", architecture);

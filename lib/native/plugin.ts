@@ -2,6 +2,7 @@ import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { ZipCacheError } from '../errors.js'
 import type { ListedDevice } from './addon.js'
+import { withAdvice } from './driver-advice.js'
 import { addonFile, loadAddon } from './load.js'
 import {
   isClone,
@@ -55,8 +56,10 @@ export async function listPlugin(kind: PluginKind, fresh = false): Promise<Liste
   if (folder === null) return [missing(kind, notInstalled(kind))]
   if (kind === 'cuda') {
     const { devices, failure } = await tryPlugin({ addon: addonFile(), folder, kind, fresh })
-    if (failure !== null) return [missing(kind, failure)]
-    if (devices !== null) return devices
+    if (failure !== null) return [missing(kind, withAdvice(failure))]
+    if (devices !== null) {
+      return devices.map((one) => (one.reason ? { ...one, reason: withAdvice(one.reason) } : one))
+    }
   }
   return loadAddon().listDevices(kind, folder)
 }
@@ -73,10 +76,10 @@ export async function requirePlugin(device: string): Promise<string> {
   if (folder === null) throw unusable(notInstalled(kind))
   if (kind === 'cuda') {
     const { devices, failure } = await tryPlugin({ addon: addonFile(), folder, kind })
-    if (failure !== null) throw unusable(failure)
+    if (failure !== null) throw unusable(withAdvice(failure))
     const name = device.includes(':') ? device : `${device}:0`
     const own = devices?.find((one) => one.name === name || one.name === kind)
-    if (own?.reason) throw unusable(own.reason)
+    if (own?.reason) throw unusable(withAdvice(own.reason))
   }
   return folder
 }
