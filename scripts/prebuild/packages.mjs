@@ -2,7 +2,23 @@
 import path from 'node:path'
 
 const MB = 1_000_000
-const platform = `${process.platform}-${process.arch}`
+
+/**
+ * What binaries are for. Of those that can be compiled elsewhere: `compiler`, the one that does,
+ * `debian`, the package that has it, and `processor`, as CMake calls it.
+ */
+export const platforms = [
+  { name: 'linux-x64', os: 'linux', cpu: 'x64', hasCuda: true },
+  {
+    name: 'linux-arm64',
+    os: 'linux',
+    cpu: 'arm64',
+    hasCuda: false,
+    processor: 'aarch64',
+    compiler: 'aarch64-linux-gnu-g++',
+    debian: 'g++-aarch64-linux-gnu',
+  },
+]
 
 /** Of the addon: how Node finds its start, and which Node-API it asks for. */
 const addonExports = ['napi_register_module_v1', 'node_api_module_get_api_version_v1']
@@ -11,8 +27,8 @@ const addonExports = ['napi_register_module_v1', 'node_api_module_get_api_versio
 const buildTools = ['cmake-js', 'node-addon-api', 'node-api-headers']
 
 /**
- * Every package as { manifest, files, binary?, needsCuda? }. In `from`, `$zipcache` and
- * `$zipcache-cuda` are where these targets were built; else paths begin at the repository.
+ * Every package as { manifest, files, binary?, platform?, needsCuda? }. In `from`, `$zipcache` and
+ * `$zipcache-cuda` are where the platform's targets were built; else paths begin at the repository.
  * @param own package.json of the repository
  */
 export function packages(own) {
@@ -22,25 +38,52 @@ export function packages(own) {
     author: own.author,
     engines: own.engines,
   }
-  const addon = `@zipcache/${platform}`
-  const cuda = `@zipcache/${platform}-cuda`
   const model = '@zipcache/model-line-retrieval'
   const license = { from: 'LICENSE', to: 'LICENSE' }
-  const selected = {
-    os: [process.platform],
-    cpu: [process.arch],
-    ...(process.platform === 'linux' ? { libc: ['glibc'] } : {}),
-    // Yarn: a shared library must lie in a folder.
-    preferUnplugged: true,
-  }
-  const binaryPackage = (name, description, file) => ({
+  const notes = { from: 'scripts/prebuild/binaries.md', to: 'README.md' }
+  const binaryPackage = (platform, name, description, file) => ({
     name,
     ...shared,
-    description,
-    ...selected,
+    description: `${description} for ${platform.name}`,
+    os: [platform.os],
+    cpu: [platform.cpu],
+    ...(platform.os === 'linux' ? { libc: ['glibc'] } : {}),
+    // Yarn: a shared library must lie in a folder.
+    preferUnplugged: true,
     main: `./${file}`,
     exports: { '.': `./${file}`, './package.json': './package.json' },
   })
+  const addonPackage = (platform) => ({
+    platform,
+    manifest: binaryPackage(
+      platform,
+      `@zipcache/${platform.name}`,
+      'The native addon of zipcache',
+      'zipcache.node',
+    ),
+    files: [{ from: '$zipcache/zipcache.node', to: 'zipcache.node' }, notes, license],
+    binary: { file: 'zipcache.node', budgetBytes: 5 * MB, exports: addonExports },
+  })
+  const cudaPackage = (platform) => ({
+    platform,
+    needsCuda: true,
+    manifest: binaryPackage(
+      platform,
+      `@zipcache/${platform.name}-cuda`,
+      'The CUDA backend of zipcache',
+      'zipcache-cuda.so',
+    ),
+    files: [
+      { from: '$zipcache-cuda/zipcache-cuda.so', to: 'zipcache-cuda.so' },
+      notes,
+      { from: 'scripts/prebuild/cuda-notice.md', to: 'NOTICE.md' },
+      license,
+    ],
+    binary: { file: 'zipcache-cuda.so', budgetBytes: 60 * MB, exports: ['zipcache_plugin'] },
+  })
+  const binaries = platforms.flatMap((platform) =>
+    platform.hasCuda ? [addonPackage(platform), cudaPackage(platform)] : [addonPackage(platform)],
+  )
 
   const { private: _, scripts: __, devDependencies, ...published } = own
   const buildDependencies = Object.fromEntries(
@@ -50,11 +93,12 @@ export function packages(own) {
     {
       manifest: {
         ...published,
-        optionalDependencies: {
-          [addon]: own.version,
-          [cuda]: own.version,
-          [model]: own.version,
-        },
+        optionalDependencies: Object.fromEntries(
+          [...binaries.map(({ manifest }) => manifest.name), model].map((name) => [
+            name,
+            own.version,
+          ]),
+        ),
         // For `zipcache build`, which installs them when it is called.
         buildDependencies,
       },
@@ -70,34 +114,7 @@ export function packages(own) {
         license,
       ],
     },
-    {
-      manifest: binaryPackage(
-        addon,
-        `The native addon of zipcache for ${platform}`,
-        'zipcache.node',
-      ),
-      files: [
-        { from: '$zipcache/zipcache.node', to: 'zipcache.node' },
-        { from: 'scripts/prebuild/binaries.md', to: 'README.md' },
-        license,
-      ],
-      binary: { file: 'zipcache.node', budgetBytes: 5 * MB, exports: addonExports },
-    },
-    {
-      manifest: binaryPackage(
-        cuda,
-        `The CUDA backend of zipcache for ${platform}`,
-        'zipcache-cuda.so',
-      ),
-      needsCuda: true,
-      files: [
-        { from: '$zipcache-cuda/zipcache-cuda.so', to: 'zipcache-cuda.so' },
-        { from: 'scripts/prebuild/binaries.md', to: 'README.md' },
-        { from: 'scripts/prebuild/cuda-notice.md', to: 'NOTICE.md' },
-        license,
-      ],
-      binary: { file: 'zipcache-cuda.so', budgetBytes: 60 * MB, exports: ['zipcache_plugin'] },
-    },
+    ...binaries,
     {
       manifest: {
         name: model,

@@ -18,7 +18,7 @@ function manifestOf(tarball) {
   throw new Error('no package.json in a tarball')
 }
 
-/** Starts it; resolves to { url, names, close }. */
+/** Starts it; resolves to { url, manifests, close }. */
 export async function startRegistry(folder, upstream) {
   const packages = new Map()
   for (const file of readdirSync(folder).filter((name) => name.endsWith('.tgz'))) {
@@ -51,7 +51,7 @@ export async function startRegistry(folder, upstream) {
   await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve))
   return {
     url: `http://127.0.0.1:${server.address().port}/`,
-    names: [...packages.keys()],
+    manifests: [...packages.values()].map(({ manifest }) => manifest),
     close: () => server.close(),
   }
 }
