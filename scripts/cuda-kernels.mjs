@@ -2,6 +2,7 @@
 // occupancy of every kernel on every architecture, written to docs/results/kernels.md.
 //   node scripts/cuda-kernels.mjs            compiles for the architectures of a release; writes the page
 //   node scripts/cuda-kernels.mjs 86 89      compiles for these; the page is written of all compiled ones
+//   node scripts/cuda-kernels.mjs --prebuilt compiles nothing: reads what `npm run prebuilds` kept
 // Device code alone, a file and an architecture at a time, by the commands of the CMake build. What
 // was compiled from the same sources before (build/kernels) is not compiled again. The last line of
 // stdout is `N passed, N failed`: pairs of a file and an architecture, failed where nvcc or ptxas
@@ -16,6 +17,7 @@ import { root } from './setup.mjs'
 
 const releaseArchitectures = ['80', '86', '89', '90a', '100', '120']
 const folder = path.join(root, 'build', 'kernels')
+const prebuilt = path.join(root, 'build', 'prebuild', 'linux-x64', 'zipcache-cuda', 'cubins')
 const page = path.join(root, 'docs', 'results', 'kernels.md')
 
 /**
@@ -92,11 +94,11 @@ function deviceCommand(words, architecture, cubin) {
     else if (!/^(--generate-code=|--threads=|-MD$|-c$|-rdc=)/.test(word)) kept.push(word)
   }
   const source = kept.pop()
-  const own = ['-cubin', `-arch=sm_${architecture}`, '-Xptxas=-v', '-o', cubin, source]
+  const own = ['-cubin', `-arch=sm_${architecture}`, '-o', cubin, source]
   return [words[compiler], ...kept, ...own]
 }
 
-/** Sections of a cubin, an ELF file: name, offset and size. */
+/** Sections of a cubin, an ELF file, by name: offset, size, and the number of the section it links to. */
 function sectionsOf(elf) {
   const at = Number(elf.readBigUInt64LE(40))
   const entryBytes = elf.readUInt16LE(58)
@@ -106,47 +108,60 @@ function sectionsOf(elf) {
       name: entry.readUInt32LE(0),
       offset: Number(entry.readBigUInt64LE(24)),
       size: Number(entry.readBigUInt64LE(32)),
+      link: entry.readUInt32LE(40),
     }
   }
-  const names = header(elf.readUInt16LE(62)).offset
-  const text = (offset) => elf.toString('latin1', offset, elf.indexOf(0, offset))
-  return Array.from({ length: elf.readUInt16LE(60) }, (_, i) => {
-    const section = header(i)
-    return { ...section, name: text(names + section.name) }
-  })
+  const all = Array.from({ length: elf.readUInt16LE(60) }, (_, i) => header(i))
+  const names = all[elf.readUInt16LE(62)].offset
+  const sections = new Map(all.map((one) => [textAt(elf, names + one.name), one]))
+  return { sections, textsOf: (section) => all[section.link].offset }
 }
 
-/** Threads of a block by __launch_bounds__: attribute 5 of the section .nv.info.<kernel>. */
-function maxThreads(elf, { offset, size }) {
+const textAt = (elf, offset) => elf.toString('latin1', offset, elf.indexOf(0, offset))
+
+/** Attributes of a section .nv.info that have values: { attribute, values }. */
+function* attributesOf(elf, { offset, size }) {
   for (let at = offset; at < offset + size; ) {
     const [form, attribute] = elf.subarray(at)
     const length = form === 4 ? elf.readUInt16LE(at + 2) : 0
-    if (attribute === 5 && form === 4)
-      return [4, 8, 12].reduce((n, i) => n * elf.readUInt32LE(at + i), 1)
+    const values = Array.from({ length: length >> 2 }, (_, i) => elf.readUInt32LE(at + 4 + 4 * i))
+    if (form === 4) yield { attribute, values }
     at += 4 + length
   }
-  return null
 }
 
-/** What ptxas -v and the cubin say of each kernel. */
-function kernelsOf(output, cubin) {
+// Attributes of .nv.info, whose first value is a symbol's number, and of .nv.info.<kernel>.
+const kFrameSize = 0x11
+const kRegisters = 0x2f
+const kMaxThreads = 0x05
+
+/** What a cubin says of each kernel. */
+function kernelsOf(cubin) {
   const elf = readFileSync(cubin)
-  const sections = new Map(sectionsOf(elf).map((section) => [section.name, section]))
+  const { sections, textsOf } = sectionsOf(elf)
+  const symbols = sections.get('.symtab')
+  const nameOf = (i) => textAt(elf, textsOf(symbols) + elf.readUInt32LE(symbols.offset + 24 * i)) // an entry's first word
+  const facts = new Map() // attribute -> symbol -> value
+  const all = sections.get('.nv.info')
+  for (const { attribute, values } of all ? attributesOf(elf, all) : []) {
+    if (!facts.has(attribute)) facts.set(attribute, new Map())
+    facts.get(attribute).set(nameOf(values[0]), values[1])
+  }
+  // From Hopper on, of a block: added to what a kernel has of its own.
+  const reserved = sections.has('.nv.shared.reserved.0') ? 1024 : 0
   const kernels = []
-  const pattern =
-    /Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\s+ptxas info\s*: Used (\d+) registers([^\n]*)/g
-  for (const [, symbol, stack, stores, loads, registers, rest] of output.matchAll(pattern)) {
-    const code = sections.get(`.text.${symbol}`)
+  for (const [name, code] of sections) {
+    const symbol = name.slice('.text.'.length)
     const info = sections.get(`.nv.info.${symbol}`)
-    if (!code || !info) continue // a function that is no kernel
+    if (!name.startsWith('.text.') || !info) continue // a function that is no kernel
+    const limit = [...attributesOf(elf, info)].find(({ attribute }) => attribute === kMaxThreads)
     kernels.push({
       symbol,
-      stack: Number(stack),
-      spills: Number(stores) + Number(loads),
-      registers: Number(registers),
-      sharedBytes: Number(/(\d+) bytes smem/.exec(rest)?.[1] ?? 0),
+      stack: facts.get(kFrameSize)?.get(symbol) ?? 0,
+      registers: facts.get(kRegisters)?.get(symbol),
+      sharedBytes: Math.max(0, (sections.get(`.nv.shared.${symbol}`)?.size ?? 0) - reserved),
       instructions: code.size / 16,
-      threads: maxThreads(elf, info),
+      threads: limit ? limit.values.reduce((n, values) => n * values, 1) : null,
     })
   }
   return kernels
@@ -179,7 +194,7 @@ async function measure({ file, words, directory }, architecture, hash) {
   if (code !== 0)
     return { file, architecture, problems: [`nvcc ended with ${code}`, output], kernels: [] }
   const problems = output.split('\n').filter((line) => /warning|error/i.test(line))
-  const result = { hash, file, architecture, problems, kernels: kernelsOf(output, cubin) }
+  const result = { hash, file, architecture, problems, kernels: kernelsOf(cubin) }
   rmSync(cubin)
   writeFileSync(stored, JSON.stringify(result))
   say(`${file} for sm_${architecture}: ${result.kernels.length} kernels`)
@@ -279,11 +294,8 @@ function compose(results, version) {
   const decode = sorted.filter(([name]) => name.startsWith('mixed_attention_kernel<128'))
   const guilty = results.flatMap(({ file, architecture, kernels }) =>
     kernels
-      .filter((kernel) => kernel.stack > 0 || kernel.spills > 0)
-      .map(
-        (kernel) =>
-          `- ${file}, sm_${architecture}: stack ${kernel.stack} bytes, spilled ${kernel.spills}`,
-      ),
+      .filter((kernel) => kernel.stack > 0)
+      .map((kernel) => `- ${file}, sm_${architecture}: ${kernel.stack} bytes of stack`),
   )
   return `# What nvcc makes of the kernels
 
@@ -363,32 +375,62 @@ function storedResults(hashes) {
     .filter((result) => result.hash === hashes.get(result.file))
 }
 
-let counts = { passed: 0, failed: 1 }
-try {
-  const architectures = parseArguments(process.argv.slice(2))
+/** What the cubins that a build kept say, a file and an architecture each. */
+function prebuiltResults() {
+  const pattern = /^(\w+)\.compute_(\w+?)(?:\.sm_\w+)?\.cubin$/
+  const cubins = existsSync(prebuilt)
+    ? readdirSync(prebuilt).filter((name) => pattern.test(name))
+    : []
+  if (cubins.length === 0) throw new ScriptError(`no cubins in ${prebuilt}`, 'npm run prebuilds')
+  return cubins.flatMap((name) => {
+    const [, source, architecture] = pattern.exec(name)
+    const file = path.join('csrc', 'cuda', 'kernels', `${source}.cu`)
+    if (!existsSync(path.join(root, file))) return [] // of the device
+    const kernels = kernelsOf(path.join(prebuilt, name))
+    return [{ file, architecture, problems: [], kernels }]
+  })
+}
+
+function versionOf(nvcc) {
+  const { stdout } = spawnSync(nvcc, ['--version'], { encoding: 'utf8' })
+  return `nvcc ${/release [^\n]*V([\d.]+)/.exec(stdout)?.[1] ?? ''}`
+}
+
+/** Compiles what is missing; the results asked for, and those of the same sources from before. */
+async function compileAll(architectures) {
   mkdirSync(folder, { recursive: true })
   const commands = await compileCommands()
   const hashes = sourceHashes(commands)
   const waiting = architectures.flatMap((a) => commands.map((command) => [command, a]))
-  const total = waiting.length
   const results = []
   const work = async () => {
     for (let next = waiting.shift(); next; next = waiting.shift())
       results.push(await measure(next[0], next[1], hashes.get(next[0].file)))
   }
   await Promise.all(Array.from({ length: availableParallelism() }, work))
+  const nvcc = commands[0].words.find((word) => path.basename(word) === 'nvcc')
+  return { results, all: storedResults(hashes), version: versionOf(nvcc) }
+}
+
+function readPrebuilt() {
+  const results = prebuiltResults()
+  const cache = readFileSync(path.join(prebuilt, '..', 'CMakeCache.txt'), 'utf8')
+  const nvcc = /^CMAKE_CUDA_COMPILER:\w+=(.*)$/m.exec(cache)?.[1] ?? 'nvcc'
+  return { results, all: results, version: versionOf(nvcc) }
+}
+
+let counts = { passed: 0, failed: 1 }
+try {
+  const args = process.argv.slice(2)
+  const { results, all, version } =
+    args[0] === '--prebuilt' ? readPrebuilt() : await compileAll(parseArguments(args))
   const failed = results.filter(
-    ({ problems, kernels }) =>
-      problems.length > 0 || kernels.some((kernel) => kernel.stack > 0 || kernel.spills > 0),
+    ({ problems, kernels }) => problems.length > 0 || kernels.some((kernel) => kernel.stack > 0),
   )
   for (const { file, architecture, problems } of failed)
     say(`FAILED ${file} for sm_${architecture}\n${problems.join('\n')}`)
-  counts = { passed: total - failed.length, failed: failed.length }
-  const nvcc = commands[0].words.find((word) => path.basename(word) === 'nvcc')
-  const version = /release [^\n]*V([\d.]+)/.exec(
-    spawnSync(nvcc, ['--version'], { encoding: 'utf8' }).stdout,
-  )
-  writeFileSync(page, compose(storedResults(hashes), `nvcc ${version?.[1] ?? ''}`))
+  counts = { passed: results.length - failed.length, failed: failed.length }
+  writeFileSync(page, compose(all, version))
   say(`wrote ${path.relative(root, page)}`)
 } catch (error) {
   reportFailure(error)
