@@ -1,4 +1,4 @@
-import { codeFormat, type GroupPlan, type KvCache, pageCount } from '../cache/index.js'
+import { codeFormat, type GroupPlan, type KvCache, PAGE_TOKENS, pageCount } from '../cache/index.js'
 import type { Scratch } from '../model/scratch.js'
 import type { Tensor } from '../ops/index.js'
 import { salientCounts } from '../policy/auto-ratio.js'
@@ -76,6 +76,11 @@ export function makePromptCompressor(
     }
   }
 
+  // Pages of a layer.
+  const most =
+    auto.share < 1
+      ? Math.floor((auto.share * nTokens * nKvHeads) / PAGE_TOKENS)
+      : Number.POSITIVE_INFINITY
   // Before anything is staged, what is there is what stays.
   let left = affordablePages(cache, compression, nTokens)
   const staged = cache.stageUneven(plan)
@@ -92,7 +97,7 @@ export function makePromptCompressor(
         keyErrorGains(k, probes, scratch),
       ])
       watch?.(scorer.scores)
-      const pages = Math.floor(left / (nLayers - layer))
+      const pages = Math.min(most, Math.floor(left / (nLayers - layer)))
       const counts = salientCounts({ scores, gains }, { pages, coverage: auto.coverage })
       packer.pack(layer, k, v, scorer.scores, counts)
       counts.forEach((count, head) => {

@@ -37,8 +37,10 @@ export interface PrecisionClass {
 export interface AutoRatio {
   /** Share of a layer's saliency, heads weighted by what low bits do to them, that salient tokens hold. */
   readonly coverage: number
-  /** What the cache may come to when a prompt is in it; null: as the coverage has it. */
+  /** What the cache may come to when a prompt is in it; null: as the others have it. */
   readonly budgetBytes: number | null
+  /** Share of a layer's tokens, its heads together, that may be salient. */
+  readonly share: number
 }
 
 /** What a policy that compresses decides: pure functions of lengths and seeds. */

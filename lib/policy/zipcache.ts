@@ -34,11 +34,19 @@ export interface SaliencyOptions {
    * the prompt's attention, see `auto`.
    */
   saliencyRatio?: number | 'auto'
-  /** With `saliencyRatio: 'auto'`: how much is salient. */
+  /**
+   * With `saliencyRatio: 'auto'`: how much is salient. Of several limits the first that is reached
+   * counts.
+   */
   auto?: {
     /**
+     * The share of a layer's tokens, its heads together, that may be salient, of [0, 1]; default the
+     * policy's own r where no other limit is given, else 1.
+     */
+    share?: number
+    /**
      * The share of a layer's saliency, its heads weighted by what low bits of K do to them, that
-     * salient tokens hold, of (0, 1]; default 0.99, or 1 with a budget.
+     * salient tokens hold, of (0, 1]; default 1.
      */
     coverage?: number
     /**
@@ -158,9 +166,11 @@ function readRatio(
   }
   const limits = own ?? options.inside('auto', {})
   const budgetBytes = limits.optional('budgetBytes', 1, Number.MAX_SAFE_INTEGER)
-  const coverage = limits.number('coverage', budgetBytes ? 1 : 0.99, 1e-6, 1)
+  const coverage = limits.number('coverage', 1, 1e-6, 1)
+  const isLimited = budgetBytes !== null || coverage < 1
+  const share = limits.number('share', isLimited ? 1 : fallback, 0, 1)
   limits.done()
-  return { ratio: fallback, auto: { coverage, budgetBytes } }
+  return { ratio: fallback, auto: { coverage, budgetBytes, share } }
 }
 
 /** The compression of Algs. 2 and 3. */

@@ -173,6 +173,24 @@ test('a budget is kept, and used', async () => {
   expect(tight.high).toBe(0)
 })
 
+test('by default no more is salient than under the fixed r, in whole pages of a layer', async () => {
+  for (const share of [undefined, 0, 0.25, 0.6, 1]) {
+    const sequence = model().createSequence({
+      policy: { ...common, saliencyRatio: 'auto', ...(share !== undefined && { auto: { share } }) },
+    })
+    await sequence.prefill(ids)
+    const { high } = sequence.bytes.byClass
+    sequence.dispose()
+    const { nLayers, nKvHeads, headDim } = model().config
+    const page = 16 * headDim + 64 // K and V at 4 bits, and V's parameters
+    const pages =
+      share === 1
+        ? nKvHeads * Math.ceil(150 / 16)
+        : Math.floor(((share ?? 0.6) * 150 * nKvHeads) / 16)
+    expect([share, high]).toEqual([share, nLayers * pages * page])
+  }
+})
+
 test('an abort half-way takes the pages back', async () => {
   const sequence = model().createSequence({ policy: auto })
   await sequence.prefill(ids.slice(0, 60))

@@ -110,10 +110,10 @@ describe('the bias of position', () => {
 })
 
 describe('options', () => {
-  test('auto is accumulated attention and 99% of it, or all that a budget allows', () => {
+  test('auto is accumulated attention and as many tokens as the fixed r, or all that a budget allows', () => {
     expect(compressionOf({ name: 'zipcache', saliencyRatio: 'auto' })).toMatchObject({
       metric: 'accumulated',
-      auto: { coverage: 0.99, budgetBytes: null },
+      auto: { coverage: 1, budgetBytes: null, share: 0.6 },
       correctsPosition: false,
     })
     expect(
@@ -126,7 +126,7 @@ describe('options', () => {
       }),
     ).toMatchObject({
       metric: 'normalized',
-      auto: { coverage: 1, budgetBytes: 5000 },
+      auto: { coverage: 1, budgetBytes: 5000, share: 1 },
       correctsPosition: true,
     })
     expect(compressionOf('zipcache')).toMatchObject({ auto: null, correctsPosition: false })
