@@ -1,0 +1,227 @@
+// `npm run bench:cuda`: attention over the packed cache, prefill and whole steps on an NVIDIA GPU,
+// beside PyTorch's attention where PyTorch is installed.
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
+import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs'
+import { cpus } from 'node:os'
+import path from 'node:path'
+import { parseArgs } from 'node:util'
+import { reportFailure, runQuietly, ScriptError, say } from '../../scripts/progress.mjs'
+import { root, setup } from '../../scripts/setup.mjs'
+
+const kParts = ['attention', 'prefill', 'steps', 'peers']
+const kUsage = `usage: npm run bench:cuda [-- OPTIONS]
+  --full           longer contexts, and more of them
+  --parts LIST     of ${kParts.join(', ')}; default: what this machine can run
+  --plugin FILE    a built CUDA backend; default: this clone's, built when it is stale
+  --json [FILE]    one JSON document on stdout, or in a file, beside the tables
+  --markdown FILE  writes the tables to a file as well
+  --html FILE      writes a page with plots
+  --check          small shapes, checked and hardly timed: also for the emulated backend
+
+  attention  mixedAttention over caches of random codes, LLaMA3-8B's heads, each result held against
+             double precision before it is timed
+  prefill    flashAttention and probeAttention; needs nvcc
+  steps      \`zipcache bench\` of whole models on the device
+  peers      PyTorch's scaled_dot_product_attention, each backend by itself; needs python3 with PyTorch
+
+Exit codes: 1 failure or wrong usage, 2 no GPU that can be used.
+`
+const kExitNoGpu = 2
+
+/** The command line, checked. Throws ScriptError. */
+function readOptions(args) {
+  const flag = { type: 'boolean', default: false }
+  const text = { type: 'string' }
+  // `--json` stands alone or names a file, which parseArgs does not know of.
+  const at = args.indexOf('--json')
+  const file = at >= 0 && args[at + 1] && !args[at + 1].startsWith('-') ? args[at + 1] : null
+  const rest = at < 0 ? args : args.toSpliced(at, file === null ? 1 : 2)
+  let values
+  try {
+    const options = { full: flag, check: flag, help: flag, parts: text, plugin: text }
+    values = parseArgs({ args: rest, options: { ...options, markdown: text, html: text } }).values
+  } catch (error) {
+    throw new ScriptError(`${error.message}\n\n${kUsage}`)
+  }
+  const parts = values.parts?.split(',') ?? null
+  const unknown = parts?.find((part) => !kParts.includes(part))
+  if (unknown !== undefined) {
+    throw new ScriptError(`--parts: ${unknown} is none of ${kParts.join(', ')}`)
+  }
+  if (values.plugin !== undefined && !existsSync(values.plugin)) {
+    throw new ScriptError(`--plugin: there is no ${values.plugin}`)
+  }
+  return { ...values, parts, json: at < 0 ? null : (file ?? '-') }
+}
+
+/** Runs a program to its end; its lines of JSON. Throws ScriptError when it fails. */
+async function jsonLines(what, command, args) {
+  const started = performance.now()
+  say(`${what} ...`)
+  const child = spawn(command, args, { cwd: root, stdio: ['ignore', 'pipe', 'inherit'] })
+  let output = ''
+  child.stdout.setEncoding('utf8').on('data', (chunk) => {
+    output += chunk
+  })
+  const code = await new Promise((resolve, reject) => {
+    child.on('error', (error) => reject(new ScriptError(`${command}: ${error.message}`)))
+    child.on('close', (status, signal) => resolve(status ?? signal))
+  })
+  if (code !== 0) throw new ScriptError(`${what} ended with ${code}`)
+  say(`${what} took ${((performance.now() - started) / 1000).toFixed(1)} s`)
+  return output
+    .split('\n')
+    .filter((line) => line.startsWith('{'))
+    .map((line) => JSON.parse(line))
+}
+
+const folder = path.join(root, 'build', 'bench')
+
+async function attention({ plugin, full, check }) {
+  const program = path.join(folder, 'mixed_attention')
+  const sources = ['-x', 'c++', 'bench/cuda/mixed_attention.cc', 'csrc/core/error.cc']
+  const flags = ['-std=c++20', '-O2', '-I.', '-Wno-unknown-pragmas']
+  const compiler = process.env.CXX ?? 'c++'
+  await runQuietly(
+    'compiling mixed_attention',
+    compiler,
+    [...flags, ...sources, '-o', program, '-ldl'],
+    { cwd: root },
+  )
+  const mode = check ? ['--check'] : full ? ['--full'] : []
+  return await jsonLines('mixedAttention', program, [path.resolve(plugin), ...mode])
+}
+
+/** `computeCapability` as of nvidia-smi: 9.0. */
+async function prefill({ computeCapability, full, check }) {
+  const program = path.join(folder, 'flash_attention')
+  const number = computeCapability.replace('.', '')
+  const architecture = number === '90' ? '90a' : number
+  const kernels = readdirSync(path.join(root, 'csrc/cuda/kernels'))
+    .filter((name) => /^(?:flash|probe)_attention.*\.cu$/.test(name))
+    .map((name) => `csrc/cuda/kernels/${name}`)
+  const target = ['-gencode', `arch=compute_${architecture},code=sm_${architecture}`]
+  const sources = ['bench/cuda/flash_attention.cu', ...kernels]
+  const own = ['csrc/cuda/check_cuda.cu', 'csrc/core/error.cc']
+  await runQuietly(
+    'compiling flash_attention',
+    'nvcc',
+    ['-std=c++20', '-O3', ...target, '-I.', '-o', program, ...sources, ...own],
+    { cwd: root },
+  )
+  const mode = check ? ['--check'] : full ? [] : ['--quick']
+  return await jsonLines('flashAttention and probeAttention', program, mode)
+}
+
+async function steps({ device, full }) {
+  const cli = path.join(root, 'dist', 'cli', 'main.js')
+  const reports = {}
+  for (const part of ['prefill', 'decode']) {
+    const args = [cli, 'bench', part, '--device', device, '--dtype', 'bf16', '--json']
+    const options = { cwd: root, encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] }
+    const more = full ? ['--full'] : []
+    say(`zipcache bench ${part} ...`)
+    reports[part] = JSON.parse(execFileSync(process.execPath, [...args, ...more], options))[part]
+  }
+  return reports
+}
+
+async function peers({ full }) {
+  return await jsonLines('PyTorch', 'python3', ['bench/cuda/peers.py', ...(full ? ['--full'] : [])])
+}
+
+/** What nvidia-smi says of the first GPU, by its own names; null where there is none. */
+function askDriver() {
+  const fields = ['name', 'driver_version', 'compute_cap', 'clocks.max.sm', 'clocks.max.mem']
+  const query = [`--query-gpu=${fields.join(',')}`, '--format=csv,noheader', '--id=0']
+  const { status, stdout } = spawnSync('nvidia-smi', query, { encoding: 'utf8' })
+  if (status !== 0) return null
+  const values = stdout.trim().split(', ')
+  return Object.fromEntries(fields.map((field, i) => [field, values[i]]))
+}
+
+const runs = (command, ...args) => spawnSync(command, args, { stdio: 'ignore' }).status === 0
+
+/** Why a part cannot run here; null where it can. */
+const kObstacles = {
+  attention: () => null,
+  prefill: (gpu) => (gpu && runs('nvcc', '--version') ? null : 'needs a GPU and nvcc'),
+  steps: (gpu) => (gpu ? null : 'needs a GPU'),
+  peers: (gpu) =>
+    gpu && runs('python3', '-c', 'import torch; assert torch.cuda.is_available()')
+      ? null
+      : 'needs python3 with PyTorch for CUDA',
+}
+
+function commit() {
+  const git = (...args) => spawnSync('git', args, { cwd: root, encoding: 'utf8' }).stdout.trim()
+  const changed = git('status', '--porcelain', '--untracked-files=no') === '' ? '' : '+'
+  return `${git('rev-parse', '--short', 'HEAD') || 'unknown'}${changed}`
+}
+
+/** The CUDA device of `Device.list()` that can be used; else null, with the reason said. */
+async function usableDevice() {
+  const { Device } = await import('../../dist/ops/index.mjs')
+  const gpus = (await Device.list()).filter(({ name }) => /^cuda(:\d+)?$/.test(name))
+  const usable = gpus.find(({ available }) => available)
+  if (!usable) for (const { name, reason } of gpus) say(`${name}: ${reason}`)
+  return usable ?? null
+}
+
+async function main() {
+  const options = readOptions(process.argv.slice(2))
+  if (options.help) {
+    process.stdout.write(kUsage)
+    return
+  }
+  const gpu = askDriver()
+  const wantsPlugin = options.plugin === undefined
+  if (wantsPlugin && !gpu) {
+    say('nvidia-smi finds no GPU: nothing was measured')
+    process.exitCode = kExitNoGpu
+    return
+  }
+  await setup({ cuda: wantsPlugin })
+  const device = gpu && (await usableDevice())
+  if (wantsPlugin && !device) {
+    process.exitCode = kExitNoGpu
+    return
+  }
+  mkdirSync(folder, { recursive: true })
+  const plugin = options.plugin ?? path.join(root, 'build', 'Release', 'zipcache-cuda.so')
+  const how = {
+    ...options,
+    plugin,
+    device: device?.name,
+    computeCapability: gpu?.compute_cap,
+  }
+  const result = {
+    machine: { gpu, cpu: cpus()[0].model.trim(), node: process.versions.node, commit: commit() },
+    command: ['npm run bench:cuda', ...(process.argv.length > 2 ? ['--'] : [])]
+      .concat(process.argv.slice(2))
+      .join(' '),
+    leftOut: {},
+  }
+  for (const [part, run] of Object.entries({ attention, prefill, steps, peers })) {
+    if (options.parts && !options.parts.includes(part)) continue
+    const obstacle = kObstacles[part](gpu)
+    // Asked for by name, it must not be missing from the report unnoticed.
+    if (obstacle && options.parts) throw new ScriptError(`--parts: ${part} ${obstacle}`)
+    if (obstacle) result.leftOut[part] = obstacle
+    else result[part] = await run(how)
+  }
+  const { toMarkdown, toPage } = await import('./report.mjs')
+  const markdown = toMarkdown(result)
+  if (options.markdown !== undefined) writeFileSync(options.markdown, markdown)
+  if (options.html !== undefined) writeFileSync(options.html, toPage(result))
+  const document = `${JSON.stringify(result)}\n`
+  if (options.json !== null && options.json !== '-') writeFileSync(options.json, document)
+  process.stdout.write(options.json === '-' ? document : markdown)
+}
+
+try {
+  await main()
+} catch (error) {
+  reportFailure(error)
+  process.exitCode = 1
+}

@@ -1,0 +1,188 @@
+// What bench/cuda measured, as Markdown and as a page with plots. A peer is PyTorch's fastest backend
+// for the same batch and context. Needs dist/.
+import { createRequire } from 'node:module'
+
+const require = createRequire(import.meta.url)
+const { formatMarkdownTable, left, right } = require('../../dist/cli/table.js')
+const { formatPage, section, tableSection } = require('../../dist/cli/page.js')
+const { linePlot } = require('../../dist/cli/plots.js')
+
+const kTitle = 'zipcache on a GPU'
+
+/** @param {object} result of main.mjs */
+export function toMarkdown(result) {
+  const facts = factsOf(result).map(([name, value]) => `- ${name}: ${value}`)
+  const tables = tablesOf(result).map(
+    (table) => `## ${table.title}\n\n${formatMarkdownTable(table)}`,
+  )
+  return `${[`# ${kTitle}`, facts.join('\n'), ...tables].join('\n\n')}`
+}
+
+/** @param {object} result of main.mjs */
+export function toPage(result) {
+  return formatPage(kTitle, factsOf(result), [
+    ...attentionPlots(result),
+    ...tablesOf(result).map(tableSection),
+  ])
+}
+
+function factsOf({ machine, command, leftOut }) {
+  const { gpu } = machine
+  return [
+    ['command', command],
+    ['commit', machine.commit],
+    ['GPU', gpu ? `${gpu.name}, driver ${gpu.driver_version}` : 'none: emulated'],
+    ...(gpu
+      ? [['greatest clocks', `${gpu['clocks.max.sm']}, memory ${gpu['clocks.max.mem']}`]]
+      : []),
+    ['processor', machine.cpu],
+    ['Node', machine.node],
+    ...Object.entries(leftOut).map(([part, reason]) => [`${part}, left out`, reason]),
+  ]
+}
+
+function tablesOf(result) {
+  return [
+    roofTable(result),
+    attentionTable(result),
+    prefillTable(result),
+    ...stepTables(result),
+  ].filter((table) => table.rows.length > 0)
+}
+
+const roofsOf = ({ peers = [] }) => peers.filter(({ roof }) => roof !== undefined)
+
+function roofTable(result) {
+  const rows = roofsOf(result).map((row) => [
+    row.roof,
+    row['GB/s'] === undefined ? `${row['TFLOP/s']} TFLOP/s` : `${row['GB/s']} GB/s`,
+  ])
+  return {
+    title: 'Roofs, by PyTorch in the same run',
+    columns: [left('roof'), right('rate')],
+    rows,
+  }
+}
+
+/** PyTorch's fastest decode attention for a shape, if it ran. */
+function fastestPeer({ peers = [] }, { batch, context }) {
+  return peers
+    .filter((row) => row.op === 'decode' && row.batch === batch && row.context === context)
+    .filter(({ us }) => us !== undefined)
+    .reduce((best, row) => (best === null || row.us < best.us ? row : best), null)
+}
+
+function attentionTable(result) {
+  const read = roofsOf(result).find(({ roof }) => roof === 'read')?.['GB/s']
+  const rows = (result.attention ?? []).map((row) => {
+    const peer = fastestPeer(result, row)
+    return [
+      String(row.batch),
+      String(row.context),
+      row.heads,
+      row.policy,
+      `${row.us.toFixed(1)} (${row.min.toFixed(1)} to ${row.max.toFixed(1)})`,
+      row.MB.toFixed(1),
+      row['GB/s'].toFixed(0),
+      read ? `${((100 * row['GB/s']) / read).toFixed(0)}%` : '',
+      peer ? `${peer.us} (${peer.peer})` : '',
+      peer ? (peer.us / row.us).toFixed(2) : '',
+      row.error.toExponential(0),
+    ]
+  })
+  const columns = [
+    right('batch'),
+    right('context'),
+    left('heads/KV/dim'),
+    left('cache'),
+    right('us a layer (range)'),
+    right('MB'),
+    right('GB/s'),
+    right('of reading'),
+    left('fastest 16-bit peer, us'),
+    right('ratio'),
+    right('error'),
+  ]
+  return { title: 'Decode attention', columns, rows }
+}
+
+function prefillTable({ prefill = [], peers = [] }) {
+  const own = prefill
+    .filter(({ op }) => op === 'flash' || op === 'probes')
+    .map((row) => [
+      row.op === 'flash' ? `flashAttention, ${row.form}` : `probeAttention, ${row.n_probes} rows`,
+      String(row.batch ?? 1),
+      String(row.length),
+      String(row.head_dim),
+      row.causal === false ? 'no' : 'yes',
+      (row.us / 1000).toFixed(3),
+      row.tflops.toFixed(0),
+    ])
+  const other = peers
+    .filter(({ op, ms }) => op === 'prefill' && ms !== undefined)
+    .map((row) => [
+      row.peer,
+      String(row.batch),
+      String(row.length),
+      String(row.head_dim),
+      'yes',
+      String(row.ms),
+      String(row['TFLOP/s']),
+    ])
+  const columns = [
+    left('op'),
+    right('batch'),
+    right('length'),
+    right('head_dim'),
+    left('causal'),
+    right('ms'),
+    right('TFLOP/s'),
+  ]
+  return {
+    title: 'Prefill attention, 32 query and 8 KV heads, bf16',
+    columns,
+    rows: [...own, ...other],
+  }
+}
+
+function stepTables({ steps }) {
+  if (!steps) return []
+  const columns = [left('model'), right('context'), left('cache'), right('ms (p10 to p90)')]
+  const time = ({ median, p10, p90 }) =>
+    `${median.toFixed(2)} (${p10.toFixed(2)} to ${p90.toFixed(2)})`
+  const own = (row) => [row.model, String(row.context), row.policy, time(row.ms)]
+  return [
+    { title: 'Prefill of whole models', columns, rows: steps.prefill.map(own) },
+    {
+      title: 'Decode steps of whole models',
+      columns: [...columns, right('closing / other ms'), right('cache bytes')],
+      rows: steps.decode.map((row) => [
+        ...own(row),
+        row.closing ? `${row.closing.medianMs.toFixed(2)} / ${row.closing.otherMs.toFixed(2)}` : '',
+        String(row.cacheBytes),
+      ]),
+    },
+  ]
+}
+
+/** For each batch: microseconds of a layer over the context, all caches and the fastest peer. */
+function attentionPlots(result) {
+  const rows = result.attention ?? []
+  return [...new Set(rows.map(({ batch }) => batch))].map((batch) => {
+    const own = rows.filter((row) => row.batch === batch && row.heads === rows[0].heads)
+    const lineOf = (label, points) => ({ label, points: points.toSorted(([a], [b]) => a - b) })
+    const caches = [...new Set(own.map(({ policy }) => policy))].map((policy) =>
+      lineOf(
+        policy,
+        own.filter((row) => row.policy === policy).map(({ context, us }) => [context, us]),
+      ),
+    )
+    const contexts = [...new Set(own.map(({ context }) => context))]
+    const peers = contexts
+      .map((context) => [context, fastestPeer(result, { batch, context })?.us])
+      .filter(([, us]) => us !== undefined)
+    const lines = peers.length > 0 ? [...caches, lineOf('PyTorch, 16 bits', peers)] : caches
+    const title = `Batch ${batch}: decode attention of a layer`
+    return section(title, linePlot(title, lines, { x: 'tokens of context', y: 'us' }))
+  })
+}

@@ -1,0 +1,103 @@
+import { spawnSync } from 'node:child_process'
+import { join } from 'node:path'
+import { end, kRoot, startNode } from '../cli/command-line'
+
+const kMain = join(kRoot, 'bench', 'cuda', 'main.mjs')
+const kReport = join(kRoot, 'bench', 'cuda', 'report.mjs')
+
+const attention = (policy: string, context: number, us: number) => ({
+  op: 'mixedAttention',
+  policy,
+  batch: 8,
+  context,
+  heads: '32/8/128',
+  us,
+  min: us - 1,
+  max: us + 1,
+  MB: 100,
+  'GB/s': 2000,
+  error: 4e-4,
+})
+const peer = (name: string, context: number, us: number) => ({
+  op: 'decode',
+  peer: name,
+  batch: 8,
+  context,
+  us,
+})
+const result = {
+  machine: {
+    gpu: {
+      name: 'GPU <X>',
+      driver_version: '580',
+      'clocks.max.sm': '2 GHz',
+      'clocks.max.mem': '3 GHz',
+    },
+    cpu: 'a processor',
+    node: '20.17.0',
+    commit: 'abc',
+  },
+  command: 'npm run bench:cuda',
+  leftOut: { prefill: 'needs a GPU and nvcc' },
+  attention: [attention('fp16', 4096, 80), attention('zipcache-60', 4096, 20)],
+  peers: [
+    { roof: 'read', 'GB/s': 4000 },
+    peer('sdpa cudnn gqa', 4096, 50),
+    peer('sdpa flash gqa', 4096, 40),
+    peer('sdpa cudnn gqa', 32768, 10),
+    { op: 'decode', peer: 'sdpa efficient gqa', batch: 8, context: 4096, refused: 'no' },
+  ],
+}
+
+/** What `script`, in which `report` is the module and `result` the result above, prints. */
+async function printed(script: string): Promise<string> {
+  const source = `import * as report from ${JSON.stringify(kReport)}
+const result = ${JSON.stringify(result)}
+${script}`
+  const { exitCode, stdout, stderr } = await end(startNode(['--input-type=module', '-e', source]))
+  expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
+  return stdout
+}
+
+test('a cache is held against the fastest peer of its own shape', async () => {
+  const markdown = await printed('console.log(report.toMarkdown(result))')
+  const row = markdown.split('\n').find((line) => line.includes('zipcache-60')) as string
+  const cells = row.split('|').map((cell) => cell.trim())
+  expect(cells.slice(4, 12)).toEqual([
+    'zipcache-60',
+    '20.0 (19.0 to 21.0)',
+    '100.0',
+    '2000',
+    '50%',
+    '40 (sdpa flash gqa)',
+    '2.00',
+    '4e-4',
+  ])
+  expect(markdown).toContain('- prefill, left out: needs a GPU and nvcc')
+})
+
+test('the page needs nothing else, and escapes what it is told', async () => {
+  const page = await printed('console.log(report.toPage(result))')
+  expect(page).toContain('GPU &lt;X&gt;')
+  expect(page).toContain('<polyline')
+  expect(page).not.toMatch(/<script|https?:\/\/(?!www\.w3\.org)/)
+})
+
+test('bad arguments are named, and nothing is measured', async () => {
+  for (const [args, message] of [
+    [['--parts', 'attention,foo'], /--parts: foo is none of attention, prefill, steps, peers/],
+    [['--plugin', '/nowhere.so'], /--plugin: there is no \/nowhere\.so/],
+    [['--what'], /--what/],
+  ] as const) {
+    const { exitCode, stdout, stderr } = await end(startNode([kMain, ...args]))
+    expect({ exitCode, stdout }).toEqual({ exitCode: 1, stdout: '' })
+    expect(stderr).toMatch(message)
+  }
+})
+
+const hasGpu = spawnSync('nvidia-smi').status === 0
+;(hasGpu ? test.skip : test)('without a GPU it says so, with an exit code of its own', async () => {
+  const { exitCode, stderr } = await end(startNode([kMain]))
+  expect(exitCode).toBe(2)
+  expect(stderr).toMatch(/finds no GPU/)
+})
