@@ -11,7 +11,7 @@ import { root, setup } from './setup.mjs'
 
 const seed = 71
 /** The model that tells methods apart has more questions. */
-const models = { 'line-retrieval-base': 30, 'line-retrieval': 16 }
+const models = { 'line-retrieval-base': 30, 'line-retrieval': 12 }
 const methods = [
   ...['fp16', 'uniform4', 'rotated4', 'zipcache', 'zipcache-plus', 'mikv', 'mikv-paper'],
   ...['kivi2', 'gear4', 'h2o', 'snapkv'],
@@ -19,10 +19,10 @@ const methods = [
 /** What models of lines of records read: such lines, so many prompts of them. */
 const text = { file: path.join('build', 'eval-lines.txt'), prompts: 16 }
 const others = {
-  'multi-turn': { questions: 12, options: ['--lines', '100'] },
-  needle: { questions: 6, options: ['--lines', '100', '--ask', 'after'] },
+  'multi-turn': { questions: 8, options: ['--lines', '100'] },
+  needle: { questions: 4, options: ['--lines', '100', '--ask', 'after'] },
   perplexity: {
-    questions: 6,
+    questions: 4,
     options: ['--data', text.file, '--prefix', '1024', '--tokens', '128', '--no-special-tokens'],
   },
 }
