@@ -1,8 +1,9 @@
 /**
  * zipcache/server: OpenAI's API over a compressed cache, as a server of its own (`Server`), or inside
- * of another one (`OpenAiService`).
+ * of another one (`createService`).
  */
 export { ApiError, type ApiErrorFields, type ErrorBody, toApiError } from './api-error.js'
+export { createService, type ServiceOptions } from './backend.js'
 export type { Usage } from './generation.js'
 export { LOG_LEVELS, type LogLevel, type ServerOptions } from './options.js'
 export type { PageExample } from './page.js'

@@ -9,18 +9,19 @@ import fastify, {
   LogController,
 } from 'fastify'
 import type { Engine } from '../engine/engine.js'
-import { createEngine, type Model } from '../engine/model.js'
+import type { Model } from '../engine/model.js'
 import { ZipCacheError } from '../errors.js'
 import { POLICY_NAMES } from '../policy/index.js'
 import { ApiError, toApiError } from './api-error.js'
+import { type Backend, createBackend } from './backend.js'
 import { parseJsonBody } from './json-body.js'
 import { ApiKeys } from './keys.js'
 import { ServerMetrics } from './metrics.js'
 import { type ServerOptions, type ServerSettings, settingsOf } from './options.js'
 import { addPage, type PageExample } from './page.js'
 import { policyName } from './policies.js'
-import { type Answer, type Call, OpenAiService } from './service.js'
-import { type SessionName, Sessions } from './sessions.js'
+import type { Answer, Call } from './service.js'
+import type { SessionName } from './sessions.js'
 import { orAfter, serverSentEvents } from './sse.js'
 
 /** What a server can do now. */
@@ -34,13 +35,6 @@ const CLOSE_MS = 500
 /** A request for tokens that is under way. */
 interface InFlight {
   readonly abort: AbortController
-}
-
-/** What answers once the model is there. */
-interface Backend {
-  readonly service: OpenAiService
-  readonly engine: Engine
-  readonly sessions: Sessions
 }
 
 /**
@@ -134,35 +128,12 @@ export class Server {
    * Throws as `createEngine`.
    */
   serve(model: Model, { examples = [] }: { examples?: readonly PageExample[] } = {}): void {
-    const settings = this.#settings
-    const { maxPositions, nLayers, nKvHeads, headDim } = model.config
-    const sessions = new Sessions(settings)
-    const engine = createEngine({
-      model,
-      kvMemory: settings.kvMemory ?? model.device.memory.free / 2,
-      maxBatch: settings.maxBatch,
-      maxQueue: settings.maxQueue,
-      reclaim: () => sessions.evict(),
-    })
-    const service = new OpenAiService({
-      model,
-      engine,
-      sessions,
-      chatTemplate: settings.chatTemplate,
-      maxPromptTokens: Math.min(settings.maxPromptTokens ?? maxPositions, maxPositions - 1),
-      observer: this.metrics,
-      rules: {
-        policies: { default: settings.policy, allowed: settings.allowedPolicies },
-        sampling: settings.sampling,
-        maxTokens: settings.maxTokens ?? maxPositions,
-        defaultMaxTokens: settings.defaultMaxTokens,
-        maxChoices: settings.maxChoices,
-        modelNames: settings.modelNames,
-      },
-    })
-    this.metrics.attach({ engine, sessions, fp16BytesPerToken: 4 * nLayers * nKvHeads * headDim })
+    const { nLayers, nKvHeads, headDim } = model.config
+    const backend = createBackend(model, this.#settings, this.metrics)
+    const fp16BytesPerToken = 4 * nLayers * nKvHeads * headDim
+    this.metrics.attach({ ...backend, fp16BytesPerToken })
     this.#examples = examples
-    this.#backend = { service, engine, sessions }
+    this.#backend = backend
   }
 
   /**
@@ -203,8 +174,7 @@ export class Server {
     )
       this.#app.server.closeAllConnections()
     await closed
-    this.#backend?.sessions.dispose()
-    await this.#backend?.engine.dispose()
+    await this.#backend?.service.dispose()
   }
 
   // ---- routes ----

@@ -75,7 +75,7 @@ export class OpenAiService {
   readonly #parts: ServiceParts
   readonly #created = Math.floor(Date.now() / 1000)
 
-  /** @internal */
+  /** @internal Use `createService`. */
   constructor(parts: ServiceParts) {
     this.#parts = parts
   }
@@ -118,6 +118,12 @@ export class OpenAiService {
   async sessionCache(name: SessionName): Promise<object | null> {
     const sequence = this.#parts.sessions.find(name)
     return sequence && describeCache(sequence, this.#parts.model)
+  }
+
+  /** Ends the conversations and the engine; answers under way reject. Idempotent. */
+  async dispose(): Promise<void> {
+    this.#parts.sessions.dispose()
+    await this.#parts.engine.dispose()
   }
 
   async #answer(

@@ -1,0 +1,79 @@
+import type { Engine } from '../engine/engine.js'
+import { createEngine, type Model } from '../engine/model.js'
+import { type ServerOptions, type ServerSettings, settingsOf } from './options.js'
+import { OpenAiService, type ServiceObserver } from './service.js'
+import { Sessions } from './sessions.js'
+
+/** A service with the engine and the conversations that it answers from. */
+export interface Backend {
+  readonly service: OpenAiService
+  readonly engine: Engine
+  readonly sessions: Sessions
+}
+
+/** Makes a service over an engine of its own. Throws as `createEngine`. */
+export function createBackend(
+  model: Model,
+  settings: ServerSettings,
+  observer: ServiceObserver,
+): Backend {
+  const { maxPositions } = model.config
+  const sessions = new Sessions(settings)
+  const engine = createEngine({
+    model,
+    kvMemory: settings.kvMemory ?? model.device.memory.free / 2,
+    maxBatch: settings.maxBatch,
+    maxQueue: settings.maxQueue,
+    reclaim: () => sessions.evict(),
+  })
+  const service = new OpenAiService({
+    model,
+    engine,
+    sessions,
+    chatTemplate: settings.chatTemplate,
+    maxPromptTokens: Math.min(settings.maxPromptTokens ?? maxPositions, maxPositions - 1),
+    observer,
+    rules: {
+      policies: { default: settings.policy, allowed: settings.allowedPolicies },
+      sampling: settings.sampling,
+      maxTokens: settings.maxTokens ?? maxPositions,
+      defaultMaxTokens: settings.defaultMaxTokens,
+      maxChoices: settings.maxChoices,
+      modelNames: settings.modelNames,
+    },
+  })
+  return { service, engine, sessions }
+}
+
+/** Settings of `createService`: those of a server that do not concern HTTP. */
+export type ServiceOptions = Pick<
+  ServerOptions,
+  | 'allowedPolicies'
+  | 'chatTemplate'
+  | 'defaultMaxTokens'
+  | 'kvMemory'
+  | 'maxBatch'
+  | 'maxChoices'
+  | 'maxPromptTokens'
+  | 'maxQueue'
+  | 'maxSessions'
+  | 'maxTokens'
+  | 'modelNames'
+  | 'policy'
+  | 'sampling'
+  | 'sessionTtlMs'
+>
+
+const SILENT: ServiceObserver = {
+  begin: () => ({ prompt() {}, token() {}, end() {}, done() {} }),
+}
+
+/**
+ * OpenAI's API over a model, for a server of one's own: it takes the bodies of requests and gives
+ * what is to be sent. It has an engine of its own, which its `dispose` ends; the model stays.
+ *
+ * Throws as `createEngine`.
+ */
+export function createService(model: Model, options: ServiceOptions = {}): OpenAiService {
+  return createBackend(model, settingsOf(options), SILENT).service
+}
