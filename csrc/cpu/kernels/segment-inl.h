@@ -298,22 +298,38 @@ inline void each_slot(const SegmentView& view, const Body& body) {
            "table: the bitmap holds %d tokens of the segment's %d", slot, view.n_tokens());
 }
 
-// Values of one page, dequantized: k_t (head_dim, 16), v (16, head_dim).
-inline void dequantize_page(const SegmentView& view, int64_t page, float* k_t, float* v) {
+// Values of one page, dequantized: k and v (16, head_dim).
+inline void dequantize_page(const SegmentView& view, int64_t page, float* k, float* v) {
   const int d = view.head_dim;
-  unpack_keys(view.segment.k_format, view.k_part(page), d, k_t, kPageTokens);
+  for (int c0 = 0; c0 < d; c0 += kPageTokens) {
+    float square[kPageTokens * kPageTokens];  // (channel, token)
+    unpack_square(view.segment.k_format, view.k_square(page, c0), square, kPageTokens);
+    for (int c = 0; c < kPageTokens && view.k_quantized(); ++c) {
+      const VecF scale = broadcast(to_float(view.channel_params(0)[c0 + c]));
+      const VecF zero = broadcast(to_float(view.channel_params(1)[c0 + c]));
+      for (int t = 0; t < kPageTokens; t += kLanes) {
+        float* at = square + c * kPageTokens + t;
+        store(at, load(at) * scale + zero);
+      }
+    }
+    for (int c = 0; c < kPageTokens; c += kLanes)
+      for (int t = 0; t < kPageTokens; t += kLanes) {
+        VecF block[kLanes];
+        ZC_UNROLL for (int i = 0; i < kLanes; ++i) block[i] =
+            load(square + (c + i) * kPageTokens + t);
+        transpose(block);
+        ZC_UNROLL for (int i = 0; i < kLanes; ++i) store(k + (t + i) * d + c0 + c, block[i]);
+      }
+  }
   unpack_values(view.segment.v_format, view.v_part(page), d, v);
-  if (view.k_quantized())
-    for (int c = 0; c < d; ++c)
-      for (int t = 0; t < kPageTokens; ++t)
-        k_t[c * kPageTokens + t] = k_t[c * kPageTokens + t] * to_float(view.channel_params(0)[c]) +
-                                   to_float(view.channel_params(1)[c]);
-  if (view.v_quantized())
-    for (int t = 0; t < kPageTokens; ++t)
-      for (int c = 0; c < d; ++c)
-        v[t * d + c] = (v[t * d + c] * to_float(view.token_scale(page)[t]) +
-                        to_float(view.token_zero(page)[t])) *
-                       to_float(view.channel_params(2)[c]);
+  for (int t = 0; t < kPageTokens && view.v_quantized(); ++t) {
+    const VecF scale = broadcast(to_float(view.token_scale(page)[t]));
+    const VecF zero = broadcast(to_float(view.token_zero(page)[t]));
+    for (int c = 0; c < d; c += kLanes) {
+      float* at = v + t * d + c;
+      store(at, (load(at) * scale + zero) * load(view.channel_params(2) + c));
+    }
+  }
 }
 
 // Pages back to rows, each token at its position.
@@ -326,20 +342,18 @@ void unpack_segment_typed(const OpContext& ctx, const UnpackSegmentArgs& a) {
   ctx.threads->parallel_for(n_kv_heads, [&](int64_t kv_head) {
     const SegmentView view =
         listed_segment(a.pool, a.table, a.layer, static_cast<int>(kv_head), a.segment, d);
-    float* k_t = thread_scratch(0, static_cast<size_t>(kPageTokens) * d);
+    float* k = thread_scratch(0, static_cast<size_t>(kPageTokens) * d);
     float* v = thread_scratch(1, static_cast<size_t>(kPageTokens) * d);
     each_slot(view, [&](int slot, int64_t position) {
       const int t = slot % kPageTokens;
-      if (t == 0) dequantize_page(view, slot / kPageTokens, k_t, v);
+      if (t == 0) dequantize_page(view, slot / kPageTokens, k, v);
       const int64_t row = position - a.base;
       ZC_CHECK(row >= 0 && row < rows, ErrorCode::kArgument,
                "k: position %lld has no row, expected rows %d to %lld",
                static_cast<long long>(position), a.base, static_cast<long long>(a.base + rows - 1));
       const int64_t at = (row * n_kv_heads + kv_head) * d;
-      for (int c = 0; c < d; ++c) {
-        a.k.as<T>()[at + c] = from_float<T>(k_t[c * kPageTokens + t]);
-        a.v.as<T>()[at + c] = from_float<T>(v[t * d + c]);
-      }
+      narrow(k + t * d, a.k.as<T>() + at, d);
+      narrow(v + t * d, a.v.as<T>() + at, d);
     });
   });
 }
