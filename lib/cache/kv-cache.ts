@@ -122,6 +122,8 @@ export class KvCache {
   #start: number
   #capacityWords: number
   #maxSegments: number
+  /** Whether the books changed since the table was written. */
+  #isAmended = false
   #tailStart = 0
   #tailTokens = 0
 
@@ -148,17 +150,24 @@ export class KvCache {
     this.#maxSegments = MIN_SEGMENTS
     this.#capacityWords = TableArena.capacityOf(this.#neededWords(this.#maxSegments))
     this.#start = memory.tables.allocate(this.#capacityWords)
-    this.#upload()
+    this.#amend()
   }
 
-  /** The word of `memory.tables` where the page table begins; it moves when the table grows. */
+  /**
+   * The word of `memory.tables` where the page table begins, for ops enqueued before the books
+   * change again; it moves when the table grows.
+   */
   get start(): number {
+    this.#write()
     return this.#start
   }
 
-  /** The page table alone, for ops on one sequence: (words) i32. The caller disposes of it. */
+  /**
+   * The page table alone, for ops on one sequence that are enqueued before the books change again:
+   * (words) i32. The caller disposes of it.
+   */
   tableView(): Tensor<'i32'> {
-    return this.memory.tables.memory.view([this.#capacityWords], this.#start)
+    return this.memory.tables.memory.view([this.#capacityWords], this.start)
   }
 
   /** Format of tokens that are not compressed. */
@@ -207,7 +216,7 @@ export class KvCache {
     try {
       const grown = this.#growTail(this.#tailTokens + nTokens)
       this.#tailTokens += nTokens
-      if (grown || owned) this.#upload()
+      if (grown || owned) this.#amend()
     } catch (error) {
       this.#trimTail(Math.min(this.#tailTokens, tokensBefore))
       throw error
@@ -228,7 +237,7 @@ export class KvCache {
       for (const page of pages.subarray(keep)) this.memory.pool.free(page, bytes)
     }
     tail.pages = tail.pages.map((pages) => pages.slice(0, keep))
-    this.#upload()
+    this.#amend()
   }
 
   /**
@@ -251,7 +260,7 @@ export class KvCache {
     copy.#tailStart = this.#tailStart
     copy.#tailTokens = this.#tailTokens
     try {
-      copy.#upload()
+      copy.#amend()
     } catch (error) {
       copy.dispose()
       throw error
@@ -292,7 +301,7 @@ export class KvCache {
     const first = this.#segments.length
     this.#segments.push(...staged)
     try {
-      this.#upload()
+      this.#amend()
     } catch (error) {
       this.unstage()
       throw error
@@ -331,7 +340,7 @@ export class KvCache {
     const first = this.#segments.length
     this.#segments.push(...staged)
     try {
-      this.#upload()
+      this.#amend()
     } catch (error) {
       this.unstage()
       throw error
@@ -366,7 +375,7 @@ export class KvCache {
       }
       segment.nTokens = own.reduce((sum, n) => sum + n, 0) / (nLayers * nKvHeads)
     }
-    this.#upload()
+    this.#amend()
   }
 
   /** Whether some group's KV heads may differ in how many tokens are salient. */
@@ -386,7 +395,8 @@ export class KvCache {
    * ops that take as many tokens of each head of a layer: (words) i32.
    */
   headTable(): Int32Array {
-    const words = this.#serialise(this.#neededWords(this.#maxSegments))
+    const words = new Int32Array(this.#neededWords(this.#maxSegments))
+    this.#fill(words)
     const { nLayers, nKvHeads } = this.shape
     words[LAYERS] = nLayers * nKvHeads
     words[KV_HEADS] = 1
@@ -401,14 +411,14 @@ export class KvCache {
     tail.pages = this.#entries(() => new Int32Array(0))
     this.#tailStart += nTokens
     this.#tailTokens = 0
-    this.#upload()
+    this.#amend()
   }
 
   /** Gives staged pages back that were never published. */
   unstage(): void {
     const staged = this.#segments.splice(this.#nVisible)
     for (const segment of staged) this.#freeSegment(segment, segment.span > 0)
-    if (staged.length > 0) this.#upload()
+    if (staged.length > 0) this.#amend()
   }
 
   /**
@@ -586,10 +596,13 @@ export class KvCache {
   }
 
   /**
+   * The books changed: the table has room for them from now on, and is written before an op may read
+   * it. Compressing a window changes them three times.
+   *
    * Throws `ERR_ZC_OUT_OF_MEMORY` when the table has to grow and cannot; the old one stays as it is
    * then.
    */
-  #upload(): void {
+  #amend(): void {
     const maxSegments = segmentRoom(this.#segments.length, this.#maxSegments)
     const needed = this.#neededWords(maxSegments)
     const { tables } = this.memory
@@ -600,12 +613,21 @@ export class KvCache {
       this.#capacityWords = TableArena.capacityOf(needed)
     }
     this.#maxSegments = maxSegments
-    tables.memory.write(this.#serialise(needed), this.#start)
+    this.#isAmended = true
   }
 
-  #serialise(nWords: number): Int32Array {
+  #write(): void {
+    if (!this.#isAmended) return
+    const { tables } = this.memory
+    const words = tables.blank(this.#neededWords(this.#maxSegments))
+    this.#fill(words)
+    tables.memory.write(words, this.#start)
+    this.#isAmended = false
+  }
+
+  /** - `words` (neededWords) i32, zeros: in and out */
+  #fill(words: Int32Array): void {
     const { nLayers, nKvHeads } = this.shape
-    const words = new Int32Array(nWords)
     words.set([this.#tailTokens, this.#tailStart, nLayers, nKvHeads, this.#maxSegments])
     const entryWords = ENTRY_HEADER + this.#maxSegments * SEGMENT_WORDS
     let nextPage = TABLE_HEADER + nLayers * nKvHeads * entryWords
@@ -631,7 +653,6 @@ export class KvCache {
         row += SEGMENT_WORDS
       }
     }
-    return words
   }
 }
 

@@ -15,6 +15,7 @@ export class TableArena {
   readonly #free = new Map<number, number[]>()
   #end = 0
   #usedWords = 0
+  #blank = new Int32Array(0)
 
   /** Throws `ERR_ZC_OUT_OF_MEMORY` when the memory cannot be had. */
   constructor(device: Device, capacityWords: number) {
@@ -63,6 +64,12 @@ export class TableArena {
     if (list) list.push(start)
     else this.#free.set(capacity, [start])
     this.#usedWords -= capacity
+  }
+
+  /** Zeros to compose a table in before it is written: the same array each time. */
+  blank(nWords: number): Int32Array {
+    if (nWords > this.#blank.length) this.#blank = new Int32Array(TableArena.capacityOf(nWords))
+    return this.#blank.subarray(0, nWords).fill(0)
   }
 
   dispose(): void {
