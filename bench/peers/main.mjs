@@ -1,11 +1,11 @@
 // `npm run bench:peers`: zipcache beside llama.cpp, on the processor, over the same models.
-import { execFileSync } from 'node:child_process'
-import { readFileSync, writeFileSync } from 'node:fs'
-import { availableParallelism, cpus } from 'node:os'
+import { writeFileSync } from 'node:fs'
+import { cpus } from 'node:os'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
 import { reportFailure, ScriptError, say } from '../../scripts/progress.mjs'
 import { root, setup } from '../../scripts/setup.mjs'
+import { describeMachine } from '../machine.mjs'
 import { checkModel } from './check.mjs'
 import { installNodeLlamaCpp, kNodeLlamaCppVersion } from './install.mjs'
 import { kModelNames, kShippedModels, prepareModel } from './models.mjs'
@@ -34,7 +34,6 @@ const kExitNoPeer = 2
 const kExitDisagree = 3
 const kParts = ['speed', 'retrieval']
 const kRetrievalLines = [100, 200]
-const kFlags = ['avx2', 'fma', 'f16c', 'avx512f', 'avx512_bf16', 'avx512_vnni', 'amx_bf16', 'asimd']
 
 /** The command line, checked. Throws ScriptError. */
 function readOptions(args) {
@@ -110,30 +109,6 @@ function contextsOf(name, { contexts, quick }) {
   if (contexts !== null) return contexts
   if (quick) return name === '125m' ? [1024] : [1024, 4096]
   return name === '25m' ? [1024, 4096, 8192, 16384] : [1024, 4096]
-}
-
-function describeMachine() {
-  const text = readFileSync('/proc/cpuinfo', 'utf8')
-  const present = /^(?:flags|Features)\s*:(.*)$/m.exec(text)?.[1].split(' ') ?? []
-  return {
-    cpu: cpus()[0].model.trim(),
-    cores: availableParallelism(),
-    flags: kFlags.filter((name) => present.includes(name)),
-    os: `Linux ${process.arch}`,
-    node: process.versions.node,
-    commit: commitOf(root),
-  }
-}
-
-/** With a + when files differ from it; `unknown` outside of a clone. */
-function commitOf(dir) {
-  const git = (...args) => execFileSync('git', args, { cwd: dir, encoding: 'utf8' }).trim()
-  try {
-    const isChanged = git('status', '--porcelain', '--untracked-files=no') !== ''
-    return git('rev-parse', '--short', 'HEAD') + (isChanged ? '+' : '')
-  } catch {
-    return 'unknown'
-  }
 }
 
 /** Shows where the run is: each step as a line, and on a terminal its cells, in a line of their own. */
