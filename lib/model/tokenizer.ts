@@ -255,8 +255,7 @@ export class ModelTokenizer implements TokenDecoder {
       const message = `messages: is ${quote(messages)}, expected an array of { role, content }`
       throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'messages' })
     }
-    const hasToolTemplate = options.tools !== undefined && this.#templates.has('tool_use')
-    const name = options.template ?? (hasToolTemplate ? 'tool_use' : 'default')
+    const name = this.#templateName(options)
     const template = this.#compile(name, options.source)
     return attempt(`chat template ${quote(name)}`, () =>
       template.render({
@@ -268,6 +267,16 @@ export class ModelTokenizer implements TokenDecoder {
         add_generation_prompt: options.addGenerationPrompt ?? false,
       }),
     )
+  }
+
+  /** The Jinja source that `applyChatTemplate` takes with these options; undefined: there is none. */
+  chatTemplateSource(options: ChatTemplateOptions = {}): string | undefined {
+    return options.source ?? this.#templates.get(this.#templateName(options))
+  }
+
+  #templateName({ tools, template }: ChatTemplateOptions): string {
+    const hasToolTemplate = tools !== undefined && this.#templates.has('tool_use')
+    return template ?? (hasToolTemplate ? 'tool_use' : 'default')
   }
 
   #compile(name: string, given: string | undefined): Template {

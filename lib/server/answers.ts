@@ -1,6 +1,47 @@
 import type { FinishReason, GeneratedToken } from '../engine/generation.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { ChoiceEvent, Usage } from './generation.js'
+import type { ToolCall, ToolCallParser } from './tool-calls.js'
+
+/** Why a choice ended, as clients are told: calls are to be made, or as the engine has it. */
+export type AnswerReason = FinishReason | 'tool_calls'
+
+/** What happens to one choice, as it is written: its tool calls are told from its text. */
+export type AnswerEvent =
+  | Extract<ChoiceEvent, { kind: 'token' }>
+  | { readonly kind: 'text'; readonly choice: number; readonly text: string }
+  | { readonly kind: 'call'; readonly choice: number; readonly call: ToolCall }
+  | { readonly kind: 'end'; readonly choice: number; readonly finishReason: AnswerReason }
+
+/**
+ * Finds the tool calls of an answer.
+ *
+ * - `isNamed`: the call was asked for by its name, which OpenAI's API does not take for a reason to end
+ */
+export async function* withToolCalls(
+  events: AsyncIterable<ChoiceEvent>,
+  makeParser: () => ToolCallParser,
+  isNamed: boolean,
+): AsyncGenerator<AnswerEvent, void, undefined> {
+  const parsers = new Map<number, ToolCallParser>()
+  const called = new Set<number>()
+  for await (const event of events) {
+    const { choice } = event
+    const parser = parsers.get(choice) ?? makeParser()
+    parsers.set(choice, parser)
+    const isEnd = event.kind === 'end'
+    const { text, calls } = isEnd ? parser.end() : parser.push(event.token.id, event.token.text)
+    if (isEnd && text !== '') yield { kind: 'text', choice, text }
+    if (!isEnd) yield { ...event, token: { ...event.token, text } }
+    for (const call of calls) {
+      called.add(choice)
+      yield { kind: 'call', choice, call }
+    }
+    if (!isEnd) continue
+    const isCalling = called.has(choice) && !isNamed && event.finishReason === 'stop'
+    yield { ...event, finishReason: isCalling ? 'tool_calls' : event.finishReason }
+  }
+}
 
 /** What all objects of one answer have in common. */
 export interface AnswerHead {
@@ -25,8 +66,10 @@ export interface AnswerFormat {
   opening(choice: number): object | null
   /** A piece of a stream; null for a token without text. */
   piece(choice: number, text: string, logprobs: object | null): object
-  ending(choice: number, finishReason: FinishReason): object
-  whole(choice: number, text: string, logprobs: object | null, finishReason: FinishReason): object
+  /** A tool call as a piece of a stream; `index`: its number in the choice. */
+  call(choice: number, call: ToolCall, index: number): object
+  ending(choice: number, finishReason: AnswerReason): object
+  whole(choice: number, state: WholeChoice, logprobs: object | null): object
   logprobs(tokens: readonly GeneratedToken[], textOffset: number): object
 }
 
@@ -54,9 +97,20 @@ export function chatFormat({ tokenizer }: AnswerOptions): AnswerFormat {
       logprobs: null,
       finish_reason: finishReason,
     }),
-    whole: (index, content, logprobs, finishReason) => ({
+    call: (choice, call, index) => ({
+      index: choice,
+      delta: { tool_calls: [{ index, ...callObject(call) }] },
+      logprobs: null,
+      finish_reason: null,
+    }),
+    whole: (index, { text, calls, finishReason }, logprobs) => ({
       index,
-      message: { role: 'assistant', content, refusal: null },
+      message: {
+        role: 'assistant',
+        content: calls.length > 0 && text === '' ? null : text,
+        refusal: null,
+        ...(calls.length > 0 ? { tool_calls: calls.map(callObject) } : {}),
+      },
       logprobs,
       finish_reason: finishReason,
     }),
@@ -87,7 +141,10 @@ export function textFormat({ tokenizer }: AnswerOptions, echoes: readonly string
       logprobs: null,
       finish_reason: finishReason,
     }),
-    whole: (index, text, logprobs, finishReason) => ({
+    call: () => {
+      throw new Error('text completions have no tools')
+    },
+    whole: (index, { text, finishReason }, logprobs) => ({
       index,
       text: (echoes[index] ?? '') + text,
       logprobs,
@@ -124,16 +181,28 @@ function tokenEntry(
   return { token, logprob, bytes: [...Buffer.from(token)] }
 }
 
-/** The text and tokens of one choice so far. */
-class ChoiceState {
+function callObject({ id, name, arguments: args }: ToolCall): object {
+  return { id, type: 'function', function: { name, arguments: args } }
+}
+
+/** What one choice said. */
+export interface WholeChoice {
+  readonly text: string
+  readonly calls: readonly ToolCall[]
+  readonly finishReason: AnswerReason
+}
+
+/** One choice so far. */
+class ChoiceState implements WholeChoice {
   text = ''
+  readonly calls: ToolCall[] = []
   readonly tokens: GeneratedToken[] = []
-  finishReason: FinishReason = 'stop'
+  finishReason: AnswerReason = 'stop'
 }
 
 /** Reads all events, then writes one object. */
 export async function wholeAnswer(
-  events: AsyncIterable<ChoiceEvent>,
+  events: AsyncIterable<AnswerEvent>,
   usage: () => object,
   head: AnswerHead,
   format: AnswerFormat,
@@ -142,17 +211,24 @@ export async function wholeAnswer(
   const states = Array.from({ length: options.nChoices }, () => new ChoiceState())
   for await (const event of events) {
     const state = states[event.choice] as ChoiceState
-    if (event.kind === 'end') {
-      state.finishReason = event.finishReason
-      continue
+    switch (event.kind) {
+      case 'end':
+        state.finishReason = event.finishReason
+        break
+      case 'call':
+        state.calls.push(event.call)
+        break
+      case 'text':
+        state.text += event.text
+        break
+      case 'token':
+        state.text += event.token.text
+        if (options.logprobs) state.tokens.push(event.token)
     }
-    state.text += event.token.text
-    if (options.logprobs) state.tokens.push(event.token)
   }
-  const choices = states.map(({ text, tokens, finishReason }, index) => {
-    const logprobs = options.logprobs ? format.logprobs(tokens, 0) : null
-    return format.whole(index, text, logprobs, finishReason)
-  })
+  const choices = states.map((state, index) =>
+    format.whole(index, state, options.logprobs ? format.logprobs(state.tokens, 0) : null),
+  )
   return { ...head, object: format.wholeKind, choices, usage: usage() }
 }
 
@@ -164,7 +240,7 @@ export interface StreamUsage {
 
 /** The chunks of a stream. */
 export async function* answerChunks(
-  events: AsyncIterable<ChoiceEvent>,
+  events: AsyncIterable<AnswerEvent>,
   usage: StreamUsage | null,
   head: AnswerHead,
   format: AnswerFormat,
@@ -178,6 +254,7 @@ export async function* answerChunks(
     ...(usage ? { usage: used ?? usage.now?.() ?? null } : {}),
   })
   const offsets = new Array<number>(options.nChoices).fill(0)
+  const nCalls = new Array<number>(options.nChoices).fill(0)
   const opened = new Set<number>()
   const open = (choice: number) => {
     const opening = opened.has(choice) ? null : format.opening(choice)
@@ -190,6 +267,16 @@ export async function* answerChunks(
     if (opening) yield chunk([opening])
     if (event.kind === 'end') {
       yield chunk([format.ending(choice, event.finishReason)])
+      continue
+    }
+    if (event.kind === 'call') {
+      const index = nCalls[choice] as number
+      nCalls[choice] = index + 1
+      yield chunk([format.call(choice, event.call, index)])
+      continue
+    }
+    if (event.kind === 'text') {
+      yield chunk([format.piece(choice, event.text, null)])
       continue
     }
     const { token } = event

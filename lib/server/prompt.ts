@@ -24,7 +24,7 @@ export interface PromptTokens {
  */
 export function chatPrompt(
   { tokenizer }: PromptModel,
-  { messages, tools, templateVariables }: ChatRequest,
+  { messages, tooling: { tools }, templateVariables }: ChatRequest,
   source: string | undefined,
   maxTokens: number,
 ): PromptTokens {
@@ -38,7 +38,7 @@ export function chatPrompt(
   const text = tokenizer.applyChatTemplate(messages, {
     addGenerationPrompt: true,
     ...(source === undefined ? {} : { source }),
-    ...(tools && tools.length > 0 ? { tools } : {}),
+    ...(tools.length > 0 ? { tools } : {}),
     ...(templateVariables ? { variables: templateVariables } : {}),
   })
   checkTextLength(text, 'messages', maxTokens)

@@ -4,6 +4,7 @@ import type { PolicySpec } from '../policy/index.js'
 import { ApiError, invalid } from './api-error.js'
 import { describe, Fields, isObject, type JsonObject } from './fields.js'
 import { choosePolicy, type PolicyRules } from './policies.js'
+import { forcedSchema, readTools, type ToolRequest } from './tools.js'
 
 /** Sampling of requests that do not say how. */
 export type SamplingDefaults = Required<
@@ -42,7 +43,8 @@ export interface GenerationRequest {
 /** `POST /v1/chat/completions`. */
 export interface ChatRequest extends GenerationRequest {
   readonly messages: readonly ChatMessage[]
-  readonly tools: readonly unknown[] | undefined
+  /** Functions that the model may call. */
+  readonly tooling: ToolRequest
   /** Further variables for the model's chat template. */
   readonly templateVariables: JsonObject | undefined
 }
@@ -66,7 +68,6 @@ const IGNORED = [
 ]
 
 const MAX_MESSAGES = 4096
-const MAX_TOOLS = 128
 const MAX_STOPS = 16
 const MAX_BIAS = 300
 const MAX_TOP_LOGPROBS = 20
@@ -78,14 +79,10 @@ const MAX_NAME_LENGTH = 256
 export function readChatRequest(body: unknown, rules: RequestRules): ChatRequest {
   const fields = fieldsOf(body)
   const messages = readMessages(fields)
-  const tools = fields.list('tools', MAX_TOOLS)
-  const choice = fields.raw('tool_choice')
-  if (choice !== undefined && choice !== 'auto' && choice !== 'none') {
-    throw invalid('tool_choice', `is ${describe(choice)}, expected auto or none`)
-  }
+  const tooling = readTools(fields)
   const chat = {
     messages,
-    tools: choice === 'none' ? undefined : tools,
+    tooling,
     templateVariables: fields.object('chat_template_kwargs'),
     logprobs: fields.boolean('logprobs') ?? false,
   }
@@ -98,7 +95,12 @@ export function readChatRequest(body: unknown, rules: RequestRules): ChatRequest
     fields.integer('max_tokens', 1, Number.MAX_SAFE_INTEGER)
   fields.ignore(['max_tokens'])
   const generation = readGeneration(fields, rules, maxTokens ?? rules.defaultMaxTokens)
-  return { ...generation, sampling: { ...generation.sampling, topLogprobs }, ...chat }
+  const sampling = { ...generation.sampling, topLogprobs }
+  const json = forcedSchema(tooling)
+  if (json !== null && sampling.json !== undefined) {
+    throw invalid('response_format', 'is no use where tool_choice asks for a call')
+  }
+  return { ...generation, sampling: json === null ? sampling : { ...sampling, json }, ...chat }
 }
 
 /** Reads the body of a text completion. Throws an `ApiError` that names the field. */
@@ -238,8 +240,35 @@ function readMessages(fields: Fields): ChatMessage[] {
     if (typeof role !== 'string' || role === '' || role.length > MAX_NAME_LENGTH) {
       throw invalid(`messages[${i}].role`, `is ${describe(role)}, expected a text`)
     }
-    return { ...message, role, content: readContent(content, i) }
+    const calls = readCalls(message.tool_calls, i)
+    return { ...message, ...calls, role, content: readContent(content, i) }
   })
+}
+
+/** Calls of an earlier answer: templates write their arguments, which come as texts, as objects. */
+function readCalls(calls: unknown, i: number): { tool_calls?: JsonObject[] } {
+  if (calls === undefined || calls === null) return {}
+  const where = `messages[${i}].tool_calls`
+  if (!Array.isArray(calls)) throw invalid(where, `is ${describe(calls)}, expected a list`)
+  const tool_calls = calls.map((call: unknown): JsonObject => {
+    const called = isObject(call) ? call.function : undefined
+    if (!isObject(call) || !isObject(called) || typeof called.name !== 'string') {
+      throw invalid(where, 'expected { "id", "type", "function": { "name", "arguments" } }')
+    }
+    return { ...call, function: { ...called, arguments: readArguments(called.arguments, where) } }
+  })
+  return { tool_calls }
+}
+
+function readArguments(given: unknown, where: string): JsonObject {
+  if (isObject(given)) return given
+  try {
+    const value: unknown = JSON.parse(String(given ?? '{}'))
+    if (isObject(value)) return value
+  } catch {
+    // told below
+  }
+  throw invalid(where, 'has arguments that are no JSON object')
 }
 
 /** A text, or OpenAI's parts of one, which templates take as one text. */

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto'
 import type { Engine } from '../engine/engine.js'
 import type { Model } from '../engine/model.js'
 import {
+  type AnswerEvent,
   type AnswerFormat,
   type AnswerHead,
   type AnswerOptions,
@@ -10,11 +11,13 @@ import {
   textFormat,
   usageObject,
   wholeAnswer,
+  withToolCalls,
 } from './answers.js'
 import { invalid } from './api-error.js'
-import { Generation, type GenerationObserver, type Usage } from './generation.js'
+import { type ChoiceEvent, Generation, type GenerationObserver, type Usage } from './generation.js'
 import { chatPrompt, checkLength, type PromptTokens, textPrompt } from './prompt.js'
 import {
+  type ChatRequest,
   type GenerationRequest,
   type RequestRules,
   readChatRequest,
@@ -22,6 +25,7 @@ import {
 } from './request.js'
 import { describeCache } from './session-cache.js'
 import type { SessionName, Sessions } from './sessions.js'
+import { makeForcedParser, makeToolCallParser, toolFormatOf } from './tool-calls.js'
 
 /** What a service answers from. */
 export interface ServiceParts {
@@ -96,7 +100,9 @@ export class OpenAiService {
     const { model, chatTemplate, maxPromptTokens } = this.#parts
     const prompt = chatPrompt(model, request, chatTemplate, maxPromptTokens)
     checkLength(prompt.ids, 'messages', maxPromptTokens)
-    return this.#answer(request, [prompt], call, chatFormat)
+    return this.#answer(request, [prompt], call, chatFormat, (events) =>
+      this.#findCalls(request, events),
+    )
   }
 
   /** `POST /v1/completions`. */
@@ -131,6 +137,7 @@ export class OpenAiService {
     prompts: readonly PromptTokens[],
     call: Call,
     formatOf: (options: AnswerOptions) => AnswerFormat,
+    read: (events: AsyncIterable<ChoiceEvent>) => AsyncIterable<AnswerEvent> = (events) => events,
   ): Promise<Answer> {
     const { model, engine, sessions, observer, rules } = this.#parts
     const nChoices = prompts.length * request.n
@@ -161,18 +168,42 @@ export class OpenAiService {
       }
     }
     if (!request.stream) {
-      return { kind: 'whole', body: await wholeAnswer(events(), usage, head, format, options) }
+      return {
+        kind: 'whole',
+        body: await wholeAnswer(read(events()), usage, head, format, options),
+      }
     }
     const now = () => usageObject(generation.usageNow, generation.policy)
     const streamUsage = { last: usage, now: request.continuousUsage ? now : null }
     const chunks = answerChunks(
-      events(),
+      read(events()),
       request.includeUsage ? streamUsage : null,
       head,
       format,
       options,
     )
     return { kind: 'stream', chunks }
+  }
+
+  /** The events of a chat's answer, with calls of its tools where there are any. */
+  #findCalls(
+    { tooling: { tools, names, forced } }: ChatRequest,
+    events: AsyncIterable<ChoiceEvent>,
+  ): AsyncIterable<AnswerEvent> {
+    if (forced !== undefined) {
+      return withToolCalls(events, () => makeForcedParser(forced), forced !== null)
+    }
+    const { model, chatTemplate: source } = this.#parts
+    const { tokenizer } = model
+    if (tools.length === 0 || tokenizer === null) return events
+    const options = source === undefined ? { tools } : { tools, source }
+    const format = toolFormatOf(tokenizer.chatTemplateSource(options) ?? '')
+    if (format === null) return events
+    const specialId = (token: string) => {
+      const id = tokenizer.tokenId(token)
+      return id !== undefined && tokenizer.specialIds.has(id) ? id : undefined
+    }
+    return withToolCalls(events, () => makeToolCallParser(format, { names, specialId }), false)
   }
 
   #model(id: string): object {

@@ -1,0 +1,68 @@
+/** A model that says what a test wants it to, token by token, with a real tokenizer and template. */
+import type { Engine } from '../../lib/engine/engine'
+import type { Model } from '../../lib/engine/model'
+import { TextStream } from '../../lib/model/text-stream'
+import { loadTokenizer, type ModelTokenizer } from '../../lib/model/tokenizer'
+import { Server, type ServerOptions } from '../../lib/server/index'
+import { ModelFolders } from '../model/model-folder'
+import { byteLevelTokenizer } from '../model/tokenizer-files'
+
+const folders = new ModelFolders()
+afterAll(() => folders.remove())
+
+const kBytes = {
+  resident: 100,
+  fp16: 400,
+  byClass: { high: 60, low: 40, tail: 0, params: 0, bitmaps: 0, tables: 0, probes: 0 },
+}
+
+/** A byte-level tokenizer with a chat template, and these special tokens from id 302 on. */
+export async function tokenizerWith(
+  chat_template: string,
+  specials: readonly string[] = [],
+): Promise<ModelTokenizer> {
+  const json = byteLevelTokenizer()
+  const added = json.added_tokens as Record<string, unknown>[]
+  for (const [i, content] of specials.entries()) added.push({ ...added[0], id: 302 + i, content })
+  const dir = folders.write({ 'tokenizer.json': json, 'tokenizer_config.json': { chat_template } })
+  return (await loadTokenizer(dir)) as ModelTokenizer
+}
+
+/** What the next generation does: a text to say, or an error to end with. */
+export type Script = { say: string } | { fail: Error }
+
+/** A server whose model follows `script.next`; `prompts` are what it was asked, as texts. */
+export async function startScripted(tokenizer: ModelTokenizer, options: ServerOptions = {}) {
+  const script: { next: Script } = { next: { say: '' } }
+  const prompts: string[] = []
+  const config = { maxPositions: 4096, nLayers: 1, nKvHeads: 1, headDim: 4, vocabSize: 400 }
+  const createSequence = () => ({
+    tokens: [] as number[],
+    policy: { name: 'zipcache' },
+    isUsable: true,
+    bytes: kBytes,
+    bytesHeld: kBytes,
+    finishReason: 'stop',
+    dispose() {},
+    async *generate(ids: readonly number[]) {
+      prompts.push(tokenizer.decode(ids))
+      const { next } = script
+      if ('fail' in next) throw next.fail
+      const stream = new TextStream(tokenizer, { skip: tokenizer.specialIds })
+      for (const id of tokenizer.encode(next.say, { addSpecialTokens: false })) {
+        yield { id, text: stream.push(id), logprob: -1 }
+      }
+    },
+  })
+  const engine = { createSequence, dispose: async () => {}, kvMemory: { used: 0, capacity: 1 } }
+  const model = {
+    config,
+    tokenizer,
+    device: { memory: { free: 2 ** 30 } },
+    createEngine: () => engine as unknown as Engine,
+  }
+  const server = new Server({ port: 0, logLevel: 'silent', ...options })
+  const url = await server.listen()
+  server.serve(model as unknown as Model)
+  return { url, server, script, prompts }
+}

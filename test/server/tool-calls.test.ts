@@ -1,0 +1,282 @@
+/** Calls of functions: found in what a model says, asked for, and over HTTP. */
+import fc from 'fast-check'
+import OpenAI from 'openai'
+import { makeToolCallParser, type ToolFormat, toolFormatOf } from '../../lib/server/tool-calls'
+import { propertyRuns } from '../support/properties'
+import { post, stream } from './running'
+import { startScripted, tokenizerWith } from './scripted-model'
+
+const names = new Set(['weather', 'time'])
+const kMarks = ['[TOOL_CALLS]', '[ARGS]', '<|python_tag|>']
+
+interface Answer {
+  text: string
+  calls: [string, unknown][]
+}
+
+/** What a parser makes of a text that comes in pieces; marks are special tokens, or plain text. */
+function read(format: ToolFormat, pieces: readonly string[], areSpecial = false): Answer {
+  const specialId = (mark: string) => (areSpecial ? 1000 + kMarks.indexOf(mark) : undefined)
+  const parser = makeToolCallParser(format, { names, specialId })
+  const said = pieces.map((piece) =>
+    areSpecial && kMarks.includes(piece)
+      ? parser.push(1000 + kMarks.indexOf(piece), '')
+      : parser.push(1, piece),
+  )
+  said.push(parser.end())
+  const calls = said.flatMap(({ calls }) => calls)
+  for (const { id } of calls) expect(id).toMatch(/^[A-Za-z0-9]{9}$/)
+  return {
+    text: said.map(({ text }) => text).join(''),
+    calls: calls.map(({ name, arguments: args }) => [name, JSON.parse(args)]),
+  }
+}
+
+describe('what a model says', () => {
+  const oslo = { city: 'Oslo', nested: { a: ['}', '</tool'] } }
+  const call = (key: string, name = 'weather') => JSON.stringify({ name, [key]: oslo })
+  const cases: [string, ToolFormat, string, string, number][] = [
+    ['nothing', 'hermes', '', '', 0],
+    ['text alone', 'hermes', 'a < b, <tool_cal', 'a < b, <tool_cal', 0],
+    ['a call', 'hermes', `<tool_call>\n${call('arguments')}\n</tool_call>`, '', 1],
+    [
+      'text, then two calls',
+      'hermes',
+      `I look.\n<tool_call>${call('arguments')}</tool_call>\n<tool_call>${call('parameters')}</tool_call>\n`,
+      'I look.\n',
+      2,
+    ],
+    ['a call without its end', 'hermes', `<tool_call>${call('arguments')}`, '', 1],
+    ['a call that is cut', 'hermes', '<tool_call>{"name": "w', '<tool_call>{"name": "w', 0],
+    ['no JSON', 'hermes', '<tool_call>x</tool_call>!', '<tool_call>x</tool_call>!', 0],
+    ['text alone', 'mistral', 'a [TOOL', 'a [TOOL', 0],
+    ['JSON that is none', 'mistral', '{"a": 1}', '{"a": 1}', 0],
+    ['calls', 'mistral', `[TOOL_CALLS][${call('arguments')}, ${call('arguments')}]`, '', 2],
+    ['text and calls', 'mistral', `So.[TOOL_CALLS] [${call('arguments')}]`, 'So.', 1],
+    [
+      'calls of later versions',
+      'mistral',
+      `[TOOL_CALLS]weather[ARGS]${JSON.stringify(oslo)}[TOOL_CALLS]weather${JSON.stringify(oslo)}`,
+      '',
+      2,
+    ],
+    ['calls that are cut', 'mistral', '[TOOL_CALLS][{"na', '[TOOL_CALLS][{"na', 0],
+    ['text alone', 'llama', 'so {"a": 1}', 'so {"a": 1}', 0],
+    ['a call', 'llama', ` ${call('parameters')} `, '', 1],
+    ['two calls', 'llama', `${call('parameters')}; ${call('parameters')}`, '', 2],
+    ['a marked call', 'llama', `<|python_tag|>${call('parameters')}`, '', 1],
+    ['JSON that is no call', 'llama', '{"name": "x", "a": 1}', '{"name": "x", "a": 1}', 0],
+    [
+      'a function that is none',
+      'llama',
+      call('parameters', 'other'),
+      call('parameters', 'other'),
+      0,
+    ],
+    ['JSON and more', 'llama', `${call('parameters')} is it`, `${call('parameters')} is it`, 0],
+  ]
+  test.each(cases)('%s, as %s: %j', (_, format, said, text, nCalls) => {
+    const expected = { text, calls: new Array(nCalls).fill(['weather', oslo]) }
+    // However it is cut into tokens.
+    expect(read(format, [said])).toEqual(expected)
+    expect(read(format, [...said])).toEqual(expected)
+    const pieces = said.split(/(\[TOOL_CALLS\]|\[ARGS\]|<\|python_tag\|>)/)
+    expect(read(format, pieces, true)).toEqual(expected)
+  })
+
+  test('no text is lost, whatever is said', () => {
+    const bits = [
+      '<tool_call>',
+      '</tool_call>',
+      '[TOOL_CALLS]',
+      '<|python_tag|>',
+      '[',
+      '{',
+      ' x',
+      '<t',
+    ]
+    fc.assert(
+      fc.property(
+        fc.constantFrom<ToolFormat>('hermes', 'mistral', 'llama'),
+        fc.array(fc.constantFrom(...bits)),
+        (format, said) => {
+          const { text, calls } = read(format, said)
+          expect(calls).toEqual([])
+          // An end without a beginning included.
+          expect(text).toBe(said.join(''))
+        },
+      ),
+      propertyRuns(300),
+    )
+  })
+
+  test('the format is the chat template’s', () => {
+    expect(toolFormatOf("{{ '<tool_call>' }}")).toBe('hermes')
+    expect(toolFormatOf("{{ '[TOOL_CALLS] [' }}")).toBe('mistral')
+    expect(toolFormatOf('{"name": function name, "parameters": dictionary}')).toBe('llama')
+    expect(toolFormatOf('{{ messages }}')).toBe(null)
+  })
+})
+
+const tools = [
+  {
+    type: 'function' as const,
+    function: {
+      name: 'weather',
+      parameters: { type: 'object', properties: { city: { type: 'string' } }, required: ['city'] },
+    },
+  },
+]
+/** As Hermes' and Qwen's, in short: tools, messages, calls of earlier answers. */
+const template = `{%- if tools %}{{ tools | tojson }}<tool_call>|{% endif -%}
+{%- for message in messages %}{{ message.role }}:{{ message.content or '' }}
+{%- for call in message.tool_calls or [] %}[{{ call.function.name }} {{ call.function.arguments | tojson }}]{% endfor %};{% endfor -%}`
+
+describe('over HTTP', () => {
+  const said =
+    'I look.<tool_call>\n{"name": "weather", "arguments": {"city": "Tromsø"}}\n</tool_call>'
+  const messages = [{ role: 'user' as const, content: 'Is it warm?' }]
+  let running: Awaited<ReturnType<typeof startScripted>>
+  const url = () => `${running.url}/v1/chat/completions`
+  beforeAll(async () => {
+    running = await startScripted(await tokenizerWith(template))
+  })
+  afterAll(() => running.server.close())
+
+  test('a call, whole and streamed; the answer to it goes to the template', async () => {
+    running.script.next = { say: said }
+    const client = new OpenAI({ baseURL: `${running.url}/v1`, apiKey: 'none' })
+    const asked = { model: 'zipcache', messages, tools }
+    const whole = await client.chat.completions.create(asked)
+    const [choice] = whole.choices
+    expect(choice?.finish_reason).toBe('tool_calls')
+    expect(choice?.message).toMatchObject({
+      content: 'I look.',
+      tool_calls: [
+        { type: 'function', function: { name: 'weather', arguments: '{"city":"Tromsø"}' } },
+      ],
+    })
+    expect(running.prompts.at(-1)).toContain('"weather"')
+
+    const runner = client.chat.completions.stream(asked)
+    const final = await runner.finalChatCompletion()
+    expect(final.choices[0]?.finish_reason).toBe('tool_calls')
+    expect(final.choices[0]?.message.content).toBe('I look.')
+    expect(final.choices[0]?.message.tool_calls?.[0]?.function).toMatchObject({
+      name: 'weather',
+      arguments: '{"city":"Tromsø"}',
+    })
+
+    running.script.next = { say: 'No.' }
+    const { message } = choice!
+    const result = {
+      role: 'tool' as const,
+      tool_call_id: message.tool_calls![0]!.id,
+      content: '-3',
+    }
+    const next = await client.chat.completions.create({
+      ...asked,
+      messages: [...messages, message, result],
+    })
+    expect(next.choices[0]).toMatchObject({ finish_reason: 'stop', message: { content: 'No.' } })
+    expect(next.choices[0]?.message.tool_calls).toBeUndefined()
+    expect(running.prompts.at(-1)).toContain('[weather {"city": "Tromsø"}];tool:-3;')
+  })
+
+  test('the pieces of a stream: text, calls by their number, then the reason', async () => {
+    running.script.next = { say: `${said}<tool_call>{"name": "time"}</tool_call>` }
+    const events = await stream(url(), { messages, tools, logprobs: true })
+    const choices = events.slice(0, -1).map(({ choices: [choice] }) => choice)
+    const calls = choices.flatMap(({ delta }) => delta.tool_calls ?? [])
+    expect(calls).toMatchObject([
+      { index: 0, function: { name: 'weather' } },
+      { index: 1, function: { name: 'time', arguments: '{}' } },
+    ])
+    expect(calls[0].id).not.toBe(calls[1].id)
+    expect(choices.map(({ delta }) => delta.content ?? '').join('')).toBe('I look.')
+    expect(choices.at(-1).finish_reason).toBe('tool_calls')
+  })
+
+  test('without tools, or with tool_choice none, what is said stays text', async () => {
+    running.script.next = { say: said }
+    for (const body of [{ messages }, { messages, tools, tool_choice: 'none' }]) {
+      const { choices } = (await post(url(), body)).body
+      expect(choices[0]).toMatchObject({ finish_reason: 'stop', message: { content: said } })
+      expect(running.prompts.at(-1)).not.toContain('weather')
+    }
+  })
+
+  const named = { type: 'function', function: { name: 'weather' } }
+  test('a function by its name: the answer is its arguments', async () => {
+    running.script.next = { say: '{"city": "Oslo"}' }
+    const { body } = await post(url(), { messages, tools, tool_choice: named })
+    expect(body.choices[0]).toMatchObject({
+      finish_reason: 'stop', // as OpenAI has it
+      message: {
+        content: null,
+        tool_calls: [{ function: { name: 'weather', arguments: '{"city":"Oslo"}' } }],
+      },
+    })
+    running.script.next = { say: '{"name": "weather", "arguments": {"city": "Oslo"}}' }
+    const required = await post(url(), { messages, tools, tool_choice: 'required' })
+    expect(required.body.choices[0]).toMatchObject({
+      finish_reason: 'tool_calls',
+      message: { tool_calls: [{ function: { name: 'weather' } }] },
+    })
+  })
+
+  test.each([
+    ['a choice', { tool_choice: 'any' }, 'tool_choice'],
+    ['no tools', { tools: [], tool_choice: 'required' }, 'tool_choice'],
+    [
+      'another function',
+      { tool_choice: { type: 'function', function: { name: 'x' } } },
+      'tool_choice',
+    ],
+    ['a tool', { tools: [{ type: 'function' }] }, 'tools[0]'],
+    [
+      'a name',
+      { tools: [{ type: 'function', function: { name: 'a b' } }] },
+      'tools[0].function.name',
+    ],
+    [
+      'parameters',
+      { tools: [{ type: 'function', function: { name: 'a', parameters: 1 } }] },
+      'tools[0].function.parameters',
+    ],
+    [
+      'two wishes',
+      { tool_choice: 'required', response_format: { type: 'json_object' } },
+      'response_format',
+    ],
+    ['calls', { messages: [{ role: 'assistant', tool_calls: [{}] }] }, 'messages[0].tool_calls'],
+    [
+      'their arguments',
+      {
+        messages: [
+          { role: 'assistant', tool_calls: [{ function: { name: 'a', arguments: '{' } }] },
+        ],
+      },
+      'messages[0].tool_calls',
+    ],
+  ])('%s that makes no sense', async (_, wrong, param) => {
+    const { status, body } = await post(url(), { messages, tools, ...wrong })
+    expect({ status, param: body.error?.param }).toEqual({ status: 400, param })
+  })
+})
+
+test('marks that are special tokens have no text, and are seen', async () => {
+  const mistral = await tokenizerWith("{{ '[TOOL_CALLS]' }}", ['[TOOL_CALLS]', '[ARGS]'])
+  const running = await startScripted(mistral)
+  try {
+    running.script.next = { say: '[TOOL_CALLS]weather[ARGS]{"city": "Oslo"}' }
+    const body = { messages: [{ role: 'user', content: 'Warm?' }], tools }
+    const answer = await post(`${running.url}/v1/chat/completions`, body)
+    expect(answer.body.choices[0].message.tool_calls[0].function).toEqual({
+      name: 'weather',
+      arguments: '{"city":"Oslo"}',
+    })
+  } finally {
+    await running.server.close()
+  }
+})
