@@ -51,12 +51,24 @@ const brokenJson = fc
   .map(([at, place, put]) => {
     const text = JSON.stringify(good(at))
     const cut = 1 + (place % (text.length - 1))
-    return whole('broken JSON', at, `${text.slice(0, cut)}${put}`, [400])
+    return { at, text: `${text.slice(0, cut)}${put}` }
   })
+  .filter(({ text }) => !isJson(text)) // a cut may be healed by what is put there
+  .map(({ at, text }) => whole('broken JSON', at, text, [400]))
+
+function isJson(text: string): boolean {
+  try {
+    JSON.parse(text)
+    return true
+  } catch {
+    return false
+  }
+}
 
 const FIELDS = [
   ...['messages', 'prompt', 'model', 'max_tokens', 'temperature', 'top_p', 'top_k', 'n', 'stop'],
   ...['seed', 'stream', 'stream_options', 'logprobs', 'kv_cache', 'tools', 'min_p', 'echo'],
+  ...['tool_choice', 'response_format', 'logit_bias'],
 ]
 /** Any JSON in any field: refused, or by chance a request that makes sense. */
 const wrongTypes = fc
@@ -150,7 +162,10 @@ const brokenHttp = fc
 const unknown = fc
   .tuple(
     fc.constantFrom('GET', 'PUT', 'DELETE', 'PATCH', 'HEAD', 'OPTIONS'),
-    fc.constantFrom('/', '/v1', '/v1/files', '/v1/completions', '/%00', '/%zz', '/../etc/passwd'),
+    fc.constantFrom(
+      ...['/', '/v1', '/v1/files', '/v1/completions', '/%00', '/%zz', '/../etc/passwd'],
+      ...['/page.js', '/page/../server.js', '/v1/sessions/a/cache', '/v1/sessions/%ff/cache'],
+    ),
   )
   .map(
     ([method, at]): Hostile => ({
