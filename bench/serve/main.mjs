@@ -126,7 +126,7 @@ async function main() {
   result.notes = notesOf(result)
   const all = tablesOf(result, tables)
   if (options.markdown) {
-    const command = ['npm run bench:serve', ...process.argv.slice(2)].join(' ')
+    const command = ['npm run bench:serve --', ...process.argv.slice(2)].join(' ')
     writeFileSync(options.markdown, toMarkdown(result, all, tables.formatMarkdownTable, command))
   }
   if (options.json) {

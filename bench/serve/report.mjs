@@ -20,6 +20,7 @@ export function tablesOf({ cells, held }, { left, right }) {
         ...[
           right('at a time'),
           right('cores busy'),
+          right('by others'),
           right('caches MB'),
           right('process MB'),
           right('ratio'),
@@ -31,7 +32,12 @@ export function tablesOf({ cells, held }, { left, right }) {
         ...[cell.firstTokenMs, cell.interTokenMs].map(({ p50, p95, p99 }) =>
           [p50, p95, p99].map(kMs).join(', '),
         ),
-        ...[String(cell.running), cell.busyCores.toFixed(2), kMb(cell.kvBytes)],
+        ...[
+          String(cell.running),
+          cell.busyCores.toFixed(2),
+          cell.othersCores.toFixed(2),
+          kMb(cell.kvBytes),
+        ],
         ...[kMb(cell.residentBytes), `${cell.ratio.toFixed(2)}x`],
       ]),
     },
@@ -51,7 +57,7 @@ export function toMarkdown(result, tables, formatMarkdownTable, command) {
   const { kvMemory, workloads, seconds } = settings
   const workloadLines = workloads.map(
     ({ name, lines, promptTokens, maxTokens, perStream }) =>
-      `- \`${name}\`: ${lines} lines (${promptTokens} tokens at the median), ${maxTokens} new tokens; ` +
+      `- \`${name}\`: ${lines} lines (about ${promptTokens} tokens), ${maxTokens} new tokens; ` +
       `${perStream} requests a stream, each with a prompt of its own`,
   )
   const parts = [
@@ -66,7 +72,8 @@ export function toMarkdown(result, tables, formatMarkdownTable, command) {
     ...tables.map((table) => `## ${table.title}\n\n${formatMarkdownTable(table).trimEnd()}`),
     '`of 1 stream`: tokens per second against those of one stream. `at a time`: the most requests that ' +
       'were under way together; the others waited for cache memory. `cores busy`: processor time of the ' +
-      'server over time. `caches` and `process`: the peaks of what caches were given and of resident ' +
+      'server over time; `by others`: of processes that have nothing to do with it, which should be near 0. ' +
+      '`caches` and `process`: the peaks of what caches were given and of resident ' +
       'memory. `ratio`: the 16-bit cache over the measured one at the end of an answer, the median.',
     ...result.notes,
   ]

@@ -1,5 +1,6 @@
 // `zipcache serve` as a process of its own, and what its /metrics say while it is measured.
 import { spawn } from 'node:child_process'
+import { cpus } from 'node:os'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { ScriptError } from '../../scripts/progress.mjs'
@@ -44,7 +45,24 @@ export async function readMetrics(url) {
   return Object.fromEntries([...lines].map(([, name, value]) => [name, Number(value)]))
 }
 
-/** Runs `work`, and tells what the server took meanwhile: memory at its peak, processor time. */
+/** Processor time of the whole machine so far. */
+function machineSeconds() {
+  return (
+    cpus().reduce((sum, { times }) => sum + times.user + times.nice + times.sys + times.irq, 0) /
+    1000
+  )
+}
+
+/** Processor time of this process, which makes the load. */
+function ownSeconds() {
+  const { user, system } = process.cpuUsage()
+  return (user + system) / 1e6
+}
+
+/**
+ * Runs `work`, and tells what the server took meanwhile: memory at its peak, processor time; and how
+ * much of the machine was taken by processes that are not ours.
+ */
 export async function watchServer(url, work) {
   const peak = { residentBytes: 0, kvBytes: 0, running: 0 }
   const sample = async () => {
@@ -56,6 +74,7 @@ export async function watchServer(url, work) {
   }
   const before = await sample()
   const startedAt = performance.now()
+  const all = { machine: machineSeconds(), own: ownSeconds() }
   let isDone = false
   const sampling = (async () => {
     while (!isDone) {
@@ -66,9 +85,12 @@ export async function watchServer(url, work) {
   try {
     const result = await work()
     const seconds = (performance.now() - startedAt) / 1000
+    const machine = machineSeconds() - all.machine
+    const own = ownSeconds() - all.own
     const after = await sample()
     const cpuSeconds = after.process_cpu_seconds_total - before.process_cpu_seconds_total
-    return { ...result, ...peak, busyCores: cpuSeconds / seconds }
+    const othersCores = Math.max(0, machine - own - cpuSeconds) / seconds
+    return { ...result, ...peak, busyCores: cpuSeconds / seconds, othersCores }
   } finally {
     isDone = true
     await sampling
