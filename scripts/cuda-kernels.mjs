@@ -381,14 +381,15 @@ function prebuiltResults() {
   const cubins = existsSync(prebuilt)
     ? readdirSync(prebuilt).filter((name) => pattern.test(name))
     : []
-  if (cubins.length === 0) throw new ScriptError(`no cubins in ${prebuilt}`, 'npm run prebuilds')
-  return cubins.flatMap((name) => {
+  const results = cubins.flatMap((name) => {
     const [, source, architecture] = pattern.exec(name)
     const file = path.join('csrc', 'cuda', 'kernels', `${source}.cu`)
     if (!existsSync(path.join(root, file))) return [] // of the device
     const kernels = kernelsOf(path.join(prebuilt, name))
     return [{ file, architecture, problems: [], kernels }]
   })
+  if (results.length > 0) return results
+  throw new ScriptError(`no machine code of kernels in ${prebuilt}`, 'npm run prebuilds')
 }
 
 function versionOf(nvcc) {
