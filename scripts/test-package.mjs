@@ -347,7 +347,10 @@ async function testPackages(scratch) {
   if (process.argv.includes('--build')) {
     await check('npx zipcache build', async () => {
       await node([cli, 'build', '--jobs', '1'], {
-        env: { CMAKE_CXX_COMPILER_LAUNCHER: process.env.CMAKE_CXX_COMPILER_LAUNCHER ?? '' },
+        env: {
+          CMAKE_CXX_COMPILER_LAUNCHER: process.env.CMAKE_CXX_COMPILER_LAUNCHER ?? '',
+          npm_config_registry: registry.url,
+        },
       })
       const { addon } = JSON.parse((await node([cli, 'doctor', '--json'])).stdout)
       expect(addon.attempts.at(-1).source === 'local build', JSON.stringify(addon))
