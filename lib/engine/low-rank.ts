@@ -32,27 +32,31 @@ export function lowRank(
   const left = new Float32Array(rows * rank)
   for (let iteration = 0; iteration < ITERATIONS; iteration++) {
     orthonormalize(right, columns, rank)
-    left.fill(0)
-    for (let row = 0; row < rows; row++) {
-      for (let column = 0; column < columns; column++) {
-        const x = at(row, column)
-        for (let k = 0; k < rank; k++) {
-          add(left, row * rank + k, x * (right[column * rank + k] as number))
-        }
-      }
-    }
+    multiply(rows, columns, rank, at, right, left)
     orthonormalize(left, rows, rank)
-    right.fill(0)
-    for (let row = 0; row < rows; row++) {
-      for (let column = 0; column < columns; column++) {
-        const x = at(row, column)
-        for (let k = 0; k < rank; k++) {
-          add(right, column * rank + k, x * (left[row * rank + k] as number))
-        }
+    multiply(columns, rows, rank, (column, row) => at(row, column), left, right)
+  }
+  return { left, right }
+}
+
+/** `out` (rows, rank) = the matrix `at` (rows, columns) times `x` (columns, rank). */
+function multiply(
+  rows: number,
+  columns: number,
+  rank: number,
+  at: (row: number, column: number) => number,
+  x: Float32Array,
+  out: Float32Array,
+): void {
+  out.fill(0)
+  for (let row = 0; row < rows; row++) {
+    for (let column = 0; column < columns; column++) {
+      const element = at(row, column)
+      for (let k = 0; k < rank; k++) {
+        add(out, row * rank + k, element * (x[column * rank + k] as number))
       }
     }
   }
-  return { left, right }
 }
 
 /** Gram-Schmidt over the columns of x (rows, rank); one that depends on those before becomes zero. */
