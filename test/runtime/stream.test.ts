@@ -141,15 +141,13 @@ describeDevices('the stream', (name) => {
 test('the event loop runs while ops do', async () => {
   const device = await Device.open('cpu', { threads: 1 })
   enqueueWork(device, 1, 1536)
-  const enqueued = performance.now()
   let nTicks = 0
   const timer = setInterval(() => ++nTicks, 1)
   await device.sync()
   clearInterval(timer)
-  const running = performance.now() - enqueued
-  // A blocked loop would see no tick; a busy machine may leave out most of one a millisecond.
-  expect(nTicks).toBeGreaterThanOrEqual(Math.min(10, running / 20))
-  expect(nTicks).toBeGreaterThan(0)
+  // A blocked loop sees at most the one tick that was due when it went on. How many more there are
+  // is up to the machine: others may have the processor most of the time.
+  expect(nTicks).toBeGreaterThan(1)
   await device.dispose()
 })
 
