@@ -80,8 +80,11 @@ interface Segment {
   readonly start: number
   /** Tokens of the bitmap; negative for the class of its clear bits; 0 without a bitmap. */
   readonly span: number
-  /** A page list for each (layer, KV head). */
-  pages: Int32Array[]
+  /** (n_layers x n_kv_heads, stride): the pages of each entry first, then room for more. */
+  pages: Int32Array
+  stride: number
+  /** Pages of each entry, where they do not differ. */
+  nPages: number
   readonly params: Int32Array | null
   readonly bitmaps: Int32Array | null
   readonly bitmapBytes: number
@@ -141,7 +144,9 @@ export class KvCache {
         roomPages: 0,
         start: 0,
         span: 0,
-        pages: this.#entries(() => new Int32Array(0)),
+        pages: new Int32Array(0),
+        stride: 0,
+        nPages: 0,
         params: null,
         bitmaps: null,
         bitmapBytes: 0,
@@ -232,11 +237,10 @@ export class KvCache {
     this.#tailTokens = nTokens
     const tail = this.#segments[0] as Segment
     const keep = pageCount(this.#tailTokens)
-    const bytes = this.#pageBytes(tail)
-    for (const pages of tail.pages) {
-      for (const page of pages.subarray(keep)) this.memory.pool.free(page, bytes)
+    for (let entry = 0; entry < this.#nEntries; entry++) {
+      this.#freeEach(pagesOf(tail, entry).subarray(keep), this.#pageBytes(tail))
     }
-    tail.pages = tail.pages.map((pages) => pages.slice(0, keep))
+    tail.nPages = Math.min(tail.nPages, keep)
     this.#amend()
   }
 
@@ -251,11 +255,15 @@ export class KvCache {
       const retain = (addresses: Int32Array | null, bytes: number) => {
         for (const address of addresses ?? []) this.memory.pool.retain(address, bytes)
       }
-      for (const pages of segment.pages) retain(pages, this.#pageBytes(segment))
+      for (let entry = 0; entry < this.#nEntries; entry++) {
+        retain(pagesOf(segment, entry), this.#pageBytes(segment))
+      }
       retain(segment.params, paramsBytes(this.shape.headDim))
       if (segment.span > 0) retain(segment.bitmaps, segment.bitmapBytes)
     }
     copy.#segments = this.#segments.map((segment) => ({ ...segment }))
+    const tail = copy.#segments[0] as Segment
+    tail.pages = tail.pages.slice() // the only ones that change
     copy.#nVisible = this.#nVisible
     copy.#tailStart = this.#tailStart
     copy.#tailTokens = this.#tailTokens
@@ -319,7 +327,6 @@ export class KvCache {
    * Throws `ERR_ZC_OUT_OF_MEMORY`, leaving the cache as it was.
    */
   stageUneven({ nTokens, high, low }: Omit<GroupPlan, 'nSalient'>): StagedGroup {
-    const nEntries = this.shape.nLayers * this.shape.nKvHeads
     const bitmapSize = bitmapBytes(nTokens)
     const bitmaps = this.#allocateEach(bitmapSize)
     const staged: Segment[] = []
@@ -330,7 +337,10 @@ export class KvCache {
         ['low', low, -nTokens, 0],
       ] as const) {
         const empty = this.#allocateSegment(precision, format, 0, span, bitmaps, bitmapSize)
-        staged.push({ ...empty, counts: new Int32Array(nEntries), roomPages })
+        const counts = new Int32Array(this.#nEntries)
+        const stride = pageCount(nTokens)
+        const pages = new Int32Array(this.#nEntries * stride)
+        staged.push({ ...empty, counts, roomPages, pages, stride })
       }
     } catch (error) {
       for (const segment of staged) this.#freeSegment(segment, false)
@@ -356,24 +366,18 @@ export class KvCache {
    * Throws `ERR_ZC_OUT_OF_MEMORY`; the group can be unstaged then.
    */
   stageCounts(layer: number, counts: Int32Array): void {
-    const { nKvHeads, nLayers } = this.shape
+    const { nKvHeads } = this.shape
     for (const segment of this.#segments.slice(this.#nVisible)) {
       const own = segment.counts as Int32Array
       const bytes = this.#pageBytes(segment)
       for (const [head, nSalient] of counts.entries()) {
         const entry = layer * nKvHeads + head
         const n = segment.span > 0 ? nSalient : -segment.span - nSalient
-        const list: number[] = []
-        try {
-          while (list.length < pageCount(n)) list.push(this.memory.pool.allocate(bytes))
-        } catch (error) {
-          for (const page of list) this.memory.pool.free(page, bytes)
-          throw error
-        }
-        segment.pages[entry] = Int32Array.from(list)
+        const pages = this.memory.pool.allocateMany(pageCount(n), bytes)
+        segment.pages.set(pages, entry * segment.stride)
         own[entry] = n
       }
-      segment.nTokens = own.reduce((sum, n) => sum + n, 0) / (nLayers * nKvHeads)
+      segment.nTokens = own.reduce((sum, n) => sum + n, 0) / this.#nEntries
     }
     this.#amend()
   }
@@ -408,7 +412,7 @@ export class KvCache {
     this.#nVisible = this.#segments.length
     const tail = this.#segments[0] as Segment
     this.#freePages(tail)
-    tail.pages = this.#entries(() => new Int32Array(0))
+    tail.nPages = 0
     this.#tailStart += nTokens
     this.#tailTokens = 0
     this.#amend()
@@ -426,7 +430,7 @@ export class KvCache {
    * to add.
    */
   bytesByClass(): BytesByClass {
-    const nEntries = this.shape.nLayers * this.shape.nKvHeads
+    const nEntries = this.#nEntries
     const bytes = {
       high: 0,
       low: 0,
@@ -437,9 +441,10 @@ export class KvCache {
       probes: 0,
     }
     for (const segment of this.#segments) {
-      const { pages, counts } = segment
-      const perHead = (pages[0] as Int32Array).length
-      const nPages = counts ? pages.reduce((sum, list) => sum + list.length, 0) : nEntries * perHead
+      const { counts } = segment
+      const nPages = counts
+        ? counts.reduce((sum, n) => sum + pageCount(n), 0)
+        : nEntries * segment.nPages
       bytes[segment.precision] += nPages * this.#pageBytes(segment)
       if (segment.params) bytes.params += nEntries * paramsBytes(this.shape.headDim)
       if (segment.span > 0) bytes.bitmaps += nEntries * segment.bitmapBytes
@@ -456,8 +461,8 @@ export class KvCache {
 
   // ---- pages ----
 
-  #entries<T>(make: () => T): T[] {
-    return Array.from({ length: this.shape.nLayers * this.shape.nKvHeads }, make)
+  get #nEntries(): number {
+    return this.shape.nLayers * this.shape.nKvHeads
   }
 
   #pageBytes(segment: { k: Format; v: Format }): number {
@@ -470,20 +475,19 @@ export class KvCache {
     const { pool, device } = this.memory
     const bytes = this.#pageBytes(tail)
     const last = Math.floor(this.#tailTokens / PAGE_TOKENS)
-    const first = tail.pages[0]?.[last]
     // Entries are shared or owned all together.
-    if (first === undefined || !pool.isShared(first, bytes)) return false
-    const from = Int32Array.from(tail.pages, (pages) => pages[last] as number)
+    if (last >= tail.nPages || !pool.isShared(tail.pages[last] as number, bytes)) return false
+    const from = new Int32Array(this.#nEntries).map(
+      (_, entry) => tail.pages[entry * tail.stride + last] as number,
+    )
     const to = this.#allocateEach(bytes)
     const tensors = [device.from(from, [from.length], 'i32'), device.from(to, [to.length], 'i32')]
     const [fromTensor, toTensor] = tensors as [Tensor, Tensor]
     copyPages({ pool: pool.memory, from: fromTensor, to: toTensor, pageBytes: bytes })
     for (const tensor of tensors) tensor.dispose()
     this.#freeEach(from, bytes)
-    tail.pages = tail.pages.map((pages, entry) => {
-      const own = pages.slice()
-      own[last] = to[entry] as number
-      return own
+    to.forEach((page, entry) => {
+      tail.pages[entry * tail.stride + last] = page
     })
     return true
   }
@@ -492,41 +496,33 @@ export class KvCache {
   #growTail(nTokens: number): boolean {
     const tail = this.#segments[0] as Segment
     const needed = pageCount(nTokens)
-    if ((tail.pages[0] as Int32Array).length >= needed) return false
-    const bytes = this.#pageBytes(tail)
-    const added: number[] = []
-    try {
-      tail.pages = tail.pages.map((pages) => {
-        const grown = new Int32Array(needed)
-        grown.set(pages)
-        for (let i = pages.length; i < needed; i++) {
-          grown[i] = this.memory.pool.allocate(bytes)
-          added.push(grown[i] as number)
-        }
-        return grown
-      })
-    } catch (error) {
-      for (const page of added) this.memory.pool.free(page, bytes)
-      throw error
+    const before = tail.nPages
+    if (before >= needed) return false
+    const nNew = needed - before
+    const added = this.memory.pool.allocateMany(this.#nEntries * nNew, this.#pageBytes(tail))
+    if (needed > tail.stride) {
+      const stride = Math.max(needed, Math.ceil(tail.stride * 1.5))
+      const pages = new Int32Array(this.#nEntries * stride)
+      for (let entry = 0; entry < this.#nEntries; entry++) {
+        pages.set(pagesOf(tail, entry), entry * stride)
+      }
+      tail.pages = pages
+      tail.stride = stride
     }
+    for (let entry = 0; entry < this.#nEntries; entry++) {
+      const own = added.subarray(entry * nNew, (entry + 1) * nNew)
+      tail.pages.set(own, entry * tail.stride + before)
+    }
+    tail.nPages = needed
     return true
   }
 
   #allocateEach(bytes: number): Int32Array {
-    const addresses: number[] = []
-    try {
-      for (let i = 0; i < this.shape.nLayers * this.shape.nKvHeads; i++) {
-        addresses.push(this.memory.pool.allocate(bytes))
-      }
-    } catch (error) {
-      for (const address of addresses) this.memory.pool.free(address, bytes)
-      throw error
-    }
-    return Int32Array.from(addresses)
+    return this.memory.pool.allocateMany(this.#nEntries, bytes)
   }
 
   #freeEach(addresses: Int32Array, bytes: number): void {
-    for (const address of addresses) this.memory.pool.free(address, bytes)
+    this.memory.pool.freeMany(addresses, bytes)
   }
 
   #allocateSegment(
@@ -537,42 +533,37 @@ export class KvCache {
     bitmaps: Int32Array | null,
     bitmapSize: number,
   ): Segment {
-    const bytes = this.#pageBytes(format)
-    const pages: Int32Array[] = []
+    const nPages = pageCount(nTokens)
+    const params = this.#allocateEach(paramsBytes(this.shape.headDim))
+    let pages: Int32Array
     try {
-      const params = this.#allocateEach(paramsBytes(this.shape.headDim))
-      pages.push(params)
-      for (let i = 0; i < this.shape.nLayers * this.shape.nKvHeads; i++) {
-        const list = new Int32Array(pageCount(nTokens)).fill(-1)
-        pages.push(list)
-        for (let p = 0; p < list.length; p++) list[p] = this.memory.pool.allocate(bytes)
-      }
-      return {
-        precision,
-        ...format,
-        nTokens,
-        counts: null,
-        roomPages: 0,
-        start: this.#tailStart,
-        span,
-        pages: pages.slice(1),
-        params,
-        bitmaps,
-        bitmapBytes: bitmapSize,
-      }
+      pages = this.memory.pool.allocateMany(this.#nEntries * nPages, this.#pageBytes(format))
     } catch (error) {
-      const [params, ...lists] = pages
-      if (params) this.#freeEach(params, paramsBytes(this.shape.headDim))
-      for (const list of lists) {
-        for (const page of list) if (page >= 0) this.memory.pool.free(page, bytes)
-      }
+      this.#freeEach(params, paramsBytes(this.shape.headDim))
       throw error
+    }
+    return {
+      precision,
+      ...format,
+      nTokens,
+      counts: null,
+      roomPages: 0,
+      start: this.#tailStart,
+      span,
+      pages,
+      stride: nPages,
+      nPages,
+      params,
+      bitmaps,
+      bitmapBytes: bitmapSize,
     }
   }
 
   #freePages(segment: Segment): void {
     const bytes = this.#pageBytes(segment)
-    for (const pages of segment.pages) this.#freeEach(pages, bytes)
+    for (let entry = 0; entry < this.#nEntries; entry++) {
+      this.#freeEach(pagesOf(segment, entry), bytes)
+    }
   }
 
   #freeSegment(segment: Segment, withBitmaps: boolean): void {
@@ -586,7 +577,7 @@ export class KvCache {
   /** Words of page lists that every entry has room for. */
   #nPages(): number {
     return this.#segments.reduce(
-      (sum, { pages, counts, roomPages }) => sum + (counts ? roomPages : (pages[0]?.length ?? 0)),
+      (sum, { counts, roomPages, nPages }) => sum + (counts ? roomPages : nPages),
       0,
     )
   }
@@ -629,31 +620,46 @@ export class KvCache {
   #fill(words: Int32Array): void {
     const { nLayers, nKvHeads } = this.shape
     words.set([this.#tailTokens, this.#tailStart, nLayers, nKvHeads, this.#maxSegments])
+    const nEntries = this.#nEntries
     const entryWords = ENTRY_HEADER + this.#maxSegments * SEGMENT_WORDS
-    let nextPage = TABLE_HEADER + nLayers * nKvHeads * entryWords
+    const listsStart = TABLE_HEADER + nEntries * entryWords
+    const listWords = this.#nPages()
     // What all KV heads share is made once: there are as many segments as windows were closed.
     const rows = new Int32Array(this.#segments.length * SEGMENT_WORDS)
     this.#segments.forEach(({ k, v, nTokens, start, span }, index) => {
       const row = [FORMATS[k], FORMATS[v], nTokens, 0, -1, -1, start, span]
       rows.set(row, index * SEGMENT_WORDS)
     })
-    for (let entry = 0; entry < nLayers * nKvHeads; entry++) {
+    for (let entry = 0; entry < nEntries; entry++) {
       const at = TABLE_HEADER + entry * entryWords
       words[at] = this.#nVisible
       words.set(rows, at + ENTRY_HEADER)
-      let row = at + ENTRY_HEADER
-      for (const { pages, params, bitmaps, counts } of this.#segments) {
-        const list = pages[entry] as Int32Array
+    }
+    let wordsBefore = 0
+    this.#segments.forEach((segment, index) => {
+      const { pages, stride, counts, roomPages, params, bitmaps } = segment
+      for (let entry = 0; entry < nEntries; entry++) {
+        const row = TABLE_HEADER + entry * entryWords + ENTRY_HEADER + index * SEGMENT_WORDS
+        const nPages = counts ? pageCount(counts[entry] as number) : segment.nPages
+        // Both classes of an uneven group share the room of the first, the second from its end.
+        const toEnd = counts && roomPages === 0 ? nPages : 0
+        const list = listsStart + entry * listWords + wordsBefore - toEnd
         if (counts) words[row + TOKENS] = counts[entry] as number
-        words[row + PAGE_LIST] = nextPage
+        words[row + PAGE_LIST] = list
         if (params) words[row + PARAMS] = params[entry] as number
         if (bitmaps) words[row + BITMAP] = bitmaps[entry] as number
-        words.set(list, nextPage)
-        nextPage += list.length
-        row += SEGMENT_WORDS
+        const from = entry * stride
+        for (let page = 0; page < nPages; page++) words[list + page] = pages[from + page] as number
       }
-    }
+      wordsBefore += counts ? roomPages : segment.nPages
+    })
   }
+}
+
+/** The pages of one (layer, KV head). */
+function pagesOf({ pages, stride, counts, nPages }: Segment, entry: number): Int32Array {
+  const n = counts ? pageCount(counts[entry] as number) : nPages
+  return pages.subarray(entry * stride, entry * stride + n)
 }
 
 /** Segments that a table has room for once it needs `nSegments`: by half more at a time. */

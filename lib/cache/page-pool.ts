@@ -8,6 +8,12 @@ import { PAGE_UNIT_BYTES } from './format.js'
  */
 export const SUPERBLOCK_BYTES = 256 * 1024
 
+/**
+ * Unclaimed superblocks that keep their memory, 16 MiB in all: each closed window frees some, and to
+ * take memory from the system anew costs more than to pack the window.
+ */
+const MAX_WARM = 64
+
 /** Page addresses are int32 in page tables: 128 GiB of pages. */
 const MAX_POOL_BYTES = 2 ** 31 * PAGE_UNIT_BYTES
 
@@ -30,12 +36,14 @@ interface Superblock {
  */
 export class PagePool {
   readonly device: Device
-  /** (capacity) u8; on the CPU memory stands behind claimed superblocks only. */
+  /** (capacity) u8; on the CPU memory stands behind claimed superblocks, and 16 MiB of others at most. */
   readonly memory: Tensor<'u8'>
   readonly capacityBytes: number
   #usedBytes = 0
   readonly #superblocks: (Superblock | null)[] = []
+  /** The last of them is claimed first. Those from `#coldEnd` on may have memory behind them. */
   readonly #unclaimed: number[] = []
+  #coldEnd = 0
   readonly #withFreeSlots = new Map<number, number[]>()
 
   /** Throws `ERR_ZC_OUT_OF_MEMORY` when the memory cannot be had. */
@@ -70,6 +78,23 @@ export class PagePool {
     if (block.free.length === 0) this.#close(block, open)
     this.#usedBytes += bytes
     return (index * SUPERBLOCK_BYTES + slot * bytes) / PAGE_UNIT_BYTES
+  }
+
+  /**
+   * Addresses of `n` free pages of so many bytes each.
+   *
+   * Throws `ERR_ZC_OUT_OF_MEMORY`, with nothing taken.
+   */
+  allocateMany(n: number, bytes: number): Int32Array {
+    const pages = new Int32Array(n)
+    let taken = 0
+    try {
+      for (; taken < n; taken++) pages[taken] = this.allocate(bytes)
+    } catch (error) {
+      this.freeMany(pages.subarray(0, taken), bytes)
+      throw error
+    }
+    return pages
   }
 
   /**
@@ -117,6 +142,11 @@ export class PagePool {
     this.#usedBytes -= bytes
   }
 
+  /** `free` for each. */
+  freeMany(addresses: Int32Array, bytes: number): void {
+    for (let i = 0; i < addresses.length; i++) this.free(addresses[i] as number, bytes)
+  }
+
   dispose(): void {
     this.memory.dispose()
   }
@@ -146,6 +176,7 @@ export class PagePool {
       )
     }
     let index = this.#unclaimed.pop()
+    this.#coldEnd = Math.min(this.#coldEnd, this.#unclaimed.length)
     if (index === undefined) {
       index = this.#superblocks.length
       if ((index + 1) * SUPERBLOCK_BYTES > this.capacityBytes) {
@@ -157,7 +188,8 @@ export class PagePool {
       }
     }
     const nSlots = Math.floor(SUPERBLOCK_BYTES / bytes)
-    const free = Array.from({ length: nSlots }, (_, i) => nSlots - 1 - i)
+    const free: number[] = []
+    for (let slot = nSlots - 1; slot >= 0; slot--) free.push(slot)
     const holders = new Uint32Array(nSlots)
     this.#superblocks[index] = {
       pageBytes: bytes,
@@ -183,6 +215,8 @@ export class PagePool {
     this.#close(block, open)
     this.#superblocks[index] = null
     this.#unclaimed.push(index)
-    this.device.discard(this.memory, index * SUPERBLOCK_BYTES, SUPERBLOCK_BYTES)
+    if (this.#unclaimed.length - this.#coldEnd <= MAX_WARM) return
+    const coldest = this.#unclaimed[this.#coldEnd++] as number
+    this.device.discard(this.memory, coldest * SUPERBLOCK_BYTES, SUPERBLOCK_BYTES)
   }
 }

@@ -287,12 +287,31 @@ test('a page larger than a superblock is refused', () => {
   expect(pool.usedBytes).toBe(0)
 })
 
-test('a superblock given back reads as zeros when it is claimed again', async () => {
-  const page = pool.allocate(4096)
-  pool.memory.write(new Uint8Array(4096).fill(7), page * UNIT)
-  pool.free(page, 4096)
-  expect(pool.allocate(4096)).toBe(page)
-  const view = pool.memory.view([4096], page * UNIT)
-  expect((await view.read()).every((byte) => byte === 0)).toBe(true)
-  view.dispose()
+test('of superblocks given back, the last 64 keep their memory, and are claimed first', async () => {
+  const nWarm = 64
+  const nCold = 6
+  const large = new PagePool(device, (nWarm + nCold) * SUPERBLOCK_BYTES)
+  const pages = large.allocateMany(nWarm + nCold, SUPERBLOCK_BYTES)
+  for (const page of pages) large.memory.write(Uint8Array.of(7), page * UNIT)
+  large.freeMany(pages, SUPERBLOCK_BYTES)
+  const again = large.allocateMany(nWarm + nCold, SUPERBLOCK_BYTES)
+  expect(again).toEqual(pages.toReversed())
+  const firstBytes: (number | undefined)[] = []
+  for (const page of again) {
+    const view = large.memory.view([1], page * UNIT)
+    firstBytes.push((await view.read())[0])
+    view.dispose()
+  }
+  expect(firstBytes).toEqual([...Array(nWarm).fill(7), ...Array(nCold).fill(0)])
+  large.dispose()
+})
+
+test('many pages are given out together or not at all', () => {
+  const held = pool.allocateMany(3, SUPERBLOCK_BYTES)
+  const fault = { code: 'ERR_ZC_OUT_OF_MEMORY', argument: 'kvMemory' } as const
+  expectRefused(() => pool.allocateMany(2, SUPERBLOCK_BYTES), fault)
+  expect(pool.usedBytes).toBe(3 * SUPERBLOCK_BYTES)
+  expect(pool.allocateMany(1, SUPERBLOCK_BYTES)).toHaveLength(1)
+  pool.freeMany(held, SUPERBLOCK_BYTES)
+  expect(pool.usedBytes).toBe(SUPERBLOCK_BYTES)
 })
