@@ -1,6 +1,6 @@
 // `npm run bench:peers`: zipcache beside llama.cpp, on the processor, over the same models.
 import { writeFileSync } from 'node:fs'
-import { cpus } from 'node:os'
+import { availableParallelism, cpus } from 'node:os'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
 import { reportFailure, ScriptError, say } from '../../scripts/progress.mjs'
@@ -21,6 +21,7 @@ const kUsage = `usage: npm run bench:peers [-- OPTIONS]
                       ${kLongestPrefill} multiples of the longest one below
   --repeats N         decode runs of a cell; default 5, with --quick 2
   --tokens N          decoded tokens of a run; default 40
+  --windows N         closed in a row where a cache has windows; default 20, with --quick 3
   --prefill-seconds N no further prefill of a cell when they took so long; default 10, with --quick 0
   --questions N       of line retrieval, for each number of lines; default 60, with --quick 20
   --cpu N             the processor to run on; default the last
@@ -50,6 +51,7 @@ function readOptions(args) {
         contexts: text,
         repeats: text,
         tokens: text,
+        windows: text,
         'prefill-seconds': text,
         questions: text,
         cpu: text,
@@ -82,6 +84,7 @@ function readOptions(args) {
     contexts: values.contexts === undefined ? null : readContexts(values.contexts),
     repeats: integer('repeats', quick ? 2 : 5, 1),
     tokens: integer('tokens', 40, 1),
+    windows: integer('windows', quick ? 3 : 20, 1),
     prefillSeconds: integer('prefill-seconds', quick ? 0 : 10, 0),
     questions: integer('questions', quick ? 20 : 60, 1),
     cpu: integer('cpu', cpus().length - 1, 0),
@@ -164,8 +167,8 @@ async function main() {
     return
   }
 
-  const { repeats, tokens, prefillSeconds, questions, cpu, retries, quick } = options
-  const settings = { repeats, tokens, prefillSeconds, questions, cpu, quick, models: {} }
+  const { repeats, tokens, windows, prefillSeconds, questions, cpu, retries, quick } = options
+  const settings = { repeats, tokens, windows, prefillSeconds, questions, cpu, quick, models: {} }
   settings.contexts = unique(timed.flatMap(({ name }) => contextsOf(name, options)))
   const speed = []
   for (const model of timed) {
@@ -175,7 +178,7 @@ async function main() {
     settings.models[model.name] = { ...shape, parameters, fasterWeights: weights }
     const contexts = contextsOf(model.name, options)
     const scratch = path.join(cache, 'states')
-    const how = { repeats, tokens, prefillSeconds, retries, contexts, scratch, onProgress }
+    const how = { repeats, tokens, windows, prefillSeconds, retries, contexts, scratch, onProgress }
     speed.push(...(await measureSpeed(model, speedCells(weights), how, host)))
   }
   const retrieval = await measureRetrieval(

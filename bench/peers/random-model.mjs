@@ -13,7 +13,7 @@ export const kRandomShapes = {
     nKvHeads: 8,
     headDim: 64,
     vocabSize: 4096,
-    positions: 17408,
+    positions: 20480,
   },
   /** 125.3M parameters, four heads to a KV head. */
   '125m': {
@@ -24,7 +24,7 @@ export const kRandomShapes = {
     nKvHeads: 2,
     headDim: 128,
     vocabSize: 6144,
-    positions: 17408,
+    positions: 20480,
   },
 }
 

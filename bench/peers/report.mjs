@@ -64,14 +64,15 @@ function checkTable(checks) {
   )
 }
 
-function speedText({ cpu, repeats, tokens, contexts }) {
+function speedText({ cpu, repeats, tokens, windows, contexts }) {
   const percentDisturbed = 100 * kDisturbed
   const longest = Math.max(...contexts.filter((context) => context <= kLongestPrefill))
   return [
     `One thread on processor ${cpu}, a fresh process for each cell, all cells of a table in turns, greedy`,
     `decoding. Decode: ${repeats} runs of ${tokens} tokens, median (range). Prefill: of the whole context into`,
     'an empty cache, median of n runs. p50 and p99 are of the times between two tokens. `closing` is the median',
-    'step that ends a window of 100 tokens and compresses it, `other` the median other step. Bytes: zipcache counts',
+    `step that ends a window of 100 tokens and compresses it, \`other\` the median other step, of one run of ${windows}`,
+    'windows after all others. Bytes: zipcache counts',
     'all that the sequence was given; llama.cpp, which gives a context its memory beforehand, is counted',
     'by the elements of the tokens it holds: 2 bytes (F16), 34/32 (Q8_0), 18/32 (Q4_0).',
     `A run is left out when the hypervisor and other processes took more than ${percentDisturbed}% of the processor;`,

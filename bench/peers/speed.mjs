@@ -29,6 +29,7 @@ const kPilotRuns = 3
  *   of the others
  * @property {number} repeats runs of each cell
  * @property {number} tokens decoded in a run
+ * @property {number} windows closed in a row, after the runs, where a cache has windows
  * @property {number} prefillSeconds no further prefill of a cell at a context once it took so long
  * @property {boolean} retries whether disturbed runs are repeated, a decode run twice at most
  * @property {string} scratch a folder for llama.cpp's states
@@ -91,11 +92,18 @@ export async function measureSpeed(model, cells, options, host) {
     const rows = []
     for (const context of contexts) {
       const measure = new ContextMeasurement(model, context, options, host)
-      const runs = cells.map((cell) => ({ cell, prefill: [], decode: [], failed: null }))
+      const runs = cells.map((cell) => ({
+        cell,
+        prefill: [],
+        decode: [],
+        closings: null,
+        failed: null,
+      }))
       try {
         await measure.open(runs)
         await measure.prefill(runs, longestPrefill, stateFiles)
         await measure.decode(runs)
+        await measure.closings(runs)
       } finally {
         for (const run of runs) await run.process?.stop()
       }
@@ -177,6 +185,18 @@ class ContextMeasurement {
     }
   }
 
+  /** One long run of each cache with windows: runs of `decode` close one now and then. */
+  async closings(runs) {
+    const { windows } = this.#options
+    await this.#inTurns(runs, `closing ${windows} windows`, async (run) => {
+      if (run.cell.engine !== 'zipcache') return
+      const { window } = await run.process.call('policy')
+      if (window === null) return
+      await run.process.call('warmUp', { tokens: kWarmUpTokens })
+      run.closings = await run.process.call('decode', { tokens: windows * window })
+    })
+  }
+
   /** One cell after the other; one that fails is left out from then on. */
   async #inTurns(runs, what, body) {
     for (const run of runs) {
@@ -202,15 +222,11 @@ function isDisturbed({ ms, stepMs, stealMs, othersMs }) {
   return lost > kTwoTicksMs && lost > kDisturbed * (ms ?? sum(stepMs))
 }
 
-function rowOf(model, context, { cell, prefill, decode, bytes, info, failed }) {
+function rowOf(model, context, { cell, prefill, decode, closings, bytes, info, failed }) {
   const about = { model: model.name, context, ...cell, info }
   if (failed !== null) return { ...about, failed }
-  const steps = undisturbed(decode).flatMap(({ stepMs, closes }) =>
-    stepMs.map((ms, i) => ({ ms, closes: closes[i] })),
-  )
-  const times = (wanted) => steps.filter(({ closes }) => closes === wanted).map(({ ms }) => ms)
-  const all = steps.map(({ ms }) => ms)
-  const closing = times(true)
+  const all = undisturbed(decode).flatMap(({ stepMs }) => stepMs)
+  const times = (wanted) => closings.stepMs.filter((_, i) => closings.closes[i] === wanted)
   return {
     ...about,
     failed: null,
@@ -231,13 +247,13 @@ function rowOf(model, context, { cell, prefill, decode, bytes, info, failed }) {
       ),
     },
     stepMs: { p50: quantile(all, 0.5), p99: quantile(all, 0.99) },
-    closingStepMs: closing.length === 0 ? null : spread(closing),
-    otherStepMs: spread(times(false)),
+    closingStepMs: closings && spread(times(true)),
+    otherStepMs: closings && spread(times(false)),
     isDisturbed: {
       prefill: prefill.length > 0 && prefill.every(isDisturbed),
       decode: decode.every(isDisturbed),
     },
-    samples: { prefill, decode },
+    samples: { prefill, decode, closings },
   }
 }
 

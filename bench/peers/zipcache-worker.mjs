@@ -29,6 +29,11 @@ serve({
     return { ...processor, bytes: sequence.bytes.resident }
   },
 
+  /** Tokens after which the sequence's cache is compressed; null: it is not. */
+  async policy() {
+    return { window: sequence.policy.compression?.window ?? null }
+  },
+
   /**
    * Steps that are not measured: the first ones after another process had the caches of the
    * processor. The first token after a prompt costs no step at all, as its logits are there.
