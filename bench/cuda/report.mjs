@@ -1,6 +1,7 @@
 // What bench/cuda measured, as Markdown and as a page with plots. A peer is PyTorch's fastest backend
 // for the same batch and context. Needs dist/.
 import { createRequire } from 'node:module'
+import { predictedMicroseconds } from './model.mjs'
 
 const require = createRequire(import.meta.url)
 const { formatMarkdownTable, left, right } = require('../../dist/cli/table.js')
@@ -87,6 +88,7 @@ function attentionTable(result) {
       read ? `${((100 * row['GB/s']) / read).toFixed(0)}%` : '',
       peer ? `${peer.us} (${peer.peer})` : '',
       peer ? (peer.us / row.us).toFixed(2) : '',
+      predictedMicroseconds(result.machine.gpu?.name, row)?.toFixed(1) ?? '',
       row.error.toExponential(0),
     ]
   })
@@ -101,6 +103,7 @@ function attentionTable(result) {
     right('of reading'),
     left('fastest 16-bit peer, us'),
     right('ratio'),
+    right('model, us'),
     right('error'),
   ]
   return { title: 'Decode attention', columns, rows }

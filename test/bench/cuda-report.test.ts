@@ -4,6 +4,7 @@ import { end, kRoot, startNode } from '../cli/command-line'
 
 const kMain = join(kRoot, 'bench', 'cuda', 'main.mjs')
 const kReport = join(kRoot, 'bench', 'cuda', 'report.mjs')
+const kModel = join(kRoot, 'bench', 'cuda', 'model.mjs')
 
 const attention = (policy: string, context: number, us: number) => ({
   op: 'mixedAttention',
@@ -28,7 +29,7 @@ const peer = (name: string, context: number, us: number) => ({
 const result = {
   machine: {
     gpu: {
-      name: 'GPU <X>',
+      name: 'GPU <H200>',
       driver_version: '580',
       'clocks.max.sm': '2 GHz',
       'clocks.max.mem': '3 GHz',
@@ -63,7 +64,7 @@ test('a cache is held against the fastest peer of its own shape', async () => {
   const markdown = await printed('console.log(report.toMarkdown(result))')
   const row = markdown.split('\n').find((line) => line.includes('zipcache-60')) as string
   const cells = row.split('|').map((cell) => cell.trim())
-  expect(cells.slice(4, 12)).toEqual([
+  expect(cells.slice(4, 13)).toEqual([
     'zipcache-60',
     '20.0 (19.0 to 21.0)',
     '100.0',
@@ -71,6 +72,7 @@ test('a cache is held against the fastest peer of its own shape', async () => {
     '50%',
     '40 (sdpa flash gqa)',
     '2.00',
+    '57.6',
     '4e-4',
   ])
   expect(markdown).toContain('- prefill, left out: needs a GPU and nvcc')
@@ -78,7 +80,7 @@ test('a cache is held against the fastest peer of its own shape', async () => {
 
 test('the page needs nothing else, and escapes what it is told', async () => {
   const page = await printed('console.log(report.toPage(result))')
-  expect(page).toContain('GPU &lt;X&gt;')
+  expect(page).toContain('GPU &lt;H200&gt;')
   expect(page).toContain('<polyline')
   expect(page).not.toMatch(/<script|https?:\/\/(?!www\.w3\.org)/)
 })
@@ -100,4 +102,20 @@ const hasGpu = spawnSync('nvidia-smi').status === 0
   const { exitCode, stderr } = await end(startNode([kMain]))
   expect(exitCode).toBe(2)
   expect(stderr).toMatch(/finds no GPU/)
+})
+
+test('the model is within a fifth of what an H200 measured, 16 bits of one sequence aside', async () => {
+  const source = `import { attention, firstRun } from ${JSON.stringify(kModel)}
+const shape = { nHeads: 32, nKvHeads: 8, headDim: 128 }
+console.log(JSON.stringify(firstRun().map((row) => ({
+  ...row, predicted: attention(row.policy, { ...row, ...shape }).us }))))`
+  const { exitCode, stdout } = await end(startNode(['--input-type=module', '-e', source]))
+  expect(exitCode).toBe(0)
+  const rows: { policy: string; batch: number; us: number; predicted: number }[] =
+    JSON.parse(stdout)
+  expect(rows).toHaveLength(30)
+  for (const { policy, batch, us, predicted } of rows) {
+    if (policy === 'fp16' && batch === 1) continue
+    expect(Math.abs(predicted / us - 1)).toBeLessThan(0.2)
+  }
 })
