@@ -327,7 +327,8 @@ describeBackends('mixedAttention', (backend) => {
           tail: { format: 'f16', nTokens: 99 },
         } as const
         await expectReference({ ...half, nHeads: 2, sequences: [{ plan, qLen: 1 }], seed: 8 })
-        const sequences = Array.from({ length: 3 }, () => ({ plan, qLen: 2 }))
+        const shorter = { ...plan, blocks: [block(1050, 630)] }
+        const sequences = [plan, shorter, usualPlan].map((own) => ({ plan: own, qLen: 2 }))
         await expectReference({ ...half, nHeads: 8, sequences, seed: 9 })
       })
     })

@@ -27,9 +27,9 @@ constexpr int kTiles = 4;    // pages of a unit, at most
 constexpr int kMaxGroup = 64;
 
 // A sequence's cache is cut by its own length alone, so that no neighbour in the batch changes a
-// sum: into at most this many splits of at least so many tokens each.
+// sum: into splits of about so many tokens each, and at most this many.
 constexpr int kMaxSplits = 8;
-constexpr int kMinSplitTokens = 1024;
+constexpr int kSplitTokens = 1024;
 
 // Shared memory of one stage of a warp's ring: four pages of 2 bits, two of 4, one of 8, or the K
 // or V part of one of 16.
@@ -83,7 +83,7 @@ ZC_DEVICE void store_out(const Params& p, int64_t index, float x) {
 // By the tokens that this op attends to, whatever the batch and however many rows.
 ZC_DEVICE int splits_of(const Params& p, const int32_t* table) {
   const int64_t n_tokens = int64_t{table[kTableTailStart]} + (p.tail ? table[kTableTailLength] : 0);
-  const int64_t n = (n_tokens + kMinSplitTokens - 1) / kMinSplitTokens;
+  const int64_t n = (n_tokens + kSplitTokens / 2) / kSplitTokens;
   return static_cast<int>(n < 1 ? 1 : (n > kMaxSplits ? kMaxSplits : n));
 }
 
@@ -532,6 +532,7 @@ class WarpAttention {
         own.end_unit = units_below(end - before, unit_weight, n_units);
       }
       const int own_units = own.end_unit - own.first_unit;
+      if (own_units > 0) prefetch_params(base + lane_, own.layout);
       const int units_through = inclusive_sum(own_units);
       const int index = units_before + units_through - own_units;  // of its first unit in the split
       own.first_unit += (static_cast<int>(threadIdx.x >> 5) + kWarps - index % kWarps) % kWarps;
@@ -557,6 +558,15 @@ class WarpAttention {
     own.end_unit = (view.n_pages() + pages - 1) / pages;
     weight = own.end_unit * pages * (own.layout.page_bytes() / kPageUnitBytes);
     return own;
+  }
+
+  // Asks for a segment's channel parameters, which its first unit waits for: 6 head_dim bytes that
+  // nobody has read yet, in steps of registers that would each wait for memory.
+  ZC_DEVICE void prefetch_params(int segment, Layout layout) const {
+    if (!format_quantized(layout.k_format()) && !format_quantized(layout.v_format())) return;
+    const Segment s = read_segment(item_.table.words, p_.layer, item_.kv_head, segment);
+    const uint8_t* params = p_.pool + int64_t{s.params_unit} * kPageUnitBytes;
+    ZC_UNROLL for (int at = 0; at < 6 * kDim; at += 128) simt::prefetch_l2(params + at);
   }
 
   // How many of n_units units of so much weight begin below `weight`.
