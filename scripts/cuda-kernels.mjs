@@ -12,6 +12,7 @@ import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import path from 'node:path'
+import { canDisassemble, decodeLoops } from './cuda-kernels/decode-loop.mjs'
 import { reportFailure, runQuietly, ScriptError, say } from './progress.mjs'
 import { root } from './setup.mjs'
 
@@ -33,6 +34,10 @@ const multiprocessors = {
   100: { warps: 64, blocks: 32, sharedKb: 228 },
   120: { warps: 48, blocks: 24, sharedKb: 100 },
 }
+
+/** A form of another architecture traps, and is shorter than this. */
+const kEmptyKernel = 32
+const disassembles = canDisassemble()
 
 /** Dynamic shared memory in bytes, by the launchers' formulas, of kernels whose occupancy it decides. */
 const dynamicBytes = [
@@ -161,10 +166,19 @@ function kernelsOf(cubin) {
       registers: facts.get(kRegisters)?.get(symbol),
       sharedBytes: Math.max(0, (sections.get(`.nv.shared.${symbol}`)?.size ?? 0) - reserved),
       instructions: code.size / 16,
+      loops: loopsOf(cubin, symbol, code.size / 16),
       threads: limit ? limit.values.reduce((n, values) => n * values, 1) : null,
     })
   }
   return kernels
+}
+
+/** The decode loop's counts, of the kernel that has one; null where nothing can read machine code. */
+function loopsOf(cubin, symbol, instructions) {
+  const headDim = Number(/mixed_attention_kernelILi(\d+)E/.exec(symbol)?.[1])
+  return disassembles && headDim === 128 && instructions >= kEmptyKernel
+    ? decodeLoops(cubin, symbol, headDim)
+    : null
 }
 
 async function runNvcc([command, ...args], cwd) {
@@ -218,6 +232,7 @@ function sourceHashes(commands) {
       headers
         .copy()
         .update(readFileSync(path.join(root, file)))
+        .update(disassembles ? 'with loops' : '')
         .digest('hex'),
     ]),
   )
@@ -267,6 +282,29 @@ function table(header, rows) {
   ].join('\n')
 }
 
+/** Instructions a code of the decode loop, where they were counted. */
+function loopText(decode) {
+  const rows = decode.flatMap(([, kernels]) =>
+    Object.entries(kernels).flatMap(([architecture, { loops }]) =>
+      (loops ?? []).map(({ formats, instructions, codes }) => [
+        `sm_${architecture}`,
+        formats,
+        instructions,
+        codes,
+        (instructions / codes).toFixed(2),
+      ]),
+    ),
+  )
+  if (rows.length === 0) {
+    return `Counting slots takes a disassembler (\`cuobjdump\`, or the one that CUOBJDUMP names), which was not there; the table has the size of
+the whole kernel, all formats of K and V with it.`
+  }
+  return `Of a warp's unit (64 tokens at 2 bits, 32 at more) in the steady state: the shortest way round the loop, through the products of K and of V and the copy
+of a later unit. About 146 of the instructions are the loop's own (the ring of copies, the switch between formats), which 2-bit units share among twice as many codes.
+
+${table(['architecture', 'cache', 'instructions of a unit', 'codes of a lane', 'instructions a code'], rows)}`
+}
+
 function compose(results, version) {
   const architectures = releaseArchitectures.filter((a) =>
     results.some((r) => r.architecture === a),
@@ -275,8 +313,7 @@ function compose(results, version) {
   for (const { architecture, kernels } of results) {
     const names = readableNames(kernels.map((kernel) => kernel.symbol))
     kernels.forEach((kernel, i) => {
-      // Forms of the other architectures are empty: they would trap.
-      if (kernel.instructions < 32) return
+      if (kernel.instructions < kEmptyKernel) return
       if (!rows.has(names[i])) rows.set(names[i], {})
       rows.get(names[i])[architecture] = kernel
     })
@@ -311,8 +348,7 @@ ${guilty.length === 0 ? 'No kernel spills a register or has a stack frame on any
 ## The decode loop beside its target
 
 The design asks of mixedAttention at head_dim 128: no spills, about 102 registers so that a multiprocessor holds 16
-warps, and 1.1 to 1.3 issue slots a code of the inner loop. Counting slots takes a disassembler (\`cuobjdump\` or \`nvdisasm\`), which
-this machine ${spawnSync('cuobjdump', ['--version']).status === 0 ? 'has, but the count is not automated' : 'does not have'}; below is the size of the whole kernel, all formats of K and V with it.
+warps, and 1.1 to 1.3 issue slots a code of the inner loop.
 
 ${table(
   [
@@ -342,6 +378,8 @@ ${table(
       }),
   ),
 )}
+
+${loopText(decode)}
 
 It has more registers and fewer warps than was asked: two rows of q, each as two float16, and four stages of copies a warp take the place of
 the warps that would have hidden latency. What that costs or gains on an H200 is measured in cuda-attention.md.
