@@ -11,7 +11,7 @@ import { root, setup } from './setup.mjs'
 
 const seed = 71
 /** The model that tells methods apart has more questions. */
-const models = { 'line-retrieval-base': 30, 'line-retrieval': 12 }
+const models = { 'line-retrieval-base': 60, 'line-retrieval': 40 }
 const methods = [
   ...['fp16', 'uniform4', 'rotated4', 'zipcache', 'zipcache-plus', 'mikv', 'mikv-paper'],
   ...['kivi2', 'gear4', 'h2o', 'snapkv'],
