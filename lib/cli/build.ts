@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { delimiter, dirname, join } from 'node:path'
 import type { Command } from 'commander'
 import { ZipCacheError } from '../errors.js'
@@ -48,7 +48,10 @@ async function build(options: BuildOptions, signal: AbortSignal): Promise<void> 
   if (options.cudaArchitectures) settings.ZC_CUDA_ARCHITECTURES = options.cudaArchitectures
   const defines = Object.entries(settings).map(([name, value]) => `--CD${name}=${value}`)
   const run = (what: string, ...args: string[]) =>
-    runNode(what, [cmakeJs, ...args, '--directory', kPackageRoot], env, signal)
+    runProgram(what, process.execPath, [cmakeJs, ...args, '--directory', kPackageRoot], {
+      env,
+      signal,
+    })
   // Another compiler or folder cannot be changed in what was configured before.
   rmSync(join(kPackageRoot, 'build', 'CMakeCache.txt'), { force: true })
   await run('configuring', 'configure', ...defines)
@@ -72,17 +75,21 @@ async function findTools(signal: AbortSignal): Promise<string> {
   if (Object.keys(tools).every((name) => existsSync(join(modules, name)))) return modules
   try {
     mkdirSync(folder, { recursive: true })
+    // A project of its own, for npm to install into. With --prefix npm would read another global
+    // configuration than the user's, and know neither his registry nor his certificates.
+    writeFileSync(join(folder, 'package.json'), '{ "private": true }\n')
   } catch (cause) {
     throw failed(`${kPackageRoot} cannot be written`, cause)
   }
   const packages = Object.entries(tools).map(([name, range]) => `${name}@${range}`)
-  const quiet = ['--no-save', '--ignore-scripts', '--no-audit', '--no-fund', '--prefix', folder]
+  const quiet = ['--no-save', '--ignore-scripts', '--no-audit', '--no-fund']
   const npm = process.env.npm_execpath
   const args = ['install', ...quiet, ...packages]
   const what = `installing ${Object.keys(tools).join(', ')}`
+  const how = { cwd: folder, signal }
   // Under npx, npm says where it is.
-  if (npm?.endsWith('npm-cli.js')) await runNode(what, [npm, ...args], process.env, signal)
-  else await runProgram(what, 'npm', args, process.env, signal)
+  if (npm?.endsWith('npm-cli.js')) await runProgram(what, process.execPath, [npm, ...args], how)
+  else await runProgram(what, 'npm', args, how)
   return modules
 }
 
@@ -104,15 +111,18 @@ async function expectProgram(
   signal: AbortSignal,
 ): Promise<void> {
   try {
-    await collect(command, args, process.env, signal)
+    await collect(command, args, { signal })
   } catch (cause) {
     signal.throwIfAborted()
     throw failed(`${command} was not found: install ${what} and a C++20 compiler`, cause)
   }
 }
 
-function runNode(what: string, args: string[], env: NodeJS.ProcessEnv, signal: AbortSignal) {
-  return runProgram(what, process.execPath, args, env, signal)
+/** Where a program runs; where it is silent, as this process does. */
+interface Running {
+  readonly env?: NodeJS.ProcessEnv
+  readonly cwd?: string
+  readonly signal: AbortSignal
 }
 
 /** Runs a program to its end; its output is shown only if it fails. */
@@ -120,28 +130,22 @@ async function runProgram(
   what: string,
   command: string,
   args: string[],
-  env: NodeJS.ProcessEnv,
-  signal: AbortSignal,
+  how: Running,
 ): Promise<void> {
   say(`${what} ...`)
   try {
-    await collect(command, args, env, signal)
+    await collect(command, args, how)
   } catch (cause) {
-    signal.throwIfAborted()
+    how.signal.throwIfAborted()
     const { output = '', message } = cause as Error & { output?: string }
     if (output) say(output)
     throw failed(`${what} failed (${message}); the lines above say why`, cause)
   }
 }
 
-function collect(
-  command: string,
-  args: string[],
-  env: NodeJS.ProcessEnv,
-  signal: AbortSignal,
-): Promise<void> {
+function collect(command: string, args: string[], how: Running): Promise<void> {
   return new Promise((resolve, reject) => {
-    const child = spawn(command, args, { env, signal, stdio: ['ignore', 'pipe', 'pipe'] })
+    const child = spawn(command, args, { ...how, stdio: ['ignore', 'pipe', 'pipe'] })
     let output = ''
     for (const stream of [child.stdout, child.stderr]) {
       stream.setEncoding('utf8').on('data', (chunk: string) => {
