@@ -1,15 +1,25 @@
 import { Command, CommanderError } from 'commander'
 import { ZipCacheError } from '../errors.js'
-import { addBenchCommand } from './bench.js'
-import { addBuildCommand } from './build.js'
-import { addDemoCommand } from './demo.js'
-import { addDoctorCommand } from './doctor.js'
-import { addEvalCommand } from './eval.js'
-import { addGenerateCommand } from './generate.js'
-import { addInspectCommand } from './inspect.js'
 import { packageVersion } from './options.js'
 import { print, printJson, say } from './output.js'
-import { addServeCommand } from './serve.js'
+
+type AddCommand = (
+  program: Command,
+  signal: AbortSignal,
+  setExitCode: (code: number) => void,
+) => void
+
+/** Commands by name, in the order of the help. Each is loaded when it is asked for. */
+const kCommands: Readonly<Record<string, () => Promise<AddCommand>>> = {
+  demo: async () => (await import('./demo.js')).addDemoCommand,
+  generate: async () => (await import('./generate.js')).addGenerateCommand,
+  eval: async () => (await import('./eval.js')).addEvalCommand,
+  inspect: async () => (await import('./inspect.js')).addInspectCommand,
+  bench: async () => (await import('./bench.js')).addBenchCommand,
+  serve: async () => (await import('./serve.js')).addServeCommand,
+  doctor: async () => (await import('./doctor.js')).addDoctorCommand,
+  build: async () => (await import('./build.js')).addBuildCommand,
+}
 
 const kExitFailure = 1
 const kExitUsage = 2
@@ -42,10 +52,17 @@ export async function run(argv: readonly string[]): Promise<number> {
   process.stderr.on('error', () => {})
 
   let exitCode = 0
-  const program = createProgram(interrupt.signal, (code) => {
-    exitCode = code
-  })
+  const program = createProgram()
   try {
+    // The command that comes first, or all of them: for help, and to say what there is.
+    const first = argv[2] ?? ''
+    const named = Object.hasOwn(kCommands, first) ? [first] : Object.keys(kCommands)
+    for (const name of named) {
+      const add = await (kCommands[name] as () => Promise<AddCommand>)()
+      add(program, interrupt.signal, (code) => {
+        exitCode = code
+      })
+    }
     await program.parseAsync(argv)
     return exitCode
   } catch (error) {
@@ -70,7 +87,7 @@ export async function run(argv: readonly string[]): Promise<number> {
   }
 }
 
-function createProgram(signal: AbortSignal, setExitCode: (code: number) => void): Command {
+function createProgram(): Command {
   const program = new Command('zipcache')
   program
     .description(
@@ -81,14 +98,6 @@ function createProgram(signal: AbortSignal, setExitCode: (code: number) => void)
     .exitOverride()
     // `run` reports errors, all in one way.
     .configureOutput({ writeOut: print, outputError: () => {} })
-  addDemoCommand(program, signal)
-  addGenerateCommand(program, signal)
-  addEvalCommand(program, signal)
-  addInspectCommand(program, signal)
-  addBenchCommand(program, signal)
-  addServeCommand(program, signal)
-  addDoctorCommand(program, signal, setExitCode)
-  addBuildCommand(program, signal)
   return program
 }
 
