@@ -175,10 +175,8 @@ function kernelsOf(cubin) {
 
 /** The decode loop's counts, of the kernel that has one; null where nothing can read machine code. */
 function loopsOf(cubin, symbol, instructions) {
-  const headDim = Number(/mixed_attention_kernelILi(\d+)E/.exec(symbol)?.[1])
-  return disassembles && headDim === 128 && instructions >= kEmptyKernel
-    ? decodeLoops(cubin, symbol, headDim)
-    : null
+  const hasLoop = symbol.includes('mixed_attention_kernelILi128E')
+  return disassembles && hasLoop && instructions >= kEmptyKernel ? decodeLoops(cubin, symbol) : null
 }
 
 async function runNvcc([command, ...args], cwd) {

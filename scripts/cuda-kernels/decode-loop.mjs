@@ -11,24 +11,27 @@ export function canDisassemble() {
 
 /** Codes of K and V that are told apart, as mixedAttention unpacks them. */
 const kForms = [
-  // what masks a field of K and of V, and is in no other form; tokens of a unit
-  { formats: 'K and V u2', keys: '0x30003', without: '0x40004', tokens: 64 },
-  { formats: 'K u3, V u2', keys: '0x40004', values: '0x30003', tokens: 32 },
-  { formats: 'K and V u4', keys: '0xf000f', tokens: 32 },
+  // what masks a field of K and of V, and is in no other form; tokens of a unit; bytes of a page
+  { formats: 'K and V u2', keys: '0x30003', without: '0x40004', tokens: 64, bytes: 1088 },
+  { formats: 'K u3, V u2', keys: '0x40004', values: '0x30003', tokens: 32, bytes: 1344 },
+  { formats: 'K and V u4', keys: '0xf000f', tokens: 32, bytes: 2112 },
 ]
+/** What a warp's lanes copy in one step where there are no copies in bulk. */
+const kLaneCopyBytes = 512
 
 /**
- * For each form of packed cache: the instructions of one unit of a warp at head_dim `headDim`, and how
- * many of its codes a lane has. The way round the loop goes through the matrix products of K, those
- * of V and the copy of a later unit; what happens rarely (another segment, a larger maximum, a masked
- * end) is not on the shortest way.
+ * For each form of packed cache: the instructions of one unit of a warp at head_dim 128, and how many
+ * of its codes a lane has. The way round the loop goes through the matrix products of K, those of V,
+ * the copy of a later unit (a step for each of its pages, or for 512 bytes) and the look into the page
+ * table for the one after that; what happens rarely (another segment, a larger maximum, a masked end)
+ * is not on the shortest way.
  *
  * @param {string} cubin a file
  * @param {string} symbol the kernel's, mangled
- * @param {number} headDim
  * @returns {{ formats: string, instructions: number, codes: number }[]}
  */
-export function decodeLoops(cubin, symbol, headDim) {
+export function decodeLoops(cubin, symbol) {
+  const headDim = 128
   const { status, stdout, stderr } = spawnSync(
     disassembler,
     ['--dump-sass', '--function', symbol, cubin],
@@ -36,7 +39,7 @@ export function decodeLoops(cubin, symbol, headDim) {
   )
   if (status !== 0) throw new Error(`${disassembler} ${cubin}: ${stderr}`)
   const graph = new Graph(instructionsOf(stdout))
-  return kForms.flatMap(({ formats, keys, without, values = keys, tokens }) => {
+  return kForms.flatMap(({ formats, keys, without, values = keys, tokens, bytes }) => {
     // A tile of 16 tokens takes headDim / 16 products for K and as many for V.
     const products = ((tokens / 16) * headDim) / 16
     const find = (wanted) =>
@@ -49,7 +52,13 @@ export function decodeLoops(cubin, symbol, headDim) {
     const ways = find(keys).flatMap((key) =>
       find(values)
         .filter((value) => value !== key)
-        .flatMap((value) => graph.copies.map((copy) => graph.round([key, value, copy]))),
+        .flatMap((value) =>
+          graph.copies.flatMap((copy) => {
+            const steps = (tokens / 16) * (graph.isBulk ? 1 : Math.ceil(bytes / kLaneCopyBytes))
+            const again = (steps - 1) * copy.lines.length
+            return graph.loads.map((load) => again + graph.round([key, value, copy, load]))
+          }),
+        ),
     )
     const instructions = Math.min(...ways)
     const codes = (2 * tokens * headDim) / 32
@@ -73,6 +82,7 @@ const targetOf = (text) => Number.parseInt(/0x([0-9a-f]+)\s*$/.exec(text)?.[1] ?
 class Graph {
   blocks
   #next = new Map()
+  #lengths = new Map()
 
   constructor(instructions) {
     const begins = new Set([instructions[0].address])
@@ -94,9 +104,12 @@ class Graph {
     const at = new Map(this.blocks.map((block) => [block.begin, block]))
     this.blocks.forEach((block, i) => {
       block.text = block.lines.map(({ text }) => text).join('\n')
+      // Where lanes have parted, each vote and shuffle is made a second time, elsewhere.
+      block.isDetour = /\bWARPSYNC\.COLLECTIVE\b/.test(block.text)
       block.products = block.text.match(/\bHMMA\b/g)?.length ?? 0
       const { address, text } = block.lines.at(-1)
-      const isConditional = text.startsWith('@')
+      // A branch may have conditions of its own: BRA.DIV UR4, 0x…; BRA P2, 0x….
+      const isConditional = text.startsWith('@') || (kBranch.test(text) && !/^BRA\s+0x/.test(text))
       const next = []
       if (kBranch.test(text)) next.push(targetOf(text))
       if (/\bBSYNC\b/.test(text)) {
@@ -115,12 +128,28 @@ class Graph {
         next.map((begin) => at.get(begin)).filter((found) => found),
       )
     })
+    for (const [block, next] of this.#next) {
+      this.#next.set(
+        block,
+        next.filter(({ isDetour }) => !isDetour),
+      )
+    }
   }
 
-  /** Blocks that copy into shared memory without waiting: in bulk from Hopper on, else by lanes. */
+  /** Whether copies into shared memory are those of Hopper: a page at a time. */
+  get isBulk() {
+    return this.blocks.some(({ text }) => /\bUBLKCP\b/.test(text))
+  }
+
+  /** Blocks that copy into shared memory without waiting. */
   get copies() {
-    const bulk = this.blocks.filter(({ text }) => /\bUBLKCP\b/.test(text))
-    return bulk.length > 0 ? bulk : this.blocks.filter(({ text }) => /\bLDGSTS\b/.test(text))
+    const copy = this.isBulk ? /\bUBLKCP\b/ : /\bLDGSTS\b/
+    return this.blocks.filter(({ text }) => copy.test(text))
+  }
+
+  /** Blocks that read memory of the device. */
+  get loads() {
+    return this.blocks.filter(({ text }) => /\b(?:LD|LDG)\.E\b/.test(text))
   }
 
   /** Instructions of the shortest way from each block to the next, and from the last to the first. */
@@ -132,20 +161,28 @@ class Graph {
   }
 
   #distance(from, to) {
-    const best = new Map([[from, 0]])
-    const waiting = [from]
-    while (waiting.length > 0) {
-      waiting.sort((a, b) => best.get(b) - best.get(a))
-      const block = waiting.pop()
-      if (block === to && block !== from) return best.get(to)
+    let lengths = this.#lengths.get(from)
+    if (!lengths) {
+      lengths = this.#lengthsFrom(from)
+      this.#lengths.set(from, lengths)
+    }
+    return lengths.get(to) ?? Number.POSITIVE_INFINITY
+  }
+
+  /** Instructions from a block's beginning to those of all others, and back to its own. */
+  #lengthsFrom(from) {
+    const lengths = new Map()
+    const waiting = [[from, 0]]
+    for (let i = 0; i < waiting.length; i++) {
+      const [block, before] = waiting[i]
+      if (i > 0 && before > lengths.get(block)) continue // a shorter way was found since
+      const after = before + block.lines.length
       for (const next of this.#next.get(block)) {
-        const length = best.get(block) + block.lines.length
-        if (length < (best.get(next) ?? Number.POSITIVE_INFINITY)) {
-          if (!best.has(next)) waiting.push(next)
-          best.set(next, length)
-        }
+        if (after >= (lengths.get(next) ?? Number.POSITIVE_INFINITY)) continue
+        lengths.set(next, after)
+        waiting.push([next, after])
       }
     }
-    return Number.POSITIVE_INFINITY
+    return lengths
   }
 }

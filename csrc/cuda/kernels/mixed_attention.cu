@@ -206,7 +206,7 @@ struct Cursor {
   int n_pages;
   Layout layout;
   int32_t pages_begin;  // word of the table with the segment's first page
-  int32_t address;      // this lane's page of the unit; -1: none
+  int32_t address;      // what the table has for this lane's page of the unit, not yet looked at
   bool at_values;       // of a split unit: K is done
 };
 
@@ -584,17 +584,27 @@ class WarpAttention {
     return x;
   }
 
-  // Reads this lane's page of the unit where the cursor stands.
-  ZC_DEVICE void find_page(int base, Cursor& at) const {
+  ZC_DEVICE bool has_page(const Cursor& at) const {
+    return lane_ < at.layout.pages() && at.unit * at.layout.pages() + lane_ < at.n_pages;
+  }
+
+  // Asks the table for this lane's page of the unit where the cursor stands. What it has is looked
+  // at when the page is copied, a unit later, so that nothing waits for it here.
+  ZC_DEVICE void ask_page(Cursor& at) const {
     const int page = at.unit * at.layout.pages() + lane_;
-    at.address = -1;
-    if (lane_ >= at.layout.pages() || page >= at.n_pages) return;
-    const int64_t address = item_.table.words[at.pages_begin + page];
+    if (has_page(at)) at.address = item_.table.words[at.pages_begin + page];
+  }
+
+  // The page that was asked for; -1 for none, and for one outside the pool.
+  ZC_DEVICE int32_t found_page(int base, const Cursor& at) const {
+    if (!has_page(at)) return -1;
+    const int64_t address = at.address;
     const bool inside =
         address >= 0 && address * kPageUnitBytes + at.layout.page_bytes() <= p_.pool_bytes;
-    if (check_data(p_.faults, inside, FaultReason::kTableOutside, p_.layer, item_.kv_head,
-                   base + at.segment))
-      at.address = static_cast<int32_t>(address);
+    return check_data(p_.faults, inside, FaultReason::kTableOutside, p_.layer, item_.kv_head,
+                      base + at.segment)
+               ? at.address
+               : -1;
   }
 
   // On to the first unit of the next segment that has any.
@@ -640,26 +650,27 @@ class WarpAttention {
       const int from_byte = at.at_values ? k_bytes : 0;
       const int n_bytes = is_split && !at.at_values ? k_bytes : page_bytes - from_byte;
       uint8_t* slot = memory_.ring[stage];
-      if (at.layout.converts() && convert(at, slot)) {
+      const int32_t page = found_page(base, at);
+      if (at.layout.converts() && convert(at, page, slot)) {
         if constexpr (kBulk) {
           simt::fence_async();  // the stage's next copy comes by another road
           if (lane_ == 0) simt::mbarrier_arrive(barrier(stage));
         }
       } else if constexpr (kBulk) {
-        const uint32_t copies = __ballot_sync(~0u, at.address >= 0);
+        const uint32_t copies = __ballot_sync(~0u, page >= 0);
         if (lane_ == 0)
           simt::mbarrier_arrive_expect_tx(barrier(stage),
                                           static_cast<uint32_t>(__popc(copies) * n_bytes));
-        if (at.address >= 0)
+        if (page >= 0)
           simt::bulk_copy(simt::smem_u32(slot) + lane_ * page_bytes,
-                          p_.pool + int64_t{at.address} * kPageUnitBytes + from_byte,
+                          p_.pool + int64_t{page} * kPageUnitBytes + from_byte,
                           static_cast<uint32_t>(n_bytes), barrier(stage));
       } else {
         const uint32_t to = simt::smem_u32(slot) + 16 * lane_;
         for (int i = 0; i < at.layout.pages(); ++i) {
-          const int32_t page = __shfl_sync(~0u, at.address, i);
-          if (page < 0) continue;
-          const uint8_t* from = p_.pool + int64_t{page} * kPageUnitBytes + from_byte;
+          const int32_t own = __shfl_sync(~0u, page, i);
+          if (own < 0) continue;
+          const uint8_t* from = p_.pool + int64_t{own} * kPageUnitBytes + from_byte;
           for (int b = 16 * lane_; b < n_bytes; b += 512)
             simt::cp_async_16(to + i * page_bytes + b - 16 * lane_, from + b);
         }
@@ -668,17 +679,17 @@ class WarpAttention {
       if (!at.at_values) {
         at.unit += kWarps;
         if (at.unit >= at.end) next_segment(base, at, own);
-        if (at.segment < 32) find_page(base, at);
+        if (at.segment < 32) ask_page(at);
       }
     }
     if constexpr (!kBulk) simt::cp_async_commit();
   }
 
   // Stores the part where the cursor stands as f16, when it is of another float type.
-  ZC_DEVICE bool convert(const Cursor& at, uint8_t* slot) const {
+  ZC_DEVICE bool convert(const Cursor& at, int32_t own_page, uint8_t* slot) const {
     const Format format = at.at_values ? at.layout.v_format() : at.layout.k_format();
     if (format != Format::kF32 && format != Format::kBF16) return false;
-    const int32_t page = __shfl_sync(~0u, at.address, 0);
+    const int32_t page = __shfl_sync(~0u, own_page, 0);
     if (page < 0) return true;
     const uint8_t* from = p_.pool + int64_t{page} * kPageUnitBytes;
     if (at.at_values)
@@ -704,7 +715,7 @@ class WarpAttention {
     next.segment = -1;
     next_segment(base, next, own);
     if (next.segment == 32) return;
-    find_page(base, next);
+    ask_page(next);
     __syncwarp();  // the stages were read to the end
     ZC_UNROLL for (int i = 0; i < kStages - 1; ++i) fill(base, i, next, own);
 
