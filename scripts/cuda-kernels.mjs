@@ -282,9 +282,10 @@ function table(header, rows) {
 
 /** Instructions a code of the decode loop, where they were counted. */
 function loopText(decode) {
-  const rows = decode.flatMap(([, kernels]) =>
+  const rows = decode.flatMap(([name, kernels]) =>
     Object.entries(kernels).flatMap(([architecture, { loops }]) =>
       (loops ?? []).map(({ formats, instructions, codes }) => [
+        `\`${name}\``,
         `sm_${architecture}`,
         formats,
         instructions,
@@ -297,10 +298,11 @@ function loopText(decode) {
     return `Counting slots takes a disassembler (\`cuobjdump\`, or the one that CUOBJDUMP names), which was not there; the table has the size of
 the whole kernel, all formats of K and V with it.`
   }
-  return `Of a warp's unit (64 tokens at 2 bits, 32 at more) in the steady state: the shortest way round the loop, through the products of K and of V and the copy
-of a later unit. About 146 of the instructions are the loop's own (the ring of copies, the switch between formats), which 2-bit units share among twice as many codes.
+  return `Of a warp's unit (64 tokens at 2 bits, 32 at more) in the steady state: the shortest way round the loop, through the products of K and of V, the copy
+of a later unit and the look into the page table. 170 to 200 of the instructions are the loop's own (copies, ring, table, the switch between formats); a unit of 2 bits shares them
+among twice as many codes.
 
-${table(['architecture', 'cache', 'instructions of a unit', 'codes of a lane', 'instructions a code'], rows)}`
+${table(['kernel', 'architecture', 'cache', 'instructions of a unit', 'codes of a lane', 'instructions a code'], rows)}`
 }
 
 function compose(results, version) {
