@@ -63,7 +63,9 @@ export function writeHfFolder(dir, config, tensors) {
     end += 2 * shape.reduce((product, size) => product * size, 1)
     entries[name] = { dtype: 'BF16', shape, data_offsets: [begin, end] }
   }
-  const header = Buffer.from(JSON.stringify(entries))
+  // Padded, so that data begin at a multiple of 8: what is not aligned cannot be used where it lies.
+  const text = JSON.stringify(entries)
+  const header = Buffer.from(text.padEnd(Math.ceil(text.length / 8) * 8))
   const length = Buffer.alloc(8)
   length.writeBigUInt64LE(BigInt(header.length))
   const file = openSync(path.join(dir, 'model.safetensors'), 'w')

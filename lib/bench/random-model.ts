@@ -48,7 +48,9 @@ export async function withRandomModel<T>(
     header[name] = { dtype: 'F16', shape, data_offsets: [end, end + 2 * length] }
     end += 2 * length
   }
-  const text = Buffer.from(JSON.stringify(header))
+  // Padded, so that data begin at a multiple of 8 and can be used where they lie.
+  const json = JSON.stringify(header)
+  const text = Buffer.from(json.padEnd(Math.ceil(json.length / 8) * 8))
   const size = Buffer.alloc(8)
   size.writeBigUInt64LE(BigInt(text.length))
 
