@@ -273,7 +273,7 @@ wave. An item costs ${item} us to begin and end, ${split} us for each further sp
 
 The kernel has changed since the first run in three ways that no GPU has timed yet. The number of splits is rounded to the nearest, not up: 4,096 tokens and a tail made five splits, and at
 batch 8 320 items for ${kResident * kH200.multiprocessors} places, two waves where one does. A segment's channel parameters are asked for in advance: each
-warp read them when a segment began, in eight steps that each waited for memory (about 0.7 us), which is most of what codes cost an item more than 16-bit
+warp read them when a segment began, in eight steps that each waited for memory. At 0.7 us a wait, assumed and not measured, that would be most of what codes cost an item more than 16-bit
 values (${(item - kAttention.fp16.item).toFixed(1)} us). And a warp no longer waits for the page table once a unit: it looks at a page's address when it copies the page. The first is in the
 predictions, the others are not.
 

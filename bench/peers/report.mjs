@@ -127,7 +127,7 @@ function speedTable(rows) {
         number(row.stepMs.p99),
         row.closingStepMs === null
           ? ''
-          : `${number(row.closingStepMs.median)} / ${number(row.otherStepMs.median)}`,
+          : `${number(row.closingStepMs.median)} / ${number(row.otherStepMs.median)}${isDisturbed.closings ? ' \\*' : ''}`,
         count(Math.round(row.bytes)),
         `${(row.fp16Bytes / row.bytes).toFixed(2)}x`,
       ]

@@ -252,6 +252,7 @@ function rowOf(model, context, { cell, prefill, decode, closings, bytes, info, f
     isDisturbed: {
       prefill: prefill.length > 0 && prefill.every(isDisturbed),
       decode: decode.every(isDisturbed),
+      closings: closings !== null && isDisturbed(closings),
     },
     samples: { prefill, decode, closings },
   }
