@@ -149,6 +149,12 @@ ZC_BIND("appendKv", append_kv, AppendKvArgs, a.k = r.tensor("k"); a.v = r.tensor
         a.pool = r.output("pool"); a.tables = r.tensor("tables"); a.starts = r.tensor("starts");
         a.cu_seqlens = r.tensor("cuSeqlens"); a.layer = r.i32("layer");)
 
+ZC_BIND("ropeAppend", rope_append, RopeAppendArgs, a.q = r.tensor("q"); a.k = r.tensor("k");
+        a.v = r.tensor("v"); a.cos = r.tensor("cos"); a.sin = r.tensor("sin");
+        a.q_out = r.output("qOut"); a.k_out = r.optional_output("kOut"); a.pool = r.output("pool");
+        a.tables = r.tensor("tables"); a.starts = r.tensor("starts");
+        a.cu_seqlens = r.tensor("cuSeqlens"); a.layer = r.i32("layer");)
+
 ZC_BIND("setTailLengths", set_tail_lengths, SetTailLengthsArgs, a.tables = r.output("tables");
         a.starts = r.tensor("starts"); a.lengths = r.tensor("lengths");)
 
@@ -247,6 +253,7 @@ void register_ops(Napi::Env env, Napi::Object exports) {
   add("dequantize", dequantize_js);
   add("restoreOutliers", restore_outliers_js);
   add("appendKv", append_kv_js);
+  add("ropeAppend", rope_append_js);
   add("setTailLengths", set_tail_lengths_js);
   add("copyPages", copy_pages_js);
   add("packSegment", pack_segment_js);

@@ -81,6 +81,21 @@ struct AppendKvArgs {
   int32_t layer;
 };
 
+struct RopeAppendArgs {
+  TensorView q;           // (rows, n_heads, head_dim) f32|f16|bf16
+  TensorView k;           // (rows, n_kv_heads, head_dim), q's dtype
+  TensorView v;           // k's shape, q_out's dtype
+  TensorView cos;         // (rows, head_dim / 2) f32
+  TensorView sin;         // (rows, head_dim / 2) f32
+  TensorView q_out;       // q's shape, f32|f16|bf16; may be q
+  TensorView k_out;       // k's shape, q_out's dtype; may be k, may be undefined
+  TensorView pool;        // (bytes) u8
+  TensorView tables;      // (words) i32
+  TensorView starts;      // (n_seqs) i32: word where a sequence's table begins; -1: none
+  TensorView cu_seqlens;  // (n_seqs + 1) i32
+  int32_t layer;
+};
+
 struct SetTailLengthsArgs {
   TensorView tables;   // (words) i32
   TensorView starts;   // (n_seqs) i32

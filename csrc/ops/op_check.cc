@@ -260,6 +260,28 @@ void check(const AppendKvArgs& a) {
   expect_shape("cuSeqlens", a.cu_seqlens, {a.starts.size(0) + 1});
 }
 
+void check(const RopeAppendArgs& a) {
+  expect_float("q", a.q);
+  expect_shape("q", a.q, {kAny, kAny, kAny});
+  const int64_t rows = a.q.size(0);
+  expect_dtype("k", a.k, a.q.dtype);
+  expect_shape("k", a.k, {rows, kAny, kAny});
+  expect_heads(a.q, "k", a.k);
+  expect_head_dim("q", a.q.size(2));
+  expect_float("qOut", a.q_out);
+  expect_shape("qOut", a.q_out, {rows, a.q.size(1), a.q.size(2)});
+  expect_dtype("v", a.v, a.q_out.dtype);
+  expect_shape("v", a.v, {rows, a.k.size(1), a.k.size(2)});
+  if (a.k_out.defined()) expect_same("kOut", a.k_out, "v", a.v);
+  expect_dtype("cos", a.cos, DType::kF32);
+  expect_shape("cos", a.cos, {rows, a.q.size(2) / 2});
+  expect_same("sin", a.sin, "cos", a.cos);
+  expect_pool(a.pool);
+  expect_tables(a.tables, a.starts);
+  expect_dtype("cuSeqlens", a.cu_seqlens, DType::kI32);
+  expect_shape("cuSeqlens", a.cu_seqlens, {a.starts.size(0) + 1});
+}
+
 void check(const SetTailLengthsArgs& a) {
   expect_tables(a.tables, a.starts);
   expect_same("lengths", a.lengths, "starts", a.starts);

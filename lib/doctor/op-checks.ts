@@ -197,6 +197,35 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
     await checkTail(kv)
   },
 
+  ropeAppend: async (tensors) => {
+    const { nHeads, nKvHeads, headDim } = kHeads
+    const kv = layer(tensors)
+    const rows = kPositions.length
+    const { cos, sin } = ropeTables(tensors)
+    const q = tensors.normal('f32', [rows, nHeads, headDim])
+    const k = tensors.normal('f32', [rows, nKvHeads, headDim], { seed: 2 })
+    const v = tensors.normal('f16', [rows, nKvHeads, headDim], { seed: 3 })
+    const qOut = tensors.output('f16', [rows, nHeads, headDim])
+    const kOut = tensors.output('f16', [rows, nKvHeads, headDim])
+    const paged = { pool: kv.pool, tables: kv.table, starts: tensors.i32([0]), layer: 0 }
+    ops.ropeAppend({ q, k, v, cos, sin, qOut, kOut, ...paged, cuSeqlens: tensors.i32([0, rows]) })
+    const [qs, ks, cosines, sines] = await valuesOfAll(q, k, cos, sin)
+    const angles = { cos: cosines, sin: sines, headDim }
+    const turned = [
+      ['qOut', qOut, reference.rope({ x: qs, ...angles, nHeads })],
+      ['kOut', kOut, reference.rope({ x: ks, ...angles, nHeads: nKvHeads })],
+    ] as const
+    for (const [name, actual, expected] of turned) {
+      const within = { name, tolerance: kTolerance.f16Output, rowLength: headDim }
+      checkClose(await valuesOf(actual), expected, within)
+    }
+    // The tail's newest rows.
+    const { k: tailK, v: tailV } = kv.unpackedTail()
+    const [tailKs, tailVs, kept, vs] = await valuesOfAll(tailK, tailV, kOut, v)
+    exactly('k', tailKs.slice(-kept.length), kept)
+    exactly('v', tailVs.slice(-vs.length), vs)
+  },
+
   unpackSegment: async (tensors) => {
     const kv = layer(tensors)
     kv.append()

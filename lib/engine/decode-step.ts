@@ -9,11 +9,11 @@ import {
 } from '../model/forward.js'
 import { Scratch } from '../model/scratch.js'
 import {
-  appendKv,
   feedTokens,
   mixedAttention,
   type Program,
   packSampleParams,
+  ropeAppend,
   SAMPLE_PARAMS,
   type SampleParams,
   sample,
@@ -169,6 +169,8 @@ export class DecodeStep {
     const cuSeqlens = scratch.ints(new Int32Array(nRows + 1).map((_, row) => row))
     const stream = makeStream(model, nRows, nRows, scratch)
     const block = makeWorkspace(model, nRows, scratch)(nRows, stream)
+    const { rawHeads, cos, sin } = block
+    const { q, v, out, lse } = block.heads
     const paged = { pool: pool.memory, tables: tables.memory, starts }
     const scale = 1 / Math.sqrt(config.headDim)
     let logits!: Tensor<'f32'>
@@ -180,8 +182,8 @@ export class DecodeStep {
       for (let layer = 0; layer < config.nLayers; layer++) {
         const slidingWindow = config.slidingWindow[layer] ?? 0
         const kept = probes.layers[layer] as { q: Tensor; lse: Tensor }
-        runLayer(model, layer, block, ({ q, k, v, out, lse }) => {
-          appendKv({ k, v, ...paged, cuSeqlens, layer })
+        runLayer(model, layer, block, () => {
+          ropeAppend({ ...rawHeads, v, cos, sin, qOut: q, ...paged, cuSeqlens, layer })
           const options = { layer, positions, scale, slidingWindow }
           mixedAttention({ q, out, lse, ...paged, cuSeqlens, ...options })
           storeProbes({ q, lse, slots, probeQ: kept.q, probeLse: kept.lse })

@@ -1,4 +1,4 @@
-import { type ForwardModel, runLayer } from '../model/forward.js'
+import { type ForwardModel, rotateHeads, runLayer } from '../model/forward.js'
 import type { Scratch } from '../model/scratch.js'
 import { flashAttention, type Tensor } from '../ops/index.js'
 import { embedAll, gatherProbes, seenKeys, slicePass } from './prefill.js'
@@ -44,8 +44,10 @@ export async function prefillRows(pass: RowPass): Promise<Tensor<'f32'>> {
     for (const slice of rows) {
       await turn()
       if (slice.first === 0 && nPast > 0) writer.read(layer, stream.k, stream.v)
-      runLayer(model, layer, slice.block, (heads) => {
-        const { q, out, lse } = heads
+      const { heads } = slice.block
+      const { q, out, lse } = heads
+      runLayer(model, layer, slice.block, () => {
+        rotateHeads(slice.block)
         flashAttention({ q, out, lse, ...slice.seen, ...options, causal: true })
         probes?.store(slice, heads)
       })

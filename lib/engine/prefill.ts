@@ -11,15 +11,16 @@ import {
   makeStream,
   makeWorkspace,
   type RowBlock,
+  rotateHeads,
   runLayer,
   type StreamRows,
 } from '../model/forward.js'
 import type { Scratch } from '../model/scratch.js'
 import {
-  appendKv,
   flashAttention,
   mergeAttention,
   mixedAttention,
+  ropeAppend,
   setTailLengths,
   storeProbes,
   type Tensor,
@@ -103,9 +104,11 @@ export async function prefillIntoTail(
     for (const slice of rows) {
       await turn()
       const { block, cuSeqlens, positions } = slice
-      runLayer(model, layer, block, ({ q, k, v, out, lse }) => {
+      const { rawHeads, cos, sin } = block
+      const { q, k, v, out, lse } = block.heads
+      runLayer(model, layer, block, () => {
         setTailLengths({ ...paged, lengths: slice.tailLength })
-        appendKv({ k, v, ...paged, cuSeqlens, layer })
+        ropeAppend({ ...rawHeads, v, cos, sin, qOut: q, kOut: k, ...paged, cuSeqlens, layer })
         if (hasPast) mixedAttention({ q, out, lse, ...paged, cuSeqlens, positions, ...options })
         else flashAttention({ q, out, lse, ...slice.seen, ...options, causal: true })
         if (!slice.slots) return
@@ -170,8 +173,10 @@ export async function prefillCompressed(
         const base = cache.tailStart
         unpackSegment({ pool: pool.memory, table, k, v, layer, segment: 0, base })
       }
-      runLayer(model, layer, slice.block, (heads) => {
-        const { q, out, lse } = heads
+      const { heads } = slice.block
+      const { q, out, lse } = heads
+      runLayer(model, layer, slice.block, () => {
+        rotateHeads(slice.block)
         flashAttention({ q, out, lse, ...slice.seen, ...options, causal: true })
         if (slice.past) {
           const { cuSeqlens, positions, past } = slice

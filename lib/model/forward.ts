@@ -35,7 +35,7 @@ export interface ForwardModel {
   readonly specialTokens: (() => Uint8Array) | null
 }
 
-/** What attention reads and writes, after RoPE. */
+/** What attention reads and writes: q and k after RoPE. */
 export interface AttentionHeads {
   /** (rows, n_heads, head_dim) */
   readonly q: Tensor
@@ -67,6 +67,7 @@ export interface RowBlock extends StreamRows {
   readonly rawK: Tensor
   readonly vRows: Tensor
   readonly attended: Tensor
+  /** Before RoPE. */
   readonly rawHeads: { readonly q: Tensor; readonly k: Tensor }
   /** For norms of single heads: (rows x heads, head_dim). */
   readonly headRows: { readonly q: Tensor; readonly k: Tensor }
@@ -165,25 +166,32 @@ export function embedRows(
   ropeTable({ positions, invFreq, attentionScale, cos, sin })
 }
 
-/** One layer for one block of rows; `attend` reads q, k and v, and writes `out` and `lse`. */
+/** RoPE of a block's q and k, where no tail takes k and v (`ropeAppend`). */
+export function rotateHeads({ rawHeads, heads, cos, sin }: RowBlock): void {
+  rope({ x: rawHeads.q, cos, sin, out: heads.q })
+  rope({ x: rawHeads.k, cos, sin, out: heads.k })
+}
+
+/**
+ * One layer for one block of rows. `attend` finds q and k before RoPE (`rawHeads`) and v, and writes
+ * `heads.out`; it knows where keys go.
+ */
 export function runLayer(
   model: ForwardModel,
   layer: number,
   block: RowBlock,
-  attend: (heads: AttentionHeads) => void,
+  attend: () => void,
 ): void {
   const { rmsNormEps: eps } = model.config
   const w = model.weights.layers[layer] as LayerWeights
-  const { x, normed, rawQ, rawK, headRows, rawHeads, heads, cos, sin } = block
+  const { x, normed, rawQ, rawK, headRows } = block
   rmsNorm({ x, weight: need(w.inputNorm), out: normed, eps })
   linear({ x: normed, weight: need(w.qProj), bias: w.qBias, out: rawQ })
   linear({ x: normed, weight: need(w.kProj), bias: w.kBias, out: rawK })
   linear({ x: normed, weight: need(w.vProj), bias: w.vBias, out: block.vRows })
   if (w.qNorm) rmsNorm({ x: headRows.q, weight: w.qNorm, out: headRows.q, eps })
   if (w.kNorm) rmsNorm({ x: headRows.k, weight: w.kNorm, out: headRows.k, eps })
-  rope({ x: rawHeads.q, cos, sin, out: heads.q })
-  rope({ x: rawHeads.k, cos, sin, out: heads.k })
-  attend(heads)
+  attend()
   linear({ x: block.attended, weight: need(w.oProj), bias: w.oBias, out: x, accumulate: true })
   // x += down(silu(gate(norm(x))) * up(norm(x)))
   rmsNorm({ x, weight: need(w.postAttentionNorm), out: normed, eps })

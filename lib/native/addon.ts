@@ -139,6 +139,20 @@ export interface Addon {
   ): void
   restoreOutliers(values: T, places: T, out: T, channelwise: boolean): void
   appendKv(k: T, v: T, pool: T, tables: T, starts: T, cuSeqlens: T, layer: number): void
+  ropeAppend(
+    q: T,
+    k: T,
+    v: T,
+    cos: T,
+    sin: T,
+    qOut: T,
+    kOut: Optional,
+    pool: T,
+    tables: T,
+    starts: T,
+    cuSeqlens: T,
+    layer: number,
+  ): void
   setTailLengths(tables: T, starts: T, lengths: T): void
   copyPages(pool: T, from: T, to: T, pageBytes: number): void
   packSegment(

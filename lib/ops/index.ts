@@ -33,6 +33,7 @@ export {
 export { type RestoreOutliersArgs, restoreOutliers } from './restore-outliers.js'
 export { type RmsNormArgs, rmsNorm } from './rms-norm.js'
 export { type RopeArgs, type RopeTableArgs, rope, ropeTable } from './rope.js'
+export { type RopeAppendArgs, ropeAppend } from './rope-append.js'
 export {
   packSampleParams,
   SAMPLE_PARAMS,

@@ -24,4 +24,10 @@ ZC_DEVICE void store_float(void* data, DType dtype, int64_t i, float x) {
     static_cast<bf16*>(data)[i] = to_bf16(x);
 }
 
+// x as the dtype holds it.
+ZC_DEVICE float round_float(DType dtype, float x) {
+  if (dtype == DType::kF32) return x;
+  return dtype == DType::kF16 ? to_float(from_float<f16>(x)) : to_float(to_bf16(x));
+}
+
 }  // namespace zc::cuda

@@ -146,6 +146,40 @@ ZC_OP_TESTS(segment_tests) {
           });
 }
 
+ZC_OP_TESTS(rope_append_tests) {
+  for (const bool keeps_rows : {false, true})
+    for (const DType out : kFloatDTypes)
+      add_op_test(format("rope_append to %s%s", dtype_name(out), keeps_rows ? ", rows kept" : ""),
+                  [=](OpRun& run) {
+                    // Three sequences, the second masked; each appends to what is there.
+                    for (const int32_t head_dim : {16, 64, 80}) {
+                      PackedCache cache(run, {2, head_dim, 2});
+                      const StackedTables tables =
+                          stack_tables({cache.table({Format::kF16, 20}, {}),
+                                        cache.table({Format::kF16, 3}, {})});
+                      const TensorView angles = run.normals(DType::kF32, {25, head_dim / 2});
+                      run.op(&Backend::rope_append,
+                             RopeAppendArgs{run.normals(DType::kF32, {25, 6, head_dim}),
+                                            run.normals(DType::kF32, {25, 2, head_dim}, 100),
+                                            run.normals(out, {25, 2, head_dim}), angles, angles,
+                                            run.result("q", out, {25, 6, head_dim}),
+                                            keeps_rows ? run.result("k", out, {25, 2, head_dim})
+                                                       : TensorView{},
+                                            cache.pool(), run.ints(tables.words),
+                                            run.ints({tables.starts[0], -1, tables.starts[1]}),
+                                            run.ints({0, 20, 22, 25}), 0});
+                      for (size_t i = 0; i < 2; ++i) {
+                        const int32_t begin = tables.starts[i];
+                        const int32_t end =
+                            i == 0 ? tables.starts[1] : static_cast<int32_t>(tables.words.size());
+                        const TensorView table =
+                            run.ints({tables.words.begin() + begin, tables.words.begin() + end});
+                        unpack(run, cache, table, 0, i == 0 ? 20 : 3, DType::kF32);
+                      }
+                    }
+                  });
+}
+
 ZC_OP_TESTS(table_tests) {
   add_op_test("set_tail_lengths", [](OpRun& run) {
     PackedCache cache(run, {2, 32});
