@@ -173,11 +173,16 @@ struct MergeAttentionArgs {
 };
 
 struct StoreProbesArgs {
-  TensorView q;          // (rows, n_heads, head_dim)
-  TensorView lse;        // (rows, n_heads) f32
+  TensorView q;          // (n_layers, rows, n_heads, head_dim), or of one layer without that axis
+  TensorView lse;        // (n_layers, rows, n_heads) f32
   TensorView slots;      // (rows) i32; -1: not a probe
-  TensorView probe_q;    // (capacity, n_heads, head_dim), q's dtype
-  TensorView probe_lse;  // (capacity, n_heads) f32
+  TensorView probe_q;    // (n_layers, capacity, n_heads, head_dim), q's dtype
+  TensorView probe_lse;  // (n_layers, capacity, n_heads) f32
+
+  int64_t n_layers() const { return q.rank == 4 ? q.size(0) : 1; }
+  int64_t capacity() const { return probe_q.size(probe_q.rank - 3); }
+  int64_t n_heads() const { return q.size(q.rank - 2); }
+  int64_t head_dim() const { return q.size(q.rank - 1); }
 };
 
 struct EmbeddingArgs {

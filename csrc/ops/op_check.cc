@@ -366,16 +366,22 @@ void check(const MergeAttentionArgs& a) {
 }
 
 void check(const StoreProbesArgs& a) {
+  const bool layered = a.q.rank == 4;
+  const int64_t n_layers = a.n_layers();
   expect_float("q", a.q);
-  expect_shape("q", a.q, {kAny, kAny, kAny});
+  if (!layered) expect_shape("q", a.q, {kAny, kAny, kAny});
+  const int64_t rows = a.q.size(layered ? 1 : 0);
   expect_dtype("lse", a.lse, DType::kF32);
-  expect_shape("lse", a.lse, {a.q.size(0), a.q.size(1)});
+  layered ? expect_shape("lse", a.lse, {n_layers, rows, a.n_heads()})
+          : expect_shape("lse", a.lse, {rows, a.n_heads()});
   expect_dtype("slots", a.slots, DType::kI32);
-  expect_shape("slots", a.slots, {a.q.size(0)});
+  expect_shape("slots", a.slots, {rows});
   expect_dtype("probeQ", a.probe_q, a.q.dtype);
-  expect_shape("probeQ", a.probe_q, {kAny, a.q.size(1), a.q.size(2)});
+  layered ? expect_shape("probeQ", a.probe_q, {n_layers, kAny, a.n_heads(), a.head_dim()})
+          : expect_shape("probeQ", a.probe_q, {kAny, a.n_heads(), a.head_dim()});
   expect_dtype("probeLse", a.probe_lse, DType::kF32);
-  expect_shape("probeLse", a.probe_lse, {a.probe_q.size(0), a.q.size(1)});
+  layered ? expect_shape("probeLse", a.probe_lse, {n_layers, a.capacity(), a.n_heads()})
+          : expect_shape("probeLse", a.probe_lse, {a.capacity(), a.n_heads()});
 }
 
 void check(const EmbeddingArgs& a) {

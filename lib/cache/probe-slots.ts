@@ -14,7 +14,9 @@ export interface ProbeShape {
  * query and the log-sum-exp of one token in every layer. Sequences that share a past share its slots.
  */
 export class ProbeSlots {
-  /** One a layer: q (capacity, n_heads, head_dim), lse (capacity, n_heads) f32. */
+  /** All of it: q (n_layers, capacity, n_heads, head_dim), lse (n_layers, capacity, n_heads) f32. */
+  readonly all: { readonly q: Tensor; readonly lse: Tensor<'f32'> }
+  /** Views, one a layer: q (capacity, n_heads, head_dim), lse (capacity, n_heads) f32. */
   readonly layers: readonly { readonly q: Tensor; readonly lse: Tensor<'f32'> }[]
   readonly slotBytes: number
   readonly #capacity: number
@@ -28,20 +30,26 @@ export class ProbeSlots {
     const { nLayers, nHeads, headDim, dtype } = shape
     this.#capacity = capacity
     this.slotBytes = probeSlotBytes(shape)
-    const layers: { q: Tensor; lse: Tensor<'f32'> }[] = []
-    this.layers = layers
     try {
-      while (layers.length < nLayers) {
-        const q = device.reserve(dtype, [capacity, nHeads, headDim])
-        this.#tensors.push(q)
-        const lse = device.reserve('f32', [capacity, nHeads])
-        this.#tensors.push(lse)
-        layers.push({ q, lse })
-      }
+      const q = this.#keep(device.reserve<DType>(dtype, [nLayers, capacity, nHeads, headDim]))
+      const lse = this.#keep(device.reserve('f32', [nLayers, capacity, nHeads]))
+      this.all = { q, lse }
+      this.layers = Array.from({ length: nLayers }, (_, layer) => {
+        const rows = layer * capacity * nHeads
+        return {
+          q: this.#keep(q.view([capacity, nHeads, headDim], rows * headDim)),
+          lse: this.#keep(lse.view([capacity, nHeads], rows)),
+        }
+      })
     } catch (error) {
       this.dispose()
       throw error
     }
+  }
+
+  #keep<T extends Tensor>(tensor: T): T {
+    this.#tensors.push(tensor)
+    return tensor
   }
 
   /** Bytes of slots that are given out. */

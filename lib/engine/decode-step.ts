@@ -9,6 +9,7 @@ import {
 } from '../model/forward.js'
 import { Scratch } from '../model/scratch.js'
 import {
+  type DType,
   feedTokens,
   mixedAttention,
   type Program,
@@ -170,25 +171,38 @@ export class DecodeStep {
     const stream = makeStream(model, nRows, nRows, scratch)
     const block = makeWorkspace(model, nRows, scratch)(nRows, stream)
     const { rawHeads, cos, sin } = block
-    const { q, v, out, lse } = block.heads
+    const { v, out } = block.heads
+    // Every layer's queries and log-sum-exps stay until the last: one op then keeps those of probes.
+    const { nLayers, nHeads, headDim } = config
+    const ofAll = {
+      q: scratch.tensor<DType>(model.attentionDtype, [nLayers, nRows, nHeads, headDim]),
+      lse: scratch.tensor('f32', [nLayers, nRows, nHeads]),
+    }
+    const attended = Array.from({ length: nLayers }, (_, layer) => {
+      const rows = layer * nRows * nHeads
+      return {
+        q: scratch.keep(ofAll.q.view([nRows, nHeads, headDim], rows * headDim)),
+        lse: scratch.keep(ofAll.lse.view([nRows, nHeads], rows)),
+      }
+    })
     const paged = { pool: pool.memory, tables: tables.memory, starts }
-    const scale = 1 / Math.sqrt(config.headDim)
+    const scale = 1 / Math.sqrt(headDim)
     let logits!: Tensor<'f32'>
 
     const program = device.record(() => {
       feedTokens({ sampled, source, given, out: ids })
       setTailLengths({ ...paged, lengths })
       embedRows(model, stream, ids, positions)
-      for (let layer = 0; layer < config.nLayers; layer++) {
+      for (let layer = 0; layer < nLayers; layer++) {
         const slidingWindow = config.slidingWindow[layer] ?? 0
-        const kept = probes.layers[layer] as { q: Tensor; lse: Tensor }
+        const { q, lse } = attended[layer] as (typeof attended)[number]
         runLayer(model, layer, block, () => {
           ropeAppend({ ...rawHeads, v, cos, sin, qOut: q, ...paged, cuSeqlens, layer })
           const options = { layer, positions, scale, slidingWindow }
           mixedAttention({ q, out, lse, ...paged, cuSeqlens, ...options })
-          storeProbes({ q, lse, slots, probeQ: kept.q, probeLse: kept.lse })
         })
       }
+      storeProbes({ ...ofAll, slots, probeQ: probes.all.q, probeLse: probes.all.lse })
       logits = logitsOfAll(model, stream.x, scratch)
       sample({ logits, params, seen: this.#seen, contexts, ...chosen })
     })

@@ -44,6 +44,34 @@ describeBackends('storeProbes', (backend) => {
     expect(await tensors.read(args.probeLse)).toEqual(expectedLse)
   })
 
+  test.each(floatDtypes)('every layer of %s as by a call of its own', async (dtype) => {
+    const { tensors } = backend
+    const [nLayers, nRows, nHeads, headDim, capacity] = [3, 4, 2, 5, 6]
+    const slots = tensors.i32([5, -1, 0, 2])
+    const make = (lead: number[], rows: number, seed: number) => {
+      const n = [...lead, rows, nHeads].reduce((product, size) => product * size, 1)
+      const q = storeAs(dtype, normals(seed, n * headDim)).stored as Uint16Array
+      return {
+        q: tensors.input(dtype, q, [...lead, rows, nHeads, headDim]),
+        lse: tensors.f32(normals(seed + 1, n), [...lead, rows, nHeads]),
+      }
+    }
+    const rows = make([nLayers], nRows, 1)
+    const kept = make([nLayers], capacity, 3)
+    const apart = make([nLayers], capacity, 3)
+    storeProbes({ ...rows, slots, probeQ: kept.q, probeLse: kept.lse })
+    for (let layer = 0; layer < nLayers; layer++) {
+      const of = (t: typeof rows, n: number) => ({
+        q: tensors.own(t.q.view([n, nHeads, headDim], layer * n * nHeads * headDim)),
+        lse: tensors.own(t.lse.view([n, nHeads], layer * n * nHeads)),
+      })
+      const own = of(apart, capacity)
+      storeProbes({ ...of(rows, nRows), slots, probeQ: own.q, probeLse: own.lse })
+    }
+    expect(await tensors.values(kept.q)).toEqual(await tensors.values(apart.q))
+    expect(await tensors.read(kept.lse)).toEqual(await tensors.read(apart.lse))
+  })
+
   test('a later call adds to the slots, and a slot taken twice holds the later row', async () => {
     const { tensors } = backend
     const args = call(tensors, [1, 2, 1])
@@ -80,8 +108,31 @@ describeBackends('storeProbes', (backend) => {
     ['more slots', (t) => ({ slots: t.output('i32', [3]) }), 'ERR_ZC_SHAPE', 'slots'],
     ['f16 probeQ', (t) => ({ probeQ: t.output('f16', [5, 2, 3]) }), 'ERR_ZC_DTYPE', 'probeQ'],
     ['another probeQ', (t) => ({ probeQ: t.output('f32', [5, 3, 2]) }), 'ERR_ZC_SHAPE', 'probeQ'],
+    ['q of five rows', (t) => ({ q: t.output('f32', [5, 2, 3]) }), 'ERR_ZC_SHAPE', 'lse'],
     ['fewer probeLse', (t) => ({ probeLse: t.output('f32', [4, 2]) }), 'ERR_ZC_SHAPE', 'probeLse'],
   ]
+  const layered: [string, (t: DeviceTensors) => object, string][] = [
+    ['lse of one layer', (t) => ({ lse: t.output('f32', [2, 2]) }), 'lse'],
+    ['lse of more layers', (t) => ({ lse: t.output('f32', [3, 2, 2]) }), 'lse'],
+    ['probeQ of one layer', (t) => ({ probeQ: t.output('f32', [5, 2, 3]) }), 'probeQ'],
+    ['probeQ of more layers', (t) => ({ probeQ: t.output('f32', [3, 5, 2, 3]) }), 'probeQ'],
+    ['probeLse of one layer', (t) => ({ probeLse: t.output('f32', [5, 2]) }), 'probeLse'],
+    ['probeLse of fewer slots', (t) => ({ probeLse: t.output('f32', [4, 4, 2]) }), 'probeLse'],
+    ['slots of all layers', (t) => ({ slots: t.output('i32', [4, 2]) }), 'slots'],
+  ]
+  test.each(layered)('of 4 layers, refuses %s', (_, fault, argument) => {
+    const { tensors } = backend
+    const args = {
+      q: tensors.output('f32', [4, 2, 2, 3]),
+      lse: tensors.output('f32', [4, 2, 2]),
+      slots: tensors.i32([0, 1]),
+      probeQ: tensors.output('f32', [4, 5, 2, 3]),
+      probeLse: tensors.output('f32', [4, 5, 2]),
+    }
+    const refuse = () => storeProbes({ ...args, ...fault(tensors) })
+    expectRefused(refuse, { code: 'ERR_ZC_SHAPE', op: 'storeProbes', argument })
+  })
+
   test.each(refused)('refuses %s', (_, fault, code, argument) => {
     const { tensors } = backend
     const refuse = () => storeProbes({ ...call(tensors, [0, 1]), ...fault(tensors) })

@@ -143,18 +143,23 @@ void silu_gate(const OpContext& ctx, const SiluGateArgs& a) {
 
 // Keeps q and LSE of the rows that are probes, until their window is scored.
 void store_probes(const OpContext&, const StoreProbesArgs& a) {
-  const int64_t n_heads = a.q.size(1);
-  const size_t q_bytes = static_cast<size_t>(n_heads * a.q.size(2)) * dtype_size(a.q.dtype);
-  const size_t lse_bytes = static_cast<size_t>(n_heads) * sizeof(float);
-  for (int64_t r = 0; r < a.slots.size(0); ++r) {
+  const int64_t rows = a.slots.size(0);
+  const size_t q_bytes = static_cast<size_t>(a.n_heads() * a.head_dim()) * dtype_size(a.q.dtype);
+  const size_t lse_bytes = static_cast<size_t>(a.n_heads()) * sizeof(float);
+  const auto copy = [](const TensorView& to, int64_t slot, const TensorView& from, int64_t row,
+                       size_t bytes) {
+    std::memcpy(to.as<uint8_t>() + static_cast<size_t>(slot) * bytes,
+                from.as<uint8_t>() + static_cast<size_t>(row) * bytes, bytes);
+  };
+  for (int64_t r = 0; r < rows; ++r) {
     const int32_t slot = a.slots.as<int32_t>()[r];
-    ZC_CHECK(slot >= -1 && slot < a.probe_q.size(0), ErrorCode::kArgument,
-             "slots: %d, expected -1 to %lld", slot, static_cast<long long>(a.probe_q.size(0) - 1));
+    ZC_CHECK(slot >= -1 && slot < a.capacity(), ErrorCode::kArgument,
+             "slots: %d, expected -1 to %lld", slot, static_cast<long long>(a.capacity() - 1));
     if (slot < 0) continue;
-    std::memcpy(a.probe_q.as<uint8_t>() + static_cast<size_t>(slot) * q_bytes,
-                a.q.as<uint8_t>() + static_cast<size_t>(r) * q_bytes, q_bytes);
-    std::memcpy(a.probe_lse.as<uint8_t>() + static_cast<size_t>(slot) * lse_bytes,
-                a.lse.as<uint8_t>() + static_cast<size_t>(r) * lse_bytes, lse_bytes);
+    for (int64_t layer = 0; layer < a.n_layers(); ++layer) {
+      copy(a.probe_q, layer * a.capacity() + slot, a.q, layer * rows + r, q_bytes);
+      copy(a.probe_lse, layer * a.capacity() + slot, a.lse, layer * rows + r, lse_bytes);
+    }
   }
 }
 

@@ -297,6 +297,14 @@ ZC_OP_TESTS(store_probes_tests) {
                             run.ints({-1, 3, 0, -1, 2}), probe_q, probe_lse});
       }
     });
+  add_op_test("store_probes of all layers", [](OpRun& run) {
+    const TensorView probe_q = run.result("probe_q", DType::kF16, {3, 4, 2, 32});
+    const TensorView probe_lse = run.result("probe_lse", DType::kF32, {3, 4, 2});
+    run.op(&Backend::store_probes,
+           StoreProbesArgs{run.normals(DType::kF16, {3, 5, 2, 32}),
+                           run.normals(DType::kF32, {3, 5, 2}), run.ints({-1, 3, 0, -1, 2}),
+                           probe_q, probe_lse});
+  });
   add_op_test("store_probes beyond", [](OpRun& run) {
     run.expects_failure();
     run.op(&Backend::store_probes,
