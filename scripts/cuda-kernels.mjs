@@ -54,6 +54,10 @@ const dynamicBytes = [
     (width, consumers, keys) => (64 * consumers + 4 * keys) * width * 2 + 512,
   ],
   [/linear_tiles_kernel<.*, (\d+)>/, (rows) => (rows === 128 ? 3 : 4) * (128 + rows) * 128],
+  [
+    /linear_hopper_kernel<.*HopperTile<(\d+)>/,
+    (columns) => (columns === 256 ? 3 * 49168 + 2 * 32768 : 5 * 32784 + 2 * 18432),
+  ],
 ]
 
 function parseArguments(args) {

@@ -72,18 +72,34 @@ struct LinearOut {
     float y[4];
     ZC_UNROLL for (int i = 0; i < 4; ++i) y[i] = finished(column + i, sums[i]);
     const int64_t at = row * n + column;
+    if (accumulate) {
+      float before[4];
+      read_vector(at, before);
+      ZC_UNROLL for (int i = 0; i < 4; ++i) y[i] = before[i] + y[i];
+    }
+    write_vector(at, y);
+  }
+
+  // Four neighbours that can be read and written at once, from element `at` on.
+  ZC_DEVICE void read_vector(int64_t at, float (&y)[4]) const {
     if (out_dtype == DType::kF32) {
-      float4* to = reinterpret_cast<float4*>(static_cast<float*>(out) + at);
-      if (accumulate) {
-        const float4 before = *to;
-        y[0] = before.x + y[0], y[1] = before.y + y[1];
-        y[2] = before.z + y[2], y[3] = before.w + y[3];
-      }
-      *to = make_float4(y[0], y[1], y[2], y[3]);
+      const float4 quad = *reinterpret_cast<const float4*>(static_cast<const float*>(out) + at);
+      y[0] = quad.x, y[1] = quad.y, y[2] = quad.z, y[3] = quad.w;
       return;
     }
-    if (accumulate) {
-      ZC_UNROLL for (int i = 0; i < 4; ++i) y[i] = load_any(out, out_dtype, at + i) + y[i];
+    const uint2 pairs = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(out) + at);
+    const uint32_t words[2] = {pairs.x, pairs.y};
+    ZC_UNROLL for (int i = 0; i < 2; ++i) {
+      const bool is_f16 = out_dtype == DType::kF16;
+      y[2 * i] = is_f16 ? low_half(words[i], f16{}) : low_half(words[i], bf16{});
+      y[2 * i + 1] = is_f16 ? high_half(words[i], f16{}) : high_half(words[i], bf16{});
+    }
+  }
+  ZC_DEVICE void write_vector(int64_t at, const float (&y)[4]) const {
+    if (out_dtype == DType::kF32) {
+      *reinterpret_cast<float4*>(static_cast<float*>(out) + at) =
+          make_float4(y[0], y[1], y[2], y[3]);
+      return;
     }
     const uint2 pairs =
         out_dtype == DType::kF16
@@ -131,40 +147,58 @@ inline Split split_parts(int64_t k, int64_t tiles, int64_t slots) {
   return split;
 }
 
-// A part's sums, in scratch for the block that will be last.
+// A part's sums, in scratch for those who will be last. `thread` is one of the `n_threads` that
+// share the tile.
 template <int kQuads>
 ZC_DEVICE void store_part(const Split& split, int64_t tile, int part,
-                          const float (&sums)[kQuads][4]) {
-  float4* to = split.sums + (tile * split.n_parts + part) * kQuads * blockDim.x + threadIdx.x;
-  ZC_UNROLL for (int q = 0; q < kQuads; ++q) to[q * blockDim.x] =
+                          const float (&sums)[kQuads][4], int thread, int n_threads) {
+  float4* to = split.sums + (tile * split.n_parts + part) * kQuads * n_threads + thread;
+  ZC_UNROLL for (int q = 0; q < kQuads; ++q) to[q * n_threads] =
       make_float4(sums[q][0], sums[q][1], sums[q][2], sums[q][3]);
 }
 
-// Whether this block is the last one of its tile to come here: it then sees what all others have
-// stored. `is_last` is a word of shared memory.
-ZC_DEVICE bool arrive_last(const Split& split, int64_t tile, int* is_last) {
+// Whether these threads are the last ones of their tile to come here: they then see what all others
+// have stored. `is_last` is a word of shared memory, `sync` their barrier.
+template <typename Sync>
+ZC_DEVICE bool arrive_last(const Split& split, int64_t tile, int* is_last, bool leads,
+                           const Sync& sync) {
   __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
+  sync();
+  if (leads) {
     *is_last = atomicAdd(split.arrivals + tile, 1) == split.groups - 1;
-    if (*is_last) split.arrivals[tile] = 0;
+    if (*is_last) atomicExch(split.arrivals + tile, 0);
   }
-  __syncthreads();
+  sync();
   __threadfence();
   return *is_last != 0;
 }
 
 // The sum of all parts, in order.
 template <int kQuads>
-ZC_DEVICE void add_parts(const Split& split, int64_t tile, float (&total)[kQuads][4]) {
-  const float4* from = split.sums + tile * split.n_parts * kQuads * blockDim.x + threadIdx.x;
+ZC_DEVICE void add_parts(const Split& split, int64_t tile, float (&total)[kQuads][4], int thread,
+                         int n_threads) {
+  const float4* from = split.sums + tile * split.n_parts * kQuads * n_threads + thread;
   for (int part = 0; part < split.n_parts; ++part) ZC_UNROLL for (int q = 0; q < kQuads; ++q) {
-      const float4 x = from[(part * kQuads + q) * static_cast<int64_t>(blockDim.x)];
+      const float4 x = from[(part * kQuads + q) * static_cast<int64_t>(n_threads)];
       total[q][0] = part == 0 ? x.x : total[q][0] + x.x;
       total[q][1] = part == 0 ? x.y : total[q][1] + x.y;
       total[q][2] = part == 0 ? x.z : total[q][2] + x.z;
       total[q][3] = part == 0 ? x.w : total[q][3] + x.w;
     }
+}
+
+// The same where a whole block shares a tile.
+template <int kQuads>
+ZC_DEVICE void store_part(const Split& split, int64_t tile, int part,
+                          const float (&sums)[kQuads][4]) {
+  store_part(split, tile, part, sums, threadIdx.x, blockDim.x);
+}
+ZC_DEVICE bool arrive_last(const Split& split, int64_t tile, int* is_last) {
+  return arrive_last(split, tile, is_last, threadIdx.x == 0, [] { __syncthreads(); });
+}
+template <int kQuads>
+ZC_DEVICE void add_parts(const Split& split, int64_t tile, float (&total)[kQuads][4]) {
+  add_parts(split, tile, total, threadIdx.x, blockDim.x);
 }
 
 // csrc/cuda/kernels/linear_f32.cu: weights of float.

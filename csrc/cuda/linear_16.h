@@ -154,15 +154,43 @@ void linear_few_rows(Context& context, const Operands<T, X>& in, const LinearOut
 
 // How tiles cover the result, for more planes than a few.
 struct Tiling {
+  enum class Form { kMma, kWgmma };
+  Form form;
   int tile_rows;  // planes of a tile
+  int tile_columns;
   int64_t m_tiles;
   int64_t tiles;
   Split split;
   int64_t bytes;  // of scratch
 };
-Tiling tile_result(const Context& context, int64_t m, int64_t n, int64_t k, int planes);
 template <typename T>
 void linear_tiles(Context& context, const Operands<T>& in, Tiling tiling, void* scratch,
                   const LinearOut& out);
+Tiling tile_result(const Context& context, int64_t m, int64_t n, int64_t k, int planes);
+
+// Whether prompts are multiplied by wgmma where there is one. That keeps a row's bits as they are
+// if 16 products are added to a sum alike by wgmma and by mma.m16n8k16, as the models of arXiv
+// 2511.10909 say of Hopper, and the emulator does. Where the contract suite of linear finds other
+// bits on a GPU, this becomes false: then the kernel is never launched.
+inline constexpr bool kWgmmaProducts = true;
+
+// linear_hopper.cu takes more than kMmaPlanes planes of x. Up to 64, reading the weight bounds a
+// product: 64 rows do 64 operations for a byte of it, and an H200 can do some 180 in the time of
+// one. There two blocks of linear_tiles on a multiprocessor read as fast, and half of a wgmma tile
+// of 128 rows would be empty. From 65 on linear_tiles has one block with 64 KB on its way, a wgmma
+// tile 96 to 160 KB.
+inline constexpr int kMmaPlanes = 64;
+// Tensor copies ask for rows of the weight (`vectors`) and of x, which always are, at multiples of
+// 16 bytes, and count coordinates in 32 bits.
+inline bool takes_wgmma(const Context& context, int64_t x_rows, int64_t n, int64_t k,
+                        bool vectors) {
+  constexpr int64_t kMost = 0x7fffffff - 1024;
+  return kWgmmaProducts && context.architecture == 90 && vectors && k > 0 && x_rows > kMmaPlanes &&
+         x_rows <= kMost && n <= kMost;
+}
+template <typename T>
+void linear_hopper(Context& context, const Operands<T>& in, Tiling tiling, void* scratch,
+                   const LinearOut& out);
+Tiling hopper_result(const Context& context, int64_t m, int64_t n, int64_t k, int planes);
 
 }  // namespace zc::cuda

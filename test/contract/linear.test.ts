@@ -47,7 +47,11 @@ function makeCase(layer: Layer) {
 type Case = ReturnType<typeof makeCase>
 const caseOf = once(makeCase)
 
-async function run(tensors: DeviceTensors, own: Omit<Case, 'expected'>) {
+type Inputs = Omit<Case, 'expected' | 'dtypes'> & {
+  dtypes: Pick<Layer, 'x' | 'weight' | 'bias' | 'out'>
+}
+
+async function run(tensors: DeviceTensors, own: Inputs) {
   const { m, n, k, dtypes, accumulate } = own
   const out = accumulate
     ? tensors.input(dtypes.out, own.before.stored as Uint16Array, [m, n])
@@ -185,6 +189,50 @@ describeBackends('linear', (backend) => {
         }
       },
     )
+
+    // A prompt that Hopper multiplies by wgmma, in tiles of 256 columns, because its multiprocessors,
+    // 132 or the emulator's four, would have more than one tile of 128 each. Slices of it are
+    // multiplied in narrow tiles, by mma, in parts.
+    const types16 = [
+      ['f16', 'f16'],
+      ['bf16', 'bf16'],
+      ['f32', 'f16'],
+      ['f32', 'bf16'],
+    ] as const
+    test.each(types16)('in a long prompt, x of %s, weight of %s', async (xType, weightType) => {
+      const emulated = backend.name.startsWith('cuda-emu')
+      const [m, n] = backend.name === 'cuda' ? [1100, 2000] : emulated ? [400, 140] : [140, 40]
+      const k = 2080
+      const dtypes = { x: xType, weight: weightType, bias: weightType, out: 'f32' } as const
+      const own = {
+        ...{ ...dtypes, dtypes, m, n, k, accumulate: true, seed: 19 },
+        x: storeAs(xType, normals(19, m * k)),
+        weight: storeAs(weightType, normals(20, n * k)),
+        bias: storeAs(weightType, normals(21, n)),
+        before: storeAs('f32', normals(22, m * n)),
+      }
+      const together = await run(backend.tensors, own)
+      for (const [first, last] of [
+        [0, 1],
+        [m - 1, m],
+        [40, 46],
+        [50, 83],
+        [3, 83],
+        [m - 100, m],
+      ] as const) {
+        const slice = (data: (typeof own)['x'], width: number) => ({
+          ...data,
+          stored: data.stored.slice(first * width, last * width),
+        })
+        const alone = await run(backend.tensors, {
+          ...{ ...own, m: last - first, x: slice(own.x, k), before: slice(own.before, n) },
+        })
+        expectIdentical(alone, together.slice(first * n, last * n), {
+          name: `out of rows ${first} to ${last}`,
+          shape: [last - first, n],
+        })
+      }
+    })
 
     test('however many columns there are', async () => {
       const all = caseOf({ ...layer, m: 5 })

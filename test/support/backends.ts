@@ -39,7 +39,7 @@ const CUDA_VECTOR_SUBJECTS = `
   .split(/\s+/)
 
 /** Subjects of suites whose kernels for Hopper, as `cuda-emu` is, differ from those for others. */
-const CUDA_HOPPER_SUBJECTS = ['flashAttention']
+const CUDA_HOPPER_SUBJECTS = ['flashAttention', 'linear']
 
 /** A backend under test; a device that stays open for the suite, tensors that live for one test. */
 export interface Backend {
@@ -56,15 +56,14 @@ export interface Backend {
 /** Declares a suite for each backend; one that this machine lacks is skipped and says why. */
 export function describeBackends(subject: string, suite: (backend: Backend) => void): void {
   for (const name of backendNames) {
-    describeDevice(`${subject} on ${name}`, name, () => suite(openForSuite(name)))
-    if (name === 'cuda-emu' && CUDA_HOPPER_SUBJECTS.includes(subject)) {
-      const other = 'cuda-emu:1'
-      describeDevice(`${subject} on ${other}, of sm_80`, name, () => suite(openForSuite(other)))
-    }
+    const hasOther = name === 'cuda-emu' && CUDA_HOPPER_SUBJECTS.includes(subject)
     // Kernels of memory-bound ops have a second way for tensors that vectors can be read from.
-    if (name.startsWith('cuda') && CUDA_VECTOR_SUBJECTS.includes(subject)) {
-      const title = `${subject} on ${name}, aligned to 16 bytes`
-      describeDevice(title, name, () => suite(openForSuite(name, 16)))
+    const hasVectors = name.startsWith('cuda') && CUDA_VECTOR_SUBJECTS.includes(subject)
+    for (const device of hasOther ? [name, 'cuda-emu:1'] : [name]) {
+      const title = `${subject} on ${device}${device === name ? '' : ', of sm_80'}`
+      describeDevice(title, name, () => suite(openForSuite(device)))
+      if (!hasVectors) continue
+      describeDevice(`${title}, aligned to 16 bytes`, name, () => suite(openForSuite(device, 16)))
     }
   }
 }

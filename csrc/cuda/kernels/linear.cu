@@ -16,6 +16,7 @@ void linear_16(Context& context, const LinearArgs& a) {
   const int64_t n = a.weight.size(0);
   const int64_t k = a.x.size(1);
   const int64_t x_rows = m * planes;
+  const bool vectors = in_vectors(address_bits(a.weight.data), k);
   const bool x_vectors = in_vectors(address_bits(a.x.data), k);
   const LinearOut out = linear_out(a);
   const auto operands = [&](auto* x, int64_t stride, const float* scales) {
@@ -29,20 +30,28 @@ void linear_16(Context& context, const LinearArgs& a) {
     in.x_stride = stride;
     in.planes = planes;
     in.part_length = part_length(k);
-    in.vectors = in_vectors(address_bits(a.weight.data), k);
+    in.vectors = vectors;
     in.x_vectors = x_vectors;
     return in;
   };
 
   const bool few = x_rows <= kFewPlanes;
-  const Tiling tiling = few ? Tiling{} : tile_result(context, m, n, k, planes);
+  const Tiling tiling = few ? Tiling{}
+                        : takes_wgmma(context, x_rows, n, k, vectors)
+                            ? hopper_result(context, m, n, k, planes)
+                            : tile_result(context, m, n, k, planes);
+  const auto multiply_tiles = [&](const Operands<T>& in, void* scratch) {
+    if (tiling.form == Tiling::Form::kWgmma)
+      linear_hopper(context, in, tiling, scratch, out);
+    else
+      linear_tiles(context, in, tiling, scratch, out);
+  };
   const bool as_it_is = std::is_same_v<X, T> ? x_vectors : few;
   if (as_it_is) {
     if (few)
       linear_few_rows(context, operands(a.x.as<X>(), k, nullptr), out);
     else
-      linear_tiles(context, operands(a.x.as<T>(), k, nullptr), tiling,
-                   context.scratch(tiling.bytes), out);
+      multiply_tiles(operands(a.x.as<T>(), k, nullptr), context.scratch(tiling.bytes));
     return;
   }
 
@@ -59,7 +68,7 @@ void linear_16(Context& context, const LinearArgs& a) {
   if (few)
     linear_few_rows(context, in, out);
   else
-    linear_tiles(context, in, tiling, scratch + scale_bytes + plane_bytes, out);
+    multiply_tiles(in, scratch + scale_bytes + plane_bytes);
 }
 
 }  // namespace

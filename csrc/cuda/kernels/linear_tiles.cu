@@ -189,7 +189,9 @@ template <int kRows>
 Tiling tile_by(const Context& context, int64_t m, int64_t n, int64_t k, int planes) {
   using Shape = TileShape<kRows>;
   Tiling tiling{};
+  tiling.form = Tiling::Form::kMma;
   tiling.tile_rows = kRows;
+  tiling.tile_columns = kTileColumns;
   const int64_t rows = kRows / planes;
   tiling.m_tiles = (m + rows - 1) / rows;
   tiling.tiles = tiling.m_tiles * ((n + kTileColumns - 1) / kTileColumns);

@@ -82,20 +82,25 @@ ZC_OP_TESTS(embedding_tests) {
   });
 }
 
-void linear_test(DType x, DType weight, DType out, Shape mnk, bool bias, bool accumulates) {
+void linear_test(DType x, DType weight, DType out, Shape mnk, bool bias, bool accumulates,
+                 std::vector<int> ordinals = {0}) {
   const std::string name =
       format("linear %s times %s to %s, (%lld, %lld, %lld)%s%s", dtype_name(x), dtype_name(weight),
              dtype_name(out), static_cast<long long>(mnk[0]), static_cast<long long>(mnk[1]),
              static_cast<long long>(mnk[2]), bias ? ", bias" : "", accumulates ? ", added" : "");
-  add_op_test(name, [=](OpRun& run) {
-    const int64_t m = mnk[0], n = mnk[1], k = mnk[2];
-    if (k % 16 == 0) run.aligned();
-    const TensorView to = accumulates ? run.normals(out, {m, n}, 3) : run.scratch(out, {m, n});
-    run.compare("out", to, out == DType::kF32 ? Tolerance{1e-5, 1e-3} : one_rounding(out, 1e-4));
-    run.op(&Backend::linear,
-           LinearArgs{run.normals(x, {m, k}), run.normals(weight, {n, k}),
-                      bias ? run.normals(weight, {n}) : TensorView{}, to, accumulates});
-  });
+  add_op_test(
+      name,
+      [=](OpRun& run) {
+        const int64_t m = mnk[0], n = mnk[1], k = mnk[2];
+        if (k % 16 == 0) run.aligned();
+        const TensorView to = accumulates ? run.normals(out, {m, n}, 3) : run.scratch(out, {m, n});
+        run.compare("out", to,
+                    out == DType::kF32 ? Tolerance{1e-5, 1e-3} : one_rounding(out, 1e-4));
+        run.op(&Backend::linear,
+               LinearArgs{run.normals(x, {m, k}), run.normals(weight, {n, k}),
+                          bias ? run.normals(weight, {n}) : TensorView{}, to, accumulates});
+      },
+      ordinals);
 }
 ZC_OP_TESTS(linear_tests) {
   for (const DType x : kFloatDTypes)
@@ -110,6 +115,19 @@ ZC_OP_TESTS(linear_tests) {
     linear_test(dtype, dtype, DType::kF32, {17, 64, 1024}, false, true);
     linear_test(dtype, dtype, DType::kF32, {130, 65, 128}, false, false);
     linear_test(dtype, dtype, DType::kF32, {4, 5, 0}, true, false);
+  }
+  // Prompts, which Hopper multiplies in tiles of its own: of 128 and 256 columns, with parts of k
+  // in one block and in several, more tiles than multiprocessors, rows of one to three planes.
+  for (const DType dtype : {DType::kF16, DType::kBF16}) {
+    const auto prompt_test = [&](DType x, DType out, Shape mnk, bool bias, bool accumulates) {
+      linear_test(x, dtype, out, mnk, bias, accumulates, {0, 1});
+    };
+    prompt_test(dtype, dtype, {70, 36, 2112}, true, false);
+    prompt_test(dtype, DType::kF32, {600, 130, 48}, true, true);
+    prompt_test(dtype, dtype, {260, 200, 2112}, true, true);
+    prompt_test(dtype, DType::kF32, {1040, 203, 80}, false, false);
+    prompt_test(DType::kF32, dtype, {50, 140, 2112}, true, true);
+    prompt_test(DType::kF32, DType::kF32, {135, 250, 1088}, false, false);
   }
 }
 
