@@ -88,7 +88,9 @@ struct HopperItem {
   int32_t last_part;
 };
 
-ZC_DEVICE HopperItem hopper_item(const HopperGrid& grid, const Split& split, int32_t item) {
+// Other architectures have an empty kernel.
+[[maybe_unused]] ZC_DEVICE HopperItem hopper_item(const HopperGrid& grid, const Split& split,
+                                                  int32_t item) {
   HopperItem work;
   const int32_t tiles = grid.m_tiles * grid.n_tiles;
   work.tile = item % tiles;
@@ -361,7 +363,7 @@ Tiling hopper_tiling(const Context& context, int64_t m, int64_t n, int64_t k, in
   const int64_t rows = kConsumerRows / planes * kConsumers;
   tiling.m_tiles = (m + rows - 1) / rows;
   tiling.tiles = tiling.m_tiles * ((n + Tile::kColumns - 1) / Tile::kColumns);
-  tiling.split = split_parts(k, tiling.tiles, context.n_multiprocessors);
+  tiling.split = split_parts(k, tiling.tiles, Tile::kSplits ? context.n_multiprocessors : 1);
   tiling.bytes = tiling.split.bytes(tiling.tiles * kConsumers, Tile::kSums / 4, 128);
   return tiling;
 }
