@@ -104,7 +104,7 @@ const kLlamaLayers = 32
 /** Read by each step of LLaMA3-8B in bf16: all weights but the table of embeddings. */
 const kWeightGB = 15.01
 /** Ops of a layer in a decode step, each a kernel: lib/model/forward.ts and decode-step.ts. */
-const kKernelsALayer = 12
+const kKernelsALayer = 9
 /** From one kernel of a graph to the next, and the share of reading that matrix products reach: not measured here yet. */
 const kGapUs = 1.2
 const kWeightEfficiency = 0.85

@@ -149,8 +149,25 @@ void linear_planes(Context& context, const TensorView& x, int64_t stride, T* pla
 
 // Up to so many planes are a few.
 inline constexpr int kFewPlanes = 16;
+// Products of one x that share a launch, each of a weight (n, k) of its own.
+template <typename T>
+struct Products {
+  struct Product {
+    const T* weight;
+    int64_t n;
+    unsigned end_block;  // blocks of this product and of those before it
+    LinearOut out;
+  };
+  Product of[kMaxProducts];
+  int count;
+};
+// `in` says all but the weights, what `vectors` says holds for all of them.
 template <typename T, typename X>
-void linear_few_rows(Context& context, const Operands<T, X>& in, const LinearOut& out);
+void linear_few_rows(Context& context, const Operands<T, X>& in, const Products<T>& products);
+template <typename T, typename X>
+void linear_few_rows(Context& context, const Operands<T, X>& in, const LinearOut& out) {
+  linear_few_rows(context, in, Products<T>{{{in.weight, in.n, 0, out}}, 1});
+}
 
 // How tiles cover the result, for more planes than a few.
 struct Tiling {

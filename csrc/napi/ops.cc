@@ -45,6 +45,14 @@ class Reader {
                   "", name);
     return static_cast<int32_t>(value);
   }
+  // How many there are of what follows: 1 to `most`.
+  int32_t count(const char* name, int32_t most) {
+    const int32_t n = i32(name);
+    if (n < 1 || n > most)
+      throw Error(ErrorCode::kArgument, format("%s: %d of them, expected 1 to %d", name, n, most),
+                  "", name);
+    return n;
+  }
   bool boolean(const char*) { return info_[next_++].ToBoolean(); }
 
   DeviceHandle& device() { return *device_; }
@@ -208,6 +216,14 @@ ZC_BIND("linear", linear, LinearArgs, a.x = r.tensor("x"); a.weight = r.tensor("
         a.bias = r.optional_tensor("bias"); a.out = r.output("out");
         a.accumulate = r.boolean("accumulate");)
 
+ZC_BIND(
+    "groupedLinear", grouped_linear, GroupedLinearArgs, a.x = r.tensor("x");
+    a.n_products = r.count("products", kMaxProducts); for (int i = 0; i < a.n_products; ++i) {
+      a.products[i].weight = r.tensor("weight");
+      a.products[i].bias = r.optional_tensor("bias");
+      a.products[i].out = r.output("out");
+    })
+
 ZC_BIND("ropeTable", rope_table, RopeTableArgs, a.positions = r.tensor("positions");
         a.inv_freq = r.tensor("invFreq"); a.cos = r.output("cos"); a.sin = r.output("sin");
         a.attention_scale = r.f32("attentionScale");)
@@ -266,6 +282,7 @@ void register_ops(Napi::Env env, Napi::Object exports) {
   add("embedding", embedding_js);
   add("rmsNorm", rms_norm_js);
   add("linear", linear_js);
+  add("groupedLinear", grouped_linear_js);
   add("ropeTable", rope_table_js);
   add("rope", rope_js);
   add("siluGate", silu_gate_js);

@@ -206,6 +206,23 @@ struct LinearArgs {
   bool accumulate;
 };
 
+inline constexpr int kMaxProducts = 3;
+
+struct GroupedLinearArgs {
+  struct Product {
+    TensorView weight;  // (n, k) f32|f16|bf16, n its own
+    TensorView bias;    // (n) f32|f16|bf16, may be undefined
+    TensorView out;     // (m, n) f32|f16|bf16
+  };
+  TensorView x;                    // (m, k) f32|f16|bf16
+  Product products[kMaxProducts];  // n_products of them
+  int32_t n_products;
+
+  LinearArgs product(int i) const {
+    return {x, products[i].weight, products[i].bias, products[i].out, false};
+  }
+};
+
 struct RopeTableArgs {
   TensorView positions;  // (n) i32
   TensorView inv_freq;   // (head_dim / 2) f32

@@ -416,6 +416,19 @@ void check(const LinearArgs& a) {
   expect_shape("out", a.out, {a.x.size(0), a.weight.size(0)});
 }
 
+void check(const GroupedLinearArgs& a) {
+  expect_float("x", a.x);
+  expect_shape("x", a.x, {kAny, kAny});
+  for (int i = 0; i < a.n_products; ++i) try {
+      check(a.product(i));
+    } catch (Error& e) {
+      const std::string place = format("products[%d].", i);
+      e.message = place + e.message;
+      e.argument = place + e.argument;
+      throw;
+    }
+}
+
 void check(const RopeTableArgs& a) {
   expect_dtype("positions", a.positions, DType::kI32);
   expect_shape("positions", a.positions, {kAny});

@@ -29,6 +29,23 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
     checkClose(actual, expected, { name: 'out', tolerance: kTolerance.f32Linear, rowLength: n })
   },
 
+  groupedLinear: async (tensors) => {
+    const [m, k] = [3, 64]
+    const x = tensors.normal('bf16', [m, k], { seed: 2 })
+    const products = [33, 16, 7].map((n, i) => ({
+      weight: tensors.normal('bf16', [n, k], { deviation: 0.25, seed: 3 + i }),
+      out: tensors.output('f32', [m, n]),
+    }))
+    ops.groupedLinear({ x, products })
+    for (const [i, { weight, out }] of products.entries()) {
+      const [xs, weights, actual] = await valuesOfAll(x, weight, out)
+      const n = weight.shape[0] as number
+      const expected = reference.linear({ x: xs, weight: weights, m, n, k })
+      const name = `products[${i}].out`
+      checkClose(actual, expected, { name, tolerance: kTolerance.f32Linear, rowLength: n })
+    }
+  },
+
   embedding: async (tensors) => {
     const weight = tensors.normal('f32', [9, 8])
     const ids = [8, 0, 3]

@@ -6,6 +6,7 @@ import {
   type Device,
   embedding,
   gatherRows,
+  groupedLinear,
   linear,
   rmsNorm,
   rope,
@@ -186,17 +187,23 @@ export function runLayer(
   const w = model.weights.layers[layer] as LayerWeights
   const { x, normed, rawQ, rawK, headRows } = block
   rmsNorm({ x, weight: need(w.inputNorm), out: normed, eps })
-  linear({ x: normed, weight: need(w.qProj), bias: w.qBias, out: rawQ })
-  linear({ x: normed, weight: need(w.kProj), bias: w.kBias, out: rawK })
-  linear({ x: normed, weight: need(w.vProj), bias: w.vBias, out: block.vRows })
+  const qkv = [
+    { weight: need(w.qProj), bias: w.qBias, out: rawQ },
+    { weight: need(w.kProj), bias: w.kBias, out: rawK },
+    { weight: need(w.vProj), bias: w.vBias, out: block.vRows },
+  ]
+  groupedLinear({ x: normed, products: qkv })
   if (w.qNorm) rmsNorm({ x: headRows.q, weight: w.qNorm, out: headRows.q, eps })
   if (w.kNorm) rmsNorm({ x: headRows.k, weight: w.kNorm, out: headRows.k, eps })
   attend()
   linear({ x: block.attended, weight: need(w.oProj), bias: w.oBias, out: x, accumulate: true })
   // x += down(silu(gate(norm(x))) * up(norm(x)))
   rmsNorm({ x, weight: need(w.postAttentionNorm), out: normed, eps })
-  linear({ x: normed, weight: need(w.gateProj), out: block.gate })
-  linear({ x: normed, weight: need(w.upProj), out: block.up })
+  const gateUp = [
+    { weight: need(w.gateProj), out: block.gate },
+    { weight: need(w.upProj), out: block.up },
+  ]
+  groupedLinear({ x: normed, products: gateUp })
   siluGate({ gate: block.gate, up: block.up, out: block.gated })
   linear({ x: block.gated, weight: need(w.downProj), out: x, accumulate: true })
 }

@@ -211,6 +211,8 @@ export interface Addon {
   embedding(ids: T, weight: T, out: T): void
   rmsNorm(x: T, weight: T, out: T, eps: number): void
   linear(x: T, weight: T, bias: Optional, out: T, accumulate: boolean): void
+  /** Of each product: weight, bias, out. */
+  groupedLinear(x: T, nProducts: number, ...products: Optional[]): void
   ropeTable(positions: T, invFreq: T, cos: T, sin: T, attentionScale: number): void
   rope(x: T, cos: T, sin: T, out: T): void
   siluGate(gate: T, up: T, out: T): void

@@ -30,3 +30,31 @@ export function linear(args: LinearArgs): void {
     args.accumulate ?? false,
   )
 }
+
+/** Arguments of `groupedLinear`. */
+export interface GroupedLinearArgs {
+  /** (m, k) f32, f16 or bf16. */
+  x: Tensor
+  /** One to three. */
+  products: readonly {
+    /** (n, k) f32, f16 or bf16; n is each product's own. */
+    readonly weight: Tensor
+    /** (n) f32, f16 or bf16; default none. */
+    readonly bias?: Tensor | undefined
+    /** (m, n) f32, f16 or bf16, out. */
+    readonly out: Tensor
+  }[]
+}
+
+/**
+ * out = x W^T + bias for several weights over one x, each to the bit as `linear` gives it: Q, K and V,
+ * or gate and up. On a GPU one kernel computes them where rows are few.
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, and `ERR_ZC_ARGUMENT` for none or too many products.
+ */
+export function groupedLinear({ x, products }: GroupedLinearArgs): void {
+  const flat = products.flatMap(({ weight, bias, out }) => [
+    ...[weight.handle, bias?.handle, out.handle],
+  ])
+  loadAddon().groupedLinear(x.handle, products.length, ...flat)
+}

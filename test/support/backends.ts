@@ -24,6 +24,7 @@ const CUDA_VECTOR_SUBJECTS = `
   dequantize
   embedding
   gatherRows
+  groupedLinear
   linear
   mergeAttention
   mixedAttention

@@ -209,5 +209,9 @@ void linear(const OpContext& ctx, const LinearArgs& a) {
                  [&](auto type) { linear_typed<typename decltype(type)::type>(ctx, a); });
 }
 
+void grouped_linear(const OpContext& ctx, const GroupedLinearArgs& a) {
+  for (int i = 0; i < a.n_products; ++i) linear(ctx, a.product(i));
+}
+
 }  // namespace ZC_ISA
 }  // namespace zc::cpu

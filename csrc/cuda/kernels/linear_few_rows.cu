@@ -55,15 +55,20 @@ inline size_t few_rows_bytes(int warps) {
           8 * kXTiles * (16 * kWeightTiles + kPad) * sizeof(float));
 }
 
-// 16 kWeightTiles columns of out = x weight^T for up to 8 kXTiles planes of x. A warp owns a part
-// of k: its panels come by cp.async into a ring of its own, so that warps never wait for another
-// but at the end, when the parts are added. x of another type than the weight comes through
-// registers, a panel earlier than it is wanted, and is split into planes on its way. Dynamic shared
-// memory: few_rows_bytes, 18 KB to 27 KB a warp. Bound by reading the weight: 10 KB to 12 KB a warp
-// are on their way.
+// 16 kWeightTiles columns of one product's out = x weight^T for up to 8 kXTiles planes of x. A warp
+// owns a part of k: its panels come by cp.async into a ring of its own, so that warps never wait
+// for another but at the end, when the parts are added. x of another type than the weight comes
+// through registers, a panel earlier than it is wanted, and is split into planes on its way.
+// Dynamic shared memory: few_rows_bytes, 18 KB to 27 KB a warp. Bound by reading the weight: 10 KB
+// to 12 KB a warp are on their way.
 template <typename T, typename X, int kWeightTiles, int kXTiles>
 __global__ void __launch_bounds__(kMaxParts * 32, 2)
-    linear_few_rows_kernel(Operands<T, X> in, LinearOut out) {
+    linear_few_rows_kernel(Operands<T, X> in, const __grid_constant__ Products<T> products) {
+  int own = 0;
+  while (blockIdx.x >= products.of[own].end_block) ++own;
+  const typename Products<T>::Product& product = products.of[own];
+  in.weight = product.weight;
+  in.n = product.n;
   constexpr bool kSplits = !std::is_same_v<X, T>;
   constexpr int kStages = kFewStages<kWeightTiles, kXTiles>;
   constexpr int kPanelBytes = kFewPanelBytes<kWeightTiles, kXTiles>;
@@ -73,7 +78,8 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
   const int part = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int n_parts = static_cast<int>(blockDim.x) / 32;
-  const int64_t column0 = int64_t{blockIdx.x} * kColumns;
+  const unsigned first_block = own == 0 ? 0 : products.of[own - 1].end_block;
+  const int64_t column0 = int64_t{blockIdx.x - first_block} * kColumns;
   unsigned char* const ring = shared + part * kStages * kPanelBytes;
   const int x_rows = static_cast<int>(in.x_rows);
 
@@ -222,37 +228,46 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
       for (int p = 1; p < n_parts; ++p) sum += parts[p][x_row][column];
       y = plane == 0 ? sum : y + sum;
     }
-    out.write(i / kColumns, column0 + column, y);
+    product.out.write(i / kColumns, column0 + column, y);
   }
 }
 
 template <int kWeightTiles, int kXTiles, typename T, typename X>
-void launch_few_tiles(Context& context, const Operands<T, X>& in, const LinearOut& out) {
+void launch_few_tiles(Context& context, const Operands<T, X>& in, Products<T> products) {
   const int warps = part_count(in.k);
-  launch_early(context, &linear_few_rows_kernel<T, X, kWeightTiles, kXTiles>,
-               blocks_for(in.n, 16 * kWeightTiles), static_cast<unsigned>(warps * 32),
-               few_rows_bytes<kWeightTiles, kXTiles>(warps), in, out);
+  unsigned blocks = 0;
+  for (int i = 0; i < products.count; ++i) {
+    blocks += blocks_for(products.of[i].n, 16 * kWeightTiles);
+    products.of[i].end_block = blocks;
+  }
+  launch_early(context, &linear_few_rows_kernel<T, X, kWeightTiles, kXTiles>, blocks,
+               static_cast<unsigned>(warps * 32), few_rows_bytes<kWeightTiles, kXTiles>(warps), in,
+               products);
 }
 
 }  // namespace
 
 template <typename T, typename X>
-void linear_few_rows(Context& context, const Operands<T, X>& in, const LinearOut& out) {
+void linear_few_rows(Context& context, const Operands<T, X>& in, const Products<T>& products) {
+  int64_t n = 0;
+  for (int i = 0; i < products.count; ++i) n += products.of[i].n;
   // With many columns of the result, the wider tile reads x half as often.
   const bool wide =
-      in.x_rows > 4 && in.n * 4 >= int64_t{3 * 32} * context.n_multiprocessors &&
+      in.x_rows > 4 && n * 4 >= int64_t{3 * 32} * context.n_multiprocessors &&
       few_rows_bytes<2, 2>(kMaxParts) <= static_cast<size_t>(context.shared_bytes_per_block);
   if (in.x_rows > 8)
-    wide ? launch_few_tiles<2, 2>(context, in, out) : launch_few_tiles<1, 2>(context, in, out);
+    wide ? launch_few_tiles<2, 2>(context, in, products)
+         : launch_few_tiles<1, 2>(context, in, products);
   else
-    wide ? launch_few_tiles<2, 1>(context, in, out) : launch_few_tiles<1, 1>(context, in, out);
+    wide ? launch_few_tiles<2, 1>(context, in, products)
+         : launch_few_tiles<1, 1>(context, in, products);
 }
 
-template void linear_few_rows(Context&, const Operands<f16, f16>&, const LinearOut&);
-template void linear_few_rows(Context&, const Operands<f16, bf16>&, const LinearOut&);
-template void linear_few_rows(Context&, const Operands<f16, float>&, const LinearOut&);
-template void linear_few_rows(Context&, const Operands<bf16, f16>&, const LinearOut&);
-template void linear_few_rows(Context&, const Operands<bf16, bf16>&, const LinearOut&);
-template void linear_few_rows(Context&, const Operands<bf16, float>&, const LinearOut&);
+template void linear_few_rows(Context&, const Operands<f16, f16>&, const Products<f16>&);
+template void linear_few_rows(Context&, const Operands<f16, bf16>&, const Products<f16>&);
+template void linear_few_rows(Context&, const Operands<f16, float>&, const Products<f16>&);
+template void linear_few_rows(Context&, const Operands<bf16, f16>&, const Products<bf16>&);
+template void linear_few_rows(Context&, const Operands<bf16, bf16>&, const Products<bf16>&);
+template void linear_few_rows(Context&, const Operands<bf16, float>&, const Products<bf16>&);
 
 }  // namespace zc::cuda

@@ -131,6 +131,31 @@ ZC_OP_TESTS(linear_tests) {
   }
 }
 
+ZC_OP_TESTS(grouped_linear_tests) {
+  for (const DType x : kFloatDTypes)
+    for (const DType weight : kFloatDTypes)
+      for (const int64_t m : {1, 6, 17})
+        add_op_test(format("grouped_linear %s times %s, %lld rows", dtype_name(x),
+                           dtype_name(weight), static_cast<long long>(m)),
+                    [=](OpRun& run) {
+                      const int64_t k = 72;
+                      const auto product = [&](const char* name, int64_t n, DType out, bool bias) {
+                        return GroupedLinearArgs::Product{
+                            run.normals(weight, {n, k}),
+                            bias ? run.normals(weight, {n}) : TensorView{},
+                            run.result(name, out, {m, n},
+                                       out == DType::kF32 ? Tolerance{1e-5, 1e-3}
+                                                          : one_rounding(out, 1e-4))};
+                      };
+                      run.op(&Backend::grouped_linear,
+                             GroupedLinearArgs{run.normals(x, {m, k}),
+                                               {product("q", 40, DType::kF32, true),
+                                                product("k", 17, DType::kF32, false),
+                                                product("v", 16, DType::kF16, false)},
+                                               3});
+                    });
+}
+
 // One row of sampling parameters; integers as bits of floats.
 struct SampleRow {
   float temperature, top_p, min_p, repetition_penalty;

@@ -1,0 +1,48 @@
+#include "csrc/cuda/launchers.h"
+#include "csrc/cuda/linear_16.h"
+
+namespace zc::cuda {
+
+namespace {
+
+// Launches all products at once if they can be: a few rows of x as it is, weights of one type.
+template <typename X, typename T>
+bool launch_together(Context& context, const GroupedLinearArgs& a) {
+  const int64_t k = a.x.size(1);
+  Operands<T, X> in{};
+  in.x = a.x.as<X>();
+  in.k = k;
+  in.planes = kPlanes<X, T>;
+  in.x_rows = a.x.size(0) * in.planes;
+  in.x_stride = k;
+  in.part_length = part_length(k);
+  in.vectors = true;
+  in.x_vectors = in_vectors(address_bits(a.x.data), k);
+  if (in.x_rows == 0 || in.x_rows > kFewPlanes || k >= 1 << 23) return false;
+  if (std::is_same_v<X, T> && !in.x_vectors) return false;  // linear copies such an x first
+  Products<T> products{};
+  for (int i = 0; i < a.n_products; ++i) {
+    const LinearArgs own = a.product(i);
+    if (own.weight.dtype != a.products[0].weight.dtype) return false;
+    in.vectors = in.vectors && in_vectors(address_bits(own.weight.data), k);
+    products.of[products.count++] = {own.weight.as<T>(), own.weight.size(0), 0, linear_out(own)};
+  }
+  linear_few_rows(context, in, products);
+  return true;
+}
+
+}  // namespace
+
+void grouped_linear(Context& context, const GroupedLinearArgs& a) {
+  bool done = false;
+  const DType weight = a.products[0].weight.dtype;
+  if (weight != DType::kF32)
+    dispatch_float(a.x.dtype, [&](auto type) {
+      using X = typename decltype(type)::type;
+      done = weight == DType::kF16 ? launch_together<X, f16>(context, a)
+                                   : launch_together<X, bf16>(context, a);
+    });
+  for (int i = 0; i < a.n_products && !done; ++i) linear(context, a.product(i));
+}
+
+}  // namespace zc::cuda
