@@ -1,4 +1,4 @@
-// `npm run bench:cuda`: attention over the packed cache, prefill and whole steps on an NVIDIA GPU,
+// `npm run bench:cuda`: attention over the packed cache, prefill, products and whole steps on an NVIDIA GPU,
 // beside PyTorch's attention where PyTorch is installed.
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs'
@@ -8,7 +8,7 @@ import { parseArgs } from 'node:util'
 import { reportFailure, runQuietly, ScriptError, say } from '../../scripts/progress.mjs'
 import { root, setup } from '../../scripts/setup.mjs'
 
-const kParts = ['attention', 'prefill', 'steps', 'peers']
+const kParts = ['attention', 'prefill', 'products', 'steps', 'peers']
 const kUsage = `usage: npm run bench:cuda [-- OPTIONS]
   --full           longer contexts, and more of them
   --parts LIST     of ${kParts.join(', ')}; default: what this machine can run
@@ -21,6 +21,7 @@ const kUsage = `usage: npm run bench:cuda [-- OPTIONS]
   attention  mixedAttention over caches of random codes, LLaMA3-8B's heads, each result held against
              double precision before it is timed
   prefill    flashAttention and probeAttention; needs nvcc
+  products   linear, LLaMA3-8B's products of prompts, by wgmma and by mma; needs nvcc
   steps      \`zipcache bench\` of whole models on the device
   peers      PyTorch's scaled_dot_product_attention, each backend by itself; needs python3 with PyTorch
 
@@ -92,26 +93,41 @@ async function attention({ plugin, full, check }) {
   return await jsonLines('mixedAttention', program, [path.resolve(plugin), ...mode])
 }
 
-/** `computeCapability` as of nvidia-smi: 9.0. */
-async function prefill({ computeCapability, full, check }) {
-  const program = path.join(folder, 'flash_attention')
+/**
+ * Compiles bench/cuda/`name`.cu with the kernels whose files begin with a word of `kernels`, and runs
+ * it. `computeCapability` as of nvidia-smi: 9.0.
+ */
+async function compiled(name, kernels, what, { computeCapability, full, check }) {
+  const program = path.join(folder, name)
   const number = computeCapability.replace('.', '')
   const architecture = number === '90' ? '90a' : number
-  const kernels = readdirSync(path.join(root, 'csrc/cuda/kernels'))
-    .filter((name) => /^(?:flash|probe)_attention.*\.cu$/.test(name))
-    .map((name) => `csrc/cuda/kernels/${name}`)
   const target = ['-gencode', `arch=compute_${architecture},code=sm_${architecture}`]
-  const sources = ['bench/cuda/flash_attention.cu', ...kernels]
+  const sources = readdirSync(path.join(root, 'csrc/cuda/kernels'))
+    .filter((file) => file.endsWith('.cu') && kernels.some((word) => file.startsWith(word)))
+    .map((file) => `csrc/cuda/kernels/${file}`)
   const own = ['csrc/cuda/check_cuda.cu', 'csrc/core/error.cc']
   await runQuietly(
-    'compiling flash_attention',
+    `compiling ${name}`,
     'nvcc',
-    ['-std=c++20', '-O3', ...target, '-I.', '-o', program, ...sources, ...own],
+    [
+      ...['-std=c++20', '-O3', ...target, '-I.', '-o', program],
+      ...[`bench/cuda/${name}.cu`, ...sources, ...own],
+    ],
     { cwd: root },
   )
   const mode = check ? ['--check'] : full ? [] : ['--quick']
-  return await jsonLines('flashAttention and probeAttention', program, mode)
+  return await jsonLines(what, program, mode)
 }
+
+const prefill = (how) =>
+  compiled(
+    'flash_attention',
+    ['flash_attention', 'probe_attention'],
+    'flashAttention and probeAttention',
+    how,
+  )
+
+const products = (how) => compiled('linear', ['linear'], 'linear', how)
 
 async function steps({ device, full }) {
   const cli = path.join(root, 'dist', 'cli', 'main.js')
@@ -142,10 +158,13 @@ function askDriver() {
 
 const runs = (command, ...args) => spawnSync(command, args, { stdio: 'ignore' }).status === 0
 
+const needsNvcc = (gpu) => (gpu && runs('nvcc', '--version') ? null : 'needs a GPU and nvcc')
+
 /** Why a part cannot run here; null where it can. */
 const kObstacles = {
   attention: () => null,
-  prefill: (gpu) => (gpu && runs('nvcc', '--version') ? null : 'needs a GPU and nvcc'),
+  prefill: needsNvcc,
+  products: needsNvcc,
   steps: (gpu) => (gpu ? null : 'needs a GPU'),
   peers: (gpu) =>
     gpu && runs('python3', '-c', 'import torch; assert torch.cuda.is_available()')
@@ -202,7 +221,7 @@ async function main() {
       .join(' '),
     leftOut: {},
   }
-  for (const [part, run] of Object.entries({ attention, prefill, steps, peers })) {
+  for (const [part, run] of Object.entries({ attention, prefill, products, steps, peers })) {
     if (options.parts && !options.parts.includes(part)) continue
     const obstacle = kObstacles[part](gpu)
     // Asked for by name, it must not be missing from the report unnoticed.

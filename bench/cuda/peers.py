@@ -4,7 +4,8 @@
 
 Decoding: scaled_dot_product_attention over a 16-bit cache (LLaMA3-8B's heads), each backend by
 itself, 32/8 heads, caches of several layers in one CUDA graph, so that what a step reads is cold.
-Prefill: the same, causal. Roofs: copy and read bandwidth, a bf16 matrix product.
+Prefill: the same, causal. Products of prompts: bf16 throughout, LLaMA3-8B's shapes, weights of as
+many layers as exceed L2. Roofs: copy and read bandwidth, a bf16 matrix product.
 """
 import json
 import statistics
@@ -117,6 +118,21 @@ def prefill(batch, length, n_heads=32, n_kv_heads=8, head_dim=128):
              ms=round(ms, 3), **{"TFLOP/s": round(flops / ms / 1e9)})
 
 
+def product(rows, n, k):
+    x = torch.randn(rows, k, dtype=torch.bfloat16, device=DEVICE)
+    n_weights = max(1, min(16, (1 << 28) // (n * k * 2)))
+    weights = [torch.randn(n, k, dtype=torch.bfloat16, device=DEVICE) for _ in range(n_weights)]
+    out = torch.empty(rows, n, dtype=torch.bfloat16, device=DEVICE)
+
+    def run():
+        for weight in weights:
+            torch.mm(x, weight.t(), out=out)
+
+    ms = milliseconds(run) / n_weights
+    emit(op="product", peer="torch.mm", rows=rows, n=n, k=k, ms=round(ms, 4),
+         **{"TFLOP/s": round(2 * rows * n * k / ms / 1e9)})
+
+
 def main():
     full = "--full" in sys.argv
     emit(device=torch.cuda.get_device_name(), torch=torch.__version__, cuda=torch.version.cuda,
@@ -130,6 +146,9 @@ def main():
         torch.cuda.empty_cache()
     for length in (2048, 4096, 8192, 16384):
         prefill(max(1, 16384 // length), length)
+    for rows in (4096, 512, 128, 1024, 2048, 8192) if full else (4096, 512):
+        for n, k in ((4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336)):
+            product(rows, n, k)
 
 
 main()

@@ -47,6 +47,7 @@ function tablesOf(result) {
     roofTable(result),
     attentionTable(result),
     prefillTable(result),
+    productTable(result),
     ...stepTables(result),
   ].filter((table) => table.rows.length > 0)
 }
@@ -146,6 +147,34 @@ function prefillTable({ prefill = [], peers = [] }) {
     columns,
     rows: [...own, ...other],
   }
+}
+
+function productTable({ products = [], peers = [] }) {
+  const peerOf = ({ rows, n, k }) =>
+    peers.find((row) => row.op === 'product' && row.rows === rows && row.n === n && row.k === k)
+  const rows = products
+    .filter(({ op }) => op === 'linear')
+    .map((row) => [
+      row.product,
+      row.form,
+      String(row.rows),
+      `${row.n} x ${row.k}`,
+      (row.us / 1000).toFixed(3),
+      row.tflops.toFixed(0),
+      String(peerOf(row)?.['TFLOP/s'] ?? ''),
+      String(row.different),
+    ])
+  const columns = [
+    left('product'),
+    left('form'),
+    right('rows'),
+    right('weight'),
+    right('ms'),
+    right('TFLOP/s'),
+    right("PyTorch's bf16 product, TFLOP/s"),
+    right('elements that the forms disagree on'),
+  ]
+  return { title: 'Products of prompts, LLaMA3-8B, bf16 weights', columns, rows }
 }
 
 function stepTables({ steps }) {

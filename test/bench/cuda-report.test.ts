@@ -41,7 +41,16 @@ const result = {
   command: 'npm run bench:cuda',
   leftOut: { prefill: 'needs a GPU and nvcc' },
   attention: [attention('fp16', 4096, 80), attention('zipcache-60', 4096, 20)],
+  products: [
+    { check: 'linear', form: 'wgmma', rows: 70, error: 1e-6, good: true },
+    {
+      ...{ op: 'linear', form: 'wgmma', product: 'down', rows: 4096, n: 4096, k: 14336 },
+      ...{ us: 800, tflops: 601.4, different: 3 },
+    },
+  ],
   peers: [
+    { op: 'product', peer: 'torch.mm', rows: 4096, n: 4096, k: 14336, 'TFLOP/s': 700 },
+    { op: 'product', peer: 'torch.mm', rows: 512, n: 4096, k: 14336, 'TFLOP/s': 600 },
     { roof: 'read', 'GB/s': 4000 },
     peer('sdpa cudnn gqa', 4096, 50),
     peer('sdpa flash gqa', 4096, 40),
@@ -78,6 +87,22 @@ test('a cache is held against the fastest peer of its own shape', async () => {
   expect(markdown).toContain('- prefill, left out: needs a GPU and nvcc')
 })
 
+test('a product stands beside the same one by PyTorch', async () => {
+  const markdown = await printed('console.log(report.toMarkdown(result))')
+  const row = markdown.split('\n').find((line) => line.includes('| down')) as string
+  const cells = row.split('|').map((cell) => cell.trim())
+  expect(cells.slice(1, -1)).toEqual([
+    'down',
+    'wgmma',
+    '4096',
+    '4096 x 14336',
+    '0.800',
+    '601',
+    '700',
+    '3',
+  ])
+})
+
 test('the page needs nothing else, and escapes what it is told', async () => {
   const page = await printed('console.log(report.toPage(result))')
   expect(page).toContain('GPU &lt;H200&gt;')
@@ -87,7 +112,10 @@ test('the page needs nothing else, and escapes what it is told', async () => {
 
 test('bad arguments are named, and nothing is measured', async () => {
   for (const [args, message] of [
-    [['--parts', 'attention,foo'], /--parts: foo is none of attention, prefill, steps, peers/],
+    [
+      ['--parts', 'attention,foo'],
+      /--parts: foo is none of attention, prefill, products, steps, peers/,
+    ],
     [['--plugin', '/nowhere.so'], /--plugin: there is no \/nowhere\.so/],
     [['--what'], /--what/],
   ] as const) {
