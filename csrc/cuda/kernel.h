@@ -88,37 +88,49 @@ int code_architecture([[maybe_unused]] const Context& context,
 #endif
 }
 
-// Like launch, of a kernel that calls simt::wait_for_kernels_before before it touches what kernels
-// before it touched. From sm_90 on it may begin while they still run: when each of their blocks has
-// called simt::let_next_begin or ended.
+// Like launch, of a kernel that may begin, from sm_90 on, while kernels before it still run: when
+// each block of the one in front of it has called simt::let_next_begin or ended (programmatic
+// dependent launch). Every thread of it calls simt::wait_for_kernels_before, before it touches what
+// any kernel before it touched, and before it ends.
+//
+// That is enough for kernels further in front, too. A wait ends when the kernel in front has ended
+// and what it wrote is seen; that one has waited in turn, so that all before it had ended. Nothing
+// follows of let_next_begin, which says when blocks may begin and never what they may read: two
+// kernels back may still run. A kernel that ended without a wait would break the chain for those
+// behind it. csrc/emu begins such kernels as early as it may, and reports a thread that never
+// waits.
 template <typename... Params, typename... Args>
 void launch_early(Context& context, void (*kernel)(Params...), dim3 grid, dim3 block,
                   size_t shared_bytes, Args&&... args) {
-#if defined(__CUDACC__)
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  // Older code does not wait.
-  if (code_architecture(context, kernel) >= 90) {
-    check_shared_bytes(context, shared_bytes);
+  if (code_architecture(context, kernel) < 90) {  // older code does not wait
+    launch(context, kernel, grid, block, shared_bytes, std::forward<Args>(args)...);
+    return;
+  }
+  check_shared_bytes(context, shared_bytes);
+#if defined(__CUDACC__)
+  if (shared_bytes > 32 * 1024)
     check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)),
                "cudaFuncSetAttribute");
-    cudaLaunchAttribute early{};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = grid;
-    config.blockDim = block;
-    config.dynamicSmemBytes = shared_bytes;
-    config.stream = context.stream;
-    config.attrs = &early;
-    config.numAttrs = 1;
-    check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...),
-               "the launch of a kernel");
-    return;
-  }
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = context.stream;
+  config.attrs = &early;
+  config.numAttrs = 1;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...),
+             "the launch of a kernel");
+#else
+  check_cuda(emu::launch_early(context.stream, kernel, grid, block, shared_bytes,
+                               std::forward<Args>(args)...),
+             "the launch of a kernel");
 #endif
-  launch(context, kernel, grid, block, shared_bytes, std::forward<Args>(args)...);
 }
 
 inline unsigned blocks_for(int64_t n, int64_t per_block) {

@@ -20,6 +20,8 @@ void run_thread() {
   tsan::acquire(&block.tokens->begin);
   try {
     block.invoke(block.kernel);
+    if (block.is_early && !current->saw_kernels_before)
+      fail("a thread of a kernel that was launched early ended without waiting for those before");
   } catch (...) {
     if (!block.error) block.error = std::current_exception();
   }
@@ -90,9 +92,11 @@ void Block::begin(uint64_t linear) {
   n_alive = n_threads;
   error = nullptr;
   yields = 0;
+  n_held = 0;
   for (unsigned i = 0; i < n_threads; ++i) {
     Thread& t = threads[i];
     t.wait = Wait::kNothing;
+    t.saw_kernels_before = false;
     t.copies.copies.clear();
     t.copies.group_ends.clear();
     t.wgmma = {};
@@ -101,16 +105,20 @@ void Block::begin(uint64_t linear) {
   ++stats.blocks;
 }
 
-void Block::run_threads() {
+// Returns when all threads have ended, when one has failed, or when they are held.
+void Block::enter_threads() {
   host.context = tsan::current_context();
   tsan::release(&tokens->begin);
   Thread* first = next_thread(*this);
   current = first;
   switch_fiber(host, first->fiber);
+}
+
+void Block::leave_threads() {
   // Abandoned frames have left the stacks poisoned.
   for (unsigned i = 0; i < n_threads; ++i)
     asan::unpoison(threads[i].fiber.stack_bottom, threads[i].fiber.stack_bytes);
-  if (tsan::kOn && error)
+  if (tsan::kOn && (error || n_alive > 0))
     for (unsigned i = 0; i < n_threads; ++i) {
       tsan::switch_to(threads[i].fiber.context);
       tsan::release(this);
@@ -133,8 +141,29 @@ void Block::check_end() {
 }
 
 void Block::run(uint64_t linear) {
+  run_held(linear);
+  run_on();
+}
+
+void Block::run_held(uint64_t linear) {
   begin(linear);
-  run_threads();
+  enter_threads();
+}
+
+void Block::abandon() {
+  holds = false;
+  leave_threads();
+  tsan::acquire(this);
+}
+
+void Block::run_on() {
+  if (holds) {
+    holds = false;
+    for (unsigned i = 0; i < n_threads; ++i)
+      if (threads[i].wait == Wait::kKernelsBefore) make_ready(threads[i]);
+    if (!error && n_alive > 0) enter_threads();
+  }
+  leave_threads();
   if (error) std::rethrow_exception(std::exchange(error, nullptr));
   try {
     check_end();

@@ -29,7 +29,15 @@ inline constexpr unsigned kMaxWarps = kMaxThreads / 32;
 struct Block;
 
 // What a thread that does not run waits for.
-enum class Wait : uint8_t { kNothing, kWarp, kWarpgroup, kBarrier, kMbarrier, kExited };
+enum class Wait : uint8_t {
+  kNothing,
+  kWarp,
+  kWarpgroup,
+  kBarrier,
+  kMbarrier,
+  kKernelsBefore,
+  kExited
+};
 
 struct Thread {
   uint3 index;      // threadIdx
@@ -43,9 +51,10 @@ struct Thread {
   Wait wait;
   const char* wait_name;  // of the collective
   Site wait_site;
-  uint32_t wait_mask;     // kWarp: the lanes that take part
-  uint32_t wait_address;  // kBarrier: its number; kMbarrier: its shared address
-  uint32_t wait_parity;   // kMbarrier
+  uint32_t wait_mask;       // kWarp: the lanes that take part
+  uint32_t wait_address;    // kBarrier: its number; kMbarrier: its shared address
+  uint32_t wait_parity;     // kMbarrier
+  bool saw_kernels_before;  // has called wait_for_kernels_before
 
   CopyQueue copies;
   WgmmaQueue wgmma;
@@ -74,6 +83,10 @@ struct Block {
   Random random;
   Stats stats{};
 
+  bool is_early = false;  // of a kernel that was launched to begin early
+  bool holds = false;     // kernels before this one have not run: who waits for them stays
+  unsigned n_held = 0;    // threads that wait for them
+
   Fiber host;  // who runs the grid
   void (*invoke)(void* kernel) = nullptr;
   void* kernel = nullptr;
@@ -86,6 +99,13 @@ struct Block {
   // Runs block number `linear` of the grid. Throws what a thread threw, and kInternal for what was
   // left unfinished.
   void run(uint64_t linear);
+  // The same in two parts. The first ends when all threads wait for the kernels before this one, or
+  // for each other; `abandon` takes the place of the second.
+  void run_held(uint64_t linear);
+  void run_on();
+  void abandon();
+  // Whether a thread that finds nobody to go on may return to the host instead.
+  bool can_hold() const { return holds && n_held > 0; }
 
   // ThreadSanitizer's contexts for what is no thread: an asynchronous operation; wgmma as one who
   // sees only what was fenced; those of fence.cc.
@@ -96,7 +116,8 @@ struct Block {
 
  private:
   void begin(uint64_t linear);
-  void run_threads();
+  void enter_threads();
+  void leave_threads();
   void check_end();
 
   // Blocks of a grid are not ordered, but run one after the other on the same stacks. So that

@@ -66,8 +66,4 @@ void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier,
 
 inline void prefetch_l2(const void*) {}
 
-// Kernels run one after another.
-inline void let_next_begin() {}
-inline void wait_for_kernels_before() {}
-
 }  // namespace zc::simt

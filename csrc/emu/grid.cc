@@ -32,38 +32,32 @@ Block& block_of_this_thread() {
   return *block;
 }
 
-// Numbers the blocks as the schedule asks: a permutation of 0 to n - 1.
-class BlockOrder {
- public:
-  explicit BlockOrder(uint64_t n) : n_(n) {
-    if (settings().schedule != ScheduleOrder::kRandom) return;
-    Random random(settings().seed);
-    offset_ = random.next() % n;
-    do factor_ = 1 + random.next() % n;
-    while (std::gcd(factor_, n) != 1);
-  }
-  uint64_t operator()(uint64_t i) const {
-    switch (settings().schedule) {
-      case ScheduleOrder::kForward:
-        return i;
-      case ScheduleOrder::kReverse:
-        return n_ - 1 - i;
-      case ScheduleOrder::kRandom:
-        return (i * factor_ + offset_) % n_;
-    }
-    return i;
-  }
-
- private:
-  uint64_t n_;
-  uint64_t factor_ = 1;
-  uint64_t offset_ = 0;
-};
-
 // Never destroyed: a process may end while they sleep, but nobody can wait for them then.
 ThreadPool& host_threads() {
   static ThreadPool* pool = new ThreadPool(settings().n_host_threads);
   return *pool;
+}
+
+}  // namespace
+
+BlockOrder::BlockOrder(uint64_t n) : n_(n) {
+  if (settings().schedule != ScheduleOrder::kRandom) return;
+  Random random(settings().seed);
+  offset_ = random.next() % n;
+  do factor_ = 1 + random.next() % n;
+  while (std::gcd(factor_, n) != 1);
+}
+
+uint64_t BlockOrder::operator()(uint64_t i) const {
+  switch (settings().schedule) {
+    case ScheduleOrder::kForward:
+      return i;
+    case ScheduleOrder::kReverse:
+      return n_ - 1 - i;
+    case ScheduleOrder::kRandom:
+      return (i * factor_ + offset_) % n_;
+  }
+  return i;
 }
 
 void check_launch(dim3 grid, dim3 block) {
@@ -79,9 +73,22 @@ void check_launch(dim3 grid, dim3 block) {
   ZC_CHECK(!current, ErrorCode::kInternal, "emulator: a kernel launched a kernel");
 }
 
-}  // namespace
+void finish_block(Block& block, const std::function<void()>& run) {
+  const auto finish = [&] {
+    tsan::acquire(&block);
+    add_stats(block.stats);
+  };
+  try {
+    run();
+  } catch (...) {
+    finish();
+    throw;
+  }
+  finish();
+}
 
-void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*invoke)(void*), void* kernel) {
+void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*invoke)(void*), void* kernel,
+              Launch launch) {
   check_launch(grid, block);
   const uint64_t n_blocks = uint64_t{grid.x} * grid.y * grid.z;
   const BlockOrder order(n_blocks);
@@ -89,32 +96,23 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*invoke)(void*),
     b.prepare(grid, block, shared_bytes);
     b.invoke = invoke;
     b.kernel = kernel;
+    b.is_early = launch.is_early;
   };
   if (settings().n_host_threads == 1 || n_blocks == 1) {
     Block& b = block_of_this_thread();
     prepare(b);
-    const auto finish = [&] {
-      tsan::acquire(&b);
-      add_stats(b.stats);
-    };
-    try {
-      for (uint64_t i = 0; i < n_blocks; ++i) b.run(order(i));
-    } catch (...) {
-      finish();
-      throw;
-    }
-    finish();
+    finish_block(b, [&] {
+      for (uint64_t i = launch.n_begun; i < n_blocks; ++i) b.run(order(i));
+    });
     return;
   }
   // The pool runs one loop at a time.
   static std::mutex pool_mutex;
   const std::lock_guard lock(pool_mutex);
-  host_threads().parallel_for(static_cast<int64_t>(n_blocks), [&](int64_t i) {
+  host_threads().parallel_for(static_cast<int64_t>(n_blocks - launch.n_begun), [&](int64_t i) {
     Block& b = block_of_this_thread();
     prepare(b);
-    b.run(order(static_cast<uint64_t>(i)));
-    tsan::acquire(&b);
-    add_stats(b.stats);
+    finish_block(b, [&] { b.run(order(launch.n_begun + static_cast<uint64_t>(i))); });
   });
 }
 

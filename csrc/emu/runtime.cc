@@ -18,7 +18,8 @@
 #include <unordered_map>
 #include <vector>
 
-using Work = std::function<void()>;
+using zc::emu::Work;
+using zc::emu::WorkRunner;
 
 struct EmuGraph {
   std::shared_ptr<const std::vector<Work>> works;
@@ -106,6 +107,12 @@ cudaError_t failure_of(EmuStream& stream) {
 // Runs works until so many are done.
 cudaError_t run_until(EmuStream& stream, uint64_t n) {
   std::lock_guard running(stream.running);
+  WorkRunner runner;
+  // Nobody else takes works, and adding some leaves the others where they are.
+  const auto next = [&](size_t i) -> const Work* {
+    std::lock_guard lock(stream.mutex);
+    return stream.n_done + 1 + i < n ? &stream.queue[i] : nullptr;
+  };
   for (;;) {
     Work work;
     {
@@ -116,7 +123,7 @@ cudaError_t run_until(EmuStream& stream, uint64_t n) {
     }
     std::exception_ptr failure;
     try {
-      if (!stream.failure) work();
+      if (!stream.failure) runner.run(work, next);
     } catch (...) {
       failure = std::current_exception();
     }
@@ -170,7 +177,7 @@ cudaError_t enqueue(cudaStream_t stream, Work work) {
     }
     if (stream->failure) return failure_of(*stream);
     if (stream->n_until_fault > 0 && --stream->n_until_fault == 0)
-      work = [] { throw std::runtime_error("a fault that was asked for"); };
+      work = {[] { throw std::runtime_error("a fault that was asked for"); }, {}};
     stream->queue.push_back(std::move(work));
     ++stream->n_enqueued;
     if (stream->queue.size() > kQueueDepth) n_due = stream->n_enqueued - kQueueDepth;
@@ -329,7 +336,11 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
   return enqueue(stream, [works = exec->works] {
-    for (const Work& work : *works) work();
+    WorkRunner runner;
+    for (size_t w = 0; w < works->size(); ++w)
+      runner.run((*works)[w], [&](size_t i) {
+        return w + 1 + i < works->size() ? &(*works)[w + 1 + i] : nullptr;
+      });
   });
 }
 

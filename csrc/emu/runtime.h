@@ -143,7 +143,10 @@ namespace zc::emu {
 
 // Appends work to a stream, or to the graph that it is recording. What it throws is the stream's
 // error from then on, as of a kernel that failed.
-cudaError_t enqueue(cudaStream_t stream, std::function<void()> work);
+cudaError_t enqueue(cudaStream_t stream, Work work);
+inline cudaError_t enqueue(cudaStream_t stream, std::function<void()> run) {
+  return enqueue(stream, Work{std::move(run), {}});
+}
 
 // kernel<<<grid, block, shared_bytes, stream>>>(args...)
 template <typename... Params, typename... Args>
@@ -154,6 +157,14 @@ cudaError_t launch(cudaStream_t stream, void (*kernel)(Params...), dim3 grid, di
         [&](const Params&... each) { simt::launch(kernel, grid, block, shared_bytes, each...); },
         values);
   });
+}
+
+// The same by cudaLaunchKernelEx with programmatic stream serialization.
+template <typename... Params, typename... Args>
+cudaError_t launch_early(cudaStream_t stream, void (*kernel)(Params...), dim3 grid, dim3 block,
+                         size_t shared_bytes, Args&&... args) {
+  return enqueue(stream,
+                 early_work(kernel, grid, block, shared_bytes, std::forward<Args>(args)...));
 }
 
 }  // namespace zc::emu

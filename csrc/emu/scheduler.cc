@@ -51,6 +51,8 @@ std::string describe_wait(const Block& block, const Thread& t) {
     case Wait::kMbarrier:
       return format("wait for parity %u of the mbarrier at shared address %u at %s:%d",
                     t.wait_parity, t.wait_address - kSharedBase, s.file, s.line);
+    case Wait::kKernelsBefore:
+      return format("wait for the kernels before at %s:%d", s.file, s.line);
     case Wait::kNothing:
       break;
   }
@@ -139,6 +141,12 @@ void suspend(Wait wait, const char* name, Site site) {
   me.wait_site = site;
   block.yields = 0;
   Thread* next = next_thread(block);
+  if (!next && block.can_hold()) {
+    current = nullptr;
+    switch_fiber(me.fiber, block.host);
+    me.wait = Wait::kNothing;
+    return;
+  }
   if (!next) fail("deadlock: no thread of the block can go on%s", describe_waits(block).c_str());
   if (next != &me) {
     ++block.stats.switches;
@@ -180,7 +188,7 @@ void exit_thread() {
   if (!block.error && block.n_alive > 0) try {
       barrier_thread_exited(block);
       next = next_thread(block);
-      if (!next)
+      if (!next && !block.can_hold())
         fail("deadlock: no thread of the block can go on%s", describe_waits(block).c_str());
     } catch (...) {
       block.error = std::current_exception();

@@ -6,6 +6,7 @@
 #include "csrc/emu/bank_conflicts.h"
 #include "csrc/emu/builtins.h"
 #include "csrc/emu/copy.h"
+#include "csrc/emu/early.h"
 #include "csrc/emu/fragment.h"
 #include "csrc/emu/grid.h"
 #include "csrc/emu/intrinsics.h"

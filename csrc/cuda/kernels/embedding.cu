@@ -13,6 +13,8 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     embedding_kernel(FaultSink faults, const int32_t* ids, const T* weight, float* out,
                      int64_t vocab_size, int64_t width, bool vectors) {
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
   const int64_t row = blockIdx.x;
   const int64_t id = ids[row];
   if (id < 0 || id >= vocab_size) {
@@ -33,9 +35,9 @@ void embedding(Context& context, const EmbeddingArgs& a) {
   const bool vectors = in_vectors(address_bits(a.weight.data) | address_bits(a.out.data), width);
   dispatch_float(a.weight.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    launch(context, &embedding_kernel<T>, blocks_for(a.ids.size(0), 1), kThreads, 0,
-           context.faults(), a.ids.as<int32_t>(), a.weight.as<T>(), a.out.as<float>(),
-           a.weight.size(0), width, vectors);
+    launch_early(context, &embedding_kernel<T>, blocks_for(a.ids.size(0), 1), kThreads, 0,
+                 context.faults(), a.ids.as<int32_t>(), a.weight.as<T>(), a.out.as<float>(),
+                 a.weight.size(0), width, vectors);
   });
 }
 

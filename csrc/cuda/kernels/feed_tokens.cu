@@ -12,6 +12,8 @@ constexpr int kThreads = 128;
 __global__ void __launch_bounds__(kThreads)
     feed_tokens_kernel(FaultSink faults, const int32_t* sampled, const int32_t* source,
                        const int32_t* given, int32_t* out, int64_t n_sampled, int64_t n) {
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
   const int64_t r = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (r >= n) return;
   const int64_t from = source[r];
@@ -28,9 +30,9 @@ __global__ void __launch_bounds__(kThreads)
 
 void feed_tokens(Context& context, const FeedTokensArgs& a) {
   const int64_t n = a.source.size(0);
-  launch(context, &feed_tokens_kernel, blocks_for(n, kThreads), kThreads, 0, context.faults(),
-         a.sampled.as<int32_t>(), a.source.as<int32_t>(), a.given.as<int32_t>(),
-         a.out.as<int32_t>(), a.sampled.size(0), n);
+  launch_early(context, &feed_tokens_kernel, blocks_for(n, kThreads), kThreads, 0, context.faults(),
+               a.sampled.as<int32_t>(), a.source.as<int32_t>(), a.given.as<int32_t>(),
+               a.out.as<int32_t>(), a.sampled.size(0), n);
 }
 
 }  // namespace zc::cuda

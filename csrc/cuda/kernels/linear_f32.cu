@@ -44,6 +44,8 @@ template <typename X, int kRows>
 __global__ void __launch_bounds__(kThreads)
     linear_f32_kernel(const X* x, const float* weight, int64_t k, int part_length, int64_t m_tiles,
                       Split split, LinearOut out) {
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
   constexpr int kOwners = kThreads / (kColumns / 4);  // threads along the rows
   constexpr int kQuads = kRows > kOwners ? kRows / kOwners : 1;
   ZC_SHARED(float, weight_panel, [kDepth][kColumns + kPad]);
@@ -115,9 +117,9 @@ void launch_tiles(Context& context, const LinearArgs& a) {
   constexpr int kQuads = kRows == kManyRows ? 4 : 1;
   split.sums = static_cast<float4*>(context.scratch(split.bytes(tiles, kQuads, kThreads)));
   split.arrivals = split.groups > 1 ? context.counters(tiles) : nullptr;
-  launch(context, &linear_f32_kernel<X, kRows>,
-         dim3(blocks_for(tiles, 1), static_cast<unsigned>(split.groups)), kThreads, 0, a.x.as<X>(),
-         a.weight.as<float>(), k, part_length(k), m_tiles, split, linear_out(a));
+  launch_early(context, &linear_f32_kernel<X, kRows>,
+               dim3(blocks_for(tiles, 1), static_cast<unsigned>(split.groups)), kThreads, 0,
+               a.x.as<X>(), a.weight.as<float>(), k, part_length(k), m_tiles, split, linear_out(a));
 }
 
 }  // namespace

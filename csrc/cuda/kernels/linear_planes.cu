@@ -14,6 +14,7 @@ __global__ void __launch_bounds__(kThreads)
                          int part_length, bool vectors) {
   ZC_SHARED(uint32_t, largest, [kThreads / 32]);
   simt::let_next_begin();
+  simt::wait_for_kernels_before();
   const int64_t row = blockIdx.x;
   const int own = static_cast<int>(threadIdx.x);
   const int64_t begin = int64_t{blockIdx.y} * part_length;
@@ -52,9 +53,10 @@ template <typename X, typename T>
 void linear_planes(Context& context, const TensorView& x, int64_t stride, T* planes,
                    float* scales) {
   const int64_t k = x.size(1);
-  launch(context, &linear_planes_kernel<X, T>,
-         dim3(blocks_for(x.size(0), 1), static_cast<unsigned>(part_count(k))), kThreads, 0,
-         x.as<X>(), planes, scales, k, stride, part_length(k), in_vectors(address_bits(x.data), k));
+  launch_early(context, &linear_planes_kernel<X, T>,
+               dim3(blocks_for(x.size(0), 1), static_cast<unsigned>(part_count(k))), kThreads, 0,
+               x.as<X>(), planes, scales, k, stride, part_length(k),
+               in_vectors(address_bits(x.data), k));
 }
 
 #define ZC_PLANES(X, T) \

@@ -32,6 +32,7 @@ __global__ void __launch_bounds__(kMaxThreads)
                     bool vectors) {
   ZC_SHARED(double, warp_sums, [kMaxThreads / 32]);
   simt::let_next_begin();
+  simt::wait_for_kernels_before();
   const int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   if (row >= n_rows) return;  // rows share a block only where none waits for another
   const int64_t begin = row * width;
@@ -75,8 +76,8 @@ void rms_norm(Context& context, const RmsNormArgs& a) {
         using T = typename decltype(in)::type;
         using W = typename decltype(weight)::type;
         using Out = typename decltype(out)::type;
-        launch(context, &rms_norm_kernel<T, W, Out>, blocks_for(n_rows, block.y), block, 0,
-               a.x.as<T>(), a.weight.as<W>(), a.out.as<Out>(), n_rows, width, a.eps, vectors);
+        launch_early(context, &rms_norm_kernel<T, W, Out>, blocks_for(n_rows, block.y), block, 0,
+                     a.x.as<T>(), a.weight.as<W>(), a.out.as<Out>(), n_rows, width, a.eps, vectors);
       });
     });
   });

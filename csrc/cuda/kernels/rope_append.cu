@@ -38,6 +38,8 @@ struct Pair {
 // read one after the other.
 __global__ void __launch_bounds__(kMaxThreads)
     rope_append_kernel(FaultSink faults, RopeAppendRows a) {
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
   const int seq = blockIdx.x;
   const int kv_head = blockIdx.y;
   const int group = a.group;
@@ -109,11 +111,12 @@ void rope_append(Context& context, const RopeAppendArgs& a) {
   const int32_t half = static_cast<int32_t>(a.q.size(2) / 2);
   const int n_pairs = (group + 2) * half;
   const int threads = std::min(kMaxThreads, (n_pairs + 31) / 32 * 32);
-  launch(context, &rope_append_kernel, append_grid(context, place, kRowsPerBlock),
-         dim3(static_cast<unsigned>(threads)), 0, context.faults(),
-         RopeAppendRows{place, a.q.data, a.k.data, a.v.data, a.cos.as<float>(), a.sin.as<float>(),
-                        a.q_out.data, a.k_out.defined() ? a.k_out.data : nullptr, a.q.dtype,
-                        a.q_out.dtype, group, half});
+  launch_early(
+      context, &rope_append_kernel, append_grid(context, place, kRowsPerBlock),
+      dim3(static_cast<unsigned>(threads)), 0, context.faults(),
+      RopeAppendRows{place, a.q.data, a.k.data, a.v.data, a.cos.as<float>(), a.sin.as<float>(),
+                     a.q_out.data, a.k_out.defined() ? a.k_out.data : nullptr, a.q.dtype,
+                     a.q_out.dtype, group, half});
 }
 
 }  // namespace zc::cuda

@@ -12,6 +12,8 @@ constexpr int kThreads = 128;
 __global__ void __launch_bounds__(kThreads)
     rope_table_kernel(const int32_t* positions, const float* inv_freq, float* cos, float* sin,
                       int64_t n, int half, float attention_scale) {
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= n) return;
   const RopeTurn turn = rope_turn(static_cast<float>(positions[i / half]) * inv_freq[i % half]);
@@ -23,9 +25,9 @@ __global__ void __launch_bounds__(kThreads)
 
 void rope_table(Context& context, const RopeTableArgs& a) {
   const int64_t n = a.cos.length();
-  launch(context, &rope_table_kernel, blocks_for(n, kThreads), kThreads, 0,
-         a.positions.as<int32_t>(), a.inv_freq.as<float>(), a.cos.as<float>(), a.sin.as<float>(), n,
-         static_cast<int>(a.inv_freq.size(0)), a.attention_scale);
+  launch_early(context, &rope_table_kernel, blocks_for(n, kThreads), kThreads, 0,
+               a.positions.as<int32_t>(), a.inv_freq.as<float>(), a.cos.as<float>(),
+               a.sin.as<float>(), n, static_cast<int>(a.inv_freq.size(0)), a.attention_scale);
 }
 
 }  // namespace zc::cuda

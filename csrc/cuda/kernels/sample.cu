@@ -327,6 +327,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     sample_kernel(FaultSink faults, const float* logits, const float* all_params, uint8_t* all_seen,
                   const int32_t* contexts, int32_t* ids, float* logprobs, int64_t vocab_size,
                   int64_t n_contexts, bool vectors) {
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
   ZC_DYNAMIC_SHARED(dynamic);
   ZC_SHARED(uint64_t, words, [kMaxThreads / 32]);
   ZC_SHARED(uint64_t, bin_totals, [kBins]);
@@ -426,10 +428,10 @@ void sample(Context& context, const SampleArgs& a) {
   const bool vectors =
       (address_bits(a.logits.data) | static_cast<uint64_t>(vocab_size * 4)) % 16 == 0 &&
       address_bits(a.seen.data) % 4 == 0;
-  launch(context, &sample_kernel, blocks_for(a.logits.size(0), 1), threads, shared_bytes,
-         context.faults(), a.logits.as<float>(), a.params.as<float>(), a.seen.as<uint8_t>(),
-         a.contexts.as<int32_t>(), a.ids.as<int32_t>(), a.logprobs.as<float>(), vocab_size,
-         a.seen.size(0), vectors);
+  launch_early(context, &sample_kernel, blocks_for(a.logits.size(0), 1), threads, shared_bytes,
+               context.faults(), a.logits.as<float>(), a.params.as<float>(), a.seen.as<uint8_t>(),
+               a.contexts.as<int32_t>(), a.ids.as<int32_t>(), a.logprobs.as<float>(), vocab_size,
+               a.seen.size(0), vectors);
 }
 
 }  // namespace zc::cuda

@@ -11,6 +11,8 @@ constexpr int kThreads = 128;
 // where a table is named twice, the later length stays. Bound by its launch.
 __global__ void set_tail_lengths_kernel(FaultSink faults, int32_t* tables, int64_t tables_words,
                                         const int32_t* starts, const int32_t* lengths, int n) {
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
   const int seq = blockIdx.x * kThreads + threadIdx.x;
   if (seq >= n) return;
   const int64_t start = starts[seq];
@@ -29,9 +31,9 @@ __global__ void set_tail_lengths_kernel(FaultSink faults, int32_t* tables, int64
 
 void set_tail_lengths(Context& context, const SetTailLengthsArgs& a) {
   const int64_t n = a.starts.size(0);
-  launch(context, &set_tail_lengths_kernel, blocks_for(n, kThreads), kThreads, 0, context.faults(),
-         a.tables.as<int32_t>(), a.tables.size(0), a.starts.as<int32_t>(), a.lengths.as<int32_t>(),
-         n);
+  launch_early(context, &set_tail_lengths_kernel, blocks_for(n, kThreads), kThreads, 0,
+               context.faults(), a.tables.as<int32_t>(), a.tables.size(0), a.starts.as<int32_t>(),
+               a.lengths.as<int32_t>(), n);
 }
 
 }  // namespace zc::cuda

@@ -18,6 +18,7 @@ template <typename T, typename Out>
 __global__ void __launch_bounds__(kThreads)
     silu_gate_kernel(const T* gate, const T* up, Out* out, int64_t n, bool vectors) {
   simt::let_next_begin();
+  simt::wait_for_kernels_before();
   const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kVector;
   if (i >= n) return;
   float g[kVector];
@@ -38,8 +39,8 @@ void silu_gate(Context& context, const SiluGateArgs& a) {
     dispatch_float(a.out.dtype, [&](auto out) {
       using T = typename decltype(in)::type;
       using Out = typename decltype(out)::type;
-      launch(context, &silu_gate_kernel<T, Out>, blocks_for(n, kThreads * kVector), kThreads, 0,
-             a.gate.as<T>(), a.up.as<T>(), a.out.as<Out>(), n, vectors);
+      launch_early(context, &silu_gate_kernel<T, Out>, blocks_for(n, kThreads * kVector), kThreads,
+                   0, a.gate.as<T>(), a.up.as<T>(), a.out.as<Out>(), n, vectors);
     });
   });
 }

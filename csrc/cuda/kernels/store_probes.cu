@@ -18,6 +18,7 @@ __global__ void __launch_bounds__(kThreads)
                         int64_t row_words, int n_heads) {
   ZC_SHARED(int, comes_again, [kThreads / 32]);
   simt::let_next_begin();
+  simt::wait_for_kernels_before();
   const int64_t row = blockIdx.x;
   const int64_t layer = blockIdx.y;
   const int64_t slot = slots[row];
@@ -53,11 +54,11 @@ void store_probes(Context& context, const StoreProbesArgs& a) {
       address_bits(a.q.data) | address_bits(a.probe_q.data) | static_cast<uint64_t>(row_bytes);
   dispatch_word(bits, [&](auto type) {
     using Word = typename decltype(type)::type;
-    launch(context, &store_probes_kernel<Word>,
-           dim3(blocks_for(rows, 1), blocks_for(a.n_layers(), 1)), kThreads, 0, context.faults(),
-           a.q.as<Word>(), a.lse.as<float>(), a.slots.as<int32_t>(), a.probe_q.as<Word>(),
-           a.probe_lse.as<float>(), rows, a.capacity(), row_bytes / int64_t{sizeof(Word)},
-           static_cast<int>(a.n_heads()));
+    launch_early(context, &store_probes_kernel<Word>,
+                 dim3(blocks_for(rows, 1), blocks_for(a.n_layers(), 1)), kThreads, 0,
+                 context.faults(), a.q.as<Word>(), a.lse.as<float>(), a.slots.as<int32_t>(),
+                 a.probe_q.as<Word>(), a.probe_lse.as<float>(), rows, a.capacity(),
+                 row_bytes / int64_t{sizeof(Word)}, static_cast<int>(a.n_heads()));
   });
 }
 

@@ -1,0 +1,102 @@
+#include "csrc/emu/early.h"
+
+#include <algorithm>
+
+#include "csrc/emu/block.h"
+#include "csrc/emu/scheduler.h"
+
+namespace zc::emu {
+
+namespace {
+
+// Blocks that begin early, of each of the kernels behind the one that runs. The third kernel may
+// begin while the first still runs, when the second has let it.
+constexpr uint64_t kEarlyBlocks = 2;
+constexpr size_t kEarlyKernels = 2;
+
+// Blocks of this host thread that hold nothing: their stacks are used again.
+std::vector<std::unique_ptr<Block>>& idle_blocks() {
+  static thread_local std::vector<std::unique_ptr<Block>> idle;
+  return idle;
+}
+
+std::unique_ptr<Block> take_block() {
+  auto& idle = idle_blocks();
+  if (idle.empty()) return std::make_unique<Block>();
+  std::unique_ptr<Block> block = std::move(idle.back());
+  idle.pop_back();
+  return block;
+}
+
+void invoke(void* kernel) { (*static_cast<std::function<void()>*>(kernel))(); }
+
+}  // namespace
+
+EarlyGrid::EarlyGrid(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> kernel)
+    : grid_(grid), block_(block), shared_bytes_(shared_bytes), kernel_(std::move(kernel)) {
+  check_launch(grid, block);
+}
+
+EarlyGrid::~EarlyGrid() {
+  for (auto& block : begun_) {
+    if (block->holds) block->abandon();
+    idle_blocks().push_back(std::move(block));
+  }
+}
+
+void EarlyGrid::begin() {
+  const uint64_t n_blocks = uint64_t{grid_.x} * grid_.y * grid_.z;
+  const BlockOrder order(n_blocks);
+  while (begun_.size() < std::min(kEarlyBlocks, n_blocks)) {
+    begun_.push_back(take_block());
+    Block& block = *begun_.back();
+    block.prepare(grid_, block_, shared_bytes_);
+    block.invoke = &invoke;
+    block.kernel = &kernel_;
+    block.is_early = true;
+    block.holds = true;
+    block.run_held(order(begun_.size() - 1));
+  }
+}
+
+void EarlyGrid::finish() {
+  for (auto& block : begun_) finish_block(*block, [&] { block->run_on(); });
+  run_grid(grid_, block_, shared_bytes_, &invoke, &kernel_, {true, begun_.size()});
+}
+
+void WorkRunner::run(const Work& work, const std::function<const Work*(size_t)>& next) {
+  std::unique_ptr<EarlyGrid> grid;
+  if (!begun_.empty()) {
+    grid = std::move(begun_.front());
+    begun_.erase(begun_.begin());
+  } else if (work.make) {
+    grid = work.make();
+  }
+  while (begun_.size() < kEarlyKernels) {
+    const Work* behind = next(begun_.size());
+    if (!behind || !behind->make) break;
+    begun_.push_back(behind->make());
+    begun_.back()->begin();
+  }
+  if (grid)
+    grid->finish();
+  else
+    work.run();
+}
+
+}  // namespace zc::emu
+
+namespace zc::simt {
+
+void wait_for_kernels_before(emu::Site site) {
+  emu::Thread& me = *emu::current;
+  emu::Block& block = *me.block;
+  me.saw_kernels_before = true;
+  if (!block.holds) return;
+  ++block.n_held;
+  emu::make_waiting(me);
+  emu::suspend(emu::Wait::kKernelsBefore, "wait_for_kernels_before", site);
+  emu::tsan::acquire(&block.tokens->begin);  // what the host knows by now
+}
+
+}  // namespace zc::simt
