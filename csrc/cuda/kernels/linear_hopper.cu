@@ -130,6 +130,20 @@ ZC_DEVICE void produce(const HopperGrid& grid, const Split& split, int planes, i
   }
 }
 
+// Brings what a consumer's rows of a tile are added to to L2.
+template <typename Tile>
+ZC_DEVICE void prefetch_rows(const LinearOut& out, int rows, int64_t row0, int64_t column0) {
+  const int element_bytes = out.out_dtype == DType::kF32 ? 4 : 2;
+  const int line = 128 / element_bytes;
+  const int lines = Tile::kColumns / line;
+  for (int i = threadIdx.x % 128; i < rows * lines; i += 128) {
+    const int64_t column = column0 + i % lines * line;
+    if (column < out.n)
+      simt::prefetch_l2(static_cast<const uint8_t*>(out.out) +
+                        ((row0 + i / lines) * out.n + column) * element_bytes);
+  }
+}
+
 // Writes a consumer's rows of a tile from fragments, by way of its stretch of shared memory, which
 // nobody reads any more: (64, kStoreColumns + kStorePad).
 template <typename Tile>
@@ -235,6 +249,7 @@ ZC_DEVICE void consume(const Operands<T>& in, const HopperGrid& grid, const Spli
     const HopperItem work = hopper_item(grid, split, item);
     const int64_t row0 = (int64_t{work.row_tile} * kConsumers + consumer) * grid.consumer_rows;
     const int rows = static_cast<int>(min(int64_t{grid.consumer_rows}, out.m - row0));
+    const int64_t column0 = int64_t{work.column_tile} * Tile::kColumns;
     const int64_t tile = int64_t{work.tile} * kConsumers + consumer;  // to Split
 
     // To a total of -0 the first part is added as it is, zeros with their signs: no choice, which
@@ -251,6 +266,8 @@ ZC_DEVICE void consume(const Operands<T>& in, const HopperGrid& grid, const Spli
           }
         }
       }
+      if (out.accumulate && part + 1 == work.last_part)
+        prefetch_rows<Tile>(out, rows, row0, column0);
       // The first panel by itself: ptxas lets products overlap only where nothing else may set the
       // sums.
       const int n_panels = min(part_panels, all_panels - part * part_panels);
@@ -296,8 +313,7 @@ ZC_DEVICE void consume(const Operands<T>& in, const HopperGrid& grid, const Spli
     }
     ZC_UNROLL for (int i = 0; i < kHeld; ++i) sums[i] = total[i];
     if constexpr (kSums > kHeld) sync();  // all have read their other totals
-    store_rows<Tile>(out, in.planes, rows, row0, int64_t{work.column_tile} * Tile::kColumns,
-                     consumer, stretch, sums);
+    store_rows<Tile>(out, in.planes, rows, row0, column0, consumer, stretch, sums);
   }
 }
 
