@@ -1,6 +1,6 @@
 // `npm run bench:cuda`: attention over the packed cache, prefill, products and whole steps on an NVIDIA GPU,
 // beside PyTorch's attention where PyTorch is installed.
-import { execFileSync, spawn, spawnSync } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs'
 import { cpus } from 'node:os'
 import path from 'node:path'
@@ -12,7 +12,10 @@ const kParts = ['attention', 'prefill', 'products', 'steps', 'peers']
 const kUsage = `usage: npm run bench:cuda [-- OPTIONS]
   --full           longer contexts, and more of them
   --parts LIST     of ${kParts.join(', ')}; default: what this machine can run
-  --plugin FILE    a built CUDA backend; default: this clone's, built when it is stale
+  --plugin FILE    a built CUDA backend, zipcache-cuda.so: nothing is built then, and dist/ and
+                   build/Release are used as they are; default: this clone's, built when it is stale
+  --budget SECONDS  of steps, the most important ones first
+  --folder DIR     where steps writes its model of 16 GB; default the system's for temporary files
   --json [FILE]    one JSON document on stdout, or in a file, beside the tables
   --markdown FILE  writes the tables to a file as well
   --html FILE      writes a page with plots
@@ -22,7 +25,8 @@ const kUsage = `usage: npm run bench:cuda [-- OPTIONS]
              double precision before it is timed
   prefill    flashAttention and probeAttention; needs nvcc
   products   linear, LLaMA3-8B's products of prompts, by wgmma and by mma; needs nvcc
-  steps      \`zipcache bench\` of whole models on the device
+  steps      prompts, decode steps and memory of a model in LLaMA3-8B's shape with random weights,
+             batch 1, 8 and 64, and the paper's figure 6
   peers      PyTorch's scaled_dot_product_attention, each backend by itself; needs python3 with PyTorch
 
 Exit codes: 1 failure or wrong usage, 2 no GPU that can be used.
@@ -40,6 +44,7 @@ function readOptions(args) {
   let values
   try {
     const options = { full: flag, check: flag, help: flag, parts: text, plugin: text }
+    Object.assign(options, { budget: text, folder: text })
     values = parseArgs({ args: rest, options: { ...options, markdown: text, html: text } }).values
   } catch (error) {
     throw new ScriptError(`${error.message}\n\n${kUsage}`)
@@ -51,6 +56,9 @@ function readOptions(args) {
   }
   if (values.plugin !== undefined && !existsSync(values.plugin)) {
     throw new ScriptError(`--plugin: there is no ${values.plugin}`)
+  }
+  if (values.budget !== undefined && !(Number(values.budget) > 0)) {
+    throw new ScriptError(`--budget: is ${values.budget}, expected seconds above 0`)
   }
   return { ...values, parts, json: at < 0 ? null : (file ?? '-') }
 }
@@ -129,17 +137,15 @@ const prefill = (how) =>
 
 const products = (how) => compiled('linear', ['linear'], 'linear', how)
 
-async function steps({ device, full }) {
-  const cli = path.join(root, 'dist', 'cli', 'main.js')
-  const reports = {}
-  for (const part of ['prefill', 'decode']) {
-    const args = [cli, 'bench', part, '--device', device, '--dtype', 'bf16', '--json']
-    const options = { cwd: root, encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] }
-    const more = full ? ['--full'] : []
-    say(`zipcache bench ${part} ...`)
-    reports[part] = JSON.parse(execFileSync(process.execPath, [...args, ...more], options))[part]
-  }
-  return reports
+async function steps({ device, full, check, budget, folder: parent }) {
+  const options = [
+    ...['--device', device ?? 'cuda-emu'],
+    ...(full ? ['--full'] : []),
+    ...(check ? ['--check'] : []),
+    ...(budget === undefined ? [] : ['--budget', budget]),
+    ...(parent === undefined ? [] : ['--folder', path.resolve(parent)]),
+  ]
+  return await jsonLines('whole steps', process.execPath, ['bench/cuda/steps/main.mjs', ...options])
 }
 
 async function peers({ full }) {
@@ -165,7 +171,8 @@ const kObstacles = {
   attention: () => null,
   prefill: needsNvcc,
   products: needsNvcc,
-  steps: (gpu) => (gpu ? null : 'needs a GPU'),
+  steps: (gpu, { check, device }) =>
+    device || (check && !gpu) ? null : 'needs a GPU that can be used',
   peers: (gpu) =>
     gpu && runs('python3', '-c', 'import torch; assert torch.cuda.is_available()')
       ? null
@@ -187,6 +194,15 @@ async function usableDevice() {
   return usable ?? null
 }
 
+/** Has the package load the CUDA backend of `file`. Throws ScriptError where the rest is not built. */
+function usePlugin(file) {
+  const missing = ['dist/index.mjs', 'build/Release/zipcache.node'].find(
+    (name) => !existsSync(path.join(root, name)),
+  )
+  if (missing) throw new ScriptError(`there is no ${missing}`, 'run `npm run build` first.')
+  process.env.ZIPCACHE_PLUGIN_PATH = path.dirname(path.resolve(file))
+}
+
 async function main() {
   const options = readOptions(process.argv.slice(2))
   if (options.help) {
@@ -200,7 +216,8 @@ async function main() {
     process.exitCode = kExitNoGpu
     return
   }
-  await setup({ cuda: wantsPlugin })
+  if (wantsPlugin) await setup({ cuda: true })
+  else usePlugin(options.plugin)
   const device = gpu && (await usableDevice())
   if (wantsPlugin && !device) {
     process.exitCode = kExitNoGpu
@@ -223,7 +240,7 @@ async function main() {
   }
   for (const [part, run] of Object.entries({ attention, prefill, products, steps, peers })) {
     if (options.parts && !options.parts.includes(part)) continue
-    const obstacle = kObstacles[part](gpu)
+    const obstacle = kObstacles[part](gpu, how)
     // Asked for by name, it must not be missing from the report unnoticed.
     if (obstacle && options.parts) throw new ScriptError(`--parts: ${part} ${obstacle}`)
     if (obstacle) result.leftOut[part] = obstacle

@@ -2,6 +2,7 @@
 // for the same batch and context. Needs dist/.
 import { createRequire } from 'node:module'
 import { predictedMicroseconds } from './model.mjs'
+import { stepPlots, stepTables } from './steps/report.mjs'
 
 const require = createRequire(import.meta.url)
 const { formatMarkdownTable, left, right } = require('../../dist/cli/table.js')
@@ -23,6 +24,7 @@ export function toMarkdown(result) {
 export function toPage(result) {
   return formatPage(kTitle, factsOf(result), [
     ...attentionPlots(result),
+    ...stepPlots(result),
     ...tablesOf(result).map(tableSection),
   ])
 }
@@ -175,26 +177,6 @@ function productTable({ products = [], peers = [] }) {
     right('elements that the forms disagree on'),
   ]
   return { title: 'Products of prompts, LLaMA3-8B, bf16 weights', columns, rows }
-}
-
-function stepTables({ steps }) {
-  if (!steps) return []
-  const columns = [left('model'), right('context'), left('cache'), right('ms (p10 to p90)')]
-  const time = ({ median, p10, p90 }) =>
-    `${median.toFixed(2)} (${p10.toFixed(2)} to ${p90.toFixed(2)})`
-  const own = (row) => [row.model, String(row.context), row.policy, time(row.ms)]
-  return [
-    { title: 'Prefill of whole models', columns, rows: steps.prefill.map(own) },
-    {
-      title: 'Decode steps of whole models',
-      columns: [...columns, right('closing / other ms'), right('cache bytes')],
-      rows: steps.decode.map((row) => [
-        ...own(row),
-        row.closing ? `${row.closing.medianMs.toFixed(2)} / ${row.closing.otherMs.toFixed(2)}` : '',
-        String(row.cacheBytes),
-      ]),
-    },
-  ]
 }
 
 /** For each batch: microseconds of a layer over the context, all caches and the fastest peer. */

@@ -26,6 +26,26 @@ const peer = (name: string, context: number, us: number) => ({
   context,
   us,
 })
+const summary = (ms: number) => ({ median: ms, p10: ms - 1, p90: ms + 1 })
+/** A row of whole steps, batch 8; `closing` a window, where it does. */
+const whole = (
+  policy: string,
+  context: number,
+  { ms, together, apart, otherApart }: Record<string, number>,
+) => ({
+  ...{ batch: 8, context, policy, figure6: true },
+  prompts: summary(100),
+  promptsMs: 810,
+  steps: {
+    ms: summary(ms as number),
+    other: ms,
+    closingTogether: together ? summary(together) : null,
+    closingApart: apart ? summary(apart) : null,
+    otherApart: otherApart ?? null,
+  },
+  ...{ cacheBytes: 1e9, cacheRatio: 1, readBytes: 1e9 },
+  memory: { estimate: 17e9, counted: 17.1e9, driver: 17.85e9 },
+})
 const result = {
   machine: {
     gpu: {
@@ -47,6 +67,14 @@ const result = {
       ...{ op: 'linear', form: 'wgmma', product: 'down', rows: 4096, n: 4096, k: 14336 },
       ...{ us: 800, tflops: 601.4, different: 3 },
     },
+  ],
+  steps: [
+    { model: 'LLaMA3-8B', weightBytes: 16.06e9, readBytes: 15e9, device: 'cuda' },
+    whole('fp16', 1024, { ms: 5 }),
+    whole('zipcache', 1024, { ms: 4, together: 9, apart: 5, otherApart: 4 }),
+    whole('mikv', 1024, { ms: 4.5, together: 9, apart: 5, otherApart: 4 }),
+    { batch: 64, context: 32768, policy: 'fp16', figure6: false, leftOut: 'needs 300 GB' },
+    { roof: 'read', 'GB/s': 4000 },
   ],
   peers: [
     { op: 'product', peer: 'torch.mm', rows: 4096, n: 4096, k: 14336, 'TFLOP/s': 700 },
@@ -103,10 +131,44 @@ test('a product stands beside the same one by PyTorch', async () => {
   ])
 })
 
+const tableOf = (markdown: string, title: string) =>
+  markdown.split('\n## ').find((part) => part.startsWith(title)) as string
+
+/** The cells of one row of the table below a title. */
+function cellsOf(markdown: string, title: string, row: string): string[] {
+  const lines = tableOf(markdown, title).split('\n')
+  const cells = (lines.find((line) => line.includes(row)) as string).split('|')
+  return cells.map((cell) => cell.trim()).slice(1, -1)
+}
+
+test('a step stands beside the bytes it reads, and the model beside it', async () => {
+  const markdown = await printed('console.log(report.toMarkdown(result))')
+  const step = cellsOf(markdown, 'Decode steps of LLaMA3-8B', '| zipcache |')
+  expect(step.slice(0, 9)).toEqual([
+    ...['8', '1024', 'zipcache', '4.00 (3.00 to 5.00)', '2000', '1.00', '1.00', '4.00', '1.00x'],
+  ])
+  expect(step[9]).toMatch(/^\d\.\d\d to \d\.\d\d$/)
+  expect(cellsOf(markdown, 'Decode steps of LLaMA3-8B', '| mikv |')[9]).toBe('')
+  expect(cellsOf(markdown, 'Steps that close', '| zipcache |')).toEqual([
+    ...['8', '1024', 'zipcache', '4.00', '5.00', '1.25x', '9.00', '2.25x'],
+  ])
+  expect(tableOf(markdown, 'Steps that close')).not.toContain('fp16')
+  expect(cellsOf(markdown, 'Prompts of', '| fp16 |').slice(3)).toEqual([
+    ...['100 (99.00 to 101)', '810', '10114', '17.9', '17.1', '17.0', '1.050'],
+  ])
+  expect(cellsOf(markdown, "The paper's figure 6", '| mikv |')).toEqual([
+    ...['1024', 'mikv', '810', '4.50', '17.9'],
+  ])
+  expect(cellsOf(markdown, 'Left out', '| fp16 |')).toEqual(['64', '32768', 'fp16', 'needs 300 GB'])
+})
+
 test('the page needs nothing else, and escapes what it is told', async () => {
   const page = await printed('console.log(report.toPage(result))')
   expect(page).toContain('GPU &lt;H200&gt;')
   expect(page).toContain('<polyline')
+  for (const title of ['Batch 8: decode steps', 'Figure 6, batch 8: peak memory']) {
+    expect(page).toContain(`<h2>${title}</h2>`)
+  }
   expect(page).not.toMatch(/<script|https?:\/\/(?!www\.w3\.org)/)
 })
 
@@ -117,6 +179,7 @@ test('bad arguments are named, and nothing is measured', async () => {
       /--parts: foo is none of attention, prefill, products, steps, peers/,
     ],
     [['--plugin', '/nowhere.so'], /--plugin: there is no \/nowhere\.so/],
+    [['--budget', 'soon'], /--budget: is soon, expected seconds above 0/],
     [['--what'], /--what/],
   ] as const) {
     const { exitCode, stdout, stderr } = await end(startNode([kMain, ...args]))

@@ -1,6 +1,6 @@
-import { existsSync, readdirSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { BenchTensors } from '../../lib/bench/bench-tensors'
 import { machineOf } from '../../lib/bench/machine'
 import { nameOf, type OpCase } from '../../lib/bench/op-case'
@@ -8,6 +8,7 @@ import { kRandomModelConfig, withRandomModel } from '../../lib/bench/random-mode
 import type { BenchReport } from '../../lib/bench/report'
 import { type BenchOptions, OP_CASES, runBench } from '../../lib/bench/run-bench'
 import { loadModel } from '../../lib/engine/load-model'
+import { openCheckpoint } from '../../lib/model/checkpoint'
 import { Device } from '../../lib/ops/index'
 
 const root = join(__dirname, '..', '..')
@@ -245,6 +246,29 @@ describe('a random model', () => {
       return dir
     })
     expect(existsSync(dir)).toBe(false)
+  })
+
+  test('stores bfloat16 where it is asked to, in the folder it is given', async () => {
+    const parent = mkdtempSync(join(tmpdir(), 'zipcache-test-'))
+    try {
+      const options = { dtype: 'bf16', parent } as const
+      const { tensors } = await withRandomModel(
+        config,
+        (dir) => {
+          expect(dirname(dir)).toBe(parent)
+          return openCheckpoint(dir)
+        },
+        options,
+      )
+      expect(new Set([...tensors.values()].map(({ dtype }) => dtype))).toEqual(new Set(['BF16']))
+    } finally {
+      rmSync(parent, { recursive: true })
+    }
+  })
+
+  test('says where there is no room for it', async () => {
+    const failing = withRandomModel(config, () => Promise.resolve(), { parent: '/proc' })
+    await expect(failing).rejects.toMatchObject({ code: 'ERR_ZC_IO', argument: 'parent' })
   })
 
   test('its folder goes after a failure, too', async () => {
