@@ -6,9 +6,9 @@
 #include "csrc/cuda/linear.h"
 
 // Products with weights of 16 bits. They meet x in the tensor cores, as the first operand of
-// mma.m16n8k16: 16 rows of the weight, 8 rows of x, so that one row of x wastes little. Every
-// kernel gives mma the same 16 elements of k at a time, in order, which makes a row's bits the same
-// in all of them.
+// mma.m16n8k16: 16 rows of the weight, 8 rows of x, so that one row of x wastes little; for prompts
+// on Hopper as the second of wgmma, 256 by 64. Every kernel gives either the same 16 elements of k
+// at a time, in order, which makes a row's bits the same in all of them.
 //
 // x must be of the weight's type. Where it is not, a row of x becomes up to three rows, its planes,
 // whose sum is the row, and the rows of the result are added up again in the end: no product loses
