@@ -103,8 +103,12 @@ const kLlama3 = { nHeads: 32, nKvHeads: 8, headDim: 128 }
 const kLlamaLayers = 32
 /** Read by each step of LLaMA3-8B in bf16: all weights but the table of embeddings. */
 const kWeightGB = 15.01
-/** Ops of a layer in a decode step, each a kernel: lib/model/forward.ts and decode-step.ts. */
-const kKernelsALayer = 9
+/**
+ * Ops of a layer in a decode step, each a kernel: lib/model/forward.ts and decode-step.ts. Q, K and V, and
+ * gate and up, are one each up to so many rows (csrc/cuda/linear_16.h), else five.
+ */
+const kFewRows = 16
+const kernelsALayer = (batch) => (batch <= kFewRows ? 9 : 12)
 /** From one kernel of a graph to the next, and the share of reading that matrix products reach: not measured here yet. */
 const kGapUs = 1.2
 const kWeightEfficiency = 0.85
@@ -114,7 +118,7 @@ export function step(policy, batch, context, gpu = kH200) {
   const one = attention(policy, { batch, context, ...kLlama3 }, gpu)
   const read = (kWeightGB / gpu.readGBs) * 1000
   const floor = read + (kLlamaLayers * one.floor) / 1000
-  const gaps = (kLlamaLayers * kKernelsALayer * kGapUs) / 1000
+  const gaps = (kLlamaLayers * kernelsALayer(batch) * kGapUs) / 1000
   const ms = read / kWeightEfficiency + (kLlamaLayers * one.us) / 1000 + gaps
   return { floor, ms, attention: (kLlamaLayers * one.us) / 1000 }
 }
@@ -298,8 +302,8 @@ ${flashTable()}
 
 ## Decode steps of LLaMA3-8B's shape
 
-Floor: ${kWeightGB} GB of weights and the cache, once each, at ${kH200.readGBs} GB/s. Predicted: weights at ${100 * kWeightEfficiency}% of reading, ${kKernelsALayer} kernels a layer ${kGapUs} us
-apart, ${kLlamaLayers} layers of mixedAttention as above. The bar is 1.25 times the floor.
+Floor: ${kWeightGB} GB of weights and the cache, once each, at ${kH200.readGBs} GB/s. Predicted: weights at ${100 * kWeightEfficiency}% of reading, ${kernelsALayer(1)} kernels a layer (${kernelsALayer(64)} from
+${kFewRows + 1} rows on) ${kGapUs} us apart, ${kLlamaLayers} layers of mixedAttention as above. The bar is 1.25 times the floor.
 
 ${stepTable()}
 
