@@ -64,7 +64,6 @@ export async function measureRow(model, { policy, window, batch, context, tokens
     }
     const readBefore = readBytes(sequences)
     const steps = await timeLockstep({ engine, sequences, tokens, window })
-    memory.look()
     return {
       prompts: summarize(prompts),
       promptsMs: prompts.slice(extra).reduce((sum, ms) => sum + ms, 0),
@@ -105,7 +104,7 @@ function readBytes(sequences) {
 }
 
 /**
- * The most memory that was in use, in two ways: by tensors and pages that are alive, and by what the
+ * The most memory that was in use while prompts ran, in two ways: by tensors and pages that are alive, and by what the
  * driver has given away. Pages that the engine has reserved and no sequence has got are in neither.
  */
 class MemoryWatch {
