@@ -42,15 +42,23 @@ export interface PrefillPass {
   turn(): Promise<void>
 }
 
-/** Multiplications and additions of one slice's products: some tens of milliseconds of one core. */
-const SLICE_PRODUCTS = 2 ** 29
+/**
+ * Multiplications and additions of one slice's products, and its most rows: some tens of milliseconds
+ * of one core; a few of a large GPU, which reads a layer's weights once a slice and needs hundreds of
+ * rows before its products take longer than that.
+ */
+const SLICES = {
+  cpu: { products: 2 ** 29, mostRows: 512 },
+  gpu: { products: 2 ** 39, mostRows: 2048 },
+}
 
-/** Rows of a slice: a power of two, by the size of a layer. */
-export function sliceRows({ config }: Pick<ForwardModel, 'config'>): number {
+/** Rows of a slice: a power of two, by the size of a layer and the kind of device. */
+export function sliceRows({ config, device }: Pick<ForwardModel, 'config' | 'device'>): number {
   const { hiddenSize, intermediateSize, nHeads, nKvHeads, headDim } = config
   const attention = hiddenSize * headDim * (2 * nHeads + 2 * nKvHeads)
   const layer = attention + 3 * hiddenSize * intermediateSize
-  return Math.min(512, Math.max(32, 2 ** Math.round(Math.log2(SLICE_PRODUCTS / layer))))
+  const { products, mostRows } = SLICES[device.info.name.startsWith('cuda') ? 'gpu' : 'cpu']
+  return Math.min(mostRows, Math.max(32, 2 ** Math.round(Math.log2(products / layer))))
 }
 
 /** Rows [first, first + nRows) of a pass. */
