@@ -29,7 +29,8 @@ const kUsage = `usage: npm run bench:cuda [-- OPTIONS]
              batch 1, 8 and 64, and the paper's figure 6
   peers      PyTorch's scaled_dot_product_attention, each backend by itself; needs python3 with PyTorch
 
-Exit codes: 1 failure or wrong usage, 2 no GPU that can be used.
+Exit codes: 1 wrong usage, or a part failed and is not in the report, or not whole; 2 no GPU that can
+be used.
 `
 const kExitNoGpu = 2
 
@@ -63,7 +64,7 @@ function readOptions(args) {
   return { ...values, parts, json: at < 0 ? null : (file ?? '-') }
 }
 
-/** Runs a program to its end; its lines of JSON. Throws ScriptError when it fails. */
+/** Runs a program to its end; its lines of JSON. Throws ScriptError, with `lines`, when it fails. */
 async function jsonLines(what, command, args) {
   const started = performance.now()
   say(`${what} ...`)
@@ -76,12 +77,14 @@ async function jsonLines(what, command, args) {
     child.on('error', (error) => reject(new ScriptError(`${command}: ${error.message}`)))
     child.on('close', (status, signal) => resolve(status ?? signal))
   })
-  if (code !== 0) throw new ScriptError(`${what} ended with ${code}`)
-  say(`${what} took ${((performance.now() - started) / 1000).toFixed(1)} s`)
-  return output
+  const lines = output
     .split('\n')
+    .slice(0, -1) // what was begun is no line
     .filter((line) => line.startsWith('{'))
     .map((line) => JSON.parse(line))
+  if (code !== 0) throw Object.assign(new ScriptError(`${what} ended with ${code}`), { lines })
+  say(`${what} took ${((performance.now() - started) / 1000).toFixed(1)} s`)
+  return lines
 }
 
 const folder = path.join(root, 'build', 'bench')
@@ -243,8 +246,20 @@ async function main() {
     const obstacle = kObstacles[part](gpu, how)
     // Asked for by name, it must not be missing from the report unnoticed.
     if (obstacle && options.parts) throw new ScriptError(`--parts: ${part} ${obstacle}`)
-    if (obstacle) result.leftOut[part] = obstacle
-    else result[part] = await run(how)
+    if (obstacle) {
+      result.leftOut[part] = obstacle
+      continue
+    }
+    try {
+      result[part] = await run(how)
+    } catch (error) {
+      if (!(error instanceof ScriptError)) throw error
+      // The other parts, and what there is of this one, are worth their minutes.
+      reportFailure(error)
+      process.exitCode = 1
+      result.leftOut[part] = `failed: ${error.message.split('\n')[0]}`
+      if (error.lines?.length > 0) result[part] = error.lines
+    }
   }
   const { toMarkdown, toPage } = await import('./report.mjs')
   const markdown = toMarkdown(result)

@@ -188,6 +188,17 @@ test('bad arguments are named, and nothing is measured', async () => {
   }
 })
 
+test('a part that fails is named, and the others are in the report', async () => {
+  const plugin = join(kRoot, 'build', 'Release', 'zipcache-cuda-emu.so')
+  const args = ['--plugin', plugin, '--check', '--parts', 'attention,steps', '--budget', '0.01']
+  // No compiler: attention is compiled, whole steps are not.
+  const { exitCode, stdout, stderr } = await end(startNode([kMain, ...args], { CXX: 'false' }))
+  expect(exitCode).toBe(1)
+  expect(stderr).toMatch(/compiling mixed_attention failed/)
+  expect(stdout).toMatch(/^- attention, left out: failed: compiling mixed_attention failed/m)
+  expect(cellsOf(stdout, 'Left out of tiny', '| mikv |')[3]).toMatch(/^no time for it/)
+})
+
 const hasGpu = spawnSync('nvidia-smi').status === 0
 ;(hasGpu ? test.skip : test)('without a GPU it says so, with an exit code of its own', async () => {
   const { exitCode, stderr } = await end(startNode([kMain]))

@@ -4,10 +4,10 @@ import { statfsSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { parseArgs } from 'node:util'
-import { Device, loadModel } from '../../../dist/index.mjs'
+import { Device, loadModel, resolvePolicy } from '../../../dist/index.mjs'
 import { reportFailure, ScriptError, say } from '../../../scripts/progress.mjs'
 import { decodedTokens } from './lockstep.mjs'
-import { batchMemory, measureRow } from './measure.mjs'
+import { batchMemory, measureRow, promptsOf } from './measure.mjs'
 import { planSteps, promptWork, specOf } from './plan.mjs'
 import { ReadRoof } from './read-roof.mjs'
 
@@ -85,8 +85,11 @@ async function main() {
 async function timeModel(dir, device, plan, { budget }) {
   const model = await loadModel(dir, { device, dtype: 'bf16', kvMemory: kLeastMemory })
   const roof = new ReadRoof(device, plan.roofBytes)
-  try {
+  const measureRoof = async () => {
     await roof.sample()
+    write({ roof: 'read', 'GB/s': roof.gigabytesPerSecond })
+  }
+  try {
     const { weights } = model.estimate({ tokens: 1, policy: 'fp16' })
     const { vocabSize, hiddenSize } = model.config
     say(`${plan.name}: ${gigabytes(weights)} of weights, loaded after ${elapsed().toFixed(0)} s`)
@@ -97,49 +100,46 @@ async function timeModel(dir, device, plan, { budget }) {
       readBytes: weights - 2 * vocabSize * hiddenSize,
       device: device.info.name,
     })
+    await measureRoof()
     const warm = new Set()
     let secondsOfWork = 0
     for (const row of plan.rows) {
       const { batch, context, policy } = row
       const name = `batch ${batch}, ${context} tokens, ${policy}`
       const spec = specOf(policy, plan.window)
-      const window = await windowOf(model, spec)
+      const window = resolvePolicy(spec).compression?.window ?? null
       const how = { policy: spec, window, tokens: plan.tokens, unrelated: roof.bytes }
-      const reason =
-        memoryShort(model, { ...how, batch, context }) ??
-        timeShort(budget, secondsOfWork * batch * promptWork(model.config, context))
-      if (reason !== null) {
+      const work = promptsOf(batch) * promptWork(model.config, context)
+      const leaveOut = (reason) => {
         say(`${name}: left out, ${reason}`)
         write({ ...row, leftOut: reason })
+      }
+      const reason =
+        memoryShort(model, { ...how, batch, context }) ?? timeShort(budget, secondsOfWork * work)
+      if (reason !== null) {
+        leaveOut(reason)
         continue
       }
-      if (!warm.has(policy)) {
-        const short = { batch: 1, context: 2 * (window ?? 50), tokens: window ?? 8 }
-        await measureRow(model, { ...how, ...short })
-        warm.add(policy)
+      try {
+        if (!warm.has(policy)) {
+          const short = { batch: 1, context: 2 * (window ?? 50), tokens: window ?? 8 }
+          await measureRow(model, { ...how, ...short })
+          warm.add(policy)
+        }
+        const measured = await measureRow(model, { ...how, batch, context })
+        const { promptsMs, prompts, steps } = measured
+        secondsOfWork = (prompts.median * promptsOf(batch)) / 1000 / work
+        say(`${name}: prompts ${promptsMs.toFixed(0)} ms, a step ${steps.ms.median.toFixed(2)} ms`)
+        write({ ...row, ...measured })
+      } catch (error) {
+        if (error.code !== 'ERR_ZC_OUT_OF_MEMORY') throw error
+        leaveOut(error.message)
       }
-      const measured = await measureRow(model, { ...how, batch, context })
-      await roof.sample()
-      const { promptsMs, steps } = measured
-      secondsOfWork = promptsMs / 1000 / (batch * promptWork(model.config, context))
-      say(`${name}: prompts ${promptsMs.toFixed(0)} ms, a step ${steps.ms.median.toFixed(2)} ms`)
-      write({ ...row, ...measured })
+      await measureRoof()
     }
-    write({ roof: 'read', 'GB/s': roof.gigabytesPerSecond })
   } finally {
     roof.dispose()
     await model.dispose()
-  }
-}
-
-/** Tokens that are compressed together; null: none are. */
-async function windowOf(model, policy) {
-  const sequence = model.createSequence({ policy })
-  try {
-    return sequence.policy.compression?.window ?? null
-  } finally {
-    sequence.dispose()
-    await sequence.released
   }
 }
 

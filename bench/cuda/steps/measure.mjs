@@ -10,6 +10,9 @@ const { toSeed, uniformInteger } = require('../../../dist/random.js')
 
 /** Of a batch of one: a single prompt says nothing of the spread. */
 const kLeastPrompts = 3
+/** How many prompts a row of so many sequences takes: those beyond the batch come first. */
+export const promptsOf = (batch) => Math.max(batch, kLeastPrompts)
+
 /** How often memory is looked at while the last prompt runs: the driver's answer takes some time, too. */
 const kLookMs = 10
 /** Beyond what is counted: pages claim their room in steps. */
@@ -49,7 +52,7 @@ export async function measureRow(model, { policy, window, batch, context, tokens
   const sequences = []
   try {
     const prompts = []
-    const extra = Math.max(0, kLeastPrompts - batch)
+    const extra = promptsOf(batch) - batch
     for (let p = 0; p < extra + batch; p++) {
       const sequence = engine.createSequence({ policy, seed: p })
       sequences.push(sequence)

@@ -20,7 +20,7 @@ const kModelled = {
 export function stepTables({ steps = [], machine }) {
   const model = steps.find((line) => line.model !== undefined)
   if (!model) return []
-  const roof = steps.find((line) => line.roof === 'read')?.['GB/s']
+  const roof = steps.findLast((line) => line.roof === 'read')?.['GB/s']
   const rows = steps.filter(({ prompts }) => prompts !== undefined).sort(byShape)
   return [
     decodeTable(rows, { model, roof, gpu: machine.gpu?.name }),
