@@ -11,8 +11,9 @@
 #include "csrc/emu/vector_types.h"
 
 // Kernels that begin before those in front of them have ended (programmatic dependent launch), as
-// early as CUDA allows: what such a kernel touches of theirs before it waits for them it finds
-// unwritten, and what it writes they find there.
+// early as CUDA allows, and before a copy in front of them, too, which CUDA would let end: what
+// such a kernel touches of theirs before it waits for them it finds unwritten, and what it writes
+// they find there.
 namespace zc::emu {
 
 struct Block;
