@@ -118,3 +118,17 @@ test('a step that closes a window is its own time and the next, less an ordinary
   expect(sum.closingApart).toMatchObject({ samples: 2, min: 12, max: 13 })
   expect(sum.ms).toMatchObject({ samples: 7, median: 10 })
 })
+
+test('sequences that decode one after another are no batch', async () => {
+  // An engine of which each token is a step.
+  const alone = `await (async () => {
+    let steps = 0
+    const engine = { stats: () => ({ queued: 0, steps }) }
+    const sequence = { async *generate() { for (;;) { steps++; yield {} } } }
+    const batch = { engine, sequences: [sequence, sequence], tokens: 8, window: null }
+    return await timeLockstep(batch).catch(({ message }) => message)
+  })()`
+  expect(await evaluated('lockstep.mjs', 'timeLockstep', alone)).toBe(
+    'decode: 8 steps of the batch were 16 of the engine',
+  )
+})

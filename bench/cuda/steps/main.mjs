@@ -132,8 +132,11 @@ async function timeModel(dir, device, plan, { budget }) {
         say(`${name}: prompts ${promptsMs.toFixed(0)} ms, a step ${steps.ms.median.toFixed(2)} ms`)
         write({ ...row, ...measured })
       } catch (error) {
-        if (error.code !== 'ERR_ZC_OUT_OF_MEMORY') throw error
-        leaveOut(error.message)
+        leaveOut(`failed: ${error.message}`)
+        if (error.code !== 'ERR_ZC_OUT_OF_MEMORY') {
+          reportFailure(error)
+          process.exitCode = 1 // the other rows are worth their minutes all the same
+        }
       }
       await measureRoof()
     }
