@@ -43,7 +43,7 @@ const disassembles = canDisassemble()
 const dynamicBytes = [
   [
     /mixed_attention_kernel<(\d+), (?:true|false), (\d)>/,
-    (dim, stages) => 6 * stages * (34 * dim + 16) + 8,
+    (dim, stages) => 6 * stages * (32 * dim + 288) + 44 * dim + 360,
   ],
   [
     /flash_attention_kernel<.*FlashShape<(\d+), (\d+), (\d+), (\d+)>/,
@@ -302,9 +302,8 @@ function loopText(decode) {
     return `Counting slots takes a disassembler (\`cuobjdump\`, or the one that CUOBJDUMP names), which was not there; the table has the size of
 the whole kernel, all formats of K and V with it.`
   }
-  return `Of a warp's unit (64 tokens at 2 bits, 32 at more) in the steady state: the shortest way round the loop, through the products of K and of V, the copy
-of a later unit and the look into the page table. 170 to 200 of the instructions are the loop's own (copies, ring, table, the switch between formats); a unit of 2 bits shares them
-among twice as many codes.
+  return `Of a unit of 64 tokens in the steady state: the shortest way round a consumer's loop, through the products of K and of V, and a sixth of the producer's,
+which looks up and copies a unit for each of six consumers (pages of a slot lying one after another).
 
 ${table(['kernel', 'architecture', 'cache', 'instructions of a unit', 'codes of a lane', 'instructions a code'], rows)}`
 }
@@ -351,8 +350,8 @@ ${guilty.length === 0 ? 'No kernel spills a register or has a stack frame on any
 
 ## The decode loop beside its target
 
-The design asks of mixedAttention at head_dim 128: no spills, about 102 registers so that a multiprocessor holds 16
-warps, and 1.1 to 1.3 issue slots a code of the inner loop.
+The design asks of mixedAttention at head_dim 128: no spills, two blocks of seven warps on a multiprocessor, which leaves a
+thread 128 registers, and 1.1 to 1.3 issue slots a code of the inner loop.
 
 ${table(
   [

@@ -91,7 +91,7 @@ function attentionTable(result) {
       read ? `${((100 * row['GB/s']) / read).toFixed(0)}%` : '',
       peer ? `${peer.us} (${peer.peer})` : '',
       peer ? (peer.us / row.us).toFixed(2) : '',
-      predictedMicroseconds(result.machine.gpu?.name, row)?.toFixed(1) ?? '',
+      predicted(result, row),
       row.error.toExponential(0),
     ]
   })
@@ -110,6 +110,12 @@ function attentionTable(result) {
     right('error'),
   ]
   return { title: 'Decode attention', columns, rows }
+}
+
+/** The model's bounds, where it knows the GPU. */
+function predicted(result, row) {
+  const bounds = predictedMicroseconds(result.machine.gpu?.name, row)
+  return bounds ? `${bounds.low.toFixed(1)} to ${bounds.high.toFixed(1)}` : ''
 }
 
 function prefillTable({ prefill = [], peers = [] }) {

@@ -142,5 +142,12 @@ inline float ex2(float x) {
   if (std::isnan(y)) return bits_to_float(0x7fffffffu);
   return y < 0x1p-126f ? 0.0f : y;
 }
+inline uint32_t select_bits(uint32_t mask, uint32_t x, uint32_t y) {
+  return (x & mask) | (y & ~mask);
+}
+inline float rcp(float x) {
+  const float y = 1.0f / (std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x);
+  return std::fabs(y) < 0x1p-126f ? std::copysign(0.0f, y) : y;
+}
 
 }  // namespace zc::simt

@@ -91,6 +91,17 @@ void cp_async_commit() {
   queue.group_ends.push_back(queue.copies.size());
 }
 
+void cp_async_mbarrier_arrive(uint32_t barrier, emu::Site site) {
+  emu::Thread& me = *emu::current;
+  emu::Block& block = *me.block;
+  emu::mbarrier_check(barrier, site);
+  const emu::tsan::IgnoreAccesses ignore;
+  emu::arrive_by_proxy(block, barrier, site, [copies = std::move(me.copies.copies)]() mutable {
+    for (emu::CopyQueue::Copy& copy : copies) emu::perform(copy);
+  });
+  me.copies = {};
+}
+
 void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier, emu::Site site) {
   emu::Block& block = *emu::current->block;
   if (bytes % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)

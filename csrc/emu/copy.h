@@ -61,6 +61,9 @@ void cp_async_wait() {
   emu::wait_copies(N);
 }
 
+// This thread arrives at an mbarrier when its copies so far are done.
+void cp_async_mbarrier_arrive(uint32_t barrier, emu::Site site = emu::Site::here());
+
 void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier,
                emu::Site site = emu::Site::here());
 

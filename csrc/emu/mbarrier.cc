@@ -41,13 +41,17 @@ void complete_phase_if_due(Block& block, Mbarrier& m, uint32_t address) {
   }
 }
 
+void check_pending(const Mbarrier& m, uint32_t address, Site site) {
+  if (m.pending == 0)
+    fail("%s:%d: mbarrier at shared address %u: more arrivals than the %u it is for", site.file,
+         site.line, address - kSharedBase, static_cast<unsigned>(m.expected));
+}
+
 void arrive(uint32_t address, uint32_t bytes, Site site) {
   Block& block = *current->block;
   Mbarrier& m = checked(block, address, site);
   tsan::release(token_of(block, address, m.phase));
-  if (m.pending == 0)
-    fail("%s:%d: mbarrier at shared address %u: more arrivals than the %u it is for", site.file,
-         site.line, address - kSharedBase, static_cast<unsigned>(m.expected));
+  check_pending(m, address, site);
   m.missing_bytes = m.missing_bytes + static_cast<int>(bytes);
   m.pending = m.pending - 1;
   complete_phase_if_due(block, m, address);
@@ -65,6 +69,13 @@ void mbarrier_check(uint32_t barrier, Site site) {
 void mbarrier_complete_bytes(Block& block, uint32_t barrier, uint32_t bytes, Site) {
   Mbarrier& m = mbarrier_at(block, barrier);
   m.missing_bytes = m.missing_bytes - static_cast<int>(bytes);
+  complete_phase_if_due(block, m, barrier);
+}
+
+void mbarrier_complete_arrival(Block& block, uint32_t barrier, Site site) {
+  Mbarrier& m = mbarrier_at(block, barrier);
+  check_pending(m, barrier, site);
+  m.pending = m.pending - 1;
   complete_phase_if_due(block, m, barrier);
 }
 

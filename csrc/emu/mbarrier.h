@@ -15,6 +15,8 @@ struct Block;
 void mbarrier_check(uint32_t barrier, Site site);
 // Bytes have been written.
 void mbarrier_complete_bytes(Block& block, uint32_t barrier, uint32_t bytes, Site site);
+// A thread's copies are done: it arrives.
+void mbarrier_complete_arrival(Block& block, uint32_t barrier, Site site);
 // What a thread that waits for the barrier's running phase acquires.
 const void* mbarrier_token(const Block& block, uint32_t barrier);
 

@@ -44,6 +44,23 @@ void write_by_proxy(Block& block, uint32_t to, uint32_t bytes, uint32_t barrier,
   }
 }
 
+void arrive_by_proxy(Block& block, uint32_t barrier, Site site, std::function<void()> finish) {
+  const tsan::IgnoreAccesses ignore;
+  tsan::release(&block.tokens->bulk_issued);
+  const auto operation = [=, finish = std::move(finish)](Block& b) {
+    {
+      const ProxyScope proxy(b, b.next_proxy(), &b.tokens->bulk_issued);
+      finish();
+      tsan::release(mbarrier_token(b, barrier));
+    }
+    mbarrier_complete_arrival(b, barrier, site);
+  };
+  if (is_late(block))
+    block.async.push(operation);
+  else
+    operation(block);
+}
+
 }  // namespace zc::emu
 
 namespace zc::simt {

@@ -32,6 +32,9 @@ class ProxyScope {
 void write_by_proxy(Block& block, uint32_t to, uint32_t bytes, uint32_t barrier, Site site,
                     std::function<void()> write);
 
+// Does what is left of a thread's own copies, now or later, and arrives at an mbarrier.
+void arrive_by_proxy(Block& block, uint32_t barrier, Site site, std::function<void()> finish);
+
 }  // namespace zc::emu
 
 namespace zc::simt {

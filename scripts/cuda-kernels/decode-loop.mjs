@@ -11,20 +11,25 @@ export function canDisassemble() {
 
 /** Codes of K and V that are told apart, as mixedAttention unpacks them. */
 const kForms = [
-  // what masks a field of K and of V, and is in no other form; tokens of a unit; bytes of a page
-  { formats: 'K and V u2', keys: '0x30003', without: '0x40004', tokens: 64, bytes: 1088 },
-  { formats: 'K u3, V u2', keys: '0x40004', values: '0x30003', tokens: 32, bytes: 1344 },
-  { formats: 'K and V u4', keys: '0xf000f', tokens: 32, bytes: 2112 },
+  // what masks a field of K and of V, and is in no other form; slots of a unit; bytes of a page
+  { formats: 'K and V u2', keys: '0x30003', without: '0x70007', slots: 1, bytes: 1088 },
+  { formats: 'K u3, V u2', keys: '0x70007', values: '0x30003', slots: 2, bytes: 1344 },
+  { formats: 'K and V u4', keys: '0xf000f', slots: 2, bytes: 2112 },
 ]
+/** Tokens of a unit, and of a page. */
+const kTokens = 64
+const kPageTokens = 16
+/** Warps that multiply, each of which gets a unit from the producer's loop when it goes round once. */
+const kConsumers = 6
 /** What a warp's lanes copy in one step where there are no copies in bulk. */
 const kLaneCopyBytes = 512
 
 /**
  * For each form of packed cache: the instructions of one unit of a warp at head_dim 128, and how many
- * of its codes a lane has. The way round the loop goes through the matrix products of K, those of V,
- * the copy of a later unit (a step for each of its pages, or for 512 bytes) and the look into the page
- * table for the one after that; what happens rarely (another segment, a larger maximum, a masked end)
- * is not on the shortest way.
+ * of its codes a lane has. A consumer's way round its loop goes through the matrix products of K and
+ * those of V; the producer's, a sixth of which is counted, through the look into the page table and
+ * the copies of six units: one a slot, pages lying one after another, or a step for each 512 bytes.
+ * What happens rarely (another segment, a larger maximum, a masked end) is not on the shortest way.
  *
  * @param {string} cubin a file
  * @param {string} symbol the kernel's, mangled
@@ -39,9 +44,9 @@ export function decodeLoops(cubin, symbol) {
   )
   if (status !== 0) throw new Error(`${disassembler} ${cubin}: ${stderr}`)
   const graph = new Graph(instructionsOf(stdout))
-  return kForms.flatMap(({ formats, keys, without, values = keys, tokens, bytes }) => {
-    // A tile of 16 tokens takes headDim / 16 products for K and as many for V.
-    const products = ((tokens / 16) * headDim) / 16
+  // A tile of 16 tokens takes headDim / 16 products for K and as many for V.
+  const products = ((kTokens / kPageTokens) * headDim) / 16
+  return kForms.flatMap(({ formats, keys, without, values = keys, slots, bytes }) => {
     const find = (wanted) =>
       graph.blocks.filter(
         (block) =>
@@ -49,19 +54,23 @@ export function decodeLoops(cubin, symbol) {
           block.text.includes(wanted) &&
           !(without && block.text.includes(without)),
       )
-    const ways = find(keys).flatMap((key) =>
-      find(values)
-        .filter((value) => value !== key)
-        .flatMap((value) =>
-          graph.copies.flatMap((copy) => {
-            const steps = (tokens / 16) * (graph.isBulk ? 1 : Math.ceil(bytes / kLaneCopyBytes))
-            const again = (steps - 1) * copy.lines.length
-            return graph.loads.map((load) => again + graph.round([key, value, copy, load]))
-          }),
-        ),
+    const consumer = Math.min(
+      ...find(keys).flatMap((key) =>
+        find(values)
+          .filter((value) => value !== key)
+          .map((value) => graph.round([key, value])),
+      ),
     )
-    const instructions = Math.min(...ways)
-    const codes = (2 * tokens * headDim) / 32
+    const producer = Math.min(
+      ...graph.copies.flatMap((copy) => {
+        const pages = kTokens / kPageTokens
+        const steps = graph.isBulk ? slots : pages * Math.ceil(bytes / kLaneCopyBytes)
+        const again = (kConsumers * steps - 1) * copy.lines.length
+        return graph.loads.map((load) => again + graph.round([copy, load]))
+      }),
+    )
+    const instructions = Math.round(consumer + producer / kConsumers)
+    const codes = (2 * kTokens * headDim) / 32
     return Number.isFinite(instructions) ? [{ formats, instructions, codes }] : []
   })
 }

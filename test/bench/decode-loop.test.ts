@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { end, kRoot, startNode } from '../cli/command-line'
 
 const kModule = join(kRoot, 'scripts', 'cuda-kernels', 'decode-loop.mjs')
-const kProducts = 16 // of K, and of V: two tiles of 16 tokens at head_dim 128
+const kProducts = 32 // of K, and of V: four tiles of 16 tokens at head_dim 128
 
 /** A listing of instructions, one each 16 bytes; `@name` before one is where a branch may lead. */
 function listing(lines: readonly string[]): string {
@@ -24,28 +24,34 @@ function listing(lines: readonly string[]): string {
 
 const products = new Array<string>(kProducts).fill('HMMA.16816.F32 R0, R4, R8, R0')
 const mask = 'LOP3.LUT R1, R2, 0xf000f, RZ, 0xc0, !PT'
-const loop = [
+const consumer = [
   `key: ${mask}`,
   ...products,
   '@P5 BRA {rare}', // a larger maximum
   `value: ${mask}`,
   ...products,
-  '@P1 BRA {key}', // shorter, but nothing would be copied
-  'copy: UBLKCP.S.G [UR20], [UR18], UR12',
-  '@P1 BRA.U.ANY {copy}',
-  '@P2 BRA {again}', // past the look into the table
-  'LD.E R133, desc[UR14][R38.64]',
-  'again: BRA.DIV UR12, {parted}',
-  'BRA {key}',
-  'parted: WARPSYNC.COLLECTIVE R36, {again}',
+  'SYNCS.ARRIVE.TRANS64.A1T0 RZ, [R7+URZ+0x19a40], RZ',
   'BRA {key}',
   'rare: FMUL R0, R0, R1',
   'FMUL R0, R0, R1',
   'BRA {value}',
+]
+const producer = [
+  'round: BRA.DIV UR12, {parted}',
+  '@P2 BRA {look}',
+  'BRA {round}', // shorter, but nothing would be looked up
+  'look: LD.E R133, desc[UR14][R38.64]',
+  '@P3 BRA {round}', // nor copied
+  'copy: UBLKCP.S.G [UR20], [UR18], UR12',
+  '@P1 BRA.U.ANY {copy}',
+  'BRA {round}',
+  'parted: WARPSYNC.COLLECTIVE R36, {round}',
+  'BRA {round}',
   'EXIT',
 ]
+const loop = [...consumer, ...producer]
 
-test('a unit is the shortest way that copies and looks into the table, a step for each page', async () => {
+test('a unit is the shortest way round for one consumer, and a sixth of that which looks up and copies', async () => {
   const folder = mkdtempSync(join(tmpdir(), 'zipcache-loop-'))
   try {
     const fake = join(folder, 'cuobjdump')
@@ -56,9 +62,12 @@ console.log(JSON.stringify(decodeLoops('a.cubin', 'kernel')))`
     const child = startNode(['--input-type=module', '-e', source], { CUOBJDUMP: fake })
     const { exitCode, stdout, stderr } = await end(child)
     expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
-    // K and V with their masks and branches; the copy twice, for two pages; on to the loop's head.
-    const instructions = 2 * (1 + kProducts + 1) + 2 * 2 + 1 + 1 + 2
-    expect(JSON.parse(stdout)).toEqual([{ formats: 'K and V u4', instructions, codes: 256 }])
+    // K and V with their masks and branches, and the slot's release; of six units round, look-up and
+    // copies, two slots for each unit.
+    const own = 2 * (1 + kProducts) + 1 + 1 + 1
+    const brought = 1 + 1 + 2 + 2 * 12 + 1
+    const instructions = Math.round(own + brought / 6)
+    expect(JSON.parse(stdout)).toEqual([{ formats: 'K and V u4', instructions, codes: 512 }])
   } finally {
     rmSync(folder, { recursive: true, force: true })
   }

@@ -75,7 +75,7 @@ function decodeTable(rows, { model, roof, gpu }) {
 /** The bounds of model.mjs, which knows one GPU and one shape. */
 function predicted(gpu, model, { policy, batch, context }) {
   if (!gpu?.includes('H200') || model.model !== 'LLaMA3-8B' || !kModelled[policy]) return ''
-  const { ms, low = ms, high = ms } = step(kModelled[policy], batch, context)
+  const { low, high } = step(kModelled[policy], batch, context)
   return `${fixed(low)} to ${fixed(high)}`
 }
 

@@ -82,6 +82,19 @@ ZC_DEVICE float ex2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+// The bits of x where the mask has ones, those of y elsewhere: one instruction, whatever the
+// compiler knows of the mask.
+ZC_DEVICE uint32_t select_bits(uint32_t mask, uint32_t x, uint32_t y) {
+  uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xca;" : "=r"(d) : "r"(mask), "r"(x), "r"(y));
+  return d;
+}
+// 1 / x to 1 ulp.
+ZC_DEVICE float rcp(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // ---- asynchronous copies ----
 
@@ -95,6 +108,12 @@ ZC_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "me
 template <int N>
 ZC_DEVICE void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// This thread arrives at an mbarrier, which counts on it, when its copies so far are done; no
+// cp_async_wait is for them.
+ZC_DEVICE void cp_async_mbarrier_arrive(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
 // Asks for the 128 bytes around an address to be brought to L2, where all of the device sees one
@@ -127,7 +146,7 @@ ZC_DEVICE void bar_arrive(int id, int n) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(n) : "memory");
 }
 
-// ---- sm_90: barriers in shared memory, bulk and tensor copies, warpgroup products ----
+// ---- barriers in shared memory ----
 
 ZC_DEVICE void mbarrier_init(uint32_t barrier, uint32_t n) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(n) : "memory");
@@ -145,12 +164,23 @@ ZC_DEVICE void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes) {
 }
 // Returns when the phase of this parity has completed.
 ZC_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
+#if __CUDA_ARCH__ >= 900
   asm volatile(
       "{\n.reg .pred p;\nL_%=:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra "
       "D_%=;\nbra L_%=;\nD_%=:\n}" ::"r"(barrier),
       "r"(parity)
       : "memory");
+#else
+  asm volatile(
+      "{\n.reg .pred p;\nL_%=:\nmbarrier.test_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra "
+      "D_%=;\nbra L_%=;\nD_%=:\n}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+#endif
 }
+
+// ---- sm_90: bulk and tensor copies, warpgroup products ----
+
 // `bytes` (a multiple of 16) from global to shared memory, counted on the barrier; both aligned to
 // 16.
 ZC_DEVICE void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {

@@ -1,0 +1,393 @@
+#pragma once
+
+#include "csrc/cuda/mixed_attention/warp_state.h"
+
+// A warp that multiplies: it attends to the units that the producer puts into its ring, and merges
+// what it has with the other consumers' at the end of each split.
+namespace zc::cuda::mixed {
+
+// Some channels of a column of O with the column's softmax state: what one lane merges.
+template <int kDim>
+struct ColumnPart {
+  static constexpr int kChannels = kDim / 32;
+  float o[kChannels];
+  float max;
+  float sum;
+
+  ZC_DEVICE void clear() {
+    ZC_UNROLL for (int i = 0; i < kChannels; ++i) o[i] = 0.0f;
+    max = -INFINITY;
+    sum = 0.0f;
+  }
+  ZC_DEVICE void add(const ColumnPart& other) {
+    const float larger = fmaxf(max, other.max);
+    const bool nothing = larger == -INFINITY;  // seen yet; a sum may be NaN all the same
+    const float own_factor = nothing ? 1.0f : simt::ex2(max - larger);
+    const float other_factor = nothing ? 1.0f : simt::ex2(other.max - larger);
+    ZC_UNROLL for (int i = 0; i < kChannels; ++i) o[i] =
+        o[i] * own_factor + other.o[i] * other_factor;
+    sum = sum * own_factor + other.sum * other_factor;
+    max = larger;
+  }
+  // o: this lane's channels. kCached: of shared memory; else past L1, where others have written.
+  template <bool kCached>
+  ZC_DEVICE void load(const float* column, int lane) {
+    const float* from = column + kChannels * lane;
+    if constexpr (kChannels == 4) {
+      const float4* vector = reinterpret_cast<const float4*>(from);
+      const float4 x = kCached ? *vector : __ldcg(vector);
+      o[0] = x.x, o[1] = x.y, o[2] = x.z, o[3] = x.w;
+    } else {
+      const float2* vector = reinterpret_cast<const float2*>(from);
+      const float2 x = kCached ? *vector : __ldcg(vector);
+      o[0] = x.x, o[1] = x.y;
+    }
+    max = kCached ? column[kDim] : __ldcg(column + kDim);
+    sum = kCached ? column[kDim + 1] : __ldcg(column + kDim + 1);
+  }
+  ZC_DEVICE void store(float* column, int lane) const {
+    float* to = column + kChannels * lane;
+    if constexpr (kChannels == 4)
+      *reinterpret_cast<float4*>(to) = make_float4(o[0], o[1], o[2], o[3]);
+    else
+      *reinterpret_cast<float2*>(to) = make_float2(o[0], o[1]);
+    if (lane == 0) {
+      column[kDim] = max;
+      column[kDim + 1] = sum;
+    }
+  }
+};
+
+// Floats between two columns of a warp's O in shared memory: lanes hit different banks.
+template <int kDim>
+inline constexpr int kColumnStride = kDim + 8;
+// And between partial results in device memory.
+template <int kDim>
+inline constexpr int kPartialStride = kDim + 4;
+
+ZC_DEVICE void store_out(const Params& p, int64_t index, float x) {
+  p.out[index] = p.bf16 ? to_bf16(x).bits : from_float<f16>(x).bits;
+}
+
+template <int kDim, bool kBulk, int kStages>
+class Consumer {
+ public:
+  using Memory = BlockMemory<kDim, kStages>;
+  static constexpr int kGroupThreads = 32 * kConsumers;
+  static_assert(kConsumers >= kColumns, "a consumer merges one column");
+  static_assert(kColumns * kColumnStride<kDim> * sizeof(float) <= kSlotBytes<kDim>);
+
+  ZC_DEVICE Consumer(const Params& p, Memory& memory) : p_(p), memory_(memory) {}
+
+  ZC_DEVICE void run() {
+    WarpState<kDim> state;
+    state.clear();
+    if (lane() == 0) memory_.running[warp()].layout = 0;
+    __syncwarp();
+    ZC_NO_UNROLL for (;;) {
+      wait(count_);
+      const Entry& entry = memory_.entries[warp()][stage_of(count_)];
+      const uint32_t kind = entry.what & 0xff;
+      if (kind == kUnit) {
+        attend(entry, state);
+        continue;
+      }
+      if (kind == kQuit) return;
+      const int place = (entry.what & kItemParity) != 0 ? 1 : 0;
+      const Item<kDim>& item = memory_.items[place];
+      if (kind == kFold) {
+        state.enter(p_, Layout{entry.layout}, reinterpret_cast<const uint32_t*>(slot(count_)),
+                    item.q[lane() >> 3], memory_.running[warp()], lane());
+        advance();
+      } else if (kind == kEnd) {
+        const bool is_last = (entry.what & kIsLast) != 0;
+        finish_split(item.head, entry.first, is_last, state);
+        if (is_last) free_item(place);
+      } else {
+        clear_rows(item.head);
+        advance();
+        free_item(place);
+      }
+    }
+  }
+
+ private:
+  // Not kept in registers, of which there are none to spare.
+  ZC_DEVICE static int warp() { return static_cast<int>(threadIdx.x >> 5); }
+  ZC_DEVICE static int lane() { return static_cast<int>(threadIdx.x & 31); }
+  ZC_DEVICE static int stage_of(uint32_t count) { return static_cast<int>(count % kStages); }
+
+  ZC_DEVICE uint8_t* slot(uint32_t count) const { return memory_.ring[warp()][stage_of(count)]; }
+  ZC_DEVICE void wait(uint32_t count) const {
+    simt::mbarrier_wait(simt::smem_u32(&memory_.full[warp()][stage_of(count)]),
+                        count / kStages & 1);
+  }
+  // n slots were read to their end: on to the next.
+  ZC_DEVICE void advance(int n = 1) {
+    __syncwarp();
+    ZC_UNROLL for (int i = 0; i < 2; ++i) if (i < n) {
+      if (lane() == 0)
+        simt::mbarrier_arrive(simt::smem_u32(&memory_.empty[warp()][stage_of(count_)]));
+      ++count_;
+    }
+  }
+  ZC_DEVICE void free_item(int place) const {
+    __syncwarp();
+    if (lane() == 0) simt::mbarrier_arrive(simt::smem_u32(memory_.item_free + place));
+  }
+
+  // The unit at count_.
+  ZC_DEVICE void attend(const Entry& entry, WarpState<kDim>& state) {
+    const Layout layout{entry.layout};
+    const int n_slots = unit_slots(layout.in_slot<kDim>());
+    if (n_slots == 2) wait(count_ + 1);
+    const auto known = [&](auto k, auto v) {
+      attend_pages(
+          StaticShape<decltype(k)::value, decltype(v)::value, kDim>{}, entry, 0, state,
+          [&](const auto& f) { f(k); }, [&](const auto& f) { f(v); });
+    };
+    constexpr auto pair = [](Format k, Format v) {
+      return static_cast<uint32_t>(k) | static_cast<uint32_t>(v) << 8;
+    };
+    switch (entry.layout & 0xffff) {
+      case pair(Format::kU2, Format::kU2):
+        known(kTag<Format::kU2>, kTag<Format::kU2>);
+        break;
+      case pair(Format::kU3, Format::kU2):
+        known(kTag<Format::kU3>, kTag<Format::kU2>);
+        break;
+      case pair(Format::kU4, Format::kU4):
+        known(kTag<Format::kU4>, kTag<Format::kU4>);
+        break;
+      case pair(Format::kF16, Format::kF16):
+        known(kTag<Format::kF16>, kTag<Format::kF16>);
+        break;
+      default: {
+        ZC_NO_UNROLL for (int page = 0; page < layout.pages(); ++page) {
+          attend_pages(
+              AnyShape<kDim>{layout}, entry, page, state,
+              [&](const auto& f) { with_format(layout.k_format(), f); },
+              [&](const auto& f) { with_format(layout.v_format(), f); });
+        }
+      }
+    }
+    advance(n_slots);
+  }
+
+  // The pages of a unit from one on that a shape takes together. with_k and with_v call what they
+  // are given with the format of K and of V as a type.
+  template <typename Shape, typename WithK, typename WithV>
+  ZC_DEVICE void attend_pages(const Shape& shape, const Entry& entry, int page0,
+                              WarpState<kDim>& state, const WithK& with_k, const WithV& with_v) {
+    constexpr int kPages = Shape::kPages;
+    const int in_slot = shape.in_slot();
+    const uint8_t* const slot0 = slot(count_);
+    const uint8_t* const slot1 = slot(count_ + 1);
+    const auto keys = [&](int tile) {
+      const int page = page0 + tile;
+      return (slot_of(in_slot, page) == 0 ? slot0 : slot1) +
+             place_of(in_slot, page) * shape.bytes();
+    };
+    const auto values = [&](int tile) {
+      return in_slot == 0 ? slot1 : keys(tile) + shape.k_bytes();
+    };
+    float raw[kPages][2];
+    with_k([&](auto k) { score<decltype(k)::value>(keys, state, raw); });
+    const int first = entry.first + page0 * kPageTokens;
+    // Tokens that every column sees, and that this lane's does.
+    int common = entry.n_tokens;
+    int limit = entry.n_tokens;
+    if (p_.causal && (entry.what & kIsTail) != 0) {
+      const ItemHead& head = memory_.items[(entry.what & kItemParity) != 0 ? 1 : 0].head;
+      common -= head.q_len - 1;
+      limit = common + head.query(lane() & 3);
+    }
+    with_v([&](auto v) {
+      if (first + kPages * kPageTokens <= common)
+        weigh<decltype(v)::value, false>(shape, values, first, 0, 0, state, raw);
+      else
+        weigh<decltype(v)::value, true>(shape, values, first, entry.n_tokens, limit, state, raw);
+    });
+  }
+
+  // Sums of accumulators over pages: of tokens g and g + 8 of each.
+  template <Format kFormat, int kPages, typename Keys>
+  ZC_DEVICE void score(const Keys& keys, const WarpState<kDim>& state,
+                       float (&raw)[kPages][2]) const {
+    float products[kPages][4] = {};
+    const uint8_t* parts[kPages];
+    ZC_UNROLL for (int tile = 0; tile < kPages; ++tile) parts[tile] = keys(tile);
+    each_operand<kFormat, kDim>(parts, lane(), [&](int tile, int s, const uint32_t(&a)[4]) {
+      simt::mma_m16n8k16(products[tile], a, state.q[2 * s], state.q[2 * s + 1], f16{});
+    });
+    ZC_UNROLL for (int tile = 0; tile < kPages; ++tile) {
+      raw[tile][0] = products[tile][0] + products[tile][1];
+      raw[tile][1] = products[tile][2] + products[tile][3];
+    }
+  }
+
+  // The running softmax over pages whose first token is `first`, and O += P V. kMasked: this lane's
+  // column sees tokens before `limit`, and the segment ends at n_tokens, within the pages.
+  template <Format kFormat, bool kMasked, int kPages, typename Shape, typename Values>
+  ZC_DEVICE void weigh(const Shape& shape, const Values& values, int first, int n_tokens, int limit,
+                       WarpState<kDim>& state, float (&raw)[kPages][2]) const {
+    const int g = lane() >> 2;
+    uint32_t params[kPages][2];
+    float largest = -INFINITY;
+    uint32_t largest_scale = 0;
+    ZC_UNROLL for (int tile = 0; tile < kPages; ++tile) {
+      const uint32_t* words =
+          reinterpret_cast<const uint32_t*>(values(tile) + shape.params_offset());
+      ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
+        const int token = first + 16 * tile + g + 8 * hi;
+        if (kMasked && token >= limit) raw[tile][hi] = -INFINITY;
+        largest = fmaxf(largest, raw[tile][hi]);
+        if constexpr (kIsCode<kFormat>) {
+          // Slots behind the last token hold anything.
+          params[tile][hi] = kMasked && token >= n_tokens ? 0u : words[g + 8 * hi];
+          const uint32_t scale = params[tile][hi] & 0xffff;
+          largest_scale = scale > largest_scale ? scale : largest_scale;
+        }
+      }
+    }
+    const bool outgrown = largest > state.raw_max || largest_scale > state.scale_limit;
+    if (__any_sync(~0u, outgrown)) state.rescale(largest, largest_scale);
+
+    const float offset = state.beta - (state.max == -INFINITY ? 0.0f : state.max);
+    const float unit_scale[2] = {exp2i(state.shift), exp2i(state.shift - shift_of(kFormat, 0, 1))};
+    ZC_UNROLL for (int tile = 0; tile < kPages; ++tile) {
+      uint32_t weights[2];  // B operand: P^T in units of 2^-shift; the odd columns are zero
+      ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
+        const float p = simt::ex2(fmaf(raw[tile][hi], state.step, offset));
+        state.sum += p;
+        float sigma = unit_scale[hi];
+        if constexpr (kIsCode<kFormat>) {
+          state.rest = fmaf(p, to_float(token_zero(params[tile][hi])), state.rest);
+          sigma *= to_float(token_scale(params[tile][hi]));
+        }
+        weights[hi] = simt::movmatrix_trans(simt::pack2(p * sigma, 0.0f, f16{}));
+      }
+      // Floats behind the last token may be NaN, which a weight of zero would not take away.
+      uint32_t exists[2] = {~0u, ~0u};
+      if constexpr (kMasked && !kIsCode<kFormat>) {
+        const int n_here = n_tokens - first - 16 * tile - 2 * (lane() & 3);
+        exists[0] = (n_here > 0 ? 0xffffu : 0u) | (n_here > 1 ? 0xffff0000u : 0u);
+        exists[1] = (n_here > 8 ? 0xffffu : 0u) | (n_here > 9 ? 0xffff0000u : 0u);
+      }
+      const uint8_t* const parts[1] = {values(tile)};
+      each_operand<kFormat, kDim>(parts, lane(), [&](int, int s, const uint32_t(&a)[4]) {
+        const uint32_t seen[4] = {a[0] & exists[0], a[1] & exists[0], a[2] & exists[1],
+                                  a[3] & exists[1]};
+        simt::mma_m16n8k16(state.o[s], seen, weights[0], weights[1], f16{});
+      });
+    }
+  }
+
+  // ---- merging, always in the same order ----
+
+  // Merges the consumers' states, the first one's first: each of the first kColumns warps one
+  // column, which it adds to the item's, or leaves for whoever ends the sequence's last split.
+  ZC_DEVICE void finish_split(const ItemHead& head, int split, bool is_last,
+                              WarpState<kDim>& state) {
+    constexpr int kStride = kColumnStride<kDim>;
+    const int g = lane() >> 2;
+    const int t = lane() & 3;
+    state.leave(memory_.running[warp()], lane());
+    ZC_UNROLL for (int m = 4; m < 32; m *= 2) state.sum += __shfl_xor_sync(~0u, state.sum, m);
+    float* own = reinterpret_cast<float*>(slot(count_)) + t * kStride;
+    ZC_UNROLL for (int s = 0; s < kDim / 16; ++s) {
+      own[16 * s + g] = state.o[s][0];
+      own[16 * s + g + 8] = state.o[s][2];
+    }
+    if (g == 0) {
+      own[kDim] = state.max;  // behind O there is room
+      own[kDim + 1] = state.sum;
+    }
+    state.clear();
+    if (lane() == 0) memory_.results[warp()] = stage_of(count_);
+    if constexpr (kBulk) simt::fence_async();  // the slot's next copy comes by another road
+    simt::bar_sync(1, kGroupThreads);
+
+    const bool merges = warp() < kColumns;
+    ColumnTotal<kDim>& total = memory_.totals[merges ? warp() : 0];
+    ColumnPart<kDim> sum;
+    if (merges) {
+      ColumnPart<kDim> block;
+      block.clear();
+      ZC_UNROLL for (int w = 0; w < kConsumers; ++w) {
+        ColumnPart<kDim> other;
+        other.template load<true>(
+            reinterpret_cast<const float*>(memory_.ring[w][memory_.results[w]]) + warp() * kStride,
+            lane());
+        block.add(other);
+      }
+      if (p_.whole && split > 0)
+        sum.template load<true>(total.o, lane());
+      else
+        sum.clear();
+      sum.add(block);
+    }
+    simt::bar_sync(1, kGroupThreads);
+    advance();
+    if (!merges || warp() >= head.n_columns) return;
+    const int64_t row = head.row(p_, warp());
+    if (p_.whole && !is_last)
+      sum.store(total.o, lane());
+    else if (p_.whole || head.n_splits == 1)
+      store_column(row, sum);
+    else
+      merge_split(row, head.n_splits, split, sum);
+  }
+
+  // Leaves a split's column for the warp that comes last, which merges all splits in order.
+  ZC_DEVICE void merge_split(int64_t row, int n_splits, int split,
+                             const ColumnPart<kDim>& own) const {
+    constexpr int kStride = kPartialStride<kDim>;
+    float* partials = p_.partials + row * kMaxSplits * kStride;
+    own.store(partials + split * kStride, lane());
+    __threadfence();
+    __syncwarp();
+    int is_last = 0;
+    if (lane() == 0) {
+      is_last = atomicAdd(p_.arrivals + row, 1) == n_splits - 1;
+      if (is_last != 0) p_.arrivals[row] = 0;  // for the next op
+    }
+    if (__shfl_sync(~0u, is_last, 0) == 0) return;
+    __threadfence();
+    ColumnPart<kDim> sum;
+    sum.clear();
+    constexpr int kTogether = 8;  // loads under way: each takes most of a microsecond
+    ZC_NO_UNROLL for (int first = 0; first < n_splits; first += kTogether) {
+      ColumnPart<kDim> part[kTogether];
+      ZC_UNROLL for (int i = 0; i < kTogether; ++i) {
+        part[i].clear();
+        if (first + i < n_splits)
+          part[i].template load<false>(partials + (first + i) * kStride, lane());
+      }
+      ZC_UNROLL for (int i = 0; i < kTogether; ++i) if (first + i < n_splits) sum.add(part[i]);
+    }
+    store_column(row, sum);
+  }
+
+  ZC_DEVICE void store_column(int64_t row, const ColumnPart<kDim>& x) const {
+    constexpr int kChannels = ColumnPart<kDim>::kChannels;
+    ZC_UNROLL for (int i = 0; i < kChannels; ++i)
+        store_out(p_, row * kDim + kChannels * lane() + i, x.sum == 0.0f ? 0.0f : x.o[i] / x.sum);
+    if (lane() == 0) p_.lse[row] = x.sum == 0.0f ? -INFINITY : x.max * kLn2 + logf(x.sum);
+  }
+
+  // A masked sequence attends to nothing.
+  ZC_DEVICE void clear_rows(const ItemHead& head) const {
+    const int own = warp() * 32 + lane();
+    const int64_t first = int64_t{head.q_begin} * p_.n_heads;
+    const int64_t n = int64_t{head.q_len} * p_.n_heads;
+    for (int64_t j = own; j < n * kDim; j += kGroupThreads) store_out(p_, first * kDim + j, 0.0f);
+    for (int64_t j = own; j < n; j += kGroupThreads) p_.lse[first + j] = -INFINITY;
+  }
+
+  const Params& p_;
+  Memory& memory_;
+  uint32_t count_ = 0;  // slots that were read
+};
+
+}  // namespace zc::cuda::mixed

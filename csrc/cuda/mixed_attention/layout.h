@@ -1,0 +1,223 @@
+#pragma once
+
+#include <cstdint>
+
+#include "csrc/cuda/device/segment.h"
+#include "csrc/cuda/kernel.h"
+
+// What mixedAttention's producer and its consumers agree on: how a sequence is cut into items and
+// units, and how units lie in shared memory (csrc/cuda/kernels/mixed_attention.cu tells the whole).
+namespace zc::cuda::mixed {
+
+inline constexpr int kConsumers = 6;  // warps that multiply; one more brings them what they need
+inline constexpr int kThreads = 32 * (kConsumers + 1);
+inline constexpr int kColumns = 4;  // rows of q (query, head of the group) that an item is for
+inline constexpr int kTiles = 4;    // pages of a unit, at most; each is a tile of products
+inline constexpr int kMaxGroup = 64;
+static_assert(kConsumers * kTiles <= 32, "a lane of the producer copies one page of a round");
+
+// A sequence's cache is cut by its own length alone, so that no neighbour in the batch changes a
+// sum: into splits of about 1,024 tokens, and of 2,048 where that makes more than eight.
+inline constexpr int kMaxSplits = 32;
+ZC_HD int split_count(int64_t n_tokens) {
+  const int64_t small = (n_tokens + 512) / 1024;
+  const int64_t large = (n_tokens + 1024) / 2048;
+  const int64_t n = small < 8 ? small : (large < 8 ? 8 : large);
+  return static_cast<int>(n < 1 ? 1 : (n > kMaxSplits ? kMaxSplits : n));
+}
+
+template <Format F>
+inline constexpr bool kIsCode = static_cast<int>(F) <= 8;
+
+struct Params {
+  const uint16_t* q;  // (total_q, n_heads, head_dim) f16|bf16
+  uint16_t* out;      // the same
+  float* lse;         // (total_q, n_heads)
+  uint8_t* pool;
+  int64_t pool_bytes;
+  const int32_t* tables;
+  int64_t tables_words;
+  const int32_t* starts;
+  const int32_t* cu_seqlens;
+  float* partials;  // (total_q, n_heads, kMaxSplits, head_dim + 4): unnormalised O, max, sum, -, -
+  int32_t* arrivals;  // (total_q, n_heads): how many splits are done
+  bool whole;         // an item is all splits of a sequence, one after the other: no partials
+  int32_t n_seqs;
+  int32_t total_q;
+  int32_t n_heads;
+  int32_t layer;
+  float scale;
+  bool bf16;  // q and out are bf16, else f16
+  bool tail;
+  bool causal;
+  FaultSink faults;
+};
+
+// ---- units: the pages that a warp attends to at a time ----
+
+// Shared memory of one slot of a consumer's ring: four pages of 2 bits, two of 4, one of 8, or the
+// K or V part of one of 16.
+template <int kDim>
+inline constexpr int kSlotBytes = 32 * kDim + 256;
+
+// A unit is as many whole pages as a slot has room for, four at most. Where that is less than four,
+// it takes two slots and twice the pages. Pages with floats: one, K in one slot and V in the next.
+template <int kDim>
+ZC_HD constexpr int slot_pages(Format k, Format v, int page_bytes) {
+  if (static_cast<int>(k) > 8 || static_cast<int>(v) > 8) return 0;
+  return page_bytes * 4 <= kSlotBytes<kDim> ? 4 : (page_bytes * 2 <= kSlotBytes<kDim> ? 2 : 1);
+}
+ZC_HD constexpr int unit_pages(int in_slot) {
+  return in_slot == 0 ? 1 : (in_slot == 4 ? 4 : 2 * in_slot);
+}
+ZC_HD constexpr int unit_slots(int in_slot) { return in_slot == 4 ? 1 : 2; }
+// Where a unit's page lies: a slot of the unit, and a page of the slot.
+ZC_HD constexpr int slot_of(int in_slot, int page) {
+  return in_slot == 4 ? 0 : (in_slot == 2 ? page >> 1 : page);
+}
+ZC_HD constexpr int place_of(int in_slot, int page) {
+  return page - slot_of(in_slot, page) * in_slot;
+}
+
+// A segment's page and unit in one word: how K and V are stored, pages of a unit, bytes of a page.
+struct Layout {
+  uint32_t word;
+
+  ZC_DEVICE Format k_format() const { return static_cast<Format>(word & 0xff); }
+  ZC_DEVICE Format v_format() const { return static_cast<Format>(word >> 8 & 0xff); }
+  ZC_DEVICE int pages() const { return static_cast<int>(word >> 16 & 0x7); }
+  ZC_DEVICE int page_bytes() const { return static_cast<int>(word >> 20) * kPageUnitBytes; }
+  // Floats other than f16 become that on their way into a slot.
+  ZC_DEVICE bool converts() const { return (word & 0x80000) != 0; }
+  ZC_DEVICE bool k_quantized() const { return format_quantized(k_format()); }
+  ZC_DEVICE bool v_quantized() const { return format_quantized(v_format()); }
+  template <int kDim>
+  ZC_DEVICE int in_slot() const {
+    return slot_pages<kDim>(k_format(), v_format(), page_bytes());
+  }
+};
+
+template <int kDim>
+ZC_DEVICE Layout layout_of(Format k, Format v) {
+  const int bytes = static_cast<int>(page_bytes(k, v, kDim));
+  const int pages = unit_pages(slot_pages<kDim>(k, v, bytes));
+  const auto foreign = [](Format f) { return f == Format::kF32 || f == Format::kBF16; };
+  return {static_cast<uint32_t>(k) | static_cast<uint32_t>(v) << 8 |
+          static_cast<uint32_t>(pages) << 16 | (foreign(k) || foreign(v) ? 0x80000u : 0u) |
+          static_cast<uint32_t>(bytes / kPageUnitBytes) << 20};
+}
+
+// What a unit's arithmetic needs of its layout, and the pages that it takes together: all of a unit
+// for the formats that policies use together, known at compile time, and one of any others.
+template <int kDim>
+struct AnyShape {
+  static constexpr int kPages = 1;
+  Layout layout;
+
+  ZC_DEVICE int k_bytes() const { return format_bits(layout.k_format()) * 2 * kDim; }
+  ZC_DEVICE int params_offset() const {  // from V's part on
+    return format_bits(layout.v_format()) * 2 * kDim;
+  }
+  ZC_DEVICE int bytes() const { return layout.page_bytes(); }
+  ZC_DEVICE int in_slot() const { return layout.in_slot<kDim>(); }
+};
+
+template <Format K, Format V, int kDim>
+struct StaticShape {
+  static constexpr int kKeyBytes = static_cast<int>(K) * 2 * kDim;
+  static constexpr int kValueBytes = static_cast<int>(V) * 2 * kDim;
+  static constexpr int kBytes = (kKeyBytes + kValueBytes + (kIsCode<V> ? 64 : 0) + 63) / 64 * 64;
+  static constexpr int kInSlot = slot_pages<kDim>(K, V, kBytes);
+  static constexpr int kPages = unit_pages(kInSlot);
+
+  ZC_DEVICE static constexpr int k_bytes() { return kKeyBytes; }
+  ZC_DEVICE static constexpr int params_offset() { return kValueBytes; }
+  ZC_DEVICE static constexpr int bytes() { return kBytes; }
+  ZC_DEVICE static constexpr int in_slot() { return kInSlot; }
+};
+
+// ---- items ----
+
+// One split of one KV head of one sequence, and kColumns rows of q: column = query * group + head
+// of the group. For a masked sequence the rows of q alone.
+struct ItemHead {
+  int q_begin;  // of the sequence
+  int q_len;
+  int group;
+  int first_column;
+  int n_columns;  // of this item, up to kColumns
+  int kv_head;
+  int n_splits;  // of the sequence
+
+  ZC_DEVICE int query(int column) const { return (first_column + column) / group; }
+  // Index of a column in (total_q, n_heads).
+  ZC_DEVICE int64_t row(const Params& p, int column) const {
+    const int c = first_column + column;
+    return (int64_t{q_begin} + c / group) * p.n_heads + kv_head * group + c % group;
+  }
+};
+
+// Words between two columns of q in shared memory: lanes hit different banks.
+template <int kDim>
+inline constexpr int kQueryWords = kDim / 2 + 4;
+
+template <int kDim>
+struct Item {
+  ItemHead head;
+  uint32_t q[kColumns][kQueryWords<kDim>];
+};
+
+// ---- shared memory ----
+
+enum Kind : uint32_t {
+  kFold,    // channel parameters of the segment of the units that follow
+  kUnit,    // pages, in this slot and perhaps the next
+  kEnd,     // the split is done; the slot is room for the warp's results
+  kMasked,  // an item without a table
+  kQuit,    // there are no more items
+};
+inline constexpr uint32_t kItemParity = 0x100;  // which of the two items in shared memory
+inline constexpr uint32_t kIsTail = 0x200;
+inline constexpr uint32_t kIsLast = 0x400;  // split of the item
+
+// What a slot holds.
+struct alignas(16) Entry {
+  uint32_t layout;
+  uint32_t what;     // a Kind and flags
+  int32_t first;     // kUnit: its first token in the segment; kEnd: the split
+  int32_t n_tokens;  // of the segment
+};
+
+// Results of one column: O not divided by the sum yet.
+template <int kDim>
+struct alignas(16) ColumnTotal {
+  float o[kDim];
+  float max;
+  float sum;
+};
+
+// The segment that a warp is in: what it needs again at its end, for want of registers.
+template <int kDim>
+struct RunningSegment {
+  uint32_t layout;                 // 0: none
+  uint32_t normalisers[kDim / 2];  // of V, two channels a word, float16
+};
+
+// Arrivals that complete a slot where the producer's lanes copy: one of each, and one of the warp.
+inline constexpr uint32_t kLaneArrivals = 33;
+
+template <int kDim, int kStages>
+struct BlockMemory {
+  uint8_t ring[kConsumers][kStages][kSlotBytes<kDim>];
+  Entry entries[kConsumers][kStages];
+  uint64_t full[kConsumers][kStages];
+  uint64_t empty[kConsumers][kStages];
+  uint64_t item_free[2];
+  Item<kDim> items[2];
+  ColumnTotal<kDim> totals[kColumns];  // of an item's splits, where it has all
+  RunningSegment<kDim> running[kConsumers];
+  int results[kConsumers];  // stages with the warps' results of a split
+  // n_seqs + 1 words follow: items of the sequences before each.
+};
+
+}  // namespace zc::cuda::mixed

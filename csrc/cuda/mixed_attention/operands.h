@@ -1,0 +1,137 @@
+#pragma once
+
+#include <type_traits>
+
+#include "csrc/cuda/mixed_attention/layout.h"
+
+// Operands of matrix products straight from packed pages. A code of b bits that stands at bit b i
+// of a half IS the float16 code 2^(b i - 24), a subnormal that tensor cores multiply exactly: one
+// LOP3, and every second time a shift, make an operand.
+namespace zc::cuda::mixed {
+
+// Words of one tile's part as they lie in a slot (or in the pool): vectors of up to 16 bytes.
+template <int kWords>
+ZC_DEVICE void load_words(const uint8_t* part, int lane, uint32_t (&words)[kWords]) {
+  if constexpr (kWords % 4 == 0) {
+    const uint4* from = reinterpret_cast<const uint4*>(part) + lane;
+    ZC_UNROLL for (int i = 0; i < kWords / 4; ++i) {
+      const uint4 x = from[32 * i];
+      words[4 * i] = x.x;
+      words[4 * i + 1] = x.y;
+      words[4 * i + 2] = x.z;
+      words[4 * i + 3] = x.w;
+    }
+  } else if constexpr (kWords % 2 == 0) {
+    const uint2* from = reinterpret_cast<const uint2*>(part) + lane;
+    ZC_UNROLL for (int i = 0; i < kWords / 2; ++i) {
+      const uint2 x = from[32 * i];
+      words[2 * i] = x.x;
+      words[2 * i + 1] = x.y;
+    }
+  } else {
+    const uint32_t* from = reinterpret_cast<const uint32_t*>(part) + lane;
+    ZC_UNROLL for (int i = 0; i < kWords; ++i) words[i] = from[32 * i];
+  }
+}
+
+ZC_DEVICE uint32_t rotate_right(uint32_t x, int n) { return n == 0 ? x : (x >> n | x << (32 - n)); }
+
+// Squares whose operands four words of a lane make, one vector; of 2 and 3 bits the whole part.
+template <Format F, int kDim>
+inline constexpr int kLoadSquares =
+    F == Format::kU4 ? 4 : (F == Format::kU8 ? 2 : (kIsCode<F> ? kDim / 16 : 1));
+
+// A lane's words of kLoadSquares squares of one tile.
+template <Format F, int kDim>
+struct TileWords {
+  static constexpr int kSquares = kLoadSquares<F, kDim>;
+  static constexpr int kWords = F == Format::kU2 || F == Format::kU3 ? kDim / 32 : 4;
+  uint32_t words[kWords];
+  uint32_t tops[F == Format::kU3 ? kDim / 64 : 1];
+
+  // square: a multiple of kSquares.
+  ZC_DEVICE void load(const uint8_t* part, int lane, int square) {
+    load_words(part + (square / kSquares) * 512, lane, words);
+    if constexpr (F == Format::kU3) load_words(part + 4 * kDim, lane, tops);
+  }
+
+  // The A operand of square s of those loaded.
+  ZC_DEVICE void operand(int s, uint32_t (&a)[4]) const {
+    if constexpr (F == Format::kU2) {
+      const uint32_t x = words[s / 2];
+      const uint32_t y = x >> 8;
+      const uint32_t m0 = 0x00030003u << (4 * (s % 2));
+      const uint32_t m1 = m0 << 2;
+      a[0] = x & m0, a[1] = y & m0, a[2] = x & m1, a[3] = y & m1;
+    } else if constexpr (F == Format::kU3) {
+      // The top bit of a field goes above it, where the next one begins: every second field at a
+      // time, for two squares.
+      const int w = s / 2;
+      const auto widened = [&](int hi, uint32_t low) {
+        const uint32_t top = rotate_right(tops[w / 2], top_rotation(w % 2, hi));
+        return simt::select_bits(low, hi == 0 ? words[w] : words[w] >> 8, top);
+      };
+      const uint32_t m0 = 0x00070007u << (4 * (s % 2));
+      const uint32_t m1 = m0 << 2;
+      a[0] = widened(0, 0x00330033u) & m0, a[1] = widened(1, 0x00330033u) & m0;
+      a[2] = widened(0, 0x00cc00ccu) & m1, a[3] = widened(1, 0x00cc00ccu) & m1;
+    } else if constexpr (F == Format::kU4) {
+      const uint32_t x = words[s];
+      const uint32_t y = x >> 8;
+      a[0] = x & 0x000f000fu, a[1] = y & 0x000f000fu;
+      a[2] = x & 0x00f000f0u, a[3] = y & 0x00f000f0u;
+    } else if constexpr (F == Format::kU8) {
+      const uint32_t x = words[2 * s];
+      const uint32_t y = words[2 * s + 1];
+      a[0] = x & 0x00ff00ffu, a[1] = (x >> 8) & 0x00ff00ffu;
+      a[2] = y & 0x00ff00ffu, a[3] = (y >> 8) & 0x00ff00ffu;
+    } else {
+      ZC_UNROLL for (int i = 0; i < 4; ++i) a[i] = words[i];
+    }
+  }
+};
+
+// Calls f(tile, square, a) with the A operand of every square of kCount tiles' parts, the tiles in
+// turn, so that sums of different tiles are under way together.
+template <Format F, int kDim, int kCount, typename Body>
+ZC_DEVICE void each_operand(const uint8_t* const (&parts)[kCount], int lane, const Body& f) {
+  constexpr int kSquares = kLoadSquares<F, kDim>;
+  ZC_UNROLL for (int s0 = 0; s0 < kDim / 16; s0 += kSquares) {
+    TileWords<F, kDim> tiles[kCount];
+    ZC_UNROLL for (int i = 0; i < kCount; ++i) tiles[i].load(parts[i], lane, s0);
+    ZC_UNROLL for (int s = 0; s < kSquares; ++s) ZC_UNROLL for (int i = 0; i < kCount; ++i) {
+      uint32_t a[4];
+      tiles[i].operand(s, a);
+      f(i, s0 + s, a);
+    }
+  }
+}
+
+template <Format F>
+inline constexpr std::integral_constant<Format, F> kTag{};
+
+// Calls f with the format that a slot holds as a type: floats of every kind arrive as f16.
+template <typename F>
+ZC_DEVICE void with_format(Format format, const F& f) {
+  switch (format) {
+    case Format::kU2:
+      return f(kTag<Format::kU2>);
+    case Format::kU3:
+      return f(kTag<Format::kU3>);
+    case Format::kU4:
+      return f(kTag<Format::kU4>);
+    case Format::kU8:
+      return f(kTag<Format::kU8>);
+    default:
+      return f(kTag<Format::kF16>);
+  }
+}
+
+// log2 of the factor by which codes of square s, columns 8 p to 8 p + 7, stand too high in their
+// halves.
+ZC_DEVICE int shift_of(Format f, int s, int p) {
+  return f == Format::kU2 || f == Format::kU3 ? 2 * (2 * (s & 1) + p)
+                                              : (f == Format::kU4 ? 4 * p : 0);
+}
+
+}  // namespace zc::cuda::mixed

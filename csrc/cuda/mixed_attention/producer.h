@@ -1,0 +1,447 @@
+#pragma once
+
+#include "csrc/cuda/mixed_attention/sequence_work.h"
+
+// The warp that reads tables and brings the consumers their units, a ring of slots ahead of them
+// and on into the block's next items, so that no consumer waits for an address.
+namespace zc::cuda::mixed {
+
+// A segment's part in one split, as one lane keeps it.
+struct LaneSegment {
+  Layout layout;
+  int32_t n_tokens;
+  int32_t pages_begin;  // word of the table with the segment's first page
+  int32_t params_unit;
+  int32_t n_units;
+  int32_t weight;  // of all units: bytes in units of a page address (2^31 of which no pool has)
+  int32_t first_unit;
+  int32_t own_units;  // of the split
+};
+
+// What one consumer is given in one round.
+struct Unit {
+  bool exists;
+  Layout layout;
+  int32_t segment;
+  int32_t unit;
+  int32_t n_tokens;
+  int32_t params_unit;
+  bool has_page;  // for this lane to copy
+  int32_t page;   // what the table has for it, not yet looked at
+};
+
+// What one lane copies of a unit: one page, or its K or V part.
+struct Part {
+  bool exists;
+  int page;  // of the unit
+  int slot;  // of the unit
+  int to;    // byte of the slot
+  int from;  // byte of the page
+  int n_bytes;
+};
+
+template <int kDim>
+ZC_DEVICE Part part_of(Layout layout, int index) {
+  const int in_slot = layout.in_slot<kDim>();
+  const int bytes = layout.page_bytes();
+  if (in_slot == 0) {
+    const int k_bytes = format_bits(layout.k_format()) * 2 * kDim;
+    return {index < 2,
+            0,
+            index & 1,
+            0,
+            index == 0 ? 0 : k_bytes,
+            index == 0 ? k_bytes : bytes - k_bytes};
+  }
+  return {index < layout.pages(),           index, slot_of(in_slot, index),
+          place_of(in_slot, index) * bytes, 0,     bytes};
+}
+
+template <int kDim, bool kBulk, int kStages>
+class Producer {
+ public:
+  using Memory = BlockMemory<kDim, kStages>;
+
+  ZC_DEVICE Producer(const Params& p, Memory& memory)
+      : p_(p),
+        memory_(memory),
+        lane_(static_cast<int>(threadIdx.x) & 31),
+        consumer_(lane_ >> 2),
+        part_(lane_ & 3) {}
+
+  // Everything that this block's items need, in order.
+  ZC_DEVICE void run(const int32_t* first_item) {
+    const int n_items = first_item[p_.n_seqs];
+    int n_begun = 0;
+    ZC_NO_UNROLL for (int i = static_cast<int>(blockIdx.x); i < n_items;
+                      i += static_cast<int>(gridDim.x)) {
+      const int seq = sequence_of(first_item, p_.n_seqs, i);
+      const SequenceWork work = sequence_work(p_, seq);
+      const int place = n_begun & 1;
+      simt::mbarrier_wait(simt::smem_u32(memory_.item_free + place), (n_begun >> 1 & 1) ^ 1);
+      ++n_begun;
+      item_flag_ = place == 0 ? 0u : kItemParity;
+      Item<kDim>& item = memory_.items[place];
+      if (!work.table.words) {
+        if (lane_ == 0) item.head = {work.q_begin, work.q_len, 1, 0, 0, 0, 1};
+        __syncwarp();
+        push_mark(kMasked, 0);
+        continue;
+      }
+      int index = i - first_item[seq];
+      const int first_column = index % work.n_column_blocks * kColumns;
+      index /= work.n_column_blocks;
+      const int n_parts = p_.whole ? 1 : work.n_splits;
+      const int n_columns = work.q_len * work.group - first_column;
+      const ItemHead head{work.q_begin,
+                          work.q_len,
+                          work.group,
+                          first_column,
+                          n_columns < kColumns ? n_columns : kColumns,
+                          index / n_parts,
+                          work.n_splits};
+      const int split = index % n_parts;
+      stage_item(item, head);
+      push_splits(work.table, head, split, p_.whole ? work.n_splits : split + 1);
+    }
+    push_mark(kQuit, 0);
+  }
+
+ private:
+  ZC_DEVICE void stage_item(Item<kDim>& item, const ItemHead& head) const {
+    constexpr int kWords = kDim / 2;
+    const uint32_t* q = reinterpret_cast<const uint32_t*>(p_.q);
+    if (lane_ == 0) item.head = head;
+    ZC_UNROLL for (int column = 0; column < kColumns; ++column) {
+      const bool exists = column < head.n_columns;
+      const uint32_t* from = q + (exists ? head.row(p_, column) : 0) * kWords;
+      ZC_UNROLL for (int w = lane_; w < kWords; w += 32) item.q[column][w] = exists ? from[w] : 0u;
+    }
+    __syncwarp();
+  }
+
+  ZC_DEVICE void push_splits(const SequenceTable& table, const ItemHead& head, int split,
+                             int end_split) {
+    const int first = p_.tail ? 0 : 1;
+    const int n_segments = checked_segment_count(p_.faults, table.words, p_.layer, head.kv_head);
+    LaneSegment own = lane_segment(table, head, first, n_segments);
+    uint32_t total = sum(own.weight);
+    for (int base = first + 32; base < n_segments; base += 32)
+      total += sum(lane_segment(table, head, base, n_segments).weight);
+    // floor(total split / n_splits) without a product of 64 bits
+    const uint32_t n_splits = static_cast<uint32_t>(head.n_splits);
+    const uint32_t quotient = total / n_splits;
+    const uint32_t remainder = total % n_splits;
+    const auto boundary = [&](int i) {
+      const uint32_t u = static_cast<uint32_t>(i);
+      return static_cast<int>(quotient * u + remainder * u / n_splits);
+    };
+    ZC_NO_UNROLL for (; split < end_split; ++split) {
+      const int begin = boundary(split);
+      const int end = boundary(split + 1);
+      int weight_before = 0;
+      folded_ = -1;
+      ZC_NO_UNROLL for (int base = first; base < n_segments; base += 32) {
+        if (n_segments - first > 32) own = lane_segment(table, head, base, n_segments);
+        const int through = inclusive_sum(own.weight);
+        const int before = weight_before + through - own.weight;
+        own.own_units = 0;
+        if (own.n_units > 0) {
+          const int unit_weight = own.weight / own.n_units;
+          own.first_unit = units_below(begin - before, unit_weight, own.n_units);
+          own.own_units = units_below(end - before, unit_weight, own.n_units) - own.first_unit;
+        }
+        weight_before += __shfl_sync(~0u, through, 31);
+        push_units(table, head, base, own);
+      }
+      push_mark(kEnd | (split + 1 == end_split ? kIsLast : 0u), split);
+    }
+  }
+
+  // The segment that this lane holds.
+  ZC_DEVICE LaneSegment lane_segment(const SequenceTable& table, const ItemHead& head, int base,
+                                     int n_segments) const {
+    LaneSegment own{};
+    if (base + lane_ >= n_segments) return own;
+    const SegmentView view = view_segment(p_.faults, table, p_.pool, p_.pool_bytes, p_.layer,
+                                          head.kv_head, base + lane_, kDim);
+    const Segment& s = view.segment;
+    if (s.n_tokens == 0) return own;
+    own.layout = layout_of<kDim>(s.k_format, s.v_format);
+    own.n_tokens = s.n_tokens;
+    own.pages_begin = s.pages_begin;
+    own.params_unit = s.params_unit;
+    const int pages = own.layout.pages();
+    own.n_units = (view.n_pages() + pages - 1) / pages;
+    own.weight = own.n_units * pages * (own.layout.page_bytes() / kPageUnitBytes);
+    return own;
+  }
+
+  // How many of n_units units of so much weight begin below `weight`.
+  ZC_DEVICE static int units_below(int weight, int unit_weight, int n_units) {
+    if (weight <= 0) return 0;
+    const int n = (weight - 1) / unit_weight + 1;
+    return n < n_units ? n : n_units;
+  }
+
+  ZC_DEVICE int inclusive_sum(int x) const {
+    ZC_UNROLL for (int d = 1; d < 32; d *= 2) {
+      const int y = __shfl_up_sync(~0u, x, d);
+      if (lane_ >= d) x += y;
+    }
+    return x;
+  }
+  ZC_DEVICE uint32_t sum(int x) const {
+    return static_cast<uint32_t>(__shfl_sync(~0u, inclusive_sum(x), 31));
+  }
+
+  // All units of a split in the segments that the lanes hold, segment `base` being lane 0's: the
+  // first consumer takes the first, and so on round after round. The table's words of one round are
+  // asked for before the round before is brought.
+  ZC_DEVICE void push_units(const SequenceTable& table, const ItemHead& head, int base,
+                            const LaneSegment& own) {
+    const int through = inclusive_sum(own.own_units);
+    const int n_units = __shfl_sync(~0u, through, 31);
+    Unit next = find_unit(table, base, own, through, n_units, 0);
+    ZC_NO_UNROLL for (int round = 0; round < n_units; round += kConsumers) {
+      const Unit now = next;
+      next = find_unit(table, base, own, through, n_units, round + kConsumers);
+      push_fold(now);
+      push_unit(head, now);
+    }
+  }
+
+  // Unit `round` + consumer of those that the lanes' segments have; through: of this lane's segment
+  // and all before.
+  ZC_DEVICE Unit find_unit(const SequenceTable& table, int base, const LaneSegment& own,
+                           int through, int n_units, int round) const {
+    const int index = round + consumer_;
+    int source = 0;  // the first lane whose `through` is above index
+    ZC_UNROLL for (int step = 16; step > 0; step /= 2) {
+      const int before = __shfl_sync(~0u, through, source + step - 1);
+      if (before <= index) source += step;
+    }
+    Unit u{};
+    u.exists = consumer_ < kConsumers && index < n_units;
+    u.layout.word = __shfl_sync(~0u, own.layout.word, source);
+    u.segment = base + source;
+    u.unit = index + __shfl_sync(~0u, own.first_unit - (through - own.own_units), source);
+    u.n_tokens = __shfl_sync(~0u, own.n_tokens, source);
+    u.params_unit = __shfl_sync(~0u, own.params_unit, source);
+    const int pages_begin = __shfl_sync(~0u, own.pages_begin, source);
+    const Part part = part_of<kDim>(u.layout, part_);
+    const int page = u.unit * u.layout.pages() + part.page;
+    u.has_page = u.exists && part.exists && page < (u.n_tokens + kPageTokens - 1) / kPageTokens;
+    if (u.has_page) u.page = table.words[pages_begin + page];
+    return u;
+  }
+
+  // ---- slots ----
+
+  ZC_DEVICE uint32_t full(int consumer, int stage) const {
+    return simt::smem_u32(&memory_.full[consumer][stage]);
+  }
+  ZC_DEVICE static int stage_of(uint32_t count) { return static_cast<int>(count % kStages); }
+
+  // Waits until this lane's consumer has freed its next n slots.
+  ZC_DEVICE void acquire(bool wants, int n) const {
+    if (wants) {
+      ZC_UNROLL for (int i = 0; i < 2; ++i) {
+        const uint32_t count = count_ + static_cast<uint32_t>(i);
+        if (i < n)
+          simt::mbarrier_wait(simt::smem_u32(&memory_.empty[consumer_][stage_of(count)]),
+                              (count / kStages & 1) ^ 1);
+      }
+    }
+    __syncwarp();
+  }
+
+  // Tells every consumer something that takes no copies.
+  ZC_DEVICE void push_mark(uint32_t what, int32_t first) {
+    const bool is_consumer = consumer_ < kConsumers;
+    acquire(is_consumer, 1);
+    const int stage = stage_of(count_);
+    if (is_consumer && part_ == 0)
+      memory_.entries[consumer_][stage] = {0u, what | item_flag_, first, 0};
+    if constexpr (kBulk) {
+      if (is_consumer && part_ == 0) simt::mbarrier_arrive(full(consumer_, stage));
+    } else {
+      __syncwarp();
+      for (int c = 0; c < kConsumers; ++c) arrive_by_lanes(c, __shfl_sync(~0u, stage, 4 * c));
+    }
+    if (is_consumer) ++count_;
+  }
+
+  // Brings channel parameters to the consumers whose segment is another than before.
+  ZC_DEVICE void push_fold(const Unit& u) {
+    const bool wants = u.exists && u.segment != folded_;
+    if (u.exists) folded_ = u.segment;
+    const uint32_t all = __ballot_sync(~0u, wants);
+    if (all == 0) return;
+    acquire(wants, 1);
+    const bool codes = u.layout.k_quantized() || u.layout.v_quantized();
+    constexpr uint32_t kBytes = 6 * kDim;
+    const uint8_t* params = p_.pool + int64_t{u.params_unit} * kPageUnitBytes;
+    const int stage = stage_of(count_);
+    uint8_t* slot = memory_.ring[consumer_ < kConsumers ? consumer_ : 0][stage];
+    if (wants && part_ == 0)
+      memory_.entries[consumer_][stage] = {u.layout.word, kFold | item_flag_, 0, 0};
+    if constexpr (kBulk) {
+      if (wants && part_ == 0) {
+        simt::mbarrier_arrive_expect_tx(full(consumer_, stage), codes ? kBytes : 0u);
+        if (codes) simt::bulk_copy(simt::smem_u32(slot), params, kBytes, full(consumer_, stage));
+      }
+    } else {
+      __syncwarp();
+      for (int c = 0; c < kConsumers; ++c) {
+        if ((all >> (4 * c) & 1u) == 0) continue;
+        const int to = __shfl_sync(~0u, stage, 4 * c);
+        const int unit = __shfl_sync(~0u, codes ? u.params_unit : -1, 4 * c);
+        if (unit >= 0)
+          copy_by_lanes(simt::smem_u32(memory_.ring[c][to]),
+                        p_.pool + int64_t{unit} * kPageUnitBytes, static_cast<int>(kBytes));
+        arrive_by_lanes(c, to);
+      }
+    }
+    if (wants) ++count_;
+  }
+
+  // Whether this lane has a page to copy, and it lies in the pool.
+  ZC_DEVICE bool page_exists(const ItemHead& head, const Unit& u) const {
+    if (!u.has_page) return false;
+    const int64_t address = u.page;
+    const bool inside =
+        address >= 0 && address * kPageUnitBytes + u.layout.page_bytes() <= p_.pool_bytes;
+    return check_data(p_.faults, inside, FaultReason::kTableOutside, p_.layer, head.kv_head,
+                      u.segment);
+  }
+
+  // Brings the consumers the pages of a round.
+  ZC_DEVICE void push_unit(const ItemHead& head, const Unit& u) {
+    const int slots = unit_slots(u.layout.in_slot<kDim>());
+    const Part part = part_of<kDim>(u.layout, part_);
+    acquire(u.exists, slots);
+    const bool found = page_exists(head, u);
+    const uint32_t units = __ballot_sync(~0u, u.exists && part_ == 0);
+    if (u.exists && part_ == 0)
+      memory_.entries[consumer_][stage_of(count_)] = {
+          u.layout.word, kUnit | item_flag_ | (u.segment == 0 ? kIsTail : 0u),
+          u.unit * u.layout.pages() * kPageTokens, u.n_tokens};
+    const bool foreign = found && is_foreign(u.layout, part_);
+    if (__any_sync(~0u, foreign)) convert_parts(u, foreign);
+    const bool copies = found && !foreign;
+    const int stage = stage_of(count_ + static_cast<uint32_t>(part.slot));
+    if constexpr (kBulk) {
+      const uint32_t own = 0xfu << (lane_ & ~3);
+      const uint32_t first = __ballot_sync(~0u, copies && part.slot == 0) & own;
+      const uint32_t second = __ballot_sync(~0u, copies && part.slot == 1) & own;
+      if (u.exists && part_ < slots) {
+        const int n = __popc(part_ == 0 ? first : second);
+        simt::mbarrier_arrive_expect_tx(
+            full(consumer_, stage_of(count_ + static_cast<uint32_t>(part_))),
+            static_cast<uint32_t>(n * part.n_bytes));
+      }
+      __syncwarp();
+      // Pages of a slot that follow each other in the pool, as most do, are one copy.
+      const int before = __shfl_up_sync(~0u, copies ? u.page : INT32_MIN, 1);
+      const bool joins =
+          copies && part.to > 0 && before + u.layout.page_bytes() / kPageUnitBytes == u.page;
+      const uint32_t joined = __ballot_sync(~0u, joins) >> lane_ >> 1;  // of the lanes behind
+      const int n_pages = __ffs(static_cast<int>(~joined));
+      if (copies && !joins)
+        simt::bulk_copy(simt::smem_u32(memory_.ring[consumer_][stage] + part.to),
+                        p_.pool + int64_t{u.page} * kPageUnitBytes + part.from,
+                        static_cast<uint32_t>(n_pages * part.n_bytes), full(consumer_, stage));
+    } else {
+      __syncwarp();
+      for (int c = 0; c < kConsumers; ++c) {
+        if ((units >> (4 * c) & 1u) == 0) continue;
+        const Layout layout{__shfl_sync(~0u, u.layout.word, 4 * c)};
+        const uint32_t count = __shfl_sync(~0u, count_, 4 * c);
+        const int n_slots = unit_slots(layout.in_slot<kDim>());
+        for (int slot = 0; slot < n_slots; ++slot) {
+          const int to = stage_of(count + static_cast<uint32_t>(slot));
+          for (int index = 0; index < kTiles; ++index) {
+            const Part other = part_of<kDim>(layout, index);
+            const int page = __shfl_sync(~0u, copies ? u.page : -1, 4 * c + index);
+            if (page < 0 || other.slot != slot) continue;
+            copy_by_lanes(simt::smem_u32(memory_.ring[c][to] + other.to),
+                          p_.pool + int64_t{page} * kPageUnitBytes + other.from, other.n_bytes);
+          }
+          arrive_by_lanes(c, to);
+        }
+      }
+    }
+    if (u.exists) count_ += static_cast<uint32_t>(slots);
+  }
+
+  ZC_DEVICE void copy_by_lanes(uint32_t to, const uint8_t* from, int n_bytes) const {
+    for (int b = 16 * lane_; b < n_bytes; b += 512) simt::cp_async_16(to + b, from + b);
+  }
+
+  // Completes a slot, kLaneArrivals in all: each lane's copies, and what the warp wrote by itself.
+  ZC_DEVICE void arrive_by_lanes(int consumer, int stage) const {
+    simt::cp_async_mbarrier_arrive(full(consumer, stage));
+    if (lane_ == 0) simt::mbarrier_arrive(full(consumer, stage));
+  }
+
+  // ---- floats other than f16 ----
+
+  ZC_DEVICE static bool is_foreign(Layout layout, int part) {
+    if (!layout.converts()) return false;
+    const Format f = part == 0 ? layout.k_format() : layout.v_format();
+    return f == Format::kF32 || f == Format::kBF16;
+  }
+
+  // Stores the parts of all lanes that have foreign ones as f16.
+  ZC_DEVICE void convert_parts(const Unit& u, bool foreign) const {
+    uint32_t waiting = __ballot_sync(~0u, foreign);
+    while (waiting != 0) {
+      const int source = __ffs(static_cast<int>(waiting)) - 1;
+      waiting &= waiting - 1;
+      const Layout layout{__shfl_sync(~0u, u.layout.word, source)};
+      const int page = __shfl_sync(~0u, u.page, source);
+      const int part = source & 3;
+      const int stage = stage_of(__shfl_sync(~0u, count_, source) + static_cast<uint32_t>(part));
+      uint8_t* slot = memory_.ring[source >> 2][stage];
+      const uint8_t* from = p_.pool + int64_t{page} * kPageUnitBytes;
+      if (part == 0)
+        convert_part<true>(from, layout.k_format(), slot);
+      else
+        convert_part<false>(from + format_bits(layout.k_format()) * 2 * kDim, layout.v_format(),
+                            slot);
+    }
+    if constexpr (kBulk) simt::fence_async();  // a slot's next copy comes by another road
+    __syncwarp();
+  }
+
+  // A float part of one page as f16, in fragment order, by ordinary loads and stores.
+  template <bool kKey>
+  ZC_DEVICE void convert_part(const uint8_t* part, Format format, uint8_t* to) const {
+    uint32_t* words = reinterpret_cast<uint32_t*>(to);
+    ZC_NO_UNROLL for (int i = 0; i < kDim / 4; ++i) {
+      const int row = (lane_ >> 2) + 8 * (i & 1);
+      const int column = 2 * (lane_ & 3) + 8 * ((i >> 1) & 1);
+      const int square = i >> 2;
+      const auto element = [&](int odd) {
+        const int token = kKey ? row : column + odd;
+        const int channel = 16 * square + (kKey ? column + odd : row);
+        return read_float<kKey>(part, format, kDim, token, channel);
+      };
+      words[word_index(kDim / 4, lane_, i)] =
+          from_float<f16>(element(0)).bits | static_cast<uint32_t>(from_float<f16>(element(1)).bits)
+                                                 << 16;
+    }
+  }
+
+  const Params& p_;
+  Memory& memory_;
+  const int lane_;
+  const int consumer_;   // that this lane brings something
+  const int part_;       // of a unit
+  uint32_t count_ = 0;   // slots of the consumer that were filled
+  int32_t folded_ = -1;  // the segment that the consumer was given parameters of
+  uint32_t item_flag_ = 0;
+};
+
+}  // namespace zc::cuda::mixed
