@@ -13,9 +13,9 @@
 // Nor are codes turned into numbers (csrc/cuda/mixed_attention/operands.h); the powers of two are
 // folded into q, p and the output.
 //
-// mma has 8 columns, and 4 query heads share a KV head in most models. So each of q and p is two
-// float16, the second what rounding left of the first, in neighbouring columns, which one lane
-// holds in its accumulators: products of float32's accuracy for one addition.
+// mma has 8 columns, and 4 query heads share a KV head in most models. So q is two float16, the
+// second what rounding left of the first, in neighbouring columns, which one lane holds in its
+// accumulators: scores of float32's accuracy for one addition. p is one, and its neighbour zero.
 //
 // One warp of a block, the producer, follows tables to pages and has them copied into rings of
 // slots, one ring for each of the other warps, the consumers. It goes on from a split, and from an
@@ -75,7 +75,7 @@ constexpr int kBlocks = 2;
 
 // Attention of 4 columns (rows of q and heads that share a KV head) over one split of a sequence,
 // or over all splits in turn. A block owns items blockIdx.x, blockIdx.x + gridDim.x, ...; consumer
-// w owns the units w, w + 6, ... of a split (64 tokens of 2 to 4 bits, 32 of 8, 16 of floats).
+// w owns the w-th sixth of a split's units (64 tokens of 2 to 4 bits, 32 of 8, 16 of floats).
 // Bound by memory bandwidth from about 25 MB a call on; below that by latency. Shared memory:
 // BlockMemory, most of it 6 kStages (32 head_dim + 256) bytes of slots, and a word a sequence.
 template <int kDim, bool kBulk, int kStages>
@@ -84,12 +84,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kDim>) mixed_attention_kerne
 }
 
 template <int kDim, int kStages>
-void launch_kernel(Context& context, bool bulk, const Params& p) {
+void launch_kernel(Context& context, bool bulk, int blocks, const Params& p) {
   const size_t shared_bytes =
       sizeof(BlockMemory<kDim, kStages>) + (static_cast<size_t>(p.n_seqs) + 1) * sizeof(int32_t);
   const auto kernel = bulk ? &mixed_attention_kernel<kDim, true, kStages>
                            : &mixed_attention_kernel<kDim, false, kStages>;
-  launch_early(context, kernel, static_cast<unsigned>(2 * context.n_multiprocessors), kThreads,
+  launch_early(context, kernel, static_cast<unsigned>(blocks * context.n_multiprocessors), kThreads,
                shared_bytes, p);
 }
 
@@ -125,11 +125,13 @@ void launch_mixed_attention(Context& context, const MixedAttentionArgs& a) {
     p.arrivals = context.counters(rows);
   }
   const int code = code_architecture(context, &mixed_attention_kernel<kDim, false, 4>);
+  const bool little = has_little_memory(code == 80 ? context.architecture : code);
+  // As many as run at once: kBlocks.
+  const int blocks = little || (code == 80 && kDim > 64) ? 1 : 2;
   if constexpr (kDim > 64) {
-    if (has_little_memory(code == 80 ? context.architecture : code))
-      return launch_kernel<kDim, 3>(context, code >= 90, p);
+    if (little) return launch_kernel<kDim, 3>(context, code >= 90, blocks, p);
   }
-  launch_kernel<kDim, 4>(context, code >= 90, p);
+  launch_kernel<kDim, 4>(context, code >= 90, blocks, p);
 }
 
 }  // namespace

@@ -19,6 +19,8 @@ struct ColumnPart {
     max = -INFINITY;
     sum = 0.0f;
   }
+  // Products fused by hand: left to the compiler, splits merged in one place and in another would
+  // round differently.
   ZC_DEVICE void add(const ColumnPart& other) {
     const float larger = fmaxf(max, other.max);
     const bool nothing = larger == -INFINITY;  // seen yet; a sum may be NaN all the same
@@ -121,6 +123,7 @@ class Consumer {
   ZC_DEVICE void wait(uint32_t count) const {
     simt::mbarrier_wait(simt::smem_u32(&memory_.full[warp()][stage_of(count)]),
                         count / kStages & 1);
+    __syncwarp();
   }
   // n slots were read to their end: on to the next.
   ZC_DEVICE void advance(int n = 1) {
@@ -322,7 +325,7 @@ class Consumer {
         block.add(other);
       }
       if (p_.whole && split > 0)
-        sum.template load<true>(total.o, lane());
+        sum.template load<true>(total.values, lane());
       else
         sum.clear();
       sum.add(block);
@@ -332,7 +335,7 @@ class Consumer {
     if (!merges || warp() >= head.n_columns) return;
     const int64_t row = head.row(p_, warp());
     if (p_.whole && !is_last)
-      sum.store(total.o, lane());
+      sum.store(total.values, lane());
     else if (p_.whole || head.n_splits == 1)
       store_column(row, sum);
     else
@@ -373,7 +376,7 @@ class Consumer {
     constexpr int kChannels = ColumnPart<kDim>::kChannels;
     ZC_UNROLL for (int i = 0; i < kChannels; ++i)
         store_out(p_, row * kDim + kChannels * lane() + i, x.sum == 0.0f ? 0.0f : x.o[i] / x.sum);
-    if (lane() == 0) p_.lse[row] = x.sum == 0.0f ? -INFINITY : x.max * kLn2 + logf(x.sum);
+    if (lane() == 0) p_.lse[row] = x.sum == 0.0f ? -INFINITY : fmaf(x.max, kLn2, logf(x.sum));
   }
 
   // A masked sequence attends to nothing.

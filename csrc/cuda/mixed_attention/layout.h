@@ -188,12 +188,10 @@ struct alignas(16) Entry {
   int32_t n_tokens;  // of the segment
 };
 
-// Results of one column: O not divided by the sum yet.
+// Results of one column: O not divided by the sum yet, max, sum.
 template <int kDim>
 struct alignas(16) ColumnTotal {
-  float o[kDim];
-  float max;
-  float sum;
+  float values[kDim + 4];
 };
 
 // The segment that a warp is in: what it needs again at its end, for want of registers.

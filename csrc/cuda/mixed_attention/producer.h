@@ -173,7 +173,14 @@ class Producer {
     own.params_unit = s.params_unit;
     const int pages = own.layout.pages();
     own.n_units = (view.n_pages() + pages - 1) / pages;
-    own.weight = own.n_units * pages * (own.layout.page_bytes() / kPageUnitBytes);
+    const int64_t weight =
+        int64_t{own.n_units} * pages * (own.layout.page_bytes() / kPageUnitBytes);
+    // A table may list a page again and again, but no segment is larger than the pool, a unit of
+    // which may end behind it.
+    if (!check_data(p_.faults, weight <= p_.pool_bytes / kPageUnitBytes + kTiles * kSlotBytes<kDim>,
+                    FaultReason::kTableOutside, p_.layer, head.kv_head, base + lane_))
+      return {};
+    own.weight = static_cast<int>(weight);
     return own;
   }
 
@@ -195,27 +202,31 @@ class Producer {
     return static_cast<uint32_t>(__shfl_sync(~0u, inclusive_sum(x), 31));
   }
 
-  // All units of a split in the segments that the lanes hold, segment `base` being lane 0's: the
-  // first consumer takes the first, and so on round after round. The table's words of one round are
+  // All units of a split in the segments that the lanes hold, segment `base` being lane 0's: each
+  // consumer takes neighbours, so that it meets few segments. The table's words of one round are
   // asked for before the round before is brought.
   ZC_DEVICE void push_units(const SequenceTable& table, const ItemHead& head, int base,
                             const LaneSegment& own) {
     const int through = inclusive_sum(own.own_units);
     const int n_units = __shfl_sync(~0u, through, 31);
-    Unit next = find_unit(table, base, own, through, n_units, 0);
-    ZC_NO_UNROLL for (int round = 0; round < n_units; round += kConsumers) {
+    const int n_rounds = (n_units + kConsumers - 1) / kConsumers;
+    const auto find = [&](int round) {
+      const int index = round < n_rounds ? consumer_ * n_rounds + round : n_units;
+      return find_unit(table, base, own, through, n_units, index);
+    };
+    Unit next = find(0);
+    ZC_NO_UNROLL for (int round = 0; round < n_rounds; ++round) {
       const Unit now = next;
-      next = find_unit(table, base, own, through, n_units, round + kConsumers);
+      next = find(round + 1);
       push_fold(now);
       push_unit(head, now);
     }
   }
 
-  // Unit `round` + consumer of those that the lanes' segments have; through: of this lane's segment
-  // and all before.
+  // Unit `index` of those that the lanes' segments have; through: of this lane's segment and all
+  // before.
   ZC_DEVICE Unit find_unit(const SequenceTable& table, int base, const LaneSegment& own,
-                           int through, int n_units, int round) const {
-    const int index = round + consumer_;
+                           int through, int n_units, int index) const {
     int source = 0;  // the first lane whose `through` is above index
     ZC_UNROLL for (int step = 16; step > 0; step /= 2) {
       const int before = __shfl_sync(~0u, through, source + step - 1);
