@@ -12,7 +12,7 @@ constexpr int kThreads = 128;
 // comes again leaves it to the later row, so that what is kept does not depend on the order of
 // blocks. A slot that does not exist is a fault and is skipped. Bound by memory.
 template <typename Word>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     store_probes_kernel(FaultSink faults, const Word* q, const float* lse, const int32_t* slots,
                         Word* probe_q, float* probe_lse, int64_t n_rows, int64_t n_slots,
                         int64_t row_words, int n_heads) {
