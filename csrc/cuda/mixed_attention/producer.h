@@ -242,7 +242,9 @@ class Producer {
     const int pages_begin = __shfl_sync(~0u, own.pages_begin, source);
     const Part part = part_of<kDim>(u.layout, part_);
     const int page = u.unit * u.layout.pages() + part.page;
-    u.has_page = u.exists && part.exists && page < (u.n_tokens + kPageTokens - 1) / kPageTokens;
+    // Not below the list either, whatever sums a damaged table's segments have come to.
+    const uint32_t n_pages = static_cast<uint32_t>(u.n_tokens + kPageTokens - 1) / kPageTokens;
+    u.has_page = u.exists && part.exists && static_cast<uint32_t>(page) < n_pages;
     if (u.has_page) u.page = table.words[pages_begin + page];
     return u;
   }
