@@ -10,7 +10,7 @@ import { describeBackends } from '../support/backends.js'
 import { expectClose, expectIdentical } from '../support/compare.js'
 import { type DeviceTensors, floatDtypes } from '../support/device-tensors.js'
 import { expectRefused, expectRejected } from '../support/errors.js'
-import { PackedCache, stackTables } from '../support/packed-cache.js'
+import { kvTable, PackedCache, stackTables } from '../support/packed-cache.js'
 import { type BlockPlan, packSequence, type SequencePlan } from '../support/packed-sequence.js'
 import { propertyRuns } from '../support/properties.js'
 import { cumulative, normals, storeAs } from '../support/random-data.js'
@@ -113,7 +113,7 @@ function prepare(tensors: DeviceTensors, call: Call) {
       lse: parts.flatMap((part) => [...part.lse]),
     }
   }
-  return { args, expected, cuSeqlens, totalQ }
+  return { args, expected, cuSeqlens, totalQ, cache, words, starts }
 }
 
 async function run(tensors: DeviceTensors, call: Call) {
@@ -531,6 +531,52 @@ describeBackends('mixedAttention', (backend) => {
       mixedAttention({ ...args, starts: tensors.i32([args.tables.length - 7]) })
       const fault = { code: 'ERR_ZC_ARGUMENT', op: 'mixedAttention' } as const
       await expectRejected(device.sync(), { ...fault, message: /^starts: / })
+    })
+  })
+
+  // Tables are damaged for every op in segment.test.ts; these reach the kernels for heads of 64 and 128.
+  describe.each([64, 128])('a damaged page table, heads of %i', (headDim) => {
+    const call = { ...usual, headDim, dtype: 'f16' } as const
+    const outside = [-1, (1 << 22) / kvTable.unitBytes, 2 ** 31 - 1, -(2 ** 31)]
+    type Damage = [segment: number, word: Parameters<PackedCache['wordAt']>[2], value: number]
+    const damages = [0, 1, 4].flatMap((segment): Damage[] => [
+      ...outside.map((unit): Damage => [segment, 'pagesBegin', unit]),
+      ...[1, 5, -1].map((format): Damage => [segment, 'keyFormat', format]),
+    ])
+    for (const segment of [1, 4]) {
+      for (const unit of outside) damages.push([segment, 'paramsUnit', unit])
+      for (const n of [-1, 10_000, 2 ** 31 - 1]) damages.push([segment, 'nTokens', n])
+    }
+    const fault = { code: 'ERR_ZC_ARGUMENT', op: 'mixedAttention' } as const
+
+    test.each(damages)('segment %i: %s of %i', async (segment, word, value) => {
+      const { tensors, device } = backend
+      const { args, cache, words, starts } = prepare(tensors, call)
+      const [start] = starts as [number]
+      const table = words.subarray(start)
+      const damaged = words.slice()
+      for (const kvHead of [0, 1])
+        damaged[start + cache.wordAt(table, segment, word, kvHead)] = value
+      mixedAttention({ ...args, tables: tensors.i32(damaged) })
+      await expectRejected(device.sync(), fault)
+      mixedAttention(args) // the device goes on
+      await device.sync()
+    })
+
+    test.each(outside)('any page at unit %i', async (unit) => {
+      const { tensors, device } = backend
+      const { args, cache, words, starts } = prepare(tensors, call)
+      const [start] = starts as [number]
+      const table = words.subarray(start)
+      for (const [segment, nPages] of [2, 4, 3, 2, 1].entries()) {
+        for (let page = 0; page < nPages; page++) {
+          const damaged = words.slice()
+          const list = table[cache.wordAt(table, segment, 'pagesBegin', 1)] as number
+          damaged[start + list + page] = unit
+          mixedAttention({ ...args, tables: tensors.i32(damaged) })
+          await expectRejected(device.sync(), fault)
+        }
+      }
     })
   })
 

@@ -175,10 +175,10 @@ class Producer {
     own.n_units = (view.n_pages() + pages - 1) / pages;
     const int64_t weight =
         int64_t{own.n_units} * pages * (own.layout.page_bytes() / kPageUnitBytes);
-    // A table may list a page again and again, but no segment is larger than the pool, a unit of
-    // which may end behind it.
-    if (!check_data(p_.faults, weight <= p_.pool_bytes / kPageUnitBytes + kTiles * kSlotBytes<kDim>,
-                    FaultReason::kTableOutside, p_.layer, head.kv_head, base + lane_))
+    // All segments' weights together are an int32. A list that is too long for that is of pages
+    // that come again and again: no pool has so many.
+    if (!check_data(p_.faults, weight <= INT32_MAX / n_segments, FaultReason::kTableOutside,
+                    p_.layer, head.kv_head, base + lane_))
       return {};
     own.weight = static_cast<int>(weight);
     return own;
@@ -242,9 +242,7 @@ class Producer {
     const int pages_begin = __shfl_sync(~0u, own.pages_begin, source);
     const Part part = part_of<kDim>(u.layout, part_);
     const int page = u.unit * u.layout.pages() + part.page;
-    // Not below the list either, whatever sums a damaged table's segments have come to.
-    const uint32_t n_pages = static_cast<uint32_t>(u.n_tokens + kPageTokens - 1) / kPageTokens;
-    u.has_page = u.exists && part.exists && static_cast<uint32_t>(page) < n_pages;
+    u.has_page = u.exists && part.exists && page < (u.n_tokens - 1) / kPageTokens + 1;
     if (u.has_page) u.page = table.words[pages_begin + page];
     return u;
   }
