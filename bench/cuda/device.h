@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -181,6 +182,26 @@ Time time_of(Device& device, int repeats, const Body& body) {
   cudaEventDestroy(end);
   std::sort(times.begin(), times.end());
   return {times[times.size() / 2], times[times.size() / 10], times[times.size() * 9 / 10]};
+}
+
+// The command line of such a program.
+struct Mode {
+  bool check_only = false;
+  bool quick = false;
+
+  Mode(int argc, char** argv) {
+    std::setvbuf(stdout, nullptr, _IOLBF, 0);  // what was found stays, should the rest not come
+    for (int i = 1; i < argc; ++i) {
+      check_only = check_only || !std::strcmp(argv[i], "--check");
+      quick = quick || !std::strcmp(argv[i], "--quick");
+    }
+  }
+};
+
+// The first line that it prints.
+inline void print_device(const Device& device) {
+  std::printf("{\"device\": \"%s\", \"multiprocessors\": %d, \"architecture\": %d}\n",
+              device.name.c_str(), device.n_multiprocessors, device.architecture);
 }
 
 }  // namespace zc::bench

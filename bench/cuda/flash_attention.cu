@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
@@ -326,24 +325,17 @@ void time_case(Device& device, int batch, int length, int d, bool causal) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // what was found stays, should the rest not come
-  bool check_only = false;
-  bool quick = false;
-  for (int i = 1; i < argc; ++i) {
-    check_only = check_only || !std::strcmp(argv[i], "--check");
-    quick = quick || !std::strcmp(argv[i], "--quick");
-  }
+  const Mode mode(argc, argv);
   Device device;
-  std::printf("{\"device\": \"%s\", \"multiprocessors\": %d, \"architecture\": %d}\n",
-              device.name.c_str(), device.n_multiprocessors, device.architecture);
+  print_device(device);
   if (!check_all(device)) {
     std::printf("{\"failed\": true}\n");
     return 1;
   }
-  if (check_only) return 0;
+  if (mode.check_only) return 0;
   for (const int d : {128, 64, 256})
     for (const int length : {2048, 4096, 8192, 16384}) {
-      if (quick && length != 8192) continue;
+      if (mode.quick && length != 8192) continue;
       time_case(device, 1, length, d, true);
       if (d != 256) time_case(device, 2, length, d, true);
       if (length == 8192) time_case(device, 1, length, d, false);

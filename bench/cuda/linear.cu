@@ -5,7 +5,6 @@
 //   nvcc -std=c++20 -O3 -gencode arch=compute_90a,code=sm_90a -I. -o linear bench/cuda/linear.cu \
 //     csrc/cuda/kernels/linear*.cu csrc/cuda/check_cuda.cu csrc/core/error.cc
 //   ./linear [--check] [--quick]
-#include <cstring>
 #include <memory>
 
 #include "bench/cuda/device.h"
@@ -197,16 +196,9 @@ bool time_product(Device& device, const Product& p, int64_t m) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // what was found stays, should the rest not come
-  bool check_only = false;
-  bool quick = false;
-  for (int i = 1; i < argc; ++i) {
-    check_only = check_only || !std::strcmp(argv[i], "--check");
-    quick = quick || !std::strcmp(argv[i], "--quick");
-  }
+  const Mode mode(argc, argv);
   Device device;
-  std::printf("{\"device\": \"%s\", \"multiprocessors\": %d, \"architecture\": %d}\n",
-              device.name.c_str(), device.n_multiprocessors, device.architecture);
+  print_device(device);
   bool good = check_all(device);
   // LLaMA3-8B in bfloat16: attention gives float16, the residual stream is added to in float.
   const DType kBF16 = DType::kBF16;
@@ -218,7 +210,7 @@ int main(int argc, char** argv) {
       {"down", 4096, 14336, kBF16, kBF16, true, false},
   };
   for (const int64_t rows : {4096, 512, 128, 1024, 2048, 8192}) {
-    if (check_only || (quick && rows != 4096 && rows != 512)) continue;
+    if (mode.check_only || (mode.quick && rows != 4096 && rows != 512)) continue;
     for (const Product& p : products) good = good && time_product(device, p, rows);
   }
   if (!good) std::printf("{\"failed\": true}\n");

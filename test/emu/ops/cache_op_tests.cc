@@ -56,6 +56,17 @@ void unpack(OpRun& run, const PackedCache& cache, const TensorView& table, int32
                            segment, base});
 }
 
+// The tail of each table, of so many rows.
+void unpack_tails(OpRun& run, const PackedCache& cache, const StackedTables& tables,
+                  const std::vector<int32_t>& n_rows) {
+  for (size_t i = 0; i < n_rows.size(); ++i) {
+    const auto begin = tables.words.begin() + tables.starts[i];
+    const auto end =
+        i + 1 < n_rows.size() ? tables.words.begin() + tables.starts[i + 1] : tables.words.end();
+    unpack(run, cache, run.ints({begin, end}), 0, n_rows[i], DType::kF32);
+  }
+}
+
 ZC_OP_TESTS(segment_tests) {
   for (const Format k : {Format::kU2, Format::kU3, Format::kU4, Format::kU8})
     for (const Format v : {Format::kU2, Format::kU3, Format::kU4, Format::kU8})
@@ -134,14 +145,7 @@ ZC_OP_TESTS(segment_tests) {
                 run.op(&Backend::append_kv, AppendKvArgs{run.normals(dtype, {25, 2, head_dim}, 100),
                                                          run.normals(dtype, {25, 2, head_dim}),
                                                          cache.pool(), words, starts, rows, layer});
-              for (size_t i = 0; i < 2; ++i) {
-                const int32_t begin = tables.starts[i];
-                const int32_t end =
-                    i == 0 ? tables.starts[1] : static_cast<int32_t>(tables.words.size());
-                const TensorView table =
-                    run.ints({tables.words.begin() + begin, tables.words.begin() + end});
-                unpack(run, cache, table, 0, i == 0 ? 20 : 3, DType::kF32);
-              }
+              unpack_tails(run, cache, tables, {20, 3});
             }
           });
 }
@@ -168,14 +172,7 @@ ZC_OP_TESTS(rope_append_tests) {
                                             cache.pool(), run.ints(tables.words),
                                             run.ints({tables.starts[0], -1, tables.starts[1]}),
                                             run.ints({0, 20, 22, 25}), 0});
-                      for (size_t i = 0; i < 2; ++i) {
-                        const int32_t begin = tables.starts[i];
-                        const int32_t end =
-                            i == 0 ? tables.starts[1] : static_cast<int32_t>(tables.words.size());
-                        const TensorView table =
-                            run.ints({tables.words.begin() + begin, tables.words.begin() + end});
-                        unpack(run, cache, table, 0, i == 0 ? 20 : 3, DType::kF32);
-                      }
+                      unpack_tails(run, cache, tables, {20, 3});
                     }
                   });
 }
