@@ -552,7 +552,7 @@ describeBackends('mixedAttention', (backend) => {
     test.each(damages)('segment %i: %s of %i', async (segment, word, value) => {
       const { tensors, device } = backend
       const { args, cache, words, starts } = prepare(tensors, call)
-      const [start] = starts as [number]
+      const start = starts[0] as number
       const table = words.subarray(start)
       const damaged = words.slice()
       for (const kvHead of [0, 1])
@@ -566,7 +566,7 @@ describeBackends('mixedAttention', (backend) => {
     test.each(outside)('any page at unit %i', async (unit) => {
       const { tensors, device } = backend
       const { args, cache, words, starts } = prepare(tensors, call)
-      const [start] = starts as [number]
+      const start = starts[0] as number
       const table = words.subarray(start)
       for (const [segment, nPages] of [2, 4, 3, 2, 1].entries()) {
         for (let page = 0; page < nPages; page++) {
