@@ -17,6 +17,7 @@ const kUsage = `usage: npm run bench:peers [-- OPTIONS]
   --quick             fewer runs, questions and contexts, and no run is repeated
   --models LIST       of ${kModelNames.join(', ')}; default 25m,125m,line-retrieval
   --parts LIST        of speed, retrieval; default both. Logits are checked in any case
+  --engines LIST      of llama.cpp, zipcache: whose speed is measured; default both
   --contexts LIST     tokens, for all models; default 1024,4096, and for 25m 8192,16384 too; above
                       ${kLongestPrefill} multiples of the longest one below
   --repeats N         decode runs of a cell; default 5, with --quick 2
@@ -34,6 +35,7 @@ Exit codes: 1 failure or wrong usage, 2 node-llama-cpp cannot be installed, 3 th
 const kExitNoPeer = 2
 const kExitDisagree = 3
 const kParts = ['speed', 'retrieval']
+const kEngines = ['llama.cpp', 'zipcache']
 const kRetrievalLines = [100, 200]
 
 /** The command line, checked. Throws ScriptError. */
@@ -48,6 +50,7 @@ function readOptions(args) {
         quick: flag,
         models: { ...text, default: '25m,125m,line-retrieval' },
         parts: { ...text, default: kParts.join() },
+        engines: { ...text, default: kEngines.join() },
         contexts: text,
         repeats: text,
         tokens: text,
@@ -81,6 +84,7 @@ function readOptions(args) {
     markdown: values.markdown,
     models: list('models', kModelNames),
     parts: list('parts', kParts),
+    engines: list('engines', kEngines),
     contexts: values.contexts === undefined ? null : readContexts(values.contexts),
     repeats: integer('repeats', quick ? 2 : 5, 1),
     tokens: integer('tokens', 40, 1),
@@ -172,14 +176,16 @@ async function main() {
   settings.contexts = unique(timed.flatMap(({ name }) => contextsOf(name, options)))
   const speed = []
   for (const model of timed) {
-    onProgress(`${model.name}: which weight type llama.cpp is faster with`)
-    const weights = await fasterWeights(model, host, tokens)
+    const hasPeer = options.engines.includes('llama.cpp')
+    if (hasPeer) onProgress(`${model.name}: which weight type llama.cpp is faster with`)
+    const weights = hasPeer ? await fasterWeights(model, host, tokens) : null
     const { shape, parameters } = model
     settings.models[model.name] = { ...shape, parameters, fasterWeights: weights }
     const contexts = contextsOf(model.name, options)
     const scratch = path.join(cache, 'states')
     const how = { repeats, tokens, windows, prefillSeconds, retries, contexts, scratch, onProgress }
-    speed.push(...(await measureSpeed(model, speedCells(weights), how, host)))
+    const cells = speedCells(weights).filter(({ engine }) => options.engines.includes(engine))
+    speed.push(...(await measureSpeed(model, cells, how, host)))
   }
   const retrieval = await measureRetrieval(
     asked,

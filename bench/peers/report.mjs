@@ -71,11 +71,10 @@ function speedText({ cpu, repeats, tokens, windows, contexts }) {
     `One thread on processor ${cpu}, a fresh process for each cell, all cells of a table in turns, greedy`,
     `decoding. Decode: ${repeats} runs of ${tokens} tokens, median (range). Prefill: of the whole context into`,
     'an empty cache, median of n runs. p50 and p99 are of the times between two tokens. `closing` is the median',
-    `step that ends a window of 100 tokens and compresses it, \`other\` the median other step, of one run of ${windows}`,
-    'windows after all others; what of the compression goes on behind that step falls into the next one, which',
-    'is not counted. Bytes: zipcache counts',
-    'all that the sequence was given; llama.cpp, which gives a context its memory beforehand, is counted',
-    'by the elements of the tokens it holds: 2 bytes (F16), 34/32 (Q8_0), 18/32 (Q4_0).',
+    'step that ends a window of 100 tokens and compresses it, with what the compression adds to the step after',
+    `it; \`other\` is the median of all steps but these two; of one run of ${windows} windows after all others.`,
+    'Bytes: zipcache counts all that the sequence was given; llama.cpp, which gives a context its memory',
+    'beforehand, is counted by the elements of the tokens it holds: 2 bytes (F16), 34/32 (Q8_0), 18/32 (Q4_0).',
     `A run is left out when the hypervisor and other processes took more than ${percentDisturbed}% of the processor;`,
     'a cell without any other run has a \\*. `per CPU s` are tokens by the processor time that the cell itself',
     'used, over all runs: a guide where a \\* says that others had the rest.',
@@ -91,7 +90,10 @@ function speedText({ cpu, repeats, tokens, windows, contexts }) {
 function shapeText({ parameters, nLayers, nHeads, nKvHeads, headDim, fasterWeights }) {
   return (
     `${(parameters / 1e6).toFixed(1)}M parameters, ${nLayers} layers, ${nHeads} heads, ${nKvHeads} KV heads of ` +
-    `head_dim ${headDim}. llama.cpp is faster with ${fasterWeights} weights; its quantized caches are measured with these.`
+    `head_dim ${headDim}.` +
+    (fasterWeights === null
+      ? ''
+      : ` llama.cpp is faster with ${fasterWeights} weights; its quantized caches are measured with these.`)
   )
 }
 

@@ -63,14 +63,18 @@ export async function fasterWeights(model, host, tokens) {
   return best[0] <= best[1] ? types[0] : types[1]
 }
 
-/** All cells of a model, the engines in turns: both weight types with F16 caches, then the faster. */
+/**
+ * All cells of a model, the engines in turns: of llama.cpp both weight types with F16 caches, then the
+ * faster; `weights` null: zipcache's alone.
+ */
 export function speedCells(weights) {
+  const ours = kZipCacheCaches.map((cache) => zipcacheCell(cache, 'bf16'))
+  if (weights === null) return ours
   const other = weights === 'F16' ? 'BF16' : 'F16'
   const theirs = kLlamaCaches.map((cache) => llamaCell(cache, weights))
   for (const cache of kLlamaCaches) {
     if (cache.kvType === 'F16') theirs.push(llamaCell(cache, other))
   }
-  const ours = kZipCacheCaches.map((cache) => zipcacheCell(cache, 'bf16'))
   return theirs.flatMap((cell, i) => (ours[i] ? [cell, ours[i]] : [cell]))
 }
 
@@ -97,6 +101,7 @@ export async function measureSpeed(model, cells, options, host) {
         prefill: [],
         decode: [],
         closings: null,
+        kinds: null,
         failed: null,
       }))
       try {
@@ -193,7 +198,9 @@ class ContextMeasurement {
       const { window } = await run.process.call('policy')
       if (window === null) return
       await run.process.call('warmUp', { tokens: kWarmUpTokens })
-      run.closings = await run.process.call('decode', { tokens: windows * window })
+      // One more: the last window's closing step needs the step after it.
+      run.closings = await run.process.call('decode', { tokens: windows * window + 1 })
+      run.kinds = await kindsOf(run.closings)
     })
   }
 
@@ -216,17 +223,22 @@ class ContextMeasurement {
   }
 }
 
+/** The run's steps by kind, as the package's own benchmark counts them. */
+async function kindsOf({ stepMs, closes }) {
+  const { stepsByKind } = await import('../../dist/bench/closing-steps.js') // built since the start
+  return stepsByKind([stepMs.map((ms, i) => ({ ms, closing: closes[i] ? 1 : 0 }))])
+}
+
 /** Both are known to a tick, so that one of them in a short run says nothing. */
 function isDisturbed({ ms, stepMs, stealMs, othersMs }) {
   const lost = stealMs + othersMs
   return lost > kTwoTicksMs && lost > kDisturbed * (ms ?? sum(stepMs))
 }
 
-function rowOf(model, context, { cell, prefill, decode, closings, bytes, info, failed }) {
+function rowOf(model, context, { cell, prefill, decode, closings, kinds, bytes, info, failed }) {
   const about = { model: model.name, context, ...cell, info }
   if (failed !== null) return { ...about, failed }
   const all = undisturbed(decode).flatMap(({ stepMs }) => stepMs)
-  const times = (wanted) => closings.stepMs.filter((_, i) => closings.closes[i] === wanted)
   return {
     ...about,
     failed: null,
@@ -247,8 +259,8 @@ function rowOf(model, context, { cell, prefill, decode, closings, bytes, info, f
       ),
     },
     stepMs: { p50: quantile(all, 0.5), p99: quantile(all, 0.99) },
-    closingStepMs: closings && spread(times(true)),
-    otherStepMs: closings && spread(times(false)),
+    closingStepMs: kinds && spread(kinds.closing),
+    otherStepMs: kinds && spread(kinds.others),
     isDisturbed: {
       prefill: prefill.length > 0 && prefill.every(isDisturbed),
       decode: decode.every(isDisturbed),

@@ -4,6 +4,7 @@ import type { Sequence } from '../engine/sequence.js'
 import { ZipCacheError } from '../errors.js'
 import { openCheckpoint } from '../model/checkpoint.js'
 import { toSeed, uniformInteger } from '../random.js'
+import { stepsByKind, type TimedStep } from './closing-steps.js'
 import { type Histogram, histogram, type Summary, summarize } from './summary.js'
 
 /** Which whole steps of one model are timed. */
@@ -53,7 +54,7 @@ export interface DecodeTimes {
   /** From one token to the next. */
   readonly ms: Summary
   readonly histogram: Histogram
-  /** Steps that compress a window, against the others; null where there was none. */
+  /** Steps that compress a window, against the others; null where none was timed whole. */
   readonly closing: ClosingSteps | null
   /** Bytes of the cache when the prompt is in it. */
   readonly cacheBytes: number
@@ -63,15 +64,19 @@ export interface DecodeTimes {
   readonly flops: number
 }
 
+/** What `stepsByKind` tells of steps that close a window. */
 export interface ClosingSteps {
   readonly steps: number
+  /** Of the step that ends the window and what of the compression falls into the next one. */
   readonly medianMs: number
-  /** Median of all other steps. */
+  /** Median of the steps that neither end a window nor follow one that does. */
   readonly otherMs: number
 }
 
-/** Steps that a sequence decodes before another's turn: its cache is warm but for the first. */
+/** Timed steps of a sequence before another's turn. */
 const kTurnTokens = 26
+/** Tokens at the beginning of a turn that are not timed: the first one ran ahead in another's time. */
+const kTurnLead = 1
 /** The first token needs no step, and the next ones find code and memory. */
 const kWarmUpTokens = 4
 const kHistogramBins = 32
@@ -110,7 +115,9 @@ export async function timeSteps(
     if (tokens === 0) return { prefill, decode: [] }
     const times = await timeDecoding(plan, sequences)
     const decode = policies.map((policy, p) => {
-      const { all, closing, others } = times[p] as StepTimes
+      const turns = times[p] as TimedStep[][]
+      const all = turns.flat().map(({ ms }) => ms)
+      const { closing, others } = stepsByKind(turns)
       const { resident, ratio } = cache[p] as (typeof cache)[number]
       return {
         ...own,
@@ -118,7 +125,7 @@ export async function timeSteps(
         ms: summarize(all),
         histogram: histogram(all, kHistogramBins),
         closing:
-          closing.length > 0 && others.length > 0
+          closing.length > 0
             ? {
                 steps: closing.length,
                 medianMs: summarize(closing).median,
@@ -139,7 +146,11 @@ export async function timeSteps(
 
 /** Positions that `timeSteps` needs. */
 export function positionsOf(context: number, tokens: number): number {
-  return context + (tokens === 0 ? 0 : kWarmUpTokens + tokens)
+  return context + (tokens === 0 ? 0 : decodedTokens(tokens))
+}
+
+function decodedTokens(tokens: number): number {
+  return kWarmUpTokens + turnsOf(tokens) * kTurnLead + tokens
 }
 
 /** Fills `sequences`, one a policy, and says how long each prefill took. */
@@ -168,41 +179,38 @@ async function timePrefills(
   return times
 }
 
-interface StepTimes {
-  readonly all: number[]
-  readonly closing: number[]
-  readonly others: number[]
-}
-
 /**
  * One stream of tokens a sequence, read in turns: a step is timed as its reader sees it, from one
- * token to the next.
+ * token to the next. Each sequence's turns.
  */
-async function timeDecoding(plan: StepPlan, sequences: readonly Sequence[]): Promise<StepTimes[]> {
+async function timeDecoding(
+  plan: StepPlan,
+  sequences: readonly Sequence[],
+): Promise<TimedStep[][][]> {
   const { tokens, signal, onProgress, between } = plan
   const options = {
-    maxTokens: kWarmUpTokens + tokens,
+    maxTokens: decodedTokens(tokens),
     temperature: 0,
     ignoreEos: true,
     ...(signal ? { signal } : {}),
   }
   const streams = sequences.map((sequence) => sequence.generate(null, options))
-  const times = sequences.map((): StepTimes => ({ all: [], closing: [], others: [] }))
+  const times = sequences.map((): TimedStep[][] => [])
   try {
     for (const stream of streams) await take(stream, kWarmUpTokens)
     for (let done = 0; done < tokens; done += kTurnTokens) {
       for (const [s, stream] of streams.entries()) {
-        const { all, closing, others } = times[s] as StepTimes
+        await take(stream, kTurnLead)
+        const turn: TimedStep[] = []
         for (let step = 0; step < Math.min(kTurnTokens, tokens - done); step++) {
           const before = compressedTokens(sequences[s] as Sequence)
           const start = performance.now()
           await take(stream, 1)
           const ms = performance.now() - start
           const isClosing = compressedTokens(sequences[s] as Sequence) !== before
-          all.push(ms)
-          const kind = isClosing ? closing : others
-          kind.push(ms)
+          turn.push({ ms, closing: isClosing ? 1 : 0 })
         }
+        times[s]?.push(turn)
         onProgress?.()
       }
       await between?.()

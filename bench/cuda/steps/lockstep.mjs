@@ -3,6 +3,7 @@ import { setMaxListeners } from 'node:events'
 import { createRequire } from 'node:module'
 
 const require = createRequire(import.meta.url)
+const { stepsByKind } = require('../../../dist/bench/closing-steps.js')
 const { summarize } = require('../../../dist/bench/summary.js')
 
 /** The first token needs no step, and the next ones find code and memory. */
@@ -128,51 +129,21 @@ function checkBatched(before, after, count) {
   throw new Error(`decode: ${count} steps of the batch were ${nSteps} of the engine`)
 }
 
-/**
- * What the steps say. A window is compressed behind its step's result, so the device does it in the
- * next step's time, while the host asks for it in the step's own: a step that closes is both, less
- * one that has nothing to do with it.
- */
+/** What the steps say, by `stepsByKind`. */
 export function summarizeSteps(together, apart) {
-  const other = summarize(othersOf(together)).median
   const all = together.map(({ ms }) => ms)
+  const atOnce = stepsByKind([together])
+  const other = summarize(atOnce.others).median
+  const byOne = apart && stepsByKind([apart], other)
   return {
     ms: summarize(all),
     other,
     /** All windows at once. */
-    closingTogether: summaryOf(closings(together, other)),
+    closingTogether: summaryOf(atOnce.closing),
     /** One sequence's window, or as many as a step must where there are more sequences than steps. */
-    closingApart: apart === null ? null : summaryOf(closings(apart, medianOther(apart, other))),
-    otherApart: apart === null ? null : medianOther(apart, other),
+    closingApart: byOne && summaryOf(byOne.closing),
+    otherApart: byOne && (summaryOf(byOne.others)?.median ?? other),
   }
-}
-
-const isDisturbed = (steps, i) => steps[i].closing > 0 || (i > 0 && steps[i - 1].closing > 0)
-
-const othersOf = (steps) => steps.filter((_, i) => !isDisturbed(steps, i)).map(({ ms }) => ms)
-
-function medianOther(steps, fallback) {
-  const others = othersOf(steps)
-  return others.length > 0 ? summarize(others).median : fallback
-}
-
-/** One figure for each run of disturbed steps: what is beyond its other steps, shared by those that close. */
-function closings(steps, other) {
-  const found = []
-  let run = []
-  const end = () => {
-    const nClosing = run.filter(({ closing }) => closing > 0).length
-    const total = run.reduce((sum, { ms }) => sum + ms, 0)
-    if (nClosing > 0) found.push((total - (run.length - nClosing) * other) / nClosing)
-    run = []
-  }
-  steps.forEach((step, i) => {
-    if (isDisturbed(steps, i)) run.push(step)
-    else end()
-  })
-  // A run that the last step cut off is not whole.
-  if (steps.at(-1)?.closing === 0 || found.length === 0) end()
-  return found
 }
 
 const summaryOf = (values) => (values.length > 0 ? summarize(values) : null)
