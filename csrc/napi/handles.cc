@@ -230,13 +230,14 @@ Napi::Value dispose_device(const Napi::CallbackInfo& info) {
   });
 }
 
-// deviceInfo(device) -> { name, isa, nThreads }
+// deviceInfo(device) -> { name, kind, isa, nThreads }
 Napi::Value device_info(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   return guarded(env, [&]() -> Napi::Value {
     const Device& device = *device_of(info[0], "device")->device;
     Napi::Object result = Napi::Object::New(env);
     result.Set("name", device.name());
+    result.Set("kind", device.is_gpu() ? "gpu" : "cpu");
     result.Set("isa", device.isa());
     result.Set("nThreads", device.n_threads());
     return result;

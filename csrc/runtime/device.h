@@ -21,6 +21,8 @@ class Device {
   Device(const std::string& name, int n_threads, const std::string& plugin_folder);
 
   const std::string& name() const { return name_; }
+  // Whether it is a plugin's: a GPU, or the emulator of one.
+  bool is_gpu() const { return plugin_ != nullptr; }
   // The instruction set, or what a plugin calls its architecture.
   const std::string& isa() const { return isa_; }
   int n_threads() const { return threads_.n_threads(); }

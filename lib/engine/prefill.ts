@@ -17,6 +17,7 @@ import {
 } from '../model/forward.js'
 import type { Scratch } from '../model/scratch.js'
 import {
+  type DeviceInfo,
   flashAttention,
   mergeAttention,
   mixedAttention,
@@ -50,14 +51,14 @@ export interface PrefillPass {
 const SLICES = {
   cpu: { products: 2 ** 29, mostRows: 512 },
   gpu: { products: 2 ** 39, mostRows: 2048 },
-}
+} satisfies Record<DeviceInfo['kind'], object>
 
 /** Rows of a slice: a power of two, by the size of a layer and the kind of device. */
 export function sliceRows({ config, device }: Pick<ForwardModel, 'config' | 'device'>): number {
   const { hiddenSize, intermediateSize, nHeads, nKvHeads, headDim } = config
   const attention = hiddenSize * headDim * (2 * nHeads + 2 * nKvHeads)
   const layer = attention + 3 * hiddenSize * intermediateSize
-  const { products, mostRows } = SLICES[device.info.name.startsWith('cuda') ? 'gpu' : 'cpu']
+  const { products, mostRows } = SLICES[device.info.kind]
   return Math.min(mostRows, Math.max(32, 2 ** Math.round(Math.log2(products / layer))))
 }
 

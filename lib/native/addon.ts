@@ -54,6 +54,7 @@ export interface Addon {
   disposeDevice(device: DeviceHandle): void
   deviceInfo(device: DeviceHandle): {
     name: string
+    kind: 'cpu' | 'gpu'
     isa: string
     nThreads: number
   }

@@ -41,6 +41,8 @@ export interface DeviceFacts {
 export interface DeviceInfo {
   /** As it was opened; what `auto` chose. */
   name: string
+  /** Whose kernels compute: of `cuda-emu` those of a GPU. */
+  kind: 'cpu' | 'gpu'
   /** Instruction set of the kernels, `sm_90` of a GPU. */
   isa: string
   /** Threads that compute, where they are the CPU's. */

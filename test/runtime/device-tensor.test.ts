@@ -32,7 +32,8 @@ describe('opening a device', () => {
 
   test('says what it became', async () => {
     const other = await Device.open('cpu:baseline', { threads: 3 })
-    expect(other.info).toEqual({ name: 'cpu:baseline', isa: 'baseline', nThreads: 3 })
+    const expected = { name: 'cpu:baseline', kind: 'cpu', isa: 'baseline', nThreads: 3 }
+    expect(other.info).toEqual(expected)
     await other.dispose()
   })
 })

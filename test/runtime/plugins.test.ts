@@ -48,7 +48,7 @@ describe('opening a device', () => {
     ['cuda-emu:1', 'sm_86'],
   ])('%s is one', async (name, isa) => {
     const device = await Device.open(name)
-    expect(device.info).toEqual({ name, isa, nThreads: 1 })
+    expect(device.info).toEqual({ name, kind: 'gpu', isa, nThreads: 1 })
     await device.dispose()
   })
 

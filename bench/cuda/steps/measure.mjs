@@ -138,7 +138,7 @@ class MemoryWatch {
     const { before, weights, unrelated } = this.#from
     const pages = kvMemory.used - bytesByClass.tables - bytesByClass.probes
     // The CPU's driver gives memory to everyone.
-    const isGpu = this.#device.info.name.startsWith('cuda')
+    const isGpu = this.#device.info.kind === 'gpu'
     const driver = isGpu ? total - free - unrelated - (kvMemory.capacity - pages) : 0
     this.peak = {
       counted: Math.max(this.peak.counted, current - before + weights + kvMemory.used),
