@@ -282,41 +282,16 @@ export class KvCache {
    *
    * Throws `ERR_ZC_OUT_OF_MEMORY`, leaving the cache as it was.
    */
-  stage(plan: GroupPlan): StagedGroup {
-    const { nTokens, nSalient, high, low } = plan
+  stage({ nTokens, nSalient, high, low }: GroupPlan): StagedGroup {
     const nRegular = nTokens - nSalient
-    const mixed = nSalient > 0 && nRegular > 0
-    const staged: Segment[] = []
-    const bitmapSize = mixed ? bitmapBytes(nTokens) : 0
-    let bitmaps: Int32Array | null = null
-    try {
-      if (mixed) bitmaps = this.#allocateEach(bitmapSize)
-      if (nSalient > 0) {
-        staged.push(
-          this.#allocateSegment('high', high, nSalient, mixed ? nTokens : 0, bitmaps, bitmapSize),
-        )
-      }
-      if (nRegular > 0) {
-        staged.push(
-          this.#allocateSegment('low', low, nRegular, mixed ? -nTokens : 0, bitmaps, bitmapSize),
-        )
-      }
-    } catch (error) {
-      for (const segment of staged) this.#freeSegment(segment, false)
-      if (bitmaps) this.#freeEach(bitmaps, bitmapSize)
-      throw error
-    }
-    const first = this.#segments.length
-    this.#segments.push(...staged)
-    try {
-      this.#amend()
-    } catch (error) {
-      this.unstage()
-      throw error
-    }
+    const span = nSalient > 0 && nRegular > 0 ? nTokens : 0
+    const first = this.#stageEach(span, (bitmaps) => [
+      nSalient > 0 && (() => this.#allocateSegment('high', high, nSalient, span, bitmaps)),
+      nRegular > 0 && (() => this.#allocateSegment('low', low, nRegular, -span, bitmaps)),
+    ])
     return {
       salient: nSalient > 0 ? first : null,
-      regular: nRegular > 0 ? first + staged.length - 1 : null,
+      regular: nRegular > 0 ? this.#segments.length - 1 : null,
     }
   }
 
@@ -327,35 +302,44 @@ export class KvCache {
    * Throws `ERR_ZC_OUT_OF_MEMORY`, leaving the cache as it was.
    */
   stageUneven({ nTokens, high, low }: Omit<GroupPlan, 'nSalient'>): StagedGroup {
-    const bitmapSize = bitmapBytes(nTokens)
-    const bitmaps = this.#allocateEach(bitmapSize)
-    const staged: Segment[] = []
-    try {
+    const stride = pageCount(nTokens)
+    const uneven = (empty: Segment, roomPages: number): Segment => ({
+      ...empty,
+      counts: new Int32Array(this.#nEntries),
+      roomPages,
+      pages: new Int32Array(this.#nEntries * stride),
+      stride,
+    })
+    const first = this.#stageEach(nTokens, (bitmaps) => [
       // Both classes together: the pages of all tokens, and one more for the other broken page.
-      for (const [precision, format, span, roomPages] of [
-        ['high', high, nTokens, pageCount(nTokens) + 1],
-        ['low', low, -nTokens, 0],
-      ] as const) {
-        const empty = this.#allocateSegment(precision, format, 0, span, bitmaps, bitmapSize)
-        const counts = new Int32Array(this.#nEntries)
-        const stride = pageCount(nTokens)
-        const pages = new Int32Array(this.#nEntries * stride)
-        staged.push({ ...empty, counts, roomPages, pages, stride })
-      }
-    } catch (error) {
-      for (const segment of staged) this.#freeSegment(segment, false)
-      this.#freeEach(bitmaps, bitmapSize)
-      throw error
-    }
+      () => uneven(this.#allocateSegment('high', high, 0, nTokens, bitmaps), stride + 1),
+      () => uneven(this.#allocateSegment('low', low, 0, -nTokens, bitmaps), 0),
+    ])
+    return { salient: first, regular: first + 1 }
+  }
+
+  /**
+   * Appends the segments of a group, found one by one, with the bitmaps of `span` tokens, 0 for none;
+   * the number of the first.
+   *
+   * Throws `ERR_ZC_OUT_OF_MEMORY`, leaving the cache as it was.
+   */
+  #stageEach(
+    span: number,
+    segmentsOf: (bitmaps: Int32Array | null) => readonly (false | (() => Segment))[],
+  ): number {
     const first = this.#segments.length
-    this.#segments.push(...staged)
+    const bitmaps = span > 0 ? this.#allocateEach(bitmapBytes(span)) : null
     try {
+      for (const find of segmentsOf(bitmaps)) if (find) this.#segments.push(find())
       this.#amend()
     } catch (error) {
+      // The first segment holds the bitmaps, once it is there.
+      if (bitmaps && this.#segments.length === first) this.#freeEach(bitmaps, bitmapBytes(span))
       this.unstage()
       throw error
     }
-    return { salient: first, regular: first + 1 }
+    return first
   }
 
   /**
@@ -531,7 +515,6 @@ export class KvCache {
     nTokens: number,
     span: number,
     bitmaps: Int32Array | null,
-    bitmapSize: number,
   ): Segment {
     const nPages = pageCount(nTokens)
     const params = this.#allocateEach(paramsBytes(this.shape.headDim))
@@ -555,7 +538,7 @@ export class KvCache {
       nPages,
       params,
       bitmaps,
-      bitmapBytes: bitmapSize,
+      bitmapBytes: bitmaps ? bitmapBytes(Math.abs(span)) : 0,
     }
   }
 

@@ -538,6 +538,16 @@ describe('without memory', () => {
     cache.dispose()
   })
 
+  test('stageUneven leaves all as it was, wherever it fails', async () => {
+    const cache = makeCache()
+    const uneven = { nTokens: 27, high: mixed.high, low: mixed.low }
+    // a bitmap, then params of either class, for each (layer, kv head); `stageCounts` finds the pages
+    expect(await failEverywhere(cache, () => cache.stageUneven(uneven))).toBe(nEntries * 3)
+    cache.unstage()
+    expect(pool.usedBytes).toBe(pageBytesOf(cache))
+    cache.dispose()
+  })
+
   test('a table that cannot grow leaves all as it was', async () => {
     const cache = makeCache()
     const before = await stateOf(cache)
