@@ -27,11 +27,35 @@ const page = (keyBits: number, valueBits: number) =>
   ((keyBits + valueBits) * 16 * headDim) / 8 + (valueBits <= 8 ? 64 : 0)
 
 describe('by class', () => {
-  test('an empty cache has its table', async () => {
-    const { resident, byClass, fp16, ratio, paperRatio } = await bytesAfter('zipcache')
-    expect(byClass).toMatchObject({ high: 0, low: 0, tail: 0, params: 0, bitmaps: 0, probes: 0 })
-    expect(resident).toBe(byClass.tables)
-    expect([fp16, ratio, paperRatio]).toEqual([0, 0, null])
+  test.each(POLICY_NAMES)('an empty cache has its table alone: %s', (policy) => {
+    const { used } = model().kvMemory
+    const sequence = model().createSequence({ policy })
+    const fork = sequence.fork()
+    const tables = (model().kvMemory.used - used) / 2
+    expect(tables).toBeGreaterThan(0)
+    for (const { bytes } of [sequence, fork]) {
+      expect(bytes).toEqual({
+        ...{ resident: tables, peak: tables, fp16: 0, ratio: 0, paperRatio: null },
+        byClass: { high: 0, low: 0, tail: 0, params: 0, bitmaps: 0, tables, probes: 0 },
+      })
+    }
+    sequence.dispose()
+    fork.dispose()
+    expect(model().kvMemory.used).toBe(used)
+  })
+
+  test.each(POLICY_NAMES)('a prompt that was given up leaves the table: %s', async (policy) => {
+    const { used } = model().kvMemory
+    const sequence = model().createSequence({ policy })
+    const { byClass } = sequence.bytes
+    const ending = new AbortController()
+    const running = sequence.prefill(someIds(300, 320), { signal: ending.signal })
+    setImmediate(() => ending.abort(new Error('given up')))
+    await expect(running).rejects.toThrow('given up')
+    // which has grown, for some
+    expect(sequence.bytes.byClass).toEqual({ ...byClass, tables: model().kvMemory.used - used })
+    expect(sequence.bytes).toMatchObject({ fp16: 0, ratio: 0, paperRatio: null })
+    sequence.dispose()
   })
 
   test('zipcache: a prompt of 300', async () => {
@@ -150,7 +174,7 @@ describe('in all', () => {
   ]
 
   test.each(policies)('resident is the sum of all classes: %j', async (policy) => {
-    for (const turns of [[5], [300], [300, 30, 1, 1, 200]]) {
+    for (const turns of [[1], [5], [300], [300, 30, 1, 1, 200]]) {
       const bytes = await bytesAfter(policy, ...turns)
       const length = turns.reduce((a, b) => a + b)
       expect(bytes.resident).toBe(sumOf(bytes.byClass))
