@@ -17,11 +17,12 @@ export type AnswerEvent =
  * Finds the tool calls of an answer.
  *
  * - `isNamed`: the call was asked for by its name, which OpenAI's API does not take for a reason to end
+ * - `isParallel`: whether a choice may have more than its first call; those after it are left out
  */
 export async function* withToolCalls(
   events: AsyncIterable<ChoiceEvent>,
   makeParser: () => ToolCallParser,
-  isNamed: boolean,
+  { isNamed, isParallel }: { readonly isNamed: boolean; readonly isParallel: boolean },
 ): AsyncGenerator<AnswerEvent, void, undefined> {
   const parsers = new Map<number, ToolCallParser>()
   const called = new Set<number>()
@@ -34,6 +35,7 @@ export async function* withToolCalls(
     if (isEnd && text !== '') yield { kind: 'text', choice, text }
     if (!isEnd) yield { ...event, token: { ...event.token, text } }
     for (const call of calls) {
+      if (called.has(choice) && !isParallel) continue
       called.add(choice)
       yield { kind: 'call', choice, call }
     }

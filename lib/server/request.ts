@@ -64,7 +64,6 @@ const IGNORED = [
   'service_tier',
   'safety_identifier',
   'prompt_cache_key',
-  'parallel_tool_calls',
 ]
 
 const MAX_MESSAGES = 4096

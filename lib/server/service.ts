@@ -187,11 +187,12 @@ export class OpenAiService {
 
   /** The events of a chat's answer, with calls of its tools where there are any. */
   #findCalls(
-    { tooling: { tools, names, forced } }: ChatRequest,
+    { tooling: { tools, names, forced, isParallel } }: ChatRequest,
     events: AsyncIterable<ChoiceEvent>,
   ): AsyncIterable<AnswerEvent> {
     if (forced !== undefined) {
-      return withToolCalls(events, () => makeForcedParser(forced), forced !== null)
+      const isNamed = forced !== null
+      return withToolCalls(events, () => makeForcedParser(forced), { isNamed, isParallel })
     }
     const { model, chatTemplate: source } = this.#parts
     const { tokenizer } = model
@@ -203,7 +204,8 @@ export class OpenAiService {
       const id = tokenizer.tokenId(token)
       return id !== undefined && tokenizer.specialIds.has(id) ? id : undefined
     }
-    return withToolCalls(events, () => makeToolCallParser(format, { names, specialId }), false)
+    const makeParser = () => makeToolCallParser(format, { names, specialId })
+    return withToolCalls(events, makeParser, { isNamed: false, isParallel })
   }
 
   #model(id: string): object {

@@ -10,28 +10,31 @@ export interface ToolRequest {
   readonly names: ReadonlySet<string>
   /** Whether the answer has to be a call: of this function, or (null) of any; undefined: it may be. */
   readonly forced: string | null | undefined
+  /** Whether one answer may have several calls. */
+  readonly isParallel: boolean
 }
 
 const MAX_TOOLS = 128
 const NAME = /^[\w.-]{1,64}$/
 
-/** `tools` and `tool_choice`. Throws an `ApiError` 400. */
+/** `tools`, `tool_choice` and `parallel_tool_calls`. Throws an `ApiError` 400. */
 export function readTools(fields: Fields): ToolRequest {
   const tools = (fields.list('tools', MAX_TOOLS) ?? []).map(readTool)
   const names = new Set(tools.map(nameOf))
+  const isParallel = fields.boolean('parallel_tool_calls') ?? true
   const choice = fields.raw('tool_choice') ?? 'auto'
-  if (choice === 'none') return { tools: [], names: new Set(), forced: undefined }
-  if (choice === 'auto') return { tools, names, forced: undefined }
+  if (choice === 'none') return { tools: [], names: new Set(), forced: undefined, isParallel }
+  if (choice === 'auto') return { tools, names, forced: undefined, isParallel }
   if (choice === 'required') {
     if (names.size === 0) throw invalid('tool_choice', 'is required, but there are no tools')
-    return { tools, names, forced: null }
+    return { tools, names, forced: null, isParallel }
   }
   const named = isObject(choice) && choice.type === 'function' ? choice.function : undefined
   if (!isObject(named) || typeof named.name !== 'string') {
     const expected = 'auto, none, required, or { "type": "function", "function": { "name": … } }'
     throw invalid('tool_choice', `is ${describe(choice)}, expected ${expected}`)
   }
-  if (names.has(named.name)) return { tools, names, forced: named.name }
+  if (names.has(named.name)) return { tools, names, forced: named.name, isParallel }
   throw invalid('tool_choice', `names ${describe(named.name)}, which is none of the tools`)
 }
 

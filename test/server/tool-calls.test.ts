@@ -1,6 +1,7 @@
 /** Calls of functions: found in what a model says, asked for, and over HTTP. */
 import fc from 'fast-check'
 import OpenAI from 'openai'
+import { withToolCalls } from '../../lib/server/answers'
 import { makeToolCallParser, type ToolFormat, toolFormatOf } from '../../lib/server/tool-calls'
 import { propertyRuns } from '../support/properties'
 import { post, stream } from './running'
@@ -197,6 +198,26 @@ describe('over HTTP', () => {
     expect(choices.at(-1).finish_reason).toBe('tool_calls')
   })
 
+  test('parallel_tool_calls false: the first call alone, whole and streamed', async () => {
+    running.script.next = { say: `${said}<tool_call>{"name": "time"}</tool_call>` }
+    const callsOf = (own: readonly { function: { name: string } }[] = []) =>
+      own.map((call) => call.function.name)
+    for (const [parallel_tool_calls, names] of [
+      [undefined, ['weather', 'time']],
+      [true, ['weather', 'time']],
+      [false, ['weather']],
+    ] as const) {
+      const body = { messages, tools, parallel_tool_calls }
+      const [{ message, finish_reason }] = (await post(url(), body)).body.choices
+      expect(callsOf(message.tool_calls)).toEqual(names)
+      expect([message.content, finish_reason]).toEqual(['I look.', 'tool_calls'])
+      const pieces = (await stream(url(), body)).slice(0, -1)
+      const calls = pieces.flatMap(({ choices: [{ delta }] }) => delta.tool_calls ?? [])
+      expect(callsOf(calls)).toEqual(names)
+      expect(pieces.at(-1).choices[0].finish_reason).toBe('tool_calls')
+    }
+  })
+
   test('without tools, or with tool_choice none, what is said stays text', async () => {
     running.script.next = { say: said }
     for (const body of [{ messages }, { messages, tools, tool_choice: 'none' }]) {
@@ -233,6 +254,7 @@ describe('over HTTP', () => {
       { tool_choice: { type: 'function', function: { name: 'x' } } },
       'tool_choice',
     ],
+    ['how many calls', { parallel_tool_calls: 1 }, 'parallel_tool_calls'],
     ['a tool', { tools: [{ type: 'function' }] }, 'tools[0]'],
     [
       'a name',
@@ -263,6 +285,25 @@ describe('over HTTP', () => {
     const { status, body } = await post(url(), { messages, tools, ...wrong })
     expect({ status, param: body.error?.param }).toEqual({ status: 400, param })
   })
+})
+
+test('without parallel calls each choice has its first one', async () => {
+  const call = (name: string) => `<tool_call>{"name": "${name}"}</tool_call>`
+  async function* events() {
+    for (const [choice, text] of [call('a'), call('b'), call('c'), call('d')].entries()) {
+      yield { kind: 'token', choice: choice % 2, token: { id: 1, logprob: 0, text } } as const
+    }
+  }
+  const makeParser = () => makeToolCallParser('hermes', { names, specialId: () => undefined })
+  const found: [number, string][] = []
+  const how = { isNamed: false, isParallel: false }
+  for await (const event of withToolCalls(events(), makeParser, how)) {
+    if (event.kind === 'call') found.push([event.choice, event.call.name])
+  }
+  expect(found).toEqual([
+    [0, 'a'],
+    [1, 'b'],
+  ])
 })
 
 test('marks that are special tokens have no text, and are seen', async () => {
