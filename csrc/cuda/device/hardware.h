@@ -10,9 +10,10 @@
 // instruction. csrc/emu/simt.h has the same functions for the CPU.
 
 // Shared memory. ZC_DYNAMIC_SHARED: the block's dynamic bytes; ZC_SHARED(float, tile, [64]): an
-// array of the kernel's own.
+// array of the kernel's own, at a multiple of 16 bytes, so that it can be read in vectors: left to
+// nvcc it is aligned as one element is.
 #define ZC_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
-#define ZC_SHARED(T, name, ...) __shared__ T name __VA_ARGS__
+#define ZC_SHARED(T, name, ...) __shared__ __align__(16) T name __VA_ARGS__
 #define ZC_UNROLL _Pragma("unroll")
 #define ZC_NO_UNROLL _Pragma("unroll 1")
 #define ZC_DEVICE __device__ __forceinline__
