@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <type_traits>
+#include <unordered_map>
 #include <utility>
 
 #include "csrc/core/error.h"
@@ -14,7 +15,14 @@
 // What every file of csrc/cuda/kernels includes: a kernel and its launcher.
 namespace zc::cuda {
 
-// A device as launchers see it.
+// What CUDA says of a kernel's code on a device, and was told of it.
+struct KernelCode {
+  int architecture;  // it was compiled for
+  int static_bytes;  // shared memory of its own arrays
+  bool may_be_large = false;
+};
+
+// A device as launchers see it. One thread at a time launches on it.
 class Context {
  public:
   virtual ~Context() = default;
@@ -37,6 +45,9 @@ class Context {
   FaultSink faults() const { return {fault, op}; }
   Fault* fault = nullptr;  // in device memory
   int32_t op = 0;          // index in op_list.def
+
+  // Of those launched so far: CUDA takes as long to be asked as it does to launch.
+  mutable std::unordered_map<const void*, KernelCode> kernels;
 };
 
 // Throws what a call of CUDA's runtime answered; a name of the call for the message.
@@ -49,6 +60,36 @@ inline void check_shared_bytes(const Context& context, size_t bytes) {
            context.shared_bytes_per_block);
 }
 
+#if defined(__CUDACC__)
+inline KernelCode& code_of(const Context& context, const void* kernel) {
+  const auto known = context.kernels.find(kernel);
+  if (known != context.kernels.end()) return known->second;
+  cudaFuncAttributes attributes{};
+  check_cuda(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
+  const KernelCode code{attributes.ptxVersion, static_cast<int>(attributes.sharedSizeBytes)};
+  return context.kernels.emplace(kernel, code).first->second;
+}
+
+// Lets blocks of a kernel have more than the 48 KB of shared memory that CUDA gives unasked, in
+// which the kernel's own arrays count. CUDA keeps the limit for a kernel on a device and not for a
+// launch. So it is set once and to the most: set to what each launch needs, one of fewer bytes
+// would take it from a recorded program, or from another context of the process on the same device.
+// And the multiprocessor is asked for all it can have as shared memory instead of L1, which is a
+// choice of the driver's where nothing is said: two blocks that fit are to be there at once.
+inline void allow_shared_bytes(const Context& context, const void* kernel, size_t bytes) {
+  if (bytes <= 32 * 1024) return;
+  KernelCode& code = code_of(context, kernel);
+  if (code.may_be_large) return;
+  const auto set = [&](cudaFuncAttribute attribute, int value) {
+    check_cuda(cudaFuncSetAttribute(kernel, attribute, value), "cudaFuncSetAttribute");
+  };
+  set(cudaFuncAttributeMaxDynamicSharedMemorySize,
+      context.shared_bytes_per_block - code.static_bytes);
+  set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  code.may_be_large = true;
+}
+#endif
+
 // Runs kernel<<<grid, block, shared_bytes>>>(args...) on the context's stream. An empty grid
 // launches nothing. Throws what the launch itself reports; what goes wrong while it runs is
 // reported by the wait.
@@ -58,12 +99,7 @@ void launch(Context& context, void (*kernel)(Params...), dim3 grid, dim3 block, 
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   check_shared_bytes(context, shared_bytes);
 #if defined(__CUDACC__)
-  // Beyond 48 KB, in which the kernel's own arrays count.
-  if (shared_bytes > 32 * 1024)
-    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shared_bytes)),
-               "cudaFuncSetAttribute");
+  allow_shared_bytes(context, reinterpret_cast<const void*>(kernel), shared_bytes);
   kernel<<<grid, block, shared_bytes, context.stream>>>(static_cast<Params>(args)...);
   check_cuda(cudaGetLastError(), "the launch of a kernel");
 #else
@@ -79,10 +115,7 @@ template <typename... Params>
 int code_architecture([[maybe_unused]] const Context& context,
                       [[maybe_unused]] void (*kernel)(Params...)) {
 #if defined(__CUDACC__)
-  cudaFuncAttributes attributes{};
-  check_cuda(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)),
-             "cudaFuncGetAttributes");
-  return attributes.ptxVersion;
+  return code_of(context, reinterpret_cast<const void*>(kernel)).architecture;
 #else
   return context.architecture;
 #endif
@@ -109,11 +142,7 @@ void launch_early(Context& context, void (*kernel)(Params...), dim3 grid, dim3 b
   }
   check_shared_bytes(context, shared_bytes);
 #if defined(__CUDACC__)
-  if (shared_bytes > 32 * 1024)
-    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shared_bytes)),
-               "cudaFuncSetAttribute");
+  allow_shared_bytes(context, reinterpret_cast<const void*>(kernel), shared_bytes);
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
