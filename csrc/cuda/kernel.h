@@ -121,6 +121,14 @@ int code_architecture([[maybe_unused]] const Context& context,
 #endif
 }
 
+// Whether a device has the instructions of sm_90a, and this kernel code with them. A build without
+// such code runs there too, by PTX of an older architecture, in which such a kernel is empty. Plain
+// sm_90 is never built (CMakeLists.txt).
+template <typename... Params>
+bool runs_sm_90a(const Context& context, void (*kernel)(Params...)) {
+  return context.architecture == 90 && code_architecture(context, kernel) == 90;
+}
+
 // Like launch, of a kernel that may begin, from sm_90 on, while kernels before it still run: when
 // each block of the one in front of it has called simt::let_next_begin or ended (programmatic
 // dependent launch). Every thread of it calls simt::wait_for_kernels_before, before it touches what

@@ -199,12 +199,7 @@ inline constexpr bool kWgmmaProducts = true;
 inline constexpr int kMmaPlanes = 64;
 // Tensor copies ask for rows of the weight (`vectors`) and of x, which always are, at multiples of
 // 16 bytes, and count coordinates in 32 bits.
-inline bool takes_wgmma(const Context& context, int64_t x_rows, int64_t n, int64_t k,
-                        bool vectors) {
-  constexpr int64_t kMost = 0x7fffffff - 1024;
-  return kWgmmaProducts && context.architecture == 90 && vectors && k > 0 && x_rows > kMmaPlanes &&
-         x_rows <= kMost && n <= kMost;
-}
+bool takes_wgmma(const Context& context, int64_t x_rows, int64_t n, int64_t k, bool vectors);
 template <typename T>
 void linear_hopper(Context& context, const Operands<T>& in, Tiling tiling, void* scratch,
                    const LinearOut& out);

@@ -237,8 +237,7 @@ void flash_attention(Context& context, const FlashAttentionArgs& args) {
                            a.causal,
                            context.faults()};
     if (a.q.dtype == DType::kF32) return flash_attention_f32(context, p);
-    if (context.architecture == 90 && p.total_q > 0 && p.total_k > 0)
-      return flash_attention_hopper(context, p, a.q.dtype);
+    if (takes_flash_hopper(context, p)) return flash_attention_hopper(context, p, a.q.dtype);
     switch (a.q.dtype) {
       case DType::kF16:
         return flash_attention_16<f16>(context, p);

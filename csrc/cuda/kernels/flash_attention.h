@@ -158,8 +158,9 @@ ZC_DEVICE void flash_mend(const FlashParams& p, const FlashTile& tile, const Fla
   }
 }
 
-// f16 and bf16 with the instructions of sm_90a: flash_attention_hopper.cu. Neither q nor k is
-// empty.
+// f16 and bf16 with the instructions of sm_90a: flash_attention_hopper.cu. Tensor copies want
+// neither q nor k empty.
+bool takes_flash_hopper(const Context& context, const FlashParams& p);
 void flash_attention_hopper(Context& context, const FlashParams& p, DType dtype);
 
 // f32: without tensor cores, whose products of f32 are less exact.

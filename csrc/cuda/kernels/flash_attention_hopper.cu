@@ -307,7 +307,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
                                   const __grid_constant__ simt::TensorMap v_map, int32_t* next_item,
                                   int32_t n_items) {
 #if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  __trap();  // launched on sm_90 alone, for which the build has sm_90a
+  __trap();  // runs_sm_90a has said no
 #else
   ZC_DYNAMIC_SHARED(bytes);
   const HopperShared<Shape> shared = {simt::smem_u32(bytes)};
@@ -364,6 +364,11 @@ void flash_attention_hopper_16(Context& context, const FlashParams& p, DType dty
 }
 
 }  // namespace
+
+bool takes_flash_hopper(const Context& context, const FlashParams& p) {
+  return p.total_q > 0 && p.total_k > 0 &&
+         runs_sm_90a(context, &flash_attention_hopper_kernel<bf16, HopperShape<128, 2, 128>>);
+}
 
 void flash_attention_hopper(Context& context, const FlashParams& p, DType dtype) {
   switch (dtype) {

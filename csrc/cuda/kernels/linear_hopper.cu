@@ -337,7 +337,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
                          const __grid_constant__ simt::TensorMap x_map,
                          const __grid_constant__ simt::TensorMap weight_map) {
 #if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  __trap();  // launched on sm_90 alone, for which the build has sm_90a
+  __trap();  // runs_sm_90a has said no
 #else
   ZC_DYNAMIC_SHARED(bytes);
   ZC_SHARED(int32_t, is_last, [kConsumers]);  // of kSplits
@@ -407,6 +407,12 @@ void launch_hopper(Context& context, const Operands<T>& in, Tiling tiling, void*
 }
 
 }  // namespace
+
+bool takes_wgmma(const Context& context, int64_t x_rows, int64_t n, int64_t k, bool vectors) {
+  constexpr int64_t kMost = 0x7fffffff - 1024;
+  return kWgmmaProducts && vectors && k > 0 && x_rows > kMmaPlanes && x_rows <= kMost &&
+         n <= kMost && runs_sm_90a(context, &linear_hopper_kernel<bf16, HopperTile<256>>);
+}
 
 Tiling hopper_result(const Context& context, int64_t m, int64_t n, int64_t k, int planes) {
   const Tiling wide = hopper_tiling<HopperTile<256>>(context, m, n, k, planes);
