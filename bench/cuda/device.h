@@ -47,6 +47,7 @@ struct Device final : Context {
     check(cudaMalloc(&counters_, kCounters * sizeof(int32_t)), "malloc");
     check(cudaMemset(counters_, 0, kCounters * sizeof(int32_t)), "memset");
     check(cudaMalloc(&scratch_, kScratchBytes), "malloc");
+    check(cudaDeviceSynchronize(), "wait");  // the stream does not wait for what had none
   }
   void* scratch(int64_t bytes) override {
     ZC_CHECK(bytes <= kScratchBytes, ErrorCode::kOutOfMemory, "scratch");
@@ -124,6 +125,13 @@ inline void fill_normal(Device& device, const TensorView& t, uint32_t seed) {
 // The instructions by which prompts are multiplied there.
 inline const char* form_of(const Device& device) {
   return device.architecture == 90 ? "wgmma" : "mma";
+}
+
+// In stream order, which cudaMemcpy to the device is not.
+inline void write(Device& device, const Buffer& buffer, const std::vector<int32_t>& x) {
+  check(cudaMemcpyAsync(buffer.data, x.data(), x.size() * sizeof(int32_t), cudaMemcpyHostToDevice,
+                        device.stream),
+        "copy");
 }
 
 template <typename T>

@@ -72,10 +72,8 @@ struct Attention {
     fill_normal(device, args.q, 1);
     fill_normal(device, args.k, 2);
     fill_normal(device, args.v, 3);
-    const std::vector<int32_t> list_q = cumulative(s.q_lens);
-    const std::vector<int32_t> list_k = cumulative(s.kv_lens);
-    check(cudaMemcpy(cu_q.data, list_q.data(), list_q.size() * 4, cudaMemcpyHostToDevice), "copy");
-    check(cudaMemcpy(cu_k.data, list_k.data(), list_k.size() * 4, cudaMemcpyHostToDevice), "copy");
+    write(device, cu_q, cumulative(s.q_lens));
+    write(device, cu_k, cumulative(s.kv_lens));
     poison(device);
   }
   void poison(Device& device) {
@@ -207,11 +205,11 @@ std::vector<int32_t> choose_probes(int length) {
 }
 
 struct Probes {
-  Probes(const Attention& a, int length)
+  Probes(Device& device, const Attention& a, int length)
       : list(choose_probes(length)),
         rows(static_cast<int64_t>(list.size()) * 4),
         scores(int64_t{a.shape.n_kv_heads} * length * 4) {
-    check(cudaMemcpy(rows.data, list.data(), list.size() * 4, cudaMemcpyHostToDevice), "copy");
+    write(device, rows, list);
     const auto n = static_cast<int64_t>(list.size());
     args.q = a.args.q;
     args.lse = a.args.lse;
@@ -233,7 +231,7 @@ bool check_probes(Device& device, const Shape& s) {
   Attention a(device, s);
   flash_attention(device, a.args);
   const int length = s.q_lens[0];
-  Probes p(a, length);
+  Probes p(device, a, length);
   const int64_t n = int64_t{s.n_kv_heads} * length;
   Buffer slow(n * 4);
   device.fill(p.scores.data, 0xff, n * 4);
@@ -311,7 +309,7 @@ void time_case(Device& device, int batch, int length, int d, bool causal) {
   }
   device.architecture = device.own_architecture;
   if (batch != 1 || !causal) return;
-  Probes p(a, length);
+  Probes p(device, a, length);
   double probe_scores = 0;
   for (const int32_t row : p.list) probe_scores += (row + 1.0) * s.n_heads;
   const Time t = time_of(device, repeats, [&] { probe_attention(device, p.args); });
