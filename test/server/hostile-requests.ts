@@ -263,7 +263,7 @@ export async function attack(port: number, request: Hostile): Promise<Outcome> {
   const timer = setTimeout(() => {
     answer = 'TIMEOUT'
     socket.destroy()
-  }, 20_000)
+  }, 60_000)
   for (const piece of request.pieces) {
     if (!socket.destroyed) socket.write(piece)
     if (request.pauseMs > 0) await new Promise((resolve) => setTimeout(resolve, request.pauseMs))
@@ -271,7 +271,7 @@ export async function attack(port: number, request: Hostile): Promise<Outcome> {
   if (request.leaveAfter === 0) socket.end(() => socket.destroy())
   await closed
   clearTimeout(timer)
-  if (answer === 'TIMEOUT') throw new Error(`no end after 20 s: ${JSON.stringify(request)}`)
+  if (answer === 'TIMEOUT') throw new Error(`no end after 60 s: ${JSON.stringify(request)}`)
   const status = /^HTTP\/1\.1 (\d+)/.exec(answer)
   return { status: status ? Number(status[1]) : null, body: answer }
 }

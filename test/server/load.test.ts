@@ -61,5 +61,5 @@ describe('conversations of 200 lines at equal --kv-memory', () => {
     const zipcache = await held('zipcache')
     expect(fp16).toBeGreaterThan(1)
     expect(zipcache / fp16).toBeGreaterThanOrEqual(4)
-  })
+  }, 240_000)
 })
