@@ -52,10 +52,10 @@ const kTail = 50
 const kResident = 2
 /**
  * Waits for memory, one behind the other, from a call's beginning to its end, counted in the source: of the first
- * run's kernel with codes and with 16 bits, and of today's (lengths, their table, its entry, the page's
- * address, the page; results, the counter, others' results eight at a time).
+ * run's kernel with codes and with 16 bits, and of today's (lengths, the table's header, its entry, the
+ * page's address, the page; results, the counter, others' results eight at a time).
  */
-const kWaits = { codes: 46, fp16: 20, today: 12 }
+const kWaits = { codes: 46, fp16: 20, today: 9 }
 /** From them and the first run's `item`: a wait, and everything else. */
 const kWaitUs = (kFirstRun['zipcache-60'].item - kFirstRun.fp16.item) / (kWaits.codes - kWaits.fp16)
 const kBeginUs = kFirstRun.fp16.item - kWaits.fp16 * kWaitUs
@@ -109,13 +109,12 @@ export function firstKernel(policy, shape, gpu = kH200) {
  * streams no faster than the first run's did, and only its first beginning and last end are waited for.
  */
 export function attention(policy, shape, gpu = kH200) {
-  const { batch, context, nHeads, nKvHeads, headDim } = shape
+  const { batch, context, nKvHeads, headDim } = shape
   const nTokens = context + kTail
   const splits = splitCount(nTokens)
-  const whole = batch * nHeads >= 12 * gpu.multiprocessors
-  const items = batch * nKvHeads * (whole ? 1 : splits)
+  const items = batch * nKvHeads * splits
   const places = kResident * gpu.multiprocessors
-  const perPlace = (Math.ceil(items / places) * nTokens) / (whole ? 1 : splits)
+  const perPlace = (Math.ceil(items / places) * nTokens) / splits
   const MB = (batch * cacheBytes(policy, context, shape)) / 1e6
   const floor = (MB / gpu.readGBs) * 1000
   const slots = kClasses[policy].reduce((sum, [k, v, share]) => {
@@ -126,7 +125,7 @@ export function attention(policy, shape, gpu = kH200) {
   const low = kLeastUs + Math.max(floor, issue)
   const begins = kBeginUs + kWaits.today * kWaitUs
   const high = Math.max(low, begins + (kFirstRun[policy].tokens * perPlace) / 1000)
-  return { MB, floor, issue, items, low, high }
+  return { MB, floor, issue, splits: items, low, high }
 }
 
 /** The model's bounds for a row of the benchmark; null for another GPU, or a cache it does not know. */
@@ -226,7 +225,7 @@ function attentionTable() {
           number(one.floor),
           found ? number(then) : '',
           found ? `${number(found.us)} (${(found.us / then).toFixed(2)}x)` : '',
-          String(one.items),
+          String(one.splits),
           range(one),
           `${((100 * one.floor) / one.high).toFixed(0)} to ${((100 * one.floor) / one.low).toFixed(0)}%`,
         ])
@@ -241,7 +240,7 @@ function attentionTable() {
     right('floor, us'),
     right('first run, model'),
     right('measured then'),
-    right('items now'),
+    right('splits now'),
     right('predicted, us'),
     right('of reading'),
   ]
@@ -371,13 +370,13 @@ cuda-attention.md, of a kernel that is no more; everything else here is a predic
 
 ## mixedAttention
 
-LLaMA3-8B's heads, a tail of ${kTail} tokens, one layer. An item is one split of one KV head of one sequence; ${kResident} blocks are resident on each of
-${kH200.multiprocessors} multiprocessors and take items in turn. The floor is bytes at ${kH200.readGBs} GB/s.
+LLaMA3-8B's heads, a tail of ${kTail} tokens, one layer. ${kResident} blocks are resident on each of ${kH200.multiprocessors} multiprocessors; each takes one
+piece of the line of all splits (of a KV head of a sequence). The floor is bytes at ${kH200.readGBs} GB/s.
 
-In the first run an item cost ${item} us to begin and end and ${tokens} us for 1,000 tokens (zipcache-60; the other caches have constants of
+In the first run an item, one split, cost ${item} us to begin and end and ${tokens} us for 1,000 tokens (zipcache-60; the other caches have constants of
 their own): "first run, model". Of the beginning and end, ${kWaits.codes} waits for memory stood one behind the other, with 16 bits ${kWaits.fp16}, so that a wait is
 ${kWaitUs.toFixed(2)} us and everything else ${kBeginUs.toFixed(1)} us. The kernel was rewritten for that: a warp of its own reads tables and brings pages, channel
-parameters among them, ahead of six others, and on into the next item. What is left is ${kWaits.today} waits a call.
+parameters among them, ahead of six others, and on into the next split. What is left is ${kWaits.today} waits a call.
 
 Predicted are two bounds. The lower: bytes at the rate of reading, or instructions (kernels.md) at four a clock, whichever is longer, and ${kLeastUs} us
 beside, as good kernels of others take. The upper: a block streams no faster than in the first run, where a warp waited for the page table once a unit; the

@@ -109,7 +109,7 @@ test('a cache is held against the fastest peer of its own shape', async () => {
     '50%',
     '40 (sdpa flash gqa)',
     '2.00',
-    '11.0 to 22.1',
+    '11.0 to 21.3',
     '4e-4',
   ])
   expect(markdown).toContain('- prefill, left out: needs a GPU and nvcc')

@@ -426,12 +426,24 @@ describeBackends('mixedAttention', (backend) => {
 
     test('for a sequence alone and in a batch', () => expectSameAlone(batch))
 
-    // Alone, a GPU cuts the long one; in this batch it does not.
-    test('for a long sequence alone and in a batch', async () => {
-      const long: SequencePlan = { ...usualPlan, blocks: [block(2500, 1500), block(48, 32)] }
-      const together = [...sequences, { plan: long, qLen: 1 }]
-      await expectSameAlone({ ...batch, headDim: 64, sequences: together })
-    })
+    // A GPU's blocks share the long one's splits, and which share which depends on the batch. Groups
+    // of more than four heads are for teams of blocks.
+    test.each([
+      [14, 2, 64],
+      [4, 1, 64],
+      [8, 1, 128],
+    ])(
+      'for a long sequence alone and in a batch, %i heads over %i',
+      async (nHeads, nKvHeads, headDim) => {
+        const long: SequencePlan = { ...usualPlan, blocks: [block(1600, 900), block(48, 32)] }
+        const longer: SequencePlan = { ...usualPlan, blocks: [block(2600, 300)] }
+        const others = nHeads === 14 ? sequences : sequences.slice(0, 1)
+        const together = [{ plan: longer, qLen: 1 }, ...others, { plan: long, qLen: 3 }]
+        const call = { ...batch, nHeads, nKvHeads, headDim, sequences: together }
+        await expectSameAlone(call)
+        if (headDim === 128) await expectReference(call)
+      },
+    )
 
     test('for one row alone and among others, packed tokens being all it sees', async () => {
       const plan = { ...usualPlan, tail: { format: 'f16', nTokens: 0 } } as const

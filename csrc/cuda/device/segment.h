@@ -51,15 +51,15 @@ ZC_DEVICE int checked_segment_count(const FaultSink& faults, const int32_t* tabl
              : 0;
 }
 
-// A segment with everything checked but its pages' addresses (page_inside). One that is damaged
-// comes back with no tokens and no pool.
-ZC_DEVICE SegmentView view_segment(const FaultSink& faults, const SequenceTable& table,
-                                   uint8_t* pool, int64_t pool_bytes, int layer, int kv_head,
-                                   int index, int head_dim) {
+// A segment that was read, with everything checked but its pages' addresses (page_inside). One that
+// is damaged comes back with no tokens and no pool.
+ZC_DEVICE SegmentView checked_segment(const FaultSink& faults, const SequenceTable& table,
+                                      const Segment& segment, uint8_t* pool, int64_t pool_bytes,
+                                      int layer, int kv_head, int index, int head_dim) {
   SegmentView view{};
   view.head_dim = head_dim;
   view.pool = pool;
-  view.segment = read_segment(table.words, layer, kv_head, index);
+  view.segment = segment;
   const Segment& s = view.segment;
   const bool known = format_known(static_cast<int32_t>(s.k_format)) &&
                      format_known(static_cast<int32_t>(s.v_format)) && s.n_tokens >= 0;
@@ -85,6 +85,13 @@ ZC_DEVICE SegmentView view_segment(const FaultSink& faults, const SequenceTable&
     view.pool = nullptr;
   }
   return view;
+}
+
+ZC_DEVICE SegmentView view_segment(const FaultSink& faults, const SequenceTable& table,
+                                   uint8_t* pool, int64_t pool_bytes, int layer, int kv_head,
+                                   int index, int head_dim) {
+  return checked_segment(faults, table, read_segment(table.words, layer, kv_head, index), pool,
+                         pool_bytes, layer, kv_head, index, head_dim);
 }
 
 // A segment that may be read: one that the table counts. Without a pool when it is none.

@@ -32,19 +32,21 @@ template <int kDim, bool kBulk, int kStages>
 ZC_DEVICE void attend_items(const Params& p) {
   ZC_DYNAMIC_SHARED(shared);
   BlockMemory<kDim, kStages>& memory = *reinterpret_cast<BlockMemory<kDim, kStages>*>(shared);
-  int32_t* first_item = reinterpret_cast<int32_t*>(&memory + 1);
+  int64_t* cost_before = reinterpret_cast<int64_t*>(&memory + 1);
   const int thread = static_cast<int>(threadIdx.x);
   if (thread < kConsumers * kStages) {
     simt::mbarrier_init(simt::smem_u32(&memory.full[0][0] + thread), kBulk ? 1 : kLaneArrivals);
     simt::mbarrier_init(simt::smem_u32(&memory.empty[0][0] + thread), 1);
   }
   if (thread < 2) simt::mbarrier_init(simt::smem_u32(memory.item_free + thread), kConsumers);
+  if (thread == 0) memory.team = 1;
   if constexpr (kBulk) simt::fence_mbarrier_init();
+  __syncthreads();
   simt::wait_for_kernels_before();
   simt::let_next_begin();
-  count_items(p, first_item);
+  const WorkLine line = line_up(p, cost_before, &memory.team);
   if (thread >= 32 * kConsumers)
-    Producer<kDim, kBulk, kStages>(p, memory).run(first_item);
+    Producer<kDim, kBulk, kStages>(p, memory).run(line);
   else
     Consumer<kDim, kBulk, kStages>(p, memory).run();
 }
@@ -73,11 +75,12 @@ template <int kDim>
 constexpr int kBlocks = 2;
 #endif
 
-// Attention of 4 columns (rows of q and heads that share a KV head) over one split of a sequence,
-// or over all splits in turn. A block owns items blockIdx.x, blockIdx.x + gridDim.x, ...; consumer
-// w owns the w-th sixth of a split's units (64 tokens of 2 to 4 bits, 32 of 8, 16 of floats).
-// Bound by memory bandwidth from about 25 MB a call on; below that by latency. Shared memory:
-// BlockMemory, most of it 6 kStages (32 head_dim + 256) bytes of slots, and a word a sequence.
+// Attention of 4 columns (rows of q and heads that share a KV head) over one or more splits of a
+// sequence at a time. A block owns a piece of the line of all splits; consumer w owns the w-th
+// sixth of a split's units (64 tokens of 2 to 4 bits, 32 of 8, 16 of floats). Splits that blocks
+// share are merged by the block that comes last. Bound by memory bandwidth from about 25 MB a call
+// on; below that by latency. Shared memory: BlockMemory, most of it 6 kStages (32 head_dim + 256)
+// bytes of slots, and 8 bytes a sequence.
 template <int kDim, bool kBulk, int kStages>
 __global__ void __launch_bounds__(kThreads, kBlocks<kDim>) mixed_attention_kernel(Params p) {
   if constexpr (kIsBuilt<kDim, kBulk, kStages>) attend_items<kDim, kBulk, kStages>(p);
@@ -86,11 +89,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kDim>) mixed_attention_kerne
 template <int kDim, int kStages>
 void launch_kernel(Context& context, bool bulk, int blocks, const Params& p) {
   const size_t shared_bytes =
-      sizeof(BlockMemory<kDim, kStages>) + (static_cast<size_t>(p.n_seqs) + 1) * sizeof(int32_t);
+      sizeof(BlockMemory<kDim, kStages>) + (static_cast<size_t>(p.n_seqs) + 1) * sizeof(int64_t);
   const auto kernel = bulk ? &mixed_attention_kernel<kDim, true, kStages>
                            : &mixed_attention_kernel<kDim, false, kStages>;
-  launch_early(context, kernel, static_cast<unsigned>(blocks * context.n_multiprocessors), kThreads,
-               shared_bytes, p);
+  launch_early(context, kernel, static_cast<unsigned>(blocks), kThreads, shared_bytes, p);
 }
 
 template <int kDim>
@@ -115,19 +117,14 @@ void launch_mixed_attention(Context& context, const MixedAttentionArgs& a) {
   p.causal = a.causal;
   p.faults = context.faults();
   if (p.n_seqs == 0) return;
-  // With this many rows and heads, blocks that take all splits fill the device; fewer need to be
-  // cut. The arithmetic is the same.
-  const int64_t rows = int64_t{p.total_q} * p.n_heads;
-  p.whole = rows >= int64_t{12} * context.n_multiprocessors;
-  if (!p.whole) {
-    p.partials = static_cast<float*>(context.scratch(rows * kMaxSplits * kPartialStride<kDim> *
-                                                     static_cast<int64_t>(sizeof(float))));
-    p.arrivals = context.counters(rows);
-  }
   const int code = code_architecture(context, &mixed_attention_kernel<kDim, false, 4>);
   const bool little = has_little_memory(code == 80 ? context.architecture : code);
   // As many as run at once: kBlocks.
-  const int blocks = little || (code == 80 && kDim > 64) ? 1 : 2;
+  const int blocks = (little || (code == 80 && kDim > 64) ? 1 : 2) * context.n_multiprocessors;
+  const int64_t n_partials = int64_t{blocks} * kMaxSplits * kColumns;
+  p.partials = static_cast<float*>(
+      context.scratch(n_partials * kPartialStride<kDim> * static_cast<int64_t>(sizeof(float))));
+  p.arrivals = context.counters(int64_t{blocks} * kColumns);
   if constexpr (kDim > 64) {
     if (little) return launch_kernel<kDim, 3>(context, code >= 90, blocks, p);
   }

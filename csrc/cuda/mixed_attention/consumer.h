@@ -27,8 +27,8 @@ struct ColumnPart {
     const float own_factor = nothing ? 1.0f : simt::ex2(max - larger);
     const float other_factor = nothing ? 1.0f : simt::ex2(other.max - larger);
     ZC_UNROLL for (int i = 0; i < kChannels; ++i) o[i] =
-        o[i] * own_factor + other.o[i] * other_factor;
-    sum = sum * own_factor + other.sum * other_factor;
+        fmaf(o[i], own_factor, other.o[i] * other_factor);
+    sum = fmaf(sum, own_factor, other.sum * other_factor);
     max = larger;
   }
   // o: this lane's channels. kCached: of shared memory; else past L1, where others have written.
@@ -289,7 +289,8 @@ class Consumer {
   // ---- merging, always in the same order ----
 
   // Merges the consumers' states, the first one's first: each of the first kColumns warps one
-  // column, which it adds to the item's, or leaves for whoever ends the sequence's last split.
+  // column. Splits from the first on are added to each other; others, and what an item has of the
+  // first ones, are left for whoever comes last.
   ZC_DEVICE void finish_split(const ItemHead& head, int split, bool is_last,
                               WarpState<kDim>& state) {
     constexpr int kStride = kColumnStride<kDim>;
@@ -312,6 +313,7 @@ class Consumer {
     simt::bar_sync(1, kGroupThreads);
 
     const bool merges = warp() < kColumns;
+    const bool adds = head.first_split == 0;
     ColumnTotal<kDim>& total = memory_.totals[merges ? warp() : 0];
     ColumnPart<kDim> sum;
     if (merges) {
@@ -324,52 +326,64 @@ class Consumer {
             lane());
         block.add(other);
       }
-      if (p_.whole && split > 0)
+      if (adds && split > 0) {
         sum.template load<true>(total.values, lane());
-      else
-        sum.clear();
-      sum.add(block);
+        sum.add(block);
+      } else {
+        sum = block;
+      }
     }
     simt::bar_sync(1, kGroupThreads);
     advance();
     if (!merges || warp() >= head.n_columns) return;
-    const int64_t row = head.row(p_, warp());
-    if (p_.whole && !is_last)
+    if (adds && !is_last)
       sum.store(total.values, lane());
-    else if (p_.whole || head.n_splits == 1)
-      store_column(row, sum);
+    else if (adds && head.end_split == head.n_splits)
+      store_column(head.row(p_, warp()), sum);
     else
-      merge_split(row, head.n_splits, split, sum);
+      share_splits(head, split, is_last, sum);
   }
 
-  // Leaves a split's column for the warp that comes last, which merges all splits in order.
-  ZC_DEVICE void merge_split(int64_t row, int n_splits, int split,
-                             const ColumnPart<kDim>& own) const {
-    constexpr int kStride = kPartialStride<kDim>;
-    float* partials = p_.partials + row * kMaxSplits * kStride;
-    own.store(partials + split * kStride, lane());
+  // Leaves a column where the blocks that have splits of it meet: in the place of the first split
+  // it is of. Whoever comes last merges all, in order.
+  ZC_DEVICE void share_splits(const ItemHead& head, int split, bool is_last,
+                              const ColumnPart<kDim>& own) const {
+    const auto place = [&](int i) {
+      return p_.partials +
+             ((int64_t{head.origin} * kMaxSplits + i) * kColumns + warp()) * kPartialStride<kDim>;
+    };
+    float* to = place(head.first_split == 0 ? 0 : split);
+    own.store(to, lane());
+    if (head.first_split == 0 && lane() == 0)
+      reinterpret_cast<int32_t*>(to)[kDim + 2] = head.end_split;
+    if (!is_last) return;
     __threadfence();
     __syncwarp();
-    int is_last = 0;
+    int was_last = 0;
     if (lane() == 0) {
-      is_last = atomicAdd(p_.arrivals + row, 1) == n_splits - 1;
-      if (is_last != 0) p_.arrivals[row] = 0;  // for the next op
+      int32_t* arrivals = p_.arrivals + head.origin * kColumns + warp();
+      const int n_own = head.end_split - head.first_split;
+      was_last = atomicAdd(arrivals, n_own) == head.n_splits - n_own;
+      if (was_last != 0) *arrivals = 0;  // for the next op
     }
-    if (__shfl_sync(~0u, is_last, 0) == 0) return;
+    if (__shfl_sync(~0u, was_last, 0) == 0) return;
     __threadfence();
+    const int n_first = __ldcg(reinterpret_cast<const int32_t*>(place(0)) + kDim + 2);
     ColumnPart<kDim> sum;
-    sum.clear();
     constexpr int kTogether = 8;  // loads under way: each takes most of a microsecond
-    ZC_NO_UNROLL for (int first = 0; first < n_splits; first += kTogether) {
+    ZC_NO_UNROLL for (int first = 0; first < head.n_splits; first += kTogether) {
       ColumnPart<kDim> part[kTogether];
       ZC_UNROLL for (int i = 0; i < kTogether; ++i) {
         part[i].clear();
-        if (first + i < n_splits)
-          part[i].template load<false>(partials + (first + i) * kStride, lane());
+        if (first + i < head.n_splits) part[i].template load<false>(place(first + i), lane());
       }
-      ZC_UNROLL for (int i = 0; i < kTogether; ++i) if (first + i < n_splits) sum.add(part[i]);
+      if (first == 0) sum = part[0];
+      ZC_UNROLL for (int i = 0; i < kTogether; ++i) {
+        // Others within the first one's are old.
+        if (first + i >= n_first && first + i < head.n_splits) sum.add(part[i]);
+      }
     }
-    store_column(row, sum);
+    store_column(head.row(p_, warp()), sum);
   }
 
   ZC_DEVICE void store_column(int64_t row, const ColumnPart<kDim>& x) const {

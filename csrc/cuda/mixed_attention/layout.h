@@ -39,9 +39,10 @@ struct Params {
   int64_t tables_words;
   const int32_t* starts;
   const int32_t* cu_seqlens;
-  float* partials;  // (total_q, n_heads, kMaxSplits, head_dim + 4): unnormalised O, max, sum, -, -
-  int32_t* arrivals;  // (total_q, n_heads): how many splits are done
-  bool whole;         // an item is all splits of a sequence, one after the other: no partials
+  // (blocks, kMaxSplits, kColumns, head_dim + 4), what a block left for others: unnormalised O,
+  // max, sum, how many splits that is (int32), -
+  float* partials;
+  int32_t* arrivals;  // (blocks, kColumns): how many splits are done of those
   int32_t n_seqs;
   int32_t total_q;
   int32_t n_heads;
@@ -138,8 +139,8 @@ struct StaticShape {
 
 // ---- items ----
 
-// One split of one KV head of one sequence, and kColumns rows of q: column = query * group + head
-// of the group. For a masked sequence the rows of q alone.
+// Consecutive splits of one KV head of one sequence, and kColumns rows of q: column = query * group
+// + head of the group. For a masked sequence the rows of q alone.
 struct ItemHead {
   int q_begin;  // of the sequence
   int q_len;
@@ -148,6 +149,9 @@ struct ItemHead {
   int n_columns;  // of this item, up to kColumns
   int kv_head;
   int n_splits;  // of the sequence
+  int first_split;
+  int end_split;
+  int origin;  // the block that has split 0: where blocks that share the splits meet
 
   ZC_DEVICE int query(int column) const { return (first_column + column) / group; }
   // Index of a column in (total_q, n_heads).
@@ -212,10 +216,11 @@ struct BlockMemory {
   uint64_t empty[kConsumers][kStages];
   uint64_t item_free[2];
   Item<kDim> items[2];
-  ColumnTotal<kDim> totals[kColumns];  // of an item's splits, where it has all
+  ColumnTotal<kDim> totals[kColumns];  // of an item's splits, where it has the first
   RunningSegment<kDim> running[kConsumers];
   int results[kConsumers];  // stages with the warps' results of a split
-  // n_seqs + 1 words follow: items of the sequences before each.
+  int team;                 // WorkLine
+  // n_seqs + 1 int64 follow: WorkLine::cost_before.
 };
 
 }  // namespace zc::cuda::mixed

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "csrc/cuda/mixed_attention/sequence_work.h"
+#include "csrc/cuda/mixed_attention/work_plan.h"
 
 // The warp that reads tables and brings the consumers their units, a ring of slots ahead of them
 // and on into the block's next items, so that no consumer waits for an address.
@@ -70,64 +70,91 @@ class Producer {
         part_(lane_ & 3) {}
 
   // Everything that this block's items need, in order.
-  ZC_DEVICE void run(const int32_t* first_item) {
-    const int n_items = first_item[p_.n_seqs];
-    int n_begun = 0;
-    ZC_NO_UNROLL for (int i = static_cast<int>(blockIdx.x); i < n_items;
-                      i += static_cast<int>(gridDim.x)) {
-      const int seq = sequence_of(first_item, p_.n_seqs, i);
-      const SequenceWork work = sequence_work(p_, seq);
-      const int place = n_begun & 1;
-      simt::mbarrier_wait(simt::smem_u32(memory_.item_free + place), (n_begun >> 1 & 1) ^ 1);
-      ++n_begun;
-      item_flag_ = place == 0 ? 0u : kItemParity;
-      Item<kDim>& item = memory_.items[place];
-      if (!work.table.words) {
-        if (lane_ == 0) item.head = {work.q_begin, work.q_len, 1, 0, 0, 0, 1};
-        __syncwarp();
-        push_mark(kMasked, 0);
-        continue;
+  ZC_DEVICE void run(const WorkLine& line) {
+    const int team = static_cast<int>(blockIdx.x) / line.team;
+    // Blocks may be left over, and a batch may be nothing.
+    if (team < line.n_teams && line.cost() > 0) {
+      const int64_t end = line.piece_begin(team + 1);
+      ZC_NO_UNROLL for (int64_t at = line.piece_begin(team); at < end;) {
+        const int seq = line.sequence_at(at);
+        push_sequence(line, seq, at, end);
+        at = line.cost_before[seq + 1];
       }
-      int index = i - first_item[seq];
-      const int first_column = index % work.n_column_blocks * kColumns;
-      index /= work.n_column_blocks;
-      const int n_parts = p_.whole ? 1 : work.n_splits;
-      const int n_columns = work.q_len * work.group - first_column;
-      const ItemHead head{work.q_begin,
-                          work.q_len,
-                          work.group,
-                          first_column,
-                          n_columns < kColumns ? n_columns : kColumns,
-                          index / n_parts,
-                          work.n_splits};
-      const int split = index % n_parts;
-      stage_item(item, head);
-      push_splits(work.table, head, split, p_.whole ? work.n_splits : split + 1);
     }
     push_mark(kQuit, 0);
   }
 
  private:
-  ZC_DEVICE void stage_item(Item<kDim>& item, const ItemHead& head) const {
-    constexpr int kWords = kDim / 2;
-    const uint32_t* q = reinterpret_cast<const uint32_t*>(p_.q);
-    if (lane_ == 0) item.head = head;
-    ZC_UNROLL for (int column = 0; column < kColumns; ++column) {
-      const bool exists = column < head.n_columns;
-      const uint32_t* from = q + (exists ? head.row(p_, column) : 0) * kWords;
-      ZC_UNROLL for (int w = lane_; w < kWords; w += 32) item.q[column][w] = exists ? from[w] : 0u;
+  // The splits of a sequence that begin in the line from `at` on and before `end`.
+  ZC_DEVICE void push_sequence(const WorkLine& line, int seq, int64_t at, int64_t end) {
+    const SequenceWork work = sequence_work(p_, seq);
+    const int64_t before = line.cost_before[seq];
+    const auto splits_before = [&](int64_t place) {
+      const int64_t n = (place - before + work.split_cost - 1) / work.split_cost;
+      return n < work.n_splits_in_line ? n : work.n_splits_in_line;
+    };
+    const int member = static_cast<int>(blockIdx.x) % line.team;
+    const int64_t end_index = splits_before(end);
+    int64_t index = splits_before(at);
+    if (index >= end_index || member >= work.team) return;
+    if (!work.table.words) {
+      begin_item();
+      if (lane_ == 0) item().head = {work.q_begin, work.q_len, 1, 0, 0, 0, 1, 0, 1, 0};
+      __syncwarp();
+      push_mark(kMasked, 0);
+      return;
     }
-    __syncwarp();
+    ZC_NO_UNROLL while (index < end_index) {
+      const int64_t row = index / work.n_splits;  // of (KV head, columns of a team)
+      const int split = static_cast<int>(index - row * work.n_splits);
+      const int64_t behind = split + (end_index - index);
+      const int end_split = behind < work.n_splits ? static_cast<int>(behind) : work.n_splits;
+      const int kv_head = static_cast<int>(row / work.n_column_teams);
+      const int column_team = static_cast<int>(row - int64_t{kv_head} * work.n_column_teams);
+      const int first_column = (column_team * work.team + member) * kColumns;
+      const int n_columns = work.q_len * work.group - first_column;
+      index += end_split - split;
+      if (n_columns <= 0) continue;
+      const int64_t origin = before + row * work.n_splits * work.split_cost;
+      push_splits(work.table, {work.q_begin, work.q_len, work.group, first_column,
+                               n_columns < kColumns ? n_columns : kColumns, kv_head, work.n_splits,
+                               split, end_split, line.team_at(origin) * line.team + member});
+    }
   }
 
-  ZC_DEVICE void push_splits(const SequenceTable& table, const ItemHead& head, int split,
-                             int end_split) {
+  ZC_DEVICE Item<kDim>& item() const { return memory_.items[item_flag_ == 0 ? 0 : 1]; }
+
+  // The next item's place in shared memory, once nobody reads what is there.
+  ZC_DEVICE void begin_item() {
+    const int place = n_begun_ & 1;
+    simt::mbarrier_wait(simt::smem_u32(memory_.item_free + place), (n_begun_ >> 1 & 1) ^ 1);
+    ++n_begun_;
+    item_flag_ = place == 0 ? 0u : kItemParity;
+  }
+
+  ZC_DEVICE void push_splits(const SequenceTable& table, const ItemHead& head) {
+    // q, what the table counts, and its entries are asked for together.
+    constexpr int kWords = kDim / 64;  // of a column and lane
+    uint32_t q[kColumns][kWords];
+    ZC_UNROLL for (int column = 0; column < kColumns; ++column) {
+      const bool exists = column < head.n_columns;
+      const uint32_t* from = reinterpret_cast<const uint32_t*>(p_.q) +
+                             (exists ? head.row(p_, column) : 0) * (kDim / 2) + lane_;
+      ZC_UNROLL for (int w = 0; w < kWords; ++w) q[column][w] = exists ? from[32 * w] : 0u;
+    }
     const int first = p_.tail ? 0 : 1;
+    const Segment ahead = read_lane_segment(table, head, first);
     const int n_segments = checked_segment_count(p_.faults, table.words, p_.layer, head.kv_head);
-    LaneSegment own = lane_segment(table, head, first, n_segments);
+    LaneSegment own = lane_segment(table, head, first, n_segments, ahead);
     uint32_t total = sum(own.weight);
     for (int base = first + 32; base < n_segments; base += 32)
       total += sum(lane_segment(table, head, base, n_segments).weight);
+    begin_item();
+    ZC_UNROLL for (int column = 0; column < kColumns; ++column)
+        ZC_UNROLL for (int w = 0; w < kWords; ++w) item()
+            .q[column][lane_ + 32 * w] = q[column][w];
+    if (lane_ == 0) item().head = head;
+    __syncwarp();
     // floor(total split / n_splits) without a product of 64 bits
     const uint32_t n_splits = static_cast<uint32_t>(head.n_splits);
     const uint32_t quotient = total / n_splits;
@@ -136,7 +163,7 @@ class Producer {
       const uint32_t u = static_cast<uint32_t>(i);
       return static_cast<int>(quotient * u + remainder * u / n_splits);
     };
-    ZC_NO_UNROLL for (; split < end_split; ++split) {
+    ZC_NO_UNROLL for (int split = head.first_split; split < head.end_split; ++split) {
       const int begin = boundary(split);
       const int end = boundary(split + 1);
       int weight_before = 0;
@@ -154,17 +181,28 @@ class Producer {
         weight_before += __shfl_sync(~0u, through, 31);
         push_units(table, head, base, own);
       }
-      push_mark(kEnd | (split + 1 == end_split ? kIsLast : 0u), split);
+      push_mark(kEnd | (split + 1 == head.end_split ? kIsLast : 0u), split);
     }
+  }
+
+  // What the table has for the segment that this lane holds; it may count less.
+  ZC_DEVICE Segment read_lane_segment(const SequenceTable& table, const ItemHead& head,
+                                      int base) const {
+    if (base + lane_ >= table.words[kTableMaxSegments]) return {};
+    return read_segment(table.words, p_.layer, head.kv_head, base + lane_);
   }
 
   // The segment that this lane holds.
   ZC_DEVICE LaneSegment lane_segment(const SequenceTable& table, const ItemHead& head, int base,
                                      int n_segments) const {
+    return lane_segment(table, head, base, n_segments, read_lane_segment(table, head, base));
+  }
+  ZC_DEVICE LaneSegment lane_segment(const SequenceTable& table, const ItemHead& head, int base,
+                                     int n_segments, const Segment& read) const {
     LaneSegment own{};
     if (base + lane_ >= n_segments) return own;
-    const SegmentView view = view_segment(p_.faults, table, p_.pool, p_.pool_bytes, p_.layer,
-                                          head.kv_head, base + lane_, kDim);
+    const SegmentView view = checked_segment(p_.faults, table, read, p_.pool, p_.pool_bytes,
+                                             p_.layer, head.kv_head, base + lane_, kDim);
     const Segment& s = view.segment;
     if (s.n_tokens == 0) return own;
     own.layout = layout_of<kDim>(s.k_format, s.v_format);
@@ -452,6 +490,7 @@ class Producer {
   const int part_;       // of a unit
   uint32_t count_ = 0;   // slots of the consumer that were filled
   int32_t folded_ = -1;  // the segment that the consumer was given parameters of
+  int n_begun_ = 0;      // items
   uint32_t item_flag_ = 0;
 };
 
