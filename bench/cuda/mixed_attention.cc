@@ -11,6 +11,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -92,21 +94,40 @@ const Policy kPolicies[] = {
 
 struct Case {
   const Policy* policy;
-  int batch;
-  int n_tokens;  // compressed; a tail of kTail joins them
+  std::vector<int> lengths;  // compressed tokens of each sequence, the longest first; kTail join them
   int n_heads;
   int n_kv_heads;
   int head_dim;
   int n_layers;
+
+  int batch() const { return static_cast<int>(lengths.size()); }
 };
 
 constexpr int kTail = 50;
 
+struct Part {
+  Format k, v;
+  int n;  // tokens
+};
+
+// One head's pages and parameters, which every head of every layer of sequences of one length gets:
+// the addresses differ.
+struct Head {
+  std::vector<Part> parts;  // the tail first
+  std::vector<uint8_t> bytes;
+  std::vector<int64_t> page_at;
+  std::vector<int> first_page;
+  std::vector<int64_t> params_at;
+  int64_t read_bytes = 0;
+
+  int64_t size() const { return static_cast<int64_t>(bytes.size()); }
+};
+
 // The cache of one case: the tables on the host, all pages in one pool on the device.
 struct Cache {
+  std::map<int, Head> heads;  // by tokens
   std::vector<int32_t> tables;  // of all sequences
   std::vector<int32_t> starts;
-  std::vector<uint8_t> first_pool;  // the host's copy of layer 0, sequence 0
   uint8_t* pool;
   int64_t pool_bytes = 0;
   int64_t read_bytes = 0;  // that one layer's call reads
@@ -118,36 +139,25 @@ struct Random {
   float operator()() { return normal(engine); }
 };
 
-Cache build(const Device& device, const Case& c, Random& random) {
-  Cache cache;
+Head make_head(const Case& c, int n_tokens, Random& random) {
   const int d = c.head_dim;
-  struct Part {
-    Format k, v;
-    int n;
-  };
-  std::vector<Part> parts = {{Format::kF16, Format::kF16, kTail}};  // segment 0: the tail
-  int left = c.n_tokens;
+  Head head;
+  head.parts = {{Format::kF16, Format::kF16, kTail}};
+  int left = n_tokens;
   for (const ClassPlan& plan : c.policy->classes) {
-    const int n = &plan == &c.policy->classes.back() ? left : static_cast<int>(plan.share * c.n_tokens);
-    parts.push_back({plan.k, plan.v, n});
+    const bool is_last = &plan == &c.policy->classes.back();
+    const int n = is_last ? left : static_cast<int>(plan.share * n_tokens);
+    head.parts.push_back({plan.k, plan.v, n});
     left -= n;
   }
-  const int n_segments = static_cast<int>(parts.size());
-  const int entry_words = kEntryHeader + n_segments * kSegmentWords;
-  // One head's pages, whose codes and parameters every head of every sequence and layer gets: the
-  // addresses differ.
-  std::vector<uint8_t> head;
-  std::vector<int64_t> page_at;
-  std::vector<int> first_page;
-  std::vector<int64_t> params_at;
-  for (const Part& part : parts) {
+  for (const Part& part : head.parts) {
     const int64_t bytes = page_bytes(part.k, part.v, d);
     const int n_pages = (part.n + kPageTokens - 1) / kPageTokens;
-    first_page.push_back(static_cast<int>(page_at.size()));
+    head.first_page.push_back(static_cast<int>(head.page_at.size()));
     for (int i = 0; i < n_pages; ++i) {
-      page_at.push_back(static_cast<int64_t>(head.size()));
-      head.resize(head.size() + static_cast<size_t>(bytes));
-      uint8_t* page = head.data() + page_at.back();
+      head.page_at.push_back(head.size());
+      head.bytes.resize(head.bytes.size() + static_cast<size_t>(bytes));
+      uint8_t* page = head.bytes.data() + head.page_at.back();
       uint32_t* words = reinterpret_cast<uint32_t*>(page);
       for (int64_t w = 0; w < bytes / 4; ++w) words[w] = random.engine();
       uint8_t* values = page + part_bytes(part.k, d);
@@ -166,9 +176,9 @@ Cache build(const Device& device, const Case& c, Random& random) {
                                               to_f16(-2.0f + 0.2f * random()));
       }
     }
-    params_at.push_back(static_cast<int64_t>(head.size()));
-    head.resize(head.size() + static_cast<size_t>(params_bytes(d) + 63) / 64 * 64);
-    f16* params = reinterpret_cast<f16*>(head.data() + params_at.back());
+    head.params_at.push_back(head.size());
+    head.bytes.resize(head.bytes.size() + static_cast<size_t>(params_bytes(d) + 63) / 64 * 64);
+    f16* params = reinterpret_cast<f16*>(head.bytes.data() + head.params_at.back());
     const float levels = static_cast<float>((1 << format_bits(part.k)) - 1);
     for (int ch = 0; ch < d; ++ch) {  // some channels eight times as wide as others
       const float width = (ch % 37 == 0 ? 8.0f : 1.0f) * (5.0f + 0.5f * random());
@@ -176,57 +186,68 @@ Cache build(const Device& device, const Case& c, Random& random) {
       params[d + ch] = to_f16(-width * 0.5f + 0.3f * random());
       params[2 * d + ch] = to_f16(ch % 41 == 0 ? 2.5f : 1.0f + 0.1f * std::fabs(random()));
     }
-    cache.read_bytes += bytes * n_pages + (format_quantized(part.k) ? params_bytes(d) : 0);
+    head.read_bytes += bytes * n_pages + (format_quantized(part.k) ? params_bytes(d) : 0);
   }
-  head.resize((head.size() + 255) / 256 * 256);
-  const int64_t head_bytes = static_cast<int64_t>(head.size());
-  const int64_t n_heads_in_all = int64_t{c.n_layers} * c.batch * c.n_kv_heads;
-  cache.read_bytes *= int64_t{c.batch} * c.n_kv_heads;
-  cache.pool_bytes = head_bytes * n_heads_in_all;
-  cache.pool = static_cast<uint8_t*>(device.allocate(cache.pool_bytes));
-  for (int64_t i = 0; i < n_heads_in_all; ++i)
-    device.write(cache.pool + i * head_bytes, head.data(), head_bytes);
-  device.synchronize();
-  cache.first_pool = head;
+  head.bytes.resize((head.bytes.size() + 255) / 256 * 256);
+  return head;
+}
 
-  const int n_pages = static_cast<int>(page_at.size());
-  const int64_t words_of_table = kTableHeader + int64_t{c.n_layers} * c.n_kv_heads * entry_words +
-                                 int64_t{c.n_layers} * c.n_kv_heads * n_pages;
-  for (int s = 0; s < c.batch; ++s) {
+Cache build(const Device& device, const Case& c, Random& random) {
+  Cache cache;
+  int64_t layer_bytes = 0;
+  for (const int n : c.lengths) {
+    if (cache.heads.count(n) == 0) cache.heads[n] = make_head(c, n, random);
+    layer_bytes += cache.heads[n].size() * c.n_kv_heads;
+    cache.read_bytes += cache.heads[n].read_bytes * c.n_kv_heads;
+  }
+  cache.pool_bytes = layer_bytes * c.n_layers;
+  cache.pool = static_cast<uint8_t*>(device.allocate(cache.pool_bytes));
+
+  int64_t sequence_at = 0;  // bytes of a layer
+  for (const int n : c.lengths) {
+    const Head& head = cache.heads[n];
+    const int n_segments = static_cast<int>(head.parts.size());
+    const int n_pages = static_cast<int>(head.page_at.size());
+    const int entry_words = kEntryHeader + n_segments * kSegmentWords;
+    const int n_lists = c.n_layers * c.n_kv_heads;
     const size_t start = cache.tables.size();
     cache.starts.push_back(static_cast<int32_t>(start));
-    cache.tables.resize(start + static_cast<size_t>(words_of_table));
+    cache.tables.resize(start + static_cast<size_t>(kTableHeader) +
+                        static_cast<size_t>(n_lists) * static_cast<size_t>(entry_words + n_pages));
     int32_t* table = cache.tables.data() + start;
     table[kTableTailLength] = kTail;
-    table[kTableTailStart] = c.n_tokens;
+    table[kTableTailStart] = n;
     table[kTableLayers] = c.n_layers;
     table[kTableKvHeads] = c.n_kv_heads;
     table[kTableMaxSegments] = n_segments;
-    int32_t at = kTableHeader + c.n_layers * c.n_kv_heads * entry_words;
+    int32_t at = kTableHeader + n_lists * entry_words;
     for (int layer = 0; layer < c.n_layers; ++layer)
       for (int h = 0; h < c.n_kv_heads; ++h) {
-        const int64_t base =
-            ((int64_t{layer} * c.batch + s) * c.n_kv_heads + h) * head_bytes / kPageUnitBytes;
+        const int64_t byte = layer * layer_bytes + sequence_at + h * head.size();
+        device.write(cache.pool + byte, head.bytes.data(), head.size());
+        const int64_t base = byte / kPageUnitBytes;
         int32_t* entry = table + entry_index(table, layer, h);
         entry[0] = n_segments;
         for (int i = 0; i < n_segments; ++i) {
+          const auto index = static_cast<size_t>(i);
           int32_t* w = entry + kEntryHeader + i * kSegmentWords;
-          w[0] = static_cast<int32_t>(parts[static_cast<size_t>(i)].k);
-          w[1] = static_cast<int32_t>(parts[static_cast<size_t>(i)].v);
-          w[2] = parts[static_cast<size_t>(i)].n;
-          w[3] = at + first_page[static_cast<size_t>(i)];
-          w[4] = static_cast<int32_t>(base + params_at[static_cast<size_t>(i)] / kPageUnitBytes);
+          w[0] = static_cast<int32_t>(head.parts[index].k);
+          w[1] = static_cast<int32_t>(head.parts[index].v);
+          w[2] = head.parts[index].n;
+          w[3] = at + head.first_page[index];
+          w[4] = static_cast<int32_t>(base + head.params_at[index] / kPageUnitBytes);
           w[5] = -1;
         }
-        for (int p = 0; p < n_pages; ++p)
-          table[at + p] = static_cast<int32_t>(base + page_at[static_cast<size_t>(p)] / kPageUnitBytes);
-        at += n_pages;
+        for (const int64_t page : head.page_at)
+          table[at++] = static_cast<int32_t>(base + page / kPageUnitBytes);
       }
+    sequence_at += head.size() * c.n_kv_heads;
   }
+  device.synchronize();
   return cache;
 }
 
-// Attention of one head over the first cache, in double precision over dequantized values.
+// Attention of one head of the first sequence, in double precision over dequantized values.
 std::vector<double> reference(const Case& c, Cache& cache, const float* q, double scale) {
   const int d = c.head_dim;
   const int32_t* table = cache.tables.data();
@@ -236,7 +257,7 @@ std::vector<double> reference(const Case& c, Cache& cache, const float* q, doubl
     SegmentView view{};
     view.segment = read_segment(table, 0, 0, index);
     view.pages = table + view.segment.pages_begin;
-    view.pool = cache.first_pool.data();
+    view.pool = cache.heads[c.lengths[0]].bytes.data();
     view.head_dim = d;
     view.v_offset = static_cast<int32_t>(part_bytes(view.segment.k_format, d));
     view.params_offset = view.v_offset + static_cast<int32_t>(part_bytes(view.segment.v_format, d));
@@ -290,29 +311,31 @@ TensorView view_of(void* memory, DType dtype, std::initializer_list<int64_t> sha
 void run(const Device& device, const Case& c, int replays) {
   Random random;
   Cache cache = build(device, c, random);
-  const int64_t rows = int64_t{c.batch} * c.n_heads * c.head_dim;
+  const int batch = c.batch();
+  const int64_t rows = int64_t{batch} * c.n_heads * c.head_dim;
   std::vector<f16> q(static_cast<size_t>(rows));
   for (f16& x : q) x = to_f16(random());
-  std::vector<int32_t> cu(static_cast<size_t>(c.batch) + 1);
+  std::vector<int32_t> cu(static_cast<size_t>(batch) + 1);
   for (size_t i = 0; i < cu.size(); ++i) cu[i] = static_cast<int32_t>(i);
-  std::vector<int32_t> positions(static_cast<size_t>(c.batch), c.n_tokens + kTail - 1);
+  std::vector<int32_t> positions;
+  for (const int n : c.lengths) positions.push_back(n + kTail - 1);
   const auto upload = [&](const void* from, int64_t bytes) {
     void* memory = device.allocate(bytes);
     device.write(memory, from, bytes);
     return memory;
   };
   MixedAttentionArgs a{};
-  a.q = view_of(upload(q.data(), rows * 2), DType::kF16, {c.batch, c.n_heads, c.head_dim});
+  a.q = view_of(upload(q.data(), rows * 2), DType::kF16, {batch, c.n_heads, c.head_dim});
   a.out = a.q;
   a.out.data = device.allocate(rows * 2);
-  a.lse = view_of(device.allocate(int64_t{c.batch} * c.n_heads * 4), DType::kF32,
-                  {c.batch, c.n_heads});
+  a.lse = view_of(device.allocate(int64_t{batch} * c.n_heads * 4), DType::kF32,
+                  {batch, c.n_heads});
   a.pool = view_of(cache.pool, DType::kU8, {cache.pool_bytes});
   const auto n_words = static_cast<int64_t>(cache.tables.size());
   a.tables = view_of(upload(cache.tables.data(), n_words * 4), DType::kI32, {n_words});
-  a.starts = view_of(upload(cache.starts.data(), int64_t{c.batch} * 4), DType::kI32, {c.batch});
-  a.cu_seqlens = view_of(upload(cu.data(), int64_t{c.batch} * 4 + 4), DType::kI32, {c.batch + 1});
-  a.positions = view_of(upload(positions.data(), int64_t{c.batch} * 4), DType::kI32, {c.batch});
+  a.starts = view_of(upload(cache.starts.data(), int64_t{batch} * 4), DType::kI32, {batch});
+  a.cu_seqlens = view_of(upload(cu.data(), int64_t{batch} * 4 + 4), DType::kI32, {batch + 1});
+  a.positions = view_of(upload(positions.data(), int64_t{batch} * 4), DType::kI32, {batch});
   a.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
   a.tail = true;
   a.causal = true;
@@ -346,7 +369,7 @@ void run(const Device& device, const Case& c, int replays) {
   }
   if (!(worst < 2e-3)) {
     std::fprintf(stderr, "%s, %d tokens: relative error %g, expected below 2e-3\n", c.policy->name,
-                 c.n_tokens, worst);
+                 c.lengths[0], worst);
     std::exit(1);
   }
 
@@ -372,10 +395,11 @@ void run(const Device& device, const Case& c, int replays) {
   std::sort(times.begin(), times.end());
   const double median = times[times.size() / 2];
   std::printf(
-      "{\"op\": \"mixedAttention\", \"policy\": \"%s\", \"batch\": %d, \"context\": %d, \"heads\": "
-      "\"%d/%d/%d\", \"layers\": %d, \"us\": %.2f, \"min\": %.2f, \"max\": %.2f, \"MB\": %.2f, "
+      "{\"op\": \"mixedAttention\", \"policy\": \"%s\", \"batch\": %d, \"context\": %d, "
+      "\"shortest\": %d, \"heads\": \"%d/%d/%d\", \"layers\": %d, \"us\": %.2f, \"min\": %.2f, \"max\": %.2f, \"MB\": %.2f, "
       "\"GB/s\": %.0f, \"error\": %.1e}\n",
-      c.policy->name, c.batch, c.n_tokens, c.n_heads, c.n_kv_heads, c.head_dim, c.n_layers, median,
+      c.policy->name, batch, c.lengths.front(), c.lengths.back(), c.n_heads, c.n_kv_heads, c.head_dim,
+      c.n_layers, median,
       times.front(), times.back(), static_cast<double>(cache.read_bytes) / 1e6,
       static_cast<double>(cache.read_bytes) / median / 1e3, worst);
   std::fflush(stdout);
@@ -394,40 +418,43 @@ int main(int argc, char** argv) {
   }
   const Device device(argv[1]);
   const std::string mode = argc > 2 ? argv[2] : "";
-  const auto layers_of = [](const Policy& policy, int batch, int n_tokens) {
-    // As many as it takes to pass the second-level cache several times over.
-    const double mb = 1e-6 * 512 * 8 * batch * n_tokens;
+  const auto measure = [&](const Policy& policy, const std::vector<int>& lengths) {
+    // As many layers as it takes to pass the second-level cache several times over.
+    const double mb = 1e-6 * 512 * 8 * std::accumulate(lengths.begin(), lengths.end(), 0.0);
     const double share = std::strcmp(policy.name, "fp16") == 0 ? 1.0 : 0.2;
-    return std::clamp(static_cast<int>(300.0 / (mb * share)) + 1, 4, 32);
+    const int n_layers = std::clamp(static_cast<int>(300.0 / (mb * share)) + 1, 4, 32);
+    run(device, {&policy, lengths, 32, 8, 128, n_layers}, 20);
+  };
+  const auto equal = [](int batch, int n_tokens) {
+    return std::vector<int>(static_cast<size_t>(batch), n_tokens);
   };
   if (mode == "--case" && argc == 6) {
-    const int batch = std::atoi(argv[4]);
-    const int n_tokens = std::atoi(argv[5]);
     for (const Policy& policy : kPolicies)
       if (std::strcmp(policy.name, argv[3]) == 0)
-        run(device, {&policy, batch, n_tokens, 32, 8, 128, layers_of(policy, batch, n_tokens)}, 20);
+        measure(policy, equal(std::atoi(argv[4]), std::atoi(argv[5])));
     return 0;
   }
   if (mode == "--check") {  // small enough for the emulator
     for (const Policy& policy : kPolicies)
       for (int d : {64, 128})
-        for (int n : {300, 1500}) run(device, {&policy, 2, n, 8, 2, d, 1}, 1);
+        for (const std::vector<int>& lengths : {equal(2, 300), {1500, 300, 40}})
+          run(device, {&policy, lengths, 8, 2, d, 1}, 1);
     return 0;
   }
-  struct Shape {
-    int batch;
-    int n_tokens;
-  };
-  std::vector<Shape> shapes = {{1, 4096}, {1, 32768}, {8, 4096}, {8, 32768}, {64, 4096}};
+  std::vector<std::vector<int>> batches = {equal(1, 4096), equal(1, 32768), equal(8, 4096),
+                                           equal(8, 32768), equal(64, 4096)};
+  // As servers have them: lengths of every size, and one long sequence among short ones.
+  std::vector<int> spread;
+  for (int i = 0; i < 32; ++i)
+    spread.push_back(static_cast<int>(std::lround(32768 * std::pow(64.0, -i / 31.0))));
+  batches.push_back(spread);
+  batches.push_back(equal(64, 1024));
+  batches.back().front() = 131072;
   if (mode == "--full") {
-    shapes.push_back({1, 131072});
-    shapes.push_back({64, 1024});
+    batches.push_back(equal(1, 131072));
+    batches.push_back(equal(64, 1024));
   }
-  for (const Shape& shape : shapes)
-    for (const Policy& policy : kPolicies)
-      run(device,
-          {&policy, shape.batch, shape.n_tokens, 32, 8, 128,
-           layers_of(policy, shape.batch, shape.n_tokens)},
-          20);
+  for (const std::vector<int>& lengths : batches)
+    for (const Policy& policy : kPolicies) measure(policy, lengths);
   return 0;
 }

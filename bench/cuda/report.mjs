@@ -68,8 +68,13 @@ function roofTable(result) {
   }
 }
 
+/** Sequences of one length each: what the peers and the model are of. */
+const isEven = ({ context, shortest = context }) => shortest === context
+
 /** PyTorch's fastest decode attention for a shape, if it ran. */
-function fastestPeer({ peers = [] }, { batch, context }) {
+function fastestPeer({ peers = [] }, shape) {
+  const { batch, context } = shape
+  if (!isEven(shape)) return null
   return peers
     .filter((row) => row.op === 'decode' && row.batch === batch && row.context === context)
     .filter(({ us }) => us !== undefined)
@@ -82,7 +87,7 @@ function attentionTable(result) {
     const peer = fastestPeer(result, row)
     return [
       String(row.batch),
-      String(row.context),
+      isEven(row) ? String(row.context) : `${row.shortest} to ${row.context}`,
       row.heads,
       row.policy,
       `${row.us.toFixed(1)} (${row.min.toFixed(1)} to ${row.max.toFixed(1)})`,
@@ -114,7 +119,7 @@ function attentionTable(result) {
 
 /** The model's bounds, where it knows the GPU. */
 function predicted(result, row) {
-  const bounds = predictedMicroseconds(result.machine.gpu?.name, row)
+  const bounds = isEven(row) ? predictedMicroseconds(result.machine.gpu?.name, row) : null
   return bounds ? `${bounds.low.toFixed(1)} to ${bounds.high.toFixed(1)}` : ''
 }
 
@@ -187,7 +192,7 @@ function productTable({ products = [], peers = [] }) {
 
 /** For each batch: microseconds of a layer over the context, all caches and the fastest peer. */
 function attentionPlots(result) {
-  const rows = result.attention ?? []
+  const rows = (result.attention ?? []).filter(isEven)
   return [...new Set(rows.map(({ batch }) => batch))].map((batch) => {
     const own = rows.filter((row) => row.batch === batch && row.heads === rows[0].heads)
     const lineOf = (label, points) => ({ label, points: points.toSorted(([a], [b]) => a - b) })

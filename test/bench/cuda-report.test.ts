@@ -115,6 +115,15 @@ test('a cache is held against the fastest peer of its own shape', async () => {
   expect(markdown).toContain('- prefill, left out: needs a GPU and nvcc')
 })
 
+test('a batch of several lengths has no peer and no prediction', async () => {
+  const markdown = await printed(`result.attention[1].shortest = 512
+    console.log(report.toMarkdown(result))`)
+  const row = markdown.split('\n').find((line) => line.includes('zipcache-60')) as string
+  const cells = row.split('|').map((cell) => cell.trim())
+  expect(cells.slice(2, 5)).toEqual(['512 to 4096', '32/8/128', 'zipcache-60'])
+  expect(cells.slice(9, 12)).toEqual(['', '', ''])
+})
+
 test('a product stands beside the same one by PyTorch', async () => {
   const markdown = await printed('console.log(report.toMarkdown(result))')
   const row = markdown.split('\n').find((line) => line.includes('| down')) as string
