@@ -50,6 +50,7 @@ void PinnedBlock::wait() {
   for (int i = 0;; ++i) {
     const cudaError_t status = cudaEventQuery(event_);
     if (status != cudaErrorNotReady) return check_cuda(status, "cudaEventQuery");
+    cudaGetLastError();  // no error, but this thread's next launch may find it as the last one
     if (i < kSpins) {
       std::this_thread::yield();
       continue;
