@@ -103,6 +103,8 @@ const PARAMS = 4
 const BITMAP = 5
 /** The tail, and the two classes of one compression. */
 const MIN_SEGMENTS = 3
+/** Pages that a growing tail gets room for in the table at least: a window of 100 tokens fits. */
+const TAIL_ROOM = 8
 
 /**
  * The books of one sequence's cache: which pages hold which tokens, for every layer and KV head,
@@ -125,8 +127,12 @@ export class KvCache {
   #start: number
   #capacityWords: number
   #maxSegments: number
-  /** Whether the books changed since the table was written. */
-  #isAmended = false
+  /** What the table that was written does not have as the books do. */
+  #stale: Stale = { ...ALL_STALE }
+  /** Header and entries of the table: to make them anew costs as much as a step when there are many. */
+  #written = new Int32Array(0)
+  /** Pages of the tail that the table has room for. */
+  #tailRoom = 0
   #tailStart = 0
   #tailTokens = 0
 
@@ -155,7 +161,6 @@ export class KvCache {
     this.#maxSegments = MIN_SEGMENTS
     this.#capacityWords = TableArena.capacityOf(this.#neededWords(this.#maxSegments))
     this.#start = memory.tables.allocate(this.#capacityWords)
-    this.#amend()
   }
 
   /**
@@ -217,13 +222,15 @@ export class KvCache {
    */
   extendTail(nTokens: number): void {
     const tokensBefore = this.#tailTokens
+    const { stride } = this.#segments[0] as Segment
     const owned = this.#ownTail()
     try {
       const grown = this.#growTail(this.#tailTokens + nTokens)
       this.#tailTokens += nTokens
-      if (grown || owned) this.#amend()
+      if (grown || owned) this.#amend({ tail: true })
     } catch (error) {
       this.#trimTail(Math.min(this.#tailTokens, tokensBefore))
+      this.#setTailRoom(stride)
       throw error
     }
   }
@@ -241,7 +248,7 @@ export class KvCache {
       this.#freeEach(pagesOf(tail, entry).subarray(keep), this.#pageBytes(tail))
     }
     tail.nPages = Math.min(tail.nPages, keep)
-    this.#amend()
+    this.#mark({ tail: true })
   }
 
   /**
@@ -268,7 +275,7 @@ export class KvCache {
     copy.#tailStart = this.#tailStart
     copy.#tailTokens = this.#tailTokens
     try {
-      copy.#amend()
+      copy.#amend(ALL_STALE)
     } catch (error) {
       copy.dispose()
       throw error
@@ -332,7 +339,7 @@ export class KvCache {
     const bitmaps = span > 0 ? this.#allocateEach(bitmapBytes(span)) : null
     try {
       for (const find of segmentsOf(bitmaps)) if (find) this.#segments.push(find())
-      this.#amend()
+      this.#amend({ entries: true, groupsFrom: first })
     } catch (error) {
       // The first segment holds the bitmaps, once it is there.
       if (bitmaps && this.#segments.length === first) this.#freeEach(bitmaps, bitmapBytes(span))
@@ -363,7 +370,7 @@ export class KvCache {
       }
       segment.nTokens = own.reduce((sum, n) => sum + n, 0) / this.#nEntries
     }
-    this.#amend()
+    this.#amend({ entries: true, groupsFrom: this.#nVisible })
   }
 
   /** Whether some group's KV heads may differ in how many tokens are salient. */
@@ -384,7 +391,10 @@ export class KvCache {
    */
   headTable(): Int32Array {
     const words = new Int32Array(this.#neededWords(this.#maxSegments))
-    this.#fill(words)
+    this.#fillHeader(words)
+    this.#fillCounts(words)
+    this.#fillRows(words, 0, this.#segments.length)
+    this.#fillLists(words.subarray(this.#listsStart), 0, this.#segments.length)
     const { nLayers, nKvHeads } = this.shape
     words[LAYERS] = nLayers * nKvHeads
     words[KV_HEADS] = 1
@@ -399,14 +409,13 @@ export class KvCache {
     tail.nPages = 0
     this.#tailStart += nTokens
     this.#tailTokens = 0
-    this.#amend()
+    this.#mark({ entries: true })
   }
 
   /** Gives staged pages back that were never published. */
   unstage(): void {
     const staged = this.#segments.splice(this.#nVisible)
     for (const segment of staged) this.#freeSegment(segment, segment.span > 0)
-    if (staged.length > 0) this.#amend()
   }
 
   /**
@@ -484,14 +493,10 @@ export class KvCache {
     if (before >= needed) return false
     const nNew = needed - before
     const added = this.memory.pool.allocateMany(this.#nEntries * nNew, this.#pageBytes(tail))
-    if (needed > tail.stride) {
-      const stride = Math.max(needed, Math.ceil(tail.stride * 1.5))
-      const pages = new Int32Array(this.#nEntries * stride)
-      for (let entry = 0; entry < this.#nEntries; entry++) {
-        pages.set(pagesOf(tail, entry), entry * stride)
-      }
-      tail.pages = pages
-      tail.stride = stride
+    const { stride: room } = tail
+    if (needed > room) {
+      const more = Math.max(needed, room + TAIL_ROOM, Math.ceil(room * 1.5))
+      this.#setTailRoom(room === 0 ? needed : more)
     }
     for (let entry = 0; entry < this.#nEntries; entry++) {
       const own = added.subarray(entry * nNew, (entry + 1) * nNew)
@@ -499,6 +504,18 @@ export class KvCache {
     }
     tail.nPages = needed
     return true
+  }
+
+  /** Lays the tail's page lists out for so many pages of each entry. */
+  #setTailRoom(stride: number): void {
+    const tail = this.#segments[0] as Segment
+    if (stride === tail.stride) return
+    const pages = new Int32Array(this.#nEntries * stride)
+    for (let entry = 0; entry < this.#nEntries; entry++) {
+      pages.set(pagesOf(tail, entry), entry * stride)
+    }
+    tail.pages = pages
+    tail.stride = stride
   }
 
   #allocateEach(bytes: number): Int32Array {
@@ -557,86 +574,174 @@ export class KvCache {
 
   // ---- the table ----
 
-  /** Words of page lists that every entry has room for. */
-  #nPages(): number {
-    return this.#segments.reduce(
-      (sum, { counts, roomPages, nPages }) => sum + (counts ? roomPages : nPages),
-      0,
-    )
+  /** Words of page lists that every entry has room for, of segments [from, to). */
+  #nPages(from = 0, to = this.#segments.length): number {
+    return this.#segments.slice(from, to).reduce((sum, segment) => sum + listRoom(segment), 0)
   }
 
   #neededWords(maxSegments: number): number {
     return neededWords(this.shape, maxSegments, this.#nPages())
   }
 
+  /** The word of the table where the page lists begin, those of one segment after the other's. */
+  get #listsStart(): number {
+    return neededWords(this.shape, this.#maxSegments, 0)
+  }
+
   /**
-   * The books changed: the table has room for them from now on, and is written before an op may read
-   * it. Compressing a window changes them three times.
+   * The books changed: the table has room for them from now on, and what is stale is written before
+   * an op may read it.
    *
    * Throws `ERR_ZC_OUT_OF_MEMORY` when the table has to grow and cannot; the old one stays as it is
    * then.
    */
-  #amend(): void {
+  #amend(stale: Partial<Stale>): void {
     const maxSegments = segmentRoom(this.#segments.length, this.#maxSegments)
     const needed = this.#neededWords(maxSegments)
     const { tables } = this.memory
+    const tailRoom = listRoom(this.#segments[0] as Segment)
     if (needed > this.#capacityWords) {
       const start = tables.allocate(needed)
       tables.free(this.#start, this.#capacityWords)
       this.#start = start
       this.#capacityWords = TableArena.capacityOf(needed)
+      this.#stale = { ...ALL_STALE }
+    }
+    // The lists behind move.
+    if (maxSegments !== this.#maxSegments || tailRoom !== this.#tailRoom) {
+      this.#stale = { ...ALL_STALE }
     }
     this.#maxSegments = maxSegments
-    this.#isAmended = true
+    this.#tailRoom = tailRoom
+    this.#mark(stale)
   }
 
+  #mark({ entries = false, tail = false, groupsFrom = Number.POSITIVE_INFINITY }: Partial<Stale>) {
+    const before = this.#stale
+    this.#stale = {
+      header: true,
+      entries: before.entries || entries,
+      tail: before.tail || tail,
+      groupsFrom: Math.min(before.groupsFrom, groupsFrom),
+    }
+  }
+
+  /** Writes what is stale: at 128k tokens a table has megabytes, of which a window changes little. */
   #write(): void {
-    if (!this.#isAmended) return
+    const { header, entries, tail, groupsFrom } = this.#stale
+    if (!header) return
     const { tables } = this.memory
-    const words = tables.blank(this.#neededWords(this.#maxSegments))
-    this.#fill(words)
-    tables.memory.write(words, this.#start)
-    this.#isAmended = false
+    const words = this.#entryWords()
+    this.#fillHeader(words)
+    if (entries) this.#fillCounts(words)
+    if (tail) this.#fillRows(words, 0, 1)
+    this.#fillRows(words, groupsFrom, this.#segments.length)
+    tables.memory.write(entries ? words : words.subarray(0, TABLE_HEADER), this.#start)
+    if (tail) this.#writeLists(0, 1)
+    this.#writeLists(groupsFrom, this.#segments.length)
+    this.#stale = { ...NOTHING_STALE }
   }
 
-  /** - `words` (neededWords) i32, zeros: in and out */
-  #fill(words: Int32Array): void {
+  /** Header and entries as they were written, to be amended. */
+  #entryWords(): Int32Array {
+    if (this.#written.length !== this.#listsStart) this.#written = new Int32Array(this.#listsStart)
+    return this.#written
+  }
+
+  /** The page lists of segments [from, to). */
+  #writeLists(from: number, to: number): void {
+    const nWords = this.#nEntries * this.#nPages(from, to)
+    if (nWords === 0) return
+    const { tables } = this.memory
+    const words = tables.blank(nWords)
+    this.#fillLists(words, from, to)
+    const at = this.#listsStart + this.#nEntries * this.#nPages(0, from)
+    tables.memory.write(words, this.#start + at)
+  }
+
+  /** - `words` i32: in and out, as of the methods below */
+  #fillHeader(words: Int32Array): void {
     const { nLayers, nKvHeads } = this.shape
     words.set([this.#tailTokens, this.#tailStart, nLayers, nKvHeads, this.#maxSegments])
+  }
+
+  /** How many segments ops see. */
+  #fillCounts(words: Int32Array): void {
+    const entryWords = ENTRY_HEADER + this.#maxSegments * SEGMENT_WORDS
+    for (let entry = 0; entry < this.#nEntries; entry++) {
+      words[TABLE_HEADER + entry * entryWords] = this.#nVisible
+    }
+  }
+
+  /** Segments [from, to) of all entries. */
+  #fillRows(words: Int32Array, from: number, to: number): void {
     const nEntries = this.#nEntries
     const entryWords = ENTRY_HEADER + this.#maxSegments * SEGMENT_WORDS
-    const listsStart = TABLE_HEADER + nEntries * entryWords
-    const listWords = this.#nPages()
-    // What all KV heads share is made once: there are as many segments as windows were closed.
-    const rows = new Int32Array(this.#segments.length * SEGMENT_WORDS)
-    this.#segments.forEach(({ k, v, nTokens, start, span }, index) => {
+    let lists = this.#listsStart + nEntries * this.#nPages(0, from)
+    for (let index = from; index < to; index++) {
+      const segment = this.#segments[index] as Segment
+      const { k, v, nTokens, start, span, counts, params, bitmaps } = segment
       const row = [FORMATS[k], FORMATS[v], nTokens, 0, -1, -1, start, span]
-      rows.set(row, index * SEGMENT_WORDS)
-    })
-    for (let entry = 0; entry < nEntries; entry++) {
-      const at = TABLE_HEADER + entry * entryWords
-      words[at] = this.#nVisible
-      words.set(rows, at + ENTRY_HEADER)
-    }
-    let wordsBefore = 0
-    this.#segments.forEach((segment, index) => {
-      const { pages, stride, counts, roomPages, params, bitmaps } = segment
       for (let entry = 0; entry < nEntries; entry++) {
-        const row = TABLE_HEADER + entry * entryWords + ENTRY_HEADER + index * SEGMENT_WORDS
-        const nPages = counts ? pageCount(counts[entry] as number) : segment.nPages
-        // Both classes of an uneven group share the room of the first, the second from its end.
-        const toEnd = counts && roomPages === 0 ? nPages : 0
-        const list = listsStart + entry * listWords + wordsBefore - toEnd
-        if (counts) words[row + TOKENS] = counts[entry] as number
-        words[row + PAGE_LIST] = list
-        if (params) words[row + PARAMS] = params[entry] as number
-        if (bitmaps) words[row + BITMAP] = bitmaps[entry] as number
-        const from = entry * stride
-        for (let page = 0; page < nPages; page++) words[list + page] = pages[from + page] as number
+        if (counts) row[TOKENS] = counts[entry] as number
+        row[PAGE_LIST] = lists + this.#listAt(index, entry)
+        if (params) row[PARAMS] = params[entry] as number
+        if (bitmaps) row[BITMAP] = bitmaps[entry] as number
+        const at = TABLE_HEADER + entry * entryWords + ENTRY_HEADER + index * SEGMENT_WORDS
+        words.set(row, at)
       }
-      wordsBefore += counts ? roomPages : segment.nPages
-    })
+      lists += nEntries * listRoom(segment)
+    }
   }
+
+  /** - `words` (n_entries x nPages(from, to)) i32 */
+  #fillLists(words: Int32Array, from: number, to: number): void {
+    const nEntries = this.#nEntries
+    let lists = 0
+    for (let index = from; index < to; index++) {
+      const segment = this.#segments[index] as Segment
+      if (segment.counts) {
+        for (let entry = 0; entry < nEntries; entry++) {
+          words.set(pagesOf(segment, entry), lists + this.#listAt(index, entry))
+        }
+      } else words.set(segment.pages, lists)
+      lists += nEntries * listRoom(segment)
+    }
+  }
+
+  /**
+   * Where a segment's list of an entry begins, from its segment's lists on. Both classes of an uneven
+   * group share the room of the first, the second from its end, which lies before its own lists.
+   */
+  #listAt(index: number, entry: number): number {
+    const segment = this.#segments[index] as Segment
+    if (!segment.counts || segment.roomPages > 0) return entry * listRoom(segment)
+    const { roomPages } = this.#segments[index - 1] as Segment
+    const nPages = pageCount(segment.counts[entry] as number)
+    return (entry + 1 - this.#nEntries) * roomPages - nPages
+  }
+}
+
+/** Parts of a table that were not written as the books are now; the header is one of them always. */
+interface Stale {
+  readonly header: boolean
+  /** What entries say of their segments. */
+  readonly entries: boolean
+  /** The tail's page lists. */
+  readonly tail: boolean
+  /** The first of the segments behind the tail that are stale, with their page lists. */
+  readonly groupsFrom: number
+}
+
+const ALL_STALE: Stale = { header: true, entries: true, tail: true, groupsFrom: 1 }
+const NOTHING_STALE: Stale = {
+  ...{ header: false, entries: false, tail: false },
+  groupsFrom: Number.POSITIVE_INFINITY,
+}
+
+/** Words that a table has for a segment's page list of each entry. */
+function listRoom({ counts, roomPages, stride }: Segment): number {
+  return counts ? roomPages : stride
 }
 
 /** The pages of one (layer, KV head). */

@@ -293,6 +293,47 @@ describe('the table', () => {
   })
 })
 
+test('only what changed is written to the table', async () => {
+  const cache = new KvCache(memory, 'f16')
+  const tables = memory.tables.memory
+  const writing = jest.spyOn(tables, 'write')
+  const writtenWords = () => {
+    writing.mockClear()
+    void cache.start
+    return writing.mock.calls.reduce((sum, [words]) => sum + words.length, 0)
+  }
+  const prompt = 4800
+  cache.stage({ ...mixed, nTokens: prompt, nSalient: prompt / 2 })
+  cache.publish(prompt)
+  const promptLists = nEntries * 2 * pageCount(prompt / 2)
+  expect(writtenWords()).toBeGreaterThan(promptLists)
+  expect(writtenWords()).toBe(0)
+  const content = await contentOf(cache)
+  // one page, then room for more: what lies behind moves
+  for (const n of [16, 16, 16]) {
+    cache.extendTail(n)
+    void cache.start
+  }
+  const header = 8
+  const tailLists = nEntries * 9 // one page, and room for eight more
+  cache.extendTail(16)
+  expect(writtenWords()).toBe(header + tailLists)
+  cache.stage({ ...mixed, nTokens: 64, nSalient: 32 })
+  expect(writtenWords()).toBeGreaterThan(promptLists) // three segments become five
+  cache.publish(64)
+  const rows = header + nEntries * (8 + 5 * 8)
+  expect(writtenWords()).toBe(rows)
+  cache.extendTail(64)
+  expect(writtenWords()).toBe(header + tailLists)
+  cache.unstage()
+  expect(writtenWords()).toBe(0)
+  const { entries } = await contentOf(cache)
+  expect(entries.map((heads) => heads.map(([, ...own]) => own.slice(0, 2)))).toEqual(
+    content.entries.map((heads) => heads.map(([, ...own]) => own)),
+  )
+  cache.dispose()
+})
+
 describe('taking back', () => {
   test('tokens of the tail, page by page', async () => {
     const cache = new KvCache(memory, 'f16')
@@ -545,6 +586,20 @@ describe('without memory', () => {
     expect(await failEverywhere(cache, () => cache.stageUneven(uneven))).toBe(nEntries * 3)
     cache.unstage()
     expect(pool.usedBytes).toBe(pageBytesOf(cache))
+    cache.dispose()
+  })
+
+  test('extendTail that cannot write its table does not move what is in it', async () => {
+    const cache = makeCache()
+    await contentOf(cache)
+    const before = await stateOf(cache)
+    await withoutTables(async () => {
+      expectRefused(() => cache.extendTail(4000), outOfMemory)
+      // in part, at the places that the table has
+      cache.shrinkTail(1)
+      cache.extendTail(1)
+      expect(await stateOf(cache)).toEqual(before)
+    })
     cache.dispose()
   })
 
