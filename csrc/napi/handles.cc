@@ -548,18 +548,20 @@ Napi::Value tensor_from_file(const Napi::CallbackInfo& info) {
              "file: %lld bytes at %lld reach beyond its end at %lld",
              static_cast<long long>(view.size_bytes()), static_cast<long long>(offset),
              static_cast<long long>(file->bytes()));
-    char* from = const_cast<char*>(file->data()) + offset;
     const int64_t bytes = view.size_bytes();
+    auto range = std::make_shared<const MappedRange>(file, offset, bytes);
+    char* from = const_cast<char*>(range->data());
     const std::shared_ptr<DeviceMemory>& memory = device->device->memory();
     std::shared_ptr<Storage> storage;
     if (memory->is_host() && reinterpret_cast<uintptr_t>(from) % dtype_size(view.dtype) == 0) {
-      storage = Storage::borrow(file, from, bytes);
+      storage = Storage::borrow(std::move(range), from, bytes);
     } else {
       refuse_while_recording(*device);
       storage = Storage::allocate(memory, bytes);
       storage->make_read_only();
-      device->device->stream().enqueue(
-          [memory, storage, file, from, bytes] { memory->write(storage->data(), from, bytes); });
+      device->device->stream().enqueue([memory, storage, range = std::move(range), bytes] {
+        memory->write(storage->data(), range->data(), bytes);
+      });
     }
     view.data = storage->data();
     return make_tensor(info.Env(), std::move(storage), view, device);

@@ -1,8 +1,8 @@
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import type { ErrorCode } from '../../lib/errors.js'
-import { Device, linear, type Tensor } from '../../lib/ops/index.js'
+import { countNonFinite, Device, linear, type Tensor } from '../../lib/ops/index.js'
 import { describeDevices, isHost } from '../support/backends.js'
 import { expectRefused, expectRejected } from '../support/errors.js'
 
@@ -420,6 +420,34 @@ describeDevices('tensors', (name) => {
       tensor.dispose()
       await device.sync() // the copy holds its tensor until it is over
       expect(device.memory.current).toBe(before)
+    })
+
+    const onLinux = process.platform === 'linux' ? test : test.skip
+    onLinux('are held no longer than somebody looks at them', async () => {
+      const size = 2 ** 25
+      const large = path.join(folder, 'large')
+      writeFileSync(large, new Uint8Array(size + 1).fill(1))
+      /** Bytes of files that this process holds. */
+      const held = () => {
+        const lines = readFileSync('/proc/self/status', 'utf8').matchAll(
+          /Rss(?:File|Shmem):\s+(\d+)/g,
+        )
+        return [...lines].reduce((sum, [, kilobytes]) => sum + 1024 * Number(kilobytes), 0)
+      }
+      const mapped = device.mapFile(large)
+      const before = held()
+      const count = device.tensor('i32', [1])
+      for (const offset of [0, 1]) {
+        const x = device.fromFile(mapped, offset, 'f32', [size / 4])
+        countNonFinite({ x, count })
+        expect(await count.read()).toEqual(Int32Array.of(0))
+        const isBorrowed = isHost(name) && offset === 0
+        expect(held() - before > size / 2).toBe(isBorrowed)
+        x.dispose()
+        await device.sync()
+        expect(held() - before).toBeLessThan(size / 2)
+      }
+      count.dispose()
     })
 
     test('are deleted and still read', async () => {
