@@ -321,6 +321,30 @@ describeBackends('mixedAttention', (backend) => {
         await expectReference({ ...call, tail: false })
       })
 
+      // A group of four is one query's a block, one of three is several queries'.
+      test.each([1, 2, 21, 22, 40, 69, 70, 100, 151, 152, 4000])(
+        'a sliding window of %i',
+        async (slidingWindow) => {
+          for (const [nHeads, qLen] of [
+            [8, 1],
+            [8, 7],
+            [6, 1],
+            [6, 7],
+          ]) {
+            const sequences = [{ plan: usualPlan, qLen }]
+            const call = { ...half, nHeads, sequences, slidingWindow, seed: slidingWindow }
+            await expectReference(call)
+            if (qLen === 7) await expectReference({ ...call, tail: false })
+          }
+        },
+      )
+
+      test('a sliding window over much less than there is', async () => {
+        const plan = { ...usualPlan, blocks: [block(2301, 1400), block(100, 60)] }
+        const sequences = [plan, usualPlan].map((own) => ({ plan: own, qLen: 2 }))
+        await expectReference({ ...half, nHeads: 8, sequences, slidingWindow: 500, seed: 10 })
+      })
+
       test('thousands of tokens and two windows', async () => {
         const plan = {
           blocks: [block(2301, 1400), block(100, 60), block(100, 0)],

@@ -107,6 +107,8 @@ void launch_mixed_attention(Context& context, const MixedAttentionArgs& a) {
   p.tables_words = a.tables.size(0);
   p.starts = a.starts.as<int32_t>();
   p.cu_seqlens = a.cu_seqlens.as<int32_t>();
+  p.positions = a.positions.as<int32_t>();
+  p.sliding_window = a.sliding_window;
   p.n_seqs = static_cast<int32_t>(a.starts.size(0));
   p.total_q = static_cast<int32_t>(a.q.size(0));
   p.n_heads = static_cast<int32_t>(a.q.size(1));
@@ -135,10 +137,8 @@ void launch_mixed_attention(Context& context, const MixedAttentionArgs& a) {
 
 void mixed_attention(Context& context, const MixedAttentionArgs& a) {
   check_pool(a.pool);
-  // float32 queries ask for float32 products, which tensor cores do not give; a sliding window
-  // needs to know which slots it has left behind.
-  const bool half = a.q.dtype != DType::kF32 && a.sliding_window == 0 &&
-                    is_aligned(a.q.data, 4);  // read in pairs
+  // float32 queries ask for float32 products, which tensor cores do not give.
+  const bool half = a.q.dtype != DType::kF32 && is_aligned(a.q.data, 4);  // read in pairs
   if (half && a.q.size(2) == 128)
     launch_mixed_attention<128>(context, a);
   else if (half && a.q.size(2) == 64)

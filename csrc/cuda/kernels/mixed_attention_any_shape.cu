@@ -2,8 +2,8 @@
 #include "csrc/cuda/device/segment.h"
 #include "csrc/cuda/kernels/mixed_attention.h"
 
-// mixedAttention for what its tensor-core kernel does not take: float32 queries, other head_dims,
-// sliding windows. The same folding of scales, in float32.
+// mixedAttention for what its tensor-core kernel does not take: float32 queries and head_dims other
+// than 64 and 128. The same folding of scales, in float32.
 namespace zc::cuda {
 
 namespace {

@@ -100,6 +100,8 @@ class Consumer {
       if (kind == kFold) {
         state.enter(p_, Layout{entry.layout}, reinterpret_cast<const uint32_t*>(slot(count_)),
                     item.q[lane() >> 3], memory_.running[warp()], lane());
+        if (p_.sliding_window > 0 && lane() < kColumns)
+          memory_.running[warp()].seen_from[lane()] = entry.seen_from[lane()];
         advance();
       } else if (kind == kEnd) {
         const bool is_last = (entry.what & kIsLast) != 0;
@@ -200,16 +202,22 @@ class Consumer {
     // Tokens that every column sees, and that this lane's does.
     int common = entry.n_tokens;
     int limit = entry.n_tokens;
-    if (p_.causal && (entry.what & kIsTail) != 0) {
+    int seen_from = 0;
+    if ((entry.what & kIsCausal) != 0) {
       const ItemHead& head = memory_.items[(entry.what & kItemParity) != 0 ? 1 : 0].head;
       common -= head.q_len - 1;
       limit = common + head.query(lane() & 3);
     }
+    if ((entry.what & kIsCut) != 0) {
+      common = 0;
+      seen_from = memory_.running[warp()].seen_from[lane() & 3];
+    }
     with_v([&](auto v) {
       if (first + kPages * kPageTokens <= common)
-        weigh<decltype(v)::value, false>(shape, values, first, 0, 0, state, raw);
+        weigh<decltype(v)::value, false>(shape, values, first, {}, state, raw);
       else
-        weigh<decltype(v)::value, true>(shape, values, first, entry.n_tokens, limit, state, raw);
+        weigh<decltype(v)::value, true>(shape, values, first, {entry.n_tokens, seen_from, limit},
+                                        state, raw);
     });
   }
 
@@ -229,10 +237,17 @@ class Consumer {
     }
   }
 
-  // The running softmax over pages whose first token is `first`, and O += P V. kMasked: this lane's
-  // column sees tokens before `limit`, and the segment ends at n_tokens, within the pages.
+  // Which tokens of a segment there are, and which this lane's column sees.
+  struct Mask {
+    int n_tokens;
+    int seen_from;
+    int limit;
+  };
+
+  // The running softmax over pages whose first token is `first`, and O += P V. kMasked: not every
+  // column sees all of them.
   template <Format kFormat, bool kMasked, int kPages, typename Shape, typename Values>
-  ZC_DEVICE void weigh(const Shape& shape, const Values& values, int first, int n_tokens, int limit,
+  ZC_DEVICE void weigh(const Shape& shape, const Values& values, int first, const Mask& mask,
                        WarpState<kDim>& state, float (&raw)[kPages][2]) const {
     const int g = lane() >> 2;
     uint32_t params[kPages][2];
@@ -243,11 +258,11 @@ class Consumer {
           reinterpret_cast<const uint32_t*>(values(tile) + shape.params_offset());
       ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
         const int token = first + 16 * tile + g + 8 * hi;
-        if (kMasked && token >= limit) raw[tile][hi] = -INFINITY;
+        if (kMasked && (token < mask.seen_from || token >= mask.limit)) raw[tile][hi] = -INFINITY;
         largest = fmaxf(largest, raw[tile][hi]);
         if constexpr (kIsCode<kFormat>) {
           // Slots behind the last token hold anything.
-          params[tile][hi] = kMasked && token >= n_tokens ? 0u : words[g + 8 * hi];
+          params[tile][hi] = kMasked && token >= mask.n_tokens ? 0u : words[g + 8 * hi];
           const uint32_t scale = params[tile][hi] & 0xffff;
           largest_scale = scale > largest_scale ? scale : largest_scale;
         }
@@ -273,7 +288,7 @@ class Consumer {
       // Floats behind the last token may be NaN, which a weight of zero would not take away.
       uint32_t exists[2] = {~0u, ~0u};
       if constexpr (kMasked && !kIsCode<kFormat>) {
-        const int n_here = n_tokens - first - 16 * tile - 2 * (lane() & 3);
+        const int n_here = mask.n_tokens - first - 16 * tile - 2 * (lane() & 3);
         exists[0] = (n_here > 0 ? 0xffffu : 0u) | (n_here > 1 ? 0xffff0000u : 0u);
         exists[1] = (n_here > 8 ? 0xffffu : 0u) | (n_here > 9 ? 0xffff0000u : 0u);
       }

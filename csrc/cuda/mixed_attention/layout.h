@@ -39,6 +39,8 @@ struct Params {
   int64_t tables_words;
   const int32_t* starts;
   const int32_t* cu_seqlens;
+  const int32_t* positions;  // (total_q): read with a sliding window only
+  int32_t sliding_window;    // 0: off
   // (blocks, kMaxSplits, kColumns, head_dim + 4), what a block left for others: unnormalised O,
   // max, sum, how many splits that is (int32), -
   float* partials;
@@ -139,6 +141,10 @@ struct StaticShape {
 
 // ---- items ----
 
+// Whether all columns of an item are one query's, whatever the number of rows: then it is cut for
+// what that query sees. Others are masked only, so that no sum depends on the rows beside it.
+ZC_HD constexpr bool sees_as_one(int group) { return group % kColumns == 0; }
+
 // Consecutive splits of one KV head of one sequence, and kColumns rows of q: column = query * group
 // + head of the group. For a masked sequence the rows of q alone.
 struct ItemHead {
@@ -181,15 +187,17 @@ enum Kind : uint32_t {
   kQuit,    // there are no more items
 };
 inline constexpr uint32_t kItemParity = 0x100;  // which of the two items in shared memory
-inline constexpr uint32_t kIsTail = 0x200;
-inline constexpr uint32_t kIsLast = 0x400;  // split of the item
+inline constexpr uint32_t kIsCausal = 0x200;    // kUnit: a query sees one token less than the next
+inline constexpr uint32_t kIsCut = 0x400;       // kUnit: its first tokens are not for every column
+inline constexpr uint32_t kIsLast = 0x800;      // split of the item
 
 // What a slot holds.
 struct alignas(16) Entry {
   uint32_t layout;
-  uint32_t what;     // a Kind and flags
-  int32_t first;     // kUnit: its first token in the segment; kEnd: the split
-  int32_t n_tokens;  // of the segment
+  uint32_t what;                // a Kind and flags
+  int32_t first;                // kUnit: its first token in the segment; kEnd: the split
+  int32_t n_tokens;             // of the segment
+  int32_t seen_from[kColumns];  // kFold, with a sliding window: the columns' first tokens
 };
 
 // Results of one column: O not divided by the sum yet, max, sum.
@@ -203,6 +211,7 @@ template <int kDim>
 struct RunningSegment {
   uint32_t layout;                 // 0: none
   uint32_t normalisers[kDim / 2];  // of V, two channels a word, float16
+  int32_t seen_from[kColumns];     // Entry
 };
 
 // Arrivals that complete a slot where the producer's lanes copy: one of each, and one of the warp.

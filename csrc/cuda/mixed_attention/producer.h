@@ -12,8 +12,10 @@ struct LaneSegment {
   int32_t n_tokens;
   int32_t pages_begin;  // word of the table with the segment's first page
   int32_t params_unit;
-  int32_t n_units;
-  int32_t weight;  // of all units: bytes in units of a page address (2^31 of which no pool has)
+  int32_t n_unseen;  // units in front that no column sees
+  int32_t n_units;   // behind them
+  int32_t weight;    // of all units: bytes in units of a page address (2^31 of which no pool has)
+  int32_t seen_from[kColumns];  // with a sliding window: the columns' first tokens
   int32_t first_unit;
   int32_t own_units;  // of the split
 };
@@ -26,8 +28,10 @@ struct Unit {
   int32_t unit;
   int32_t n_tokens;
   int32_t params_unit;
-  bool has_page;  // for this lane to copy
-  int32_t page;   // what the table has for it, not yet looked at
+  int32_t source;  // the lane that has its segment
+  bool is_cut;     // its first tokens are not for every column
+  bool has_page;   // for this lane to copy
+  int32_t page;    // what the table has for it, not yet looked at
 };
 
 // What one lane copies of a unit: one page, or its K or V part.
@@ -192,7 +196,7 @@ class Producer {
     return read_segment(table.words, p_.layer, head.kv_head, base + lane_);
   }
 
-  // The segment that this lane holds.
+  // The segment that this lane holds. Called by the whole warp.
   ZC_DEVICE LaneSegment lane_segment(const SequenceTable& table, const ItemHead& head, int base,
                                      int n_segments) const {
     return lane_segment(table, head, base, n_segments, read_lane_segment(table, head, base));
@@ -200,26 +204,87 @@ class Producer {
   ZC_DEVICE LaneSegment lane_segment(const SequenceTable& table, const ItemHead& head, int base,
                                      int n_segments, const Segment& read) const {
     LaneSegment own{};
-    if (base + lane_ >= n_segments) return own;
-    const SegmentView view = checked_segment(p_.faults, table, read, p_.pool, p_.pool_bytes,
-                                             p_.layer, head.kv_head, base + lane_, kDim);
-    const Segment& s = view.segment;
-    if (s.n_tokens == 0) return own;
+    Segment s{};
+    if (base + lane_ < n_segments) {
+      s = checked_segment(p_.faults, table, read, p_.pool, p_.pool_bytes, p_.layer, head.kv_head,
+                          base + lane_, kDim)
+              .segment;
+    }
     own.layout = layout_of<kDim>(s.k_format, s.v_format);
     own.n_tokens = s.n_tokens;
     own.pages_begin = s.pages_begin;
     own.params_unit = s.params_unit;
-    const int pages = own.layout.pages();
-    own.n_units = (view.n_pages() + pages - 1) / pages;
+    if (p_.sliding_window > 0) find_first_seen(head, s, own);
+    const int unit_tokens = own.layout.pages() * kPageTokens;
+    int n_units = s.n_tokens > 0 ? (s.n_tokens - 1) / unit_tokens + 1 : 0;
+    if (p_.sliding_window > 0 && sees_as_one(head.group)) {
+      own.n_unseen = own.seen_from[0] / unit_tokens;
+      n_units -= own.n_unseen < n_units ? own.n_unseen : n_units;
+    }
     const int64_t weight =
-        int64_t{own.n_units} * pages * (own.layout.page_bytes() / kPageUnitBytes);
+        int64_t{n_units} * own.layout.pages() * (own.layout.page_bytes() / kPageUnitBytes);
     // All segments' weights together are an int32. A list that is too long for that is of pages
     // that come again and again: no pool has so many.
-    if (!check_data(p_.faults, weight <= INT32_MAX / n_segments, FaultReason::kTableOutside,
-                    p_.layer, head.kv_head, base + lane_))
+    if (!check_data(p_.faults, weight <= INT32_MAX / (n_segments > 0 ? n_segments : 1),
+                    FaultReason::kTableOutside, p_.layer, head.kv_head, base + lane_))
       return {};
+    own.n_units = n_units;
     own.weight = static_cast<int>(weight);
     return own;
+  }
+
+  // Tokens lie in a segment in order of position, so a sliding window hides the first ones. Called
+  // by the whole warp, each lane with its own segment.
+  ZC_DEVICE void find_first_seen(const ItemHead& head, const Segment& s, LaneSegment& own) const {
+    const int64_t span = s.span < 0 ? -int64_t{s.span} : int64_t{s.span};
+    int known_query = -1;
+    int first = 0;
+    ZC_NO_UNROLL for (int column = 0; column < kColumns; ++column) {
+      const int query = head.query(column < head.n_columns ? column : 0);
+      if (query != known_query) {
+        known_query = query;
+        // Positions of the segment from its first on that lie in front of the window.
+        const int64_t n =
+            int64_t{p_.positions[head.q_begin + query]} - p_.sliding_window + 1 - int64_t{s.start};
+        first = n <= 0 ? 0 : s.n_tokens;
+        if (s.span == 0 && n > 0 && n < s.n_tokens) first = static_cast<int>(n);
+        // Where the window begins within the bitmap, what is behind is counted, which is less.
+        uint32_t waiting = __ballot_sync(~0u, n > 0 && n < span);
+        while (waiting != 0) {
+          const int source = __ffs(static_cast<int>(waiting)) - 1;
+          waiting &= waiting - 1;
+          const int behind =
+              count_tokens(__shfl_sync(~0u, s.bitmap_unit, source),
+                           __shfl_sync(~0u, s.span < 0 ? 1 : 0, source) != 0,
+                           __shfl_sync(~0u, n, source), __shfl_sync(~0u, span, source));
+          if (lane_ == source) first = behind < s.n_tokens ? s.n_tokens - behind : 0;
+        }
+      }
+      // Without a runtime index, which would take local memory.
+      ZC_UNROLL for (int i = 0; i < kColumns; ++i) if (i == column) own.seen_from[i] = first;
+    }
+  }
+
+  // Set bits, or clear ones, of a bitmap from bit `begin` on. Called by the whole warp.
+  ZC_DEVICE int count_tokens(int32_t bitmap_unit, bool clear, int64_t begin, int64_t end) const {
+    const uint8_t* bytes = p_.pool + int64_t{bitmap_unit} * kPageUnitBytes;
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(bytes);
+    const int64_t first = begin >> 5;
+    const int64_t last = end >> 5;  // of fewer bits than 32, perhaps none
+    int n = 0;
+    ZC_NO_UNROLL for (int64_t w = first + lane_; w <= last; w += 32) {
+      uint32_t x = 0;
+      if (w < last) {
+        x = words[w];
+      } else {
+        for (int i = 0; 8 * i < (end & 31); ++i) x |= uint32_t{bytes[4 * w + i]} << 8 * i;
+      }
+      if (clear) x = ~x;
+      if (w == first) x &= ~0u << (begin & 31);
+      if (w == last) x &= ~(~0u << (end & 31));
+      n += __popc(x);
+    }
+    return static_cast<int>(sum(n));
   }
 
   // How many of n_units units of so much weight begin below `weight`.
@@ -256,7 +321,7 @@ class Producer {
     ZC_NO_UNROLL for (int round = 0; round < n_rounds; ++round) {
       const Unit now = next;
       next = find(round + 1);
-      push_fold(now);
+      push_fold(own, now);
       push_unit(head, now);
     }
   }
@@ -274,7 +339,9 @@ class Producer {
     u.exists = consumer_ < kConsumers && index < n_units;
     u.layout.word = __shfl_sync(~0u, own.layout.word, source);
     u.segment = base + source;
-    u.unit = index + __shfl_sync(~0u, own.first_unit - (through - own.own_units), source);
+    u.unit =
+        index + __shfl_sync(~0u, own.n_unseen + own.first_unit - (through - own.own_units), source);
+    u.source = source;
     u.n_tokens = __shfl_sync(~0u, own.n_tokens, source);
     u.params_unit = __shfl_sync(~0u, own.params_unit, source);
     const int pages_begin = __shfl_sync(~0u, own.pages_begin, source);
@@ -282,6 +349,12 @@ class Producer {
     const int page = u.unit * u.layout.pages() + part.page;
     u.has_page = u.exists && part.exists && page < (u.n_tokens - 1) / kPageTokens + 1;
     if (u.has_page) u.page = table.words[pages_begin + page];
+    if (p_.sliding_window > 0) {
+      int seen_by_all = 0;
+      ZC_UNROLL for (int i = 0; i < kColumns; ++i) if (own.seen_from[i] > seen_by_all) seen_by_all =
+          own.seen_from[i];
+      u.is_cut = u.unit * u.layout.pages() * kPageTokens < __shfl_sync(~0u, seen_by_all, source);
+    }
     return u;
   }
 
@@ -311,7 +384,7 @@ class Producer {
     acquire(is_consumer, 1);
     const int stage = stage_of(count_);
     if (is_consumer && part_ == 0)
-      memory_.entries[consumer_][stage] = {0u, what | item_flag_, first, 0};
+      memory_.entries[consumer_][stage] = {0u, what | item_flag_, first, 0, {}};
     if constexpr (kBulk) {
       if (is_consumer && part_ == 0) simt::mbarrier_arrive(full(consumer_, stage));
     } else {
@@ -322,7 +395,7 @@ class Producer {
   }
 
   // Brings channel parameters to the consumers whose segment is another than before.
-  ZC_DEVICE void push_fold(const Unit& u) {
+  ZC_DEVICE void push_fold(const LaneSegment& own, const Unit& u) {
     const bool wants = u.exists && u.segment != folded_;
     if (u.exists) folded_ = u.segment;
     const uint32_t all = __ballot_sync(~0u, wants);
@@ -333,8 +406,12 @@ class Producer {
     const uint8_t* params = p_.pool + int64_t{u.params_unit} * kPageUnitBytes;
     const int stage = stage_of(count_);
     uint8_t* slot = memory_.ring[consumer_ < kConsumers ? consumer_ : 0][stage];
-    if (wants && part_ == 0)
-      memory_.entries[consumer_][stage] = {u.layout.word, kFold | item_flag_, 0, 0};
+    Entry entry{u.layout.word, kFold | item_flag_, 0, 0, {}};
+    if (p_.sliding_window > 0) {
+      ZC_UNROLL for (int i = 0; i < kColumns; ++i) entry.seen_from[i] =
+          __shfl_sync(~0u, own.seen_from[i], u.source);
+    }
+    if (wants && part_ == 0) memory_.entries[consumer_][stage] = entry;
     if constexpr (kBulk) {
       if (wants && part_ == 0) {
         simt::mbarrier_arrive_expect_tx(full(consumer_, stage), codes ? kBytes : 0u);
@@ -372,10 +449,15 @@ class Producer {
     acquire(u.exists, slots);
     const bool found = page_exists(head, u);
     const uint32_t units = __ballot_sync(~0u, u.exists && part_ == 0);
-    if (u.exists && part_ == 0)
+    if (u.exists && part_ == 0) {
+      const bool causal = p_.causal && u.segment == 0 && head.q_len > 1;
       memory_.entries[consumer_][stage_of(count_)] = {
-          u.layout.word, kUnit | item_flag_ | (u.segment == 0 ? kIsTail : 0u),
-          u.unit * u.layout.pages() * kPageTokens, u.n_tokens};
+          u.layout.word,
+          kUnit | item_flag_ | (causal ? kIsCausal : 0u) | (u.is_cut ? kIsCut : 0u),
+          u.unit * u.layout.pages() * kPageTokens,
+          u.n_tokens,
+          {}};
+    }
     const bool foreign = found && is_foreign(u.layout, part_);
     if (__any_sync(~0u, foreign)) convert_parts(u, foreign);
     const bool copies = found && !foreign;

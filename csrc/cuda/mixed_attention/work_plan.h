@@ -59,8 +59,9 @@ ZC_DEVICE SequenceWork sequence_work(const Params& p, int seq) {
   w.n_column_teams = static_cast<int>((int64_t{w.q_len} * group + team_columns - 1) / team_columns);
   // By the tokens that this op attends to, whatever the batch and however many rows.
   const int32_t* header = w.table.words;
-  const int64_t n_tokens =
-      int64_t{header[kTableTailStart]} + (p.tail ? header[kTableTailLength] : 0);
+  int64_t n_tokens = int64_t{header[kTableTailStart]} + (p.tail ? header[kTableTailLength] : 0);
+  if (p.sliding_window > 0 && sees_as_one(group) && n_tokens > p.sliding_window)
+    n_tokens = p.sliding_window;
   w.n_splits = split_count(n_tokens);
   w.split_cost = cost_of_split(n_tokens, w.n_splits);
   w.n_splits_in_line = int64_t{n_kv_heads} * w.n_column_teams * w.n_splits;
