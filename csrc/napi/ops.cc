@@ -174,6 +174,16 @@ ZC_BIND("packSegment", pack_segment, PackSegmentArgs, a.k = r.tensor("k"); a.v =
         a.layer = r.i32("layer"); a.segment = r.i32("segment"); a.k_norm = r.i32("keyRange");
         a.v_norm = r.i32("valueRange");)
 
+ZC_BIND(
+    "packSegments", pack_segments, PackSegmentsArgs, a.k = r.tensor("k"); a.v = r.tensor("v");
+    a.pool = r.output("pool"); a.table = r.output("table"); a.layer = r.i32("layer");
+    a.n_classes = r.count("classes", kMaxClasses); for (int i = 0; i < a.n_classes; ++i) {
+      a.classes[i].ids = r.tensor("ids");
+      a.classes[i].segment = r.i32("segment");
+      a.classes[i].k_norm = r.i32("keyRange");
+      a.classes[i].v_norm = r.i32("valueRange");
+    })
+
 ZC_BIND("unpackSegment", unpack_segment, UnpackSegmentArgs, a.pool = r.tensor("pool");
         a.table = r.tensor("table"); a.k = r.output("k"); a.v = r.output("v");
         a.layer = r.i32("layer"); a.segment = r.i32("segment"); a.base = r.i32("base");)
@@ -273,6 +283,7 @@ void register_ops(Napi::Env env, Napi::Object exports) {
   add("setTailLengths", set_tail_lengths_js);
   add("copyPages", copy_pages_js);
   add("packSegment", pack_segment_js);
+  add("packSegments", pack_segments_js);
   add("unpackSegment", unpack_segment_js);
   add("exportSegment", export_segment_js);
   add("importSegment", import_segment_js);

@@ -121,6 +121,29 @@ struct PackSegmentArgs {
   int32_t v_norm;
 };
 
+inline constexpr int kMaxClasses = 2;
+
+struct PackSegmentsArgs {
+  struct Class {
+    TensorView ids;  // (n_kv_heads, n_tokens) i32, ascending rows of k and v, n_tokens its own
+    int32_t segment;
+    int32_t k_norm;
+    int32_t v_norm;
+  };
+  TensorView k;
+  TensorView v;
+  TensorView pool;
+  TensorView table;
+  int32_t layer;
+  Class classes[kMaxClasses];  // n_classes of them
+  int32_t n_classes;
+
+  PackSegmentArgs one(int i) const {
+    const Class& c = classes[i];
+    return {k, v, c.ids, pool, table, layer, c.segment, c.k_norm, c.v_norm};
+  }
+};
+
 struct UnpackSegmentArgs {
   TensorView pool;
   TensorView table;

@@ -63,6 +63,19 @@ void expect(bool holds, const char* argument, const std::string& message) {
   if (!holds) fail(ErrorCode::kArgument, argument, message);
 }
 
+// Checks the i-th of a list of arguments; an error says which one it was.
+template <typename Check>
+void in_list(const char* list, int i, const Check& check) {
+  try {
+    check();
+  } catch (Error& e) {
+    const std::string place = format("%s[%d].", list, i);
+    e.message = place + e.message;
+    e.argument = place + e.argument;
+    throw;
+  }
+}
+
 void expect_scale(float scale) {
   expect(std::isfinite(scale) && scale > 0.0f, "scale",
          "is " + std::to_string(scale) + ", expected a positive number");
@@ -306,6 +319,18 @@ void check(const PackSegmentArgs& a) {
   expect_norm("valueRange", a.v_norm);
 }
 
+void check(const PackSegmentsArgs& a) {
+  expect_kv_rows(a.k, a.v);
+  expect_pool(a.pool);
+  expect_table(a.table);
+  for (int i = 0; i < a.n_classes; ++i) {
+    in_list("classes", i, [&] { check(a.one(i)); });
+    for (int other = 0; other < i; ++other)
+      expect(a.classes[i].segment != a.classes[other].segment, "classes",
+             "share a segment, expected one each");
+  }
+}
+
 void check(const UnpackSegmentArgs& a) {
   expect_kv_rows(a.k, a.v);
   expect_pool(a.pool);
@@ -419,14 +444,7 @@ void check(const LinearArgs& a) {
 void check(const GroupedLinearArgs& a) {
   expect_float("x", a.x);
   expect_shape("x", a.x, {kAny, kAny});
-  for (int i = 0; i < a.n_products; ++i) try {
-      check(a.product(i));
-    } catch (Error& e) {
-      const std::string place = format("products[%d].", i);
-      e.message = place + e.message;
-      e.argument = place + e.argument;
-      throw;
-    }
+  for (int i = 0; i < a.n_products; ++i) in_list("products", i, [&] { check(a.product(i)); });
 }
 
 void check(const RopeTableArgs& a) {

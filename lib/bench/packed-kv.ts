@@ -8,6 +8,7 @@ import {
   exportSegment,
   mixedAttention,
   packSegment,
+  packSegments,
   type Tensor,
   unpackSegment,
 } from '../ops/index.js'
@@ -97,6 +98,12 @@ export class PackedKv {
       layer: 0,
       segment: index + 1,
     })
+  }
+
+  /** Enqueues the compression of all classes at once. */
+  packAll(pool: Tensor = this.pool): void {
+    const classes = this.#ids.map((ids, index) => ({ ids, segment: index + 1 }))
+    packSegments({ k: this.k, v: this.v, pool, table: this.table, layer: 0, classes })
   }
 
   /** Enqueues writing the tail's rows. */

@@ -250,18 +250,13 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
   },
 
   packSegment: async (tensors) => {
-    const kv = packedLayer(tensors)
-    for (const [index, { format }] of kv.segments.entries()) {
-      const actual = await kv.exported(index)
-      const [k, v] = await Promise.all([firstHead(kv.k), firstHead(kv.v)])
-      const formats = { keyFormat: format, valueFormat: format, nKvHeads: 1 }
-      const rows = actual.positions as ArrayLike<number>
-      const expected = reference.packSegment({
-        ...{ k, v, rows, headDim: kHeads.headDim, ...formats },
-      }) as typeof actual
-      exactly('kCodes', actual.kCodes, expected.kCodes)
-      exactly('vCodes', actual.vCodes, expected.vCodes)
-    }
+    await checkPacked(packedLayer(tensors))
+  },
+
+  packSegments: async (tensors) => {
+    const kv = layer(tensors)
+    kv.packAll()
+    await checkPacked(kv)
   },
 
   exportSegment: async (tensors) => {
@@ -451,6 +446,20 @@ function packedLayer(tensors: BenchTensors): PackedKv {
   const kv = layer(tensors)
   for (const index of kv.segments.keys()) kv.pack(index)
   return kv
+}
+
+async function checkPacked(kv: PackedKv): Promise<void> {
+  for (const [index, { format }] of kv.segments.entries()) {
+    const actual = await kv.exported(index)
+    const [k, v] = await Promise.all([firstHead(kv.k), firstHead(kv.v)])
+    const formats = { keyFormat: format, valueFormat: format, nKvHeads: 1 }
+    const rows = actual.positions as ArrayLike<number>
+    const expected = reference.packSegment({
+      ...{ k, v, rows, headDim: kHeads.headDim, ...formats },
+    }) as typeof actual
+    exactly('kCodes', actual.kCodes, expected.kCodes)
+    exactly('vCodes', actual.vCodes, expected.vCodes)
+  }
 }
 
 async function checkTail(kv: PackedKv): Promise<void> {

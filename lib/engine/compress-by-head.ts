@@ -1,7 +1,8 @@
 import type { KvCache, StagedGroup } from '../cache/index.js'
 import type { Scratch } from '../model/scratch.js'
-import { gatherRows, packSegment, selectSalient, type Tensor } from '../ops/index.js'
+import { gatherRows, packSegments, selectSalient, type Tensor } from '../ops/index.js'
 import type { Compression } from '../policy/policy.js'
+import { segmentClasses } from './compress.js'
 
 /** Splits and packs the tokens of each KV head by itself, as many salient ones as it was given. */
 export interface HeadPacker {
@@ -57,21 +58,16 @@ export function makeHeadPacker(
           salient,
           regular,
         })
-        for (const [segment, chosen, { keyRange, valueRange }] of [
-          [staged.salient, salient, high],
-          [staged.regular, regular, low],
-        ] as const) {
-          packSegment({
-            ...heads,
-            ids: chosen,
-            pool: cache.memory.pool.memory,
-            table,
-            layer: layer * nKvHeads + head,
-            segment: segment as number,
-            keyRange,
-            valueRange,
-          })
-        }
+        packSegments({
+          ...heads,
+          pool: cache.memory.pool.memory,
+          table,
+          layer: layer * nKvHeads + head,
+          classes: segmentClasses([
+            [staged.salient, salient, high],
+            [staged.regular, regular, low],
+          ]),
+        })
       }
     },
   }

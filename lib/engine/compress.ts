@@ -1,8 +1,15 @@
 import type { StagedGroup } from '../cache/index.js'
 import type { KvCache, KvShape } from '../cache/kv-cache.js'
 import type { Scratch } from '../model/scratch.js'
-import { packSegment, probeAttention, rmsNorm, selectSalient, type Tensor } from '../ops/index.js'
-import type { Compression, SaliencyMetric } from '../policy/policy.js'
+import {
+  packSegments,
+  probeAttention,
+  rmsNorm,
+  type SegmentClass,
+  selectSalient,
+  type Tensor,
+} from '../ops/index.js'
+import type { Compression, PrecisionClass, SaliencyMetric } from '../policy/policy.js'
 
 /** Rows of attention that are looked at, and what they see of the tokens to be compressed. */
 export interface Probes {
@@ -81,27 +88,26 @@ export function makePacker(
     regularIds.write(rows(nRegular, 0))
   }
   const table = scratch.keep(cache.tableView())
+  const pool = cache.memory.pool.memory
+  const { high, low } = compression
+  const classes = segmentClasses([
+    [staged.salient, salientIds, high],
+    [staged.regular, regularIds, low],
+  ])
 
   return (layer, k, v) => {
     if (scores) selectSalient({ scores, salient: salientIds, regular: regularIds })
-    for (const [segment, ids, precision] of [
-      [staged.salient, salientIds, compression.high],
-      [staged.regular, regularIds, compression.low],
-    ] as const) {
-      if (segment === null) continue
-      packSegment({
-        k,
-        v,
-        ids,
-        pool: cache.memory.pool.memory,
-        table,
-        layer,
-        segment,
-        keyRange: precision.keyRange,
-        valueRange: precision.valueRange,
-      })
-    }
+    packSegments({ k, v, pool, table, layer, classes })
   }
+}
+
+/** What `packSegments` takes of each class that has a segment. */
+export function segmentClasses(
+  classes: readonly (readonly [segment: number | null, ids: Tensor, PrecisionClass])[],
+): SegmentClass[] {
+  return classes.flatMap(([segment, ids, { keyRange, valueRange }]) =>
+    segment === null ? [] : [{ ids, segment, keyRange, valueRange }],
+  )
 }
 
 /** Keeps a row of zeros from being divided by zero. */

@@ -167,6 +167,16 @@ export interface Addon {
     keyNorm: number,
     valueNorm: number,
   ): void
+  /** Of each class: ids, segment, keyNorm, valueNorm. */
+  packSegments(
+    k: T,
+    v: T,
+    pool: T,
+    table: T,
+    layer: number,
+    nClasses: number,
+    ...classes: (T | number)[]
+  ): void
   unpackSegment(pool: T, table: T, k: T, v: T, layer: number, segment: number, base: number): void
   exportSegment(
     pool: T,

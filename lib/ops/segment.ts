@@ -129,6 +129,50 @@ export function packSegment(args: PackSegmentArgs): void {
   )
 }
 
+/** Tokens of one class: what `packSegments` packs into a segment of their own. */
+export interface SegmentClass {
+  /** (n_kv_heads, n_tokens) i32: ascending rows, one list a KV head. */
+  ids: Tensor
+  /** Index into the table's list, 1 or more, another one than the other class's. */
+  segment: number
+  /** How the range of K's channels is found; default `minmax`. */
+  keyRange?: QuantRange
+  /** How the range of V's tokens is found; default `minmax`. */
+  valueRange?: QuantRange
+}
+
+/** Arguments of `packSegments`. */
+export interface PackSegmentsArgs {
+  /** (rows, n_kv_heads, head_dim) f32, f16 or bf16, after RoPE. */
+  k: Tensor
+  /** (rows, n_kv_heads, head_dim) f32, f16 or bf16. */
+  v: Tensor
+  /** (bytes) u8: the pages, out. */
+  pool: Tensor
+  /** (table_words) i32: one sequence's page table, as in csrc/ops/kv_table.h. */
+  table: Tensor
+  /** Of the table, from 0. */
+  layer: number
+  /** One or two. */
+  classes: readonly SegmentClass[]
+}
+
+/**
+ * Packs the classes of one group of rows, salient and regular tokens, each to the bit as
+ * `packSegment` does. On a GPU they share the kernels.
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, and `ERR_ZC_ARGUMENT`, for none or too many classes, too.
+ */
+export function packSegments({ k, v, pool, table, layer, classes }: PackSegmentsArgs): void {
+  const flat = classes.flatMap(({ ids, segment, keyRange, valueRange }) => [
+    ...[ids.handle, segment, rangeNorm(keyRange), rangeNorm(valueRange)],
+  ])
+  loadAddon().packSegments(
+    ...([k.handle, v.handle, pool.handle, table.handle, layer, classes.length] as const),
+    ...flat,
+  )
+}
+
 /** Arguments of `unpackSegment`. */
 export interface UnpackSegmentArgs {
   /** (bytes) u8: the pages. */

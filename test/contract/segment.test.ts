@@ -5,6 +5,7 @@ import {
   importSegment,
   mixedAttention,
   packSegment,
+  packSegments,
   type QuantRange,
   unpackSegment,
 } from '../../lib/ops/index.js'
@@ -174,6 +175,162 @@ describeBackends('packSegment', (backend) => {
     await backend.withDevice({ threads }, (device, tensors) =>
       expectExported({ ...backend, device, tensors }, usual),
     )
+  })
+})
+
+describeBackends('packSegments', (backend) => {
+  interface Classes extends Shape {
+    nTokens: number
+    nSalient: number
+    ranges: readonly [k: QuantRange, v: QuantRange][]
+    dtype: FloatDtype
+  }
+  const plain: Classes = {
+    ...{ nTokens: 53, nSalient: 30, nKvHeads: 2, headDim: 32, dtype: 'f32' },
+    ranges: [
+      ['minmax', 'minmax'],
+      ['minmax', 'minmax'],
+    ],
+  }
+
+  /** Rows, the ids of both classes, and a table with a segment for each. */
+  function classesOf(tensors: DeviceTensors, of: Classes) {
+    const { nTokens, nSalient, nKvHeads, headDim, ranges, dtype } = of
+    const cache = new PackedCache(tensors, { nKvHeads, headDim, poolBytes: 1 << 20 })
+    const shared = { start: 0, span: nTokens }
+    const words = cache.table({ format: 'f16', nTokens: 0, start: nTokens }, [
+      { ...high, ...shared, nTokens: nSalient, bitmap: 'set' },
+      { ...low, ...shared, nTokens: nTokens - nSalient, bitmap: 'clear' },
+    ])
+    const rows = (random: typeof randomKeys, seed: number) => {
+      const { stored } = storeAs(dtype, random(seed, { nTokens, nKvHeads, headDim }))
+      return tensors.input(dtype, stored as Uint16Array, [nTokens, nKvHeads, headDim])
+    }
+    const ids = [nSalient, nTokens - nSalient].map(() => [] as number[])
+    for (let head = 0; head < nKvHeads; head++) {
+      // Every other row of a head's own beginning is salient, until there are enough.
+      const isSalient = new Uint8Array(nTokens)
+      for (let i = 0, row = head; i < nSalient; i++, row += 2) {
+        while (isSalient[row % nTokens]) row++
+        isSalient[row % nTokens] = 1
+      }
+      for (const [row, salient] of isSalient.entries()) ids[salient ? 0 : 1].push(row)
+    }
+    const classes = ids.map((own, index) => ({
+      ids: tensors.i32(own, [nKvHeads, own.length / nKvHeads]),
+      segment: index + 1,
+      keyRange: ranges[index][0],
+      valueRange: ranges[index][1],
+    }))
+    const source = { k: rows(randomKeys, 1), v: rows(randomValues, 2) }
+    return { pool: cache.pool, ...source, table: tensors.i32(words), layer: 0, classes }
+  }
+
+  /** The very bytes that `packSegment` writes, class by class. */
+  async function expectAlone(changes: Partial<Classes>) {
+    const { tensors, device } = backend
+    const { pool, classes, ...rest } = classesOf(tensors, { ...plain, ...changes })
+    const alone = tensors.own(device.tensor('u8', pool.shape))
+    alone.write(new Uint8Array(pool.length).fill(0xff))
+    for (const own of classes) packSegment({ ...rest, pool: alone, ...own })
+    for (const chosen of [classes, classes.slice(0, 1), classes.slice(1)]) {
+      pool.write(new Uint8Array(pool.length).fill(0xff))
+      packSegments({ ...rest, pool, classes: chosen })
+      if (chosen.length < classes.length) {
+        packSegments({ ...rest, pool, classes: classes.filter((own) => !chosen.includes(own)) })
+      }
+      expectIdentical(await pool.read(), await alone.read(), { name: 'pool', shape: pool.shape })
+    }
+    tensors.dispose()
+  }
+
+  test.each([
+    [0, 0],
+    [1, 0],
+    [1, 1],
+    [17, 16],
+    [64, 63],
+    [600, 370],
+  ])('%i tokens, %i salient', async (nTokens, nSalient) => {
+    await expectAlone({ nTokens, nSalient })
+  })
+  test.each([16, 80, 128, 256])('head_dim %i', async (headDim) => {
+    await expectAlone({ headDim, nKvHeads: 3 })
+  })
+  test.each(floatDtypes)('rows of %s', async (dtype) => {
+    await expectAlone({ dtype })
+  })
+  const norm = (p: 2 | 3) => ({ norm: p }) as QuantRange
+  test.each<[string, Classes['ranges']]>([
+    [
+      'both',
+      [
+        [norm(3), norm(2)],
+        [norm(2), norm(3)],
+      ],
+    ],
+    [
+      'K of one, V of the other',
+      [
+        [norm(3), 'minmax'],
+        ['minmax', norm(2)],
+      ],
+    ],
+    [
+      'V of one',
+      [
+        ['minmax', norm(2)],
+        ['minmax', 'minmax'],
+      ],
+    ],
+  ])('ranges are searched of %s', async (_, ranges) => {
+    await expectAlone({ nTokens: 150, nSalient: 15, ranges })
+  })
+
+  type Call = ReturnType<typeof classesOf>
+  const wrong: [string, (call: Call, t: DeviceTensors) => object, ErrorCode, string][] = [
+    ['no classes', () => ({ classes: [] }), 'ERR_ZC_ARGUMENT', 'classes'],
+    [
+      'three of them',
+      ({ classes }) => ({ classes: [...classes, classes[0]] }),
+      'ERR_ZC_ARGUMENT',
+      'classes',
+    ],
+    [
+      'a segment twice',
+      ({ classes: [own] }) => ({ classes: [own, own] }),
+      'ERR_ZC_ARGUMENT',
+      'classes',
+    ],
+    [
+      'the tail, as the second',
+      ({ classes: [own] }) => ({ classes: [own, { ...own, segment: 0 }] }),
+      'ERR_ZC_ARGUMENT',
+      'classes[1].segment',
+    ],
+    [
+      'ids of other heads, as the first',
+      ({ classes: [own] }, t) => ({ classes: [{ ...own, ids: t.output('i32', [3, 30]) }] }),
+      'ERR_ZC_SHAPE',
+      'classes[0].ids',
+    ],
+    ['v of other rows', (_, t) => ({ v: t.output('f32', [52, 2, 32]) }), 'ERR_ZC_SHAPE', 'v'],
+  ]
+  test.each(wrong)('refuses %s', (_, fault, code, argument) => {
+    const call = classesOf(backend.tensors, plain)
+    const args = { ...call, ...fault(call, backend.tensors) }
+    expectRefused(() => packSegments(args), { code, op: 'packSegments', argument })
+  })
+  test('rejects ids of one class that do not rise, and packs what comes next', async () => {
+    const { tensors, device } = backend
+    const { classes, ...rest } = classesOf(tensors, plain)
+    const ids = tensors.i32(await classes[1].ids.read(), classes[1].ids.shape)
+    ids.write(Int32Array.of(52), 3)
+    packSegments({ ...rest, classes: [classes[0], { ...classes[1], ids }] })
+    const fault = { code: 'ERR_ZC_ARGUMENT', op: 'packSegments', message: /^ids: / } as const
+    await expectRejected(device.sync(), fault)
+    packSegments({ ...rest, classes })
+    await device.sync()
   })
 })
 

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import type { PolicySpec } from '../../lib/index'
 import { convert, exportSegment, type Tensor } from '../../lib/ops/index'
 import type { ProbeAttentionArgs } from '../../lib/ops/probe-attention'
-import type { PackSegmentArgs } from '../../lib/ops/segment'
+import type { PackSegmentsArgs } from '../../lib/ops/segment'
 import { resolvePolicy } from '../../lib/policy/index'
 import { deriveSeed, toSeed } from '../../lib/random'
 import {
@@ -21,17 +21,17 @@ import { kFixtures } from './model-copies'
 import { idsOf, someIds, useModel } from './running'
 
 const mockListeners: {
-  packSegment?: (args: PackSegmentArgs) => void
+  packSegments?: (args: PackSegmentsArgs) => void
   probeAttention?: (args: ProbeAttentionArgs) => void
 } = {}
 
 jest.mock('../../lib/ops/segment', () => {
   const actual = jest.requireActual('../../lib/ops/segment')
-  const heard = (args: PackSegmentArgs) => {
-    actual.packSegment(args)
-    mockListeners.packSegment?.(args)
+  const heard = (args: PackSegmentsArgs) => {
+    actual.packSegments(args)
+    mockListeners.packSegments?.(args)
   }
-  return { ...actual, packSegment: heard }
+  return { ...actual, packSegments: heard }
 })
 jest.mock('../../lib/ops/probe-attention', () => {
   const actual = jest.requireActual('../../lib/ops/probe-attention')
@@ -52,7 +52,7 @@ async function snapshot(x: Tensor): Promise<Float32Array | Int32Array> {
   return values
 }
 
-/** One call of packSegment; `table` stays readable. */
+/** One class of a call of packSegments; `table` stays readable. */
 interface Packed {
   k: Promise<ArrayLike<number>>
   v: Promise<ArrayLike<number>>
@@ -75,17 +75,20 @@ const packed: Packed[] = []
 const probed: Probed[] = []
 
 beforeEach(() => {
-  mockListeners.packSegment = ({ k, v, ids, layer, segment, pool, table }) =>
-    packed.push({
-      k: snapshot(k),
-      v: snapshot(v),
-      rows: snapshot(ids),
-      nTokens: ids.shape[1],
-      layer,
-      segment,
-      pool,
-      table: table.view(table.shape),
-    })
+  mockListeners.packSegments = ({ k, v, pool, table, layer, classes }) => {
+    for (const { ids, segment } of classes) {
+      packed.push({
+        k: snapshot(k),
+        v: snapshot(v),
+        rows: snapshot(ids),
+        nTokens: ids.shape[1],
+        layer,
+        segment,
+        pool,
+        table: table.view(table.shape),
+      })
+    }
+  }
   mockListeners.probeAttention = ({ q, lse, k, rows, positions, scores }) =>
     probed.push({
       q: snapshot(q),

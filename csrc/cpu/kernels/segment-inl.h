@@ -282,6 +282,10 @@ void pack_segment(const OpContext& ctx, const PackSegmentArgs& a) {
                  [&](auto type) { pack_segment_typed<typename decltype(type)::type>(ctx, a); });
 }
 
+void pack_segments(const OpContext& ctx, const PackSegmentsArgs& a) {
+  for (int i = 0; i < a.n_classes; ++i) pack_segment(ctx, a.one(i));
+}
+
 // Calls body(slot, position) for every token of a segment, in order.
 template <typename Body>
 inline void each_slot(const SegmentView& view, const Body& body) {

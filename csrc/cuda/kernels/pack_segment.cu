@@ -7,22 +7,29 @@
 #include "csrc/cuda/device/vector.h"
 #include "csrc/cuda/launchers.h"
 
-// Quantizes selected rows into a segment's pages: K channelwise, V channel-separable tokenwise
-// (ZipCache, arXiv 2405.14256, Algs. 1 and 2), in two passes over the rows: ranges of channels,
-// then pages. Slots beyond the last token count as NaN, which has no part in a range and the code
-// 0.
+// Quantizes selected rows into the pages of a segment, or of two at once: K channelwise, V
+// channel-separable tokenwise (ZipCache, arXiv 2405.14256, Algs. 1 and 2), in two passes over the
+// rows: ranges of channels, then pages. Slots beyond the last token count as NaN, which has no part
+// in a range and the code 0.
 namespace zc::cuda {
 
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kChunk = 256;  // tokens of a block of the first pass
+// Tokens of a block of the first pass: as many as leave each multiprocessor three blocks. They end
+// with some hundred atomic operations, which fewer tokens do not pay.
+constexpr int kMostChunk = 256;
+constexpr int kLeastChunk = 64;
+constexpr int kChunkBlocks = 3;
 
+// One segment; of the grids, blockIdx.z is the segment's.
 struct Packing {
   SegmentPlace at;
   const int32_t* ids;  // (n_kv_heads, n), rows of k and v
   int64_t n_rows;
   int32_t n;
+  int32_t chunk;     // tokens of a block of the first pass
+  int32_t n_chunks;  // 1 or more
   int32_t k_norm;
   int32_t v_norm;
   // Between the kernels:
@@ -35,28 +42,37 @@ struct Packing {
   unsigned long long* errors;  // (n_kv_heads, kRangeCandidates, head_dim): sums of quant_error
 };
 
+struct Packings {
+  Packing of[kMaxClasses];
+};
+
 ZC_DEVICE void keep_params(const SegmentView& view, int channel, QuantParams p) {
   view.channel_params(0)[channel] = to_f16(p.scale);  // exact: both are halves already
   view.channel_params(1)[channel] = to_f16(p.zero);
 }
 
 // Ranges of K's channels and the largest |V| of each, the ids checked on the way. Block (x, y) has
-// kChunk tokens of KV head y; a thread has one vector of channels of every group-th row and keeps
-// four rows of K and of V under way. The last block of a head turns ranges into parameters. Shared
-// memory: 12 bytes for each thread's elements. Bound by memory.
+// a chunk of tokens of KV head y; a thread has one vector of channels of every group-th row and
+// keeps four rows of K and of V under way. The last block of a head turns ranges into parameters.
+// Shared memory: 12 bytes for each thread's elements. Bound by memory.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    segment_ranges_kernel(FaultSink faults, Packing a, const T* k, const T* v) {
+    segment_ranges_kernel(FaultSink faults, const __grid_constant__ Packings all, const T* k,
+                          const T* v) {
   constexpr int kRowsAtOnce = 4;
   ZC_DYNAMIC_SHARED(shared);
-  ZC_SHARED(int32_t, rows, [kChunk]);
+  ZC_SHARED(int32_t, rows, [kMostChunk]);
   ZC_SHARED(int32_t, bad, [1]);
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
+  const Packing& a = all.of[blockIdx.z];
+  if (static_cast<int>(blockIdx.x) >= a.n_chunks) return;
   const int thread = threadIdx.x;
   const int kv_head = blockIdx.y;
   const int d = a.at.head_dim;
   const int32_t* ids = a.ids + int64_t{kv_head} * a.n;
-  const int begin = blockIdx.x * kChunk;
-  const int count = a.n - begin < kChunk ? a.n - begin : kChunk;
+  const int begin = blockIdx.x * a.chunk;
+  const int count = a.n - begin < a.chunk ? a.n - begin : a.chunk;
 
   if (thread == 0) bad[0] = 0;
   __syncthreads();
@@ -118,7 +134,7 @@ __global__ void __launch_bounds__(kThreads)
     combine_part(&keys[i], i / d, x);
   }
   if (thread == 0 && bad[0] != 0) atomicExch(&a.bad_ids[kv_head], 1);
-  if (!arrives_last(&a.arrivals[kv_head], gridDim.x)) return;
+  if (!arrives_last(&a.arrivals[kv_head], a.n_chunks)) return;
 
   const SegmentView view = reserved_segment(faults, a.at, kv_head);
   if (thread == 0) bad[0] = atomicExch(&a.bad_ids[kv_head], 0);
@@ -144,14 +160,18 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// K's parameters from a searched range. Block (x, y) has kChunk tokens of KV head y, a thread one
-// channel of every group-th token; sums of integers are the same in any order. Bound by arithmetic.
+// K's parameters from a searched range. Block (x, y) has a chunk of tokens of KV head y, a thread
+// one channel of every group-th token; sums of integers are the same in any order. Bound by
+// arithmetic.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    search_ranges_kernel(FaultSink faults, Packing a, const T* k) {
+__global__ void __launch_bounds__(kThreads, 3)
+    search_ranges_kernel(FaultSink faults, const __grid_constant__ Packings all, const T* k) {
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
+  const Packing& a = all.of[blockIdx.z];
   const int kv_head = blockIdx.y;
   const int d = a.at.head_dim;
-  if (a.good[kv_head] == 0) return;
+  if (a.k_norm == 0 || static_cast<int>(blockIdx.x) >= a.n_chunks || a.good[kv_head] == 0) return;
   const SegmentView view = reserved_segment(faults, a.at, kv_head);
   const int bits = format_bits(view.segment.k_format);
   const int32_t* ids = a.ids + int64_t{kv_head} * a.n;
@@ -164,15 +184,15 @@ __global__ void __launch_bounds__(kThreads)
   const Range range = ranges[channel];
   if (group < groups && range.lo <= range.hi) {
     CandidateErrors own(range, bits);
-    const int begin = blockIdx.x * kChunk;
-    const int end = a.n - begin < kChunk ? a.n : begin + kChunk;
+    const int begin = blockIdx.x * a.chunk;
+    const int end = a.n - begin < a.chunk ? a.n : begin + a.chunk;
     for (int i = begin + group; i < end; i += groups)
       own.add(to_float(k[(int64_t{ids[i]} * a.at.n_kv_heads + kv_head) * d + channel]), bits,
               a.k_norm);
     ZC_UNROLL
     for (int i = 0; i < kRangeCandidates; ++i) atomicAdd(&errors[i * d + channel], own.sums[i]);
   }
-  if (!arrives_last(&a.arrivals[kv_head], gridDim.x)) return;
+  if (!arrives_last(&a.arrivals[kv_head], a.n_chunks)) return;
   for (int c = threadIdx.x; c < d; c += kThreads) {
     const int best = best_candidate([&](int i) { return atomicExch(&errors[i * d + c], 0ull); });
     keep_params(view, c, candidate_params(ranges[c], best, bits));
@@ -382,12 +402,12 @@ ZC_DEVICE LaneParams searched_params(const T* v_tile, const float* inverse,
 }
 
 // Token parameters of V, to grids (16) and, as they are stored, to words (16); both in shared
-// memory of this warp.
+// memory of this warp. kSearch: ranges are searched where norm is not 0.
 template <bool kSearch, typename T>
 ZC_DEVICE void choose_token_params(const T* v_tile, const float* inverse, int d, int bits, int norm,
                                    int lane, Grid* grids, uint32_t* words) {
   const LaneRanges ranges = token_ranges(v_tile, inverse, d, lane);
-  if constexpr (kSearch) {
+  if (kSearch && norm != 0) {
     const LaneParams params = searched_params(v_tile, inverse, ranges, d, bits, norm, lane);
     if (lane < 4) {
       ZC_UNROLL
@@ -423,8 +443,12 @@ ZC_DEVICE void choose_token_params(const T* v_tile, const float* inverse, int d,
 // Bound by memory; where V's ranges are searched, by arithmetic.
 template <typename T, bool kSearch>
 __global__ void __launch_bounds__(128, kSearch || sizeof(T) == 4 ? 3 : 4)
-    pack_segment_kernel(FaultSink faults, Packing a, const T* k, const T* v) {
+    pack_segment_kernel(FaultSink faults, const __grid_constant__ Packings all, const T* k,
+                        const T* v) {
   ZC_DYNAMIC_SHARED(shared);
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
+  const Packing& a = all.of[blockIdx.z];
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
   const int warps = blockDim.x >> 5;
@@ -525,67 +549,101 @@ __global__ void __launch_bounds__(128, kSearch || sizeof(T) == 4 ? 3 : 4)
     bitmap[i] = bitmap_byte(a.ids + int64_t{kv_head} * a.n, a.n, 0, i);
 }
 
-}  // namespace
-
-void pack_segment(Context& context, const PackSegmentArgs& a) {
+// Segments of the same rows, each class with a segment of its own, at once.
+void pack_classes(Context& context, const PackSegmentsArgs& a) {
   const auto n_kv_heads = static_cast<int32_t>(a.k.size(1));
   const auto head_dim = static_cast<int32_t>(a.k.size(2));
-  const int64_t n = a.ids.size(1);
   if (n_kv_heads == 0) return;
   check_pool(a.pool);
-  ZC_CHECK(n < int64_t{1} << 30, ErrorCode::kUnsupported, "ids: %lld tokens, expected below 2^30",
-           static_cast<long long>(n));
   TensorView k = a.k;
   TensorView v = a.v;
   const int64_t channels = int64_t{n_kv_heads} * head_dim;
-  const bool search = a.k_norm != 0;
-  const int64_t ranges_bytes = search ? channels * static_cast<int64_t>(sizeof(Range)) : 0;
-  with_aligned(context, {&k, &v}, {}, ranges_bytes + 4 * n_kv_heads, [&](uint8_t* scratch) {
-    const int64_t n_sums = search ? channels * kRangeCandidates : 0;
-    int32_t* counters = context.counters(2 * n_sums + kRangeParts * channels + 2 * n_kv_heads);
-    Packing p{};
-    p.at = {a.pool.as<uint8_t>(), a.pool.size(0), a.table.as<int32_t>(),
-            a.table.size(0),      a.layer,        a.segment,
-            n_kv_heads,           head_dim};
-    p.ids = a.ids.as<int32_t>();
-    p.n_rows = k.size(0);
-    p.n = static_cast<int32_t>(n);
-    p.k_norm = a.k_norm;
-    p.v_norm = a.v_norm;
-    p.ranges = reinterpret_cast<Range*>(scratch);
-    p.good = reinterpret_cast<int32_t*>(scratch + ranges_bytes);
-    p.errors = reinterpret_cast<unsigned long long*>(counters);
-    p.keys = reinterpret_cast<uint32_t*>(counters + 2 * n_sums);
-    p.arrivals = counters + 2 * n_sums + kRangeParts * channels;
-    p.bad_ids = p.arrivals + n_kv_heads;
+  int64_t longest = 0;
+  int64_t n_tokens = 0;
+  bool searches_k = false;
+  bool searches_v = false;
+  for (int i = 0; i < a.n_classes; ++i) {
+    const int64_t n = a.classes[i].ids.size(1);
+    ZC_CHECK(n < int64_t{1} << 30, ErrorCode::kUnsupported, "ids: %lld tokens, expected below 2^30",
+             static_cast<long long>(n));
+    longest = std::max(longest, n);
+    n_tokens += n;
+    searches_k = searches_k || a.classes[i].k_norm != 0;
+    searches_v = searches_v || a.classes[i].v_norm != 0;
+  }
+  int chunk = kMostChunk;
+  while (chunk > kLeastChunk &&
+         n_tokens * n_kv_heads < int64_t{chunk} * kChunkBlocks * context.n_multiprocessors)
+    chunk /= 2;
+
+  // Of each class.
+  const int64_t ranges_bytes = searches_k ? channels * static_cast<int64_t>(sizeof(Range)) : 0;
+  const int64_t own_bytes = (ranges_bytes + 4 * n_kv_heads + 7) / 8 * 8;
+  const int64_t n_sums = searches_k ? channels * kRangeCandidates : 0;
+  const int64_t own_counters = 2 * n_sums + (kRangeParts * channels + 2 * n_kv_heads + 1) / 2 * 2;
+  with_aligned(context, {&k, &v}, {}, a.n_classes * own_bytes, [&](uint8_t* scratch) {
+    int32_t* counters = context.counters(a.n_classes * own_counters);
+    Packings all{};
+    for (int i = 0; i < a.n_classes; ++i) {
+      const PackSegmentsArgs::Class& own = a.classes[i];
+      Packing& p = all.of[i];
+      p.at = {a.pool.as<uint8_t>(), a.pool.size(0), a.table.as<int32_t>(),
+              a.table.size(0),      a.layer,        own.segment,
+              n_kv_heads,           head_dim};
+      p.ids = own.ids.as<int32_t>();
+      p.n_rows = k.size(0);
+      p.n = static_cast<int32_t>(own.ids.size(1));
+      p.chunk = chunk;
+      p.n_chunks = std::max(1, (p.n + chunk - 1) / chunk);
+      p.k_norm = own.k_norm;
+      p.v_norm = own.v_norm;
+      p.ranges = reinterpret_cast<Range*>(scratch + i * own_bytes);
+      p.good = reinterpret_cast<int32_t*>(scratch + i * own_bytes + ranges_bytes);
+      int32_t* const own_counter = counters + i * own_counters;
+      p.errors = reinterpret_cast<unsigned long long*>(own_counter);
+      p.keys = reinterpret_cast<uint32_t*>(own_counter + 2 * n_sums);
+      p.arrivals = own_counter + 2 * n_sums + kRangeParts * channels;
+      p.bad_ids = p.arrivals + n_kv_heads;
+    }
 
     const auto heads = static_cast<unsigned>(n_kv_heads);
-    const dim3 chunks(std::max(1u, blocks_for(n, kChunk)), heads);
+    const auto classes = static_cast<unsigned>(a.n_classes);
+    const dim3 chunks(std::max(1u, blocks_for(longest, chunk)), heads, classes);
     dispatch_float(k.dtype, [&](auto type) {
       using T = typename decltype(type)::type;
       const size_t partial_bytes = kRangeParts * sizeof(float) * kPer16Bytes<T> * kThreads;
-      launch(context, &segment_ranges_kernel<T>, chunks, kThreads, partial_bytes, context.faults(),
-             p, k.as<T>(), v.as<T>());
-      if (search)
-        launch(context, &search_ranges_kernel<T>, chunks, kThreads, 0, context.faults(), p,
-               k.as<T>());
+      launch_early(context, &segment_ranges_kernel<T>, chunks, kThreads, partial_bytes,
+                   context.faults(), all, k.as<T>(), v.as<T>());
+      if (searches_k)
+        launch_early(context, &search_ranges_kernel<T>, chunks, kThreads, 0, context.faults(), all,
+                     k.as<T>());
       const int64_t own = warp_bytes<T>(head_dim);
       const int64_t warps = std::clamp<int64_t>(64 * 1024 / own, 1, 4);
       // A block reads the table once: more pages for each where there are waves of blocks.
-      const int64_t pages = (n + kPageTokens - 1) / kPageTokens;
+      const auto pages = [](int64_t n) { return (n + kPageTokens - 1) / kPageTokens; };
       const int64_t room = 32 * int64_t{context.n_multiprocessors} * warps;
-      const int64_t per_warp = std::clamp<int64_t>(pages * n_kv_heads / room, 1, 4);
+      const int64_t per_warp = std::clamp<int64_t>(pages(n_tokens) * n_kv_heads / room, 1, 4);
+      const dim3 blocks(std::max(1u, blocks_for(pages(longest), warps * per_warp)), heads, classes);
       const auto pack = [&](auto* kernel) {
-        launch(context, kernel, dim3(std::max(1u, blocks_for(pages, warps * per_warp)), heads),
-               static_cast<unsigned>(32 * warps), static_cast<size_t>(12 * head_dim + warps * own),
-               context.faults(), p, k.as<T>(), v.as<T>());
+        launch_early(context, kernel, blocks, static_cast<unsigned>(32 * warps),
+                     static_cast<size_t>(12 * head_dim + warps * own), context.faults(), all,
+                     k.as<T>(), v.as<T>());
       };
-      if (a.v_norm == 0)
-        pack(&pack_segment_kernel<T, false>);
-      else
+      if (searches_v)
         pack(&pack_segment_kernel<T, true>);
+      else
+        pack(&pack_segment_kernel<T, false>);
     });
   });
 }
+
+}  // namespace
+
+void pack_segment(Context& context, const PackSegmentArgs& a) {
+  pack_classes(context,
+               {a.k, a.v, a.pool, a.table, a.layer, {{a.ids, a.segment, a.k_norm, a.v_norm}}, 1});
+}
+
+void pack_segments(Context& context, const PackSegmentsArgs& a) { pack_classes(context, a); }
 
 }  // namespace zc::cuda

@@ -103,13 +103,23 @@ std::vector<int32_t> pack_sequence(OpRun& run, PackedCache& cache, const Sequenc
       const TensorView k = rows(b.n_tokens);
       const TensorView v = rows(b.n_tokens);
       const Selection chosen = select(run, n_kv_heads, b.n_tokens, b.n_salient);
-      const auto pack = [&](const std::vector<int32_t>& ids, int32_t n) {
+      const TensorView salient = run.ints(chosen.salient, {n_kv_heads, b.n_salient});
+      const int32_t first = segment++;
+      if (b.n_salient == b.n_tokens) {
         run.op(&Backend::pack_segment,
-               PackSegmentArgs{k, v, run.ints(ids, {n_kv_heads, n}), cache.pool(), words, layer,
-                               segment++, b.norm, b.norm});
-      };
-      pack(chosen.salient, b.n_salient);
-      if (b.n_salient < b.n_tokens) pack(chosen.regular, b.n_tokens - b.n_salient);
+               PackSegmentArgs{k, v, salient, cache.pool(), words, layer, first, b.norm, b.norm});
+        continue;
+      }
+      // Of two classes, V's ranges of the first alone are searched.
+      const TensorView regular = run.ints(chosen.regular, {n_kv_heads, b.n_tokens - b.n_salient});
+      run.op(&Backend::pack_segments,
+             PackSegmentsArgs{k,
+                              v,
+                              cache.pool(),
+                              words,
+                              layer,
+                              {{salient, first, b.norm, b.norm}, {regular, segment++, b.norm, 0}},
+                              2});
     }
     run.op(&Backend::append_kv,
            AppendKvArgs{rows(plan.n_tail), rows(plan.n_tail), cache.pool(), words, run.ints({0}),

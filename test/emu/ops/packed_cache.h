@@ -72,7 +72,8 @@ struct SequencePlan {
   int32_t n_tail;
 };
 
-// Compresses random keys and values into the cache (packSegment, appendKv). Returns its table.
+// Compresses random keys and values into the cache (packSegments, packSegment where all tokens are
+// of one class, appendKv). Returns its table.
 std::vector<int32_t> pack_sequence(OpRun& run, PackedCache& cache, const SequencePlan& plan,
                                    DType dtype);
 
