@@ -90,6 +90,9 @@ void finish_block(Block& block, const std::function<void()>& run) {
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*invoke)(void*), void* kernel,
               Launch launch) {
   check_launch(grid, block);
+  Stats launched{};
+  launched.launches = 1;
+  add_stats(launched);
   const uint64_t n_blocks = uint64_t{grid.x} * grid.y * grid.z;
   const BlockOrder order(n_blocks);
   const auto prepare = [&](Block& b) {

@@ -8,6 +8,7 @@ namespace zc::emu {
 
 // What kernels have done, for tests and for whoever wonders where the time goes.
 struct Stats {
+  uint64_t launches;
   uint64_t blocks;
   uint64_t switches;
   uint64_t collectives;

@@ -16,6 +16,8 @@ template <typename T, typename Out>
 __global__ void __launch_bounds__(kThreads)
     rope_kernel(const T* x, const float* cos, const float* sin, Out* out, int64_t n, int pieces,
                 int n_heads, int half, bool vectors) {
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
   const int64_t piece = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (piece >= n) return;
   const int64_t head = piece / pieces;  // of all rows
@@ -55,9 +57,9 @@ void rope(Context& context, const RopeArgs& a) {
     dispatch_float(a.out.dtype, [&](auto out) {
       using T = typename decltype(in)::type;
       using Out = typename decltype(out)::type;
-      launch(context, &rope_kernel<T, Out>, blocks_for(n, kThreads), kThreads, 0, a.x.as<T>(),
-             a.cos.as<float>(), a.sin.as<float>(), a.out.as<Out>(), n, pieces, n_heads, half,
-             vectors);
+      launch_early(context, &rope_kernel<T, Out>, blocks_for(n, kThreads), kThreads, 0, a.x.as<T>(),
+                   a.cos.as<float>(), a.sin.as<float>(), a.out.as<Out>(), n, pieces, n_heads, half,
+                   vectors);
     });
   });
 }

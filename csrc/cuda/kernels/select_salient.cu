@@ -9,7 +9,8 @@ namespace {
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
 constexpr int kUnroll = 8;
-constexpr int kBuckets = 2048;  // of a histogram, two a thread
+constexpr int kBuckets = 2048;                      // of a histogram, two a thread
+constexpr int64_t kOwnBytes = 4 * kBuckets + 1024;  // at least what the static arrays take
 
 // A key whose unsigned order is the order of the scores; NaN ranks below everything, and -0 beside
 // 0.
@@ -21,9 +22,9 @@ struct KeyRange {
   uint32_t greatest;
 };
 
-// Calls each(key) for the scores of a row, kUnroll of them under way in every thread.
+// Calls each(i, score) for the scores of a row, kUnroll of them under way in every thread.
 template <typename Each>
-ZC_DEVICE void each_key(const float* scores, int n, const Each& each) {
+ZC_DEVICE void each_score(const float* scores, int n, const Each& each) {
   for (int first = threadIdx.x; first < n; first += kUnroll * kThreads) {
     float x[kUnroll];
     ZC_UNROLL
@@ -33,7 +34,7 @@ ZC_DEVICE void each_key(const float* scores, int n, const Each& each) {
     }
     ZC_UNROLL
     for (int u = 0; u < kUnroll; ++u)
-      if (first + u * kThreads < n) each(score_key(x[u]));
+      if (first + u * kThreads < n) each(first + u * kThreads, x[u]);
   }
 }
 
@@ -41,16 +42,22 @@ ZC_DEVICE void each_key(const float* scores, int n, const Each& each) {
 // scores (n_heads, n) to salient (n_heads, count) and regular (n_heads, n - count), both ascending.
 //
 // A block owns one row. It narrows the range of the least selected key by histograms over 2048
-// equal parts of the range, at most three, since keys have 32 bits; beginning between the least and
-// the greatest key spreads scores of a few magnitudes over many buckets. Then each warp, which owns
-// a contiguous piece of the row, counts what it selects of it, and writes both lists in order. 8.3
-// KB of shared memory. Bound by the latency of five to seven passes over a row in L2.
+// equal parts of the range, at most three, since keys have 32 bits, and until all keys of the range
+// are selected; beginning between the least and the greatest key spreads scores of a few magnitudes
+// over many buckets. Then each warp, which owns a contiguous piece of the row, counts what it
+// selects of it, and writes both lists in order. 8.3 KB of shared memory, and 4 n of dynamic shared
+// memory where that is room enough for the row (`keeps`). Bound by the latency of one pass over the
+// row in L2 and four to six in shared memory; of all in L2 where the row is too long.
 __global__ void __launch_bounds__(kThreads)
-    select_salient_kernel(const float* all_scores, int n, int count, int32_t* all_salient,
-                          int32_t* all_regular) {
+    select_salient_kernel(const float* all_scores, int n, int count, bool keeps,
+                          int32_t* all_salient, int32_t* all_regular) {
+  ZC_DYNAMIC_SHARED(shared);
   ZC_SHARED(uint32_t, histogram, [kBuckets]);
   ZC_SHARED(uint32_t, bounds, [2]);
-  ZC_SHARED(int32_t, found, [2]);  // bucket of the least selected key, selected keys of that bucket
+  // The bucket of the least selected key, selected keys of that bucket, and all of its keys.
+  ZC_SHARED(int32_t, found, [3]);
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
   const int64_t row = blockIdx.x;
   const int thread = threadIdx.x;
   const int lane = thread & 31;
@@ -63,7 +70,10 @@ __global__ void __launch_bounds__(kThreads)
   int wanted = 0;          // how many keys equal to it are selected
   if (count > 0) {
     KeyRange range{~0u, 0u};
-    each_key(scores, n, [&](uint32_t key) {
+    float* const kept = reinterpret_cast<float*>(shared);
+    each_score(scores, n, [&](int i, float score) {
+      if (keeps) kept[i] = score;
+      const uint32_t key = score_key(score);
       range.least = key < range.least ? key : range.least;
       range.greatest = key > range.greatest ? key : range.greatest;
     });
@@ -81,6 +91,7 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     range = {bounds[0], bounds[1]};
     wanted = count;
+    if (keeps) scores = kept;
 
     while (range.least < range.greatest) {
       // The range's bits beyond the 11 of a bucket's number.
@@ -88,7 +99,8 @@ __global__ void __launch_bounds__(kThreads)
       const int shift = beyond > 0 ? beyond : 0;
       for (int i = thread; i < kBuckets; i += kThreads) histogram[i] = 0;
       __syncthreads();
-      each_key(scores, n, [&](uint32_t key) {
+      each_score(scores, n, [&](int, float score) {
+        const uint32_t key = score_key(score);
         if (key >= range.least && key <= range.greatest)
           atomicAdd(&histogram[(key - range.least) >> shift], 1u);
       });
@@ -102,13 +114,19 @@ __global__ void __launch_bounds__(kThreads)
         const bool is_lower = wanted > before + in_upper;
         found[0] = is_lower ? upper - 1 : upper;
         found[1] = wanted - before - (is_lower ? in_upper : 0);
+        found[2] = is_lower ? in_lower : in_upper;
       }
       __syncthreads();
       wanted = found[1];
       const uint32_t least = range.least + (static_cast<uint32_t>(found[0]) << shift);
       const uint32_t width = (1u << shift) - 1u;
       range = {least, range.greatest - least < width ? range.greatest : least + width};
+      const bool takes_all = found[2] == wanted && least > 0;
       __syncthreads();
+      if (takes_all) {  // as all that is greater than the key before
+        range = {least - 1, least - 1};
+        wanted = 0;
+      }
     }
     threshold = range.least;
   }
@@ -173,9 +191,12 @@ void select_salient(Context& context, const SelectSalientArgs& a) {
   const int64_t n = a.scores.size(1);
   ZC_CHECK(n < int64_t{1} << 30, ErrorCode::kUnsupported,
            "scores: %lld tokens, expected below 2^30", static_cast<long long>(n));
-  launch(context, &select_salient_kernel, blocks_for(a.scores.size(0), 1), kThreads, 0,
-         a.scores.as<float>(), n, a.salient.size(1), a.salient.as<int32_t>(),
-         a.regular.as<int32_t>());
+  const int64_t count = a.salient.size(1);
+  const int64_t row_bytes = n * static_cast<int64_t>(sizeof(float));
+  const bool keeps = count > 0 && row_bytes + kOwnBytes <= context.shared_bytes_per_block;
+  launch_early(context, &select_salient_kernel, blocks_for(a.scores.size(0), 1), kThreads,
+               keeps ? static_cast<size_t>(row_bytes) : 0, a.scores.as<float>(), n, count, keeps,
+               a.salient.as<int32_t>(), a.regular.as<int32_t>());
 }
 
 }  // namespace zc::cuda

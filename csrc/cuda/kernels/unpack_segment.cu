@@ -20,6 +20,8 @@ __global__ void __launch_bounds__(kPlaceThreads)
                       int32_t* rows, int32_t* n_placed) {
   const int kv_head = blockIdx.x;
   ZC_SHARED(int32_t, bad, [1]);
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
   if (threadIdx.x == 0) bad[0] = 0;
   __syncthreads();
   const SegmentView view = listed_segment(faults, at, kv_head);
@@ -56,6 +58,8 @@ __global__ void __launch_bounds__(128, 4)
     unpack_segment_kernel(FaultSink faults, SegmentPlace at, const int32_t* rows,
                           const int32_t* n_placed, T* k, T* v, int64_t n_rows) {
   ZC_DYNAMIC_SHARED(shared);
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
   const int kv_head = blockIdx.y;
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
@@ -157,18 +161,18 @@ void unpack_segment(Context& context, const UnpackSegmentArgs& a) {
       if (copy.data != own.data) context.copy(copy.data, own.data, own.size_bytes());
     auto* n_placed = reinterpret_cast<int32_t*>(scratch);
     int32_t* rows = n_placed + n_kv_heads;
-    launch(context, &place_rows_kernel, static_cast<unsigned>(n_kv_heads), kPlaceThreads, 0,
-           context.faults(), at, a.base, n_rows, rows, n_placed);
+    launch_early(context, &place_rows_kernel, static_cast<unsigned>(n_kv_heads), kPlaceThreads, 0,
+                 context.faults(), at, a.base, n_rows, rows, n_placed);
 
     dispatch_float(k.dtype, [&](auto type) {
       using T = typename decltype(type)::type;
       const int64_t warp_bytes = 2 * kPageTokens * int64_t{tile_stride<T>(head_dim)} * sizeof(T);
       const int64_t warps = std::clamp<int64_t>(48 * 1024 / warp_bytes, 1, 4);
       const int64_t pages = (n_rows + kPageTokens - 1) / kPageTokens;
-      launch(context, &unpack_segment_kernel<T>,
-             dim3(blocks_for(pages, warps), static_cast<unsigned>(n_kv_heads)),
-             static_cast<unsigned>(32 * warps), static_cast<size_t>(warps * warp_bytes),
-             context.faults(), at, rows, n_placed, k.as<T>(), v.as<T>(), n_rows);
+      launch_early(context, &unpack_segment_kernel<T>,
+                   dim3(blocks_for(pages, warps), static_cast<unsigned>(n_kv_heads)),
+                   static_cast<unsigned>(32 * warps), static_cast<size_t>(warps * warp_bytes),
+                   context.faults(), at, rows, n_placed, k.as<T>(), v.as<T>(), n_rows);
     });
   });
 }

@@ -7,6 +7,7 @@
 #include "csrc/core/error.h"
 #include "csrc/core/thread_pool.h"
 #include "csrc/cpu/dispatch.h"
+#include "csrc/emu/stats.h"
 #include "csrc/math/float16.h"
 #include "csrc/ops/plugin.h"
 #include "test/emu/harness.h"
@@ -84,6 +85,7 @@ Tolerance one_rounding(DType dtype, double f32) {
 
 OpRun::OpRun(On on, int ordinal, uint64_t seed) : on_(on), random_(seed) {
   if (on == On::kCpu) return;
+  emu::take_stats();
   device_ = plugin().open(ordinal, &status_);
   throw_status(status_);
 }
@@ -212,6 +214,10 @@ void OpRun::finish() {
   if (on_ == On::kEmulator && status_.code == 0) {
     DeviceMark* mark = plugin().mark(device_, nullptr, 0, &status_);
     if (mark) plugin().wait(device_, mark, nullptr, &status_);
+    const uint64_t launches = emu::take_stats().launches - 1;  // but the mark's own
+    if (expected_launches_ && launches != *expected_launches_)
+      fail_test("launched %llu kernels, expected %llu", static_cast<unsigned long long>(launches),
+                static_cast<unsigned long long>(*expected_launches_));
   }
   if (!expects_failure_) throw_status(status_);
   if (expects_failure_ && status_.code == 0)

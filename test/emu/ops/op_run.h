@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -69,6 +70,8 @@ class OpRun {
       (backend.*function)(&context, &args, status);
     });
   }
+  // The ops are expected to launch so many kernels.
+  void expects_launches(uint64_t n) { expected_launches_ = n; }
   // The ops are expected to fail, on both backends with the same code and the same argument.
   void expects_failure() { expects_failure_ = true; }
 
@@ -94,6 +97,7 @@ class OpRun {
   emu::Random random_;
   bool is_aligned_ = false;
   bool expects_failure_ = false;
+  std::optional<uint64_t> expected_launches_;
   OpStatus status_;
   DeviceContext* device_ = nullptr;
   std::vector<void*> memory_;
