@@ -40,7 +40,7 @@ const CUDA_VECTOR_SUBJECTS = `
   .split(/\s+/)
 
 /** Subjects of suites whose kernels for Hopper, as `cuda-emu` is, differ from those for others. */
-const CUDA_HOPPER_SUBJECTS = ['flashAttention', 'linear']
+const CUDA_HOPPER_SUBJECTS = ['flashAttention', 'linear', 'probeAttention']
 
 /** A backend under test; a device that stays open for the suite, tensors that live for one test. */
 export interface Backend {

@@ -1,7 +1,6 @@
-#include <climits>
+#include "csrc/cuda/kernels/probe_attention.h"
 
 #include "csrc/cuda/aligned.h"
-#include "csrc/cuda/device/softmax.h"
 #include "csrc/cuda/device/tile.h"
 #include "csrc/cuda/launchers.h"
 #include "csrc/math/key_range.h"
@@ -10,53 +9,15 @@ namespace zc::cuda {
 
 namespace {
 
-// Query rows of probes, heads of a group side by side, that the kernels take at a time.
-constexpr int kTileRows = 64;
-
-// The keys that rows of a tile see.
-struct TileKeys {
-  int some_first;  // some row sees one of [some_first, some_last)
-  int some_last;
-  int all_first;  // every row sees all of [all_first, all_last)
-  int all_last;
-};
-
-// What is known of the probes before their scores are computed, in scratch memory. Row r of
-// n_tiles * kTileRows is head r % group of probe r / group; rows beyond the last see nothing.
-struct ProbeRows {
-  TileKeys* tiles;  // (n_tiles)
-  int32_t* q_rows;  // (rows): row of q times n_heads, plus the head in its group
-  SeenKeys* seen;   // (rows)
-  float* offsets;   // (n_kv_heads, rows): -lse in units of log2; -inf for rows beyond the last
-  int64_t n_rows;   // probes times heads of a group
-  int64_t n_tiles;
-};
-
-struct ProbeParams {
-  const void* q;             // (n, n_heads, head_dim)
-  const float* lse;          // (n, n_heads)
-  const void* k;             // (kv_len, n_kv_heads, head_dim)
-  const int32_t* rows;       // (n_probes)
-  const int32_t* positions;  // (n_probes)
-  float* scores;             // (n_kv_heads, kv_len)
-  ProbeRows probes;
-  int64_t n_q;
-  int32_t kv_len;
-  int n_heads;
-  int n_kv_heads;
-  int group;
-  int head_dim;
-  float scale;
-  int window;
-  bool normalized;
-  FaultSink faults;
-};
-
-// Fills ProbeRows. A block owns a tile, a thread one of its rows.
+// Fills ProbeRows. Block (x, y) owns a tile for KV head y, a thread one of its rows; what is the
+// same for all heads is the first one's. Bound by latency.
 __global__ void __launch_bounds__(kTileRows)
     list_probes_kernel(const __grid_constant__ ProbeParams p) {
   ZC_SHARED(TileKeys, of_warps, [2]);
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
   const ProbeRows& probes = p.probes;
+  const int kv_head = blockIdx.y;
   const int64_t row = int64_t{blockIdx.x} * kTileRows + threadIdx.x;
   const int64_t probe = row / p.group;
   const int head = static_cast<int>(row % p.group);
@@ -69,6 +30,9 @@ __global__ void __launch_bounds__(kTileRows)
     if (!good) q_row = 0;
   }
   q_row = q_row * p.n_heads + head;
+  probes.offsets[kv_head * probes.n_tiles * kTileRows + row] =
+      good ? -p.lse[q_row + int64_t{kv_head} * p.group] * kLog2E : -INFINITY;
+  if (kv_head > 0) return;
   SeenKeys seen = {0, 0};
   TileKeys keys = {INT_MAX, 0, 0, INT_MAX};
   if (good) {
@@ -78,10 +42,6 @@ __global__ void __launch_bounds__(kTileRows)
   }
   probes.q_rows[row] = static_cast<int32_t>(q_row);
   probes.seen[row] = seen;
-  const int64_t stride = probes.n_tiles * kTileRows;
-  for (int kv_head = 0; kv_head < p.n_kv_heads; ++kv_head)
-    probes.offsets[kv_head * stride + row] =
-        good ? -p.lse[q_row + int64_t{kv_head} * p.group] * kLog2E : -INFINITY;
 
   const auto join = [](const TileKeys& a, const TileKeys& b) {
     return TileKeys{min(a.some_first, b.some_first), max(a.some_last, b.some_last),
@@ -95,48 +55,6 @@ __global__ void __launch_bounds__(kTileRows)
   if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = keys;
   __syncthreads();
   if (threadIdx.x == 0) probes.tiles[blockIdx.x] = join(of_warps[0], of_warps[1]);
-}
-
-// The tiles of which some row sees one of the keys [key0, key0 + n_keys), in order. Called by all
-// lanes of a warp; each lane looks at one tile at a time.
-struct TileSearch {
-  const ProbeRows& probes;
-  int key0;
-  int n_keys;
-  int64_t base = -32;  // tile of lane 0
-  unsigned seen = 0;   // lanes whose tile sees a key and has not been given
-  unsigned full = 0;   // lanes all of whose rows see all keys
-
-  struct Found {
-    int64_t tile;
-    bool full;
-  };
-
-  ZC_DEVICE Found next() {
-    while (seen == 0) {
-      base += 32;
-      if (base >= probes.n_tiles) return {probes.n_tiles, false};
-      const int64_t tile = base + threadIdx.x % 32;
-      TileKeys keys = {INT_MAX, 0, INT_MAX, 0};
-      if (tile < probes.n_tiles) keys = probes.tiles[tile];
-      seen = __ballot_sync(0xffffffffu, keys.some_first < key0 + n_keys && keys.some_last > key0);
-      full = __ballot_sync(0xffffffffu, keys.all_first <= key0 && keys.all_last >= key0 + n_keys);
-    }
-    const int lane = __ffs(static_cast<int>(seen)) - 1;
-    seen &= seen - 1;
-    return {base + lane, (full >> lane & 1u) != 0};
-  }
-};
-
-// Rows of a tile of rows that are a probe's.
-ZC_DEVICE int rows_of_tile(const ProbeRows& probes, int64_t tile) {
-  const int64_t left = probes.n_rows - tile * kTileRows;
-  return left < kTileRows ? static_cast<int>(left) : kTileRows;
-}
-
-ZC_DEVICE float probe_score(const ProbeParams& p, float total, int n_rows_that_see) {
-  const int n_probes = n_rows_that_see / p.group;
-  return p.normalized && n_probes > 0 ? total / static_cast<float>(n_probes) : total;
 }
 
 // ---- f16 and bf16: tensor cores (mma.sync), sm_80 and later ----
@@ -175,8 +93,11 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 128 ? 3 : 2)
   ZC_DYNAMIC_SHARED(shared);
   const uint32_t shared_at = simt::smem_u32(shared);
   const ProbeRows& probes = p.probes;
-  const int kv_head = static_cast<int>(blockIdx.x) % p.n_kv_heads;
-  const int key0 = static_cast<int>(blockIdx.x) / p.n_kv_heads * kBlockKeys;
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
+  const int work = work_of_block(p);
+  const int kv_head = work % p.n_kv_heads;
+  const int key0 = work / p.n_kv_heads * kBlockKeys;
   const int n_keys = min(kBlockKeys, p.kv_len - key0);
   const int n_chunks = p.head_dim / 8;
   const int lane = threadIdx.x % 32;
@@ -188,6 +109,8 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 128 ? 3 : 2)
       static_cast<const T*>(p.k) + int64_t{key0} * kv_stride + int64_t{kv_head} * p.head_dim,
       kv_stride, n_keys, n_chunks);
   simt::cp_async_commit();
+  TileSearch search = {probes, key0, n_keys};
+  TileSearch::Found tile = search.next();  // while the keys are on their way
   simt::cp_async_wait<0>();
   __syncthreads();
   uint32_t k[kWidth / 16][kKeyTiles][4];
@@ -215,8 +138,6 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 128 ? 3 : 2)
   int n_seen[kKeyTiles][2] = {};  // of this lane's columns, in tiles that are not full
   int n_full = 0;                 // rows in tiles that are
   const float scale_log2 = p.scale * kLog2E;
-  TileSearch search = {probes, key0, n_keys};
-  TileSearch::Found tile = search.next();
   if (tile.tile < probes.n_tiles) load_stage(0, tile.tile);
   ZC_NO_UNROLL for (int stage = 0; tile.tile < probes.n_tiles; stage ^= 1) {
     const TileSearch::Found following = search.next();
@@ -298,8 +219,11 @@ __global__ void __launch_bounds__(kF32Threads, 1)
   const int k_row = d + 4;  // 16 bytes further on in the banks from key to key
   float* const keys = reinterpret_cast<float*>(shared);  // (kF32BlockKeys, k_row)
   float* const rows = keys + kF32BlockKeys * k_row;      // (kF32TileRows, d)
-  const int kv_head = static_cast<int>(blockIdx.x) % p.n_kv_heads;
-  const int key0 = static_cast<int>(blockIdx.x) / p.n_kv_heads * kF32BlockKeys;
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
+  const int work = work_of_block(p);
+  const int kv_head = work % p.n_kv_heads;
+  const int key0 = work / p.n_kv_heads * kF32BlockKeys;
   const int n_keys = min(kF32BlockKeys, p.kv_len - key0);
   const int vectors = d / 4;
   const float* const k = static_cast<const float*>(p.k);
@@ -356,22 +280,24 @@ __global__ void __launch_bounds__(kF32Threads, 1)
 
 template <typename T, int kWidth>
 void launch_probe_attention(Context& context, const ProbeParams& p) {
-  launch(context, &probe_attention_kernel<T, kWidth>,
-         blocks_for((int64_t{p.kv_len} + kBlockKeys - 1) / kBlockKeys * p.n_kv_heads, 1), kThreads,
-         ProbeShape<kWidth>::kSharedBytes, p);
+  launch_early(context, &probe_attention_kernel<T, kWidth>,
+               blocks_for((int64_t{p.kv_len} + kBlockKeys - 1) / kBlockKeys * p.n_kv_heads, 1),
+               kThreads, ProbeShape<kWidth>::kSharedBytes, p);
 }
 
 template <typename T>
 void probe_attention_16(Context& context, const ProbeParams& p) {
+  if (takes_probe_hopper(context)) return probe_attention_hopper<T>(context, p);
   if (p.head_dim <= 64) return launch_probe_attention<T, 64>(context, p);
   if (p.head_dim <= 128) return launch_probe_attention<T, 128>(context, p);
   launch_probe_attention<T, 256>(context, p);
 }
 
 void probe_attention_f32(Context& context, const ProbeParams& p) {
-  launch(context, &probe_attention_f32_kernel,
-         blocks_for((int64_t{p.kv_len} + kF32BlockKeys - 1) / kF32BlockKeys * p.n_kv_heads, 1),
-         kF32Threads, static_cast<size_t>(f32_shared_bytes(p.head_dim)), p);
+  launch_early(
+      context, &probe_attention_f32_kernel,
+      blocks_for((int64_t{p.kv_len} + kF32BlockKeys - 1) / kF32BlockKeys * p.n_kv_heads, 1),
+      kF32Threads, static_cast<size_t>(f32_shared_bytes(p.head_dim)), p);
 }
 
 }  // namespace
@@ -391,6 +317,7 @@ void probe_attention(Context& context, const ProbeAttentionArgs& args) {
   p.scale = a.scale;
   p.window = a.sliding_window;
   p.normalized = a.normalized;
+  p.n_multiprocessors = context.n_multiprocessors;
   p.faults = context.faults();
   p.probes.n_rows = a.rows.size(0) * p.group;
   p.probes.n_tiles = (p.probes.n_rows + kTileRows - 1) / kTileRows;
@@ -409,7 +336,9 @@ void probe_attention(Context& context, const ProbeAttentionArgs& args) {
     p.probes.seen = reinterpret_cast<SeenKeys*>(p.probes.tiles + p.probes.n_tiles);
     p.probes.q_rows = reinterpret_cast<int32_t*>(p.probes.seen + n_rows);
     p.probes.offsets = reinterpret_cast<float*>(p.probes.q_rows + n_rows);
-    launch(context, &list_probes_kernel, blocks_for(p.probes.n_tiles, 1), kTileRows, 0, p);
+    launch_early(context, &list_probes_kernel,
+                 dim3(blocks_for(p.probes.n_tiles, 1), static_cast<unsigned>(p.n_kv_heads)),
+                 kTileRows, 0, p);
     switch (a.q.dtype) {
       case DType::kF16:
         return probe_attention_16<f16>(context, p);

@@ -109,7 +109,8 @@ ZC_OP_TESTS(probe_attention_tests) {
                                                    {dtype == DType::kF32 ? 1e-4 : 2e-4, 1e-6}),
                                         scale_of(head_dim), window, normalized});
             }
-          });
+          },
+          {0, 1});
   add_op_test("probe_attention of a row beyond", [](OpRun& run) {
     run.expects_failure();
     run.op(
@@ -134,6 +135,14 @@ ZC_OP_TESTS(select_salient_tests) {
              SelectSalientArgs{scores, run.result("salient", DType::kI32, {3, count}),
                                run.result("regular", DType::kI32, {3, n - count})});
     }
+  });
+  // 240 KB a row: more than a multiprocessor has.
+  add_op_test("select_salient of rows too long for shared memory", [](OpRun& run) {
+    const TensorView scores = run.floats(
+        DType::kF32, {1, 60000}, [&](int64_t i) { return i % 5 ? std::fabs(run.normal()) : 0.5f; });
+    run.op(&Backend::select_salient,
+           SelectSalientArgs{scores, run.result("salient", DType::kI32, {1, 36000}),
+                             run.result("regular", DType::kI32, {1, 24000})});
   });
 }
 
