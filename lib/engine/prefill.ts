@@ -46,11 +46,12 @@ export interface PrefillPass {
 /**
  * Multiplications and additions of one slice's products, and its most rows: some tens of milliseconds
  * of one core; a few of a large GPU, which reads a layer's weights once a slice and needs hundreds of
- * rows before its products take longer than that.
+ * rows before its products take longer than that. There, compressing a layer takes some tens of
+ * microseconds, and is no slice by itself.
  */
 const SLICES = {
-  cpu: { products: 2 ** 29, mostRows: 512 },
-  gpu: { products: 2 ** 39, mostRows: 2048 },
+  cpu: { products: 2 ** 29, mostRows: 512, compressesApart: true },
+  gpu: { products: 2 ** 39, mostRows: 2048, compressesApart: false },
 } satisfies Record<DeviceInfo['kind'], object>
 
 /** Rows of a slice: a power of two, by the size of a layer and the kind of device. */
@@ -171,6 +172,7 @@ export async function prefillCompressed(
   }))
   const table = scratch.keep(cache.tableView())
   const probesOf = compressor.looks ? promptProbes(pass, compression, seed) : null
+  const { compressesApart } = SLICES[model.device.info.kind]
   await embedAll(pass, sliced)
   for (let layer = 0; layer < model.config.nLayers; layer++) {
     const options = { layer, scale: sliced.scale, slidingWindow: sliced.windowOf(layer) }
@@ -196,7 +198,7 @@ export async function prefillCompressed(
         probes?.store(slice, heads)
       })
     }
-    await turn()
+    if (compressesApart) await turn()
     await compressor.compress(layer, stream.k, stream.v, probes, options.slidingWindow)
   }
   return { x: stream.x, shares: compressor.shares }
@@ -214,7 +216,10 @@ function promptProbes(pass: PrefillPass, compression: Compression, seed: Seed) {
   return gatherProbes(model, nTokens, cache.tailLength, choose, scratch)
 }
 
-/** The rows that `choose` names of each layer's `nTokens`, which come after `nBefore` others. */
+/**
+ * The rows that `choose` names of each layer's `nTokens`, which come after `nBefore` others. All that
+ * a layer needs to know is one copy to the device, lest several hold up the kernels behind them.
+ */
 export function gatherProbes(
   model: ForwardModel,
   nTokens: number,
@@ -228,24 +233,29 @@ export function gatherProbes(
   let lse: Tensor<'f32'>
   return (layer: number) => {
     const chosen = choose(layer)
-    if (chosen.length > room) {
-      room = chosen.length
+    const n = chosen.length
+    if (n > room) {
+      room = n
       q = scratch.tensor(model.attentionDtype, [room, nHeads, headDim])
       lse = scratch.tensor('f32', [room, nHeads])
     }
-    const slotOf = new Int32Array(nTokens).fill(-1)
-    chosen.forEach((row, slot) => {
-      slotOf[row] = slot
-    })
-    const slots = scratch.ints(slotOf)
+    // The slot of each row, -1 of those that are no probes; then each slot, and its position.
+    const words = new Int32Array(nTokens + 2 * n).fill(-1, 0, nTokens)
+    for (const [slot, row] of chosen.entries()) {
+      words[row] = slot
+      words[nTokens + slot] = slot
+      words[nTokens + n + slot] = nBefore + row
+    }
+    const all = scratch.ints(words)
+    const part = (length: number, first: number) => scratch.keep(all.view([length], first))
     return {
       q,
       lse,
-      rows: scratch.ints(chosen.map((_, slot) => slot)),
-      positions: scratch.ints(chosen.map((row) => nBefore + row)),
+      rows: part(n, nTokens),
+      positions: part(n, nTokens + n),
       store(slice: Slice, heads: AttentionHeads) {
-        const own = scratch.keep(slots.view([slice.nRows], slice.first))
-        storeProbes({ q: heads.q, lse: heads.lse, slots: own, probeQ: q, probeLse: lse })
+        const slots = part(slice.nRows, slice.first)
+        storeProbes({ q: heads.q, lse: heads.lse, slots, probeQ: q, probeLse: lse })
       },
     }
   }

@@ -1,0 +1,62 @@
+/**
+ * What the compression of a prompt asks of a device, layer by layer: on a GPU each op is one kernel or a few, and a copy or a
+ * wait between two layers holds up the kernels behind it.
+ */
+import { join } from 'node:path'
+import type { PolicySpec } from '../../lib/index'
+import { loadAddon } from '../../lib/native/load'
+import { kFixtures } from './model-copies'
+import { someIds, useModel } from './running'
+
+/** The addon's functions that were called while `body` ran, in order. */
+async function callsDuring(body: () => Promise<unknown>): Promise<string[]> {
+  const addon = loadAddon() as unknown as Record<string, (...args: unknown[]) => unknown>
+  const calls: string[] = []
+  const spies = Object.keys(addon)
+    .filter((name) => typeof addon[name] === 'function')
+    .map((name) => {
+      const actual = addon[name]
+      return jest.spyOn(addon, name).mockImplementation((...args) => {
+        calls.push(name)
+        return actual(...args)
+      })
+    })
+  try {
+    await body()
+  } finally {
+    for (const spy of spies) spy.mockRestore()
+  }
+  return calls
+}
+
+/** What a device does for the cache, copies to and from it included. */
+const kOwn = [
+  'storeProbes',
+  'probeAttention',
+  'selectSalient',
+  'packSegment',
+  'packSegments',
+  'gatherRows',
+  'convert',
+  'writeTensor',
+  'readTensor',
+]
+
+const model = useModel(join(kFixtures, 'llama'))
+
+const kLooks = ['writeTensor', 'storeProbes', 'probeAttention', 'selectSalient', 'packSegments']
+test.each<[string, PolicySpec, string[]]>([
+  ['zipcache', 'zipcache', kLooks],
+  ['zipcache-plus', 'zipcache-plus', kLooks],
+  ['mikv', 'mikv', kLooks],
+  ['uniform', { name: 'uniform', bits: 4 }, ['packSegments']],
+])('each layer of a prompt of one slice, %s', async (_, policy, expected) => {
+  const sequence = model().createSequence({ policy })
+  const ids = someIds(130, model().config.vocabSize)
+  const calls = await callsDuring(() => sequence.prefill(ids))
+  sequence.dispose()
+  const own = calls
+    .slice(calls.indexOf('ropeTable'), calls.lastIndexOf('packSegments') + 1)
+    .filter((name) => kOwn.includes(name))
+  expect(own).toEqual(Array.from({ length: model().config.nLayers }, () => expected).flat())
+})
