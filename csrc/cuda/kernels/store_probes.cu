@@ -38,8 +38,18 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const int64_t from = layer * n_rows + row;
   const int64_t to = layer * n_slots + slot;
-  for (int64_t i = threadIdx.x; i < row_words; i += kThreads)
-    probe_q[to * row_words + i] = q[from * row_words + i];
+  constexpr int kUnroll = 4;
+  for (int64_t first = threadIdx.x; first < row_words; first += kUnroll * kThreads) {
+    Word words[kUnroll] = {};
+    ZC_UNROLL for (int u = 0; u < kUnroll; ++u) {
+      const int64_t i = first + u * kThreads;
+      if (i < row_words) words[u] = q[from * row_words + i];
+    }
+    ZC_UNROLL for (int u = 0; u < kUnroll; ++u) {
+      const int64_t i = first + u * kThreads;
+      if (i < row_words) probe_q[to * row_words + i] = words[u];
+    }
+  }
   for (int h = static_cast<int>(threadIdx.x); h < n_heads; h += kThreads)
     probe_lse[to * n_heads + h] = lse[from * n_heads + h];
 }
