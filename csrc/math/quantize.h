@@ -75,8 +75,16 @@ ZC_HD Range shrink_range(Range full, int candidate) {
   return {mid - reach, mid + reach};
 }
 
-// |x - x^|^p in units of the unshrunk step, as a 2^20 fixed-point integer: integers add up to the
-// same sum in any order, so the chosen range does not depend on how the work is split.
+// A power of an error in units of the unshrunk step as a 2^20 fixed-point integer: integers add up
+// to the same sum in any order, so the chosen range does not depend on how the work is split.
+ZC_HD float fixed_error(float power) { return power * 1048576.0f; }
+ZC_HD uint64_t whole_error(float fixed) {
+  if (!(fixed > 0.0f)) return 0;
+  constexpr float kCap = 4398046511104.0f;  // 2^42: 2^21 tokens still add up below 2^63
+  return static_cast<uint64_t>(fixed < kCap ? fixed : kCap);
+}
+
+// |x - x^|^p as such an integer.
 ZC_HD uint64_t quant_error(float x, QuantParams params, float inv, int bits, float inv_full,
                            int norm) {
   const float xf = clamp_finite(x);
@@ -84,10 +92,7 @@ ZC_HD uint64_t quant_error(float x, QuantParams params, float inv, int bits, flo
   const float e = fabsf(xf - dequantize_code(code, params)) * inv_full;
   float power = e;
   for (int i = 1; i < norm; ++i) power = power * e;
-  const float fixed = power * 1048576.0f;
-  if (!(fixed > 0.0f)) return 0;
-  constexpr float kCap = 4398046511104.0f;  // 2^42: 2^21 tokens still add up below 2^63
-  return static_cast<uint64_t>(fixed < kCap ? fixed : kCap);
+  return whole_error(fixed_error(power));
 }
 
 }  // namespace zc

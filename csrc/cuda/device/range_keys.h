@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include "csrc/cuda/device/order_key.h"
 #include "csrc/cuda/device/simt.h"
 #include "csrc/math/quantize.h"
@@ -52,24 +54,73 @@ ZC_DEVICE QuantParams candidate_params(Range range, int candidate, int bits) {
   return quant_params(shrink_range(range, candidate), bits);
 }
 
-// Sums of quant_error of each candidate, over the values that a thread sees.
+// Calls body with the norm, 2 to 6, as a constant.
+template <typename Body>
+ZC_DEVICE void with_norm(int norm, const Body& body) {
+  switch (norm) {
+    case 2:
+      return body(std::integral_constant<int, 2>{});
+    case 3:
+      return body(std::integral_constant<int, 3>{});
+    case 4:
+      return body(std::integral_constant<int, 4>{});
+    case 5:
+      return body(std::integral_constant<int, 5>{});
+    default:
+      return body(std::integral_constant<int, 6>{});
+  }
+}
+
+// Sums of quant_error of each candidate, over the values that a thread sees: the same integers by
+// fewer instructions, which are what bounds a search. Codes are reckoned in units of 2^-8 and held
+// between 0 and the last one before they are rounded: that changes no bit, the multiplication
+// clamps at no cost and an addition rounds. Errors below 2^32, as all but wild ones are, are
+// converted by instructions that run several times as fast as those for 64 bits.
 struct CandidateErrors {
-  QuantParams params[kRangeCandidates];
-  float inverse[kRangeCandidates];
+  float zero[kRangeCandidates];
+  float scale[kRangeCandidates];    // times 256
+  float inverse[kRangeCandidates];  // over 256
+  float inverse_full;
+  float last;
   unsigned long long sums[kRangeCandidates];
 
-  ZC_DEVICE CandidateErrors(Range range, int bits) {
+  ZC_DEVICE CandidateErrors(Range range, int bits)
+      : last(static_cast<float>((1 << bits) - 1) / 256.0f) {
     ZC_UNROLL
     for (int i = 0; i < kRangeCandidates; ++i) {
-      params[i] = candidate_params(range, i, bits);
-      inverse[i] = quant_inverse(params[i].scale);
+      const QuantParams params = candidate_params(range, i, bits);
+      zero[i] = params.zero;
+      scale[i] = params.scale * 256.0f;
+      inverse[i] = quant_inverse(params.scale) / 256.0f;
+      if (i == 0) inverse_full = quant_inverse(params.scale);
       sums[i] = 0;
     }
   }
-  ZC_DEVICE void add(float x, int bits, int norm) {
+  template <int kNorm>
+  ZC_DEVICE void add(float x) {
+    if (x != x) return;  // NaN has no error
+    const float xf = clamp_finite(x);
+    float fixed[kRangeCandidates];
+    float greatest = 0.0f;
     ZC_UNROLL
-    for (int i = 0; i < kRangeCandidates; ++i)
-      sums[i] += quant_error(x, params[i], inverse[i], bits, inverse[0], norm);
+    for (int i = 0; i < kRangeCandidates; ++i) {
+      constexpr float kRounds = 49152.0f;  // 1.5 * 2^15, whose neighbours are 2^-8 apart
+      const float clamped = fminf(__saturatef((xf - zero[i]) * inverse[i]), last);
+      const float code = (clamped + kRounds) - kRounds;
+      const float e = fabsf(xf - (code * scale[i] + zero[i])) * inverse_full;
+      float power = e;
+      ZC_UNROLL
+      for (int n = 1; n < kNorm; ++n) power = power * e;
+      fixed[i] = fixed_error(power);
+      greatest = fmaxf(greatest, fixed[i]);
+    }
+    if (greatest < 4294967296.0f) {
+      ZC_UNROLL
+      for (int i = 0; i < kRangeCandidates; ++i) sums[i] += static_cast<uint32_t>(fixed[i]);
+    } else {
+      ZC_UNROLL
+      for (int i = 0; i < kRangeCandidates; ++i) sums[i] += whole_error(fixed[i]);
+    }
   }
 };
 

@@ -186,9 +186,11 @@ __global__ void __launch_bounds__(kThreads, 3)
     CandidateErrors own(range, bits);
     const int begin = blockIdx.x * a.chunk;
     const int end = a.n - begin < a.chunk ? a.n : begin + a.chunk;
-    for (int i = begin + group; i < end; i += groups)
-      own.add(to_float(k[(int64_t{ids[i]} * a.at.n_kv_heads + kv_head) * d + channel]), bits,
-              a.k_norm);
+    with_norm(a.k_norm, [&](auto norm) {
+      for (int i = begin + group; i < end; i += groups)
+        own.add<decltype(norm)::value>(
+            to_float(k[(int64_t{ids[i]} * a.at.n_kv_heads + kv_head) * d + channel]));
+    });
     ZC_UNROLL
     for (int i = 0; i < kRangeCandidates; ++i) atomicAdd(&errors[i * d + channel], own.sums[i]);
   }

@@ -99,8 +99,10 @@ __global__ void __launch_bounds__(kThreads) search_columns_kernel(Quantizing a, 
     const Range range = a.ranges[channel];
     if (range.lo <= range.hi) {
       CandidateErrors own(range, a.bits);
-      for (int64_t row = begin + warp; row < end; row += kWarps)
-        own.add(to_float(x[row * a.channels + channel]), a.bits, a.norm);
+      with_norm(a.norm, [&](auto norm) {
+        for (int64_t row = begin + warp; row < end; row += kWarps)
+          own.add<decltype(norm)::value>(to_float(x[row * a.channels + channel]));
+      });
       ZC_UNROLL
       for (int i = 0; i < kRangeCandidates; ++i)
         atomicAdd(&a.errors[i * a.channels + channel], own.sums[i]);
@@ -145,8 +147,10 @@ __global__ void __launch_bounds__(kThreads) group_params_kernel(Quantizing a, co
   int best = 0;
   if (a.norm != 0 && range.lo <= range.hi) {
     CandidateErrors own(range, a.bits);
-    for (int64_t i = lane; i < a.group_size; i += 32)
-      own.add(row_value(a, x, row, first + i), a.bits, a.norm);
+    with_norm(a.norm, [&](auto norm) {
+      for (int64_t i = lane; i < a.group_size; i += 32)
+        own.add<decltype(norm)::value>(row_value(a, x, row, first + i));
+    });
     ZC_UNROLL
     for (int i = 0; i < kRangeCandidates; ++i) ZC_UNROLL
     for (int step = 1; step < 32; step *= 2) own.sums[i] += __shfl_xor_sync(~0u, own.sums[i], step);
