@@ -53,6 +53,8 @@ const dynamicBytes = [
     /flash_attention_hopper_kernel<.*HopperShape<(\d+), (\d+), (\d+)>/,
     (width, consumers, keys) => (64 * consumers + 4 * keys) * width * 2 + 512,
   ],
+  [/probe_attention_kernel<.*, (\d+)>/, (width) => 2 * 64 * (width * 2 + 12)],
+  [/probe_attention_hopper_kernel<.*, (\d+)>/, (width) => 2 * 64 * (width * 2 + 12)],
   [/linear_tiles_kernel<.*, (\d+)>/, (rows) => (rows === 128 ? 3 : 4) * (128 + rows) * 128],
   [
     /linear_hopper_kernel<.*HopperTile<(\d+)>/,

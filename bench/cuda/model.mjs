@@ -284,44 +284,156 @@ const kLayerWeights = 4096 * (4096 + 2 * 1024 + 4096 + 3 * 14336)
 /** Of the dense rate: what products of a prompt, and an attention between its bounds, are taken to reach. */
 const kProductEfficiency = 0.7
 
+/** Rows of a slice of LLaMA3-8B's shape, whose probes are kept by a launch of their own: lib/engine/prefill.ts. */
+const kSliceRows = 2048
+/** A tile of probeAttention's kernel for Hopper: rows of q by a block's keys. */
+const kProbeTile = { rows: 64, keys: 128 }
 /**
- * What probes, selection and packing add to one layer of a prompt, in microseconds beside attention
- * and products: 5% of the rows as the last ones and 5% at random, their products with the keys they
- * see at attention's rate; scores, selection and packing as bytes and launches.
+ * selectSalient, counted in the source for two histograms: passes over the row in shared memory and
+ * barriers of a block of 1024. Instructions of an element and pass, and clocks of a barrier, are guesses.
  */
-export function prompt(length, gpu = kH200) {
+const kSelection = { passes: 5, barriers: 22, instructions: 12, barrierClocks: 40 }
+/** Instructions of an element of K, its seven candidates together: search_ranges_kernel on sm_90a, by cuobjdump. */
+const kSearchInstructions = 146
+
+/** Tiles that the busiest multiprocessor has, 5% of the rows being the last ones and 5% at random. */
+function busiestTiles(length, gpu) {
+  const { nHeads, nKvHeads } = kLlama3
+  const tiles = (0.05 * length * nHeads) / nKvHeads / kProbeTile.rows // of each half of the probes
+  const blocks = Math.ceil(length / kProbeTile.keys) * nKvHeads
+  const sums = new Array(gpu.multiprocessors).fill(0)
+  for (let i = 0; i < blocks; i++) {
+    // Round after round of blocks, each the other way (work_of_block in probe_attention.h).
+    const round = Math.floor(i / gpu.multiprocessors)
+    const place = i % gpu.multiprocessors
+    const key = Math.floor(i / nKvHeads) * kProbeTile.keys
+    sums[round % 2 === 0 ? place : gpu.multiprocessors - 1 - place] +=
+      tiles * (1 + Math.max(0, 1 - key / (0.95 * length)))
+  }
+  return Math.max(...sums)
+}
+
+/**
+ * The kernels that compress one layer of a prompt, in microseconds, in order. A launch follows the one
+ * in front by `kGapUs`, all of them beginning early; then it waits for memory, so many times one behind
+ * the other as its source has it, and takes as long as its bytes at the rate of reading, or its units.
+ */
+export function compressionKernels(length, policy, gpu = kH200) {
   const { nHeads, nKvHeads, headDim } = kLlama3
+  const reading = (bytes) => bytes / gpu.readGBs / 1e3
+  const clocks = (n) => n / (1000 * gpu.clockGHz)
+  const kernel = (name, launches, waits, work) => {
+    return { name, launches, us: launches * (kGapUs + waits * kWaitUs) + work }
+  }
+  // A tile by the units of a multiprocessor, between all at once and one after the other, as flash() has it.
+  const { rows, keys } = kProbeTile
+  const units = {
+    tensor: (2 * rows * keys * headDim) / 4096,
+    exponentials: (rows * keys) / 16,
+    scaling: (2 * rows * keys) / 128,
+    shared: (3 * 2 * rows * headDim) / 128, // written once, read by two warpgroups
+  }
+  const all = Object.values(units)
+  const sum = all.reduce((total, value) => total + value, 0)
+  const perTile = 2 / (1 / Math.max(...all) + 1 / sum)
+  const { passes, barriers, instructions, barrierClocks } = kSelection
+  const selection = (passes * instructions * length) / 32 / 4 + barriers * barrierClocks
+  const kvBytes = 2 * 2 * length * nKvHeads * headDim
+  const packed = cacheBytes(policy, length, kLlama3) - cacheBytes(policy, 0, kLlama3)
+  const searches = policy === 'zipcache-plus'
+  const elements = length * nKvHeads * headDim
+  const slots = (elements * kSearchInstructions) / 32 / (4 * gpu.multiprocessors)
+  return [
+    kernel(
+      'store_probes',
+      Math.ceil(length / kSliceRows),
+      4,
+      reading(0.1 * length * 2 * 2 * nHeads * headDim),
+    ),
+    kernel('list_probes', 1, 3, 0),
+    kernel('probe_attention_hopper', 1, 3, clocks(busiestTiles(length, gpu) * perTile)),
+    kernel('select_salient', 1, 2, clocks(selection)),
+    kernel('segment_ranges', 1, 9, reading(kvBytes)),
+    ...(searches ? [kernel('search_ranges', 1, 8, clocks(slots / kSearchIssue))] : []),
+    kernel('pack_segment', 1, 6, reading(kvBytes + packed)),
+  ]
+}
+
+/** Of the instructions that a multiprocessor could begin, the share that it does where arithmetic bounds: a guess. */
+const kSearchIssue = 0.7
+
+/** One layer of a prompt in microseconds: attention, products, and what compression adds. */
+export function prompt(length, policy, gpu = kH200) {
+  const { nHeads, headDim } = kLlama3
   const { least, most } = flash('wgmma', gpu)
-  const rate = (least + most) / 2
-  const flash128 = (2 * length * length * headDim * nHeads) / rate / 1e6
-  const probed = (2 * 0.1 * length * 0.75 * length * headDim * nHeads) / rate / 1e6
-  const packed = (length * nKvHeads * 1130) / gpu.readGBs / 1e3
-  const added = probed + packed + 4 * 5 // unhidden launches of short kernels, as in a closing step
+  const attentionUs = (2 * length * length * headDim * nHeads) / ((least + most) / 2) / 1e6
   const products = (2 * length * kLayerWeights) / (kProductEfficiency * gpu.denseTflops) / 1e6
-  return { attention: flash128, products, probed, packed, added }
+  const kernels = compressionKernels(length, policy, gpu)
+  const launches = kernels.reduce((total, kernel) => total + kernel.launches, 0)
+  const added = kernels.reduce((total, kernel) => total + kernel.us, 0)
+  return { attention: attentionUs, products, kernels, launches, added }
 }
 
 function promptTable() {
-  const rows = [4096, 8192, 16384, 32768].map((length) => {
-    const one = prompt(length)
-    return [
-      String(length),
-      ...[one.attention, one.products, one.probed, one.packed].map(number),
-      `${((100 * one.added) / one.attention).toFixed(0)}%`,
-      `${((100 * one.added) / (one.attention + one.products)).toFixed(1)}%`,
-    ]
-  })
+  const rows = []
+  for (const length of [4096, 8192, 16384, 32768]) {
+    for (const policy of ['zipcache-60', 'zipcache-plus']) {
+      const one = prompt(length, policy)
+      rows.push([
+        String(length),
+        policy,
+        ...[one.attention, one.products].map(number),
+        String(one.launches),
+        number(one.added),
+        `${((100 * one.added) / one.attention).toFixed(0)}%`,
+        `${((100 * one.added) / (one.attention + one.products)).toFixed(1)}%`,
+      ])
+    }
+  }
   const columns = [
     right('tokens'),
+    left('cache'),
     right('attention, us'),
     right('products'),
-    right('probes'),
-    right('packing'),
-    right('added to attention'),
+    right('launches'),
+    right('added'),
+    right('to attention'),
     right('to the layer'),
   ]
   return formatMarkdownTable({ columns, rows })
 }
+
+function promptKernelTable() {
+  const lengths = [4096, 8192, 32768]
+  const all = lengths.map((length) => compressionKernels(length, 'zipcache-plus'))
+  const rows = all[0].map(({ name, launches }, i) => [
+    `\`${name}\``,
+    String(launches),
+    ...all.map((kernels) => number(kernels[i].us)),
+  ])
+  const columns = [
+    left('kernel'),
+    right('launches at 4096'),
+    ...lengths.map((length) => right(`${length}, us`)),
+  ]
+  return formatMarkdownTable({ columns, rows })
+}
+
+/** What follows for the bars. */
+function promptBars() {
+  const share = (policy) => (length) => {
+    const { added, attention: us } = prompt(length, policy)
+    return `${((100 * added) / us).toFixed(0)}% at ${length}`
+  }
+  const four = prompt(4096, 'zipcache-60')
+  const slower = (2 * 4096 * 4096 * kLlama3.headDim * kLlama3.nHeads) / 520e6
+  return `- To attention: zipcache-60 ${[4096, 8192].map(share('zipcache-60')).join(', ')}; zipcache-plus ${[4096, 8192, 16384].map(share('zipcache-plus')).join(', ')} (asked: 15%).
+- The share is the larger the faster attention is: at the 520 TFLOP/s that are asked of it, zipcache-60 is ${((100 * four.added) / slower).toFixed(0)}% at 4096.
+- zipcache-60 at 4096: ${number(four.launches * kGapUs)} of the ${number(four.added)} us are launches that follow one another; nothing overlaps probes, selection and packing, each of which needs all of the one in front.`
+}
+
+/** A window of 100 tokens, each layer: launches, and waits for memory of each on average, counted in the source. */
+const kClosing = { launches: 7, waits: 5 }
 
 function memoryTable() {
   const rows = [1024, 2048, 4096].map((context) => {
@@ -361,6 +473,7 @@ function page() {
   const small = at('zipcache-60', 8, 4096)
   const { item, tokens } = kFirstRun['zipcache-60']
   const peer = { large: 245.7, small: 38.4 } // cuda-attention.md
+  const closing = (kLlamaLayers * kClosing.launches * (kGapUs + kClosing.waits * kWaitUs)) / 1000
   const times = (us, { low, high }) => `${(us / high).toFixed(1)} to ${(us / low).toFixed(1)}`
   return `# What an H200 should measure
 
@@ -402,10 +515,20 @@ ${flashTable()}
 
 ## What ZipCache adds to a prompt
 
-One layer, one prompt, wgmma: attention at the middle of its two rates, products at ${100 * kProductEfficiency}% of the dense rate that was measured, scores and selection as
-four launches of 5 us. The bars are 15% of attention and 5% of the whole from 4k on.
+One layer, one prompt (each of several is a pass of its own), wgmma: attention at the middle of its two rates, products at ${100 * kProductEfficiency}% of the dense rate that
+was measured. The bars are 15% of attention and 5% of the whole from 4k on.
 
 ${promptTable()}
+
+Launches are counted: ops of a layer by test/engine/prompt-ops.test.ts, kernels of each by test/emu/ops/launch_tests.cc. Beside them a layer is one small copy to the
+device, for the places of its probes. Each begins ${kGapUs} us after the one in front, waits for memory (${kWaitUs.toFixed(2)} us, above) as often as its source has one wait behind the
+other, and moves its bytes at the rate of reading. probeAttention is its busiest multiprocessor's tiles of ${kProbeTile.rows} rows by ${kProbeTile.keys} keys, between units that all work at
+once and one after the other; searched ranges are their ${kSearchInstructions} instructions an element, ${100 * kSearchIssue}% of what could begin. zipcache-60 has no \`search_ranges\`. Guessed are the
+${kGapUs} us, the ${100 * kSearchIssue}%, and of \`select_salient\` ${kSelection.instructions} instructions an element and pass and ${kSelection.barrierClocks} clocks a barrier.
+
+${promptKernelTable()}
+
+${promptBars()}
 
 ## Decode steps of LLaMA3-8B's shape
 
@@ -416,8 +539,8 @@ ${stepTable()}
 
 ## A step that closes a window
 
-Six launches a layer more (unpackSegment, the probes' gather, probeAttention, selectSalient, packSegment twice), each over 100 tokens: latency, not
-bytes. At 5 us each, ${kLlamaLayers} layers take ${number((6 * kLlamaLayers * 5) / 1000)} ms: ${(1 + (6 * kLlamaLayers * 5) / 1000 / step('zipcache-60', 1, 4096).low).toFixed(2)}x the step at batch 1 and 4k, ${(1 + (6 * kLlamaLayers * 5) / 1000 / step('zipcache-60', 8, 32768).low).toFixed(2)}x at batch 8 and 32k
+${kClosing.launches} launches a layer more (unpackSegment and probeAttention two each, selectSalient one, packSegments two), each over 100 tokens: latency, not
+bytes. At ${kGapUs} us to follow and ${kClosing.waits} waits each, ${kLlamaLayers} layers take ${number(closing)} ms: ${(1 + closing / step('zipcache-60', 1, 4096).low).toFixed(2)}x the step at batch 1 and 4k, ${(1 + closing / step('zipcache-60', 8, 32768).low).toFixed(2)}x at batch 8 and 32k
 when one sequence closes. The bar is 1.5x.
 
 ## Peak memory
