@@ -101,7 +101,8 @@ class Consumer {
         state.enter(p_, Layout{entry.layout}, reinterpret_cast<const uint32_t*>(slot(count_)),
                     item.q[lane() >> 3], memory_.running[warp()], lane());
         if (p_.sliding_window > 0 && lane() < kColumns)
-          memory_.running[warp()].seen_from[lane()] = entry.seen_from[lane()];
+          memory_.running[warp()].seen_from[lane()] =
+              memory_.seen_from[warp()][stage_of(count_)][lane()];
         advance();
       } else if (kind == kEnd) {
         const bool is_last = (entry.what & kIsLast) != 0;
@@ -144,8 +145,7 @@ class Consumer {
   // The unit at count_.
   ZC_DEVICE void attend(const Entry& entry, WarpState<kDim>& state) {
     const Layout layout{entry.layout};
-    const int n_slots = unit_slots(layout.in_slot<kDim>());
-    if (n_slots == 2) wait(count_ + 1);
+    if ((entry.what & kHasTwoSlots) != 0) wait(count_ + 1);
     const auto known = [&](auto k, auto v) {
       attend_pages(
           StaticShape<decltype(k)::value, decltype(v)::value, kDim>{}, entry, 0, state,
@@ -176,7 +176,7 @@ class Consumer {
         }
       }
     }
-    advance(n_slots);
+    advance((entry.what & kHasTwoSlots) != 0 ? 2 : 1);
   }
 
   // The pages of a unit from one on that a shape takes together. with_k and with_v call what they
@@ -203,14 +203,16 @@ class Consumer {
     int common = entry.n_tokens;
     int limit = entry.n_tokens;
     int seen_from = 0;
-    if ((entry.what & kIsCausal) != 0) {
-      const ItemHead& head = memory_.items[(entry.what & kItemParity) != 0 ? 1 : 0].head;
-      common -= head.q_len - 1;
-      limit = common + head.query(lane() & 3);
-    }
-    if ((entry.what & kIsCut) != 0) {
-      common = 0;
-      seen_from = memory_.running[warp()].seen_from[lane() & 3];
+    if ((entry.what & (kIsCausal | kIsCut)) != 0) {
+      if ((entry.what & kIsCausal) != 0) {
+        const ItemHead& head = memory_.items[(entry.what & kItemParity) != 0 ? 1 : 0].head;
+        common -= head.q_len - 1;
+        limit = common + head.query(lane() & 3);
+      }
+      if ((entry.what & kIsCut) != 0) {
+        common = 0;
+        seen_from = memory_.running[warp()].seen_from[lane() & 3];
+      }
     }
     with_v([&](auto v) {
       if (first + kPages * kPageTokens <= common)

@@ -186,18 +186,18 @@ enum Kind : uint32_t {
   kMasked,  // an item without a table
   kQuit,    // there are no more items
 };
-inline constexpr uint32_t kItemParity = 0x100;  // which of the two items in shared memory
-inline constexpr uint32_t kIsCausal = 0x200;    // kUnit: a query sees one token less than the next
-inline constexpr uint32_t kIsCut = 0x400;       // kUnit: its first tokens are not for every column
-inline constexpr uint32_t kIsLast = 0x800;      // split of the item
+inline constexpr uint32_t kItemParity = 0x100;   // which of the two items in shared memory
+inline constexpr uint32_t kIsCausal = 0x200;     // kUnit: a query sees one token less than the next
+inline constexpr uint32_t kIsCut = 0x400;        // kUnit: its first tokens are not for every column
+inline constexpr uint32_t kHasTwoSlots = 0x800;  // kUnit: this and the next
+inline constexpr uint32_t kIsLast = 0x1000;      // split of the item
 
 // What a slot holds.
 struct alignas(16) Entry {
   uint32_t layout;
-  uint32_t what;                // a Kind and flags
-  int32_t first;                // kUnit: its first token in the segment; kEnd: the split
-  int32_t n_tokens;             // of the segment
-  int32_t seen_from[kColumns];  // kFold, with a sliding window: the columns' first tokens
+  uint32_t what;     // a Kind and flags
+  int32_t first;     // kUnit: its first token in the segment; kEnd: the split
+  int32_t n_tokens;  // of the segment
 };
 
 // Results of one column: O not divided by the sum yet, max, sum.
@@ -211,7 +211,7 @@ template <int kDim>
 struct RunningSegment {
   uint32_t layout;                 // 0: none
   uint32_t normalisers[kDim / 2];  // of V, two channels a word, float16
-  int32_t seen_from[kColumns];     // Entry
+  int32_t seen_from[kColumns];     // with a sliding window: the columns' first tokens
 };
 
 // Arrivals that complete a slot where the producer's lanes copy: one of each, and one of the warp.
@@ -221,6 +221,7 @@ template <int kDim, int kStages>
 struct BlockMemory {
   uint8_t ring[kConsumers][kStages][kSlotBytes<kDim>];
   Entry entries[kConsumers][kStages];
+  int32_t seen_from[kConsumers][kStages][kColumns];  // beside kFold
   uint64_t full[kConsumers][kStages];
   uint64_t empty[kConsumers][kStages];
   uint64_t item_free[2];

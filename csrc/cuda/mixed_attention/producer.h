@@ -384,7 +384,7 @@ class Producer {
     acquire(is_consumer, 1);
     const int stage = stage_of(count_);
     if (is_consumer && part_ == 0)
-      memory_.entries[consumer_][stage] = {0u, what | item_flag_, first, 0, {}};
+      memory_.entries[consumer_][stage] = {0u, what | item_flag_, first, 0};
     if constexpr (kBulk) {
       if (is_consumer && part_ == 0) simt::mbarrier_arrive(full(consumer_, stage));
     } else {
@@ -406,12 +406,14 @@ class Producer {
     const uint8_t* params = p_.pool + int64_t{u.params_unit} * kPageUnitBytes;
     const int stage = stage_of(count_);
     uint8_t* slot = memory_.ring[consumer_ < kConsumers ? consumer_ : 0][stage];
-    Entry entry{u.layout.word, kFold | item_flag_, 0, 0, {}};
+    if (wants && part_ == 0)
+      memory_.entries[consumer_][stage] = {u.layout.word, kFold | item_flag_, 0, 0};
     if (p_.sliding_window > 0) {
-      ZC_UNROLL for (int i = 0; i < kColumns; ++i) entry.seen_from[i] =
-          __shfl_sync(~0u, own.seen_from[i], u.source);
+      ZC_UNROLL for (int i = 0; i < kColumns; ++i) {
+        const int from = __shfl_sync(~0u, own.seen_from[i], u.source);
+        if (wants && part_ == 0) memory_.seen_from[consumer_][stage][i] = from;
+      }
     }
-    if (wants && part_ == 0) memory_.entries[consumer_][stage] = entry;
     if constexpr (kBulk) {
       if (wants && part_ == 0) {
         simt::mbarrier_arrive_expect_tx(full(consumer_, stage), codes ? kBytes : 0u);
@@ -453,10 +455,9 @@ class Producer {
       const bool causal = p_.causal && u.segment == 0 && head.q_len > 1;
       memory_.entries[consumer_][stage_of(count_)] = {
           u.layout.word,
-          kUnit | item_flag_ | (causal ? kIsCausal : 0u) | (u.is_cut ? kIsCut : 0u),
-          u.unit * u.layout.pages() * kPageTokens,
-          u.n_tokens,
-          {}};
+          kUnit | item_flag_ | (causal ? kIsCausal : 0u) | (u.is_cut ? kIsCut : 0u) |
+              (slots == 2 ? kHasTwoSlots : 0u),
+          u.unit * u.layout.pages() * kPageTokens, u.n_tokens};
     }
     const bool foreign = found && is_foreign(u.layout, part_);
     if (__any_sync(~0u, foreign)) convert_parts(u, foreign);
