@@ -4,8 +4,26 @@
 namespace zc::cpu {
 namespace ZC_ISA {
 
-// Parameters of the group get(0) .. get(n - 1): its range, or (norm 2 to 6) the shrunk range with
-// the least sum of |error|^norm; ties go to the wider one.
+// Parameters of a range, or (norm 2 to 6) of the range shrunk so that sum(params, 1 / the unshrunk
+// step), of |error|^norm over the group, is the least; ties go to the wider one.
+template <typename Sum>
+inline QuantParams choose_shrunk(Range full, int bits, int norm, const Sum& sum) {
+  QuantParams best = quant_params(full, bits);
+  if (norm == 0) return best;
+  const float inv_full = quant_inverse(best.scale);
+  uint64_t least = sum(best, inv_full);
+  for (int candidate = 1; candidate < kRangeCandidates; ++candidate) {
+    const QuantParams params = quant_params(shrink_range(full, candidate), bits);
+    const uint64_t error = sum(params, inv_full);
+    if (error < least) {
+      best = params;
+      least = error;
+    }
+  }
+  return best;
+}
+
+// Parameters of the group get(0) .. get(n - 1).
 template <typename Get>
 inline QuantParams choose_params(const Get& get, int64_t n, int bits, int norm) {
   Range full{INFINITY, -INFINITY};
@@ -15,21 +33,12 @@ inline QuantParams choose_params(const Get& get, int64_t n, int bits, int norm) 
     full.hi = x > full.hi ? x : full.hi;
   }
   if (!(full.lo <= full.hi)) return {0.0f, 0.0f};  // empty, or nothing but NaN
-  QuantParams best = quant_params(full, bits);
-  if (norm == 0) return best;
-  const float inv_full = quant_inverse(best.scale);
-  uint64_t best_error = 0;
-  for (int candidate = 0; candidate < kRangeCandidates; ++candidate) {
-    const QuantParams params = quant_params(shrink_range(full, candidate), bits);
+  return choose_shrunk(full, bits, norm, [&](QuantParams params, float inv_full) {
     const float inv = quant_inverse(params.scale);
     uint64_t error = 0;
     for (int64_t i = 0; i < n; ++i) error += quant_error(get(i), params, inv, bits, inv_full, norm);
-    if (candidate == 0 || error < best_error) {
-      best = params;
-      best_error = error;
-    }
-  }
-  return best;
+    return error;
+  });
 }
 
 template <typename Get>

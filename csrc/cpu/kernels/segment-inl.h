@@ -126,10 +126,49 @@ inline VecF clamp_lanes(VecF x) {
   return x < -limit ? -limit : x;
 }
 
-// choose_params of x (n, a multiple of kLanes), the same bits, a vector at a time where the range
-// is not searched.
+// Sum of quant_error over x (n, a multiple of kLanes), the same integer.
+inline uint64_t sum_errors(const float* x, int64_t n, QuantParams params, int bits, float inv_full,
+                           int norm) {
+  const VecF magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const VecF levels = broadcast(static_cast<float>((1 << bits) - 1));
+  const VecF scale = broadcast(params.scale);
+  const VecF zero = broadcast(params.zero);
+  const VecF inv = broadcast(quant_inverse(params.scale));
+  const VecF most = broadcast(4398046511104.0f);  // 2^42, as whole_error has it
+  // An error's part in units of 2^20, and the rest: each a lane's integer. So many of them still
+  // add up below 2^31.
+  constexpr int64_t kTogether = 256 * kLanes;
+  uint64_t sum = 0;
+  for (int64_t first = 0; first < n; first += kTogether) {
+    const int64_t last = first + kTogether < n ? first + kTogether : n;
+    VecI high = {};
+    VecI low = {};
+    for (int64_t i = first; i < last; i += kLanes) {
+      const VecF value = clamp_lanes(load(x + i));
+      VecF code = (value - zero) * inv;
+      code = code > VecF{} ? code : VecF{};  // NaN too
+      code = ((code < levels ? code : levels) + magic) - magic;
+      const VecF difference = value - (code * scale + zero);
+      const VecF error = (difference < VecF{} ? -difference : difference) * inv_full;
+      VecF power = error;
+      for (int p = 1; p < norm; ++p) power = power * error;
+      VecF fixed = power * 1048576.0f;
+      fixed = fixed > VecF{} ? fixed : VecF{};  // NaN has no part in it
+      fixed = fixed < most ? fixed : most;
+      const VecI units = __builtin_convertvector(fixed * (1.0f / 1048576.0f), VecI);
+      // Exact: the leading bits of a float taken away.
+      const VecF rest = fixed - __builtin_convertvector(units, VecF) * 1048576.0f;
+      high += units;
+      low += __builtin_convertvector(rest, VecI);
+    }
+    for (int i = 0; i < kLanes; ++i)
+      sum += (static_cast<uint64_t>(high[i]) << 20) + static_cast<uint64_t>(low[i]);
+  }
+  return sum;
+}
+
+// choose_params of x (n, a multiple of kLanes), the same bits.
 inline QuantParams choose_vector_params(const float* x, int64_t n, int bits, int norm) {
-  if (norm != 0) return choose_params([&](int64_t i) { return x[i]; }, n, bits, norm);
   VecF lo = broadcast(INFINITY);
   VecF hi = broadcast(-INFINITY);
   for (int64_t i = 0; i < n; i += kLanes) {
@@ -137,13 +176,15 @@ inline QuantParams choose_vector_params(const float* x, int64_t n, int bits, int
     lo = v < lo ? v : lo;
     hi = v > hi ? v : hi;
   }
-  Range range{lo[0], hi[0]};
+  Range full{lo[0], hi[0]};
   for (int i = 1; i < kLanes; ++i) {
-    range.lo = lo[i] < range.lo ? lo[i] : range.lo;
-    range.hi = hi[i] > range.hi ? hi[i] : range.hi;
+    full.lo = lo[i] < full.lo ? lo[i] : full.lo;
+    full.hi = hi[i] > full.hi ? hi[i] : full.hi;
   }
-  if (!(range.lo <= range.hi)) return {0.0f, 0.0f};  // empty, or nothing but NaN
-  return quant_params(range, bits);
+  if (!(full.lo <= full.hi)) return {0.0f, 0.0f};  // empty, or nothing but NaN
+  return choose_shrunk(full, bits, norm, [&](QuantParams params, float inv_full) {
+    return sum_errors(x, n, params, bits, inv_full, norm);
+  });
 }
 
 // quant_code of kPageTokens elements, the same codes: held between 0 and the last before it is
