@@ -124,9 +124,11 @@ export function resolvePolicy(spec: PolicySpec): CachePolicy {
   const options = typeof spec === 'string' ? parseName(spec) : spec
   const name = (options as { name?: unknown } | null)?.name
   if (typeof name !== 'string' || !Object.hasOwn(POLICIES, name)) {
+    const [given, known] =
+      typeof spec === 'string' ? [spec, POLICY_NAMES] : [name, Object.keys(POLICIES)]
     throw new ZipCacheError(
       'ERR_ZC_ARGUMENT',
-      `policy: is ${show(typeof spec === 'string' ? spec : name)}, expected one of ${POLICY_NAMES.join(', ')}`,
+      `policy: is ${show(given)}, expected one of ${known.join(', ')}`,
       { argument: 'policy' },
     )
   }

@@ -82,6 +82,13 @@ describe('policies by name', () => {
     expect(plain({ name: 'fp16' })).toBe(plain('fp16'))
   })
 
+  test('short names stand for options, and take none beside', () => {
+    expectRefused(() => resolvePolicy({ name: 'uniform4', window: 50 } as unknown as PolicySpec), {
+      code: 'ERR_ZC_ARGUMENT',
+      message: /^policy: is "uniform4", expected one of .*\buniform, /,
+    })
+  })
+
   test.each<unknown>([
     'zipcach',
     'ZipCache',
