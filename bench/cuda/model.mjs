@@ -520,7 +520,7 @@ was measured. The bars are 15% of attention and 5% of the whole from 4k on.
 
 ${promptTable()}
 
-Launches are counted: ops of a layer by test/engine/prompt-ops.test.ts, kernels of each by test/emu/ops/launch_tests.cc. Beside them a layer is one small copy to the
+Launches are counted: ops of a layer by test/engine/device-ops.test.ts, kernels of each by test/emu/ops/launch_tests.cc. Beside them a layer is one small copy to the
 device, for the places of its probes. Each begins ${kGapUs} us after the one in front, waits for memory (${kWaitUs.toFixed(2)} us, above) as often as its source has one wait behind the
 other, and moves its bytes at the rate of reading. probeAttention is its busiest multiprocessor's tiles of ${kProbeTile.rows} rows by ${kProbeTile.keys} keys, between units that all work at
 once and one after the other; searched ranges are their ${kSearchInstructions} instructions an element, ${100 * kSearchIssue}% of what could begin. zipcache-60 has no \`search_ranges\`. Guessed are the

@@ -1,6 +1,6 @@
 /**
- * What the compression of a prompt asks of a device, layer by layer: on a GPU each op is one kernel or a few, and a copy or a
- * wait between two layers holds up the kernels behind it.
+ * What a layer asks of a device, when a prompt is compressed and when a token is decoded: on a GPU each op is one kernel or
+ * a few, and a copy or a wait between two layers holds up the kernels behind it.
  */
 import { join } from 'node:path'
 import type { PolicySpec } from '../../lib/index'
@@ -59,4 +59,23 @@ test.each<[string, PolicySpec, string[]]>([
     .slice(calls.indexOf('ropeTable'), calls.lastIndexOf('packSegments') + 1)
     .filter((name) => kOwn.includes(name))
   expect(own).toEqual(Array.from({ length: model().config.nLayers }, () => expected).flat())
+})
+
+const kDecodeLayer = [
+  ...['rmsNorm', 'groupedLinear', 'ropeAppend', 'mixedAttention', 'linear'],
+  ...['rmsNorm', 'groupedLinear', 'siluGate', 'linear'],
+]
+test('each layer of a decode step', async () => {
+  const sequence = model().createSequence({ policy: 'zipcache' })
+  await sequence.prefill(someIds(130, model().config.vocabSize))
+  const calls = await callsDuring(async () => {
+    for await (const _ of sequence.generate([1], { maxTokens: 3, ignoreEos: true }));
+  })
+  sequence.dispose()
+  const step = calls.slice(calls.indexOf('beginRecording') + 1, calls.indexOf('endRecording'))
+  expect(step.filter((name) => name !== 'createTensor')).toEqual([
+    ...['feedTokens', 'setTailLengths', 'embedding', 'ropeTable'],
+    ...Array.from({ length: model().config.nLayers }, () => kDecodeLayer).flat(),
+    ...['storeProbes', 'rmsNorm', 'linear', 'sample'],
+  ])
 })
