@@ -92,9 +92,9 @@ struct CandidateErrors {
       zero[i] = params.zero;
       scale[i] = params.scale * 256.0f;
       inverse[i] = quant_inverse(params.scale) / 256.0f;
-      if (i == 0) inverse_full = quant_inverse(params.scale);
       sums[i] = 0;
     }
+    inverse_full = inverse[0] * 256.0f;
   }
   template <int kNorm>
   ZC_DEVICE void add(float x) {

@@ -387,6 +387,7 @@ class Consumer {
     __threadfence();
     const int n_first = __ldcg(reinterpret_cast<const int32_t*>(place(0)) + kDim + 2);
     ColumnPart<kDim> sum;
+    sum.clear();
     constexpr int kTogether = 8;  // loads under way: each takes most of a microsecond
     ZC_NO_UNROLL for (int first = 0; first < head.n_splits; first += kTogether) {
       ColumnPart<kDim> part[kTogether];
