@@ -599,6 +599,24 @@ describeBackends('mixedAttention', (backend) => {
       await device.sync()
     })
 
+    // The window begins within the second block, whose bitmaps tell what it hides.
+    const spans = [2 ** 31 - 1, -(2 ** 31)].map((value): Damage => [3, 'span', value])
+    test.each([...outside.map((unit): Damage => [3, 'bitmapUnit', unit]), ...spans])(
+      'under a sliding window, segment %i: %s of %i',
+      async (segment, word, value) => {
+        const { tensors, device } = backend
+        const { args, cache, words, starts } = prepare(tensors, { ...call, slidingWindow: 40 })
+        const start = starts[0] as number
+        const table = words.subarray(start)
+        for (const kvHead of [0, 1])
+          words[start + cache.wordAt(table, segment, word, kvHead)] = value
+        mixedAttention({ ...args, tables: tensors.i32(words) })
+        await expectRejected(device.sync(), fault)
+        mixedAttention(args) // the device goes on
+        await device.sync()
+      },
+    )
+
     test.each(outside)('any page at unit %i', async (unit) => {
       const { tensors, device } = backend
       const { args, cache, words, starts } = prepare(tensors, call)
@@ -616,26 +634,37 @@ describeBackends('mixedAttention', (backend) => {
     })
   })
 
-  test.each(floatDtypes)('NaN in a %s tail stays with the rows that see it', async (format) => {
-    const { tensors } = backend
-    const plan = { ...usualPlan, tail: { format, nTokens: 21 } }
-    const call = { ...usual, nHeads: 6, sequences: [{ plan, qLen: 5 }] }
-    const { args } = prepare(tensors, call)
-    mixedAttention(args)
-    const before = await tensors.values(args.out)
-    const rows = tensors.f32(new Float32Array(2 * 32).fill(Number.NaN), [1, 2, 32])
-    const { pool, tables, starts } = args
-    const cuSeqlens = tensors.i32([0, 1])
-    appendKv({ k: rows, v: rows, pool, tables, starts, cuSeqlens, layer: 0 })
-    mixedAttention(args)
-    const after = await tensors.values(args.out)
-    const width = 6 * 32
-    expectIdentical(after.slice(0, 4 * width), before.slice(0, 4 * width), {
-      name: 'rows before the newest',
-      shape: [4, 6, 32],
-    })
-    expect(after.slice(4 * width).every((x) => Number.isNaN(x))).toBe(true)
-  })
+  test.each(
+    floatDtypes.flatMap((format) => [
+      { format, headDim: 32, nHeads: 6, dtype: 'f32' as const },
+      // A GPU's kernel for these lets a group of four be one query's.
+      { format, headDim: 64, nHeads: 8, dtype: 'f16' as const },
+      { format, headDim: 128, nHeads: 8, dtype: 'f16' as const },
+    ]),
+  )(
+    'NaN in a $format tail stays with the rows that see it, $nHeads heads of $headDim',
+    async ({ format, ...heads }) => {
+      const { tensors } = backend
+      const { headDim, nHeads } = heads
+      const plan = { ...usualPlan, tail: { format, nTokens: 21 } }
+      const { args } = prepare(tensors, { ...usual, ...heads, sequences: [{ plan, qLen: 5 }] })
+      mixedAttention(args)
+      const before = await tensors.values(args.out)
+      const nan = new Float32Array(2 * headDim).fill(Number.NaN)
+      const rows = tensors.f32(nan, [1, 2, headDim])
+      const { pool, tables, starts } = args
+      const cuSeqlens = tensors.i32([0, 1])
+      appendKv({ k: rows, v: rows, pool, tables, starts, cuSeqlens, layer: 0 })
+      mixedAttention(args)
+      const after = await tensors.values(args.out)
+      const width = nHeads * headDim
+      expectIdentical(after.slice(0, 4 * width), before.slice(0, 4 * width), {
+        name: 'rows before the newest',
+        shape: [4, nHeads, headDim],
+      })
+      expect(after.slice(4 * width).every((x) => Number.isNaN(x))).toBe(true)
+    },
+  )
 
   test('no sequences at all', async () => {
     const { tensors } = backend

@@ -270,6 +270,16 @@ class Consumer {
         }
       }
     }
+    Mask seen = mask;  // by any column
+    if constexpr (kMasked && !kIsCode<kFormat>) {
+      seen.limit = seen.limit < mask.n_tokens ? seen.limit : mask.n_tokens;
+      ZC_UNROLL for (int m = 1; m < 4; m *= 2) {
+        const int from = __shfl_xor_sync(~0u, seen.seen_from, m);
+        const int to = __shfl_xor_sync(~0u, seen.limit, m);
+        seen.seen_from = from < seen.seen_from ? from : seen.seen_from;
+        seen.limit = to > seen.limit ? to : seen.limit;
+      }
+    }
     const bool outgrown = largest > state.raw_max || largest_scale > state.scale_limit;
     if (__any_sync(~0u, outgrown)) state.rescale(largest, largest_scale);
 
@@ -287,12 +297,15 @@ class Consumer {
         }
         weights[hi] = simt::movmatrix_trans(simt::pack2(p * sigma, 0.0f, f16{}));
       }
-      // Floats behind the last token may be NaN, which a weight of zero would not take away.
+      // Floats that no column sees may be NaN, which a weight of zero would not take away.
       uint32_t exists[2] = {~0u, ~0u};
       if constexpr (kMasked && !kIsCode<kFormat>) {
-        const int n_here = mask.n_tokens - first - 16 * tile - 2 * (lane() & 3);
-        exists[0] = (n_here > 0 ? 0xffffu : 0u) | (n_here > 1 ? 0xffff0000u : 0u);
-        exists[1] = (n_here > 8 ? 0xffffu : 0u) | (n_here > 9 ? 0xffff0000u : 0u);
+        const int token = first + 16 * tile + 2 * (lane() & 3);
+        ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
+          const int low = token + 8 * hi;
+          exists[hi] = (low >= seen.seen_from && low < seen.limit ? 0xffffu : 0u) |
+                       (low + 1 >= seen.seen_from && low + 1 < seen.limit ? 0xffff0000u : 0u);
+        }
       }
       const uint8_t* const parts[1] = {values(tile)};
       each_operand<kFormat, kDim>(parts, lane(), [&](int, int s, const uint32_t(&a)[4]) {
@@ -374,8 +387,8 @@ class Consumer {
     if (head.first_split == 0 && lane() == 0)
       reinterpret_cast<int32_t*>(to)[kDim + 2] = head.end_split;
     if (!is_last) return;
-    __threadfence();
     __syncwarp();
+    __threadfence();
     int was_last = 0;
     if (lane() == 0) {
       int32_t* arrivals = p_.arrivals + head.origin * kColumns + warp();
@@ -385,6 +398,7 @@ class Consumer {
     }
     if (__shfl_sync(~0u, was_last, 0) == 0) return;
     __threadfence();
+    __syncwarp();
     const int n_first = __ldcg(reinterpret_cast<const int32_t*>(place(0)) + kDim + 2);
     ColumnPart<kDim> sum;
     sum.clear();

@@ -157,7 +157,7 @@ struct ItemHead {
   int n_splits;  // of the sequence
   int first_split;
   int end_split;
-  int origin;  // the block that has split 0: where blocks that share the splits meet
+  int origin;  // of the piece with split 0: where blocks that share the splits meet
 
   ZC_DEVICE int query(int column) const { return (first_column + column) / group; }
   // Index of a column in (total_q, n_heads).

@@ -75,11 +75,11 @@ class Producer {
 
   // Everything that this block's items need, in order.
   ZC_DEVICE void run(const WorkLine& line) {
-    const int team = static_cast<int>(blockIdx.x) / line.team;
+    const int piece = line.piece_of(static_cast<int>(blockIdx.x) / line.team);
     // Blocks may be left over, and a batch may be nothing.
-    if (team < line.n_teams && line.cost() > 0) {
-      const int64_t end = line.piece_begin(team + 1);
-      ZC_NO_UNROLL for (int64_t at = line.piece_begin(team); at < end;) {
+    if (piece >= 0 && line.cost() > 0) {
+      const int64_t end = line.piece_begin(piece + 1);
+      ZC_NO_UNROLL for (int64_t at = line.piece_begin(piece); at < end;) {
         const int seq = line.sequence_at(at);
         push_sequence(line, seq, at, end);
         at = line.cost_before[seq + 1];
@@ -122,7 +122,7 @@ class Producer {
       const int64_t origin = before + row * work.n_splits * work.split_cost;
       push_splits(work.table, {work.q_begin, work.q_len, work.group, first_column,
                                n_columns < kColumns ? n_columns : kColumns, kv_head, work.n_splits,
-                               split, end_split, line.team_at(origin) * line.team + member});
+                               split, end_split, line.piece_at(origin) * line.team + member});
     }
   }
 
@@ -218,8 +218,8 @@ class Producer {
     const int unit_tokens = own.layout.pages() * kPageTokens;
     int n_units = s.n_tokens > 0 ? (s.n_tokens - 1) / unit_tokens + 1 : 0;
     if (p_.sliding_window > 0 && sees_as_one(head.group)) {
-      own.n_unseen = own.seen_from[0] / unit_tokens;
-      n_units -= own.n_unseen < n_units ? own.n_unseen : n_units;
+      own.n_unseen = own.seen_from[0] < s.n_tokens ? own.seen_from[0] / unit_tokens : n_units;
+      n_units -= own.n_unseen;
     }
     const int64_t weight =
         int64_t{n_units} * own.layout.pages() * (own.layout.page_bytes() / kPageUnitBytes);
@@ -248,8 +248,9 @@ class Producer {
             int64_t{p_.positions[head.q_begin + query]} - p_.sliding_window + 1 - int64_t{s.start};
         first = n <= 0 ? 0 : s.n_tokens;
         if (s.span == 0 && n > 0 && n < s.n_tokens) first = static_cast<int>(n);
-        // Where the window begins within the bitmap, what is behind is counted, which is less.
-        uint32_t waiting = __ballot_sync(~0u, n > 0 && n < span);
+        // Where the window begins within the bitmap, what is behind is counted, which is less. A
+        // damaged segment has no tokens.
+        uint32_t waiting = __ballot_sync(~0u, s.n_tokens > 0 && n > 0 && n < span);
         while (waiting != 0) {
           const int source = __ffs(static_cast<int>(waiting)) - 1;
           waiting &= waiting - 1;

@@ -89,7 +89,9 @@ struct WarpState {
       shift = next;  // weights of this unit lie below 2^13, and may grow to 2^15
       scale_limit = to_f16(exp2i(15 - next)).bits;
     }
-    const float larger = fmaxf(max, fmaf(raw, step, beta));
+    // Not where another column alone has outgrown its maximum: raw_max is rounded, and no column's
+    // sums depend on another's.
+    const float larger = raw > raw_max ? fmaxf(max, fmaf(raw, step, beta)) : max;
     const float alpha = larger == -INFINITY ? 1.0f : simt::ex2(max - larger);
     max = larger;
     raw_max = fmaxf(raw_max, raw);

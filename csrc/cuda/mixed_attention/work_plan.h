@@ -77,8 +77,18 @@ struct WorkLine {
   int n_teams;
 
   ZC_DEVICE int64_t cost() const { return cost_before[n_seqs]; }
-  ZC_DEVICE int64_t piece_begin(int t) const { return (t * cost() + n_teams - 1) / n_teams; }
-  ZC_DEVICE int team_at(int64_t at) const { return static_cast<int>(at * n_teams / cost()); }
+  ZC_DEVICE int64_t piece_begin(int piece) const {
+    return (piece * cost() + n_teams - 1) / n_teams;
+  }
+  ZC_DEVICE int piece_at(int64_t at) const { return static_cast<int>(at * n_teams / cost()); }
+  // The piece of a team; -1: none. Where there are fewer splits than pieces, those that have one
+  // are evenly spaced, often by an even number. So even pieces go to the first half of the blocks
+  // and odd ones to the second, which the device begins on multiprocessors that have one already.
+  ZC_DEVICE int piece_of(int team_index) const {
+    const int half = (n_teams + 1) / 2;
+    if (team_index >= n_teams) return -1;
+    return team_index < half ? 2 * team_index : 2 * (team_index - half) + 1;
+  }
   // The last sequence that begins at or before it.
   ZC_DEVICE int sequence_at(int64_t at) const {
     int seq = 0;
