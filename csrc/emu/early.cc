@@ -14,6 +14,14 @@ namespace {
 constexpr uint64_t kEarlyBlocks = 2;
 constexpr size_t kEarlyKernels = 2;
 
+// ThreadSanitizer knows 8,128 contexts in all, and a block takes two for each of its threads: there
+// so many threads begin early at a time, and only blocks of so many keep their contexts.
+constexpr uint64_t kMostEarlyThreads = tsan::kOn ? 1536 : ~uint64_t{0};
+constexpr uint64_t kMostIdleThreads = tsan::kOn ? 256 : ~uint64_t{0};
+thread_local uint64_t early_threads = 0;
+
+uint64_t threads_of(dim3 block) { return uint64_t{block.x} * block.y * block.z; }
+
 // Blocks of this host thread that hold nothing: their stacks are used again.
 std::vector<std::unique_ptr<Block>>& idle_blocks() {
   static thread_local std::vector<std::unique_ptr<Block>> idle;
@@ -39,15 +47,18 @@ EarlyGrid::EarlyGrid(dim3 grid, dim3 block, size_t shared_bytes, std::function<v
 
 EarlyGrid::~EarlyGrid() {
   for (auto& block : begun_) {
+    early_threads -= threads_of(block_);
     if (block->holds) block->abandon();
-    idle_blocks().push_back(std::move(block));
+    if (threads_of(block_) <= kMostIdleThreads) idle_blocks().push_back(std::move(block));
   }
 }
 
 void EarlyGrid::begin() {
   const uint64_t n_blocks = uint64_t{grid_.x} * grid_.y * grid_.z;
   const BlockOrder order(n_blocks);
-  while (begun_.size() < std::min(kEarlyBlocks, n_blocks)) {
+  while (begun_.size() < std::min(kEarlyBlocks, n_blocks) &&
+         early_threads + threads_of(block_) <= kMostEarlyThreads) {
+    early_threads += threads_of(block_);
     begun_.push_back(take_block());
     Block& block = *begun_.back();
     block.prepare(grid_, block_, shared_bytes_);

@@ -29,7 +29,7 @@ namespace zc::test {
 
 namespace {
 
-constexpr unsigned kTimeoutSeconds = 120;
+constexpr unsigned kTimeoutSeconds = 300;
 
 struct Test {
   std::string name;
