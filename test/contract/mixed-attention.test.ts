@@ -585,9 +585,9 @@ describeBackends('mixedAttention', (backend) => {
     }
     const fault = { code: 'ERR_ZC_ARGUMENT', op: 'mixedAttention' } as const
 
-    test.each(damages)('segment %i: %s of %i', async (segment, word, value) => {
+    async function expectFault([segment, word, value]: Damage, slidingWindow = 0) {
       const { tensors, device } = backend
-      const { args, cache, words, starts } = prepare(tensors, call)
+      const { args, cache, words, starts } = prepare(tensors, { ...call, slidingWindow })
       const start = starts[0] as number
       const table = words.subarray(start)
       const damaged = words.slice()
@@ -597,24 +597,15 @@ describeBackends('mixedAttention', (backend) => {
       await expectRejected(device.sync(), fault)
       mixedAttention(args) // the device goes on
       await device.sync()
-    })
+    }
+
+    test.each(damages)('segment %i: %s of %i', (...damage) => expectFault(damage))
 
     // The window begins within the second block, whose bitmaps tell what it hides.
     const spans = [2 ** 31 - 1, -(2 ** 31)].map((value): Damage => [3, 'span', value])
     test.each([...outside.map((unit): Damage => [3, 'bitmapUnit', unit]), ...spans])(
       'under a sliding window, segment %i: %s of %i',
-      async (segment, word, value) => {
-        const { tensors, device } = backend
-        const { args, cache, words, starts } = prepare(tensors, { ...call, slidingWindow: 40 })
-        const start = starts[0] as number
-        const table = words.subarray(start)
-        for (const kvHead of [0, 1])
-          words[start + cache.wordAt(table, segment, word, kvHead)] = value
-        mixedAttention({ ...args, tables: tensors.i32(words) })
-        await expectRejected(device.sync(), fault)
-        mixedAttention(args) // the device goes on
-        await device.sync()
-      },
+      (...damage) => expectFault(damage, 40),
     )
 
     test.each(outside)('any page at unit %i', async (unit) => {
