@@ -1,7 +1,6 @@
 #include "csrc/cuda/kernels/probe_attention.h"
 
 #include "csrc/cuda/aligned.h"
-#include "csrc/cuda/device/tile.h"
 #include "csrc/cuda/launchers.h"
 #include "csrc/math/key_range.h"
 
@@ -95,20 +94,13 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 128 ? 3 : 2)
   const ProbeRows& probes = p.probes;
   simt::let_next_begin();
   simt::wait_for_kernels_before();
-  const int work = work_of_block(p);
-  const int kv_head = work % p.n_kv_heads;
-  const int key0 = work / p.n_kv_heads * kBlockKeys;
-  const int n_keys = min(kBlockKeys, p.kv_len - key0);
+  const OwnKeys own = own_keys<kBlockKeys>(p);
+  const auto [kv_head, key0, n_keys] = own;
   const int n_chunks = p.head_dim / 8;
   const int lane = threadIdx.x % 32;
   const int warp_key = static_cast<int>(threadIdx.x) / 32 * 16 * kKeyTiles;
 
-  const int kv_stride = p.n_kv_heads * p.head_dim;
-  load_tile<kBlockKeys, kWidth, kThreads>(
-      shared_at,
-      static_cast<const T*>(p.k) + int64_t{key0} * kv_stride + int64_t{kv_head} * p.head_dim,
-      kv_stride, n_keys, n_chunks);
-  simt::cp_async_commit();
+  load_keys<T, kBlockKeys, kWidth, kThreads>(p, own, shared_at);
   TileSearch search = {probes, key0, n_keys};
   TileSearch::Found tile = search.next();  // while the keys are on their way
   simt::cp_async_wait<0>();

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "csrc/cuda/device/softmax.h"
+#include "csrc/cuda/device/tile.h"
 #include "csrc/cuda/kernel.h"
 
 // What the kernels of probeAttention share.
@@ -97,6 +98,31 @@ ZC_DEVICE int work_of_block(const ProbeParams& p) {
   const int first = round * p.n_multiprocessors;
   const int last = min(first + p.n_multiprocessors, static_cast<int>(gridDim.x)) - 1;
   return round % 2 == 0 ? blockIdx.x : first + last - static_cast<int>(blockIdx.x);
+}
+
+// The keys of one KV head that a block owns.
+struct OwnKeys {
+  int kv_head;
+  int first;
+  int n;
+};
+
+template <int kBlockKeys>
+ZC_DEVICE OwnKeys own_keys(const ProbeParams& p) {
+  const int work = work_of_block(p);
+  const int first = work / p.n_kv_heads * kBlockKeys;
+  return {work % p.n_kv_heads, first, min(kBlockKeys, p.kv_len - first)};
+}
+
+// Sends for them, a tile of rows as a_lane reads them.
+template <typename T, int kBlockKeys, int kWidth, int kThreads>
+ZC_DEVICE void load_keys(const ProbeParams& p, const OwnKeys& own, uint32_t to) {
+  const int stride = p.n_kv_heads * p.head_dim;
+  load_tile<kBlockKeys, kWidth, kThreads>(
+      to,
+      static_cast<const T*>(p.k) + int64_t{own.first} * stride + int64_t{own.kv_head} * p.head_dim,
+      stride, own.n, p.head_dim / 8);
+  simt::cp_async_commit();
 }
 
 ZC_DEVICE float probe_score(const ProbeParams& p, float total, int n_rows_that_see) {

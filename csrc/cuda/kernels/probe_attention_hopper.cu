@@ -1,5 +1,4 @@
 #include "csrc/cuda/device/operand.h"
-#include "csrc/cuda/device/tile.h"
 #include "csrc/cuda/kernels/probe_attention.h"
 
 namespace zc::cuda {
@@ -44,21 +43,14 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 128 ? 2 : 1)
   simt::wait_for_kernels_before();
   const uint32_t shared_at = simt::smem_u32(shared);
   const ProbeRows& probes = p.probes;
-  const int work = work_of_block(p);
-  const int kv_head = work % p.n_kv_heads;
-  const int key0 = work / p.n_kv_heads * kBlockKeys;
-  const int n_keys = min(kBlockKeys, p.kv_len - key0);
+  const OwnKeys own = own_keys<kBlockKeys>(p);
+  const auto [kv_head, key0, n_keys] = own;
   const int n_chunks = p.head_dim / 8;
   const int thread = threadIdx.x;
   const int lane = thread % 32;
   const int warp_key = thread / 32 * 16;
 
-  const int kv_stride = p.n_kv_heads * p.head_dim;
-  load_tile<kBlockKeys, kWidth, kThreads>(
-      shared_at,
-      static_cast<const T*>(p.k) + int64_t{key0} * kv_stride + int64_t{kv_head} * p.head_dim,
-      kv_stride, n_keys, n_chunks);
-  simt::cp_async_commit();
+  load_keys<T, kBlockKeys, kWidth, kThreads>(p, own, shared_at);
   TileSearch search = {probes, key0, n_keys};
   TileSearch::Found tile = search.next();  // while the keys are on their way
   simt::cp_async_wait<0>();
