@@ -15,9 +15,6 @@ export interface Seed {
   hi: number
 }
 
-const MASK_64 = (1n << 64n) - 1n
-const GOLDEN_GAMMA = 0x9e3779b97f4a7c15n
-
 /**
  * The seed of an integer, taken modulo 2^64: negative ones count from 2^64 down.
  *
@@ -29,7 +26,8 @@ export function toSeed(value: number | bigint): Seed {
       argument: 'seed',
     })
   }
-  return fromBits(BigInt.asUintN(64, BigInt(value)))
+  const bits = BigInt.asUintN(64, BigInt(value))
+  return { lo: Number(bits & 0xffffffffn), hi: Number(bits >> 32n) }
 }
 
 /**
@@ -41,7 +39,8 @@ export function toSeed(value: number | bigint): Seed {
  * - `counter`: unsigned 32-bit integer
  */
 export function uniform(seed: Seed, counter: number): number {
-  return Number(random64(seed, counter) >> 40n) / 2 ** 24
+  draw(seed, counter)
+  return (drawn.hi >>> 8) / 2 ** 24
 }
 
 /**
@@ -51,7 +50,15 @@ export function uniform(seed: Seed, counter: number): number {
  * - `bound`: integer in [1, 2^53]
  */
 export function uniformInteger(seed: Seed, counter: number, bound: number): number {
-  return Number((random64(seed, counter) * BigInt(bound)) >> 64n)
+  draw(seed, counter)
+  const { lo, hi } = drawn
+  const boundLo = bound >>> 0
+  const boundHi = Math.floor(bound / 2 ** 32)
+  // Of the four products of halves, what reaches the upper 64 bits.
+  const carried =
+    (Math.imul(hi, boundLo) >>> 0) + (Math.imul(lo, boundHi) >>> 0) + multiplyHigh(lo, boundLo)
+  const upper = multiplyHigh(hi, boundLo) + multiplyHigh(lo, boundHi)
+  return hi * boundHi + upper + Math.floor(carried / 2 ** 32)
 }
 
 /**
@@ -63,17 +70,16 @@ export function uniformInteger(seed: Seed, counter: number, bound: number): numb
 export function deriveSeed(seed: Seed, stream: number): Seed {
   // Complementing the seed first keeps derived seeds apart from the numbers drawn from `seed`
   // itself.
-  return fromBits(random64({ lo: ~seed.lo >>> 0, hi: ~seed.hi >>> 0 }, stream))
+  draw({ lo: ~seed.lo >>> 0, hi: ~seed.hi >>> 0 }, stream)
+  return { lo: drawn.lo, hi: drawn.hi }
 }
 
 /**
  * `count` distinct integers of [0, n), ascending, every such set equally likely: the first `count`
  * steps of a Fisher-Yates shuffle of 0, 1, …, n - 1.
  *
- * Time and memory grow with `count` alone: a Map holds the entries of the shuffled list that have
- * moved.
- *
- * - `n` >= `count` >= 0, integers
+ * - `n` >= `count` >= 0, integers; n, below 2^31, is a number of tokens or questions: 4 bytes are
+ *   taken for each while it draws
  * - `stream`: as for `deriveSeed`; other streams give independent choices
  *
  * Throws `ERR_ZC_ARGUMENT` if count is not an integer in [0, n].
@@ -92,25 +98,57 @@ export function sampleWithoutReplacement(
     )
   }
   const own = deriveSeed(seed, stream)
-  const moved = new Map<number, number>()
+  // The shuffled list, each entry 1 too large; 0 where it has not moved.
+  const moved = new Int32Array(n)
   const chosen = new Int32Array(count)
   for (let i = 0; i < count; i++) {
     const j = i + uniformInteger(own, i, n - i)
-    chosen[i] = moved.get(j) ?? j
-    moved.set(j, moved.get(i) ?? i)
-    moved.delete(i) // position i is settled and never drawn again
+    chosen[i] = (moved[j] || j + 1) - 1
+    moved[j] = moved[i] || i + 1
   }
   return chosen.sort()
 }
 
-function random64({ lo, hi }: Seed, counter: number): bigint {
-  const seed = (BigInt(hi) << 32n) | BigInt(lo)
-  let z = (seed + (BigInt(counter) + 1n) * GOLDEN_GAMMA) & MASK_64
-  z = ((z ^ (z >> 30n)) * 0xbf58476d1ce4e5b9n) & MASK_64
-  z = ((z ^ (z >> 27n)) * 0x94d049bb133111ebn) & MASK_64
-  return z ^ (z >> 31n)
+/** What `draw` gave last: a draw makes no object, since a prompt's probes are thousands a layer. */
+const drawn: Seed = { lo: 0, hi: 0 }
+
+/**
+ * mix(seed + (counter + 1) * 0x9E3779B97F4A7C15), in halves of 32 bits: BigInt takes many times as
+ * long.
+ */
+function draw(seed: Seed, counter: number): void {
+  // seed + 0x9E3779B97F4A7C15, and as much for each count
+  const lower = seed.lo + 0x7f4a7c15 + (Math.imul(counter, 0x7f4a7c15) >>> 0)
+  let lo = lower >>> 0
+  let hi =
+    (seed.hi +
+      0x9e3779b9 +
+      multiplyHigh(counter, 0x7f4a7c15) +
+      (Math.imul(counter, 0x9e3779b9) >>> 0) +
+      Math.floor(lower / 2 ** 32)) >>>
+    0
+  // z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+  lo ^= (lo >>> 30) | (hi << 2)
+  hi ^= hi >>> 30
+  hi = multiplyHigh(lo >>> 0, 0x1ce4e5b9) + Math.imul(hi, 0x1ce4e5b9) + Math.imul(lo, 0xbf58476d)
+  lo = Math.imul(lo, 0x1ce4e5b9)
+  // z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+  lo ^= (lo >>> 27) | (hi << 5)
+  hi ^= hi >>> 27
+  hi = multiplyHigh(lo >>> 0, 0x133111eb) + Math.imul(hi, 0x133111eb) + Math.imul(lo, 0x94d049bb)
+  lo = Math.imul(lo, 0x133111eb)
+  // z ^ (z >> 31)
+  drawn.lo = (lo ^ ((lo >>> 31) | (hi << 1))) >>> 0
+  drawn.hi = (hi ^ (hi >>> 31)) >>> 0
 }
 
-function fromBits(bits: bigint): Seed {
-  return { lo: Number(bits & 0xffffffffn), hi: Number(bits >> 32n) }
+/** The upper 32 of the 64 bits of a product; `a`, `b` unsigned 32-bit integers. */
+function multiplyHigh(a: number, b: number): number {
+  const aLo = a & 0xffff
+  const aHi = a >>> 16
+  const bLo = b & 0xffff
+  const bHi = b >>> 16
+  const low = aHi * bLo + ((aLo * bLo) >>> 16)
+  const middle = aLo * bHi + (low & 0xffff)
+  return aHi * bHi + (low >>> 16) + (middle >>> 16)
 }

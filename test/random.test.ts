@@ -1,6 +1,7 @@
 import fc from 'fast-check'
 import {
   deriveSeed,
+  type Seed,
   sampleWithoutReplacement,
   toSeed,
   uniform,
@@ -44,6 +45,63 @@ describe('uniform', () => {
     }
     // 1000 expected in each, standard deviation 31
     for (const count of counts) expect(Math.abs(count - 1000)).toBeLessThan(150)
+  })
+})
+
+describe('agrees with the formulas in 64-bit integers:', () => {
+  const mask = 2n ** 64n - 1n
+  const mixed = ({ lo, hi }: Seed, counter: number) => {
+    const seed = (BigInt(hi) << 32n) | BigInt(lo)
+    let z = (seed + (BigInt(counter) + 1n) * 0x9e3779b97f4a7c15n) & mask
+    z = ((z ^ (z >> 30n)) * 0xbf58476d1ce4e5b9n) & mask
+    z = ((z ^ (z >> 27n)) * 0x94d049bb133111ebn) & mask
+    return z ^ (z >> 31n)
+  }
+  // Numbers whose halves, and halves of halves, are full or empty, and any others.
+  const edges = [0, 1, 0xffff, 0x10000, 0x7fffffff, 0x80000000, 0xffff0000, 0xffffffff]
+  const word = fc.oneof(fc.constantFrom(...edges), fc.integer({ min: 0, max: 2 ** 32 - 1 }))
+  const seeds = fc.record({ lo: word, hi: word })
+  const bounds = fc.oneof(
+    word.map((bound) => Math.max(1, bound)),
+    fc.integer({ min: 1, max: 2 ** 53 }),
+    fc.constantFrom(2 ** 53, 2 ** 53 - 1, 2 ** 32, 2 ** 32 + 1),
+  )
+
+  test('uniform, uniformInteger and deriveSeed', () => {
+    fc.assert(
+      fc.property(seeds, word, bounds, (seed, counter, bound) => {
+        const z = mixed(seed, counter)
+        expect(uniform(seed, counter)).toBe(Number(z >> 40n) / 2 ** 24)
+        expect(uniformInteger(seed, counter, bound)).toBe(Number((z * BigInt(bound)) >> 64n))
+        const own = mixed({ lo: ~seed.lo >>> 0, hi: ~seed.hi >>> 0 }, counter)
+        const derived = { lo: Number(own & 0xffffffffn), hi: Number(own >> 32n) }
+        expect(deriveSeed(seed, counter)).toEqual(derived)
+      }),
+      { seed: 1, numRuns: 5000 },
+    )
+  })
+
+  test('sampleWithoutReplacement', () => {
+    fc.assert(
+      fc.property(
+        fc.integer({ min: 0, max: 60 }),
+        fc.nat(60),
+        seeds,
+        word,
+        (n, some, seed, stream) => {
+          const list = Array.from({ length: n }, (_, i) => i)
+          const count = Math.min(n, some)
+          const own = deriveSeed(seed, stream)
+          for (let i = 0; i < count; i++) {
+            const j = i + uniformInteger(own, i, n - i)
+            ;[list[i], list[j]] = [list[j], list[i]]
+          }
+          const expected = list.slice(0, count).sort((a, b) => a - b)
+          expect([...sampleWithoutReplacement(n, count, seed, stream)]).toEqual(expected)
+        },
+      ),
+      { seed: 1, numRuns: 500 },
+    )
   })
 })
 
@@ -94,12 +152,6 @@ describe('sampleWithoutReplacement', () => {
     // C(5, 2) = 10 subsets, 300 expected of each, standard deviation 16
     expect(counts.size).toBe(10)
     for (const count of counts.values()) expect(Math.abs(count - 300)).toBeLessThan(80)
-  })
-
-  test('needs memory for the chosen alone', () => {
-    const chosen = sampleWithoutReplacement(2 ** 31 - 1, 3, toSeed(5), 2)
-    expect(new Set(chosen).size).toBe(3)
-    expect([...chosen]).toEqual([...chosen].sort((a, b) => a - b))
   })
 
   test('refuses a count outside [0, n]', () => {
