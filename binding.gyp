@@ -13,7 +13,7 @@
         "<!(node -p \"require('node-addon-api').include_dir\")"
       ],
       "defines": [
-        "NAPI_VERSION=9", "NAPI_CPP_EXCEPTIONS",
+        "NAPI_VERSION=9", "NAPI_CPP_EXCEPTIONS", "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS",
         "ZC_VERSION=<!(node -p \"require('./package.json').version\")"
       ],
       "cflags": [

@@ -75,22 +75,31 @@ struct Settled {
   DevicePtr handle;
 };
 
-void settle(napi_env raw_env, napi_value, void*, void* data) {
-  std::unique_ptr<Settled> settled(static_cast<Settled*>(data));
-  if (!raw_env) return;  // the environment is going away
-  Napi::Env env(raw_env);
-  Napi::HandleScope scope(env);
+void settle(Napi::Env env, const Settled& settled) {
   AddonState& addon = state(env);
-  const auto found = addon.pending.find(settled->id);
+  const auto found = addon.pending.find(settled.id);
   if (found == addon.pending.end()) return;  // rejected already, when its device was disposed
   Pending pending = std::move(found->second);
   addon.pending.erase(found);
-  DeviceHandle& handle = *settled->handle;
+  DeviceHandle& handle = *settled.handle;
   if (--handle.n_pending == 0 && handle.settle) napi_unref_threadsafe_function(env, handle.settle);
-  if (settled->error)
-    pending.deferred.Reject(to_js(env, *settled->error));
+  if (settled.error)
+    pending.deferred.Reject(to_js(env, *settled.error));
   else
     pending.deferred.Resolve(pending.result.IsEmpty() ? env.Undefined() : pending.result.Value());
+}
+
+// Node's side of it, which no exception may reach. There is one as soon as a worker thread was told
+// to end: from then on all that asks for JavaScript fails.
+void settle_from_node(napi_env env, napi_value, void*, void* data) {
+  const std::unique_ptr<Settled> settled(static_cast<Settled*>(data));
+  if (!env) return;  // the environment is going away
+  Napi::HandleScope scope(env);
+  try {
+    settle(env, *settled);
+  } catch (const Napi::Error& e) {
+    e.ThrowAsJavaScriptException();
+  }
 }
 
 // Ends the device's threads; what was queued is dropped. Runs on the environment's thread,
@@ -192,7 +201,7 @@ Napi::Value open_device(const Napi::CallbackInfo& info) {
                                               text_of(info[2], "pluginFolder"));
     const napi_status status = napi_create_threadsafe_function(
         env, nullptr, nullptr, Napi::String::New(env, "zipcache stream"), 0, 1, nullptr, nullptr,
-        nullptr, settle, &handle->settle);
+        nullptr, settle_from_node, &handle->settle);
     ZC_CHECK(status == napi_ok, ErrorCode::kInternal, "device: no threadsafe function");
     napi_unref_threadsafe_function(env, handle->settle);
     // After the threadsafe function: hooks run last to first, so the stream's thread ends before

@@ -112,6 +112,15 @@ describe('worker threads', () => {
     expect(outcomes).toEqual(Array(5).fill([1, 26]))
   })
 
+  test('fifteen that are terminated in a call', async () => {
+    const outcomes = await resultOf('workers.cjs', ['terminate in calls'])
+    expect(outcomes).toEqual(Array(15).fill([1, 26]))
+  })
+
+  test('one that ends itself while promises are being settled', async () => {
+    expect(await resultOf('workers.cjs', ['leave between answers'])).toEqual([3, 26])
+  })
+
   test('the process ends under one that works', async () => {
     expect(await resultOf('workers.cjs', ['exit'])).toBe('leaving')
   })

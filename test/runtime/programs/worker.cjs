@@ -24,6 +24,33 @@ const tasks = {
     await device.sync()
     return 'done'
   },
+  // Ends itself when the first of many promises is settled, that of the others being on its way.
+  'leave between answers': async () => {
+    const device = await Device.open('cpu', { threads: 1 })
+    const answers = Array.from({ length: 50 }, () => device.sync())
+    answers[0].then(() => process.exit(3))
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 200)
+  },
+  // Calls until it is terminated, which most likely happens within a call.
+  call: async () => {
+    const device = await Device.open('cpu', { threads: 1 })
+    parentPort.postMessage('calling')
+    for (;;) device.memory
+  },
+  fail: async () => {
+    const device = await Device.open('cpu', { threads: 1 })
+    parentPort.postMessage('calling')
+    for (;;) {
+      try {
+        device.tensor('f32', [-1])
+      } catch {}
+    }
+  },
+  await: async () => {
+    const device = await Device.open('cpu', { threads: 1 })
+    parentPort.postMessage('calling')
+    for (;;) await Promise.all([Device.list(), device.sync(), device.sync()])
+  },
   generate: async () => {
     const model = await loadModel(workerData.model, { threads: 1 })
     const ids = []
@@ -34,4 +61,6 @@ const tasks = {
   },
 }
 
-tasks[workerData.task]().then((result) => parentPort.postMessage(result))
+tasks[workerData.task]().then((result) => {
+  if (result !== undefined) parentPort.postMessage(result)
+})

@@ -42,9 +42,10 @@ async function generateOnMain() {
   return ids
 }
 
-async function terminate() {
-  const worker = start('work')
+async function terminate(task = 'work', afterMs = 0) {
+  const worker = start(task)
   await message(worker)
+  if (afterMs > 0) await new Promise((resolve) => setTimeout(resolve, afterMs))
   const code = await worker.terminate()
   return [code, await onMain()]
 }
@@ -55,11 +56,22 @@ const scenarios = {
   // The main thread never loads the addon.
   alone: () => run('compute'),
   leave: async () => [await run('leave'), await onMain()],
-  terminate,
+  terminate: () => terminate(),
   'terminate often': async () => {
     const outcomes = []
     for (let i = 0; i < 5; ++i) outcomes.push(await terminate())
     return outcomes
+  },
+  'terminate in calls': async () => {
+    const outcomes = []
+    for (const task of ['call', 'fail', 'await'])
+      for (let i = 0; i < 5; ++i) outcomes.push(await terminate(task, 3 + i))
+    return outcomes
+  },
+  'leave between answers': async () => {
+    const worker = start('leave between answers')
+    const code = await new Promise((resolve) => worker.once('exit', resolve))
+    return [code, await onMain()]
   },
   // The process ends under a worker that works.
   exit: async () => {
