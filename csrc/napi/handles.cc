@@ -82,7 +82,10 @@ void settle(Napi::Env env, const Settled& settled) {
   Pending pending = std::move(found->second);
   addon.pending.erase(found);
   DeviceHandle& handle = *settled.handle;
-  if (--handle.n_pending == 0 && handle.settle) napi_unref_threadsafe_function(env, handle.settle);
+  if (--handle.n_pending == 0 && handle.device) {
+    napi_unref_threadsafe_function(env, handle.settle);
+    handle.external.Unref();
+  }
   if (settled.error)
     pending.deferred.Reject(to_js(env, *settled.error));
   else
@@ -108,6 +111,7 @@ void stop(DeviceHandle& handle) {
   if (!handle.device) return;
   handle.device->stop();
   handle.device.reset();
+  handle.external.Reset();
   napi_release_threadsafe_function(handle.settle, napi_tsfn_abort);
   handle.settle = nullptr;
 }
@@ -195,7 +199,6 @@ Napi::Value open_device(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   return guarded(env, [&]() -> Napi::Value {
     auto handle = std::make_shared<DeviceHandle>();
-    handle->env = env;
     handle->device = std::make_shared<Device>(text_of(info[0], "device"),
                                               info[1].As<Napi::Number>().Int32Value(),
                                               text_of(info[2], "pluginFolder"));
@@ -214,6 +217,7 @@ Napi::Value open_device(const Napi::CallbackInfo& info) {
           delete held;
         });
     external.TypeTag(&kDeviceTag);
+    handle->external = Napi::Reference<Napi::Value>::New(external, 0);
     return external;
   });
 }
@@ -271,7 +275,7 @@ Napi::Value sync(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     DevicePtr& handle = device_of(info[0], "device");
     refuse_while_recording(*handle);
-    return promise_at_marker(info.Env(), handle, {}, Napi::Value(), info[0]);
+    return promise_at_marker(info.Env(), handle, {}, Napi::Value());
   });
 }
 
@@ -449,14 +453,17 @@ Napi::ArrayBuffer new_array_buffer(Napi::Env env, size_t bytes) {
               format("tensor: %zu bytes do not fit into JavaScript's memory", bytes), "", "tensor");
 }
 
-// A tensor's bytes as a promise of an ArrayBuffer. The stream copies straight into JavaScript's
+// A tensor's bytes on their way into an ArrayBuffer. The stream copies straight into JavaScript's
 // memory, which the pending promise holds until then.
-Napi::Value read_at_marker(Napi::Env env, TensorHandle& tensor, const DevicePtr& device,
-                           Napi::Value keep) {
+struct StagedRead {
+  Stream::Read read;
+  Napi::ArrayBuffer buffer;
+};
+
+StagedRead stage_read(Napi::Env env, const TensorHandle& tensor) {
   const int64_t bytes = tensor.view.size_bytes();
   Napi::ArrayBuffer buffer = new_array_buffer(env, static_cast<size_t>(bytes));
-  return promise_at_marker(env, device, {tensor.storage, buffer.Data(), tensor.view.data, bytes},
-                           buffer, keep);
+  return {{tensor.storage, buffer.Data(), tensor.view.data, bytes}, buffer};
 }
 
 // readTensor(tensor) -> Promise<ArrayBuffer>
@@ -466,7 +473,8 @@ Napi::Value read_tensor(const Napi::CallbackInfo& info) {
     TensorHandle& tensor = tensor_of(info[0], "tensor");
     const DevicePtr device = device_of(tensor, "tensor");
     refuse_while_recording(*device);
-    return read_at_marker(env, tensor, device, info[0]);
+    const StagedRead staged = stage_read(env, tensor);
+    return promise_at_marker(env, device, staged.read, staged.buffer);
   });
 }
 
@@ -513,12 +521,13 @@ Napi::Value run_program(const Napi::CallbackInfo& info) {
     TensorHandle& input = tensor_on(device, info[1], "input");
     TensorHandle& output = tensor_on(device, info[3], "output");
     StagedWrite write = stage_write(input, info[2], 0);
+    const StagedRead staged = stage_read(env, output);  // a run whose result has no room is none
     device->device->stream().enqueue(
         [write = std::move(write), program = handle.program, memory = device->device->memory()] {
           write(*memory);
           program->run();
         });
-    return read_at_marker(env, output, device, info[0]);
+    return promise_at_marker(env, device, staged.read, staged.buffer);
   });
 }
 
@@ -602,15 +611,17 @@ std::shared_ptr<DeviceHandle> device_of(const TensorHandle& tensor, const char* 
 }
 
 Napi::Value promise_at_marker(Napi::Env env, const std::shared_ptr<DeviceHandle>& handle,
-                              Stream::Read read, Napi::Value result, Napi::Value keep) {
+                              Stream::Read read, Napi::Value result) {
   AddonState& addon = state(env);
   const uint64_t id = addon.next_pending++;
-  Pending pending{Napi::Promise::Deferred::New(env), {}, {}, handle->device.get()};
+  Pending pending{Napi::Promise::Deferred::New(env), {}, handle->device.get()};
   if (!result.IsEmpty()) pending.result = Napi::Reference<Napi::Value>::New(result, 1);
-  pending.keep = Napi::Reference<Napi::Value>::New(keep, 1);
   const Napi::Value promise = pending.deferred.Promise();
   addon.pending.emplace(id, std::move(pending));
-  if (handle->n_pending++ == 0) napi_ref_threadsafe_function(env, handle->settle);
+  if (handle->n_pending++ == 0) {
+    napi_ref_threadsafe_function(env, handle->settle);
+    handle->external.Ref();
+  }
   handle->device->stream().enqueue_marker(
       std::move(read), [id, handle](const std::optional<Error>& error) {
         auto settled = std::make_unique<Settled>(Settled{id, error, handle});

@@ -22,8 +22,6 @@ namespace zc::napi {
 struct Pending {
   Napi::Promise::Deferred deferred;
   Napi::Reference<Napi::Value> result;  // what the promise resolves to; empty: undefined
-  // The handle that was asked: a collected device would end its stream, and the promise with it.
-  Napi::Reference<Napi::Value> keep;
   const Device* device;
 };
 
@@ -39,8 +37,10 @@ struct AddonState {
 struct DeviceHandle {
   std::shared_ptr<Device> device;
   napi_threadsafe_function settle = nullptr;
+  // What JavaScript holds, held here while a promise is pending: a collected device would end its
+  // stream, and the promise with it.
+  Napi::Reference<Napi::Value> external;
   int n_pending = 0;
-  napi_env env = nullptr;
   std::shared_ptr<Program> recording;  // where ops go instead of the stream; null: not recording
 };
 
@@ -88,10 +88,9 @@ std::shared_ptr<DeviceHandle>& device_of(const Napi::Value& value, const char* a
 TensorHandle& tensor_of(const Napi::Value& value, const char* argument);
 std::shared_ptr<DeviceHandle> device_of(const TensorHandle& tensor, const char* argument);
 
-// A promise that is settled when everything enqueued so far has run and `read` was read; `keep` is
-// not collected before.
+// A promise that is settled when everything enqueued so far has run and `read` was read.
 Napi::Value promise_at_marker(Napi::Env env, const std::shared_ptr<DeviceHandle>& handle,
-                              Stream::Read read, Napi::Value result, Napi::Value keep);
+                              Stream::Read read, Napi::Value result);
 
 void register_handles(Napi::Env env, Napi::Object exports);
 

@@ -61,6 +61,7 @@ describe('a process', () => {
     ['exit', ''],
     ['exit while awaited', ''],
     ['collected device', 'synced\n'],
+    ['collected device, read pending', 'read 7\n'],
     ['many devices', 'opened\n'],
   ])('ends by itself with code 0: %s', async (ending, stdout) => {
     expect(await run('ending.cjs', [ending])).toEqual({ code: 0, signal: null, stdout, stderr: '' })

@@ -1,6 +1,7 @@
 // A process that ends in the way that its argument names, with work in flight unless it says so.
 const { writeSync } = require('node:fs')
 const { Device } = require('zipcache/ops')
+const { loadAddon } = require('../../../dist/native/load.js')
 const { enqueueWork } = require('./work.cjs')
 
 const say = (text) => writeSync(1, `${text}\n`)
@@ -62,6 +63,21 @@ const endings = {
     }
     await synced
     say('synced')
+  },
+  'collected device, read pending': async () => {
+    // Of the tensor there is its handle alone, which does not hold the device.
+    const pending = (async () => {
+      const device = await Device.open('cpu', { threads: 1 })
+      enqueueWork(device, 20)
+      const { handle } = device.from(Float32Array.of(7), [1])
+      return { read: loadAddon().readTensor(handle) }
+    })()
+    const { read } = await pending
+    for (let i = 0; i < 5; ++i) {
+      await new Promise((resolve) => setImmediate(resolve))
+      globalThis.gc()
+    }
+    say(`read ${new Float32Array(await read)[0]}`)
   },
   'many devices': async () => {
     for (let i = 0; i < 50; ++i) enqueueWork(await Device.open('cpu', { threads: 2 }), 10, 256)
