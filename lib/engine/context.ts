@@ -11,7 +11,13 @@ import {
 } from '../policy/index.js'
 import { deriveSeed, type Seed } from '../random.js'
 import type { HeadShares } from './compress-group.js'
-import { closeWindow, prefillCompressed, prefillIntoTail } from './prefill.js'
+import {
+  closeWindow,
+  type PrefillPass,
+  prefillCompressed,
+  prefillIntoTail,
+  type Slicing,
+} from './prefill.js'
 import { prefillRows } from './prefill-rows.js'
 import type { RowStore } from './row-store.js'
 import { makeRowStore } from './row-stores.js'
@@ -83,7 +89,7 @@ export class Context {
   readonly tokens: number[] = []
   /** A token that was generated but has not been through the model. */
   pending: number | null = null
-  /** A pass or step failed after tokens were compressed: nothing can follow. */
+  /** A step failed on the device: what it has written is unknown, and nothing can follow. */
   failure: unknown = null
   #next: NextLogits | null = null
   /** Compressions so far; each draws probes of its own. */
@@ -156,17 +162,19 @@ export class Context {
 
   /**
    * Runs tokens through the model and into the cache, slice by slice, and keeps the logits after the
-   * last. `inspect` may look at the residual stream (tokens, hidden_size) f32 before it is gone.
+   * last. They are the context's once all slices have run, and not before. `inspect` may look at the
+   * residual stream (tokens, hidden_size) f32 before it is gone.
    *
-   * Rejects with what `turn` rejects with, or `ERR_ZC_OUT_OF_MEMORY`; the context is as before then.
+   * Rejects with what `slicing` rejects with, or `ERR_ZC_OUT_OF_MEMORY`; the context is as before
+   * then.
    */
   async prefill(
     ids: Int32Array,
-    turn: () => Promise<void>,
+    slicing: Slicing,
     inspect?: (x: Tensor<'f32'>) => Promise<void>,
   ): Promise<void> {
-    if (this.rows) await this.#appendRows(this.rows, ids, true, turn, inspect)
-    else await this.#append(ids, turn, inspect)
+    if (this.rows) await this.#appendRows(this.rows, ids, true, slicing, inspect)
+    else await this.#append(ids, slicing, inspect)
     this.pending = null
     for (const id of ids) this.tokens.push(id)
   }
@@ -177,15 +185,15 @@ export class Context {
    *
    * Rejects as `prefill`.
    */
-  async feedRow(id: number, turn: () => Promise<void>): Promise<void> {
-    if (this.rows) await this.#appendRows(this.rows, Int32Array.of(id), false, turn)
+  async feedRow(id: number, slicing: Slicing): Promise<void> {
+    if (this.rows) await this.#appendRows(this.rows, Int32Array.of(id), false, slicing)
   }
 
   async #appendRows(
     store: RowStore,
     ids: Int32Array,
     isPrompt: boolean,
-    turn: () => Promise<void>,
+    { turn, end }: Slicing,
     inspect?: (x: Tensor<'f32'>) => Promise<void>,
   ): Promise<void> {
     const { model } = this
@@ -197,10 +205,10 @@ export class Context {
       await inspect?.(x)
       await turn()
       const logits = logitsOf(model, x, Int32Array.of(ids.length - 1), next)
+      await end()
       this.#notePeak(scratch.bytes + writer.bytes)
       writer.publish()
-      this.forgetLogits()
-      this.#next = { length: this.length, scratch: next, logits }
+      this.#keepNext(next, logits)
     } catch (error) {
       next.dispose()
       writer.discard()
@@ -212,49 +220,54 @@ export class Context {
 
   async #append(
     ids: Int32Array,
-    turn: () => Promise<void>,
+    { turn, end }: Slicing,
     inspect?: (x: Tensor<'f32'>) => Promise<void>,
   ): Promise<void> {
     const { cache, model } = this
     const tailBefore = cache.tailLength
-    const startBefore = cache.tailStart
     const scratch = new Scratch(model.device)
     const next = new Scratch(model.device)
     try {
-      const x = await this.#pass({ model, cache, ids, scratch, turn })
+      const { x, publish } = await this.#pass({ model, cache, ids, scratch, turn })
       await inspect?.(x)
       await turn()
       const logits = logitsOf(model, x, Int32Array.of(ids.length - 1), next)
+      await end()
       this.#notePeak(scratch.bytes)
-      this.forgetLogits()
-      this.#next = { length: this.length, scratch: next, logits }
+      publish?.()
+      this.#keepNext(next, logits)
     } catch (error) {
       next.dispose()
       cache.unstage()
-      if (cache.tailStart !== startBefore) this.failure = error
-      else this.retract(cache.tailLength - tailBefore)
+      this.retract(cache.tailLength - tailBefore)
       throw error
     } finally {
       scratch.dispose()
     }
   }
 
-  /** Chooses the road of the tokens: into the tail, or compressed at once. */
-  async #pass(pass: Parameters<typeof prefillIntoTail>[0]): Promise<Tensor<'f32'>> {
+  /**
+   * Chooses the road of the tokens: into the tail, or compressed at once. `publish` makes a
+   * compression the context's; null where there was none.
+   */
+  async #pass(pass: PrefillPass): Promise<{ x: Tensor<'f32'>; publish: (() => void) | null }> {
     const { compression } = this.policy
     const { cache, ids, scratch } = pass
-    if (!compression) return prefillIntoTail(pass, null)
+    if (!compression) return { x: await prefillIntoTail(pass, null), publish: null }
     const nTokens = cache.tailLength + ids.length
     if (ids.length > 1 && nTokens >= compression.window) {
       const seed = deriveSeed(this.seed, this.#nGroups)
       const { x, shares } = await prefillCompressed(pass, compression, seed, this.saliency)
-      this.#endGroup(nTokens, scratch)
-      this.#shares = shares ?? this.#shares
-      return x
+      const publish = () => {
+        this.#endGroup(nTokens, scratch)
+        this.#shares = shares ?? this.#shares
+      }
+      return { x, publish }
     }
     const x = await prefillIntoTail(pass, this.#windowProbes())
-    if (cache.tailLength === compression.window) this.closeWindow()
-    return x
+    if (nTokens < compression.window) return { x, publish: null }
+    this.#packWindow(compression, scratch)
+    return { x, publish: () => this.#endGroup(nTokens, scratch) }
   }
 
   // ---- decode steps ----
@@ -293,14 +306,17 @@ export class Context {
     this.#probes?.truncate(this.cache.tailLength)
   }
 
-  /** Compresses the window that the last step has filled. */
+  /**
+   * Compresses the window that the last step has filled.
+   *
+   * Throws `ERR_ZC_OUT_OF_MEMORY`, with the window as it was.
+   */
   closeWindow(): void {
     const { compression } = this.policy
     if (!compression) return
     const scratch = new Scratch(this.model.device)
     try {
-      const { model, cache, saliency } = this
-      closeWindow(model, cache, compression, this.#probes, this.#shares, scratch, saliency)
+      this.#packWindow(compression, scratch)
       this.#endGroup(compression.window, scratch)
     } catch (error) {
       this.cache.unstage()
@@ -308,6 +324,11 @@ export class Context {
     } finally {
       scratch.dispose()
     }
+  }
+
+  #packWindow(compression: Compression, scratch: Scratch): void {
+    const { model, cache, saliency } = this
+    closeWindow(model, cache, compression, this.#probes, this.#shares, scratch, saliency)
   }
 
   /** Compressions so far, and the slots of the running window's probe rows, in order. */
@@ -333,10 +354,19 @@ export class Context {
   /** Keeps one row of a step's logits (rows, vocab_size) f32. */
   keepLogits(logits: Tensor<'f32'>, row: number): void {
     const scratch = new Scratch(this.model.device)
-    const own = scratch.tensor('f32', [1, logits.shape[1] as number])
-    gatherRows({ x: logits, rows: scratch.ints(Int32Array.of(row)), out: own })
+    try {
+      const own = scratch.tensor('f32', [1, logits.shape[1] as number])
+      gatherRows({ x: logits, rows: scratch.ints(Int32Array.of(row)), out: own })
+      this.#keepNext(scratch, own)
+    } catch (error) {
+      scratch.dispose()
+      throw error
+    }
+  }
+
+  #keepNext(scratch: Scratch, logits: Tensor<'f32'>): void {
     this.forgetLogits()
-    this.#next = { length: this.length, scratch, logits: own }
+    this.#next = { length: this.length, scratch, logits }
   }
 
   /** Publishes a compression: until now its tokens were there twice. */

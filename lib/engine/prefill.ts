@@ -33,6 +33,17 @@ import { type HeadShares, makePromptCompressor, makeWindowCompressor } from './c
 import type { SaliencyRecord } from './saliency-record.js'
 import type { WindowProbes } from './window-probes.js'
 
+/** How a pass shares the stream with what else runs. */
+export interface Slicing {
+  /**
+   * Resolves when the next slice may be enqueued; rejects when the pass is no longer wanted, or with
+   * what went wrong in an earlier slice.
+   */
+  turn(): Promise<void>
+  /** Resolves when all slices have run; rejects as `turn`. */
+  end(): Promise<void>
+}
+
 /** Tokens on their way through the model. */
 export interface PrefillPass {
   readonly model: ForwardModel

@@ -13,6 +13,7 @@ import {
 import type { LogitAdjuster } from './adjust-logits.js'
 import { DecodeStep, type StepResult, type StepRow } from './decode-step.js'
 import { addGrowthPages, growthBytes } from './estimate.js'
+import type { Slicing } from './prefill.js'
 import { deferred, disposedError, type Run, type Sampled, type Sampling } from './run.js'
 
 /** Bounds of a scheduler. */
@@ -46,7 +47,6 @@ interface Step {
 interface WaitingPrefill {
   readonly run: Run
   resolve(): void
-  reject(error: unknown): void
 }
 
 /**
@@ -219,11 +219,9 @@ export class Scheduler {
     let isDecoding = false
     try {
       if (ids.length > 0) {
-        const turn = this.#turns(run)
+        const slicing = this.#slicing(run)
         const { inspect } = run
-        await context.prefill(ids, turn, inspect && ((x) => inspect(x, turn)))
-        await this.#model.device.sync()
-        run.throwIfFailed()
+        await context.prefill(ids, slicing, inspect && ((x) => inspect(x, slicing.turn)))
         this.counters.promptTokens += ids.length
       }
       if (sampling && sampling.maxTokens > 0) {
@@ -246,22 +244,32 @@ export class Scheduler {
     }
   }
 
-  /** A function that resolves when a prompt's next slice may be enqueued. */
-  #turns(run: Run): () => Promise<void> {
+  #slicing(run: Run): Slicing {
     const { device } = this.#model
     const enqueued: Promise<void>[] = []
-    return async () => {
+    /** An error is told to the first wait behind it, and to no other: each has to be looked at. */
+    const mark = () => {
       run.throwIfFailed()
       const done = device.sync()
       done.catch(() => {}) // reported when it is awaited, if the run still lives then
       enqueued.push(done)
-      // At most two slices wait on the stream, so that a run that is given up ends soon.
-      if (enqueued.length > 2) await enqueued.shift()
-      await new Promise<void>((resolve, reject) => {
-        this.#slices.push({ run, resolve, reject })
-        this.wake()
-      })
-      run.throwIfFailed()
+    }
+    return {
+      turn: async () => {
+        mark()
+        // At most two slices wait on the stream, so that a run that is given up ends soon.
+        if (enqueued.length > 2) await enqueued.shift()
+        await new Promise<void>((resolve) => {
+          this.#slices.push({ run, resolve })
+          this.wake()
+        })
+        run.throwIfFailed()
+      },
+      end: async () => {
+        mark()
+        for (const done of enqueued) await done
+        run.throwIfFailed()
+      },
     }
   }
 
@@ -396,7 +404,7 @@ export class Scheduler {
     try {
       const { context } = run
       const id = run.known[run.fed] as number
-      await context.feedRow(id, this.#turns(run))
+      await context.feedRow(id, this.#slicing(run))
       if (run.ended) {
         // Given up at the last moment: the token is in the cache all the same.
         context.tokens.push(id)

@@ -341,6 +341,7 @@ export class Sequence {
     this.#run = run
     const abort = () => run.fail(signal?.reason)
     signal?.addEventListener('abort', abort, { once: true })
+    if (signal?.aborted) abort() // by `reclaim`, say, which may have run meanwhile
     void run.settled.then(() => signal?.removeEventListener('abort', abort))
     return run
   }
