@@ -200,6 +200,15 @@ export class KvCache {
     return this.#tailStart
   }
 
+  /** Whether the next token goes to a page of the tail that others hold, too, so that it is copied. */
+  get sharesTail(): boolean {
+    const tail = this.#segments[0] as Segment
+    const last = Math.floor(this.#tailTokens / PAGE_TOKENS)
+    // Entries are shared or owned all together.
+    if (last >= tail.nPages) return false
+    return this.memory.pool.isShared(tail.pages[last] as number, this.#pageBytes(tail))
+  }
+
   /** Packed segments, the oldest first. */
   get segments(): readonly CacheSegment[] {
     return this.#segments
@@ -464,12 +473,11 @@ export class KvCache {
 
   /** Copies the page that the next token goes to, if another cache holds it too; whether it did. */
   #ownTail(): boolean {
+    if (!this.sharesTail) return false
     const tail = this.#segments[0] as Segment
     const { pool, device } = this.memory
     const bytes = this.#pageBytes(tail)
     const last = Math.floor(this.#tailTokens / PAGE_TOKENS)
-    // Entries are shared or owned all together.
-    if (last >= tail.nPages || !pool.isShared(tail.pages[last] as number, bytes)) return false
     const from = new Int32Array(this.#nEntries).map(
       (_, entry) => tail.pages[entry * tail.stride + last] as number,
     )

@@ -282,8 +282,12 @@ export function growthBytes(context: Context, maxLength: number): number {
   if (more <= 0) return 0
   if (policy.rows) return rowGrowthBytes(cache.shape, policy.rows, maxLength)
   const { compression } = policy
+  const { nLayers, nKvHeads, headDim } = cache.shape
+  const tailPage = nLayers * nKvHeads * pageBytes(cache.tailFormat, cache.tailFormat, headDim)
+  const copied = cache.sharesTail ? tailPage : 0
   if (!compression) {
-    return Math.max(0, cacheBytes(cache.shape, policy, cache.tailFormat, [], maxLength) - now)
+    const grown = cacheBytes(cache.shape, policy, cache.tailFormat, [], maxLength)
+    return Math.max(0, grown + copied - now)
   }
   const { window } = compression
   const waiting = cache.tailLength + more
@@ -292,7 +296,7 @@ export function growthBytes(context: Context, maxLength: number): number {
   const probes = compression.windowProbes({ lo: 0, hi: 0 }).length * cache.memory.probes.slotBytes
   const packed = cache.segments.length > 0 ? now : 0
   const grown = cacheBytes(cache.shape, policy, cache.tailFormat, groups, window) + probes
-  return Math.max(0, packed + grown - now)
+  return Math.max(0, packed + grown + copied - now)
 }
 
 /** No more than this: all rows in 16 bits, and beside them what they are quantized to. */
@@ -321,6 +325,7 @@ export function addGrowthPages(
   const tail = compression ? Math.min(compression.window, waiting) : waiting
   const tailBytes = pageBytes(cache.tailFormat, cache.tailFormat, headDim)
   add(tailBytes, pageCount(tail) - pageCount(cache.tailLength))
+  if (cache.sharesTail) add(tailBytes, 1)
   if (!compression) return
   if (compression.auto) {
     for (const each of [compression.high, compression.low]) {

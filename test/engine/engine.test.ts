@@ -249,6 +249,30 @@ describe('admission', () => {
     })
   })
 
+  test.each<PolicySpec>(['full', 'zipcache'])(
+    'the page that each fork copies before it writes is waited for, too: %j',
+    async (policy) => {
+      await withEngine({ kvMemory: 4 * superblock }, async (engine) => {
+        const sequence = engine.createSequence({ policy })
+        await sequence.prefill(someIds(20, 320))
+        const expected = await idsOf(model(), someIds(20, 320), 12, { policy })
+        // Each waits with its first token for as long as others may join.
+        const answers = Array.from({ length: 64 }, async () => {
+          const fork = sequence.fork()
+          const ids: number[] = []
+          for await (const { id } of fork.generate(null, { maxTokens: 12, ignoreEos: true })) {
+            ids.push(id)
+            if (ids.length === 1) await turns(200)
+          }
+          fork.dispose()
+          return ids
+        })
+        for (const answer of await Promise.all(answers)) expect(answer).toEqual(expected)
+        sequence.dispose()
+      })
+    },
+  )
+
   test('a prompt larger than everything fails, and harms nobody', async () => {
     await withEngine({ kvMemory: 4 * superblock }, async (engine) => {
       const prompt = someIds(150, 320)
