@@ -341,13 +341,18 @@ export class Context {
    * the running window to come into the tail. Returns the slot for each one's probe row, -1 for
    * none.
    *
-   * Throws `ERR_ZC_OUT_OF_MEMORY`.
+   * Throws `ERR_ZC_OUT_OF_MEMORY`, with nothing taken.
    */
   reopenWindow(nGroups: number, tailTokens: number): Int32Array {
     this.#nGroups = nGroups
     const probes = tailTokens > 0 ? this.#windowProbes() : null
     const slots = probes?.take(0, tailTokens) ?? new Int32Array(tailTokens).fill(-1)
-    this.cache.extendTail(tailTokens)
+    try {
+      this.cache.extendTail(tailTokens)
+    } catch (error) {
+      probes?.truncate(0)
+      throw error
+    }
     return slots
   }
 

@@ -51,8 +51,9 @@ export interface EngineOptions {
    */
   prefixMemory?: number
   /**
-   * Called when a request waits for memory that idle sequences hold: disposes of one that can be
-   * missed, and says whether there was one.
+   * Called when a request, or a sequence that is restored, waits for memory that idle sequences hold:
+   * disposes of one that can be missed, and says whether there was one. What it throws is what the
+   * request rejects with.
    */
   reclaim?: () => boolean
 }
@@ -129,6 +130,7 @@ export class Engine {
   readonly #memory: CacheMemory
   readonly #scheduler: Scheduler
   readonly #prefixes: PrefixCache
+  readonly #reclaim: () => boolean
   readonly #sequences = new Set<Sequence>()
   #disposal: Promise<void> | null = null
 
@@ -141,20 +143,23 @@ export class Engine {
       maxQueue: count('maxQueue', options.maxQueue ?? 256, 0, 1e6),
       maxPrefills: count('maxPrefills', options.maxPrefills ?? 4, 1, 1024),
     }
+    const prefixMemory = options.prefixMemory ?? 0
+    const prefixes = new PrefixCache(
+      count('prefixMemory', prefixMemory, 0, Number.MAX_SAFE_INTEGER),
+    )
+    const reclaim = checkReclaim(options.reclaim)
     this.#model = model
     this.#tokenizer = tokenizer
-    this.#memory = new CacheMemory(device, { ...config, dtype }, checkKvMemory(options.kvMemory))
-    this.#prefixes = new PrefixCache(
-      count('prefixMemory', options.prefixMemory ?? 0, 0, Number.MAX_SAFE_INTEGER),
-    )
+    this.#prefixes = prefixes
+    const memory = new CacheMemory(device, { ...config, dtype }, checkKvMemory(options.kvMemory))
+    this.#memory = memory
+    this.#reclaim = () => {
+      const { usedBytes } = memory
+      // What was disposed of while it ran is not free yet: whoever waits is told once it is.
+      return (prefixes.evict() || reclaim()) && memory.usedBytes < usedBytes
+    }
     try {
-      const { reclaim } = options
-      this.#scheduler = new Scheduler(
-        model,
-        this.#memory,
-        limits,
-        () => this.#prefixes.evict() || (reclaim?.() ?? false),
-      )
+      this.#scheduler = new Scheduler(model, this.#memory, limits, this.#reclaim)
     } catch (error) {
       this.#memory.dispose()
       throw error
@@ -241,7 +246,7 @@ export class Engine {
    */
   async restore(path: string): Promise<Sequence> {
     if (this.#disposal) throw disposedError('engine')
-    const context = await restoreContext(this.#model, this.#memory, path)
+    const context = await restoreContext(this.#model, this.#memory, path, this.#reclaim)
     if (!this.#disposal) return this.#adopt(context)
     context.dispose()
     throw disposedError('engine')
@@ -311,6 +316,15 @@ export function checkKvMemory(kvMemory: number): number {
     'ERR_ZC_ARGUMENT',
     `kvMemory: is ${kvMemory}, expected bytes, ${MIN_KV_MEMORY} at least`,
     { argument: 'kvMemory' },
+  )
+}
+
+function checkReclaim(reclaim: EngineOptions['reclaim'] = () => false): () => boolean {
+  if (typeof reclaim === 'function') return reclaim
+  throw new ZipCacheError(
+    'ERR_ZC_ARGUMENT',
+    `reclaim: is ${String(reclaim)}, expected a function`,
+    { argument: 'reclaim' },
   )
 }
 

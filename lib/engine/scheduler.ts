@@ -93,7 +93,12 @@ export class Scheduler {
     this.#reclaim = reclaim
     this.#seen = model.device.reserve('u8', [limits.maxBatch, model.config.vocabSize])
     this.#freeSeenRows = Array.from({ length: limits.maxBatch }, (_, row) => row)
-    this.#step = new DecodeStep(model, memory, limits.maxBatch, this.#seen)
+    try {
+      this.#step = new DecodeStep(model, memory, limits.maxBatch, this.#seen)
+    } catch (error) {
+      this.#seen.dispose()
+      throw error
+    }
     void this.#loop()
   }
 
@@ -182,8 +187,13 @@ export class Scheduler {
     for (let run = this.#queue[0]; run; run = this.#queue[0]) {
       if (this.#active.size >= this.#limits.maxBatch) return
       if (this.counts.prefilling >= this.#limits.maxPrefills) return
-      if (!this.#fits(run)) return
+      try {
+        if (!this.#fits(run)) return
+      } catch (error) {
+        run.fail(error) // thrown by the caller's `reclaim`
+      }
       this.#queue.shift()
+      if (run.ended) continue
       this.#active.add(run)
       void this.#start(run)
     }
@@ -388,7 +398,7 @@ export class Scheduler {
       runs.forEach((run, row) => {
         run.row = row
       })
-      for (const run of runs) if (run.sampling?.adjuster) this.#deliverAdjusted(run, logits)
+      for (const run of runs) if (run.sampling?.adjuster) void this.#deliverAdjusted(run, logits)
       for (const run of closing) this.#closeWindow(run, logits)
       return { runs, result }
     } catch (error) {
@@ -400,7 +410,6 @@ export class Scheduler {
   /** Decodes one token by itself: rows of a row store are in no batch. */
   async #feedRow(run: Run): Promise<void> {
     run.isFeeding = true
-    let sampled: Sampled | null = null
     try {
       const { context } = run
       const id = run.known[run.fed] as number
@@ -414,14 +423,14 @@ export class Scheduler {
       }
       run.throwIfFailed()
       this.counters.steps++
-      sampled = await this.#sampleNext(run)
+      const sampled = await this.#sampleNext(run)
+      if (!run.ended) this.#deliver(run, sampled)
     } catch (error) {
       run.fail(error)
     } finally {
       run.isFeeding = false
       if (run.ended) run.settle()
     }
-    if (sampled && !run.ended) this.#deliver(run, sampled)
     this.wake()
   }
 
@@ -458,13 +467,13 @@ export class Scheduler {
     })
   }
 
-  #deliverAdjusted(run: Run, logits: Tensor<'f32'>): void {
-    this.#chooseAdjusted(run, logits, run.row).then(
-      (token) => {
-        if (!run.ended) this.#deliver(run, token)
-      },
-      (error) => run.fail(error),
-    )
+  async #deliverAdjusted(run: Run, logits: Tensor<'f32'>): Promise<void> {
+    try {
+      const token = await this.#chooseAdjusted(run, logits, run.row)
+      if (!run.ended) this.#deliver(run, token)
+    } catch (error) {
+      run.fail(error)
+    }
   }
 
   #deliver(run: Run, token: Sampled): void {

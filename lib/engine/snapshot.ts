@@ -101,7 +101,8 @@ export async function saveContext(context: Context, file: string): Promise<void>
 }
 
 /**
- * A context as a file has it, which goes on with the same tokens.
+ * A context as a file has it, which goes on with the same tokens. Where memory is short `reclaim`
+ * frees some that nobody needs at once, and says whether it did.
  *
  * Rejects with `ERR_ZC_SNAPSHOT` for a file that is damaged or of another model, `ERR_ZC_IO`,
  * `ERR_ZC_OUT_OF_MEMORY`; nothing stays allocated then.
@@ -110,6 +111,7 @@ export async function restoreContext(
   model: ForwardModel,
   memory: CacheMemory,
   file: string,
+  reclaim: () => boolean,
 ): Promise<Context> {
   return readSnapshot(file, async (raw, input, bodyBytes) => {
     const header = checkHeader(file, raw, model)
@@ -128,7 +130,7 @@ export async function restoreContext(
       if (bodyBytes !== expected) {
         throw snapshotError(file, `holds ${bodyBytes} bytes, expected ${expected}`)
       }
-      await restoreBody(context, header, input, file)
+      await restoreBody(context, header, input, file, reclaim)
       return context
     } catch (error) {
       context.dispose()
@@ -142,6 +144,7 @@ async function restoreBody(
   header: SnapshotHeader,
   input: SnapshotInput,
   file: string,
+  reclaim: () => boolean,
 ): Promise<void> {
   const { cache, model } = context
   const { vocabSize } = model.config
@@ -150,10 +153,11 @@ async function restoreBody(
   for (const id of tokens) context.tokens.push(id)
   context.pending = header.pending
   for (const group of header.groups) {
-    cache.stage(group)
+    withRoom(reclaim, () => cache.stage(group))
     cache.publish(group.nTokens)
   }
-  const slots = context.reopenWindow(header.nGroups, header.tailTokens)
+  const { nGroups, tailTokens } = header
+  const slots = withRoom(reclaim, () => context.reopenWindow(nGroups, tailTokens))
   for (let layer = 0; layer < cache.shape.nLayers; layer++) {
     for (const place of groupPlaces(header.groups)) await restoreGroup(input, cache, layer, place)
     await restoreTail(input, context, layer, slots)
@@ -171,6 +175,18 @@ async function restoreBody(
     await model.device.sync()
   } catch (cause) {
     throw snapshotError(file, 'holds what no cache holds', cause)
+  }
+}
+
+/** What `take` takes, which throws and leaves all as it was where memory is short. */
+function withRoom<T>(reclaim: () => boolean, take: () => T): T {
+  for (;;) {
+    try {
+      return take()
+    } catch (error) {
+      const isFull = error instanceof ZipCacheError && error.code === 'ERR_ZC_OUT_OF_MEMORY'
+      if (!isFull || !reclaim()) throw error
+    }
   }
 }
 

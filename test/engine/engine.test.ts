@@ -1,5 +1,7 @@
 /** An engine under load: who waits, who is refused, who fails, and what is returned. */
-import { join } from 'node:path'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
 import {
   createEngine,
   type Engine,
@@ -8,6 +10,7 @@ import {
   loadModel,
   type Model,
   type PolicySpec,
+  type Sequence,
   type SequenceOptions,
 } from '../../lib/index'
 import { expectRefused, expectRejected } from '../support/errors'
@@ -303,6 +306,93 @@ describe('admission', () => {
       expect(got.length).toBeGreaterThan(500)
       expect(await idsOf(model(), prompt, 300, { policy: 'full' })).toEqual(got.slice(0, 300))
     })
+  })
+})
+
+describe('reclaim', () => {
+  const memory = 4 * 256 * 1024
+  const large: Options = { policy: 'fp16', maxTokens: 5, ignoreEos: true }
+
+  /** An engine whose memory a sequence holds that nobody uses, and something that runs. */
+  async function withFull(
+    reclaim: (idle: Sequence) => boolean,
+    body: (engine: Engine) => Promise<void>,
+  ): Promise<void> {
+    let idle: Sequence | undefined
+    const options = { kvMemory: memory, reclaim: () => reclaim(idle as Sequence) }
+    await withEngine(options, async (engine) => {
+      idle = engine.createSequence({ policy: 'fp16' })
+      await idle.prefill(someIds(800, 320))
+      const active = engine.generate([5, 6], { maxTokens: 100, ignoreEos: true, policy: 'fp16' })
+      await active.next()
+      await body(engine)
+      await active.return()
+      idle.dispose()
+    })
+  }
+
+  test('makes room for a request that waits, and for a sequence that is restored', async () => {
+    const file = join(await mkdtemp(join(tmpdir(), 'zipcache-reclaim-')), 'sequence')
+    const saved = model().createSequence({ policy: 'fp16' })
+    await saved.prefill(someIds(500, 320))
+    await saved.save(file)
+    const expected = await idsOf(saved, null, 5)
+    saved.dispose()
+    const release = (idle: Sequence) => {
+      const { isUsable } = idle
+      idle.dispose()
+      return isUsable
+    }
+    await withFull(release, async (engine) => {
+      await idsOf(engine, someIds(500, 320), 5, large)
+    })
+    await withFull(release, async (engine) => {
+      const restored = await engine.restore(file)
+      expect(await idsOf(restored, null, 5)).toEqual(expected)
+      restored.dispose()
+    })
+    await rm(dirname(file), { recursive: true })
+  })
+
+  test('that throws fails the request that waits, and no other', async () => {
+    const wrong = new Error('no')
+    const throwing = () => {
+      throw wrong
+    }
+    await withFull(throwing, async (engine) => {
+      await expect(idsOf(engine, someIds(500, 320), 5, large)).rejects.toBe(wrong)
+      const waiting = idsOf(engine, someIds(500, 320), 5, large)
+      await expect(waiting).rejects.toBe(wrong)
+      await idsOf(engine, someIds(5, 320), 5, large)
+    })
+  })
+
+  test('that frees nothing, but says that it did, is not asked for ever', async () => {
+    let nAsked = 0
+    const lying = () => ++nAsked > 0
+    await withFull(lying, async (engine) => {
+      const controller = new AbortController()
+      const waiting = idsOf(engine, someIds(500, 320), 5, { ...large, signal: controller.signal })
+      await turns(20)
+      expect(engine.stats().queued).toBe(1)
+      controller.abort()
+      await expect(waiting).rejects.toBe(controller.signal.reason)
+    })
+    expect(nAsked).toBeLessThan(100)
+  })
+
+  test('that is no function is refused, as is a wrong bound, and nothing stays allocated', async () => {
+    const { device } = model()
+    await device.sync()
+    const before = device.memory.current
+    for (const wrong of [{ reclaim: 5 as never }, { prefixMemory: -1 }, { maxBatch: 0 }]) {
+      expectRefused(() => createEngine({ model: model(), kvMemory: memory, ...wrong }), {
+        code: 'ERR_ZC_ARGUMENT',
+        argument: Object.keys(wrong)[0] as string,
+      })
+    }
+    await device.sync()
+    expect(device.memory.current).toBe(before)
   })
 })
 
