@@ -1,5 +1,9 @@
 #include "csrc/cpu/dispatch.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace zc::cpu {
 
 namespace {
@@ -11,13 +15,22 @@ struct Isa {
   bool present;  // on this machine
 };
 
+#if defined(__x86_64__)
+// Half conversion, asked of the processor: older Clangs have no name for it. Whether the system
+// keeps the registers is in what it says of AVX2.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 // Best first; but AVX-512 behind AVX2, to be asked for by name, until its kernels have run on a
 // machine that has it. A function, not a constant: __builtin_cpu_supports asks at run time.
 template <typename F>
 void each_isa(const F& f) {
 #if defined(__x86_64__)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq");
