@@ -7,6 +7,7 @@
 
 #include "csrc/napi/state.h"
 #include "csrc/runtime/device_list.h"
+#include "csrc/runtime/limits.h"
 
 namespace zc::napi {
 
@@ -439,9 +440,9 @@ Napi::Value write_tensor(const Napi::CallbackInfo& info) {
 
 // N-API's own function ends the process when there is no memory; JavaScript's constructor throws.
 Napi::ArrayBuffer new_array_buffer(Napi::Env env, size_t bytes) {
-  static const int64_t physical = physical_memory_bytes();
+  static const int64_t usable = usable_memory_bytes();
   try {
-    if (static_cast<int64_t>(bytes) <= physical)
+    if (static_cast<int64_t>(bytes) <= usable)
       return env.Global()
           .Get("ArrayBuffer")
           .As<Napi::Function>()

@@ -1,19 +1,14 @@
 #include "csrc/runtime/device.h"
 
-#include <algorithm>
-#include <thread>
-
 #include "csrc/core/error.h"
 #include "csrc/cpu/dispatch.h"
+#include "csrc/runtime/limits.h"
 
 namespace zc {
 
 namespace {
 
-int threads_or_default(int n_threads) {
-  if (n_threads > 0) return n_threads;
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
+int threads_or_default(int n_threads) { return n_threads > 0 ? n_threads : usable_processors(); }
 
 // Null for the CPU, and for names that are none.
 std::shared_ptr<PluginDevice> open_plugin(const std::string& name, const std::string& folder) {

@@ -16,8 +16,8 @@ namespace zc {
 class Device {
  public:
   // name: "cpu", or "cpu:baseline", "cpu:avx2" … to pin an instruction set; "cuda", "cuda:N" or
-  // "cuda-emu", whose libraries lie in plugin_folder. n_threads, of the CPU, 0 takes one per core.
-  // Throws kDevice when there is no such device on this machine.
+  // "cuda-emu", whose libraries lie in plugin_folder. n_threads, of the CPU, 0 takes
+  // usable_processors(). Throws kDevice when there is no such device on this machine.
   Device(const std::string& name, int n_threads, const std::string& plugin_folder);
 
   const std::string& name() const { return name_; }

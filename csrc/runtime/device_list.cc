@@ -2,7 +2,7 @@
 
 #include "csrc/core/error.h"
 #include "csrc/cpu/dispatch.h"
-#include "csrc/runtime/memory.h"
+#include "csrc/runtime/limits.h"
 #include "csrc/runtime/plugin_device.h"
 
 namespace zc {
@@ -13,7 +13,7 @@ ListedDevice describe_cpu() {
   ListedDevice cpu;
   cpu.name = "cpu";
   cpu.isa = cpu::best_isa();
-  cpu.facts.memory_bytes = physical_memory_bytes();
+  cpu.facts.memory_bytes = usable_memory_bytes();
   return cpu;
 }
 

@@ -1,26 +1,15 @@
 #include "csrc/runtime/memory.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
 
 #include "csrc/core/error.h"
+#include "csrc/runtime/limits.h"
 
 namespace zc {
-
-int64_t physical_memory_bytes() {
-  int64_t bytes = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
-  if (FILE* file = std::fopen("/sys/fs/cgroup/memory.max", "r")) {
-    long long limit = 0;
-    if (std::fscanf(file, "%lld", &limit) == 1 && limit > 0 && limit < bytes) bytes = limit;
-    std::fclose(file);
-  }
-  return bytes;
-}
 
 void* HostMemory::allocate(int64_t bytes) {
   // The system promises more memory than it has and kills whoever touches it; refuse what cannot be
@@ -37,8 +26,8 @@ void* HostMemory::allocate(int64_t bytes) {
 }
 
 int64_t HostMemory::total_bytes() const {
-  static const int64_t physical = physical_memory_bytes();
-  return physical;
+  static const int64_t usable = usable_memory_bytes();
+  return usable;
 }
 
 void* HostMemory::reserve(int64_t bytes) {

@@ -114,7 +114,4 @@ class Storage {
   std::shared_ptr<const void> owner_;
 };
 
-// Physical memory of the machine, or of the container when it is limited further.
-int64_t physical_memory_bytes();
-
 }  // namespace zc

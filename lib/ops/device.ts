@@ -9,8 +9,9 @@ import { Tensor } from './tensor.js'
 /** Settings of `Device.open`. */
 export interface DeviceOptions {
   /**
-   * Threads of the CPU that compute, the stream's own included; default: one a core, or
-   * `ZIPCACHE_THREADS`. Of no effect on other devices.
+   * Threads of the CPU that compute, the stream's own included; default: one a core that the process
+   * may use, its container's share of time being counted, or `ZIPCACHE_THREADS`. Of no effect on
+   * other devices.
    */
   threads?: number
 }
