@@ -9,8 +9,13 @@
 export abstract class Item {
   static #count = 0
   readonly id = Item.#count++
-  /** Stacks with this on top, by what is below. */
-  readonly stacks = new Map<Stack | null, Stack>()
+  /**
+   * Stacks with this on top, by what is below. Weak: items that all grammars share (white space, any
+   * text) would keep the stacks of every grammar there ever was.
+   */
+  readonly stacks = new WeakMap<Stack, Stack>()
+  /** The stack of this alone. */
+  bottom: Stack | null = null
 
   /** What it stands for: lists of items that may take its place; null for one that reads bytes. */
   expand(): readonly (readonly Item[])[] | null {
@@ -42,6 +47,10 @@ export class Stack {
   ) {}
 
   static of(top: Item, below: Stack | null): Stack {
+    if (below === null) {
+      top.bottom ??= new Stack(top, null)
+      return top.bottom
+    }
     let stack = top.stacks.get(below)
     if (!stack) {
       stack = new Stack(top, below)

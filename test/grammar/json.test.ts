@@ -1,8 +1,16 @@
 /** What a grammar lets through is JSON, by its schema; what is JSON by its schema, it lets through. */
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import Ajv from 'ajv'
 import fc from 'fast-check'
 import { type JsonSchema, jsonGrammar, type StateSet } from '../../lib/grammar/index'
 import { expectRefused } from '../support/errors'
+
+/** Collects garbage at once, which takes a flag that is not given. */
+function garbageCollector(): () => void {
+  setFlagsFromString('--expose-gc')
+  return runInNewContext('gc') as () => void
+}
 
 /** The state after a text, or null. */
 function after(schema: true | JsonSchema, text: string): StateSet | null {
@@ -95,6 +103,26 @@ test('every object is let through as JSON.stringify writes it, and any beginning
     }),
     { numRuns: 100, seed: 5 },
   )
+})
+
+test('a grammar that is gone leaves nothing behind', () => {
+  const collect = garbageCollector()
+  const names = Array.from({ length: 10 }, (_, i) => `p${i}`)
+  const schema = {
+    type: 'object',
+    properties: Object.fromEntries(names.map((name) => [name, { type: 'string' }])),
+    required: names,
+  }
+  const text = JSON.stringify(Object.fromEntries(names.map((name) => [name, 'some text'])))
+  const heldAfter = (nGrammars: number) => {
+    for (let i = 0; i < nGrammars; i++) expect(accepts(schema, text)).toBe(true)
+    collect()
+    return process.memoryUsage().heapUsed
+  }
+  heldAfter(20)
+  const before = heldAfter(1)
+  // 40 KB each where the stacks of all grammars are kept.
+  expect(heldAfter(200) - before).toBeLessThan(2e6)
 })
 
 test.each([
