@@ -11,6 +11,8 @@ import {
   text,
   value,
 } from './json-values.js'
+import { numberBetween } from './number-range.js'
+import { FORMATS, PatternError, patternText } from './pattern.js'
 
 /** A JSON schema: true, false, or an object of keywords. */
 export type JsonSchema = boolean | { readonly [keyword: string]: unknown }
@@ -19,6 +21,8 @@ export type JsonSchema = boolean | { readonly [keyword: string]: unknown }
 const ANNOTATIONS = new Set([
   ...['title', 'description', 'default', 'examples', 'deprecated', 'readOnly', 'writeOnly'],
   ...['$schema', '$id', '$comment', '$defs', 'definitions', 'strict', 'name'],
+  // Says which alternative is meant by which value of a property; pydantic writes it.
+  'discriminator',
 ])
 
 const MAX_NODES = 5000
@@ -30,7 +34,8 @@ const MAX_LENGTH = 10_000
  * free up to a line break and an indent.
  *
  * Keywords: type, properties, required, additionalProperties, items, minItems, maxItems, enum, const,
- * anyOf, oneOf (as anyOf), allOf of one, $ref into the schema itself, minLength, maxLength.
+ * anyOf, oneOf (as anyOf), allOf of one, $ref into the schema itself, minLength and maxLength, or pattern,
+ * or one of the formats of `FORMATS`; minimum, maximum, exclusiveMinimum, exclusiveMaximum.
  *
  * Throws `ERR_ZC_UNSUPPORTED` for another keyword that restricts, `ERR_ZC_ARGUMENT` for what is no
  * schema.
@@ -107,11 +112,10 @@ class SchemaReader {
         return isAny ? anyArray : arrayOf(this.item(items ?? true, `${at}/items`), min, max)
       }
       case 'string':
-        return text(...keywords.range('minLength', 'maxLength'))
+        return this.#text(keywords, at)
       case 'number':
-        return number
       case 'integer':
-        return integer
+        return this.#number(type, keywords, at)
       case 'boolean':
         return new Choice(() => [[new Literal('true')], [new Literal('false')]])
       case 'null':
@@ -123,10 +127,55 @@ class SchemaReader {
     }
   }
 
+  #text(keywords: Keywords, at: string): Item {
+    // A pattern beside a format says more of it: zod writes both.
+    const format = keywords.take('format')
+    const pattern =
+      keywords.take('pattern') ?? (format === undefined ? undefined : FORMATS.get(String(format)))
+    if (pattern === undefined) {
+      if (format !== undefined) throw unsupported(at, `the format ${JSON.stringify(format)}`)
+      return text(...keywords.range('minLength', 'maxLength'))
+    }
+    if (keywords.has('minLength') || keywords.has('maxLength')) {
+      throw unsupported(at, 'a length beside a pattern or a format')
+    }
+    if (typeof pattern !== 'string') {
+      throw bad(at, `has the pattern ${JSON.stringify(pattern)}, expected a regular expression`)
+    }
+    try {
+      return patternText(pattern)
+    } catch (error) {
+      if (!(error instanceof PatternError)) throw error
+      if (!error.isUnsupported) throw bad(at, `has a pattern that is none: ${error.message}`)
+      throw unsupported(at, `${error.message} in its pattern ${JSON.stringify(pattern)}`)
+    }
+  }
+
+  #number(type: 'number' | 'integer', keywords: Keywords, at: string): Item {
+    const bounds = {
+      min: keywords.number('minimum'),
+      max: keywords.number('maximum'),
+      above: keywords.number('exclusiveMinimum'),
+      below: keywords.number('exclusiveMaximum'),
+    }
+    const isWhole = type === 'integer'
+    if (Object.values(bounds).every((bound) => bound === undefined)) {
+      return isWhole ? integer : number
+    }
+    const item = numberBetween(bounds, isWhole)
+    if (item) return item
+    throw bad(at, `has bounds that no ${type} of ${isWhole ? 16 : 15} digits is between`)
+  }
+
   #object(keywords: Keywords, at: string): Item {
     const properties = keywords.take('properties')
     const required = asList(keywords.take('required') ?? [], at)
     const additional = keywords.take('additionalProperties')
+    // What zod writes beside them; names are texts anyway.
+    const names = keywords.take('propertyNames')
+    if (names !== undefined && JSON.stringify(names) !== '{"type":"string"}') {
+      throw unsupported(at, 'propertyNames')
+    }
     if (properties === undefined) {
       if (required.length > 0) throw unsupported(at, 'required without properties')
       if (additional === false) return new Literal('{}')
@@ -214,6 +263,12 @@ class Keywords {
   take(name: string): unknown {
     this.#taken.add(name)
     return this.has(name) ? this.#schema[name] : undefined
+  }
+
+  number(name: string): number | undefined {
+    const value = this.take(name)
+    if (value === undefined || (typeof value === 'number' && Number.isFinite(value))) return value
+    throw bad(this.#at, `has the ${name} ${JSON.stringify(value)}, expected a number`)
   }
 
   range(low: string, high: string): [min: number, max: number] {

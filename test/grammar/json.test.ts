@@ -63,6 +63,16 @@ const schemas: readonly (true | JsonSchema)[] = [
   { const: { a: [1, 'x', null] } },
   { enum: [1, 10, 'one', false] },
   { $ref: '#/$defs/list', $defs: { list: { type: 'array', items: { $ref: '#/$defs/list' } } } },
+  { type: 'integer', minimum: -3, maximum: 12 },
+  { type: 'integer', minimum: Number.MIN_SAFE_INTEGER, maximum: Number.MAX_SAFE_INTEGER },
+  { type: 'integer', exclusiveMinimum: 1e6, exclusiveMaximum: 1_000_117 },
+  { type: 'number', minimum: 0, exclusiveMaximum: 1 },
+  { type: 'number', exclusiveMinimum: -0.25, maximum: 1e-7 },
+  { type: 'number', minimum: 99.5 },
+  { type: 'object', propertyNames: { type: 'string' }, additionalProperties: { const: 1 } },
+  { type: 'string', pattern: '^[A-Z]{2,3}-(?:\\d+|x{0,2})$' },
+  { type: 'string', pattern: '^(?<sign>[+\\-]?)(é|"|\\\\|\\u{1F600}|\\n)*?[^\\W\\d_]$' },
+  { type: 'string', format: 'date-time' },
 ]
 
 test.each(schemas.map((schema) => [JSON.stringify(schema).slice(0, 60), schema] as const))(
@@ -103,6 +113,112 @@ test('every object is let through as JSON.stringify writes it, and any beginning
     }),
     { numRuns: 100, seed: 5 },
   )
+})
+
+// What zod 4 (`toJSONSchema`) makes of int(), uuid(), email() and iso.datetime(), and pydantic of
+// a positive float.
+test.each([
+  [{ type: 'integer', minimum: -9007199254740991, maximum: 9007199254740991 }, 9007199254740991],
+  [{ type: 'integer', minimum: -9007199254740991, maximum: 9007199254740991 }, -42],
+  [{ type: 'integer', minimum: 1, maximum: 5 }, 5],
+  [{ type: 'number', minimum: 0, maximum: 1 }, 0.25],
+  [{ type: 'number', minimum: 0, maximum: 1 }, 1],
+  [{ type: 'number', exclusiveMinimum: 0 }, 123456.789],
+  [{ type: 'number', maximum: -0.5 }, -0.75],
+  [
+    {
+      type: 'string',
+      format: 'uuid',
+      pattern:
+        '^([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[1-8][0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}|00000000-0000-0000-0000-000000000000)$',
+    },
+    '0f8fad5b-d9cb-469f-a165-70867728950e',
+  ],
+  [
+    {
+      type: 'string',
+      format: 'email',
+      pattern:
+        "^(?:[A-Za-z0-9_'+\\-]+\\.)*[A-Za-z0-9_'+\\-]*[A-Za-z0-9_+-]@(?:[A-Za-z0-9][A-Za-z0-9\\-]*\\.)+[A-Za-z]{2,}$",
+    },
+    "o'neill.ann+x@mail.example.org",
+  ],
+  [{ type: 'string', pattern: '^\\(?\\d{3}\\)?[\\-\\ ]\\@\\d+$' }, '(123)-@9'],
+  [{ type: 'string', pattern: '^.{3}$' }, 'a"ü'],
+  [{ type: 'string', pattern: 'b+' }, 'aabba\n'],
+  [{ type: 'string', format: 'date-time' }, '2026-11-27T09:30:00.123Z'],
+  [{ type: 'string', format: 'date' }, '2026-11-30'],
+  [{ type: 'string', format: 'time' }, '23:59:59+02:00'],
+  [{ type: 'string', format: 'ipv4' }, '192.168.0.255'],
+  [{ type: 'string', format: 'uuid' }, '0f8fad5b-d9cb-469f-a165-70867728950e'],
+  [{ type: 'string', format: 'hostname' }, 'a-1.example.org'],
+  [{ type: 'string', format: 'email' }, 'ann.b+c@example.org'],
+  [
+    {
+      oneOf: [{ type: 'object', properties: { kind: { const: 'a' } }, required: ['kind'] }],
+      discriminator: { propertyName: 'kind' },
+    },
+    { kind: 'a' },
+  ],
+] as const)('%j allows %j', (schema, value) => {
+  expect(accepts(schema, JSON.stringify(value))).toBe(true)
+})
+
+test('a number between bounds: exactly the texts of values between them are let through', () => {
+  const decimal = fc
+    .tuple(fc.integer({ min: -99_999, max: 99_999 }), fc.integer({ min: 0, max: 4 }))
+    .map(([digits, shift]) => digits / 10 ** shift)
+  fc.assert(
+    fc.property(
+      decimal,
+      decimal,
+      decimal,
+      fc.boolean(),
+      fc.boolean(),
+      (a, b, value, isFromLow, isWhole) => {
+        const [low, high] = [Math.min(a, b), Math.max(a, b)]
+        fc.pre(Math.floor(high) > Math.ceil(low)) // something is between, whole or not
+        const type = isWhole ? 'integer' : 'number'
+        const schema = isFromLow
+          ? { type, minimum: low, exclusiveMaximum: high }
+          : { type, exclusiveMinimum: low, maximum: high }
+        const isValid = (one: number) =>
+          (isFromLow ? one >= low && one < high : one > low && one <= high) &&
+          (!isWhole || Number.isInteger(one))
+        for (const one of [value, low, high, Math.round(value)]) {
+          const text = String(one)
+          expect({ schema, text, accepts: accepts(schema, text) }).toEqual({
+            schema,
+            text,
+            accepts: isValid(one),
+          })
+        }
+      },
+    ),
+    { numRuns: 300, seed: 5 },
+  )
+})
+
+test('a pattern: exactly the texts that the expression finds something in are let through', () => {
+  const patterns = [
+    '^[a-c]+(?:b|\\d{2})?$',
+    'a.c',
+    '^a|b$',
+    '^(?:ab|a)(?:c|bcd)$',
+    '[^ab]c*$',
+    '^(a?){3}a{3}$',
+  ]
+  const texts = fc.stringMatching(/^[abcd1\n"]{0,7}$/)
+  for (const pattern of patterns) {
+    fc.assert(
+      fc.property(texts, (text) => {
+        const isFound = new RegExp(pattern, 'u').test(text)
+        const isAccepted = accepts({ type: 'string', pattern }, JSON.stringify(text))
+        expect({ pattern, text, isAccepted }).toEqual({ pattern, text, isAccepted: isFound })
+      }),
+      { numRuns: 200, seed: 5 },
+    )
+  }
 })
 
 test('a grammar that is gone leaves nothing behind', () => {
@@ -146,6 +262,18 @@ test.each([
   [person, '{"name":"a","tags":["c"]}'],
   [person, '{"name":"a","tags":["a"],"more":1}'],
   [{ enum: ['ab'] }, '"a"'],
+  [{ type: 'integer', minimum: 5 }, '4'],
+  [{ type: 'integer', minimum: 5, maximum: 12 }, '13'],
+  [{ type: 'integer', minimum: 5 }, '-5'],
+  [{ type: 'integer', exclusiveMaximum: 5 }, '5'],
+  [{ type: 'number', minimum: 0.5 }, '0.49'],
+  [{ type: 'number', exclusiveMinimum: 0 }, '0.0'],
+  [{ type: 'number', maximum: 10 }, '1e2'],
+  [{ type: 'string', pattern: '^a+$' }, '"ab"'],
+  [{ type: 'string', pattern: 'b' }, '"aa"'],
+  [{ type: 'string', format: 'ipv4' }, '"1.2.3.256"'],
+  [{ type: 'string', format: 'date' }, '"2025-02-30"'],
+  [{ type: 'string', format: 'uuid' }, '"0f8fad5b-d9cb-469f-a165-7086"'],
 ] as const)('%j does not allow %s', (schema, text) => {
   expect(accepts(schema, text)).toBe(false)
 })
@@ -161,8 +289,18 @@ test('bytes that are no UTF-8 are not allowed in a text', () => {
 test('what cannot be held to is refused', () => {
   const refuse = (schema: JsonSchema, code: 'ERR_ZC_UNSUPPORTED' | 'ERR_ZC_ARGUMENT') =>
     expectRefused(() => jsonGrammar(schema), { code, argument: 'json' })
-  refuse({ type: 'string', pattern: 'a' }, 'ERR_ZC_UNSUPPORTED')
-  refuse({ type: 'integer', minimum: 1 }, 'ERR_ZC_UNSUPPORTED')
+  for (const pattern of ['^(?=a)', '(a)\\1', '\\bword', 'a^b', '^(a$|b)', '\\p{L}']) {
+    refuse({ type: 'string', pattern }, 'ERR_ZC_UNSUPPORTED')
+  }
+  refuse({ type: 'string', pattern: '(((a{99}){99}){99})b{9999}' }, 'ERR_ZC_UNSUPPORTED')
+  refuse({ type: 'string', pattern: '(' }, 'ERR_ZC_ARGUMENT')
+  refuse({ type: 'string', pattern: '^a$', minLength: 1 }, 'ERR_ZC_UNSUPPORTED')
+  refuse({ type: 'string', format: 'uri' }, 'ERR_ZC_UNSUPPORTED')
+  refuse({ type: 'object', propertyNames: { maxLength: 3 } }, 'ERR_ZC_UNSUPPORTED')
+  refuse({ type: 'integer', multipleOf: 2 }, 'ERR_ZC_UNSUPPORTED')
+  refuse({ type: 'number', maximum: -1e21, minimum: -1e300 }, 'ERR_ZC_ARGUMENT')
+  refuse({ type: 'integer', minimum: '1' }, 'ERR_ZC_ARGUMENT')
+  refuse({ type: 'integer', minimum: 1.2, maximum: 1.8 }, 'ERR_ZC_ARGUMENT')
   refuse({ $ref: 'https://a.example/schema' }, 'ERR_ZC_UNSUPPORTED')
   refuse({ allOf: [{ type: 'object' }, { type: 'object' }] }, 'ERR_ZC_UNSUPPORTED')
   refuse({ type: 'date' }, 'ERR_ZC_ARGUMENT')
