@@ -24,6 +24,8 @@ export interface TokenProbability {
 
 /** What changes the logits of one run beside `sample`, step by step. */
 export interface LogitAdjustments {
+  /** Divides positive and multiplies negative logits of tokens of the context; 1: off. */
+  readonly repetitionPenalty: number
   /** Added to the logits of single tokens. */
   readonly bias: ReadonlyMap<number, number>
   /** Subtracted from the logit of every token that the run has generated. */
@@ -42,22 +44,29 @@ export interface LogitAdjustments {
  */
 export class LogitAdjuster {
   readonly #plan: LogitAdjustments
+  /** Times that the run has generated each token. */
   readonly #counts = new Map<number, number>()
+  /** Tokens of the context. */
+  #seen = new Set<number>()
 
   constructor(plan: LogitAdjustments) {
     this.#plan = plan
   }
 
+  /** Takes note of the context that the run begins with: thousands of tokens, looked at once. */
+  begin(tokens: readonly number[]): void {
+    if (this.#plan.repetitionPenalty !== 1) this.#seen = new Set(tokens)
+  }
+
   /**
-   * The logits to choose from: repetition penalty over `seen`, bias, penalties, constraint, in this
-   * order.
+   * The logits to choose from: repetition penalty, bias, penalties, constraint, in this order.
    *
    * - `logits` (vocab_size), in and out
    */
-  adjust(logits: Float32Array, seen: ReadonlySet<number>, repetitionPenalty: number): void {
-    const { bias, presencePenalty, frequencyPenalty, constraint } = this.#plan
+  adjust(logits: Float32Array): void {
+    const { repetitionPenalty, bias, presencePenalty, frequencyPenalty, constraint } = this.#plan
     if (repetitionPenalty !== 1) {
-      for (const id of seen) {
+      for (const id of this.#seen) {
         const x = logits[id] as number
         logits[id] = x > 0 ? x / repetitionPenalty : x * repetitionPenalty
       }
@@ -88,7 +97,9 @@ export class LogitAdjuster {
     }))
   }
 
+  /** Takes note of the token that was chosen. */
   accept(id: number): void {
+    this.#seen.add(id)
     this.#counts.set(id, (this.#counts.get(id) ?? 0) + 1)
     this.#plan.constraint?.accept(id)
   }

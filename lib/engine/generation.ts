@@ -98,7 +98,6 @@ const GENERATE_OPTIONS = [
   'ignoreEos',
   'stop',
   'stopTokens',
-  'policy', // read by Model.generate
 ]
 
 /** Throws `ERR_ZC_ARGUMENT` naming the option that is wrong. */
@@ -121,7 +120,9 @@ export function planGeneration(
     throw bad('maxTokens', `is ${maxTokens}, expected a whole number`)
   const endTokens = new Set([...(options.ignoreEos ? [] : eosTokenIds), ...stopTokens])
   const constraint = constraintOf(options.json, tokenizer, endTokens, vocabSize)
+  const repetitionPenalty = check('repetitionPenalty', options.repetitionPenalty ?? 1, 0.01, 100)
   const adjustments: LogitAdjustments = {
+    repetitionPenalty,
     bias: checkBias(options.logitBias, vocabSize),
     presencePenalty: check('presencePenalty', options.presencePenalty ?? 0, -2, 2),
     frequencyPenalty: check('frequencyPenalty', options.frequencyPenalty ?? 0, -2, 2),
@@ -143,7 +144,7 @@ export function planGeneration(
       topK,
       topP: check('topP', options.topP ?? 1, 0, 1),
       minP: check('minP', options.minP ?? 0, 0, 1),
-      repetitionPenalty: check('repetitionPenalty', options.repetitionPenalty ?? 1, 0.01, 100),
+      repetitionPenalty,
       seed: toSeed(options.seed ?? 0),
     },
     stopTokens: endTokens,

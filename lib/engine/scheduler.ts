@@ -237,6 +237,7 @@ export class Scheduler {
       if (sampling && sampling.maxTokens > 0) {
         const room = this.#model.config.maxPositions - context.length
         run.limit = Math.min(sampling.maxTokens, Math.max(1, room))
+        sampling.adjuster?.begin(context.tokens)
         const first = await this.#sampleNext(run)
         run.throwIfFailed()
         run.phase = 'decode'
@@ -336,17 +337,16 @@ export class Scheduler {
 
   /** The next token where logits are changed first: they cross to JavaScript and back. */
   async #chooseAdjusted(run: Run, logits: Tensor<'f32'>, row: number): Promise<Sampled> {
-    const { context, known, fed, sampling } = run
+    const { context, sampling } = run
     const { device, config } = this.#model
     const step = context.length
     const scratch = new Scratch(device)
     try {
       const own = scratch.tensor('f32', [1, config.vocabSize])
       gatherRows({ x: logits, rows: scratch.ints(Int32Array.of(row)), out: own })
-      const seen = new Set([...context.tokens, ...known.slice(0, fed)])
       const values = await own.read()
       const { params, adjuster } = sampling as Sampling & { adjuster: LogitAdjuster }
-      adjuster.adjust(values, seen, params.repetitionPenalty)
+      adjuster.adjust(values)
       own.write(values)
       const chosen = await this.#choose(own, { ...params, repetitionPenalty: 1, step }, -1, scratch)
       const top = adjuster.top(values, params)

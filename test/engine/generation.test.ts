@@ -308,6 +308,8 @@ describe('options that are refused', () => {
     ...[0.5, Number.NaN, '1', {}].map((v): [string, unknown] => ['seed', v]),
     ...['', [''], 5, [5], {}].map((v): [string, unknown] => ['stop', v]),
     ...['9', 9, ['9'], [1.5], {}].map((v): [string, unknown] => ['stopTokens', v]),
+    ['policy', 'full'], // of a request, not of a sequence that has one
+    ['topk', 3],
   ]
   test.each(bad)('%s: %p', async (option, value) => {
     const sequence = model().createSequence()
