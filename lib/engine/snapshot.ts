@@ -257,17 +257,23 @@ async function saveGroup(
       const table = scratch.keep(cache.tableView())
       const segment = firstSegment + index
       exportSegment({ pool: cache.memory.pool.memory, table, ...content, layer, segment })
+      const params = [content.kParams, content.vParams, content.vChannel].map((x) => {
+        const exact = scratch.tensor('f16', x.shape) // what the pages hold
+        convert({ x, out: exact })
+        return exact
+      })
+      // All together: each wait may be as long as a decode step of others.
+      const [positions, kCodes, vCodes, ...exact] = await Promise.all([
+        ...([content.positions.read(), content.kCodes.read(), content.vCodes.read()] as const),
+        ...params.map((x) => x.read()),
+      ])
       if (index === 0 && classes.length > 1) {
-        const rows = (await content.positions.read()).map((position) => position - start)
+        const rows = positions.map((position) => position - start)
         await output.write(joinBitmaps(rows, nTokens, cache.shape.nKvHeads))
       }
-      await output.write(joinCodes(await content.kCodes.read(), FORMATS[plan.k]))
-      await output.write(joinCodes(await content.vCodes.read(), FORMATS[plan.v]))
-      for (const params of [content.kParams, content.vParams, content.vChannel]) {
-        const exact = scratch.tensor('f16', params.shape) // what the pages hold
-        convert({ x: params, out: exact })
-        await output.write(await exact.read())
-      }
+      await output.write(joinCodes(kCodes, FORMATS[plan.k]))
+      await output.write(joinCodes(vCodes, FORMATS[plan.v]))
+      for (const values of exact) await output.write(values)
     }
   } finally {
     scratch.dispose()
@@ -367,7 +373,8 @@ async function saveTail(output: SnapshotOutput, context: Context, layer: number)
       const x = scratch.keep(from.view([capacity, width]))
       gatherRows({ x, rows, out: scratch.keep(to.view([slots.length, width])) })
     }
-    for (const tensor of [k, v, q, lse]) await output.write(await tensor.read())
+    const rowsAndProbes = await Promise.all([k, v, q, lse].map((tensor) => tensor.read()))
+    for (const values of rowsAndProbes) await output.write(values)
   } finally {
     scratch.dispose()
   }

@@ -5,13 +5,25 @@ import type { ForwardModel } from './forward.js'
 /** Elements of a weight that are looked at, from its beginning and from its end. */
 const SAMPLE = 512
 
+/** Of models whose weights lie on a device, where they never change. */
+const known = new WeakMap<ForwardModel, Promise<string>>()
+
 /**
  * What tells models apart: a SHA-256 over the configuration, the compute type, and each weight's
- * type, shape, first and last elements. Models that were trained differently differ everywhere.
+ * type, shape, first and last elements. Models that were trained differently differ everywhere. It is
+ * computed once for a model.
  */
-export async function fingerprintOf(model: ForwardModel): Promise<string> {
-  const { config, dtype, weights } = model
-  const hash = createHash('sha256').update(JSON.stringify({ config, dtype }))
+export function fingerprintOf(model: ForwardModel): Promise<string> {
+  let fingerprint = known.get(model)
+  if (!fingerprint) {
+    fingerprint = computeFingerprint(model)
+    known.set(model, fingerprint)
+    fingerprint.catch(() => known.delete(model)) // its caller is told
+  }
+  return fingerprint
+}
+
+async function computeFingerprint({ config, dtype, weights }: ForwardModel): Promise<string> {
   const all: [string, Tensor][] = [
     ['embedding', weights.embedding],
     ['norm', weights.norm],
@@ -20,18 +32,23 @@ export async function fingerprintOf(model: ForwardModel): Promise<string> {
   weights.layers.forEach((layer, index) => {
     for (const [role, tensor] of Object.entries(layer)) all.push([`${index}.${role}`, tensor])
   })
-  for (const [name, tensor] of all) {
+  // All are enqueued before any is awaited: each wait may be as long as a decode step of others.
+  const samples = await Promise.all(all.map(([, tensor]) => readSamples(tensor)))
+  const hash = createHash('sha256').update(JSON.stringify({ config, dtype }))
+  for (const [index, [name, tensor]] of all.entries()) {
     hash.update(`\n${name} ${tensor.dtype} ${tensor.shape.join('x')}\n`)
-    const n = Math.min(SAMPLE, tensor.length)
-    for (const offset of [0, tensor.length - n]) {
-      const view = tensor.view([n], offset)
-      try {
-        const { buffer, byteOffset, byteLength } = await view.read()
-        hash.update(new Uint8Array(buffer, byteOffset, byteLength))
-      } finally {
-        view.dispose()
-      }
+    for (const { buffer, byteOffset, byteLength } of samples[index] as ArrayBufferView[]) {
+      hash.update(new Uint8Array(buffer, byteOffset, byteLength))
     }
   }
   return hash.digest('hex')
+}
+
+/** Elements from a tensor's beginning and from its end. */
+function readSamples(tensor: Tensor): Promise<ArrayBufferView[]> {
+  const n = Math.min(SAMPLE, tensor.length)
+  const views = [0, tensor.length - n].map((offset) => tensor.view([n], offset))
+  const reads = views.map((view) => view.read())
+  for (const view of views) view.dispose() // once it was read
+  return Promise.all(reads)
 }

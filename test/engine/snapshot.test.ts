@@ -5,7 +5,14 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import { joinCodes, splitCodes } from '../../lib/cache/index'
-import { createEngine, type Engine, type PolicySpec, type Sequence } from '../../lib/index'
+import {
+  createEngine,
+  type Engine,
+  loadModel,
+  type PolicySpec,
+  type Sequence,
+} from '../../lib/index'
+import { loadAddon } from '../../lib/native/load'
 import { expectRejected } from '../support/errors'
 import { propertyRuns } from '../support/properties'
 import { kFixtures, kTrainedModels } from './model-copies'
@@ -95,6 +102,18 @@ describe.each(pasts)('%s', (_, turns) => {
     expect(readFileSync(file()).equals(bytes)).toBe(true)
     for (const each of [sequence, restored, again]) each.dispose()
   })
+})
+
+test('the weights are looked at once for a model, and all together', async () => {
+  const model = await loadModel(join(kFixtures, 'llama'), { threads: 1, kvMemory: 1 << 20 })
+  const reads = jest.spyOn(loadAddon(), 'readTensor')
+  const fingerprint = model.fingerprint()
+  const { nLayers } = model.config
+  expect(reads).toHaveBeenCalledTimes(2 * (3 + 9 * nLayers)) // before the first is awaited
+  expect(await model.fingerprint()).toBe(await fingerprint)
+  expect(reads).toHaveBeenCalledTimes(2 * (3 + 9 * nLayers))
+  reads.mockRestore()
+  await model.dispose()
 })
 
 test('another process, engine and thread count: a trained model answers from a file', async () => {
