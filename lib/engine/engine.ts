@@ -134,8 +134,15 @@ export class Engine {
   readonly #sequences = new Set<Sequence>()
   #disposal: Promise<void> | null = null
 
-  /** @internal Use `createEngine` or `loadModel`. */
-  constructor(model: ForwardModel, tokenizer: ModelTokenizer | null, options: EngineOptions) {
+  readonly #ended: (engine: Engine) => void
+
+  /** @internal Use `createEngine` or `loadModel`. `ended` is called once it was disposed of. */
+  constructor(
+    model: ForwardModel,
+    tokenizer: ModelTokenizer | null,
+    options: EngineOptions,
+    ended: (engine: Engine) => void = () => {},
+  ) {
     checkOptions(options, ENGINE_OPTIONS)
     const { config, device, attentionDtype: dtype } = model
     const limits: SchedulerLimits = {
@@ -150,6 +157,7 @@ export class Engine {
     const reclaim = checkReclaim(options.reclaim)
     this.#model = model
     this.#tokenizer = tokenizer
+    this.#ended = ended
     this.#prefixes = prefixes
     const memory = new CacheMemory(device, { ...config, dtype }, checkKvMemory(options.kvMemory))
     this.#memory = memory
@@ -275,6 +283,7 @@ export class Engine {
     await Promise.all(released)
     this.#prefixes.dispose()
     this.#memory.dispose()
+    this.#ended(this)
   }
 
   #open({

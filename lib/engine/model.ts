@@ -75,7 +75,8 @@ export class Model {
   /** @internal Use `createEngine`. */
   createEngine(options: EngineOptions): Engine {
     if (this.#disposal) throw disposedError('model')
-    const engine = new Engine(this.#forward, this.tokenizer, options)
+    const ended = (gone: Engine) => this.#engines.delete(gone)
+    const engine = new Engine(this.#forward, this.tokenizer, options, ended)
     this.#engines.add(engine)
     return engine
   }

@@ -2,6 +2,8 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import {
   createEngine,
   type Engine,
@@ -480,6 +482,23 @@ describe('disposing of an engine', () => {
     await turns(5)
     await engine.dispose()
     await expectRejected(tokens.next(), disposed)
+  })
+
+  test('leaves nothing of it with its model', async () => {
+    const make = async () => {
+      const engine = createEngine({ model: model(), kvMemory: 1 << 24 })
+      await idsOf(engine, [5, 6], 3)
+      await engine.dispose()
+      return new WeakRef(engine)
+    }
+    const gone = await make()
+    setFlagsFromString('--expose-gc')
+    const collectGarbage = runInNewContext('gc') as () => void
+    for (let i = 0; i < 20 && gone.deref(); i++) {
+      await turns(2) // what an engine waited for last still knows it
+      collectGarbage()
+    }
+    expect(gone.deref()).toBeUndefined()
   })
 
   test('by leaving its block', async () => {
