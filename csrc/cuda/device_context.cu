@@ -15,20 +15,27 @@ namespace {
 // Reads up to here go through the kernel that publishes faults; larger ones are copied beside it.
 constexpr int64_t kPublishBytes = 64 << 10;
 
+// A stream that does not wait for whatever else the process does with CUDA.
+OwnStream create_stream() {
+  cudaStream_t stream = nullptr;
+  check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  return OwnStream(stream);
+}
+
 // A pool to allocate from in stream order; null where the device has none.
-cudaMemPool_t create_pool(int32_t ordinal, cudaStream_t stream) {
+OwnPool create_pool(int32_t ordinal, cudaStream_t stream) {
   cudaMemPoolProps properties{};
   properties.allocType = cudaMemAllocationTypePinned;
   properties.location.type = cudaMemLocationTypeDevice;
   properties.location.id = ordinal;
-  cudaMemPool_t pool = nullptr;
-  cudaError_t status = cudaMemPoolCreate(&pool, &properties);
-  if (status == cudaSuccess) {
+  cudaMemPool_t created = nullptr;
+  cudaError_t status = cudaMemPoolCreate(&created, &properties);
+  OwnPool pool(status == cudaSuccess ? created : nullptr);
+  if (pool) {
     // Some say so only when they are to give memory.
     void* trial = nullptr;
-    status = cudaMallocFromPoolAsync(&trial, 1, pool, stream);
+    status = cudaMallocFromPoolAsync(&trial, 1, pool.get(), stream);
     if (status == cudaSuccess) status = cudaFreeAsync(trial, stream);
-    if (status == cudaErrorNotSupported) cudaMemPoolDestroy(pool);
   }
   if (status == cudaErrorNotSupported) {
     cudaGetLastError();
@@ -37,7 +44,7 @@ cudaMemPool_t create_pool(int32_t ordinal, cudaStream_t stream) {
   check_cuda(status, "a pool of memory");
   // Freed memory stays in the pool: an allocation costs microseconds, not a round to the driver.
   uint64_t threshold = UINT64_MAX;
-  check_cuda(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &threshold),
+  check_cuda(cudaMemPoolSetAttribute(pool.get(), cudaMemPoolAttrReleaseThreshold, &threshold),
              "cudaMemPoolSetAttribute");
   return pool;
 }
@@ -52,12 +59,11 @@ DeviceContext::DeviceContext(int32_t ordinal) : ordinal_(ordinal) {
   n_multiprocessors = properties.multiProcessorCount;
   shared_bytes_per_block = static_cast<int>(properties.sharedMemPerBlockOptin);
   total_bytes_ = static_cast<int64_t>(properties.totalGlobalMem);
-  // Streams that do not wait for whatever else the process does with CUDA.
-  check_cuda(cudaStreamCreateWithFlags(&main_, cudaStreamNonBlocking), "cudaStreamCreate");
-  check_cuda(cudaStreamCreateWithFlags(&recording_, cudaStreamNonBlocking), "cudaStreamCreate");
-  stream = main_;
-  pool_ = create_pool(ordinal, main_);
-  staging_ = std::make_unique<cuda::StagingRing>(main_);
+  main_ = create_stream();
+  recording_ = create_stream();
+  stream = main_.get();
+  pool_ = create_pool(ordinal, stream);
+  staging_ = std::make_unique<cuda::StagingRing>(stream);
   fault_block_ = allocate_block(sizeof(cuda::Fault));
   fault = static_cast<cuda::Fault*>(fault_block_.get());
   fill(fault, 0, sizeof(cuda::Fault));
@@ -66,15 +72,7 @@ DeviceContext::DeviceContext(int32_t ordinal) : ordinal_(ordinal) {
 DeviceContext::~DeviceContext() {
   // Of a device that was lost every call fails, and nothing is to be done about it.
   cudaSetDevice(ordinal_);
-  cudaStreamSynchronize(main_);
-  graph_.reset();
-  scratch_.reset();
-  counters_.reset();
-  fault_block_.reset();
-  staging_.reset();
-  cudaStreamDestroy(recording_);
-  cudaStreamDestroy(main_);
-  if (pool_) cudaMemPoolDestroy(pool_);
+  cudaStreamSynchronize(main_.get());
 }
 
 void DeviceContext::enter() const {
@@ -96,7 +94,8 @@ void DeviceContext::set_lost(const std::string& reason) {
 
 cudaError_t DeviceContext::try_to_allocate(void** memory, int64_t bytes) {
   const auto size = static_cast<size_t>(std::max<int64_t>(bytes, 1));
-  return pool_ ? cudaMallocFromPoolAsync(memory, size, pool_, main_) : cudaMalloc(memory, size);
+  return pool_ ? cudaMallocFromPoolAsync(memory, size, pool_.get(), main_.get())
+               : cudaMalloc(memory, size);
 }
 
 void* DeviceContext::allocate(int64_t bytes) {
@@ -107,8 +106,8 @@ void* DeviceContext::allocate(int64_t bytes) {
     if (status == cudaErrorMemoryAllocation && pool_) {
       // What was freed may not be free before the stream gets there, or lie in pieces in the pool.
       cudaGetLastError();
-      check_cuda(cudaStreamSynchronize(main_), "cudaStreamSynchronize");
-      check_cuda(cudaMemPoolTrimTo(pool_, 0), "cudaMemPoolTrimTo");
+      check_cuda(cudaStreamSynchronize(main_.get()), "cudaStreamSynchronize");
+      check_cuda(cudaMemPoolTrimTo(pool_.get(), 0), "cudaMemPoolTrimTo");
       status = try_to_allocate(&memory, bytes);
     }
   }
@@ -126,14 +125,15 @@ void* DeviceContext::allocate(int64_t bytes) {
 void* DeviceContext::reserve(int64_t bytes) {
   void* memory = allocate(bytes);
   // Not fill(): this may be another thread than the one that records.
-  check_cuda(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), main_), "cudaMemsetAsync");
+  check_cuda(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), main_.get()),
+             "cudaMemsetAsync");
   return memory;
 }
 
 void DeviceContext::release(void* memory) {
   // Nothing can be done about a failure, and the next call reports what is behind it. cudaFree
   // waits for everything that was enqueued.
-  const cudaError_t status = pool_ ? cudaFreeAsync(memory, main_) : cudaFree(memory);
+  const cudaError_t status = pool_ ? cudaFreeAsync(memory, main_.get()) : cudaFree(memory);
   if (status != cudaSuccess) cudaGetLastError();
 }
 
@@ -144,9 +144,9 @@ int64_t DeviceContext::free_bytes() const {
   if (!pool_) return static_cast<int64_t>(free);
   uint64_t reserved = 0;
   uint64_t used = 0;
-  check_cuda(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrReservedMemCurrent, &reserved),
+  check_cuda(cudaMemPoolGetAttribute(pool_.get(), cudaMemPoolAttrReservedMemCurrent, &reserved),
              "cudaMemPoolGetAttribute");
-  check_cuda(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrUsedMemCurrent, &used),
+  check_cuda(cudaMemPoolGetAttribute(pool_.get(), cudaMemPoolAttrUsedMemCurrent, &used),
              "cudaMemPoolGetAttribute");
   return static_cast<int64_t>(free + (reserved - used));
 }
@@ -184,8 +184,9 @@ int32_t* DeviceContext::counters(int64_t n) {
     const int64_t size = std::max<int64_t>(n, 1024);
     DeviceBlock block = allocate_block(size * int64_t{sizeof(int32_t)});
     // On the main stream even while ops are recorded: once, not with every replay.
-    check_cuda(cudaMemsetAsync(block.get(), 0, static_cast<size_t>(size) * sizeof(int32_t), main_),
-               "cudaMemsetAsync");
+    check_cuda(
+        cudaMemsetAsync(block.get(), 0, static_cast<size_t>(size) * sizeof(int32_t), main_.get()),
+        "cudaMemsetAsync");
     counters_ = std::move(block);
     n_counters_ = size;
   }
@@ -221,10 +222,10 @@ DeviceMark* DeviceContext::mark(const void* from, int64_t bytes) {
   try {
     if (bytes > kPublishBytes)
       check_cuda(cudaMemcpyAsync(mark->bytes(), from, static_cast<size_t>(bytes),
-                                 cudaMemcpyDeviceToHost, main_),
+                                 cudaMemcpyDeviceToHost, main_.get()),
                  "cudaMemcpyAsync");
     cuda::publish(*this, mark->bytes(), from, bytes > kPublishBytes ? 0 : bytes, mark->fault());
-    mark->block.record(main_);
+    mark->block.record(main_.get());
   } catch (const Error&) {
     marks_.give_back(mark);
     throw;
@@ -247,18 +248,19 @@ void DeviceContext::wait(DeviceMark* mark, void* to) {
 // ---- graphs ----
 
 void DeviceContext::begin_recording() {
-  graph_ = std::make_unique<DeviceGraph>();
+  auto begun = std::make_unique<DeviceGraph>();
   // Relaxed: what other threads of the process do with CUDA meanwhile is theirs.
-  check_cuda(cudaStreamBeginCapture(recording_, cudaStreamCaptureModeRelaxed),
+  check_cuda(cudaStreamBeginCapture(recording_.get(), cudaStreamCaptureModeRelaxed),
              "cudaStreamBeginCapture");
-  stream = recording_;
+  graph_ = std::move(begun);
+  stream = recording_.get();
 }
 
 DeviceGraph* DeviceContext::end_recording() {
-  stream = main_;
+  stream = main_.get();
   std::unique_ptr<DeviceGraph> done = std::move(graph_);
   cudaGraph_t graph = nullptr;
-  check_cuda(cudaStreamEndCapture(recording_, &graph), "cudaStreamEndCapture");
+  check_cuda(cudaStreamEndCapture(recording_.get(), &graph), "cudaStreamEndCapture");
   const cudaError_t status = cudaGraphInstantiate(&done->exec, graph, 0);
   cudaGraphDestroy(graph);
   check_cuda(status, "cudaGraphInstantiate");
@@ -266,7 +268,7 @@ DeviceGraph* DeviceContext::end_recording() {
 }
 
 void DeviceContext::launch_graph(const DeviceGraph& graph) {
-  check_cuda(cudaGraphLaunch(graph.exec, main_), "cudaGraphLaunch");
+  check_cuda(cudaGraphLaunch(graph.exec, main_.get()), "cudaGraphLaunch");
 }
 
 }  // namespace zc

@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "csrc/cuda/kernel.h"
@@ -15,6 +16,16 @@ namespace zc {
 
 // Device memory that is freed in stream order when the last holder lets go.
 using DeviceBlock = std::shared_ptr<void>;
+
+// Streams and pools end with their holder, which may be a device that could not be opened whole.
+struct EndStream {
+  void operator()(cudaStream_t stream) const { cudaStreamDestroy(stream); }
+};
+using OwnStream = std::unique_ptr<std::remove_pointer_t<cudaStream_t>, EndStream>;
+struct EndPool {
+  void operator()(cudaMemPool_t pool) const { cudaMemPoolDestroy(pool); }
+};
+using OwnPool = std::unique_ptr<std::remove_pointer_t<cudaMemPool_t>, EndPool>;
 
 // Launched ops. Their scratch memory must not move, so a graph holds what it was recorded with.
 struct DeviceGraph {
@@ -71,10 +82,11 @@ struct DeviceContext final : cuda::Context {
   mutable std::mutex mutex_;  // of the reason
   std::string lost_reason_;
 
-  cudaStream_t main_ = nullptr;       // where everything runs
-  cudaStream_t recording_ = nullptr;  // runs nothing: its ops become graphs
-  cudaMemPool_t pool_ = nullptr;      // null where there are none: virtual GPUs, some containers
   int64_t total_bytes_ = 0;
+  // In this order, since what follows is freed in the stream, and that into the pool.
+  OwnPool pool_;         // null where there are none: virtual GPUs, some containers
+  OwnStream main_;       // where everything runs
+  OwnStream recording_;  // runs nothing: its ops become graphs
 
   std::unique_ptr<cuda::StagingRing> staging_;
   cuda::Marks marks_;

@@ -105,6 +105,7 @@ void StagingRing::read(void* to, const void* from, int64_t bytes) {
   while (bytes > 0) {
     const int64_t n = std::min(bytes, kBlockBytes);
     PinnedBlock& block = advance();
+    filled_ = kBlockBytes;  // the next write begins in another block
     check_cuda(cudaMemcpyAsync(block.data(), source, static_cast<size_t>(n), cudaMemcpyDeviceToHost,
                                stream_),
                "cudaMemcpyAsync");
@@ -116,7 +117,6 @@ void StagingRing::read(void* to, const void* from, int64_t bytes) {
     bytes -= n;
   }
   take_out();
-  filled_ = kBlockBytes;  // the next write begins in another block
 }
 
 DeviceMark* Marks::take(int64_t bytes) {

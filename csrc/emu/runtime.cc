@@ -54,6 +54,8 @@ namespace {
 
 // As deep as CUDA's own queue: whoever launches more waits for the oldest.
 constexpr size_t kQueueDepth = 1024;
+// Of the device's memory, that a stream takes: one that is left behind is missed.
+constexpr int64_t kStreamBytes = 256;
 // Larger blocks are not filled at first, and given back to the system when zeroed.
 constexpr size_t kLargeBytes = size_t{1} << 20;
 constexpr size_t kPage = 4096;
@@ -262,6 +264,7 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   *stream = new EmuStream;
+  used_bytes() += kStreamBytes;
   (*stream)->n_until_fault = number_from_environment("ZC_EMU_FAULT", 0);
   std::lock_guard lock(emulated().mutex);
   emulated().streams.push_back(*stream);
@@ -283,6 +286,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     std::lock_guard lock(emulated().mutex);
     std::erase(emulated().streams, stream);
   }
+  used_bytes() -= kStreamBytes;
   delete stream;
   return cudaSuccess;
 }

@@ -113,8 +113,8 @@ DeviceGraph* PluginDevice::record(const std::function<void()>& enqueue_ops) {
   check_status(status);
   try {
     enqueue_ops();
-  } catch (const Error&) {
-    OpStatus ignored;  // what was thrown is the reason
+  } catch (...) {  // whatever it is: a stream that goes on recording runs nothing any more
+    OpStatus ignored;
     release(plugin_->end_recording(context_, &ignored));
     throw;
   }

@@ -243,6 +243,16 @@ describe('a machine', () => {
     expect((outcome as { lent: number }).lent).toBeLessThan(4096)
   })
 
+  test('that cannot be opened for want of memory leaves nothing behind', () => {
+    const { refusals, lost } = run('opening', { ZC_EMU_MEMORY: `${64 << 20}` }) as {
+      refusals: Fault[]
+      lost: number
+    }
+    expect(refusals).toHaveLength(3)
+    for (const { code } of refusals) expect(code).toBe('ERR_ZC_OUT_OF_MEMORY')
+    expect(lost).toBe(0)
+  })
+
   test('with little memory gives a model half of it, and refuses an engine that wants more', () => {
     const outcome = run('engine', { ZC_EMU_MEMORY: `${64 << 20}` }) as { capacity: number }
     expect(outcome).toEqual({

@@ -1,5 +1,5 @@
 // What `cuda-emu` does under the machine that the environment describes: prints JSON.
-//   node gpu.cjs list | memory | engine | lost
+//   node gpu.cjs list | memory | opening | engine | lost
 const path = require('node:path')
 const { Device, siluGate } = require('../../../dist/ops/index.js')
 
@@ -43,6 +43,19 @@ const scenarios = {
     const { current, free } = device.memory
     await device.dispose()
     return { total, tooMuch, second, reservation, sum, current, lent: total - free }
+  },
+
+  /** A device with so little left that it cannot be opened once more. */
+  async opening() {
+    const device = await Device.open('cuda-emu')
+    device.tensor('u8', [device.memory.free - 16])
+    await device.sync()
+    const { free } = device.memory
+    const refusals = []
+    for (let i = 0; i < 3; i++) refusals.push(await caught(() => Device.open('cuda-emu')))
+    const lost = free - device.memory.free
+    await device.dispose()
+    return { refusals, lost }
   },
 
   /** A model on a device of 64 MiB, and an engine that wants more. */
