@@ -173,7 +173,9 @@ export class Context {
     slicing: Slicing,
     inspect?: (x: Tensor<'f32'>) => Promise<void>,
   ): Promise<void> {
-    if (this.rows) await this.#appendRows(this.rows, ids, true, slicing, inspect)
+    // A token that was generated, run by itself, is no prompt: the answer goes on.
+    const isPrompt = this.pending === null || ids.length > 1
+    if (this.rows) await this.#appendRows(this.rows, ids, isPrompt, slicing, inspect)
     else await this.#append(ids, slicing, inspect)
     this.pending = null
     for (const id of ids) this.tokens.push(id)
