@@ -213,12 +213,25 @@ export class ModelTokenizer implements TokenDecoder {
    * @throws ERR_ZC_UNSUPPORTED for a vocabulary of words, whose texts depend on their neighbours
    */
   tokenBytes(vocabSize: number): (Uint8Array | null)[] {
-    if (this.#spelling === 'words') {
+    if (!this.knowsBytes) {
       const message =
         'the bytes of single tokens are known for byte-level and byte-fallback vocabularies only'
       throw new ZipCacheError('ERR_ZC_UNSUPPORTED', message)
     }
     return Array.from({ length: vocabSize }, (_, id) => this.#bytesOf(id))
+  }
+
+  /** Whether single tokens have bytes of their own: false for a vocabulary of words. */
+  get knowsBytes(): boolean {
+    return this.#spelling !== 'words'
+  }
+
+  /**
+   * The bytes that `id` adds to a text, which may be part of a character; null for special tokens,
+   * ids without a token, and in a vocabulary of words.
+   */
+  bytesOf(id: number): Uint8Array | null {
+    return this.knowsBytes ? this.#bytesOf(id) : null
   }
 
   #bytesOf(id: number): Uint8Array | null {

@@ -179,8 +179,10 @@ function tokenEntry(
   { id, logprob }: Pick<GeneratedToken, 'id' | 'logprob'>,
   tokenizer: ModelTokenizer | null,
 ) {
-  const token = tokenizer ? tokenizer.decode([id]) : String(id)
-  return { token, logprob, bytes: [...Buffer.from(token)] }
+  // Decoded by itself a token loses the space before it, and the bytes of half a character.
+  const bytes = tokenizer?.bytesOf(id)
+  const token = bytes ? Buffer.from(bytes).toString() : (tokenizer?.decode([id]) ?? String(id))
+  return { token, logprob, bytes: [...(bytes ?? Buffer.from(token))] }
 }
 
 function callObject({ id, name, arguments: args }: ToolCall): object {

@@ -198,6 +198,19 @@ describe('over HTTP', () => {
     expect(choices.at(-1).finish_reason).toBe('tool_calls')
   })
 
+  test('log-probabilities: the tokens, with their spaces and bytes, make up the text', async () => {
+    running.script.next = { say: 'für die 😀 ' }
+    const { body } = await post(url(), { messages, logprobs: true })
+    const entries: { token: string; bytes: number[] }[] = body.choices[0].logprobs.content
+    expect(Buffer.from(entries.flatMap(({ bytes }) => bytes)).toString()).toBe('für die 😀 ')
+    // Half of a character has its own bytes, not those of the sign for what cannot be read.
+    expect(
+      entries.every(
+        ({ bytes }) => Buffer.from(bytes).toString() !== '\ufffd' || bytes.length === 1,
+      ),
+    ).toBe(true)
+  })
+
   test('parallel_tool_calls false: the first call alone, whole and streamed', async () => {
     running.script.next = { say: `${said}<tool_call>{"name": "time"}</tool_call>` }
     const callsOf = (own: readonly { function: { name: string } }[] = []) =>
