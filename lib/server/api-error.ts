@@ -78,8 +78,12 @@ export function toApiError(error: unknown): ApiError {
   if (!(error instanceof ZipCacheError)) {
     return new ApiError(500, 'The server failed; its log says why.', { cause: error })
   }
-  const { message, cause } = error
-  const fields = { param: error.argument, cause }
+  const { cause, argument } = error
+  // Options of the engine have the names of OpenAI's fields, in camel case.
+  const param = argument?.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)
+  const isNamed = argument !== undefined && error.message.startsWith(`${argument}: `)
+  const message = isNamed ? `${param}${error.message.slice(argument.length)}` : error.message
+  const fields = { param, cause }
   switch (error.code) {
     case 'ERR_ZC_ARGUMENT':
     case 'ERR_ZC_UNSUPPORTED':

@@ -1,3 +1,4 @@
+import { ZipCacheError } from '../errors.js'
 import type { ModelConfig } from '../model/config.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import { ApiError, invalid } from './api-error.js'
@@ -19,8 +20,8 @@ export interface PromptTokens {
 /**
  * A chat as the model's own template writes it, ending where the answer begins.
  *
- * Throws an `ApiError` 400 for a model without tokenizer or template; `ERR_ZC_TOKENIZER` when the
- * template refuses the messages.
+ * Throws an `ApiError` 400 for a model without tokenizer or template, and when the template refuses
+ * the messages.
  */
 export function chatPrompt(
   { tokenizer }: PromptModel,
@@ -35,14 +36,25 @@ export function chatPrompt(
       { param: 'messages', code: 'no_chat_template' },
     )
   }
-  const text = tokenizer.applyChatTemplate(messages, {
+  const options = {
     addGenerationPrompt: true,
     ...(source === undefined ? {} : { source }),
     ...(tools.length > 0 ? { tools } : {}),
     ...(templateVariables ? { variables: templateVariables } : {}),
-  })
+  }
+  const text = render(() => tokenizer.applyChatTemplate(messages, options))
   checkTextLength(text, 'messages', maxTokens)
   return { text, ids: tokenizer.encode(text, { addSpecialTokens: false }) }
+}
+
+function render(template: () => string): string {
+  try {
+    return template()
+  } catch (cause) {
+    if (!(cause instanceof ZipCacheError) || cause.code !== 'ERR_ZC_TOKENIZER') throw cause
+    const message = `messages: the model's template does not take them: ${cause.message}`
+    throw new ApiError(400, message, { param: 'messages', code: 'invalid_prompt', cause })
+  }
 }
 
 /** A text, or token ids as they are. Throws an `ApiError` 400. */

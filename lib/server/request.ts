@@ -3,6 +3,7 @@ import type { ChatMessage } from '../model/tokenizer.js'
 import type { PolicySpec } from '../policy/index.js'
 import { ApiError, invalid } from './api-error.js'
 import { describe, Fields, isObject, type JsonObject } from './fields.js'
+import { checkSchema } from './json-schema.js'
 import { choosePolicy, type PolicyRules } from './policies.js'
 import { forcedSchema, readTools, type ToolRequest } from './tools.js'
 
@@ -65,6 +66,9 @@ const IGNORED = [
   'safety_identifier',
   'prompt_cache_key',
 ]
+
+/** Who has to say something; an assistant's message may be all tool calls. */
+const NEED_CONTENT: ReadonlySet<unknown> = new Set(['system', 'developer', 'user', 'tool'])
 
 const MAX_MESSAGES = 4096
 const MAX_STOPS = 16
@@ -178,7 +182,12 @@ function readGeneration(
 function checkModel(fields: Fields, names: readonly string[]): void {
   const model = fields.text('model', MAX_NAME_LENGTH)
   if (model === undefined || names.includes(model)) return
-  throw new ApiError(404, `model: there is no ${describe(model)}, only ${names.join(', ')}`, {
+  throw modelNotFound(model, names)
+}
+
+/** The answer to whoever asks for another model than the one there is. */
+export function modelNotFound(model: string, names: readonly string[]): ApiError {
+  return new ApiError(404, `model: there is no ${describe(model)}, only ${names.join(', ')}`, {
     param: 'model',
     code: 'model_not_found',
   })
@@ -211,8 +220,10 @@ function readResponseFormat(format: Fields | undefined): Pick<GenerateOptions, '
   const schema = named?.raw('schema')
   named?.done()
   format.done()
-  if (isObject(schema)) return { json: schema }
-  throw invalid('response_format.json_schema.schema', 'expected a JSON schema')
+  const param = 'response_format.json_schema.schema'
+  if (!isObject(schema)) throw invalid(param, 'expected a JSON schema')
+  checkSchema(schema, param)
+  return { json: schema }
 }
 
 function readStop(value: unknown): string[] {
@@ -238,6 +249,9 @@ function readMessages(fields: Fields): ChatMessage[] {
     const { role, content } = message
     if (typeof role !== 'string' || role === '' || role.length > MAX_NAME_LENGTH) {
       throw invalid(`messages[${i}].role`, `is ${describe(role)}, expected a text`)
+    }
+    if (NEED_CONTENT.has(role) && (content === null || content === undefined)) {
+      throw invalid(`messages[${i}].content`, 'is missing, expected a text or a list of parts')
     }
     const calls = readCalls(message.tool_calls, i)
     return { ...message, ...calls, role, content: readContent(content, i) }

@@ -14,18 +14,23 @@ import { ZipCacheError } from '../errors.js'
 import { POLICY_NAMES } from '../policy/index.js'
 import { ApiError, toApiError } from './api-error.js'
 import { type Backend, createBackend } from './backend.js'
+import { describe } from './fields.js'
 import { parseJsonBody } from './json-body.js'
 import { ApiKeys } from './keys.js'
 import { ServerMetrics } from './metrics.js'
 import { type ServerOptions, type ServerSettings, settingsOf } from './options.js'
 import { addPage, type PageExample } from './page.js'
 import { policyName } from './policies.js'
+import { modelNotFound } from './request.js'
 import type { Answer, Call } from './service.js'
 import type { SessionName } from './sessions.js'
 import { orAfter, serverSentEvents } from './sse.js'
 
 /** What a server can do now. */
 export type ServerState = 'loading' | 'ready' | 'draining' | 'lost' | 'closed'
+
+/** What a client may have looked for, where it has asked for something else. */
+const API = ['/v1/chat/completions', '/v1/completions', '/v1/models']
 
 const REQUEST_ID = /^[\w.:-]{1,128}$/
 const MAX_SESSION_ID = 256
@@ -112,7 +117,8 @@ export class Server {
   async listen(): Promise<string> {
     const { host, port } = this.#settings
     try {
-      return await this.#app.listen({ host, port, listenTextResolver: () => '' })
+      const listenTextResolver = (address: string) => `listening on ${address}`
+      return await this.#app.listen({ host, port, listenTextResolver })
     } catch (cause) {
       const why = cause instanceof Error ? cause.message : String(cause)
       throw new ZipCacheError('ERR_ZC_IO', `${host}:${port}: cannot listen: ${why}`, { cause })
@@ -201,7 +207,7 @@ export class Server {
     app.get<{ Params: { id: string } }>('/v1/models/:id', async ({ params }) => {
       const model = this.#ready().service.model(params.id)
       if (model) return model
-      throw new ApiError(404, 'there is no such model', { param: 'model', code: 'model_not_found' })
+      throw modelNotFound(params.id, this.#settings.modelNames)
     })
     app.get<{ Params: { id: string } }>('/v1/sessions/:id/cache', async (request) => {
       const { service } = this.#ready()
@@ -218,12 +224,14 @@ export class Server {
     )
     app.setNotFoundHandler(async ({ method, url }) => {
       const path = url.split('?')[0] as string
-      const isThere = ['GET', 'POST'].some(
-        (other) => other !== method && app.hasRoute({ method: other, url: path }),
-      )
-      throw isThere
-        ? new ApiError(405, `${method} is no method of this path`, { code: 'method_not_allowed' })
-        : new ApiError(404, 'there is no such path', { code: 'not_found' })
+      const methods = ['GET', 'POST'].filter((other) => app.hasRoute({ method: other, url: path }))
+      throw methods.length > 0
+        ? new ApiError(405, `${method} is no method of this path, ${methods.join(', ')} is`, {
+            code: 'method_not_allowed',
+          })
+        : new ApiError(404, `there is no ${describe(path)}; this server has ${API.join(', ')}`, {
+            code: 'not_found',
+          })
     })
     app.setErrorHandler<FastifyError>((error, request, reply) => this.#fail(error, request, reply))
   }
@@ -365,7 +373,9 @@ export class Server {
   }
 
   async #fail(error: unknown, request: FastifyRequest, reply: FastifyReply): Promise<void> {
-    const answer = this.#see(isFastifyError(error) ? ofFastify(error) : error, request)
+    const { bodyLimit } = this.#settings
+    const ours = isFastifyError(error) ? ofFastify(error, request, bodyLimit) : error
+    const answer = this.#see(ours, request)
     if (answer.retryAfter !== null) void reply.header('retry-after', String(answer.retryAfter))
     if (answer.status === 401) void reply.header('www-authenticate', 'Bearer')
     if (this.#refusesNew) void reply.header('connection', 'close')
@@ -381,10 +391,16 @@ function isFastifyError(error: unknown): error is FastifyError {
   return error instanceof Error && 'statusCode' in error && typeof error.statusCode === 'number'
 }
 
-function ofFastify(error: FastifyError): ApiError {
-  const { statusCode = 500, message } = error
+function ofFastify(error: FastifyError, request: FastifyRequest, bodyLimit: number): ApiError {
+  const { statusCode = 500 } = error
   if (statusCode >= 500)
     return new ApiError(500, 'The server failed; its log says why.', { cause: error })
+  const type = describe(request.headers['content-type'] ?? 'none')
+  const message =
+    {
+      413: `the body has more than ${bodyLimit} bytes`,
+      415: `content-type: is ${type}, expected application/json`,
+    }[statusCode] ?? error.message
   return new ApiError(statusCode, message, { code: 'invalid_request' })
 }
 

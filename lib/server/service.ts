@@ -98,6 +98,10 @@ export class OpenAiService {
   async chat(body: unknown, call: Call): Promise<Answer> {
     const request = readChatRequest(body, this.#parts.rules)
     const { model, chatTemplate, maxPromptTokens } = this.#parts
+    this.#checkJson(
+      request,
+      request.tooling.forced === undefined ? 'response_format' : 'tool_choice',
+    )
     const prompt = chatPrompt(model, request, chatTemplate, maxPromptTokens)
     checkLength(prompt.ids, 'messages', maxPromptTokens)
     return this.#answer(request, [prompt], call, chatFormat, (events) =>
@@ -109,6 +113,7 @@ export class OpenAiService {
   async complete(body: unknown, call: Call): Promise<Answer> {
     const request = readTextRequest(body, this.#parts.rules)
     const { model, maxPromptTokens } = this.#parts
+    this.#checkJson(request, 'response_format')
     const prompts = request.prompts.map((prompt) => textPrompt(model, prompt, maxPromptTokens))
     for (const { ids } of prompts) checkLength(ids, 'prompt', maxPromptTokens)
     const echoes = request.echo
@@ -206,6 +211,13 @@ export class OpenAiService {
     }
     const makeParser = () => makeToolCallParser(format, { names, specialId })
     return withToolCalls(events, makeParser, { isNamed: false, isParallel })
+  }
+
+  /** Throws an `ApiError` 400 for JSON that this model's vocabulary cannot be held to. */
+  #checkJson({ sampling }: GenerationRequest, param: string): void {
+    if (sampling.json === undefined || this.#parts.model.tokenizer?.knowsBytes) return
+    const what = 'needs a byte-level or byte-fallback vocabulary, which this model does not have'
+    throw invalid(param, what)
   }
 
   #model(id: string): object {

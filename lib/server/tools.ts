@@ -1,6 +1,7 @@
 import type { JsonSchema } from '../grammar/index.js'
 import { invalid } from './api-error.js'
 import { describe, type Fields, isObject, type JsonObject } from './fields.js'
+import { checkSchema } from './json-schema.js'
 
 /** What a chat may call. */
 export interface ToolRequest {
@@ -63,9 +64,16 @@ function parametersOf(tool: JsonObject): JsonObject {
   return (functionOf(tool).parameters as JsonObject | undefined) ?? { type: 'object' }
 }
 
-/** What an answer that has to be a call is to be: see `makeForcedParser`. */
+/**
+ * What an answer that has to be a call is to be: see `makeForcedParser`. Throws an `ApiError` 400 for
+ * parameters that it cannot be held to.
+ */
 export function forcedSchema({ tools, forced }: ToolRequest): JsonSchema | null {
   if (forced === undefined) return null
+  for (const [i, own] of tools.entries()) {
+    const isMeant = forced === null || nameOf(own) === forced
+    if (isMeant) checkSchema(parametersOf(own), `tools[${i}].function.parameters`)
+  }
   const tool = tools.find((own) => nameOf(own) === forced)
   if (tool) return parametersOf(tool)
   return {

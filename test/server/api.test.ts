@@ -8,6 +8,7 @@ const question = generateLineRetrieval({ lines: 20, seed: 1 })
 const chat = (content = question.text) => ({
   messages: [{ role: 'user', content }],
   max_tokens: 14,
+  temperature: 0,
 })
 const answer = `${question.answerText} >`
 
@@ -49,7 +50,7 @@ describe('answers', () => {
   test('a text completion takes texts, token ids, and several of them', async () => {
     const ids = running().model.tokenizer?.encode(question.text) as number[]
     const whole = async (prompt: unknown) =>
-      (await post(textUrl(), { prompt, max_tokens: 14 })).body.choices.map(
+      (await post(textUrl(), { prompt, max_tokens: 14, temperature: 0 })).body.choices.map(
         ({ index, text }: { index: number; text: string }) => [index, text],
       )
     expect(await whole(question.text)).toEqual([[0, answer]])
@@ -140,6 +141,15 @@ describe('requests that make no sense are told why', () => {
       400,
       'messages[0].content',
     ],
+    ['a message without a content', { messages: [{ role: 'user' }] }, 400, 'messages[0].content'],
+    ['what the template refuses', { messages: [{ role: 'assistant' }] }, 400, 'messages'],
+    ['a bias beyond the vocabulary', { ...chat(), logit_bias: { 5000: 1 } }, 400, 'logit_bias'],
+    [
+      'JSON of a vocabulary of words',
+      { ...chat(), response_format: { type: 'json_object' } },
+      400,
+      'response_format',
+    ],
     ['a temperature', { ...chat(), temperature: 3 }, 400, 'temperature'],
     ['a type', { ...chat(), top_p: '1' }, 400, 'top_p'],
     ['an unknown field', { ...chat(), temprature: 1 }, 400, 'temprature'],
@@ -167,32 +177,48 @@ describe('requests that make no sense are told why', () => {
       error: expect.objectContaining({ type: 'invalid_request_error', param }),
     })
     expect(response.status).toBe(status)
+    if (param !== null) expect(response.body.error.message).toMatch(`${param}: `)
   })
 
   test('bytes that are no UTF-8, other types, other paths, other methods, too much', async () => {
     const { url } = running()
     const send = async (path: string, init: RequestInit) => {
       const response = await fetch(url + path, init)
-      expect((await response.json()) as object).toHaveProperty('error.message')
-      return response.status
+      const { error } = (await response.json()) as { error: { message: string } }
+      return [response.status, error.message]
     }
     const headers = { 'content-type': 'application/json' }
     const body = Uint8Array.of(0x22, 0xff, 0x22)
-    expect(await send('/v1/completions', { method: 'POST', headers, body })).toBe(400)
-    const text = { 'content-type': 'text/plain' }
-    expect(await send('/v1/completions', { method: 'POST', headers: text, body: 'a' })).toBe(415)
-    expect(await send('/v2', {})).toBe(404)
-    expect(await send('/v1/models/other', {})).toBe(404)
-    expect(await send('/v1/completions', {})).toBe(405)
-    expect(await send('/metrics', { method: 'DELETE' })).toBe(405)
+    const posted = (body: string | Uint8Array, type: Record<string, string> = headers) =>
+      send('/v1/completions', { method: 'POST', headers: type, body })
+    expect(await posted(body)).toEqual([400, 'the body is no UTF-8'])
+    // What curl sends without -H.
+    const form = { 'content-type': 'application/x-www-form-urlencoded' }
+    expect(await posted('a', form)).toEqual([
+      415,
+      'content-type: is "application/x-www-form-urlencoded", expected application/json',
+    ])
+    expect(await send('/v1/responses', { method: 'POST', headers, body: '{}' })).toEqual([
+      404,
+      'there is no "/v1/responses"; this server has /v1/chat/completions, /v1/completions, /v1/models',
+    ])
+    expect(await send('/v1/models/other', {})).toEqual([
+      404,
+      'model: there is no "other", only zipcache',
+    ])
+    expect(await send('/v1/completions', {})).toEqual([
+      405,
+      'GET is no method of this path, POST is',
+    ])
+    expect((await send('/metrics', { method: 'DELETE' }))[0]).toBe(405)
     const large = ' '.repeat(2 ** 21 + 1)
-    expect(await send('/v1/completions', { method: 'POST', headers, body: large })).toBe(413)
+    expect(await posted(large)).toEqual([413, 'the body has more than 2097152 bytes'])
   })
 })
 
 describe('sessions', () => {
   const turn = (messages: object[], id: string, more: object = {}) =>
-    post(chatUrl(), { messages, max_tokens: 14, ...more }, { 'x-session-id': id })
+    post(chatUrl(), { messages, max_tokens: 14, temperature: 0, ...more }, { 'x-session-id': id })
 
   test('a conversation goes on over its compressed cache, as Sequence.generate does', async () => {
     const second = generateLineRetrieval({ lines: 20, seed: 1, targetLine: 3 })

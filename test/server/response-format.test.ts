@@ -28,7 +28,12 @@ const schema = {
   type: 'object',
   properties: {
     city: { enum: ['Oslo', 'Tromsø'] },
-    days: { type: 'array', items: { type: 'integer' }, minItems: 1, maxItems: 3 },
+    days: {
+      type: 'array',
+      items: { type: 'integer', minimum: 1, maximum: 365 },
+      minItems: 1,
+      maxItems: 3,
+    },
     warm: { type: 'boolean' },
     next: { anyOf: [{ type: 'null' }, { $ref: '#/$defs/place' }] },
   },
@@ -104,12 +109,25 @@ test.each([
   ],
   [
     'a keyword that cannot be held to',
-    { type: 'json_schema', json_schema: { name: 'a', schema: { type: 'string', pattern: 'a+' } } },
-    'json',
+    { type: 'json_schema', json_schema: { name: 'a', schema: { type: 'string', format: 'uri' } } },
+    'response_format.json_schema.schema',
   ],
 ])('%s that makes no sense', async (_, response_format, param) => {
   const { status, body } = await post(url(), { ...asked, response_format })
   expect({ status, param: body.error?.param }).toEqual({ status: 400, param })
+})
+
+test('a call that is asked for by a schema that cannot be held to names the function', async () => {
+  const { response_format: _, ...plain } = asked
+  const toolOf = (name: string, parameters: object) => ({
+    type: 'function',
+    function: { name, parameters },
+  })
+  const even = { type: 'object', properties: { n: { type: 'integer', multipleOf: 2 } } }
+  const tools = [toolOf('odd', { type: 'object' }), toolOf('even', even)]
+  const { status, body } = await post(url(), { ...plain, tools, tool_choice: 'required' })
+  expect([status, body.error]).toMatchObject([400, { param: 'tools[1].function.parameters' }])
+  expect(body.error.message).toMatch(/at #\/properties\/n has the keyword "multipleOf"/)
 })
 
 test('a vocabulary of words cannot be held to JSON, and says so', async () => {
