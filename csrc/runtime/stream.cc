@@ -26,7 +26,12 @@ std::optional<Error> caught(const Body& body) {
 
 Stream::Stream(std::shared_ptr<DeviceMemory> memory) : memory_(std::move(memory)) {
   if (!memory_->is_host()) waiter_ = std::thread([this] { wait_for_device(); });
-  thread_ = std::thread([this] { work(); });
+  try {
+    thread_ = std::thread([this] { work(); });
+  } catch (...) {
+    stop();  // a thread that nobody joins would end the process
+    throw;
+  }
 }
 
 Stream::~Stream() { stop(); }
