@@ -15,12 +15,18 @@ namespace {
 
 using DevicePtr = std::shared_ptr<DeviceHandle>;
 
-template <typename T>
-Napi::Value wrap(Napi::Env env, const napi_type_tag* tag, T value) {
-  auto external =
-      Napi::External<T>::New(env, new T(std::move(value)), [](Napi::Env, T* held) { delete held; });
+// `finalize` deletes what it is given; if there is to be no handle, nothing calls it.
+template <typename T, typename Finalize>
+Napi::External<T> wrap(Napi::Env env, const napi_type_tag* tag, T value, Finalize finalize) {
+  auto held = std::make_unique<T>(std::move(value));
+  auto external = Napi::External<T>::New(env, held.get(), finalize);
+  static_cast<void>(held.release());
   external.TypeTag(tag);
   return external;
+}
+template <typename T>
+Napi::Value wrap(Napi::Env env, const napi_type_tag* tag, T value) {
+  return wrap(env, tag, std::move(value), [](Napi::Env, T* held) { delete held; });
 }
 
 template <typename T>
@@ -113,7 +119,7 @@ void stop(DeviceHandle& handle) {
   handle.device->stop();
   handle.device.reset();
   handle.external.Reset();
-  napi_release_threadsafe_function(handle.settle, napi_tsfn_abort);
+  if (handle.settle) napi_release_threadsafe_function(handle.settle, napi_tsfn_abort);
   handle.settle = nullptr;
 }
 
@@ -203,6 +209,12 @@ Napi::Value open_device(const Napi::CallbackInfo& info) {
     handle->device = std::make_shared<Device>(text_of(info[0], "device"),
                                               info[1].As<Napi::Number>().Int32Value(),
                                               text_of(info[2], "pluginFolder"));
+    // First, since its finalizer undoes the rest; where it cannot be made, nothing else is there.
+    auto external = wrap(env, &kDeviceTag, DevicePtr(handle), [](Napi::Env e, DevicePtr* held) {
+      napi_remove_env_cleanup_hook(e, stop_at_exit, held->get());
+      stop(**held);
+      delete held;
+    });
     const napi_status status = napi_create_threadsafe_function(
         env, nullptr, nullptr, Napi::String::New(env, "zipcache stream"), 0, 1, nullptr, nullptr,
         nullptr, settle_from_node, &handle->settle);
@@ -211,13 +223,6 @@ Napi::Value open_device(const Napi::CallbackInfo& info) {
     // After the threadsafe function: hooks run last to first, so the stream's thread ends before
     // its road back closes.
     napi_add_env_cleanup_hook(env, stop_at_exit, handle.get());
-    auto external = Napi::External<DevicePtr>::New(
-        env, new DevicePtr(handle), [](Napi::Env e, DevicePtr* held) {
-          napi_remove_env_cleanup_hook(e, stop_at_exit, held->get());
-          stop(**held);
-          delete held;
-        });
-    external.TypeTag(&kDeviceTag);
     handle->external = Napi::Reference<Napi::Value>::New(external, 0);
     return external;
   });

@@ -113,9 +113,9 @@ describe('worker threads', () => {
     expect(outcomes).toEqual(Array(5).fill([1, 26]))
   })
 
-  test('fifteen that are terminated in a call', async () => {
+  test('twenty that are terminated in a call', async () => {
     const outcomes = await resultOf('workers.cjs', ['terminate in calls'])
-    expect(outcomes).toEqual(Array(15).fill([1, 26]))
+    expect(outcomes).toEqual(Array(20).fill([1, 26]))
   })
 
   test('one that ends itself while promises are being settled', async () => {

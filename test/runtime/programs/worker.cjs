@@ -46,6 +46,10 @@ const tasks = {
       } catch {}
     }
   },
+  open: async () => {
+    parentPort.postMessage('calling')
+    for (;;) await Device.open('cpu', { threads: 1 })
+  },
   await: async () => {
     const device = await Device.open('cpu', { threads: 1 })
     parentPort.postMessage('calling')

@@ -64,7 +64,7 @@ const scenarios = {
   },
   'terminate in calls': async () => {
     const outcomes = []
-    for (const task of ['call', 'fail', 'await'])
+    for (const task of ['call', 'fail', 'open', 'await'])
       for (let i = 0; i < 5; ++i) outcomes.push(await terminate(task, 3 + i))
     return outcomes
   },
