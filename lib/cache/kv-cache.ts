@@ -482,10 +482,17 @@ export class KvCache {
       (_, entry) => tail.pages[entry * tail.stride + last] as number,
     )
     const to = this.#allocateEach(bytes)
-    const tensors = [device.from(from, [from.length], 'i32'), device.from(to, [to.length], 'i32')]
-    const [fromTensor, toTensor] = tensors as [Tensor, Tensor]
-    copyPages({ pool: pool.memory, from: fromTensor, to: toTensor, pageBytes: bytes })
-    for (const tensor of tensors) tensor.dispose()
+    const tensors: Tensor[] = []
+    try {
+      for (const pages of [from, to]) tensors.push(device.from(pages, [pages.length], 'i32'))
+      const [fromTensor, toTensor] = tensors as [Tensor, Tensor]
+      copyPages({ pool: pool.memory, from: fromTensor, to: toTensor, pageBytes: bytes })
+    } catch (error) {
+      this.#freeEach(to, bytes)
+      throw error
+    } finally {
+      for (const tensor of tensors) tensor.dispose()
+    }
     this.#freeEach(from, bytes)
     to.forEach((page, entry) => {
       tail.pages[entry * tail.stride + last] = page

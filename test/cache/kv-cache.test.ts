@@ -569,6 +569,27 @@ describe('without memory', () => {
     cache.dispose()
   })
 
+  test('a shared page that cannot be copied leaves all as it was', async () => {
+    const cache = makeCache()
+    const fork = cache.fork()
+    const before = await stateOf(cache)
+    const { usedBytes } = pool
+    const from = device.from.bind(device)
+    const copying = jest.spyOn(device, 'from')
+    for (const nCopied of [0, 1]) {
+      for (let i = 0; i < nCopied; i++) copying.mockImplementationOnce((...args) => from(...args))
+      copying.mockImplementationOnce(() => {
+        throw new ZipCacheError('ERR_ZC_OUT_OF_MEMORY', 'as this test wants it')
+      })
+      expectRefused(() => cache.extendTail(1), outOfMemory)
+      expect(pool.usedBytes).toBe(usedBytes)
+      expect(await stateOf(cache)).toEqual(before)
+    }
+    copying.mockRestore()
+    cache.extendTail(1)
+    for (const each of [cache, fork]) each.dispose()
+  })
+
   test('stage leaves all as it was, wherever it fails', async () => {
     const cache = makeCache()
     // a bitmap, then params and pages of either class, for each (layer, kv head)
