@@ -40,13 +40,14 @@ export class SaliencyRecord {
   }
 
   /**
-   * The mean score of each of the first `length` tokens; NaN for those without.
+   * The mean score of each of the first `length` tokens; NaN for those without. The first
+   * `nCompressed` are compressed: what was begun behind them has not come to an end, or never will.
    *
    * Rejects when the device failed.
    */
-  async means(length: number): Promise<Float32Array> {
+  async means(length: number, nCompressed: number): Promise<Float32Array> {
     const means = new Float32Array(length).fill(Number.NaN)
-    const groups = [...this.#groups]
+    const groups = this.#groups.filter(({ start }) => start < nCompressed)
     await Promise.all(groups.map(({ done }) => done))
     for (const { start, sums, nRows } of groups) {
       if (nRows === 0) continue

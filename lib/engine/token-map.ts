@@ -42,7 +42,7 @@ export async function mapTokens(
   const n = isPaged ? Math.min(ids.length, cache.length) : ids.length
   const [layers, scores] = await Promise.all([
     salientTokens(cache),
-    record?.means(n) ?? new Float32Array(n).fill(Number.NaN),
+    record?.means(n, tailStart) ?? new Float32Array(n).fill(Number.NaN),
   ])
   const heads = layers.flat()
   const counts = new Uint32Array(n)

@@ -122,3 +122,23 @@ test('an op of the last layer that fails on the device', async () => {
   expect(await idsOf(sequence, ids, 5)).toEqual(expected)
   sequence.dispose()
 })
+
+test('scores of a prompt that was given up are told of no other token', async () => {
+  const sequence = model().createSequence({ recordSaliency: true })
+  const controller = new AbortController()
+  const reason = new Error('no longer wanted')
+  const ids = someIds(130, vocabSize())
+  const running = sequence.prefill(ids, { signal: controller.signal })
+  await intercept(
+    'probeAttention',
+    (actual, args) => {
+      actual(...args)
+      controller.abort(reason)
+    },
+    () => expect(running).rejects.toBe(reason),
+  )
+  await sequence.prefill(ids.slice(0, 5))
+  const { scores } = await sequence.tokenMap()
+  expect([...scores]).toEqual(new Array(5).fill(Number.NaN))
+  sequence.dispose()
+})
