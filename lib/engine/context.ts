@@ -83,6 +83,8 @@ export class Context {
   /** Where the tokens are of a policy that keeps rows; null for the others. */
   readonly rows: RowStore | null
   readonly seed: Seed
+  /** Probes of each window: as many whatever is drawn. */
+  readonly nWindowProbes: number
   /** Where scores are kept beside the cache; null where nobody wants to see them. */
   readonly saliency: SaliencyRecord | null
   /** Tokens in the cache. */
@@ -115,6 +117,7 @@ export class Context {
     this.cache = cache
     this.rows = rows
     this.saliency = saliency
+    this.nWindowProbes = policy.compression?.windowProbes(seed).length ?? 0
   }
 
   /**

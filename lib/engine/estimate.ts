@@ -48,7 +48,7 @@ export function estimatePrompt(
   const tailFormat = policy.tail === 'f16' ? 'f16' : model.attentionDtype
   const { compression } = policy
   const isCompressed = compression !== null && nTokens > 1 && nTokens >= compression.window
-  const groups = isCompressed ? [nTokens] : []
+  const groups = { count: isCompressed ? 1 : 0, nTokens }
   const weights = weightBytes(model)
   const nTail = isCompressed || policy.rows ? 0 : nTokens
   let cache = cacheBytes(shape, policy, tailFormat, groups, nTail)
@@ -189,27 +189,25 @@ function weightBytes({ weights }: ForwardModel): number {
 }
 
 /**
- * Bytes of the cache of a sequence: `groups` are the tokens compressed together, one number a
- * compression; `nTail` tokens wait in the tail.
+ * Bytes of the cache of a sequence: `groups.count` compressions of `groups.nTokens` tokens each, and
+ * `nTail` tokens that wait in the tail.
  */
-export function cacheBytes(
+function cacheBytes(
   shape: KvShape,
   policy: CachePolicy,
   tailFormat: Format,
-  groups: readonly number[],
+  groups: { readonly count: number; readonly nTokens: number },
   nTail: number,
 ): number {
   const nEntries = shape.nLayers * shape.nKvHeads
   let bytes = pageCount(nTail) * pageBytes(tailFormat, tailFormat, shape.headDim)
   let nPages = pageCount(nTail)
   let nSegments = 1
-  for (const nTokens of groups) {
-    const { compression } = policy
-    if (!compression) continue
-    const group = groupBytes(shape, compression, nTokens)
-    bytes += group.bytes
-    nPages += group.nPages
-    nSegments += group.nSegments
+  if (policy.compression && groups.count > 0) {
+    const group = groupBytes(shape, policy.compression, groups.nTokens)
+    bytes += groups.count * group.bytes
+    nPages += groups.count * group.nPages
+    nSegments += groups.count * group.nSegments
   }
   const words = tableWords(shape, nSegments, nPages)
   return nEntries * bytes + TableArena.capacityOf(words) * 4
@@ -286,14 +284,15 @@ export function growthBytes(context: Context, maxLength: number): number {
   const tailPage = nLayers * nKvHeads * pageBytes(cache.tailFormat, cache.tailFormat, headDim)
   const copied = cache.sharesTail ? tailPage : 0
   if (!compression) {
-    const grown = cacheBytes(cache.shape, policy, cache.tailFormat, [], maxLength)
+    const none = { count: 0, nTokens: 0 }
+    const grown = cacheBytes(cache.shape, policy, cache.tailFormat, none, maxLength)
     return Math.max(0, grown + copied - now)
   }
   const { window } = compression
   const waiting = cache.tailLength + more
   // As if all came in windows, which take more than one long prompt, and one window twice.
-  const groups = new Array<number>(Math.ceil(waiting / window)).fill(window)
-  const probes = compression.windowProbes({ lo: 0, hi: 0 }).length * cache.memory.probes.slotBytes
+  const groups = { count: Math.ceil(waiting / window), nTokens: window }
+  const probes = context.nWindowProbes * cache.memory.probes.slotBytes
   const packed = cache.segments.length > 0 ? now : 0
   const grown = cacheBytes(cache.shape, policy, cache.tailFormat, groups, window) + probes
   return Math.max(0, packed + grown + copied - now)
