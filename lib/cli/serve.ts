@@ -6,6 +6,7 @@ import type { Model } from '../engine/model.js'
 import { ZipCacheError } from '../errors.js'
 import { generateLineRetrieval } from '../eval/line-retrieval-prompt.js'
 import { readGenerationConfig } from '../model/generation-config.js'
+import type { PolicySpec } from '../policy/index.js'
 import {
   LOG_LEVELS,
   type LogLevel,
@@ -14,7 +15,7 @@ import {
   type ServerOptions,
 } from '../server/index.js'
 import { parseKeys } from '../server/keys.js'
-import { choice, decimal, integer, list, policyName } from './options.js'
+import { choice, decimal, integer, list, policyName, policySpec } from './options.js'
 import { say } from './output.js'
 
 /** Options as they come from flags, environment, configuration file and defaults. */
@@ -29,7 +30,7 @@ interface ServeOptions {
   readonly dtype: 'f32' | 'bf16'
   readonly threads?: number
   readonly kvMemory?: number
-  readonly policy: string
+  readonly policy: PolicySpec
   readonly allowPolicy?: string[]
   readonly maxBatch: number
   readonly maxQueue: number
@@ -78,6 +79,7 @@ export function addServeCommand(program: Command, signal: AbortSignal): void {
     .description("serve a model by OpenAI's API over HTTP, with compressed caches")
   for (const option of serveOptions()) command.addOption(option)
   command.addHelpText('after', HELP).action(async () => {
+    readSwitches(command)
     await readConfigFile(command)
     await serve(command, command.opts<ServeOptions>(), signal)
   })
@@ -115,13 +117,13 @@ function serveOptions(): Option[] {
       '--kv-memory <bytes>',
       'memory of all caches, as 512m or 8g (default: half of what is free)',
     ).argParser(bytes(2 ** 20)),
-    flag('--policy <name>', 'cache policy of requests that name none')
-      .argParser(policyName)
+    flag('--policy <spec>', 'cache policy of requests that name none: a name, or a JSON object')
+      .argParser(policySpec)
       .default('zipcache'),
     flag(
       '--allow-policy <names>',
       'policies that requests may ask for; * with any options (default: all names)',
-    ).argParser(texts),
+    ).argParser(list((name) => (name === '*' ? name : policyName(name)))),
     whole('--max-batch <n>', 'most choices that generate at a time', 1, 64),
     whole('--max-queue <n>', 'most choices that wait; others get 429', 0, 256),
 
@@ -162,6 +164,24 @@ function serveOptions(): Option[] {
 }
 
 /**
+ * Takes variables of options without a value by what they say: commander takes any for a yes, and so
+ * ZIPCACHE_LOG_PROMPTS=0 for a wish to log prompts. Ends the command for one that says neither.
+ */
+function readSwitches(command: Command): void {
+  for (const option of command.options) {
+    const name = option.attributeName()
+    if (option.required || command.getOptionValueSource(name) !== 'env') continue
+    const variable = option.envVar as string
+    const value = process.env[variable] as string
+    if (/^(1|true)$/i.test(value)) continue
+    if (!/^(0|false|)$/i.test(value)) {
+      command.error(`${variable} is ${JSON.stringify(value)}, expected 1, true, 0 or false`)
+    }
+    command.setOptionValueWithSource(name, option.defaultValue, 'env')
+  }
+}
+
+/**
  * Puts the values of `--config` where neither a flag nor the environment says otherwise.
  *
  * Rejects with `ERR_ZC_IO`, `ERR_ZC_CONFIG`, or as a flag with such a value does.
@@ -187,8 +207,9 @@ function parseConfigValue(path: string, option: Option, value: unknown): unknown
     if (typeof value === 'boolean') return value
     throw configError(path, key, `is ${JSON.stringify(value)}, expected true or false`)
   }
+  const isSpec = key === 'policy' && typeof value === 'object' && value !== null
   const isText = (one: unknown) => typeof one === 'string' || typeof one === 'number'
-  const texts = Array.isArray(value) ? value : [value]
+  const texts = isSpec ? [JSON.stringify(value)] : Array.isArray(value) ? value : [value]
   if (!texts.every(isText)) {
     throw configError(path, key, `is ${JSON.stringify(value)}, expected a text or a number`)
   }

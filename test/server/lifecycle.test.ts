@@ -143,6 +143,8 @@ describe('configuration', () => {
       ZIPCACHE_POLICY: 'fp16',
       ZIPCACHE_MAX_TOKENS: '2',
       ZIPCACHE_API_KEYS: 'a, b',
+      ZIPCACHE_LOG_PROMPTS: '0',
+      ZIPCACHE_NO_PAGE: 'false',
     }
     const { url, child, ended } = await ready(['--max-tokens', '1', '--port', '0'], env)
     const body = { prompt: 'line a', model: 'also', max_tokens: 9 }
@@ -152,8 +154,12 @@ describe('configuration', () => {
       usage: { completion_tokens: 1, kv_cache: { policy: 'fp16' } },
     })
     expect((await post(`${url}/v1/completions`, body)).status).toBe(401)
+    expect((await fetch(url)).status).toBe(200)
     child.kill('SIGTERM')
-    expect((await ended).exitCode).toBe(0)
+    const { exitCode, stdout } = await ended
+    expect(exitCode).toBe(0)
+    expect(stdout).toContain('"msg":"answered"')
+    expect(stdout).not.toContain('"msg":"asked"')
   })
 
   test.each([
@@ -161,6 +167,7 @@ describe('configuration', () => {
     ['a value', { port: 'x' }, /port is x\. Expected a whole number/],
     ['a type', { port: {} }, /port is \{\}, expected a text or a number/],
     ['a flag', { logPrompts: 'yes' }, /logPrompts is "yes", expected true or false/],
+    ['an option of a policy', { policy: { name: 'zipcache', widow: 1 } }, /no option 'widow'/],
     ['no JSON', '{', /is no JSON/],
   ])('%s in the file', async (_, value, message) => {
     const config = file('bad.json', value)
@@ -182,6 +189,14 @@ describe('configuration', () => {
     await taken.close()
     const keys = await end(start(['--model', kModel, '--api-key-file', file('keys', '# none\n')]))
     expect(keys).toMatchObject({ exitCode: 1, stderr: expect.stringContaining('holds no key') })
+    const policies = await end(start(['--model', kModel, '--allow-policy', 'fp16,zip']))
+    expect(policies).toMatchObject({ exitCode: 2, stderr: expect.stringContaining('"zip"') })
+    const env = { ZIPCACHE_LOG_PROMPTS: 'perhaps' }
+    const neither = await end(start(['--model', kModel, '--port', '0'], env))
+    expect(neither).toMatchObject({
+      exitCode: 2,
+      stderr: expect.stringContaining('ZIPCACHE_LOG_PROMPTS is "perhaps"'),
+    })
     const help = await end(start(['--help']))
     expect(help.exitCode).toBe(0)
     for (const word of ['ZIPCACHE_PORT', '--kv-memory', 'x-session-id', 'SIGTERM']) {
