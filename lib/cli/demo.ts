@@ -1,7 +1,8 @@
 import type { Command } from 'commander'
 import { type Demo, runDemo } from '../eval/demo.js'
 import { exampleModel } from '../model/example-model.js'
-import { addModelOptions, integer, type ModelOptions, policyName, seed } from './options.js'
+import type { PolicySpec } from '../policy/index.js'
+import { addModelOptions, integer, type ModelOptions, policySpec, seed } from './options.js'
 import { print, printJson, withProgress } from './output.js'
 import { formatBytes, formatMs, formatPairs, formatRatio, formatTable } from './table.js'
 import { withModel } from './with-model.js'
@@ -10,7 +11,7 @@ interface DemoCommandOptions extends ModelOptions {
   readonly model: string
   readonly lines: number
   readonly seed: number
-  readonly policy: string
+  readonly policy: PolicySpec
 }
 
 /** `zipcache demo`: one long-context question, from a 16-bit cache and from a compressed one. */
@@ -21,7 +22,12 @@ export function addDemoCommand(program: Command, signal: AbortSignal): void {
     .option('--model <dir>', 'model folder (default: the one that comes with the package)')
     .option('--lines <n>', 'lines to look through, about 17 tokens each', integer(1, 4096), 200)
     .option('--seed <n>', 'makes another prompt', seed, 1)
-    .option('--policy <name>', 'compare the 16-bit cache with this one', policyName, 'zipcache')
+    .option(
+      '--policy <spec>',
+      'compare the 16-bit cache with this one: a name, or a JSON object',
+      policySpec,
+      'zipcache',
+    )
   addModelOptions(command).action(async (options: DemoCommandOptions) => {
     const { model: dir = exampleModel(), lines, seed, policy, json = false } = options
     const demo = await withModel(dir, options, signal, (model) =>

@@ -6,7 +6,7 @@ import {
   decimal,
   integer,
   type ModelOptions,
-  policyName,
+  policySpec,
   seed,
 } from './options.js'
 import { print, printJson, say } from './output.js'
@@ -25,7 +25,7 @@ interface GenerateCommandOptions extends ModelOptions, PromptOptions {
   readonly seed: number
   readonly stop?: string[]
   readonly ignoreEos?: boolean
-  readonly policy: string
+  readonly policy: PolicySpec
   readonly saliencyRatio?: number
   readonly highBits?: number
   readonly lowBits?: number
@@ -54,7 +54,7 @@ export function addGenerateCommand(program: Command, signal: AbortSignal): void 
     .option('--seed <n>', 'makes other samples', seed, 0)
     .option('--stop <text...>', 'end before any of these texts')
     .option('--ignore-eos', 'do not end at an end-of-text token')
-    .option('--policy <name>', 'cache policy', policyName, 'zipcache')
+    .option('--policy <spec>', 'a cache policy: its name, or a JSON object', policySpec, 'zipcache')
     .option('--saliency-ratio <r>', 'share of tokens kept at high bits', decimal(0, 1))
     .option('--high-bits <n>', 'bits of salient tokens', integer(2, 8))
     .option('--low-bits <n>', 'bits of the other tokens', integer(2, 8))
@@ -80,9 +80,9 @@ async function generate(
       // A model without a tokenizer has ids only.
       if (!json) print(model.tokenizer === null ? `${tokens.length > 1 ? ' ' : ''}${id}` : text)
     }
-    const { bytes } = sequence
+    const { bytes, finishReason } = sequence
     if (json) {
-      printJson({ text: tokens.map(({ text }) => text).join(''), tokens, bytes })
+      printJson({ text: tokens.map(({ text }) => text).join(''), finishReason, tokens, bytes })
       return
     }
     print('\n')
@@ -102,7 +102,8 @@ function policyOf(options: GenerateCommandOptions): PolicySpec {
     ([, value]) => value !== undefined,
   )
   if (given.length === 0) return policy
-  return { name: policy, ...Object.fromEntries(given) } as PolicySpec
+  const spec = typeof policy === 'string' ? { name: policy } : policy
+  return { ...spec, ...Object.fromEntries(given) } as PolicySpec
 }
 
 function samplingOf(options: GenerateCommandOptions) {

@@ -9,7 +9,7 @@ import {
   addDeviceOptions,
   type DeviceOptions,
   integer,
-  policySpecs,
+  policySpec,
   regularExpression,
   seed,
 } from './options.js'
@@ -39,7 +39,7 @@ export function addInspectCommand(program: Command, signal: AbortSignal): void {
     )
     .option('--model <dir>', 'model folder (default: the one that comes with the package)')
   addPromptOptions(command)
-    .option('--policy <spec>', 'a cache policy: its name, or a JSON object', onePolicy, 'zipcache')
+    .option('--policy <spec>', 'a cache policy: its name, or a JSON object', policySpec, 'zipcache')
     .option('--seed <n>', 'of the probes', seed, 0)
     .option('--bins <n>', 'bins of positions', integer(1, 4096), 20)
     .option(
@@ -78,12 +78,6 @@ async function inspect(
   const prompt = await readPrompt(model, options, signal)
   const ids = tokenIds(prompt, model.tokenizer, model.config.vocabSize)
   return inspectSaliency({ model, ids, policy, seed, bins, classes, signal })
-}
-
-function onePolicy(value: string): PolicySpec {
-  const [policy, ...others] = policySpecs(value)
-  if (policy !== undefined && others.length === 0) return policy
-  throw new InvalidArgumentError('Expected one policy.')
 }
 
 function contentClass(value: string, earlier: Record<string, RegExp> = {}): Record<string, RegExp> {

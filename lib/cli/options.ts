@@ -85,6 +85,13 @@ export function policySpecs(value: string): PolicySpec[] {
   })
 }
 
+/** One policy, as `policySpecs` takes it. */
+export function policySpec(value: string): PolicySpec {
+  const [policy, ...others] = policySpecs(value)
+  if (policy !== undefined && others.length === 0) return policy
+  throw new InvalidArgumentError('Expected one policy.')
+}
+
 /** Commas inside of braces separate a policy's options, not policies. */
 function splitOutsideBraces(text: string): string[] {
   const items = ['']

@@ -45,8 +45,11 @@ export async function run(argv: readonly string[]): Promise<number> {
     })
   }
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code !== 'EPIPE') throw error
-    // `zipcache … | head`: nobody reads on, which is no failure.
+    // `zipcache … | head`: nobody reads on, which is no failure; a full disk is one.
+    if (error.code !== 'EPIPE') {
+      say(`zipcache: stdout: cannot be written: ${error.message} (ERR_ZC_IO)`)
+      process.exitCode = kExitFailure
+    }
     interrupt.abort()
   })
   process.stderr.on('error', () => {})
@@ -63,7 +66,7 @@ export async function run(argv: readonly string[]): Promise<number> {
         exitCode = code
       })
     }
-    await program.parseAsync(argv)
+    await program.parseAsync(asHelpOption(argv))
     return exitCode
   } catch (error) {
     if (interrupt.signal.aborted) {
@@ -74,7 +77,8 @@ export async function run(argv: readonly string[]): Promise<number> {
       if (error.exitCode === 0) return 0 // help or version was asked for
       if (error.code === 'commander.help') return kExitUsage // help was printed instead
       const message = error.message.replace(/^error: /, '')
-      report('ERR_ZC_ARGUMENT', message, json)
+      const more = kUnknown.test(message) ? `; see zipcache ${helpOf(argv)}` : ''
+      report('ERR_ZC_ARGUMENT', `${message}${more}`, json)
       return kExitUsage
     }
     if (error instanceof ZipCacheError) {
@@ -87,14 +91,31 @@ export async function run(argv: readonly string[]): Promise<number> {
   }
 }
 
+/** What commander says of a word that it neither knows nor takes for another one. */
+const kUnknown = /^unknown (?:command|option) '[^']*'$/
+
+/** The command line that lists what could have been meant. */
+function helpOf(argv: readonly string[]): string {
+  const names = argv.slice(2).filter((word) => !word.startsWith('-'))
+  const [first = ''] = names
+  return Object.hasOwn(kCommands, first) ? `${first} --help` : '--help'
+}
+
+/** `help eval needle` as `eval needle --help`: commander's own `help` takes one name. */
+function asHelpOption(argv: readonly string[]): readonly string[] {
+  const [node, script, first, ...names] = argv as [string, string, string?, ...string[]]
+  const isNested = first === 'help' && names.length > 1
+  return isNested ? [node, script, ...names, '--help'] : argv
+}
+
 function createProgram(): Command {
   const program = new Command('zipcache')
   program
     .description(
       'Runs language models with a KV cache compressed as in ZipCache (arXiv 2405.14256).',
     )
-    .version(packageVersion(), '--version', 'print the version')
-    .helpOption('--help', 'print this help')
+    .version(packageVersion(), '-v, --version', 'print the version')
+    .helpOption('-h, --help', 'print this help')
     .exitOverride()
     // `run` reports errors, all in one way.
     .configureOutput({ writeOut: print, outputError: () => {} })

@@ -1,5 +1,15 @@
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  closeSync,
+  existsSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { generateLineRetrieval } from '../../lib/eval/line-retrieval-prompt'
@@ -100,7 +110,8 @@ describe('zipcache generate', () => {
 
   test('--json', async () => {
     const document = await zipcacheJson([...base, '--prompt', prompt.text, '--max-tokens', '13'])
-    expect(Object.keys(document)).toEqual(['text', 'tokens', 'bytes'])
+    expect(Object.keys(document)).toEqual(['text', 'finishReason', 'tokens', 'bytes'])
+    expect(document.finishReason).toBe('length')
     expect(document.text).toBe(prompt.answerText)
     expect(document.tokens).toHaveLength(13)
     for (const token of document.tokens) {
@@ -128,6 +139,8 @@ describe('zipcache generate', () => {
     }
     const all = ['--saliency-ratio', '0.1', '--high-bits', '3', '--low-bits', '2', '--window', '50']
     expect(await ratioWith(...all)).toBeGreaterThan(await ratioWith())
+    const spec = '{"name":"zipcache","saliencyRatio":0.1,"highBits":3,"window":90}'
+    expect(await ratioWith('--policy', spec, '--window', '50')).toBe(await ratioWith(...all))
     expect(await ratioWith('--policy', 'full')).toBeLessThan(1)
     expect(await ratioWith('--policy', 'uniform8')).toBeLessThan(2)
   })
@@ -548,6 +561,15 @@ describe('command lines that make no sense', () => {
     expect(stderr).toContain(name)
     expect(JSON.parse(stdout).error.code).toBe('ERR_ZC_ARGUMENT')
   })
+
+  test.each([
+    [['prove'], '--help'],
+    [['eval', 'poetry'], 'eval --help'],
+    [['bench', '--nope'], 'bench --help'],
+  ])('%j is told where to look', async (args, where) => {
+    const { stderr } = await zipcache(args)
+    expect(stderr).toContain(`; see zipcache ${where} (ERR_ZC_ARGUMENT)`)
+  })
 })
 
 describe('help and version', () => {
@@ -560,7 +582,7 @@ describe('help and version', () => {
     })
   })
 
-  test.each([[['--help']], [['help']], [['help', 'eval']], [['bench', '--help']]])(
+  test.each([[['--help']], [['-h']], [['help']], [['help', 'eval']], [['bench', '-h']]])(
     '%j goes to stdout',
     async (args) => {
       const { exitCode, stdout, stderr } = await zipcache(args)
@@ -568,6 +590,12 @@ describe('help and version', () => {
       expect(stdout).toMatch(/^Usage: zipcache /)
     },
   )
+
+  test('help of a task of eval', async () => {
+    const { exitCode, stdout } = await zipcache(['help', 'eval', 'line-retrieval'])
+    expect(exitCode).toBe(0)
+    expect(stdout).toMatch(/^Usage: zipcache eval line-retrieval .*--questions/s)
+  })
 
   test.each([[[]], [['eval']]])('%j is told what there is', async (args) => {
     const { exitCode, stdout, stderr } = await zipcache(args)
@@ -611,6 +639,21 @@ describePosix('interruptions', () => {
     const { exitCode, stdout } = await ended
     expect(exitCode).toBe(130)
     expect(JSON.parse(stdout).error.code).toBe('ABORT_ERR')
+  })
+
+  // A file that takes nothing: a full disk.
+  const testFull = existsSync('/dev/full') ? test : test.skip
+  testFull('a full disk is an error with a code', async () => {
+    const full = openSync('/dev/full', 'w')
+    const child = spawn(process.execPath, [kMain, '--help'], { stdio: ['ignore', full, 'pipe'] })
+    closeSync(full)
+    let stderr = ''
+    child.stderr?.setEncoding('utf8').on('data', (chunk: string) => {
+      stderr += chunk
+    })
+    const [exitCode] = await once(child, 'close')
+    expect(exitCode).toBe(1)
+    expect(stderr).toMatch(/^zipcache: stdout: cannot be written: ENOSPC.* \(ERR_ZC_IO\)\n$/)
   })
 
   test('a reader that leaves ends a generation in silence', async () => {

@@ -6,6 +6,7 @@ import {
   integer,
   list,
   policyName,
+  policySpec,
   seed,
 } from '../../lib/cli/options'
 
@@ -72,6 +73,13 @@ test('policy names', () => {
   ])
   expect(() => policyName('zip')).toThrow(InvalidArgumentError)
   expect(() => policyName('uniform5')).toThrow(InvalidArgumentError)
+})
+
+test('one policy, by name or with options', () => {
+  expect(policySpec('uniform4')).toBe('uniform4')
+  expect(policySpec('{"name":"zipcache","window":50}')).toEqual({ name: 'zipcache', window: 50 })
+  expect(() => policySpec('fp16,zipcache')).toThrow('Expected one policy.')
+  expect(() => policySpec('{"name":"zipcache","widow":50}')).toThrow(/widow/)
 })
 
 test('choices', () => {
