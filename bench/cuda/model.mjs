@@ -294,7 +294,7 @@ const kProbeTile = { rows: 64, keys: 128 }
  */
 const kSelection = { passes: 5, barriers: 22, instructions: 12, barrierClocks: 40 }
 /** Instructions of an element of K, its seven candidates together: search_ranges_kernel on sm_90a, by cuobjdump. */
-const kSearchInstructions = 146
+const kSearchInstructions = 81
 
 /** Tiles that the busiest multiprocessor has, 5% of the rows being the last ones and 5% at random. */
 function busiestTiles(length, gpu) {

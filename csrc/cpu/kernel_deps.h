@@ -22,7 +22,7 @@
 #include "csrc/core/error.h"
 #include "csrc/math/float16.h"
 #include "csrc/math/key_range.h"
-#include "csrc/math/quantize.h"
+#include "csrc/math/range_search.h"
 #include "csrc/math/random.h"
 #include "csrc/math/rope.h"
 #include "csrc/math/softmax_state.h"

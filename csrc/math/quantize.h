@@ -56,43 +56,4 @@ ZC_HD float channel_normalizer(float max_abs) {
   return c > 0.0f ? c : 1.0f;
 }
 
-// ---- range search: minimise sum |x - x^|^p over ranges shrunk about their middle ----
-
-inline constexpr int kRangeCandidates = 7;
-
-ZC_HD Range shrink_range(Range full, int candidate) {
-  if (candidate == 0) return full;
-  // 1, .9 ... .4 as float32 literals; an array would not be usable in device code.
-  const float factor = candidate == 1   ? 0.9f
-                       : candidate == 2 ? 0.8f
-                       : candidate == 3 ? 0.7f
-                       : candidate == 4 ? 0.6f
-                       : candidate == 5 ? 0.5f
-                                        : 0.4f;
-  const float half = (full.hi - full.lo) * 0.5f;
-  const float mid = full.lo + half;
-  const float reach = half * factor;
-  return {mid - reach, mid + reach};
-}
-
-// A power of an error in units of the unshrunk step as a 2^20 fixed-point integer: integers add up
-// to the same sum in any order, so the chosen range does not depend on how the work is split.
-ZC_HD float fixed_error(float power) { return power * 1048576.0f; }
-ZC_HD uint64_t whole_error(float fixed) {
-  if (!(fixed > 0.0f)) return 0;
-  constexpr float kCap = 4398046511104.0f;  // 2^42: 2^21 tokens still add up below 2^63
-  return static_cast<uint64_t>(fixed < kCap ? fixed : kCap);
-}
-
-// |x - x^|^p as such an integer.
-ZC_HD uint64_t quant_error(float x, QuantParams params, float inv, int bits, float inv_full,
-                           int norm) {
-  const float xf = clamp_finite(x);
-  const uint32_t code = quant_code(xf, params.zero, inv, bits);
-  const float e = fabsf(xf - dequantize_code(code, params)) * inv_full;
-  float power = e;
-  for (int i = 1; i < norm; ++i) power = power * e;
-  return whole_error(fixed_error(power));
-}
-
 }  // namespace zc

@@ -1,4 +1,10 @@
-import { type CodeBits, codeBytesPerRow, quantize, selectSalient } from '../ops/index.js'
+import {
+  type CodeBits,
+  codeBytesPerRow,
+  type QuantRange,
+  quantize,
+  selectSalient,
+} from '../ops/index.js'
 import {
   convert,
   mixedAttention as referenceMixedAttention,
@@ -43,6 +49,7 @@ export const cacheCases: readonly OpCase[] = [
   quantizeCase('cst', 2),
   quantizeCase('tokenwise', 4, true),
   ...(['u4', 'u3', 'u2'] as const).map((format) => packCase(4096, format)),
+  packCase(4096, 'u3', { norm: 3 }),
   appendCase(1),
   appendCase(512),
 ]
@@ -162,9 +169,10 @@ function quantizeCase(
   }
 }
 
-function packCase(n: number, format: CodeFormat): OpCase {
+function packCase(n: number, format: CodeFormat, keyRange?: QuantRange): OpCase {
   const { nKvHeads, headDim } = kLargeHeads
-  const own = { op: 'packSegment', shape: `n=${n} kv=${nKvHeads}x${headDim}`, dtype: format }
+  const shape = `n=${n} kv=${nKvHeads}x${headDim}${keyRange ? ' search K' : ''}`
+  const own = { op: 'packSegment', shape, dtype: format }
   return {
     ...own,
     group: 'packSegment',
@@ -177,12 +185,12 @@ function packCase(n: number, format: CodeFormat): OpCase {
       return {
         bytes: 2 * n * nKvHeads * headDim * 2 + kv.readBytes,
         flops: 0,
-        run: () => kv.pack(0),
+        run: () => kv.pack(0, keyRange),
         async check() {
           const actual = await kv.exported(0)
           const [k, v] = await Promise.all([firstHead(kv.k), firstHead(kv.v)])
           const rows = Int32Array.from({ length: n }, (_, i) => i)
-          const formats = { keyFormat: format, valueFormat: format }
+          const formats = { keyFormat: format, valueFormat: format, keyRange }
           const packed = { k, v, rows, nKvHeads: 1, headDim, ...formats }
           const expected = referencePackSegment(packed) as typeof actual
           const exact = { name: nameOf(own), tolerance: 0 }

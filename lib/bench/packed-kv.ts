@@ -9,6 +9,7 @@ import {
   mixedAttention,
   packSegment,
   packSegments,
+  type QuantRange,
   type Tensor,
   unpackSegment,
 } from '../ops/index.js'
@@ -88,15 +89,16 @@ export class PackedKv {
   }
 
   /** Enqueues the compression of one class; `index` from 0. */
-  pack(index: number, pool: Tensor = this.pool): void {
+  pack(index: number, keyRange?: QuantRange): void {
     packSegment({
       k: this.k,
       v: this.v,
       ids: this.#ids[index] as Tensor,
-      pool,
+      pool: this.pool,
       table: this.table,
       layer: 0,
       segment: index + 1,
+      keyRange,
     })
   }
 

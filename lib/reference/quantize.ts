@@ -1,6 +1,7 @@
 import { ZipCacheError } from '../errors.js'
 import { f16ToF32, f32ToF16, f32ToF16Down, f32ToF16Up, roundHalfEven } from './float16.js'
 import { type Bits, packCodes } from './pack-codes.js'
+import { searchRange } from './range-search.js'
 
 /**
  * Which elements share one scale and zero: all rows of a channel, a row (token), `groupSize`
@@ -58,9 +59,6 @@ const f32 = Math.fround
 
 const MAX_F32 = 3.4028234663852886e38
 
-/** Shares of the full range that the search tries, widest first: ties go to the wider. */
-const SEARCH_FACTORS = [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4].map(f32)
-
 /**
  * Uniform asymmetric quantization, packed. Per group with extremes [lo, hi] and L = 2^bits - 1:
  *
@@ -75,10 +73,7 @@ const SEARCH_FACTORS = [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4].map(f32)
  * NaN counts for no range and gets code 0; an infinity counts as the largest float32. Parameters
  * are saturated to +-65504. A group without spread has scale 0 and codes 0.
  *
- * Range search (`range: { norm: p }`): of seven ranges around the middle of [min, max], 100 % down
- * to 40 % of its width, the one with the smallest sum over the group of |x - x^|^p wins, ties to
- * the widest. The summands are rounded to integers, so that the order of summation cannot matter. A
- * width past float32's range is not searched.
+ * Range search (`range: { norm: p }`): see `range-search.ts`.
  *
  * Departures from the paper: it stores an integer zero point -round(min / s), as eq. 5 has it; we
  * store the minimum itself (as the authors' code does), rounded down, and compute codes from the
@@ -203,26 +198,9 @@ interface Parameters {
 /** Scale and zero of a group, from its min and max or by the search. */
 function chooseParameters(values: Float64Array, bits: Bits, range: QuantizeRange): Parameters {
   const [min, max] = extremes(values)
-  const widest = parametersOf(min, max, bits)
-  const width = f32(max - min)
-  if (range === 'minmax' || !Number.isFinite(width)) return widest
-
-  const half = f32(width * 0.5)
-  const middle = f32(min + half)
-  const unit = widest.scale > 0 ? f32(1 / widest.scale) : 0 // errors in steps of the widest range
-  let best = widest
-  let bestError = sumOfErrors(values, widest, bits, unit, range.norm)
-  for (const factor of SEARCH_FACTORS.slice(1)) {
-    const lo = f32(middle - f32(half * factor))
-    const hi = f32(middle + f32(half * factor))
-    const candidate = parametersOf(lo, hi, bits)
-    const error = sumOfErrors(values, candidate, bits, unit, range.norm)
-    if (error < bestError) {
-      best = candidate
-      bestError = error
-    }
-  }
-  return best
+  if (range === 'minmax') return parametersOf(min, max, bits)
+  const { lo, hi } = searchRange(values, { lo: min, hi: max }, bits, range.norm)
+  return parametersOf(lo, hi, bits)
 }
 
 /** Smallest and largest value, NaN left out; [0, 0] if nothing remains. */
@@ -249,38 +227,4 @@ function encode(x: number, { scale, zero }: Parameters, bits: Bits): number {
   const inverse = scale > 0 ? f32(1 / scale) : 0
   const code = roundHalfEven(f32(f32(x - zero) * inverse))
   return Number.isNaN(code) ? 0 : Math.min(Math.max(code, 0), 2 ** bits - 1)
-}
-
-/** Fixed point of the search: errors^p are counted in 2^-20, at most 2^42 of them an element. */
-const ERROR_ONE = 2 ** 20
-const ERROR_MAX = 2 ** 42
-
-/**
- * Sum over the group of trunc(min((|x - x^| * unit)^p * 2^20, 2^42)), NaN counting 0: an exact
- * integer.
- */
-function sumOfErrors(
-  values: Float64Array,
-  parameters: Parameters,
-  bits: Bits,
-  unit: number,
-  norm: number,
-): bigint {
-  const { scale, zero } = parameters
-  let sum = 0n
-  let partial = 0 // exact while below 2^53: 1024 summands of at most 2^42
-  for (let i = 0; i < values.length; i++) {
-    const code = encode(values[i], parameters, bits)
-    const restored = f32(f32(code * scale) + zero)
-    const error = f32(Math.abs(f32(values[i] - restored)) * unit)
-    let power = error
-    for (let factors = 1; factors < norm; factors++) power = f32(power * error)
-    const counted = Math.min(f32(power * ERROR_ONE), ERROR_MAX)
-    partial += Number.isNaN(counted) ? 0 : Math.trunc(counted)
-    if (i % 1024 === 1023) {
-      sum += BigInt(partial)
-      partial = 0
-    }
-  }
-  return sum + BigInt(partial)
 }

@@ -8,6 +8,7 @@
 #include "csrc/cpu/kernels/flash_attention-inl.h"
 #include "csrc/cpu/kernels/probe_attention-inl.h"
 #include "csrc/cpu/kernels/select_salient-inl.h"
+#include "csrc/cpu/kernels/range_search-inl.h"
 #include "csrc/cpu/kernels/quantize-inl.h"
 #include "csrc/cpu/kernels/segment-inl.h"
 #include "csrc/cpu/kernels/page_dot-inl.h"

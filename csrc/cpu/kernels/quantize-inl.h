@@ -4,43 +4,6 @@
 namespace zc::cpu {
 namespace ZC_ISA {
 
-// Parameters of a range, or (norm 2 to 6) of the range shrunk so that sum(params, 1 / the unshrunk
-// step), of |error|^norm over the group, is the least; ties go to the wider one.
-template <typename Sum>
-inline QuantParams choose_shrunk(Range full, int bits, int norm, const Sum& sum) {
-  QuantParams best = quant_params(full, bits);
-  if (norm == 0) return best;
-  const float inv_full = quant_inverse(best.scale);
-  uint64_t least = sum(best, inv_full);
-  for (int candidate = 1; candidate < kRangeCandidates; ++candidate) {
-    const QuantParams params = quant_params(shrink_range(full, candidate), bits);
-    const uint64_t error = sum(params, inv_full);
-    if (error < least) {
-      best = params;
-      least = error;
-    }
-  }
-  return best;
-}
-
-// Parameters of the group get(0) .. get(n - 1).
-template <typename Get>
-inline QuantParams choose_params(const Get& get, int64_t n, int bits, int norm) {
-  Range full{INFINITY, -INFINITY};
-  for (int64_t i = 0; i < n; ++i) {
-    const float x = clamp_finite(get(i));
-    full.lo = x < full.lo ? x : full.lo;
-    full.hi = x > full.hi ? x : full.hi;
-  }
-  if (!(full.lo <= full.hi)) return {0.0f, 0.0f};  // empty, or nothing but NaN
-  return choose_shrunk(full, bits, norm, [&](QuantParams params, float inv_full) {
-    const float inv = quant_inverse(params.scale);
-    uint64_t error = 0;
-    for (int64_t i = 0; i < n; ++i) error += quant_error(get(i), params, inv, bits, inv_full, norm);
-    return error;
-  });
-}
-
 template <typename Get>
 inline float choose_normalizer(const Get& get, int64_t n) {
   float max_abs = 0.0f;
@@ -82,6 +45,7 @@ void quantize_typed(const OpContext& ctx, const QuantizeArgs& a) {
   f16* scale = a.scale.as<f16>();
   f16* zero = a.zero.as<f16>();
   f16* channel = a.channel.as<f16>();
+  const RangeSearch search(a.bits, a.norm);
   const auto keep = [&](int64_t group, QuantParams p) {  // exact: both are halves already
     scale[group] = to_f16(p.scale);
     zero[group] = to_f16(p.zero);
@@ -89,8 +53,8 @@ void quantize_typed(const OpContext& ctx, const QuantizeArgs& a) {
 
   if (a.scheme == QuantScheme::kChannelwise) {
     ctx.threads->parallel_for(channels, [&](int64_t c) {
-      keep(c, choose_params([&](int64_t r) { return to_float(x[r * channels + c]); }, rows, a.bits,
-                            a.norm));
+      keep(c,
+           choose_params([&](int64_t r) { return to_float(x[r * channels + c]); }, rows, search));
     });
   } else if (a.scheme == QuantScheme::kCst) {
     ctx.threads->parallel_for(channels, [&](int64_t c) {
@@ -119,8 +83,7 @@ void quantize_typed(const OpContext& ctx, const QuantizeArgs& a) {
     }
     for (int64_t g = 0; g < groups_per_row; ++g) {
       const float* group = value + g * group_size;
-      const QuantParams p =
-          choose_params([&](int64_t i) { return group[i]; }, group_size, a.bits, a.norm);
+      const QuantParams p = choose_params([&](int64_t i) { return group[i]; }, group_size, search);
       keep(r * groups_per_row + g, p);
       const float inv = quant_inverse(p.scale);
       for (int64_t i = 0; i < group_size; ++i)

@@ -120,90 +120,24 @@ inline const int32_t* checked_ids(const PackSegmentArgs& a, const SegmentView& v
   return ids;
 }
 
-inline VecF clamp_lanes(VecF x) {
-  const VecF limit = broadcast(zc::clamp_finite(INFINITY));
-  x = x > limit ? limit : x;
-  return x < -limit ? -limit : x;
-}
-
-// Sum of quant_error over x (n, a multiple of kLanes), the same integer.
-inline uint64_t sum_errors(const float* x, int64_t n, QuantParams params, int bits, float inv_full,
-                           int norm) {
-  const VecF magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const VecF levels = broadcast(static_cast<float>((1 << bits) - 1));
-  const VecF scale = broadcast(params.scale);
-  const VecF zero = broadcast(params.zero);
-  const VecF inv = broadcast(quant_inverse(params.scale));
-  const VecF most = broadcast(4398046511104.0f);  // 2^42, as whole_error has it
-  // An error's part in units of 2^20, and the rest: each a lane's integer. So many of them still
-  // add up below 2^31.
-  constexpr int64_t kTogether = 256 * kLanes;
-  uint64_t sum = 0;
-  for (int64_t first = 0; first < n; first += kTogether) {
-    const int64_t last = first + kTogether < n ? first + kTogether : n;
-    VecI high = {};
-    VecI low = {};
-    for (int64_t i = first; i < last; i += kLanes) {
-      const VecF value = clamp_lanes(load(x + i));
-      VecF code = (value - zero) * inv;
-      code = code > VecF{} ? code : VecF{};  // NaN too
-      code = ((code < levels ? code : levels) + magic) - magic;
-      const VecF difference = value - (code * scale + zero);
-      const VecF error = (difference < VecF{} ? -difference : difference) * inv_full;
-      VecF power = error;
-      for (int p = 1; p < norm; ++p) power = power * error;
-      VecF fixed = power * 1048576.0f;
-      fixed = fixed > VecF{} ? fixed : VecF{};  // NaN has no part in it
-      fixed = fixed < most ? fixed : most;
-      const VecI units = __builtin_convertvector(fixed * (1.0f / 1048576.0f), VecI);
-      // Exact: the leading bits of a float taken away.
-      const VecF rest = fixed - __builtin_convertvector(units, VecF) * 1048576.0f;
-      high += units;
-      low += __builtin_convertvector(rest, VecI);
-    }
-    for (int i = 0; i < kLanes; ++i)
-      sum += (static_cast<uint64_t>(high[i]) << 20) + static_cast<uint64_t>(low[i]);
+// quant_code of each lane, the same codes: held between 0 and the last before it is rounded, which
+// changes nothing and lets an addition do the rounding.
+struct LaneGrid {
+  VecF zero;
+  VecF inverse;
+  VecF levels;
+  LaneGrid(VecF zeros, VecF inverses, int bits)
+      : zero(zeros), inverse(inverses), levels(broadcast(static_cast<float>((1 << bits) - 1))) {}
+  LaneGrid(QuantParams p, int bits)
+      : LaneGrid(broadcast(p.zero), broadcast(quant_inverse(p.scale)), bits) {}
+  VecU codes(VecF x) const {
+    const VecF code = vmax((clamp_lanes(x) - zero) * inverse, VecF{});  // NaN too
+    const VecF rounded = vmin(code, levels) + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
+    VecU bits;
+    std::memcpy(&bits, &rounded, sizeof(bits));
+    return bits & 0xffu;
   }
-  return sum;
-}
-
-// choose_params of x (n, a multiple of kLanes), the same bits.
-inline QuantParams choose_vector_params(const float* x, int64_t n, int bits, int norm) {
-  VecF lo = broadcast(INFINITY);
-  VecF hi = broadcast(-INFINITY);
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const VecF v = clamp_lanes(load(x + i));
-    lo = v < lo ? v : lo;
-    hi = v > hi ? v : hi;
-  }
-  Range full{lo[0], hi[0]};
-  for (int i = 1; i < kLanes; ++i) {
-    full.lo = lo[i] < full.lo ? lo[i] : full.lo;
-    full.hi = hi[i] > full.hi ? hi[i] : full.hi;
-  }
-  if (!(full.lo <= full.hi)) return {0.0f, 0.0f};  // empty, or nothing but NaN
-  return choose_shrunk(full, bits, norm, [&](QuantParams params, float inv_full) {
-    return sum_errors(x, n, params, bits, inv_full, norm);
-  });
-}
-
-// quant_code of kPageTokens elements, the same codes: held between 0 and the last before it is
-// rounded, which changes nothing and lets an addition do the rounding.
-inline void quantize_lanes(const float* x, QuantParams p, int bits, uint32_t* codes) {
-  const VecF magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const VecF levels = broadcast(static_cast<float>((1 << bits) - 1));
-  const VecF zero = broadcast(p.zero);
-  const VecF inv = broadcast(quant_inverse(p.scale));
-  for (int i = 0; i < kPageTokens; i += kLanes) {
-    VecF code = (clamp_lanes(load(x + i)) - zero) * inv;
-    code = code > VecF{} ? code : VecF{};  // NaN too
-    code = (code < levels ? code : levels) + magic;
-    VecU rounded;
-    std::memcpy(&rounded, &code, sizeof(rounded));
-    rounded &= 0xffu;
-    std::memcpy(codes + i, &rounded, sizeof(rounded));
-  }
-}
+};
 
 // Rows of K and V asked for in advance while channels are packed.
 inline constexpr int64_t kRowsAhead = 16;
@@ -240,51 +174,56 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
     const int64_t c0 = task % channel_blocks * 16;
     const SegmentView view = view_of(kv_head);
     const int32_t* ids = a.ids.as<int32_t>() + kv_head * n;
-    const int bits = format_bits(view.segment.k_format);
+    const RangeSearch search(format_bits(view.segment.k_format), a.k_norm);
     const auto row = [&](const TensorView& from, int64_t i) {
       return from.as<T>() + (ids[i] * n_kv_heads + kv_head) * d + c0;
     };
-    // (16, stride); a page more than the tokens need, lest 16 columns of 2^k tokens share the few
-    // lines of one cache set.
-    const int64_t stride = (n_pages + 1) * kPageTokens;
-    float* columns = thread_scratch(0, static_cast<size_t>(stride) * 16);
+    float* keys = thread_scratch(0, static_cast<size_t>(n_padded) * 16);  // (n_padded, 16)
+    RangeLanes ranges[kSquareVecs];
     VecF largest[kSquareVecs] = {};  // |V| of each channel
-    for (int64_t i0 = 0; i0 < n_padded; i0 += kLanes) {
-      VecF block[kSquareVecs][kLanes];  // of K: kLanes tokens, which become columns
-      for (int64_t i = 0; i < kLanes; ++i) {
-        if (i0 + i >= n) {
-          for (int c = 0; c < kSquareVecs; ++c) block[c][i] = broadcast(NAN);
-          continue;
-        }
-        // Rows lie n_kv_heads * head_dim apart, too far for the machine to fetch them unasked.
-        if (i0 + i + kRowsAhead < n) {
-          __builtin_prefetch(row(a.k, i0 + i + kRowsAhead));
-          __builtin_prefetch(row(a.v, i0 + i + kRowsAhead));
-        }
-        for (int c = 0; c < kSquareVecs; ++c) {
-          block[c][i] = load(row(a.k, i0 + i) + c * kLanes);
-          const VecF x = clamp_lanes(load(row(a.v, i0 + i) + c * kLanes));
-          const VecF magnitude = x < VecF{} ? -x : x;
-          largest[c] = magnitude > largest[c] ? magnitude : largest[c];
-        }
+    for (int64_t i = 0; i < n; ++i) {
+      // Rows lie n_kv_heads * head_dim apart, too far for the machine to fetch them unasked.
+      if (i + kRowsAhead < n) {
+        __builtin_prefetch(row(a.k, i + kRowsAhead));
+        __builtin_prefetch(row(a.v, i + kRowsAhead));
       }
       for (int c = 0; c < kSquareVecs; ++c) {
-        transpose(block[c]);
-        for (int j = 0; j < kLanes; ++j)
-          store(columns + (c * kLanes + j) * stride + i0, block[c][j]);
+        const VecF x = load(row(a.k, i) + c * kLanes);
+        store(keys + i * 16 + c * kLanes, x);
+        ranges[c].add(clamp_lanes(x));
+        const VecF y = clamp_lanes(load(row(a.v, i) + c * kLanes));
+        largest[c] = vmax(vmax(y, -y), largest[c]);
       }
     }
+    std::fill(keys + n * 16, keys + n_padded * 16, NAN);
     QuantParams params[16];
+    float zeros[16];
+    float inverses[16];
+    for (int c = 0; c < kSquareVecs; ++c)
+      choose_lane_params([&](int64_t i) { return load(keys + i * 16 + c * kLanes); }, n, ranges[c],
+                         search, params + c * kLanes);
     for (int c = 0; c < 16; ++c) {
-      params[c] = choose_vector_params(columns + c * stride, n_padded, bits, a.k_norm);
       view.channel_params(0)[c0 + c] = to_f16(params[c].scale);
       view.channel_params(1)[c0 + c] = to_f16(params[c].zero);
       view.channel_params(2)[c0 + c] = to_f16(channel_normalizer(largest[c / kLanes][c % kLanes]));
+      zeros[c] = params[c].zero;
+      inverses[c] = quant_inverse(params[c].scale);
     }
     for (int64_t page = 0; page < n_pages; ++page) {
       SquareCodes codes;
-      for (int c = 0; c < 16; ++c)
-        quantize_lanes(columns + c * stride + page * kPageTokens, params[c], bits, codes.at[c]);
+      for (int c = 0; c < 16; c += kLanes) {
+        const LaneGrid grid(load(zeros + c), load(inverses + c), search.bits);
+        for (int t = 0; t < kPageTokens; t += kLanes) {
+          VecF block[kLanes];  // codes as they lie: tokens, which become channels
+          ZC_UNROLL for (int i = 0; i < kLanes; ++i) {
+            const VecU code = grid.codes(load(keys + (page * kPageTokens + t + i) * 16 + c));
+            std::memcpy(&block[i], &code, sizeof(code));
+          }
+          transpose(block);
+          ZC_UNROLL for (int i = 0; i < kLanes; ++i)
+              std::memcpy(&codes.at[c + i][t], &block[i], sizeof(block[i]));
+        }
+      }
       pack_square(view.segment.k_format, view.k_square(page, c0), codes);
     }
   });
@@ -294,7 +233,7 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
     const int64_t page = task % n_pages;
     const SegmentView view = view_of(kv_head);
     const int32_t* ids = a.ids.as<int32_t>() + kv_head * n;
-    const int bits = format_bits(view.segment.v_format);
+    const RangeSearch search(format_bits(view.segment.v_format), a.v_norm);
     float inverse[256];  // of the channel normalisers
     for (int c = 0; c < d; ++c) inverse[c] = 1.0f / to_float(view.channel_params(2)[c]);
     SquareCodes squares[256 / kPageTokens];
@@ -307,9 +246,12 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
       } else {
         std::fill(value, value + d, NAN);
       }
-      const QuantParams p = choose_vector_params(value, d, bits, a.v_norm);
-      for (int c0 = 0; c0 < d; c0 += kPageTokens)
-        quantize_lanes(value + c0, p, bits, squares[c0 / kPageTokens].at[t]);
+      const QuantParams p = choose_vector_params(value, d, search);
+      const LaneGrid grid(p, search.bits);
+      for (int c = 0; c < d; c += kLanes) {
+        const VecU codes = grid.codes(load(value + c));
+        std::memcpy(&squares[c / kPageTokens].at[t][c % kPageTokens], &codes, sizeof(codes));
+      }
       view.token_scale(page)[t] = to_f16(p.scale);
       view.token_zero(page)[t] = to_f16(p.zero);
     }

@@ -191,6 +191,15 @@ inline VecF vmax(VecF a, VecF b) {
 #endif
 }
 
+// a < b ? a : b on each lane: b where one is NaN.
+inline VecF vmin(VecF a, VecF b) {
+#if defined(ZC_ISA_AVX2)
+  return _mm256_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 // The largest lane. Where there are NaN any lane may win.
 inline float max_lane(VecF v) {
 #if defined(ZC_ISA_AVX2)

@@ -4,7 +4,7 @@
 
 #include "csrc/cuda/device/order_key.h"
 #include "csrc/cuda/device/simt.h"
-#include "csrc/math/quantize.h"
+#include "csrc/math/range_search.h"
 
 // Ranges of channels that many blocks see a part of each: maxima of integers and sums of integers,
 // which are the same in any order. The memory that blocks combine them in is zero before and after.
@@ -71,71 +71,52 @@ ZC_DEVICE void with_norm(int norm, const Body& body) {
   }
 }
 
-// Sums of quant_error of each candidate, over the values that a thread sees: the same integers by
-// fewer instructions, which are what bounds a search. Codes are reckoned in units of 2^-8 and held
-// between 0 and the last one before they are rounded: that changes no bit, the multiplication
-// clamps at no cost and an addition rounds. Errors below 2^32, as all but wild ones are, are
-// converted by instructions that run several times as fast as those for 64 bits.
+// Sums of what the candidates do to the elements that a thread sees, at most kRangeTogether of
+// them: nine instructions a candidate and element at norm 3, which are what bounds a search. NaN,
+// which has no error, is counted as an element at the range's end and taken away afterwards.
 struct CandidateErrors {
-  float zero[kRangeCandidates];
-  float scale[kRangeCandidates];    // times 256
-  float inverse[kRangeCandidates];  // over 256
-  float inverse_full;
+  float lo;
+  float inverse;
   float last;
-  unsigned long long sums[kRangeCandidates];
+  float spread[kRangeCandidates];
+  float unit[kRangeCandidates];
+  uint32_t sums[kRangeCandidates];
+  uint32_t n_nan;
 
-  ZC_DEVICE CandidateErrors(Range range, int bits)
-      : last(static_cast<float>((1 << bits) - 1) / 256.0f) {
+  ZC_DEVICE CandidateErrors(Range range, int bits, int norm)
+      : lo(range.lo), inverse(range_inverse(range)), last(range_last(bits)), n_nan(0) {
     ZC_UNROLL
     for (int i = 0; i < kRangeCandidates; ++i) {
-      const QuantParams params = candidate_params(range, i, bits);
-      zero[i] = params.zero;
-      scale[i] = params.scale * 256.0f;
-      inverse[i] = quant_inverse(params.scale) / 256.0f;
+      spread[i] = range_spread(i, bits);
+      unit[i] = power_of_two(range_exponent(i, bits, norm));
       sums[i] = 0;
     }
-    inverse_full = inverse[0] * 256.0f;
+  }
+  template <int kNorm>
+  ZC_DEVICE uint32_t units(int i, float place) const {
+    return range_units(range_power(range_error(place, spread[i], last), kNorm), unit[i]);
   }
   template <int kNorm>
   ZC_DEVICE void add(float x) {
-    if (x != x) return;  // NaN has no error
-    const float xf = clamp_finite(x);
-    float fixed[kRangeCandidates];
-    float greatest = 0.0f;
+    if (x != x) ++n_nan;
+    // range_place, but that the multiplication clamps at no cost and makes 0 of NaN.
+    const float share = __saturatef((x - lo) * inverse);
+    const float place = fabsf((share + kRoundsPlace) - (kRoundsPlace + 0.5f));
     ZC_UNROLL
-    for (int i = 0; i < kRangeCandidates; ++i) {
-      constexpr float kRounds = 49152.0f;  // 1.5 * 2^15, whose neighbours are 2^-8 apart
-      const float clamped = fminf(__saturatef((xf - zero[i]) * inverse[i]), last);
-      const float code = (clamped + kRounds) - kRounds;
-      const float e = fabsf(xf - (code * scale[i] + zero[i])) * inverse_full;
-      float power = e;
-      ZC_UNROLL
-      for (int n = 1; n < kNorm; ++n) power = power * e;
-      fixed[i] = fixed_error(power);
-      greatest = fmaxf(greatest, fixed[i]);
-    }
-    if (greatest < 4294967296.0f) {
-      ZC_UNROLL
-      for (int i = 0; i < kRangeCandidates; ++i) sums[i] += static_cast<uint32_t>(fixed[i]);
-    } else {
-      ZC_UNROLL
-      for (int i = 0; i < kRangeCandidates; ++i) sums[i] += whole_error(fixed[i]);
-    }
+    for (int i = 0; i < kRangeCandidates; ++i) sums[i] += units<kNorm>(i, place);
+  }
+  // Once, after all elements.
+  template <int kNorm>
+  ZC_DEVICE void leave_nan_out() {
+    ZC_UNROLL
+    for (int i = 0; i < kRangeCandidates; ++i) sums[i] -= n_nan * units<kNorm>(i, 0.5f);
   }
 };
 
-// The candidate with the least error; ties go to the wider range.
-template <typename Error>
-ZC_DEVICE int best_candidate(const Error& error_of) {
-  int best = 0;
-  uint64_t least = error_of(0);
-  for (int candidate = 1; candidate < kRangeCandidates; ++candidate) {
-    const uint64_t error = error_of(candidate);
-    if (error >= least) continue;
-    best = candidate;
-    least = error;
-  }
-  return best;
+// The candidate that best_range finds among sums of a channel.
+template <typename Sum>
+ZC_DEVICE int best_candidate(int bits, int norm, const Sum& sum_of) {
+  return best_range(sum_of, [&](int i) { return range_weight(i, bits, norm); });
 }
 
 }  // namespace zc::cuda

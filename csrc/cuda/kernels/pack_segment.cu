@@ -39,7 +39,7 @@ struct Packing {
   int32_t* arrivals;           // (n_kv_heads): blocks that are done
   int32_t* bad_ids;            // (n_kv_heads): whether a block met some
   uint32_t* keys;              // (n_kv_heads, kRangeParts, head_dim): of K, and the last one of V
-  unsigned long long* errors;  // (n_kv_heads, kRangeCandidates, head_dim): sums of quant_error
+  unsigned long long* errors;  // (n_kv_heads, kRangeCandidates, head_dim): sums of range_units
 };
 
 struct Packings {
@@ -166,6 +166,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 3)
     search_ranges_kernel(FaultSink faults, const __grid_constant__ Packings all, const T* k) {
+  constexpr int kRowsAtOnce = 4;
   simt::let_next_begin();
   simt::wait_for_kernels_before();
   const Packing& a = all.of[blockIdx.z];
@@ -183,20 +184,33 @@ __global__ void __launch_bounds__(kThreads, 3)
   const int groups = kThreads / d;
   const Range range = ranges[channel];
   if (group < groups && range.lo <= range.hi) {
-    CandidateErrors own(range, bits);
+    CandidateErrors own(range, bits, a.k_norm);
     const int begin = blockIdx.x * a.chunk;
     const int end = a.n - begin < a.chunk ? a.n : begin + a.chunk;
+    // A row of the prompt is far below 2^31 bytes; its offset in k may be above.
+    const int64_t stride = a.at.n_kv_heads * d;
+    const T* from = k + kv_head * d + channel;
     with_norm(a.k_norm, [&](auto norm) {
-      for (int i = begin + group; i < end; i += groups)
-        own.add<decltype(norm)::value>(
-            to_float(k[(int64_t{ids[i]} * a.at.n_kv_heads + kv_head) * d + channel]));
+      constexpr int kNorm = decltype(norm)::value;
+      int i = begin + group;
+      for (; i + (kRowsAtOnce - 1) * groups < end; i += kRowsAtOnce * groups) {
+        float x[kRowsAtOnce];
+        ZC_UNROLL
+        for (int u = 0; u < kRowsAtOnce; ++u) x[u] = to_float(from[ids[i + u * groups] * stride]);
+        ZC_UNROLL
+        for (int u = 0; u < kRowsAtOnce; ++u) own.add<kNorm>(x[u]);
+      }
+      for (; i < end; i += groups) own.add<kNorm>(to_float(from[ids[i] * stride]));
+      own.leave_nan_out<kNorm>();
     });
     ZC_UNROLL
-    for (int i = 0; i < kRangeCandidates; ++i) atomicAdd(&errors[i * d + channel], own.sums[i]);
+    for (int i = 0; i < kRangeCandidates; ++i)
+      atomicAdd(&errors[i * d + channel], static_cast<unsigned long long>(own.sums[i]));
   }
   if (!arrives_last(&a.arrivals[kv_head], a.n_chunks)) return;
   for (int c = threadIdx.x; c < d; c += kThreads) {
-    const int best = best_candidate([&](int i) { return atomicExch(&errors[i * d + c], 0ull); });
+    const int best =
+        best_candidate(bits, a.k_norm, [&](int i) { return atomicExch(&errors[i * d + c], 0ull); });
     keep_params(view, c, candidate_params(ranges[c], best, bits));
   }
 }
@@ -350,57 +364,54 @@ ZC_DEVICE Range clamped(Range r) {
   return r.lo <= r.hi ? Range{clamp_finite(r.lo), clamp_finite(r.hi)} : r;
 }
 
-// Parameters of the tokens' ranges shrunk by a candidate's factor.
-ZC_DEVICE LaneParams lane_params(const LaneRanges& ranges, int candidate, int bits) {
-  LaneParams params;
-  ZC_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    params.at[i >> 1][i & 1] = candidate_params(clamped(ranges.at[i >> 1][i & 1]), candidate, bits);
-  }
-  return params;
-}
-
 // The parameters with the least error; ties go to the wider range.
 template <typename T>
 ZC_DEVICE LaneParams searched_params(const T* v_tile, const float* inverse,
                                      const LaneRanges& ranges, int d, int bits, int norm,
                                      int lane) {
-  LaneParams best = lane_params(ranges, 0, bits);
-  float inv_full[2][2];
-  uint64_t least[2][2];
+  const float last = range_last(bits);
+  float lo[4], across[4];
+  double least[4];
+  int best[4];
   ZC_UNROLL
-  for (int i = 0; i < 4; ++i) inv_full[i >> 1][i & 1] = quant_inverse(best.at[i >> 1][i & 1].scale);
+  for (int i = 0; i < 4; ++i) {
+    const Range range = clamped(ranges.at[i >> 1][i & 1]);
+    lo[i] = range.lo;
+    across[i] = range_inverse(range);
+  }
   ZC_NO_UNROLL
   for (int candidate = 0; candidate < kRangeCandidates; ++candidate) {
-    const LaneParams tried = lane_params(ranges, candidate, bits);
-    float inv[2][2];
-    uint64_t error[2][2];
-    ZC_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      inv[i >> 1][i & 1] = quant_inverse(tried.at[i >> 1][i & 1].scale);
-      error[i >> 1][i & 1] = 0;
-    }
+    const float spread = range_spread(candidate, bits);
+    const float unit = power_of_two(range_exponent(candidate, bits, norm));
+    uint32_t sums[4] = {};
     ZC_NO_UNROLL
     for (int square = 0; square < d / 16; ++square) {
       const LaneSquare x = load_square<false>(v_tile, d, square, lane);
       ZC_UNROLL
       for (int i = 0; i < 8; ++i) {
         const int p = i >> 2, hi = (i >> 1) & 1, odd = i & 1;
-        error[p][odd] += quant_error(normalized(x, inverse, lane, square, p, hi, odd),
-                                     tried.at[p][odd], inv[p][odd], bits, inv_full[p][odd], norm);
+        const int token = 2 * p + odd;
+        const float y = normalized(x, inverse, lane, square, p, hi, odd);
+        const float error = range_error(range_place(y, lo[token], across[token]), spread, last);
+        if (y == y) sums[token] += range_units(range_power(error, norm), unit);
       }
     }
+    const double weight = range_weight(candidate, bits, norm);
     ZC_UNROLL
     for (int i = 0; i < 4; ++i) {
-      uint64_t& sum = error[i >> 1][i & 1];
       ZC_UNROLL
-      for (int step = 4; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
-      if (candidate != 0 && sum >= least[i >> 1][i & 1]) continue;
-      least[i >> 1][i & 1] = sum;
-      best.at[i >> 1][i & 1] = tried.at[i >> 1][i & 1];
+      for (int step = 4; step < 32; step *= 2) sums[i] += __shfl_xor_sync(~0u, sums[i], step);
+      const double error = static_cast<double>(sums[i]) * weight;
+      if (candidate != 0 && error >= least[i]) continue;
+      least[i] = error;
+      best[i] = candidate;
     }
   }
-  return best;
+  LaneParams params;
+  ZC_UNROLL
+  for (int i = 0; i < 4; ++i)
+    params.at[i >> 1][i & 1] = candidate_params(clamped(ranges.at[i >> 1][i & 1]), best[i], bits);
+  return params;
 }
 
 // Token parameters of V, to grids (16) and, as they are stored, to words (16); both in shared

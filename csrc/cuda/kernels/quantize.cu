@@ -98,20 +98,23 @@ __global__ void __launch_bounds__(kThreads) search_columns_kernel(Quantizing a, 
   if (channel < a.channels) {
     const Range range = a.ranges[channel];
     if (range.lo <= range.hi) {
-      CandidateErrors own(range, a.bits);
+      CandidateErrors own(range, a.bits, a.norm);
       with_norm(a.norm, [&](auto norm) {
+        constexpr int kNorm = decltype(norm)::value;
         for (int64_t row = begin + warp; row < end; row += kWarps)
-          own.add<decltype(norm)::value>(to_float(x[row * a.channels + channel]));
+          own.add<kNorm>(to_float(x[row * a.channels + channel]));
+        own.leave_nan_out<kNorm>();
       });
       ZC_UNROLL
       for (int i = 0; i < kRangeCandidates; ++i)
-        atomicAdd(&a.errors[i * a.channels + channel], own.sums[i]);
+        atomicAdd(&a.errors[i * a.channels + channel],
+                  static_cast<unsigned long long>(own.sums[i]));
     }
   }
   if (!arrives_last(&a.arrivals[blockIdx.y], gridDim.x)) return;
   if (warp != 0 || channel >= a.channels) return;
-  const int best =
-      best_candidate([&](int i) { return atomicExch(&a.errors[i * a.channels + channel], 0ull); });
+  const int best = best_candidate(
+      a.bits, a.norm, [&](int i) { return atomicExch(&a.errors[i * a.channels + channel], 0ull); });
   keep_params(a, channel, candidate_params(a.ranges[channel], best, a.bits));
 }
 
@@ -146,21 +149,24 @@ __global__ void __launch_bounds__(kThreads) group_params_kernel(Quantizing a, co
   if (range.lo <= range.hi) range = {clamp_finite(range.lo), clamp_finite(range.hi)};
   int best = 0;
   if (a.norm != 0 && range.lo <= range.hi) {
-    CandidateErrors own(range, a.bits);
-    with_norm(a.norm, [&](auto norm) {
-      for (int64_t i = lane; i < a.group_size; i += 32)
-        own.add<decltype(norm)::value>(row_value(a, x, row, first + i));
-    });
+    unsigned long long sums[kRangeCandidates] = {};
+    for (int64_t begin = 0; begin < a.group_size; begin += kRangeTogether * 32) {
+      const int64_t left = a.group_size - begin;
+      const int64_t count = left < kRangeTogether * 32 ? left : kRangeTogether * 32;
+      CandidateErrors own(range, a.bits, a.norm);
+      with_norm(a.norm, [&](auto norm) {
+        constexpr int kNorm = decltype(norm)::value;
+        for (int64_t i = lane; i < count; i += 32)
+          own.add<kNorm>(row_value(a, x, row, first + begin + i));
+        own.leave_nan_out<kNorm>();
+      });
+      ZC_UNROLL
+      for (int i = 0; i < kRangeCandidates; ++i) sums[i] += own.sums[i];
+    }
     ZC_UNROLL
     for (int i = 0; i < kRangeCandidates; ++i) ZC_UNROLL
-    for (int step = 1; step < 32; step *= 2) own.sums[i] += __shfl_xor_sync(~0u, own.sums[i], step);
-    uint64_t least = own.sums[0];
-    ZC_UNROLL
-    for (int i = 1; i < kRangeCandidates; ++i)
-      if (own.sums[i] < least) {
-        best = i;
-        least = own.sums[i];
-      }
+    for (int step = 1; step < 32; step *= 2) sums[i] += __shfl_xor_sync(~0u, sums[i], step);
+    best = best_candidate(a.bits, a.norm, [&](int i) { return sums[i]; });
   }
   if (lane == 0) keep_params(a, group, candidate_params(range, best, a.bits));
 }
