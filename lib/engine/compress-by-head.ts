@@ -1,8 +1,6 @@
-import type { KvCache, StagedGroup } from '../cache/index.js'
-import type { Scratch } from '../model/scratch.js'
+import type { StagedGroup } from '../cache/index.js'
 import { gatherRows, packSegments, selectSalient, type Tensor } from '../ops/index.js'
-import type { Compression } from '../policy/policy.js'
-import { segmentClasses } from './compress.js'
+import { segmentClasses, type TokenGroup } from './compress.js'
 
 /** Splits and packs the tokens of each KV head by itself, as many salient ones as it was given. */
 export interface HeadPacker {
@@ -20,13 +18,10 @@ export interface HeadPacker {
  * every head of a layer, so that each head is gathered and packed as a layer of one head would be.
  */
 export function makeHeadPacker(
-  cache: KvCache,
-  { high, low }: Compression,
+  { cache, compression, nTokens, dtype, scratch }: TokenGroup,
   staged: StagedGroup,
-  nTokens: number,
-  dtype: Tensor['dtype'],
-  scratch: Scratch,
 ): HeadPacker {
+  const { high, low } = compression
   const { nKvHeads, headDim } = cache.shape
   const rowsOfHead = Array.from({ length: nKvHeads }, (_, head) =>
     scratch.ints(new Int32Array(nTokens).map((_, token) => token * nKvHeads + head)),

@@ -1,14 +1,12 @@
-import { codeFormat, type GroupPlan, type KvCache, PAGE_TOKENS, pageCount } from '../cache/index.js'
-import type { Scratch } from '../model/scratch.js'
+import { codeFormat, type GroupPlan, PAGE_TOKENS, pageCount } from '../cache/index.js'
 import type { Tensor } from '../ops/index.js'
 import { salientCounts } from '../policy/auto-ratio.js'
-import type { Compression } from '../policy/policy.js'
+import type { Compression, SaliencyMetric } from '../policy/policy.js'
 import { withoutPositionBias } from '../policy/position-bias.js'
-import { makePacker, makeScorer, type Probes, type Scorer } from './compress.js'
+import { makePacker, makeScorer, type Probes, type Scorer, type TokenGroup } from './compress.js'
 import { makeHeadPacker } from './compress-by-head.js'
 import { affordablePages } from './estimate.js'
 import { keyErrorGains } from './gains.js'
-import type { ScoreWatcher } from './saliency-record.js'
 
 /** Shares of salient tokens, one for each (layer, KV head), that a prompt was given. */
 export type HeadShares = Float64Array
@@ -30,24 +28,16 @@ export interface PromptCompressor {
 }
 
 /**
- * Stages a prompt of `nTokens` tokens, the tail's included, and compresses it as Alg. 2 does. Where
- * scores are corrected, or r is chosen head by head, a layer's scores are read first: the one wait
- * there is.
+ * Stages a prompt and compresses it as Alg. 2 does. Where scores are corrected, or r is chosen head
+ * by head, a layer's scores are read first: the one wait there is.
  */
-export function makePromptCompressor(
-  cache: KvCache,
-  compression: Compression,
-  nTokens: number,
-  dtype: Tensor['dtype'],
-  scratch: Scratch,
-  watch: ScoreWatcher | null = null,
-): PromptCompressor {
+export function makePromptCompressor(group: TokenGroup): PromptCompressor {
+  const { cache, compression, nTokens, scratch, watch } = group
   const { metric, auto, correctsPosition: correct } = compression
   const { nLayers, nKvHeads } = cache.shape
   const plan = groupPlan(compression, nTokens)
-  const isMixed = auto !== null || (plan.nSalient > 0 && plan.nSalient < nTokens)
-  const looks = isMixed && metric !== 'locality'
-  const scorer = looks ? makeScorer(cache.shape, metric, nTokens, scratch) : null
+  const scorer = scorerOf(group, plan, metric, auto !== null)
+  const looks = scorer !== null
   const revised = async ({ scores }: Scorer) => {
     const found = await scores.read()
     if (!correct) return found
@@ -60,8 +50,7 @@ export function makePromptCompressor(
   }
 
   if (!auto || !scorer) {
-    const staged = cache.stage(plan)
-    const pack = makePacker(cache, compression, staged, plan, scorer?.scores ?? null, scratch)
+    const pack = evenPacker(group, plan, scorer)
     return {
       looks,
       shares: null,
@@ -84,7 +73,7 @@ export function makePromptCompressor(
   // Before anything is staged, what is there is what stays.
   let left = affordablePages(cache, compression, nTokens)
   const staged = cache.stageUneven(plan)
-  const packer = makeHeadPacker(cache, compression, staged, nTokens, dtype, scratch)
+  const packer = makeHeadPacker(group, staged)
   const shares = new Float64Array(nLayers * nKvHeads)
   return {
     looks,
@@ -115,32 +104,25 @@ export interface WindowCompressor {
 }
 
 /**
- * Stages a window of `nTokens` tokens and compresses it as Alg. 3 does; where heads have shares of
- * salient tokens of their own, by those.
+ * Stages a window and compresses it as Alg. 3 does; where heads have shares of salient tokens of
+ * their own, by those.
  */
 export function makeWindowCompressor(
-  cache: KvCache,
-  compression: Compression,
+  group: TokenGroup,
   shares: HeadShares | null,
-  nTokens: number,
-  dtype: Tensor['dtype'],
-  scratch: Scratch,
-  watch: ScoreWatcher | null = null,
 ): WindowCompressor {
-  const { windowMetric: metric } = compression
+  const { cache, compression, nTokens, watch } = group
   const { nKvHeads } = cache.shape
   const plan = groupPlan(compression, nTokens)
-  const isMixed = shares !== null || (plan.nSalient > 0 && plan.nSalient < nTokens)
-  const looks = isMixed && metric !== 'locality'
-  const scorer = looks ? makeScorer(cache.shape, metric, nTokens, scratch) : null
+  const scorer = scorerOf(group, plan, compression.windowMetric, shares !== null)
+  const looks = scorer !== null
   const score = (k: Tensor, probes: Probes | null, slidingWindow: number) => {
     if (!probes || !scorer) return
     scorer.score(k, probes, slidingWindow)
     watch?.(scorer.scores)
   }
   if (!shares || !scorer) {
-    const staged = cache.stage(plan)
-    const pack = makePacker(cache, compression, staged, plan, scorer?.scores ?? null, scratch)
+    const pack = evenPacker(group, plan, scorer)
     return {
       looks,
       compress(layer, k, v, probes, slidingWindow) {
@@ -149,8 +131,7 @@ export function makeWindowCompressor(
       },
     }
   }
-  const staged = cache.stageUneven(plan)
-  const packer = makeHeadPacker(cache, compression, staged, nTokens, dtype, scratch)
+  const packer = makeHeadPacker(group, cache.stageUneven(plan))
   return {
     looks,
     compress(layer, k, v, probes, slidingWindow) {
@@ -160,6 +141,23 @@ export function makeWindowCompressor(
       packer.pack(layer, k, v, scorer.scores, counts)
     },
   }
+}
+
+/** What scores a group's tokens; null where nothing has to be told apart, or the newest are salient. */
+function scorerOf(
+  { cache, nTokens, scratch }: TokenGroup,
+  { nSalient }: GroupPlan,
+  metric: SaliencyMetric,
+  isUneven: boolean,
+): Scorer | null {
+  const isMixed = isUneven || (nSalient > 0 && nSalient < nTokens)
+  if (!isMixed || metric === 'locality') return null
+  return makeScorer(cache.shape, metric, nTokens, scratch)
+}
+
+/** Stages a group whose heads are alike; what packs a layer of it. */
+function evenPacker(group: TokenGroup, plan: GroupPlan, scorer: Scorer | null) {
+  return makePacker(group, group.cache.stage(plan), plan.nSalient, scorer?.scores ?? null)
 }
 
 /** How many tokens of a group are salient, and how both classes are stored. */

@@ -10,6 +10,7 @@ import {
   type Tensor,
 } from '../ops/index.js'
 import type { Compression, PrecisionClass, SaliencyMetric } from '../policy/policy.js'
+import type { ScoreWatcher } from './saliency-record.js'
 
 /** Rows of attention that are looked at, and what they see of the tokens to be compressed. */
 export interface Probes {
@@ -21,6 +22,19 @@ export interface Probes {
   readonly rows: Tensor<'i32'>
   /** The last token, of those to be compressed, that each probe sees. */
   readonly positions: Tensor<'i32'>
+}
+
+/** The tokens of one compression, and what it works with. */
+export interface TokenGroup {
+  readonly cache: KvCache
+  readonly compression: Compression
+  /** The tail's, and those that come with it. */
+  readonly nTokens: number
+  /** Of K and V. */
+  readonly dtype: Tensor['dtype']
+  readonly scratch: Scratch
+  /** Is told the scores of each layer; null: nobody asks. */
+  readonly watch: ScoreWatcher | null
 }
 
 /** Scores the same tokens in one layer after another. */
@@ -68,14 +82,11 @@ export function makeScorer(
  * Source: ZipCache (arXiv 2405.14256).
  */
 export function makePacker(
-  cache: KvCache,
-  compression: Compression,
+  { cache, compression, nTokens, scratch }: TokenGroup,
   staged: StagedGroup,
-  group: { nTokens: number; nSalient: number },
+  nSalient: number,
   scores: Tensor<'f32'> | null,
-  scratch: Scratch,
 ): (layer: number, k: Tensor, v: Tensor) => void {
-  const { nTokens, nSalient } = group
   const { nKvHeads } = cache.shape
   const salientIds = scratch.tensor('i32', [nKvHeads, nSalient])
   const regularIds = scratch.tensor('i32', [nKvHeads, nTokens - nSalient])

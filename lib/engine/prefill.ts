@@ -163,7 +163,8 @@ export async function prefillCompressed(
   const nTokens = nTail + ids.length
   const dtype = model.attentionDtype
   const watch = record?.begin(cache.tailStart, nTokens) ?? null
-  const compressor = makePromptCompressor(cache, compression, nTokens, dtype, scratch, watch)
+  const group = { cache, compression, nTokens, dtype, scratch, watch }
+  const compressor = makePromptCompressor(group)
   const sliced = slicePass(pass, nTail, cache.length)
   const { stream } = sliced
   const start = scratch.ints(Int32Array.of(cache.start))
@@ -363,9 +364,8 @@ export function closeWindow(
   const nTokens = cache.tailLength
   const dtype = model.attentionDtype
   const watch = record?.begin(cache.tailStart, nTokens) ?? null
-  const compressor = makeWindowCompressor(
-    ...([cache, compression, shares, nTokens, dtype, scratch, watch] as const),
-  )
+  const group = { cache, compression, nTokens, dtype, scratch, watch }
+  const compressor = makeWindowCompressor(group, shares)
   const k = scratch.tensor(model.attentionDtype, [nTokens, nKvHeads, headDim])
   const v = scratch.tensor(model.attentionDtype, [nTokens, nKvHeads, headDim])
   const table = scratch.keep(cache.tableView())
