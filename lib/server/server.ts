@@ -213,7 +213,13 @@ export class Server {
       const { service } = this.#ready()
       const cache = await service.sessionCache(this.#nameOf(request.params.id, request))
       if (cache) return cache
-      throw new ApiError(404, 'there is no such session', { code: 'session_not_found' })
+      throw sessionNotFound()
+    })
+    app.delete<{ Params: { id: string } }>('/v1/sessions/:id', async (request) => {
+      const { service } = this.#ready()
+      const ended = service.endSession(this.#nameOf(request.params.id, request))
+      if (ended) return ended
+      throw sessionNotFound()
     })
     if (this.#settings.page) addPage(app, () => this.#pageSettings())
     app.post('/v1/chat/completions', (request, reply) =>
@@ -224,7 +230,9 @@ export class Server {
     )
     app.setNotFoundHandler(async ({ method, url }) => {
       const path = url.split('?')[0] as string
-      const methods = ['GET', 'POST'].filter((other) => app.hasRoute({ method: other, url: path }))
+      const methods = ['GET', 'POST', 'DELETE'].filter((other) =>
+        app.hasRoute({ method: other, url: path }),
+      )
       throw methods.length > 0
         ? new ApiError(405, `${method} is no method of this path, ${methods.join(', ')} is`, {
             code: 'method_not_allowed',
@@ -246,7 +254,7 @@ export class Server {
         if (request.method === 'OPTIONS') {
           const headers = 'authorization, content-type, x-request-id, x-session-id'
           return reply
-            .header('access-control-allow-methods', 'GET, POST')
+            .header('access-control-allow-methods', 'GET, POST, DELETE')
             .header('access-control-allow-headers', headers)
             .header('access-control-max-age', '600')
             .code(204)
@@ -381,6 +389,10 @@ export class Server {
     if (this.#refusesNew) void reply.header('connection', 'close')
     await reply.code(answer.status).send(answer.body)
   }
+}
+
+function sessionNotFound(): ApiError {
+  return new ApiError(404, 'there is no such session', { code: 'session_not_found' })
 }
 
 function timeoutError(ms: number): ApiError {

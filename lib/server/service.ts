@@ -131,6 +131,12 @@ export class OpenAiService {
     return sequence && describeCache(sequence, this.#parts.model)
   }
 
+  /** `DELETE /v1/sessions/:id`: frees its cache; null when there is no such session. */
+  endSession(name: SessionName): object | null {
+    const isThere = this.#parts.sessions.remove(name)
+    return isThere ? { id: name.id, object: 'session', deleted: true } : null
+  }
+
   /** Ends the conversations and the engine; answers under way reject. Idempotent. */
   async dispose(): Promise<void> {
     this.#parts.sessions.dispose()

@@ -80,12 +80,7 @@ export class Sessions {
     encode: (text: string) => number[],
   ): Resumed | null {
     const key = keyOf(name)
-    if (this.#busy.has(key)) {
-      throw new ApiError(409, 'x-session-id: another request of this session is under way', {
-        param: 'x-session-id',
-        code: 'session_busy',
-      })
-    }
+    this.#expectIdle(key)
     this.expire()
     this.#busy.set(key, null)
     const session = this.#idle.get(key)
@@ -128,6 +123,18 @@ export class Sessions {
     while (this.#idle.size > maxSessions) this.evict()
   }
 
+  /**
+   * Gives up the conversation of a name; whether there was one. Throws an `ApiError` 409 while a
+   * request uses it.
+   */
+  remove(name: SessionName): boolean {
+    const key = keyOf(name)
+    this.#expectIdle(key)
+    this.expire()
+    this.#idle.get(key)?.sequence.dispose()
+    return this.#idle.delete(key)
+  }
+
   /** Gives up those whose time is over. */
   expire(): void {
     const now = this.#now()
@@ -148,6 +155,14 @@ export class Sessions {
     sequence.dispose()
     this.counters.evicted++
     return true
+  }
+
+  #expectIdle(key: string): void {
+    if (!this.#busy.has(key)) return
+    throw new ApiError(409, 'x-session-id: another request of this session is under way', {
+      param: 'x-session-id',
+      code: 'session_busy',
+    })
   }
 
   dispose(): void {

@@ -14,6 +14,33 @@ async function cacheOf(id: string, headers: Record<string, string> = {}): Promis
   return { status: response.status, body: await response.json() }
 }
 
+test('a conversation that is deleted is gone, and its memory free; a busy one is not', async () => {
+  const remove = (id: string) =>
+    fetch(`${running().url}/v1/sessions/${id}`, { method: 'DELETE' }).then(async (response) => [
+      response.status,
+      await response.json(),
+    ])
+  expect(await remove('gone')).toMatchObject([404, { error: { code: 'session_not_found' } }])
+  const used = () => running().server.engine?.kvMemory.used
+  const before = used()
+  await post(textUrl(), body, { 'x-session-id': 'gone' })
+  expect(used()).toBeGreaterThan(before as number)
+  expect(await remove('gone')).toEqual([200, { id: 'gone', object: 'session', deleted: true }])
+  expect(used()).toBe(before)
+  expect((await cacheOf('gone')).status).toBe(404)
+  const again = await post(textUrl(), body, { 'x-session-id': 'gone' })
+  expect(again.body.usage.prompt_tokens_details.cached_tokens).toBe(0)
+
+  const long = post(
+    textUrl(),
+    { ...body, max_tokens: 400, ignore_eos: true },
+    { 'x-session-id': 'b' },
+  )
+  await until(async () => (await cacheOf('b')).status === 200)
+  expect(await remove('b')).toMatchObject([409, { error: { code: 'session_busy' } }])
+  expect((await long).status).toBe(200)
+})
+
 test('tokens, bits, shares and scores of a conversation', async () => {
   const { body: answer } = await post(textUrl(), body, { 'x-session-id': 'a/b ü' })
   const { status, body: cache } = await cacheOf('a/b ü')
