@@ -20,6 +20,13 @@ bool is_lost(cudaError_t status) {
     case cudaErrorInvalidPc:
     case cudaErrorLaunchFailure:
     case cudaErrorUnknown:
+#if defined(__CUDACC__)  // the emulator has none of these
+    case cudaErrorContained:
+    case cudaErrorTensorMemoryLeak:
+    case cudaErrorMpsClientTerminated:
+    case cudaErrorExternalDevice:
+    case cudaErrorContextIsDestroyed:
+#endif
       return true;
     default:
       return false;
