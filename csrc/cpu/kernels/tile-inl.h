@@ -136,21 +136,6 @@ inline float softmax_lse(float max, float sum) {
   return sum == 0.0f ? -INFINITY : max + std::log(sum);
 }
 
-// The running softmax of up to kBlockRows query rows.
-struct SoftmaxRows {
-  float max[kBlockRows];
-  float sum[kBlockRows];
-
-  void reset(int rows) {
-    std::fill(max, max + rows, -INFINITY);
-    std::fill(sum, sum + rows, 0.0f);
-  }
-  float update(int r, float* scores, int first, int last) {
-    return update_softmax(max[r], sum[r], scores, first, last);
-  }
-  float lse(int r) const { return softmax_lse(max[r], sum[r]); }
-};
-
 inline void scale_row(float* row, float factor, int n) {
   if (factor == 1.0f) return;
   for (int c = 0; c < n; c += kLanes) store(row + c, load(row + c) * broadcast(factor));
