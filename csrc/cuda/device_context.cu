@@ -172,7 +172,10 @@ void* DeviceContext::scratch(int64_t bytes) {
   if (kAlwaysNew || bytes > scratch_bytes_) {
     constexpr int64_t kUnit = int64_t{2} << 20;
     const int64_t size = kAlwaysNew ? bytes : (bytes + kUnit - 1) / kUnit * kUnit;
-    // The old block is freed after the ops that were enqueued with it, or with their graph.
+    // The old block is freed after the ops that were enqueued with it, or with their graph; before
+    // the new one is taken, lest both have to fit.
+    scratch_.reset();
+    scratch_bytes_ = 0;
     scratch_ = allocate_block(size);
     scratch_bytes_ = size;
   }

@@ -253,6 +253,10 @@ describe('a machine', () => {
     expect(lost).toBe(0)
   })
 
+  test('with little memory frees what ops need for themselves before it takes more', () => {
+    expect(run('scratch', { ZC_EMU_MEMORY: `${1 << 20}` })).toEqual({ sums: [512] })
+  })
+
   test('with little memory gives a model half of it, and refuses an engine that wants more', () => {
     const outcome = run('engine', { ZC_EMU_MEMORY: `${64 << 20}` }) as { capacity: number }
     expect(outcome).toEqual({

@@ -1,7 +1,7 @@
 // What `cuda-emu` does under the machine that the environment describes: prints JSON.
-//   node gpu.cjs list | memory | opening | engine | lost
+//   node gpu.cjs list | memory | opening | scratch | engine | lost
 const path = require('node:path')
-const { Device, siluGate } = require('../../../dist/ops/index.js')
+const { Device, linear, siluGate } = require('../../../dist/ops/index.js')
 
 const fault = ({ code, message }) => ({ code, message })
 const caught = async (call) => {
@@ -56,6 +56,22 @@ const scenarios = {
     const lost = free - device.memory.free
     await device.dispose()
     return { refusals, lost }
+  },
+
+  /** A device with room for what an op needs for itself, but not for that twice. */
+  async scratch() {
+    const [m, k, n] = [64, 512, 16]
+    const device = await Device.open('cuda-emu')
+    const x = device.from(new Float32Array(m * k).fill(1), [m, k])
+    const weight = device.from(new Uint16Array(n * k).fill(0x3f80), [n, k], 'bf16')
+    const out = device.tensor('f32', [m, n])
+    const planes = 3 * 2 * m * k // of x, in the weight's type
+    device.tensor('u8', [device.memory.free - planes - planes / 2])
+    linear({ x, weight, out })
+    linear({ x, weight, out })
+    const sums = await out.read()
+    await device.dispose()
+    return { sums: [...new Set(sums)] }
   },
 
   /** A model on a device of 64 MiB, and an engine that wants more. */
