@@ -235,7 +235,6 @@ inline SegmentView view_segment(const int32_t* table, int64_t table_words, const
                            format_known(static_cast<int32_t>(s.v_format));
   ZC_CHECK(good_format && s.n_tokens >= 0, ErrorCode::kArgument,
            "table: layer %d, kv head %d, segment %d is damaged", layer, kv_head, index);
-  view.pages = table + s.pages_begin;
   view.pool = pool.as<uint8_t>();
   view.head_dim = head_dim;
   view.v_offset = part_bytes(s.k_format, head_dim);
@@ -243,6 +242,7 @@ inline SegmentView view_segment(const int32_t* table, int64_t table_words, const
   const int64_t page_size = page_bytes(s.k_format, s.v_format, head_dim);
   bool good = s.n_tokens == 0 ||
               (s.pages_begin >= 0 && int64_t{s.pages_begin} + view.n_pages() <= table_words);
+  view.pages = good && s.n_tokens > 0 ? table + s.pages_begin : nullptr;
   const auto inside = [&](int64_t unit, int64_t bytes) {
     return unit >= 0 && unit * kPageUnitBytes + bytes <= pool.size(0);
   };
