@@ -90,14 +90,10 @@ export class Model {
    *
    * Throws `ERR_ZC_ARGUMENT`.
    */
-  estimate({
-    tokens,
-    policy = 'zipcache',
-  }: {
-    tokens: number
-    policy?: PolicySpec
-  }): MemoryEstimate {
-    if (Number.isInteger(tokens) && tokens > 0) {
+  estimate(options: { tokens: number; policy?: PolicySpec }): MemoryEstimate {
+    // A caller without types may leave everything out.
+    const { tokens, policy = 'zipcache' } = (options ?? {}) as Partial<typeof options>
+    if (tokens !== undefined && Number.isInteger(tokens) && tokens > 0) {
       return estimatePrompt(this.#forward, resolvePolicy(policy), tokens)
     }
     throw new ZipCacheError(
@@ -176,6 +172,10 @@ export class Model {
  * Throws `ERR_ZC_ARGUMENT` for options out of range, `ERR_ZC_HANDLE` when the model was disposed of,
  * `ERR_ZC_OUT_OF_MEMORY` when the memory cannot be had.
  */
-export function createEngine({ model, ...options }: { model: Model } & EngineOptions): Engine {
-  return model.createEngine(options)
+export function createEngine(options: { model: Model } & EngineOptions): Engine {
+  // A caller without types may leave everything out.
+  const { model, ...others } = (options ?? {}) as typeof options
+  if (model instanceof Model) return model.createEngine(others)
+  const message = 'model: expected a Model, as loadModel gives one'
+  throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'model' })
 }

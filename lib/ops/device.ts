@@ -101,7 +101,7 @@ export class Device {
     if (!Number.isInteger(threads) || threads < 0 || threads > 1024) {
       throw new ZipCacheError(
         'ERR_ZC_ARGUMENT',
-        `threads: is ${threads}, expected a whole number up to 1024`,
+        `threads: is ${threads}, expected a whole number of 0 to 1024`,
         { argument: 'threads' },
       )
     }

@@ -547,6 +547,15 @@ describe('engines over one model', () => {
 })
 
 describe('options that are refused', () => {
+  test('no model', () => {
+    for (const options of [undefined, null, {}, { model: 'models/line-retrieval' }]) {
+      expectRefused(() => createEngine(options as never), {
+        code: 'ERR_ZC_ARGUMENT',
+        argument: 'model',
+      })
+    }
+  })
+
   const bad: [string, unknown][] = [
     ...[0, -1, 1000, Number.NaN, Number.POSITIVE_INFINITY, '1e9', undefined, null].map(
       (value): [string, unknown] => ['kvMemory', value],

@@ -70,6 +70,7 @@ describe('of the shipped model', () => {
   test.each([0, -1, 0.5, NaN, '5'])('of %p tokens is refused', (tokens) => {
     const fault = { code: 'ERR_ZC_ARGUMENT', argument: 'tokens' } as const
     expectRefused(() => model().estimate({ tokens: tokens as number }), fault)
+    expectRefused(() => model().estimate(undefined as never), fault)
     expectRefused(() => model().estimate({ tokens: 5, policy: 'unheard of' }), {
       code: 'ERR_ZC_ARGUMENT',
       argument: 'policy',
