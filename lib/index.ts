@@ -11,6 +11,8 @@ export {
   type EngineOptions,
   type EngineStats,
   type KvMemory,
+  type OpenedPrefix,
+  type PrefixOptions,
   type RequestOptions,
   type SequenceOptions,
 } from './engine/engine.js'

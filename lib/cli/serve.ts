@@ -30,6 +30,7 @@ interface ServeOptions {
   readonly dtype: 'f32' | 'bf16'
   readonly threads?: number
   readonly kvMemory?: number
+  readonly prefixMemory: number
   readonly policy: PolicySpec
   readonly allowPolicy?: string[]
   readonly maxBatch: number
@@ -117,6 +118,12 @@ function serveOptions(): Option[] {
       '--kv-memory <bytes>',
       'memory of all caches, as 512m or 8g (default: half of what is free)',
     ).argParser(bytes(2 ** 20)),
+    flag(
+      '--prefix-memory <bytes>',
+      'of that, what may keep the beginnings of chats that name a prompt_cache_key',
+    )
+      .argParser(bytes(0))
+      .default(0),
     flag('--policy <spec>', 'cache policy of requests that name none: a name, or a JSON object')
       .argParser(policySpec)
       .default('zipcache'),
@@ -313,6 +320,7 @@ async function serverOptions(dir: string, options: ServeOptions): Promise<Server
     allowedPolicies: options.allowPolicy,
     chatTemplate: chatTemplate && (await readText(chatTemplate, '--chat-template')),
     kvMemory: options.kvMemory,
+    prefixMemory: options.prefixMemory,
     maxBatch: options.maxBatch,
     maxQueue: options.maxQueue,
     maxPromptTokens: options.maxPromptTokens,

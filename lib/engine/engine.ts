@@ -30,6 +30,22 @@ export interface CreateSequenceOptions extends SequenceOptions {
   recordSaliency?: boolean
 }
 
+/** Settings of `Engine.openPrefix`. */
+export interface PrefixOptions extends CreateSequenceOptions {
+  /** Pasts that were kept under one name are found under it alone; default ''. */
+  scope?: string
+  /** Gives the prefix up. */
+  signal?: AbortSignal
+}
+
+/** What many prompts begin with, in a sequence. */
+export interface OpenedPrefix {
+  /** It holds the prefix and nothing else, and is the caller's to dispose of. */
+  readonly sequence: Sequence
+  /** Whether it was kept from an earlier call, so that nothing had to run. */
+  readonly isKept: boolean
+}
+
 /** Bounds of an engine. */
 export interface EngineOptions {
   /** The most memory that all its caches may take together, in bytes. */
@@ -51,7 +67,7 @@ export interface EngineOptions {
    */
   prefixMemory?: number
   /**
-   * Called when a request, or a sequence that is restored, waits for memory that idle sequences hold:
+   * Called when a request, or a sequence that is created or restored, wants memory that idle ones hold:
    * disposes of one that can be missed, and says whether there was one. What it throws is what the
    * request rejects with.
    */
@@ -229,7 +245,7 @@ export class Engine {
     const { prefixTokens = 0, policy, seed, ...rest } = options
     const ids = tokenIds(prompt, this.#tokenizer, this.#model.config.vocabSize)
     count('prefixTokens', prefixTokens, 0, Math.max(0, ids.length - 1))
-    const key = { spec: policy ?? 'zipcache', seed: toSeed(seed ?? 0) }
+    const key = keyOf({ policy, seed })
     if (this.#disposal) throw disposedError('engine')
     const sequence = this.#adopt(this.#prefixes.find(key, ids) ?? this.#open({ policy, seed }))
     try {
@@ -244,6 +260,32 @@ export class Engine {
       this.#keepPrefix(key, sequence)
       sequence.dispose()
     }
+  }
+
+  /**
+   * A sequence over what many prompts begin with (a system prompt): a copy of the one that an earlier
+   * call left, if `prefixMemory` kept it, else run as a turn of its own and kept. What follows is the
+   * same either way.
+   *
+   * Rejects as `Sequence.prefill` and `createSequence` do.
+   */
+  async openPrefix(prefix: Prompt, options: PrefixOptions = {}): Promise<OpenedPrefix> {
+    const { signal, scope = '', ...rest } = options
+    const ids = tokenIds(prefix, this.#tokenizer, this.#model.config.vocabSize)
+    const key = keyOf({ ...rest, scope })
+    if (this.#disposal) throw disposedError('engine')
+    signal?.throwIfAborted()
+    const kept = this.#prefixes.findExactly(key, ids)
+    if (kept) return { sequence: this.#adopt(kept), isKept: true }
+    const sequence = this.createSequence(rest)
+    try {
+      await sequence.prefill(ids, signal === undefined ? {} : { signal })
+    } catch (error) {
+      sequence.dispose()
+      throw error
+    }
+    this.#keepPrefix(key, sequence)
+    return { sequence, isKept: false }
   }
 
   /**
@@ -291,7 +333,14 @@ export class Engine {
     seed = 0,
     recordSaliency = false,
   }: { [Key in keyof CreateSequenceOptions]: CreateSequenceOptions[Key] | undefined }): Context {
-    return Context.open(this.#model, this.#memory, policy, toSeed(seed), recordSaliency)
+    for (;;) {
+      try {
+        return Context.open(this.#model, this.#memory, policy, toSeed(seed), recordSaliency)
+      } catch (error) {
+        const isFull = error instanceof ZipCacheError && error.code === 'ERR_ZC_OUT_OF_MEMORY'
+        if (!isFull || !this.#reclaim()) throw error
+      }
+    }
   }
 
   #keepPrefix(key: PrefixKey, sequence: Sequence): void {
@@ -326,6 +375,16 @@ export function checkKvMemory(kvMemory: number): number {
     `kvMemory: is ${kvMemory}, expected bytes, ${MIN_KV_MEMORY} at least`,
     { argument: 'kvMemory' },
   )
+}
+
+/** What a past that is kept must agree in with whoever goes on from it. */
+function keyOf({
+  policy = 'zipcache',
+  seed = 0,
+  recordSaliency = false,
+  scope = '',
+}: { [Key in keyof PrefixOptions]: PrefixOptions[Key] | undefined }): PrefixKey {
+  return { spec: policy, seed: toSeed(seed), recordSaliency, scope }
 }
 
 function checkReclaim(reclaim: EngineOptions['reclaim'] = () => false): () => boolean {

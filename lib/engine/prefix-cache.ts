@@ -6,6 +6,9 @@ import type { Context } from './context.js'
 export interface PrefixKey {
   readonly spec: PolicySpec
   readonly seed: Seed
+  readonly recordSaliency: boolean
+  /** Those of one scope do not find those of another. */
+  readonly scope: string
 }
 
 interface Entry {
@@ -55,10 +58,22 @@ export class PrefixCache {
       if (best && tokens.length <= best.context.tokens.length) continue
       if (tokens.every((id, i) => id === ids[i])) best = entry
     }
-    if (!best) return null
-    const fork = best.context.fork()
-    this.#entries.splice(this.#entries.indexOf(best), 1)
-    this.#entries.push(best)
+    return best && this.#reuse(best)
+  }
+
+  /** The past of these tokens and no others, as a context of its own; null without. */
+  findExactly(key: PrefixKey, ids: readonly number[]): Context | null {
+    const own = textOf(key)
+    const entry = this.#entries.find(
+      (one) => one.key === own && sameTokens(one.context.tokens, ids),
+    )
+    return entry ? this.#reuse(entry) : null
+  }
+
+  #reuse(entry: Entry): Context {
+    const fork = entry.context.fork()
+    this.#entries.splice(this.#entries.indexOf(entry), 1)
+    this.#entries.push(entry)
     this.counters.prefixHits++
     this.counters.prefixTokens += fork.tokens.length
     return fork
@@ -100,8 +115,8 @@ export class PrefixCache {
   }
 }
 
-function textOf({ spec, seed }: PrefixKey): string {
-  return JSON.stringify([spec, seed.lo, seed.hi])
+function textOf({ spec, seed, recordSaliency, scope }: PrefixKey): string {
+  return JSON.stringify([spec, seed.lo, seed.hi, recordSaliency, scope])
 }
 
 function sameTokens(a: readonly number[], b: readonly number[]): boolean {

@@ -24,6 +24,7 @@ export function createBackend(
     kvMemory: settings.kvMemory ?? model.device.memory.free / 2,
     maxBatch: settings.maxBatch,
     maxQueue: settings.maxQueue,
+    prefixMemory: settings.prefixMemory,
     reclaim: () => sessions.evict(),
   })
   const service = new OpenAiService({
@@ -31,6 +32,7 @@ export function createBackend(
     engine,
     sessions,
     chatTemplate: settings.chatTemplate,
+    keepsPrefixes: settings.prefixMemory > 0,
     maxPromptTokens: Math.min(settings.maxPromptTokens ?? maxPositions, maxPositions - 1),
     observer,
     rules: {
@@ -60,6 +62,7 @@ export type ServiceOptions = Pick<
   | 'maxTokens'
   | 'modelNames'
   | 'policy'
+  | 'prefixMemory'
   | 'sampling'
   | 'sessionTtlMs'
 >

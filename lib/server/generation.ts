@@ -3,7 +3,6 @@ import type { CacheBytes } from '../engine/context.js'
 import type { Engine } from '../engine/engine.js'
 import type { FinishReason, GeneratedToken } from '../engine/generation.js'
 import type { Sequence } from '../engine/sequence.js'
-import { ZipCacheError } from '../errors.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import { merge } from './merge.js'
 import { policyName } from './policies.js'
@@ -20,7 +19,7 @@ export type ChoiceEvent =
 export interface Usage {
   /** Tokens of all prompts. */
   promptTokens: number
-  /** Of those, how many a session's cache held already. */
+  /** Of those, how many a session's cache or a kept beginning held already. */
   cachedTokens: number
   /** Tokens of all choices. */
   completionTokens: number
@@ -49,6 +48,15 @@ export interface GenerationHost {
   readonly engine: Engine
   readonly tokenizer: ModelTokenizer | null
   readonly sessions: Sessions
+}
+
+/** A sequence that a prompt runs in. */
+interface Opened {
+  readonly sequence: Sequence
+  /** What the prompt says beyond it. */
+  readonly ids: readonly number[]
+  /** Tokens of the sequence that this request did not run. */
+  readonly nCached: number
 }
 
 /** One choice under way. */
@@ -140,13 +148,13 @@ export class Generation {
   /** The choices of one prompt. */
   async #open(p: number, prompt: PromptTokens, signal: AbortSignal): Promise<Choice[]> {
     const { n, seed } = this.#request
-    const { sequence, ids } = this.#resume(prompt) ?? { sequence: this.#create(), ids: prompt.ids }
+    const { sequence, ids, nCached } = this.#resume(prompt) ?? (await this.#begin(prompt, signal))
     this.#sequences.add(sequence)
     if (this.#entered) this.#host.sessions.hold(this.#entered, sequence)
-    const nCached = sequence.tokens.length
+    const nTokens = sequence.tokens.length + ids.length
     this.usage.cachedTokens += nCached
-    this.usage.promptTokens += nCached + ids.length
-    this.#saidFrom = nCached + ids.length
+    this.usage.promptTokens += nTokens
+    this.#saidFrom = nTokens
     if (n === 1) return [{ index: p, sequence, ids, seed }]
     await sequence.prefill(ids, { signal })
     const choices: Choice[] = [{ index: p * n, sequence, ids: null, seed }]
@@ -158,33 +166,31 @@ export class Generation {
     return choices
   }
 
-  #resume(prompt: PromptTokens): { sequence: Sequence; ids: readonly number[] } | null {
+  /** A session's sequence, where the prompt goes on with it. */
+  #resume(prompt: PromptTokens): Opened | null {
     if (!this.#session) return null
     const { sessions, tokenizer } = this.#host
     const encode = (text: string) => tokenizer?.encode(text, { addSpecialTokens: false }) ?? []
     const resumed = sessions.enter(this.#session, this.#policyText, prompt, encode)
     this.#entered = this.#session
     this.#pastText = resumed?.text ?? null
-    return resumed
+    return resumed && { ...resumed, nCached: resumed.sequence.tokens.length }
   }
 
   get #policyText(): string {
     return JSON.stringify(this.#request.policy)
   }
 
-  /** Conversations that wait give way to a request that is here. */
-  #create(): Sequence {
-    const { engine, sessions } = this.#host
-    const { policy } = this.#request
-    for (;;) {
-      try {
-        // Whoever has a session may ask how its tokens are kept.
-        return engine.createSequence({ policy, recordSaliency: this.#entered !== null })
-      } catch (error) {
-        const isFull = error instanceof ZipCacheError && error.code === 'ERR_ZC_OUT_OF_MEMORY'
-        if (!isFull || !sessions.evict()) throw error
-      }
-    }
+  /** A sequence of its own, over what the prompt shares with others if it does. */
+  async #begin({ ids, shared }: PromptTokens, signal: AbortSignal): Promise<Opened> {
+    const { engine } = this.#host
+    // Whoever has a session may ask how its tokens are kept.
+    const options = { policy: this.#request.policy, recordSaliency: this.#entered !== null }
+    if (!shared) return { sequence: engine.createSequence(options), ids, nCached: 0 }
+    const { count, scope } = shared
+    const prefix = ids.slice(0, count)
+    const { sequence, isKept } = await engine.openPrefix(prefix, { ...options, scope, signal })
+    return { sequence, ids: ids.slice(count), nCached: isKept ? count : 0 }
   }
 
   async *#run({ index, sequence, ids, seed }: Choice, signal: AbortSignal) {

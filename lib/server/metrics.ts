@@ -89,6 +89,16 @@ const GAUGES: readonly Reading[] = [
     read: (_, { sessions }) => sessions.bytes,
   },
   {
+    name: 'prefixes',
+    help: 'Beginnings of chats that are kept.',
+    read: (stats) => stats.prefixes.count,
+  },
+  {
+    name: 'prefix_bytes',
+    help: 'Caches of beginnings that are kept.',
+    read: (stats) => stats.prefixes.bytes,
+  },
+  {
     name: 'decode_workspace_bytes',
     help: 'Activations of decode steps.',
     read: (stats) => stats.stepBytes,
@@ -140,9 +150,24 @@ const COUNTERS: readonly Reading[] = [
   },
   {
     name: 'session_reused_tokens_total',
-    help: 'Prompt tokens that were in a kept cache already.',
-    vllm: ['prefix_cache_hits_total', 'gpu_prefix_cache_hits_total'],
+    help: "Prompt tokens that were in a session's cache already.",
     read: (_, { sessions }) => sessions.counters.reusedTokens,
+  },
+  {
+    name: 'prefix_reused_tokens_total',
+    help: "Prompt tokens that were in a kept beginning's cache already.",
+    read: (stats) => stats.prefixTokens,
+  },
+  {
+    name: 'prefix_hits_total',
+    help: 'Requests that went on from a kept beginning.',
+    read: (stats) => stats.prefixHits,
+  },
+  {
+    name: 'cached_prompt_tokens_total',
+    help: 'Prompt tokens that were in a kept cache already, of either kind.',
+    vllm: ['prefix_cache_hits_total', 'gpu_prefix_cache_hits_total'],
+    read: (stats, { sessions }) => sessions.counters.reusedTokens + stats.prefixTokens,
   },
 ]
 

@@ -22,6 +22,11 @@ export interface ServerOptions {
   readonly allowedPolicies?: readonly string[] | undefined
   /** Memory for all caches together, in bytes; default half of what is free. */
   readonly kvMemory?: number | undefined
+  /**
+   * Bytes of `kvMemory` that may keep what chats of one `prompt_cache_key` begin with: their tools and
+   * system messages. Default 0: nothing is kept, and the key means nothing.
+   */
+  readonly prefixMemory?: number | undefined
   /** Most requests that generate at a time; default 64. */
   readonly maxBatch?: number | undefined
   /** Most requests that wait; further ones are told 429. Default 256. */
@@ -90,6 +95,7 @@ export function settingsOf(options: ServerOptions): ServerSettings {
     corsOrigins: [],
     policy: 'zipcache',
     allowedPolicies: POLICY_NAMES,
+    prefixMemory: 0,
     maxBatch: 64,
     maxQueue: 256,
     defaultMaxTokens: 1024,

@@ -3,6 +3,7 @@ import type { ModelConfig } from '../model/config.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import { ApiError, invalid } from './api-error.js'
 import type { ChatRequest } from './request.js'
+import type { SharedTokens } from './shared-tokens.js'
 
 /** What a prompt is made with. */
 export interface PromptModel {
@@ -15,6 +16,8 @@ export interface PromptTokens {
   readonly ids: readonly number[]
   /** The text that the ids were made of; null for a prompt of ids. */
   readonly text: string | null
+  /** The first of the ids, which other prompts begin with, too. */
+  readonly shared?: SharedTokens
 }
 
 /**
@@ -36,18 +39,28 @@ export function chatPrompt(
       { param: 'messages', code: 'no_chat_template' },
     )
   }
-  const options = {
-    addGenerationPrompt: true,
-    ...(source === undefined ? {} : { source }),
-    ...(tools.length > 0 ? { tools } : {}),
-    ...(templateVariables ? { variables: templateVariables } : {}),
-  }
+  const options = templateOptions(tools, templateVariables, source)
   const text = render(() => tokenizer.applyChatTemplate(messages, options))
   checkTextLength(text, 'messages', maxTokens)
   return { text, ids: tokenizer.encode(text, { addSpecialTokens: false }) }
 }
 
-function render(template: () => string): string {
+/** What a chat template is told beside the messages. */
+export function templateOptions(
+  tools: ChatRequest['tooling']['tools'],
+  variables: ChatRequest['templateVariables'],
+  source: string | undefined,
+) {
+  return {
+    addGenerationPrompt: true,
+    ...(source === undefined ? {} : { source }),
+    ...(tools.length > 0 ? { tools } : {}),
+    ...(variables ? { variables } : {}),
+  }
+}
+
+/** A template's text. Throws an `ApiError` 400 when it refuses the messages. */
+export function render(template: () => string): string {
   try {
     return template()
   } catch (cause) {

@@ -46,6 +46,8 @@ export interface ChatRequest extends GenerationRequest {
   readonly messages: readonly ChatMessage[]
   /** Functions that the model may call. */
   readonly tooling: ToolRequest
+  /** Chats that name the same one share the cache of what they begin with. */
+  readonly cacheKey: string | undefined
   /** Further variables for the model's chat template. */
   readonly templateVariables: JsonObject | undefined
 }
@@ -64,7 +66,7 @@ const IGNORED = [
   'metadata',
   'service_tier',
   'safety_identifier',
-  'prompt_cache_key',
+  'prompt_cache_key', // of a chat it means something
 ]
 
 /** Who has to say something; an assistant's message may be all tool calls. */
@@ -86,6 +88,7 @@ export function readChatRequest(body: unknown, rules: RequestRules): ChatRequest
   const chat = {
     messages,
     tooling,
+    cacheKey: fields.text('prompt_cache_key', MAX_NAME_LENGTH),
     templateVariables: fields.object('chat_template_kwargs'),
     logprobs: fields.boolean('logprobs') ?? false,
   }

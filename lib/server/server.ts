@@ -329,7 +329,8 @@ export class Server {
       this.#used.set(request, { ...usage, policy })
     }
     if (this.#settings.logPrompts) request.log.info({ body: request.body }, 'asked')
-    const answer = await run({ signal: abort.signal, session, done })
+    const owner = this.#keys.check(request.headers.authorization)
+    const answer = await run({ signal: abort.signal, session, owner, done })
     if (answer.kind === 'whole') {
       await reply.send(answer.body)
       return

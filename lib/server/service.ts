@@ -25,6 +25,7 @@ import {
 } from './request.js'
 import { describeCache } from './session-cache.js'
 import type { SessionName, Sessions } from './sessions.js'
+import { Beginnings, countShared, type SharedTokens } from './shared-tokens.js'
 import { makeForcedParser, makeToolCallParser, toolFormatOf } from './tool-calls.js'
 
 /** What a service answers from. */
@@ -35,6 +36,8 @@ export interface ServiceParts {
   readonly rules: RequestRules
   /** See `ServerOptions`. */
   readonly chatTemplate: string | undefined
+  /** Whether the engine keeps what chats begin with. */
+  readonly keepsPrefixes: boolean
   /** Most tokens of a prompt. */
   readonly maxPromptTokens: number
   readonly observer: ServiceObserver
@@ -52,6 +55,8 @@ export interface Call {
   readonly signal: AbortSignal
   /** The conversation that it goes on with. */
   readonly session: SessionName | null
+  /** Whose request it is: what tells one key from another. Default: everybody's. */
+  readonly owner?: string
   /** Told what it took, when its tokens have ended, however they did. */
   readonly done?: (usage: Readonly<Usage>, policy: string) => void
 }
@@ -77,6 +82,7 @@ export type Answer =
  */
 export class OpenAiService {
   readonly #parts: ServiceParts
+  readonly #beginnings = new Beginnings()
   readonly #created = Math.floor(Date.now() / 1000)
 
   /** @internal Use `createService`. */
@@ -104,7 +110,9 @@ export class OpenAiService {
     )
     const prompt = chatPrompt(model, request, chatTemplate, maxPromptTokens)
     checkLength(prompt.ids, 'messages', maxPromptTokens)
-    return this.#answer(request, [prompt], call, chatFormat, (events) =>
+    const shared = this.#sharedOf(request, prompt, call)
+    const prompts = [shared ? { ...prompt, shared } : prompt]
+    return this.#answer(request, prompts, call, chatFormat, (events) =>
       this.#findCalls(request, events),
     )
   }
@@ -217,6 +225,15 @@ export class OpenAiService {
     }
     const makeParser = () => makeToolCallParser(format, { names, specialId })
     return withToolCalls(events, makeParser, { isNamed: false, isParallel })
+  }
+
+  /** What a chat that names a `prompt_cache_key` shares with others that name it. */
+  #sharedOf(request: ChatRequest, prompt: PromptTokens, { owner = '' }: Call): SharedTokens | null {
+    const { model, chatTemplate, keepsPrefixes } = this.#parts
+    const { cacheKey } = request
+    if (cacheKey === undefined || !keepsPrefixes) return null
+    const count = countShared(model, request, chatTemplate, prompt, this.#beginnings)
+    return count === 0 ? null : { count, scope: JSON.stringify([owner, cacheKey]) }
   }
 
   /** Throws an `ApiError` 400 for JSON that this model's vocabulary cannot be held to. */

@@ -143,3 +143,82 @@ test.each([-1, 0.5, 51, Number.NaN])('prefixTokens %p of 51 is refused', async (
     expect(engine.stats().sequences).toBe(0)
   })
 })
+
+describe('a prefix that is opened', () => {
+  test.each(policies)('is run once, and what follows is the same: %j', async (policy) => {
+    await withEngine({ prefixMemory: 32 << 20 }, async (engine) => {
+      const answers: number[][] = []
+      for (const isKept of [false, true, true]) {
+        const opened = await engine.openPrefix(system, { policy })
+        expect(opened.isKept).toBe(isKept)
+        expect(opened.sequence.tokens).toEqual(system)
+        answers.push(await idsOf(opened.sequence, questions[0] as number[], 20))
+        opened.sequence.dispose()
+      }
+      expect(answers[1]).toEqual(answers[0])
+      expect(answers[2]).toEqual(answers[0])
+      expect(engine.stats()).toMatchObject({ prefixHits: 2, prefixes: { count: 1 } })
+      const declared = { policy, prefixTokens: system.length }
+      expect(await answerOf(engine, [...system, ...(questions[0] as number[])], declared)).toEqual(
+        answers[0],
+      )
+    })
+  })
+
+  test('is itself alone: nothing longer, of another scope, policy or record', async () => {
+    await withEngine({ prefixMemory: 32 << 20 }, async (engine) => {
+      const isKept = async (ids: number[], options: object) => {
+        const opened = await engine.openPrefix(ids, { policy: zip, ...options })
+        opened.sequence.dispose()
+        return opened.isKept
+      }
+      expect(await isKept(system, {})).toBe(false)
+      expect(await isKept(system.slice(0, 40), {})).toBe(false)
+      expect(await isKept([...system, 5], {})).toBe(false)
+      for (const other of [
+        { scope: 'a' },
+        { policy: 'fp16' },
+        { seed: 1 },
+        { recordSaliency: true },
+      ]) {
+        expect(await isKept(system, other)).toBe(false)
+        expect(await isKept(system, other)).toBe(true)
+      }
+      const { sequence } = await engine.openPrefix(system, { policy: zip, recordSaliency: true })
+      const { scores } = await sequence.tokenMap()
+      expect([...scores].every((score) => score > 0)).toBe(true)
+      sequence.dispose()
+    })
+  })
+
+  test('that is aborted or refused leaves nothing', async () => {
+    await withEngine({ prefixMemory: 32 << 20 }, async (engine) => {
+      const signal = AbortSignal.abort()
+      await expect(engine.openPrefix(system, { signal })).rejects.toBe(signal.reason)
+      const late = new AbortController()
+      const opening = engine.openPrefix(someIds(1500, 320), { signal: late.signal })
+      late.abort()
+      await expect(opening).rejects.toBe(late.signal.reason)
+      await expectRejected(engine.openPrefix([]), { code: 'ERR_ZC_ARGUMENT' })
+      expect(engine.stats()).toMatchObject({ sequences: 0, prefixes: { count: 0 } })
+    })
+  })
+})
+
+test('a sequence that is created may ask for memory that others can miss', async () => {
+  const idle: { dispose(): void }[] = []
+  const reclaim = () => {
+    const one = idle.shift()
+    one?.dispose()
+    return one !== undefined
+  }
+  await withEngine({ kvMemory: 1 << 20, reclaim }, async (engine) => {
+    // Each has a page table, if nothing else.
+    for (let i = 0; i < 5000; i++) idle.push(engine.createSequence({ policy: zip }))
+    expect(idle.length).toBeLessThan(5000)
+    while (reclaim()) {
+      // all of them
+    }
+    expect(engine.stats().sequences).toBe(0)
+  })
+})
