@@ -175,7 +175,7 @@ export class Model {
 export function createEngine(options: { model: Model } & EngineOptions): Engine {
   // A caller without types may leave everything out.
   const { model, ...others } = (options ?? {}) as typeof options
-  if (model instanceof Model) return model.createEngine(others)
+  if (typeof model?.createEngine === 'function') return model.createEngine(others)
   const message = 'model: expected a Model, as loadModel gives one'
   throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'model' })
 }

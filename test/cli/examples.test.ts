@@ -48,7 +48,7 @@ describe('the README', () => {
     const blocks = [...text.matchAll(/^```(?:js|ts)\n(.*?)^```$/gms)].map(
       ([, code]) => code as string,
     )
-    return blocks.filter((code) => /^import .*loadModel/.test(code))
+    return blocks.filter((code) => /^(\/\/.*\n)?import .*loadModel/.test(code))
   }
 
   test('has two such programs', () => {

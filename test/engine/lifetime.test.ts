@@ -322,7 +322,8 @@ describe('many callers', () => {
     const expected = await alone()
     const streams = jobs.map(({ prompt, options }) => {
       const sequence = model().createSequence(options)
-      const settings = { ...options, maxTokens: 40, ignoreEos: true }
+      const { policy: _, ...sampling } = options
+      const settings = { ...sampling, maxTokens: 40, ignoreEos: true }
       return { sequence, tokens: sequence.generate(prompt, settings), ids: [] as number[] }
     })
     for (let step = 0; step < 40; step++) {

@@ -5,14 +5,17 @@ export async function fromAProgram(ids: number[], nextTurn: string): Promise<voi
   const model = await loadModel('models/line-retrieval', { device: 'cpu', dtype: 'f32' })
   const prompt = generateLineRetrieval({ lines: 100, seed: 1 }).text // or any text, or token ids
 
-  const policy = { name: 'zipcache', saliencyRatio: 0.6, window: 100 } as const // JavaScript: without `as const`
-  for await (const token of model.generate(prompt, { maxTokens: 64, temperature: 0, policy })) {
+  for await (const token of model.generate(prompt, {
+    maxTokens: 64,
+    temperature: 0,
+    policy: { name: 'zipcache', saliencyRatio: 0.6, window: 100 },
+  })) {
     process.stdout.write(token.text)
   }
 
   await model.dispose()
 
-  const sequence = model.createSequence({ policy })
+  const sequence = model.createSequence({ policy: 'zipcache' })
   await sequence.prefill(ids)
   console.log(sequence.bytes) // { resident, peak, fp16, ratio, paperRatio, byClass }
   console.log(await sequence.tokenMap()) // of each token: its bits, in how many heads it is salient
