@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "csrc/math/hd.h"
 #include "csrc/math/quantize.h"
@@ -124,11 +125,31 @@ ZC_HD uint32_t range_units(float power, float unit) {
   return float_to_bits(exact_fma(power, unit, kRoundsCode)) - float_to_bits(kRoundsCode);
 }
 
+// Calls body with the norm, 2 to 6, as a constant.
+template <typename Body>
+ZC_HD void with_norm(int norm, const Body& body) {
+  switch (norm) {
+    case 2:
+      return body(std::integral_constant<int, 2>{});
+    case 3:
+      return body(std::integral_constant<int, 3>{});
+    case 4:
+      return body(std::integral_constant<int, 4>{});
+    case 5:
+      return body(std::integral_constant<int, 5>{});
+    default:
+      return body(std::integral_constant<int, 6>{});
+  }
+}
+
 // The candidate with the least of the errors sum_of(i) * weight_of(i); ties go to the wider range.
 template <typename Sum, typename Weight>
 ZC_HD int best_range(const Sum& sum_of, const Weight& weight_of) {
   int best = 0;
   double least = static_cast<double>(sum_of(0)) * weight_of(0);
+#if defined(__CUDACC__)
+#pragma unroll  // sums in registers have no index
+#endif
   for (int i = 1; i < kRangeCandidates; ++i) {
     const double error = static_cast<double>(sum_of(i)) * weight_of(i);
     if (error >= least) continue;

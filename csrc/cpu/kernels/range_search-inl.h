@@ -100,23 +100,6 @@ struct ErrorLanes {
   }
 };
 
-// Calls body with the norm, 2 to 6, as a constant.
-template <typename Body>
-inline void with_norm(int norm, const Body& body) {
-  switch (norm) {
-    case 2:
-      return body(std::integral_constant<int, 2>{});
-    case 3:
-      return body(std::integral_constant<int, 3>{});
-    case 4:
-      return body(std::integral_constant<int, 4>{});
-    case 5:
-      return body(std::integral_constant<int, 5>{});
-    default:
-      return body(std::integral_constant<int, 6>{});
-  }
-}
-
 // Parameters of kLanes groups, a lane each: of vectors x(0) .. x(n - 1), with their extremes.
 template <typename Get>
 inline void choose_lane_params(const Get& x, int64_t n, const RangeLanes& ranges,

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <type_traits>
-
 #include "csrc/cuda/device/order_key.h"
 #include "csrc/cuda/device/simt.h"
 #include "csrc/math/range_search.h"
@@ -52,23 +50,6 @@ ZC_DEVICE ChannelRange take_range(uint32_t* keys, int64_t stride) {
 ZC_DEVICE QuantParams candidate_params(Range range, int candidate, int bits) {
   if (!(range.lo <= range.hi)) return {0.0f, 0.0f};
   return quant_params(shrink_range(range, candidate), bits);
-}
-
-// Calls body with the norm, 2 to 6, as a constant.
-template <typename Body>
-ZC_DEVICE void with_norm(int norm, const Body& body) {
-  switch (norm) {
-    case 2:
-      return body(std::integral_constant<int, 2>{});
-    case 3:
-      return body(std::integral_constant<int, 3>{});
-    case 4:
-      return body(std::integral_constant<int, 4>{});
-    case 5:
-      return body(std::integral_constant<int, 5>{});
-    default:
-      return body(std::integral_constant<int, 6>{});
-  }
 }
 
 // Sums of what the candidates do to the elements that a thread sees, at most kRangeTogether of
