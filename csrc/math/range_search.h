@@ -147,7 +147,7 @@ template <typename Sum, typename Weight>
 ZC_HD int best_range(const Sum& sum_of, const Weight& weight_of) {
   int best = 0;
   double least = static_cast<double>(sum_of(0)) * weight_of(0);
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #pragma unroll  // sums in registers have no index
 #endif
   for (int i = 1; i < kRangeCandidates; ++i) {
