@@ -21,6 +21,7 @@ export type {
   FinishReason,
   GeneratedToken,
   GenerateOptions,
+  TokenStream,
 } from './engine/generation.js'
 export { type LoadOptions, loadModel } from './engine/load-model.js'
 export { createEngine, Model } from './engine/model.js'

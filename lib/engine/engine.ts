@@ -5,7 +5,13 @@ import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { PolicySpec } from '../policy/index.js'
 import { toSeed } from '../random.js'
 import { Context } from './context.js'
-import type { GeneratedToken, GenerateOptions } from './generation.js'
+import {
+  type FinishReason,
+  type GeneratedToken,
+  type GenerateOptions,
+  type TokenStream,
+  tokenStream,
+} from './generation.js'
 import { checkOptions } from './options.js'
 import { PrefixCache, type PrefixKey } from './prefix-cache.js'
 import { disposedError } from './run.js'
@@ -233,15 +239,19 @@ export class Engine {
   }
 
   /**
-   * Tokens after a prompt, as they are generated; the context is let go of at the end.
-   * `Sequence.generate` keeps it.
+   * Tokens after a prompt, as they are generated, and then why they ended (`finishReason`); the
+   * context is let go of at the end. `Sequence.generate` keeps it.
    *
-   * Throws as `Sequence.generate` and `createSequence`.
+   * Throws, once it is read, as `Sequence.generate` and `createSequence`.
    */
-  async *generate(
+  generate(prompt: Prompt, options: RequestOptions = {}): TokenStream {
+    return tokenStream(this.#generate(prompt, options))
+  }
+
+  async *#generate(
     prompt: Prompt,
-    options: RequestOptions = {},
-  ): AsyncGenerator<GeneratedToken, void, undefined> {
+    options: RequestOptions,
+  ): AsyncGenerator<GeneratedToken, FinishReason | null, undefined> {
     const { prefixTokens = 0, policy, seed, ...rest } = options
     const ids = tokenIds(prompt, this.#tokenizer, this.#model.config.vocabSize)
     count('prefixTokens', prefixTokens, 0, Math.max(0, ids.length - 1))
@@ -256,6 +266,7 @@ export class Engine {
         this.#keepPrefix(key, sequence)
       }
       yield* sequence.generate(ids.slice(sequence.length), { ...rest, seed })
+      return sequence.finishReason
     } finally {
       this.#keepPrefix(key, sequence)
       sequence.dispose()

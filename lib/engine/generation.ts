@@ -69,6 +69,26 @@ export interface GeneratedToken {
 /** Why a generation ended: a stop token or text, or no room for more. */
 export type FinishReason = 'stop' | 'length'
 
+/** Tokens as they are generated, and why there are no more. */
+export interface TokenStream extends AsyncGenerator<GeneratedToken, void, undefined> {
+  /** Why it ended; null before, and when it failed or its loop was left. */
+  readonly finishReason: FinishReason | null
+}
+
+/** The stream of a generator that returns why it ended. */
+export function tokenStream(
+  tokens: AsyncGenerator<GeneratedToken, FinishReason | null, undefined>,
+): TokenStream {
+  let finishReason: FinishReason | null = null
+  async function* untilEnd(): AsyncGenerator<GeneratedToken, void, undefined> {
+    finishReason = yield* tokens
+  }
+  return Object.defineProperty(untilEnd(), 'finishReason', {
+    get: () => finishReason,
+    enumerable: true,
+  }) as TokenStream
+}
+
 /** What a generation was asked for, checked and with the defaults filled in. */
 export interface GenerationPlan {
   readonly maxTokens: number

@@ -15,7 +15,13 @@ import {
   type SequenceOptions,
 } from './engine.js'
 import { estimatePrompt, type MemoryEstimate } from './estimate.js'
-import type { GeneratedToken, GenerateOptions } from './generation.js'
+import {
+  type FinishReason,
+  type GeneratedToken,
+  type GenerateOptions,
+  type TokenStream,
+  tokenStream,
+} from './generation.js'
 import { disposedError } from './run.js'
 import type { Prompt, Sequence } from './sequence.js'
 
@@ -115,17 +121,23 @@ export class Model {
   }
 
   /**
-   * Tokens after a prompt, as they are generated; the context is let go of at the end.
-   * `Sequence.generate` keeps it.
+   * Tokens after a prompt, as they are generated, and then why they ended (`finishReason`); the
+   * context is let go of at the end. `Sequence.generate` keeps it.
    *
-   * Throws as `Sequence.generate` and `createSequence`.
+   * Throws, once it is read, as `Sequence.generate` and `createSequence`.
    */
-  async *generate(
+  generate(prompt: Prompt, options: GenerateOptions & SequenceOptions = {}): TokenStream {
+    return tokenStream(this.#generate(prompt, options))
+  }
+
+  async *#generate(
     prompt: Prompt,
-    options: GenerateOptions & SequenceOptions = {},
-  ): AsyncGenerator<GeneratedToken, void, undefined> {
+    options: GenerateOptions & SequenceOptions,
+  ): AsyncGenerator<GeneratedToken, FinishReason | null, undefined> {
     if (this.#disposal) throw disposedError('model')
-    yield* this.#engine.generate(prompt, options)
+    const tokens = this.#engine.generate(prompt, options)
+    yield* tokens
+    return tokens.finishReason
   }
 
   /**

@@ -1,5 +1,5 @@
 import { join } from 'node:path'
-import type { GenerateOptions } from '../../lib/index'
+import { createEngine, type GenerateOptions } from '../../lib/index'
 import { toSeed, uniform } from '../../lib/random'
 import { sample } from '../../lib/reference/index'
 import { readFixturePrompts } from '../eval/fixture-prompts'
@@ -235,6 +235,35 @@ describe('stopping', () => {
     await idsOf(sequence, null, 1)
     expect(sequence.finishReason).toBe('length')
     sequence.dispose()
+  })
+})
+
+describe('a stream of tokens says by itself why it ended', () => {
+  test.each(['a model', 'an engine'])('of %s', async (whose) => {
+    await using engine = createEngine({ model: model(), kvMemory: 2 ** 24 })
+    const source = whose === 'a model' ? model() : engine
+    const generate = (options: GenerateOptions) => source.generate(prompt.ids, options)
+    for (const [options, nTokens, reason] of [
+      [{ maxTokens: 3 }, 3, 'length'],
+      [{ maxTokens: 0 }, 0, 'length'],
+      [{ maxTokens: 3, stopTokens: [5] }, 0, 'stop'],
+      [{ maxTokens: 15, stop: ' is' }, 7, 'stop'],
+    ] as const) {
+      const tokens = generate(options)
+      const ids: number[] = []
+      for await (const { id } of tokens) {
+        expect(tokens.finishReason).toBeNull()
+        ids.push(id)
+      }
+      expect([ids.length, tokens.finishReason]).toEqual([nTokens, reason])
+    }
+    const left = generate({ maxTokens: 3 })
+    for await (const _ of left) break
+    expect(left.finishReason).toBeNull()
+    const failed = generate({ maxTokens: -1 })
+    await expectRejected(failed.next(), { code: 'ERR_ZC_ARGUMENT', argument: 'maxTokens' })
+    expect(failed.finishReason).toBeNull()
+    expect(source.stats().sequences).toBe(0)
   })
 })
 

@@ -12,6 +12,7 @@ import {
   type Model,
   type ModelTokenizer,
   type Sequence,
+  type TokenStream,
 } from '../../lib/index.js'
 import { type Equal, expectType } from './equal.js'
 
@@ -56,6 +57,12 @@ export async function engines(model: Model, signal: AbortSignal) {
     token.text = ''
   }
   for await (const _ of engine.generate(Int32Array.of(1, 2), { logitBias: new Map([[3, -1]]) }));
+  const tokens = engine.generate('a text')
+  expectType<Equal<typeof tokens, TokenStream>>()
+  expectType<Equal<ReturnType<Model['generate']>, TokenStream>>()
+  expectType<Equal<typeof tokens.finishReason, FinishReason | null>>()
+  const plain: AsyncGenerator<GeneratedToken, void, undefined> = tokens
+  await plain.return()
 
   // @ts-expect-error: how much memory caches may take has no default here
   createEngine({ model })
@@ -65,6 +72,8 @@ export async function engines(model: Model, signal: AbortSignal) {
   model.generate('a text', { prefixTokens: 4 })
   // @ts-expect-error: stop is a text or texts
   engine.generate('a text', { stop: 13 })
+  // @ts-expect-error: why it ended is told, not set
+  tokens.finishReason = 'stop'
   // @ts-expect-error: counters are read
   engine.stats().steps = 0
 }
