@@ -132,7 +132,10 @@ export function planGeneration(
   if (stopTexts.length > 0 && !tokenizer) {
     throw bad('stop', 'is given, but the model has no tokenizer to find texts with')
   }
-  const stopTokens = listOf('stopTokens', options.stopTokens, isTokenId, 'a list of token ids')
+  const isTokenId = (value: unknown): value is number =>
+    Number.isInteger(value) && (value as number) >= 0 && (value as number) < vocabSize
+  const expected = `a list of token ids below ${vocabSize}`
+  const stopTokens = listOf('stopTokens', options.stopTokens, isTokenId, expected)
   const topK = check('topK', options.topK ?? 0, 0, 2 ** 31 - 1)
   if (!Number.isInteger(topK)) throw bad('topK', `is ${topK}, expected a whole number`)
   const maxTokens = check('maxTokens', options.maxTokens ?? 256, 0, 2 ** 31 - 1)
@@ -211,7 +214,6 @@ function checkBias(
 }
 
 const isStopText = (value: unknown): value is string => typeof value === 'string' && value !== ''
-const isTokenId = (value: unknown): value is number => Number.isInteger(value)
 
 function listOf<T>(
   name: string,

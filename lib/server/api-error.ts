@@ -79,8 +79,9 @@ export function toApiError(error: unknown): ApiError {
     return new ApiError(500, 'The server failed; its log says why.', { cause: error })
   }
   const { cause, argument } = error
-  // Options of the engine have the names of OpenAI's fields, in camel case.
-  const param = argument?.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)
+  // Options of the engine have the names of OpenAI's fields, in camel case; one is vLLM's.
+  const field = argument === 'stopTokens' ? 'stopTokenIds' : argument
+  const param = field?.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)
   const isNamed = argument !== undefined && error.message.startsWith(`${argument}: `)
   const message = isNamed ? `${param}${error.message.slice(argument.length)}` : error.message
   const fields = { param, cause }

@@ -337,6 +337,8 @@ describe('options that are refused', () => {
     ...[0.5, Number.NaN, '1', {}].map((v): [string, unknown] => ['seed', v]),
     ...['', [''], 5, [5], {}].map((v): [string, unknown] => ['stop', v]),
     ...['9', 9, ['9'], [1.5], {}].map((v): [string, unknown] => ['stopTokens', v]),
+    ['stopTokens', [-1]],
+    ['stopTokens', [1e6]],
     ['policy', 'full'], // of a request, not of a sequence that has one
     ['topk', 3],
   ]

@@ -144,6 +144,8 @@ describe('requests that make no sense are told why', () => {
     ['a message without a content', { messages: [{ role: 'user' }] }, 400, 'messages[0].content'],
     ['what the template refuses', { messages: [{ role: 'assistant' }] }, 400, 'messages'],
     ['a bias beyond the vocabulary', { ...chat(), logit_bias: { 5000: 1 } }, 400, 'logit_bias'],
+    ['a stop token beyond it', { ...chat(), stop_token_ids: [5000] }, 400, 'stop_token_ids'],
+    ['a stop token below 0', { ...chat(), stop_token_ids: [-1] }, 400, 'stop_token_ids'],
     [
       'JSON of a vocabulary of words',
       { ...chat(), response_format: { type: 'json_object' } },
