@@ -47,7 +47,9 @@ export function estimatePrompt(
   const shape = { nLayers, nKvHeads, headDim }
   const tailFormat = policy.tail === 'f16' ? 'f16' : model.attentionDtype
   const { compression } = policy
-  const isCompressed = compression !== null && nTokens > 1 && nTokens >= compression.window
+  const isCompressed = compression !== null && nTokens >= compression.window
+  // A token by itself is no prompt: it goes the way of generated ones, and fills a window of one.
+  const isWindow = isCompressed && nTokens === 1
   const groups = { count: isCompressed ? 1 : 0, nTokens }
   const weights = weightBytes(model)
   const nTail = isCompressed || policy.rows ? 0 : nTokens
@@ -59,16 +61,19 @@ export function estimatePrompt(
     const least = allRegularBytes(shape, compression, nTokens) + 4 * TableArena.capacityOf(words)
     cache = Math.min(cache, Math.max(budget, least))
   }
-  if (compression && !isCompressed) {
-    // As the first window of seed 0 draws them.
-    const drawn = compression.windowProbes(deriveSeed(toSeed(0), 0))
-    const steps = drawn.filter((step) => step < nTokens)
-    cache += steps.length * nLayers * probeRowBytes(model)
-  }
+  // As the first window of seed 0 draws them.
+  const drawn = compression?.windowProbes(deriveSeed(toSeed(0), 0)) ?? []
+  const probes = drawn.filter((step) => step < nTokens).length * nLayers * probeRowBytes(model)
+  if (!isCompressed) cache += probes
   const keysAndValues = 2 * nTokens * nKvHeads * headDim * DTYPE_BYTES[model.attentionDtype]
-  const activations = policy.rows
+  let activations = policy.rows
     ? rowActivationBytes(model, policy.rows, nTokens)
-    : activationBytes(model, nTokens, compression, isCompressed)
+    : activationBytes(model, nTokens, compression, isCompressed && !isWindow)
+  if (isWindow) {
+    // The tail's page is there until the window is packed, of K and V read back from it.
+    const tail = nLayers * nKvHeads * pageBytes(tailFormat, tailFormat, headDim)
+    activations += tail + probes + keysAndValues + 4 * nKvHeads
+  }
   return {
     weights,
     cache,

@@ -53,6 +53,37 @@ describe.each([
   })
 })
 
+describe.each(['f32', 'bf16'] as const)('of one token, and a window of one (%s)', (dtype) => {
+  const model = useModel(join(kFixtures, 'qwen3'), { dtype })
+
+  test.each<PolicySpec>([
+    ...[0, 0.4, 0.6, 1].map((r) => ({ name: 'zipcache', saliencyRatio: r, window: 1 }) as const),
+    { name: 'zipcache', metric: 'locality', window: 1 },
+    { name: 'zipcache-official', window: 1 },
+    { name: 'uniform', bits: 4, window: 1 },
+  ])('to the byte: %j', async (policy) => {
+    for (const tokens of [1, 2]) {
+      const { weights, cache, peak } = model().estimate({ tokens, policy })
+      const sequence = model().createSequence({ policy })
+      await sequence.prefill(someIds(tokens, 192))
+      expect([tokens, sequence.bytes.resident]).toEqual([tokens, cache])
+      expect([tokens, sequence.bytes.peak]).toEqual([tokens, peak - weights])
+      sequence.dispose()
+    }
+  })
+
+  test("no more than that where r is 'auto'", async () => {
+    const policy = { name: 'zipcache', saliencyRatio: 'auto', window: 1 } as const
+    const { weights, cache, peak } = model().estimate({ tokens: 1, policy })
+    const sequence = model().createSequence({ policy })
+    await sequence.prefill([5])
+    expect(sequence.bytes.resident).toBeLessThanOrEqual(cache)
+    expect(sequence.bytes.peak).toBeLessThanOrEqual(peak - weights)
+    expect(sequence.bytes.peak).toBeGreaterThan(0.7 * (peak - weights))
+    sequence.dispose()
+  })
+})
+
 describe('of the shipped model', () => {
   const model = useModel(join(kTrainedModels, 'line-retrieval'))
 
