@@ -1,5 +1,6 @@
 import type { Engine } from '../engine/engine.js'
 import { createEngine, type Model } from '../engine/model.js'
+import { ZipCacheError } from '../errors.js'
 import { type ServerOptions, type ServerSettings, settingsOf } from './options.js'
 import { OpenAiService, type ServiceObserver } from './service.js'
 import { Sessions } from './sessions.js'
@@ -11,7 +12,7 @@ export interface Backend {
   readonly sessions: Sessions
 }
 
-/** Makes a service over an engine of its own. Throws as `createEngine`. */
+/** Makes a service over an engine of its own. Throws as `createService`. */
 export function createBackend(
   model: Model,
   settings: ServerSettings,
@@ -21,7 +22,7 @@ export function createBackend(
   const sessions = new Sessions(settings)
   const engine = createEngine({
     model,
-    kvMemory: settings.kvMemory ?? model.device.memory.free / 2,
+    kvMemory: kvMemoryOf(model, settings),
     maxBatch: settings.maxBatch,
     maxQueue: settings.maxQueue,
     prefixMemory: settings.prefixMemory,
@@ -45,6 +46,18 @@ export function createBackend(
     },
   })
   return { service, engine, sessions }
+}
+
+/** Throws `ERR_ZC_ARGUMENT` for more than the device has: a promise that cannot be kept. */
+function kvMemoryOf({ device }: Model, { kvMemory }: ServerSettings): number {
+  const { total, free } = device.memory
+  if (kvMemory === undefined) return free / 2
+  if (!(kvMemory > total)) return kvMemory
+  throw new ZipCacheError(
+    'ERR_ZC_ARGUMENT',
+    `kvMemory: is ${kvMemory} bytes, but ${device.info.name} has no more than ${total}`,
+    { argument: 'kvMemory' },
+  )
 }
 
 /** Settings of `createService`: those of a server that do not concern HTTP. */
@@ -75,7 +88,8 @@ const SILENT: ServiceObserver = {
  * OpenAI's API over a model, for a server of one's own: it takes the bodies of requests and gives
  * what is to be sent. It has an engine of its own, which its `dispose` ends; the model stays.
  *
- * Throws as `createEngine`.
+ * Throws as `createEngine`, and `ERR_ZC_ARGUMENT` for a `kvMemory` beyond the device's memory, or what
+ * the process's control group may use of it.
  */
 export function createService(model: Model, options: ServiceOptions = {}): OpenAiService {
   return createBackend(model, settingsOf(options), SILENT).service

@@ -20,7 +20,7 @@ export interface ServerOptions {
   readonly policy?: PolicySpec | undefined
   /** Policies that requests may ask for by `kv_cache`; default all names, `*` with options too. */
   readonly allowedPolicies?: readonly string[] | undefined
-  /** Memory for all caches together, in bytes; default half of what is free. */
+  /** Memory for all caches together, in bytes, no more than the device has; default half of what is free. */
   readonly kvMemory?: number | undefined
   /**
    * Bytes of `kvMemory` that may keep what chats of one `prompt_cache_key` begin with: their tools and

@@ -1,6 +1,7 @@
 /** OpenAI's API without HTTP, as a server that somebody has calls it. */
 import { loadModel, type Model } from '../../lib/index.js'
 import { createService, type OpenAiService, toApiError } from '../../lib/server/index.js'
+import { expectRefused } from '../support/errors.js'
 import { kLineRetrieval } from './running.js'
 
 let model: Model
@@ -48,4 +49,13 @@ test('its end is not the end of the model', async () => {
 
 test('an option out of range is named', () => {
   expect(() => createService(model, { maxBatch: 0 })).toThrow(/^maxBatch: is 0/)
+})
+
+test('caches may not take more memory than there is', () => {
+  const { total } = model.device.memory
+  expectRefused(() => createService(model, { kvMemory: total + 1 }), {
+    code: 'ERR_ZC_ARGUMENT',
+    argument: 'kvMemory',
+    message: /bytes, but cpu has no more than \d+$/,
+  })
 })
