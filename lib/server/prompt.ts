@@ -60,7 +60,7 @@ export function templateOptions(
 }
 
 /** A template's text. Throws an `ApiError` 400 when it refuses the messages. */
-export function render(template: () => string): string {
+function render(template: () => string): string {
   try {
     return template()
   } catch (cause) {

@@ -1,4 +1,6 @@
-import { type PromptModel, type PromptTokens, render, templateOptions } from './prompt.js'
+import { ZipCacheError } from '../errors.js'
+import type { ModelTokenizer } from '../model/tokenizer.js'
+import { type PromptModel, type PromptTokens, templateOptions } from './prompt.js'
 import type { ChatRequest } from './request.js'
 
 /** What prompts of one scope begin with. */
@@ -11,7 +13,8 @@ export interface SharedTokens {
 
 /**
  * How many tokens of a chat's prompt its tools and its first system messages are: what it has in
- * common with every chat that says the same up to there. 0 where that is too little to be kept.
+ * common with every chat that says the same up to there. 0 where that is too little to be kept, and
+ * where the template does not show where the rest begins.
  */
 export function countShared(
   { tokenizer }: PromptModel,
@@ -22,41 +25,62 @@ export function countShared(
 ): number {
   const end = messages.findIndex(({ role }) => role !== 'system' && role !== 'developer')
   if (tokenizer === null || end < 0) return 0
-  const options = templateOptions(tools, templateVariables, source)
-  // Where the rest goes differs between templates; two that have no letter in common show it.
-  const [one, other] = ['a', '0'].map((content) =>
-    render(() =>
-      tokenizer.applyChatTemplate([...messages.slice(0, end), { role: 'user', content }], options),
-    ),
-  ) as [string, string]
-  let length = 0
-  while (length < one.length && one[length] === other[length]) length++
-  const beginning = beginnings.tokensOf(one.slice(0, length), (text) =>
-    tokenizer.encode(text, { addSpecialTokens: false }),
-  )
+  const first = messages.slice(0, end)
   // The last token may become another one by what follows it.
+  const begins = (all: readonly number[]) => all.slice(0, -1).every((id, i) => id === ids[i])
+  const said = JSON.stringify([first, tools, templateVariables])
+  let beginning = beginnings.find(said)
+  // What a template makes of the same messages may change: some tell the date.
+  if (!beginning || !begins(beginning)) {
+    const options = templateOptions(tools, templateVariables, source)
+    beginning = tokensOf(tokenizer, first, options)
+    beginnings.keep(said, beginning)
+  }
   const count = beginning.length - 1
-  const isShared = count >= MIN_SHARED && count < ids.length
-  return isShared && beginning.every((id, i) => i === count || id === ids[i]) ? count : 0
+  return count >= MIN_SHARED && count < ids.length && begins(beginning) ? count : 0
 }
 
 /** Fewer tokens are not worth a turn of their own, whose pages and parameters are not shared. */
 const MIN_SHARED = 128
 
-/** The tokens of the last beginnings that were asked for: splitting a text costs more than finding it. */
+/** The tokens of what a template writes before the first other message; none where it is not known. */
+function tokensOf(
+  tokenizer: ModelTokenizer,
+  messages: ChatRequest['messages'],
+  options: ReturnType<typeof templateOptions>,
+): readonly number[] {
+  const followedBy = (content: string) =>
+    tokenizer.applyChatTemplate([...messages, { role: 'user', content }], options)
+  try {
+    // Where the rest goes differs between templates; two that have no letter in common show it.
+    const [one, other] = [followedBy('a'), followedBy('0')]
+    let length = 0
+    while (length < one.length && one[length] === other[length]) length++
+    return tokenizer.encode(one.slice(0, length), { addSpecialTokens: false })
+  } catch (error) {
+    // It takes the messages that there are, but not these.
+    if (error instanceof ZipCacheError && error.code === 'ERR_ZC_TOKENIZER') return []
+    throw error
+  }
+}
+
+/** The tokens of the last beginnings, by the messages that they are of: finding them costs less. */
 export class Beginnings {
   readonly #known = new Map<string, readonly number[]>()
 
-  /** `encode(text)`, or what it gave the last time. */
-  tokensOf(text: string, encode: (text: string) => readonly number[]): readonly number[] {
-    const ids = this.#known.get(text) ?? encode(text)
-    this.#known.delete(text)
-    this.#known.set(text, ids)
+  find(said: string): readonly number[] | undefined {
+    const ids = this.#known.get(said)
+    if (ids) this.keep(said, ids)
+    return ids
+  }
+
+  keep(said: string, ids: readonly number[]): void {
+    this.#known.delete(said)
+    this.#known.set(said, ids)
     for (const oldest of this.#known.keys()) {
       if (this.#known.size <= MAX_BEGINNINGS) break
       this.#known.delete(oldest)
     }
-    return ids
   }
 }
 

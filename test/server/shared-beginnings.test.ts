@@ -1,6 +1,8 @@
 /** Chats that name a `prompt_cache_key` share the cache of their tools and system messages. */
 import { generateLineRetrieval, loadModel, type Model } from '../../lib/index.js'
 import { createService, type OpenAiService, type ServiceOptions } from '../../lib/server/index.js'
+import type { ChatRequest } from '../../lib/server/request.js'
+import { Beginnings, countShared } from '../../lib/server/shared-tokens.js'
 import { kLineRetrieval } from './running.js'
 
 let model: Model
@@ -110,4 +112,50 @@ test('without memory for it the key changes nothing', async () => {
     expect(text(keyed)).toBe(text(plain))
     expect(cached(await ask({ prompt_cache_key: 'records' }))).toBe(0)
   })
+})
+
+test('a template that refuses what the beginning is looked for with shares nothing', async () => {
+  const chatTemplate = `{% for m in messages %}{% if m.content | length < 2 %}{{
+    raise_exception('too short') }}{% endif %}{{ m.content }}{% endfor %}`
+  await withService({ prefixMemory: 2 ** 24, chatTemplate }, async (ask) => {
+    const plain = await ask()
+    for (let i = 0; i < 2; i++) {
+      const keyed = await ask({ prompt_cache_key: 'records' })
+      expect(cached(keyed)).toBe(0)
+      expect(text(keyed)).toBe(text(plain))
+    }
+  })
+})
+
+test('a beginning is looked for once, and again where the template writes another', () => {
+  const beginnings = new Beginnings()
+  let today = 'line '
+  let nRenders = 0
+  const tokenizer = {
+    encode: (all: string) => [...all].map((letter) => letter.charCodeAt(0)),
+    applyChatTemplate: (messages: { content: string }[]) => {
+      nRenders++
+      return today + messages.map(({ content }) => content).join('')
+    },
+  }
+  const count = (content: string, user = 'question') => {
+    const messages = [
+      { role: 'system', content },
+      { role: 'user', content: user },
+    ]
+    const request = { messages, tooling: { tools: [] }, templateVariables: undefined }
+    const ids = tokenizer.encode(today + content + user)
+    return countShared(
+      { tokenizer } as unknown as Model,
+      request as unknown as ChatRequest,
+      undefined,
+      { ids, text: null },
+      beginnings,
+    )
+  }
+  const long = 'word '.repeat(40)
+  expect([count(long), count(long, 'another'), nRenders]).toEqual([204, 204, 2])
+  expect([count(`${long} more`), nRenders]).toEqual([209, 4])
+  today = 'image'
+  expect([count(long), count(long), nRenders]).toEqual([204, 204, 6])
 })
