@@ -14,7 +14,7 @@ import {
 } from './generation.js'
 import { checkOptions } from './options.js'
 import { PrefixCache, type PrefixKey } from './prefix-cache.js'
-import { disposedError } from './run.js'
+import { busyError, disposedError, orAborted } from './run.js'
 import { Scheduler, type SchedulerCounters, type SchedulerLimits } from './scheduler.js'
 import { type Prompt, Sequence, tokenIds } from './sequence.js'
 import { restoreContext } from './snapshot.js'
@@ -85,7 +85,8 @@ export interface RequestOptions extends GenerateOptions, SequenceOptions {
   /**
    * How many of the prompt's first tokens other requests begin with, too (a system prompt): they are
    * run by themselves, and kept if the engine keeps any. The answer is then the same whether they
-   * were found or not, as long as nothing longer is.
+   * were found or not, as long as nothing longer is. Requests that come while another one runs the
+   * same prefix wait for it, where the engine keeps any.
    */
   prefixTokens?: number
 }
@@ -100,7 +101,7 @@ export interface KvMemory {
 
 /** What an engine is doing. */
 export interface EngineStats extends Readonly<SchedulerCounters> {
-  /** Requests that wait. */
+  /** Requests that wait: for room, or for a prefix that another one runs. */
   readonly queued: number
   /** Requests whose prompt is under way. */
   readonly prefilling: number
@@ -154,6 +155,9 @@ export class Engine {
   readonly #prefixes: PrefixCache
   readonly #reclaim: () => boolean
   readonly #sequences = new Set<Sequence>()
+  readonly #limits: SchedulerLimits
+  /** Requests that wait for a prefix that another one runs. */
+  #nWaiting = 0
   #disposal: Promise<void> | null = null
 
   readonly #ended: (engine: Engine) => void
@@ -180,6 +184,7 @@ export class Engine {
     this.#model = model
     this.#tokenizer = tokenizer
     this.#ended = ended
+    this.#limits = limits
     this.#prefixes = prefixes
     const memory = new CacheMemory(device, { ...config, dtype }, checkKvMemory(options.kvMemory))
     this.#memory = memory
@@ -203,8 +208,10 @@ export class Engine {
 
   /** What is going on, at this moment and since the engine was made. */
   stats(): EngineStats {
+    const { queued, ...running } = this.#scheduler.counts
     return {
-      ...this.#scheduler.counts,
+      queued: queued + this.#nWaiting,
+      ...running,
       ...this.#scheduler.counters,
       sequences: this.#sequences.size,
       kvMemory: this.kvMemory,
@@ -257,14 +264,14 @@ export class Engine {
     count('prefixTokens', prefixTokens, 0, Math.max(0, ids.length - 1))
     const key = keyOf({ policy, seed })
     if (this.#disposal) throw disposedError('engine')
-    const sequence = this.#adopt(this.#prefixes.find(key, ids) ?? this.#open({ policy, seed }))
+    // A shorter past would divide the declared prefix into turns that others do not have.
+    const past = this.#prefixes.find(key, ids, prefixTokens)
+    const sequence =
+      past || prefixTokens === 0
+        ? this.#adopt(past ?? this.#open({ policy, seed }))
+        : (await this.#prefix(ids.slice(0, prefixTokens), { policy, seed, signal: rest.signal }))
+            .sequence
     try {
-      if (sequence.length < prefixTokens) {
-        const { signal } = rest
-        const prefix = ids.slice(sequence.length, prefixTokens)
-        await sequence.prefill(prefix, signal === undefined ? {} : { signal })
-        this.#keepPrefix(key, sequence)
-      }
       yield* sequence.generate(ids.slice(sequence.length), { ...rest, seed })
       return sequence.finishReason
     } finally {
@@ -276,19 +283,50 @@ export class Engine {
   /**
    * A sequence over what many prompts begin with (a system prompt): a copy of the one that an earlier
    * call left, if `prefixMemory` kept it, else run as a turn of its own and kept. What follows is the
-   * same either way.
+   * same either way. A call that comes while another one runs the same prefix waits for that.
    *
    * Rejects as `Sequence.prefill` and `createSequence` do.
    */
   async openPrefix(prefix: Prompt, options: PrefixOptions = {}): Promise<OpenedPrefix> {
-    const { signal, scope = '', ...rest } = options
-    const ids = tokenIds(prefix, this.#tokenizer, this.#model.config.vocabSize)
-    const key = keyOf({ ...rest, scope })
-    if (this.#disposal) throw disposedError('engine')
-    signal?.throwIfAborted()
-    const kept = this.#prefixes.findExactly(key, ids)
-    if (kept) return { sequence: this.#adopt(kept), isKept: true }
-    const sequence = this.createSequence(rest)
+    return this.#prefix(tokenIds(prefix, this.#tokenizer, this.#model.config.vocabSize), options)
+  }
+
+  async #prefix(ids: readonly number[], options: OptionsOf<PrefixOptions>): Promise<OpenedPrefix> {
+    const { signal } = options
+    checkOptions({ signal }, ['signal'])
+    const key = keyOf(options)
+    for (let wasRun = false; ; ) {
+      if (this.#disposal) throw disposedError('engine')
+      signal?.throwIfAborted()
+      const kept = this.#prefixes.findExactly(key, ids)
+      if (kept) return { sequence: this.#adopt(kept), isKept: true }
+      const run = () => this.#runPrefix(key, ids, options)
+      // What was run and is not there was not to be kept: nobody need wait for another try.
+      if (wasRun || !this.#prefixes.isOn) return run()
+      const other = this.#prefixes.running(key, ids)
+      if (!other) return this.#prefixes.whileRunning(key, ids, run)
+      wasRun = await this.#waitFor(other, signal)
+    }
+  }
+
+  /** Waits for what another request runs: no more of them than there may be requests at all. */
+  async #waitFor<T>(other: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+    const { maxBatch, maxQueue } = this.#limits
+    if (this.#nWaiting >= maxBatch + maxQueue) throw busyError(this.#nWaiting)
+    this.#nWaiting++
+    try {
+      return await orAborted(other, signal)
+    } finally {
+      this.#nWaiting--
+    }
+  }
+
+  async #runPrefix(
+    key: PrefixKey,
+    ids: readonly number[],
+    { signal, ...options }: OptionsOf<PrefixOptions>,
+  ): Promise<OpenedPrefix> {
+    const sequence = this.#adopt(this.#open(options))
     try {
       await sequence.prefill(ids, signal === undefined ? {} : { signal })
     } catch (error) {
@@ -343,7 +381,7 @@ export class Engine {
     policy = 'zipcache',
     seed = 0,
     recordSaliency = false,
-  }: { [Key in keyof CreateSequenceOptions]: CreateSequenceOptions[Key] | undefined }): Context {
+  }: OptionsOf<CreateSequenceOptions>): Context {
     for (;;) {
       try {
         return Context.open(this.#model, this.#memory, policy, toSeed(seed), recordSaliency)
@@ -378,6 +416,9 @@ export class Engine {
   }
 }
 
+/** Options of which any may be undefined. */
+type OptionsOf<T> = { [Key in keyof T]: T[Key] | undefined }
+
 /** Throws `ERR_ZC_ARGUMENT` for what is no size of memory. */
 export function checkKvMemory(kvMemory: number): number {
   if (Number.isFinite(kvMemory) && kvMemory >= MIN_KV_MEMORY) return kvMemory
@@ -394,7 +435,7 @@ function keyOf({
   seed = 0,
   recordSaliency = false,
   scope = '',
-}: { [Key in keyof PrefixOptions]: PrefixOptions[Key] | undefined }): PrefixKey {
+}: OptionsOf<PrefixOptions>): PrefixKey {
   return { spec: policy, seed: toSeed(seed), recordSaliency, scope }
 }
 

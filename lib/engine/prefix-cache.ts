@@ -17,6 +17,14 @@ interface Entry {
   readonly bytes: number
 }
 
+/** Tokens that a request is running, to be kept. */
+interface Running {
+  readonly key: string
+  readonly ids: readonly number[]
+  /** Resolves to whether they were run, once that has ended; never rejects. */
+  readonly ended: Promise<boolean>
+}
+
 /**
  * Pasts of ended requests, kept so that later prompts that begin with the same tokens can go on from
  * them. The least recently used one goes first.
@@ -25,6 +33,7 @@ export class PrefixCache {
   readonly #maxBytes: number
   /** Least recently used first. */
   readonly #entries: Entry[] = []
+  readonly #running = new Set<Running>()
   readonly counters = { prefixHits: 0, prefixTokens: 0 }
 
   /** `maxBytes`: what the pasts may take together; pages that they share count in each. */
@@ -46,15 +55,15 @@ export class PrefixCache {
   }
 
   /**
-   * The longest past that is a proper beginning of `ids`, as a context of its own; null without.
-   * Proper, since at least one token has to run to give logits.
+   * The longest past that is a proper beginning of `ids`, of `least` tokens or more, as a context of
+   * its own; null without. Proper, since at least one token has to run to give logits.
    */
-  find(key: PrefixKey, ids: readonly number[]): Context | null {
+  find(key: PrefixKey, ids: readonly number[], least = 0): Context | null {
     const own = textOf(key)
     let best: Entry | null = null
     for (const entry of this.#entries) {
       const { tokens } = entry.context
-      if (entry.key !== own || tokens.length >= ids.length) continue
+      if (entry.key !== own || tokens.length < least || tokens.length >= ids.length) continue
       if (best && tokens.length <= best.context.tokens.length) continue
       if (tokens.every((id, i) => id === ids[i])) best = entry
     }
@@ -68,6 +77,33 @@ export class PrefixCache {
       (one) => one.key === own && sameTokens(one.context.tokens, ids),
     )
     return entry ? this.#reuse(entry) : null
+  }
+
+  /**
+   * Whether another request has run these tokens, once that has ended; null where none is running
+   * them.
+   */
+  running(key: PrefixKey, ids: readonly number[]): Promise<boolean> | null {
+    const own = textOf(key)
+    const same = [...this.#running].find((one) => one.key === own && sameTokens(one.ids, ids))
+    return same?.ended ?? null
+  }
+
+  /** Runs tokens so that `running` tells of it. Rejects as `run` does. */
+  whileRunning<T>(key: PrefixKey, ids: readonly number[], run: () => Promise<T>): Promise<T> {
+    const result = run()
+    const entry: Running = {
+      key: textOf(key),
+      ids,
+      ended: result
+        .then(
+          () => true,
+          () => false,
+        )
+        .finally(() => this.#running.delete(entry)),
+    }
+    this.#running.add(entry)
+    return result
   }
 
   #reuse(entry: Entry): Context {

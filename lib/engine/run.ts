@@ -193,6 +193,27 @@ export function disposedError(what: string): ZipCacheError {
   return new ZipCacheError('ERR_ZC_HANDLE', `${what}: it was disposed`, { argument: what })
 }
 
+/** Why a request is refused where so many wait. */
+export function busyError(nWaiting: number): ZipCacheError {
+  return new ZipCacheError('ERR_ZC_BUSY', `engine: ${nWaiting} requests are waiting already`)
+}
+
+/** What a promise comes to; rejects with `signal.reason` if that is aborted before. */
+export async function orAborted<T>(
+  promise: Promise<T>,
+  signal: AbortSignal | undefined,
+): Promise<T> {
+  if (!signal) return promise
+  signal.throwIfAborted()
+  const { promise: aborted, resolve } = deferred()
+  signal.addEventListener('abort', resolve, { once: true })
+  try {
+    return await Promise.race([promise, aborted.then(() => Promise.reject(signal.reason))])
+  } finally {
+    signal.removeEventListener('abort', resolve)
+  }
+}
+
 /** A promise and its resolver. */
 export function deferred(): { promise: Promise<void>; resolve: () => void } {
   let resolve: () => void = () => {}

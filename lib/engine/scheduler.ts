@@ -14,7 +14,7 @@ import type { LogitAdjuster } from './adjust-logits.js'
 import { DecodeStep, type StepResult, type StepRow } from './decode-step.js'
 import { addGrowthPages, growthBytes } from './estimate.js'
 import type { Slicing } from './prefill.js'
-import { deferred, disposedError, type Run, type Sampled, type Sampling } from './run.js'
+import { busyError, deferred, disposedError, type Run, type Sampled, type Sampling } from './run.js'
 
 /** Bounds of a scheduler. */
 export interface SchedulerLimits {
@@ -130,10 +130,7 @@ export class Scheduler {
     this.#admit()
     if (this.#queue.length > this.#limits.maxQueue) {
       this.#queue.pop()
-      throw new ZipCacheError(
-        'ERR_ZC_BUSY',
-        `engine: ${this.#queue.length} requests are waiting already`,
-      )
+      throw busyError(this.#queue.length)
     }
     this.wake()
   }

@@ -205,6 +205,144 @@ describe('a prefix that is opened', () => {
   })
 })
 
+describe('requests that come at the same time with the same prefix', () => {
+  const long = someIds(1500, 320)
+
+  test.each(policies)('run it once, and answer as alone: %j', async (policy) => {
+    const options = { policy, prefixTokens: system.length }
+    const prompts = questions.map((question) => [...system, ...question])
+    const alone: number[][] = []
+    await withEngine({}, async (engine) => {
+      for (const prompt of prompts) alone.push(await answerOf(engine, prompt, options))
+    })
+    await withEngine({ prefixMemory: 32 << 20 }, async (engine) => {
+      const together = prompts.map((prompt) => answerOf(engine, prompt, options))
+      expect(await Promise.all(together)).toEqual(alone)
+      expect(engine.stats()).toMatchObject({
+        prefixHits: 2,
+        promptTokens: system.length + questions.flat().length,
+        queued: 0,
+        sequences: 0,
+      })
+    })
+  })
+
+  test('share its pages', async () => {
+    await withEngine({ prefixMemory: 32 << 20 }, async (engine) => {
+      const opening = [1, 2, 3, 4].map(() => engine.openPrefix(long, { policy: zip }))
+      await new Promise((resolve) => setImmediate(resolve))
+      expect(engine.stats()).toMatchObject({ sequences: 1, queued: 3 })
+      const opened = await Promise.all(opening)
+      expect(opened.map(({ isKept }) => isKept)).toEqual([false, true, true, true])
+      expect(engine.stats()).toMatchObject({ promptTokens: long.length, sequences: 4, queued: 0 })
+      expect(engine.kvMemory.used).toBeLessThan(2 * (opened[0]?.sequence.bytes.resident ?? 0))
+      for (const { sequence } of opened) sequence.dispose()
+    })
+  })
+
+  test('find the next who runs it, when the first gives it up', async () => {
+    await withEngine({ prefixMemory: 32 << 20 }, async (engine) => {
+      const first = new AbortController()
+      const { signal } = first
+      const opening = [
+        engine.openPrefix(long, { policy: zip, signal }),
+        engine.openPrefix(long, { policy: zip, signal }),
+        engine.openPrefix(long, { policy: zip }),
+        engine.openPrefix(long, { policy: zip }),
+      ]
+      const outcomes = Promise.allSettled(opening)
+      await new Promise((resolve) => setImmediate(resolve))
+      first.abort()
+      const [gone, goneToo, ...others] = await outcomes
+      expect([gone, goneToo]).toMatchObject([{ reason: signal.reason }, { reason: signal.reason }])
+      expect(others).toMatchObject([{ value: { isKept: false } }, { value: { isKept: true } }])
+      expect(engine.stats()).toMatchObject({ promptTokens: long.length, queued: 0 })
+      for (const one of others) if (one.status === 'fulfilled') one.value.sequence.dispose()
+      expect(engine.stats().sequences).toBe(0)
+    })
+  })
+
+  test('are told each for itself what is wrong with it', async () => {
+    await withEngine({ kvMemory: 1 << 20, prefixMemory: 1 << 20 }, async (engine) => {
+      const tooLong = someIds(4000, 320)
+      const opening = [1, 2, 3].map(() => engine.openPrefix(tooLong, { policy: 'fp16' }))
+      const fault = { code: 'ERR_ZC_OUT_OF_MEMORY' } as const
+      await Promise.all(opening.map((one) => expectRejected(one, fault)))
+      expect(engine.stats()).toMatchObject({ sequences: 0, queued: 0 })
+    })
+  })
+
+  test('can be given up while they wait', async () => {
+    await withEngine({ prefixMemory: 32 << 20 }, async (engine) => {
+      let isThere = false
+      const first = engine.openPrefix(long, { policy: zip }).finally(() => {
+        isThere = true
+      })
+      const waiting = new AbortController()
+      const other = answerOf(engine, [...long, 5], {
+        policy: zip,
+        prefixTokens: long.length,
+        signal: waiting.signal,
+      })
+      const unlike = engine.openPrefix(long, { policy: zip, scope: 'another' })
+      await new Promise((resolve) => setImmediate(resolve))
+      expect(engine.stats()).toMatchObject({ queued: 1, sequences: 2 }) // none for another scope's
+      const same = engine.openPrefix(long, { policy: zip, signal: waiting.signal })
+      waiting.abort()
+      await expect(same).rejects.toBe(waiting.signal.reason)
+      await expect(other).rejects.toBe(waiting.signal.reason)
+      expect(isThere).toBe(false)
+      for (const { sequence } of [await first, await unlike]) sequence.dispose()
+      expect(engine.stats()).toMatchObject({ sequences: 0, queued: 0 })
+    })
+  })
+
+  test('end with the engine', async () => {
+    await withEngine({ prefixMemory: 32 << 20 }, async (engine) => {
+      const opening = [1, 2, 3].map(() => engine.openPrefix(long, { policy: zip }))
+      const outcomes = Promise.allSettled(opening)
+      await new Promise((resolve) => setImmediate(resolve))
+      await engine.dispose()
+      const disposed = { reason: { code: 'ERR_ZC_HANDLE' } }
+      expect(await outcomes).toMatchObject([disposed, disposed, disposed])
+    })
+  })
+
+  test('do not wait in turn for what is too large to be kept', async () => {
+    await withEngine({ prefixMemory: 1000 }, async (engine) => {
+      const opened = await Promise.all(
+        [1, 2, 3].map(() => engine.openPrefix(system, { policy: zip })),
+      )
+      expect(opened.map(({ isKept }) => isKept)).toEqual([false, false, false])
+      for (const { sequence } of opened) sequence.dispose()
+    })
+  })
+
+  test('wait in no greater number than requests may', async () => {
+    await withEngine({ prefixMemory: 32 << 20, maxBatch: 1, maxQueue: 1 }, async (engine) => {
+      const opening = [1, 2, 3].map(() => engine.openPrefix(long, { policy: zip }))
+      await expectRejected(engine.openPrefix(long, { policy: zip }), {
+        code: 'ERR_ZC_BUSY',
+        message: /2 requests are waiting/,
+      })
+      for (const { sequence } of await Promise.all(opening)) sequence.dispose()
+    })
+  })
+})
+
+test('a declared prefix is one turn, whatever shorter pasts are kept', async () => {
+  const prompt = [...system, ...(questions[0] as number[])]
+  const options = { policy: zip, prefixTokens: system.length }
+  await withEngine({ prefixMemory: 32 << 20 }, async (engine) => {
+    for (const first of [20, 30]) {
+      const { sequence } = await engine.openPrefix(system.slice(0, first), { policy: zip })
+      sequence.dispose()
+    }
+    await answerOf(engine, prompt, options)
+    expect(engine.stats()).toMatchObject({ prefixHits: 0, promptTokens: 50 + prompt.length })
+  })
+})
+
 test('a sequence that is created may ask for memory that others can miss', async () => {
   const idle: { dispose(): void }[] = []
   const reclaim = () => {

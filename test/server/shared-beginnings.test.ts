@@ -70,6 +70,19 @@ test('the second chat of a key finds what the first left, and answers the same',
   })
 })
 
+test('chats that come at the same time compute it once, and answer the same', async () => {
+  await withService({ prefixMemory: 2 ** 24 }, async (ask) => {
+    const bodies = await Promise.all(
+      [1, 2, 3, 4].map(() => ask({ prompt_cache_key: 'records', max_tokens: 14 })),
+    )
+    const [first, ...others] = bodies.map(cached)
+    expect(first).toBe(0)
+    for (const count of others) expect(count).toBeGreaterThan(200)
+    const after = text(await ask({ prompt_cache_key: 'records', max_tokens: 14 }))
+    expect(bodies.map(text)).toEqual([after, after, after, after])
+  })
+})
+
 test('nothing is shared with another key, owner, policy or beginning, or without a key', async () => {
   await withService({ prefixMemory: 2 ** 24 }, async (ask) => {
     await ask({ prompt_cache_key: 'records' }, 'me')
