@@ -7,6 +7,7 @@ namespace ZC_ISA {
 // sees, so that its sums are the same whichever rows are computed with it.
 inline constexpr int kSoftmaxKeys = 256;
 inline constexpr int kWeightKeys = 64;
+inline constexpr int kBlockPages = kSoftmaxKeys / kPageTokens;
 
 // Below this a row's largest factor is as good as none (and its inverse would overflow).
 inline constexpr float kTinyFactor = 1e-30f;
@@ -180,6 +181,21 @@ struct SoftmaxRow {
     max = new_max;
     return correction;
   }
+
+  // Joins a row over other keys. What was accumulated on either side must be multiplied by its
+  // factor.
+  struct Factors {
+    float mine;
+    float others;
+  };
+  Factors join(const SoftmaxRow& other) {
+    const float new_max = other.max > max ? other.max : max;
+    const auto factor = [&](float m) { return m == -INFINITY ? 0.0f : std::exp(m - new_max); };
+    const Factors factors{factor(max), factor(other.max)};
+    sum = sum * factors.mine + other.sum * factors.others;
+    max = new_max;
+    return factors;
+  }
 };
 
 // The weights of V's codes, p_j sigma_j (sigma: V's token scale), in multiples of a step for every
@@ -342,19 +358,219 @@ inline void add_values(const SegmentView& view, int64_t first_page, int n_pages,
   });
 }
 
-// Attention straight over the packed cache. With K channelwise and V channel-separable tokenwise no
-// element is ever dequantized; scales move to where there are fewer numbers:
+// Keys that one thread takes in a row, in blocks of kSoftmaxKeys: a long cache has work for more
+// threads than it has heads. Where a cache is cut depends on its segments alone, and what was made
+// of the pieces is joined in their order: the same bits from one thread as from many. The tail is a
+// piece, or pieces, of its own: how long it is moves no other cut.
+inline constexpr int kSplitBlocks = 16;
+
+// With as many tasks for each thread none stays idle for long, and splits need no planning.
+inline constexpr int kTasksAThread = 8;
+
+// A block of keys of a KV head's segments.
+struct KeyPlace {
+  int segment;
+  int block;
+};
+
+struct Split {
+  KeyPlace first;
+  KeyPlace last;  // exclusive
+};
+
+// Query rows of one KV head that are computed together.
+struct QueryRows {
+  const int32_t* table;
+  int64_t table_words;
+  int64_t first_row;    // of the sequence, in q
+  int64_t q_len;        // of the sequence
+  int64_t first_query;  // of these, within the sequence
+  int n_queries;
+  int kv_head;
+  int group;
+
+  int n() const { return n_queries * group; }  // row = query * group + head
+  int64_t index(int r, int64_t n_heads) const {
+    return (first_row + first_query + r / group) * n_heads + int64_t{kv_head} * group + r % group;
+  }
+};
+
+// Calls f(split) for the splits of a KV head, in order.
+template <typename F>
+inline void each_split(const MixedAttentionArgs& a, const QueryRows& rows, const F& f) {
+  const int n_segments = checked_segment_count(rows.table, a.layer, rows.kv_head);
+  const int d = static_cast<int>(a.q.size(2));
+  Split split{};
+  int n_blocks = 0;
+  for (int index = a.tail ? 0 : 1; index < n_segments; ++index) {
+    const int blocks =
+        (view_header(rows.table, rows.table_words, a.pool, a.layer, rows.kv_head, index, d)
+             .n_pages() +
+         kBlockPages - 1) /
+        kBlockPages;
+    for (int block = 0; block < blocks;) {
+      if (n_blocks == kSplitBlocks || (n_blocks > 0 && split.first.segment == 0 && index > 0)) {
+        f(split);
+        n_blocks = 0;
+      }
+      if (n_blocks == 0) split.first = {index, block};
+      const int taken = std::min(blocks - block, kSplitBlocks - n_blocks);
+      block += taken;
+      n_blocks += taken;
+      split.last = {index, block};
+    }
+  }
+  if (n_blocks > 0) f(split);
+}
+
+// What rows take from the keys of a split: o (rows, head_dim), to be divided by the sums of softmax
+// (rows).
+//
+// With K channelwise and V channel-separable tokenwise no element is ever dequantized; scales move
+// to where there are fewer numbers:
 //   s_j = sum_c (scale q_c a_c) code_jc + scale sum_c q_c b_c          (a, b: K's channel scale and zero)
 //   o_c = g_c (sum_j (p_j sigma_j) code_jc + sum_j p_j mu_j)           (sigma, mu: V's token scale and zero; g: channel)
-// One softmax state runs through all segments and the tail. One task is a block of query rows of
-// one (sequence, KV head).
+// One softmax state runs through all segments.
+template <typename T>
+void attend_split(const MixedAttentionArgs& a, const QueryRows& rows, const Split& split, float* o,
+                  SoftmaxRow* softmax) {
+  const int64_t n_heads = a.q.size(1);
+  const int d = static_cast<int>(a.q.size(2));
+  const int n_rows = rows.n();
+  const size_t row_tile = static_cast<size_t>(kBlockRows) * static_cast<size_t>(d);
+  float* q = thread_scratch(0, row_tile);          // scale * q
+  float* o_segment = thread_scratch(2, row_tile);  // the running segment, in units of g_c
+  float t_segment[kBlockRows];                     // what joins all channels of o_segment
+  for (int r = 0; r < n_rows; ++r) {
+    widen(a.q.as<T>() + rows.index(r, n_heads) * d, q + int64_t{r} * d, d);
+    for (int c = 0; c < d; ++c) q[int64_t{r} * d + c] *= a.scale;
+    softmax[r] = {};
+  }
+  std::fill(o, o + int64_t{n_rows} * d, 0.0f);
+
+  for (int index = split.first.segment; index <= split.last.segment; ++index) {
+    const SegmentView view =
+        view_header(rows.table, rows.table_words, a.pool, a.layer, rows.kv_head, index, d);
+    const int n = view.n_tokens();
+    const int first_key = index == split.first.segment ? split.first.block * kSoftmaxKeys : 0;
+    const int last_key =
+        index == split.last.segment
+            ? static_cast<int>(std::min<int64_t>(n, int64_t{split.last.block} * kSoftmaxKeys))
+            : n;
+
+    // Slots that a row sees: all, but for the causal end of the tail and what a sliding window
+    // has left behind.
+    KeySpan visible[kBlockRows];  // by query
+    KeySpan block{last_key, first_key};
+    for (int i = 0; i < rows.n_queries; ++i) {
+      const int64_t query = rows.first_query + i;
+      visible[i] = {0, n};
+      if (index == 0 && a.causal)
+        visible[i].last = static_cast<int>(std::max<int64_t>(0, n - (rows.q_len - 1 - query)));
+      if (a.sliding_window > 0) {
+        const int64_t position = a.positions.as<int32_t>()[rows.first_row + query];
+        visible[i].first = view.slots_before(position - a.sliding_window + 1);
+      }
+      block.first = std::min(block.first, std::max(visible[i].first, first_key));
+      block.last = std::max(block.last, std::min(visible[i].last, last_key));
+    }
+    if (block.first >= block.last) continue;
+    block.first = block.first / kSoftmaxKeys * kSoftmaxKeys;
+    check_pages(view, a.pool, a.layer, rows.kv_head, index, block.first / kPageTokens,
+                std::min<int64_t>(view.n_pages(), (int64_t{block.last} + kSoftmaxKeys - 1) /
+                                                      kSoftmaxKeys * kBlockPages));
+
+    const KeyFactors keys = fold_keys(view, q, n_rows);
+    std::fill(o_segment, o_segment + int64_t{n_rows} * d, 0.0f);
+    std::fill(t_segment, t_segment + n_rows, 0.0f);
+    for (int key0 = block.first; key0 < block.last; key0 += kSoftmaxKeys) {
+      const int64_t first_page = key0 / kPageTokens;
+      const int n_pages =
+          static_cast<int>(std::min<int64_t>(kBlockPages, view.n_pages() - first_page));
+      each_rows(n_rows, [&](int r0, auto together) {
+        constexpr int R = decltype(together)::value;
+        alignas(64) float scores[R * kSoftmaxKeys];
+        KeySpan seen[R];
+        for (int r = 0; r < R; ++r) {
+          const KeySpan all = visible[(r0 + r) / rows.group];
+          seen[r].first = std::clamp(all.first - key0, 0, kSoftmaxKeys);
+          seen[r].last = std::clamp(all.last - key0, seen[r].first, kSoftmaxKeys);
+        }
+        dispatch_format(view.segment.k_format, [&](auto format) {
+          score_rows<decltype(format)::value, R>(view, first_page, n_pages, keys, r0, scores);
+        });
+        for (int r = 0; r < R; ++r) {
+          const int64_t row = int64_t{r0 + r} * d;
+          const float correction = softmax[r0 + r].update(
+              scores + r * kSoftmaxKeys, n_pages * kPageTokens, seen[r].first, seen[r].last);
+          scale_row(o + row, correction, d);
+          scale_row(o_segment + row, correction, d);
+          t_segment[r0 + r] *= correction;
+        }
+        add_values<R>(view, first_page, n_pages, seen, scores, o_segment + int64_t{r0} * d,
+                      t_segment + r0);
+      });
+    }
+    float channel[256];
+    if (view.v_quantized()) widen(view.channel_params(2), channel, d);
+    for (int r = 0; r < n_rows; ++r) {
+      for (int c = 0; c < d; c += kLanes) {
+        float* to = o + int64_t{r} * d + c;
+        const VecF sums = load(o_segment + int64_t{r} * d + c);
+        if (view.v_quantized())
+          store(to, fma(load(channel + c), sums + broadcast(t_segment[r]), load(to)));
+        else
+          store(to, load(to) + sums);
+      }
+    }
+  }
+}
+
+// The rows of one (sequence, KV head) from what was made of its splits, in their order.
+template <typename T>
+class JoinedRows {
+ public:
+  // o (rows, head_dim)
+  JoinedRows(const MixedAttentionArgs& a, const QueryRows& rows, float* o)
+      : a_(a), rows_(rows), d_(static_cast<int>(a.q.size(2))), o_(o) {
+    std::fill(o_, o_ + int64_t{rows_.n()} * d_, 0.0f);
+  }
+
+  void add(const float* o, const SoftmaxRow* softmax) {
+    for (int r = 0; r < rows_.n(); ++r) {
+      if (softmax[r].sum == 0.0f) continue;  // saw none of the keys
+      const auto [mine, others] = softmax_[r].join(softmax[r]);
+      for (int64_t c = int64_t{r} * d_; c < int64_t{r + 1} * d_; c += kLanes)
+        store(o_ + c, fma(load(o + c), broadcast(others), load(o_ + c) * broadcast(mine)));
+    }
+  }
+
+  void write() {
+    for (int r = 0; r < rows_.n(); ++r) {
+      const int64_t row = rows_.index(r, a_.q.size(1));
+      float* o = o_ + int64_t{r} * d_;
+      scale_row(o, softmax_[r].sum == 0.0f ? 0.0f : 1.0f / softmax_[r].sum, d_);
+      narrow(o, a_.out.template as<T>() + row * d_, d_);
+      a_.lse.as<float>()[row] = softmax_[r].lse();
+    }
+  }
+
+ private:
+  const MixedAttentionArgs& a_;
+  const QueryRows& rows_;
+  int d_;
+  float* o_;
+  SoftmaxRow softmax_[kBlockRows];
+};
+
+// Attention straight over the packed cache. A task is a block of query rows of one (sequence, KV
+// head), or, where there are few of them, what they take from one split of its keys.
 template <typename T>
 void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
   const int64_t n_heads = a.q.size(1);
   const int d = static_cast<int>(a.q.size(2));
   const int64_t n_seqs = a.starts.size(0);
   const int32_t* cu = a.cu_seqlens.as<int32_t>();
-  const int32_t* positions = a.positions.as<int32_t>();
   check_cu_seqlens("cuSeqlens", a.cu_seqlens, a.q.size(0));
   int64_t n_kv_heads = 0;  // the same in all tables
   for (int64_t s = 0; s < n_seqs; ++s) {
@@ -377,118 +593,91 @@ void mixed_attention_typed(const OpContext& ctx, const MixedAttentionArgs& a) {
   ZC_CHECK(group <= kBlockRows, ErrorCode::kUnsupported,
            "q: %d query heads share a kv head, expected at most %d", group, kBlockRows);
   const int queries_per_block = kBlockRows / group;
-  int64_t n_blocks = 0;
-  for (int64_t s = 0; s < n_seqs; ++s)
-    n_blocks += (cu[s + 1] - cu[s] + queries_per_block - 1) / queries_per_block;
-
-  const auto run_block = [&](int64_t seq, int64_t block, int kv_head) {
-    const auto [table, table_words] = sequence_table(a.tables, a.starts, seq);
-    if (!table) return;
-    const int64_t q_len = cu[seq + 1] - cu[seq];
-    const int64_t first_query = block * queries_per_block;
-    const int n_queries =
-        static_cast<int>(std::min<int64_t>(queries_per_block, q_len - first_query));
-    const int rows = n_queries * group;  // row = query * group + head
-    const auto row_index = [&](int r) {
-      return (cu[seq] + first_query + r / group) * n_heads + int64_t{kv_head} * group + r % group;
-    };
-    const size_t row_tile = static_cast<size_t>(kBlockRows) * static_cast<size_t>(d);
-    float* q = thread_scratch(0, row_tile);          // scale * q
-    float* o = thread_scratch(1, row_tile);          // finished segments
-    float* o_segment = thread_scratch(2, row_tile);  // the running segment, in units of g_c
-    float t_segment[kBlockRows];                     // what joins all channels of o_segment
-    SoftmaxRow softmax[kBlockRows];
-    for (int r = 0; r < rows; ++r) {
-      widen(a.q.as<T>() + row_index(r) * d, q + int64_t{r} * d, d);
-      for (int c = 0; c < d; ++c) q[int64_t{r} * d + c] *= a.scale;
-    }
-    std::fill(o, o + int64_t{rows} * d, 0.0f);
-
-    const int n_segments = checked_segment_count(table, a.layer, kv_head);
-    for (int index = a.tail ? 0 : 1; index < n_segments; ++index) {
-      const SegmentView view = view_segment(table, table_words, a.pool, a.layer, kv_head, index, d);
-      const int n = view.n_tokens();
-      if (n == 0) continue;
-
-      // Slots that a row sees: all, but for the causal end of the tail and what a sliding window
-      // has left behind.
-      KeySpan visible[kBlockRows];  // by query
-      KeySpan block{n, 0};
-      for (int i = 0; i < n_queries; ++i) {
-        const int64_t query = first_query + i;
-        visible[i] = {0, n};
-        if (index == 0 && a.causal)
-          visible[i].last = static_cast<int>(std::max<int64_t>(0, n - (q_len - 1 - query)));
-        if (a.sliding_window > 0)
-          visible[i].first =
-              view.slots_before(int64_t{positions[cu[seq] + query]} - a.sliding_window + 1);
-        block.first = std::min(block.first, visible[i].first);
-        block.last = std::max(block.last, visible[i].last);
-      }
-      if (block.first >= block.last) continue;
-
-      const KeyFactors keys = fold_keys(view, q, rows);
-      std::fill(o_segment, o_segment + int64_t{rows} * d, 0.0f);
-      std::fill(t_segment, t_segment + rows, 0.0f);
-      for (int key0 = block.first / kSoftmaxKeys * kSoftmaxKeys; key0 < block.last;
-           key0 += kSoftmaxKeys) {
-        const int64_t first_page = key0 / kPageTokens;
-        const int n_pages = static_cast<int>(
-            std::min<int64_t>(kSoftmaxKeys / kPageTokens, view.n_pages() - first_page));
-        each_rows(rows, [&](int r0, auto n_rows) {
-          constexpr int R = decltype(n_rows)::value;
-          alignas(64) float scores[R * kSoftmaxKeys];
-          KeySpan seen[R];
-          for (int r = 0; r < R; ++r) {
-            const KeySpan all = visible[(r0 + r) / group];
-            seen[r].first = std::clamp(all.first - key0, 0, kSoftmaxKeys);
-            seen[r].last = std::clamp(all.last - key0, seen[r].first, kSoftmaxKeys);
-          }
-          dispatch_format(view.segment.k_format, [&](auto format) {
-            score_rows<decltype(format)::value, R>(view, first_page, n_pages, keys, r0, scores);
-          });
-          for (int r = 0; r < R; ++r) {
-            const int64_t row = int64_t{r0 + r} * d;
-            const float correction = softmax[r0 + r].update(
-                scores + r * kSoftmaxKeys, n_pages * kPageTokens, seen[r].first, seen[r].last);
-            scale_row(o + row, correction, d);
-            scale_row(o_segment + row, correction, d);
-            t_segment[r0 + r] *= correction;
-          }
-          add_values<R>(view, first_page, n_pages, seen, scores, o_segment + int64_t{r0} * d,
-                        t_segment + r0);
-        });
-      }
-      float channel[256];
-      if (view.v_quantized()) widen(view.channel_params(2), channel, d);
-      for (int r = 0; r < rows; ++r) {
-        for (int c = 0; c < d; c += kLanes) {
-          float* to = o + int64_t{r} * d + c;
-          const VecF sums = load(o_segment + int64_t{r} * d + c);
-          if (view.v_quantized())
-            store(to, fma(load(channel + c), sums + broadcast(t_segment[r]), load(to)));
-          else
-            store(to, load(to) + sums);
-        }
-      }
-    }
-    for (int r = 0; r < rows; ++r) {
-      float* row = o + int64_t{r} * d;
-      scale_row(row, softmax[r].sum == 0.0f ? 0.0f : 1.0f / softmax[r].sum, d);
-      narrow(row, a.out.as<T>() + row_index(r) * d, d);
-      a.lse.as<float>()[row_index(r)] = softmax[r].lse();
-    }
+  const auto blocks_of = [&](int64_t seq) {
+    return (cu[seq + 1] - cu[seq] + queries_per_block - 1) / queries_per_block;
   };
+  int64_t n_blocks = 0;
+  for (int64_t s = 0; s < n_seqs; ++s) n_blocks += blocks_of(s);
+  const int64_t n_tasks = n_blocks * n_kv_heads;
+  const size_t row_tile = static_cast<size_t>(kBlockRows) * static_cast<size_t>(d);
 
-  ctx.threads->parallel_for(n_blocks * n_kv_heads, [&](int64_t task) {
+  const auto rows_of = [&](int64_t task) {
     int64_t block = task / n_kv_heads;
     int64_t seq = 0;
-    for (;; ++seq) {
-      const int64_t n = (cu[seq + 1] - cu[seq] + queries_per_block - 1) / queries_per_block;
-      if (block < n) break;
-      block -= n;
-    }
-    run_block(seq, block, static_cast<int>(task % n_kv_heads));
+    for (; block >= blocks_of(seq); ++seq) block -= blocks_of(seq);
+    const auto [table, table_words] = sequence_table(a.tables, a.starts, seq);
+    const int64_t first_query = block * queries_per_block;
+    const int64_t q_len = cu[seq + 1] - cu[seq];
+    const int n_queries =
+        static_cast<int>(std::min<int64_t>(queries_per_block, q_len - first_query));
+    return QueryRows{table,
+                     table_words,
+                     cu[seq],
+                     q_len,
+                     first_query,
+                     n_queries,
+                     static_cast<int>(task % n_kv_heads),
+                     group};
+  };
+
+  if (ctx.threads->n_threads() == 1 || n_tasks >= kTasksAThread * ctx.threads->n_threads()) {
+    ctx.threads->parallel_for(n_tasks, [&](int64_t task) {
+      const QueryRows rows = rows_of(task);
+      if (!rows.table) return;
+      JoinedRows<T> joined(a, rows, thread_scratch(1, row_tile));
+      float* o = thread_scratch(3, row_tile);
+      SoftmaxRow softmax[kBlockRows];
+      each_split(a, rows, [&](const Split& split) {
+        attend_split<T>(a, rows, split, o, softmax);
+        joined.add(o, softmax);
+      });
+      joined.write();
+    });
+    return;
+  }
+
+  // Whoever computes the last split of a task joins them all.
+  struct Task {
+    QueryRows rows;
+    int64_t first_item;
+    int n_items = 0;
+    std::atomic<int> left;
+  };
+  struct Item {
+    int64_t task;
+    int64_t first_row;  // in o and softmax
+    Split split;
+  };
+  std::vector<Task> tasks(static_cast<size_t>(n_tasks));
+  std::vector<Item> items;
+  int64_t n_rows = 0;
+  for (int64_t i = 0; i < n_tasks; ++i) {
+    Task& task = tasks[i];
+    task.rows = rows_of(i);
+    task.first_item = static_cast<int64_t>(items.size());
+    if (!task.rows.table) continue;
+    each_split(a, task.rows, [&](const Split& split) {
+      items.push_back({i, n_rows, split});
+      n_rows += task.rows.n();
+    });
+    task.n_items = static_cast<int>(static_cast<int64_t>(items.size()) - task.first_item);
+    task.left = task.n_items;
+    if (task.n_items == 0) JoinedRows<T>(a, task.rows, thread_scratch(1, row_tile)).write();
+  }
+  float* o = thread_scratch(6, static_cast<size_t>(n_rows) * static_cast<size_t>(d));
+  std::vector<SoftmaxRow> softmax(static_cast<size_t>(n_rows));
+  const auto join = [&](const Task& task) {
+    JoinedRows<T> joined(a, task.rows, thread_scratch(1, row_tile));
+    for (int64_t i = task.first_item; i < task.first_item + task.n_items; ++i)
+      joined.add(o + items[i].first_row * d, softmax.data() + items[i].first_row);
+    joined.write();
+  };
+  ctx.threads->parallel_for(static_cast<int64_t>(items.size()), [&](int64_t i) {
+    const Item& item = items[i];
+    Task& task = tasks[item.task];
+    attend_split<T>(a, task.rows, item.split, o + item.first_row * d,
+                    softmax.data() + item.first_row);
+    if (task.left.fetch_sub(1, std::memory_order_acq_rel) == 1) join(task);
   });
 }
 

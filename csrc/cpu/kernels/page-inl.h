@@ -163,7 +163,7 @@ inline void pack_square(Format format, uint8_t* square, const SquareCodes& codes
 }
 
 // A segment of one (layer, kv head) with its addresses resolved. Every address is checked against
-// the pool and the table here: they are data, written from outside.
+// the pool and the table when a view is made: they are data, written from outside.
 struct SegmentView {
   Segment segment;
   const int32_t* pages;
@@ -216,14 +216,27 @@ struct SegmentView {
     if (n <= 0) return 0;
     if (!has_bitmap()) return static_cast<int>(std::min<int64_t>(n, segment.n_tokens));
     const int64_t span = std::min<int64_t>(n, std::abs(int64_t{segment.span}));
-    int count = 0;
-    for (int64_t i = 0; i < span; ++i) count += holds(i);
-    return count;
+    int64_t salient = 0;
+    int64_t i = 0;
+    for (; i + 64 <= span; i += 64) {
+      uint64_t bits;
+      std::memcpy(&bits, bitmap() + i / 8, sizeof(bits));
+      salient += std::popcount(bits);
+    }
+    for (; i < span; ++i) salient += (bitmap()[i >> 3] >> (i & 7)) & 1;
+    return static_cast<int>(segment.span > 0 ? salient : span - salient);
   }
 };
 
-inline SegmentView view_segment(const int32_t* table, int64_t table_words, const TensorView& pool,
-                                int layer, int kv_head, int index, int head_dim) {
+inline void check_inside(bool good, int layer, int kv_head, int index) {
+  ZC_CHECK(good, ErrorCode::kArgument,
+           "table: layer %d, kv head %d, segment %d points outside the pool", layer, kv_head,
+           index);
+}
+
+// The view of a segment of which few pages are read, by those who call check_pages for them.
+inline SegmentView view_header(const int32_t* table, int64_t table_words, const TensorView& pool,
+                               int layer, int kv_head, int index, int head_dim) {
   const int64_t entry = entry_index(table, layer, kv_head);
   ZC_CHECK(entry + kEntryHeader + (index + 1) * int64_t{kSegmentWords} <= table_words,
            ErrorCode::kArgument, "table: layer %d, kv head %d, segment %d lies outside", layer,
@@ -239,20 +252,34 @@ inline SegmentView view_segment(const int32_t* table, int64_t table_words, const
   view.head_dim = head_dim;
   view.v_offset = part_bytes(s.k_format, head_dim);
   view.params_offset = view.v_offset + part_bytes(s.v_format, head_dim);
-  const int64_t page_size = page_bytes(s.k_format, s.v_format, head_dim);
-  bool good = s.n_tokens == 0 ||
-              (s.pages_begin >= 0 && int64_t{s.pages_begin} + view.n_pages() <= table_words);
-  view.pages = good && s.n_tokens > 0 ? table + s.pages_begin : nullptr;
   const auto inside = [&](int64_t unit, int64_t bytes) {
     return unit >= 0 && unit * kPageUnitBytes + bytes <= pool.size(0);
   };
-  for (int p = 0; good && p < view.n_pages(); ++p) good = inside(view.pages[p], page_size);
+  bool good = s.n_tokens == 0 ||
+              (s.pages_begin >= 0 && int64_t{s.pages_begin} + view.n_pages() <= table_words);
+  view.pages = good && s.n_tokens > 0 ? table + s.pages_begin : nullptr;
   if (good && (view.k_quantized() || view.v_quantized()))
     good = inside(s.params_unit, params_bytes(head_dim));
   if (good && view.has_bitmap()) good = inside(s.bitmap_unit, (std::abs(int64_t{s.span}) + 7) / 8);
-  ZC_CHECK(good, ErrorCode::kArgument,
-           "table: layer %d, kv head %d, segment %d points outside the pool", layer, kv_head,
-           index);
+  check_inside(good, layer, kv_head, index);
+  return view;
+}
+
+// That pages [first, end) of a segment lie in the pool.
+inline void check_pages(const SegmentView& view, const TensorView& pool, int layer, int kv_head,
+                        int index, int64_t first, int64_t end) {
+  const Segment& s = view.segment;
+  const int64_t last = pool.size(0) - page_bytes(s.k_format, s.v_format, view.head_dim);
+  bool good = true;
+  for (int64_t p = first; p < end; ++p)
+    good = good && view.pages[p] >= 0 && int64_t{view.pages[p]} * kPageUnitBytes <= last;
+  check_inside(good, layer, kv_head, index);
+}
+
+inline SegmentView view_segment(const int32_t* table, int64_t table_words, const TensorView& pool,
+                                int layer, int kv_head, int index, int head_dim) {
+  const SegmentView view = view_header(table, table_words, pool, layer, kv_head, index, head_dim);
+  check_pages(view, pool, layer, kv_head, index, 0, view.n_pages());
   return view;
 }
 
