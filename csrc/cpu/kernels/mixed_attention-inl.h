@@ -12,24 +12,23 @@ inline constexpr int kBlockPages = kSoftmaxKeys / kPageTokens;
 // Below this a row's largest factor is as good as none (and its inverse would overflow).
 inline constexpr float kTinyFactor = 1e-30f;
 
-// Pages lie anywhere in the pool, and no hardware follows a page table: the first lines of a part
-// (K or V) are asked for kAheadBytes before it is read, and the rest of it is a stream that
-// hardware sees. Asking for every line made float16 a third slower, asking for none u4 by as much.
-inline constexpr int64_t kAheadBytes = 4096;
-inline constexpr int64_t kPrefetchBytes = 256;
+// Pages lie anywhere in the pool, and no hardware follows a page table: while a page is multiplied,
+// the one that lies so many bytes of K or of V behind it is asked for, square by square. All lines at
+// once would fill the buffers of the misses, and the loop would wait.
+inline constexpr int64_t kAheadBytes = 8192;
 
-// Prefetches the parts of n_pages pages, kAheadBytes beyond first_page. Always inlined: GCC takes a
-// function that only prefetches for one without effect, and drops the calls.
-template <Format F, typename Part>
-__attribute__((always_inline)) inline void prefetch_parts(const SegmentView& view,
-                                                          int64_t first_page, int n_pages,
-                                                          const Part& part) {
-  const int64_t bytes = part_bytes(F, view.head_dim);
-  const int64_t first = first_page + std::max<int64_t>(1, kAheadBytes / bytes);
-  const int64_t end = std::min<int64_t>(first + n_pages, view.n_pages());
-  for (int64_t page = first; page < end; ++page)
-    for (int64_t at = 0; at < std::min(bytes, kPrefetchBytes); at += 64)
-      __builtin_prefetch(part(page) + at);
+// The page, of those of a segment, to ask for while `page` is read.
+template <Format F>
+inline int64_t page_ahead(const SegmentView& view, int64_t page) {
+  const int64_t ahead = std::max<int64_t>(1, kAheadBytes / part_bytes(F, view.head_dim));
+  return std::min<int64_t>(page + ahead, view.n_pages() - 1);
+}
+
+// Always inlined: GCC takes a function that only prefetches for one without effect, and drops the
+// calls.
+template <Format F>
+__attribute__((always_inline)) inline void prefetch_square(const uint8_t* square) {
+  for (int64_t at = 0; at < square_bytes(F); at += 64) __builtin_prefetch(square + at);
 }
 
 // Squares that R rows are multiplied with at once: their sums have to fit the registers, and should
@@ -101,17 +100,23 @@ inline const Factor<F>* factors_of(const KeyFactors& keys) {
 
 // scores (R, kSoftmaxKeys) = q K^T of rows r0 .. r0 + R - 1 over P pages.
 template <Format F, int R, int P>
-inline void score_pages(const SegmentView& view, int64_t first_page, const KeyFactors& keys, int r0,
+ZC_NOINLINE void score_pages(const SegmentView& view, int64_t first_page, const KeyFactors& keys, int r0,
                         float* scores) {
   const int d = view.head_dim;
   const Factor<F>* factors = factors_of<F>(keys) + int64_t{r0} * d;
   Sums<F> sums[P][R][kSquareVecs];
   clear(sums);
   const uint8_t* squares[P];
-  for (int p = 0; p < P; ++p) squares[p] = view.k_part(first_page + p);
+  const uint8_t* next[P];
+  for (int p = 0; p < P; ++p) {
+    squares[p] = view.k_part(first_page + p);
+    next[p] = view.k_part(page_ahead<F>(view, first_page + p));
+  }
   for (int c = 0; c < d; c += kPageTokens) {
+    for (int p = 0; p < P; ++p) prefetch_square<F>(next[p]);
     add_squares<F, R, P>(squares, factors + c, d, sums);
     for (int p = 0; p < P; ++p) squares[p] += square_bytes(F);
+    for (int p = 0; p < P; ++p) next[p] += square_bytes(F);
   }
   for (int p = 0; p < P; ++p)
     for (int r = 0; r < R; ++r)
@@ -130,8 +135,6 @@ inline void score_rows(const SegmentView& view, int64_t first_page, int n_pages,
                        const KeyFactors& keys, int r0, float* scores) {
   constexpr int kTogether = kSquaresTogether<F, R>;
   for (int page = 0; page < n_pages;) {
-    prefetch_parts<F>(view, first_page + page, kTogether,
-                      [&](int64_t next) { return view.k_part(next); });
     float* to = scores + page * kPageTokens;
     if (page + kTogether <= n_pages) {
       score_pages<F, R, kTogether>(view, first_page + page, keys, r0, to);
@@ -237,13 +240,17 @@ inline float fold_weights(const SegmentView& view, int64_t first_page, float* p,
 // o (R, head_dim) += weights (R, kSoftmaxKeys) V over at most kWeightKeys tokens, C squares of
 // channels at a time.
 template <Format F, int R, int C>
-inline void weigh_codes(const SegmentView& view, int64_t first_page, int n_pages, int c0,
+ZC_NOINLINE void weigh_codes(const SegmentView& view, int64_t first_page, int n_pages, int c0,
                         const int16_t* weights, const float* steps, float* o) {
   VecI sums[C][R][kSquareVecs];
   clear(sums);
   for (int page = 0; page < n_pages; ++page) {
+    const int64_t next = page_ahead<F>(view, first_page + page);
     const uint8_t* squares[C];
-    for (int s = 0; s < C; ++s) squares[s] = view.v_square(first_page + page, c0 + s * kPageTokens);
+    for (int s = 0; s < C; ++s) {
+      squares[s] = view.v_square(first_page + page, c0 + s * kPageTokens);
+      prefetch_square<F>(view.v_square(next, c0 + s * kPageTokens));
+    }
     add_squares<F, R, C>(squares, weights + page * kPageTokens, kSoftmaxKeys, sums);
   }
   for (int s = 0; s < C; ++s)
@@ -257,7 +264,7 @@ inline void weigh_codes(const SegmentView& view, int64_t first_page, int n_pages
 
 // The same with float values, tokens [first, last) of the pages.
 template <Format F, int R, int C>
-inline void weigh_floats(const SegmentView& view, int64_t first_page, int first, int last, int c0,
+ZC_NOINLINE void weigh_floats(const SegmentView& view, int64_t first_page, int first, int last, int c0,
                          const float* p, float* o) {
   const auto place = [&](int s, int r, int i) {
     return o + int64_t{r} * view.head_dim + c0 + s * kPageTokens + i * kLanes;
@@ -267,9 +274,12 @@ inline void weigh_floats(const SegmentView& view, int64_t first_page, int first,
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < kSquareVecs; ++i) sums[s][r][i] = load(place(s, r, i));
   for (int j = first / kPageTokens * kPageTokens; j < last; j += kPageTokens) {
+    const int64_t next = page_ahead<F>(view, first_page + j / kPageTokens);
     const uint8_t* squares[C];
-    for (int s = 0; s < C; ++s)
+    for (int s = 0; s < C; ++s) {
       squares[s] = view.v_square(first_page + j / kPageTokens, c0 + s * kPageTokens);
+      prefetch_square<F>(view.v_square(next, c0 + s * kPageTokens));
+    }
     add_squares<F, R, C>(squares, p + j, kSoftmaxKeys, sums, std::max(first - j, 0),
                          std::min(last - j, kPageTokens));
   }
@@ -312,11 +322,8 @@ inline void weigh_rows(const SegmentView& view, int64_t first_page, const KeySpa
     });
   };
   for (int r = 0; r < R; ++r) alone(r, seen[r].first, std::min(common.first, seen[r].last));
-  for (int first = common.first; first < common.last;) {  // in steps that prefetching likes
+  for (int first = common.first; first < common.last;) {
     const int last = std::min(common.last, (first / kWeightKeys + 1) * kWeightKeys);
-    const int pages = (last - first + kPageTokens - 1) / kPageTokens;
-    prefetch_parts<F>(view, first_page + first / kPageTokens, pages,
-                      [&](int64_t next) { return view.v_part(next); });
     each_squares<F, R>(d, [&](int c, auto n) {
       weigh_floats<F, R, decltype(n)::value>(view, first_page, first, last, c, p, o);
     });
@@ -344,8 +351,6 @@ inline void add_values(const SegmentView& view, int64_t first_page, int n_pages,
       constexpr int kPages = kWeightKeys / kPageTokens;
       for (int page = 0; page < n_pages; page += kPages) {
         const int together = std::min(kPages, n_pages - page);
-        prefetch_parts<F>(view, first_page + page, together,
-                          [&](int64_t next) { return view.v_part(next); });
         each_squares<F, R>(d, [&](int c, auto n) {
           weigh_codes<F, R, decltype(n)::value>(view, first_page + page, together, c,
                                                 weights + page * kPageTokens, steps + page / kPages,

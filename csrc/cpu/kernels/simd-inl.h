@@ -10,6 +10,11 @@
 #endif
 #endif
 
+#ifndef ZC_NOINLINE
+// Loops that fill the registers stay functions of their own: in the middle of a larger one GCC keeps some of their sums in memory.
+#define ZC_NOINLINE __attribute__((noinline))
+#endif
+
 namespace zc::cpu {
 namespace ZC_ISA {
 
