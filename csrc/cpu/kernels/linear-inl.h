@@ -1,7 +1,8 @@
 // y = x W^T + b. How a product of two rows is summed is one rule for any number of rows: lane i of
-// a vector takes the elements i, i + kWideLanes, ... in order, the lanes are added pairwise
-// (`fold`, `sum`), what k leaves of a vector one by one. Decoding and prefill so give a row the
-// same bits, on any number of threads, and the weight is read as it lies in memory.
+// a vector takes the elements i, i + kWideLanes, ... in order (of bfloat16 2 i, 2 i + 1, 2 i + 2
+// kWideLanes, ...), the lanes are added pairwise (`fold`, `sum`), what k leaves of a step one by
+// one. Decoding and prefill so give a row the same bits, on any number of threads, and the weight
+// is read as it lies in memory.
 namespace zc::cpu {
 namespace ZC_ISA {
 
@@ -20,12 +21,45 @@ inline constexpr int kDotColumns = 3;
 inline constexpr int kPanelColumns = 24;
 inline constexpr int kPanelDepth = 256;
 static_assert(kPanelColumns % kDotColumns == 0 && kPanelColumns % kLanes == 0);
-static_assert(kPanelDepth % kWideLanes == 0);
+static_assert(kPanelDepth % (2 * kWideLanes) == 0);
 
 inline constexpr int kLinearRows = 96;  // rows of x a task takes
 inline constexpr int kFewRows = 4;      // up to here the weight is widened in registers
 inline constexpr int64_t kLinearTaskProducts =
     1 << 17;  // about 10 us: less is not worth waking a thread for
+
+// Elements of k that are taken in one step. Those of bfloat16 are taken apart into even and odd
+// places, and x beside them is brought into that order beforehand.
+template <typename W>
+inline constexpr bool kTakenApart = std::is_same_v<W, bf16>;
+template <typename W>
+inline constexpr int kStep = kTakenApart<W> ? 2 * kWideLanes : kWideLanes;
+
+// n elements to float in the order in which those of a weight in W are taken; n is a multiple of
+// kStep<W>.
+template <typename W>
+inline void order_like(float* x, int64_t n) {
+  if constexpr (kTakenApart<W>)
+    for (int64_t i = 0; i < n; i += kStep<W>) {
+      float step[kStep<W>];
+      std::memcpy(step, x + i, sizeof(step));
+      for (int lane = 0; lane < kWideLanes; ++lane) {
+        x[i + lane] = step[2 * lane];
+        x[i + kWideLanes + lane] = step[2 * lane + 1];
+      }
+    }
+}
+template <typename W>
+inline void widen_weight(const W* from, float* to, int64_t n) {
+  if constexpr (kTakenApart<W>)
+    for (int64_t i = 0; i < n; i += kStep<W>) {
+      const WidePair pair = load_pair(from + i);
+      store(to + i, pair.even);
+      store(to + i + kWideLanes, pair.odd);
+    }
+  else
+    widen(from, to, n);
+}
 
 // acc (R, J) of (kDotRows, kPanelColumns) += x (R, n) w (J, n)^T, lanes along n; row strides given.
 // With `ahead`, the J rows of the weight that come next in memory are fetched meanwhile.
@@ -34,10 +68,21 @@ inline void dot_tile(const float* x, int64_t ldx, const W* w, int64_t ldw, int64
   WideF sums[R][J];
   ZC_UNROLL for (int r = 0; r < R; ++r) ZC_UNROLL for (int j = 0; j < J; ++j) sums[r][j] =
       acc[r * kPanelColumns + j];
-  for (int64_t i = 0; i < n; i += kWideLanes) {
+  for (int64_t i = 0; i < n; i += kStep<W>) {
     if constexpr (ahead)
-      for (int64_t line = 0; line < J * kWideLanes; line += 64 / int64_t{sizeof(W)})
+      for (int64_t line = 0; line < J * kStep<W>; line += 64 / int64_t{sizeof(W)})
         __builtin_prefetch(w + J * ldw + i * J + line);
+    if constexpr (kTakenApart<W>) {
+      WidePair wv[J];
+      ZC_UNROLL for (int j = 0; j < J; ++j) wv[j] = load_pair(w + j * ldw + i);
+      ZC_UNROLL for (int r = 0; r < R; ++r) {
+        const WideF even = load_wide(x + r * ldx + i);
+        const WideF odd = load_wide(x + r * ldx + i + kWideLanes);
+        ZC_UNROLL for (int j = 0; j < J; ++j) sums[r][j] =
+            fma(odd, wv[j].odd, fma(even, wv[j].even, sums[r][j]));
+      }
+      continue;
+    }
     WideF wv[J];
     ZC_UNROLL for (int j = 0; j < J; ++j) wv[j] = load_wide(w + j * ldw + i);
     ZC_UNROLL for (int r = 0; r < R; ++r) {
@@ -67,7 +112,7 @@ inline void finish_row(const LinearArgs& a, const WideF* acc, const float* bias,
     for (int i = 0; i < kLanes; ++i) lanes[i] = fold(acc[j + i]);
     sum_each(lanes, y + j);
   }
-  if (const int64_t left = k % kWideLanes; left > 0)
+  if (const int64_t left = k % kStep<W>; left > 0)
     for (int j = 0; j < columns; ++j) {
       const W* w = a.weight.as<W>() + (c + j + 1) * k - left;
       for (int64_t i = 0; i < left; ++i) y[j] += tail[i] * to_float(w[i]);
@@ -86,7 +131,7 @@ inline void finish_row(const LinearArgs& a, const WideF* acc, const float* bias,
 template <typename W>
 void linear_few_rows(const LinearArgs& a, const LinearTile& tile) {
   const int64_t k = a.x.size(1);
-  const int64_t k_vectors = k / kWideLanes * kWideLanes;
+  const int64_t k_vectors = k / kStep<W> * kStep<W>;
   const int rows = static_cast<int>(tile.r1 - tile.r0);
   // The machine sees no stream in short rows, and too late where every vector takes three
   // instructions: one row of k = 512 in bf16 reads 15 GB/s with this and 7 without, of 16. Long
@@ -94,6 +139,7 @@ void linear_few_rows(const LinearArgs& a, const LinearTile& tile) {
   const bool ahead = std::is_same_v<W, bf16> || k * int64_t{sizeof(W)} <= 1024;
   float* x = thread_scratch(0, static_cast<size_t>(rows * k));
   widen_from(a.x, tile.r0 * k, x, rows * k);
+  for (int r = 0; r < rows; ++r) order_like<W>(x + r * k, k_vectors);
   for (int64_t c = tile.c0; c < tile.c1; c += kPanelColumns) {
     const int columns = static_cast<int>(std::min<int64_t>(kPanelColumns, tile.c1 - c));
     const W* w = a.weight.as<W>() + c * k;
@@ -120,11 +166,11 @@ void linear_few_rows(const LinearArgs& a, const LinearTile& tile) {
 template <typename W>
 void linear_many_rows(const LinearArgs& a, const LinearTile& tile) {
   const int64_t k = a.x.size(1);
-  const int64_t k_vectors = k / kWideLanes * kWideLanes;
+  const int64_t k_vectors = k / kStep<W> * kStep<W>;
   const int64_t n_depths = (k_vectors + kPanelDepth - 1) / kPanelDepth;
   const int rows = static_cast<int>(tile.r1 - tile.r0);
-  // x as (n_depths, rows, kPanelDepth), and what k leaves of a vector as (rows, kWideLanes).
-  float* x = thread_scratch(0, static_cast<size_t>((n_depths * kPanelDepth + kWideLanes) * rows));
+  // x as (n_depths, rows, kPanelDepth), and what k leaves of a step as (rows, kStep<W>).
+  float* x = thread_scratch(0, static_cast<size_t>((n_depths * kPanelDepth + kStep<W>)*rows));
   float* tail = x + n_depths * kPanelDepth * rows;
   float* panel = thread_scratch(1, kPanelColumns * kPanelDepth);
   auto* acc = reinterpret_cast<WideF*>(  // (rows, kPanelColumns)
@@ -134,10 +180,12 @@ void linear_many_rows(const LinearArgs& a, const LinearTile& tile) {
   };
   for (int r = 0; r < rows; ++r) {
     const int64_t row = (tile.r0 + r) * k;
-    for (int64_t depth = 0; depth < n_depths; ++depth)
-      widen_from(a.x, row + depth * kPanelDepth, x + (depth * rows + r) * kPanelDepth,
-                 depth_at(depth));
-    widen_from(a.x, row + k_vectors, tail + r * kWideLanes, k - k_vectors);
+    for (int64_t depth = 0; depth < n_depths; ++depth) {
+      float* to = x + (depth * rows + r) * kPanelDepth;
+      widen_from(a.x, row + depth * kPanelDepth, to, depth_at(depth));
+      order_like<W>(to, depth_at(depth));
+    }
+    widen_from(a.x, row + k_vectors, tail + r * kStep<W>, k - k_vectors);
   }
 
   for (int64_t c = tile.c0; c < tile.c1; c += kPanelColumns) {
@@ -146,7 +194,8 @@ void linear_many_rows(const LinearArgs& a, const LinearTile& tile) {
     for (int64_t depth = 0; depth < n_depths; ++depth) {
       const int64_t n = depth_at(depth);
       for (int j = 0; j < columns; ++j)
-        widen(a.weight.as<W>() + (c + j) * k + depth * kPanelDepth, panel + j * kPanelDepth, n);
+        widen_weight(a.weight.as<W>() + (c + j) * k + depth * kPanelDepth, panel + j * kPanelDepth,
+                     n);
       // The panel that comes next is brought to L2 meanwhile, a few of its rows a tile.
       const bool last_depth = depth + 1 == n_depths;
       const W* next = a.weight.as<W>() + (last_depth ? c + kPanelColumns : c) * k +
@@ -170,8 +219,7 @@ void linear_many_rows(const LinearArgs& a, const LinearTile& tile) {
     float bias[kPanelColumns];
     if (a.bias.defined()) widen_from(a.bias, c, bias, columns);
     for (int r = 0; r < rows; ++r)
-      finish_row<W>(a, acc + r * kPanelColumns, bias, tail + r * kWideLanes, tile.r0 + r, c,
-                    columns);
+      finish_row<W>(a, acc + r * kPanelColumns, bias, tail + r * kStep<W>, tile.r0 + r, c, columns);
   }
 }
 

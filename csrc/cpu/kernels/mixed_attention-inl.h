@@ -13,8 +13,8 @@ inline constexpr int kBlockPages = kSoftmaxKeys / kPageTokens;
 inline constexpr float kTinyFactor = 1e-30f;
 
 // Pages lie anywhere in the pool, and no hardware follows a page table: while a page is multiplied,
-// the one that lies so many bytes of K or of V behind it is asked for, square by square. All lines at
-// once would fill the buffers of the misses, and the loop would wait.
+// the one that lies so many bytes of K or of V behind it is asked for, square by square. All lines
+// at once would fill the buffers of the misses, and the loop would wait.
 inline constexpr int64_t kAheadBytes = 8192;
 
 // The page, of those of a segment, to ask for while `page` is read.
@@ -100,8 +100,8 @@ inline const Factor<F>* factors_of(const KeyFactors& keys) {
 
 // scores (R, kSoftmaxKeys) = q K^T of rows r0 .. r0 + R - 1 over P pages.
 template <Format F, int R, int P>
-ZC_NOINLINE void score_pages(const SegmentView& view, int64_t first_page, const KeyFactors& keys, int r0,
-                        float* scores) {
+ZC_NOINLINE void score_pages(const SegmentView& view, int64_t first_page, const KeyFactors& keys,
+                             int r0, float* scores) {
   const int d = view.head_dim;
   const Factor<F>* factors = factors_of<F>(keys) + int64_t{r0} * d;
   Sums<F> sums[P][R][kSquareVecs];
@@ -241,7 +241,7 @@ inline float fold_weights(const SegmentView& view, int64_t first_page, float* p,
 // channels at a time.
 template <Format F, int R, int C>
 ZC_NOINLINE void weigh_codes(const SegmentView& view, int64_t first_page, int n_pages, int c0,
-                        const int16_t* weights, const float* steps, float* o) {
+                             const int16_t* weights, const float* steps, float* o) {
   VecI sums[C][R][kSquareVecs];
   clear(sums);
   for (int page = 0; page < n_pages; ++page) {
@@ -264,8 +264,8 @@ ZC_NOINLINE void weigh_codes(const SegmentView& view, int64_t first_page, int n_
 
 // The same with float values, tokens [first, last) of the pages.
 template <Format F, int R, int C>
-ZC_NOINLINE void weigh_floats(const SegmentView& view, int64_t first_page, int first, int last, int c0,
-                         const float* p, float* o) {
+ZC_NOINLINE void weigh_floats(const SegmentView& view, int64_t first_page, int first, int last,
+                              int c0, const float* p, float* o) {
   const auto place = [&](int s, int r, int i) {
     return o + int64_t{r} * view.head_dim + c0 + s * kPageTokens + i * kLanes;
   };

@@ -11,7 +11,8 @@
 #endif
 
 #ifndef ZC_NOINLINE
-// Loops that fill the registers stay functions of their own: in the middle of a larger one GCC keeps some of their sums in memory.
+// Loops that fill the registers stay functions of their own: in the middle of a larger one GCC
+// keeps some of their sums in memory.
 #define ZC_NOINLINE __attribute__((noinline))
 #endif
 
@@ -143,6 +144,19 @@ inline WideF load_wide(const T* p) {
 }
 inline VecF fold(WideF v) { return v; }
 #endif
+
+// The 2 kWideLanes elements from p on: those at even places, then those at odd ones. Two of
+// bfloat16 are one word, of which either is the upper half of a float: no lane moves.
+struct WidePair {
+  WideF even;
+  WideF odd;
+};
+inline WidePair load_pair(const bf16* p) {
+  typedef uint32_t WideU __attribute__((vector_size(4 * kWideLanes)));
+  WideU words;
+  std::memcpy(&words, p, sizeof(words));
+  return {reinterpret_cast<WideF>(words << 16), reinterpret_cast<WideF>(words & 0xffff0000u)};
+}
 
 // Pairwise, so that the order of summation is the same whatever the compiler does.
 inline float sum(VecF v) {
