@@ -14,6 +14,7 @@ const kLargeGate = { n: 14336, k: 4096 }
 export const linearCases: readonly OpCase[] = [1, 16, 512].flatMap((m) => [
   linearCase({ m, ...kSmallLayer }, 'f16'),
   linearCase({ m, ...kSmallHead }, 'f16', m > 16),
+  linearCase({ m, ...kSmallHead }, 'bf16', m > 16),
   linearCase({ m, ...kLargeSquare }, 'f16'),
   linearCase({ m, ...kLargeSquare }, 'bf16'),
   linearCase({ m, ...kLargeSquare }, 'f32', true),

@@ -136,7 +136,7 @@ void linear_few_rows(const LinearArgs& a, const LinearTile& tile) {
   // The machine sees no stream in short rows, and too late where every vector takes three
   // instructions: one row of k = 512 in bf16 reads 15 GB/s with this and 7 without, of 16. Long
   // rows of the other types lose by it (f32, k = 4096: 17 GB/s instead of 22).
-  const bool ahead = std::is_same_v<W, bf16> || k * int64_t{sizeof(W)} <= 1024;
+  const bool ahead = k * int64_t{sizeof(W)} <= 1024;
   float* x = thread_scratch(0, static_cast<size_t>(rows * k));
   widen_from(a.x, tile.r0 * k, x, rows * k);
   for (int r = 0; r < rows; ++r) order_like<W>(x + r * k, k_vectors);
