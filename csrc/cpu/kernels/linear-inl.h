@@ -133,10 +133,9 @@ void linear_few_rows(const LinearArgs& a, const LinearTile& tile) {
   const int64_t k = a.x.size(1);
   const int64_t k_vectors = k / kStep<W> * kStep<W>;
   const int rows = static_cast<int>(tile.r1 - tile.r0);
-  // The machine sees no stream in short rows, and too late where every vector takes three
-  // instructions: one row of k = 512 in bf16 reads 15 GB/s with this and 7 without, of 16. Long
-  // rows of the other types lose by it (f32, k = 4096: 17 GB/s instead of 22).
-  const bool ahead = k * int64_t{sizeof(W)} <= 1024;
+  // The machine sees no stream in short rows: one row of k = 768 in float16 reads 16 GB/s with this
+  // and 9 without, of 23; long rows lose by it (bfloat16, k = 4096: 15 GB/s instead of 21).
+  const bool ahead = k * int64_t{sizeof(W)} <= 2048;
   float* x = thread_scratch(0, static_cast<size_t>(rows * k));
   widen_from(a.x, tile.r0 * k, x, rows * k);
   for (int r = 0; r < rows; ++r) order_like<W>(x + r * k, k_vectors);
