@@ -35,8 +35,7 @@ void read(const uint8_t* from, size_t bytes) {
   std::copy(own, own + 8, sums);
 }
 
-// Pages in some order; the first four lines of each part are asked for one part ahead, as
-// csrc/cpu/kernels/mixed_attention-inl.h does, or not.
+// Pages in some order; the first four lines of each part are asked for one part ahead, or not.
 void read_pages(const uint8_t* memory, const std::vector<size_t>& order, bool ahead) {
   for (size_t first = 0; first < kPages; first += kTogether)
     for (size_t half = 0; half < kPage; half += kPart)

@@ -24,8 +24,9 @@ bool has_f16c() {
 }
 #endif
 
-// Best first; but AVX-512 behind AVX2, to be asked for by name, until its kernels have run on a
-// machine that has it. A function, not a constant: __builtin_cpu_supports asks at run time.
+// Best first; but AVX-512 behind AVX2, to be asked for by name: where it was measured it decodes
+// more slowly (docs/decisions.md). A function, not a constant: __builtin_cpu_supports asks at run
+// time.
 template <typename F>
 void each_isa(const F& f) {
 #if defined(__x86_64__)

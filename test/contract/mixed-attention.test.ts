@@ -50,6 +50,12 @@ const usualPlan: SequencePlan = {
   tail: { format: 'f16', nTokens: 21 },
 }
 
+/** Long enough to be cut into pieces, in the tail and in a segment, and one of many segments. */
+const longPlan: SequencePlan = {
+  blocks: [block(6000, 4600), block(900, 450), block(40, 24)],
+  tail: { format: 'f16', nTokens: 4500 },
+}
+
 const usual: Call = {
   sequences: [{ plan: usualPlan, qLen: 1 }],
   nHeads: 4,
@@ -198,6 +204,12 @@ describeBackends('mixedAttention', (backend) => {
         seed: nHeads,
         sequences: [{ plan: usualPlan, qLen: 5 }],
       })
+    })
+
+    test.each([0, 5000])('a long cache, sliding window %i', async (slidingWindow) => {
+      const call = { nHeads: 2, nKvHeads: 1, headDim: 16, slidingWindow, seed: 17 }
+      await expectReference({ ...call, sequences: [{ plan: longPlan, qLen: 3 }] })
+      await expectReference({ ...call, sequences: [{ plan: longPlan, qLen: 1 }], tail: false })
     })
 
     test.each([16, 32, 48, 64, 96, 128, 256])('head_dim %i', async (headDim) => {
@@ -410,6 +422,15 @@ describeBackends('mixedAttention', (backend) => {
       const there = await backend.withDevice({ threads }, (_, tensors) => run(tensors, batch))
       expectIdentical(there.out, here.out, { name: 'out', shape: [18, 14, 32] })
       expectIdentical(there.lse, here.lse, { name: 'lse', shape: [18, 14] })
+    })
+
+    test.each([1, 3])('a long cache with %i threads', async (threads) => {
+      const sequences = [longPlan, usualPlan].map((plan) => ({ plan, qLen: 2 }))
+      const call = { ...usual, nHeads: 2, nKvHeads: 1, headDim: 16, sequences, seed: 19 }
+      const here = await run(backend.tensors, call)
+      const there = await backend.withDevice({ threads }, (_, tensors) => run(tensors, call))
+      expectIdentical(there.out, here.out, { name: 'out', shape: [4, 2, 16] })
+      expectIdentical(there.lse, here.lse, { name: 'lse', shape: [4, 2] })
     })
 
     async function expectSameAlone(call: Call) {
