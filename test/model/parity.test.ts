@@ -103,10 +103,11 @@ describe('the same weights in other files', () => {
     })
   })
 
-  test('in float32, which holds bfloat16 exactly: identical logits', async () => {
+  test('in float32, which holds bfloat16 exactly: the same logits, but for the order of sums', async () => {
     const expected = await lastLogits(original(), ids, logits.length)
     await withModel(copies.copy(from, { tensors: inDtype('F32') }), {}, async (model) => {
-      expectSame(await lastLogits(model, ids, logits.length), expected)
+      const own = await lastLogits(model, ids, logits.length)
+      expect(maxDifference(own, expected)).toBeLessThan(2e-5)
     })
   })
 
