@@ -14,21 +14,31 @@ inline constexpr float kTinyFactor = 1e-30f;
 
 // Pages lie anywhere in the pool, and no hardware follows a page table: while a page is multiplied,
 // the one that lies so many bytes of K or of V behind it is asked for, square by square. All lines
-// at once would fill the buffers of the misses, and the loop would wait.
+// at once would fill the buffers of the misses, and the loop would wait. Of floats the first lines
+// are enough: the rest of a part is a stream that hardware sees, and is slower where it is asked
+// for.
 inline constexpr int64_t kAheadBytes = 8192;
+inline constexpr int64_t kFloatAheadBytes = 4096;
+inline constexpr int64_t kFirstBytes = 256;
 
 // The page, of those of a segment, to ask for while `page` is read.
 template <Format F>
 inline int64_t page_ahead(const SegmentView& view, int64_t page) {
-  const int64_t ahead = std::max<int64_t>(1, kAheadBytes / part_bytes(F, view.head_dim));
+  constexpr int64_t kBytes = is_quantized(F) ? kAheadBytes : kFloatAheadBytes;
+  const int64_t ahead = std::max<int64_t>(1, kBytes / part_bytes(F, view.head_dim));
   return std::min<int64_t>(page + ahead, view.n_pages() - 1);
 }
 
-// Always inlined: GCC takes a function that only prefetches for one without effect, and drops the
-// calls.
+// Asks for what is to be of the square of channels from c on of a part. Always inlined: GCC takes a
+// function that only prefetches for one without effect, and drops the calls.
 template <Format F>
-__attribute__((always_inline)) inline void prefetch_square(const uint8_t* square) {
-  for (int64_t at = 0; at < square_bytes(F); at += 64) __builtin_prefetch(square + at);
+__attribute__((always_inline)) inline void prefetch_square(const uint8_t* part, int c) {
+  if constexpr (is_quantized(F)) {
+    const uint8_t* square = part + c / kPageTokens * square_bytes(F);
+    for (int64_t at = 0; at < square_bytes(F); at += 64) __builtin_prefetch(square + at);
+  } else if (c == 0) {
+    for (int64_t at = 0; at < kFirstBytes; at += 64) __builtin_prefetch(part + at);
+  }
 }
 
 // Squares that R rows are multiplied with at once: their sums have to fit the registers, and should
@@ -113,10 +123,9 @@ ZC_NOINLINE void score_pages(const SegmentView& view, int64_t first_page, const 
     next[p] = view.k_part(page_ahead<F>(view, first_page + p));
   }
   for (int c = 0; c < d; c += kPageTokens) {
-    for (int p = 0; p < P; ++p) prefetch_square<F>(next[p]);
+    for (int p = 0; p < P; ++p) prefetch_square<F>(next[p], c);
     add_squares<F, R, P>(squares, factors + c, d, sums);
     for (int p = 0; p < P; ++p) squares[p] += square_bytes(F);
-    for (int p = 0; p < P; ++p) next[p] += square_bytes(F);
   }
   for (int p = 0; p < P; ++p)
     for (int r = 0; r < R; ++r)
@@ -249,7 +258,7 @@ ZC_NOINLINE void weigh_codes(const SegmentView& view, int64_t first_page, int n_
     const uint8_t* squares[C];
     for (int s = 0; s < C; ++s) {
       squares[s] = view.v_square(first_page + page, c0 + s * kPageTokens);
-      prefetch_square<F>(view.v_square(next, c0 + s * kPageTokens));
+      prefetch_square<F>(view.v_part(next), c0 + s * kPageTokens);
     }
     add_squares<F, R, C>(squares, weights + page * kPageTokens, kSoftmaxKeys, sums);
   }
@@ -278,7 +287,7 @@ ZC_NOINLINE void weigh_floats(const SegmentView& view, int64_t first_page, int f
     const uint8_t* squares[C];
     for (int s = 0; s < C; ++s) {
       squares[s] = view.v_square(first_page + j / kPageTokens, c0 + s * kPageTokens);
-      prefetch_square<F>(view.v_square(next, c0 + s * kPageTokens));
+      prefetch_square<F>(view.v_part(next), c0 + s * kPageTokens);
     }
     add_squares<F, R, C>(squares, p + j, kSoftmaxKeys, sums, std::max(first - j, 0),
                          std::min(last - j, kPageTokens));
