@@ -35,8 +35,8 @@ inline constexpr bool kTakenApart = std::is_same_v<W, bf16>;
 template <typename W>
 inline constexpr int kStep = kTakenApart<W> ? 2 * kWideLanes : kWideLanes;
 
-// n elements to float in the order in which those of a weight in W are taken; n is a multiple of
-// kStep<W>.
+// Brings n elements of x into the order in which those of a weight in W are taken. n is a multiple
+// of kStep<W>.
 template <typename W>
 inline void order_like(float* x, int64_t n) {
   if constexpr (kTakenApart<W>)
@@ -49,6 +49,7 @@ inline void order_like(float* x, int64_t n) {
       }
     }
 }
+// n elements of a weight to float, in that order.
 template <typename W>
 inline void widen_weight(const W* from, float* to, int64_t n) {
   if constexpr (kTakenApart<W>)

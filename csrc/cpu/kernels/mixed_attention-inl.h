@@ -331,7 +331,8 @@ inline void weigh_rows(const SegmentView& view, int64_t first_page, const KeySpa
     });
   };
   for (int r = 0; r < R; ++r) alone(r, seen[r].first, std::min(common.first, seen[r].last));
-  for (int first = common.first; first < common.last;) {
+  for (int first = common.first;
+       first < common.last;) {  // in steps that stay in L1 for all channels
     const int last = std::min(common.last, (first / kWeightKeys + 1) * kWeightKeys);
     each_squares<F, R>(d, [&](int c, auto n) {
       weigh_floats<F, R, decltype(n)::value>(view, first_page, first, last, c, p, o);
