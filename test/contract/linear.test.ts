@@ -160,7 +160,7 @@ describeBackends('linear', (backend) => {
     const layer = { ...plain, n: 53, k: 83, bias: 'f32', seed: 17 } as const
     const types = floatDtypes.flatMap((x) => floatDtypes.map((weight) => ({ x, weight })))
 
-    const lengths = [523, 2568].flatMap((k) => types.map((pair) => ({ ...pair, k })))
+    const lengths = [523, 2568, 4100].flatMap((k) => types.map((pair) => ({ ...pair, k })))
 
     test.each(lengths)(
       'however many rows there are, x of $x, weight of $weight, k = $k',

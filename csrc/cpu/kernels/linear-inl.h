@@ -1,8 +1,9 @@
-// y = x W^T + b. How a product of two rows is summed is one rule for any number of rows: lane i of
-// a vector takes the elements i, i + kWideLanes, ... in order (of bfloat16 2 i, 2 i + 1, 2 i + 2
-// kWideLanes, ...), the lanes are added pairwise (`fold`, `sum`), what k leaves of a step one by
-// one. Decoding and prefill so give a row the same bits, on any number of threads, and the weight
-// is read as it lies in memory.
+// y = x W^T + b. How a product of two rows is summed is one rule for any number of rows: k is cut
+// into blocks of kPanelDepth; in a block lane i of a vector takes the elements i, i + kWideLanes,
+// ... in order (of bfloat16 2 i, 2 i + 1, 2 i + 2 kWideLanes, ...); the blocks are added in order,
+// then the lanes pairwise (`fold`, `sum`), then what k leaves of a step one by one. Decoding and
+// prefill so give a row the same bits, on any number of threads, and the weight is read as it lies
+// in memory.
 namespace zc::cpu {
 namespace ZC_ISA {
 
@@ -23,8 +24,11 @@ inline constexpr int kPanelDepth = 256;
 static_assert(kPanelColumns % kDotColumns == 0 && kPanelColumns % kLanes == 0);
 static_assert(kPanelDepth % (2 * kWideLanes) == 0);
 
-inline constexpr int kLinearRows = 96;  // rows of x a task takes
-inline constexpr int kFewRows = 4;      // up to here the weight is widened in registers
+inline constexpr int kLinearRows = 96;              // rows of x a task takes
+inline constexpr int kFewRows = 4;                  // up to here the weight is widened in registers
+inline constexpr int64_t kStreamedRowBytes = 6144;  // of the weight: L1 keeps x beside them
+inline constexpr int64_t kStreamedRowBytesByBf16 = 10240;  // the same where x is left in bfloat16
+inline constexpr int64_t kShortRowBytes = 2048;
 inline constexpr int64_t kLinearTaskProducts =
     1 << 17;  // about 10 us: less is not worth waking a thread for
 
@@ -33,7 +37,9 @@ inline constexpr int64_t kLinearTaskProducts =
 template <typename W>
 inline constexpr bool kTakenApart = std::is_same_v<W, bf16>;
 template <typename W>
-inline constexpr int kStep = kTakenApart<W> ? 2 * kWideLanes : kWideLanes;
+inline constexpr int kParts = kTakenApart<W> ? 2 : 1;
+template <typename W>
+inline constexpr int kStep = kParts<W> * kWideLanes;
 
 // Brings n elements of x into the order in which those of a weight in W are taken. n is a multiple
 // of kStep<W>.
@@ -54,45 +60,63 @@ template <typename W>
 inline void widen_weight(const W* from, float* to, int64_t n) {
   if constexpr (kTakenApart<W>)
     for (int64_t i = 0; i < n; i += kStep<W>) {
-      const WidePair pair = load_pair(from + i);
-      store(to + i, pair.even);
-      store(to + i + kWideLanes, pair.odd);
+      store(to + i, load_part(from + i, 0));
+      store(to + i + kWideLanes, load_part(from + i, 1));
     }
   else
     widen(from, to, n);
 }
 
-// acc (R, J) of (kDotRows, kPanelColumns) += x (R, n) w (J, n)^T, lanes along n; row strides given.
-// With `ahead`, the J rows of the weight that come next in memory are fetched meanwhile.
+// acc (R, J) of (kDotRows, kPanelColumns) += x (R, n) w (J, n)^T, block by block, lanes along n;
+// row strides given. With `ahead`, the J rows of the weight that come next in memory are fetched
+// meanwhile.
 template <int R, int J, bool ahead = false, typename W>
-inline void dot_tile(const float* x, int64_t ldx, const W* w, int64_t ldw, int64_t n, WideF* acc) {
-  WideF sums[R][J];
-  ZC_UNROLL for (int r = 0; r < R; ++r) ZC_UNROLL for (int j = 0; j < J; ++j) sums[r][j] =
-      acc[r * kPanelColumns + j];
-  for (int64_t i = 0; i < n; i += kStep<W>) {
-    if constexpr (ahead)
-      for (int64_t line = 0; line < J * kStep<W>; line += 64 / int64_t{sizeof(W)})
-        __builtin_prefetch(w + J * ldw + i * J + line);
-    if constexpr (kTakenApart<W>) {
-      WidePair wv[J];
-      ZC_UNROLL for (int j = 0; j < J; ++j) wv[j] = load_pair(w + j * ldw + i);
-      ZC_UNROLL for (int r = 0; r < R; ++r) {
-        const WideF even = load_wide(x + r * ldx + i);
-        const WideF odd = load_wide(x + r * ldx + i + kWideLanes);
-        ZC_UNROLL for (int j = 0; j < J; ++j) sums[r][j] =
-            fma(odd, wv[j].odd, fma(even, wv[j].even, sums[r][j]));
+ZC_NOINLINE void dot_tile(const float* x, int64_t ldx, const W* w, int64_t ldw, int64_t n,
+                          WideF* acc) {
+  for (int64_t block = 0; block < n; block += kPanelDepth) {
+    WideF sums[R][J] = {};
+    const int64_t end = std::min<int64_t>(n, block + kPanelDepth);
+    for (int64_t i = block; i < end; i += kStep<W>) {
+      if constexpr (ahead)
+        for (int64_t line = 0; line < J * kStep<W>; line += 64 / int64_t{sizeof(W)})
+          __builtin_prefetch(w + J * ldw + i * J + line);
+      // A part at a time: with both, tiles do not fit the registers.
+      ZC_UNROLL for (int part = 0; part < kParts<W>; ++part) {
+        WideF wv[J];
+        ZC_UNROLL for (int j = 0; j < J; ++j) wv[j] = load_part(w + j * ldw + i, part);
+        ZC_UNROLL for (int r = 0; r < R; ++r) {
+          const WideF xv = load_wide(x + r * ldx + i + part * kWideLanes);
+          ZC_UNROLL for (int j = 0; j < J; ++j) sums[r][j] = fma(xv, wv[j], sums[r][j]);
+        }
       }
-      continue;
     }
-    WideF wv[J];
-    ZC_UNROLL for (int j = 0; j < J; ++j) wv[j] = load_wide(w + j * ldw + i);
-    ZC_UNROLL for (int r = 0; r < R; ++r) {
-      const WideF xv = load_wide(x + r * ldx + i);
-      ZC_UNROLL for (int j = 0; j < J; ++j) sums[r][j] = fma(xv, wv[j], sums[r][j]);
-    }
+    ZC_UNROLL for (int r = 0; r < R; ++r) ZC_UNROLL for (int j = 0; j < J; ++j)
+        acc[r * kPanelColumns + j] += sums[r][j];
   }
-  ZC_UNROLL for (int r = 0; r < R; ++r) ZC_UNROLL for (int j = 0; j < J; ++j)
-      acc[r * kPanelColumns + j] = sums[r][j];
+}
+
+// Part `part` of a step of x that was brought into the order of the weight, and of one as it lies
+// in memory, whose weight is bfloat16 too.
+inline WideF load_x(const float* x, int part) { return load_wide(x + part * kWideLanes); }
+inline WideF load_x(const bf16* x, int part) { return load_part(x, part); }
+
+// acc (columns) = x (n) w (columns, n)^T, row after row of the weight. Blocks do not wait for each
+// other's sums, so that the processor multiplies some of them at a time by itself.
+template <typename X, typename W>
+ZC_NOINLINE void dot_stream(const X* x, const W* w, int64_t ldw, int64_t n, int columns,
+                            WideF* acc) {
+  for (int j = 0; j < columns; ++j, w += ldw) {
+    WideF total{};
+    for (int64_t block = 0; block < n; block += kPanelDepth) {
+      WideF sum{};
+      const int64_t end = std::min<int64_t>(n, block + kPanelDepth);
+      for (int64_t i = block; i < end; i += kStep<W>)
+        ZC_UNROLL for (int part = 0; part < kParts<W>; ++part) sum =
+            fma(load_x(x + i, part), load_part(w + i, part), sum);
+      total += sum;
+    }
+    acc[j] = total;
+  }
 }
 
 // What a task computes: y of rows [r0, r1) and columns [c0, c1).
@@ -129,31 +153,45 @@ inline void finish_row(const LinearArgs& a, const WideF* acc, const float* bias,
 }
 
 // Few rows: bound by reading the weight, which goes from memory through registers.
+//
+// Rows of the weight one after the other are one stream, which the machine follows by itself: with
+// one row of x they are read nearly as fast as without multiplying. Long rows ask for an x in
+// bfloat16, so that L1 keeps it. Where it does not, or x has several rows, rows of the weight side
+// by side share what is read of x. The machine sees no streams in them where they are short, so
+// that those which come next are asked for; long ones lose by it (bfloat16, k = 4096: 15 GB/s
+// instead of 21).
 template <typename W>
 void linear_few_rows(const LinearArgs& a, const LinearTile& tile) {
   const int64_t k = a.x.size(1);
   const int64_t k_vectors = k / kStep<W> * kStep<W>;
+  const int64_t row_bytes = k * int64_t{sizeof(W)};
   const int rows = static_cast<int>(tile.r1 - tile.r0);
-  // The machine sees no stream in short rows: one row of k = 768 in float16 reads 16 GB/s with this
-  // and 9 without, of 23; long rows lose by it (bfloat16, k = 4096: 15 GB/s instead of 21).
-  const bool ahead = k * int64_t{sizeof(W)} <= 2048;
   float* x = thread_scratch(0, static_cast<size_t>(rows * k));
   widen_from(a.x, tile.r0 * k, x, rows * k);
   for (int r = 0; r < rows; ++r) order_like<W>(x + r * k, k_vectors);
+  const bool streamed = rows == 1 && row_bytes <= kStreamedRowBytes;
+  const bool streamed_by_bf16 = rows == 1 && kTakenApart<W> && a.x.dtype == DType::kBF16 &&
+                                row_bytes <= kStreamedRowBytesByBf16;
   for (int64_t c = tile.c0; c < tile.c1; c += kPanelColumns) {
     const int columns = static_cast<int>(std::min<int64_t>(kPanelColumns, tile.c1 - c));
     const W* w = a.weight.as<W>() + c * k;
     WideF acc[kFewRows * kPanelColumns] = {};
-    by_rows<kFewRows>(rows, [&](int, auto n_rows) {
-      constexpr int R = decltype(n_rows)::value;
-      constexpr int kColumns = R == 1 ? 8 : R == 2 ? 4 : 3;
-      int j = 0;
-      for (; ahead && j + kColumns <= columns; j += kColumns)
-        dot_tile<R, kColumns, true>(x, k, w + j * k, k, k_vectors, acc + j);
-      for (; j + kColumns <= columns; j += kColumns)
-        dot_tile<R, kColumns>(x, k, w + j * k, k, k_vectors, acc + j);
-      for (; j < columns; ++j) dot_tile<R, 1>(x, k, w + j * k, k, k_vectors, acc + j);
-    });
+    if (streamed)
+      dot_stream(x, w, k, k_vectors, columns, acc);
+    else if (streamed_by_bf16)
+      dot_stream(a.x.as<bf16>() + tile.r0 * k, w, k, k_vectors, columns, acc);
+    else
+      by_rows<kFewRows>(rows, [&](int, auto n_rows) {
+        constexpr int R = decltype(n_rows)::value;
+        constexpr int kShort = R < 4 ? 2 : 3;
+        constexpr int kLong = R == 1 ? 8 : R == 2 ? 4 : 3;
+        int j = 0;
+        for (; row_bytes <= kShortRowBytes && j + kShort <= columns; j += kShort)
+          dot_tile<R, kShort, true>(x, k, w + j * k, k, k_vectors, acc + j);
+        for (; j + kLong <= columns; j += kLong)
+          dot_tile<R, kLong>(x, k, w + j * k, k, k_vectors, acc + j);
+        for (; j < columns; ++j) dot_tile<R, 1>(x, k, w + j * k, k, k_vectors, acc + j);
+      });
     float bias[kPanelColumns];
     if (a.bias.defined()) widen_from(a.bias, c, bias, columns);
     for (int r = 0; r < rows; ++r)

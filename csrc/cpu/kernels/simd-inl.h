@@ -145,17 +145,18 @@ inline WideF load_wide(const T* p) {
 inline VecF fold(WideF v) { return v; }
 #endif
 
-// The 2 kWideLanes elements from p on: those at even places, then those at odd ones. Two of
+// Of the 2 kWideLanes elements from p on those at even places (part 0) or at odd ones (1). Two of
 // bfloat16 are one word, of which either is the upper half of a float: no lane moves.
-struct WidePair {
-  WideF even;
-  WideF odd;
-};
-inline WidePair load_pair(const bf16* p) {
+inline WideF load_part(const bf16* p, int part) {
   typedef uint32_t WideU __attribute__((vector_size(4 * kWideLanes)));
   WideU words;
   std::memcpy(&words, p, sizeof(words));
-  return {reinterpret_cast<WideF>(words << 16), reinterpret_cast<WideF>(words & 0xffff0000u)};
+  return reinterpret_cast<WideF>(part == 0 ? words << 16 : words & 0xffff0000u);
+}
+// Other types have one part, the kWideLanes elements from p on.
+template <typename T>
+inline WideF load_part(const T* p, int) {
+  return load_wide(p);
 }
 
 // Pairwise, so that the order of summation is the same whatever the compiler does.
