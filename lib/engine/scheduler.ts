@@ -433,9 +433,11 @@ export class Scheduler {
 
   #closeWindow(run: Run, logits: Tensor<'f32'>): void {
     const { context } = run
+    let isClosed = false
     try {
       context.keepLogits(logits, run.row)
       context.closeWindow()
+      isClosed = true
       this.counters.windowsClosed++
     } catch (error) {
       // The window stays open, without its last token.
@@ -443,6 +445,17 @@ export class Scheduler {
       run.retract(1)
       run.fail(error)
     }
+    // What fails on the device is told here: the next step is that of others, too.
+    this.#allRan().catch((error) => {
+      if (!isClosed) return // told already
+      context.failure ??= error
+      run.fail(error)
+    })
+  }
+
+  /** Resolves when all that was enqueued has run. */
+  async #allRan(): Promise<void> {
+    await this.#model.device.sync()
   }
 
   async #finishStep({ runs, result }: Step): Promise<void> {

@@ -123,6 +123,35 @@ test('an op of the last layer that fails on the device', async () => {
   sequence.dispose()
 })
 
+test('a window that fails on the device is told to the run that closes it, and to no other', async () => {
+  const { nLayers, vocabSize } = model().config
+  const other = model().createSequence()
+  const expected = await idsOf(model(), someIds(130, vocabSize, 2), 130)
+  const closing = model().createSequence()
+  await closing.prefill(someIds(130, vocabSize, 1))
+  await idsOf(closing, null, 60)
+  await other.prefill(someIds(130, vocabSize, 2))
+  const nCalls = await intercept(
+    'packSegments',
+    (actual, args, index) => {
+      // Rows that no group has, as damaged memory might say: of the first window that closes.
+      if (index === nLayers - 1) {
+        const rows = args[6] as Parameters<Addon['writeTensor']>[0]
+        loadAddon().writeTensor(rows, Int32Array.of(1 << 20), 0)
+      }
+      return actual(...args)
+    },
+    async () => {
+      const fails = expectRejected(idsOf(closing, null, 130), { code: 'ERR_ZC_ARGUMENT' })
+      expect(await idsOf(other, null, 130)).toEqual(expected)
+      await fails
+    },
+  )
+  expect(nCalls).toBeGreaterThan(nLayers) // the other's window was closed as well
+  await expectRejected(idsOf(closing, null, 1), { code: 'ERR_ZC_HANDLE' })
+  for (const sequence of [other, closing]) sequence.dispose()
+})
+
 test('scores of a prompt that was given up are told of no other token', async () => {
   const sequence = model().createSequence({ recordSaliency: true })
   const controller = new AbortController()
