@@ -6,7 +6,9 @@ import type { Model } from '../engine/model.js'
 import { ZipCacheError } from '../errors.js'
 import { generateLineRetrieval } from '../eval/line-retrieval-prompt.js'
 import { readGenerationConfig } from '../model/generation-config.js'
+import { Device } from '../ops/index.js'
 import type { PolicySpec } from '../policy/index.js'
+import { checkKvMemoryOf } from '../server/backend.js'
 import {
   LOG_LEVELS,
   type LogLevel,
@@ -266,7 +268,7 @@ function bytes(min: number): (value: string) => number {
 }
 
 async function serve(command: Command, options: ServeOptions, signal: AbortSignal): Promise<void> {
-  const { model: dir, device, dtype, threads } = options
+  const { model: dir, device: name, dtype, threads } = options
   if (dir === undefined) {
     command.error("required option '--model <dir>' not specified", {
       code: 'commander.missingMandatoryOptionValue',
@@ -277,19 +279,25 @@ async function serve(command: Command, options: ServeOptions, signal: AbortSigna
   say(`zipcache: listening on ${url}`)
   try {
     const startedAt = performance.now()
-    const kvMemory = OWN_ENGINE_BYTES
-    const model = await loadModel(dir, { device, dtype, threads, kvMemory, signal })
+    const device = await Device.open(name, threads === undefined ? {} : { threads })
     try {
-      server.serve(model, { examples: examplesOf(model) })
-      const seconds = (performance.now() - startedAt) / 1000
-      server.log.info({ model: dir, device, seconds }, 'ready')
-      await aborted(signal)
-      server.log.info('draining')
-      const nCut = await server.drain()
-      server.log.info({ cut: nCut }, 'drained')
+      checkKvMemoryOf(device, options.kvMemory) // before a model is loaded for nothing
+      const kvMemory = OWN_ENGINE_BYTES
+      const model = await loadModel(dir, { device, dtype, kvMemory, signal })
+      try {
+        server.serve(model, { examples: examplesOf(model) })
+        const seconds = (performance.now() - startedAt) / 1000
+        server.log.info({ model: dir, device: name, seconds }, 'ready')
+        await aborted(signal)
+        server.log.info('draining')
+        const nCut = await server.drain()
+        server.log.info({ cut: nCut }, 'drained')
+      } finally {
+        await server.close()
+        await model.dispose()
+      }
     } finally {
-      await server.close()
-      await model.dispose()
+      await device.dispose()
     }
   } catch (error) {
     await server.close()

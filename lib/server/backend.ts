@@ -1,6 +1,7 @@
 import type { Engine } from '../engine/engine.js'
 import { createEngine, type Model } from '../engine/model.js'
 import { ZipCacheError } from '../errors.js'
+import type { Device } from '../ops/index.js'
 import { type ServerOptions, type ServerSettings, settingsOf } from './options.js'
 import { OpenAiService, type ServiceObserver } from './service.js'
 import { Sessions } from './sessions.js'
@@ -48,11 +49,15 @@ export function createBackend(
   return { service, engine, sessions }
 }
 
-/** Throws `ERR_ZC_ARGUMENT` for more than the device has: a promise that cannot be kept. */
 function kvMemoryOf({ device }: Model, { kvMemory }: ServerSettings): number {
-  const { total, free } = device.memory
-  if (kvMemory === undefined) return free / 2
-  if (!(kvMemory > total)) return kvMemory
+  checkKvMemoryOf(device, kvMemory)
+  return kvMemory ?? device.memory.free / 2
+}
+
+/** Throws `ERR_ZC_ARGUMENT` for more than the device has: a promise that cannot be kept. */
+export function checkKvMemoryOf(device: Device, kvMemory: number | undefined): void {
+  const { total } = device.memory
+  if (kvMemory === undefined || !(kvMemory > total)) return
   throw new ZipCacheError(
     'ERR_ZC_ARGUMENT',
     `kvMemory: is ${kvMemory} bytes, but ${device.info.name} has no more than ${total}`,

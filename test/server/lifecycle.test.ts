@@ -197,6 +197,9 @@ describe('configuration', () => {
       exitCode: 2,
       stderr: expect.stringContaining('ZIPCACHE_LOG_PROMPTS is "perhaps"'),
     })
+    // Of a model that is not there: nothing is loaded for a promise that cannot be kept.
+    const memory = await end(start(['--model', folder, '--port', '0', '--kv-memory', '999999g']))
+    expect(memory).toMatchObject({ exitCode: 1, stderr: expect.stringContaining('kvMemory: is') })
     const help = await end(start(['--help']))
     expect(help.exitCode).toBe(0)
     for (const word of ['ZIPCACHE_PORT', '--kv-memory', 'x-session-id', 'SIGTERM']) {
