@@ -1,6 +1,8 @@
 #include "csrc/core/error.h"
 
 #include <cstdarg>
+#include <new>
+#include <system_error>
 #include <utility>
 
 namespace zc {
@@ -20,9 +22,32 @@ Error::Error(ErrorCode code, std::string message, std::string op, std::string ar
     : code(code), message(std::move(message)), op(std::move(op)), argument(std::move(argument)) {}
 
 Error::Error(const Error& other) = default;
+Error::Error(Error&& other) noexcept = default;
+Error& Error::operator=(Error&& other) noexcept = default;
 Error::~Error() = default;
 
 const char* Error::what() const noexcept { return message.c_str(); }
+
+Error current_error() noexcept {
+  try {
+    try {
+      throw;
+    } catch (const Error& e) {
+      return e;
+    } catch (const std::bad_alloc&) {
+      throw;
+    } catch (const std::system_error& e) {  // no thread to be had
+      return {ErrorCode::kOutOfMemory, e.what()};
+    } catch (const std::exception& e) {
+      return {ErrorCode::kInternal, e.what()};
+    }
+  } catch (const std::bad_alloc&) {  // thrown, or met while a text was copied
+    return {ErrorCode::kOutOfMemory,
+            "out of memory"};  // so short that it lies in the string itself
+  } catch (...) {
+    return {ErrorCode::kInternal, "no exception"};
+  }
+}
 
 std::string format(const char* fmt, ...) {
   va_list args;

@@ -21,6 +21,8 @@ class Error : public std::exception {
  public:
   Error(ErrorCode code, std::string message, std::string op = "", std::string argument = "");
   Error(const Error& other);
+  Error(Error&& other) noexcept;
+  Error& operator=(Error&& other) noexcept;
   ~Error() override;
 
   const char* what() const noexcept override;
@@ -30,6 +32,10 @@ class Error : public std::exception {
   std::string op;
   std::string argument;
 };
+
+// The exception that is being handled, as the one type: for use within a catch block. What says
+// that there is no memory needs none.
+Error current_error() noexcept;
 
 // printf into a std::string.
 [[gnu::format(printf, 1, 2)]] std::string format(const char* fmt, ...);

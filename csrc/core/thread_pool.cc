@@ -1,8 +1,6 @@
 #include "csrc/core/thread_pool.h"
 
 #include <cstdlib>
-#include <new>
-#include <system_error>
 
 #include "csrc/core/error.h"
 
@@ -12,7 +10,7 @@ ThreadPool::ThreadPool(int n_threads) {
   workers_.reserve(static_cast<size_t>(n_threads > 1 ? n_threads - 1 : 0));
   try {
     for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this] { work(); });
-  } catch (const std::system_error&) {
+  } catch (...) {  // no thread, or no memory for one
     const size_t n_started = workers_.size();
     end();  // a thread that nobody joins would end the process
     throw Error(ErrorCode::kOutOfMemory,

@@ -229,7 +229,7 @@ DeviceMark* DeviceContext::mark(const void* from, int64_t bytes) {
                  "cudaMemcpyAsync");
     cuda::publish(*this, mark->bytes(), from, bytes > kPublishBytes ? 0 : bytes, mark->fault());
     mark->block.record(main_.get());
-  } catch (const Error&) {
+  } catch (...) {
     marks_.give_back(mark);
     throw;
   }

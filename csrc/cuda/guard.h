@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdio>
-#include <new>
 
 #include "csrc/core/error.h"
 #include "csrc/cuda/device_context.h"
@@ -12,19 +11,13 @@ namespace zc::cuda {
 // Runs body; what it throws goes into the status.
 template <typename Body>
 void guarded(OpStatus* status, const Body& body) {
-  const auto fill = [&](ErrorCode code, const char* message, const char* op) {
-    status->code = 1 + static_cast<int32_t>(code);
-    std::snprintf(status->message, sizeof(status->message), "%s", message);
-    std::snprintf(status->op, sizeof(status->op), "%s", op);
-  };
   try {
     body();
-  } catch (const Error& e) {
-    fill(e.code, e.what(), e.op.c_str());
-  } catch (const std::bad_alloc&) {
-    fill(ErrorCode::kOutOfMemory, "out of memory", "");
-  } catch (const std::exception& e) {
-    fill(ErrorCode::kInternal, e.what(), "");
+  } catch (...) {
+    const Error error = current_error();
+    status->code = 1 + static_cast<int32_t>(error.code);
+    std::snprintf(status->message, sizeof(status->message), "%s", error.what());
+    std::snprintf(status->op, sizeof(status->op), "%s", error.op.c_str());
   }
 }
 

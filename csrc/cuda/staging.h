@@ -79,6 +79,9 @@ namespace cuda {
 // The marks of a device, used again and again.
 class Marks {
  public:
+  // Room for all there can be: giving one back must not fail.
+  Marks() { idle_.reserve(2 * kMaxTaken); }
+
   // A mark with room for so many bytes; waits while too many are under way.
   DeviceMark* take(int64_t bytes);
   // On any thread.

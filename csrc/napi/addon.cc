@@ -27,8 +27,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("setErrorClass", Napi::Function::New(env, set_error_class, "setErrorClass"));
   exports.Set("errorCodes", error_codes(env));
   exports.Set("version", kVersion);
-  zc::napi::register_handles(env, exports);
-  zc::napi::register_ops(env, exports);
+  zc::napi::register_handles(exports);
+  zc::napi::register_ops(exports);
   return exports;
 }
 

@@ -75,11 +75,13 @@ void refuse_while_recording(const DeviceHandle& handle) {
            "device: is recording a program, which holds ops alone");
 }
 
-// Runs on the environment's thread for every marker that a stream has passed.
+// What crosses from the stream to the environment's thread for every marker that is passed. It is
+// made with the marker: there may be no memory by then.
 struct Settled {
   uint64_t id;
-  std::optional<Error> error;
   DevicePtr handle;
+  std::optional<Error> error;
+  std::shared_ptr<Settled> held;  // itself, on its way
 };
 
 void settle(Napi::Env env, const Settled& settled) {
@@ -102,7 +104,7 @@ void settle(Napi::Env env, const Settled& settled) {
 // Node's side of it, which no exception may reach. There is one as soon as a worker thread was told
 // to end: from then on all that asks for JavaScript fails.
 void settle_from_node(napi_env env, napi_value, void*, void* data) {
-  const std::unique_ptr<Settled> settled(static_cast<Settled*>(data));
+  const std::shared_ptr<Settled> settled = std::move(static_cast<Settled*>(data)->held);
   if (!env) return;  // the environment is going away
   Napi::HandleScope scope(env);
   try {
@@ -146,14 +148,25 @@ class InBackground final : public Napi::AsyncWorker {
         deferred_(Napi::Promise::Deferred::New(env)),
         work_(std::move(work)),
         convert_(convert) {}
-  void Execute() override { result_ = work_(); }
-  void OnOK() override { deferred_.Resolve(convert_(Env(), result_)); }
-  void OnError(const Napi::Error& error) override { deferred_.Reject(error.Value()); }
+  void Execute() override {
+    try {
+      result_ = work_();
+    } catch (...) {
+      error_ = current_error();
+    }
+  }
+  void OnOK() override {
+    if (error_)
+      deferred_.Reject(to_js(Env(), *error_));
+    else
+      deferred_.Resolve(convert_(Env(), result_));
+  }
 
   Napi::Promise::Deferred deferred_;
   std::function<Result()> work_;
   Napi::Value (*convert_)(Napi::Env, const Result&);
   Result result_{};
+  std::optional<Error> error_;
 };
 
 Napi::Value devices_to_js(Napi::Env env, const std::vector<ListedDevice>& devices) {
@@ -528,12 +541,12 @@ Napi::Value run_program(const Napi::CallbackInfo& info) {
     TensorHandle& output = tensor_on(device, info[3], "output");
     StagedWrite write = stage_write(input, info[2], 0);
     const StagedRead staged = stage_read(env, output);  // a run whose result has no room is none
-    device->device->stream().enqueue(
+    return promise_at_marker(
+        env, device, staged.read, staged.buffer,
         [write = std::move(write), program = handle.program, memory = device->device->memory()] {
           write(*memory);
           program->run();
         });
-    return promise_at_marker(env, device, staged.read, staged.buffer);
   });
 }
 
@@ -617,51 +630,57 @@ std::shared_ptr<DeviceHandle> device_of(const TensorHandle& tensor, const char* 
 }
 
 Napi::Value promise_at_marker(Napi::Env env, const std::shared_ptr<DeviceHandle>& handle,
-                              Stream::Read read, Napi::Value result) {
+                              Stream::Read read, Napi::Value result,
+                              std::function<void()> command) {
   AddonState& addon = state(env);
   const uint64_t id = addon.next_pending++;
   Pending pending{Napi::Promise::Deferred::New(env), {}, handle->device.get()};
   if (!result.IsEmpty()) pending.result = Napi::Reference<Napi::Value>::New(result, 1);
   const Napi::Value promise = pending.deferred.Promise();
-  addon.pending.emplace(id, std::move(pending));
+  auto settled = std::make_shared<Settled>(Settled{id, handle, {}, nullptr});
+  auto reached = [settled](std::optional<Error> error) {
+    settled->error = std::move(error);
+    settled->held = settled;
+    if (napi_call_threadsafe_function(settled->handle->settle, settled.get(),
+                                      napi_tsfn_nonblocking) != napi_ok)
+      settled->held.reset();
+  };
+  const auto kept = addon.pending.emplace(id, std::move(pending)).first;
+  try {
+    handle->device->stream().enqueue_marker(std::move(read), std::move(reached),
+                                            std::move(command));
+  } catch (...) {
+    addon.pending.erase(kept);
+    throw;
+  }
   if (handle->n_pending++ == 0) {
     napi_ref_threadsafe_function(env, handle->settle);
     handle->external.Ref();
   }
-  handle->device->stream().enqueue_marker(
-      std::move(read), [id, handle](const std::optional<Error>& error) {
-        auto settled = std::make_unique<Settled>(Settled{id, error, handle});
-        if (napi_call_threadsafe_function(handle->settle, settled.get(), napi_tsfn_nonblocking) ==
-            napi_ok)
-          settled.release();
-      });
   return promise;
 }
 
-void register_handles(Napi::Env env, Napi::Object exports) {
-  const auto add = [&](const char* name, Napi::Value (*f)(const Napi::CallbackInfo&)) {
-    exports.Set(name, Napi::Function::New(env, f, name));
-  };
-  add("listDevices", list_devices_js);
-  add("prepareDevice", prepare_device);
-  add("openDevice", open_device);
-  add("disposeDevice", dispose_device);
-  add("deviceInfo", device_info);
-  add("deviceMemory", device_memory);
-  add("sync", sync);
-  add("createTensor", create_tensor);
-  add("reserveTensor", reserve_tensor);
-  add("discardBytes", discard_bytes);
-  add("viewTensor", view_tensor);
-  add("disposeTensor", dispose_tensor);
-  add("writeTensor", write_tensor);
-  add("readTensor", read_tensor);
-  add("beginRecording", begin_recording);
-  add("endRecording", end_recording);
-  add("runProgram", run_program);
-  add("disposeProgram", dispose_program);
-  add("mapFile", map_file);
-  add("tensorFromFile", tensor_from_file);
+void register_handles(Napi::Object exports) {
+  define<list_devices_js>(exports, "listDevices");
+  define<prepare_device>(exports, "prepareDevice");
+  define<open_device>(exports, "openDevice");
+  define<dispose_device>(exports, "disposeDevice");
+  define<device_info>(exports, "deviceInfo");
+  define<device_memory>(exports, "deviceMemory");
+  define<sync>(exports, "sync");
+  define<create_tensor>(exports, "createTensor");
+  define<reserve_tensor>(exports, "reserveTensor");
+  define<discard_bytes>(exports, "discardBytes");
+  define<view_tensor>(exports, "viewTensor");
+  define<dispose_tensor>(exports, "disposeTensor");
+  define<write_tensor>(exports, "writeTensor");
+  define<read_tensor>(exports, "readTensor");
+  define<begin_recording>(exports, "beginRecording");
+  define<end_recording>(exports, "endRecording");
+  define<run_program>(exports, "runProgram");
+  define<dispose_program>(exports, "disposeProgram");
+  define<map_file>(exports, "mapFile");
+  define<tensor_from_file>(exports, "tensorFromFile");
 }
 
 }  // namespace zc::napi

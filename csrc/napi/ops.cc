@@ -89,30 +89,27 @@ using BackendOp = void (*Backend::*)(const OpContext*, const Args*, OpStatus*);
 template <typename Args>
 Napi::Value enqueue(const Napi::CallbackInfo& info, const char* name, void (*read)(Reader&, Args&),
                     BackendOp<Args> op) {
-  Napi::Env env = info.Env();
-  try {
-    Reader reader(info);
-    Args args{};
-    read(reader, args);
-    check(args);
-    const std::shared_ptr<Device>& device = reader.device().device;
-    Device* running_on = device.get();  // the command runs on this device's own thread
-    auto command = [args, op, name, running_on, storage = reader.take_storage()] {
-      OpStatus status;
-      (running_on->backend().*op)(&running_on->context(), &args, &status);
-      check_status(status, name);
-    };
-    if (Program* recording = reader.device().recording.get())
-      recording->add(std::move(command));
-    else
-      device->stream().enqueue(std::move(command));
-    return env.Undefined();
-  } catch (Error& e) {
-    e.op = name;
-    throw_js(env, e);
-  } catch (const std::bad_alloc&) {
-    throw_js(env, Error(ErrorCode::kOutOfMemory, "out of memory", name));
-  }
+  return guarded(
+      info.Env(),
+      [&]() -> Napi::Value {
+        Reader reader(info);
+        Args args{};
+        read(reader, args);
+        check(args);
+        const std::shared_ptr<Device>& device = reader.device().device;
+        Device* running_on = device.get();  // the command runs on this device's own thread
+        auto command = [args, op, name, running_on, storage = reader.take_storage()] {
+          OpStatus status;
+          (running_on->backend().*op)(&running_on->context(), &args, &status);
+          check_status(status, name);
+        };
+        if (Program* recording = reader.device().recording.get())
+          recording->add(std::move(command));
+        else
+          device->stream().enqueue(std::move(command));
+        return info.Env().Undefined();
+      },
+      name);
 }
 
 // One line an argument, in the order of lib/native/addon.ts.
@@ -268,42 +265,39 @@ ZC_BIND("multiplyAdd", multiply_add, MultiplyAddArgs, a.x = r.tensor("x"); a.out
 
 }  // namespace
 
-void register_ops(Napi::Env env, Napi::Object exports) {
-  const auto add = [&](const char* name, Napi::Value (*f)(const Napi::CallbackInfo&)) {
-    exports.Set(name, Napi::Function::New(env, f, name));
-  };
-  add("flashAttention", flash_attention_js);
-  add("probeAttention", probe_attention_js);
-  add("selectSalient", select_salient_js);
-  add("quantize", quantize_js);
-  add("dequantize", dequantize_js);
-  add("restoreOutliers", restore_outliers_js);
-  add("appendKv", append_kv_js);
-  add("ropeAppend", rope_append_js);
-  add("setTailLengths", set_tail_lengths_js);
-  add("copyPages", copy_pages_js);
-  add("packSegment", pack_segment_js);
-  add("packSegments", pack_segments_js);
-  add("unpackSegment", unpack_segment_js);
-  add("exportSegment", export_segment_js);
-  add("importSegment", import_segment_js);
-  add("mixedAttention", mixed_attention_js);
-  add("mergeAttention", merge_attention_js);
-  add("storeProbes", store_probes_js);
-  add("embedding", embedding_js);
-  add("rmsNorm", rms_norm_js);
-  add("linear", linear_js);
-  add("groupedLinear", grouped_linear_js);
-  add("ropeTable", rope_table_js);
-  add("rope", rope_js);
-  add("siluGate", silu_gate_js);
-  add("sample", sample_js);
-  add("feedTokens", feed_tokens_js);
-  add("convert", convert_js);
-  add("gatherRows", gather_rows_js);
-  add("countNonFinite", count_non_finite_js);
-  add("readStream", read_stream_js);
-  add("multiplyAdd", multiply_add_js);
+void register_ops(Napi::Object exports) {
+  define<flash_attention_js>(exports, "flashAttention");
+  define<probe_attention_js>(exports, "probeAttention");
+  define<select_salient_js>(exports, "selectSalient");
+  define<quantize_js>(exports, "quantize");
+  define<dequantize_js>(exports, "dequantize");
+  define<restore_outliers_js>(exports, "restoreOutliers");
+  define<append_kv_js>(exports, "appendKv");
+  define<rope_append_js>(exports, "ropeAppend");
+  define<set_tail_lengths_js>(exports, "setTailLengths");
+  define<copy_pages_js>(exports, "copyPages");
+  define<pack_segment_js>(exports, "packSegment");
+  define<pack_segments_js>(exports, "packSegments");
+  define<unpack_segment_js>(exports, "unpackSegment");
+  define<export_segment_js>(exports, "exportSegment");
+  define<import_segment_js>(exports, "importSegment");
+  define<mixed_attention_js>(exports, "mixedAttention");
+  define<merge_attention_js>(exports, "mergeAttention");
+  define<store_probes_js>(exports, "storeProbes");
+  define<embedding_js>(exports, "embedding");
+  define<rms_norm_js>(exports, "rmsNorm");
+  define<linear_js>(exports, "linear");
+  define<grouped_linear_js>(exports, "groupedLinear");
+  define<rope_table_js>(exports, "ropeTable");
+  define<rope_js>(exports, "rope");
+  define<silu_gate_js>(exports, "siluGate");
+  define<sample_js>(exports, "sample");
+  define<feed_tokens_js>(exports, "feedTokens");
+  define<convert_js>(exports, "convert");
+  define<gather_rows_js>(exports, "gatherRows");
+  define<count_non_finite_js>(exports, "countNonFinite");
+  define<read_stream_js>(exports, "readStream");
+  define<multiply_add_js>(exports, "multiplyAdd");
 }
 
 }  // namespace zc::napi

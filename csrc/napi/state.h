@@ -2,10 +2,10 @@
 
 #include <napi.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
-#include <system_error>
 #include <unordered_map>
 #include <utility>
 
@@ -69,18 +69,38 @@ inline AddonState& state(Napi::Env env) { return *env.GetInstanceData<AddonState
 Napi::Value to_js(Napi::Env env, const Error& error);
 [[noreturn]] void throw_js(Napi::Env env, const Error& error);
 
-// Runs body, turning zc::Error into a thrown ZipCacheError.
+// Runs body, turning what it throws into a thrown ZipCacheError. Anything else that came out of a
+// function which JavaScript called would end the process.
 template <typename Body>
-auto guarded(Napi::Env env, const Body& body) {
+auto guarded(Napi::Env env, const Body& body, const char* op = "") {
   try {
     return body();
-  } catch (const Error& e) {
-    throw_js(env, e);
-  } catch (const std::bad_alloc&) {
-    throw_js(env, Error(ErrorCode::kOutOfMemory, "out of memory"));
-  } catch (const std::system_error& e) {  // no thread to be had
-    throw_js(env, Error(ErrorCode::kOutOfMemory, e.what()));
+  } catch (const Napi::Error&) {  // JavaScript's own
+    throw;
+  } catch (...) {
+    Error error = current_error();
+    if (*op) error.op = op;
+    throw_js(env, error);
   }
+}
+
+// Makes `f` a function of the addon, under this name. node-addon-api's own way ends the process for
+// what is no Napi::Error, and takes memory for more than six arguments before `f` is called.
+template <Napi::Value (*f)(const Napi::CallbackInfo&)>
+void define(Napi::Object exports, const char* name) {
+  const auto call = [](napi_env env, napi_callback_info info) -> napi_value {
+    try {
+      return guarded(env, [&] { return f(Napi::CallbackInfo(env, info)); });
+    } catch (const Napi::Error& e) {
+      e.ThrowAsJavaScriptException();
+      return nullptr;
+    }
+  };
+  napi_value function = nullptr;
+  const napi_status status =
+      napi_create_function(exports.Env(), name, NAPI_AUTO_LENGTH, call, nullptr, &function);
+  NAPI_THROW_IF_FAILED_VOID(exports.Env(), status);
+  exports.Set(name, function);
 }
 
 // ---- handles.cc ----
@@ -88,13 +108,15 @@ std::shared_ptr<DeviceHandle>& device_of(const Napi::Value& value, const char* a
 TensorHandle& tensor_of(const Napi::Value& value, const char* argument);
 std::shared_ptr<DeviceHandle> device_of(const TensorHandle& tensor, const char* argument);
 
-// A promise that is settled when everything enqueued so far has run and `read` was read.
+// Enqueues `command`, if there is any; a promise that is settled when it and everything before it
+// has run and `read` was read.
 Napi::Value promise_at_marker(Napi::Env env, const std::shared_ptr<DeviceHandle>& handle,
-                              Stream::Read read, Napi::Value result);
+                              Stream::Read read, Napi::Value result,
+                              std::function<void()> command = nullptr);
 
-void register_handles(Napi::Env env, Napi::Object exports);
+void register_handles(Napi::Object exports);
 
 // ---- ops.cc ----
-void register_ops(Napi::Env env, Napi::Object exports);
+void register_ops(Napi::Object exports);
 
 }  // namespace zc::napi

@@ -59,29 +59,33 @@ std::unique_ptr<Pending> HostMemory::read(void* to, const void* from, int64_t by
   return nullptr;
 }
 
+// Each is there before it has memory: nothing is lost where it cannot be made.
 std::shared_ptr<Storage> Storage::allocate(std::shared_ptr<DeviceMemory> memory, int64_t bytes) {
-  std::shared_ptr<Storage> storage(new Storage(Kind::kAllocated, memory->allocate(bytes), bytes));
+  std::shared_ptr<Storage> storage(new Storage(Kind::kAllocated, bytes));
+  storage->data_ = memory->allocate(bytes);
   memory->account().add(bytes);
   storage->memory_ = std::move(memory);
   return storage;
 }
 
 std::shared_ptr<Storage> Storage::reserve(std::shared_ptr<DeviceMemory> memory, int64_t bytes) {
-  std::shared_ptr<Storage> storage(new Storage(Kind::kReserved, memory->reserve(bytes), bytes));
+  std::shared_ptr<Storage> storage(new Storage(Kind::kReserved, bytes));
+  storage->data_ = memory->reserve(bytes);
   storage->memory_ = std::move(memory);
   return storage;
 }
 
 std::shared_ptr<Storage> Storage::borrow(std::shared_ptr<const void> owner, void* data,
                                          int64_t bytes) {
-  std::shared_ptr<Storage> storage(new Storage(Kind::kBorrowed, data, bytes));
+  std::shared_ptr<Storage> storage(new Storage(Kind::kBorrowed, bytes));
+  storage->data_ = data;
   storage->owner_ = std::move(owner);
   storage->make_read_only();
   return storage;
 }
 
 Storage::~Storage() {
-  if (kind_ == Kind::kBorrowed) return;
+  if (!memory_) return;  // borrowed, or nothing was to be had
   memory_->release(data_, bytes_, reserved());
   if (kind_ == Kind::kAllocated) memory_->account().current.fetch_sub(bytes_);
 }

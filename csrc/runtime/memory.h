@@ -104,13 +104,13 @@ class Storage {
 
  private:
   enum class Kind { kAllocated, kReserved, kBorrowed };
-  Storage(Kind kind, void* data, int64_t bytes) : kind_(kind), data_(data), bytes_(bytes) {}
+  Storage(Kind kind, int64_t bytes) : kind_(kind), bytes_(bytes) {}
 
   Kind kind_;
-  void* data_;
+  void* data_ = nullptr;
   int64_t bytes_;
   bool read_only_ = false;
-  std::shared_ptr<DeviceMemory> memory_;
+  std::shared_ptr<DeviceMemory> memory_;  // null: nothing is to be released
   std::shared_ptr<const void> owner_;
 };
 

@@ -15,11 +15,17 @@ namespace {
 // A place in the plugin's stream.
 class PendingMark final : public Pending {
  public:
-  PendingMark(const Plugin* plugin, DeviceContext* context, DeviceMark* mark, void* to)
-      : plugin_(plugin), context_(context), mark_(mark), to_(to) {}
+  // Before the mark is made: one that nobody holds is lost.
+  PendingMark(const Plugin* plugin, DeviceContext* context, void* to)
+      : plugin_(plugin), context_(context), to_(to) {}
   ~PendingMark() override {
     OpStatus ignored;  // nobody waits any more
     if (mark_) plugin_->wait(context_, mark_, nullptr, &ignored);
+  }
+  void make(const void* from, int64_t bytes) {
+    OpStatus status;
+    mark_ = plugin_->mark(context_, from, bytes, &status);
+    check_status(status);
   }
   void wait() override {
     OpStatus status;
@@ -30,7 +36,7 @@ class PendingMark final : public Pending {
  private:
   const Plugin* plugin_;
   DeviceContext* context_;
-  DeviceMark* mark_;
+  DeviceMark* mark_ = nullptr;
   void* to_;
 };
 
@@ -167,11 +173,11 @@ int64_t PluginDevice::free_bytes() const {
 std::unique_ptr<Pending> PluginDevice::read(void* to, const void* from, int64_t bytes) {
   OpStatus status;
   const bool is_long = bytes > kMaxMarkBytes;
+  auto pending = std::make_unique<PendingMark>(plugin_, context_, is_long ? nullptr : to);
   if (is_long) plugin_->read(context_, to, from, bytes, &status);
   check_status(status);
-  DeviceMark* mark = plugin_->mark(context_, from, is_long ? 0 : bytes, &status);
-  check_status(status);
-  return std::make_unique<PendingMark>(plugin_, context_, mark, is_long ? nullptr : to);
+  pending->make(from, is_long ? 0 : bytes);
+  return pending;
 }
 
 }  // namespace zc

@@ -1,6 +1,5 @@
 #include "csrc/runtime/stream.h"
 
-#include <new>
 #include <utility>
 
 namespace zc {
@@ -13,12 +12,8 @@ std::optional<Error> caught(const Body& body) {
   try {
     body();
     return std::nullopt;
-  } catch (const Error& e) {
-    return e;
-  } catch (const std::bad_alloc&) {
-    return Error(ErrorCode::kOutOfMemory, "out of memory while running a command");
-  } catch (const std::exception& e) {
-    return Error(ErrorCode::kInternal, e.what());
+  } catch (...) {
+    return current_error();
   }
 }
 
@@ -37,22 +32,26 @@ Stream::Stream(std::shared_ptr<DeviceMemory> memory) : memory_(std::move(memory)
 Stream::~Stream() { stop(); }
 
 void Stream::push(Entry entry) {
+  Entries one;
+  one.push_back(std::move(entry));
   {
     std::lock_guard lock(mutex_);
     ZC_CHECK(!stop_, ErrorCode::kHandle, "device: it was disposed");
-    queue_.push_back(std::move(entry));
+    queue_.splice(queue_.end(), one);
   }
   wake_.notify_one();
 }
 
-void Stream::enqueue(std::function<void()> command) { push({std::move(command), {}, nullptr}); }
+void Stream::enqueue(std::function<void()> command) {
+  push({std::move(command), {}, nullptr, nullptr, {}});
+}
 
-void Stream::enqueue_marker(Read read, Reached reached) {
-  push({nullptr, std::move(read), std::move(reached)});
+void Stream::enqueue_marker(Read read, Reached reached, std::function<void()> command) {
+  push({std::move(command), std::move(read), std::move(reached), nullptr, {}});
 }
 
 void Stream::stop() {
-  std::deque<Entry> dropped;
+  Entries dropped;
   {
     std::lock_guard lock(mutex_);
     stop_ = true;
@@ -71,53 +70,53 @@ void Stream::stop() {
 
 void Stream::work() {
   for (;;) {
-    Entry entry;
+    Entries one;
     {
       std::unique_lock lock(mutex_);
       wake_.wait(lock, [&] { return stop_ || !queue_.empty(); });
       if (stop_) return;
-      entry = std::move(queue_.front());
-      queue_.pop_front();
+      one.splice(one.end(), queue_, queue_.begin());
     }
-    run(entry);
+    run(std::move(one));
   }
 }
 
-void Stream::run(const Entry& entry) {
+void Stream::run(Entries one) {
+  Entry& entry = one.front();
   if (entry.command) {
     if (!error_) error_ = caught(entry.command);
-    return;
+    entry.command = nullptr;  // what it holds is not kept until the device is there
   }
-  std::optional<Error> error = std::exchange(error_, std::nullopt);
-  std::unique_ptr<Pending> pending;
-  const int64_t bytes = error ? 0 : entry.read.bytes;
-  const std::optional<Error> fault =
-      caught([&] { pending = memory_->read(entry.read.to, entry.read.from, bytes); });
-  if (!error) error = fault;
-  if (!pending) {
-    entry.reached(error);
+  if (!entry.reached) return;
+  entry.error = std::exchange(error_, std::nullopt);
+  const int64_t bytes = entry.error ? 0 : entry.read.bytes;
+  std::optional<Error> fault =
+      caught([&] { entry.pending = memory_->read(entry.read.to, entry.read.from, bytes); });
+  if (!entry.error) entry.error = std::move(fault);
+  if (!entry.pending) {
+    entry.reached(std::move(entry.error));
     return;
   }
   {
     std::lock_guard lock(mutex_);
-    waiting_.push_back({std::move(pending), std::move(error), entry.reached});
+    waiting_.splice(waiting_.end(), one);
   }
   wake_waiter_.notify_one();
 }
 
 void Stream::wait_for_device() {
   for (;;) {
-    Waiting next;
+    Entries one;
     {
       std::unique_lock lock(mutex_);
       wake_waiter_.wait(lock, [&] { return is_last_ || !waiting_.empty(); });
       if (waiting_.empty()) return;
-      next = std::move(waiting_.front());
-      waiting_.pop_front();
+      one.splice(one.end(), waiting_, waiting_.begin());
     }
+    Entry& entry = one.front();
     // What the device found wrong was started before the command that could not be.
-    const std::optional<Error> found = caught([&] { next.pending->wait(); });
-    next.reached(found ? found : next.error);
+    std::optional<Error> found = caught([&] { entry.pending->wait(); });
+    entry.reached(std::move(found ? found : entry.error));
   }
 }
 

@@ -1,8 +1,8 @@
 #pragma once
 
 #include <condition_variable>
-#include <deque>
 #include <functional>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -29,7 +29,8 @@ class Stream {
     const void* from = nullptr;
     int64_t bytes = 0;
   };
-  using Reached = std::function<void(const std::optional<Error>&)>;
+  // Called once, and must not throw: what was promised is still to be answered without memory.
+  using Reached = std::function<void(std::optional<Error>)>;
 
   explicit Stream(std::shared_ptr<DeviceMemory> memory);
   ~Stream();  // stops without running what is still queued
@@ -40,39 +41,40 @@ class Stream {
   // error. What a device finds wrong later, in its data, stops none of those before the marker.
   void enqueue(std::function<void()> command);
 
-  // Appends a marker: `reached` runs on a thread of the stream's when all earlier commands are done
-  // and the bytes are there, with the error of the first of them that failed since the last marker.
-  void enqueue_marker(Read read, Reached reached);
+  // Appends work, if `command` is any, and a marker behind it: both or, where this throws, neither.
+  // `reached` runs on a thread of the stream's when all earlier commands are done and the bytes are
+  // there, with the error of the first of them that failed since the last marker.
+  void enqueue_marker(Read read, Reached reached, std::function<void()> command = nullptr);
 
   // Drops what is queued, waits for what runs and ends the threads. Idempotent.
   void stop();
 
  private:
   struct Entry {
-    std::function<void()> command;
+    std::function<void()> command;  // empty: a marker alone
     Read read;
-    Reached reached;  // empty: a command
-  };
-  // A marker that the device has not come to yet.
-  struct Waiting {
+    Reached reached;  // empty: a command alone
+    // Of a marker that the device has not come to yet.
     std::unique_ptr<Pending> pending;
     std::optional<Error> error;  // thrown before the marker, by the host
-    Reached reached;
   };
+  // Entries go from one list to the next as they are: the stream's threads, on which nobody could
+  // be told, take no memory for it.
+  using Entries = std::list<Entry>;
   void push(Entry entry);
   void work();
-  void run(const Entry& entry);
+  void run(Entries one);
   void wait_for_device();
 
   std::shared_ptr<DeviceMemory> memory_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::deque<Entry> queue_;
+  Entries queue_;
   bool stop_ = false;
   std::optional<Error> error_;  // touched by the stream's thread only
 
   std::condition_variable wake_waiter_;
-  std::deque<Waiting> waiting_;
+  Entries waiting_;
   bool is_last_ = false;  // no marker comes any more
 
   std::thread waiter_;  // of a device that is not the host

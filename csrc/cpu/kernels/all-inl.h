@@ -29,12 +29,10 @@ template <typename Args, void (*Kernel)(const OpContext&, const Args&)>
 void guarded(const OpContext* context, const Args* args, OpStatus* status) {
   try {
     Kernel(*context, *args);
-  } catch (const Error& e) {
-    status->code = 1 + static_cast<int32_t>(e.code);
-    std::snprintf(status->message, sizeof(status->message), "%s", e.what());
-  } catch (const std::exception& e) {
-    status->code = 1 + static_cast<int32_t>(ErrorCode::kInternal);
-    std::snprintf(status->message, sizeof(status->message), "%s", e.what());
+  } catch (...) {
+    const Error error = current_error();
+    status->code = 1 + static_cast<int32_t>(error.code);
+    std::snprintf(status->message, sizeof(status->message), "%s", error.what());
   }
 }
 
