@@ -1,7 +1,10 @@
+import type { Steps } from '../grammar/index.js'
 import type { SampleParams } from '../ops/index.js'
 
 /** Decides which tokens may come next. */
 export interface TokenConstraint {
+  /** Does what makes `apply` quick, and pauses every so often. */
+  prepare(): Steps
   /**
    * Sets the logits of tokens that may not come next to -Infinity.
    *
@@ -56,6 +59,11 @@ export class LogitAdjuster {
   /** Takes note of the context that the run begins with: thousands of tokens, looked at once. */
   begin(tokens: readonly number[]): void {
     if (this.#plan.repetitionPenalty !== 1) this.#seen = new Set(tokens)
+  }
+
+  /** Does what makes `adjust` quick, and pauses every so often. */
+  *prepare(): Steps {
+    if (this.#plan.constraint) yield* this.#plan.constraint.prepare()
   }
 
   /**

@@ -1,5 +1,5 @@
 import { ZipCacheError } from '../errors.js'
-import { type JsonSchema, jsonGrammar, TokenMasker, TokenTrie } from '../grammar/index.js'
+import { type JsonSchema, sharedGrammar, TokenMasker, TokenTrie } from '../grammar/index.js'
 import type { ModelConfig } from '../model/config.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { SampleParams } from '../ops/index.js'
@@ -185,16 +185,21 @@ function constraintOf(
   if (json === undefined) return null
   if (tokenizer === null) throw bad('json', 'is given, but the model has no tokenizer')
   const vocabulary = vocabularyOf(tokenizer, vocabSize)
-  return new TokenMasker(jsonGrammar(json), vocabulary, endTokens)
+  return new TokenMasker(sharedGrammar(json), vocabulary, endTokens)
 }
 
-/** Tokens as bytes, made once for a tokenizer. */
+/** Tokens as bytes, one for a tokenizer. */
 const vocabularies = new WeakMap<ModelTokenizer, TokenTrie>()
 
 function vocabularyOf(tokenizer: ModelTokenizer, vocabSize: number): TokenTrie {
   let trie = vocabularies.get(tokenizer)
   if (!trie) {
-    trie = new TokenTrie(tokenizer.tokenBytes(vocabSize))
+    if (!tokenizer.knowsBytes) {
+      const message =
+        'json: needs a byte-level or byte-fallback vocabulary, whose single tokens have bytes of their own'
+      throw new ZipCacheError('ERR_ZC_UNSUPPORTED', message, { argument: 'json' })
+    }
+    trie = new TokenTrie(vocabSize, (id) => tokenizer.bytesOf(id))
     vocabularies.set(tokenizer, trie)
   }
   return trie

@@ -13,6 +13,7 @@ import {
 import type { LogitAdjuster } from './adjust-logits.js'
 import { DecodeStep, type StepResult, type StepRow } from './decode-step.js'
 import { addGrowthPages, growthBytes } from './estimate.js'
+import { inSlices } from './in-slices.js'
 import type { Slicing } from './prefill.js'
 import { busyError, deferred, disposedError, type Run, type Sampled, type Sampling } from './run.js'
 
@@ -341,8 +342,11 @@ export class Scheduler {
     try {
       const own = scratch.tensor('f32', [1, config.vocabSize])
       gatherRows({ x: logits, rows: scratch.ints(Int32Array.of(row)), out: own })
-      const values = await own.read()
       const { params, adjuster } = sampling as Sampling & { adjuster: LogitAdjuster }
+      const [values] = await Promise.all([
+        own.read(),
+        inSlices(adjuster.prepare(), () => run.throwIfFailed()),
+      ])
       adjuster.adjust(values)
       own.write(values)
       const chosen = await this.#choose(own, { ...params, repetitionPenalty: 1, step }, -1, scratch)

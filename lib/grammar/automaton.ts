@@ -70,7 +70,8 @@ export class StateSet {
   readonly #stacks: readonly Stack[]
   /** Whether the text may end here. */
   readonly isAccepting: boolean
-  readonly #next = new Map<number, StateSet | null>()
+  /** By byte, as far as it was asked for. */
+  readonly #next: (StateSet | null | undefined)[] = new Array(256)
 
   /** @internal Use `Grammar.start` and `next`. */
   constructor(grammar: Grammar, stacks: readonly Stack[], isAccepting: boolean) {
@@ -86,10 +87,10 @@ export class StateSet {
 
   /** The state after a byte; null where it may not come. */
   next(byte: number): StateSet | null {
-    let next = this.#next.get(byte)
+    let next = this.#next[byte]
     if (next === undefined) {
       next = this.#step(byte)
-      this.#next.set(byte, next)
+      this.#next[byte] = next
     }
     return next
   }
@@ -112,6 +113,11 @@ export class Grammar {
 
   constructor(root: Item) {
     this.start = this.close([Stack.of(root, null)])
+  }
+
+  /** How many states there have been so far. */
+  get size(): number {
+    return this.#sets.size
   }
 
   /** @internal The set of everything that stacks stand for. */

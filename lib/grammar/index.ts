@@ -1,4 +1,6 @@
 /** Texts that must be JSON: which bytes may come next, and so which tokens. */
 export { type Grammar, StateSet } from './automaton.js'
+export { sharedGrammar } from './grammar-cache.js'
 export { type JsonSchema, jsonGrammar } from './json-schema.js'
-export { TokenMasker, TokenTrie } from './token-masker.js'
+export { TokenMasker } from './token-masker.js'
+export { type Steps, TokenTrie } from './token-trie.js'

@@ -27,6 +27,8 @@ const ANNOTATIONS = new Set([
 
 const MAX_NODES = 5000
 const MAX_LENGTH = 10_000
+/** A state of an enumeration is all values that are still possible: a byte more costs each of them. */
+const MAX_VALUES = 10_000
 
 /**
  * The grammar of JSON objects (`true`), or of what a schema allows. Names of properties come in the
@@ -90,6 +92,7 @@ class SchemaReader {
       const values = keywords.has('const')
         ? [keywords.take('const')]
         : asList(keywords.take('enum'), at)
+      if (values.length > MAX_VALUES) throw bad(at, `lists more than ${MAX_VALUES} values`)
       keywords.take('type')
       keywords.done()
       return values.map((one) => new Literal(JSON.stringify(one)))

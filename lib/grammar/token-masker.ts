@@ -1,59 +1,33 @@
 import { ZipCacheError } from '../errors.js'
 import type { Grammar, StateSet } from './automaton.js'
-
-interface Node {
-  readonly children: Map<number, Node>
-  /** Tokens whose bytes end here. */
-  readonly ids: number[]
-}
-
-/** The tokens of a vocabulary, by their bytes. */
-export class TokenTrie {
-  readonly root: Node = { children: new Map(), ids: [] }
-  readonly bytes: readonly (Uint8Array | null)[]
-
-  /** `bytes`: of each token; null for those that are no text, which no grammar allows. */
-  constructor(bytes: readonly (Uint8Array | null)[]) {
-    this.bytes = bytes
-    for (const [id, token] of bytes.entries()) {
-      if (token === null || token.length === 0) continue
-      let node = this.root
-      for (const byte of token) {
-        let child = node.children.get(byte)
-        if (!child) {
-          child = { children: new Map(), ids: [] }
-          node.children.set(byte, child)
-        }
-        node = child
-      }
-      node.ids.push(id)
-    }
-  }
-}
-
-/** States whose tokens are remembered: 16 KiB each with a vocabulary of 128k. */
-const MAX_MASKS = 512
+import type { Steps, TokenTrie } from './token-trie.js'
 
 /**
  * Holds a text to a grammar, token by token: a `TokenConstraint`. Which tokens a state allows is
- * found by walking the trie as far as the grammar goes, and remembered.
+ * found by walking the trie as far as the grammar goes, and remembered there.
  */
 export class TokenMasker {
   readonly #vocabulary: TokenTrie
-  readonly #endTokens: ReadonlySet<number>
-  readonly #masks = new Map<StateSet, Uint8Array>()
+  readonly #endTokens: readonly number[]
   #state: StateSet
+  /** What the state allows, once that is known. */
+  #allowed: Uint8Array | null = null
 
   /** `endTokens`: those that end a text; allowed where the text may end. */
   constructor(grammar: Grammar, vocabulary: TokenTrie, endTokens: ReadonlySet<number>) {
     this.#state = grammar.start
     this.#vocabulary = vocabulary
-    this.#endTokens = endTokens
+    this.#endTokens = [...endTokens]
   }
 
   /** Whether the text is complete and nothing can follow. */
   get isDone(): boolean {
     return this.#state.isAccepting && this.#state.isFinal
+  }
+
+  /** Finds out which tokens may come next: what `apply` does at once otherwise. */
+  *prepare(): Steps {
+    this.#allowed ??= yield* this.#vocabulary.mask(this.#state)
   }
 
   /**
@@ -64,12 +38,16 @@ export class TokenMasker {
    * Throws `ERR_ZC_UNSUPPORTED` when no token of the vocabulary goes on.
    */
   apply(logits: Float32Array): void {
-    const allowed = this.#allowed()
-    let isStuck = true
+    this.#allowed ??= atOnce(this.#vocabulary.mask(this.#state))
+    const allowed = this.#allowed
+    const endTokens = this.#state.isAccepting ? this.#endTokens : []
+    const ends = endTokens.map((id) => logits[id] as number)
+    let isStuck = endTokens.length === 0
     for (let id = 0; id < logits.length; id++) {
-      if (allowed[id >> 3]! & (1 << (id & 7))) isStuck = false
+      if ((allowed[id >> 3] as number) & (1 << (id & 7))) isStuck = false
       else logits[id] = Number.NEGATIVE_INFINITY
     }
+    for (const [i, id] of endTokens.entries()) logits[id] = ends[i] as number
     if (!isStuck) return
     throw new ZipCacheError(
       'ERR_ZC_UNSUPPORTED',
@@ -80,37 +58,20 @@ export class TokenMasker {
 
   /** Takes note of a token that was chosen. */
   accept(id: number): void {
-    if (this.#endTokens.has(id)) return
+    if (this.#endTokens.includes(id)) return
     let state: StateSet | null = this.#state
-    for (const byte of this.#vocabulary.bytes[id] ?? []) state = state?.next(byte) ?? null
+    for (const byte of this.#vocabulary.bytesOf(id)) state = state?.next(byte) ?? null
     if (!state) {
       throw new ZipCacheError('ERR_ZC_INTERNAL', `json: token ${id} was chosen, but is not allowed`)
     }
     this.#state = state
-  }
-
-  /** One bit a token. */
-  #allowed(): Uint8Array {
-    const state = this.#state
-    let mask = this.#masks.get(state)
-    if (mask) return mask
-    mask = new Uint8Array(Math.ceil(this.#vocabulary.bytes.length / 8))
-    mark(this.#vocabulary.root, state, mask)
-    if (state.isAccepting) for (const id of this.#endTokens) set(mask, id)
-    if (this.#masks.size >= MAX_MASKS) this.#masks.clear()
-    this.#masks.set(state, mask)
-    return mask
+    this.#allowed = null
   }
 }
 
-function mark(node: Node, state: StateSet, mask: Uint8Array): void {
-  for (const id of node.ids) set(mask, id)
-  for (const [byte, child] of node.children) {
-    const next = state.next(byte)
-    if (next) mark(child, next, mask)
+function atOnce<T>(steps: Steps<T>): T {
+  for (;;) {
+    const step = steps.next()
+    if (step.done) return step.value
   }
-}
-
-function set(mask: Uint8Array, id: number): void {
-  mask[id >> 3] = (mask[id >> 3] ?? 0) | (1 << (id & 7))
 }

@@ -207,20 +207,6 @@ export class ModelTokenizer implements TokenDecoder {
     return this.#tokenizer.id_to_token(id)
   }
 
-  /**
-   * The bytes that each of the first `vocabSize` ids adds to a text; null for special tokens and ids
-   * without a token.
-   * @throws ERR_ZC_UNSUPPORTED for a vocabulary of words, whose texts depend on their neighbours
-   */
-  tokenBytes(vocabSize: number): (Uint8Array | null)[] {
-    if (!this.knowsBytes) {
-      const message =
-        'the bytes of single tokens are known for byte-level and byte-fallback vocabularies only'
-      throw new ZipCacheError('ERR_ZC_UNSUPPORTED', message)
-    }
-    return Array.from({ length: vocabSize }, (_, id) => this.#bytesOf(id))
-  }
-
   /** Whether single tokens have bytes of their own: false for a vocabulary of words. */
   get knowsBytes(): boolean {
     return this.#spelling !== 'words'

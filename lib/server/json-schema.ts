@@ -1,11 +1,11 @@
 import { ZipCacheError } from '../errors.js'
-import { type JsonSchema, jsonGrammar } from '../grammar/index.js'
+import { type JsonSchema, sharedGrammar } from '../grammar/index.js'
 import { ApiError } from './api-error.js'
 
 /** Throws an `ApiError` 400 that names the field of a schema which answers cannot be held to. */
 export function checkSchema(schema: JsonSchema, param: string): void {
   try {
-    jsonGrammar(schema)
+    sharedGrammar(schema)
   } catch (cause) {
     if (!(cause instanceof ZipCacheError)) throw cause
     const message = `${param}: ${cause.message.replace(/^json: /, '')}`

@@ -1,0 +1,40 @@
+import type { Grammar } from './automaton.js'
+import { type JsonSchema, jsonGrammar } from './json-schema.js'
+
+/** How many are kept, and of how many characters and states at most: some tens of MiB in the worst case. */
+const MAX_GRAMMARS = 16
+const MAX_CHARACTERS = 1 << 16
+const MAX_STATES = 4096
+
+/** By the schema's text; the one that was asked for longest ago first. */
+const kept = new Map<string, Grammar>()
+
+/**
+ * `jsonGrammar` of schemas that come again and again: a grammar remembers where each byte leads, and
+ * a vocabulary what each of its states allows.
+ */
+export function sharedGrammar(schema: true | JsonSchema): Grammar {
+  const key = textOf(schema)
+  if (key === null) return jsonGrammar(schema)
+  let grammar = kept.get(key)
+  kept.delete(key)
+  if (!grammar || grammar.size > MAX_STATES) grammar = jsonGrammar(schema)
+  kept.set(key, grammar)
+  if (kept.size > MAX_GRAMMARS) {
+    for (const oldest of kept.keys()) {
+      kept.delete(oldest)
+      break
+    }
+  }
+  return grammar
+}
+
+/** null for a schema without a text, as one that contains itself, and for one that is too long. */
+function textOf(schema: true | JsonSchema): string | null {
+  try {
+    const text = JSON.stringify(schema)
+    return text.length <= MAX_CHARACTERS ? text : null
+  } catch {
+    return null
+  }
+}

@@ -1,0 +1,151 @@
+/** Which tokens a grammar allows, in a vocabulary of the size of Llama 3's: right, in short steps, and remembered. */
+import {
+  type Grammar,
+  type JsonSchema,
+  jsonGrammar,
+  type StateSet,
+  type Steps,
+  sharedGrammar,
+  TokenMasker,
+  TokenTrie,
+} from '../../lib/grammar/index'
+
+/** Some 128k tokens: bytes, numbers, and what letters, spaces and signs can make, two of them twice. */
+function vocabulary(size: number): Uint8Array[] {
+  let state = 7
+  const below = (n: number) => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0
+    return Math.floor((state / 2 ** 32) * n)
+  }
+  const letters = ' etaoinshrdlu{}[]":,\n0123456789ü\\'
+  const tokens = Array.from({ length: 256 }, (_, byte) => Uint8Array.of(byte))
+  for (let n = 0; n < 1000; n++) tokens.push(Buffer.from(String(n)))
+  tokens.push(Buffer.from('{"'), Buffer.from('{"'))
+  while (tokens.length < size) {
+    const word = Array.from({ length: 1 + below(9) }, () => letters[below(letters.length)])
+    tokens.push(Buffer.from(word.join('')))
+  }
+  return tokens
+}
+
+/** The bits of a mask, token by token, without a trie. */
+function allowedOneByOne(tokens: readonly Uint8Array[], start: StateSet): number[] {
+  return tokens.flatMap((token, id) => {
+    let state: StateSet | null = start
+    for (const byte of token) state = state?.next(byte) ?? null
+    return state && token.length > 0 ? [id] : []
+  })
+}
+
+function idsOf(mask: Uint8Array, size: number): number[] {
+  return Array.from({ length: size }, (_, id) => id).filter((id) => mask[id >> 3] & (1 << (id & 7)))
+}
+
+function drive<T>(steps: Steps<T>): { value: T; nSteps: number } {
+  for (let nSteps = 1; ; nSteps++) {
+    const step = steps.next()
+    if (step.done) return { value: step.value, nSteps }
+  }
+}
+
+function after(grammar: Grammar, text: string): StateSet {
+  let state = grammar.start
+  for (const byte of Buffer.from(text)) state = state.next(byte) as StateSet
+  return state
+}
+
+const person: JsonSchema = {
+  type: 'object',
+  properties: { name: { type: 'string', maxLength: 300 }, of: { enum: ['a', 'ab', 'tüte'] } },
+  required: ['name', 'of'],
+}
+
+test.each<[string, true | JsonSchema, string]>([
+  ['the beginning', true, ''],
+  ['within a text', person, '{"name": "Ada'],
+  ['an enumeration', person, '{"name": "", "of": "'],
+  ['the end', person, '{"name": "", "of": "a"}'],
+])('%s: the tokens of the trie are those that the grammar takes', (_, schema, text) => {
+  const tokens = vocabulary(5000)
+  const trie = new TokenTrie(tokens.length, (id) => (id === 9 ? null : tokens[id]))
+  const state = after(jsonGrammar(schema), text)
+  const { value } = drive(trie.mask(state))
+  expect(idsOf(value, tokens.length)).toEqual(
+    allowedOneByOne(tokens, state).filter((id) => id !== 9),
+  )
+  expect(Buffer.from(trie.bytesOf(4321))).toEqual(Buffer.from(tokens[4321]))
+})
+
+test('no step is long: of the vocabulary, and of what a state allows', () => {
+  const tokens = vocabulary(128_000)
+  let nBytes = 0
+  const trie = new TokenTrie(tokens.length, (id) => {
+    nBytes++
+    return tokens[id]
+  })
+  const steps = trie.mask(after(jsonGrammar(person), '{"name": "'))
+  // As many at most as are looked at in well below a millisecond; not all at once, above all.
+  for (let most = 0; ; ) {
+    const before = nBytes
+    if (steps.next().done) break
+    most = Math.max(most, nBytes - before)
+    expect(most).toBeLessThanOrEqual(1024)
+  }
+  const { nSteps } = drive(trie.mask(after(jsonGrammar(person), '{"name": "b')))
+  expect(nSteps).toBeGreaterThan(50)
+})
+
+test('two that need the vocabulary at once build it together', () => {
+  const tokens = vocabulary(3000)
+  const trie = new TokenTrie(tokens.length, (id) => tokens[id])
+  const { start } = jsonGrammar(true)
+  const both = [trie.mask(start), trie.mask(start)]
+  const values: Uint8Array[] = []
+  while (values.length < 2)
+    for (const one of both)
+      values.push(...[one.next().value].filter((v) => v instanceof Uint8Array))
+  expect(values[0]).toEqual(values[1])
+})
+
+test('a schema that comes again has its grammar, and its states their tokens', () => {
+  const tokens = vocabulary(3000)
+  const trie = new TokenTrie(tokens.length, (id) => tokens[id])
+  const once = sharedGrammar({ ...person })
+  expect(sharedGrammar({ ...person })).toBe(once)
+  drive(trie.mask(once.start))
+  expect(drive(trie.mask(sharedGrammar({ ...person }).start)).nSteps).toBe(1)
+  // The order of properties is the order of the answer.
+  expect(sharedGrammar(true)).not.toBe(once)
+  for (let n = 0; n < 16; n++) sharedGrammar({ const: n })
+  expect(sharedGrammar({ ...person })).not.toBe(once)
+  // One that has had many states is begun anew.
+  const long: JsonSchema = { type: 'string', maxLength: 9999 }
+  const grammar = sharedGrammar(long)
+  after(grammar, `"${'a'.repeat(5000)}`)
+  expect(sharedGrammar(long)).not.toBe(grammar)
+})
+
+test('a schema that contains itself has no text, and a grammar all the same', () => {
+  const list: Record<string, unknown> = { type: 'array', maxItems: 1 }
+  list.items = list
+  expect(after(sharedGrammar(list), '[[[]]]').isAccepting).toBe(true)
+})
+
+test('tokens that end the text are allowed where it may end, with or without a preparation', () => {
+  const tokens = vocabulary(2000)
+  const trie = new TokenTrie(tokens.length, (id) => tokens[id])
+  for (const isPrepared of [true, false]) {
+    const masker = new TokenMasker(jsonGrammar({ const: 1 }), trie, new Set([1999]))
+    const allowed = () => {
+      if (isPrepared) drive(masker.prepare())
+      const logits = new Float32Array(tokens.length)
+      masker.apply(logits)
+      return [...logits.keys()].filter((id) => logits[id] === 0)
+    }
+    const isOne = (id: number) => Buffer.from(tokens[id]).toString() === '1'
+    expect(allowed().every(isOne)).toBe(true)
+    masker.accept(0x31)
+    expect(allowed()).toEqual([1999])
+    expect(masker.isDone).toBe(true)
+  }
+})
