@@ -80,6 +80,11 @@ export class StateSet {
     this.isAccepting = isAccepting
   }
 
+  /** How many stacks it has: what a byte that was not asked for before costs. */
+  get width(): number {
+    return this.#stacks.length
+  }
+
   /** Whether no byte can follow. */
   get isFinal(): boolean {
     return this.#stacks.length === 0
@@ -183,6 +188,63 @@ export class Literal extends Item {
     if (this.#at + 1 === this.#bytes.length) return DONE
     this.#next ??= new Literal(this.#bytes, this.#at + 1)
     return this.#next
+  }
+}
+
+/** The bytes of one of many texts, none of them empty: those that begin as what was read lie side by side. */
+export class OneOf extends Item {
+  /** In the order of their bytes, each once. */
+  readonly #texts: readonly Uint8Array[]
+  readonly #first: number
+  readonly #last: number
+  readonly #at: number
+  readonly #next = new Map<number, OneOf | typeof DONE | null>()
+
+  private constructor(texts: readonly Uint8Array[], first: number, last: number, at: number) {
+    super()
+    this.#texts = texts
+    this.#first = first
+    this.#last = last
+    this.#at = at
+  }
+
+  static of(texts: readonly string[]): OneOf {
+    const sorted = [...new Set(texts)].map((text) => Buffer.from(text)).sort(Buffer.compare)
+    return new OneOf(sorted, 0, sorted.length, 0)
+  }
+
+  override get mayEnd(): boolean {
+    return this.#at > 0 && this.#texts[this.#first]?.length === this.#at
+  }
+
+  override read(byte: number): Item | typeof DONE | null {
+    let next = this.#next.get(byte)
+    if (next === undefined) {
+      next = this.#after(byte)
+      this.#next.set(byte, next)
+    }
+    return next
+  }
+
+  #after(byte: number): OneOf | typeof DONE | null {
+    const at = this.#at
+    const first = this.#place(byte)
+    const last = this.#place(byte + 1)
+    if (first === last) return null
+    const isWhole = last === first + 1 && this.#texts[first]?.length === at + 1
+    return isWhole ? DONE : new OneOf(this.#texts, first, last, at + 1)
+  }
+
+  /** The first text whose next byte is none below this one; those that end here come before. */
+  #place(byte: number): number {
+    let low = this.#first
+    let high = this.#last
+    while (low < high) {
+      const middle = (low + high) >> 1
+      if (((this.#texts[middle] as Uint8Array)[this.#at] ?? -1) < byte) low = middle + 1
+      else high = middle
+    }
+    return low
   }
 }
 

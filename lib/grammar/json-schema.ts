@@ -1,5 +1,5 @@
 import { ZipCacheError } from '../errors.js'
-import { Choice, Grammar, type Item, Literal } from './automaton.js'
+import { Choice, Grammar, type Item, Literal, OneOf } from './automaton.js'
 import {
   anyArray,
   anyObject,
@@ -27,8 +27,6 @@ const ANNOTATIONS = new Set([
 
 const MAX_NODES = 5000
 const MAX_LENGTH = 10_000
-/** A state of an enumeration is all values that are still possible: a byte more costs each of them. */
-const MAX_VALUES = 10_000
 
 /**
  * The grammar of JSON objects (`true`), or of what a schema allows. Names of properties come in the
@@ -92,10 +90,9 @@ class SchemaReader {
       const values = keywords.has('const')
         ? [keywords.take('const')]
         : asList(keywords.take('enum'), at)
-      if (values.length > MAX_VALUES) throw bad(at, `lists more than ${MAX_VALUES} values`)
       keywords.take('type')
       keywords.done()
-      return values.map((one) => new Literal(JSON.stringify(one)))
+      return [OneOf.of(values.map((one) => JSON.stringify(one)))]
     }
     const type = keywords.take('type') ?? impliedType(keywords)
     const types = Array.isArray(type) ? type : [type]

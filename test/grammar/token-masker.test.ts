@@ -95,6 +95,32 @@ test('no step is long: of the vocabulary, and of what a state allows', () => {
   expect(nSteps).toBeGreaterThan(50)
 })
 
+test('an enumeration of thousands is one stack: values that begin alike, end in another, come twice', () => {
+  const values = [
+    1,
+    12,
+    120,
+    'a',
+    'ab',
+    'ab',
+    null,
+    [1],
+    ...Array.from({ length: 5000 }, (_, n) => `v${n}`),
+  ]
+  const { start } = jsonGrammar({ enum: values })
+  const isOne = (text: string) => {
+    let state: StateSet | null = start
+    for (const byte of Buffer.from(text)) state = state?.next(byte) ?? null
+    return state?.isAccepting === true
+  }
+  for (const one of values) expect(isOne(JSON.stringify(one))).toBe(true)
+  for (const other of ['', '11', '1200', '"', '"abc"', '"v5000"', 'nul', '[1', '"v12']) {
+    expect(isOne(other)).toBe(false)
+  }
+  expect(start.next(0x31)?.isFinal).toBe(false)
+  expect(start.width).toBe(1)
+})
+
 test('two that need the vocabulary at once build it together', () => {
   const tokens = vocabulary(3000)
   const trie = new TokenTrie(tokens.length, (id) => tokens[id])
