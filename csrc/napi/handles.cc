@@ -290,6 +290,15 @@ Napi::Value device_memory(const Napi::CallbackInfo& info) {
   });
 }
 
+// unrecordedRuns(device) -> how many there were
+Napi::Value unrecorded_runs(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const std::shared_ptr<PluginDevice>& plugin = device_of(info[0], "device")->device->plugin();
+    const int64_t n = plugin ? plugin->n_unrecorded() : 0;
+    return Napi::Number::New(info.Env(), static_cast<double>(n));
+  });
+}
+
 Napi::Value sync(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     DevicePtr& handle = device_of(info[0], "device");
@@ -667,6 +676,7 @@ void register_handles(Napi::Object exports) {
   define<dispose_device>(exports, "disposeDevice");
   define<device_info>(exports, "deviceInfo");
   define<device_memory>(exports, "deviceMemory");
+  define<unrecorded_runs>(exports, "unrecordedRuns");
   define<sync>(exports, "sync");
   define<create_tensor>(exports, "createTensor");
   define<reserve_tensor>(exports, "reserveTensor");

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -49,6 +51,10 @@ class PluginDevice final : public DeviceMemory {
   void launch(DeviceGraph* graph);
   void release(DeviceGraph* graph) { plugin_->release_graph(context_, graph); }
 
+  // Runs of programs op by op because there was no memory for their graph.
+  void count_unrecorded() { n_unrecorded_++; }
+  int64_t n_unrecorded() const { return n_unrecorded_; }
+
   void* allocate(int64_t bytes) override;
   void* reserve(int64_t bytes) override;
   void release(void* data, int64_t bytes, bool reserved) override;
@@ -63,6 +69,7 @@ class PluginDevice final : public DeviceMemory {
   const Plugin* plugin_;
   DeviceContext* context_;
   DeviceFacts facts_{};
+  std::atomic<int64_t> n_unrecorded_{0};
 };
 
 }  // namespace zc

@@ -13,7 +13,8 @@ namespace zc {
 // references to their tensors' storage, so a program keeps what it uses.
 //
 // On a plugin's device the first run enqueues op by op, which loads the kernels and finds out how
-// much scratch memory they take; the second makes a graph of them, which later runs launch.
+// much scratch memory they take; the second makes a graph of them, which later runs launch. Where
+// there is no memory for a graph, runs go on op by op, and it is tried again after a while.
 class Program {
  public:
   // plugin: of a device that has one; null: the CPU.
@@ -32,11 +33,17 @@ class Program {
   void run_ops() const {
     for (const auto& op : ops_) op();
   }
+  // Whether it has launched the graph. Nothing has run if not.
+  bool launch();
+
+  // Making a graph takes longer than running one op by op.
+  static constexpr int kRunsBeforeNextTry = 64;
 
   std::shared_ptr<PluginDevice> plugin_;
   std::vector<std::function<void()>> ops_;
   bool has_run_ = false;
   DeviceGraph* graph_ = nullptr;
+  int n_until_try_ = 0;
 };
 
 }  // namespace zc

@@ -1,4 +1,5 @@
 import type { CacheMemory } from '../cache/index.js'
+import { ZipCacheError } from '../errors.js'
 import {
   embedRows,
   type ForwardModel,
@@ -44,6 +45,9 @@ export interface StepResult {
 /** Words of `StepRow` that are whole numbers. */
 const ROW_WORDS = 7
 
+/** Steps until more rows are tried again, where there was no memory for them: a GPU waits for each try. */
+const STEPS_BEFORE_NEXT_TRY = 64
+
 /** A step of so many rows, recorded. */
 interface Bucket {
   readonly nRows: number
@@ -68,6 +72,8 @@ export class DecodeStep {
   /** (2, maxRows): what the last step chose, ids and then the bits of log-probabilities. */
   readonly #chosen: Tensor<'i32'>
   readonly #seen: Tensor<'u8'>
+  /** Most rows for now, and for how many steps more; null: any. */
+  #narrowed: { readonly nRows: number; nSteps: number } | null = null
 
   /** `seen` (n_contexts, vocab_size) u8: tokens of contexts with a repetition penalty. */
   constructor(model: ForwardModel, memory: CacheMemory, maxRows: number, seen: Tensor<'u8'>) {
@@ -91,11 +97,33 @@ export class DecodeStep {
   }
 
   /**
+   * How many of so many rows a step can have: fewer where there is no memory for the work space of
+   * all of them.
+   *
+   * Throws `ERR_ZC_OUT_OF_MEMORY` when there is none for one row.
+   */
+  roomFor(nRows: number): number {
+    if (this.#narrowed && this.#narrowed.nSteps-- === 0) this.#narrowed = null
+    let room = Math.min(nRows, this.#narrowed?.nRows ?? nRows)
+    while (room > 0) {
+      try {
+        this.#bucket(room)
+        break
+      } catch (error) {
+        if (!isFull(error) || room === 1) throw error
+        room = 2 ** (Math.ceil(Math.log2(room)) - 1)
+        this.#narrowed = { nRows: room, nSteps: STEPS_BEFORE_NEXT_TRY }
+      }
+    }
+    return room
+  }
+
+  /**
    * Enqueues a step. It may be called again before the result is there: rows name their token by its
    * row in the step before.
    *
-   * Rejects with the first error of an op. Throws `ERR_ZC_OUT_OF_MEMORY` when a bucket cannot be
-   * recorded.
+   * Rejects with the first error of an op. Throws `ERR_ZC_OUT_OF_MEMORY` for more rows than
+   * `roomFor` has room for.
    */
   run(rows: readonly StepRow[]): { result: Promise<StepResult>; logits: Tensor<'f32'> } {
     const bucket = this.#bucket(rows.length)
@@ -143,6 +171,9 @@ export class DecodeStep {
         bucket = this.#record(size, scratch)
       } catch (error) {
         scratch.dispose()
+        // A larger one that is there does as well, rows masked.
+        const larger = [...this.#buckets.values()].find((other) => other.nRows > size)
+        if (larger && isFull(error)) return larger
         throw error
       }
       this.#buckets.set(size, bucket)
@@ -211,3 +242,7 @@ export class DecodeStep {
 }
 
 type Words = Tensor<'i32'>
+
+function isFull(error: unknown): boolean {
+  return error instanceof ZipCacheError && error.code === 'ERR_ZC_OUT_OF_MEMORY'
+}

@@ -117,6 +117,8 @@ export interface EngineStats extends Readonly<SchedulerCounters> {
   readonly fp16Bytes: number
   /** Bytes of the decode steps' activations. */
   readonly stepBytes: number
+  /** Steps that the device ran op by op for want of memory for their graph, those of other engines too. */
+  readonly unrecordedSteps: number
   /** Pasts that are kept for prompts that begin with the same tokens. */
   readonly prefixes: {
     /** How many there are. */
@@ -217,6 +219,7 @@ export class Engine {
       kvMemory: this.kvMemory,
       ...this.#cacheBytes(),
       stepBytes: this.#scheduler.stepBytes,
+      unrecordedSteps: this.#model.device.unrecordedRuns,
       prefixes: { count: this.#prefixes.size, bytes: this.#prefixes.bytes },
       ...this.#prefixes.counters,
     }

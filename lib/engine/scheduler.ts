@@ -35,6 +35,8 @@ export interface SchedulerCounters {
   generatedTokens: number
   /** Decode steps, each for all sequences of its batch. */
   steps: number
+  /** Those of them that left sequences for the next, since there was no memory for more rows. */
+  narrowedSteps: number
   /** Windows that were compressed. */
   windowsClosed: number
 }
@@ -73,6 +75,7 @@ export class Scheduler {
     promptTokens: 0,
     generatedTokens: 0,
     steps: 0,
+    narrowedSteps: 0,
     windowsClosed: 0,
   }
   /** Frees memory that nobody needs at once; whether it freed any. */
@@ -363,12 +366,7 @@ export class Scheduler {
     const rows: StepRow[] = []
     const runs: Run[] = []
     const closing: Run[] = []
-    for (const run of this.#active) {
-      if (!run.canFeed || !run.sampling) continue
-      if (run.context.rows) {
-        if (!run.isFeeding) void this.#feedRow(run)
-        continue
-      }
+    for (const { run, sampling } of this.#nextRows()) {
       const { context, known, fed, seenRow } = run
       const closes = context.closesNext
       const isKnown = fed < known.length
@@ -379,8 +377,8 @@ export class Scheduler {
           source: isKnown ? -1 : run.row,
           token: isKnown ? (known[fed] as number) : 0,
           // What the step chooses for a run whose logits are adjusted is not its token.
-          context: run.sampling.adjuster ? -1 : seenRow,
-          params: { ...run.sampling.params, step: place.position + 1 },
+          context: sampling.adjuster ? -1 : seenRow,
+          params: { ...sampling.params, step: place.position + 1 },
         })
         runs.push(run)
         if (closes) closing.push(run)
@@ -405,6 +403,32 @@ export class Scheduler {
     } catch (error) {
       for (const run of runs) run.fail(error)
       return null
+    }
+  }
+
+  /** The runs whose next token a step can take. Where there is no memory for all, they take turns. */
+  #nextRows(): { run: Run; sampling: Sampling }[] {
+    const ready: { run: Run; sampling: Sampling }[] = []
+    for (const run of this.#active) {
+      const { sampling } = run
+      if (!run.canFeed || !sampling) continue
+      if (!run.context.rows) ready.push({ run, sampling })
+      else if (!run.isFeeding) void this.#feedRow(run)
+    }
+    if (ready.length === 0) return ready
+    try {
+      const room = this.#step.roomFor(ready.length)
+      if (room === ready.length) return ready
+      this.counters.narrowedSteps++
+      const taken = ready.slice(0, room)
+      for (const { run } of taken) {
+        this.#active.delete(run)
+        this.#active.add(run) // behind those that wait
+      }
+      return taken
+    } catch (error) {
+      for (const { run } of ready) if (run.mustFeed) run.fail(error)
+      return []
     }
   }
 

@@ -64,6 +64,7 @@ export interface Addon {
     total: number
     free: number
   }
+  unrecordedRuns(device: DeviceHandle): number
   sync(device: DeviceHandle): Promise<void>
 
   createTensor(device: DeviceHandle, dtype: number, shape: readonly number[]): T

@@ -148,6 +148,14 @@ export class Device {
     return loadAddon().deviceMemory(this.handle)
   }
 
+  /**
+   * How often a GPU has run a `Program` op by op, since there was no memory for a graph of it; 0 once
+   * it was disposed of.
+   */
+  get unrecordedRuns(): number {
+    return this.#disposed ? 0 : loadAddon().unrecordedRuns(this.handle)
+  }
+
   /** Whether `dispose` was called. */
   get disposed(): boolean {
     return this.#disposed

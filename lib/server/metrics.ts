@@ -124,6 +124,16 @@ const COUNTERS: readonly Reading[] = [
     read: (stats) => stats.steps,
   },
   {
+    name: 'narrowed_steps_total',
+    help: 'Decode steps that left sequences for the next, since there was no memory for more rows.',
+    read: (stats) => stats.narrowedSteps,
+  },
+  {
+    name: 'unrecorded_steps_total',
+    help: 'Decode steps run op by op, since there was no memory for their graph.',
+    read: (stats) => stats.unrecordedSteps,
+  },
+  {
     name: 'windows_closed_total',
     help: 'Windows of new tokens that were compressed.',
     read: (stats) => stats.windowsClosed,

@@ -1,7 +1,11 @@
 /** A sequence's tokens do not depend on what else is in its batch. */
 import { join } from 'node:path'
 import fc from 'fast-check'
-import { createEngine, loadModel, type Model } from '../../lib/index'
+import { createEngine, loadModel, type Model, ZipCacheError } from '../../lib/index'
+import { loadAddon } from '../../lib/native/load'
+import { DTYPES } from '../../lib/ops/dtype'
+import { SAMPLE_PARAMS } from '../../lib/ops/index'
+import { expectRejected } from '../support/errors'
 import { propertyRuns } from '../support/properties'
 import { kFixtures, kTrainedModels, ModelCopies } from './model-copies'
 import { expectIdle, Oracle, type Request, requests, serve, testPolicies } from './requests'
@@ -163,5 +167,65 @@ describe('how a prompt is sliced changes nothing', () => {
     }
     expectSame(results[1], results[0])
     expect(answers.slice(2)).toEqual(answers.slice(0, 2))
+  })
+})
+
+describe('without memory for the rows of a batch', () => {
+  const model = useModel(kLlama)
+  const oracle = new Oracle(model)
+
+  /** Refuses tensors of so many rows or more, while it is asked to. */
+  function refusing(nRows: () => number) {
+    const addon = loadAddon()
+    const actual = addon.createTensor
+    return jest.spyOn(addon, 'createTensor').mockImplementation((device, dtype, shape) => {
+      // What a step's rows are looked up in: (nRows + 1) positions of i32, an odd number of them.
+      if (dtype === DTYPES.indexOf('i32') && shape.length === 1 && shape[0] > nRows()) {
+        throw new ZipCacheError('ERR_ZC_OUT_OF_MEMORY', 'a tensor was not to be had')
+      }
+      return actual(device, dtype, shape)
+    })
+  }
+
+  test('sequences take turns, get their tokens, and are counted; later there is room again', async () => {
+    let nRows = 2
+    const words = (rows: number) => rows * (7 + SAMPLE_PARAMS)
+    const spy = refusing(() => Math.max(words(nRows), 30))
+    try {
+      await using engine = createEngine({ model: model(), kvMemory })
+      const serveAll = async () => {
+        const all = Array.from({ length: 7 }, (_, i) => ({ ...plain, promptSeed: i + 1 }))
+        const { vocabSize } = model().config
+        const answers = await Promise.all(all.map((one) => serve(engine, one, vocabSize)))
+        for (const [i, one] of all.entries()) await oracle.check(one, answers[i])
+        return engine.stats()
+      }
+      const first = await serveAll()
+      // 7 x 29 tokens enter the caches, two at a time.
+      expect(first.steps).toBeGreaterThanOrEqual((7 * 29) / 2)
+      expect(first.narrowedSteps).toBeGreaterThan(50)
+      nRows = 64
+      const second = await serveAll() // and after 64 steps at most there is room
+      const third = await serveAll()
+      expect(third.narrowedSteps).toBe(second.narrowedSteps)
+      expect(third.steps - second.steps).toBeLessThan(60)
+    } finally {
+      spy.mockRestore()
+    }
+  })
+
+  test('not even for one: who waits is told, and the next request is served', async () => {
+    let nRows = 0
+    const spy = refusing(() => (nRows === 0 ? 6 + SAMPLE_PARAMS : 1e9))
+    try {
+      await using engine = createEngine({ model: model(), kvMemory })
+      const refused = idsOf(engine, someIds(5, 300), 5)
+      await expectRejected(refused, { code: 'ERR_ZC_OUT_OF_MEMORY' })
+      await expectIdle(engine)
+      nRows = 64
+      expect(await idsOf(engine, someIds(5, 300), 5)).toHaveLength(5)
+    } finally {
+      spy.mockRestore()
+    }
   })
 })

@@ -269,6 +269,13 @@ describe('a machine', () => {
     expect(outcome.capacity / 2 ** 20).toBeLessThan(32)
   })
 
+  test('without memory for a graph runs a program op by op, and tries again', () => {
+    // The second run finds none, and the one that tries next; then it is recorded.
+    const outcome = run('graphs', { ZC_EMU_NO_GRAPHS: '2' })
+    expect(outcome).toEqual({ right: true, unrecordedRuns: 2 * 64, current: 0 })
+    expect(run('graphs', {})).toEqual({ right: true, unrecordedRuns: 0, current: 0 })
+  })
+
   test('whose device is lost says so from then on, and lives', () => {
     const { alive, ...outcomes } = run('lost', { ZC_EMU_FAULT: '50' }) as Record<string, Fault>
     expect(alive).toEqual([5])

@@ -1,5 +1,5 @@
 // What `cuda-emu` does under the machine that the environment describes: prints JSON.
-//   node gpu.cjs list | memory | opening | scratch | engine | lost
+//   node gpu.cjs list | memory | opening | scratch | engine | graphs | lost
 const path = require('node:path')
 const { Device, linear, siluGate } = require('../../../dist/ops/index.js')
 
@@ -95,6 +95,27 @@ const scenarios = {
     await engine.dispose()
     await model.dispose()
     return { capacity, tooMuch, lost: before.free - after.free, counts }
+  },
+
+  /** A program of a device that has no memory for the first graphs of it. */
+  async graphs() {
+    const device = await Device.open('cuda-emu')
+    const tensor = () => device.tensor('f32', [1, 4])
+    const [input, weight, out] = [tensor(), device.tensor('f32', [4, 4]), tensor()]
+    weight.write(Float32Array.from({ length: 16 }, (_, i) => (i % 5 === 0 ? 2 : 0)))
+    const program = device.record(() => linear({ x: input, weight, out }))
+    const outcomes = []
+    for (let i = 0; i < 140; i++) {
+      const values = await program.run(input, Float32Array.of(i, 0, 0, 1), out)
+      outcomes.push([...values].join() === [2 * i, 0, 0, 2].join())
+    }
+    const { unrecordedRuns } = device
+    program.dispose()
+    for (const one of [input, weight, out]) one.dispose()
+    await device.sync()
+    const { current } = device.memory
+    await device.dispose()
+    return { right: outcomes.every((isRight) => isRight), unrecordedRuns, current }
   },
 
   /** A device that a kernel breaks. */
