@@ -12,7 +12,7 @@ import {
   type TokenStream,
   tokenStream,
 } from './generation.js'
-import { checkOptions } from './options.js'
+import { checkIsObject, checkOptions } from './options.js'
 import { PrefixCache, type PrefixKey } from './prefix-cache.js'
 import { busyError, disposedError, orAborted } from './run.js'
 import { Scheduler, type SchedulerCounters, type SchedulerLimits } from './scheduler.js'
@@ -141,6 +141,9 @@ const ENGINE_OPTIONS = [
   'reclaim',
 ]
 
+const SEQUENCE_OPTIONS = ['policy', 'seed', 'recordSaliency']
+const PREFIX_OPTIONS = [...SEQUENCE_OPTIONS, 'scope', 'signal']
+
 const CLASS_NAMES = ['high', 'low', 'tail', 'params', 'bitmaps', 'tables', 'probes'] as const
 
 const MIN_KV_MEMORY = 4 * SUPERBLOCK_BYTES
@@ -245,6 +248,7 @@ export class Engine {
    */
   createSequence(options: CreateSequenceOptions = {}): Sequence {
     if (this.#disposal) throw disposedError('engine')
+    checkOptions(options, SEQUENCE_OPTIONS)
     return this.#adopt(this.#open(options))
   }
 
@@ -262,6 +266,7 @@ export class Engine {
     prompt: Prompt,
     options: RequestOptions,
   ): AsyncGenerator<GeneratedToken, FinishReason | null, undefined> {
+    checkIsObject(options)
     const { prefixTokens = 0, policy, seed, ...rest } = options
     const ids = tokenIds(prompt, this.#tokenizer, this.#model.config.vocabSize)
     count('prefixTokens', prefixTokens, 0, Math.max(0, ids.length - 1))
@@ -291,6 +296,7 @@ export class Engine {
    * Rejects as `Sequence.prefill` and `createSequence` do.
    */
   async openPrefix(prefix: Prompt, options: PrefixOptions = {}): Promise<OpenedPrefix> {
+    checkOptions(options, PREFIX_OPTIONS)
     return this.#prefix(tokenIds(prefix, this.#tokenizer, this.#model.config.vocabSize), options)
   }
 

@@ -209,6 +209,9 @@ function checkBias(
   bias: ReadonlyMap<number, number> = new Map(),
   vocabSize: number,
 ): ReadonlyMap<number, number> {
+  if (typeof bias?.get !== 'function') {
+    throw bad('logitBias', `is ${String(bias)}, expected a Map of token ids to numbers`)
+  }
   for (const [id, value] of bias) {
     if (!Number.isInteger(id) || id < 0 || id >= vocabSize) {
       throw bad('logitBias', `names ${id}, expected token ids below ${vocabSize}`)

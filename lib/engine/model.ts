@@ -22,6 +22,7 @@ import {
   type TokenStream,
   tokenStream,
 } from './generation.js'
+import { checkIsObject } from './options.js'
 import { disposedError } from './run.js'
 import type { Prompt, Sequence } from './sequence.js'
 
@@ -149,6 +150,7 @@ export class Model {
     prompt: Prompt,
     options: SequenceOptions & { signal?: AbortSignal } = {},
   ): Promise<Float32Array> {
+    checkIsObject(options)
     const { signal, ...rest } = options
     const sequence = this.createSequence(rest)
     try {

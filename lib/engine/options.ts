@@ -1,12 +1,13 @@
 import { ZipCacheError } from '../errors.js'
 
 /**
- * Refuses an option that nobody reads, so that a misspelt one is not lost in silence, and a
- * `signal` that is none.
+ * Refuses an option that nobody reads, so that a misspelt one is not lost in silence, a `signal` that
+ * is none, and what are no options at all.
  *
  * Throws `ERR_ZC_ARGUMENT` naming it.
  */
 export function checkOptions(options: object, known: readonly string[]): void {
+  checkIsObject(options)
   for (const key of Object.keys(options)) {
     if (known.includes(key)) continue
     throw new ZipCacheError(
@@ -19,4 +20,11 @@ export function checkOptions(options: object, known: readonly string[]): void {
   if (signal !== undefined && !(signal instanceof AbortSignal)) {
     throw new ZipCacheError('ERR_ZC_ARGUMENT', 'signal: is no AbortSignal', { argument: 'signal' })
   }
+}
+
+/** Throws `ERR_ZC_ARGUMENT` for options that are none: a caller without types may give anything. */
+export function checkIsObject(options: unknown): void {
+  if (typeof options === 'object' && options !== null) return
+  const message = `options: is ${String(options)}, expected an object`
+  throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'options' })
 }

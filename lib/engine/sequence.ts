@@ -218,16 +218,18 @@ export class Sequence {
    * probes, with a checksum, put in place when it is whole.
    *
    * Rejects with `ERR_ZC_ARGUMENT` while a call is running, `ERR_ZC_UNSUPPORTED` for a policy whose
-   * attention is `dequantized` and for one that chose r head by head, `ERR_ZC_IO`.
+   * attention is `dequantized` and for one that chose r head by head, `ERR_ZC_OUT_OF_MEMORY`,
+   * `ERR_ZC_IO`.
    */
   async save(path: string): Promise<void> {
     this.#enter()
-    // What is saved must outlive the sequence, should it be disposed of meanwhile.
-    const context = this.#context.fork()
+    let context: Context | null = null
     try {
+      // What is saved must outlive the sequence, should it be disposed of meanwhile.
+      context = this.#context.fork()
       await saveContext(context, path)
     } finally {
-      context.dispose()
+      context?.dispose()
       this.#leave()
     }
   }

@@ -11,6 +11,7 @@ import {
   loadModel,
   type PolicySpec,
   type Sequence,
+  ZipCacheError,
 } from '../../lib/index'
 import { loadAddon } from '../../lib/native/load'
 import { expectRejected } from '../support/errors'
@@ -38,6 +39,24 @@ afterEach(async () => {
 afterAll(() => rmSync(folder, { recursive: true }))
 
 const file = () => join(folder, 'sequence')
+
+test('a sequence that cannot be saved for want of memory goes on', async () => {
+  const sequence = engine.createSequence()
+  await sequence.prefill(someIds(130, model().config.vocabSize))
+  const addon = loadAddon()
+  const full = new ZipCacheError('ERR_ZC_OUT_OF_MEMORY', 'no tensor was to be had')
+  const spy = jest.spyOn(addon, 'createTensor').mockImplementation(() => {
+    throw full
+  })
+  await expect(sequence.save(file())).rejects.toBe(full)
+  spy.mockRestore()
+  expect(sequence.isUsable).toBe(true)
+  expect(readdirSync(folder)).toEqual([])
+  await sequence.save(file())
+  expect(await idsOf(sequence, null, 3)).toHaveLength(3)
+  rmSync(file())
+  sequence.dispose()
+})
 const damaged = { code: 'ERR_ZC_SNAPSHOT', argument: 'path' } as const
 
 const zip: PolicySpec = { name: 'zipcache', window: 12, saliencyRatio: 0.5 }
