@@ -43,7 +43,8 @@ const LOAD_OPTIONS = ['device', 'dtype', 'threads', 'kvMemory', 'signal']
  * `ERR_ZC_CHECKPOINT` and `ERR_ZC_NUMERIC` for weights that are missing, damaged or not numbers;
  * `ERR_ZC_TOKENIZER`; `ERR_ZC_DEVICE`; `ERR_ZC_ARGUMENT` for a bad option; `signal.reason` when
  * aborted. Nothing stays allocated then, and the config and the headers are checked before anything
- * is.
+ * is. On the CPU the files must stay as they are while the model lives: cut short, they end the
+ * process.
  */
 export async function loadModel(dir: string, options: LoadOptions = {}): Promise<Model> {
   checkOptions(options, LOAD_OPTIONS)
