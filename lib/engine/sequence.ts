@@ -19,7 +19,10 @@ import type { Scheduler } from './scheduler.js'
 import { saveContext } from './snapshot.js'
 import { mapTokens, type TokenMap } from './token-map.js'
 
-/** Token ids, or a text for the model's tokenizer. */
+/**
+ * Token ids, or a text for the model's tokenizer, which adds what its authors put before a text
+ * (`<s>`) where a sequence begins with it, and nothing where it goes on.
+ */
 export type Prompt = ArrayLike<number> | string
 
 /** Rows whose logits are computed at a time by `Sequence.logits`. */
@@ -376,12 +379,14 @@ export class Sequence {
   }
 
   #idsOf(prompt: Prompt): number[] {
-    return tokenIds(prompt, this.#host.tokenizer, this.#context.model.config.vocabSize)
+    const { tokens, model } = this.#context
+    const style = { addSpecialTokens: tokens.length === 0 }
+    return tokenIds(prompt, this.#host.tokenizer, model.config.vocabSize, style)
   }
 }
 
 /**
- * The token ids of a prompt.
+ * The token ids of a prompt; `style` is the tokenizer's, for a text.
  *
  * Throws `ERR_ZC_ARGUMENT` for a text without a tokenizer, and for an id that is no whole number of
  * [0, vocab_size).
@@ -390,9 +395,10 @@ export function tokenIds(
   prompt: Prompt,
   tokenizer: ModelTokenizer | null,
   vocabSize: number,
+  style: { readonly addSpecialTokens?: boolean } = {},
 ): number[] {
   if (typeof prompt === 'string') {
-    if (tokenizer) return tokenizer.encode(prompt)
+    if (tokenizer) return tokenizer.encode(prompt, style)
     throw argumentError('prompt', 'is a text, but the model has no tokenizer.json; give token ids')
   }
   // 2^32: what an array can hold.

@@ -1,5 +1,6 @@
 import { join } from 'node:path'
 import { loadModel, type Model, type PolicySpec, type Sequence } from '../../lib/index'
+import { sentencePieceTokenizer } from '../model/tokenizer-files'
 import { kFixtures, kTrainedModels, ModelCopies } from './model-copies'
 import { argmaxRows, expectSame, idsOf, maxDifference, someIds, useModel } from './running'
 
@@ -261,6 +262,27 @@ describe('a window', () => {
       expect(sequence.policy.name).toBe(policy)
       sequence.dispose()
     }
+  })
+})
+
+describe('a conversation in texts', () => {
+  const files = { 'tokenizer.json': JSON.stringify(sentencePieceTokenizer()) }
+  const model = useModel(copies.copy(join(kFixtures, 'llama'), { files }))
+  const plain = (text: string) => model().tokenizer!.encode(text, { addSpecialTokens: false })
+
+  test.each(['full', 'zipcache', 'h2o'])('begins once, under %s', async (policy) => {
+    const sequence = model().createSequence({ policy })
+    await sequence.prefill('ab')
+    await sequence.prefill('the')
+    await sequence.logits('a b')
+    const said = [1, ...plain('ab'), ...plain('the'), ...plain('a b')]
+    expect(sequence.tokens).toEqual(said)
+    const fork = sequence.fork()
+    const answer = await idsOf(fork, 'b', 3)
+    expect(fork.tokens).toEqual([...said, ...plain('b'), ...answer])
+    await fork.prefill('a')
+    expect(fork.tokens).toEqual([...said, ...plain('b'), ...answer, ...plain('a')])
+    for (const one of [sequence, fork]) one.dispose()
   })
 })
 
