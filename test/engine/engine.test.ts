@@ -577,6 +577,20 @@ describe('options that are refused', () => {
     expect(device.memory.current).toBe(before)
   })
 
+  test('of a sequence', async () => {
+    await withEngine({}, async (engine) => {
+      for (const options of [{ polcy: 'fp16' }, { saliencyRatio: 0.2 }, { maxTokens: 5 }]) {
+        const [argument] = Object.keys(options)
+        const fault = { code: 'ERR_ZC_ARGUMENT', argument } as const
+        expectRefused(() => engine.createSequence(options as Options), fault)
+        expectRefused(() => model().createSequence(options as Options), fault)
+        await expectRejected(model().logits([5], options as Options), fault)
+        await expectRejected(engine.openPrefix([5], options as Options), fault)
+      }
+      expect(engine.stats()).toMatchObject({ sequences: 0 })
+    })
+  })
+
   test('of a request leave nothing behind', async () => {
     await withEngine({}, async (engine) => {
       const fault = { code: 'ERR_ZC_ARGUMENT' } as const
@@ -654,7 +668,7 @@ describe('a sequence whose logits are NaN', () => {
     const prompt = someIds(30, 320).map((id) => (id === 7 ? 8 : id))
     const options = { policy: { name: 'zipcache', window: 12 }, temperature: 0 } as const
     const expected = await idsOf(broken, prompt, 40, options)
-    const sequence = engine.createSequence(options)
+    const sequence = engine.createSequence({ policy: options.policy })
     const neighbour = engine.generate(prompt, { ...options, maxTokens: 40, ignoreEos: true })
     const got = [(await neighbour.next()).value!.id]
     expect(await idsOf(sequence, prompt, 5)).toEqual(expected.slice(0, 5))

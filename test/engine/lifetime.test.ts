@@ -321,8 +321,8 @@ describe('many callers', () => {
   test('sequences in turns give what they give alone', async () => {
     const expected = await alone()
     const streams = jobs.map(({ prompt, options }) => {
-      const sequence = model().createSequence(options)
-      const { policy: _, ...sampling } = options
+      const { policy, ...sampling } = options
+      const sequence = model().createSequence({ policy, seed: options.seed })
       const settings = { ...sampling, maxTokens: 40, ignoreEos: true }
       return { sequence, tokens: sequence.generate(prompt, settings), ids: [] as number[] }
     })
