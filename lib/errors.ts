@@ -88,3 +88,14 @@ Object.defineProperty(ZipCacheError.prototype, 'name', {
   configurable: true,
   writable: true,
 })
+
+/** A value as a message says it. Not JSON alone, which makes null of NaN and throws at a bigint. */
+export function show(value: unknown): string {
+  if (typeof value === 'string') return JSON.stringify(value)
+  if (typeof value !== 'object' || value === null) return String(value)
+  try {
+    return JSON.stringify(value)
+  } catch {
+    return 'an object'
+  }
+}

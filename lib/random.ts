@@ -5,7 +5,7 @@
  * Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014), fig.
  * 15, 16; constants of https://prng.di.unimi.it/splitmix64.c.
  */
-import { ZipCacheError } from './errors.js'
+import { show, ZipCacheError } from './errors.js'
 
 /** A 64-bit seed as two unsigned 32-bit halves, the form in which it crosses to native code. */
 export interface Seed {
@@ -22,7 +22,7 @@ export interface Seed {
  */
 export function toSeed(value: number | bigint): Seed {
   if (typeof value !== 'bigint' && !Number.isInteger(value)) {
-    throw new ZipCacheError('ERR_ZC_ARGUMENT', `seed: is ${value}, expected an integer`, {
+    throw new ZipCacheError('ERR_ZC_ARGUMENT', `seed: is ${show(value)}, expected an integer`, {
       argument: 'seed',
     })
   }

@@ -1,5 +1,5 @@
 import { type BytesByClass, CacheMemory, SUPERBLOCK_BYTES } from '../cache/index.js'
-import { ZipCacheError } from '../errors.js'
+import { show, ZipCacheError } from '../errors.js'
 import type { ForwardModel } from '../model/forward.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { PolicySpec } from '../policy/index.js'
@@ -433,7 +433,7 @@ export function checkKvMemory(kvMemory: number): number {
   if (Number.isFinite(kvMemory) && kvMemory >= MIN_KV_MEMORY) return kvMemory
   throw new ZipCacheError(
     'ERR_ZC_ARGUMENT',
-    `kvMemory: is ${kvMemory}, expected bytes, ${MIN_KV_MEMORY} at least`,
+    `kvMemory: is ${show(kvMemory)}, expected bytes, ${MIN_KV_MEMORY} at least`,
     { argument: 'kvMemory' },
   )
 }
@@ -450,11 +450,9 @@ function keyOf({
 
 function checkReclaim(reclaim: EngineOptions['reclaim'] = () => false): () => boolean {
   if (typeof reclaim === 'function') return reclaim
-  throw new ZipCacheError(
-    'ERR_ZC_ARGUMENT',
-    `reclaim: is ${String(reclaim)}, expected a function`,
-    { argument: 'reclaim' },
-  )
+  throw new ZipCacheError('ERR_ZC_ARGUMENT', `reclaim: is ${show(reclaim)}, expected a function`, {
+    argument: 'reclaim',
+  })
 }
 
 function count(name: string, value: unknown, min: number, max: number): number {
@@ -463,7 +461,7 @@ function count(name: string, value: unknown, min: number, max: number): number {
   }
   throw new ZipCacheError(
     'ERR_ZC_ARGUMENT',
-    `${name}: is ${String(value)}, expected a whole number of ${min} to ${max}`,
+    `${name}: is ${show(value)}, expected a whole number of ${min} to ${max}`,
     { argument: name },
   )
 }

@@ -1,4 +1,4 @@
-import { ZipCacheError } from '../errors.js'
+import { show, ZipCacheError } from '../errors.js'
 import { type JsonSchema, sharedGrammar, TokenMasker, TokenTrie } from '../grammar/index.js'
 import type { ModelConfig } from '../model/config.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
@@ -231,12 +231,12 @@ function listOf<T>(
 ): T[] {
   const list = value ?? []
   if (Array.isArray(list) && list.every(accepts)) return [...list]
-  throw bad(name, `is ${String(value)}, expected ${expected}`)
+  throw bad(name, `is ${show(value)}, expected ${expected}`)
 }
 
 function check(name: string, value: unknown, min: number, max: number): number {
   if (typeof value === 'number' && value >= min && value <= max) return value
-  throw bad(name, `is ${String(value)}, expected a number of ${min} to ${max}`)
+  throw bad(name, `is ${show(value)}, expected a number of ${min} to ${max}`)
 }
 
 function bad(name: string, what: string): ZipCacheError {

@@ -1,4 +1,4 @@
-import { ZipCacheError } from '../errors.js'
+import { show, ZipCacheError } from '../errors.js'
 import { checkTensors, openCheckpoint } from '../model/checkpoint.js'
 import { readModelConfig } from '../model/config.js'
 import { ropeFrequencies } from '../model/rope-frequencies.js'
@@ -50,7 +50,7 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
   checkOptions(options, LOAD_OPTIONS)
   const { dtype = 'f32', signal } = options
   if (dtype !== 'f32' && dtype !== 'bf16') {
-    throw new ZipCacheError('ERR_ZC_ARGUMENT', `dtype: is ${String(dtype)}, expected f32 or bf16`, {
+    throw new ZipCacheError('ERR_ZC_ARGUMENT', `dtype: is ${show(dtype)}, expected f32 or bf16`, {
       argument: 'dtype',
     })
   }

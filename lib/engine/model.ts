@@ -1,4 +1,4 @@
-import { ZipCacheError } from '../errors.js'
+import { show, ZipCacheError } from '../errors.js'
 import type { ModelConfig } from '../model/config.js'
 import { fingerprintOf } from '../model/fingerprint.js'
 import type { ForwardModel } from '../model/forward.js'
@@ -105,7 +105,7 @@ export class Model {
     }
     throw new ZipCacheError(
       'ERR_ZC_ARGUMENT',
-      `tokens: is ${String(tokens)}, expected a whole number above 0`,
+      `tokens: is ${show(tokens)}, expected a whole number above 0`,
       { argument: 'tokens' },
     )
   }

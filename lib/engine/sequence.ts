@@ -1,5 +1,5 @@
 import type { CacheSegment } from '../cache/index.js'
-import { ZipCacheError } from '../errors.js'
+import { show, ZipCacheError } from '../errors.js'
 import { logitsOf } from '../model/forward.js'
 import { Scratch } from '../model/scratch.js'
 import { StopMatcher, TextStream } from '../model/text-stream.js'
@@ -409,7 +409,7 @@ export function tokenIds(
     if (Number.isInteger(id) && id >= 0 && id < vocabSize) return id
     throw argumentError(
       'prompt',
-      `token ${i} is ${String(id)}, expected a whole number below ${vocabSize}`,
+      `token ${i} is ${show(id)}, expected a whole number below ${vocabSize}`,
     )
   })
 }

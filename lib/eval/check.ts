@@ -1,4 +1,4 @@
-import { ZipCacheError } from '../errors.js'
+import { show, ZipCacheError } from '../errors.js'
 
 /** Throws `ERR_ZC_ARGUMENT` that names an argument and what is wrong with it. */
 export function check(argument: string, isGood: boolean, complaint: string): void {
@@ -9,6 +9,6 @@ export function check(argument: string, isGood: boolean, complaint: string): voi
 /** Throws `ERR_ZC_ARGUMENT` for what is no whole number of [min, max]. */
 export function checkInteger(argument: string, value: unknown, min: number, max: number): number {
   const isGood = Number.isInteger(value) && (value as number) >= min && (value as number) <= max
-  check(argument, isGood, `is ${String(value)}, expected a whole number of ${min} to ${max}`)
+  check(argument, isGood, `is ${show(value)}, expected a whole number of ${min} to ${max}`)
   return value as number
 }

@@ -2,14 +2,13 @@
  * Cache policies by name. A new one is a file of its own, one line in POLICIES and one in
  * PolicyOptionsOf.
  */
-import { ZipCacheError } from '../errors.js'
+import { show, ZipCacheError } from '../errors.js'
 import { type Fp16Options, fp16 } from './fp16.js'
 import { type FullOptions, full } from './full.js'
 import { type GearOptions, gear } from './gear.js'
 import { type H2oOptions, h2o } from './h2o.js'
 import { type KiviOptions, kivi } from './kivi.js'
 import { type MikvOptions, mikv } from './mikv.js'
-import { show } from './options.js'
 import type { CachePolicy } from './policy.js'
 import { type RotatedOptions, rotated } from './rotated.js'
 import { type SnapKvOptions, snapkv } from './snapkv.js'

@@ -1,4 +1,4 @@
-import { ZipCacheError } from '../errors.js'
+import { show, ZipCacheError } from '../errors.js'
 
 /**
  * The options of one policy as its caller gave them: read them one by one, then `done()` refuses
@@ -90,16 +90,5 @@ export class PolicyOptions {
       `policy: ${this.#name}'s ${option} is ${show(value)}, expected ${expected}`,
       { argument: `policy.${option}` },
     )
-  }
-}
-
-/** A value as a message says it. Not JSON alone, which makes null of NaN and throws at a bigint. */
-export function show(value: unknown): string {
-  if (typeof value === 'string') return JSON.stringify(value)
-  if (typeof value !== 'object' || value === null) return String(value)
-  try {
-    return JSON.stringify(value)
-  } catch {
-    return 'an object'
   }
 }

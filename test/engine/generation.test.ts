@@ -349,4 +349,23 @@ describe('options that are refused', () => {
     expect(sequence.length).toBe(0)
     sequence.dispose()
   })
+
+  test('are told apart from what they look like', async () => {
+    for (const [options, message] of [
+      [{ temperature: '1' }, 'temperature: is "1", expected a number of 0 to 1000'],
+      [{ seed: '7' }, 'seed: is "7", expected an integer'],
+      [{ stop: [''] }, 'stop: is [""], expected a text, or a list of texts, none empty'],
+    ] as const) {
+      const tokens = model().generate([5], options as never)
+      await expect(tokens.next()).rejects.toThrow(message)
+    }
+    const messages = [{ role: 'user', content: 'line' }]
+    await expect(
+      model()
+        .generate(messages as never)
+        .next(),
+    ).rejects.toThrow(
+      'prompt: token 0 is {"role":"user","content":"line"}, expected a whole number below 192',
+    )
+  })
 })
