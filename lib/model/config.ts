@@ -1,3 +1,4 @@
+import { stat } from 'node:fs/promises'
 import { ZipCacheError } from '../errors.js'
 import { readGenerationConfig, readTokenIds } from './generation-config.js'
 import { isJsonObject, type JsonObject, modelFile, quote, readJsonFile } from './model-files.js'
@@ -191,7 +192,7 @@ export async function readModelConfig(dir: string): Promise<ModelConfig> {
   const path = modelFile(dir, 'config.json')
   const raw = await readJsonFile(path, 'ERR_ZC_CONFIG', kMaxBytes)
   if (raw === null) {
-    const message = `${path}: does not exist; expected a folder with a Hugging Face model`
+    const message = await whyMissing(dir, path)
     throw new ZipCacheError('ERR_ZC_CONFIG', message, { argument: 'config.json' })
   }
   const generation = await readGenerationConfig(dir)
@@ -205,6 +206,15 @@ export async function readModelConfig(dir: string): Promise<ModelConfig> {
   if (bosTokenId !== null)
     checkTokenIds([bosTokenId], 'bos_token_id', config.vocabSize, generationPath)
   return { ...config, eosTokenIds, bosTokenId }
+}
+
+/** What a caller has named who has named no model folder: a hub's id, say, or a GGUF file. */
+async function whyMissing(dir: string, path: string): Promise<string> {
+  const expected = 'expected a folder with a Hugging Face model'
+  const stats = await stat(dir).catch(() => null)
+  if (stats === null) return `${dir}: does not exist; ${expected} (nothing is downloaded)`
+  if (!stats.isDirectory()) return `${dir}: is a file; ${expected}: config.json and safetensors`
+  return `${path}: does not exist; ${expected}`
 }
 
 /**

@@ -84,7 +84,12 @@ async function readHeaderText(
   if (fileSizeBytes < kLengthBytes) {
     refuse(path, `is ${fileSizeBytes} bytes long, too short for a safetensors header`)
   }
-  const declared = (await readExactly(file, path, 0, kLengthBytes)).readBigUInt64LE()
+  const first = await readExactly(file, path, 0, kLengthBytes)
+  // What a clone without Git LFS has in place of the file.
+  if (first.toString() === 'version ') {
+    refuse(path, 'is a pointer of Git LFS, expected the file itself: `git lfs pull`')
+  }
+  const declared = first.readBigUInt64LE()
   if (declared === 0n) refuse(path, 'header length is 0, expected at least 2')
   if (declared > BigInt(kMaxHeaderBytes)) {
     refuse(path, `header length is ${declared}, expected at most ${kMaxHeaderBytes}`)

@@ -426,7 +426,11 @@ describe('refusals name the key, what it was and what it must be', () => {
   test('files that are no config', async () => {
     const read = (content: unknown) => readModelConfig(folders.write({ 'config.json': content }))
     await expectRefusal(readModelConfig(folders.write({})), 'ERR_ZC_CONFIG', 'does not exist')
-    await expectRefusal(readModelConfig('/no/such/folder'), 'ERR_ZC_CONFIG', 'does not exist')
+    const hubId = 'Qwen/Qwen3-0.6B'
+    const missing = `${hubId}: does not exist; expected a folder with a Hugging Face model`
+    await expectRefusal(readModelConfig(hubId), 'ERR_ZC_CONFIG', missing)
+    const file = join(folders.write({ 'model.gguf': 'GGUF' }), 'model.gguf')
+    await expectRefusal(readModelConfig(file), 'ERR_ZC_CONFIG', `${file}: is a file; expected`)
     await expectRefusal(
       read('{"hidden_size": 12'),
       'ERR_ZC_CONFIG',

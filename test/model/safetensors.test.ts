@@ -83,6 +83,11 @@ describe('refusals name file, tensor and value', () => {
     ['seven bytes', Buffer.alloc(7), 'is 7 bytes long, too short'],
     ['a header of 0', Buffer.alloc(64), 'header length is 0'],
     [
+      'a pointer',
+      Buffer.from('version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n'),
+      'is a pointer of Git LFS',
+    ],
+    [
       'a header of 2^63',
       safetensors({ a }, { declaredBytes: 1n << 63n }),
       'header length is 9223372036854775808, expected at most 100000000',
