@@ -1,4 +1,4 @@
-import { Command, CommanderError } from 'commander'
+import { Command, CommanderError, Help, type Option } from 'commander'
 import { ZipCacheError } from '../errors.js'
 import { packageVersion } from './options.js'
 import { print, printJson, say } from './output.js'
@@ -117,9 +117,17 @@ function createProgram(): Command {
     .version(packageVersion(), '-v, --version', 'print the version')
     .helpOption('-h, --help', 'print this help')
     .exitOverride()
+    .configureHelp({ optionDescription })
     // `run` reports errors, all in one way.
     .configureOutput({ writeOut: print, outputError: () => {} })
   return program
+}
+
+/** What help says of an option: a list that it defaults to as one would be typed, not as JSON. */
+function optionDescription(option: Option): string {
+  const { defaultValue } = option
+  if (Array.isArray(defaultValue)) option.defaultValueDescription ??= defaultValue.join(',')
+  return new Help().optionDescription(option)
 }
 
 function report(code: string, message: string, json: boolean): void {

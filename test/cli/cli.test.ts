@@ -591,6 +591,14 @@ describe('help and version', () => {
     },
   )
 
+  test('a default that is a list stands there as it is typed', async () => {
+    const { stdout } = await zipcache(['help', 'eval', 'needle'])
+    const text = stdout.replace(/\s+/g, ' ')
+    expect(text).toContain('(default: 0,25,50,75,100)')
+    expect(text).toContain('(default: inside)')
+    expect(text).not.toContain('(default: [')
+  })
+
   test('help of a task of eval', async () => {
     const { exitCode, stdout } = await zipcache(['help', 'eval', 'line-retrieval'])
     expect(exitCode).toBe(0)
