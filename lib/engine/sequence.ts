@@ -123,7 +123,8 @@ export class Sequence {
    * `prefill` that returns the logits after every token of the prompt: (prompt tokens, vocab_size),
    * row-major.
    *
-   * Attention among the tokens of one prompt is exact under every policy. To see what compression
+   * Attention among the tokens of one prompt is exact under every policy, but that a prompt which
+   * goes on in the tail sees its own K and V rounded to the tail's 16 bits. To see what compression
    * costs, prefill a prefix and ask for the logits of what follows.
    */
   async logits(prompt: Prompt, options: { signal?: AbortSignal } = {}): Promise<Float32Array> {
