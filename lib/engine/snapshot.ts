@@ -31,7 +31,7 @@ import {
   type TypedArrays,
   unpackSegment,
 } from '../ops/index.js'
-import { type PolicySpec, resolvePolicy } from '../policy/index.js'
+import { type CachePolicy, type PolicySpec, resolvePolicy } from '../policy/index.js'
 import { deriveSeed } from '../random.js'
 import { Context } from './context.js'
 import { segmentTensors } from './segment-tensors.js'
@@ -118,11 +118,8 @@ export async function restoreContext(
     if (header.fingerprint !== (await fingerprintOf(model))) {
       throw snapshotError(file, 'is of another model, or of another compute type')
     }
-    try {
-      if (resolvePolicy(header.policy).rows)
-        throw snapshotError(file, 'is of a policy whose sequences are not saved')
-    } catch (cause) {
-      throw snapshotError(file, 'names a policy that is none', cause)
+    if (policyOf(file, header).rows) {
+      throw snapshotError(file, 'is of a policy whose sequences are not saved')
     }
     const context = Context.open(model, memory, header.policy, header.seed)
     try {
@@ -137,6 +134,14 @@ export async function restoreContext(
       throw error
     }
   })
+}
+
+function policyOf(file: string, { policy }: SnapshotHeader): CachePolicy {
+  try {
+    return resolvePolicy(policy)
+  } catch (cause) {
+    throw snapshotError(file, 'names a policy that is none', cause)
+  }
 }
 
 async function restoreBody(

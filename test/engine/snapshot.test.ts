@@ -253,6 +253,18 @@ describe('a file that cannot be trusted', () => {
     await expectRefusedFile(forge(change))
   })
 
+  test.each([
+    ['unheard of', 'names a policy that is none'],
+    ['h2o', 'is of a policy whose sequences are not saved'],
+  ])('of the policy %s says so', async (policy, message) => {
+    const path = join(folder, 'forged')
+    writeFileSync(
+      path,
+      forge(() => ({ policy })),
+    )
+    await expect(engine.restore(path)).rejects.toThrow(message)
+  })
+
   const faults: [string, (body: Buffer) => unknown][] = [
     ['a token out of range', (body) => body.writeInt32LE(320, 8)],
     ['a bitmap of another count', (body) => body.writeUInt8(body.readUInt8(4 * 44) ^ 1, 4 * 44)],
