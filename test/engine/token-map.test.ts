@@ -1,6 +1,8 @@
 /** How each token is kept, as `Sequence.tokenMap` tells it. */
 import { join } from 'node:path'
+import { SaliencyRecord } from '../../lib/engine/saliency-record'
 import { generateLineRetrieval } from '../../lib/index'
+import type { Tensor } from '../../lib/ops/index'
 import { useModel } from './running'
 
 const kLineRetrieval = join(__dirname, '..', '..', 'models', 'line-retrieval')
@@ -58,6 +60,19 @@ test('scores of windows are recorded, also in forks; the tokens are the same wit
   expect(Array.from(scores.subarray(0, tailStart)).some(Number.isNaN)).toBe(false)
   const { scores: none } = await plain.tokenMap()
   expect(Array.from(none).every(Number.isNaN)).toBe(true)
+})
+
+test('scores of compressions that came to nothing, or are under way, are not told', async () => {
+  const record = new SaliencyRecord()
+  const compress = (start: number, n: number, score: number) => {
+    const read = async () => new Float32Array(n).fill(score)
+    record.begin(start, n)({ read } as Tensor<'f32'>)
+  }
+  compress(0, 40, 1) // given up
+  compress(0, 20, 2)
+  compress(20, 30, 3) // under way
+  const told = [...new Array(20).fill(2), ...new Array(5).fill(Number.NaN)]
+  expect(Array.from(await record.means(25, 20))).toEqual(told)
 })
 
 test('a map can be had in the middle of a generation, whose tokens it does not change', async () => {
