@@ -48,6 +48,10 @@ const models: [name: string, folder: string][] = [
     'mistral with a sliding window',
     copies.copy(join(kFixtures, 'mistral'), { config: { sliding_window: 24 } }),
   ],
+  [
+    'mistral, whose rows do not see the whole window that is compressed',
+    copies.copy(join(kFixtures, 'mistral'), { config: { sliding_window: 10 } }),
+  ],
 ]
 
 describe.each(models)(

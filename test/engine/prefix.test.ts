@@ -122,6 +122,33 @@ test('pasts go when their memory is used up, or needed by requests', async () =>
   })
 })
 
+test('of several pasts the one that was used last stays longest', async () => {
+  const options = { policy: 'fp16', maxTokens: 1 } as const
+  const prompts = [1, 2, 3].map((seed) => someIds(60, 320, seed))
+  const [first, second, third] = prompts as [number[], number[], number[]]
+  let prefixMemory = 0
+  await withEngine({ prefixMemory: 32 << 20 }, async (engine) => {
+    for (const prompt of [first, second]) await answerOf(engine, prompt, options)
+    prefixMemory = engine.stats().prefixes.bytes // what two take
+  })
+  await withEngine({ prefixMemory }, async (engine) => {
+    for (const prompt of [first, second]) await answerOf(engine, prompt, options)
+    const reuse = async (prompt: number[]) => {
+      const before = engine.stats().prefixHits
+      const { sequence, isKept } = await engine.openPrefix(prompt, { policy: 'fp16' })
+      sequence.dispose()
+      expect(engine.stats().prefixHits - before).toBe(isKept ? 1 : 0)
+      return isKept
+    }
+    expect(await reuse(first)).toBe(true)
+    await answerOf(engine, third, options)
+    expect(engine.stats().prefixes).toEqual({ count: 2, bytes: prefixMemory })
+    expect(await reuse(first)).toBe(true)
+    expect(await reuse(third)).toBe(true)
+    expect(await reuse(second)).toBe(false)
+  })
+})
+
 test('a request that is left or fails keeps what it has run', async () => {
   await withEngine({ prefixMemory: 32 << 20 }, async (engine) => {
     for await (const _ of engine.generate(system, { ...settings, policy: zip })) break
