@@ -36,6 +36,17 @@ describe('salient tokens of a layer', () => {
     expect(counts(1, 1000)).toEqual([0, 64])
   })
 
+  test('go to all heads in turn, the first one first, where all are alike', () => {
+    const scores = new Float32Array(3 * n).fill(1)
+    const gains = Float64Array.of(1, 1, 1)
+    for (const [pages, counts] of [
+      [3, [16, 16, 16]],
+      [4, [32, 16, 16]],
+    ] as const) {
+      expect([...salientCounts({ scores, gains }, { ...all, pages })]).toEqual(counts)
+    }
+  })
+
   test('are as few as hold the coverage', () => {
     // One token holds nearly all: a page is enough.
     const scores = new Float32Array(n).fill(1e-4)

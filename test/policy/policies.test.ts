@@ -71,6 +71,19 @@ describe('policies by name', () => {
     }
   })
 
+  test.each([
+    ['zipcache', 'normalized', 'normalized'],
+    ['zipcache-plus', 'normalized', 'normalized'],
+    ['zipcache-official', 'causal', 'accumulated'],
+    ['mikv', 'accumulated', 'accumulated'],
+    [{ name: 'zipcache', metric: 'causal' }, 'causal', 'causal'],
+  ] as const)(
+    '%j scores prompts and windows by metrics of its own',
+    (spec, metric, windowMetric) => {
+      expect(compressionOf(spec)).toMatchObject({ metric, windowMetric })
+    },
+  )
+
   test('uniform without bits has 4', () => {
     expect(compressionOf('uniform').high).toMatchObject({ keyBits: 4, valueBits: 4 })
     expect(resolvePolicy('uniform').name).toBe('uniform4')

@@ -72,6 +72,12 @@ describe('special probes', () => {
     expect(new Set(draws).size).toBe(draws.length)
   })
 
+  test('are drawn anew for each layer', () => {
+    const own = { recent: 0.05, random: 0, special: 0.1 }
+    const draws = [0, 1, 2].map((layer) => promptProbes(own, 200, seed, layer, specialRows).join())
+    expect(new Set(draws).size).toBe(draws.length)
+  })
+
   test('are in no window, where random ones stand for them', () => {
     const { windowProbes, usesSpecialTokens } = compressionOf({
       name: 'zipcache',

@@ -68,8 +68,9 @@ test('gear has the published settings', () => {
 
 test('kivi keeps at least 128 of V and less than 128 of K in 16 bits', () => {
   const { key, value } = quantized('kivi2')
-  for (const n of [1, 127, 128, 129, 160, 255, 256, 1000]) {
+  for (const n of [1, 127, 128, 129, 145, 160, 255, 256, 1000]) {
     expect(key.nQuantized(n, 0)).toBe(Math.floor(n / 128) * 128)
+    expect(value.nQuantized(n, 0) % 32).toBe(0)
     const left = n - value.nQuantized(n, 0)
     expect(left).toBeGreaterThanOrEqual(Math.min(n, 128))
     expect(left).toBeLessThan(128 + 32)
@@ -118,6 +119,13 @@ describe('h2o', () => {
     const rows = [...select(scores, step)]
     expect(rows).toHaveLength(40)
     expect(rows).not.toContain(3) // the only one to go
+  })
+
+  test('keeps no more than there is', () => {
+    const facts = { nRows: 10, promptLength: 10, isPrompt: true }
+    const both = kept({ name: 'h2o', heavy: 0.9, recent: 0.9 })
+    expect(both.nKept(facts)).toBe(10)
+    expect([...both.select(new Float32Array(10), facts)]).toEqual([...Array(10).keys()])
   })
 
   test('keeps the newest token whatever the shares', () => {
