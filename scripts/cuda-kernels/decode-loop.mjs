@@ -75,11 +75,11 @@ export function decodeLoops(cubin, symbol) {
   })
 }
 
-/** Lines of a listing that are instructions: where, and what. */
+/** Lines of a listing that are instructions: where, and what, without hints of when (&req={0} ?trans5). */
 function instructionsOf(listing) {
   return [...listing.matchAll(/\/\*([0-9a-f]{4,6})\*\/\s+(.*?)\s*;/g)].map(([, address, text]) => ({
     address: Number.parseInt(address, 16),
-    text,
+    text: text.replace(/\s+[&?][A-Za-z].*$/, ''),
   }))
 }
 

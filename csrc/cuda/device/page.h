@@ -17,9 +17,11 @@
 //   u8         words 2 s + p: bit 16 odd + 8 hi
 //   u4         word s: bit 16 odd + 8 hi + 4 p
 //   u2         word s / 2: bit 16 odd + 8 hi + 2 i, i = 2 (s % 2) + p
-//   u3         the two low bits as u2, then a plane of the top bits, word s / 4: the top bit of
-//              field i of u2's word w (p' = w % 2) lies where rotating right by s' = {0, 1, 8, 9}
-//              [2 p' + hi] brings it to bit 16 odd + 2 i + 2, just above the field's low bits
+//   u3         four squares in three words: 2 j and 2 j + 1, and j of a second plane behind all of
+//              those, j = s / 4. Half a word (of `odd`) has five codes, at bits 0, 3, 6, 10 and 13,
+//              and at bit 9 a bit of a sixteenth; triple_at says whose they are. With the word
+//              shifted right by 7 all stand at bits 0, 3 and 6, as high for two rows of a column
+//              of K, which are summed over columns, and for two columns of a row of V
 // Each lane's words lie in vectors of up to 16 bytes (word_index): one coalesced load for a warp.
 //   f32        row-major, (16, head_dim)
 // After K and V, 16 words of token parameters of a quantized V: scale f16 in the lower half, zero
@@ -35,11 +37,12 @@ ZC_HD bool in_fragment_order(Format f, int head_dim) {
                             : f != Format::kF32;
 }
 
-// 32-bit words a lane owns of a part (of u3: of its low bits).
+// 32-bit words a lane owns of a part (of u3: of its first plane).
 ZC_HD int lane_words(Format f, int head_dim) {
   const int bits = f == Format::kU3 ? 2 : format_bits(f);
   return head_dim * bits / 64;
 }
+ZC_HD int second_plane_words(int head_dim) { return head_dim / 64; }
 
 // Where word w of a lane's `n_words` lies in their plane, counted in words.
 ZC_HD int word_index(int n_words, int lane, int w) {
@@ -68,22 +71,29 @@ ZC_HD ElementAt element_at(Format f, int head_dim, int square, int row, int colu
       return {word_index(n, lane, 2 * square + p), 16 * odd + 8 * hi};
     case Format::kU4:
       return {word_index(n, lane, square), 16 * odd + 8 * hi + 4 * p};
-    default:  // u2, and the low bits of u3
+    default:  // u2
       return {word_index(n, lane, square >> 1), 16 * odd + 8 * hi + 2 * (2 * (square & 1) + p)};
   }
 }
 
-// Rotations that bring the top bits of u3 in place, for word parity p' and hi.
-ZC_HD int top_rotation(int parity, int hi) { return 8 * parity + hi; }
+// Of u3: which of the three words of four squares has a lane's code of square s, column half p and
+// row half hi, and from which bit of each half on. Word kSpare: bit i of the code is in word i.
+inline constexpr int kSpare = 3;
+inline constexpr int kSpareBit = 9;
+template <bool kKey>
+ZC_HD constexpr ElementAt triple_at(int s, int p, int hi) {
+  const int square = s & 3;
+  if (square < 2) return {hi, 3 + 3 * square + 7 * p};
+  if (square == 2) return {2 * p + hi, 0};
+  return {2, kKey ? 3 + 3 * p + 7 * hi : 3 + 3 * hi + 7 * p};
+}
 
-// The top bit of a u3 code, counted in words from the part's beginning.
-ZC_HD ElementAt top_bit_at(int head_dim, int square, int row, int column) {
-  const int lane = 4 * (row & 7) + ((column & 7) >> 1);
-  const int w = square >> 1;
-  const int i = 2 * (square & 1) + (column >> 3);
-  const int bit = 16 * (column & 1) + 2 * i + 2 + top_rotation(w & 1, row >> 3);
-  const int low_words = 32 * lane_words(Format::kU3, head_dim);
-  return {low_words + word_index(head_dim / 64, lane, w >> 1), bit & 31};
+// The three words of a lane that hold squares 4 j to 4 j + 3 of u3, counted from the part's
+// beginning.
+ZC_HD int triple_word(int head_dim, int lane, int j, int i) {
+  const int n = lane_words(Format::kU3, head_dim);
+  return i < 2 ? word_index(n, lane, 2 * j + i)
+               : 32 * n + word_index(second_plane_words(head_dim), lane, j);
 }
 
 // The code of a token and a channel: one element at a time, for kernels of any shape.
@@ -99,14 +109,19 @@ ZC_HD uint32_t read_code(const uint8_t* part, Format f, int head_dim, int token,
   }
   const int row = kKey ? token : channel & 15;
   const int column = kKey ? channel & 15 : token;
-  const ElementAt at = element_at(f, head_dim, channel >> 4, row, column);
-  const int low_bits = f == Format::kU3 ? 2 : bits;
-  uint32_t code = (words[at.word] >> at.bit) & ((1u << low_bits) - 1u);
+  const int square = channel >> 4;
   if (f == Format::kU3) {
-    const ElementAt top = top_bit_at(head_dim, channel >> 4, row, column);
-    code |= ((words[top.word] >> top.bit) & 1u) << 2;
+    const int lane = 4 * (row & 7) + ((column & 7) >> 1);
+    const int half = 16 * (column & 1);
+    const ElementAt at = triple_at<kKey>(square, column >> 3, row >> 3);
+    const auto word = [&](int i) { return words[triple_word(head_dim, lane, square >> 2, i)]; };
+    if (at.word != kSpare) return word(at.word) >> (half + at.bit) & 7u;
+    uint32_t code = 0;
+    for (int i = 0; i < 3; ++i) code |= (word(i) >> (half + kSpareBit) & 1u) << i;
+    return code;
   }
-  return code;
+  const ElementAt at = element_at(f, head_dim, square, row, column);
+  return (words[at.word] >> at.bit) & ((1u << bits) - 1u);
 }
 
 // Index of a 16-bit element in a part of f16 or bf16, counted in elements.

@@ -30,6 +30,22 @@ ZC_DEVICE int lane_channel(int lane, int square, int p, int hi, int odd) {
 
 ZC_DEVICE uint32_t rotate_left(uint32_t x, int n) { return x << (n & 31) | x >> (-n & 31); }
 
+// Of u3: the codes at a place (triple_at) of both halves of a lane's three words, each at the
+// beginning of its half; and adding them to words that have none there.
+ZC_DEVICE uint32_t take_codes(const uint32_t (&triple)[3], ElementAt at) {
+  if (at.word != kSpare) return triple[at.word] >> at.bit & 0x00070007u;
+  uint32_t codes = 0;
+  ZC_UNROLL for (int i = 0; i < 3; ++i) codes |= (triple[i] >> kSpareBit & 0x00010001u) << i;
+  return codes;
+}
+ZC_DEVICE void add_codes(uint32_t (&triple)[3], ElementAt at, uint32_t codes) {
+  if (at.word != kSpare) {
+    triple[at.word] |= codes << at.bit;
+    return;
+  }
+  ZC_UNROLL for (int i = 0; i < 3; ++i) triple[i] |= (codes >> i & 0x00010001u) << kSpareBit;
+}
+
 // Reads a lane's codes of one square of a quantized part, in either order of page.h.
 template <bool kKey>
 ZC_DEVICE LaneCodes read_codes(const uint8_t* part, Format f, int head_dim, int square, int lane) {
@@ -53,20 +69,18 @@ ZC_DEVICE LaneCodes read_codes(const uint8_t* part, Format f, int head_dim, int 
     const uint32_t w = words[word_index(n, lane, square)];
     codes.word[0] = w & 0x0f0f0f0fu;
     codes.word[1] = (w >> 4) & 0x0f0f0f0fu;
+  } else if (f == Format::kU2) {
+    const uint32_t w = words[word_index(n, lane, square >> 1)] >> (4 * (square & 1));
+    codes.word[0] = w & 0x03030303u;
+    codes.word[1] = (w >> 2) & 0x03030303u;
   } else {
-    const int w = square >> 1;
-    const int i0 = 2 * (square & 1);
-    const uint32_t low = words[word_index(n, lane, w)] >> (2 * i0);
-    codes.word[0] = low & 0x03030303u;
-    codes.word[1] = (low >> 2) & 0x03030303u;
-    if (f == Format::kU3) {
-      const uint32_t tops = words[32 * n + word_index(head_dim / 64, lane, w >> 1)];
-      ZC_UNROLL
-      for (int hi = 0; hi < 2; ++hi) {
-        const uint32_t at = rotate_left(tops, -(top_rotation(w & 1, hi) + 2 * i0 + 2));
-        codes.word[0] |= (at & 0x00010001u) << (2 + 8 * hi);
-        codes.word[1] |= ((at >> 2) & 0x00010001u) << (2 + 8 * hi);
-      }
+    uint32_t triple[3];
+    ZC_UNROLL
+    for (int i = 0; i < 3; ++i) triple[i] = words[triple_word(head_dim, lane, square >> 2, i)];
+    ZC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int p = i >> 1, hi = i & 1;
+      codes.word[p] |= take_codes(triple, triple_at<kKey>(square, p, hi)) << (8 * hi);
     }
   }
   return codes;
@@ -146,20 +160,9 @@ ZC_DEVICE void write_dense(uint32_t* words, int bits, int square, int lane,
   }
 }
 
-// Two squares of 2 bits (the low ones of 3) make a word: field i, of 2 bits, at 16 odd + 8 hi + 2
-// i.
-ZC_DEVICE uint32_t join_low(const LaneCodes& even, const LaneCodes& odd) {
-  const auto low = [](uint32_t codes) { return codes & 0x03030303u; };
-  return low(even.word[0]) | low(even.word[1]) << 2 | low(odd.word[0]) << 4 | low(odd.word[1]) << 6;
-}
-
-// The top bits of the same fields, u3's word of parity w % 2.
-ZC_DEVICE uint32_t join_top(const LaneCodes& even, const LaneCodes& odd, int parity) {
-  const auto top = [](uint32_t codes) { return codes >> 2 & 0x01010101u; };
-  const uint32_t fields =
-      top(even.word[0]) | top(even.word[1]) << 2 | top(odd.word[0]) << 4 | top(odd.word[1]) << 6;
-  return rotate_left((fields & 0x00ff00ffu) << 2, top_rotation(parity, 0)) |
-         rotate_left((fields >> 8 & 0x00ff00ffu) << 2, top_rotation(parity, 1));
+// Two squares of 2 bits make a word: field i at 16 odd + 8 hi + 2 i.
+ZC_DEVICE uint32_t join_squares(const LaneCodes& even, const LaneCodes& odd) {
+  return even.word[0] | even.word[1] << 2 | odd.word[0] << 4 | odd.word[1] << 6;
 }
 
 template <bool kKey, Format F, typename CodesOf>
@@ -184,19 +187,27 @@ ZC_DEVICE void write_part_of(uint32_t* words, int head_dim, int lane, const Code
       own[square] = codes.word[0] | codes.word[1] << 4;
     }
   } else if constexpr (F == Format::kU2) {
-    for (int w = 0; w < n_squares / 2; ++w) own[w] = join_low(codes_of(2 * w), codes_of(2 * w + 1));
+    for (int w = 0; w < n_squares / 2; ++w) {
+      const LaneCodes even = codes_of(2 * w);
+      own[w] = join_squares(even, codes_of(2 * w + 1));
+    }
   } else {
-    const LaneWords tops(words + 32 * n, head_dim / 64, lane);
-    for (int w = 0; w < n_squares / 2; w += 2) {
-      uint32_t top = 0;
+    const LaneWords second(words + 32 * n, second_plane_words(head_dim), lane);
+    for (int j = 0; j < n_squares / 4; ++j) {
+      uint32_t triple[3] = {};
       ZC_UNROLL
-      for (int parity = 0; parity < 2; ++parity) {
-        const LaneCodes even = codes_of(2 * (w + parity));
-        const LaneCodes odd = codes_of(2 * (w + parity) + 1);
-        own[w + parity] = join_low(even, odd);
-        top |= join_top(even, odd, parity);
+      for (int square = 0; square < 4; ++square) {
+        const LaneCodes codes = codes_of(4 * j + square);
+        ZC_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const int p = i >> 1, hi = i & 1;
+          add_codes(triple, triple_at<kKey>(square, p, hi),
+                    codes.word[p] >> (8 * hi) & 0x00070007u);
+        }
       }
-      tops[w >> 1] = top;
+      own[2 * j] = triple[0];
+      own[2 * j + 1] = triple[1];
+      second[j] = triple[2];
     }
   }
 }

@@ -230,7 +230,7 @@ class Consumer {
     float products[kPages][4] = {};
     const uint8_t* parts[kPages];
     ZC_UNROLL for (int tile = 0; tile < kPages; ++tile) parts[tile] = keys(tile);
-    each_operand<kFormat, kDim>(parts, lane(), [&](int tile, int s, const uint32_t(&a)[4]) {
+    each_operand<true, kFormat, kDim>(parts, lane(), [&](int tile, int s, const uint32_t(&a)[4]) {
       simt::mma_m16n8k16(products[tile], a, state.q[2 * s], state.q[2 * s + 1], f16{});
     });
     ZC_UNROLL for (int tile = 0; tile < kPages; ++tile) {
@@ -284,7 +284,7 @@ class Consumer {
     if (__any_sync(~0u, outgrown)) state.rescale(largest, largest_scale);
 
     const float offset = state.beta - (state.max == -INFINITY ? 0.0f : state.max);
-    const float unit_scale[2] = {exp2i(state.shift), exp2i(state.shift - shift_of(kFormat, 0, 1))};
+    const float unit_scale[2] = {exp2i(state.shift), exp2i(state.shift - column_shift(kFormat))};
     ZC_UNROLL for (int tile = 0; tile < kPages; ++tile) {
       uint32_t weights[2];  // B operand: P^T in units of 2^-shift; the odd columns are zero
       ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
@@ -308,7 +308,7 @@ class Consumer {
         }
       }
       const uint8_t* const parts[1] = {values(tile)};
-      each_operand<kFormat, kDim>(parts, lane(), [&](int, int s, const uint32_t(&a)[4]) {
+      each_operand<false, kFormat, kDim>(parts, lane(), [&](int, int s, const uint32_t(&a)[4]) {
         const uint32_t seen[4] = {a[0] & exists[0], a[1] & exists[0], a[2] & exists[1],
                                   a[3] & exists[1]};
         simt::mma_m16n8k16(state.o[s], seen, weights[0], weights[1], f16{});

@@ -34,8 +34,6 @@ ZC_DEVICE void load_words(const uint8_t* part, int lane, uint32_t (&words)[kWord
   }
 }
 
-ZC_DEVICE uint32_t rotate_right(uint32_t x, int n) { return n == 0 ? x : (x >> n | x << (32 - n)); }
-
 // Squares whose operands four words of a lane make, one vector; of 2 and 3 bits the whole part.
 template <Format F, int kDim>
 inline constexpr int kLoadSquares =
@@ -47,15 +45,16 @@ struct TileWords {
   static constexpr int kSquares = kLoadSquares<F, kDim>;
   static constexpr int kWords = F == Format::kU2 || F == Format::kU3 ? kDim / 32 : 4;
   uint32_t words[kWords];
-  uint32_t tops[F == Format::kU3 ? kDim / 64 : 1];
+  uint32_t second[F == Format::kU3 ? kDim / 64 : 1];  // plane of u3
 
   // square: a multiple of kSquares.
   ZC_DEVICE void load(const uint8_t* part, int lane, int square) {
     load_words(part + (square / kSquares) * 512, lane, words);
-    if constexpr (F == Format::kU3) load_words(part + 4 * kDim, lane, tops);
+    if constexpr (F == Format::kU3) load_words(part + 4 * kDim, lane, second);
   }
 
   // The A operand of square s of those loaded.
+  template <bool kKey>
   ZC_DEVICE void operand(int s, uint32_t (&a)[4]) const {
     if constexpr (F == Format::kU2) {
       const uint32_t x = words[s / 2];
@@ -64,17 +63,19 @@ struct TileWords {
       const uint32_t m1 = m0 << 2;
       a[0] = x & m0, a[1] = y & m0, a[2] = x & m1, a[3] = y & m1;
     } else if constexpr (F == Format::kU3) {
-      // The top bit of a field goes above it, where the next one begins: every second field at a
-      // time, for two squares.
-      const int w = s / 2;
-      const auto widened = [&](int hi, uint32_t low) {
-        const uint32_t top = rotate_right(tops[w / 2], top_rotation(w % 2, hi));
-        return simt::select_bits(low, hi == 0 ? words[w] : words[w] >> 8, top);
-      };
-      const uint32_t m0 = 0x00070007u << (4 * (s % 2));
-      const uint32_t m1 = m0 << 2;
-      a[0] = widened(0, 0x00330033u) & m0, a[1] = widened(1, 0x00330033u) & m0;
-      a[2] = widened(0, 0x00cc00ccu) & m1, a[3] = widened(1, 0x00cc00ccu) & m1;
+      const uint32_t triple[3] = {words[s / 4 * 2], words[s / 4 * 2 + 1], second[s / 4]};
+      ZC_UNROLL for (int p = 0; p < 2; ++p) ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
+        const ElementAt at = triple_at<kKey>(s, p, hi);
+        uint32_t& own = a[2 * p + hi];
+        if (at.word == kSpare) {
+          own = simt::select_bits(0x00010001u, triple[0] >> kSpareBit, triple[1] >> (kSpareBit - 1));
+          own = simt::select_bits(0x00030003u, own, triple[2] >> (kSpareBit - 2)) & 0x00070007u;
+        } else if (at.bit < kSpareBit) {
+          own = triple[at.word] & (0x00070007u << at.bit);
+        } else {
+          own = triple[at.word] >> 7 & (0x00070007u << (at.bit - 7));
+        }
+      }
     } else if constexpr (F == Format::kU4) {
       const uint32_t x = words[s];
       const uint32_t y = x >> 8;
@@ -93,7 +94,7 @@ struct TileWords {
 
 // Calls f(tile, square, a) with the A operand of every square of kCount tiles' parts, the tiles in
 // turn, so that sums of different tiles are under way together.
-template <Format F, int kDim, int kCount, typename Body>
+template <bool kKey, Format F, int kDim, int kCount, typename Body>
 ZC_DEVICE void each_operand(const uint8_t* const (&parts)[kCount], int lane, const Body& f) {
   constexpr int kSquares = kLoadSquares<F, kDim>;
   ZC_UNROLL for (int s0 = 0; s0 < kDim / 16; s0 += kSquares) {
@@ -101,7 +102,7 @@ ZC_DEVICE void each_operand(const uint8_t* const (&parts)[kCount], int lane, con
     ZC_UNROLL for (int i = 0; i < kCount; ++i) tiles[i].load(parts[i], lane, s0);
     ZC_UNROLL for (int s = 0; s < kSquares; ++s) ZC_UNROLL for (int i = 0; i < kCount; ++i) {
       uint32_t a[4];
-      tiles[i].operand(s, a);
+      tiles[i].template operand<kKey>(s, a);
       f(i, s0 + s, a);
     }
   }
@@ -127,11 +128,21 @@ ZC_DEVICE void with_format(Format format, const F& f) {
   }
 }
 
-// log2 of the factor by which codes of square s, columns 8 p to 8 p + 7, stand too high in their
-// halves.
-ZC_DEVICE int shift_of(Format f, int s, int p) {
-  return f == Format::kU2 || f == Format::kU3 ? 2 * (2 * (s & 1) + p)
-                                              : (f == Format::kU4 ? 4 * p : 0);
+// log2 of the factor by which codes stand too high in their halves: K's of square s and columns
+// 8 p to 8 p + 7.
+ZC_DEVICE int key_shift(Format f, int s, int p) {
+  if (f == Format::kU2) return 2 * (2 * (s & 1) + p);
+  if (f == Format::kU3) return (s & 3) == 3 ? 3 + 3 * p : ((s & 3) == 2 ? 0 : 3 + 3 * (s & 3));
+  return f == Format::kU4 ? 4 * p : 0;
+}
+// And V's: of square s and rows 8 hi to 8 hi + 7, in the first columns; in columns 8 to 15 so much
+// more.
+ZC_DEVICE int value_shift(Format f, int s, int hi) {
+  if (f == Format::kU2) return 4 * (s & 1);
+  return f == Format::kU3 ? key_shift(f, s, hi) : 0;
+}
+ZC_HD constexpr int column_shift(Format f) {
+  return f == Format::kU2 ? 2 : (f == Format::kU4 ? 4 : 0);
 }
 
 }  // namespace zc::cuda::mixed

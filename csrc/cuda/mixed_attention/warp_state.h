@@ -63,9 +63,11 @@ struct WarpState {
     const int g = lane >> 2;
     ZC_UNROLL for (int m = 4; m < 32; m *= 2) rest += __shfl_xor_sync(~0u, rest, m);
     ZC_UNROLL for (int s = 0; s < kSquares; ++s) {
-      const float factor = exp2i(codes - shift - shift_of(own.v_format(), s, 0));
-      o[s][0] = normaliser(running.normalisers, 16 * s + g) * fmaf(o[s][0], factor, rest);
-      o[s][2] = normaliser(running.normalisers, 16 * s + g + 8) * fmaf(o[s][2], factor, rest);
+      ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
+        const float factor = exp2i(codes - shift - value_shift(own.v_format(), s, hi));
+        o[s][2 * hi] = normaliser(running.normalisers, 16 * s + 8 * hi + g) *
+                       fmaf(o[s][2 * hi], factor, rest);
+      }
     }
     rest = 0.0f;
     __syncwarp();  // all of it was read
@@ -148,7 +150,7 @@ struct WarpState {
     e = e < -100 ? -100 : (e > 100 ? 100 : e);
     const int up = 14 - e;
     ZC_UNROLL for (int i = 0; i < 2 * kSquares; ++i) {
-      const float factor = exp2i(up - shift_of(next.k_format(), i >> 1, i & 1));
+      const float factor = exp2i(up - key_shift(next.k_format(), i >> 1, i & 1));
       const float2 whole = folded(i);
       const float x = whole.x * factor;
       const float y = whole.y * factor;
@@ -168,9 +170,10 @@ struct WarpState {
     shift = codes ? 0 : 10;
     scale_limit = codes ? 0u : 0xffffu;
     ZC_UNROLL for (int s = 0; s < kSquares; ++s) {
-      const float factor = exp2i((codes ? -24 : 0) + shift + shift_of(next.v_format(), s, 0));
-      o[s][0] *= factor * simt::rcp(normaliser(normalisers, 16 * s + g));
-      o[s][2] *= factor * simt::rcp(normaliser(normalisers, 16 * s + g + 8));
+      ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
+        const float factor = exp2i((codes ? -24 : 0) + shift + value_shift(next.v_format(), s, hi));
+        o[s][2 * hi] *= factor * simt::rcp(normaliser(normalisers, 16 * s + 8 * hi + g));
+      }
     }
   }
 
