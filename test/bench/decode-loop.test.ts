@@ -7,7 +7,7 @@ const kModule = join(kRoot, 'scripts', 'cuda-kernels', 'decode-loop.mjs')
 const kProducts = 32 // of K, and of V: four tiles of 16 tokens at head_dim 128
 
 /** A listing of instructions, one each 16 bytes; `@name` before one is where a branch may lead. */
-function listing(lines: readonly string[]): string {
+function listing(lines: readonly string[], hints: string): string {
   const labels = new Map<string, number>()
   const plain = lines.map((line, i) => {
     const [, label, text] = /^(?:(\w+): )?(.*)$/.exec(line) as RegExpExecArray
@@ -17,7 +17,7 @@ function listing(lines: readonly string[]): string {
   return plain
     .map((text, i) => {
       const target = text.replace(/\{(\w+)\}/, (_, name) => `0x${labels.get(name)?.toString(16)}`)
-      return `        /*${(16 * i).toString(16).padStart(4, '0')}*/                   ${target} ;`
+      return `        /*${(16 * i).toString(16).padStart(4, '0')}*/                   ${target}${hints} ;`
     })
     .join('\n')
 }
@@ -51,24 +51,30 @@ const producer = [
 ]
 const loop = [...consumer, ...producer]
 
-test('a unit is the shortest way round for one consumer, and a sixth of that which looks up and copies', async () => {
-  const folder = mkdtempSync(join(tmpdir(), 'zipcache-loop-'))
-  try {
-    const fake = join(folder, 'cuobjdump')
-    writeFileSync(fake, `#!/bin/sh\ncat <<'END'\n${listing(loop)}\nEND\n`)
-    chmodSync(fake, 0o755)
-    const source = `import { decodeLoops } from ${JSON.stringify(kModule)}
+test.each([
+  ['', ''],
+  [', hints of when to issue behind each', ' &req={4,0} ?WAIT5_END_GROUP'],
+])(
+  'a unit is the shortest way round for one consumer, and a sixth of that which looks up and copies%s',
+  async (_, hints) => {
+    const folder = mkdtempSync(join(tmpdir(), 'zipcache-loop-'))
+    try {
+      const fake = join(folder, 'cuobjdump')
+      writeFileSync(fake, `#!/bin/sh\ncat <<'END'\n${listing(loop, hints)}\nEND\n`)
+      chmodSync(fake, 0o755)
+      const source = `import { decodeLoops } from ${JSON.stringify(kModule)}
 console.log(JSON.stringify(decodeLoops('a.cubin', 'kernel')))`
-    const child = startNode(['--input-type=module', '-e', source], { CUOBJDUMP: fake })
-    const { exitCode, stdout, stderr } = await end(child)
-    expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
-    // K and V with their masks and branches, and the slot's release; of six units round, look-up and
-    // copies, two slots for each unit.
-    const own = 2 * (1 + kProducts) + 1 + 1 + 1
-    const brought = 1 + 1 + 2 + 2 * 12 + 1
-    const instructions = Math.round(own + brought / 6)
-    expect(JSON.parse(stdout)).toEqual([{ formats: 'K and V u4', instructions, codes: 512 }])
-  } finally {
-    rmSync(folder, { recursive: true, force: true })
-  }
-})
+      const child = startNode(['--input-type=module', '-e', source], { CUOBJDUMP: fake })
+      const { exitCode, stdout, stderr } = await end(child)
+      expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
+      // K and V with their masks and branches, and the slot's release; of six units round, look-up and
+      // copies, two slots for each unit.
+      const own = 2 * (1 + kProducts) + 1 + 1 + 1
+      const brought = 1 + 1 + 2 + 2 * 12 + 1
+      const instructions = Math.round(own + brought / 6)
+      expect(JSON.parse(stdout)).toEqual([{ formats: 'K and V u4', instructions, codes: 512 }])
+    } finally {
+      rmSync(folder, { recursive: true, force: true })
+    }
+  },
+)

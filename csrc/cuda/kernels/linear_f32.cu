@@ -41,7 +41,7 @@ ZC_DEVICE void store_panel(float (*to)[kRows + kPad], const float (&x)[kCarried<
 // come next are under way while one is multiplied. Shared memory: 9 KB for the weight and up to as
 // much for x. Bound by FMAs, for few rows by reading the weight.
 template <typename X, int kRows>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     linear_f32_kernel(const X* x, const float* weight, int64_t k, int part_length, int64_t m_tiles,
                       Split split, LinearOut out) {
   simt::let_next_begin();

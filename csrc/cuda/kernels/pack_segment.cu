@@ -56,7 +56,7 @@ ZC_DEVICE void keep_params(const SegmentView& view, int channel, QuantParams p) 
 // keeps four rows of K and of V under way. The last block of a head turns ranges into parameters.
 // Shared memory: 12 bytes for each thread's elements. Bound by memory.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     segment_ranges_kernel(FaultSink faults, const __grid_constant__ Packings all, const T* k,
                           const T* v) {
   constexpr int kRowsAtOnce = 4;
