@@ -33,7 +33,10 @@ ZC_DEVICE uint32_t rotate_left(uint32_t x, int n) { return x << (n & 31) | x >> 
 // Of u3: the codes at a place (triple_at) of both halves of a lane's three words, each at the
 // beginning of its half; and adding them to words that have none there.
 ZC_DEVICE uint32_t take_codes(const uint32_t (&triple)[3], ElementAt at) {
-  if (at.word != kSpare) return triple[at.word] >> at.bit & 0x00070007u;
+  if (at.word != kSpare) {  // selected: registers have no index
+    const uint32_t word = at.word == 0 ? triple[0] : (at.word == 1 ? triple[1] : triple[2]);
+    return word >> at.bit & 0x00070007u;
+  }
   uint32_t codes = 0;
   ZC_UNROLL for (int i = 0; i < 3; ++i) codes |= (triple[i] >> kSpareBit & 0x00010001u) << i;
   return codes;
