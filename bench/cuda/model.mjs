@@ -62,7 +62,7 @@ const kBeginUs = kFirstRun.fp16.item - kWaits.fp16 * kWaitUs
 /** What a good kernel's call takes beside its bytes, as published for others (FlashInfer, FA3, TileOPs). */
 const kLeastUs = 4
 /** Instructions of a code: kernels.md, sm_90a. Others were not counted, and are bound by their bytes. */
-const kInstructions = { '2/2': 1.18, '3/2': 1.39, '4/4': 1.29 }
+const kInstructions = { '2/2': 1.17, '3/2': 1.3, '4/4': 1.28 }
 
 /** Splits of a sequence: csrc/cuda/mixed_attention/layout.h. */
 function splitCount(nTokens) {
