@@ -81,6 +81,7 @@ struct ClassPlan {
 struct Policy {
   const char* name;
   std::vector<ClassPlan> classes;
+  int window = 0;  // tokens that were compressed together; 0: all, as those of a prompt
 };
 
 const Policy kPolicies[] = {
@@ -90,6 +91,7 @@ const Policy kPolicies[] = {
     {"uniform2", {{Format::kU2, Format::kU2, 1.0}}},
     {"zipcache-60", {{Format::kU4, Format::kU4, 0.6}, {Format::kU2, Format::kU2, 0.4}}},
     {"zipcache-plus", {{Format::kU4, Format::kU4, 0.2}, {Format::kU3, Format::kU2, 0.8}}},
+    {"zipcache-60-decoded", {{Format::kU4, Format::kU4, 0.6}, {Format::kU2, Format::kU2, 0.4}}, 100},
 };
 
 struct Case {
@@ -143,12 +145,16 @@ Head make_head(const Case& c, int n_tokens, Random& random) {
   const int d = c.head_dim;
   Head head;
   head.parts = {{Format::kF16, Format::kF16, kTail}};
-  int left = n_tokens;
-  for (const ClassPlan& plan : c.policy->classes) {
-    const bool is_last = &plan == &c.policy->classes.back();
-    const int n = is_last ? left : static_cast<int>(plan.share * n_tokens);
-    head.parts.push_back({plan.k, plan.v, n});
-    left -= n;
+  const int window = c.policy->window > 0 ? c.policy->window : n_tokens;
+  for (int begin = 0; begin < n_tokens; begin += window) {
+    const int n_window = std::min(window, n_tokens - begin);
+    int left = n_window;
+    for (const ClassPlan& plan : c.policy->classes) {
+      const bool is_last = &plan == &c.policy->classes.back();
+      const int n = is_last ? left : static_cast<int>(plan.share * n_window);
+      head.parts.push_back({plan.k, plan.v, n});
+      left -= n;
+    }
   }
   for (const Part& part : head.parts) {
     const int64_t bytes = page_bytes(part.k, part.v, d);

@@ -22,19 +22,25 @@ import { type CodeFormat, firstHead, type KvPlan, PackedKv } from './packed-kv.j
 /** Tokens that wait for their window to close: half of one. */
 const kTailTokens = 50
 
-/** Caches by the name of what they hold: 16 bits, one width of codes, and the paper's mix. */
-const kMixes: readonly { name: string; classes: KvPlan['classes'] }[] = [
+/** A cache by the name of what it holds. */
+interface Mix extends Pick<KvPlan, 'classes' | 'window'> {
+  readonly name: string
+}
+
+/** The paper's classes. */
+const kPaper: KvPlan['classes'] = [
+  { format: 'u4', share: 0.6 },
+  { format: 'u2', share: 0.4 },
+]
+
+/** 16 bits, one width of codes, and the paper's mix: of a prompt, and of tokens that were decoded. */
+const kMixes: readonly Mix[] = [
   { name: 'f16', classes: [] },
   { name: 'u4', classes: [{ format: 'u4', share: 1 }] },
   { name: 'u3', classes: [{ format: 'u3', share: 1 }] },
   { name: 'u2', classes: [{ format: 'u2', share: 1 }] },
-  {
-    name: 'u4:60%+u2',
-    classes: [
-      { format: 'u4', share: 0.6 },
-      { format: 'u2', share: 0.4 },
-    ],
-  },
+  { name: 'u4:60%+u2', classes: kPaper },
+  { name: 'u4:60%+u2 by 100', classes: kPaper, window: 100 },
 ]
 
 /** Choosing, compressing, and attending to what was compressed. */
@@ -54,7 +60,7 @@ export const cacheCases: readonly OpCase[] = [
   appendCase(512),
 ]
 
-function mixedCase(n: number, group: number, { name, classes }: (typeof kMixes)[number]): OpCase {
+function mixedCase(n: number, group: number, { name, classes, window }: Mix): OpCase {
   const { nKvHeads, headDim } = kLargeHeads
   const nHeads = nKvHeads * group
   const shape = `n=${n} heads=${nHeads}/${nKvHeads}x${headDim}`
@@ -67,7 +73,7 @@ function mixedCase(n: number, group: number, { name, classes }: (typeof kMixes)[
       const packedTokens = n - tailTokens
       const dtype = 'f16'
       const kv = new PackedKv(tensors, {
-        ...{ nKvHeads, headDim, tailTokens, packedTokens, classes, dtype },
+        ...{ nKvHeads, headDim, tailTokens, packedTokens, classes, window, dtype },
       })
       kv.append()
       for (const index of kv.segments.keys()) kv.pack(index)

@@ -32,6 +32,8 @@ export interface KvPlan {
   readonly tailTokens: number
   /** Tokens before them. */
   readonly packedTokens: number
+  /** Tokens that are compressed together, in segments of their own: those of a window; else all. */
+  readonly window?: number
   /**
    * Their classes, one after the other; `share` of the tokens of each KV head, which sum up to 1.
    * Two classes divide the tokens at random, each KV head in its own way.
@@ -44,7 +46,10 @@ export interface KvPlan {
 interface PlannedSegment {
   readonly format: CodeFormat
   readonly nTokens: number
-  /** (n_kv_heads, n_tokens) rows of the packed tokens, ascending. */
+  /** Of the packed tokens, those that it and others of its window divide: the first, and how many. */
+  readonly start: number
+  readonly span: number
+  /** (n_kv_heads, n_tokens) rows of those `span` tokens, ascending. */
   readonly ids: Int32Array
 }
 
@@ -91,8 +96,7 @@ export class PackedKv {
   /** Enqueues the compression of one class; `index` from 0. */
   pack(index: number, keyRange?: QuantRange): void {
     packSegment({
-      k: this.k,
-      v: this.v,
+      ...this.#rows(index),
       ids: this.#ids[index] as Tensor,
       pool: this.pool,
       table: this.table,
@@ -106,6 +110,14 @@ export class PackedKv {
   packAll(pool: Tensor = this.pool): void {
     const classes = this.#ids.map((ids, index) => ({ ids, segment: index + 1 }))
     packSegments({ k: this.k, v: this.v, pool, table: this.table, layer: 0, classes })
+  }
+
+  /** The tokens that a segment has its share of. */
+  #rows(index: number): { k: Tensor; v: Tensor } {
+    const { nKvHeads, headDim } = this.plan
+    const { start, span } = this.segments[index] as PlannedSegment
+    const rows = (x: Tensor) => x.view([span, nKvHeads, headDim], start * nKvHeads * headDim)
+    return { k: rows(this.k), v: rows(this.v) }
   }
 
   /** Enqueues writing the tail's rows. */
@@ -181,28 +193,38 @@ export async function firstHead(x: Tensor): Promise<Float64Array> {
   return widened(x.dtype, own)
 }
 
-function planSegments({ classes, packedTokens, nKvHeads }: KvPlan): PlannedSegment[] {
-  if (packedTokens === 0) return []
-  const [first, second] = classes as [KvPlan['classes'][number], KvPlan['classes'][number]?]
-  if (!second) {
-    const ids = Int32Array.from({ length: nKvHeads * packedTokens }, (_, i) => i % packedTokens)
-    return [{ format: first.format, nTokens: packedTokens, ids }]
-  }
-  const nFirst = Math.round(packedTokens * first.share)
+function planSegments({ classes, packedTokens, nKvHeads, window }: KvPlan): PlannedSegment[] {
   const next = uniforms(7)
+  const span = Math.max(1, window ?? packedTokens)
+  return Array.from({ length: Math.ceil(packedTokens / span) }, (_, i) => {
+    const start = i * span
+    return divide(classes, start, Math.min(span, packedTokens - start), nKvHeads, next)
+  }).flat()
+}
+
+/** The segments of `span` tokens from `start` on. */
+function divide(
+  classes: KvPlan['classes'],
+  start: number,
+  span: number,
+  nKvHeads: number,
+  next: () => number,
+): PlannedSegment[] {
+  const [first, second] = classes as [KvPlan['classes'][number], KvPlan['classes'][number]?]
+  const nFirst = second ? Math.round(span * first.share) : span
   const chosen: number[][] = [[], []]
   for (let head = 0; head < nKvHeads; head++) {
     // Knuth's selection sampling: exactly nFirst of them, ascending.
     let left = nFirst
-    for (let row = 0; row < packedTokens; row++) {
-      const isFirst = next() * (packedTokens - row) < left
+    for (let row = 0; row < span; row++) {
+      const isFirst = next() * (span - row) < left
       if (isFirst) left--
       chosen[isFirst ? 0 : 1]?.push(row)
     }
   }
-  return [first, second].map(({ format }, index) => {
+  return (second ? [first, second] : [first]).map(({ format }, index) => {
     const ids = Int32Array.from(chosen[index] as number[])
-    return { format, nTokens: ids.length / nKvHeads, ids }
+    return { format, nTokens: ids.length / nKvHeads, start, span, ids }
   })
 }
 
@@ -224,27 +246,35 @@ function layOut(plan: KvPlan, segments: readonly PlannedSegment[]) {
     const before = units
     const words: number[] = new Array(entryWords).fill(-1)
     words[0] = segments.length + 1
-    const layOutSegment = (index: number, format: CodeFormat | 'f16', nTokens: number) => {
+    const layOutSegment = (
+      index: number,
+      format: CodeFormat | 'f16',
+      nTokens: number,
+      start: number,
+    ) => {
       const pagesBegin = pagesAt + pages.length
       for (let page = 0; page * PAGE_TOKENS < nTokens; page++) {
         pages.push(allocate(pageBytes(format, format, headDim)))
       }
       const params = format === 'f16' ? -1 : allocate(paramsBytes(headDim))
-      const start = index === 0 ? packedTokens : 0
       const at = kEntryHeaderWords + index * kSegmentWords
       const number = FORMATS[format]
       words.splice(at, kSegmentWords, number, number, nTokens, pagesBegin, params, -1, start, 0)
       return at
     }
-    layOutSegment(0, 'f16', tailTokens)
-    const at = segments.map(({ format, nTokens }, s) => layOutSegment(s + 1, format, nTokens))
+    layOutSegment(0, 'f16', tailTokens, packedTokens)
+    const at = segments.map(({ format, nTokens, start }, s) =>
+      layOutSegment(s + 1, format, nTokens, start),
+    )
     readUnits += units - before
-    if (segments.length === 2) {
-      // One bitmap says which tokens are whose.
-      const bitmap = allocate(Math.ceil(packedTokens / 8))
-      const [first, second] = at as [number, number]
-      words.splice(first + 5, 3, bitmap, 0, packedTokens)
-      words.splice(second + 5, 3, bitmap, 0, -packedTokens)
+    if (plan.classes.length === 2) {
+      // A window's bitmap says which tokens are whose.
+      for (let s = 0; s < segments.length; s += 2) {
+        const { start, span } = segments[s] as PlannedSegment
+        const bitmap = allocate(Math.ceil(span / 8))
+        words.splice((at[s] as number) + 5, 3, bitmap, start, span)
+        words.splice((at[s + 1] as number) + 5, 3, bitmap, start, -span)
+      }
     }
     entries.push(...words)
   }

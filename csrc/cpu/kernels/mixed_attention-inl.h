@@ -21,13 +21,35 @@ inline constexpr int64_t kAheadBytes = 8192;
 inline constexpr int64_t kFloatAheadBytes = 4096;
 inline constexpr int64_t kFirstBytes = 256;
 
-// The page, of those of a segment, to ask for while `page` is read.
-template <Format F>
-inline int64_t page_ahead(const SegmentView& view, int64_t page) {
-  constexpr int64_t kBytes = is_quantized(F) ? kAheadBytes : kFloatAheadBytes;
-  const int64_t ahead = std::max<int64_t>(1, kBytes / part_bytes(F, view.head_dim));
-  return std::min<int64_t>(page + ahead, view.n_pages() - 1);
-}
+// The pages of a segment that a block of keys lies in.
+struct KeyBlock {
+  const SegmentView& view;
+  int64_t first_page;
+  int n_pages;
+  const uint8_t* ahead[kBlockPages];  // to ask for while a page is read
+
+  // behind: the segment behind the next, if that is stored alike, or null. The two classes of a
+  // window take turns, and windows are shorter than what is to be asked for ahead.
+  KeyBlock(const SegmentView& segment, const SegmentView* behind, int64_t key0)
+      : view(segment), first_page(key0 / kPageTokens) {
+    const int64_t own_pages = view.n_pages();
+    n_pages = static_cast<int>(std::min<int64_t>(kBlockPages, own_pages - first_page));
+    const int64_t bytes = view.k_quantized() ? kAheadBytes : kFloatAheadBytes;
+    const int64_t distance =
+        std::max<int64_t>(1, bytes / part_bytes(view.segment.k_format, view.head_dim));
+    const int64_t beyond = std::max<int64_t>(0, own_pages - distance);  // these have it in `behind`
+    for (int p = 0; p < n_pages; ++p) {
+      const int64_t page = first_page + p;
+      if (page < beyond || !behind)
+        ahead[p] = view.page(std::min(page + distance, own_pages - 1));
+      else
+        ahead[p] = behind->page(std::min<int64_t>(page - beyond, behind->n_pages() - 1));
+    }
+  }
+
+  const uint8_t* k_square(int page, int c) const { return view.k_square(first_page + page, c); }
+  const uint8_t* v_square(int page, int c) const { return view.v_square(first_page + page, c); }
+};
 
 // Asks for what is to be of the square of channels from c on of a part. Always inlined: GCC takes a
 // function that only prefetches for one without effect, and drops the calls.
@@ -39,6 +61,13 @@ __attribute__((always_inline)) inline void prefetch_square(const uint8_t* part, 
   } else if (c == 0) {
     for (int64_t at = 0; at < kFirstBytes; at += 64) __builtin_prefetch(part + at);
   }
+}
+
+// Asks for the channel parameters of a segment.
+__attribute__((always_inline)) inline void prefetch_params(const SegmentView& view) {
+  if (!view.k_quantized() && !view.v_quantized()) return;
+  const auto* params = reinterpret_cast<const uint8_t*>(view.channel_params(0));
+  for (int64_t at = 0; at < params_bytes(view.head_dim); at += 64) __builtin_prefetch(params + at);
 }
 
 // Squares that R rows are multiplied with at once: their sums have to fit the registers, and should
@@ -68,7 +97,7 @@ struct KeyFactors {
 inline float middle_code(Format f) { return 0.5f * static_cast<float>((1 << format_bits(f)) - 1); }
 
 inline KeyFactors fold_keys(const SegmentView& view, const float* q, int rows) {
-  KeyFactors keys{};
+  KeyFactors keys;
   keys.floats = q;
   if (!view.k_quantized()) return keys;
   const int d = view.head_dim;
@@ -82,14 +111,20 @@ inline KeyFactors fold_keys(const SegmentView& view, const float* q, int rows) {
   for (int r = 0; r < rows; ++r) {
     float folded[256];
     VecF beta{};
+    VecF best{};
+    VecF poison{};  // NaN where a factor is not finite
     for (int c = 0; c < d; c += kLanes) {
       const VecF x = load(q + int64_t{r} * d + c);
-      store(folded + c, x * load(channel_scale + c));
+      const VecF factor = x * load(channel_scale + c);
+      store(folded + c, factor);
       beta = fma(x, load(channel_zero + c), beta);
+      best = vmax(vmax(factor, -factor), best);
+      poison += factor * broadcast(0.0f);
     }
     keys.beta[r] = sum(beta);
-    const float largest = max_abs(folded, d);
+    const float largest = max_lane(best) + sum(poison);
     if (largest <= kTinyFactor) {
+      keys.step[r] = 0.0f;
       std::memset(integers + int64_t{r} * d, 0, static_cast<size_t>(d) * sizeof(int16_t));
       continue;
     }
@@ -110,20 +145,19 @@ inline const Factor<F>* factors_of(const KeyFactors& keys) {
 
 // scores (R, kSoftmaxKeys) = q K^T of rows r0 .. r0 + R - 1 over P pages.
 template <Format F, int R, int P>
-ZC_NOINLINE void score_pages(const SegmentView& view, int64_t first_page, const KeyFactors& keys,
-                             int r0, float* scores) {
-  const int d = view.head_dim;
+ZC_NOINLINE void score_pages(const KeyBlock& block, int page, const KeyFactors& keys, int r0,
+                             float* scores) {
+  const int d = block.view.head_dim;
   const Factor<F>* factors = factors_of<F>(keys) + int64_t{r0} * d;
   Sums<F> sums[P][R][kSquareVecs];
   clear(sums);
   const uint8_t* squares[P];
-  const uint8_t* next[P];
-  for (int p = 0; p < P; ++p) {
-    squares[p] = view.k_part(first_page + p);
-    next[p] = view.k_part(page_ahead<F>(view, first_page + p));
-  }
+  for (int p = 0; p < P; ++p) squares[p] = block.k_square(page + p, 0);
+  const uint8_t* const* ahead = block.ahead + page;
+  if (block.view.v_quantized())
+    for (int p = 0; p < P; ++p) __builtin_prefetch(ahead[p] + block.view.params_offset);
   for (int c = 0; c < d; c += kPageTokens) {
-    for (int p = 0; p < P; ++p) prefetch_square<F>(next[p], c);
+    for (int p = 0; p < P; ++p) prefetch_square<F>(ahead[p], c);
     add_squares<F, R, P>(squares, factors + c, d, sums);
     for (int p = 0; p < P; ++p) squares[p] += square_bytes(F);
   }
@@ -140,16 +174,15 @@ ZC_NOINLINE void score_pages(const SegmentView& view, int64_t first_page, const 
 }
 
 template <Format F, int R>
-inline void score_rows(const SegmentView& view, int64_t first_page, int n_pages,
-                       const KeyFactors& keys, int r0, float* scores) {
+inline void score_rows(const KeyBlock& block, const KeyFactors& keys, int r0, float* scores) {
   constexpr int kTogether = kSquaresTogether<F, R>;
-  for (int page = 0; page < n_pages;) {
+  for (int page = 0; page < block.n_pages;) {
     float* to = scores + page * kPageTokens;
-    if (page + kTogether <= n_pages) {
-      score_pages<F, R, kTogether>(view, first_page + page, keys, r0, to);
+    if (page + kTogether <= block.n_pages) {
+      score_pages<F, R, kTogether>(block, page, keys, r0, to);
       page += kTogether;
     } else {
-      score_pages<F, R, 1>(view, first_page + page, keys, r0, to);
+      score_pages<F, R, 1>(block, page, keys, r0, to);
       ++page;
     }
   }
@@ -173,8 +206,7 @@ struct SoftmaxRow {
       for (int i = 0; i < kSquareVecs; ++i)
         best[i % 2] = vmax(load(scores + j + i * kLanes), best[i % 2]);
     best[0] = vmax(best[0], best[1]);
-    float block_max = -INFINITY;
-    for (int i = 0; i < kLanes; ++i) block_max = best[0][i] > block_max ? best[0][i] : block_max;
+    const float block_max = max_lane(best[0]);
     if (block_max == -INFINITY) {  // nothing visible, or nothing but -inf and NaN
       for (int j = first; j < last; ++j)
         if (scores[j] != scores[j]) sum = NAN;
@@ -182,7 +214,8 @@ struct SoftmaxRow {
       return 1.0f;
     }
     const float new_max = block_max > max ? block_max : max;
-    const float correction = max == -INFINITY ? 0.0f : std::exp(max - new_max);
+    const float correction =
+        max == new_max ? 1.0f : (max == -INFINITY ? 0.0f : std::exp(max - new_max));
     VecF total{};
     for (int j = 0; j < n; j += kLanes) {
       const VecF p = exp(load(scores + j) - broadcast(new_max));
@@ -214,16 +247,17 @@ struct SoftmaxRow {
 // kWeightKeys tokens: weights (n) and steps (n / kWeightKeys) of one row from p (n), which is
 // overwritten. Returns what no code takes part in, sum_j p_j mu_j (mu: V's token zero), and what
 // rounding left.
-inline float fold_weights(const SegmentView& view, int64_t first_page, float* p, int n,
-                          int16_t* weights, float* steps) {
+inline float fold_weights(const KeyBlock& block, float* p, int16_t* weights, float* steps) {
+  const SegmentView& view = block.view;
+  const int n = block.n_pages * kPageTokens;
   VecF rest{};
   float rounding = 0.0f;
   for (int j0 = 0; j0 < n; j0 += kWeightKeys) {
     const int j1 = std::min(n, j0 + kWeightKeys);
     VecF best{};
     for (int j = j0; j < j1; j += kPageTokens) {
-      const f16* sigma = view.token_scale(first_page + j / kPageTokens);
-      const f16* mu = view.token_zero(first_page + j / kPageTokens);
+      const f16* sigma = view.token_scale(block.first_page + j / kPageTokens);
+      const f16* mu = view.token_zero(block.first_page + j / kPageTokens);
       for (int i = 0; i < kPageTokens; i += kLanes) {
         const VecF x = load(p + j + i);
         const VecF w = x * load(sigma + i);
@@ -232,8 +266,7 @@ inline float fold_weights(const SegmentView& view, int64_t first_page, float* p,
         store(p + j + i, w);
       }
     }
-    float largest = 0.0f;
-    for (int i = 0; i < kLanes; ++i) largest = best[i] > largest ? best[i] : largest;
+    const float largest = max_lane(best);
     float& step = steps[j0 / kWeightKeys];
     if (largest <= kTinyFactor) {
       step = 0.0f;
@@ -249,23 +282,24 @@ inline float fold_weights(const SegmentView& view, int64_t first_page, float* p,
 // o (R, head_dim) += weights (R, kSoftmaxKeys) V over at most kWeightKeys tokens, C squares of
 // channels at a time.
 template <Format F, int R, int C>
-ZC_NOINLINE void weigh_codes(const SegmentView& view, int64_t first_page, int n_pages, int c0,
+ZC_NOINLINE void weigh_codes(const KeyBlock& block, int first, int n_pages, int c0,
                              const int16_t* weights, const float* steps, float* o) {
+  const int d = block.view.head_dim;
   VecI sums[C][R][kSquareVecs];
   clear(sums);
   for (int page = 0; page < n_pages; ++page) {
-    const int64_t next = page_ahead<F>(view, first_page + page);
+    const uint8_t* ahead = block.ahead[first + page] + block.view.v_offset;
     const uint8_t* squares[C];
     for (int s = 0; s < C; ++s) {
-      squares[s] = view.v_square(first_page + page, c0 + s * kPageTokens);
-      prefetch_square<F>(view.v_part(next), c0 + s * kPageTokens);
+      squares[s] = block.v_square(first + page, c0 + s * kPageTokens);
+      prefetch_square<F>(ahead, c0 + s * kPageTokens);
     }
     add_squares<F, R, C>(squares, weights + page * kPageTokens, kSoftmaxKeys, sums);
   }
   for (int s = 0; s < C; ++s)
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < kSquareVecs; ++i) {
-        float* to = o + int64_t{r} * view.head_dim + c0 + s * kPageTokens + i * kLanes;
+        float* to = o + int64_t{r} * d + c0 + s * kPageTokens + i * kLanes;
         const float step = steps[r * (kSoftmaxKeys / kWeightKeys)];
         store(to, fma(__builtin_convertvector(sums[s][r][i], VecF), broadcast(step), load(to)));
       }
@@ -273,21 +307,23 @@ ZC_NOINLINE void weigh_codes(const SegmentView& view, int64_t first_page, int n_
 
 // The same with float values, tokens [first, last) of the pages.
 template <Format F, int R, int C>
-ZC_NOINLINE void weigh_floats(const SegmentView& view, int64_t first_page, int first, int last,
-                              int c0, const float* p, float* o) {
+ZC_NOINLINE void weigh_floats(const KeyBlock& block, int first, int last, int c0, const float* p,
+                              float* o) {
+  const int d = block.view.head_dim;
   const auto place = [&](int s, int r, int i) {
-    return o + int64_t{r} * view.head_dim + c0 + s * kPageTokens + i * kLanes;
+    return o + int64_t{r} * d + c0 + s * kPageTokens + i * kLanes;
   };
   VecF sums[C][R][kSquareVecs];
   for (int s = 0; s < C; ++s)
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < kSquareVecs; ++i) sums[s][r][i] = load(place(s, r, i));
   for (int j = first / kPageTokens * kPageTokens; j < last; j += kPageTokens) {
-    const int64_t next = page_ahead<F>(view, first_page + j / kPageTokens);
+    const int page = j / kPageTokens;
+    const uint8_t* ahead = block.ahead[page] + block.view.v_offset;
     const uint8_t* squares[C];
     for (int s = 0; s < C; ++s) {
-      squares[s] = view.v_square(first_page + j / kPageTokens, c0 + s * kPageTokens);
-      prefetch_square<F>(view.v_part(next), c0 + s * kPageTokens);
+      squares[s] = block.v_square(page, c0 + s * kPageTokens);
+      prefetch_square<F>(ahead, c0 + s * kPageTokens);
     }
     add_squares<F, R, C>(squares, p + j, kSoftmaxKeys, sums, std::max(first - j, 0),
                          std::min(last - j, kPageTokens));
@@ -316,9 +352,8 @@ struct KeySpan {
 // o (R, head_dim) += p (R, kSoftmaxKeys) V, float values. A row takes none but tokens that it sees:
 // those that it does not see may be NaN.
 template <Format F, int R>
-inline void weigh_rows(const SegmentView& view, int64_t first_page, const KeySpan* seen,
-                       const float* p, float* o) {
-  const int d = view.head_dim;
+inline void weigh_rows(const KeyBlock& block, const KeySpan* seen, const float* p, float* o) {
+  const int d = block.view.head_dim;
   KeySpan common = seen[0];
   for (int r = 1; r < R; ++r)
     common = {std::max(common.first, seen[r].first), std::min(common.last, seen[r].last)};
@@ -326,7 +361,7 @@ inline void weigh_rows(const SegmentView& view, int64_t first_page, const KeySpa
   const auto alone = [&](int r, int first, int last) {
     if (first >= last) return;
     each_squares<F, 1>(d, [&](int c, auto n) {
-      weigh_floats<F, 1, decltype(n)::value>(view, first_page, first, last, c, p + r * kSoftmaxKeys,
+      weigh_floats<F, 1, decltype(n)::value>(block, first, last, c, p + r * kSoftmaxKeys,
                                              o + int64_t{r} * d);
     });
   };
@@ -335,7 +370,7 @@ inline void weigh_rows(const SegmentView& view, int64_t first_page, const KeySpa
        first < common.last;) {  // in steps that stay in L1 for all channels
     const int last = std::min(common.last, (first / kWeightKeys + 1) * kWeightKeys);
     each_squares<F, R>(d, [&](int c, auto n) {
-      weigh_floats<F, R, decltype(n)::value>(view, first_page, first, last, c, p, o);
+      weigh_floats<F, R, decltype(n)::value>(block, first, last, c, p, o);
     });
     first = last;
   }
@@ -345,30 +380,30 @@ inline void weigh_rows(const SegmentView& view, int64_t first_page, const KeySpa
 // o (R, head_dim) and t (R) += what R rows take from a block of keys with the weights p (R,
 // kSoftmaxKeys), which are overwritten.
 template <int R>
-inline void add_values(const SegmentView& view, int64_t first_page, int n_pages,
-                       const KeySpan* seen, float* p, float* o, float* t) {
+inline void add_values(const KeyBlock& block, const KeySpan* seen, float* p, float* o, float* t) {
+  const SegmentView& view = block.view;
   const int d = view.head_dim;
   alignas(64) int16_t weights[R * kSoftmaxKeys];
   constexpr int kSteps = kSoftmaxKeys / kWeightKeys;
   float steps[R * kSteps];
   if (view.v_quantized())
     for (int r = 0; r < R; ++r)
-      t[r] += fold_weights(view, first_page, p + r * kSoftmaxKeys, n_pages * kPageTokens,
-                           weights + r * kSoftmaxKeys, steps + r * kSteps);
+      t[r] += fold_weights(block, p + r * kSoftmaxKeys, weights + r * kSoftmaxKeys,
+                           steps + r * kSteps);
   dispatch_format(view.segment.v_format, [&](auto format) {
     constexpr Format F = decltype(format)::value;
     if constexpr (is_quantized(F)) {
       constexpr int kPages = kWeightKeys / kPageTokens;
-      for (int page = 0; page < n_pages; page += kPages) {
-        const int together = std::min(kPages, n_pages - page);
+      for (int page = 0; page < block.n_pages; page += kPages) {
+        const int together = std::min(kPages, block.n_pages - page);
         each_squares<F, R>(d, [&](int c, auto n) {
-          weigh_codes<F, R, decltype(n)::value>(view, first_page + page, together, c,
+          weigh_codes<F, R, decltype(n)::value>(block, page, together, c,
                                                 weights + page * kPageTokens, steps + page / kPages,
                                                 o);
         });
       }
     } else {
-      weigh_rows<F, R>(view, first_page, seen, p, o);
+      weigh_rows<F, R>(block, seen, p, o);
     }
   });
 }
@@ -463,9 +498,23 @@ void attend_split(const MixedAttentionArgs& a, const QueryRows& rows, const Spli
   }
   std::fill(o, o + int64_t{n_rows} * d, 0.0f);
 
+  const auto view_of = [&](int index) {
+    return view_header(rows.table, rows.table_words, a.pool, a.layer, rows.kv_head, index, d);
+  };
+  // The segment that is read and the two behind it.
+  const int end = checked_segment_count(rows.table, a.layer, rows.kv_head);
+  SegmentView views[3];
+  for (int i = 0; i < 2 && split.first.segment + i < end; ++i)
+    views[(split.first.segment + i) % 3] = view_of(split.first.segment + i);
   for (int index = split.first.segment; index <= split.last.segment; ++index) {
-    const SegmentView view =
-        view_header(rows.table, rows.table_words, a.pool, a.layer, rows.kv_head, index, d);
+    const SegmentView& view = views[index % 3];
+    const SegmentView* behind = nullptr;
+    if (index + 1 < end) prefetch_params(views[(index + 1) % 3]);
+    if (index + 2 < end) {
+      SegmentView& next = views[(index + 2) % 3];
+      next = view_of(index + 2);
+      if (view.stored_like(next) && next.n_pages() > 0) behind = &next;
+    }
     const int n = view.n_tokens();
     const int first_key = index == split.first.segment ? split.first.block * kSoftmaxKeys : 0;
     const int last_key =
@@ -476,7 +525,7 @@ void attend_split(const MixedAttentionArgs& a, const QueryRows& rows, const Spli
     // Slots that a row sees: all, but for the causal end of the tail and what a sliding window
     // has left behind.
     KeySpan visible[kBlockRows];  // by query
-    KeySpan block{last_key, first_key};
+    KeySpan any{last_key, first_key};
     for (int i = 0; i < rows.n_queries; ++i) {
       const int64_t query = rows.first_query + i;
       visible[i] = {0, n};
@@ -486,22 +535,20 @@ void attend_split(const MixedAttentionArgs& a, const QueryRows& rows, const Spli
         const int64_t position = a.positions.as<int32_t>()[rows.first_row + query];
         visible[i].first = view.slots_before(position - a.sliding_window + 1);
       }
-      block.first = std::min(block.first, std::max(visible[i].first, first_key));
-      block.last = std::max(block.last, std::min(visible[i].last, last_key));
+      any.first = std::min(any.first, std::max(visible[i].first, first_key));
+      any.last = std::max(any.last, std::min(visible[i].last, last_key));
     }
-    if (block.first >= block.last) continue;
-    block.first = block.first / kSoftmaxKeys * kSoftmaxKeys;
-    check_pages(view, a.pool, a.layer, rows.kv_head, index, block.first / kPageTokens,
-                std::min<int64_t>(view.n_pages(), (int64_t{block.last} + kSoftmaxKeys - 1) /
+    if (any.first >= any.last) continue;
+    any.first = any.first / kSoftmaxKeys * kSoftmaxKeys;
+    check_pages(view, a.pool, a.layer, rows.kv_head, index, any.first / kPageTokens,
+                std::min<int64_t>(view.n_pages(), (int64_t{any.last} + kSoftmaxKeys - 1) /
                                                       kSoftmaxKeys * kBlockPages));
 
     const KeyFactors keys = fold_keys(view, q, n_rows);
     std::fill(o_segment, o_segment + int64_t{n_rows} * d, 0.0f);
     std::fill(t_segment, t_segment + n_rows, 0.0f);
-    for (int key0 = block.first; key0 < block.last; key0 += kSoftmaxKeys) {
-      const int64_t first_page = key0 / kPageTokens;
-      const int n_pages =
-          static_cast<int>(std::min<int64_t>(kBlockPages, view.n_pages() - first_page));
+    for (int key0 = any.first; key0 < any.last; key0 += kSoftmaxKeys) {
+      const KeyBlock block(view, behind, key0);
       each_rows(n_rows, [&](int r0, auto together) {
         constexpr int R = decltype(together)::value;
         alignas(64) float scores[R * kSoftmaxKeys];
@@ -512,18 +559,18 @@ void attend_split(const MixedAttentionArgs& a, const QueryRows& rows, const Spli
           seen[r].last = std::clamp(all.last - key0, seen[r].first, kSoftmaxKeys);
         }
         dispatch_format(view.segment.k_format, [&](auto format) {
-          score_rows<decltype(format)::value, R>(view, first_page, n_pages, keys, r0, scores);
+          score_rows<decltype(format)::value, R>(block, keys, r0, scores);
         });
         for (int r = 0; r < R; ++r) {
           const int64_t row = int64_t{r0 + r} * d;
           const float correction = softmax[r0 + r].update(
-              scores + r * kSoftmaxKeys, n_pages * kPageTokens, seen[r].first, seen[r].last);
+              scores + r * kSoftmaxKeys, block.n_pages * kPageTokens, seen[r].first, seen[r].last);
+          if (correction == 1.0f) continue;  // as mostly, once a few blocks were seen
           scale_row(o + row, correction, d);
           scale_row(o_segment + row, correction, d);
           t_segment[r0 + r] *= correction;
         }
-        add_values<R>(view, first_page, n_pages, seen, scores, o_segment + int64_t{r0} * d,
-                      t_segment + r0);
+        add_values<R>(block, seen, scores, o_segment + int64_t{r0} * d, t_segment + r0);
       });
     }
     float channel[256];

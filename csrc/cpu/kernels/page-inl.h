@@ -200,6 +200,10 @@ struct SegmentView {
   bool k_quantized() const { return format_quantized(segment.k_format); }
   bool v_quantized() const { return format_quantized(segment.v_format); }
 
+  bool stored_like(const SegmentView& other) const {
+    return segment.k_format == other.segment.k_format && segment.v_format == other.segment.v_format;
+  }
+
   bool has_bitmap() const { return segment.span != 0; }
   uint8_t* bitmap() const {
     return pool + static_cast<int64_t>(segment.bitmap_unit) * kPageUnitBytes;

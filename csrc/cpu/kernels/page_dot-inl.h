@@ -102,20 +102,6 @@ inline void add_squares(const uint8_t* const (&squares)[P], const float* factors
       }
 }
 
-// The largest |x|; anything that is not finite gives NaN or infinity.
-inline float max_abs(const float* x, int n) {
-  VecF best{};
-  VecF poison{};
-  for (int c = 0; c < n; c += kLanes) {
-    const VecF v = load(x + c);
-    best = vmax(vmax(v, -v), best);
-    poison += v * broadcast(0.0f);
-  }
-  float result = sum(poison);
-  for (int i = 0; i < kLanes; ++i) result = best[i] > result ? best[i] : result;
-  return result;
-}
-
 // Rounds x (n) to n multiples of `step`, its largest magnitude divided by kMaxFactor: to[i] is what
 // x[i] / step is nearest to. Returns the sum of what rounding leaves, x[i] - to[i] * step. n is a
 // multiple of kLanes.
