@@ -22,6 +22,10 @@ app.post('/answer', async (request, reply) => {
   return reply.type('text/plain; charset=utf-8').send(Readable.from(text()))
 })
 
+app.setErrorHandler((error, _, reply) => {
+  reply.code(error.code === 'ERR_ZC_ARGUMENT' ? 400 : 500).send(`${error.message}\n`)
+})
+
 app.addHook('onClose', () => model.dispose())
 console.log(await app.listen({ port: Number(process.env.PORT ?? 3000) }))
 process.once('SIGTERM', () => void app.close())

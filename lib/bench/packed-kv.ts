@@ -95,8 +95,9 @@ export class PackedKv {
 
   /** Enqueues the compression of one class; `index` from 0. */
   pack(index: number, keyRange?: QuantRange): void {
+    const { k, v } = this.#rows(index)
     packSegment({
-      ...this.#rows(index),
+      ...{ k, v },
       ids: this.#ids[index] as Tensor,
       pool: this.pool,
       table: this.table,
@@ -104,6 +105,7 @@ export class PackedKv {
       segment: index + 1,
       keyRange,
     })
+    for (const rows of [k, v]) rows.dispose()
   }
 
   /** Enqueues the compression of all classes at once. */
@@ -112,7 +114,7 @@ export class PackedKv {
     packSegments({ k: this.k, v: this.v, pool, table: this.table, layer: 0, classes })
   }
 
-  /** The tokens that a segment has its share of. */
+  /** The tokens that a segment has its share of, as views. */
   #rows(index: number): { k: Tensor; v: Tensor } {
     const { nKvHeads, headDim } = this.plan
     const { start, span } = this.segments[index] as PlannedSegment

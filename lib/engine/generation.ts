@@ -53,7 +53,10 @@ export interface GenerateOptions {
 
 /** A new token. */
 export interface GeneratedToken {
-  /** Into the model's vocabulary. */
+  /**
+   * Into the model's vocabulary. Text that was held back when a stop token came is told with that
+   * token's id: the only case in which it is.
+   */
   readonly id: number
   /**
    * The text that became certain with it: '' while a character or a stop string may still be

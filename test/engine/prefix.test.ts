@@ -1,5 +1,7 @@
 /** Requests that begin with the same tokens share a past, if the engine keeps pasts. */
 import { join } from 'node:path'
+import type { Context } from '../../lib/engine/context'
+import { PrefixCache } from '../../lib/engine/prefix-cache'
 import { createEngine, type Engine, type EngineOptions, type PolicySpec } from '../../lib/index'
 import { expectRejected } from '../support/errors'
 import { kFixtures } from './model-copies'
@@ -147,6 +149,24 @@ test('of several pasts the one that was used last stays longest', async () => {
     expect(await reuse(third)).toBe(true)
     expect(await reuse(second)).toBe(false)
   })
+})
+
+test('memory that requests need is taken from the past that was used longest ago', () => {
+  const pasts = [[1], [2], [3]].map((tokens) => {
+    const past = { tokens, bytes: { resident: 1 }, pending: null, dispose: jest.fn() }
+    const context = { ...past, forgetLogits: () => undefined, fork: () => context }
+    return context as unknown as Context
+  })
+  const key = { spec: zip, seed: { lo: 1, hi: 0 }, recordSaliency: false, scope: '' }
+  const cache = new PrefixCache(10)
+  for (const past of pasts) cache.keep(key, past)
+  expect(cache.findExactly(key, [1])).not.toBeNull()
+  const gone = () => pasts.map(({ dispose }) => jest.mocked(dispose).mock.calls.length)
+  for (const expected of ['010', '011', '111']) {
+    expect(cache.evict()).toBe(true)
+    expect(gone().join('')).toBe(expected)
+  }
+  expect(cache.evict()).toBe(false)
 })
 
 test('a request that is left or fails keeps what it has run', async () => {

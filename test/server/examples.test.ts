@@ -11,7 +11,7 @@ import { until, useServer } from './running'
 const question = generateLineRetrieval({ lines: 10, seed: 3 })
 
 test.each(['fastify.mjs', 'express.mjs'])(
-  '%s streams an answer, and ends on SIGTERM',
+  '%s streams an answer, refuses a prompt of nothing, and ends on SIGTERM',
   async (name) => {
     const child = startNode([join(kRoot, 'examples', name)])
     const { pid } = child
@@ -24,6 +24,9 @@ test.each(['fastify.mjs', 'express.mjs'])(
       await until(() => url !== '')
       const response = await fetch(`${url}/answer`, { method: 'POST', body: question.text })
       expect(await response.text()).toContain(question.answerText)
+      const refused = await fetch(`${url}/answer`, { method: 'POST', body: '' })
+      expect(refused.status).toBe(400)
+      expect(await refused.text()).toContain('prompt')
       child.kill('SIGTERM')
       expect(await ended).toMatchObject({ exitCode: 0, stderr: '' })
     } finally {

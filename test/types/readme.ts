@@ -25,6 +25,15 @@ export async function fromAProgram(ids: number[], nextTurn: string): Promise<voi
   sequence.dispose()
 }
 
+export async function chat(model: Awaited<ReturnType<typeof loadModel>>): Promise<void> {
+  const { tokenizer } = model
+  if (!tokenizer) throw new Error('the folder has no tokenizer.json')
+  const messages = [{ role: 'user', content: 'Who wrote Faust?' }]
+  const text = tokenizer.applyChatTemplate(messages, { addGenerationPrompt: true })
+  const ids = tokenizer.encode(text, { addSpecialTokens: false })
+  for await (const token of model.generate(ids)) process.stdout.write(token.text)
+}
+
 export async function manySequences(
   model: Awaited<ReturnType<typeof loadModel>>,
   prompts: string[],

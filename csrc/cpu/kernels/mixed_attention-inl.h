@@ -388,8 +388,8 @@ inline void add_values(const KeyBlock& block, const KeySpan* seen, float* p, flo
   float steps[R * kSteps];
   if (view.v_quantized())
     for (int r = 0; r < R; ++r)
-      t[r] += fold_weights(block, p + r * kSoftmaxKeys, weights + r * kSoftmaxKeys,
-                           steps + r * kSteps);
+      t[r] +=
+          fold_weights(block, p + r * kSoftmaxKeys, weights + r * kSoftmaxKeys, steps + r * kSteps);
   dispatch_format(view.segment.v_format, [&](auto format) {
     constexpr Format F = decltype(format)::value;
     if constexpr (is_quantized(F)) {
@@ -397,9 +397,8 @@ inline void add_values(const KeyBlock& block, const KeySpan* seen, float* p, flo
       for (int page = 0; page < block.n_pages; page += kPages) {
         const int together = std::min(kPages, block.n_pages - page);
         each_squares<F, R>(d, [&](int c, auto n) {
-          weigh_codes<F, R, decltype(n)::value>(block, page, together, c,
-                                                weights + page * kPageTokens, steps + page / kPages,
-                                                o);
+          weigh_codes<F, R, decltype(n)::value>(
+              block, page, together, c, weights + page * kPageTokens, steps + page / kPages, o);
         });
       }
     } else {

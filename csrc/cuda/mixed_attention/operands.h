@@ -68,7 +68,8 @@ struct TileWords {
         const ElementAt at = triple_at<kKey>(s, p, hi);
         uint32_t& own = a[2 * p + hi];
         if (at.word == kSpare) {
-          own = simt::select_bits(0x00010001u, triple[0] >> kSpareBit, triple[1] >> (kSpareBit - 1));
+          own =
+              simt::select_bits(0x00010001u, triple[0] >> kSpareBit, triple[1] >> (kSpareBit - 1));
           own = simt::select_bits(0x00030003u, own, triple[2] >> (kSpareBit - 2)) & 0x00070007u;
         } else if (at.bit < kSpareBit) {
           own = triple[at.word] & (0x00070007u << at.bit);

@@ -65,8 +65,8 @@ struct WarpState {
     ZC_UNROLL for (int s = 0; s < kSquares; ++s) {
       ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
         const float factor = exp2i(codes - shift - value_shift(own.v_format(), s, hi));
-        o[s][2 * hi] = normaliser(running.normalisers, 16 * s + 8 * hi + g) *
-                       fmaf(o[s][2 * hi], factor, rest);
+        o[s][2 * hi] =
+            normaliser(running.normalisers, 16 * s + 8 * hi + g) * fmaf(o[s][2 * hi], factor, rest);
       }
     }
     rest = 0.0f;
