@@ -101,23 +101,27 @@ describe.each(policies)('%j', (policy) => {
   })
 })
 
-test('an op of the last layer that fails on the device', async () => {
-  const { nLayers } = model().config
-  const ids = someIds(130, vocabSize())
-  const expected = await idsOf(model(), ids, 5)
-  const sequence = model().createSequence()
-  await intercept(
+/** Runs `body` while the last layer's first compression fails on the device; how often one was asked for. */
+function withDamagedRows(body: () => Promise<void>): Promise<number> {
+  return intercept(
     'packSegments',
     (actual, args, index) => {
       // Rows that no group has, as damaged memory might say.
-      if (index === nLayers - 1) {
+      if (index === model().config.nLayers - 1) {
         const rows = args[6] as Parameters<Addon['writeTensor']>[0]
         loadAddon().writeTensor(rows, Int32Array.of(1 << 20), 0)
       }
       return actual(...args)
     },
-    () => expectRejected(sequence.prefill(ids), { code: 'ERR_ZC_ARGUMENT' }),
+    body,
   )
+}
+
+test('an op of the last layer that fails on the device', async () => {
+  const ids = someIds(130, vocabSize())
+  const expected = await idsOf(model(), ids, 5)
+  const sequence = model().createSequence()
+  await withDamagedRows(() => expectRejected(sequence.prefill(ids), { code: 'ERR_ZC_ARGUMENT' }))
   expect([sequence.length, sequence.segments]).toEqual([0, []])
   expect(await idsOf(sequence, ids, 5)).toEqual(expected)
   sequence.dispose()
@@ -131,22 +135,11 @@ test('a window that fails on the device is told to the run that closes it, and t
   await closing.prefill(someIds(130, vocabSize, 1))
   await idsOf(closing, null, 60)
   await other.prefill(someIds(130, vocabSize, 2))
-  const nCalls = await intercept(
-    'packSegments',
-    (actual, args, index) => {
-      // Rows that no group has, as damaged memory might say: of the first window that closes.
-      if (index === nLayers - 1) {
-        const rows = args[6] as Parameters<Addon['writeTensor']>[0]
-        loadAddon().writeTensor(rows, Int32Array.of(1 << 20), 0)
-      }
-      return actual(...args)
-    },
-    async () => {
-      const fails = expectRejected(idsOf(closing, null, 130), { code: 'ERR_ZC_ARGUMENT' })
-      expect(await idsOf(other, null, 130)).toEqual(expected)
-      await fails
-    },
-  )
+  const nCalls = await withDamagedRows(async () => {
+    const fails = expectRejected(idsOf(closing, null, 130), { code: 'ERR_ZC_ARGUMENT' })
+    expect(await idsOf(other, null, 130)).toEqual(expected)
+    await fails
+  })
   expect(nCalls).toBeGreaterThan(nLayers) // the other's window was closed as well
   await expectRejected(idsOf(closing, null, 1), { code: 'ERR_ZC_HANDLE' })
   for (const sequence of [other, closing]) sequence.dispose()
