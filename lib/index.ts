@@ -53,7 +53,7 @@ export type {
 export { exampleModel } from './model/example-model.js'
 export type { TokenDecoder } from './model/text-stream.js'
 export type { ChatMessage, ChatTemplateOptions, ModelTokenizer } from './model/tokenizer.js'
-export type { ComputeDtype } from './model/weights.js'
+export type { ComputeDtype, WeightFormat } from './model/weights.js'
 export {
   Device,
   type DeviceFacts,

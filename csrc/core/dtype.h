@@ -8,9 +8,9 @@
 namespace zc {
 
 // Element types of tensors. The numbers cross N-API (lib/native/addon.ts).
-enum class DType : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kI32 = 3, kU8 = 4 };
+enum class DType : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kI32 = 3, kU8 = 4, kI8 = 5 };
 
-inline constexpr int kDTypeCount = 5;
+inline constexpr int kDTypeCount = 6;
 
 inline size_t dtype_size(DType dtype) {
   switch (dtype) {
@@ -21,6 +21,7 @@ inline size_t dtype_size(DType dtype) {
     case DType::kBF16:
       return 2;
     case DType::kU8:
+    case DType::kI8:
       return 1;
   }
   throw Error(ErrorCode::kInternal, "dtype_size: unknown dtype");
@@ -38,6 +39,8 @@ inline const char* dtype_name(DType dtype) {
       return "i32";
     case DType::kU8:
       return "u8";
+    case DType::kI8:
+      return "i8";
   }
   return "unknown";
 }

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <cstdlib>
 #include <type_traits>
+#include <utility>
 #include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>

@@ -46,6 +46,17 @@ ZC_HD uint32_t quant_code(float x, float zero, float inv, int bits) {
   return static_cast<uint32_t>(code < levels ? code : levels);
 }
 
+// A row of a weight in 8 bits, w^ = code * scale with codes of -127 to 127: no zero point, so that a
+// product with integers is one of integers.
+inline constexpr float kWeightLevels = 127.0f;
+
+ZC_HD float weight_scale(float max_abs) { return max_abs / kWeightLevels; }
+
+ZC_HD float weight_code(float w, float scale) {
+  const float code = scale > 0.0f ? rintf(w / scale) : 0.0f;
+  return code < kWeightLevels ? (code > -kWeightLevels ? code : -kWeightLevels) : kWeightLevels;
+}
+
 ZC_HD float dequantize_code(uint32_t code, QuantParams p) {
   return static_cast<float>(code) * p.scale + p.zero;
 }

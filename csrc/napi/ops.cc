@@ -220,16 +220,20 @@ ZC_BIND("rmsNorm", rms_norm, RmsNormArgs, a.x = r.tensor("x"); a.weight = r.tens
         a.out = r.output("out"); a.eps = r.f32("eps");)
 
 ZC_BIND("linear", linear, LinearArgs, a.x = r.tensor("x"); a.weight = r.tensor("weight");
-        a.bias = r.optional_tensor("bias"); a.out = r.output("out");
-        a.accumulate = r.boolean("accumulate");)
+        a.scales = r.optional_tensor("scales"); a.bias = r.optional_tensor("bias");
+        a.out = r.output("out"); a.accumulate = r.boolean("accumulate");)
 
 ZC_BIND(
     "groupedLinear", grouped_linear, GroupedLinearArgs, a.x = r.tensor("x");
     a.n_products = r.count("products", kMaxProducts); for (int i = 0; i < a.n_products; ++i) {
       a.products[i].weight = r.tensor("weight");
+      a.products[i].scales = r.optional_tensor("scales");
       a.products[i].bias = r.optional_tensor("bias");
       a.products[i].out = r.output("out");
     })
+
+ZC_BIND("quantizeWeight", quantize_weight, QuantizeWeightArgs, a.x = r.tensor("x");
+        a.out = r.output("out"); a.scales = r.output("scales");)
 
 ZC_BIND("ropeTable", rope_table, RopeTableArgs, a.positions = r.tensor("positions");
         a.inv_freq = r.tensor("invFreq"); a.cos = r.output("cos"); a.sin = r.output("sin");
@@ -288,6 +292,7 @@ void register_ops(Napi::Object exports) {
   define<rms_norm_js>(exports, "rmsNorm");
   define<linear_js>(exports, "linear");
   define<grouped_linear_js>(exports, "groupedLinear");
+  define<quantize_weight_js>(exports, "quantizeWeight");
   define<rope_table_js>(exports, "ropeTable");
   define<rope_js>(exports, "rope");
   define<silu_gate_js>(exports, "siluGate");

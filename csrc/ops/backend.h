@@ -23,7 +23,7 @@ struct OpStatus {
   char op[32] = {};  // the op that is to blame, when it is not the one that was called
 };
 
-inline constexpr uint32_t kBackendVersion = 5;
+inline constexpr uint32_t kBackendVersion = 6;
 
 // A backend is a table of functions, one an op. Arguments were checked by csrc/ops/op_check.cc when
 // the op was enqueued.

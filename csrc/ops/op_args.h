@@ -223,7 +223,8 @@ struct RmsNormArgs {
 
 struct LinearArgs {
   TensorView x;       // (m, k) f32|f16|bf16
-  TensorView weight;  // (n, k) f32|f16|bf16
+  TensorView weight;  // (n, k) f32|f16|bf16|i8
+  TensorView scales;  // (n) f32, of a weight of i8; else undefined
   TensorView bias;    // (n) f32|f16|bf16, may be undefined
   TensorView out;     // (m, n) f32|f16|bf16
   bool accumulate;
@@ -233,7 +234,8 @@ inline constexpr int kMaxProducts = 3;
 
 struct GroupedLinearArgs {
   struct Product {
-    TensorView weight;  // (n, k) f32|f16|bf16, n its own
+    TensorView weight;  // (n, k) f32|f16|bf16|i8, n its own
+    TensorView scales;  // (n) f32, of a weight of i8; else undefined
     TensorView bias;    // (n) f32|f16|bf16, may be undefined
     TensorView out;     // (m, n) f32|f16|bf16
   };
@@ -242,8 +244,15 @@ struct GroupedLinearArgs {
   int32_t n_products;
 
   LinearArgs product(int i) const {
-    return {x, products[i].weight, products[i].bias, products[i].out, false};
+    const Product& own = products[i];
+    return {x, own.weight, own.scales, own.bias, own.out, false};
   }
+};
+
+struct QuantizeWeightArgs {
+  TensorView x;       // (n, k) f32|f16|bf16
+  TensorView out;     // (n, k) i8
+  TensorView scales;  // (n) f32
 };
 
 struct RopeTableArgs {

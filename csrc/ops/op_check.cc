@@ -431,8 +431,15 @@ void check(const RmsNormArgs& a) {
 void check(const LinearArgs& a) {
   expect_float("x", a.x);
   expect_shape("x", a.x, {kAny, kAny});
-  expect_float("weight", a.weight);
+  if (a.scales.defined())
+    expect_dtype("weight", a.weight, DType::kI8);
+  else
+    expect_float("weight", a.weight);
   expect_shape("weight", a.weight, {kAny, a.x.size(1)});
+  if (a.scales.defined()) {
+    expect_dtype("scales", a.scales, DType::kF32);
+    expect_shape("scales", a.scales, {a.weight.size(0)});
+  }
   if (a.bias.defined()) {
     expect_float("bias", a.bias);
     expect_shape("bias", a.bias, {a.weight.size(0)});
@@ -445,6 +452,15 @@ void check(const GroupedLinearArgs& a) {
   expect_float("x", a.x);
   expect_shape("x", a.x, {kAny, kAny});
   for (int i = 0; i < a.n_products; ++i) in_list("products", i, [&] { check(a.product(i)); });
+}
+
+void check(const QuantizeWeightArgs& a) {
+  expect_float("x", a.x);
+  expect_shape("x", a.x, {kAny, kAny});
+  expect_dtype("out", a.out, DType::kI8);
+  expect_shape("out", a.out, {a.x.size(0), a.x.size(1)});
+  expect_dtype("scales", a.scales, DType::kF32);
+  expect_shape("scales", a.scales, {a.x.size(0)});
 }
 
 void check(const RopeTableArgs& a) {

@@ -11,6 +11,7 @@ export const kTolerance = {
   lse: 2e-5,
   probeScores: 1e-4,
   f32Linear: 1e-5,
+  i8Linear: 1e-4,
   f16Output: 6e-4,
   f32Norm: 3e-6,
   f32Activation: 2e-6,

@@ -32,6 +32,8 @@ export interface BenchReport {
     readonly threads: number
     /** What the models compute in. */
     readonly dtype: string
+    /** How matrices of the models are kept. */
+    readonly weights: string
     readonly full: boolean
     readonly filter: string | null
     readonly seed: number

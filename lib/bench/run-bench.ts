@@ -1,6 +1,7 @@
 import { loadModel } from '../engine/load-model.js'
 import { ZipCacheError } from '../errors.js'
 import { readModelConfig } from '../model/config.js'
+import type { ComputeDtype, WeightFormat } from '../model/weights.js'
 import { Device } from '../ops/index.js'
 import { attentionCases } from './attention-cases.js'
 import { BenchTensors } from './bench-tensors.js'
@@ -41,7 +42,9 @@ export interface BenchOptions {
   /** Default one a core. */
   readonly threads?: number | undefined
   /** What models compute in; default `f32`. */
-  readonly dtype?: 'f32' | 'bf16' | undefined
+  readonly dtype?: ComputeDtype | undefined
+  /** How matrices of models are kept; default `stored`. */
+  readonly weights?: WeightFormat | undefined
   readonly models: readonly BenchModel[]
   /** Prompt lengths in tokens. */
   readonly contexts: readonly number[]
@@ -90,7 +93,7 @@ const kMaxColdBytes = 1 << 29
  * something wrong, as `Device.open` and `loadModel` do, and with `signal.reason` when aborted.
  */
 export async function runBench(options: BenchOptions): Promise<BenchReport> {
-  const { full = false, dtype = 'f32', seed = 0, signal } = options
+  const { full = false, dtype = 'f32', weights = 'stored', seed = 0, signal } = options
   const begin = performance.now()
   const plan = planBench(options)
   await checkPositions(plan)
@@ -117,7 +120,8 @@ export async function runBench(options: BenchOptions): Promise<BenchReport> {
     const prefill: PrefillTimes[] = []
     const decode: DecodeTimes[] = []
     for (const model of plan.models) {
-      await withSteps(model, { device, dtype, seed, roofs, plan, progress, signal }, (times) => {
+      const running = { device, dtype, weights, seed, roofs, plan, progress, signal }
+      await withSteps(model, running, (times) => {
         prefill.push(...times.prefill)
         decode.push(...times.decode)
       })
@@ -135,7 +139,7 @@ export async function runBench(options: BenchOptions): Promise<BenchReport> {
       schema: 'zipcache-bench-1',
       machine,
       settings: {
-        ...{ device: name, isa, threads: nThreads, dtype, full },
+        ...{ device: name, isa, threads: nThreads, dtype, weights, full },
         filter: options.filter?.source ?? null,
         seed,
       },
@@ -300,13 +304,13 @@ async function timeGroup(
 
 async function withSteps(
   model: ModelPlan,
-  running: Running & { dtype: 'f32' | 'bf16'; seed: number },
+  running: Running & { dtype: ComputeDtype; weights: WeightFormat; seed: number },
   receive: (times: { prefill: PrefillTimes[]; decode: DecodeTimes[] }) => void,
 ): Promise<void> {
-  const { device, dtype, seed, roofs, plan, progress, signal } = running
+  const { device, dtype, weights, seed, roofs, plan, progress, signal } = running
   const { tokens, effort } = plan
   const use = async (dir: string) => {
-    const loaded = await loadModel(dir, { device, dtype, ...(signal ? { signal } : {}) })
+    const loaded = await loadModel(dir, { device, dtype, weights, ...(signal ? { signal } : {}) })
     try {
       for (const { context, policies, ...rows } of model.contexts) {
         const before = progress.done

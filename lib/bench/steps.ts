@@ -234,7 +234,7 @@ function compressedTokens(sequence: Sequence): number {
 
 /** What a step of a model must read and compute. */
 async function stepWork(model: Model, dir: string) {
-  const { config, dtype } = model
+  const { config, dtype, weights } = model
   const { tensors } = await openCheckpoint(dir)
   // A step reads one row of the embedding, and all of it where it is the output projection too.
   const skipped = config.tieWordEmbeddings ? '' : 'model.embed_tokens.weight'
@@ -243,9 +243,11 @@ async function stepWork(model: Model, dir: string) {
   for (const [name, { shape, sizeBytes }] of tensors) {
     if (name === skipped) continue
     const length = shape.reduce((all, size) => all * size, 1)
+    const isMatrix = shape.length === 2
     // bf16 rounds the weights; else they stay as they are in the file.
-    weightBytes += dtype === 'bf16' ? 2 * length : sizeBytes
-    if (shape.length === 2) products += length
+    if (isMatrix && weights === 'int8') weightBytes += length + 4 * (shape[0] as number)
+    else weightBytes += dtype === 'bf16' ? 2 * length : sizeBytes
+    if (isMatrix) products += length
   }
   const head = config.vocabSize * config.hiddenSize
   const attention = 4 * config.nHeads * config.headDim * config.nLayers

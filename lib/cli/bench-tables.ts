@@ -21,11 +21,11 @@ export function formatBenchReport(report: BenchReport): string {
 export function machinePairs({ machine, settings, seconds }: BenchReport): [string, string][] {
   const { cpu, cores, cpuFlags, lastLevelCacheBytes, memoryBytes, os, node } = machine
   const cache = lastLevelCacheBytes === null ? '' : `, ${formatBytes(lastLevelCacheBytes)} cache`
-  const { device, isa, threads, dtype, filter } = settings
+  const { device, isa, threads, dtype, weights, filter } = settings
   const pairs: [string, string | null][] = [
     ['machine', `${cpu}, ${cores} cores${cache}, ${formatBytes(memoryBytes)}; ${os}`],
     ['flags', cpuFlags?.join(' ') ?? null],
-    ['device', `${device} (${isa}), ${threads} threads, models in ${dtype}`],
+    ['device', `${device} (${isa}), ${threads} threads, models in ${dtype}, weights ${weights}`],
     ['zipcache', `${machine.version}${machine.commit ? ` (${machine.commit})` : ''}, Node ${node}`],
     ['filter', filter],
     ['took', `${seconds.toFixed(0)} s`],

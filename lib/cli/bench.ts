@@ -3,6 +3,7 @@ import { Argument, type Command } from 'commander'
 import type { BenchReport } from '../bench/report.js'
 import { BENCH_PARTS, type BenchPart, runBench } from '../bench/run-bench.js'
 import { exampleModel } from '../model/example-model.js'
+import type { ComputeDtype, WeightFormat } from '../model/weights.js'
 import { formatBenchPage } from './bench-page.js'
 import { formatBenchReport } from './bench-tables.js'
 import {
@@ -13,13 +14,16 @@ import {
   policyName,
   regularExpression,
   seed,
+  weightFormat,
+  weightsOption,
 } from './options.js'
 import { expectWritable, print, printJson, withProgress, writeOutput } from './output.js'
 
 interface BenchCommandOptions {
   readonly device: string
   readonly threads?: number
-  readonly dtype: 'f32' | 'bf16'
+  readonly dtype: ComputeDtype
+  readonly weights: WeightFormat
   readonly filter?: RegExp
   readonly full?: boolean
   readonly model?: string
@@ -71,17 +75,18 @@ export function addBenchCommand(program: Command, signal: AbortSignal): void {
     .option('--seed <n>', 'makes other prompts', seed, 0)
     .option('--device <name>', 'device that computes', 'cpu')
     .option('--dtype <type>', 'models compute in f32 or bf16', choice('f32', 'bf16'), 'f32')
+    .option(...weightsOption, weightFormat, 'stored')
     .option('--threads <n>', 'threads that compute (default: one a core)', integer(1, 1024))
     .option('--json [file]', 'print one JSON document, or write it to a file beside the tables')
     .option('--html <file>', 'write a page with plots')
     .action(async (part: BenchPart | undefined, options: BenchCommandOptions) => {
       const { json, html, filter, full = false, model, context, policy } = options
-      const { device, threads, dtype, tokens } = options
+      const { device, threads, dtype, weights, tokens } = options
       if (typeof json === 'string') await expectWritable(json, '--json')
       if (html !== undefined) await expectWritable(html, '--html')
       const report = await withProgress('bench', json !== true, (onProgress) =>
         runBench({
-          ...{ device, threads, dtype, tokens, full, filter, signal, onProgress },
+          ...{ device, threads, dtype, weights, tokens, full, filter, signal, onProgress },
           parts: part === undefined ? BENCH_PARTS : [part],
           models: modelsOf(model),
           contexts: context ?? (full ? kFullContexts : kContexts),

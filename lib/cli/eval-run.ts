@@ -105,10 +105,19 @@ export async function runEval(
 
 async function openAskers(
   tasks: readonly TaskSpec[],
-  { model, device, dtype, threads, questions, seed, jobs }: EvalOptions & { model: string },
+  {
+    model,
+    device,
+    dtype,
+    weights,
+    threads,
+    questions,
+    seed,
+    jobs,
+  }: EvalOptions & { model: string },
   signal: AbortSignal,
 ): Promise<Asker[]> {
-  const setting = { dir: model, device, dtype, tasks, questions, seed }
+  const setting = { dir: model, device, dtype, weights, tasks, questions, seed }
   if (jobs === 1) return [await modelAsker({ ...setting, threads }, signal)]
   const share = Math.max(1, Math.floor(availableParallelism() / jobs))
   const started = await Promise.allSettled(

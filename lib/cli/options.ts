@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { type Command, InvalidArgumentError } from 'commander'
 import { ZipCacheError } from '../errors.js'
+import type { ComputeDtype, WeightFormat } from '../model/weights.js'
 import { type PolicySpec, resolvePolicy } from '../policy/index.js'
 
 /** The folder of the package. */
@@ -130,7 +131,8 @@ function range(min: number, max: number): string {
 /** Where and in what a model computes. */
 export interface DeviceOptions {
   readonly device: string
-  readonly dtype: 'f32' | 'bf16'
+  readonly dtype: ComputeDtype
+  readonly weights: WeightFormat
   readonly threads?: number
 }
 
@@ -139,15 +141,24 @@ export interface ModelOptions extends DeviceOptions {
   readonly json?: boolean
 }
 
-/** Adds `--device`, `--dtype` and `--threads` to a command. */
+/** Adds `--device`, `--dtype`, `--weights` and `--threads` to a command. */
 export function addDeviceOptions(command: Command): Command {
   return command
     .option('--device <name>', 'device that computes', 'cpu')
     .option('--dtype <type>', 'compute in f32 or bf16', choice('f32', 'bf16'), 'f32')
+    .option(...weightsOption, weightFormat, 'stored')
     .option('--threads <n>', 'threads that compute (default: one a core)', integer(1, 1024))
 }
 
-/** Adds `--device`, `--dtype`, `--threads` and `--json` to a command. */
+/** Flags of `--weights`, and what help says of it. */
+export const weightsOption = [
+  '--weights <format>',
+  'matrices as they are stored, or int8, rounded to 8 bits when the model is loaded',
+] as const
+
+export const weightFormat = choice<WeightFormat>('stored', 'int8')
+
+/** Adds `--device`, `--dtype`, `--weights`, `--threads` and `--json` to a command. */
 export function addModelOptions(command: Command): Command {
   return addDeviceOptions(command).option(
     '--json',

@@ -6,6 +6,7 @@ import type { Model } from '../engine/model.js'
 import { ZipCacheError } from '../errors.js'
 import { generateLineRetrieval } from '../eval/line-retrieval-prompt.js'
 import { readGenerationConfig } from '../model/generation-config.js'
+import type { ComputeDtype, WeightFormat } from '../model/weights.js'
 import { Device } from '../ops/index.js'
 import type { PolicySpec } from '../policy/index.js'
 import { checkKvMemoryOf } from '../server/backend.js'
@@ -17,7 +18,16 @@ import {
   type ServerOptions,
 } from '../server/index.js'
 import { parseKeys } from '../server/keys.js'
-import { choice, decimal, integer, list, policyName, policySpec } from './options.js'
+import {
+  choice,
+  decimal,
+  integer,
+  list,
+  policyName,
+  policySpec,
+  weightFormat,
+  weightsOption,
+} from './options.js'
 import { say } from './output.js'
 
 /** Options as they come from flags, environment, configuration file and defaults. */
@@ -29,7 +39,8 @@ interface ServeOptions {
   readonly host: string
   readonly port: number
   readonly device: string
-  readonly dtype: 'f32' | 'bf16'
+  readonly dtype: ComputeDtype
+  readonly weights: WeightFormat
   readonly threads?: number
   readonly kvMemory?: number
   readonly prefixMemory: number
@@ -115,6 +126,9 @@ function serveOptions(): Option[] {
     flag('--dtype <type>', 'compute in f32 or bf16')
       .argParser(choice('f32', 'bf16'))
       .default('f32'),
+    flag(...weightsOption)
+      .argParser(weightFormat)
+      .default('stored'),
     flag('--threads <n>', 'threads that compute (default: one a core)').argParser(integer(1, 1024)),
     flag(
       '--kv-memory <bytes>',
@@ -268,7 +282,7 @@ function bytes(min: number): (value: string) => number {
 }
 
 async function serve(command: Command, options: ServeOptions, signal: AbortSignal): Promise<void> {
-  const { model: dir, device: name, dtype, threads } = options
+  const { model: dir, device: name, dtype, weights, threads } = options
   if (dir === undefined) {
     command.error("required option '--model <dir>' not specified", {
       code: 'commander.missingMandatoryOptionValue',
@@ -283,7 +297,7 @@ async function serve(command: Command, options: ServeOptions, signal: AbortSigna
     try {
       checkKvMemoryOf(device, options.kvMemory) // before a model is loaded for nothing
       const kvMemory = OWN_ENGINE_BYTES
-      const model = await loadModel(dir, { device, dtype, kvMemory, signal })
+      const model = await loadModel(dir, { device, dtype, weights, kvMemory, signal })
       try {
         server.serve(model, { examples: examplesOf(model) })
         const seconds = (performance.now() - startedAt) / 1000

@@ -5,11 +5,11 @@ import type { DeviceOptions } from './options.js'
 /** Loads a model, uses it, and disposes of it whatever happens. */
 export async function withModel<T>(
   dir: string,
-  { device, dtype, threads }: DeviceOptions,
+  { device, dtype, weights, threads }: DeviceOptions,
   signal: AbortSignal,
   use: (model: Model) => Promise<T>,
 ): Promise<T> {
-  const model = await loadModel(dir, { device, dtype, threads, signal })
+  const model = await loadModel(dir, { device, dtype, weights, threads, signal })
   try {
     return await use(model)
   } finally {

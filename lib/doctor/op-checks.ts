@@ -46,6 +46,25 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
     }
   },
 
+  // With weights of 8 bits, which no GPU multiplies yet.
+  quantizeWeight: async (tensors) => {
+    if (tensors.device.info.kind !== 'cpu') return
+    const [m, n, k] = [3, 33, 80]
+    const x = tensors.normal('bf16', [m, k], { seed: 2 })
+    const stored = tensors.normal('f16', [n, k], { deviation: 0.25 })
+    const weight = tensors.output('i8', [n, k])
+    const scales = tensors.output('f32', [n])
+    const out = tensors.output('f32', [m, n])
+    ops.quantizeWeight({ x: stored, out: weight, scales })
+    ops.linear({ x, weight, scales, out })
+    const [xs, weights, codes, ss, actual] = await valuesOfAll(x, stored, weight, scales, out)
+    const quantized = reference.quantizeWeight({ x: weights, n, k })
+    exactly('codes', codes, quantized.codes)
+    exactly('scales', ss, quantized.scales)
+    const expected = reference.linear({ x: xs, weight: codes, scales: ss, m, n, k })
+    checkClose(actual, expected, { name: 'out', tolerance: kTolerance.i8Linear, rowLength: n })
+  },
+
   embedding: async (tensors) => {
     const weight = tensors.normal('f32', [9, 8])
     const ids = [8, 0, 3]

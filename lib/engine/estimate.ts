@@ -13,6 +13,7 @@ import {
   tableWords,
 } from '../cache/index.js'
 import type { ForwardModel } from '../model/forward.js'
+import { namedTensors } from '../model/weights.js'
 import { DTYPE_BYTES } from '../ops/index.js'
 import type { CachePolicy } from '../policy/index.js'
 import type { Compression, PrecisionClass, RowPlan } from '../policy/policy.js'
@@ -188,8 +189,7 @@ function activationBytes(
 }
 
 function weightBytes({ weights }: ForwardModel): number {
-  const tensors = new Set([weights.embedding, weights.norm, weights.lmHead])
-  for (const layer of weights.layers) for (const tensor of Object.values(layer)) tensors.add(tensor)
+  const tensors = new Set(namedTensors(weights).map(([, tensor]) => tensor))
   return [...tensors].reduce((sum, { sizeBytes }) => sum + sizeBytes, 0)
 }
 

@@ -3,7 +3,7 @@ import type { ModelConfig } from '../model/config.js'
 import { fingerprintOf } from '../model/fingerprint.js'
 import type { ForwardModel } from '../model/forward.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
-import type { ComputeDtype } from '../model/weights.js'
+import type { ComputeDtype, WeightFormat } from '../model/weights.js'
 import type { Device } from '../ops/index.js'
 import { type PolicySpec, resolvePolicy } from '../policy/index.js'
 import {
@@ -35,6 +35,8 @@ export class Model {
   readonly config: ModelConfig
   /** What the model computes in. */
   readonly dtype: ComputeDtype
+  /** How its matrices are kept. */
+  readonly weights: WeightFormat
   /** Where its weights lie and where it computes. */
   readonly device: Device
   /** null when the folder has no tokenizer.json: prompts are token ids then. */
@@ -54,6 +56,7 @@ export class Model {
   ) {
     this.config = forwardModel.config
     this.dtype = forwardModel.dtype
+    this.weights = forwardModel.weightFormat
     this.device = forwardModel.device
     this.tokenizer = tokenizer
     this.#forward = forwardModel

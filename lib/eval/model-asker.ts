@@ -9,15 +9,21 @@ import type { WorkerSetting } from './worker-asker.js'
  * Rejects as `loadModel` and `localAsker`.
  */
 export async function modelAsker(setting: WorkerSetting, signal?: AbortSignal): Promise<Asker> {
-  const { dir, device, dtype, threads, tasks, questions, seed } = setting
+  const { dir, device, dtype, weights, threads, tasks, questions, seed } = setting
   const model = await loadModel(dir, {
     ...{ device, dtype },
+    ...(weights === undefined ? {} : { weights }),
     ...(threads === undefined ? {} : { threads }),
     ...(signal === undefined ? {} : { signal }),
   })
   try {
     const { name, isa } = model.device.info
-    const identity = { model: await model.fingerprint(), device: `${name} (${isa})`, dtype }
+    const identity = {
+      model: await model.fingerprint(),
+      device: `${name} (${isa})`,
+      dtype,
+      ...(model.weights === 'stored' ? {} : { weights: model.weights }),
+    }
     const release = () => model.dispose()
     return await localAsker({ model, tasks, questions, seed, identity, release })
   } catch (error) {

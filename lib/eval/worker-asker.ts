@@ -1,6 +1,7 @@
 import { join } from 'node:path'
 import { Worker } from 'node:worker_threads'
 import { type ErrorCode, ZipCacheError } from '../errors.js'
+import type { ComputeDtype, WeightFormat } from '../model/weights.js'
 import type { Answer, Asker, Unit } from './asker.js'
 import type { TaskFacts } from './task.js'
 import type { TaskSpec } from './task-list.js'
@@ -12,7 +13,9 @@ export interface WorkerSetting {
   /** As `Device.open` takes it. */
   readonly device: string
   /** What the model computes in. */
-  readonly dtype: 'f32' | 'bf16'
+  readonly dtype: ComputeDtype
+  /** How its matrices are kept; default `stored`. */
+  readonly weights?: WeightFormat | undefined
   /** Threads of the CPU; default one a core. */
   readonly threads?: number | undefined
   /** What will be asked. */

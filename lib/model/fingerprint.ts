@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto'
 import type { Tensor } from '../ops/index.js'
 import type { ForwardModel } from './forward.js'
+import { namedTensors } from './weights.js'
 
 /** Elements of a weight that are looked at, from its beginning and from its end. */
 const SAMPLE = 512
@@ -24,14 +25,7 @@ export function fingerprintOf(model: ForwardModel): Promise<string> {
 }
 
 async function computeFingerprint({ config, dtype, weights }: ForwardModel): Promise<string> {
-  const all: [string, Tensor][] = [
-    ['embedding', weights.embedding],
-    ['norm', weights.norm],
-    ['lmHead', weights.lmHead],
-  ]
-  weights.layers.forEach((layer, index) => {
-    for (const [role, tensor] of Object.entries(layer)) all.push([`${index}.${role}`, tensor])
-  })
+  const all = namedTensors(weights)
   // All are enqueued before any is awaited: each wait may be as long as a decode step of others.
   const samples = await Promise.all(all.map(([, tensor]) => readSamples(tensor)))
   const hash = createHash('sha256').update(JSON.stringify({ config, dtype }))

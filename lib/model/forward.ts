@@ -16,7 +16,14 @@ import {
 } from '../ops/index.js'
 import type { ModelConfig } from './config.js'
 import type { Scratch } from './scratch.js'
-import type { AttentionDtype, ComputeDtype, LayerWeights, ModelWeights } from './weights.js'
+import type {
+  AttentionDtype,
+  ComputeDtype,
+  LayerWeights,
+  Matrix,
+  ModelWeights,
+  WeightFormat,
+} from './weights.js'
 
 /** A model as the forward pass needs it. */
 export interface ForwardModel {
@@ -24,6 +31,7 @@ export interface ForwardModel {
   readonly config: ModelConfig
   readonly weights: ModelWeights
   readonly dtype: ComputeDtype
+  readonly weightFormat: WeightFormat
   /** Type of Q, K, V and of attention's output. */
   readonly attentionDtype: AttentionDtype
   /** (head_dim / 2) f32. */
@@ -188,24 +196,24 @@ export function runLayer(
   const { x, normed, rawQ, rawK, headRows } = block
   rmsNorm({ x, weight: need(w.inputNorm), out: normed, eps })
   const qkv = [
-    { weight: need(w.qProj), bias: w.qBias, out: rawQ },
-    { weight: need(w.kProj), bias: w.kBias, out: rawK },
-    { weight: need(w.vProj), bias: w.vBias, out: block.vRows },
+    { ...need(w.qProj), bias: w.qBias, out: rawQ },
+    { ...need(w.kProj), bias: w.kBias, out: rawK },
+    { ...need(w.vProj), bias: w.vBias, out: block.vRows },
   ]
   groupedLinear({ x: normed, products: qkv })
   if (w.qNorm) rmsNorm({ x: headRows.q, weight: w.qNorm, out: headRows.q, eps })
   if (w.kNorm) rmsNorm({ x: headRows.k, weight: w.kNorm, out: headRows.k, eps })
   attend()
-  linear({ x: block.attended, weight: need(w.oProj), bias: w.oBias, out: x, accumulate: true })
+  linear({ x: block.attended, ...need(w.oProj), bias: w.oBias, out: x, accumulate: true })
   // x += down(silu(gate(norm(x))) * up(norm(x)))
   rmsNorm({ x, weight: need(w.postAttentionNorm), out: normed, eps })
   const gateUp = [
-    { weight: need(w.gateProj), out: block.gate },
-    { weight: need(w.upProj), out: block.up },
+    { ...need(w.gateProj), out: block.gate },
+    { ...need(w.upProj), out: block.up },
   ]
   groupedLinear({ x: normed, products: gateUp })
   siluGate({ gate: block.gate, up: block.up, out: block.gated })
-  linear({ x: block.gated, weight: need(w.downProj), out: x, accumulate: true })
+  linear({ x: block.gated, ...need(w.downProj), out: x, accumulate: true })
 }
 
 /**
@@ -222,7 +230,7 @@ export function logitsOfAll(
   const normed = scratch.tensor(dtype, [nRows, config.hiddenSize])
   const logits = scratch.tensor('f32', [nRows, config.vocabSize])
   rmsNorm({ x, weight: weights.norm, out: normed, eps: config.rmsNormEps })
-  linear({ x: normed, weight: weights.lmHead, out: logits })
+  linear({ x: normed, ...weights.lmHead, out: logits })
   return logits
 }
 
@@ -239,6 +247,6 @@ export function logitsOf(
 }
 
 /** Weights were checked when the checkpoint was opened. */
-function need(weight: Tensor | undefined): Tensor {
-  return weight as Tensor
+function need<Weight extends Tensor | Matrix>(weight: Weight | undefined): Weight {
+  return weight as Weight
 }

@@ -5,6 +5,7 @@ import {
   type Device,
   type DType,
   type MappedFile,
+  quantizeWeight,
   type Tensor,
 } from '../ops/index.js'
 import type { ModelWeight, WeightRole } from './checkpoint.js'
@@ -26,22 +27,21 @@ export function attentionDtypeOf(dtype: ComputeDtype): AttentionDtype {
   return dtype === 'f32' ? 'f32' : 'f16'
 }
 
-/** Weights that exist once a layer; biases and head norms only where the architecture has them. */
-export type LayerWeights = Partial<Record<WeightRole, Tensor>>
+/**
+ * How the matrices of a model are kept: in the type of the file (or rounded to the model's), or as
+ * codes of 8 bits with a scale for each row.
+ */
+export type WeightFormat = 'stored' | 'int8'
 
-/** The weights of a model on its device. */
-export interface ModelWeights {
-  readonly embedding: Tensor
-  readonly layers: readonly LayerWeights[]
-  readonly norm: Tensor
-  /** The embedding again when they are tied. */
-  readonly lmHead: Tensor
-  dispose(): void
+/** What multiplies activations. */
+export interface Matrix {
+  /** (out, in), i8 where there are scales. */
+  readonly weight: Tensor
+  /** (out) */
+  readonly scales?: Tensor<'f32'>
 }
 
-const DTYPE_OF: Record<string, DType> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
-
-const MATRICES: readonly WeightRole[] = [
+const MATRICES = [
   'qProj',
   'kProj',
   'vProj',
@@ -50,12 +50,32 @@ const MATRICES: readonly WeightRole[] = [
   'upProj',
   'downProj',
   'lmHead',
-]
+] as const satisfies readonly WeightRole[]
+
+type MatrixRole = (typeof MATRICES)[number]
+
+/** Weights that exist once a layer; biases and head norms only where the architecture has them. */
+export type LayerWeights = { [Role in MatrixRole]?: Matrix } & {
+  [Role in Exclude<WeightRole, MatrixRole>]?: Tensor
+}
+
+/** The weights of a model on its device. */
+export interface ModelWeights {
+  readonly embedding: Tensor
+  readonly layers: readonly LayerWeights[]
+  readonly norm: Tensor
+  /** The embedding again when they are tied. */
+  readonly lmHead: Matrix
+  dispose(): void
+}
+
+const DTYPE_OF: Record<string, DType> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
 
 /**
  * Maps the weights of a checkpoint into memory. With `f32` every weight stays in the file's own
  * type and is widened where it is used, which loses nothing and copies nothing; with `bf16`
- * matrices of another type are rounded to it.
+ * matrices of another type are rounded to it. With `int8` matrices are quantized instead, from what
+ * the file says.
  *
  * Rejects with `ERR_ZC_NUMERIC` naming the first tensor that holds NaN or infinity, `ERR_ZC_IO` or
  * `ERR_ZC_CHECKPOINT` when a file has changed since its header was read, and with `signal.reason`
@@ -65,46 +85,88 @@ export async function loadWeights(
   device: Device,
   weights: readonly ModelWeight[],
   dtype: ComputeDtype,
+  format: WeightFormat,
   signal?: AbortSignal,
 ): Promise<ModelWeights> {
   const tensors = new Set<Tensor>()
+  const make = <D extends DType>(dtype: D, shape: readonly number[]) => {
+    const tensor = device.tensor(dtype, shape)
+    tensors.add(tensor)
+    return tensor
+  }
+  const toMatrix = (x: Tensor): Matrix => {
+    if (format === 'int8') {
+      const matrix = { weight: make('i8', x.shape), scales: make('f32', x.shape.slice(0, 1)) }
+      quantizeWeight({ x, out: matrix.weight, scales: matrix.scales })
+      return matrix
+    }
+    if (dtype === 'f32' || x.dtype === 'bf16') return { weight: x }
+    const out = make('bf16', x.shape)
+    convert({ x, out })
+    return { weight: out }
+  }
   const dispose = () => {
     for (const tensor of tensors) tensor.dispose()
   }
   try {
     const files = new Map<string, MappedFile>()
-    const byRole: Partial<Record<WeightRole, Tensor>> = {}
+    const once: LayerWeights = {}
     const layers: LayerWeights[] = []
     for (const weight of weights) {
       const { file: path, offset } = weight.tensor
       const file = files.get(path) ?? device.mapFile(path)
       files.set(path, file)
-      let tensor: Tensor = device.fromFile(file, offset, storedDtype(weight), weight.shape)
-      tensors.add(tensor)
-      await refuseNonFinite(tensor, weight.name)
-      if (dtype === 'bf16' && tensor.dtype !== 'bf16' && MATRICES.includes(weight.role)) {
-        const stored = tensor
-        tensor = device.tensor('bf16', weight.shape)
-        tensors.add(tensor)
-        convert({ x: stored, out: tensor })
-        stored.dispose()
-      }
-      if (weight.layer === null) byRole[weight.role] = tensor
-      else {
-        layers[weight.layer] ??= {}
-        ;(layers[weight.layer] as LayerWeights)[weight.role] = tensor
-      }
+      const stored: Tensor = device.fromFile(file, offset, storedDtype(weight), weight.shape)
+      tensors.add(stored)
+      await refuseNonFinite(stored, weight.name)
+      const { role, layer } = weight
+      if (layer !== null) layers[layer] ??= {}
+      const own = layer === null ? once : (layers[layer] as LayerWeights)
+      if (isMatrix(role)) {
+        const matrix = toMatrix(stored)
+        if (matrix.weight !== stored) stored.dispose()
+        own[role] = matrix
+      } else own[role] = stored
       signal?.throwIfAborted()
     }
-    await device.sync()
-    const { embedding, norm } = byRole
+    const { embedding, norm } = once
     if (!embedding || !norm)
       throw new ZipCacheError('ERR_ZC_INTERNAL', 'weights: no embedding or norm')
-    return { embedding, layers, norm, lmHead: byRole.lmHead ?? embedding, dispose }
+    // Token embeddings are looked up in the file's own type, whatever they are multiplied in.
+    const lmHead = once.lmHead ?? (format === 'int8' ? toMatrix(embedding) : { weight: embedding })
+    await device.sync()
+    return { embedding, layers, norm, lmHead, dispose }
   } catch (error) {
     dispose()
     throw error
   }
+}
+
+/** All tensors of a model by name, each as often as it is used. */
+export function namedTensors({
+  embedding,
+  norm,
+  lmHead,
+  layers,
+}: ModelWeights): [string, Tensor][] {
+  const all: [string, Tensor][] = []
+  const add = (name: string, own: Tensor | Matrix) => {
+    if ('weight' in own) {
+      all.push([name, own.weight])
+      if (own.scales) all.push([`${name}.scales`, own.scales])
+    } else all.push([name, own])
+  }
+  add('embedding', embedding)
+  add('norm', norm)
+  add('lmHead', lmHead)
+  for (const [index, layer] of layers.entries()) {
+    for (const [role, own] of Object.entries(layer)) add(`${index}.${role}`, own)
+  }
+  return all
+}
+
+function isMatrix(role: WeightRole): role is MatrixRole {
+  return (MATRICES as readonly WeightRole[]).includes(role)
 }
 
 function storedDtype({ name, tensor }: ModelWeight): DType {

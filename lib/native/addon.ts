@@ -222,9 +222,10 @@ export interface Addon {
   storeProbes(q: T, lse: T, slots: T, probeQ: T, probeLse: T): void
   embedding(ids: T, weight: T, out: T): void
   rmsNorm(x: T, weight: T, out: T, eps: number): void
-  linear(x: T, weight: T, bias: Optional, out: T, accumulate: boolean): void
-  /** Of each product: weight, bias, out. */
+  linear(x: T, weight: T, scales: Optional, bias: Optional, out: T, accumulate: boolean): void
+  /** Of each product: weight, scales, bias, out. */
   groupedLinear(x: T, nProducts: number, ...products: Optional[]): void
+  quantizeWeight(x: T, out: T, scales: T): void
   ropeTable(positions: T, invFreq: T, cos: T, sin: T, attentionScale: number): void
   rope(x: T, cos: T, sin: T, out: T): void
   siluGate(gate: T, up: T, out: T): void

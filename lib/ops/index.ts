@@ -14,7 +14,14 @@ export { DTYPE_BYTES, DTYPES, type DType, TYPED_ARRAYS, type TypedArrays } from 
 export { type EmbeddingArgs, embedding } from './embedding.js'
 export { type FeedTokensArgs, feedTokens } from './feed-tokens.js'
 export { type FlashAttentionArgs, flashAttention } from './flash-attention.js'
-export { type GroupedLinearArgs, groupedLinear, type LinearArgs, linear } from './linear.js'
+export {
+  type GroupedLinearArgs,
+  groupedLinear,
+  type LinearArgs,
+  linear,
+  type QuantizeWeightArgs,
+  quantizeWeight,
+} from './linear.js'
 export { type MergeAttentionArgs, mergeAttention } from './merge-attention.js'
 export { type MixedAttentionArgs, mixedAttention } from './mixed-attention.js'
 export { type ProbeAttentionArgs, probeAttention, type SaliencyMetric } from './probe-attention.js'

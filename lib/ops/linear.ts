@@ -5,8 +5,10 @@ import type { Tensor } from './tensor.js'
 export interface LinearArgs {
   /** (m, k) f32, f16 or bf16. */
   x: Tensor
-  /** (n, k) f32, f16 or bf16. */
+  /** (n, k) f32, f16 or bf16, or i8 with `scales`. */
   weight: Tensor
+  /** (n) f32: of a weight of i8 alone, as `quantizeWeight` gives it. */
+  scales?: Tensor<'f32'> | undefined
   /** (n) f32, f16 or bf16; default none. */
   bias?: Tensor | undefined
   /** (m, n) f32, f16 or bf16, out. */
@@ -19,12 +21,17 @@ export interface LinearArgs {
  * out = x W^T + bias, or out += that with `accumulate`. Products and sums are float32; the order of
  * summation over k depends neither on the number of rows nor on the number of threads.
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
+ * With a weight of i8, W is each row of it times its scale. Every 256 elements of a row of x are
+ * rounded to 16 bits, the largest of them to 2^15 - 1; integers are multiplied and summed without an
+ * error, and what 256 elements give is added in float32. On the CPU alone.
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_UNSUPPORTED` for a weight of i8 on a GPU.
  */
 export function linear(args: LinearArgs): void {
   loadAddon().linear(
     args.x.handle,
     args.weight.handle,
+    args.scales?.handle,
     args.bias?.handle,
     args.out.handle,
     args.accumulate ?? false,
@@ -37,8 +44,10 @@ export interface GroupedLinearArgs {
   x: Tensor
   /** One to three. */
   products: readonly {
-    /** (n, k) f32, f16 or bf16; n is each product's own. */
+    /** (n, k) f32, f16 or bf16, or i8 with `scales`; n is each product's own. */
     readonly weight: Tensor
+    /** (n) f32: of a weight of i8 alone. */
+    readonly scales?: Tensor<'f32'> | undefined
     /** (n) f32, f16 or bf16; default none. */
     readonly bias?: Tensor | undefined
     /** (m, n) f32, f16 or bf16, out. */
@@ -50,11 +59,31 @@ export interface GroupedLinearArgs {
  * out = x W^T + bias for several weights over one x, each to the bit as `linear` gives it: Q, K and V,
  * or gate and up. On a GPU one kernel computes them where rows are few.
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, and `ERR_ZC_ARGUMENT` for none or too many products.
+ * Throws as `linear`, and `ERR_ZC_ARGUMENT` for none or too many products.
  */
 export function groupedLinear({ x, products }: GroupedLinearArgs): void {
-  const flat = products.flatMap(({ weight, bias, out }) => [
-    ...[weight.handle, bias?.handle, out.handle],
+  const flat = products.flatMap(({ weight, scales, bias, out }) => [
+    ...[weight.handle, scales?.handle, bias?.handle, out.handle],
   ])
   loadAddon().groupedLinear(x.handle, products.length, ...flat)
+}
+
+/** Arguments of `quantizeWeight`. */
+export interface QuantizeWeightArgs {
+  /** (n, k) f32, f16 or bf16. */
+  x: Tensor
+  /** (n, k) i8, out: codes of -127 to 127. */
+  out: Tensor<'i8'>
+  /** (n) f32, out. */
+  scales: Tensor<'f32'>
+}
+
+/**
+ * A weight in 8 bits: of each row scale = max|x| / 127 and codes x / scale, rounded to the nearest, ties
+ * to even. The scale of a row that holds NaN or infinity is NaN. On the CPU alone.
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_UNSUPPORTED` on a GPU.
+ */
+export function quantizeWeight({ x, out, scales }: QuantizeWeightArgs): void {
+  loadAddon().quantizeWeight(x.handle, out.handle, scales.handle)
 }

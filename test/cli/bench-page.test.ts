@@ -30,7 +30,15 @@ const report: BenchReport = {
     ...{ memoryBytes: 2 ** 34, os: 'linux 6 x64', node: 'v20', version: '1.2.3', commit: 'abc' },
   },
   settings: {
-    ...{ device: 'cpu', isa: 'avx2', threads: 2, dtype: 'f32', full: false, seed: 0 },
+    ...{
+      device: 'cpu',
+      isa: 'avx2',
+      threads: 2,
+      dtype: 'f32',
+      weights: 'stored',
+      full: false,
+      seed: 0,
+    },
     filter: hostile,
   },
   roofs: [

@@ -168,6 +168,7 @@ describeDevices('tensors', (name) => {
         ['bf16', Uint16Array.of(3, 4, 5)],
         ['i32', Int32Array.of(-1, 2 ** 31 - 1, 0)],
         ['u8', Uint8Array.of(0, 255, 7)],
+        ['i8', Int8Array.of(0, -127, 7)],
       ] as const
       for (const [dtype, values] of arrays) {
         const tensor = device.from(values, [3], dtype)

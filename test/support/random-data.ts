@@ -1,3 +1,4 @@
+import type { DType, TypedArrays } from '../../lib/ops/index.js'
 import {
   type FloatDtype,
   f32ToBf16,
@@ -62,6 +63,12 @@ export function randomValues(seed: number, { nTokens, nKvHeads, headDim }: KvSha
   })
 }
 
+/** Whole numbers of [0, bound). */
+export function integers(seed: number, length: number, bound: number): Int32Array {
+  const next = randomNumbers(seed)
+  return Int32Array.from({ length }, () => Math.floor(next() * bound))
+}
+
 /** Numbers as a tensor of some dtype stores them, beside the values they then have. */
 export interface StoredValues {
   /** what `Tensor.write` takes: f32 values, or raw f16 or bf16 bits */
@@ -92,9 +99,7 @@ export function storeAs(dtype: FloatDtype, x: ArrayLike<number>): StoredValues {
  * The same numbers, one element past the start of their buffer: aligned to the element and no
  * further.
  */
-export function atOddOffset<T extends Float32Array | Uint16Array | Int32Array | Uint8Array>(
-  array: T,
-): T {
+export function atOddOffset<T extends TypedArrays[DType]>(array: T): T {
   const { BYTES_PER_ELEMENT, length } = array
   const View = array.constructor as new (buffer: ArrayBuffer, offset: number, length: number) => T
   const view = new View(

@@ -48,6 +48,8 @@ export const tolerance = {
   dequantize: 5e-7,
   /** A dot product of up to 4096 f32 products, accumulated in f32 over a few partial sums. */
   f32Linear: 1e-5,
+  /** The same with a weight of i8: of 256 elements of x each is within 2^-16 of the largest. */
+  i8Linear: 1e-4,
   /** A value of f32 accuracy stored as f16: u, and the f32 error before it. */
   f16Output: 6e-4,
   /** A value of f32 accuracy stored as bf16: u, and the f32 error before it. */

@@ -15,6 +15,7 @@
 #include "csrc/cpu/kernels/mixed_attention-inl.h"
 #include "csrc/cpu/kernels/merge_attention-inl.h"
 #include "csrc/cpu/kernels/linear-inl.h"
+#include "csrc/cpu/kernels/linear_i8-inl.h"
 #include "csrc/cpu/kernels/model_ops-inl.h"
 #include "csrc/cpu/kernels/rope_append-inl.h"
 #include "csrc/cpu/kernels/sample-inl.h"

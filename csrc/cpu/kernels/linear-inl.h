@@ -1,4 +1,4 @@
-// y = x W^T + b. How a product of two rows is summed is one rule for any number of rows: k is cut
+// y = x W^T + b with weights of floats. How a product of two rows is summed is one rule for any number of rows: k is cut
 // into blocks of kPanelDepth; in a block lane i of a vector takes the elements i, i + kWideLanes,
 // ... in order (of bfloat16 2 i, 2 i + 1, 2 i + 2 kWideLanes, ...); the blocks are added in order,
 // then the lanes pairwise (`fold`, `sum`), then what k leaves of a step one by one. Decoding and
@@ -124,32 +124,44 @@ struct LinearTile {
   int64_t r0, r1, c0, c1;
 };
 
-// Accumulators of `columns` columns from c on to finished elements of row r. `x` is the row in
-// float.
-template <typename W>
-inline void finish_row(const LinearArgs& a, const WideF* acc, const float* bias, const float* tail,
-                       int64_t r, int64_t c, int columns) {
-  const int64_t k = a.x.size(1);
-  const int64_t n = a.weight.size(0);
-  float y[kPanelColumns];
+// y (columns): the lanes of each accumulator added up. Of a panel, up to the next vector.
+template <typename Vec>
+inline void add_lanes(const Vec* acc, int columns, float* y) {
   for (int j = 0; j < columns; j += kLanes) {
     VecF lanes[kLanes];
     for (int i = 0; i < kLanes; ++i) lanes[i] = fold(acc[j + i]);
     sum_each(lanes, y + j);
   }
+}
+
+// The products of row r with `columns` columns from c on become elements of out.
+inline void write_row(const LinearArgs& a, float* y, const float* bias, int64_t r, int64_t c,
+                      int columns) {
+  const int64_t at = r * a.weight.size(0) + c;
+  if (a.bias.defined())
+    for (int j = 0; j < columns; ++j) y[j] += bias[j];
+  if (a.accumulate) {
+    float before[kPanelColumns];
+    widen_from(a.out, at, before, columns);
+    for (int j = 0; j < columns; ++j) y[j] = before[j] + y[j];
+  }
+  narrow_to(a.out, at, y, columns);
+}
+
+// Accumulators of `columns` columns from c on to finished elements of row r, of which `tail` is what
+// k leaves of a step, in float.
+template <typename W>
+inline void finish_row(const LinearArgs& a, const WideF* acc, const float* bias, const float* tail,
+                       int64_t r, int64_t c, int columns) {
+  const int64_t k = a.x.size(1);
+  float y[kPanelColumns];
+  add_lanes(acc, columns, y);
   if (const int64_t left = k % kStep<W>; left > 0)
     for (int j = 0; j < columns; ++j) {
       const W* w = a.weight.as<W>() + (c + j + 1) * k - left;
       for (int64_t i = 0; i < left; ++i) y[j] += tail[i] * to_float(w[i]);
     }
-  if (a.bias.defined())
-    for (int j = 0; j < columns; ++j) y[j] += bias[j];
-  if (a.accumulate) {
-    float before[kPanelColumns];
-    widen_from(a.out, r * n + c, before, columns);
-    for (int j = 0; j < columns; ++j) y[j] = before[j] + y[j];
-  }
-  narrow_to(a.out, r * n + c, y, columns);
+  write_row(a, y, bias, r, c, columns);
 }
 
 // Few rows: bound by reading the weight, which goes from memory through registers.
@@ -261,9 +273,9 @@ void linear_many_rows(const LinearArgs& a, const LinearTile& tile) {
   }
 }
 
-// y = x W^T + b, optionally added to what y holds. One task is a tile of y.
-template <typename W>
-void linear_typed(const OpContext& ctx, const LinearArgs& a) {
+// Calls compute(tile) for tiles that cover y, one a task.
+template <typename Compute>
+void by_linear_tiles(const OpContext& ctx, const LinearArgs& a, const Compute& compute) {
   const int64_t m = a.x.size(0);
   const int64_t k = a.x.size(1);
   const int64_t n = a.weight.size(0);
@@ -282,21 +294,21 @@ void linear_typed(const OpContext& ctx, const LinearArgs& a) {
   ctx.threads->parallel_for(row_blocks * column_blocks, [&](int64_t task) {
     const int64_t r0 = task / column_blocks * kLinearRows;
     const int64_t c0 = task % column_blocks * columns;
-    const LinearTile tile{r0, std::min(m, r0 + kLinearRows), c0, std::min(n, c0 + columns)};
-    if (tile.r1 - tile.r0 <= kFewRows)
-      linear_few_rows<W>(a, tile);
-    else
-      linear_many_rows<W>(a, tile);
+    compute(LinearTile{r0, std::min(m, r0 + kLinearRows), c0, std::min(n, c0 + columns)});
   });
 }
 
-void linear(const OpContext& ctx, const LinearArgs& a) {
-  dispatch_float(a.weight.dtype,
-                 [&](auto type) { linear_typed<typename decltype(type)::type>(ctx, a); });
-}
-
-void grouped_linear(const OpContext& ctx, const GroupedLinearArgs& a) {
-  for (int i = 0; i < a.n_products; ++i) linear(ctx, a.product(i));
+// y = x W^T + b, optionally added to what y holds, with a weight of floats.
+void linear_float(const OpContext& ctx, const LinearArgs& a) {
+  dispatch_float(a.weight.dtype, [&](auto type) {
+    using W = typename decltype(type)::type;
+    by_linear_tiles(ctx, a, [&](const LinearTile& tile) {
+      if (tile.r1 - tile.r0 <= kFewRows)
+        linear_few_rows<W>(a, tile);
+      else
+        linear_many_rows<W>(a, tile);
+    });
+  });
 }
 
 }  // namespace ZC_ISA

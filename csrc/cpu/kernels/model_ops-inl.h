@@ -181,6 +181,26 @@ void convert(const OpContext& ctx, const ConvertArgs& a) {
   });
 }
 
+// Codes and scales of the rows of a weight. The scale of a row with what is no finite number is NaN.
+void quantize_weight(const OpContext& ctx, const QuantizeWeightArgs& a) {
+  const int64_t k = a.x.size(1);
+  parallel_rows(ctx, a.x.size(0), [&](int64_t r) {
+    float* x = thread_scratch(0, static_cast<size_t>(k));
+    widen_from(a.x, r * k, x, k);
+    float most = 0.0f;
+    float poison = 0.0f;
+    for (int64_t i = 0; i < k; ++i) {
+      const float size = std::fabs(x[i]);
+      most = size > most ? size : most;
+      poison += x[i] * 0.0f;
+    }
+    const float scale = weight_scale(most) + poison;
+    int8_t* codes = a.out.as<int8_t>() + r * k;
+    for (int64_t i = 0; i < k; ++i) codes[i] = static_cast<int8_t>(weight_code(x[i], scale));
+    a.scales.as<float>()[r] = scale;
+  });
+}
+
 void gather_rows(const OpContext& ctx, const GatherRowsArgs& a) {
   const size_t row_bytes = static_cast<size_t>(a.x.size(1)) * dtype_size(a.x.dtype);
   const int32_t* rows = a.rows.as<int32_t>();

@@ -133,6 +133,7 @@ inline void store(float* p, WideF v) { _mm512_storeu_ps(p, v); }
 inline VecF fold(WideF v) {
   return _mm512_maskz_extractf32x8_ps(0xff, v, 0) + _mm512_maskz_extractf32x8_ps(0xff, v, 1);
 }
+inline VecF fold(VecF v) { return v; }
 #else
 inline constexpr int kWideLanes = kLanes;
 using WideF = VecF;

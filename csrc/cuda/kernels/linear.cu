@@ -74,6 +74,8 @@ void linear_16(Context& context, const LinearArgs& a) {
 }  // namespace
 
 void linear(Context& context, const LinearArgs& a) {
+  ZC_CHECK(a.weight.dtype != DType::kI8, ErrorCode::kUnsupported,
+           "weight: dtype is i8, which is multiplied on the CPU alone");
   if (a.out.length() == 0) return;
   ZC_CHECK(a.x.size(1) < 1 << 23, ErrorCode::kUnsupported, "x: rows of %lld, expected below 2^23",
            static_cast<long long>(a.x.size(1)));
@@ -88,6 +90,10 @@ void linear(Context& context, const LinearArgs& a) {
     else
       linear_16<X, bf16>(context, a);
   });
+}
+
+void quantize_weight(Context&, const QuantizeWeightArgs&) {
+  throw Error(ErrorCode::kUnsupported, "out: dtype is i8, which is multiplied on the CPU alone");
 }
 
 }  // namespace zc::cuda

@@ -1,0 +1,200 @@
+// y = x W^T + b with weights of 8 bits and one scale a row. A row of x is rounded to 16 bits, with a
+// step for every kPanelDepth elements of its own; integers are multiplied two a lane and
+// instruction and summed without an error, which is half the bytes of a 16-bit weight and half the
+// instructions of floats. The sums of a block become floats, times its step, and the blocks are
+// added in order, then the lanes: the same bits for any number of rows, on any number of threads.
+namespace zc::cpu {
+namespace ZC_ISA {
+
+inline constexpr int kCodeStep = 2 * kLanes;           // elements of k that are taken in one step
+inline constexpr int64_t kStreamedElements = 1 << 13;  // of x in a few rows: half of L1
+
+// Rows of x in 16 bits.
+struct RoundedRows {
+  int16_t* factors;  // (depths, rows, kPanelDepth), zeros behind k
+  float* steps;      // (depths, rows)
+  int rows;
+
+  const int16_t* at(int64_t depth, int r) const {
+    return factors + (depth * rows + r) * kPanelDepth;
+  }
+};
+
+// The step of a block of x, whose largest magnitude is kMaxFactor steps: 0 where that is nothing
+// beside any weight, NaN where an element is no finite number, so that all of the row's products
+// are.
+inline float factor_step(const float* x) {
+  VecF most{};
+  VecF poison{};
+  for (int i = 0; i < kPanelDepth; i += kLanes) {
+    const VecF v = load(x + i);
+    most = vmax(most, vmax(v, -v));
+    poison = fma(v, VecF{}, poison);
+  }
+  const float largest = max_lane(most);
+  return (largest > 1e-33f ? largest / kMaxFactor : 0.0f) + sum(poison);
+}
+
+inline RoundedRows round_rows(const LinearArgs& a, int64_t r0, int rows) {
+  const int64_t k = a.x.size(1);
+  const int64_t n_depths = (k + kPanelDepth - 1) / kPanelDepth;
+  const int64_t blocks = n_depths * rows;
+  RoundedRows out{};
+  out.factors = reinterpret_cast<int16_t*>(
+      thread_scratch(0, static_cast<size_t>(blocks * kPanelDepth / 2)));
+  out.steps = thread_scratch(1, static_cast<size_t>(blocks));
+  out.rows = rows;
+  for (int64_t depth = 0; depth < n_depths; ++depth)
+    for (int r = 0; r < rows; ++r) {
+      const int64_t first = depth * kPanelDepth;
+      const int64_t n = std::min<int64_t>(kPanelDepth, k - first);
+      float x[kPanelDepth] = {};
+      widen_from(a.x, (r0 + r) * k + first, x, n);
+      const float step = factor_step(x);
+      int16_t* to = out.factors + (depth * rows + r) * kPanelDepth;
+      if (step > 0.0f)
+        round_to_factors(x, kPanelDepth, step, to);
+      else
+        std::memset(to, 0, kPanelDepth * sizeof(int16_t));
+      out.steps[depth * rows + r] = step;
+    }
+  return out;
+}
+
+inline VecHalves load_halves(const int16_t* p) {
+  VecHalves v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+inline VecHalves load_codes(const int8_t* p) {
+#if defined(ZC_ISA_AVX2)
+  __m128i codes;
+  std::memcpy(&codes, p, sizeof(codes));
+  return reinterpret_cast<VecHalves>(_mm256_cvtepi8_epi16(codes));
+#else
+  typedef int8_t Codes __attribute__((vector_size(2 * kLanes)));
+  typedef int16_t Wide __attribute__((vector_size(4 * kLanes)));
+  Codes codes;
+  std::memcpy(&codes, p, sizeof(codes));
+  return reinterpret_cast<VecHalves>(__builtin_convertvector(codes, Wide));
+#endif
+}
+// acc (R, J) of (rows, kPanelColumns) += what k leaves of a step behind element `at` of a block.
+template <int R, int J>
+ZC_NOINLINE void add_rest(const RoundedRows& x, int64_t depth, int r, const int8_t* w, int64_t k,
+                          int64_t at, int64_t n, VecF* acc) {
+  for (int i = 0; i < R; ++i) {
+    const int16_t* const factors = x.at(depth, r + i);
+    const float step = x.steps[depth * x.rows + r + i];
+    for (int j = 0; j < J; ++j) {
+      int32_t sum = 0;
+      for (int64_t e = at; e < n; ++e) sum += int32_t{factors[e]} * w[j * k + e];
+      acc[i * kPanelColumns + j][0] += static_cast<float>(sum) * step;
+    }
+  }
+}
+
+// acc (R, J) of (rows, kPanelColumns) += what the n elements of block `depth` give of rows [r, r + R)
+// of x and J rows of the weight, of which w is the first's block. kAll counts the R * J sums: of
+// loops over three or four of them GCC leaves the sums in memory.
+template <int R, int J, int... kAll>
+inline void dot_block(std::integer_sequence<int, kAll...>, const RoundedRows& x, int64_t depth,
+                      int r, const int8_t* w, int64_t k, int64_t n, VecF* acc) {
+  const int16_t* const factors = x.at(depth, r);
+  const int64_t whole = n / kCodeStep * kCodeStep;
+  VecI sums[R * J];
+  ((sums[kAll] = VecI{}), ...);
+  for (int64_t at = 0; at < whole; at += kCodeStep) {
+    VecHalves codes[J];
+    ZC_UNROLL for (int j = 0; j < J; ++j) codes[j] = load_codes(w + j * k + at);
+    ((sums[kAll] += dot_pairs(codes[kAll % J], load_halves(factors + kAll / J * kPanelDepth + at)),
+      keep_order(sums[kAll])),
+     ...);
+  }
+  const float* const steps = x.steps + depth * x.rows + r;
+  const auto finish = [&](int t, VecI sum) {
+    VecF& to = acc[t / J * kPanelColumns + t % J];
+    to = fma(__builtin_convertvector(sum, VecF), broadcast(steps[t / J]), to);
+  };
+  (finish(kAll, sums[kAll]), ...);
+  if (whole < n) add_rest<R, J>(x, depth, r, w, k, whole, n, acc);
+}
+
+// The same for one block, and for one row of the weight, block after block.
+template <int R, int J>
+ZC_NOINLINE void dot_code_tile(const RoundedRows& x, int64_t depth, int r, const int8_t* w,
+                               int64_t k, VecF* acc) {
+  const int64_t first = depth * kPanelDepth;
+  dot_block<R, J>(std::make_integer_sequence<int, R * J>{}, x, depth, r, w + first, k, std::min<int64_t>(kPanelDepth, k - first), acc);
+}
+template <int R>
+ZC_NOINLINE void dot_code_stream(const RoundedRows& x, const int8_t* w, int64_t k, VecF* acc) {
+  for (int64_t first = 0; first < k; first += kPanelDepth)
+    dot_block<R, 1>(std::make_integer_sequence<int, R>{}, x, first / kPanelDepth, 0, w + first, k,
+                    std::min<int64_t>(kPanelDepth, k - first), acc);
+}
+
+// A few rows are bound by reading the weight: its rows are taken one after another, a stream that
+// the machine follows by itself. More are bound by arithmetic: a panel of it stays in L1 while all
+// rows pass by.
+inline void linear_codes_tile(const LinearArgs& a, const LinearTile& tile) {
+  const int64_t k = a.x.size(1);
+  const int64_t n_depths = (k + kPanelDepth - 1) / kPanelDepth;
+  const int rows = static_cast<int>(tile.r1 - tile.r0);
+  const RoundedRows x = round_rows(a, tile.r0, rows);
+  const bool streamed = rows == 1 || (rows <= kFewRows && rows * k <= kStreamedElements);
+  auto* acc = reinterpret_cast<VecF*>(  // (rows, kPanelColumns)
+      thread_scratch(2, static_cast<size_t>(rows) * kPanelColumns * kLanes));
+  for (int64_t c = tile.c0; c < tile.c1; c += kPanelColumns) {
+    const int columns = static_cast<int>(std::min<int64_t>(kPanelColumns, tile.c1 - c));
+    const int8_t* w = a.weight.as<int8_t>() + c * k;
+    std::memset(acc, 0, static_cast<size_t>(rows) * kPanelColumns * sizeof(VecF));
+    if (streamed) {
+      by_rows<kFewRows>(rows, [&](int, auto n_rows) {
+        for (int j = 0; j < columns; ++j)
+          dot_code_stream<decltype(n_rows)::value>(x, w + j * k, k, acc + j);
+      });
+    } else {
+      for (int64_t depth = 0; depth < n_depths; ++depth) {
+        // The panel that comes next is asked for meanwhile.
+        const int8_t* next = depth + 1 < n_depths ? w + (depth + 1) * kPanelDepth
+                                                  : w + kPanelColumns * k;
+        by_rows<kDotRows>(rows, [&](int r, auto n_rows) {
+          constexpr int R = decltype(n_rows)::value;
+          VecF* const to = acc + r * kPanelColumns;
+          int j = 0;
+          for (; j + kDotColumns <= columns; j += kDotColumns) {
+            if (r == 0)
+              for (int line = 0; line < kDotColumns * kPanelDepth / 64; ++line)
+                __builtin_prefetch(next + (j + line % kDotColumns) * k + line / kDotColumns * 64);
+            dot_code_tile<R, kDotColumns>(x, depth, r, w + j * k, k, to + j);
+          }
+          for (; j < columns; ++j) dot_code_tile<R, 1>(x, depth, r, w + j * k, k, to + j);
+        });
+      }
+    }
+    float bias[kPanelColumns];
+    if (a.bias.defined()) widen_from(a.bias, c, bias, columns);
+    const float* scales = a.scales.as<float>() + c;
+    for (int r = 0; r < rows; ++r) {
+      float y[kPanelColumns];
+      add_lanes(acc + r * kPanelColumns, columns, y);
+      for (int j = 0; j < columns; ++j) y[j] *= scales[j];
+      write_row(a, y, bias, tile.r0 + r, c, columns);
+    }
+  }
+}
+
+void linear(const OpContext& ctx, const LinearArgs& a) {
+  if (a.weight.dtype == DType::kI8)
+    by_linear_tiles(ctx, a, [&](const LinearTile& tile) { linear_codes_tile(a, tile); });
+  else
+    linear_float(ctx, a);
+}
+
+void grouped_linear(const OpContext& ctx, const GroupedLinearArgs& a) {
+  for (int i = 0; i < a.n_products; ++i) linear(ctx, a.product(i));
+}
+
+}  // namespace ZC_ISA
+}  // namespace zc::cpu
