@@ -46,8 +46,8 @@ ZC_HD uint32_t quant_code(float x, float zero, float inv, int bits) {
   return static_cast<uint32_t>(code < levels ? code : levels);
 }
 
-// A row of a weight in 8 bits, w^ = code * scale with codes of -127 to 127: no zero point, so that a
-// product with integers is one of integers.
+// A row of a weight in 8 bits, w^ = code * scale with codes of -127 to 127: no zero point, so that
+// a product with integers is one of integers.
 inline constexpr float kWeightLevels = 127.0f;
 
 ZC_HD float weight_scale(float max_abs) { return max_abs / kWeightLevels; }

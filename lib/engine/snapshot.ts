@@ -116,7 +116,7 @@ export async function restoreContext(
   return readSnapshot(file, async (raw, input, bodyBytes) => {
     const header = checkHeader(file, raw, model)
     if (header.fingerprint !== (await fingerprintOf(model))) {
-      throw snapshotError(file, 'is of another model, or of another compute type')
+      throw snapshotError(file, 'is of another model, or of other weights or another compute type')
     }
     if (policyOf(file, header).rows) {
       throw snapshotError(file, 'is of a policy whose sequences are not saved')

@@ -32,17 +32,29 @@ export function linear(options: {
   return out
 }
 
+/** A weight in 8 bits. */
+export interface QuantizedWeight {
+  /** (n, k), -127 to 127. */
+  codes: Int8Array
+  /** (n) */
+  scales: Float32Array
+}
+
 /**
  * A weight in 8 bits: code = round(x / scale), ties to even, with scale = max|x| / 127 of its row, each
  * rounded to float32.
  *
  * - `x` (n, k)
- * - returns codes (n, k) of -127 to 127, scales (n)
  */
-export function quantizeWeight({ x, n, k }: { x: ArrayLike<number>; n: number; k: number }): {
-  codes: Int8Array
-  scales: Float32Array
-} {
+export function quantizeWeight({
+  x,
+  n,
+  k,
+}: {
+  x: ArrayLike<number>
+  n: number
+  k: number
+}): QuantizedWeight {
   const codes = new Int8Array(n * k)
   const scales = new Float32Array(n)
   for (let row = 0; row < n; row++) {

@@ -34,6 +34,7 @@ describe.each([
   ['llama', useModel(join(kFixtures, 'llama'))],
   ['qwen3', useModel(join(kFixtures, 'qwen3'))],
   ['llama in bfloat16', useModel(join(kFixtures, 'llama'), { dtype: 'bf16' })],
+  ['qwen3 in 8 bits', useModel(join(kFixtures, 'qwen3'), { weights: 'int8' })],
   [
     'line-retrieval in bfloat16',
     useModel(join(kTrainedModels, 'line-retrieval'), { dtype: 'bf16' }),

@@ -1,5 +1,6 @@
-// y = x W^T + b with weights of floats. How a product of two rows is summed is one rule for any number of rows: k is cut
-// into blocks of kPanelDepth; in a block lane i of a vector takes the elements i, i + kWideLanes,
+// y = x W^T + b with weights of floats. How a product of two rows is summed is one rule for any
+// number of rows: k is cut into blocks of kPanelDepth; in a block lane i of a vector takes the
+// elements i, i + kWideLanes,
 // ... in order (of bfloat16 2 i, 2 i + 1, 2 i + 2 kWideLanes, ...); the blocks are added in order,
 // then the lanes pairwise (`fold`, `sum`), then what k leaves of a step one by one. Decoding and
 // prefill so give a row the same bits, on any number of threads, and the weight is read as it lies
@@ -148,8 +149,8 @@ inline void write_row(const LinearArgs& a, float* y, const float* bias, int64_t 
   narrow_to(a.out, at, y, columns);
 }
 
-// Accumulators of `columns` columns from c on to finished elements of row r, of which `tail` is what
-// k leaves of a step, in float.
+// Accumulators of `columns` columns from c on to finished elements of row r, of which `tail` is
+// what k leaves of a step, in float.
 template <typename W>
 inline void finish_row(const LinearArgs& a, const WideF* acc, const float* bias, const float* tail,
                        int64_t r, int64_t c, int columns) {

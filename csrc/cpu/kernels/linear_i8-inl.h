@@ -1,5 +1,5 @@
-// y = x W^T + b with weights of 8 bits and one scale a row. A row of x is rounded to 16 bits, with a
-// step for every kPanelDepth elements of its own; integers are multiplied two a lane and
+// y = x W^T + b with weights of 8 bits and one scale a row. A row of x is rounded to 16 bits, with
+// a step for every kPanelDepth elements of its own; integers are multiplied two a lane and
 // instruction and summed without an error, which is half the bytes of a 16-bit weight and half the
 // instructions of floats. The sums of a block become floats, times its step, and the blocks are
 // added in order, then the lanes: the same bits for any number of rows, on any number of threads.
@@ -40,8 +40,8 @@ inline RoundedRows round_rows(const LinearArgs& a, int64_t r0, int rows) {
   const int64_t n_depths = (k + kPanelDepth - 1) / kPanelDepth;
   const int64_t blocks = n_depths * rows;
   RoundedRows out{};
-  out.factors = reinterpret_cast<int16_t*>(
-      thread_scratch(0, static_cast<size_t>(blocks * kPanelDepth / 2)));
+  out.factors =
+      reinterpret_cast<int16_t*>(thread_scratch(0, static_cast<size_t>(blocks * kPanelDepth / 2)));
   out.steps = thread_scratch(1, static_cast<size_t>(blocks));
   out.rows = rows;
   for (int64_t depth = 0; depth < n_depths; ++depth)
@@ -94,8 +94,8 @@ ZC_NOINLINE void add_rest(const RoundedRows& x, int64_t depth, int r, const int8
   }
 }
 
-// acc (R, J) of (rows, kPanelColumns) += what the n elements of block `depth` give of rows [r, r + R)
-// of x and J rows of the weight, of which w is the first's block. kAll counts the R * J sums: of
+// acc (R, J) of (rows, kPanelColumns) += what the n elements of block `depth` give of rows [r, r +
+// R) of x and J rows of the weight, of which w is the first's block. kAll counts the R * J sums: of
 // loops over three or four of them GCC leaves the sums in memory.
 template <int R, int J, int... kAll>
 inline void dot_block(std::integer_sequence<int, kAll...>, const RoundedRows& x, int64_t depth,
@@ -125,7 +125,8 @@ template <int R, int J>
 ZC_NOINLINE void dot_code_tile(const RoundedRows& x, int64_t depth, int r, const int8_t* w,
                                int64_t k, VecF* acc) {
   const int64_t first = depth * kPanelDepth;
-  dot_block<R, J>(std::make_integer_sequence<int, R * J>{}, x, depth, r, w + first, k, std::min<int64_t>(kPanelDepth, k - first), acc);
+  dot_block<R, J>(std::make_integer_sequence<int, R * J>{}, x, depth, r, w + first, k,
+                  std::min<int64_t>(kPanelDepth, k - first), acc);
 }
 template <int R>
 ZC_NOINLINE void dot_code_stream(const RoundedRows& x, const int8_t* w, int64_t k, VecF* acc) {
@@ -157,8 +158,8 @@ inline void linear_codes_tile(const LinearArgs& a, const LinearTile& tile) {
     } else {
       for (int64_t depth = 0; depth < n_depths; ++depth) {
         // The panel that comes next is asked for meanwhile.
-        const int8_t* next = depth + 1 < n_depths ? w + (depth + 1) * kPanelDepth
-                                                  : w + kPanelColumns * k;
+        const int8_t* next =
+            depth + 1 < n_depths ? w + (depth + 1) * kPanelDepth : w + kPanelColumns * k;
         by_rows<kDotRows>(rows, [&](int r, auto n_rows) {
           constexpr int R = decltype(n_rows)::value;
           VecF* const to = acc + r * kPanelColumns;

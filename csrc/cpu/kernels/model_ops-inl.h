@@ -181,7 +181,8 @@ void convert(const OpContext& ctx, const ConvertArgs& a) {
   });
 }
 
-// Codes and scales of the rows of a weight. The scale of a row with what is no finite number is NaN.
+// Codes and scales of the rows of a weight. The scale of a row with what is no finite number is
+// NaN.
 void quantize_weight(const OpContext& ctx, const QuantizeWeightArgs& a) {
   const int64_t k = a.x.size(1);
   parallel_rows(ctx, a.x.size(0), [&](int64_t r) {
