@@ -37,9 +37,11 @@ export function llamaCacheBytes({ nLayers, nKvHeads, headDim }, kvType, tokens) 
   return tokens * nLayers * 2 * nKvHeads * headDim * kBytesAnElement[kvType]
 }
 
-/** @returns {object} a cell of zipcache, computing in `dtype` */
-export function zipcacheCell({ name, policy }, dtype) {
-  return { engine: 'zipcache', name: `zipcache ${dtype}`, cache: name, policy, dtype }
+/** @returns {object} a cell of zipcache, computing in `dtype` over weights `stored` or `int8` */
+export function zipcacheCell({ name, policy }, dtype, weights = 'stored') {
+  const engine = 'zipcache'
+  const of = weights === 'stored' ? dtype : `${dtype}, ${weights} weights`
+  return { engine, name: `${engine} ${of}`, cache: name, policy, dtype, weights }
 }
 
 /** @returns {object} a cell of llama.cpp with weights of type `weights` */

@@ -11,13 +11,15 @@ const kPositions = 256
 /**
  * What is compared, and how far log-probabilities may lie apart: where float16 weights meet
  * activations rounded to float16 (llama.cpp) or kept in float32 (ours), and where both round both to
- * bfloat16, eight times coarser. The trained models are sharper and turn the same rounding into
+ * bfloat16, eight times coarser; and where both have weights of 8 bits, with scales of other elements,
+ * and llama.cpp activations of 8 bits, too. The trained models are sharper and turn the same rounding into
  * larger differences, up to the 20 nats that separate their best token from the worst. Bounds are
  * two to ten times what was seen.
  */
 const kPairs = [
   { dtype: 'f32', weights: 'F16', bound: { random: 0.05, trained: 0.3 } },
   { dtype: 'bf16', weights: 'BF16', bound: { random: 0.3, trained: 3 } },
+  { dtype: 'f32', ours: 'int8', weights: 'Q8_0', bound: { random: 1, trained: 6 } },
 ]
 /** Share of positions with the same most probable token. */
 const kLeastAgreement = 0.95
@@ -39,16 +41,16 @@ export async function checkModel(model, host) {
     }
   }
   const rows = []
-  for (const { dtype, weights, bound: bounds } of kPairs) {
+  for (const { dtype, ours: format, weights, bound: bounds } of kPairs) {
     const bound = kShippedModels.includes(model.name) ? bounds.trained : bounds.random
     const full = { ...kZipCacheCaches[0], policy: 'full' }
-    const ours = await logitsOf(zipcacheCell(full, dtype))
+    const ours = await logitsOf(zipcacheCell(full, dtype, format))
     const theirs = await logitsOf(llamaCell(kLlamaCaches[0], weights))
     const { maxDifference, agreement } = compareLogits(ours, theirs, model.vocabSize)
     const agrees = maxDifference <= bound && agreement >= kLeastAgreement
     rows.push({
       model: model.name,
-      zipcache: dtype,
+      zipcache: format === undefined ? dtype : `${dtype}, ${format} weights`,
       llama: weights,
       positions: kPositions,
       maxDifference,

@@ -1,5 +1,5 @@
 // A Hugging Face LLaMA folder as the GGUF file that llama.cpp reads:
-//   node bench/peers/convert.mjs FOLDER FILE.gguf [F16|BF16]
+//   node bench/peers/convert.mjs FOLDER FILE.gguf [F16|BF16|Q8_0]
 import { pathToFileURL } from 'node:url'
 import { reportFailure, ScriptError } from '../../scripts/progress.mjs'
 import { toBf16, toF16 } from './float16.mjs'
@@ -25,7 +25,9 @@ const kLayerTensors = {
 }
 
 /** `general.file_type`. */
-const kFileTypes = { F16: 1, BF16: 32 }
+const kFileTypes = { F16: 1, BF16: 32, Q8_0: 7 }
+/** Elements that share a scale in Q8_0. */
+const kBlock = 32
 
 /**
  * Converts a folder. Matrices become `type`, norms float32. Token ids mean the same to both
@@ -33,7 +35,7 @@ const kFileTypes = { F16: 1, BF16: 32 }
  * needs what is not converted here.
  * @param {string} dir a LlamaForCausalLM without biases and RoPE scaling
  * @param {string} file the GGUF file to write
- * @param {'F16' | 'BF16'} type
+ * @param {keyof kFileTypes} type
  */
 export function convertToGguf(dir, file, type) {
   const { config, tensors } = readHfFolder(dir)
@@ -81,7 +83,7 @@ export function convertToGguf(dir, file, type) {
  * Rows of q_proj or k_proj in the order that llama.cpp's RoPE wants. Hugging Face rotates dimension
  * i of a head together with i + head_dim / 2; llama.cpp, for the architecture "llama", rotates
  * neighbours 2i and 2i + 1. Scores do not change, as q and k are permuted alike.
- * @template {Uint16Array} T
+ * @template {Float32Array | Uint16Array} T
  * @param {T} matrix (rows, columns), rows a multiple of headDim
  * @param {number} columns
  * @param {number} headDim
@@ -100,12 +102,29 @@ export function interleaveRotaryRows(matrix, columns, headDim) {
 }
 
 function matrixBytes(tensor, type, headDim) {
+  const columns = tensor.shape[1]
+  const stored = valuesOf(tensor)
+  const values = headDim === null ? stored : interleaveRotaryRows(stored, columns, headDim)
+  if (type === 'Q8_0') return q8Blocks(values, columns)
   const encode = type === 'F16' ? toF16 : toBf16
-  const values = valuesOf(tensor)
   const bits = new Uint16Array(values.length)
   for (let i = 0; i < values.length; i++) bits[i] = encode(values[i])
-  const rows = headDim === null ? bits : interleaveRotaryRows(bits, tensor.shape[1], headDim)
-  return new Uint8Array(rows.buffer)
+  return new Uint8Array(bits.buffer)
+}
+
+/** Blocks of a float16 scale and 32 codes of -127 to 127. Source: ggml, block_q8_0. */
+function q8Blocks(values, columns) {
+  if (columns % kBlock !== 0) throw new ScriptError(`Q8_0: rows of ${columns}, not of blocks of 32`)
+  const bytes = Buffer.alloc((values.length / kBlock) * (2 + kBlock))
+  for (let first = 0, at = 0; first < values.length; first += kBlock, at += 2 + kBlock) {
+    const block = values.subarray(first, first + kBlock)
+    const scale = block.reduce((most, x) => Math.max(most, Math.abs(x)), 0) / 127
+    bytes.writeUInt16LE(toF16(scale), at)
+    block.forEach((x, i) => {
+      bytes.writeInt8(scale > 0 ? Math.round(x / scale) : 0, at + 2 + i)
+    })
+  }
+  return bytes
 }
 
 function ggufName(name) {
@@ -155,7 +174,7 @@ if (import.meta.url === pathToFileURL(process.argv[1]).href) {
   const [dir, file, type = 'F16'] = process.argv.slice(2)
   try {
     if (!file || !kFileTypes[type]) {
-      throw new ScriptError('usage: node bench/peers/convert.mjs FOLDER FILE.gguf [F16|BF16]')
+      throw new ScriptError('usage: node bench/peers/convert.mjs FOLDER FILE.gguf [F16|BF16|Q8_0]')
     }
     convertToGguf(dir, file, type)
   } catch (error) {

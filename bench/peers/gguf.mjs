@@ -18,6 +18,7 @@ const kTensorTypes = {
   F32: { id: 0, elementBytes: 4 },
   F16: { id: 1, elementBytes: 2 },
   BF16: { id: 30, elementBytes: 2 },
+  Q8_0: { id: 8, elementBytes: 34 / 32 },
 }
 
 /** Typed metadata values, since a JavaScript number does not say which of the types it is. */
@@ -34,7 +35,7 @@ export const gguf = {
  * Writes a GGUF file.
  * @param {string} file
  * @param {Record<string, { type: number, bytes: Buffer }>} metadata made by `gguf`
- * @param {{ name: string, shape: number[], type: 'F32' | 'F16' | 'BF16', bytes: () => Uint8Array }[]}
+ * @param {{ name: string, shape: number[], type: keyof kTensorTypes, bytes: () => Uint8Array }[]}
  *   tensors shape is row-major, as in safetensors; `bytes` is called when its turn comes
  */
 export function writeGguf(file, metadata, tensors) {

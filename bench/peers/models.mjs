@@ -1,4 +1,4 @@
-// The models that both engines run, each as a Hugging Face folder and as two GGUF files.
+// The models that both engines run, each as a Hugging Face folder and as GGUF files.
 import { createHash } from 'node:crypto'
 import {
   cpSync,
@@ -20,6 +20,7 @@ import { kRandomShapes, writeRandomModel } from './random-model.mjs'
 export const kShippedModels = ['line-retrieval', 'line-retrieval-base']
 export const kModelNames = [...Object.keys(kRandomShapes), ...kShippedModels]
 
+const kGgufTypes = ['F16', 'BF16', 'Q8_0']
 const kSeed = 1
 /** Positions of the shipped models for timing, beyond the 8,192 that they were trained on. */
 const kTimedPositions = 20480
@@ -28,7 +29,7 @@ const kTimedPositions = 20480
  * @typedef {object} BenchModel
  * @property {string} name
  * @property {string} folder Hugging Face
- * @property {Record<'F16' | 'BF16', string>} gguf files
+ * @property {Record<'F16' | 'BF16' | 'Q8_0', string>} gguf files
  * @property {number} positions
  * @property {number} vocabSize
  * @property {number} parameters
@@ -51,7 +52,7 @@ export function prepareModel(name, cache) {
     mkdirSync(dir, { recursive: true })
     if (kRandomShapes[name]) writeRandomModel(dir, kRandomShapes[name], kSeed)
     else copyShippedModel(name, dir)
-    for (const type of ['F16', 'BF16']) convertToGguf(dir, path.join(dir, `${type}.gguf`), type)
+    for (const type of kGgufTypes) convertToGguf(dir, ggufFile(dir, type), type)
     // Last, so that an interrupted run leaves nothing that looks complete.
     writeFileSync(stamp, inputs)
   }
@@ -59,7 +60,7 @@ export function prepareModel(name, cache) {
   return {
     name,
     folder: dir,
-    gguf: { F16: path.join(dir, 'F16.gguf'), BF16: path.join(dir, 'BF16.gguf') },
+    gguf: Object.fromEntries(kGgufTypes.map((type) => [type, ggufFile(dir, type)])),
     positions: config.max_position_embeddings,
     vocabSize: config.vocab_size,
     parameters: Math.round(statSync(path.join(dir, 'model.safetensors')).size / 2),
@@ -70,6 +71,10 @@ export function prepareModel(name, cache) {
       headDim: config.head_dim,
     },
   }
+}
+
+function ggufFile(dir, type) {
+  return path.join(dir, `${type}.gguf`)
 }
 
 /** Of all that the files of a model are made from. */

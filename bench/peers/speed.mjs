@@ -64,17 +64,19 @@ export async function fasterWeights(model, host, tokens) {
 }
 
 /**
- * All cells of a model, the engines in turns: of llama.cpp both weight types with F16 caches, then the
- * faster; `weights` null: zipcache's alone.
+ * All cells of a model, the engines in turns: of llama.cpp both 16-bit weight types with F16 caches,
+ * then the faster; last both engines with weights of 8 bits. `weights` null: zipcache's alone.
  */
 export function speedCells(weights) {
   const ours = kZipCacheCaches.map((cache) => zipcacheCell(cache, 'bf16'))
+  for (const cache of kZipCacheCaches.slice(0, 3)) ours.push(zipcacheCell(cache, 'bf16', 'int8'))
   if (weights === null) return ours
   const other = weights === 'F16' ? 'BF16' : 'F16'
   const theirs = kLlamaCaches.map((cache) => llamaCell(cache, weights))
   for (const cache of kLlamaCaches) {
     if (cache.kvType === 'F16') theirs.push(llamaCell(cache, other))
   }
+  theirs.push(llamaCell(kLlamaCaches[0], 'Q8_0'))
   return theirs.flatMap((cell, i) => (ours[i] ? [cell, ours[i]] : [cell]))
 }
 

@@ -23,11 +23,12 @@ export function evalPairs(
   report: Pick<EvalReport, 'command' | 'model' | 'identity' | 'builds'>,
 ): [string, string][] {
   const { command, model, identity, builds } = report
-  const { model: fingerprint, device, dtype, seed } = identity
+  const { model: fingerprint, device, dtype, weights, seed } = identity
+  const computed = weights === undefined ? dtype : `${dtype}, weights ${weights}`
   return [
     ['command', command],
     ['model', `${model} (${String(fingerprint).slice(0, 12)})`],
-    ['computed', `${device}, ${dtype}, greedy, seed ${seed}`],
+    ['computed', `${device}, ${computed}, greedy, seed ${seed}`],
     ['zipcache', builds.join(', ')],
     [
       'intervals',

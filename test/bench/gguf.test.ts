@@ -151,9 +151,13 @@ function readGguf(file: Buffer): GgufFile {
   for (const { name, dimensions, type, offset } of infos) {
     // One after the other, each aligned.
     expect(offset).toBe(Math.ceil(end / 32) * 32)
-    const elementBytes = type === 0 ? 4 : 2
+    const elementBytes = type === 0 ? 4 : type === 8 ? 34 / 32 : 2
     end = offset + elementBytes * size(dimensions)
     const values = Float32Array.from({ length: size(dimensions) }, (_, i) => {
+      if (type === 8) {
+        const block = dataOffset + offset + 34 * Math.floor(i / 32)
+        return f16ToF32(file.readUInt16LE(block)) * file.readInt8(block + 2 + (i % 32))
+      }
       const element = dataOffset + offset + elementBytes * i
       if (type === 0) return file.readFloatLE(element)
       return (type === 1 ? f16ToF32 : bf16ToF32)(file.readUInt16LE(element))
@@ -279,6 +283,42 @@ test('values are rounded to the nearest, ties to even', async () => {
     const expected = values.map((value) => toValue(toBits(value)))
     expect(tensors.get('output.weight')?.values).toEqual(expected)
   }
+})
+
+test('Q8_0 is within half a step of each block, of which the largest is 127 steps', async () => {
+  const model = join(kRoot, 'models', 'line-retrieval')
+  const [stored, rounded] = await Promise.all(
+    ['F16', 'Q8_0'].map(async (type) => {
+      const file = join(out, `trained-${type}.gguf`)
+      expect(await convert(model, file, type)).toMatchObject({ exitCode: 0, stderr: '' })
+      return readGguf(readFileSync(file))
+    }),
+  )
+  expect(rounded?.metadata.get('general.file_type')).toBe(7)
+  for (const [name, { dimensions, type, values }] of rounded?.tensors ?? []) {
+    const exact = stored?.tensors.get(name)
+    expect([name, dimensions]).toEqual([name, exact?.dimensions])
+    expect([name, type]).toEqual([name, dimensions.length === 1 ? 0 : 8])
+    let worst = 0
+    for (let block = 0; block < values.length; block += 32) {
+      const own = exact?.values.subarray(block, block + 32) as Float32Array
+      const step = own.reduce((most, x) => Math.max(most, Math.abs(x)), 0) / 127
+      // The scale is rounded to float16, which counts 127 times.
+      const within = (0.5 + 127 * 2 ** -11) * step + 127 * 2 ** -25
+      own.forEach((x, i) => {
+        worst = Math.max(worst, Math.abs((values[block + i] as number) - x) / within)
+      })
+    }
+    expect([name, worst <= 1 + 1e-6]).toEqual([name, true])
+    if (type === 8) expect(worst).toBeGreaterThan(0.5)
+  }
+})
+
+test('rows that are no whole blocks of 32 do not become Q8_0', async () => {
+  const files = { 'config.json': kConfig, 'model.safetensors': checkpoint('F32') }
+  const { exitCode, stderr } = await convert(folders.write(files), join(out, 'odd.gguf'), 'Q8_0')
+  expect(exitCode).toBe(1)
+  expect(stderr).toContain('Q8_0: rows of 6')
 })
 
 test('a model that llama.cpp would compute otherwise is refused', async () => {

@@ -126,6 +126,17 @@ describe('zipcache generate', () => {
     expect(document.bytes).toMatchObject(kBytes)
   })
 
+  test('--weights int8 answers the same, with other weights', async () => {
+    const args = [...base, '--prompt', prompt.text, '--max-tokens', '13']
+    const [stored, int8] = await Promise.all(
+      ['stored', 'int8'].map((weights) => zipcacheJson([...args, '--weights', weights])),
+    )
+    expect(int8.text).toBe(prompt.answerText)
+    const logprobs = (document: typeof int8) =>
+      document.tokens.map(({ logprob }: { logprob: number }) => logprob)
+    expect(logprobs(int8)).not.toEqual(logprobs(stored))
+  })
+
   test('--stop ends before its text', async () => {
     const args = ['--prompt', prompt.text, '--stop', 'never', ' is']
     const { text } = await zipcacheJson([...base, ...args])
@@ -249,6 +260,16 @@ describe('zipcache eval', () => {
     expect(document.pairs).toMatchObject(
       [5, 20].map((lines) => ({ lines, ask, a: 'fp16', b: 'zipcache', questions: 2 })),
     )
+  })
+
+  test('--weights int8 is another model, and says so', async () => {
+    const own = ['--policy', 'fp16', '--weights', 'int8', '--jobs', '2']
+    const { identity, rows } = await zipcacheJson([...base, '--model', kModel, ...own])
+    const plain = await zipcacheJson([...base, '--model', kModel, '--policy', 'fp16'])
+    expect(identity.weights).toBe('int8')
+    expect(plain.identity).not.toHaveProperty('weights')
+    expect(identity.model).not.toBe(plain.identity.model)
+    for (const { accuracy } of rows) expect(accuracy).toBe(100)
   })
 
   test('a table for people, on the model of the package; JSON and a page in files', async () => {
@@ -516,6 +537,9 @@ describe('command lines that make no sense', () => {
     ['--seed', ['demo', '--seed', '1.5']],
     ['--policy', ['demo', '--policy', 'zipcash']],
     ['--dtype', ['demo', '--dtype', 'f16']],
+    ['--weights', ['demo', '--weights', 'int4']],
+    ['--weights', ['bench', '--weights', 'f16']],
+    ['--weights', ['serve', '--weights', '8']],
     ['--threads', ['demo', '--threads', '0']],
     ['--nope', ['demo', '--nope']],
     ['--model', ['generate', '--prompt', 'a']],

@@ -52,6 +52,10 @@ inline VecI dot_pairs(VecHalves a, VecHalves b) {
   static_assert(kLanes == 4);
   return reinterpret_cast<VecI>(
       _mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+#elif defined(ZC_ISA_NEON)
+  const int16x8_t x = reinterpret_cast<int16x8_t>(a);
+  const int16x8_t y = reinterpret_cast<int16x8_t>(b);
+  return vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
 #else
   const VecI x = reinterpret_cast<VecI>(a);
   const VecI y = reinterpret_cast<VecI>(b);
