@@ -34,6 +34,8 @@ export interface BenchReport {
     readonly dtype: string
     /** How matrices of the models are kept. */
     readonly weights: string
+    /** Whether the contexts of decode steps were decoded. */
+    readonly generated: boolean
     readonly full: boolean
     readonly filter: string | null
     readonly seed: number

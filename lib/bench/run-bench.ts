@@ -48,6 +48,11 @@ export interface BenchOptions {
   readonly models: readonly BenchModel[]
   /** Prompt lengths in tokens. */
   readonly contexts: readonly number[]
+  /**
+   * Decode steps over contexts that were decoded themselves, but for a hundred tokens, window by
+   * window: as behind a long answer. Prefill is not timed then. Default false.
+   */
+  readonly generated?: boolean | undefined
   /** By name; at least one. */
   readonly policies: readonly string[]
   /** Decoded tokens of each row; default 208: two windows close. */
@@ -140,6 +145,7 @@ export async function runBench(options: BenchOptions): Promise<BenchReport> {
       machine,
       settings: {
         ...{ device: name, isa, threads: nThreads, dtype, weights, full },
+        generated: plan.generated,
         filter: options.filter?.source ?? null,
         seed,
       },
@@ -172,7 +178,11 @@ type Plan = ReturnType<typeof planBench>
 
 /** What the options leave to do, and in how many equal strokes of a progress bar. */
 function planBench(options: BenchOptions) {
-  const { parts, filter, full = false, contexts, policies, models, tokens = 208 } = options
+  const { filter, full = false, contexts, policies, models, tokens = 208 } = options
+  const { generated = false } = options
+  const parts = generated ? options.parts.filter((part) => part !== 'prefill') : options.parts
+  if (generated && parts.length === 0)
+    throw bad('generated', 'contexts are decoded: no prefill is timed')
   for (const context of contexts) checkPositive('context', context)
   checkPositive('tokens', tokens)
   const effort = full ? kFull : kShort
@@ -207,7 +217,7 @@ function planBench(options: BenchOptions) {
       return context.policies.length * (prefillsOf(context, effort.prefills) + turns)
     })
   const total = groups.size * effort.samples + strokes.reduce((sum, n) => sum + n, 0)
-  return { groups: [...groups.values()], models: modelPlans, effort, tokens, total }
+  return { groups: [...groups.values()], models: modelPlans, generated, effort, tokens, total }
 }
 
 /** Before minutes of other measurements: whether the models have as many positions as they need. */
@@ -308,7 +318,7 @@ async function withSteps(
   receive: (times: { prefill: PrefillTimes[]; decode: DecodeTimes[] }) => void,
 ): Promise<void> {
   const { device, dtype, weights, seed, roofs, plan, progress, signal } = running
-  const { tokens, effort } = plan
+  const { generated, tokens, effort } = plan
   const use = async (dir: string) => {
     const loaded = await loadModel(dir, { device, dtype, weights, ...(signal ? { signal } : {}) })
     try {
@@ -318,7 +328,8 @@ async function withSteps(
         const decoded = rows.decode.length > 0 ? tokens : 0
         const prefills = prefillsOf({ context, policies, ...rows }, effort.prefills)
         const times = await timeSteps({
-          ...{ model: loaded, dir, name: model.name, context, policies, tokens: decoded, prefills },
+          ...{ model: loaded, dir, name: model.name, context, generated, policies },
+          ...{ tokens: decoded, prefills },
           budgetMs: effort.prefillMs,
           seed,
           signal,

@@ -14,8 +14,10 @@ export interface StepPlan {
   readonly dir: string
   /** What rows and filters call it. */
   readonly name: string
-  /** Tokens of the prompt. */
+  /** Tokens that are cached before anything is decoded for the clock. */
   readonly context: number
+  /** Whether all but the first hundred of them are decoded, too, window by window, not prefilled. */
+  readonly generated: boolean
   /** By name; timed in turns. */
   readonly policies: readonly string[]
   /** Decoded tokens of each policy; 0: none are. */
@@ -47,7 +49,7 @@ export interface PrefillTimes {
 /** One policy's decoding after a prompt, before it is held against the roofs. */
 export interface DecodeTimes {
   readonly model: string
-  /** Tokens of the prompt; each step has one more. */
+  /** Tokens that are cached; each step has one more. */
   readonly context: number
   readonly policy: string
   readonly dtype: string
@@ -56,7 +58,7 @@ export interface DecodeTimes {
   readonly histogram: Histogram
   /** Steps that compress a window, against the others; null where none was timed whole. */
   readonly closing: ClosingSteps | null
-  /** Bytes of the cache when the prompt is in it. */
+  /** Bytes of the cache with these. */
   readonly cacheBytes: number
   /** fp16 bytes / these. */
   readonly cacheRatio: number
@@ -80,6 +82,8 @@ const kTurnLead = 1
 /** The first token needs no step, and the next ones find code and memory. */
 const kWarmUpTokens = 4
 const kHistogramBins = 32
+/** Of a generated context: what is prefilled. */
+const kGeneratedPrompt = 100
 
 /** Turns of decoding so many tokens. */
 export function turnsOf(tokens: number): number {
@@ -159,7 +163,10 @@ async function timePrefills(
   ids: Int32Array,
   sequences: Sequence[],
 ): Promise<number[][]> {
-  const { model, policies, prefills, budgetMs, signal, onProgress, between } = plan
+  const { model, context, generated, policies, prefills, budgetMs, signal } = plan
+  const { onProgress, between } = plan
+  const nPrompt = generated ? Math.min(kGeneratedPrompt, context) : context
+  const aborting = signal ? { signal } : {}
   const times = policies.map((): number[] => [])
   const begin = performance.now()
   for (let round = 0; round < prefills; round++) {
@@ -169,14 +176,32 @@ async function timePrefills(
       const sequence = model.createSequence({ policy, seed: plan.seed })
       sequences[p] = sequence
       const start = performance.now()
-      await sequence.prefill(ids, signal ? { signal } : {})
+      await sequence.prefill(ids.subarray(0, nPrompt), aborting)
       times[p]?.push(performance.now() - start)
+      if (nPrompt < context) await decodeUntil(sequence, context, aborting)
       onProgress?.()
     }
     await between?.()
     if (performance.now() - begin > budgetMs) break
   }
   return times
+}
+
+/** Decodes until so many tokens are cached; the last of a stream never is. */
+async function decodeUntil(
+  sequence: Sequence,
+  context: number,
+  aborting: { signal?: AbortSignal },
+) {
+  const maxTokens = context - sequence.length + 1
+  const stream = sequence.generate(null, {
+    maxTokens,
+    temperature: 0,
+    ignoreEos: true,
+    ...aborting,
+  })
+  await take(stream, maxTokens)
+  await stream.return()
 }
 
 /**

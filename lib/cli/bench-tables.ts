@@ -21,12 +21,13 @@ export function formatBenchReport(report: BenchReport): string {
 export function machinePairs({ machine, settings, seconds }: BenchReport): [string, string][] {
   const { cpu, cores, cpuFlags, lastLevelCacheBytes, memoryBytes, os, node } = machine
   const cache = lastLevelCacheBytes === null ? '' : `, ${formatBytes(lastLevelCacheBytes)} cache`
-  const { device, isa, threads, dtype, weights, filter } = settings
+  const { device, isa, threads, dtype, weights, generated, filter } = settings
   const pairs: [string, string | null][] = [
     ['machine', `${cpu}, ${cores} cores${cache}, ${formatBytes(memoryBytes)}; ${os}`],
     ['flags', cpuFlags?.join(' ') ?? null],
     ['device', `${device} (${isa}), ${threads} threads, models in ${dtype}, weights ${weights}`],
     ['zipcache', `${machine.version}${machine.commit ? ` (${machine.commit})` : ''}, Node ${node}`],
+    ['contexts', generated ? 'decoded themselves, but for 100 tokens' : null],
     ['filter', filter],
     ['took', `${seconds.toFixed(0)} s`],
   ]

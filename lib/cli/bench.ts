@@ -28,6 +28,7 @@ interface BenchCommandOptions {
   readonly full?: boolean
   readonly model?: string
   readonly context?: number[]
+  readonly generated?: boolean
   readonly policy: string[]
   readonly tokens: number
   readonly seed: number
@@ -66,6 +67,7 @@ export function addBenchCommand(program: Command, signal: AbortSignal): void {
       `prompt lengths in tokens (default: ${kContexts}; with --full ${kFullContexts})`,
       distinctList(integer(1)),
     )
+    .option('--generated', 'contexts of decode steps are decoded, too, as behind a long answer')
     .option('--policy <list>', 'cache policies', distinctList(policyName), [
       'fp16',
       'uniform4',
@@ -81,7 +83,7 @@ export function addBenchCommand(program: Command, signal: AbortSignal): void {
     .option('--html <file>', 'write a page with plots')
     .action(async (part: BenchPart | undefined, options: BenchCommandOptions) => {
       const { json, html, filter, full = false, model, context, policy } = options
-      const { device, threads, dtype, weights, tokens } = options
+      const { device, threads, dtype, weights, tokens, generated } = options
       if (typeof json === 'string') await expectWritable(json, '--json')
       if (html !== undefined) await expectWritable(html, '--html')
       const report = await withProgress('bench', json !== true, (onProgress) =>
@@ -90,6 +92,7 @@ export function addBenchCommand(program: Command, signal: AbortSignal): void {
           parts: part === undefined ? BENCH_PARTS : [part],
           models: modelsOf(model),
           contexts: context ?? (full ? kFullContexts : kContexts),
+          generated,
           policies: policy,
           seed: options.seed,
           root: kPackageRoot,

@@ -113,6 +113,8 @@ describe('runBench', () => {
       machine: 'null',
       settings: {
         device: 'string',
+        generated: 'boolean',
+        weights: 'string',
         isa: 'string',
         threads: 'number',
         dtype: 'string',
@@ -152,6 +154,19 @@ test('progress goes from stroke to stroke to the end', async () => {
   expect(total).toBe(4)
 })
 
+test('contexts that are decoded: windows with parameters of their own, of which more close', async () => {
+  const steps = { models: [fixture], contexts: [350], tokens: 60, filter: /zipcache/ }
+  const parts = ['prefill', 'decode'] as const
+  const decoded = await runBench({ ...base, ...steps, parts, generated: true })
+  const prompt = await runBench({ ...base, ...steps, parts: ['decode'] })
+  expect(decoded.settings.generated).toBe(true)
+  expect(decoded.prefill).toEqual([])
+  expect(decoded.decode).toMatchObject([{ context: 350, policy: 'zipcache' }])
+  const [one, other] = [decoded, prompt].map(({ decode }) => decode[0]?.cacheBytes as number)
+  expect(one).toBeGreaterThan(1.05 * (other as number))
+  expect(one).toBeLessThan(2 * (other as number))
+})
+
 test('a wrong result is an error and not a row', async () => {
   const wrong: OpCase = {
     ...{ op: 'rmsNorm', shape: '1', dtype: 'f32', group: 'wrong' },
@@ -170,6 +185,12 @@ test('a wrong result is an error and not a row', async () => {
 test.each([
   ['a filter that finds nothing', { filter: /linear m=3/ }, 'ERR_ZC_ARGUMENT', 'filter'],
   ['no part', { parts: [] }, 'ERR_ZC_ARGUMENT', 'filter'],
+  [
+    'prefill into contexts that are decoded',
+    { parts: ['prefill'] as const, generated: true },
+    'ERR_ZC_ARGUMENT',
+    'generated',
+  ],
   ['half a token of context', { contexts: [0.5] }, 'ERR_ZC_ARGUMENT', 'context'],
   ['no token to decode', { tokens: 0 }, 'ERR_ZC_ARGUMENT', 'tokens'],
   ['a device that is not there', { device: 'abacus' }, 'ERR_ZC_DEVICE', undefined],

@@ -36,6 +36,7 @@ const report: BenchReport = {
       threads: 2,
       dtype: 'f32',
       weights: 'stored',
+      generated: false,
       full: false,
       seed: 0,
     },

@@ -88,7 +88,7 @@ inline void each_rows(int rows, const F& f) {
 // multiples of `step`, and `beta`, what no code takes part in.
 struct KeyFactors {
   const float* floats;      // (rows, head_dim): q itself, when K is not quantized
-  const int16_t* integers;  // (rows, head_dim)
+  const int16_t* integers;  // (rows, head_dim), null when it is not
   float step[kBlockRows];
   float beta[kBlockRows];
 };
@@ -99,6 +99,7 @@ inline float middle_code(Format f) { return 0.5f * static_cast<float>((1 << form
 inline KeyFactors fold_keys(const SegmentView& view, const float* q, int rows) {
   KeyFactors keys;
   keys.floats = q;
+  keys.integers = nullptr;
   if (!view.k_quantized()) return keys;
   const int d = view.head_dim;
   float channel_scale[256];
