@@ -52,8 +52,9 @@ inline constexpr float kWeightLevels = 127.0f;
 
 ZC_HD float weight_scale(float max_abs) { return max_abs / kWeightLevels; }
 
+// For a scale above 0.
 ZC_HD float weight_code(float w, float scale) {
-  const float code = scale > 0.0f ? rintf(w / scale) : 0.0f;
+  const float code = rintf(w / scale);
   return code < kWeightLevels ? (code > -kWeightLevels ? code : -kWeightLevels) : kWeightLevels;
 }
 

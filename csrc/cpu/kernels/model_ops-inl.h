@@ -181,6 +181,23 @@ void convert(const OpContext& ctx, const ConvertArgs& a) {
   });
 }
 
+// Codes of n elements, for a scale above 0: weight_code of each.
+inline void weight_codes(const float* x, int64_t n, float scale, int8_t* codes) {
+  typedef int8_t Codes __attribute__((vector_size(kLanes)));
+  const VecF most = broadcast(kWeightLevels);
+  const VecF magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const VecF code = vmax(-most, vmin(most, load(x + i) / broadcast(scale)));
+    const VecF shifted = code + magic;
+    VecU bits;
+    std::memcpy(&bits, &shifted, sizeof(bits));
+    const Codes bytes = __builtin_convertvector(bits, Codes);
+    std::memcpy(codes + i, &bytes, sizeof(bytes));
+  }
+  for (; i < n; ++i) codes[i] = static_cast<int8_t>(weight_code(x[i], scale));
+}
+
 // Codes and scales of the rows of a weight. The scale of a row with what is no finite number is
 // NaN.
 void quantize_weight(const OpContext& ctx, const QuantizeWeightArgs& a) {
@@ -188,16 +205,27 @@ void quantize_weight(const OpContext& ctx, const QuantizeWeightArgs& a) {
   parallel_rows(ctx, a.x.size(0), [&](int64_t r) {
     float* x = thread_scratch(0, static_cast<size_t>(k));
     widen_from(a.x, r * k, x, k);
-    float most = 0.0f;
-    float poison = 0.0f;
-    for (int64_t i = 0; i < k; ++i) {
+    VecF best{};
+    VecF poison{};
+    int64_t i = 0;
+    for (; i + kLanes <= k; i += kLanes) {
+      const VecF v = load(x + i);
+      best = vmax(vmax(v, -v), best);
+      poison += v * broadcast(0.0f);
+    }
+    float most = max_lane(best);
+    float rest = sum(poison);
+    for (; i < k; ++i) {
       const float size = std::fabs(x[i]);
       most = size > most ? size : most;
-      poison += x[i] * 0.0f;
+      rest += x[i] * 0.0f;
     }
-    const float scale = weight_scale(most) + poison;
+    const float scale = weight_scale(most) + rest;
     int8_t* codes = a.out.as<int8_t>() + r * k;
-    for (int64_t i = 0; i < k; ++i) codes[i] = static_cast<int8_t>(weight_code(x[i], scale));
+    if (scale > 0.0f)
+      weight_codes(x, k, scale, codes);
+    else
+      std::memset(codes, 0, static_cast<size_t>(k));
     a.scales.as<float>()[r] = scale;
   });
 }
