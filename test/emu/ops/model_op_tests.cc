@@ -97,7 +97,7 @@ void linear_test(DType x, DType weight, DType out, Shape mnk, bool bias, bool ac
         run.compare("out", to,
                     out == DType::kF32 ? Tolerance{1e-5, 1e-3} : one_rounding(out, 1e-4));
         run.op(&Backend::linear,
-               LinearArgs{run.normals(x, {m, k}), run.normals(weight, {n, k}),
+               LinearArgs{run.normals(x, {m, k}), run.normals(weight, {n, k}), TensorView{},
                           bias ? run.normals(weight, {n}) : TensorView{}, to, accumulates});
       },
       ordinals);
@@ -141,7 +141,7 @@ ZC_OP_TESTS(grouped_linear_tests) {
                       const int64_t k = 72;
                       const auto product = [&](const char* name, int64_t n, DType out, bool bias) {
                         return GroupedLinearArgs::Product{
-                            run.normals(weight, {n, k}),
+                            run.normals(weight, {n, k}), TensorView{},
                             bias ? run.normals(weight, {n}) : TensorView{},
                             run.result(name, out, {m, n},
                                        out == DType::kF32 ? Tolerance{1e-5, 1e-3}

@@ -51,6 +51,8 @@ double value_at(const TensorView& t, const std::vector<uint8_t>& values, int64_t
       return read(int32_t{});
     case DType::kU8:
       return *p;
+    case DType::kI8:
+      return read(int8_t{});
   }
   return NAN;
 }
