@@ -11,6 +11,8 @@ export interface OpCase {
   readonly group: string
   /** Left out of a short run. */
   readonly full?: boolean
+  /** No GPU has it: left out there. */
+  readonly onCpuAlone?: boolean
   prepare(tensors: BenchTensors): Promise<PreparedOp>
 }
 

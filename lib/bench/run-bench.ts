@@ -100,13 +100,13 @@ const kMaxColdBytes = 1 << 29
 export async function runBench(options: BenchOptions): Promise<BenchReport> {
   const { full = false, dtype = 'f32', weights = 'stored', seed = 0, signal } = options
   const begin = performance.now()
-  const plan = planBench(options)
-  await checkPositions(plan)
-  const machine = machineOf(options.root)
   const { threads } = options
   const device = await Device.open(options.device, threads === undefined ? {} : { threads })
   try {
-    const { name, isa, nThreads } = device.info
+    const { name, kind, isa, nThreads } = device.info
+    const plan = planBench(options, kind)
+    await checkPositions(plan)
+    const machine = machineOf(options.root)
     const roofs = new Roofs(device)
     await roofs.check()
     await roofs.sample()
@@ -177,7 +177,7 @@ interface ContextPlan {
 type Plan = ReturnType<typeof planBench>
 
 /** What the options leave to do, and in how many equal strokes of a progress bar. */
-function planBench(options: BenchOptions) {
+function planBench(options: BenchOptions, kind: 'cpu' | 'gpu') {
   const { filter, full = false, contexts, policies, models, tokens = 208 } = options
   const { generated = false } = options
   const parts = generated ? options.parts.filter((part) => part !== 'prefill') : options.parts
@@ -194,6 +194,7 @@ function planBench(options: BenchOptions) {
   const groups = new Map<string, OpCase[]>()
   for (const one of options.cases ?? OP_CASES) {
     if (!wanted('ops', nameOf(one)) || (one.full && !full)) continue
+    if (one.onCpuAlone && kind !== 'cpu') continue
     groups.set(one.group, [...(groups.get(one.group) ?? []), one])
   }
   const modelPlans: ModelPlan[] = models.flatMap((model) => {

@@ -82,6 +82,7 @@ const kTurnLead = 1
 /** The first token needs no step, and the next ones find code and memory. */
 const kWarmUpTokens = 4
 const kHistogramBins = 32
+const kGreedy = { temperature: 0, ignoreEos: true } as const
 /** Of a generated context: what is prefilled. */
 const kGeneratedPrompt = 100
 
@@ -194,12 +195,7 @@ async function decodeUntil(
   aborting: { signal?: AbortSignal },
 ) {
   const maxTokens = context - sequence.length + 1
-  const stream = sequence.generate(null, {
-    maxTokens,
-    temperature: 0,
-    ignoreEos: true,
-    ...aborting,
-  })
+  const stream = sequence.generate(null, { maxTokens, ...kGreedy, ...aborting })
   await take(stream, maxTokens)
   await stream.return()
 }
@@ -215,8 +211,7 @@ async function timeDecoding(
   const { tokens, signal, onProgress, between } = plan
   const options = {
     maxTokens: decodedTokens(tokens),
-    temperature: 0,
-    ignoreEos: true,
+    ...kGreedy,
     ...(signal ? { signal } : {}),
   }
   const streams = sequences.map((sequence) => sequence.generate(null, options))

@@ -167,6 +167,27 @@ test('contexts that are decoded: windows with parameters of their own, of which 
   expect(one).toBeLessThan(2 * (other as number))
 })
 
+test('weights of 8 bits: steps that read less', async () => {
+  const steps = { models: [fixture], contexts: [20], tokens: 5, parts: ['decode'] as const }
+  const [stored, int8] = await Promise.all(
+    (['stored', 'int8'] as const).map((weights) => runBench({ ...base, ...steps, weights })),
+  )
+  expect([stored?.settings.weights, int8?.settings.weights]).toEqual(['stored', 'int8'])
+  const [a, b] = [stored, int8].map((report) => report?.decode[0]?.bytes as number)
+  // Biases, norms, scales and the cache stay.
+  expect(b).toBeLessThan(0.6 * (a as number))
+  expect(b).toBeGreaterThan(0.45 * (a as number))
+})
+
+test('what a GPU does not have is left out there', async () => {
+  const linear = OP_CASES.filter(({ op, dtype }) => op === 'linear' && dtype === 'i8')
+  expect(linear.length).toBeGreaterThan(0)
+  const small = OP_CASES.find(({ op }) => op === 'rmsNorm') as OpCase
+  const cases = [small, ...linear]
+  const { ops } = await runBench({ ...base, device: 'cuda-emu', cases, full: true })
+  expect(ops.map(nameOf)).toEqual([nameOf(small)])
+})
+
 test('a wrong result is an error and not a row', async () => {
   const wrong: OpCase = {
     ...{ op: 'rmsNorm', shape: '1', dtype: 'f32', group: 'wrong' },

@@ -1,10 +1,9 @@
 // y = x W^T + b with weights of floats. How a product of two rows is summed is one rule for any
 // number of rows: k is cut into blocks of kPanelDepth; in a block lane i of a vector takes the
-// elements i, i + kWideLanes,
-// ... in order (of bfloat16 2 i, 2 i + 1, 2 i + 2 kWideLanes, ...); the blocks are added in order,
-// then the lanes pairwise (`fold`, `sum`), then what k leaves of a step one by one. Decoding and
-// prefill so give a row the same bits, on any number of threads, and the weight is read as it lies
-// in memory.
+// elements i, i + kWideLanes, ... in order (of bfloat16 2 i, 2 i + 1, 2 i + 2 kWideLanes, ...); the
+// blocks are added in order, then the lanes pairwise (`fold`, `sum`), then what k leaves of a step
+// one by one. Decoding and prefill so give a row the same bits, on any number of threads, and the
+// weight is read as it lies in memory.
 namespace zc::cpu {
 namespace ZC_ISA {
 

@@ -24,15 +24,8 @@ struct RoundedRows {
 // beside any weight, NaN where an element is no finite number, so that all of the row's products
 // are.
 inline float factor_step(const float* x) {
-  VecF most{};
-  VecF poison{};
-  for (int i = 0; i < kPanelDepth; i += kLanes) {
-    const VecF v = load(x + i);
-    most = vmax(most, vmax(v, -v));
-    poison = fma(v, VecF{}, poison);
-  }
-  const float largest = max_lane(most);
-  return (largest > 1e-33f ? largest / kMaxFactor : 0.0f) + sum(poison);
+  const float largest = largest_magnitude(x, kPanelDepth);
+  return largest <= 1e-33f ? 0.0f : largest / kMaxFactor;
 }
 
 inline RoundedRows round_rows(const LinearArgs& a, int64_t r0, int rows) {
@@ -79,6 +72,7 @@ inline VecHalves load_codes(const int8_t* p) {
   return reinterpret_cast<VecHalves>(__builtin_convertvector(codes, Wide));
 #endif
 }
+
 // acc (R, J) of (rows, kPanelColumns) += what k leaves of a step behind element `at` of a block.
 template <int R, int J>
 ZC_NOINLINE void add_rest(const RoundedRows& x, int64_t depth, int r, const int8_t* w, int64_t k,

@@ -205,22 +205,7 @@ void quantize_weight(const OpContext& ctx, const QuantizeWeightArgs& a) {
   parallel_rows(ctx, a.x.size(0), [&](int64_t r) {
     float* x = thread_scratch(0, static_cast<size_t>(k));
     widen_from(a.x, r * k, x, k);
-    VecF best{};
-    VecF poison{};
-    int64_t i = 0;
-    for (; i + kLanes <= k; i += kLanes) {
-      const VecF v = load(x + i);
-      best = vmax(vmax(v, -v), best);
-      poison += v * broadcast(0.0f);
-    }
-    float most = max_lane(best);
-    float rest = sum(poison);
-    for (; i < k; ++i) {
-      const float size = std::fabs(x[i]);
-      most = size > most ? size : most;
-      rest += x[i] * 0.0f;
-    }
-    const float scale = weight_scale(most) + rest;
+    const float scale = weight_scale(largest_magnitude(x, k));
     int8_t* codes = a.out.as<int8_t>() + r * k;
     if (scale > 0.0f)
       weight_codes(x, k, scale, codes);

@@ -234,6 +234,26 @@ inline float max_lane(VecF v) {
 #endif
 }
 
+// The largest magnitude of n elements; NaN where one is no finite number.
+inline float largest_magnitude(const float* x, int64_t n) {
+  VecF best{};
+  VecF poison{};
+  const int64_t vectors = n / kLanes * kLanes;
+  for (int64_t i = 0; i < vectors; i += kLanes) {
+    const VecF v = load(x + i);
+    best = vmax(vmax(v, -v), best);
+    poison += v * broadcast(0.0f);
+  }
+  float most = max_lane(best);
+  float rest = sum(poison);
+  for (int64_t i = vectors; i < n; ++i) {
+    const float size = std::fabs(x[i]);
+    most = size > most ? size : most;
+    rest += x[i] * 0.0f;
+  }
+  return most + rest;
+}
+
 // Columns become rows: lane i of v[j] goes to lane j of v[i].
 inline void transpose(VecF* v) {
 #if defined(ZC_ISA_AVX2)
