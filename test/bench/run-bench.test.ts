@@ -186,7 +186,7 @@ test('what a GPU does not have is left out there', async () => {
   const cases = [small, ...linear]
   const { ops } = await runBench({ ...base, device: 'cuda-emu', cases, full: true })
   expect(ops.map(nameOf)).toEqual([nameOf(small)])
-})
+}, 240_000) // the roofs of an emulated GPU take their time
 
 test('a wrong result is an error and not a row', async () => {
   const wrong: OpCase = {
