@@ -32,8 +32,10 @@ struct Linear {
       : x(m * p.k * dtype_size(p.x)),
         bias(p.n * 4),
         before(m * p.n * 4),
-        out(m * p.n * 4),
-        args{view(x, p.x, {m, p.k}), {}, {}, view(out, DType::kF32, {m, p.n}), p.accumulate} {
+        out(m * p.n * 4) {
+    args.x = view(x, p.x, {m, p.k});
+    args.out = view(out, DType::kF32, {m, p.n});
+    args.accumulate = p.accumulate;
     fill_normal(device, args.x, 1);
     for (int i = 0; i < n_weights; ++i) {
       weights.push_back(std::make_unique<Buffer>(p.n * p.k * 2));
@@ -55,7 +57,7 @@ struct Linear {
   }
   Buffer x, bias, before, out;
   std::vector<std::unique_ptr<Buffer>> weights;
-  LinearArgs args;
+  LinearArgs args{};
 };
 
 // ---- the slow kernels ----
