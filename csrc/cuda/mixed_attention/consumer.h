@@ -84,8 +84,6 @@ class Consumer {
   ZC_DEVICE void run() {
     WarpState<kDim> state;
     state.clear();
-    if (lane() == 0) memory_.running[warp()].layout = 0;
-    __syncwarp();
     ZC_NO_UNROLL for (;;) {
       wait(count_);
       const Entry& entry = memory_.entries[warp()][stage_of(count_)];
@@ -98,11 +96,12 @@ class Consumer {
       const int place = (entry.what & kItemParity) != 0 ? 1 : 0;
       const Item<kDim>& item = memory_.items[place];
       if (kind == kFold) {
-        state.enter(p_, Layout{entry.layout}, reinterpret_cast<const uint32_t*>(slot(count_)),
-                    item.q[lane() >> 3], memory_.running[warp()], lane());
+        state.enter(p_, Layout{entry.layout}, reinterpret_cast<uint32_t*>(slot(count_)), item.q,
+                    memory_.running[warp()], lane());
         if (p_.sliding_window > 0 && lane() < kColumns)
           memory_.running[warp()].seen_from[lane()] =
               memory_.seen_from[warp()][stage_of(count_)][lane()];
+        if constexpr (kBulk) simt::fence_async();  // the slot's next copy comes by another road
         advance();
       } else if (kind == kEnd) {
         const bool is_last = (entry.what & kIsLast) != 0;
@@ -146,9 +145,19 @@ class Consumer {
   ZC_DEVICE void attend(const Entry& entry, WarpState<kDim>& state) {
     const Layout layout{entry.layout};
     if ((entry.what & kHasTwoSlots) != 0) wait(count_ + 1);
+    if (state.is_empty) state.begin_units(layout);
+    state.is_empty = false;
+    const int n_left = (entry.n_tokens - entry.first + kPageTokens - 1) / kPageTokens;
+    const int n_pages = n_left < layout.pages() ? n_left : layout.pages();
+    // Not unrolled: what does not fit the cache of instructions is waited for by every warp anew.
+    const auto each = [&](const auto& shape, const auto& with_k, const auto& with_v) {
+      constexpr int kPages = std::remove_reference_t<decltype(shape)>::kPages;
+      ZC_NO_UNROLL for (int page = 0; page < n_pages; page += kPages)
+          attend_pages(shape, entry, page, state, with_k, with_v);
+    };
     const auto known = [&](auto k, auto v) {
-      attend_pages(
-          StaticShape<decltype(k)::value, decltype(v)::value, kDim>{}, entry, 0, state,
+      each(
+          StaticShape<decltype(k)::value, decltype(v)::value, kDim>{},
           [&](const auto& f) { f(k); }, [&](const auto& f) { f(v); });
     };
     constexpr auto pair = [](Format k, Format v) {
@@ -167,14 +176,10 @@ class Consumer {
       case pair(Format::kF16, Format::kF16):
         known(kTag<Format::kF16>, kTag<Format::kF16>);
         break;
-      default: {
-        ZC_NO_UNROLL for (int page = 0; page < layout.pages(); ++page) {
-          attend_pages(
-              AnyShape<kDim>{layout}, entry, page, state,
-              [&](const auto& f) { with_format(layout.k_format(), f); },
-              [&](const auto& f) { with_format(layout.v_format(), f); });
-        }
-      }
+      default:
+        each(
+            AnyShape<kDim>{layout}, [&](const auto& f) { with_format(layout.k_format(), f); },
+            [&](const auto& f) { with_format(layout.v_format(), f); });
     }
     advance((entry.what & kHasTwoSlots) != 0 ? 2 : 1);
   }
@@ -280,7 +285,7 @@ class Consumer {
         seen.limit = to > seen.limit ? to : seen.limit;
       }
     }
-    const bool outgrown = largest > state.raw_max || largest_scale > state.scale_limit;
+    const bool outgrown = largest > state.raw_limit || largest_scale > state.scale_limit;
     if (__any_sync(~0u, outgrown)) state.rescale(largest, largest_scale);
 
     const float offset = state.beta - (state.max == -INFINITY ? 0.0f : state.max);

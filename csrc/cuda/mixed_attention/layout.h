@@ -110,8 +110,8 @@ ZC_DEVICE Layout layout_of(Format k, Format v) {
           static_cast<uint32_t>(bytes / kPageUnitBytes) << 20};
 }
 
-// What a unit's arithmetic needs of its layout, and the pages that it takes together: all of a unit
-// for the formats that policies use together, known at compile time, and one of any others.
+// What a unit's arithmetic needs of its layout, and the pages that it takes together: two for the
+// formats that policies use together, known at compile time, and one of any others.
 template <int kDim>
 struct AnyShape {
   static constexpr int kPages = 1;
@@ -131,7 +131,7 @@ struct StaticShape {
   static constexpr int kValueBytes = static_cast<int>(V) * 2 * kDim;
   static constexpr int kBytes = (kKeyBytes + kValueBytes + (kIsCode<V> ? 64 : 0) + 63) / 64 * 64;
   static constexpr int kInSlot = slot_pages<kDim>(K, V, kBytes);
-  static constexpr int kPages = unit_pages(kInSlot);
+  static constexpr int kPages = unit_pages(kInSlot) > 1 ? 2 : 1;
 
   ZC_DEVICE static constexpr int k_bytes() { return kKeyBytes; }
   ZC_DEVICE static constexpr int params_offset() { return kValueBytes; }
@@ -169,7 +169,7 @@ struct ItemHead {
 
 // Words between two columns of q in shared memory: lanes hit different banks.
 template <int kDim>
-inline constexpr int kQueryWords = kDim / 2 + 4;
+inline constexpr int kQueryWords = kDim / 2 + 8;
 
 template <int kDim>
 struct Item {
@@ -209,7 +209,7 @@ struct alignas(16) ColumnTotal {
 // The segment that a warp is in: what it needs again at its end, for want of registers.
 template <int kDim>
 struct RunningSegment {
-  uint32_t layout;                 // 0: none
+  uint32_t layout;
   uint32_t normalisers[kDim / 2];  // of V, two channels a word, float16
   int32_t seen_from[kColumns];     // with a sliding window: the columns' first tokens
 };

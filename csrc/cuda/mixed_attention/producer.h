@@ -154,6 +154,7 @@ class Producer {
     for (int base = first + 32; base < n_segments; base += 32)
       total += sum(lane_segment(table, head, base, n_segments).weight);
     begin_item();
+    folded_ = -1;
     ZC_UNROLL for (int column = 0; column < kColumns; ++column)
         ZC_UNROLL for (int w = 0; w < kWords; ++w) item()
             .q[column][lane_ + 32 * w] = q[column][w];
@@ -171,7 +172,6 @@ class Producer {
       const int begin = boundary(split);
       const int end = boundary(split + 1);
       int weight_before = 0;
-      folded_ = -1;
       ZC_NO_UNROLL for (int base = first; base < n_segments; base += 32) {
         if (n_segments - first > 32) own = lane_segment(table, head, base, n_segments);
         const int through = inclusive_sum(own.weight);
@@ -314,8 +314,10 @@ class Producer {
     const int through = inclusive_sum(own.own_units);
     const int n_units = __shfl_sync(~0u, through, 31);
     const int n_rounds = (n_units + kConsumers - 1) / kConsumers;
+    const int begin = consumer_ * n_units / kConsumers;
+    const int end = (consumer_ + 1) * n_units / kConsumers;
     const auto find = [&](int round) {
-      const int index = round < n_rounds ? consumer_ * n_rounds + round : n_units;
+      const int index = begin + round < end ? begin + round : n_units;
       return find_unit(table, base, own, through, n_units, index);
     };
     Unit next = find(0);
