@@ -194,6 +194,8 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
     }
   }
 
+  simt::let_next_begin();
+
   // (n_parts, rows of x, columns)
   using PartSums = float[8 * kXTiles][kColumns + kPad];
   auto* const parts = reinterpret_cast<PartSums*>(shared + n_parts * kStages * kPanelBytes);

@@ -43,7 +43,6 @@ ZC_DEVICE void attend_items(const Params& p) {
   if constexpr (kBulk) simt::fence_mbarrier_init();
   __syncthreads();
   simt::wait_for_kernels_before();
-  simt::let_next_begin();
   const WorkLine line = line_up(p, cost_before, &memory.team);
   if (thread >= 32 * kConsumers)
     Producer<kDim, kBulk, kStages>(p, memory).run(line);

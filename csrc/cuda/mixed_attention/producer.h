@@ -6,6 +6,10 @@
 // and on into the block's next items, so that no consumer waits for an address.
 namespace zc::cuda::mixed {
 
+// A page weighs what its bytes do and so much more. It takes nearly as many instructions whatever
+// its formats are, and those are a multiprocessor's own to run, while all share the memory.
+inline constexpr int kComputeBytes = 4096;
+
 // A segment's part in one split, as one lane keeps it.
 struct LaneSegment {
   Layout layout;
@@ -14,24 +18,10 @@ struct LaneSegment {
   int32_t params_unit;
   int32_t n_unseen;  // units in front that no column sees
   int32_t n_units;   // behind them
-  int32_t weight;    // of all units: bytes in units of a page address (2^31 of which no pool has)
+  int32_t weight;    // of all units, in units of a page address (2^31 of which no pool has)
   int32_t seen_from[kColumns];  // with a sliding window: the columns' first tokens
   int32_t first_unit;
   int32_t own_units;  // of the split
-};
-
-// What one consumer is given in one round.
-struct Unit {
-  bool exists;
-  Layout layout;
-  int32_t segment;
-  int32_t unit;
-  int32_t n_tokens;
-  int32_t params_unit;
-  int32_t source;  // the lane that has its segment
-  bool is_cut;     // its first tokens are not for every column
-  bool has_page;   // for this lane to copy
-  int32_t page;    // what the table has for it, not yet looked at
 };
 
 // What one lane copies of a unit: one page, or its K or V part.
@@ -42,6 +32,25 @@ struct Part {
   int to;    // byte of the slot
   int from;  // byte of the page
   int n_bytes;
+};
+
+// What one consumer is given in one round.
+struct Unit {
+  bool exists;
+  int index;   // of those that the lanes' segments have
+  int n_left;  // behind it in its segment that are the consumer's as well
+  Layout layout;
+  int32_t segment;
+  int32_t unit;  // of the segment
+  int32_t n_tokens;
+  int32_t pages_begin;
+  int32_t params_unit;
+  int32_t source;    // the lane that has its segment
+  int32_t seen_by_all;  // with a sliding window: the first token that every column sees
+  int n_slots;
+  Part part;      // for this lane to copy
+  bool has_page;  // that part
+  int32_t page;   // what the table has for it, not yet looked at
 };
 
 template <int kDim>
@@ -221,8 +230,8 @@ class Producer {
       own.n_unseen = own.seen_from[0] < s.n_tokens ? own.seen_from[0] / unit_tokens : n_units;
       n_units -= own.n_unseen;
     }
-    const int64_t weight =
-        int64_t{n_units} * own.layout.pages() * (own.layout.page_bytes() / kPageUnitBytes);
+    const int64_t weight = int64_t{n_units} * own.layout.pages() *
+                           ((own.layout.page_bytes() + kComputeBytes) / kPageUnitBytes);
     // All segments' weights together are an int32. A list that is too long for that is of pages
     // that come again and again: no pool has so many.
     if (!check_data(p_.faults, weight <= INT32_MAX / (n_segments > 0 ? n_segments : 1),
@@ -314,51 +323,56 @@ class Producer {
     const int through = inclusive_sum(own.own_units);
     const int n_units = __shfl_sync(~0u, through, 31);
     const int n_rounds = (n_units + kConsumers - 1) / kConsumers;
-    const int begin = consumer_ * n_units / kConsumers;
-    const int end = (consumer_ + 1) * n_units / kConsumers;
-    const auto find = [&](int round) {
-      const int index = begin + round < end ? begin + round : n_units;
-      return find_unit(table, base, own, through, n_units, index);
-    };
-    Unit next = find(0);
+    const int end = consumer_ < kConsumers ? (consumer_ + 1) * n_units / kConsumers : 0;
+    Unit next{};
+    next.index = consumer_ * n_units / kConsumers;
+    next.exists = next.index < end;
+    find_unit(base, own, through, end, next);
+    find_page(table, next);
     ZC_NO_UNROLL for (int round = 0; round < n_rounds; ++round) {
       const Unit now = next;
-      next = find(round + 1);
+      ++next.index;
+      ++next.unit;
+      --next.n_left;
+      next.exists = next.index < end;
+      if (__any_sync(~0u, next.exists && next.n_left < 0)) find_unit(base, own, through, end, next);
+      find_page(table, next);
       push_fold(own, now);
       push_unit(head, now);
     }
   }
 
-  // Unit `index` of those that the lanes' segments have; through: of this lane's segment and all
-  // before.
-  ZC_DEVICE Unit find_unit(const SequenceTable& table, int base, const LaneSegment& own,
-                           int through, int n_units, int index) const {
+  // All about unit u.index but its page; through: the units of this lane's segment and of all
+  // before; end: of the consumer's units.
+  ZC_DEVICE void find_unit(int base, const LaneSegment& own, int through, int end, Unit& u) const {
     int source = 0;  // the first lane whose `through` is above index
     ZC_UNROLL for (int step = 16; step > 0; step /= 2) {
       const int before = __shfl_sync(~0u, through, source + step - 1);
-      if (before <= index) source += step;
+      if (before <= u.index) source += step;
     }
-    Unit u{};
-    u.exists = consumer_ < kConsumers && index < n_units;
+    const int behind = __shfl_sync(~0u, through, source);
+    u.n_left = (behind < end ? behind : end) - u.index - 1;
     u.layout.word = __shfl_sync(~0u, own.layout.word, source);
     u.segment = base + source;
-    u.unit =
-        index + __shfl_sync(~0u, own.n_unseen + own.first_unit - (through - own.own_units), source);
+    u.unit = u.index +
+             __shfl_sync(~0u, own.n_unseen + own.first_unit - (through - own.own_units), source);
     u.source = source;
     u.n_tokens = __shfl_sync(~0u, own.n_tokens, source);
     u.params_unit = __shfl_sync(~0u, own.params_unit, source);
-    const int pages_begin = __shfl_sync(~0u, own.pages_begin, source);
-    const Part part = part_of<kDim>(u.layout, part_);
-    const int page = u.unit * u.layout.pages() + part.page;
-    u.has_page = u.exists && part.exists && page < (u.n_tokens - 1) / kPageTokens + 1;
-    if (u.has_page) u.page = table.words[pages_begin + page];
+    u.pages_begin = __shfl_sync(~0u, own.pages_begin, source);
+    u.n_slots = unit_slots(u.layout.in_slot<kDim>());
+    u.part = part_of<kDim>(u.layout, part_);
     if (p_.sliding_window > 0) {
       int seen_by_all = 0;
       ZC_UNROLL for (int i = 0; i < kColumns; ++i) if (own.seen_from[i] > seen_by_all) seen_by_all =
           own.seen_from[i];
-      u.is_cut = u.unit * u.layout.pages() * kPageTokens < __shfl_sync(~0u, seen_by_all, source);
+      u.seen_by_all = __shfl_sync(~0u, seen_by_all, source);
     }
-    return u;
+  }
+  ZC_DEVICE void find_page(const SequenceTable& table, Unit& u) const {
+    const int page = u.unit * u.layout.pages() + u.part.page;
+    u.has_page = u.exists && u.part.exists && page < (u.n_tokens - 1) / kPageTokens + 1;
+    if (u.has_page) u.page = table.words[u.pages_begin + page];
   }
 
   // ---- slots ----
@@ -449,18 +463,20 @@ class Producer {
 
   // Brings the consumers the pages of a round.
   ZC_DEVICE void push_unit(const ItemHead& head, const Unit& u) {
-    const int slots = unit_slots(u.layout.in_slot<kDim>());
-    const Part part = part_of<kDim>(u.layout, part_);
+    const Part& part = u.part;
+    const int slots = u.n_slots;
+    const int first = u.unit * u.layout.pages() * kPageTokens;
     acquire(u.exists, slots);
     const bool found = page_exists(head, u);
     const uint32_t units = __ballot_sync(~0u, u.exists && part_ == 0);
     if (u.exists && part_ == 0) {
       const bool causal = p_.causal && u.segment == 0 && head.q_len > 1;
+      const bool is_cut = p_.sliding_window > 0 && first < u.seen_by_all;
       memory_.entries[consumer_][stage_of(count_)] = {
           u.layout.word,
-          kUnit | item_flag_ | (causal ? kIsCausal : 0u) | (u.is_cut ? kIsCut : 0u) |
+          kUnit | item_flag_ | (causal ? kIsCausal : 0u) | (is_cut ? kIsCut : 0u) |
               (slots == 2 ? kHasTwoSlots : 0u),
-          u.unit * u.layout.pages() * kPageTokens, u.n_tokens};
+          first, u.n_tokens};
     }
     const bool foreign = found && is_foreign(u.layout, part_);
     if (__any_sync(~0u, foreign)) convert_parts(u, foreign);
@@ -468,10 +484,10 @@ class Producer {
     const int stage = stage_of(count_ + static_cast<uint32_t>(part.slot));
     if constexpr (kBulk) {
       const uint32_t own = 0xfu << (lane_ & ~3);
-      const uint32_t first = __ballot_sync(~0u, copies && part.slot == 0) & own;
-      const uint32_t second = __ballot_sync(~0u, copies && part.slot == 1) & own;
+      const uint32_t in_first = __ballot_sync(~0u, copies && part.slot == 0) & own;
+      const uint32_t in_second = __ballot_sync(~0u, copies && part.slot == 1) & own;
       if (u.exists && part_ < slots) {
-        const int n = __popc(part_ == 0 ? first : second);
+        const int n = __popc(part_ == 0 ? in_first : in_second);
         simt::mbarrier_arrive_expect_tx(
             full(consumer_, stage_of(count_ + static_cast<uint32_t>(part_))),
             static_cast<uint32_t>(n * part.n_bytes));
