@@ -2,7 +2,7 @@
 
 #include "csrc/cuda/aligned.h"
 #include "csrc/cuda/launchers.h"
-#include "csrc/cuda/mixed_attention/consumer.h"
+#include "csrc/cuda/mixed_attention/merger.h"
 #include "csrc/cuda/mixed_attention/producer.h"
 
 // Attention straight over the packed cache, decoding's kernel. With K channelwise and V
@@ -18,9 +18,9 @@
 // accumulators: scores of float32's accuracy for one addition. p is one, and its neighbour zero.
 //
 // One warp of a block, the producer, follows tables to pages and has them copied into rings of
-// slots, one ring for each of the other warps, the consumers. It goes on from a split, and from an
-// item, to the next without waiting for what they make of it, so that the memory is kept busy while
-// results are merged.
+// slots, one ring for each of six others, the consumers. It goes on from a split, and from an item,
+// to the next without waiting for what they make of it, and they go on while another warp, the
+// merger, adds up what they have.
 namespace zc::cuda {
 
 namespace {
@@ -38,16 +38,22 @@ ZC_DEVICE void attend_items(const Params& p) {
     simt::mbarrier_init(simt::smem_u32(&memory.full[0][0] + thread), kBulk ? 1 : kLaneArrivals);
     simt::mbarrier_init(simt::smem_u32(&memory.empty[0][0] + thread), 1);
   }
-  if (thread < 2) simt::mbarrier_init(simt::smem_u32(memory.item_free + thread), kConsumers);
+  if (thread < 2) {
+    simt::mbarrier_init(simt::smem_u32(memory.item_free + thread), 1);
+    simt::mbarrier_init(simt::smem_u32(memory.results_full + thread), kConsumers);
+    simt::mbarrier_init(simt::smem_u32(memory.results_free + thread), 1);
+  }
   if (thread == 0) memory.team = 1;
   if constexpr (kBulk) simt::fence_mbarrier_init();
   __syncthreads();
   simt::wait_for_kernels_before();
   const WorkLine line = line_up(p, cost_before, &memory.team);
-  if (thread >= 32 * kConsumers)
+  if (thread < 32 * kConsumers)
+    Consumer<kDim, kBulk, kStages>(p, memory).run();
+  else if (thread < 32 * (kConsumers + 1))
     Producer<kDim, kBulk, kStages>(p, memory).run(line);
   else
-    Consumer<kDim, kBulk, kStages>(p, memory).run();
+    Merger<kDim, kStages>(p, memory).run();
 }
 
 // GPUs for graphics have 99 KB of shared memory a block, less than four stages of head_dim 128
@@ -125,7 +131,7 @@ void launch_mixed_attention(Context& context, const MixedAttentionArgs& a) {
   const int64_t n_partials = int64_t{blocks} * kMaxSplits * kColumns;
   p.partials = static_cast<float*>(
       context.scratch(n_partials * kPartialStride<kDim> * static_cast<int64_t>(sizeof(float))));
-  p.arrivals = context.counters(int64_t{blocks} * kColumns);
+  p.arrivals = context.counters(blocks);
   if constexpr (kDim > 64) {
     if (little) return launch_kernel<kDim, 3>(context, code >= 90, blocks, p);
   }

@@ -2,81 +2,18 @@
 
 #include "csrc/cuda/mixed_attention/warp_state.h"
 
-// A warp that multiplies: it attends to the units that the producer puts into its ring, and merges
-// what it has with the other consumers' at the end of each split.
+// A warp that multiplies: it attends to the units that the producer puts into its ring, and leaves
+// what it has at the end of each split for the merger.
 namespace zc::cuda::mixed {
-
-// Some channels of a column of O with the column's softmax state: what one lane merges.
-template <int kDim>
-struct ColumnPart {
-  static constexpr int kChannels = kDim / 32;
-  float o[kChannels];
-  float max;
-  float sum;
-
-  ZC_DEVICE void clear() {
-    ZC_UNROLL for (int i = 0; i < kChannels; ++i) o[i] = 0.0f;
-    max = -INFINITY;
-    sum = 0.0f;
-  }
-  // Products fused by hand: left to the compiler, splits merged in one place and in another would
-  // round differently.
-  ZC_DEVICE void add(const ColumnPart& other) {
-    const float larger = fmaxf(max, other.max);
-    const bool nothing = larger == -INFINITY;  // seen yet; a sum may be NaN all the same
-    const float own_factor = nothing ? 1.0f : simt::ex2(max - larger);
-    const float other_factor = nothing ? 1.0f : simt::ex2(other.max - larger);
-    ZC_UNROLL for (int i = 0; i < kChannels; ++i) o[i] =
-        fmaf(o[i], own_factor, other.o[i] * other_factor);
-    sum = fmaf(sum, own_factor, other.sum * other_factor);
-    max = larger;
-  }
-  // o: this lane's channels. kCached: of shared memory; else past L1, where others have written.
-  template <bool kCached>
-  ZC_DEVICE void load(const float* column, int lane) {
-    const float* from = column + kChannels * lane;
-    if constexpr (kChannels == 4) {
-      const float4* vector = reinterpret_cast<const float4*>(from);
-      const float4 x = kCached ? *vector : __ldcg(vector);
-      o[0] = x.x, o[1] = x.y, o[2] = x.z, o[3] = x.w;
-    } else {
-      const float2* vector = reinterpret_cast<const float2*>(from);
-      const float2 x = kCached ? *vector : __ldcg(vector);
-      o[0] = x.x, o[1] = x.y;
-    }
-    max = kCached ? column[kDim] : __ldcg(column + kDim);
-    sum = kCached ? column[kDim + 1] : __ldcg(column + kDim + 1);
-  }
-  ZC_DEVICE void store(float* column, int lane) const {
-    float* to = column + kChannels * lane;
-    if constexpr (kChannels == 4)
-      *reinterpret_cast<float4*>(to) = make_float4(o[0], o[1], o[2], o[3]);
-    else
-      *reinterpret_cast<float2*>(to) = make_float2(o[0], o[1]);
-    if (lane == 0) {
-      column[kDim] = max;
-      column[kDim + 1] = sum;
-    }
-  }
-};
 
 // Floats between two columns of a warp's O in shared memory: lanes hit different banks.
 template <int kDim>
 inline constexpr int kColumnStride = kDim + 8;
-// And between partial results in device memory.
-template <int kDim>
-inline constexpr int kPartialStride = kDim + 4;
-
-ZC_DEVICE void store_out(const Params& p, int64_t index, float x) {
-  p.out[index] = p.bf16 ? to_bf16(x).bits : from_float<f16>(x).bits;
-}
 
 template <int kDim, bool kBulk, int kStages>
 class Consumer {
  public:
   using Memory = BlockMemory<kDim, kStages>;
-  static constexpr int kGroupThreads = 32 * kConsumers;
-  static_assert(kConsumers >= kColumns, "a consumer merges one column");
   static_assert(kColumns * kColumnStride<kDim> * sizeof(float) <= kSlotBytes<kDim>);
 
   ZC_DEVICE Consumer(const Params& p, Memory& memory) : p_(p), memory_(memory) {}
@@ -92,10 +29,8 @@ class Consumer {
         attend(entry, state);
         continue;
       }
-      if (kind == kQuit) return;
-      const int place = (entry.what & kItemParity) != 0 ? 1 : 0;
-      const Item<kDim>& item = memory_.items[place];
       if (kind == kFold) {
+        const Item<kDim>& item = memory_.items[(entry.what & kItemParity) != 0 ? 1 : 0];
         state.enter(p_, Layout{entry.layout}, reinterpret_cast<uint32_t*>(slot(count_)), item.q,
                     memory_.running[warp()], lane());
         if (p_.sliding_window > 0 && lane() < kColumns)
@@ -103,15 +38,10 @@ class Consumer {
               memory_.seen_from[warp()][stage_of(count_)][lane()];
         if constexpr (kBulk) simt::fence_async();  // the slot's next copy comes by another road
         advance();
-      } else if (kind == kEnd) {
-        const bool is_last = (entry.what & kIsLast) != 0;
-        finish_split(item.head, entry.first, is_last, state);
-        if (is_last) free_item(place);
-      } else {
-        clear_rows(item.head);
-        advance();
-        free_item(place);
+        continue;
       }
+      hand_over(kind == kEnd, state);
+      if (kind == kQuit) return;
     }
   }
 
@@ -136,11 +66,6 @@ class Consumer {
       ++count_;
     }
   }
-  ZC_DEVICE void free_item(int place) const {
-    __syncwarp();
-    if (lane() == 0) simt::mbarrier_arrive(simt::smem_u32(memory_.item_free + place));
-  }
-
   // The unit at count_.
   ZC_DEVICE void attend(const Entry& entry, WarpState<kDim>& state) {
     const Layout layout{entry.layout};
@@ -321,19 +246,25 @@ class Consumer {
     }
   }
 
-  // ---- merging, always in the same order ----
+  // Leaves a mark to the merger, in its slot what the warp has of a split, and goes on. Not more
+  // than one mark ahead of the merger.
+  ZC_DEVICE void hand_over(bool has_results, WarpState<kDim>& state) {
+    const uint32_t place = n_marks_ & 1;
+    simt::mbarrier_wait(simt::smem_u32(memory_.results_free + place), (n_marks_ >> 1 & 1) ^ 1);
+    __syncwarp();
+    if (has_results) store_results(state);
+    if (lane() == 0) memory_.results[place][warp()] = stage_of(count_);
+    __syncwarp();
+    if (lane() == 0) simt::mbarrier_arrive(simt::smem_u32(memory_.results_full + place));
+    ++n_marks_;
+    ++count_;  // the merger frees the slot
+  }
 
-  // Merges the consumers' states, the first one's first: each of the first kColumns warps one
-  // column. Splits from the first on are added to each other; others, and what an item has of the
-  // first ones, are left for whoever comes last.
-  ZC_DEVICE void finish_split(const ItemHead& head, int split, bool is_last,
-                              WarpState<kDim>& state) {
-    constexpr int kStride = kColumnStride<kDim>;
+  ZC_DEVICE void store_results(WarpState<kDim>& state) {
     const int g = lane() >> 2;
-    const int t = lane() & 3;
     state.leave(memory_.running[warp()], lane());
     ZC_UNROLL for (int m = 4; m < 32; m *= 2) state.sum += __shfl_xor_sync(~0u, state.sum, m);
-    float* own = reinterpret_cast<float*>(slot(count_)) + t * kStride;
+    float* own = reinterpret_cast<float*>(slot(count_)) + (lane() & 3) * kColumnStride<kDim>;
     ZC_UNROLL for (int s = 0; s < kDim / 16; ++s) {
       own[16 * s + g] = state.o[s][0];
       own[16 * s + g + 8] = state.o[s][2];
@@ -343,105 +274,13 @@ class Consumer {
       own[kDim + 1] = state.sum;
     }
     state.clear();
-    if (lane() == 0) memory_.results[warp()] = stage_of(count_);
     if constexpr (kBulk) simt::fence_async();  // the slot's next copy comes by another road
-    simt::bar_sync(1, kGroupThreads);
-
-    const bool merges = warp() < kColumns;
-    const bool adds = head.first_split == 0;
-    ColumnTotal<kDim>& total = memory_.totals[merges ? warp() : 0];
-    ColumnPart<kDim> sum;
-    if (merges) {
-      ColumnPart<kDim> block;
-      block.clear();
-      ZC_UNROLL for (int w = 0; w < kConsumers; ++w) {
-        ColumnPart<kDim> other;
-        other.template load<true>(
-            reinterpret_cast<const float*>(memory_.ring[w][memory_.results[w]]) + warp() * kStride,
-            lane());
-        block.add(other);
-      }
-      if (adds && split > 0) {
-        sum.template load<true>(total.values, lane());
-        sum.add(block);
-      } else {
-        sum = block;
-      }
-    }
-    simt::bar_sync(1, kGroupThreads);
-    advance();
-    if (!merges || warp() >= head.n_columns) return;
-    if (adds && !is_last)
-      sum.store(total.values, lane());
-    else if (adds && head.end_split == head.n_splits)
-      store_column(head.row(p_, warp()), sum);
-    else
-      share_splits(head, split, is_last, sum);
-  }
-
-  // Leaves a column where the blocks that have splits of it meet: in the place of the first split
-  // it is of. Whoever comes last merges all, in order.
-  ZC_DEVICE void share_splits(const ItemHead& head, int split, bool is_last,
-                              const ColumnPart<kDim>& own) const {
-    const auto place = [&](int i) {
-      return p_.partials +
-             ((int64_t{head.origin} * kMaxSplits + i) * kColumns + warp()) * kPartialStride<kDim>;
-    };
-    float* to = place(head.first_split == 0 ? 0 : split);
-    own.store(to, lane());
-    if (head.first_split == 0 && lane() == 0)
-      reinterpret_cast<int32_t*>(to)[kDim + 2] = head.end_split;
-    if (!is_last) return;
-    __syncwarp();
-    __threadfence();
-    int was_last = 0;
-    if (lane() == 0) {
-      int32_t* arrivals = p_.arrivals + head.origin * kColumns + warp();
-      const int n_own = head.end_split - head.first_split;
-      was_last = atomicAdd(arrivals, n_own) == head.n_splits - n_own;
-      if (was_last != 0) *arrivals = 0;  // for the next op
-    }
-    if (__shfl_sync(~0u, was_last, 0) == 0) return;
-    __threadfence();
-    __syncwarp();
-    const int n_first = __ldcg(reinterpret_cast<const int32_t*>(place(0)) + kDim + 2);
-    ColumnPart<kDim> sum;
-    sum.clear();
-    constexpr int kTogether = 8;  // loads under way: each takes most of a microsecond
-    ZC_NO_UNROLL for (int first = 0; first < head.n_splits; first += kTogether) {
-      ColumnPart<kDim> part[kTogether];
-      ZC_UNROLL for (int i = 0; i < kTogether; ++i) {
-        part[i].clear();
-        if (first + i < head.n_splits) part[i].template load<false>(place(first + i), lane());
-      }
-      if (first == 0) sum = part[0];
-      ZC_UNROLL for (int i = 0; i < kTogether; ++i) {
-        // Others within the first one's are old.
-        if (first + i >= n_first && first + i < head.n_splits) sum.add(part[i]);
-      }
-    }
-    store_column(head.row(p_, warp()), sum);
-  }
-
-  ZC_DEVICE void store_column(int64_t row, const ColumnPart<kDim>& x) const {
-    constexpr int kChannels = ColumnPart<kDim>::kChannels;
-    ZC_UNROLL for (int i = 0; i < kChannels; ++i)
-        store_out(p_, row * kDim + kChannels * lane() + i, x.sum == 0.0f ? 0.0f : x.o[i] / x.sum);
-    if (lane() == 0) p_.lse[row] = x.sum == 0.0f ? -INFINITY : fmaf(x.max, kLn2, logf(x.sum));
-  }
-
-  // A masked sequence attends to nothing.
-  ZC_DEVICE void clear_rows(const ItemHead& head) const {
-    const int own = warp() * 32 + lane();
-    const int64_t first = int64_t{head.q_begin} * p_.n_heads;
-    const int64_t n = int64_t{head.q_len} * p_.n_heads;
-    for (int64_t j = own; j < n * kDim; j += kGroupThreads) store_out(p_, first * kDim + j, 0.0f);
-    for (int64_t j = own; j < n; j += kGroupThreads) p_.lse[first + j] = -INFINITY;
   }
 
   const Params& p_;
   Memory& memory_;
-  uint32_t count_ = 0;  // slots that were read
+  uint32_t count_ = 0;    // slots that were read
+  uint32_t n_marks_ = 0;  // that were handed over
 };
 
 }  // namespace zc::cuda::mixed

@@ -9,8 +9,9 @@
 // units, and how units lie in shared memory (csrc/cuda/kernels/mixed_attention.cu tells the whole).
 namespace zc::cuda::mixed {
 
-inline constexpr int kConsumers = 6;  // warps that multiply; one more brings them what they need
-inline constexpr int kThreads = 32 * (kConsumers + 1);
+inline constexpr int kConsumers = 6;  // warps that multiply
+// And two more: one that brings them what they need, one that adds up what they have.
+inline constexpr int kThreads = 32 * (kConsumers + 2);
 inline constexpr int kColumns = 4;  // rows of q (query, head of the group) that an item is for
 inline constexpr int kTiles = 4;    // pages of a unit, at most; each is a tile of products
 inline constexpr int kMaxGroup = 64;
@@ -44,7 +45,7 @@ struct Params {
   // (blocks, kMaxSplits, kColumns, head_dim + 4), what a block left for others: unnormalised O,
   // max, sum, how many splits that is (int32), -
   float* partials;
-  int32_t* arrivals;  // (blocks, kColumns): how many splits are done of those
+  int32_t* arrivals;  // (blocks): how many splits are done of those
   int32_t n_seqs;
   int32_t total_q;
   int32_t n_heads;
@@ -182,6 +183,7 @@ struct Item {
 enum Kind : uint32_t {
   kFold,    // channel parameters of the segment of the units that follow
   kUnit,    // pages, in this slot and perhaps the next
+  // Marks, which all consumers hand over to the merger:
   kEnd,     // the split is done; the slot is room for the warp's results
   kMasked,  // an item without a table
   kQuit,    // there are no more items
@@ -198,12 +200,6 @@ struct alignas(16) Entry {
   uint32_t what;     // a Kind and flags
   int32_t first;     // kUnit: its first token in the segment; kEnd: the split
   int32_t n_tokens;  // of the segment
-};
-
-// Results of one column: O not divided by the sum yet, max, sum.
-template <int kDim>
-struct alignas(16) ColumnTotal {
-  float values[kDim + 4];
 };
 
 // The segment that a warp is in: what it needs again at its end, for want of registers.
@@ -225,10 +221,11 @@ struct BlockMemory {
   uint64_t full[kConsumers][kStages];
   uint64_t empty[kConsumers][kStages];
   uint64_t item_free[2];
+  uint64_t results_full[2];  // marks in turn, of all consumers
+  uint64_t results_free[2];
   Item<kDim> items[2];
-  ColumnTotal<kDim> totals[kColumns];  // of an item's splits, where it has the first
   RunningSegment<kDim> running[kConsumers];
-  int results[kConsumers];  // stages with the warps' results of a split
+  int results[2][kConsumers];  // stages with a mark, kEnd's with the warp's results
   int team;                 // WorkLine
   // n_seqs + 1 int64 follow: WorkLine::cost_before.
 };

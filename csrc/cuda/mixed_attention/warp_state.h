@@ -49,7 +49,7 @@ struct WarpState {
   }
 
   // Begins a segment: from the last one's units into its own. In shared memory: its channel
-  // parameters, with room for kFoldBytes behind them, the item's q and the warp's running segment.
+  // parameters, with room for 2 kSquares words a lane behind them, the item's q and the warp's running segment.
   template <typename Query>
   ZC_DEVICE void enter(const Params& p, Layout next, uint32_t* params, const Query& query,
                        RunningSegment<kDim>& running, int lane) {
