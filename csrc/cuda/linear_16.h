@@ -66,16 +66,27 @@ ZC_DEVICE uint4 join_bits(const uint32_t (&bits)[kVector]) {
                     bits[6] | bits[7] << 16);
 }
 
+// What planes are taken of: x, scaled where it has to be. A NaN of float is made one that its upper
+// bits alone tell from an infinity; one that was a half's is.
+template <typename X, typename T>
+ZC_DEVICE float whole_of_planes(float x, const PlaneScale& scale) {
+  if constexpr (kScaled<X, T>)
+    return x * scale.to;
+  else if constexpr (std::is_same_v<X, float>)
+    return x == x ? x : bits_to_float(0x7fc00000u);
+  else
+    return x;
+}
+
 // A plane's share of `rest`, which keeps what is left for the planes after it. bf16: the bits are
 // cut off, not rounded, so that what is left has eight less; f16: rounded. What is no number is in
 // the first plane alone.
 ZC_DEVICE uint4 take_plane(float (&rest)[kVector], bf16) {
   uint32_t bits[kVector];
   ZC_UNROLL for (int j = 0; j < kVector; ++j) {
-    const bool is_nan = rest[j] != rest[j];
-    const float taken = bits_to_float(float_to_bits(rest[j]) & 0xffff0000u);
-    bits[j] = is_nan ? 0x7fc0u : float_to_bits(taken) >> 16;
-    rest[j] = is_finite(rest[j]) ? rest[j] - taken : 0.0f;
+    bits[j] = float_to_bits(rest[j]) >> 16;
+    const float left = rest[j] - bits_to_float(bits[j] << 16);
+    rest[j] = left == left ? left : 0.0f;  // inf - inf, NaN - NaN
   }
   return join_bits(bits);
 }
@@ -106,20 +117,29 @@ struct Operands {
   bool x_vectors;  // rows of x are; always where X is T
 };
 
+// Writes 16 bytes of shared memory: the first n elements behind `from`, zeros for the rest.
+template <typename Element>
+ZC_DEVICE void copy_elements(unsigned char* to, const Element* from, int64_t n) {
+  uint32_t words[4];
+  ZC_UNROLL for (int i = 0; i < 4; ++i) {
+    if constexpr (sizeof(Element) == 4) {
+      words[i] = i < n ? float_to_bits(from[i]) : 0;
+    } else {
+      const uint32_t low = 2 * i < n ? from[2 * i].bits : 0;
+      const uint32_t high = 2 * i + 1 < n ? from[2 * i + 1].bits : 0;
+      words[i] = low | high << 16;
+    }
+  }
+  *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+}
+
 // Brings a chunk to shared memory, zeros from k on: `from` is element c of a row.
 template <typename T, typename X>
 ZC_DEVICE void copy_weight(const Operands<T, X>& in, unsigned char* to, const T* from, int64_t c) {
-  if (in.vectors) {
+  if (in.vectors)
     simt::cp_async_16(simt::smem_u32(to), from, c < in.k ? 16 : 0);
-    return;
-  }
-  uint32_t pairs[4];
-  ZC_UNROLL for (int i = 0; i < 4; ++i) {
-    const uint32_t low = c + 2 * i < in.k ? from[2 * i].bits : 0;
-    const uint32_t high = c + 2 * i + 1 < in.k ? from[2 * i + 1].bits : 0;
-    pairs[i] = low | high << 16;
-  }
-  *reinterpret_cast<uint4*>(to) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+  else
+    copy_elements(to, from, in.k - c);
 }
 template <typename T>
 ZC_DEVICE void copy_x(const Operands<T>& in, unsigned char* to, const T* from, int64_t c) {
@@ -135,10 +155,9 @@ ZC_DEVICE void copy_x(const Operands<T>& in, unsigned char* to, const T* from, i
 template <typename T>
 ZC_DEVICE void begin_product(const T* from, int64_t row_stride, int rows, int lines,
                              int64_t k_begin, int64_t k_end, int own, int threads) {
-  for (int i = own; i < rows * lines; i += threads) {
-    const int64_t c = k_begin + i / rows * kDepth;
-    if (c < k_end) simt::prefetch_l2(from + i % rows * row_stride + c);
-  }
+  ZC_NO_UNROLL for (int line = 0; line < lines && k_begin + line * kDepth < k_end; ++line)
+      ZC_NO_UNROLL for (int row = own; row < rows; row += threads)
+          simt::prefetch_l2(from + row * row_stride + k_begin + line * kDepth);
   simt::wait_for_kernels_before();
 }
 

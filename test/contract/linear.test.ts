@@ -250,6 +250,32 @@ describeBackends('linear', (backend) => {
       }
     })
 
+    // CUDA multiplies a few rows in tiles of 16, 32 or 48 columns, whichever its multiprocessors,
+    // the emulator's four or a GPU's 132, share best.
+    test.each(types)(
+      'in tiles of every width, x of $x, weight of $weight',
+      async ({ x, weight }) => {
+        const width = backend.name === 'cuda' ? 2112 : 64
+        const own = { ...layer, x, weight, k: 1160 }
+        for (const m of [3, 8, 11]) {
+          const all = caseOf({ ...own, m, n: 3 * width - 5 })
+          const together = await run(backend.tensors, all)
+          for (const n of [width - 1, 2 * width - 3]) {
+            const part = {
+              ...all,
+              n,
+              weight: { ...all.weight, stored: all.weight.stored.slice(0, n * own.k) },
+              bias: { ...all.bias!, stored: all.bias!.stored.slice(0, n) },
+            }
+            const few = await run(backend.tensors, part)
+            const expected = together.filter((_, i) => i % all.n < n)
+            expectIdentical(few, expected, { name: 'out', shape: [m, n] })
+          }
+          backend.tensors.dispose()
+        }
+      },
+    )
+
     test.each([1, 2, 3, 5])('with %i threads', async (threads) => {
       for (const m of [1, 67]) {
         const own = caseOf({ ...plain, m, n: 1013, k: 83, seed: 18 })
@@ -278,13 +304,47 @@ describeBackends('linear', (backend) => {
     }
   })
 
+  const { NaN: nan, POSITIVE_INFINITY: inf } = Number
   test('NaN and infinities reach their row and no other', async () => {
     const { tensors } = backend
-    const x = tensors.f32([1, 2, Number.NaN, 1, 1, 1, Number.POSITIVE_INFINITY, 1, 1], [3, 3])
+    const x = tensors.f32([1, 2, nan, 1, 1, 1, inf, 1, 1], [3, 3])
     const out = tensors.output('f32', [3, 2])
     linear({ x, weight: tensors.f32([1, 1, 1, -1, 1, 1], [2, 3]), out })
-    const { NaN: nan, POSITIVE_INFINITY: inf } = Number
     expect([...(await tensors.values(out))]).toEqual([nan, nan, 3, 1, inf, -inf])
+  })
+
+  describe.each(floatDtypes)('NaN and infinities in x of %s', (x) => {
+    test.each(floatDtypes)('weight of %s', async (weight) => {
+      for (const m of [4, 21]) {
+        const own = makeCase({ ...plain, x, weight, m, n: 2, k: 3, seed: 23 })
+        const values = Array.from(
+          { length: m },
+          (_, row) =>
+            [
+              [1, 2, nan],
+              [1, 1, 1],
+              [inf, 1, 1],
+              [1, -inf, 1],
+            ][row % 4],
+        ).flat()
+        const out = await run(backend.tensors, {
+          ...own,
+          x: storeAs(x, Float64Array.from(values)),
+          weight: storeAs(weight, Float64Array.from([1, 1, 1, -1, 1, 1])),
+        })
+        const rows = Array.from(
+          { length: m },
+          (_, row) =>
+            [
+              [nan, nan],
+              [3, 1],
+              [inf, -inf],
+              [-inf, -inf],
+            ][row % 4],
+        ).flat()
+        expect([...out]).toEqual(rows)
+      }
+    })
   })
 
   test('f16 outputs saturate', async () => {

@@ -4,233 +4,232 @@ namespace zc::cuda {
 
 namespace {
 
-constexpr int kPad = 1;
+// A warp's ring of panels, rows of the weight before those of x. With so many bytes two blocks of
+// four warps fit a multiprocessor of Hopper; one of the narrowest tile fits any.
+template <int kWeightTiles>
+inline constexpr int kMostRingBytes = (kWeightTiles == 1 ? 24 : 28) * 1024;
 
-// A chunk of x as it lies in memory, on its way through registers.
-template <typename X>
-struct RawChunk {
-  static constexpr int kWords = kChunk * sizeof(X) / 4;
-  uint32_t words[kWords];
+template <typename X, int kWeightTiles, int kXTiles>
+struct FewRing {
+  static constexpr int kXRowBytes = kDepth * sizeof(X);
+  static constexpr int kWeightBytes = 16 * kWeightTiles * kRowBytes;
+  static constexpr int kPanelBytes = kWeightBytes + 8 * kXTiles * kXRowBytes;
+  static constexpr int kStages = kMostRingBytes<kWeightTiles> / kPanelBytes;
+  static constexpr int kBytes = kStages * kPanelBytes;
 
-  // The first n elements behind `from`, zeros for the rest.
-  ZC_DEVICE void load(const X* from, int64_t n, bool vectors) {
-    if (vectors && n >= kChunk) {
-      ZC_UNROLL for (int i = 0; i < kWords; i += 4) {
-        const uint4 quad = reinterpret_cast<const uint4*>(from)[i / 4];
-        words[i] = quad.x, words[i + 1] = quad.y, words[i + 2] = quad.z, words[i + 3] = quad.w;
-      }
-      return;
-    }
-    ZC_UNROLL for (int i = 0; i < kWords; ++i) {
-      if constexpr (std::is_same_v<X, float>) {
-        words[i] = i < n ? float_to_bits(from[i]) : 0;
-      } else {
-        const uint32_t low = 2 * i < n ? from[2 * i].bits : 0;
-        const uint32_t high = 2 * i + 1 < n ? from[2 * i + 1].bits : 0;
-        words[i] = low | high << 16;
-      }
-    }
+  // Where 16 bytes of a row of x lie among those of a panel. Rows of float are read by pairs, 32
+  // bytes of four rows at a time, which lie in different banks.
+  static ZC_DEVICE uint32_t x_offset(int row, int chunk) {
+    if constexpr (sizeof(X) == 4)
+      return static_cast<uint32_t>(row * kXRowBytes + ((chunk ^ (row & 3) * 2) << 4));
+    else
+      return panel_offset(row, chunk);
   }
-  ZC_DEVICE void widen(float (&x)[kChunk]) const {
-    ZC_UNROLL for (int i = 0; i < kChunk; ++i) {
-      if constexpr (std::is_same_v<X, float>)
-        x[i] = bits_to_float(words[i]);
-      else
-        x[i] = i % 2 == 0 ? low_half(words[i / 2], X{}) : high_half(words[i / 2], X{});
+
+  // What a lane holds of eight rows of x, from `row` on, in two steps of 16 of a panel, from
+  // element 32 two on: of row lane / 4 elements 2 (lane % 4) and the next, in each of four times
+  // eight.
+  static ZC_DEVICE void read_x(const unsigned char* x, int row, int two, int lane,
+                               uint32_t (&pairs)[4]) {
+    simt::ldmatrix_x4(pairs, simt::smem_u32(x) + x_offset(row + lane % 8, 4 * two + lane / 8));
+  }
+  static ZC_DEVICE void read_x(const unsigned char* x, int row, int two, int lane,
+                               float (&values)[kVector]) {
+    if constexpr (sizeof(X) == 4) {
+      ZC_UNROLL for (int i = 0; i < 4; ++i) {
+        const uint32_t chunk = x_offset(row + lane / 4, 8 * two + 2 * i + lane % 4 / 2);
+        const float2 pair = *reinterpret_cast<const float2*>(x + chunk + lane % 2 * 8);
+        values[2 * i] = pair.x, values[2 * i + 1] = pair.y;
+      }
+    } else {
+      uint32_t pairs[4];
+      read_x(x, row, two, lane, pairs);
+      ZC_UNROLL for (int i = 0; i < 4; ++i) {
+        values[2 * i] = low_half(pairs[i], X{});
+        values[2 * i + 1] = high_half(pairs[i], X{});
+      }
     }
   }
 };
 
-// Panels a warp has on their way: with four warps two such blocks fit a multiprocessor.
-template <int kWeightTiles, int kXTiles>
-inline constexpr int kFewStages = kWeightTiles == 1 ? (kXTiles == 1 ? 6 : 5) : 4;
-
-template <int kWeightTiles, int kXTiles>
-inline constexpr int kFewPanelBytes = (16 * kWeightTiles + 8 * kXTiles) * kRowBytes;
-
-template <int kWeightTiles, int kXTiles>
-inline size_t few_rows_bytes(int warps) {
-  return static_cast<size_t>(warps) *
-         (kFewStages<kWeightTiles, kXTiles> * kFewPanelBytes<kWeightTiles, kXTiles> +
-          8 * kXTiles * (16 * kWeightTiles + kPad) * sizeof(float));
-}
-
-// 16 kWeightTiles columns of one product's out = x weight^T for up to 8 kXTiles planes of x. A warp
+// 16 kWeightTiles columns of one product's out = x weight^T for up to 8 kXTiles rows of x. A warp
 // owns a part of k: its panels come by cp.async into a ring of its own, so that warps never wait
-// for another but at the end, when the parts are added. x of another type than the weight comes
-// through registers, a panel earlier than it is wanted, and is split into planes on its way.
-// Dynamic shared memory: few_rows_bytes, 18 KB to 27 KB a warp. Bound by reading the weight: 10 KB
-// to 12 KB a warp are on their way.
+// for another but at the end, when the parts are added. x comes the same way, as it is: where it is
+// not of the weight's type a lane splits what it holds into planes, each of which has sums of its
+// own. Rows that x does not have are whatever lies in the ring; nobody looks at their sums.
+// Dynamic shared memory: FewRing::kBytes a warp, 24 KB to 28 KB. Bound by reading the weight: 40 KB
+// to 72 KB a block are on their way.
 template <typename T, typename X, int kWeightTiles, int kXTiles>
 __global__ void __launch_bounds__(kMaxParts * 32, 2)
-    linear_few_rows_kernel(Operands<T, X> in, const __grid_constant__ Products<T> products) {
+    linear_few_rows_kernel(const Operands<T, X> in, const __grid_constant__ Products<T> products) {
+  using Ring = FewRing<X, kWeightTiles, kXTiles>;
+  constexpr bool kSplits = !std::is_same_v<X, T>;
+  constexpr int kOwnPlanes = kPlanes<X, T>;
+  constexpr int kColumns = 16 * kWeightTiles;
+  constexpr int kCopied = 16 / static_cast<int>(sizeof(X));  // elements of x in 16 bytes
+  ZC_DYNAMIC_SHARED(shared);
   int own = 0;
   while (blockIdx.x >= products.of[own].end_block) ++own;
   const typename Products<T>::Product& product = products.of[own];
-  in.weight = product.weight;
-  in.n = product.n;
-  constexpr bool kSplits = !std::is_same_v<X, T>;
-  constexpr int kStages = kFewStages<kWeightTiles, kXTiles>;
-  constexpr int kPanelBytes = kFewPanelBytes<kWeightTiles, kXTiles>;
-  constexpr int kWeightBytes = 16 * kWeightTiles * kRowBytes;
-  constexpr int kColumns = 16 * kWeightTiles;
-  ZC_DYNAMIC_SHARED(shared);
-  const int part = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int n_parts = static_cast<int>(blockDim.x) / 32;
   const unsigned first_block = own == 0 ? 0 : products.of[own - 1].end_block;
   const int64_t column0 = int64_t{blockIdx.x - first_block} * kColumns;
-  unsigned char* const ring = shared + part * kStages * kPanelBytes;
-  const int x_rows = static_cast<int>(in.x_rows);
+  const int last_column = static_cast<int>(min(int64_t{kColumns}, product.n - column0)) - 1;
+  const int rows = static_cast<int>(in.x_rows) / kOwnPlanes;
+  const int part = static_cast<int>(threadIdx.x / 32);
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int k = static_cast<int>(in.k);  // below 2^23
+  const int k_begin = part * in.part_length;
+  const int length = min(in.part_length, k - k_begin);
+  const int n_panels = (length + kDepth - 1) / kDepth;
+  const T* const weight = product.weight + column0 * k + k_begin;
+  const X* const x = in.x + k_begin;
+  unsigned char* const ring = shared + part * Ring::kBytes;
 
-  const int64_t k_begin = int64_t{part} * in.part_length;
-  const int64_t k_end = k_begin + in.part_length < in.k ? k_begin + in.part_length : in.k;
-  const int n_panels = static_cast<int>((k_end - k_begin + kDepth - 1) / kDepth);
-
-  // A lane copies chunk `chunk` of every fourth row. Columns beyond the last are the last one
-  // again; nobody looks at their sums.
-  const int chunk = lane % 8;
+  // A lane copies one chunk of every fourth row of the weight, and the like of x. Columns beyond
+  // the last are the last one again; nobody looks at their sums. 32 bits count the elements of a
+  // block's rows, at most 48 of less than 2^23: with 64, registers run short.
   const int row = lane / 8;
-  const int last_column = static_cast<int>(min(int64_t{kColumns}, in.n - column0)) - 1;
-  const T* weight = in.weight + column0 * in.k + k_begin + chunk * kChunk;
-  const X* x = in.x + row * in.x_stride + k_begin + chunk * kChunk;
-  const auto panel_at = [&](int panel) { return ring + panel % kStages * kPanelBytes; };
-  const auto first_element = [&](int panel) { return k_begin + panel * kDepth + chunk * kChunk; };
-  const auto copy_panel = [&](int panel) {
-    unsigned char* const to = panel_at(panel);
-    ZC_UNROLL for (int i = 0; i < 4 * kWeightTiles; ++i) copy_weight(
-        in, to + panel_offset(row + 4 * i, chunk),
-        weight + min(row + 4 * i, last_column) * in.k + panel * kDepth, first_element(panel));
-    if constexpr (!kSplits) {  // braces: nvcc runs a loop behind a pragma that a bare `if` discards
-      ZC_UNROLL for (int i = 0; i < 2 * kXTiles; ++i) if (row + 4 * i < x_rows)
-          copy_x(in, to + kWeightBytes + panel_offset(row + 4 * i, chunk),
-                 x + 4 * i * in.x_stride + panel * kDepth, first_element(panel));
-    }
-  };
-  // x where it is split: the rows of a panel, four at a time.
-  constexpr int kRounds = (8 * kXTiles / kPlanes<X, T> + 3) / 4;
-  const int out_rows = x_rows / in.planes;
-  PlaneScale scales[kRounds];  // of such rows, in each of the eight lanes that copy one
-  RawChunk<X> raw[kRounds];
-  const auto load_x = [&](int panel) {
-    ZC_UNROLL for (int i = 0; i < kRounds; ++i) raw[i].load(
-        x + 4 * i * in.x_stride + panel * kDepth,
-        row + 4 * i < out_rows && panel < n_panels ? in.k - first_element(panel) : 0, in.x_vectors);
-  };
-  const auto split_x = [&](int panel) {
-    ZC_UNROLL for (int i = 0; i < kRounds; ++i) if (row + 4 * i < out_rows) {
-      float rest[kChunk];
-      raw[i].widen(rest);
-      if constexpr (kScaled<X, T>) {
-        ZC_UNROLL for (int j = 0; j < kChunk; ++j) rest[j] *= scales[i].to;
+  const int chunk = lane % 8;
+  constexpr int kLanes = Ring::kXRowBytes / 16;  // that copy a row of x
+  constexpr int kXStep = 32 / kLanes;
+  const int x_row = lane / kLanes;
+  const int x_chunk = lane % kLanes;
+  const int x_stride = static_cast<int>(in.x_stride);
+  const bool vectors = in.vectors && (!kSplits || in.x_vectors);
+  const T* weight_at = weight + chunk * kChunk;  // of the panel that is copied next
+  const X* x_at = x + x_chunk * kCopied;
+  int left = length - chunk * kChunk;
+  int x_left = length - x_chunk * kCopied;
+  const auto copy_panel = [&](unsigned char* to) {
+    unsigned char* const x_to = to + Ring::kWeightBytes;
+    if (vectors) {
+      ZC_UNROLL for (int i = 0; i < 4 * kWeightTiles; ++i)
+          simt::cp_async_16(simt::smem_u32(to) + panel_offset(row + 4 * i, chunk),
+                            weight_at + min(row + 4 * i, last_column) * k, left > 0 ? 16 : 0);
+      ZC_UNROLL for (int i = 0; i < 8 * kXTiles / kXStep; ++i) {
+        const int r = x_row + kXStep * i;
+        if (r < rows)
+          simt::cp_async_16(simt::smem_u32(x_to) + Ring::x_offset(r, x_chunk), x_at + r * x_stride,
+                            x_left > 0 ? 16 : 0);
       }
-      ZC_UNROLL for (int plane = 0; plane < kPlanes<X, T>; ++plane) *
-          reinterpret_cast<uint4*>(panel_at(panel) + kWeightBytes +
-                                   panel_offset((row + 4 * i) * kPlanes<X, T> + plane, chunk)) =
-          take_plane(rest, T{});
+    } else {
+      ZC_NO_UNROLL for (int r = row; r < kColumns; r += 4)
+          copy_elements(to + panel_offset(r, chunk), weight_at + min(r, last_column) * k, left);
+      ZC_NO_UNROLL for (int r = x_row; r < rows; r += kXStep)
+          copy_elements(x_to + Ring::x_offset(r, x_chunk), x_at + r * x_stride, x_left);
     }
+    weight_at += kDepth;
+    x_at += kDepth;
+    left -= kDepth;
+    x_left -= kDepth;
   };
 
-  begin_product(in.weight + column0 * in.k, in.k, last_column + 1, 8, k_begin, k_end, lane, 32);
-  // Rows that x does not have are zeros once and for all.
-  for (int stage = 0; stage < kStages; ++stage)
-    ZC_UNROLL for (int i = 0; i < 2 * kXTiles; ++i) if (row + 4 * i >= x_rows) *
-        reinterpret_cast<uint4*>(panel_at(stage) + kWeightBytes +
-                                 panel_offset(row + 4 * i, chunk)) = make_uint4(0, 0, 0, 0);
-  ZC_UNROLL for (int panel = 0; panel < kStages - 1; ++panel) {
-    if (panel < n_panels) copy_panel(panel);
+  begin_product(weight, k, last_column + 1, 8, 0, length, lane, 32);
+  ZC_NO_UNROLL for (int panel = 0; panel < Ring::kStages - 1; ++panel) {
+    if (panel < n_panels) copy_panel(ring + panel * Ring::kPanelBytes);
     simt::cp_async_commit();
   }
+  PlaneScale scales[kXTiles] = {};  // of rows 8 t + lane / 4
   if constexpr (kScaled<X, T>) {
-    uint32_t most[kRounds] = {};
-    for (int panel = 0; panel < n_panels; ++panel) {
-      load_x(panel);
-      ZC_UNROLL for (int i = 0; i < kRounds; ++i) {
-        float values[kChunk];
-        raw[i].widen(values);
-        most[i] = largest_bits(values, most[i]);
-      }
+    ZC_UNROLL for (int t = 0; t < kXTiles; ++t) {
+      const int r = 8 * t + lane / 4;
+      uint32_t most = 0;
+      if (r < rows)
+        for (int c = lane % 4 * kVector; c < length; c += 4 * kVector) {
+          float values[kVector];
+          load_floats(x + r * in.x_stride + c, length - c, in.x_vectors, values);
+          most = largest_bits(values, most);
+        }
+      most = max(most, __shfl_xor_sync(0xffffffffu, most, 1));
+      most = max(most, __shfl_xor_sync(0xffffffffu, most, 2));
+      scales[t] = plane_scale(most);
     }
-    ZC_UNROLL for (int i = 0; i < kRounds; ++i) {
-      ZC_UNROLL for (int distance = 4; distance > 0; distance /= 2) most[i] =
-          max(most[i], __shfl_xor_sync(0xffffffffu, most[i], distance));
-      scales[i] = plane_scale(most[i]);
-    }
-  }
-  if constexpr (kSplits) {
-    for (int panel = 0; panel < kStages - 1; ++panel) {
-      load_x(panel);
-      if (panel < n_panels) split_x(panel);
-    }
-    load_x(kStages - 1);
   }
 
-  float sums[kWeightTiles][kXTiles][4] = {};
-  for (int panel = 0; panel < n_panels; ++panel) {
-    simt::cp_async_wait<kStages - 2>();
+  float sums[kWeightTiles][kXTiles * kOwnPlanes][4] = {};
+  unsigned char* here = ring;
+  unsigned char* before = ring + (Ring::kStages - 1) * Ring::kPanelBytes;
+  ZC_NO_UNROLL for (int panel = 0; panel < n_panels; ++panel) {
+    simt::cp_async_wait<Ring::kStages - 2>();
     __syncwarp();  // all lanes' copies of this panel are there, and all are done with the last one
-    const int next = panel + kStages - 1;
-    if (next < n_panels) copy_panel(next);
+    if (panel + Ring::kStages - 1 < n_panels) copy_panel(before);
     simt::cp_async_commit();
-    if constexpr (kSplits) {
-      if (next < n_panels) split_x(next);
-      load_x(next + 1);
-    }
-    const uint32_t at = simt::smem_u32(panel_at(panel));
+    const uint32_t at = simt::smem_u32(here);
     ZC_UNROLL for (int two = 0; two < kDepth / 32; ++two) {  // steps of 16, two at a time
-      uint32_t b[2][kXTiles][2];
+      uint32_t b[kXTiles * kOwnPlanes][4];
       ZC_UNROLL for (int t = 0; t < kXTiles; ++t) {
-        uint32_t r[4];
-        simt::ldmatrix_x4(r,
-                          at + kWeightBytes + panel_offset(8 * t + lane % 8, 4 * two + lane / 8));
-        b[0][t][0] = r[0], b[0][t][1] = r[1], b[1][t][0] = r[2], b[1][t][1] = r[3];
+        if constexpr (kSplits) {
+          float rest[kVector];
+          Ring::read_x(here + Ring::kWeightBytes, 8 * t, two, lane, rest);
+          ZC_UNROLL for (int j = 0; j < kVector; ++j) rest[j] =
+              whole_of_planes<X, T>(rest[j], scales[t]);
+          ZC_UNROLL for (int plane = 0; plane < kOwnPlanes; ++plane) {
+            const uint4 pairs = take_plane(rest, T{});
+            uint32_t(&to)[4] = b[t * kOwnPlanes + plane];
+            to[0] = pairs.x, to[1] = pairs.y, to[2] = pairs.z, to[3] = pairs.w;
+          }
+        } else {
+          Ring::read_x(here + Ring::kWeightBytes, 8 * t, two, lane, b[t]);
+        }
       }
       ZC_UNROLL for (int s = 0; s < 2; ++s) ZC_UNROLL for (int w = 0; w < kWeightTiles; ++w) {
         uint32_t a[4];
         simt::ldmatrix_x4(a, at + panel_offset(16 * w + lane % 16, 4 * two + 2 * s + lane / 16));
-        ZC_UNROLL for (int t = 0; t < kXTiles; ++t)
-            simt::mma_m16n8k16(sums[w][t], a, b[s][t][0], b[s][t][1], T{});
+        ZC_UNROLL for (int t = 0; t < kXTiles * kOwnPlanes; ++t)
+            simt::mma_m16n8k16(sums[w][t], a, b[t][2 * s], b[t][2 * s + 1], T{});
       }
     }
+    before = here;
+    here += Ring::kPanelBytes;
+    if (here == ring + Ring::kBytes) here = ring;
   }
 
   simt::let_next_begin();
 
-  // (n_parts, rows of x, columns)
-  using PartSums = float[8 * kXTiles][kColumns + kPad];
-  auto* const parts = reinterpret_cast<PartSums*>(shared + n_parts * kStages * kPanelBytes);
-  const int g = lane / 4;
+  // Sums of a part, where its ring was: eight rows of x of a tile's plane after those of another.
+  // Rows begin at every fourth bank: what lanes write at a time lies in all banks.
+  constexpr int kPad = 4;
+  using PartSums = float[8 * kXTiles * kOwnPlanes][kColumns + kPad];
+  static_assert(sizeof(PartSums) <= Ring::kBytes);
+  const auto sums_of = [&](int p) -> PartSums& {
+    return *reinterpret_cast<PartSums*>(shared + p * Ring::kBytes);
+  };
   const int t2 = lane % 4 * 2;
   if constexpr (kScaled<X, T>) {
     ZC_UNROLL for (int t = 0; t < kXTiles; ++t) ZC_UNROLL for (int odd = 0; odd < 2; ++odd) {
-      const int out_row = (8 * t + t2 + odd) / kPlanes<X, T>;
-      float back = 1.0f;
-      ZC_UNROLL for (int i = 0; i < kRounds; ++i) {
-        const float own = __shfl_sync(0xffffffffu, scales[i].back, out_row % 4 * 8);
-        if (out_row / 4 == i) back = own;
-      }
-      ZC_UNROLL for (int w = 0; w < kWeightTiles; ++w) {
-        sums[w][t][odd] *= back;
-        sums[w][t][odd + 2] *= back;
+      const float back = __shfl_sync(0xffffffffu, scales[t].back, (t2 + odd) * 4);
+      ZC_UNROLL for (int w = 0; w < kWeightTiles; ++w)
+          ZC_UNROLL for (int plane = 0; plane < kOwnPlanes; ++plane) {
+        sums[w][t * kOwnPlanes + plane][odd] *= back;
+        sums[w][t * kOwnPlanes + plane][odd + 2] *= back;
       }
     }
   }
-  ZC_UNROLL for (int w = 0; w < kWeightTiles; ++w) ZC_UNROLL for (int t = 0; t < kXTiles; ++t)
-      ZC_UNROLL for (int i = 0; i < 4; ++i)
-          parts[part][8 * t + t2 + i % 2][16 * w + g + i / 2 * 8] = sums[w][t][i];
+  __syncwarp();  // all lanes are done with the last panel
+  ZC_UNROLL for (int w = 0; w < kWeightTiles; ++w)
+      ZC_UNROLL for (int t = 0; t < kXTiles * kOwnPlanes; ++t) ZC_UNROLL for (int i = 0; i < 4; ++i)
+          sums_of(part)[8 * t + t2 + i % 2][16 * w + lane / 4 + i / 2 * 8] = sums[w][t][i];
   __syncthreads();
-  const int n_sums = out_rows * kColumns;
-  for (int i = static_cast<int>(threadIdx.x); i < n_sums; i += static_cast<int>(blockDim.x)) {
-    const int column = i % kColumns;
+  const int n_parts = static_cast<int>(blockDim.x / 32);
+  constexpr int kQuads = kColumns / 4;  // of a row
+  for (int i = static_cast<int>(threadIdx.x); i < rows * kQuads;
+       i += static_cast<int>(blockDim.x)) {
+    const int out_row = i / kQuads;
+    const int column = i % kQuads * 4;
     if (column > last_column) continue;
-    float y = 0.0f;
-    for (int plane = 0; plane < in.planes; ++plane) {
-      const int x_row = i / kColumns * in.planes + plane;
-      float sum = parts[0][x_row][column];
-      for (int p = 1; p < n_parts; ++p) sum += parts[p][x_row][column];
-      y = plane == 0 ? sum : y + sum;
+    float y[4] = {};
+    ZC_UNROLL for (int plane = 0; plane < kOwnPlanes; ++plane) {
+      const int sum_row = (out_row / 8 * kOwnPlanes + plane) * 8 + out_row % 8;
+      float sum[4] = {};
+      ZC_UNROLL for (int p = 0; p < kMaxParts; ++p) {
+        if (p >= n_parts) break;
+        const float4 quad = *reinterpret_cast<const float4*>(&sums_of(p)[sum_row][column]);
+        const float own_sums[4] = {quad.x, quad.y, quad.z, quad.w};
+        ZC_UNROLL for (int j = 0; j < 4; ++j) sum[j] = p == 0 ? own_sums[j] : sum[j] + own_sums[j];
+      }
+      ZC_UNROLL for (int j = 0; j < 4; ++j) y[j] = plane == 0 ? sum[j] : y[j] + sum[j];
     }
-    product.out.write(i / kColumns, column0 + column, y);
+    product.out.write4(out_row, column0 + column, y);
   }
 }
 
@@ -243,26 +242,51 @@ void launch_few_tiles(Context& context, const Operands<T, X>& in, Products<T> pr
     products.of[i].end_block = blocks;
   }
   launch_early(context, &linear_few_rows_kernel<T, X, kWeightTiles, kXTiles>, blocks,
-               static_cast<unsigned>(warps * 32), few_rows_bytes<kWeightTiles, kXTiles>(warps), in,
+               static_cast<unsigned>(warps * 32),
+               static_cast<size_t>(warps) * FewRing<X, kWeightTiles, kXTiles>::kBytes, in,
                products);
+}
+
+// What the busiest multiprocessor reads with such tiles, in bytes for an element of k: a block
+// reads its columns of the weight, and all of x from L2.
+template <typename T, typename X>
+int64_t busiest_reads(const Context& context, const Operands<T, X>& in, const Products<T>& products,
+                      int weight_tiles) {
+  const int64_t columns = 16 * weight_tiles;
+  int64_t blocks = 0;
+  for (int i = 0; i < products.count; ++i) blocks += blocks_for(products.of[i].n, columns);
+  const int64_t rows = in.x_rows / kPlanes<X, T>;
+  const int64_t of_one = columns * int64_t{sizeof(T)} + rows * int64_t{sizeof(X)};
+  return (blocks + context.n_multiprocessors - 1) / context.n_multiprocessors * of_one;
+}
+
+template <int kXTiles, typename T, typename X>
+void launch_few_rows(Context& context, const Operands<T, X>& in, const Products<T>& products) {
+  int weight_tiles = 1;
+  if (kMaxParts * kMostRingBytes<3> <= context.shared_bytes_per_block)
+    for (const int wider : {2, 3})
+      if (busiest_reads(context, in, products, wider) <
+          busiest_reads(context, in, products, weight_tiles))
+        weight_tiles = wider;
+  if (weight_tiles == 1)
+    launch_few_tiles<1, kXTiles>(context, in, products);
+  else if (weight_tiles == 2)
+    launch_few_tiles<2, kXTiles>(context, in, products);
+  else
+    launch_few_tiles<3, kXTiles>(context, in, products);
 }
 
 }  // namespace
 
 template <typename T, typename X>
 void linear_few_rows(Context& context, const Operands<T, X>& in, const Products<T>& products) {
-  int64_t n = 0;
-  for (int i = 0; i < products.count; ++i) n += products.of[i].n;
-  // With many columns of the result, the wider tile reads x half as often.
-  const bool wide =
-      in.x_rows > 4 && n * 4 >= int64_t{3 * 32} * context.n_multiprocessors &&
-      few_rows_bytes<2, 2>(kMaxParts) <= static_cast<size_t>(context.shared_bytes_per_block);
-  if (in.x_rows > 8)
-    wide ? launch_few_tiles<2, 2>(context, in, products)
-         : launch_few_tiles<1, 2>(context, in, products);
-  else
-    wide ? launch_few_tiles<2, 1>(context, in, products)
-         : launch_few_tiles<1, 1>(context, in, products);
+  if constexpr (kPlanes<X, T> == 1) {
+    if (in.x_rows > 8) {
+      launch_few_rows<2>(context, in, products);
+      return;
+    }
+  }
+  launch_few_rows<1>(context, in, products);
 }
 
 template void linear_few_rows(Context&, const Operands<f16, f16>&, const Products<f16>&);

@@ -39,9 +39,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t c = begin + own * kVector; c < end; c += kThreads * kVector) {
     float rest[kVector];
     load_floats(x + c, k - c, vectors, rest);
-    if constexpr (kScaled<X, T>) {
-      ZC_UNROLL for (int j = 0; j < kVector; ++j) rest[j] *= scale.to;
-    }
+    ZC_UNROLL for (int j = 0; j < kVector; ++j) rest[j] = whole_of_planes<X, T>(rest[j], scale);
     ZC_UNROLL for (int plane = 0; plane < kPlanes<X, T>; ++plane) *
         reinterpret_cast<uint4*>(planes + plane * stride + c) = take_plane(rest, T{});
   }

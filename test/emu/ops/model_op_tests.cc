@@ -116,6 +116,13 @@ ZC_OP_TESTS(linear_tests) {
     linear_test(dtype, dtype, DType::kF32, {130, 65, 128}, false, false);
     linear_test(dtype, dtype, DType::kF32, {4, 5, 0}, true, false);
   }
+  // A few rows in tiles of 32 and 48 columns, more panels than are on their way, two parts of k.
+  for (const DType x : kFloatDTypes)
+    for (const DType weight : {DType::kF16, DType::kBF16}) {
+      linear_test(x, weight, DType::kF32, {5, 125, 1096}, true, true, {0, 1});
+      linear_test(x, weight, DType::kF32, {3, 187, 1096}, false, false);
+      linear_test(x, weight, DType::kF32, {11, 187, 83}, false, true);
+    }
   // Prompts, which Hopper multiplies in tiles of its own: of 128 and 256 columns, with parts of k
   // in one block and in several, more tiles than multiprocessors, rows of one to three planes.
   for (const DType dtype : {DType::kF16, DType::kBF16}) {
