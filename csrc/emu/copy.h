@@ -55,6 +55,11 @@ namespace zc::simt {
 
 void cp_async_16(uint32_t to, const void* from, int src_bytes = 16,
                  emu::Site site = emu::Site::here());
+// There is no L2.
+inline void cp_async_16_once(uint32_t to, const void* from, int src_bytes,
+                             emu::Site site = emu::Site::here()) {
+  cp_async_16(to, from, src_bytes, site);
+}
 void cp_async_commit();
 template <int N>
 void cp_async_wait() {
@@ -66,6 +71,11 @@ void cp_async_mbarrier_arrive(uint32_t barrier, emu::Site site = emu::Site::here
 
 void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier,
                emu::Site site = emu::Site::here());
+
+inline void bulk_copy_once(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier,
+                           emu::Site site = emu::Site::here()) {
+  bulk_copy(to, from, bytes, barrier, site);
+}
 
 inline void prefetch_l2(const void*) {}
 

@@ -500,7 +500,7 @@ class Producer {
       const uint32_t joined = __ballot_sync(~0u, joins) >> lane_ >> 1;  // of the lanes behind
       const int n_pages = __ffs(static_cast<int>(~joined));
       if (copies && !joins)
-        simt::bulk_copy(simt::smem_u32(memory_.ring[consumer_][stage] + part.to),
+        simt::bulk_copy_once(simt::smem_u32(memory_.ring[consumer_][stage] + part.to),
                         p_.pool + int64_t{u.page} * kPageUnitBytes + part.from,
                         static_cast<uint32_t>(n_pages * part.n_bytes), full(consumer_, stage));
     } else {
@@ -527,7 +527,7 @@ class Producer {
   }
 
   ZC_DEVICE void copy_by_lanes(uint32_t to, const uint8_t* from, int n_bytes) const {
-    for (int b = 16 * lane_; b < n_bytes; b += 512) simt::cp_async_16(to + b, from + b);
+    for (int b = 16 * lane_; b < n_bytes; b += 512) simt::cp_async_16_once(to + b, from + b, 16);
   }
 
   // Completes a slot, kLaneArrivals in all: each lane's copies, and what the warp wrote by itself.

@@ -34,16 +34,18 @@ ZC_DEVICE SequenceWork sequence_work(const Params& p, int seq) {
   SequenceWork w{};
   w.team = 1;
   w.split_cost = 1;
+  // Asked for together, as the table's header is below: each wait is most of a microsecond.
   w.q_begin = p.cu_seqlens[seq];
   w.q_len = p.cu_seqlens[seq + 1] - w.q_begin;
   const int64_t start = p.starts[seq];
-  if (w.q_len <= 0) return w;
-  w.n_splits_in_line = 1;
-  if (start == -1) return w;
+  w.n_splits_in_line = w.q_len > 0 ? 1 : 0;
+  if ((w.q_len <= 0) | (start == -1)) return w;
   if (!check_data(p.faults, start >= 0 && start + kTableHeader <= p.tables_words,
                   FaultReason::kTableStart, seq, start, p.tables_words))
     return w;
-  const int n_kv_heads = p.tables[start + kTableKvHeads];
+  int32_t header[kTableHeader];
+  ZC_UNROLL for (int i = 0; i < kTableHeader; ++i) header[i] = p.tables[start + i];
+  const int n_kv_heads = header[kTableKvHeads];
   const bool divides = n_kv_heads >= 1 && p.n_heads % n_kv_heads == 0;
   if (!check_data(p.faults, divides, FaultReason::kKvHeads, n_kv_heads, p.n_heads)) return w;
   const int group = p.n_heads / n_kv_heads;
@@ -58,7 +60,6 @@ ZC_DEVICE SequenceWork sequence_work(const Params& p, int seq) {
   const int64_t team_columns = int64_t{w.team} * kColumns;
   w.n_column_teams = static_cast<int>((int64_t{w.q_len} * group + team_columns - 1) / team_columns);
   // By the tokens that this op attends to, whatever the batch and however many rows.
-  const int32_t* header = w.table.words;
   int64_t n_tokens = int64_t{header[kTableTailStart]} + (p.tail ? header[kTableTailLength] : 0);
   if (p.sliding_window > 0 && sees_as_one(group) && n_tokens > p.sliding_window)
     n_tokens = p.sliding_window;
@@ -107,9 +108,9 @@ struct WorkLine {
 // in shared memory. Called by all threads of a block.
 ZC_DEVICE WorkLine line_up(const Params& p, int64_t* cost_before, int* team) {
   const int thread = static_cast<int>(threadIdx.x);
-  bool good = p.cu_seqlens[0] == 0 && p.cu_seqlens[p.n_seqs] == p.total_q;
+  bool good = (p.cu_seqlens[0] == 0) & (p.cu_seqlens[p.n_seqs] == p.total_q);  // at once
   for (int i = thread; i < p.n_seqs; i += kThreads) {
-    good = good && p.cu_seqlens[i] <= p.cu_seqlens[i + 1];
+    good = good & (p.cu_seqlens[i] <= p.cu_seqlens[i + 1]);
     const SequenceWork work = sequence_work(p, i);
     cost_before[i + 1] = work.n_splits_in_line * work.split_cost;
     if (work.team > 1) atomicMax(team, work.team);
