@@ -132,7 +132,7 @@ struct StaticShape {
   static constexpr int kValueBytes = static_cast<int>(V) * 2 * kDim;
   static constexpr int kBytes = (kKeyBytes + kValueBytes + (kIsCode<V> ? 64 : 0) + 63) / 64 * 64;
   static constexpr int kInSlot = slot_pages<kDim>(K, V, kBytes);
-  static constexpr int kPages = unit_pages(kInSlot) > 1 ? 2 : 1;
+  static constexpr int kPages = 1;
 
   ZC_DEVICE static constexpr int k_bytes() { return kKeyBytes; }
   ZC_DEVICE static constexpr int params_offset() { return kValueBytes; }
