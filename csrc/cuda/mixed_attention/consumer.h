@@ -76,9 +76,8 @@ class Consumer {
     const int n_pages = n_left < layout.pages() ? n_left : layout.pages();
     // Not unrolled: what does not fit the cache of instructions is waited for by every warp anew.
     const auto each = [&](const auto& shape, const auto& with_k, const auto& with_v) {
-      constexpr int kPages = std::remove_reference_t<decltype(shape)>::kPages;
-      ZC_NO_UNROLL for (int page = 0; page < n_pages; page += kPages)
-          attend_pages(shape, entry, page, state, with_k, with_v);
+      ZC_NO_UNROLL for (int page = 0; page < n_pages; ++page)
+          attend_page(shape, entry, page, state, with_k, with_v);
     };
     const auto known = [&](auto k, auto v) {
       each(
@@ -109,26 +108,18 @@ class Consumer {
     advance((entry.what & kHasTwoSlots) != 0 ? 2 : 1);
   }
 
-  // The pages of a unit from one on that a shape takes together. with_k and with_v call what they
-  // are given with the format of K and of V as a type.
+  // One page of a unit. with_k and with_v call what they are given with the format of K and of V as
+  // a type.
   template <typename Shape, typename WithK, typename WithV>
-  ZC_DEVICE void attend_pages(const Shape& shape, const Entry& entry, int page0,
-                              WarpState<kDim>& state, const WithK& with_k, const WithV& with_v) {
-    constexpr int kPages = Shape::kPages;
+  ZC_DEVICE void attend_page(const Shape& shape, const Entry& entry, int page,
+                             WarpState<kDim>& state, const WithK& with_k, const WithV& with_v) {
     const int in_slot = shape.in_slot();
-    const uint8_t* const slot0 = slot(count_);
-    const uint8_t* const slot1 = slot(count_ + 1);
-    const auto keys = [&](int tile) {
-      const int page = page0 + tile;
-      return (slot_of(in_slot, page) == 0 ? slot0 : slot1) +
-             place_of(in_slot, page) * shape.bytes();
-    };
-    const auto values = [&](int tile) {
-      return in_slot == 0 ? slot1 : keys(tile) + shape.k_bytes();
-    };
-    float raw[kPages][2];
+    const uint8_t* const keys = slot(count_ + static_cast<uint32_t>(slot_of(in_slot, page))) +
+                                place_of(in_slot, page) * shape.bytes();
+    const uint8_t* const values = in_slot == 0 ? slot(count_ + 1) : keys + shape.k_bytes();
+    float raw[2];
     with_k([&](auto k) { score<decltype(k)::value>(keys, state, raw); });
-    const int first = entry.first + page0 * kPageTokens;
+    const int first = entry.first + page * kPageTokens;
     // Tokens that every column sees, and that this lane's does.
     int common = entry.n_tokens;
     int limit = entry.n_tokens;
@@ -144,29 +135,26 @@ class Consumer {
         seen_from = memory_.running[warp()].seen_from[lane() & 3];
       }
     }
+    const uint32_t* const params =
+        reinterpret_cast<const uint32_t*>(values + shape.params_offset());
     with_v([&](auto v) {
-      if (first + kPages * kPageTokens <= common)
-        weigh<decltype(v)::value, false>(shape, values, first, {}, state, raw);
+      if (first + kPageTokens <= common)
+        weigh<decltype(v)::value, false>(values, params, first, {}, state, raw);
       else
-        weigh<decltype(v)::value, true>(shape, values, first, {entry.n_tokens, seen_from, limit},
+        weigh<decltype(v)::value, true>(values, params, first, {entry.n_tokens, seen_from, limit},
                                         state, raw);
     });
   }
 
-  // Sums of accumulators over pages: of tokens g and g + 8 of each.
-  template <Format kFormat, int kPages, typename Keys>
-  ZC_DEVICE void score(const Keys& keys, const WarpState<kDim>& state,
-                       float (&raw)[kPages][2]) const {
-    float products[kPages][4] = {};
-    const uint8_t* parts[kPages];
-    ZC_UNROLL for (int tile = 0; tile < kPages; ++tile) parts[tile] = keys(tile);
-    each_operand<true, kFormat, kDim>(parts, lane(), [&](int tile, int s, const uint32_t(&a)[4]) {
-      simt::mma_m16n8k16(products[tile], a, state.q[2 * s], state.q[2 * s + 1], f16{});
+  // Sums of accumulators over a page: of tokens g and g + 8.
+  template <Format kFormat>
+  ZC_DEVICE void score(const uint8_t* keys, const WarpState<kDim>& state, float (&raw)[2]) const {
+    float products[4] = {};
+    each_operand<true, kFormat, kDim>(keys, lane(), [&](int s, const uint32_t(&a)[4]) {
+      simt::mma_m16n8k16(products, a, state.q[2 * s], state.q[2 * s + 1], f16{});
     });
-    ZC_UNROLL for (int tile = 0; tile < kPages; ++tile) {
-      raw[tile][0] = products[tile][0] + products[tile][1];
-      raw[tile][1] = products[tile][2] + products[tile][3];
-    }
+    raw[0] = products[0] + products[1];
+    raw[1] = products[2] + products[3];
   }
 
   // Which tokens of a segment there are, and which this lane's column sees.
@@ -176,38 +164,24 @@ class Consumer {
     int limit;
   };
 
-  // The running softmax over pages whose first token is `first`, and O += P V. kMasked: not every
-  // column sees all of them.
-  template <Format kFormat, bool kMasked, int kPages, typename Shape, typename Values>
-  ZC_DEVICE void weigh(const Shape& shape, const Values& values, int first, const Mask& mask,
-                       WarpState<kDim>& state, float (&raw)[kPages][2]) const {
+  // The running softmax over a page whose first token is `first`, and O += P V. kMasked: not every
+  // column sees all of it.
+  template <Format kFormat, bool kMasked>
+  ZC_DEVICE void weigh(const uint8_t* values, const uint32_t* token_params, int first,
+                       const Mask& mask, WarpState<kDim>& state, float (&raw)[2]) const {
     const int g = lane() >> 2;
-    uint32_t params[kPages][2];
+    uint32_t params[2];
     float largest = -INFINITY;
     uint32_t largest_scale = 0;
-    ZC_UNROLL for (int tile = 0; tile < kPages; ++tile) {
-      const uint32_t* words =
-          reinterpret_cast<const uint32_t*>(values(tile) + shape.params_offset());
-      ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
-        const int token = first + 16 * tile + g + 8 * hi;
-        if (kMasked && (token < mask.seen_from || token >= mask.limit)) raw[tile][hi] = -INFINITY;
-        largest = fmaxf(largest, raw[tile][hi]);
-        if constexpr (kIsCode<kFormat>) {
-          // Slots behind the last token hold anything.
-          params[tile][hi] = kMasked && token >= mask.n_tokens ? 0u : words[g + 8 * hi];
-          const uint32_t scale = params[tile][hi] & 0xffff;
-          largest_scale = scale > largest_scale ? scale : largest_scale;
-        }
-      }
-    }
-    Mask seen = mask;  // by any column
-    if constexpr (kMasked && !kIsCode<kFormat>) {
-      seen.limit = seen.limit < mask.n_tokens ? seen.limit : mask.n_tokens;
-      ZC_UNROLL for (int m = 1; m < 4; m *= 2) {
-        const int from = __shfl_xor_sync(~0u, seen.seen_from, m);
-        const int to = __shfl_xor_sync(~0u, seen.limit, m);
-        seen.seen_from = from < seen.seen_from ? from : seen.seen_from;
-        seen.limit = to > seen.limit ? to : seen.limit;
+    ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
+      const int token = first + g + 8 * hi;
+      if (kMasked && (token < mask.seen_from || token >= mask.limit)) raw[hi] = -INFINITY;
+      largest = fmaxf(largest, raw[hi]);
+      if constexpr (kIsCode<kFormat>) {
+        // Slots behind the last token hold anything.
+        params[hi] = kMasked && token >= mask.n_tokens ? 0u : token_params[g + 8 * hi];
+        const uint32_t scale = params[hi] & 0xffff;
+        largest_scale = scale > largest_scale ? scale : largest_scale;
       }
     }
     const bool outgrown = largest > state.raw_limit || largest_scale > state.scale_limit;
@@ -215,35 +189,39 @@ class Consumer {
 
     const float offset = state.beta - (state.max == -INFINITY ? 0.0f : state.max);
     const float unit_scale[2] = {exp2i(state.shift), exp2i(state.shift - column_shift(kFormat))};
-    ZC_UNROLL for (int tile = 0; tile < kPages; ++tile) {
-      uint32_t weights[2];  // B operand: P^T in units of 2^-shift; the odd columns are zero
-      ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
-        const float p = simt::ex2(fmaf(raw[tile][hi], state.step, offset));
-        state.sum += p;
-        float sigma = unit_scale[hi];
-        if constexpr (kIsCode<kFormat>) {
-          state.rest = fmaf(p, to_float(token_zero(params[tile][hi])), state.rest);
-          sigma *= to_float(token_scale(params[tile][hi]));
-        }
-        weights[hi] = simt::movmatrix_trans(simt::pack2(p * sigma, 0.0f, f16{}));
+    uint32_t weights[2];  // B operand: P^T in units of 2^-shift; the odd columns are zero
+    ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
+      const float p = simt::ex2(fmaf(raw[hi], state.step, offset));
+      state.sum += p;
+      float sigma = unit_scale[hi];
+      if constexpr (kIsCode<kFormat>) {
+        state.rest = fmaf(p, to_float(token_zero(params[hi])), state.rest);
+        sigma *= to_float(token_scale(params[hi]));
       }
-      // Floats that no column sees may be NaN, which a weight of zero would not take away.
-      uint32_t exists[2] = {~0u, ~0u};
-      if constexpr (kMasked && !kIsCode<kFormat>) {
-        const int token = first + 16 * tile + 2 * (lane() & 3);
-        ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
-          const int low = token + 8 * hi;
-          exists[hi] = (low >= seen.seen_from && low < seen.limit ? 0xffffu : 0u) |
-                       (low + 1 >= seen.seen_from && low + 1 < seen.limit ? 0xffff0000u : 0u);
-        }
-      }
-      const uint8_t* const parts[1] = {values(tile)};
-      each_operand<false, kFormat, kDim>(parts, lane(), [&](int, int s, const uint32_t(&a)[4]) {
-        const uint32_t seen[4] = {a[0] & exists[0], a[1] & exists[0], a[2] & exists[1],
-                                  a[3] & exists[1]};
-        simt::mma_m16n8k16(state.o[s], seen, weights[0], weights[1], f16{});
-      });
+      weights[hi] = simt::movmatrix_trans(simt::pack2(p * sigma, 0.0f, f16{}));
     }
+    // Floats that no column sees may be NaN, which a weight of zero would not take away.
+    uint32_t exists[2] = {~0u, ~0u};
+    if constexpr (kMasked && !kIsCode<kFormat>) {
+      int seen_from = mask.seen_from;  // by any column
+      int limit = mask.limit < mask.n_tokens ? mask.limit : mask.n_tokens;
+      ZC_UNROLL for (int m = 1; m < 4; m *= 2) {
+        const int from = __shfl_xor_sync(~0u, seen_from, m);
+        const int to = __shfl_xor_sync(~0u, limit, m);
+        seen_from = from < seen_from ? from : seen_from;
+        limit = to > limit ? to : limit;
+      }
+      ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
+        const int low = first + 2 * (lane() & 3) + 8 * hi;
+        exists[hi] = (low >= seen_from && low < limit ? 0xffffu : 0u) |
+                     (low + 1 >= seen_from && low + 1 < limit ? 0xffff0000u : 0u);
+      }
+    }
+    each_operand<false, kFormat, kDim>(values, lane(), [&](int s, const uint32_t(&a)[4]) {
+      const uint32_t seen[4] = {a[0] & exists[0], a[1] & exists[0], a[2] & exists[1],
+                                a[3] & exists[1]};
+      simt::mma_m16n8k16(state.o[s], seen, weights[0], weights[1], f16{});
+    });
   }
 
   // Leaves a mark to the merger, in its slot what the warp has of a split, and goes on. Not more

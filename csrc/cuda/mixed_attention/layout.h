@@ -13,7 +13,7 @@ inline constexpr int kConsumers = 6;  // warps that multiply
 // And two more: one that brings them what they need, one that adds up what they have.
 inline constexpr int kThreads = 32 * (kConsumers + 2);
 inline constexpr int kColumns = 4;  // rows of q (query, head of the group) that an item is for
-inline constexpr int kTiles = 4;    // pages of a unit, at most; each is a tile of products
+inline constexpr int kTiles = 4;    // pages of a unit, at most
 inline constexpr int kMaxGroup = 64;
 static_assert(kConsumers * kTiles <= 32, "a lane of the producer copies one page of a round");
 
@@ -111,11 +111,10 @@ ZC_DEVICE Layout layout_of(Format k, Format v) {
           static_cast<uint32_t>(bytes / kPageUnitBytes) << 20};
 }
 
-// What a unit's arithmetic needs of its layout, and the pages that it takes together: two for the
-// formats that policies use together, known at compile time, and one of any others.
+// What a unit's arithmetic needs of its layout: known at compile time for the formats that policies
+// use together, looked at while running for any others.
 template <int kDim>
 struct AnyShape {
-  static constexpr int kPages = 1;
   Layout layout;
 
   ZC_DEVICE int k_bytes() const { return format_bits(layout.k_format()) * 2 * kDim; }
@@ -132,7 +131,6 @@ struct StaticShape {
   static constexpr int kValueBytes = static_cast<int>(V) * 2 * kDim;
   static constexpr int kBytes = (kKeyBytes + kValueBytes + (kIsCode<V> ? 64 : 0) + 63) / 64 * 64;
   static constexpr int kInSlot = slot_pages<kDim>(K, V, kBytes);
-  static constexpr int kPages = 1;
 
   ZC_DEVICE static constexpr int k_bytes() { return kKeyBytes; }
   ZC_DEVICE static constexpr int params_offset() { return kValueBytes; }

@@ -93,18 +93,17 @@ struct TileWords {
   }
 };
 
-// Calls f(tile, square, a) with the A operand of every square of kCount tiles' parts, the tiles in
-// turn, so that sums of different tiles are under way together.
-template <bool kKey, Format F, int kDim, int kCount, typename Body>
-ZC_DEVICE void each_operand(const uint8_t* const (&parts)[kCount], int lane, const Body& f) {
+// Calls f(square, a) with the A operand of every square of a page's part.
+template <bool kKey, Format F, int kDim, typename Body>
+ZC_DEVICE void each_operand(const uint8_t* part, int lane, const Body& f) {
   constexpr int kSquares = kLoadSquares<F, kDim>;
   ZC_UNROLL for (int s0 = 0; s0 < kDim / 16; s0 += kSquares) {
-    TileWords<F, kDim> tiles[kCount];
-    ZC_UNROLL for (int i = 0; i < kCount; ++i) tiles[i].load(parts[i], lane, s0);
-    ZC_UNROLL for (int s = 0; s < kSquares; ++s) ZC_UNROLL for (int i = 0; i < kCount; ++i) {
+    TileWords<F, kDim> words;
+    words.load(part, lane, s0);
+    ZC_UNROLL for (int s = 0; s < kSquares; ++s) {
       uint32_t a[4];
-      tiles[i].template operand<kKey>(s, a);
-      f(i, s0 + s, a);
+      words.template operand<kKey>(s, a);
+      f(s0 + s, a);
     }
   }
 }
