@@ -224,7 +224,8 @@ struct BlockMemory {
   Item<kDim> items[2];
   RunningSegment<kDim> running[kConsumers];
   int results[2][kConsumers];  // stages with a mark, kEnd's with the warp's results
-  int team;                 // WorkLine
+  int64_t piece[2];            // of the WorkLine, for want of registers: where the block begins, ends
+  int team;                    // WorkLine
   // n_seqs + 1 int64 follow: WorkLine::cost_before.
 };
 

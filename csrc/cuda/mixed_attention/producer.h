@@ -37,17 +37,12 @@ struct Part {
 // What one consumer is given in one round.
 struct Unit {
   bool exists;
-  int index;   // of those that the lanes' segments have
-  int n_left;  // behind it in its segment that are the consumer's as well
+  int n_behind;  // it, in its segment, that are the consumer's as well
   Layout layout;
-  int32_t segment;
-  int32_t unit;  // of the segment
+  int32_t unit;  // of its segment
   int32_t n_tokens;
   int32_t pages_begin;
-  int32_t params_unit;
-  int32_t source;    // the lane that has its segment
-  int32_t seen_by_all;  // with a sliding window: the first token that every column sees
-  int n_slots;
+  int32_t source;  // the lane that has its segment
   Part part;      // for this lane to copy
   bool has_page;  // that part
   int32_t page;   // what the table has for it, not yet looked at
@@ -87,19 +82,18 @@ class Producer {
     const int piece = line.piece_of(static_cast<int>(blockIdx.x) / line.team);
     // Blocks may be left over, and a batch may be nothing.
     if (piece >= 0 && line.cost() > 0) {
-      const int64_t end = line.piece_begin(piece + 1);
-      ZC_NO_UNROLL for (int64_t at = line.piece_begin(piece); at < end;) {
-        const int seq = line.sequence_at(at);
-        push_sequence(line, seq, at, end);
-        at = line.cost_before[seq + 1];
-      }
+      if (lane_ < 2) memory_.piece[lane_] = line.piece_begin(piece + lane_);
+      __syncwarp();
+      ZC_NO_UNROLL for (int seq = line.sequence_at(memory_.piece[0]);
+                        seq < line.n_seqs && line.cost_before[seq] < memory_.piece[1]; ++seq)
+          push_sequence(line, seq);
     }
     push_mark(kQuit, 0);
   }
 
  private:
-  // The splits of a sequence that begin in the line from `at` on and before `end`.
-  ZC_DEVICE void push_sequence(const WorkLine& line, int seq, int64_t at, int64_t end) {
+  // The splits of a sequence that begin in the block's piece of the line.
+  ZC_DEVICE void push_sequence(const WorkLine& line, int seq) {
     const SequenceWork work = sequence_work(p_, seq);
     const int64_t before = line.cost_before[seq];
     const auto splits_before = [&](int64_t place) {
@@ -107,8 +101,8 @@ class Producer {
       return n < work.n_splits_in_line ? n : work.n_splits_in_line;
     };
     const int member = static_cast<int>(blockIdx.x) % line.team;
-    const int64_t end_index = splits_before(end);
-    int64_t index = splits_before(at);
+    const int64_t end_index = splits_before(memory_.piece[1]);
+    int64_t index = memory_.piece[0] > before ? splits_before(memory_.piece[0]) : 0;
     if (index >= end_index || member >= work.team) return;
     if (!work.table.words) {
       begin_item();
@@ -145,30 +139,31 @@ class Producer {
     item_flag_ = place == 0 ? 0u : kItemParity;
   }
 
-  ZC_DEVICE void push_splits(const SequenceTable& table, const ItemHead& head) {
+  ZC_DEVICE void push_splits(const SequenceTable& table, const ItemHead& next) {
     // q, what the table counts, and its entries are asked for together.
     constexpr int kWords = kDim / 64;  // of a column and lane
     uint32_t q[kColumns][kWords];
     ZC_UNROLL for (int column = 0; column < kColumns; ++column) {
-      const bool exists = column < head.n_columns;
+      const bool exists = column < next.n_columns;
       const uint32_t* from = reinterpret_cast<const uint32_t*>(p_.q) +
-                             (exists ? head.row(p_, column) : 0) * (kDim / 2) + lane_;
+                             (exists ? next.row(p_, column) : 0) * (kDim / 2) + lane_;
       ZC_UNROLL for (int w = 0; w < kWords; ++w) q[column][w] = exists ? from[32 * w] : 0u;
     }
     const int first = p_.tail ? 0 : 1;
-    const Segment ahead = read_lane_segment(table, head, first);
-    const int n_segments = checked_segment_count(p_.faults, table.words, p_.layer, head.kv_head);
-    LaneSegment own = lane_segment(table, head, first, n_segments, ahead);
+    const Segment ahead = read_lane_segment(table, next, first);
+    const int n_segments = checked_segment_count(p_.faults, table.words, p_.layer, next.kv_head);
+    LaneSegment own = lane_segment(table, next, first, n_segments, ahead);
     uint32_t total = sum(own.weight);
     for (int base = first + 32; base < n_segments; base += 32)
-      total += sum(lane_segment(table, head, base, n_segments).weight);
+      total += sum(lane_segment(table, next, base, n_segments).weight);
     begin_item();
     folded_ = -1;
     ZC_UNROLL for (int column = 0; column < kColumns; ++column)
         ZC_UNROLL for (int w = 0; w < kWords; ++w) item()
             .q[column][lane_ + 32 * w] = q[column][w];
-    if (lane_ == 0) item().head = head;
+    if (lane_ == 0) item().head = next;
     __syncwarp();
+    const ItemHead& head = item().head;
     // floor(total split / n_splits) without a product of 64 bits
     const uint32_t n_splits = static_cast<uint32_t>(head.n_splits);
     const uint32_t quotient = total / n_splits;
@@ -324,50 +319,43 @@ class Producer {
     const int n_units = __shfl_sync(~0u, through, 31);
     const int n_rounds = (n_units + kConsumers - 1) / kConsumers;
     const int end = consumer_ < kConsumers ? (consumer_ + 1) * n_units / kConsumers : 0;
-    Unit next{};
-    next.index = consumer_ * n_units / kConsumers;
-    next.exists = next.index < end;
-    find_unit(base, own, through, end, next);
+    int index = consumer_ * n_units / kConsumers;  // of those that the lanes' segments have
+    Unit next = find_unit(own, through, end, index);
     find_page(table, next);
     ZC_NO_UNROLL for (int round = 0; round < n_rounds; ++round) {
       const Unit now = next;
-      ++next.index;
+      ++index;
       ++next.unit;
-      --next.n_left;
-      next.exists = next.index < end;
-      if (__any_sync(~0u, next.exists && next.n_left < 0)) find_unit(base, own, through, end, next);
+      --next.n_behind;
+      next.exists = index < end;
+      if (__any_sync(~0u, next.exists && next.n_behind < 0))
+        next = find_unit(own, through, end, index);
       find_page(table, next);
-      push_fold(own, now);
-      push_unit(head, now);
+      push_fold(base, own, now);
+      push_unit(head, base, own, now);
     }
   }
 
-  // All about unit u.index but its page; through: the units of this lane's segment and of all
-  // before; end: of the consumer's units.
-  ZC_DEVICE void find_unit(int base, const LaneSegment& own, int through, int end, Unit& u) const {
+  // All about unit `index` but its page; through: the units of this lane's segment and of all before;
+  // end: of the consumer's units.
+  ZC_DEVICE Unit find_unit(const LaneSegment& own, int through, int end, int index) const {
     int source = 0;  // the first lane whose `through` is above index
     ZC_UNROLL for (int step = 16; step > 0; step /= 2) {
       const int before = __shfl_sync(~0u, through, source + step - 1);
-      if (before <= u.index) source += step;
+      if (before <= index) source += step;
     }
     const int behind = __shfl_sync(~0u, through, source);
-    u.n_left = (behind < end ? behind : end) - u.index - 1;
+    Unit u{};
+    u.exists = index < end;
+    u.n_behind = (behind < end ? behind : end) - index - 1;
     u.layout.word = __shfl_sync(~0u, own.layout.word, source);
-    u.segment = base + source;
-    u.unit = u.index +
-             __shfl_sync(~0u, own.n_unseen + own.first_unit - (through - own.own_units), source);
+    u.unit =
+        index + __shfl_sync(~0u, own.n_unseen + own.first_unit - (through - own.own_units), source);
     u.source = source;
     u.n_tokens = __shfl_sync(~0u, own.n_tokens, source);
-    u.params_unit = __shfl_sync(~0u, own.params_unit, source);
     u.pages_begin = __shfl_sync(~0u, own.pages_begin, source);
-    u.n_slots = unit_slots(u.layout.in_slot<kDim>());
     u.part = part_of<kDim>(u.layout, part_);
-    if (p_.sliding_window > 0) {
-      int seen_by_all = 0;
-      ZC_UNROLL for (int i = 0; i < kColumns; ++i) if (own.seen_from[i] > seen_by_all) seen_by_all =
-          own.seen_from[i];
-      u.seen_by_all = __shfl_sync(~0u, seen_by_all, source);
-    }
+    return u;
   }
   ZC_DEVICE void find_page(const SequenceTable& table, Unit& u) const {
     const int page = u.unit * u.layout.pages() + u.part.page;
@@ -412,15 +400,16 @@ class Producer {
   }
 
   // Brings channel parameters to the consumers whose segment is another than before.
-  ZC_DEVICE void push_fold(const LaneSegment& own, const Unit& u) {
-    const bool wants = u.exists && u.segment != folded_;
-    if (u.exists) folded_ = u.segment;
+  ZC_DEVICE void push_fold(int base, const LaneSegment& own, const Unit& u) {
+    const bool wants = u.exists && base + u.source != folded_;
+    if (u.exists) folded_ = base + u.source;
     const uint32_t all = __ballot_sync(~0u, wants);
     if (all == 0) return;
     acquire(wants, 1);
     const bool codes = u.layout.k_quantized() || u.layout.v_quantized();
     constexpr uint32_t kBytes = 6 * kDim;
-    const uint8_t* params = p_.pool + int64_t{u.params_unit} * kPageUnitBytes;
+    const int32_t params_unit = __shfl_sync(~0u, own.params_unit, u.source);
+    const uint8_t* params = p_.pool + int64_t{params_unit} * kPageUnitBytes;
     const int stage = stage_of(count_);
     uint8_t* slot = memory_.ring[consumer_ < kConsumers ? consumer_ : 0][stage];
     if (wants && part_ == 0)
@@ -441,7 +430,7 @@ class Producer {
       for (int c = 0; c < kConsumers; ++c) {
         if ((all >> (4 * c) & 1u) == 0) continue;
         const int to = __shfl_sync(~0u, stage, 4 * c);
-        const int unit = __shfl_sync(~0u, codes ? u.params_unit : -1, 4 * c);
+        const int unit = __shfl_sync(~0u, codes ? params_unit : -1, 4 * c);
         if (unit >= 0)
           copy_by_lanes(simt::smem_u32(memory_.ring[c][to]),
                         p_.pool + int64_t{unit} * kPageUnitBytes, static_cast<int>(kBytes));
@@ -452,26 +441,33 @@ class Producer {
   }
 
   // Whether this lane has a page to copy, and it lies in the pool.
-  ZC_DEVICE bool page_exists(const ItemHead& head, const Unit& u) const {
+  ZC_DEVICE bool page_exists(const ItemHead& head, int segment, const Unit& u) const {
     if (!u.has_page) return false;
     const int64_t address = u.page;
     const bool inside =
         address >= 0 && address * kPageUnitBytes + u.layout.page_bytes() <= p_.pool_bytes;
     return check_data(p_.faults, inside, FaultReason::kTableOutside, p_.layer, head.kv_head,
-                      u.segment);
+                      segment);
   }
 
   // Brings the consumers the pages of a round.
-  ZC_DEVICE void push_unit(const ItemHead& head, const Unit& u) {
+  ZC_DEVICE void push_unit(const ItemHead& head, int base, const LaneSegment& own, const Unit& u) {
     const Part& part = u.part;
-    const int slots = u.n_slots;
+    const int segment = base + u.source;
+    const int slots = unit_slots(u.layout.in_slot<kDim>());
     const int first = u.unit * u.layout.pages() * kPageTokens;
+    bool is_cut = false;
+    if (p_.sliding_window > 0) {
+      int seen_by_all = 0;
+      ZC_UNROLL for (int i = 0; i < kColumns; ++i) if (own.seen_from[i] > seen_by_all) seen_by_all =
+          own.seen_from[i];
+      is_cut = first < __shfl_sync(~0u, seen_by_all, u.source);
+    }
     acquire(u.exists, slots);
-    const bool found = page_exists(head, u);
+    const bool found = page_exists(head, segment, u);
     const uint32_t units = __ballot_sync(~0u, u.exists && part_ == 0);
     if (u.exists && part_ == 0) {
-      const bool causal = p_.causal && u.segment == 0 && head.q_len > 1;
-      const bool is_cut = p_.sliding_window > 0 && first < u.seen_by_all;
+      const bool causal = p_.causal && segment == 0 && head.q_len > 1;
       memory_.entries[consumer_][stage_of(count_)] = {
           u.layout.word,
           kUnit | item_flag_ | (causal ? kIsCausal : 0u) | (is_cut ? kIsCut : 0u) |
@@ -483,9 +479,9 @@ class Producer {
     const bool copies = found && !foreign;
     const int stage = stage_of(count_ + static_cast<uint32_t>(part.slot));
     if constexpr (kBulk) {
-      const uint32_t own = 0xfu << (lane_ & ~3);
-      const uint32_t in_first = __ballot_sync(~0u, copies && part.slot == 0) & own;
-      const uint32_t in_second = __ballot_sync(~0u, copies && part.slot == 1) & own;
+      const uint32_t own_lanes = 0xfu << (lane_ & ~3);
+      const uint32_t in_first = __ballot_sync(~0u, copies && part.slot == 0) & own_lanes;
+      const uint32_t in_second = __ballot_sync(~0u, copies && part.slot == 1) & own_lanes;
       if (u.exists && part_ < slots) {
         const int n = __popc(part_ == 0 ? in_first : in_second);
         simt::mbarrier_arrive_expect_tx(
