@@ -43,7 +43,7 @@ const disassembles = canDisassemble()
 const dynamicBytes = [
   [
     /mixed_attention_kernel<(\d+), (?:true|false), (\d)>/,
-    (dim, stages) => 6 * stages * (32 * dim + 288) + 44 * dim + 360,
+    (dim, stages) => 6 * stages * (32 * dim + 304) + 28 * dim + 592,
   ],
   [
     /flash_attention_kernel<.*FlashShape<(\d+), (\d+), (\d+), (\d+)>/,
@@ -304,8 +304,8 @@ function loopText(decode) {
     return `Counting slots takes a disassembler (\`cuobjdump\`, or the one that CUOBJDUMP names), which was not there; the table has the size of
 the whole kernel, all formats of K and V with it.`
   }
-  return `Of a unit of 64 tokens in the steady state: the shortest way round a consumer's loop, through the products of K and of V, and a sixth of the producer's,
-which looks up and copies a unit for each of six consumers (pages of a slot lying one after another).
+  return `Of a unit of 64 tokens in the steady state: four times the shortest way round a consumer's loop over pages, through the products of K and of V, and a sixth of the producer's,
+which looks up and copies a unit for each of six consumers (pages of a slot lying one after another). Not counted is what a consumer does once a unit, waiting for it and freeing its slots.
 
 ${table(['kernel', 'architecture', 'cache', 'instructions of a unit', 'codes of a lane', 'instructions a code'], rows)}`
 }
@@ -387,7 +387,7 @@ ${table(
 ${loopText(decode)}
 
 It has more registers and fewer warps than was asked: two rows of q, each as two float16, and four stages of copies a warp take the place of
-the warps that would have hidden latency. What that costs or gains on an H200 is measured in cuda-attention.md.
+the warps that would have hidden latency. What came of it on an H200 is in cuda.md.
 
 ## All kernels
 

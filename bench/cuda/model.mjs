@@ -61,7 +61,7 @@ const kWaitUs = (kFirstRun['zipcache-60'].item - kFirstRun.fp16.item) / (kWaits.
 const kBeginUs = kFirstRun.fp16.item - kWaits.fp16 * kWaitUs
 /** What a good kernel's call takes beside its bytes, as published for others (FlashInfer, FA3, TileOPs). */
 const kLeastUs = 4
-/** Instructions of a code: kernels.md, sm_90a. Others were not counted, and are bound by their bytes. */
+/** Instructions of a code, sm_90a, as they were when this was predicted. Others were not counted, and are bound by their bytes. */
 const kInstructions = { '2/2': 1.17, '3/2': 1.3, '4/4': 1.28 }
 
 /** Splits of a sequence: csrc/cuda/mixed_attention/layout.h. */
@@ -478,7 +478,7 @@ function page() {
   return `# What an H200 should measure
 
 Written by \`node bench/cuda/model.mjs\`, from bytes, occupancy and constants. Figures under "measured then" are those of
-cuda-attention.md, of a kernel that is no more; everything else here is a prediction that no run has met yet.
+cuda-attention.md, of a kernel that is no more; everything else here was predicted before the second run, and [cuda.md](cuda.md) says what that found.
 \`npm run bench:cuda\` prints the model's figures beside each that it measures on such a GPU.
 
 ## mixedAttention
@@ -491,7 +491,7 @@ their own): "first run, model". Of the beginning and end, ${kWaits.codes} waits 
 ${kWaitUs.toFixed(2)} us and everything else ${kBeginUs.toFixed(1)} us. The kernel was rewritten for that: a warp of its own reads tables and brings pages, channel
 parameters among them, ahead of six others, and on into the next split. What is left is ${kWaits.today} waits a call.
 
-Predicted are two bounds. The lower: bytes at the rate of reading, or instructions (kernels.md) at four a clock, whichever is longer, and ${kLeastUs} us
+Predicted are two bounds. The lower: bytes at the rate of reading, or instructions at four a clock, whichever is longer, and ${kLeastUs} us
 beside, as good kernels of others take. The upper: a block streams no faster than in the first run, where a warp waited for the page table once a unit; the
 beginning of its first item and the end of its last are waited for, ${(kBeginUs + kWaits.today * kWaitUs).toFixed(1)} us.
 

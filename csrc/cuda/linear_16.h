@@ -146,12 +146,12 @@ ZC_DEVICE void copy_x(const Operands<T>& in, unsigned char* to, const T* from, i
   simt::cp_async_16(simt::smem_u32(to), from, c < in.x_stride ? 16 : 0);
 }
 
-// What a kernel of a product does first: brings `lines` lines of 128 bytes of each of its `rows` rows
-// of the weight, from `from` to k_end, to L2, and waits for the kernels before it. Only L2 may see
-// the weight before that: one of those kernels may have made it. Called by `threads` threads that
-// share the rows. The next kernel is let begin late or not at all: blocks that wait where others
-// have yet to come take their shared memory, and come to lie two on one multiprocessor with none on
-// another (an H200 took 36 us longer for a layer of a decode step so).
+// What a kernel of a product does first: brings `lines` lines of 128 bytes of each of its `rows`
+// rows of the weight, from `from` to k_end, to L2, and waits for the kernels before it. Only L2 may
+// see the weight before that: one of those kernels may have made it. Called by `threads` threads
+// that share the rows. The next kernel is let begin late or not at all: blocks that wait where
+// others have yet to come take their shared memory, and come to lie two on one multiprocessor with
+// none on another (an H200 took 36 us longer for a layer of a decode step so).
 template <typename T>
 ZC_DEVICE void begin_product(const T* from, int64_t row_stride, int rows, int lines,
                              int64_t k_begin, int64_t k_end, int own, int threads) {

@@ -1,5 +1,5 @@
 // Instructions that mixedAttention issues for a code in its steady state, counted in what a disassembler
-// makes of a cubin: the shortest way round its loop over units.
+// makes of a cubin: the shortest way round its loop over pages.
 import { spawnSync } from 'node:child_process'
 
 const disassembler = process.env.CUOBJDUMP ?? 'cuobjdump'
@@ -26,8 +26,8 @@ const kLaneCopyBytes = 512
 
 /**
  * For each form of packed cache: the instructions of one unit of a warp at head_dim 128, and how many
- * of its codes a lane has. A consumer's way round its loop goes through the matrix products of K and
- * those of V; the producer's, a sixth of which is counted, through the look into the page table and
+ * of its codes a lane has. A consumer's way round its loop over pages, which takes each of a unit's,
+ * goes through the matrix products of K and those of V; the producer's, a sixth of which is counted, through the look into the page table and
  * the copies of six units: one a slot, pages lying one after another, or a step for each 512 bytes.
  * What happens rarely (another segment, a larger maximum, a masked end) is not on the shortest way.
  *
@@ -44,8 +44,9 @@ export function decodeLoops(cubin, symbol) {
   )
   if (status !== 0) throw new Error(`${disassembler} ${cubin}: ${stderr}`)
   const graph = new Graph(instructionsOf(stdout))
-  // A tile of 16 tokens takes headDim / 16 products for K and as many for V.
-  const products = ((kTokens / kPageTokens) * headDim) / 16
+  // A page takes headDim / 16 products for K and as many for V.
+  const products = headDim / 16
+  const pages = kTokens / kPageTokens
   return kForms.flatMap(({ formats, keys, without, values = keys, slots, bytes }) => {
     const find = (wanted) =>
       graph.blocks.filter(
@@ -63,13 +64,12 @@ export function decodeLoops(cubin, symbol) {
     )
     const producer = Math.min(
       ...graph.copies.flatMap((copy) => {
-        const pages = kTokens / kPageTokens
         const steps = graph.isBulk ? slots : pages * Math.ceil(bytes / kLaneCopyBytes)
         const again = (kConsumers * steps - 1) * copy.lines.length
         return graph.loads.map((load) => again + graph.round([copy, load]))
       }),
     )
-    const instructions = Math.round(consumer + producer / kConsumers)
+    const instructions = Math.round(pages * consumer + producer / kConsumers)
     const codes = (2 * kTokens * headDim) / 32
     return Number.isFinite(instructions) ? [{ formats, instructions, codes }] : []
   })

@@ -4,7 +4,8 @@ import { join } from 'node:path'
 import { end, kRoot, startNode } from '../cli/command-line'
 
 const kModule = join(kRoot, 'scripts', 'cuda-kernels', 'decode-loop.mjs')
-const kProducts = 32 // of K, and of V: four tiles of 16 tokens at head_dim 128
+const kPages = 4 // of a unit
+const kProducts = 8 // of K, and of V: a page of 16 tokens at head_dim 128
 
 /** A listing of instructions, one each 16 bytes; `@name` before one is where a branch may lead. */
 function listing(lines: readonly string[], hints: string): string {
@@ -30,7 +31,8 @@ const consumer = [
   '@P5 BRA {rare}', // a larger maximum
   `value: ${mask}`,
   ...products,
-  'SYNCS.ARRIVE.TRANS64.A1T0 RZ, [R7+URZ+0x19a40], RZ',
+  '@P4 BRA {key}',
+  'SYNCS.ARRIVE.TRANS64.A1T0 RZ, [R7+URZ+0x19a40], RZ', // the unit's end
   'BRA {key}',
   'rare: FMUL R0, R0, R1',
   'FMUL R0, R0, R1',
@@ -67,9 +69,9 @@ console.log(JSON.stringify(decodeLoops('a.cubin', 'kernel')))`
       const child = startNode(['--input-type=module', '-e', source], { CUOBJDUMP: fake })
       const { exitCode, stdout, stderr } = await end(child)
       expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
-      // K and V with their masks and branches, and the slot's release; of six units round, look-up and
-      // copies, two slots for each unit.
-      const own = 2 * (1 + kProducts) + 1 + 1 + 1
+      // Pages' K and V with their masks and branches; of six units round, look-up and copies, two
+      // slots for each unit.
+      const own = kPages * (2 * (1 + kProducts) + 1 + 1)
       const brought = 1 + 1 + 2 + 2 * 12 + 1
       const instructions = Math.round(own + brought / 6)
       expect(JSON.parse(stdout)).toEqual([{ formats: 'K and V u4', instructions, codes: 512 }])

@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
     if (vectors) {
       ZC_UNROLL for (int i = 0; i < 4 * kWeightTiles; ++i)
           simt::cp_async_16_once(simt::smem_u32(to) + panel_offset(row + 4 * i, chunk),
-                            weight_at + min(row + 4 * i, last_column) * k, left > 0 ? 16 : 0);
+                                 weight_at + min(row + 4 * i, last_column) * k, left > 0 ? 16 : 0);
       ZC_UNROLL for (int i = 0; i < 8 * kXTiles / kXStep; ++i) {
         const int r = x_row + kXStep * i;
         if (r < rows)

@@ -81,8 +81,8 @@ class Consumer {
     };
     const auto known = [&](auto k, auto v) {
       each(
-          StaticShape<decltype(k)::value, decltype(v)::value, kDim>{},
-          [&](const auto& f) { f(k); }, [&](const auto& f) { f(v); });
+          StaticShape<decltype(k)::value, decltype(v)::value, kDim>{}, [&](const auto& f) { f(k); },
+          [&](const auto& f) { f(v); });
     };
     constexpr auto pair = [](Format k, Format v) {
       return static_cast<uint32_t>(k) | static_cast<uint32_t>(v) << 8;

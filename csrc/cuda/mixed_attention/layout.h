@@ -179,8 +179,8 @@ struct Item {
 // ---- shared memory ----
 
 enum Kind : uint32_t {
-  kFold,    // channel parameters of the segment of the units that follow
-  kUnit,    // pages, in this slot and perhaps the next
+  kFold,  // channel parameters of the segment of the units that follow
+  kUnit,  // pages, in this slot and perhaps the next
   // Marks, which all consumers hand over to the merger:
   kEnd,     // the split is done; the slot is room for the warp's results
   kMasked,  // an item without a table
@@ -224,8 +224,8 @@ struct BlockMemory {
   Item<kDim> items[2];
   RunningSegment<kDim> running[kConsumers];
   int results[2][kConsumers];  // stages with a mark, kEnd's with the warp's results
-  int64_t piece[2];            // of the WorkLine, for want of registers: where the block begins, ends
-  int team;                    // WorkLine
+  int64_t piece[2];  // of the WorkLine, for want of registers: where the block begins, ends
+  int team;          // WorkLine
   // n_seqs + 1 int64 follow: WorkLine::cost_before.
 };
 

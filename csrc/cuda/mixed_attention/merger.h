@@ -2,8 +2,8 @@
 
 #include "csrc/cuda/mixed_attention/consumer.h"
 
-// The warp that adds up what consumers, and blocks, have of a split and of a row, always in the same
-// order, while the consumers are in the next split already.
+// The warp that adds up what consumers, and blocks, have of a split and of a row, always in the
+// same order, while the consumers are in the next split already.
 namespace zc::cuda::mixed {
 
 // Some channels of a column of O with the column's softmax state: what one lane merges.
@@ -49,7 +49,7 @@ struct ColumnPart {
   ZC_DEVICE void store(float* column, int lane) const {
     ZC_UNROLL for (int i = 0; i < kChannels / 4; ++i) *
         reinterpret_cast<float4*>(column + channel(i, lane)) =
-            make_float4(o[4 * i], o[4 * i + 1], o[4 * i + 2], o[4 * i + 3]);
+        make_float4(o[4 * i], o[4 * i + 1], o[4 * i + 2], o[4 * i + 3]);
     if (lane % kLanes == 0) *reinterpret_cast<float2*>(column + kDim) = make_float2(max, sum);
   }
 };
@@ -90,16 +90,15 @@ class Merger {
       if (kind == kEnd) {
         ZC_UNROLL for (int w = 0; w < kConsumers; ++w) {
           ColumnPart<kDim> part;
-          part.template load<true>(
-              reinterpret_cast<const float*>(memory_.ring[w][stages[w]]) + column() * kColumnStride<kDim>,
-              lane());
+          part.template load<true>(reinterpret_cast<const float*>(memory_.ring[w][stages[w]]) +
+                                       column() * kColumnStride<kDim>,
+                                   lane());
           own.add(part);
         }
       }
       const int stage = stages[lane() < kConsumers ? lane() : 0];
       __syncwarp();
-      if (lane() < kConsumers)
-        simt::mbarrier_arrive(simt::smem_u32(&memory_.empty[lane()][stage]));
+      if (lane() < kConsumers) simt::mbarrier_arrive(simt::smem_u32(&memory_.empty[lane()][stage]));
       if (lane() == 0) simt::mbarrier_arrive(simt::smem_u32(memory_.results_free + place));
 
       if (kind == kEnd)
@@ -138,8 +137,8 @@ class Merger {
   ZC_DEVICE void share_splits(const ItemHead& head, int split, bool is_last,
                               const ColumnPart<kDim>& own) const {
     const auto place = [&](int i) {
-      return p_.partials + ((int64_t{head.origin} * kMaxSplits + i) * kColumns + column()) *
-                               kPartialStride<kDim>;
+      return p_.partials +
+             ((int64_t{head.origin} * kMaxSplits + i) * kColumns + column()) * kPartialStride<kDim>;
     };
     float* to = place(head.first_split == 0 ? 0 : split);
     own.store(to, lane());

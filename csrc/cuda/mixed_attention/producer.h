@@ -43,9 +43,9 @@ struct Unit {
   int32_t n_tokens;
   int32_t pages_begin;
   int32_t source;  // the lane that has its segment
-  Part part;      // for this lane to copy
-  bool has_page;  // that part
-  int32_t page;   // what the table has for it, not yet looked at
+  Part part;       // for this lane to copy
+  bool has_page;   // that part
+  int32_t page;    // what the table has for it, not yet looked at
 };
 
 template <int kDim>
@@ -336,8 +336,8 @@ class Producer {
     }
   }
 
-  // All about unit `index` but its page; through: the units of this lane's segment and of all before;
-  // end: of the consumer's units.
+  // All about unit `index` but its page; through: the units of this lane's segment and of all
+  // before; end: of the consumer's units.
   ZC_DEVICE Unit find_unit(const LaneSegment& own, int through, int end, int index) const {
     int source = 0;  // the first lane whose `through` is above index
     ZC_UNROLL for (int step = 16; step > 0; step /= 2) {
@@ -497,8 +497,8 @@ class Producer {
       const int n_pages = __ffs(static_cast<int>(~joined));
       if (copies && !joins)
         simt::bulk_copy_once(simt::smem_u32(memory_.ring[consumer_][stage] + part.to),
-                        p_.pool + int64_t{u.page} * kPageUnitBytes + part.from,
-                        static_cast<uint32_t>(n_pages * part.n_bytes), full(consumer_, stage));
+                             p_.pool + int64_t{u.page} * kPageUnitBytes + part.from,
+                             static_cast<uint32_t>(n_pages * part.n_bytes), full(consumer_, stage));
     } else {
       __syncwarp();
       for (int c = 0; c < kConsumers; ++c) {

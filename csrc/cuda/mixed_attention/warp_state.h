@@ -28,9 +28,9 @@ struct WarpState {
   static constexpr int kSquares = kDim / 16;
   static_assert(kSquares % 4 == 0, "powers of two of codes recur every fourth square");
   float o[kSquares][4];  // of channel g in [0], of g + 8 in [2]; [1] and [3] are the odd columns'
-  float max;             // log2 domain, the same in all lanes of a column; at most kMaxGrowth behind
-  float sum;             // of this lane's tokens
-  float rest;            // sum_j p_j mu_j of this lane's tokens
+  float max;   // log2 domain, the same in all lanes of a column; at most kMaxGrowth behind
+  float sum;   // of this lane's tokens
+  float rest;  // sum_j p_j mu_j of this lane's tokens
   uint32_t q[2 * kSquares];  // B operand of the running segment
   float step;                // score = sum of accumulators * step + beta
   float beta;
@@ -49,7 +49,8 @@ struct WarpState {
   }
 
   // Begins a segment: from the last one's units into its own. In shared memory: its channel
-  // parameters, with room for 2 kSquares words a lane behind them, the item's q and the warp's running segment.
+  // parameters, with room for 2 kSquares words a lane behind them, the item's q and the warp's
+  // running segment.
   template <typename Query>
   ZC_DEVICE void enter(const Params& p, Layout next, uint32_t* params, const Query& query,
                        RunningSegment<kDim>& running, int lane) {
@@ -61,9 +62,12 @@ struct WarpState {
     fold_keys(p, next, params, query, lane);
     if (is_empty) return;
     begin_units(next);
-    scale_units(next, -1, [&](int s, int hi, float factor, float channel) {
-      o[s][2 * hi] *= factor * simt::rcp(channel);
-    }, running.normalisers, lane);
+    scale_units(
+        next, -1,
+        [&](int s, int hi, float factor, float channel) {
+          o[s][2 * hi] *= factor * simt::rcp(channel);
+        },
+        running.normalisers, lane);
   }
 
   // Before the first unit of a segment, and of a split.
@@ -80,9 +84,12 @@ struct WarpState {
   ZC_DEVICE void leave(const RunningSegment<kDim>& running, int lane) {
     if (is_empty) return;
     ZC_UNROLL for (int m = 4; m < 32; m *= 2) rest += __shfl_xor_sync(~0u, rest, m);
-    scale_units(Layout{running.layout}, 1, [&](int s, int hi, float factor, float channel) {
-      o[s][2 * hi] = channel * fmaf(o[s][2 * hi], factor, rest);
-    }, running.normalisers, lane);
+    scale_units(
+        Layout{running.layout}, 1,
+        [&](int s, int hi, float factor, float channel) {
+          o[s][2 * hi] = channel * fmaf(o[s][2 * hi], factor, rest);
+        },
+        running.normalisers, lane);
     rest = 0.0f;
     __syncwarp();  // all of it was read
   }
@@ -168,7 +175,8 @@ struct WarpState {
       const uint32_t first = simt::pack2(scaled.x, scaled.y, f16{});
       const uint32_t second =
           simt::pack2(scaled.x - half_at(first, 0), scaled.y - half_at(first, 1), f16{});
-      uint32_t* to = operands + 4 * (32 * (s / 2) + 8 * (lane >> 3) + (m & 3)) + 2 * (s % 2) + (m >> 2);
+      uint32_t* to =
+          operands + 4 * (32 * (s / 2) + 8 * (lane >> 3) + (m & 3)) + 2 * (s % 2) + (m >> 2);
       to[0] = first;
       to[16] = second;
     }
