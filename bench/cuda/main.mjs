@@ -15,6 +15,7 @@ const kUsage = `usage: npm run bench:cuda [-- OPTIONS]
   --plugin FILE    a built CUDA backend, zipcache-cuda.so: nothing is built then, and dist/ and
                    build/Release are used as they are; default: this clone's, built when it is stale
   --budget SECONDS  of steps, the most important ones first
+  --layers N       of steps' model, instead of all 32
   --folder DIR     where steps writes its model of 16 GB; default the system's for temporary files
   --json [FILE]    one JSON document on stdout, or in a file, beside the tables
   --markdown FILE  writes the tables to a file as well
@@ -45,7 +46,7 @@ function readOptions(args) {
   let values
   try {
     const options = { full: flag, check: flag, help: flag, parts: text, plugin: text }
-    Object.assign(options, { budget: text, folder: text })
+    Object.assign(options, { budget: text, layers: text, folder: text })
     values = parseArgs({ args: rest, options: { ...options, markdown: text, html: text } }).values
   } catch (error) {
     throw new ScriptError(`${error.message}\n\n${kUsage}`)
@@ -140,12 +141,13 @@ const prefill = (how) =>
 
 const products = (how) => compiled('linear', ['linear'], 'linear', how)
 
-async function steps({ device, full, check, budget, folder: parent }) {
+async function steps({ device, full, check, budget, layers, folder: parent }) {
   const options = [
     ...['--device', device ?? 'cuda-emu'],
     ...(full ? ['--full'] : []),
     ...(check ? ['--check'] : []),
     ...(budget === undefined ? [] : ['--budget', budget]),
+    ...(layers === undefined ? [] : ['--layers', layers]),
     ...(parent === undefined ? [] : ['--folder', path.resolve(parent)]),
   ]
   return await jsonLines('whole steps', process.execPath, ['bench/cuda/steps/main.mjs', ...options])

@@ -75,6 +75,16 @@ test('what there is no time for is named, and is not begun', async () => {
   for (const { leftOut } of rows) expect(leftOut).toMatch(/^no time for it: about 5 s/)
 })
 
+test('a model of fewer layers says so', async () => {
+  const { model } = await lines(['--device', 'cpu', '--layers', '1'])
+  expect(model.model).toBe('tiny with 1 layers')
+  const { exitCode, stderr } = await end(startNode([join(kSteps, 'main.mjs'), '--layers', '0']))
+  expect({ exitCode, stderr }).toMatchObject({
+    exitCode: 1,
+    stderr: expect.stringContaining('--layers: is 0, expected a whole number above 0'),
+  })
+})
+
 test('a folder without room is named', async () => {
   const args = [join(kSteps, 'main.mjs'), '--device', 'cpu', '--folder', '/proc']
   const { exitCode, stdout, stderr } = await end(startNode(args))

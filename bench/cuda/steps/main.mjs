@@ -19,6 +19,7 @@ const kUsage = `usage: node bench/cuda/steps/main.mjs [OPTIONS]
   --full            128k tokens of context, and 64 sequences of 32k, too
   --quick           half as many steps
   --budget SECONDS  no row begins that would not end in time; the most important ones come first
+  --layers N        of the model, instead of all 32: written and loaded sooner
   --folder DIR      where the model is written, 16 GB; default the system's for temporary files
   --check           a tiny model, windows of 16 tokens: for the CPU and the emulator
 `
@@ -39,13 +40,17 @@ function readOptions(args) {
       options: {
         device: { ...text, default: 'cuda' },
         folder: { ...text, default: tmpdir() },
-        budget: text,
+        ...{ budget: text, layers: text },
         ...{ full: flag, quick: flag, check: flag, help: flag },
       },
     })
     const budget = values.budget === undefined ? Infinity : Number(values.budget)
     if (!(budget > 0)) throw new Error(`--budget: is ${values.budget}, expected seconds above 0`)
-    return { ...values, budget }
+    const layers = values.layers === undefined ? undefined : Number(values.layers)
+    if (layers !== undefined && !(Number.isInteger(layers) && layers > 0)) {
+      throw new Error(`--layers: is ${values.layers}, expected a whole number above 0`)
+    }
+    return { ...values, budget, layers }
   } catch (error) {
     throw new ScriptError(`${error.message}\n\n${kUsage}`)
   }

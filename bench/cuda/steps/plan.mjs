@@ -45,14 +45,16 @@ const kCaches = ['fp16', 'zipcache', 'uniform4', 'uniform2', 'zipcache-plus']
 const kFigure = ['fp16', 'zipcache', 'mikv']
 
 /**
- * Model, window and rows of a run. Whatever ends it early, batch 8 at 4k and at 32k was there first,
+ * Model, window and rows of a run; `layers`: so many instead of the model's own. Whatever ends it early, batch 8 at 4k and at 32k was there first,
  * then figure 6.
  */
-export function planSteps({ full, check, quick }) {
+export function planSteps({ full, check, quick, layers }) {
   const window = check ? 16 : 100
+  const model = check ? kTiny : kLlama3
+  const name = check ? 'tiny' : 'LLaMA3-8B'
   const how = {
-    model: check ? kTiny : kLlama3,
-    name: check ? 'tiny' : 'LLaMA3-8B',
+    model: layers === undefined ? model : { ...model, num_hidden_layers: layers },
+    name: layers === undefined ? name : `${name} with ${layers} layers`,
     // null: the policies' own
     window: check ? window : null,
     // Two windows close, or one; all sequences' at once.
