@@ -66,6 +66,7 @@ class Consumer {
       ++count_;
     }
   }
+
   // The unit at count_.
   ZC_DEVICE void attend(const Entry& entry, WarpState<kDim>& state) {
     const Layout layout{entry.layout};
