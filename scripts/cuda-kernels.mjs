@@ -352,7 +352,7 @@ ${guilty.length === 0 ? 'No kernel spills a register or has a stack frame on any
 
 ## The decode loop beside its target
 
-The design asks of mixedAttention at head_dim 128: no spills, two blocks of seven warps on a multiprocessor, which leaves a
+The design asks of mixedAttention at head_dim 128: no spills, two blocks of eight warps on a multiprocessor, which leaves a
 thread 128 registers, and 1.1 to 1.3 issue slots a code of the inner loop.
 
 ${table(
