@@ -26,7 +26,8 @@ ZC_HD float to_float(float x) { return x; }
 ZC_HD float to_float(bf16 x) { return bits_to_float(static_cast<uint32_t>(x.bits) << 16); }
 
 // Shifting a half's exponent and mantissa into place gives the value times 2^-112; one exact
-// multiplication mends normals and subnormals alike. Infinity and NaN need their exponent filled.
+// multiplication mends normals and subnormals alike. Infinity and NaN need their exponent filled,
+// and a NaN becomes a quiet one, as by the instructions that processors have for it.
 ZC_HD float to_float(f16 x) {
 #if defined(__CUDA_ARCH__)
   float y;  // one instruction, with the same result
@@ -37,7 +38,8 @@ ZC_HD float to_float(f16 x) {
 #else
   const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fffu) << 13;
   float value = bits_to_float(magnitude) * bits_to_float(0x77800000u);  // * 2^112
-  if (magnitude >= 0x0f800000u) value = bits_to_float(magnitude | 0x7f800000u);
+  if (magnitude >= 0x0f800000u)
+    value = bits_to_float(magnitude | (magnitude > 0x0f800000u ? 0x7fc00000u : 0x7f800000u));
   return bits_to_float(float_to_bits(value) | (static_cast<uint32_t>(x.bits & 0x8000u) << 16));
 #endif
 }

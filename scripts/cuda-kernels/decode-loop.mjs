@@ -27,8 +27,8 @@ const kLaneCopyBytes = 512
 /**
  * For each form of packed cache: the instructions of one unit of a warp at head_dim 128, and how many
  * of its codes a lane has. A consumer's way round its loop over pages, which takes each of a unit's,
- * goes through the matrix products of K and those of V; the producer's, a sixth of which is counted, through the look into the page table and
- * the copies of six units: one a slot, pages lying one after another, or a step for each 512 bytes.
+ * goes through the matrix products of K and those of V; the producer's, a sixth of which is counted,
+ * through the look into the page table and the copies of six units: one a slot, pages lying one after another, or a step for each 512 bytes.
  * What happens rarely (another segment, a larger maximum, a masked end) is not on the shortest way.
  *
  * @param {string} cubin a file

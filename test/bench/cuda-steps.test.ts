@@ -77,7 +77,7 @@ test('what there is no time for is named, and is not begun', async () => {
 
 test('a model of fewer layers says so', async () => {
   const { model } = await lines(['--device', 'cpu', '--layers', '1'])
-  expect(model.model).toBe('tiny with 1 layers')
+  expect(model.model).toBe('tiny (layers: 1)')
   const { exitCode, stderr } = await end(startNode([join(kSteps, 'main.mjs'), '--layers', '0']))
   expect({ exitCode, stderr }).toMatchObject({
     exitCode: 1,

@@ -347,6 +347,26 @@ describeBackends('linear', (backend) => {
     })
   })
 
+  // Whose few set bits are in none but the last plane, or are rounded away.
+  describe.each([
+    { x: 'f16', nan: 0x7c01, one: 0x3c00 },
+    { x: 'bf16', nan: 0x7f81, one: 0x3f80 },
+  ] as const)('a signalling NaN of $x', ({ x, nan: signalling, one }) => {
+    test.each(floatDtypes)('weight of %s', async (weight) => {
+      for (const m of [2, 21]) {
+        const own = makeCase({ ...plain, x, weight, m, n: 1, k: 3, seed: 24 })
+        const stored = new Uint16Array(3 * m).fill(one)
+        stored[1] = signalling
+        const out = await run(backend.tensors, {
+          ...own,
+          x: { ...own.x, stored },
+          weight: storeAs(weight, Float64Array.of(1, 1, 1)),
+        })
+        expect([...out]).toEqual(Array.from({ length: m }, (_, row) => (row === 0 ? nan : 3)))
+      }
+    })
+  })
+
   test('f16 outputs saturate', async () => {
     const { tensors } = backend
     const out = tensors.output('f16', [1, 2])

@@ -40,7 +40,8 @@ function readOptions(args) {
       options: {
         device: { ...text, default: 'cuda' },
         folder: { ...text, default: tmpdir() },
-        ...{ budget: text, layers: text },
+        budget: text,
+        layers: text,
         ...{ full: flag, quick: flag, check: flag, help: flag },
       },
     })

@@ -45,8 +45,8 @@ const kCaches = ['fp16', 'zipcache', 'uniform4', 'uniform2', 'zipcache-plus']
 const kFigure = ['fp16', 'zipcache', 'mikv']
 
 /**
- * Model, window and rows of a run; `layers`: so many instead of the model's own. Whatever ends it early, batch 8 at 4k and at 32k was there first,
- * then figure 6.
+ * Model, window and rows of a run. `layers`: so many instead of the model's own. Whatever ends it
+ * early, batch 8 at 4k and at 32k was there first, then figure 6.
  */
 export function planSteps({ full, check, quick, layers }) {
   const window = check ? 16 : 100
@@ -54,7 +54,7 @@ export function planSteps({ full, check, quick, layers }) {
   const name = check ? 'tiny' : 'LLaMA3-8B'
   const how = {
     model: layers === undefined ? model : { ...model, num_hidden_layers: layers },
-    name: layers === undefined ? name : `${name} with ${layers} layers`,
+    name: layers === undefined ? name : `${name} (layers: ${layers})`,
     // null: the policies' own
     window: check ? window : null,
     // Two windows close, or one; all sequences' at once.

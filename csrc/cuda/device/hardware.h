@@ -104,15 +104,15 @@ ZC_DEVICE void cp_async_16(uint32_t to, const void* from, int src_bytes = 16) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(src_bytes)
                : "memory");
 }
-// Of bytes that are read once, like weights: L2 gives them up before others.
-ZC_DEVICE uint64_t once() {
+// L2 gives up bytes that are read by this policy before others: those that are read once.
+ZC_DEVICE uint64_t evict_first() {
   uint64_t policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
 ZC_DEVICE void cp_async_16_once(uint32_t to, const void* from, int src_bytes) {
   asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to),
-               "l"(from), "r"(src_bytes), "l"(once())
+               "l"(from), "r"(src_bytes), "l"(evict_first())
                : "memory");
 }
 ZC_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -207,7 +207,7 @@ ZC_DEVICE void bulk_copy_once(uint32_t to, const void* from, uint32_t bytes, uin
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
       "[%0], [%1], %2, [%3], %4;" ::"r"(to),
-      "l"(from), "r"(bytes), "r"(barrier), "l"(once())
+      "l"(from), "r"(bytes), "r"(barrier), "l"(evict_first())
       : "memory");
 }
 ZC_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
