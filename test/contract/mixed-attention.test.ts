@@ -490,6 +490,24 @@ describeBackends('mixedAttention', (backend) => {
       },
     )
 
+    // A GPU's warp attends to four heads of a group together; others' maxima are not a head's own.
+    test.each([64, 128])('for a head beside others, head_dim %i', async (headDim) => {
+      const { tensors } = backend
+      const plan: SequencePlan = { ...usualPlan, blocks: [block(1600, 900), block(48, 32)] }
+      const shape = { nHeads: 4, nKvHeads: 1, headDim }
+      const { args } = prepare(tensors, { ...batch, ...shape, sequences: [{ plan, qLen: 1 }] })
+      const q = normals(71, 4 * headDim)
+      const beside = async (factor: number) => {
+        const values = q.map((x, i) => (i < headDim ? x : factor * x))
+        const stored = storeAs('f16', values).stored as Uint16Array
+        mixedAttention({ ...args, q: tensors.input('f16', stored, [1, 4, headDim]) })
+        const out = await tensors.values(args.out)
+        return [...out.slice(0, headDim), (await tensors.values(args.lse))[0]]
+      }
+      const quiet = await beside(0.01)
+      expect(await beside(30)).toEqual(quiet)
+    })
+
     test('for one row alone and among others, packed tokens being all it sees', async () => {
       const plan = { ...usualPlan, tail: { format: 'f16', nTokens: 0 } } as const
       const { tensors } = backend
