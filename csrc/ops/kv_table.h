@@ -60,6 +60,7 @@ struct Segment {
   int32_t span;  // > 0: this segment's tokens are the set bits; < 0: the clear ones; 0: no bitmap
 };
 
+// KV heads are counted from the first of `layer` on, past its last one to those of the next layer.
 ZC_HD int64_t entry_index(const int32_t* table, int layer, int kv_head) {
   const int64_t words =
       kEntryHeader + static_cast<int64_t>(table[kTableMaxSegments]) * kSegmentWords;

@@ -22,15 +22,22 @@ struct FlashAttentionArgs {
 };
 
 struct ProbeAttentionArgs {
-  TensorView q;          // (n, n_heads, head_dim) f32|f16|bf16
-  TensorView lse;        // (n, n_heads) f32
-  TensorView k;          // (kv_len, n_kv_heads, head_dim), q's dtype
-  TensorView rows;       // (n_probes) i32
+  TensorView q;          // (n_layers, n, n_heads, head_dim) f32|f16|bf16, or without the first axis
+  TensorView lse;        // (n_layers, n, n_heads) f32, or without the first axis, as q
+  TensorView k;          // (kv_len, n_layers * n_kv_heads, head_dim), q's dtype
+  TensorView rows;       // (n_probes) i32, the same of every layer
   TensorView positions;  // (n_probes) i32
-  TensorView scores;     // (n_kv_heads, kv_len) f32
+  TensorView scores;     // (n_layers * n_kv_heads, kv_len) f32
   float scale;
   int32_t sliding_window;
   bool normalized;
+
+  int64_t n_layers() const { return q.rank == 4 ? q.size(0) : 1; }
+  int64_t n_rows() const { return q.size(q.rank - 3); }
+  int64_t n_heads() const { return q.size(q.rank - 2); }
+  int64_t head_dim() const { return q.size(q.rank - 1); }
+  // Query heads to a KV head.
+  int64_t group() const { return n_layers() * n_heads() / k.size(1); }
 };
 
 struct SelectSalientArgs {
@@ -109,6 +116,8 @@ struct CopyPagesArgs {
   int32_t page_bytes;
 };
 
+// The ops on segments take the KV heads of one layer or of several: n_kv_heads of a tensor are
+// those of `layer`, then those of the next one, and so on.
 struct PackSegmentArgs {
   TensorView k;      // (rows, n_kv_heads, head_dim) f32|f16|bf16
   TensorView v;      // the same

@@ -102,17 +102,21 @@ void expect_head_count(const char* name, int64_t n_heads) {
          "n_heads is " + std::to_string(n_heads) + ", expected 1 to " + std::to_string(kMaxHeads));
 }
 
-// Heads of q against those of k: (n_heads, head_dim) and (n_kv_heads, head_dim).
+// Heads of q against those of k: (n_heads, head_dim) and (n_kv_heads, k_head_dim).
+void expect_group(int64_t n_heads, int64_t head_dim, const char* k_name, int64_t n_kv_heads,
+                  int64_t k_head_dim) {
+  expect_head_count("q", n_heads);
+  if (k_head_dim != head_dim)
+    fail(ErrorCode::kShape, k_name,
+         "head_dim is " + std::to_string(k_head_dim) + ", expected that of q, " +
+             std::to_string(head_dim));
+  if (n_kv_heads < 1 || n_heads % n_kv_heads != 0)
+    fail(ErrorCode::kShape, k_name,
+         "n_kv_heads is " + std::to_string(n_kv_heads) + ", expected a divisor of n_heads, " +
+             std::to_string(n_heads));
+}
 void expect_heads(const TensorView& q, const char* k_name, const TensorView& k) {
-  expect_head_count("q", q.size(1));
-  if (k.size(2) != q.size(2))
-    fail(ErrorCode::kShape, k_name,
-         "head_dim is " + std::to_string(k.size(2)) + ", expected that of q, " +
-             std::to_string(q.size(2)));
-  if (k.size(1) < 1 || q.size(1) % k.size(1) != 0)
-    fail(ErrorCode::kShape, k_name,
-         "n_kv_heads is " + std::to_string(k.size(1)) + ", expected a divisor of n_heads, " +
-             std::to_string(q.size(1)));
+  expect_group(q.size(1), q.size(2), k_name, k.size(1), k.size(2));
 }
 
 void expect_head_dim(const char* name, int64_t head_dim) {
@@ -213,14 +217,21 @@ void check(const FlashAttentionArgs& a) {
 }
 
 void check(const ProbeAttentionArgs& a) {
+  const bool layered = a.q.rank == 4;
   expect_float("q", a.q);
-  expect_shape("q", a.q, {kAny, kAny, kAny});
+  if (!layered) expect_shape("q", a.q, {kAny, kAny, kAny});
   expect_shape("k", a.k, {kAny, kAny, kAny});
   if (a.k.dtype != a.q.dtype) expect_dtype("k", a.k, a.q.dtype);
-  expect_heads(a.q, "k", a.k);
-  expect_head_dim("q", a.q.size(2));
+  expect_head_count("q", a.n_layers() * a.n_heads());
+  if (a.k.size(1) % a.n_layers() != 0)
+    fail(ErrorCode::kShape, "k",
+         "n_kv_heads of all layers are " + std::to_string(a.k.size(1)) +
+             ", expected a multiple of the " + std::to_string(a.n_layers()) + " layers of q");
+  expect_group(a.n_heads(), a.head_dim(), "k", a.k.size(1) / a.n_layers(), a.k.size(2));
+  expect_head_dim("q", a.head_dim());
   expect_dtype("lse", a.lse, DType::kF32);
-  expect_shape("lse", a.lse, {a.q.size(0), a.q.size(1)});
+  layered ? expect_shape("lse", a.lse, {a.n_layers(), a.n_rows(), a.n_heads()})
+          : expect_shape("lse", a.lse, {a.n_rows(), a.n_heads()});
   expect_dtype("rows", a.rows, DType::kI32);
   expect_shape("rows", a.rows, {kAny});
   expect_same("positions", a.positions, "rows", a.rows);

@@ -6,19 +6,22 @@ export type SaliencyMetric = 'normalized' | 'accumulated'
 
 /** Arguments of `probeAttention`. */
 export interface ProbeAttentionArgs {
-  /** (n, n_heads, head_dim) f32, f16 or bf16. */
+  /** (n_layers, n, n_heads, head_dim) f32, f16 or bf16; without the first axis of one layer. */
   q: Tensor
-  /** (n, n_heads) f32, as `flashAttention` or `mixedAttention` wrote it. */
+  /**
+   * (n_layers, n, n_heads) f32, as `flashAttention` or `mixedAttention` wrote it; without the first
+   * axis where q is.
+   */
   lse: Tensor
-  /** (kv_len, n_kv_heads, head_dim), q's dtype. */
+  /** (kv_len, n_layers * n_kv_heads, head_dim), q's dtype: of a key the heads of layer after layer. */
   k: Tensor
-  /** (n_probes) i32: which rows of q are probes. */
+  /** (n_probes) i32: which rows of q are probes, the same in every layer. */
   rows: Tensor
   /**
    * (n_probes) i32: probe p sees the keys j <= positions[p] (and j > positions[p] - slidingWindow).
    */
   positions: Tensor
-  /** (n_kv_heads, kv_len) f32, out; 0 for a key that no probe sees. */
+  /** (n_layers * n_kv_heads, kv_len) f32, out; 0 for a key that no probe sees. */
   scores: Tensor
   /** Of the softmax, usually 1 / sqrt(head_dim). */
   scale: number

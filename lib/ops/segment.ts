@@ -82,7 +82,10 @@ export function copyPages(args: CopyPagesArgs): void {
   loadAddon().copyPages(args.pool.handle, args.from.handle, args.to.handle, args.pageBytes)
 }
 
-/** Arguments of `packSegment`. */
+/**
+ * Arguments of `packSegment`. `n_kv_heads` of the tensors are the table's, or those of several layers:
+ * of `layer` first, then of the one after it, and so on. So it is in all ops on segments.
+ */
 export interface PackSegmentArgs {
   /** (rows, n_kv_heads, head_dim) f32, f16 or bf16, after RoPE. */
   k: Tensor
@@ -94,7 +97,7 @@ export interface PackSegmentArgs {
   pool: Tensor
   /** (table_words) i32: one sequence's page table, as in csrc/ops/kv_table.h. */
   table: Tensor
-  /** Of the table, from 0. */
+  /** Of the table, from 0; the first one, of several. */
   layer: number
   /** Index into the table's list, 1 or more. */
   segment: number
@@ -112,8 +115,8 @@ export interface PackSegmentArgs {
  * The paper shares V's scale among all heads of a token; one for each head costs 16 / head_dim bits
  * more an element, and keeps heads with different salient tokens independent.
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`. Source: ZipCache (arXiv 2405.14256)
- * Algs. 1 and 2.
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`; that the table has no such layers is
+ * found when the op runs (`ERR_ZC_ARGUMENT`). Source: ZipCache (arXiv 2405.14256) Algs. 1 and 2.
  */
 export function packSegment(args: PackSegmentArgs): void {
   loadAddon().packSegment(
@@ -141,7 +144,7 @@ export interface SegmentClass {
   valueRange?: QuantRange
 }
 
-/** Arguments of `packSegments`. */
+/** Arguments of `packSegments`; KV heads of several layers as in `packSegment`. */
 export interface PackSegmentsArgs {
   /** (rows, n_kv_heads, head_dim) f32, f16 or bf16, after RoPE. */
   k: Tensor
@@ -151,7 +154,7 @@ export interface PackSegmentsArgs {
   pool: Tensor
   /** (table_words) i32: one sequence's page table, as in csrc/ops/kv_table.h. */
   table: Tensor
-  /** Of the table, from 0. */
+  /** Of the table, from 0; the first one, of several. */
   layer: number
   /** One or two. */
   classes: readonly SegmentClass[]
@@ -173,7 +176,7 @@ export function packSegments({ k, v, pool, table, layer, classes }: PackSegments
   )
 }
 
-/** Arguments of `unpackSegment`. */
+/** Arguments of `unpackSegment`; KV heads of several layers as in `packSegment`. */
 export interface UnpackSegmentArgs {
   /** (bytes) u8: the pages. */
   pool: Tensor
@@ -183,7 +186,7 @@ export interface UnpackSegmentArgs {
   k: Tensor
   /** (rows, n_kv_heads, head_dim) f32, f16 or bf16, out; the same rows. */
   v: Tensor
-  /** Of the table, from 0. */
+  /** Of the table, from 0; the first one, of several. */
   layer: number
   /** Index into the table's list; 0: the tail. */
   segment: number
@@ -209,7 +212,10 @@ export function unpackSegment(args: UnpackSegmentArgs): void {
   )
 }
 
-/** Arguments of `exportSegment`, which writes all tensors but `pool` and `table`. */
+/**
+ * Arguments of `exportSegment`, which writes all tensors but `pool` and `table`; KV heads of several
+ * layers as in `packSegment`.
+ */
 export interface ExportSegmentArgs {
   /** (bytes) u8: the pages. */
   pool: Tensor
@@ -227,7 +233,7 @@ export interface ExportSegmentArgs {
   vChannel: Tensor
   /** (n_kv_heads, n_tokens) i32, ascending. */
   positions: Tensor
-  /** Of the table, from 0. */
+  /** Of the table, from 0; the first one, of several. */
   layer: number
   /** Index into the table's list, 1 or more. */
   segment: number

@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import type { ErrorCode } from '../../lib/errors.js'
-import { probeAttention, type SaliencyMetric } from '../../lib/ops/index.js'
+import { probeAttention, type SaliencyMetric, type Tensor } from '../../lib/ops/index.js'
 import {
   type FloatDtype,
   probeAttention as reference,
@@ -180,6 +180,65 @@ describeBackends('probeAttention', (backend) => {
     })
   })
 
+  describe.each(floatDtypes)('of several layers, %s', (dtype) => {
+    test.each([
+      { nLayers: 1, nHeads: 4, nKvHeads: 2, headDim: 32 },
+      { nLayers: 3, nHeads: 4, nKvHeads: 2, headDim: 32 },
+      { nLayers: 5, nHeads: 7, nKvHeads: 1, headDim: 80 },
+      { nLayers: 2, nHeads: 3, nKvHeads: 3, headDim: 128 },
+    ])('%j: the reference, and each layer by itself to the bit', async (shape) => {
+      const { tensors } = backend
+      const { nLayers, nHeads, nKvHeads, headDim } = shape
+      const [nRows, kvLen, slidingWindow] = [9, 100, 61]
+      const scale = Math.fround(1 / Math.sqrt(headDim))
+      const q = storeAs(dtype, normals(1, nLayers * nRows * nHeads * headDim))
+      const keys = { nTokens: kvLen, nKvHeads: nLayers * nKvHeads, headDim }
+      const k = storeAs(dtype, randomKeys(2, keys))
+      const lse = normals(3, nLayers * nRows * nHeads).map((x) => Math.fround(5 + x / 4))
+      const rows = [7, 0, 3, 8]
+      const positions = [12, 40, 77, 99]
+      const all = {
+        q: tensors.input(dtype, q.stored as Uint16Array, [nLayers, nRows, nHeads, headDim]),
+        lse: tensors.f32(lse, [nLayers, nRows, nHeads]),
+      }
+      const score = (of: { q: Tensor; lse: Tensor; k: Tensor }) => {
+        const scores = tensors.output('f32', [of.k.shape[1], kvLen])
+        const probes = { rows: tensors.i32(rows), positions: tensors.i32(positions) }
+        probeAttention({ ...of, ...probes, scores, scale, slidingWindow })
+        return tensors.values(scores)
+      }
+      const keysOf = (first: number, count: number) => {
+        const own = new (k.stored.constructor as Uint16ArrayConstructor)(
+          kvLen * count * nKvHeads * headDim,
+        )
+        const width = nKvHeads * headDim
+        for (let j = 0; j < kvLen; j++) {
+          const from = (j * nLayers + first) * width
+          own.set((k.stored as Uint16Array).subarray(from, from + count * width), j * count * width)
+        }
+        return tensors.input(dtype, own, [kvLen, count * nKvHeads, headDim])
+      }
+      const scores = await score({ ...all, k: keysOf(0, nLayers) })
+      const expected = reference({
+        ...{ q: q.values, lse, k: k.values, rows, positions, scale, slidingWindow, kvLen },
+        ...shape,
+        normalization: 'normalized',
+      })
+      const name = { name: 'scores', shape: [nLayers * nKvHeads, kvLen] }
+      expectClose(scores, expected, { ...name, tolerance: tolerance.probeScores })
+      for (let layer = 0; layer < nLayers; layer++) {
+        const heads = nRows * nHeads
+        const alone = await score({
+          q: tensors.own(all.q.view([nRows, nHeads, headDim], layer * heads * headDim)),
+          lse: tensors.own(all.lse.view([nRows, nHeads], layer * heads)),
+          k: keysOf(layer, 1),
+        })
+        const size = nKvHeads * kvLen
+        expectIdentical(scores.slice(layer * size, (layer + 1) * size), alone, name)
+      }
+    })
+  })
+
   test.each([1, 2, 3])('does the same bit for bit with %i threads', async (threads) => {
     const own = caseOf({ shape: { ...plain, kvLen: 150, nProbes: 40 }, dtype: 'f32', seed: 9 })
     const here = await run(backend.tensors, own)
@@ -231,6 +290,16 @@ describeBackends('probeAttention', (backend) => {
         'k',
       ],
       ['no heads', (t) => ({ q: t.output('f32', [3, 0, 32]) }), 'ERR_ZC_SHAPE', 'q'],
+      ['no layers', (t) => ({ q: t.output('f32', [0, 3, 4, 32]) }), 'ERR_ZC_SHAPE', 'q'],
+      ['q of two axes', (t) => ({ q: t.output('f32', [3, 128]) }), 'ERR_ZC_SHAPE', 'q'],
+      ['layers unlike k', (t) => ({ q: t.output('f32', [3, 3, 4, 32]) }), 'ERR_ZC_SHAPE', 'k'],
+      [
+        'heads of a layer that do not divide',
+        (t) => ({ q: t.output('f32', [2, 3, 3, 32]), k: t.output('f32', [5, 4, 32]) }),
+        'ERR_ZC_SHAPE',
+        'k',
+      ],
+      ['lse of one layer', (t) => ({ q: t.output('f32', [2, 3, 4, 32]) }), 'ERR_ZC_SHAPE', 'lse'],
       ['lse unlike q', (t) => ({ lse: t.output('f32', [2, 4]) }), 'ERR_ZC_SHAPE', 'lse'],
       ['f16 lse', (t) => ({ lse: t.output('f16', [3, 4]) }), 'ERR_ZC_DTYPE', 'lse'],
       ['float rows', (t) => ({ rows: t.f32([0, 2]) }), 'ERR_ZC_DTYPE', 'rows'],

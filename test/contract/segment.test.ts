@@ -543,6 +543,151 @@ describeBackends('unpackSegment', (backend) => {
   })
 })
 
+describeBackends('KV heads of several layers', (backend) => {
+  const [nLayers, nKvHeads, headDim, nTokens, nSalient] = [4, 3, 32, 53, 30]
+  const width = nKvHeads * headDim
+
+  /** A cache of several layers, its tail full, with a segment of each class to pack it into. */
+  function cacheOf(tensors: DeviceTensors) {
+    const cache = new PackedCache(tensors, { nKvHeads, headDim, nLayers })
+    const span = { start: 9, span: nTokens }
+    const words = cache.table({ format: 'f16', nTokens, start: 9 }, [
+      { ...high, ...span, nTokens: nSalient, bitmap: 'set' },
+      { ...low, ...span, nTokens: nTokens - nSalient, bitmap: 'clear' },
+    ])
+    const rows = { starts: tensors.i32([0]), cuSeqlens: tensors.i32([0, nTokens]) }
+    for (let layer = 0; layer < nLayers; layer++) {
+      const of = (make: typeof randomKeys, seed: number) =>
+        tensors.f32(make(seed, { nTokens, nKvHeads, headDim }), [nTokens, nKvHeads, headDim])
+      const k = of(randomKeys, layer + 1)
+      const v = of(randomValues, layer + 50)
+      appendKv({ k, v, ...rows, pool: cache.pool, tables: tensors.i32(words), layer })
+    }
+    return { cache, words, table: tensors.i32(words) }
+  }
+
+  /** Every other row of a head's own beginning is salient, then the first of the others. */
+  function idsOf(entry: number, isSalient: boolean): number[] {
+    const chosen = new Set<number>()
+    for (let i = 0; i < nSalient; i++) {
+      let row = (entry + 2 * i) % nTokens
+      while (chosen.has(row)) row = (row + 1) % nTokens
+      chosen.add(row)
+    }
+    return [...new Array(nTokens).keys()].filter((row) => chosen.has(row) === isSalient)
+  }
+
+  /** Of layers [first, first + count): the tail's rows, packed. The bytes of the pool, and the rows. */
+  async function packedBy(slices: readonly (readonly [first: number, count: number])[]) {
+    const { tensors } = backend
+    const { cache, table } = cacheOf(tensors)
+    const { pool } = cache
+    const unpacked: { first: number; count: number; k: Float64Array; v: Float64Array }[] = []
+    for (const [layer, count] of slices) {
+      const k = tensors.output('f16', [nTokens, count * nKvHeads, headDim])
+      const v = tensors.output('f16', [nTokens, count * nKvHeads, headDim])
+      unpackSegment({ pool, table, k, v, layer, segment: 0, base: 9 })
+      const entries = Array.from({ length: count * nKvHeads }, (_, i) => layer * nKvHeads + i)
+      const classes = [true, false].map((isSalient, index) => {
+        const ids = entries.flatMap((entry) => idsOf(entry, isSalient))
+        return { ids: tensors.i32(ids, [entries.length, ids.length / entries.length]), index }
+      })
+      packSegments({
+        ...{ k, v, pool, table, layer },
+        classes: classes.map(({ ids, index }) => ({ ids, segment: index + 1 })),
+      })
+      const read = async (x: typeof k) => new Float64Array(await tensors.values(x))
+      unpacked.push({ first: layer, count, k: await read(k), v: await read(v) })
+      for (const segment of [1, 2]) {
+        unpackSegment({ pool, table, k, v, layer, segment, base: 9 })
+      }
+      unpacked.push({ first: layer, count, k: await read(k), v: await read(v) })
+      for (const { ids, index } of classes) {
+        const content = contentOf(tensors, ids.shape[1], { nKvHeads: entries.length, headDim })
+        exportSegment({ pool, table, ...content, layer, segment: index + 1 })
+        const positions = await content.positions.read()
+        expect([...positions]).toEqual(Array.from(await ids.read(), (row) => row + 9))
+        importSegment({ pool, table, ...content, layer, segment: index + 1 })
+      }
+    }
+    return { pool: await pool.read(), unpacked }
+  }
+
+  test('are unpacked and packed as layer by layer, to the bit', async () => {
+    const alone = await packedBy([
+      [0, 1],
+      [1, 1],
+      [2, 1],
+      [3, 1],
+    ])
+    for (const slices of [
+      [[0, 4]],
+      [
+        [0, 1],
+        [1, 3],
+      ],
+      [
+        [2, 2],
+        [0, 2],
+      ],
+    ] as const) {
+      const { pool, unpacked } = await packedBy(slices)
+      expectIdentical(pool, alone.pool, { name: 'pool', shape: [pool.length] })
+      for (const [index, { first, count, k, v }] of unpacked.entries()) {
+        for (let layer = first; layer < first + count; layer++) {
+          const own = alone.unpacked[2 * layer + (index % 2)]
+          const rowsOf = (x: Float64Array) =>
+            x.filter((_, i) => Math.floor(i / width) % count === layer - first)
+          expectIdentical(rowsOf(k), own.k, { name: 'k', shape: [nTokens, nKvHeads, headDim] })
+          expectIdentical(rowsOf(v), own.v, { name: 'v', shape: [nTokens, nKvHeads, headDim] })
+        }
+      }
+    }
+  })
+
+  test.each([
+    ['4 KV heads of layers of 3', 0, 4],
+    ['more layers than there are', 3, 6],
+    ['all layers from another one on', 1, 12],
+    ['less than a layer', 0, 2],
+    ['layers from -1 on', -1, 6],
+    ['layers from 2^31 - 1 on', int32Max, 6],
+    ['layers from -2^31 on', int32Min, 6],
+  ])('%s, at the next sync', async (_, layer, n) => {
+    const { tensors, device } = backend
+    const { cache, table } = cacheOf(tensors)
+    await device.sync()
+    const { pool } = cache
+    const rows = () => tensors.output('f32', [nTokens, n, headDim])
+    const ids = tensors.i32(new Int32Array(n), [n, 1])
+    const code = 'ERR_ZC_ARGUMENT'
+    const message = /^table: has 4 layers and 3 kv heads, expected /
+    unpackSegment({ pool, table, k: rows(), v: rows(), layer, segment: 0, base: 9 })
+    await expectRejected(device.sync(), { code, op: 'unpackSegment', message })
+    packSegment({ k: rows(), v: rows(), ids, pool, table, layer, segment: 1 })
+    await expectRejected(device.sync(), { code, op: 'packSegment', message })
+    const content = contentOf(tensors, nSalient, { nKvHeads: n, headDim })
+    exportSegment({ pool, table, ...content, layer, segment: 1 })
+    await expectRejected(device.sync(), { code, op: 'exportSegment', message })
+    importSegment({ pool, table, ...content, layer, segment: 1 })
+    await expectRejected(device.sync(), { code, op: 'importSegment', message })
+  })
+
+  test('a fault tells the KV head as counted from the first layer', async () => {
+    const { tensors, device } = backend
+    const { cache, words } = cacheOf(tensors)
+    await device.sync()
+    words[cache.wordAt(words, 0, 'keyFormat', 1, 2)] = 5
+    const k = tensors.output('f32', [nTokens, 4 * nKvHeads, headDim])
+    const place = { pool: cache.pool, table: tensors.i32(words), layer: 0, segment: 0, base: 9 }
+    unpackSegment({ ...place, k, v: tensors.output('f32', k.shape) })
+    await expectRejected(device.sync(), {
+      ...{ code: 'ERR_ZC_ARGUMENT', op: 'unpackSegment' },
+      message: /^table: layer 0, kv head 7, segment 0 is damaged/,
+    })
+  })
+})
+
 describeBackends('appendKv', (backend) => {
   const shape = { nKvHeads: 3, headDim: 32 }
   const width = shape.nKvHeads * shape.headDim

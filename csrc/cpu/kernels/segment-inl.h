@@ -78,6 +78,19 @@ void copy_pages(const OpContext& ctx, const CopyPagesArgs& a) {
   });
 }
 
+// That a table holds n_kv_heads KV heads, those of whole layers from `layer` on.
+inline void check_heads(const TensorView& table, int layer, int64_t n_kv_heads) {
+  const int32_t* words = table.as<int32_t>();
+  const int32_t of_layer = words[kTableKvHeads];
+  const int64_t n_layers = words[kTableLayers];
+  ZC_CHECK(of_layer > 0 && n_kv_heads % of_layer == 0 && n_kv_heads / of_layer <= n_layers - layer,
+           ErrorCode::kArgument,
+           "table: has %lld layers and %d kv heads, expected whole layers of %lld kv heads from "
+           "layer %d on",
+           static_cast<long long>(n_layers), of_layer, static_cast<long long>(n_kv_heads), layer);
+  check_table(words, table.size(0), layer, of_layer);
+}
+
 // A segment that may be read: one that the table counts.
 inline SegmentView listed_segment(const TensorView& pool, const TensorView& table, int layer,
                                   int kv_head, int segment, int head_dim) {
@@ -151,7 +164,7 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
   const int64_t n_kv_heads = a.k.size(1);
   const int d = static_cast<int>(a.k.size(2));
   const int64_t n = a.ids.size(1);
-  check_table(a.table.as<int32_t>(), a.table.size(0), a.layer, n_kv_heads);
+  check_heads(a.table, a.layer, n_kv_heads);
   const auto view_of = [&](int kv_head) {
     return reserved_segment(a.pool, a.table, a.layer, kv_head, a.segment, d);
   };
@@ -325,7 +338,7 @@ void unpack_segment_typed(const OpContext& ctx, const UnpackSegmentArgs& a) {
   const int64_t rows = a.k.size(0);
   const int64_t n_kv_heads = a.k.size(1);
   const int d = static_cast<int>(a.k.size(2));
-  check_table(a.table.as<int32_t>(), a.table.size(0), a.layer, n_kv_heads);
+  check_heads(a.table, a.layer, n_kv_heads);
   ctx.threads->parallel_for(n_kv_heads, [&](int64_t kv_head) {
     const SegmentView view =
         listed_segment(a.pool, a.table, a.layer, static_cast<int>(kv_head), a.segment, d);
@@ -363,7 +376,7 @@ void export_segment(const OpContext& ctx, const ExportSegmentArgs& a) {
   const int64_t n_kv_heads = a.k_codes.size(0);
   const int64_t n = a.k_codes.size(1);
   const int d = static_cast<int>(a.k_codes.size(2));
-  check_table(a.table.as<int32_t>(), a.table.size(0), a.layer, n_kv_heads);
+  check_heads(a.table, a.layer, n_kv_heads);
   ctx.threads->parallel_for(n_kv_heads, [&](int64_t kv_head) {
     const SegmentView view =
         listed_segment(a.pool, a.table, a.layer, static_cast<int>(kv_head), a.segment, d);
@@ -422,7 +435,7 @@ void import_segment(const OpContext& ctx, const ImportSegmentArgs& a) {
   const int64_t n_kv_heads = a.k_codes.size(0);
   const int64_t n = a.k_codes.size(1);
   const int d = static_cast<int>(a.k_codes.size(2));
-  check_table(a.table.as<int32_t>(), a.table.size(0), a.layer, n_kv_heads);
+  check_heads(a.table, a.layer, n_kv_heads);
   const auto view_of = [&](int64_t kv_head) {
     return reserved_segment(a.pool, a.table, a.layer, static_cast<int>(kv_head), a.segment, d);
   };

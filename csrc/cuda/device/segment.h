@@ -130,8 +130,8 @@ ZC_DEVICE bool holds(const SegmentView& view, int64_t i) {
   return (((bitmap[i >> 3] >> (i & 7)) & 1) != 0) == (view.segment.span > 0);
 }
 
-// One segment of every KV head of a layer, in one sequence's table: what the ops on segments are
-// given.
+// One segment of KV heads that follow each other in one sequence's table: what the ops on segments
+// are given.
 struct SegmentPlace {
   uint8_t* pool;
   int64_t pool_bytes;
@@ -139,22 +139,33 @@ struct SegmentPlace {
   int64_t table_words;
   int32_t layer;
   int32_t segment;
-  int32_t n_kv_heads;
+  int32_t n_kv_heads;  // of whole layers, `layer` and those after it
   int32_t head_dim;
 };
 
-// The segment of one KV head, without a pool when the table is wrong.
+// The table of a place, with all layers of its KV heads.
+ZC_DEVICE SequenceTable checked_table(const FaultSink& faults, const SegmentPlace& at) {
+  const int of_layer = at.table[kTableKvHeads];
+  const int n_layers = at.table[kTableLayers];
+  const int needed = of_layer > 0 ? at.n_kv_heads / of_layer : 0;
+  const bool good = of_layer > 0 && needed * of_layer == at.n_kv_heads && n_layers >= needed &&
+                    at.layer <= n_layers - needed;
+  if (!check_data(faults, good, FaultReason::kTableHeads, n_layers, of_layer, at.n_kv_heads,
+                  at.layer))
+    return {nullptr, 0};
+  return checked_table(faults, at.table, at.table_words, at.layer, of_layer);
+}
+
+// The segment of one KV head of the place, without a pool when the table is wrong.
 ZC_DEVICE SegmentView listed_segment(const FaultSink& faults, const SegmentPlace& at, int kv_head) {
-  const SequenceTable table =
-      checked_table(faults, at.table, at.table_words, at.layer, at.n_kv_heads);
+  const SequenceTable table = checked_table(faults, at);
   if (!table.words) return {};
   return listed_segment(faults, table, at.pool, at.pool_bytes, at.layer, kv_head, at.segment,
                         at.head_dim);
 }
 ZC_DEVICE SegmentView reserved_segment(const FaultSink& faults, const SegmentPlace& at,
                                        int kv_head) {
-  const SequenceTable table =
-      checked_table(faults, at.table, at.table_words, at.layer, at.n_kv_heads);
+  const SequenceTable table = checked_table(faults, at);
   if (!table.words) return {};
   return reserved_segment(faults, table, at.pool, at.pool_bytes, at.layer, kv_head, at.segment,
                           at.head_dim);

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kTileRows)
   }
   q_row = q_row * p.n_heads + head;
   probes.offsets[kv_head * probes.n_tiles * kTileRows + row] =
-      good ? -p.lse[q_row + int64_t{kv_head} * p.group] * kLog2E : -INFINITY;
+      good ? -p.lse[first_query_head(p, kv_head) + q_row] * kLog2E : -INFINITY;
   if (kv_head > 0) return;
   SeenKeys seen = {0, 0};
   TileKeys keys = {INT_MAX, 0, 0, INT_MAX};
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 128 ? 3 : 2)
   __syncthreads();
 
   const float* const offsets = probes.offsets + kv_head * probes.n_tiles * kTileRows;
-  const T* const q = static_cast<const T*>(p.q) + int64_t{kv_head} * p.group * p.head_dim;
+  const T* const q = static_cast<const T*>(p.q) + first_query_head(p, kv_head) * p.head_dim;
   const auto load_stage = [&](int stage, int64_t tile) {
     const uint32_t to = shared_at + stage * Shape::kStageBytes;
     const int64_t row0 = tile * kTileRows;
@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(kF32Threads, 1)
   float total = 0.0f;
   int n_seen = 0;
   const float* const offsets = probes.offsets + kv_head * probes.n_tiles * kTileRows;
-  const float* const q = static_cast<const float*>(p.q) + int64_t{kv_head} * p.group * d;
+  const float* const q = static_cast<const float*>(p.q) + first_query_head(p, kv_head) * d;
   TileSearch search = {probes, key0, n_keys};
   for (TileSearch::Found tile = search.next(); tile.tile < probes.n_tiles; tile = search.next()) {
     for (int first = 0; first < kTileRows; first += kF32TileRows) {
@@ -297,11 +297,11 @@ void probe_attention_f32(Context& context, const ProbeParams& p) {
 void probe_attention(Context& context, const ProbeAttentionArgs& args) {
   ProbeAttentionArgs a = args;
   ProbeParams p{};
-  p.n_q = a.q.size(0);
-  p.n_heads = static_cast<int>(a.q.size(1));
+  p.n_q = a.n_rows();
+  p.n_heads = static_cast<int>(a.n_heads());
   p.n_kv_heads = static_cast<int>(a.k.size(1));
-  p.group = p.n_heads / p.n_kv_heads;
-  p.head_dim = static_cast<int>(a.q.size(2));
+  p.group = static_cast<int>(a.group());
+  p.head_dim = static_cast<int>(a.head_dim());
   ZC_CHECK(p.n_q * p.n_heads <= INT_MAX && a.k.size(0) <= INT_MAX, ErrorCode::kUnsupported,
            "q: %lld rows of all heads, expected fewer than 2^31",
            static_cast<long long>(p.n_q * p.n_heads));

@@ -25,7 +25,8 @@ struct TileKeys {
 // n_tiles * kTileRows is head r % group of probe r / group; rows beyond the last see nothing.
 struct ProbeRows {
   TileKeys* tiles;  // (n_tiles)
-  int32_t* q_rows;  // (rows): row of q times n_heads, plus the head in its group
+  int32_t* q_rows;  // (rows): row of q times n_heads, plus the head in its group: from
+                    // first_query_head on
   SeenKeys* seen;   // (rows)
   float* offsets;   // (n_kv_heads, rows): -lse in units of log2; -inf for rows beyond the last
   int64_t n_rows;   // probes times heads of a group
@@ -33,8 +34,8 @@ struct ProbeRows {
 };
 
 struct ProbeParams {
-  const void* q;             // (n, n_heads, head_dim)
-  const float* lse;          // (n, n_heads)
+  const void* q;             // (n_layers, n, n_heads, head_dim)
+  const float* lse;          // (n_layers, n, n_heads)
   const void* k;             // (kv_len, n_kv_heads, head_dim)
   const int32_t* rows;       // (n_probes)
   const int32_t* positions;  // (n_probes)
@@ -42,8 +43,8 @@ struct ProbeParams {
   ProbeRows probes;
   int64_t n_q;
   int32_t kv_len;
-  int n_heads;
-  int n_kv_heads;
+  int n_heads;     // of a layer
+  int n_kv_heads;  // of all layers
   int group;
   int head_dim;
   float scale;
@@ -52,6 +53,12 @@ struct ProbeParams {
   int n_multiprocessors;
   FaultSink faults;
 };
+
+// Where the query heads of a KV head begin in q and lse, in heads: of row 0 of its layer.
+ZC_DEVICE int64_t first_query_head(const ProbeParams& p, int kv_head) {
+  const int head = kv_head * p.group;  // of all layers
+  return head / p.n_heads * p.n_q * p.n_heads + head % p.n_heads;
+}
 
 // The tiles of which some row sees one of the keys [key0, key0 + n_keys), in order. Called by all
 // lanes of a warp; each lane looks at one tile at a time.

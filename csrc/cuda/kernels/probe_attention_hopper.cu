@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 128 ? 2 : 1)
   __syncthreads();
 
   const float* const offsets = probes.offsets + kv_head * probes.n_tiles * kTileRows;
-  const T* const q = static_cast<const T*>(p.q) + int64_t{kv_head} * p.group * p.head_dim;
+  const T* const q = static_cast<const T*>(p.q) + first_query_head(p, kv_head) * p.head_dim;
   const auto load_stage = [&](int stage, int64_t tile_number) {
     const int64_t row0 = tile_number * kTileRows;
     const uint32_t to = shared_at + stage * Bytes::kRowBytes;

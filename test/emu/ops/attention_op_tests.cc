@@ -111,6 +111,21 @@ ZC_OP_TESTS(probe_attention_tests) {
             }
           },
           {0, 1});
+  for (const DType dtype : kFloatDTypes)
+    add_op_test(std::string("probe_attention of layers, ") + dtype_name(dtype), [=](OpRun& run) {
+      const int64_t layers = 3;
+      const int64_t n = 11;
+      const int64_t kv_len = 100;
+      const TensorView q = run.normals(dtype, {layers, n, 4, 64});
+      const TensorView k = run.normals(dtype, {kv_len, layers * 2, 64});
+      const TensorView lse = run.floats(DType::kF32, {layers, n, 4},
+                                        [&](int64_t) { return 5.0f + 0.3f * run.normal(); });
+      run.op(&Backend::probe_attention,
+             ProbeAttentionArgs{q, lse, k, run.ints({9, 0, 4}), run.ints({30, 71, 99}),
+                                run.result("scores", DType::kF32, {layers * 2, kv_len},
+                                           {dtype == DType::kF32 ? 1e-4 : 2e-4, 1e-6}),
+                                scale_of(64), 0, true});
+    });
   add_op_test("probe_attention of a row beyond", [](OpRun& run) {
     run.expects_failure();
     run.op(

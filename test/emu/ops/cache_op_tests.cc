@@ -128,6 +128,33 @@ ZC_OP_TESTS(segment_tests) {
       unpack(run, cache, table, all ? 2 : 3, n, DType::kF32, n);
       unpack(run, cache, table, 0, 17, DType::kF16, 2 * n);
     });
+  add_op_test("segments of the KV heads of two layers of three", [](OpRun& run) {
+    const int32_t n = 37;
+    const int32_t n_salient = 21;
+    const int32_t d = 64;
+    PackedCache cache(run, {2, d, 3});
+    const TensorView table = run.ints(
+        cache.table({Format::kF16, n}, {{Format::kU4, Format::kU4, n_salient, 0, n},
+                                        {Format::kU2, Format::kU3, n - n_salient, 0, -n}}));
+    for (const int32_t layer : {0, 1, 2})
+      run.op(&Backend::append_kv,
+             AppendKvArgs{run.normals(DType::kF16, {n, 2, d}), run.normals(DType::kF16, {n, 2, d}),
+                          cache.pool(), table, run.ints({0}), run.ints({0, n}), layer});
+    // From the tail to pages, and back.
+    const auto rows = [&](const char* name) { return run.result(name, DType::kF16, {n, 4, d}); };
+    const TensorView k = rows("k");
+    const TensorView v = rows("v");
+    run.op(&Backend::unpack_segment, UnpackSegmentArgs{cache.pool(), table, k, v, 1, 0, 0});
+    const Selection ids = select(run, 4, n, n_salient);
+    const TensorView salient = run.ints(ids.salient, {4, n_salient});
+    const TensorView regular = run.ints(ids.regular, {4, n - n_salient});
+    run.op(&Backend::pack_segments,
+           PackSegmentsArgs{
+               k, v, cache.pool(), table, 1, {{salient, 1, 3, 0}, {regular, 2, 0, 2}}, 2});
+    for (const int32_t segment : {1, 2})
+      run.op(&Backend::unpack_segment, UnpackSegmentArgs{cache.pool(), table, rows("unpacked k"),
+                                                         rows("unpacked v"), 1, segment, 0});
+  });
   for (const Format tail : {Format::kF16, Format::kBF16, Format::kF32})
     for (const DType dtype : kFloatDTypes)
       add_op_test(
