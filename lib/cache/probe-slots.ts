@@ -47,6 +47,19 @@ export class ProbeSlots {
     }
   }
 
+  /**
+   * Views of layers that follow each other, for the caller to dispose of: q (n_layers, capacity,
+   * n_heads, head_dim), lse (n_layers, capacity, n_heads) f32.
+   */
+  ofLayers(first: number, nLayers: number): { q: Tensor; lse: Tensor<'f32'> } {
+    const [, capacity, nHeads, headDim] = this.all.q.shape as [number, number, number, number]
+    const rows = first * capacity * nHeads
+    return {
+      q: this.all.q.view([nLayers, capacity, nHeads, headDim], rows * headDim),
+      lse: this.all.lse.view([nLayers, capacity, nHeads], rows),
+    }
+  }
+
   #keep<T extends Tensor>(tensor: T): T {
     this.#tensors.push(tensor)
     return tensor

@@ -38,7 +38,7 @@ export function makePromptCompressor(group: TokenGroup): PromptCompressor {
   const plan = groupPlan(compression, nTokens)
   const scorer = scorerOf(group, plan, metric, auto !== null)
   const looks = scorer !== null
-  const revised = async ({ scores }: Scorer) => {
+  const revised = async (scores: Tensor<'f32'>) => {
     const found = await scores.read()
     if (!correct) return found
     const fair = new Float32Array(found.length)
@@ -50,17 +50,15 @@ export function makePromptCompressor(group: TokenGroup): PromptCompressor {
   }
 
   if (!auto || !scorer) {
-    const pack = evenPacker(group, plan, scorer)
+    const pack = evenPacker(group, plan, looks)
     return {
       looks,
       shares: null,
       async compress(layer, k, v, probes, slidingWindow) {
-        if (scorer && probes) {
-          scorer.score(k, probes, slidingWindow)
-          if (correct) await revised(scorer)
-          watch?.(scorer.scores)
-        }
-        pack(layer, k, v)
+        const scores = scorer && probes && scorer.score(k, probes, slidingWindow)
+        if (scores && correct) await revised(scores)
+        if (scores) watch?.(scores)
+        pack(layer, k, v, scores)
       },
     }
   }
@@ -80,15 +78,15 @@ export function makePromptCompressor(group: TokenGroup): PromptCompressor {
     shares,
     async compress(layer, k, v, probes, slidingWindow) {
       if (!probes) return
-      scorer.score(k, probes, slidingWindow)
-      const [scores, gains] = await Promise.all([
-        revised(scorer),
+      const scores = scorer.score(k, probes, slidingWindow)
+      const [values, gains] = await Promise.all([
+        revised(scores),
         keyErrorGains(k, probes, scratch),
       ])
-      watch?.(scorer.scores)
+      watch?.(scores)
       const pages = Math.min(most, Math.floor(left / (nLayers - layer)))
-      const counts = salientCounts({ scores, gains }, { pages, coverage: auto.coverage })
-      packer.pack(layer, k, v, scorer.scores, counts)
+      const counts = salientCounts({ scores: values, gains }, { pages, coverage: auto.coverage })
+      packer.pack(layer, k, v, scores, counts)
       counts.forEach((count, head) => {
         left -= pageCount(count)
         shares[layer * nKvHeads + head] = count / nTokens
@@ -97,15 +95,16 @@ export function makePromptCompressor(group: TokenGroup): PromptCompressor {
   }
 }
 
-/** The compression of one window, layer by layer. */
+/** The compression of one window, some layers at a time. */
 export interface WindowCompressor {
   readonly looks: boolean
+  /** - `k`, `v` (n_tokens, n_layers * n_kv_heads, head_dim), of the layers from `layer` on */
   compress(layer: number, k: Tensor, v: Tensor, probes: Probes | null, slidingWindow: number): void
 }
 
 /**
  * Stages a window and compresses it as Alg. 3 does; where heads have shares of salient tokens of
- * their own, by those.
+ * their own, by those, layer by layer.
  */
 export function makeWindowCompressor(
   group: TokenGroup,
@@ -117,17 +116,16 @@ export function makeWindowCompressor(
   const scorer = scorerOf(group, plan, compression.windowMetric, shares !== null)
   const looks = scorer !== null
   const score = (k: Tensor, probes: Probes | null, slidingWindow: number) => {
-    if (!probes || !scorer) return
-    scorer.score(k, probes, slidingWindow)
-    watch?.(scorer.scores)
+    const scores = scorer && probes && scorer.score(k, probes, slidingWindow)
+    if (scores) watch?.(scores)
+    return scores
   }
   if (!shares || !scorer) {
-    const pack = evenPacker(group, plan, scorer)
+    const pack = evenPacker(group, plan, looks)
     return {
       looks,
       compress(layer, k, v, probes, slidingWindow) {
-        score(k, probes, slidingWindow)
-        pack(layer, k, v)
+        pack(layer, k, v, score(k, probes, slidingWindow))
       },
     }
   }
@@ -135,29 +133,30 @@ export function makeWindowCompressor(
   return {
     looks,
     compress(layer, k, v, probes, slidingWindow) {
-      score(k, probes, slidingWindow)
+      const scores = score(k, probes, slidingWindow)
+      if (!scores) return
       const own = shares.subarray(layer * nKvHeads, (layer + 1) * nKvHeads)
       const counts = Int32Array.from(own, (share) => Math.round(share * nTokens))
-      packer.pack(layer, k, v, scorer.scores, counts)
+      packer.pack(layer, k, v, scores, counts)
     },
   }
 }
 
 /** What scores a group's tokens; null where nothing has to be told apart, or the newest are salient. */
 function scorerOf(
-  { cache, nTokens, scratch }: TokenGroup,
-  { nSalient }: GroupPlan,
+  group: TokenGroup,
+  { nTokens, nSalient }: GroupPlan,
   metric: SaliencyMetric,
   isUneven: boolean,
 ): Scorer | null {
   const isMixed = isUneven || (nSalient > 0 && nSalient < nTokens)
   if (!isMixed || metric === 'locality') return null
-  return makeScorer(cache.shape, metric, nTokens, scratch)
+  return makeScorer(group, metric)
 }
 
-/** Stages a group whose heads are alike; what packs a layer of it. */
-function evenPacker(group: TokenGroup, plan: GroupPlan, scorer: Scorer | null) {
-  return makePacker(group, group.cache.stage(plan), plan.nSalient, scorer?.scores ?? null)
+/** Stages a group whose heads are alike; what packs some layers of it. */
+function evenPacker(group: TokenGroup, plan: GroupPlan, looks: boolean) {
+  return makePacker(group, group.cache.stage(plan), plan.nSalient, looks)
 }
 
 /** How many tokens of a group are salient, and how both classes are stored. */

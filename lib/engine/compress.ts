@@ -1,5 +1,5 @@
 import type { StagedGroup } from '../cache/index.js'
-import type { KvCache, KvShape } from '../cache/kv-cache.js'
+import type { KvCache } from '../cache/kv-cache.js'
 import type { Scratch } from '../model/scratch.js'
 import {
   packSegments,
@@ -14,9 +14,9 @@ import type { ScoreWatcher } from './saliency-record.js'
 
 /** Rows of attention that are looked at, and what they see of the tokens to be compressed. */
 export interface Probes {
-  /** (n, n_heads, head_dim), after RoPE. */
+  /** (n, n_heads, head_dim), after RoPE; (n_layers, n, n_heads, head_dim) of several layers. */
   readonly q: Tensor
-  /** (n, n_heads) f32, over everything that the rows attended to. */
+  /** (n, n_heads) f32, over everything that the rows attended to; of several layers as q. */
   readonly lse: Tensor
   /** Which rows of q are probes. */
   readonly rows: Tensor<'i32'>
@@ -30,19 +30,26 @@ export interface TokenGroup {
   readonly compression: Compression
   /** The tail's, and those that come with it. */
   readonly nTokens: number
+  /**
+   * How many layers are compressed at a time, at most: their KV heads are treated as those of one
+   * layer, first all of one layer, then all of the next.
+   */
+  readonly mostLayers: number
   /** Of K and V. */
   readonly dtype: Tensor['dtype']
   readonly scratch: Scratch
-  /** Is told the scores of each layer; null: nobody asks. */
+  /** Is told the scores of all layers; null: nobody asks. */
   readonly watch: ScoreWatcher | null
 }
 
-/** Scores the same tokens in one layer after another. */
+/** Scores the same tokens in some layers after others. */
 export interface Scorer {
-  /** (n_kv_heads, n_tokens): the saliency that `score` found last. */
-  readonly scores: Tensor<'f32'>
-  /** - `k` (n_tokens, n_kv_heads, head_dim) */
-  score(k: Tensor, probes: Probes, slidingWindow: number): void
+  /**
+   * The saliency of K's tokens, (n_layers * n_kv_heads, n_tokens), until the next call.
+   *
+   * - `k` (n_tokens, n_layers * n_kv_heads, head_dim)
+   */
+  score(k: Tensor, probes: Probes, slidingWindow: number): Tensor<'f32'>
 }
 
 /**
@@ -51,65 +58,77 @@ export interface Scorer {
  * Source: ZipCache (arXiv 2405.14256) Alg. 2, line 2.
  */
 export function makeScorer(
-  { nKvHeads, headDim }: KvShape,
+  { cache, nTokens, mostLayers, scratch }: TokenGroup,
   metric: SaliencyMetric,
-  nTokens: number,
-  scratch: Scratch,
 ): Scorer {
+  const { nKvHeads, headDim } = cache.shape
   const scale = 1 / Math.sqrt(headDim)
-  const scores = scratch.tensor('f32', [nKvHeads, nTokens])
+  const room = scratch.tensor('f32', [mostLayers * nKvHeads, nTokens])
   const weights = metric === 'causal' ? causalWeights(nTokens, scratch) : null
   const sums = metric === 'normalized' ? metric : 'accumulated'
   return {
-    scores,
     score(k, probes, slidingWindow) {
+      const scores = firstRows(room, k.shape[1] as number, scratch)
       probeAttention({ ...probes, k, scores, scale, slidingWindow, metric: sums })
       // That the norm scales a KV head's scores together changes no order.
       if (weights) rmsNorm({ x: scores, weight: weights, out: scores, eps: SMALLEST })
+      return scores
     },
   }
 }
 
+/** Packs some layers of a group of tokens; see `makePacker`. */
+export type Packer = (layer: number, k: Tensor, v: Tensor, scores: Tensor<'f32'> | null) => void
+
 /**
  * The rest of Alg. 2, lines 3 to 9, and of Alg. 3 at the end of a window: Split by the top r%, then
  * ChannelQuant for K and CSTQuant for V, at high bits for salient tokens and at low bits for the
- * others, into the staged segments. Returns how to do it for a layer's `k` and `v` (n_tokens,
- * n_kv_heads, head_dim).
+ * others, into the staged segments. Returns how to do it for `k` and `v` (n_tokens, n_layers *
+ * n_kv_heads, head_dim) of the layers from `layer` on, and their `scores` (n_layers * n_kv_heads,
+ * n_tokens).
  *
- * - `scores` (n_kv_heads, n_tokens): as they are when a layer is packed; null where nothing has to be
- *   told apart, or the newest tokens are salient
+ * - `looks`: whether there are scores; without, nothing has to be told apart, or the newest tokens
+ *   are salient
  *
  * Source: ZipCache (arXiv 2405.14256).
  */
 export function makePacker(
-  { cache, compression, nTokens, scratch }: TokenGroup,
+  { cache, compression, nTokens, mostLayers, scratch }: TokenGroup,
   staged: StagedGroup,
   nSalient: number,
-  scores: Tensor<'f32'> | null,
-): (layer: number, k: Tensor, v: Tensor) => void {
-  const { nKvHeads } = cache.shape
-  const salientIds = scratch.tensor('i32', [nKvHeads, nSalient])
-  const regularIds = scratch.tensor('i32', [nKvHeads, nTokens - nSalient])
-  if (!scores) {
+  looks: boolean,
+): Packer {
+  const nHeads = mostLayers * cache.shape.nKvHeads
+  const salientIds = scratch.tensor('i32', [nHeads, nSalient])
+  const regularIds = scratch.tensor('i32', [nHeads, nTokens - nSalient])
+  if (!looks) {
     // The newest are salient; all there are, where there is one class only.
     const nRegular = nTokens - nSalient
     const rows = (n: number, first: number) =>
-      new Int32Array(nKvHeads * n).map((_, i) => first + (i % n))
+      new Int32Array(nHeads * n).map((_, i) => first + (i % n))
     salientIds.write(rows(nSalient, nRegular))
     regularIds.write(rows(nRegular, 0))
   }
   const table = scratch.keep(cache.tableView())
   const pool = cache.memory.pool.memory
   const { high, low } = compression
-  const classes = segmentClasses([
-    [staged.salient, salientIds, high],
-    [staged.regular, regularIds, low],
-  ])
 
-  return (layer, k, v) => {
-    if (scores) selectSalient({ scores, salient: salientIds, regular: regularIds })
+  return (layer, k, v, scores) => {
+    const salient = firstRows(salientIds, k.shape[1] as number, scratch)
+    const regular = firstRows(regularIds, k.shape[1] as number, scratch)
+    if (scores) selectSalient({ scores, salient, regular })
+    const classes = segmentClasses([
+      [staged.salient, salient, high],
+      [staged.regular, regular, low],
+    ])
     packSegments({ k, v, pool, table, layer, classes })
   }
+}
+
+/** The first `n` rows of a tensor: itself, where it has no more. */
+function firstRows<T extends Tensor>(tensor: T, n: number, scratch: Scratch): T {
+  const [rows, ...rest] = tensor.shape
+  return n === rows ? tensor : (scratch.keep(tensor.view([n, ...rest])) as T)
 }
 
 /** What `packSegments` takes of each class that has a segment. */

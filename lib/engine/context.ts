@@ -10,14 +10,9 @@ import {
   resolvePolicy,
 } from '../policy/index.js'
 import { deriveSeed, type Seed } from '../random.js'
+import { closeWindow } from './close-window.js'
 import type { HeadShares } from './compress-group.js'
-import {
-  closeWindow,
-  type PrefillPass,
-  prefillCompressed,
-  prefillIntoTail,
-  type Slicing,
-} from './prefill.js'
+import { type PrefillPass, prefillCompressed, prefillIntoTail, type Slicing } from './prefill.js'
 import { prefillRows } from './prefill-rows.js'
 import type { RowStore } from './row-store.js'
 import { makeRowStore } from './row-stores.js'

@@ -18,6 +18,7 @@ import { DTYPE_BYTES } from '../ops/index.js'
 import type { CachePolicy } from '../policy/index.js'
 import type { Compression, PrecisionClass, RowPlan } from '../policy/policy.js'
 import { deriveSeed, toSeed } from '../random.js'
+import { closingSlices } from './close-window.js'
 import type { Context } from './context.js'
 import { sliceRows } from './prefill.js'
 import { BLOCK_ROWS } from './quantized-rows.js'
@@ -73,7 +74,9 @@ export function estimatePrompt(
   if (isWindow) {
     // The tail's page is there until the window is packed, of K and V read back from it.
     const tail = nLayers * nKvHeads * pageBytes(tailFormat, tailFormat, headDim)
-    activations += tail + probes + keysAndValues + 4 * nKvHeads
+    const slices = closingSlices(model, nTokens)
+    const mostLayers = Math.max(...slices.map((slice) => slice.nLayers))
+    activations += tail + probes + mostLayers * (keysAndValues + 4 * nKvHeads)
   }
   return {
     weights,

@@ -29,7 +29,7 @@ import {
 } from '../ops/index.js'
 import type { Compression } from '../policy/policy.js'
 import type { Seed } from '../random.js'
-import { type HeadShares, makePromptCompressor, makeWindowCompressor } from './compress-group.js'
+import { type HeadShares, makePromptCompressor } from './compress-group.js'
 import type { SaliencyRecord } from './saliency-record.js'
 import type { WindowProbes } from './window-probes.js'
 
@@ -163,7 +163,7 @@ export async function prefillCompressed(
   const nTokens = nTail + ids.length
   const dtype = model.attentionDtype
   const watch = record?.begin(cache.tailStart, nTokens) ?? null
-  const group = { cache, compression, nTokens, dtype, scratch, watch }
+  const group = { cache, compression, nTokens, mostLayers: 1, dtype, scratch, watch }
   const compressor = makePromptCompressor(group)
   const sliced = slicePass(pass, nTail, cache.length)
   const { stream } = sliced
@@ -343,43 +343,5 @@ export async function embedAll(
   await turn()
   for (const { block, first, nRows, positions } of slices) {
     embedRows(model, block, scratch.keep(all.view([nRows], first)), positions)
-  }
-}
-
-/**
- * Compresses a full window (Alg. 3): its tokens are scored by the window's own probes, the closing
- * token among them, split and packed; what was compressed before is not touched. Staged, for the
- * caller to publish.
- */
-export function closeWindow(
-  model: ForwardModel,
-  cache: KvCache,
-  compression: Compression,
-  probes: WindowProbes | null,
-  shares: HeadShares | null,
-  scratch: Scratch,
-  record: SaliencyRecord | null,
-): void {
-  const { nKvHeads, headDim, nLayers } = cache.shape
-  const nTokens = cache.tailLength
-  const dtype = model.attentionDtype
-  const watch = record?.begin(cache.tailStart, nTokens) ?? null
-  const group = { cache, compression, nTokens, dtype, scratch, watch }
-  const compressor = makeWindowCompressor(group, shares)
-  const k = scratch.tensor(model.attentionDtype, [nTokens, nKvHeads, headDim])
-  const v = scratch.tensor(model.attentionDtype, [nTokens, nKvHeads, headDim])
-  const table = scratch.keep(cache.tableView())
-  const { pool, probes: probeSlots } = cache.memory
-  const kept = compressor.looks &&
-    probes !== null && {
-      rows: scratch.ints(probes.slots),
-      positions: scratch.ints(probes.steps),
-    }
-  for (let layer = 0; layer < nLayers; layer++) {
-    const base = cache.tailStart
-    unpackSegment({ pool: pool.memory, table, k, v, layer, segment: 0, base })
-    const rows = probeSlots.layers[layer] as { q: Tensor; lse: Tensor }
-    const slidingWindow = model.config.slidingWindow[layer] ?? 0
-    compressor.compress(layer, k, v, kept ? { ...rows, ...kept } : null, slidingWindow)
   }
 }

@@ -1,6 +1,6 @@
 import type { Tensor } from '../ops/index.js'
 
-/** Tells a record the scores of one layer, (n_kv_heads, n_tokens) f32. */
+/** Tells a record the scores of one layer or several, (n_layers * n_kv_heads, n_tokens) f32. */
 export type ScoreWatcher = (scores: Tensor<'f32'>) => void
 
 /** The tokens of one compression. */
@@ -28,7 +28,7 @@ export class SaliencyRecord {
     const group: ScoredGroup = { start, nTokens, sums, nRows: 0, done: Promise.resolve() }
     this.#groups.push(group)
     return (scores) => {
-      const read = scores.read() // enqueued before the next layer's take their place
+      const read = scores.read() // enqueued before other layers' take their place
       group.done = Promise.all([group.done, read]).then(([, values]) => {
         values.forEach((value, i) => {
           sums[i % nTokens] = (sums[i % nTokens] as number) + value

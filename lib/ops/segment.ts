@@ -83,8 +83,8 @@ export function copyPages(args: CopyPagesArgs): void {
 }
 
 /**
- * Arguments of `packSegment`. `n_kv_heads` of the tensors are the table's, or those of several layers:
- * of `layer` first, then of the one after it, and so on. So it is in all ops on segments.
+ * Arguments of `packSegment`. `n_kv_heads` of the tensors are those of one layer, or of several: first
+ * those of `layer`, then of the one after it, and so on.
  */
 export interface PackSegmentArgs {
   /** (rows, n_kv_heads, head_dim) f32, f16 or bf16, after RoPE. */

@@ -31,6 +31,18 @@ describe('slots', () => {
     )
   })
 
+  test('of some layers are those of each', async () => {
+    const { lse } = slots.layers[2]
+    lse.write(new Float32Array(lse.length).fill(7))
+    const some = slots.ofLayers(1, 2)
+    expect([some.q.shape, some.lse.shape]).toEqual([
+      [2, CAPACITY, 4, 32],
+      [2, CAPACITY, 4],
+    ])
+    expect((await some.lse.read()).subarray(lse.length)).toEqual(await lse.read())
+    for (const tensor of [some.q, some.lse]) tensor.dispose()
+  })
+
   test('run out, say so, and serve again when one is freed', () => {
     const all = Array.from({ length: CAPACITY }, () => slots.allocate())
     expect(new Set(all)).toEqual(new Set(all.keys()))

@@ -52,7 +52,31 @@ async function snapshot(x: Tensor): Promise<Float32Array | Int32Array> {
   return values
 }
 
-/** One class of a call of packSegments; `table` stays readable. */
+/**
+ * Of rows (n, n_layers * n_kv_heads, …) those of one layer, counted from 0: a window's layers are compressed together, and
+ * told here one by one.
+ */
+async function ofLayer(
+  x: Promise<ArrayLike<number>>,
+  layer: number,
+  nLayers: number,
+  width: number,
+): Promise<ArrayLike<number>> {
+  return Array.from(await x).filter((_, i) => Math.floor(i / width) % nLayers === layer)
+}
+
+/** One of several equal parts, of what is (n_layers, …). */
+async function partOf(
+  x: Promise<ArrayLike<number>>,
+  layer: number,
+  nLayers: number,
+): Promise<ArrayLike<number>> {
+  const all = Array.from(await x)
+  const size = all.length / nLayers
+  return all.slice(layer * size, (layer + 1) * size)
+}
+
+/** One class of a call of packSegments, of one layer; `table` stays readable. */
 interface Packed {
   k: Promise<ArrayLike<number>>
   v: Promise<ArrayLike<number>>
@@ -65,7 +89,7 @@ interface Packed {
   table: Tensor
 }
 
-/** One call of probeAttention. */
+/** One layer of a call of probeAttention. */
 type Probed = Record<
   'q' | 'lse' | 'k' | 'rows' | 'positions' | 'scores',
   Promise<ArrayLike<number>>
@@ -74,31 +98,45 @@ type Probed = Record<
 const packed: Packed[] = []
 const probed: Probed[] = []
 
+let nKvHeadsOfLayer = 0
+
 beforeEach(() => {
   mockListeners.packSegments = ({ k, v, pool, table, layer, classes }) => {
-    for (const { ids, segment } of classes) {
-      packed.push({
-        k: snapshot(k),
-        v: snapshot(v),
-        rows: snapshot(ids),
-        nTokens: ids.shape[1],
-        layer,
-        segment,
-        pool,
-        table: table.view(table.shape),
+    const nLayers = (k.shape[1] as number) / nKvHeadsOfLayer
+    const width = nKvHeadsOfLayer * (k.shape[2] as number)
+    const rows = { k: snapshot(k), v: snapshot(v) }
+    const ids = classes.map((own) => snapshot(own.ids))
+    for (let i = 0; i < nLayers; i++) {
+      for (const [index, own] of classes.entries()) {
+        packed.push({
+          k: ofLayer(rows.k, i, nLayers, width),
+          v: ofLayer(rows.v, i, nLayers, width),
+          rows: partOf(ids[index], i, nLayers),
+          nTokens: own.ids.shape[1],
+          layer: layer + i,
+          segment: own.segment,
+          pool,
+          table: table.view(table.shape),
+        })
+      }
+    }
+  }
+  mockListeners.probeAttention = ({ q, lse, k, rows, positions, scores }) => {
+    const nLayers = (k.shape[1] as number) / nKvHeadsOfLayer
+    const width = nKvHeadsOfLayer * (k.shape[2] as number)
+    const all = { q: snapshot(q), lse: snapshot(lse), k: snapshot(k), scores: snapshot(scores) }
+    const chosen = { rows: snapshot(rows), positions: snapshot(positions) }
+    for (let i = 0; i < nLayers; i++) {
+      probed.push({
+        q: partOf(all.q, i, nLayers),
+        lse: partOf(all.lse, i, nLayers),
+        k: ofLayer(all.k, i, nLayers, width),
+        scores: partOf(all.scores, i, nLayers),
+        ...chosen,
+        nTokens: k.shape[0],
       })
     }
   }
-  mockListeners.probeAttention = ({ q, lse, k, rows, positions, scores }) =>
-    probed.push({
-      q: snapshot(q),
-      lse: snapshot(lse),
-      k: snapshot(k),
-      rows: snapshot(rows),
-      positions: snapshot(positions),
-      scores: snapshot(scores),
-      nTokens: k.shape[0],
-    })
 })
 afterEach(() => {
   for (const { table } of packed.splice(0)) table.dispose()
@@ -129,6 +167,9 @@ const policies: [string, PolicySpec][] = [
 
 describe.each(['llama', 'qwen3'])('every step of %s', (fixture) => {
   const model = useModel(join(kFixtures, fixture))
+  beforeAll(() => {
+    nKvHeadsOfLayer = model().config.nKvHeads
+  })
   const SEED = 11
   const nPrompts = [37, 6, 30]
 
@@ -241,7 +282,10 @@ describe.each(['llama', 'qwen3'])('every step of %s', (fixture) => {
           const count = nSalient(nTokens)
           const split = selectSalient({ scores, nHeads: nKvHeads, n: nTokens, count })
           const expected = [split.salient, split.regular].filter(({ length }) => length > 0)
-          expect(await Promise.all(calls.map(({ rows }) => rows))).toEqual(expected)
+          const found = await Promise.all(calls.map(({ rows }) => rows))
+          expect(found.map((rows) => Array.from(rows))).toEqual(
+            expected.map((rows) => Array.from(rows)),
+          )
         }
       }
       sequence.dispose()

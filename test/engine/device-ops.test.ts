@@ -79,3 +79,24 @@ test('each layer of a decode step', async () => {
     ...['storeProbes', 'rmsNorm', 'linear', 'sample'],
   ])
 })
+
+// Behind the test of a step, which is recorded once.
+test.each<[string, PolicySpec, string[]]>([
+  [
+    ...(['zipcache', { name: 'zipcache', window: 20 }] as const),
+    ['unpackSegment', 'probeAttention', 'selectSalient', 'packSegments'],
+  ],
+  ['uniform', { name: 'uniform', bits: 4, window: 20 }, ['unpackSegment', 'packSegments']],
+])('all layers of a window at once, %s', async (_, policy, expected) => {
+  const { vocabSize, nLayers } = model().config
+  expect(nLayers).toBeGreaterThan(1)
+  const sequence = model().createSequence({ policy })
+  await sequence.prefill(someIds(30, vocabSize))
+  const calls = await callsDuring(async () => {
+    for await (const _ of sequence.generate([1], { maxTokens: 45, ignoreEos: true }));
+  })
+  expect(sequence.segments.at(-1)?.start).toBe(50) // two windows
+  sequence.dispose()
+  const own = ['unpackSegment', 'probeAttention', 'selectSalient', 'packSegments']
+  expect(calls.filter((name) => own.includes(name))).toEqual([...expected, ...expected])
+})

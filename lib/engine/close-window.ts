@@ -1,0 +1,98 @@
+/** Full windows of generated tokens (Alg. 3 of ZipCache, arXiv 2405.14256), some layers at a time. */
+import type { KvCache } from '../cache/index.js'
+import type { ForwardModel } from '../model/forward.js'
+import type { Scratch } from '../model/scratch.js'
+import { type DeviceInfo, DTYPE_BYTES, unpackSegment } from '../ops/index.js'
+import type { Compression } from '../policy/policy.js'
+import { type HeadShares, makeWindowCompressor } from './compress-group.js'
+import type { SaliencyRecord } from './saliency-record.js'
+import type { WindowProbes } from './window-probes.js'
+
+/** Layers that follow each other, compressed by the same calls of ops. */
+interface LayerSlice {
+  readonly first: number
+  readonly nLayers: number
+  /** Keys that a probe sees, its own included; 0: all of the window. */
+  readonly slidingWindow: number
+}
+
+/**
+ * K and V of a slice, in bytes, at most. A layer of a window is a megabyte or less, which a GPU gets
+ * through faster than it launches the next kernel; sixteen keep all of it busy for some microseconds,
+ * and more would save no time. What a CPU unpacks is still in a core's cache when it is packed.
+ */
+const SLICE_BYTES = { cpu: 2 ** 20, gpu: 2 ** 24 } satisfies Record<DeviceInfo['kind'], number>
+
+/** The slices, of no more than `mostLayers`, in which a window of `nTokens` is compressed. */
+export function closingSlices(
+  { config, attentionDtype, device }: Pick<ForwardModel, 'config' | 'attentionDtype' | 'device'>,
+  nTokens: number,
+  mostLayers: number = Number.POSITIVE_INFINITY,
+): LayerSlice[] {
+  const { nLayers, nKvHeads, headDim } = config
+  const layerBytes = 2 * nTokens * nKvHeads * headDim * DTYPE_BYTES[attentionDtype]
+  const fitting = Math.floor(SLICE_BYTES[device.info.kind] / layerBytes)
+  const most = Math.min(mostLayers, Math.max(1, fitting))
+  const windowOf = (layer: number) => {
+    const slidingWindow = config.slidingWindow[layer] ?? 0
+    return slidingWindow < nTokens ? slidingWindow : 0
+  }
+  const slices: LayerSlice[] = []
+  for (let first = 0; first < nLayers; ) {
+    const slidingWindow = windowOf(first)
+    let end = first + 1
+    while (end < nLayers && windowOf(end) === slidingWindow) end++
+    // Slices of a size, rather than a small one at the end.
+    const perSlice = Math.ceil((end - first) / Math.ceil((end - first) / most))
+    for (; first < end; first += perSlice) {
+      slices.push({ first, nLayers: Math.min(perSlice, end - first), slidingWindow })
+    }
+    first = end
+  }
+  return slices
+}
+
+/**
+ * Compresses a full window (Alg. 3): its tokens are scored by the window's own probes, the closing
+ * token among them, split and packed; what was compressed before is not touched. Staged, for the
+ * caller to publish.
+ */
+export function closeWindow(
+  model: ForwardModel,
+  cache: KvCache,
+  compression: Compression,
+  probes: WindowProbes | null,
+  shares: HeadShares | null,
+  scratch: Scratch,
+  record: SaliencyRecord | null,
+): void {
+  const { nKvHeads, headDim } = cache.shape
+  const nTokens = cache.tailLength
+  const dtype = model.attentionDtype
+  // Heads with shares of their own are packed one by one, whatever is unpacked with them.
+  const slices = closingSlices(model, nTokens, shares ? 1 : undefined)
+  const mostLayers = Math.max(...slices.map(({ nLayers }) => nLayers))
+  const watch = record?.begin(cache.tailStart, nTokens) ?? null
+  const group = { cache, compression, nTokens, mostLayers, dtype, scratch, watch }
+  const compressor = makeWindowCompressor(group, shares)
+  const allK = scratch.tensor(dtype, [nTokens, mostLayers * nKvHeads, headDim])
+  const allV = scratch.tensor(dtype, [nTokens, mostLayers * nKvHeads, headDim])
+  const table = scratch.keep(cache.tableView())
+  const { pool, probes: probeSlots } = cache.memory
+  const kept =
+    compressor.looks && probes
+      ? { rows: scratch.ints(probes.slots), positions: scratch.ints(probes.steps) }
+      : null
+  const rowsOf = (first: number, nLayers: number) => {
+    const { q, lse } = probeSlots.ofLayers(first, nLayers)
+    return { q: scratch.keep(q), lse: scratch.keep(lse) }
+  }
+  for (const { first, nLayers, slidingWindow } of slices) {
+    const shape = [nTokens, nLayers * nKvHeads, headDim]
+    const k = scratch.keep(allK.view(shape))
+    const v = scratch.keep(allV.view(shape))
+    const base = cache.tailStart
+    unpackSegment({ pool: pool.memory, table, k, v, layer: first, segment: 0, base })
+    compressor.compress(first, k, v, kept && { ...rowsOf(first, nLayers), ...kept }, slidingWindow)
+  }
+}
