@@ -12,6 +12,7 @@ namespace zc::cuda {
 namespace {
 
 constexpr int kPlaceThreads = 512;
+constexpr int kMostWarps = 4;  // of a page
 
 // The row of every token: rows (n_kv_heads, n_rows) int32; n_placed (n_kv_heads) int32: tokens of
 // the segment, 0 where anything is wrong. A block owns one KV head. Bound by latency.
@@ -50,95 +51,86 @@ ZC_HD int tile_stride(int head_dim) {
 
 // Pages back to rows of k and v (n_rows, n_kv_heads, head_dim), each token at its row:
 //   K = code * scale_c + zero_c,  V = (code * scale_t + zero_t) * c_c
-// Block (x, y) has pages of KV head y, a warp takes one page at a time: it reads its words of each
-// square, and the rows leave through a tile in shared memory. 32 * tile_stride elements a warp.
-// Bound by memory.
+// Block (x, y) has page x of KV head y, a warp some squares of both parts, so that few loads wait
+// for one another; the rows leave through a tile in shared memory, 32 * tile_stride elements.
+// Bound by memory; of few pages, by latency.
 template <typename T>
-__global__ void __launch_bounds__(128, 4)
+__global__ void __launch_bounds__(32 * kMostWarps, 8)
     unpack_segment_kernel(FaultSink faults, SegmentPlace at, const int32_t* rows,
                           const int32_t* n_placed, T* k, T* v, int64_t n_rows) {
   ZC_DYNAMIC_SHARED(shared);
   simt::let_next_begin();
   simt::wait_for_kernels_before();
   const int kv_head = blockIdx.y;
+  const int page = blockIdx.x;
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
   const int warps = blockDim.x >> 5;
   const int d = at.head_dim;
   const int stride = tile_stride<T>(d);
-  const int n = n_placed[kv_head];
-  const int n_pages = (n + kPageTokens - 1) / kPageTokens;
-  int page = blockIdx.x * warps + warp;
-  if (page >= n_pages) return;
+  const int n = n_placed[kv_head] - page * kPageTokens;  // tokens from this page on
+  if (n <= 0) return;
   const SegmentView view = listed_segment(faults, at, kv_head);
-  T* tile = reinterpret_cast<T*>(shared) + warp * 2 * kPageTokens * stride;
+  if (!page_inside(faults, at, view, page, kv_head)) return;
 
-  for (; page < n_pages; page += gridDim.x * warps) {
-    if (!page_inside(faults, at, view, page, kv_head)) continue;
-    const int slot = page * kPageTokens + (lane & 15);
-    const int row = slot < n ? rows[kv_head * n_rows + slot] : -1;
-
-    for (int square = 0; square < d / 16; ++square) {
-      const LaneSquare x =
-          read_square<true>(view.k_part(page), view.segment.k_format, d, square, lane);
-      ZC_UNROLL
-      for (int p = 0; p < 2; ++p) ZC_UNROLL
-      for (int odd = 0; odd < 2; ++odd) {
-        const int channel = lane_channel<true>(lane, square, p, 0, odd);
-        ZC_UNROLL
-        for (int hi = 0; hi < 2; ++hi) {
-          float value = x.at[p][hi][odd];
-          if (view.k_quantized())
-            value = value * to_float(view.channel_params(0)[channel]) +
-                    to_float(view.channel_params(1)[channel]);
-          tile[lane_token<true>(lane, p, hi, odd) * stride + channel] = from_float<T>(value);
-        }
-      }
-    }
-
-    float scale[2][2] = {};  // [p][odd], of the lane's tokens
-    float zero[2][2] = {};
-    if (view.v_quantized()) {
-      ZC_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const uint32_t params = view.token_params(page)[lane_token<false>(lane, i >> 1, 0, i & 1)];
-        scale[i >> 1][i & 1] = to_float(token_scale(params));
-        zero[i >> 1][i & 1] = to_float(token_zero(params));
-      }
-    }
-    T* v_tile = tile + kPageTokens * stride;
-    for (int square = 0; square < d / 16; ++square) {
-      const LaneSquare x =
-          read_square<false>(view.v_part(page), view.segment.v_format, d, square, lane);
+  T* k_tile = reinterpret_cast<T*>(shared);
+  for (int square = warp; square < d / 16; square += warps) {
+    const LaneSquare x =
+        read_square<true>(view.k_part(page), view.segment.k_format, d, square, lane);
+    ZC_UNROLL
+    for (int p = 0; p < 2; ++p) ZC_UNROLL
+    for (int odd = 0; odd < 2; ++odd) {
+      const int channel = lane_channel<true>(lane, square, p, 0, odd);
       ZC_UNROLL
       for (int hi = 0; hi < 2; ++hi) {
-        const int channel = lane_channel<false>(lane, square, 0, hi, 0);
-        const float c = view.v_quantized() ? to_float(view.channel_params(2)[channel]) : 1.0f;
-        ZC_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const int p = i >> 1, odd = i & 1;
-          float value = x.at[p][hi][odd];
-          if (view.v_quantized()) value = (value * scale[p][odd] + zero[p][odd]) * c;
-          v_tile[lane_token<false>(lane, p, hi, odd) * stride + channel] = from_float<T>(value);
-        }
+        float value = x.at[p][hi][odd];
+        if (view.k_quantized())
+          value = value * to_float(view.channel_params(0)[channel]) +
+                  to_float(view.channel_params(1)[channel]);
+        k_tile[lane_token<true>(lane, p, hi, odd) * stride + channel] = from_float<T>(value);
       }
     }
-    __syncwarp();
+  }
 
-    const int per_row = d / kPer16Bytes<T>;
-    for (int token = 0; token < kPageTokens; ++token) {
-      const int64_t to_row = __shfl_sync(~0u, row, token);
-      if (to_row < 0) break;  // behind the last token
-      const int64_t to = (to_row * at.n_kv_heads + kv_head) * d;
-      for (int i = lane; i < 2 * per_row; i += 32) {
-        const bool is_key = i < per_row;
-        const int j = is_key ? i : i - per_row;
-        const T* from = tile + (token + (is_key ? 0 : kPageTokens)) * stride;
-        reinterpret_cast<uint4*>((is_key ? k : v) + to)[j] =
-            reinterpret_cast<const uint4*>(from)[j];
+  float scale[2][2] = {};  // [p][odd], of the lane's tokens
+  float zero[2][2] = {};
+  if (view.v_quantized()) {
+    ZC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t params = view.token_params(page)[lane_token<false>(lane, i >> 1, 0, i & 1)];
+      scale[i >> 1][i & 1] = to_float(token_scale(params));
+      zero[i >> 1][i & 1] = to_float(token_zero(params));
+    }
+  }
+  T* v_tile = k_tile + kPageTokens * stride;
+  for (int square = warp; square < d / 16; square += warps) {
+    const LaneSquare x =
+        read_square<false>(view.v_part(page), view.segment.v_format, d, square, lane);
+    ZC_UNROLL
+    for (int hi = 0; hi < 2; ++hi) {
+      const int channel = lane_channel<false>(lane, square, 0, hi, 0);
+      const float c = view.v_quantized() ? to_float(view.channel_params(2)[channel]) : 1.0f;
+      ZC_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int p = i >> 1, odd = i & 1;
+        float value = x.at[p][hi][odd];
+        if (view.v_quantized()) value = (value * scale[p][odd] + zero[p][odd]) * c;
+        v_tile[lane_token<false>(lane, p, hi, odd) * stride + channel] = from_float<T>(value);
       }
     }
-    __syncwarp();
+  }
+  __syncthreads();
+
+  const int32_t* own_rows = rows + kv_head * n_rows + page * kPageTokens;
+  const int per_row = d / kPer16Bytes<T>;
+  const int count = (n < kPageTokens ? n : kPageTokens) * per_row;
+  for (int i = threadIdx.x; i < 2 * count; i += blockDim.x) {
+    const bool is_key = i < count;
+    const int token = (is_key ? i : i - count) / per_row;
+    const int j = (is_key ? i : i - count) % per_row;
+    const int64_t to = (int64_t{own_rows[token]} * at.n_kv_heads + kv_head) * d;
+    reinterpret_cast<uint4*>((is_key ? k : v) + to)[j] =
+        reinterpret_cast<const uint4*>((is_key ? k_tile : v_tile) + token * stride)[j];
   }
 }
 
@@ -166,12 +158,11 @@ void unpack_segment(Context& context, const UnpackSegmentArgs& a) {
 
     dispatch_float(k.dtype, [&](auto type) {
       using T = typename decltype(type)::type;
-      const int64_t warp_bytes = 2 * kPageTokens * int64_t{tile_stride<T>(head_dim)} * sizeof(T);
-      const int64_t warps = std::clamp<int64_t>(48 * 1024 / warp_bytes, 1, 4);
-      const int64_t pages = (n_rows + kPageTokens - 1) / kPageTokens;
+      const int64_t warps = std::min(kMostWarps, head_dim / 16);
       launch_early(context, &unpack_segment_kernel<T>,
-                   dim3(blocks_for(pages, warps), static_cast<unsigned>(n_kv_heads)),
-                   static_cast<unsigned>(32 * warps), static_cast<size_t>(warps * warp_bytes),
+                   dim3(blocks_for(n_rows, kPageTokens), static_cast<unsigned>(n_kv_heads)),
+                   static_cast<unsigned>(32 * warps),
+                   2 * kPageTokens * static_cast<size_t>(tile_stride<T>(head_dim)) * sizeof(T),
                    context.faults(), at, rows, n_placed, k.as<T>(), v.as<T>(), n_rows);
     });
   });
