@@ -43,7 +43,7 @@ const disassembles = canDisassemble()
 const dynamicBytes = [
   [
     /mixed_attention_kernel<(\d+), (?:true|false), (\d)>/,
-    (dim, stages) => 6 * stages * (32 * dim + 304) + 28 * dim + 592,
+    (dim, stages) => 6 * stages * (32 * dim + 304) + 28 * dim + 1616,
   ],
   [
     /flash_attention_kernel<.*FlashShape<(\d+), (\d+), (\d+), (\d+)>/,

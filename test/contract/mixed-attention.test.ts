@@ -357,6 +357,17 @@ describeBackends('mixedAttention', (backend) => {
         await expectReference({ ...half, nHeads: 8, sequences, slidingWindow: 500, seed: 10 })
       })
 
+      test('more sequences than a block keeps in mind', async () => {
+        const sequences = Array.from({ length: 37 }, (_, i) => ({
+          plan: {
+            blocks: i % 3 === 0 ? [] : [block(20 * i, 12 * i)],
+            tail: { format: 'f16', nTokens: 1 + ((7 * i) % 50) },
+          } as const,
+          qLen: i % 5 === 4 ? 0 : 1,
+        }))
+        await expectReference({ ...half, nHeads: 2, nKvHeads: 1, sequences, seed: 12 })
+      })
+
       test('thousands of tokens and two windows', async () => {
         const plan = {
           blocks: [block(2301, 1400), block(100, 60), block(100, 0)],

@@ -47,7 +47,7 @@ ZC_DEVICE void attend_items(const Params& p) {
   if constexpr (kBulk) simt::fence_mbarrier_init();
   __syncthreads();
   simt::wait_for_kernels_before();
-  const WorkLine line = line_up(p, cost_before, &memory.team);
+  const WorkLine line = line_up(p, cost_before, memory.works, &memory.team);
   if (thread < 32 * kConsumers)
     Consumer<kDim, kBulk, kStages>(p, memory).run();
   else if (thread < 32 * (kConsumers + 1))

@@ -150,12 +150,12 @@ class Consumer {
   // Sums of accumulators over a page: of tokens g and g + 8.
   template <Format kFormat>
   ZC_DEVICE void score(const uint8_t* keys, const WarpState<kDim>& state, float (&raw)[2]) const {
-    float products[4] = {};
+    float products[2][4] = {};  // of even squares and of odd ones: half as many wait for each other
     each_operand<true, kFormat, kDim>(keys, lane(), [&](int s, const uint32_t(&a)[4]) {
-      simt::mma_m16n8k16(products, a, state.q[2 * s], state.q[2 * s + 1], f16{});
+      simt::mma_m16n8k16(products[s & 1], a, state.q[2 * s], state.q[2 * s + 1], f16{});
     });
-    raw[0] = products[0] + products[1];
-    raw[1] = products[2] + products[3];
+    raw[0] = (products[0][0] + products[0][1]) + (products[1][0] + products[1][1]);
+    raw[1] = (products[0][2] + products[0][3]) + (products[1][2] + products[1][3]);
   }
 
   // Which tokens of a segment there are, and which this lane's column sees.

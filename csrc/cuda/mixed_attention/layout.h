@@ -176,7 +176,30 @@ struct Item {
   uint32_t q[kColumns][kQueryWords<kDim>];
 };
 
+// ---- the line of all work ----
+
+// The part of one sequence in it. Its splits lie in a row, those of one KV head and the same
+// columns next to each other.
+struct SequenceWork {
+  SequenceTable table;
+  int n_kv_heads;
+  int group;
+  int q_begin;
+  int q_len;
+  int n_splits;
+  int split_cost;
+  // Blocks that take the same splits side by side, each for other columns: all heads of a group
+  // read the same bytes, at the same time.
+  int team;
+  int n_column_teams;
+  int64_t n_splits_in_line;  // (KV head, columns of a team, split), the last fastest; masked: one
+};
+
 // ---- shared memory ----
+
+// The parts of the first sequences are kept: tables are far away, and nothing begins before they
+// are read.
+inline constexpr int kKeptWorks = 16;
 
 enum Kind : uint32_t {
   kFold,  // channel parameters of the segment of the units that follow
@@ -224,6 +247,7 @@ struct BlockMemory {
   Item<kDim> items[2];
   RunningSegment<kDim> running[kConsumers];
   int results[2][kConsumers];  // stages with a mark, kEnd's with the warp's results
+  SequenceWork works[kKeptWorks];
   int64_t piece[2];  // of the WorkLine, for want of registers: where the block begins, ends
   int team;          // WorkLine
   // n_seqs + 1 int64 follow: WorkLine::cost_before.

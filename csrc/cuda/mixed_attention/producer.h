@@ -94,7 +94,7 @@ class Producer {
  private:
   // The splits of a sequence that begin in the block's piece of the line.
   ZC_DEVICE void push_sequence(const WorkLine& line, int seq) {
-    const SequenceWork work = sequence_work(p_, seq);
+    const SequenceWork work = seq < kKeptWorks ? memory_.works[seq] : sequence_work(p_, seq);
     const int64_t before = line.cost_before[seq];
     const auto splits_before = [&](int64_t place) {
       const int64_t n = (place - before + work.split_cost - 1) / work.split_cost;

@@ -140,20 +140,31 @@ struct WarpState {
     const int m = lane & 7;
     const bool quantized = next.k_quantized();
     const float lambda = p.scale * kLog2E;
-    float2 x[kSquares];
-    float largest = 0.0f;
-    float constant = 0.0f;
-    ZC_UNROLL for (int s = 0; s < kSquares; ++s) {
+    // Loops that are not unrolled: a warp comes here so seldom that it finds no instructions in a
+    // cache, and waits longer for them than for what it loads twice.
+    const auto pair_at = [&](int s) {
       const uint32_t pair = own_query[8 * s + m];
-      x[s] = make_float2(q_value(p, pair), q_value(p, pair >> 16));
+      return make_float2(q_value(p, pair), q_value(p, pair >> 16));
+    };
+    const auto folded_at = [&](int s) {
+      float2 x = pair_at(s);
       if (quantized) {
         const uint32_t a = params[8 * s + m];
-        const uint32_t b = params[kDim / 2 + 8 * s + m];
-        constant = fmaf(x[s].x, half_at(b, 0), fmaf(x[s].y, half_at(b, 1), constant));
-        x[s].x *= half_at(a, 0);
-        x[s].y *= half_at(a, 1);
+        x.x *= half_at(a, 0);
+        x.y *= half_at(a, 1);
       }
-      largest = fmaxf(largest, fmaxf(fabsf(x[s].x), fabsf(x[s].y)));
+      return x;
+    };
+    float largest = 0.0f;
+    float constant = 0.0f;
+    ZC_NO_UNROLL for (int s = 0; s < kSquares; ++s) {
+      const float2 x = folded_at(s);
+      largest = fmaxf(largest, fmaxf(fabsf(x.x), fabsf(x.y)));
+      if (quantized) {
+        const float2 own = pair_at(s);
+        const uint32_t b = params[kDim / 2 + 8 * s + m];
+        constant = fmaf(own.x, half_at(b, 0), fmaf(own.y, half_at(b, 1), constant));
+      }
     }
     ZC_UNROLL for (int d = 1; d < 8; d *= 2) {
       largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, d));
@@ -164,14 +175,13 @@ struct WarpState {
     int e = static_cast<int>(float_to_bits(largest) >> 23) - 127;
     e = e < -100 ? -100 : (e > 100 ? 100 : e);
     const int up = 14 - e;
-    float factors[4];  // of squares s and s + 4
-    ZC_UNROLL for (int s = 0; s < 4; ++s) factors[s] =
-        exp2i(up - key_shift(next.k_format(), s, m >> 2));
     // Words of B operands, four of a lane together: even g take the first of the two float16, odd g
     // the second.
     uint32_t* const operands = params + 3 * kDim / 2;
-    ZC_UNROLL for (int s = 0; s < kSquares; ++s) {
-      const float2 scaled = make_float2(x[s].x * factors[s % 4], x[s].y * factors[s % 4]);
+    ZC_NO_UNROLL for (int s = 0; s < kSquares; ++s) {
+      const float factor = exp2i(up - key_shift(next.k_format(), s, m >> 2));
+      const float2 x = folded_at(s);
+      const float2 scaled = make_float2(x.x * factor, x.y * factor);
       const uint32_t first = simt::pack2(scaled.x, scaled.y, f16{});
       const uint32_t second =
           simt::pack2(scaled.x - half_at(first, 0), scaled.y - half_at(first, 1), f16{});

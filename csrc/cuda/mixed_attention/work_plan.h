@@ -6,23 +6,6 @@
 // same line, from lengths that lie in device memory.
 namespace zc::cuda::mixed {
 
-// The part of one sequence. Its splits lie in a row, those of one KV head and the same columns next
-// to each other.
-struct SequenceWork {
-  SequenceTable table;
-  int n_kv_heads;
-  int group;
-  int q_begin;
-  int q_len;
-  int n_splits;
-  int split_cost;
-  // Blocks that take the same splits side by side, each for other columns: all heads of a group
-  // read the same bytes, at the same time.
-  int team;
-  int n_column_teams;
-  int64_t n_splits_in_line;  // (KV head, columns of a team, split), the last fastest; masked: one
-};
-
 // In units of 16 tokens: a split's own, and 256 for its merging. Bounded, so that no table makes
 // sums overflow.
 ZC_DEVICE int cost_of_split(int64_t n_tokens, int n_splits) {
@@ -104,15 +87,17 @@ struct WorkLine {
   }
 };
 
-// The line of a batch; without cost when cu_seqlens lies. cost_before, and `team`, which is 1, are
-// in shared memory. Called by all threads of a block.
-ZC_DEVICE WorkLine line_up(const Params& p, int64_t* cost_before, int* team) {
+// The line of a batch; without cost when cu_seqlens lies. cost_before, works, and `team`, which is
+// 1, are in shared memory. Called by all threads of a block.
+ZC_DEVICE WorkLine line_up(const Params& p, int64_t* cost_before, SequenceWork (&works)[kKeptWorks],
+                           int* team) {
   const int thread = static_cast<int>(threadIdx.x);
   bool good = (p.cu_seqlens[0] == 0) & (p.cu_seqlens[p.n_seqs] == p.total_q);  // at once
   for (int i = thread; i < p.n_seqs; i += kThreads) {
     good = good & (p.cu_seqlens[i] <= p.cu_seqlens[i + 1]);
     const SequenceWork work = sequence_work(p, i);
     cost_before[i + 1] = work.n_splits_in_line * work.split_cost;
+    if (i < kKeptWorks) works[i] = work;
     if (work.team > 1) atomicMax(team, work.team);
   }
   good = __syncthreads_and(good) != 0;
