@@ -3,6 +3,8 @@ import { ZipCacheError } from '../errors.js'
 import { readModelConfig } from '../model/config.js'
 import type { ComputeDtype, WeightFormat } from '../model/weights.js'
 import { Device } from '../ops/index.js'
+import type { PolicySpec } from '../policy/index.js'
+import { policyLabel } from '../policy/policy-label.js'
 import { attentionCases } from './attention-cases.js'
 import { BenchTensors } from './bench-tensors.js'
 import { cacheCases } from './cache-cases.js'
@@ -53,8 +55,8 @@ export interface BenchOptions {
    * window: as behind a long answer. Prefill is not timed then. Default false.
    */
   readonly generated?: boolean | undefined
-  /** By name; at least one. */
-  readonly policies: readonly string[]
+  /** At least one. */
+  readonly policies: readonly PolicySpec[]
   /** Decoded tokens of each row; default 208: two windows close. */
   readonly tokens?: number | undefined
   /** Of prompts and probes; default 0. */
@@ -169,7 +171,8 @@ interface ModelPlan extends BenchModel {
 interface ContextPlan {
   readonly context: number
   /** Of which a row is wanted. */
-  readonly policies: readonly string[]
+  readonly policies: readonly PolicySpec[]
+  /** Labels of those whose prefill is. */
   readonly prefill: readonly string[]
   readonly decode: readonly string[]
 }
@@ -200,9 +203,11 @@ function planBench(options: BenchOptions, kind: 'cpu' | 'gpu') {
   const modelPlans: ModelPlan[] = models.flatMap((model) => {
     const own = contexts.flatMap((context): ContextPlan[] => {
       const of = (part: 'prefill' | 'decode') =>
-        policies.filter((policy) => wanted(part, `${part} ${model.name} ${context} ${policy}`))
+        policies
+          .map(policyLabel)
+          .filter((policy) => wanted(part, `${part} ${model.name} ${context} ${policy}`))
       const [prefill, decode] = [of('prefill'), of('decode')]
-      const union = policies.filter((p) => prefill.includes(p) || decode.includes(p))
+      const union = policies.filter((p) => [...prefill, ...decode].includes(policyLabel(p)))
       return union.length > 0 ? [{ context, policies: union, prefill, decode }] : []
     })
     return own.length > 0 ? [{ ...model, contexts: own }] : []

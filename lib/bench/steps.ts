@@ -3,6 +3,8 @@ import type { Model } from '../engine/model.js'
 import type { Sequence } from '../engine/sequence.js'
 import { ZipCacheError } from '../errors.js'
 import { openCheckpoint } from '../model/checkpoint.js'
+import type { PolicySpec } from '../policy/index.js'
+import { policyLabel } from '../policy/policy-label.js'
 import { toSeed, uniformInteger } from '../random.js'
 import { stepsByKind, type TimedStep } from './closing-steps.js'
 import { type Histogram, histogram, type Summary, summarize } from './summary.js'
@@ -18,8 +20,8 @@ export interface StepPlan {
   readonly context: number
   /** Whether all but the first hundred of them are decoded, too, window by window, not prefilled. */
   readonly generated: boolean
-  /** By name; timed in turns. */
-  readonly policies: readonly string[]
+  /** Timed in turns. */
+  readonly policies: readonly PolicySpec[]
   /** Decoded tokens of each policy; 0: none are. */
   readonly tokens: number
   /** Prefills of each policy, unless the time is up. */
@@ -39,6 +41,7 @@ export interface StepPlan {
 export interface PrefillTimes {
   readonly model: string
   readonly context: number
+  /** `policyLabel`. */
   readonly policy: string
   readonly dtype: string
   readonly ms: Summary
@@ -51,6 +54,7 @@ export interface DecodeTimes {
   readonly model: string
   /** Tokens that are cached; each step has one more. */
   readonly context: number
+  /** `policyLabel`. */
   readonly policy: string
   readonly dtype: string
   /** From one token to the next. */
@@ -112,7 +116,7 @@ export async function timeSteps(
     const cache = sequences.map(({ bytes }) => bytes)
     const prefill = policies.map((policy, p) => ({
       ...own,
-      policy,
+      policy: policyLabel(policy),
       ms: summarize(prefillMs[p] as number[]),
       bytes: work.weightBytes + (cache[p]?.resident as number),
       flops: work.prefillFlops(context),
@@ -126,7 +130,7 @@ export async function timeSteps(
       const { resident, ratio } = cache[p] as (typeof cache)[number]
       return {
         ...own,
-        policy,
+        policy: policyLabel(policy),
         ms: summarize(all),
         histogram: histogram(all, kHistogramBins),
         closing:

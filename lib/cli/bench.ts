@@ -4,6 +4,7 @@ import type { BenchReport } from '../bench/report.js'
 import { BENCH_PARTS, type BenchPart, runBench } from '../bench/run-bench.js'
 import { exampleModel } from '../model/example-model.js'
 import type { ComputeDtype, WeightFormat } from '../model/weights.js'
+import type { PolicySpec } from '../policy/index.js'
 import { formatBenchPage } from './bench-page.js'
 import { formatBenchReport } from './bench-tables.js'
 import {
@@ -11,7 +12,7 @@ import {
   distinctList,
   integer,
   kPackageRoot,
-  policyName,
+  policySpecs,
   regularExpression,
   seed,
   weightFormat,
@@ -29,7 +30,7 @@ interface BenchCommandOptions {
   readonly model?: string
   readonly context?: number[]
   readonly generated?: boolean
-  readonly policy: string[]
+  readonly policy: PolicySpec[]
   readonly tokens: number
   readonly seed: number
   /** true without a file. */
@@ -68,7 +69,7 @@ export function addBenchCommand(program: Command, signal: AbortSignal): void {
       distinctList(integer(1)),
     )
     .option('--generated', 'contexts of decode steps are decoded, too, as behind a long answer')
-    .option('--policy <list>', 'cache policies', distinctList(policyName), [
+    .option('--policy <list>', 'cache policies: names, or JSON objects with options', policySpecs, [
       'fp16',
       'uniform4',
       'zipcache',

@@ -5,6 +5,7 @@ import { type Command, InvalidArgumentError } from 'commander'
 import { ZipCacheError } from '../errors.js'
 import type { ComputeDtype, WeightFormat } from '../model/weights.js'
 import { type PolicySpec, resolvePolicy } from '../policy/index.js'
+import { policyLabel } from '../policy/policy-label.js'
 
 /** The folder of the package. */
 export const kPackageRoot = join(__dirname, '..', '..')
@@ -71,10 +72,8 @@ export function policyName(value: string): string {
  * `fp16,{"name":"zipcache","saliencyRatio":0.2}`
  */
 export function policySpecs(value: string): PolicySpec[] {
-  const items = splitOutsideBraces(value).map((item) => item.trim())
-  const twice = items.find((item, i) => items.indexOf(item) !== i)
-  if (twice !== undefined) throw new InvalidArgumentError(`${twice} is named twice.`)
-  return items.map((item) => {
+  const specs = splitOutsideBraces(value).map((text) => {
+    const item = text.trim()
     if (!item.startsWith('{')) return policyName(item)
     try {
       const spec = JSON.parse(item) as PolicySpec
@@ -84,6 +83,10 @@ export function policySpecs(value: string): PolicySpec[] {
       throw new InvalidArgumentError(`${item}: ${(error as Error).message}.`)
     }
   })
+  const labels = specs.map(policyLabel)
+  const twice = labels.find((label, i) => labels.indexOf(label) !== i)
+  if (twice !== undefined) throw new InvalidArgumentError(`${twice} is named twice.`)
+  return specs
 }
 
 /** One policy, as `policySpecs` takes it. */

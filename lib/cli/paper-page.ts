@@ -1,9 +1,10 @@
 /** `zipcache eval paper` as text, Markdown and a page. */
-import { policyLabel } from '../eval/asker.js'
+
 import { pairOf } from '../eval/front.js'
 import { kFigure5, kFront, kPaperTables, type PaperTable } from '../eval/paper.js'
 import type { PaperReport } from '../eval/paper-report.js'
 import type { EvalRow } from '../eval/rows.js'
+import { policyLabel } from '../policy/policy-label.js'
 import { accuracyOverBytes, accuracyOverLines } from './eval-page.js'
 import { evalPairs, formatInterval, formatP, formatValue } from './eval-tables.js'
 import { formatPage, section, tableSection } from './page.js'

@@ -1,5 +1,6 @@
 import { type PolicySpec, resolvePolicy } from '../policy/index.js'
-import { type Answer, type Asker, policyLabel, type Unit } from './asker.js'
+import { policyLabel } from '../policy/policy-label.js'
+import type { Answer, Asker, Unit } from './asker.js'
 import { check, checkInteger } from './check.js'
 import type { Journal } from './journal.js'
 import { type EvalPair, type EvalRow, pairsOf, rowsOf } from './rows.js'

@@ -2,7 +2,8 @@
  * zipcache/eval: what a cache policy costs and saves. Tasks, the runner with its journal, statistics,
  * and the audit of which tokens are salient.
  */
-export { type Answer, type Asker, policyLabel, type Unit } from './asker.js'
+export { policyLabel } from '../policy/policy-label.js'
+export type { Answer, Asker, Unit } from './asker.js'
 export { type EvalResult, type Evaluation, evaluate } from './evaluate.js'
 export {
   evaluateLineRetrieval,

@@ -2,7 +2,7 @@ import type { Model } from '../engine/model.js'
 import { tokenTexts } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { PolicySpec } from '../policy/index.js'
-import { policyLabel } from './asker.js'
+import { policyLabel } from '../policy/policy-label.js'
 import { check, checkInteger } from './check.js'
 
 /** Which tokens a policy took for salient, in one layer and KV head or over all of them. */

@@ -1,4 +1,5 @@
-import { type Answer, type Asker, policyLabel, type Unit } from './asker.js'
+import { policyLabel } from '../policy/policy-label.js'
+import type { Answer, Asker, Unit } from './asker.js'
 import { checkInteger } from './check.js'
 import { requireTokenizer } from './prompt.js'
 import type { SubjectModel, SubjectTokenizer } from './subject.js'

@@ -1,7 +1,7 @@
 import type { CacheBytes } from '../engine/context.js'
 import { type PolicySpec, resolvePolicy } from '../policy/index.js'
+import { policyLabel } from '../policy/policy-label.js'
 import { toSeed, uniformInteger } from '../random.js'
-import { policyLabel } from './asker.js'
 import type { SubjectModel } from './subject.js'
 
 /** What a policy's cache takes after a prompt, in bytes. */

@@ -3,7 +3,7 @@
  * words, and with which ratio there. Source: ZipCache (arXiv 2405.14256).
  */
 import type { PolicySpec } from '../policy/index.js'
-import { policyLabel } from './asker.js'
+import { policyLabel } from '../policy/policy-label.js'
 import { granularityRatio, mixedRatio } from './paper-ratio.js'
 
 /** One line of a table. */

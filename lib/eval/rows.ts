@@ -1,5 +1,6 @@
 import { type CachePolicy, type PolicySpec, resolvePolicy } from '../policy/index.js'
-import { type Answer, policyLabel } from './asker.js'
+import { policyLabel } from '../policy/policy-label.js'
+import type { Answer } from './asker.js'
 import {
   bootstrapMean,
   type Estimate,

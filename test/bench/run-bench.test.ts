@@ -17,7 +17,7 @@ const base: BenchOptions = {
   threads: 2,
   models: [],
   contexts: [],
-  policies: ['fp16', 'zipcache'],
+  policies: ['fp16', { name: 'zipcache', saliencyRatio: 0.6 }],
   root,
 }
 const fixture = {
@@ -63,7 +63,7 @@ describe('runBench', () => {
     expect(report.ops.map(nameOf)).toEqual(['rmsNorm 1x4096 f32'])
     const rows = (part: 'prefill' | 'decode') =>
       report[part].map(({ model, context, policy }) => `${model} ${context} ${policy}`)
-    const expected = ['qwen2 40 fp16', 'qwen2 150 fp16', 'qwen2 150 zipcache']
+    const expected = ['qwen2 40 fp16', 'qwen2 150 fp16', 'qwen2 150 zipcache saliencyRatio=0.6']
     expect([rows('prefill'), rows('decode')]).toEqual([expected, expected])
   })
 
@@ -161,7 +161,7 @@ test('contexts that are decoded: windows with parameters of their own, of which 
   const prompt = await runBench({ ...base, ...steps, parts: ['decode'] })
   expect(decoded.settings.generated).toBe(true)
   expect(decoded.prefill).toEqual([])
-  expect(decoded.decode).toMatchObject([{ context: 350, policy: 'zipcache' }])
+  expect(decoded.decode).toMatchObject([{ context: 350, policy: 'zipcache saliencyRatio=0.6' }])
   const [one, other] = [decoded, prompt].map(({ decode }) => decode[0]?.cacheBytes as number)
   expect(one).toBeGreaterThan(1.05 * (other as number))
   expect(one).toBeLessThan(2 * (other as number))

@@ -7,6 +7,7 @@ import {
   list,
   policyName,
   policySpec,
+  policySpecs,
   seed,
 } from '../../lib/cli/options'
 
@@ -65,12 +66,20 @@ test('lists', () => {
   expect(() => distinctList(integer(0))('50,100,50')).toThrow('50 is named twice.')
 })
 
-test('policy names', () => {
-  expect(distinctList(policyName)('fp16,zipcache,uniform4')).toEqual([
+test('policies', () => {
+  expect(policySpecs('fp16,{"name":"zipcache","saliencyRatio":0.2}, uniform4')).toEqual([
     'fp16',
-    'zipcache',
+    { name: 'zipcache', saliencyRatio: 0.2 },
     'uniform4',
   ])
+  expect(() => policySpecs('fp16,fp16')).toThrow('fp16 is named twice.')
+  expect(() => policySpecs('zipcache,{"name":"zipcache"}')).toThrow('zipcache is named twice.')
+  expect(() => policySpecs('{"name":"zipcache","ratio":0.2}')).toThrow(InvalidArgumentError)
+  expect(() => policySpecs('{"name":')).toThrow(InvalidArgumentError)
+})
+
+test('policy names', () => {
+  expect(policyName('zipcache')).toBe('zipcache')
   expect(() => policyName('zip')).toThrow(InvalidArgumentError)
   expect(() => policyName('uniform5')).toThrow(InvalidArgumentError)
 })

@@ -8,11 +8,11 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { policyLabel } from '../../lib/eval/asker'
 import { type EvalResult, type Evaluation, evaluate } from '../../lib/eval/evaluate'
 import { Journal } from '../../lib/eval/journal'
 import { localAsker } from '../../lib/eval/local-asker'
 import type { TaskSpec } from '../../lib/eval/task-list'
+import { policyLabel } from '../../lib/policy/policy-label'
 import { fakeModel, lookUp } from './fake-model'
 
 const policies = ['fp16', 'zipcache', 'uniform2']
