@@ -30,9 +30,8 @@ class Consumer {
         continue;
       }
       if (kind == kFold) {
-        const Item<kDim>& item = memory_.items[(entry.what & kItemParity) != 0 ? 1 : 0];
-        state.enter(p_, Layout{entry.layout}, reinterpret_cast<uint32_t*>(slot(count_)), item.q,
-                    memory_.running[warp()], lane());
+        state.enter(p_, Layout{entry.layout}, reinterpret_cast<uint32_t*>(slot(count_)),
+                    item_of(entry).q, memory_.running[warp()], lane());
         if (p_.sliding_window > 0 && lane() < kColumns)
           memory_.running[warp()].seen_from[lane()] =
               memory_.seen_from[warp()][stage_of(count_)][lane()];
@@ -75,10 +74,13 @@ class Consumer {
     state.is_empty = false;
     const int n_left = (entry.n_tokens - entry.first + kPageTokens - 1) / kPageTokens;
     const int n_pages = n_left < layout.pages() ? n_left : layout.pages();
+    const int n_whole = whole_pages(entry, n_pages);
     // Not unrolled: what does not fit the cache of instructions is waited for by every warp anew.
     const auto each = [&](const auto& shape, const auto& with_k, const auto& with_v) {
-      ZC_NO_UNROLL for (int page = 0; page < n_pages; ++page)
-          attend_page(shape, entry, page, state, with_k, with_v);
+      ZC_NO_UNROLL for (int page = 0; page < n_whole; ++page)
+          attend_page<false>(shape, entry, page, state, with_k, with_v);
+      ZC_NO_UNROLL for (int page = n_whole; page < n_pages; ++page)
+          attend_page<true>(shape, entry, page, state, with_k, with_v);
     };
     const auto known = [&](auto k, auto v) {
       each(
@@ -109,9 +111,37 @@ class Consumer {
     advance((entry.what & kHasTwoSlots) != 0 ? 2 : 1);
   }
 
+  // Which tokens of a segment there are, and which this lane's column sees.
+  struct Mask {
+    int n_tokens;
+    int seen_from;
+    int limit;
+  };
+  ZC_DEVICE Mask mask_of(const Entry& entry) const {
+    Mask mask{entry.n_tokens, 0, entry.n_tokens};
+    if ((entry.what & kIsCausal) != 0) {
+      const ItemHead& head = item_of(entry).head;
+      mask.limit += head.query(lane() & 3) - (head.q_len - 1);
+    }
+    if ((entry.what & kIsCut) != 0) mask.seen_from = memory_.running[warp()].seen_from[lane() & 3];
+    return mask;
+  }
+
+  // How many of the first n_pages of a unit every column sees all tokens of.
+  ZC_DEVICE int whole_pages(const Entry& entry, int n_pages) const {
+    if ((entry.what & kIsCut) != 0) return 0;
+    int n_tokens = entry.n_tokens - entry.first;
+    if ((entry.what & kIsCausal) != 0) n_tokens -= item_of(entry).head.q_len - 1;
+    const int n = n_tokens < 0 ? 0 : n_tokens / kPageTokens;
+    return n < n_pages ? n : n_pages;
+  }
+  ZC_DEVICE const Item<kDim>& item_of(const Entry& entry) const {
+    return memory_.items[(entry.what & kItemParity) != 0 ? 1 : 0];
+  }
+
   // One page of a unit. with_k and with_v call what they are given with the format of K and of V as
-  // a type.
-  template <typename Shape, typename WithK, typename WithV>
+  // a type. kMasked: not every column sees all of it.
+  template <bool kMasked, typename Shape, typename WithK, typename WithV>
   ZC_DEVICE void attend_page(const Shape& shape, const Entry& entry, int page,
                              WarpState<kDim>& state, const WithK& with_k, const WithV& with_v) {
     const int in_slot = shape.in_slot();
@@ -121,29 +151,11 @@ class Consumer {
     float raw[2];
     with_k([&](auto k) { score<decltype(k)::value>(keys, state, raw); });
     const int first = entry.first + page * kPageTokens;
-    // Tokens that every column sees, and that this lane's does.
-    int common = entry.n_tokens;
-    int limit = entry.n_tokens;
-    int seen_from = 0;
-    if ((entry.what & (kIsCausal | kIsCut)) != 0) {
-      if ((entry.what & kIsCausal) != 0) {
-        const ItemHead& head = memory_.items[(entry.what & kItemParity) != 0 ? 1 : 0].head;
-        common -= head.q_len - 1;
-        limit = common + head.query(lane() & 3);
-      }
-      if ((entry.what & kIsCut) != 0) {
-        common = 0;
-        seen_from = memory_.running[warp()].seen_from[lane() & 3];
-      }
-    }
     const uint32_t* const params =
         reinterpret_cast<const uint32_t*>(values + shape.params_offset());
     with_v([&](auto v) {
-      if (first + kPageTokens <= common)
-        weigh<decltype(v)::value, false>(values, params, first, {}, state, raw);
-      else
-        weigh<decltype(v)::value, true>(values, params, first, {entry.n_tokens, seen_from, limit},
-                                        state, raw);
+      weigh<decltype(v)::value, kMasked>(values, params, first, kMasked ? mask_of(entry) : Mask{},
+                                         state, raw);
     });
   }
 
@@ -158,26 +170,16 @@ class Consumer {
     raw[1] = (products[0][2] + products[0][3]) + (products[1][2] + products[1][3]);
   }
 
-  // Which tokens of a segment there are, and which this lane's column sees.
-  struct Mask {
-    int n_tokens;
-    int seen_from;
-    int limit;
-  };
-
-  // The running softmax over a page whose first token is `first`, and O += P V. kMasked: not every
-  // column sees all of it.
+  // The running softmax over a page whose first token is `first`, and O += P V.
   template <Format kFormat, bool kMasked>
   ZC_DEVICE void weigh(const uint8_t* values, const uint32_t* token_params, int first,
                        const Mask& mask, WarpState<kDim>& state, float (&raw)[2]) const {
     const int g = lane() >> 2;
     uint32_t params[2];
-    float largest = -INFINITY;
     uint32_t largest_scale = 0;
     ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
       const int token = first + g + 8 * hi;
       if (kMasked && (token < mask.seen_from || token >= mask.limit)) raw[hi] = -INFINITY;
-      largest = fmaxf(largest, raw[hi]);
       if constexpr (kIsCode<kFormat>) {
         // Slots behind the last token hold anything.
         params[hi] = kMasked && token >= mask.n_tokens ? 0u : token_params[g + 8 * hi];
@@ -185,14 +187,14 @@ class Consumer {
         largest_scale = scale > largest_scale ? scale : largest_scale;
       }
     }
+    const float largest = fmaxf(raw[0], raw[1]);
     const bool outgrown = largest > state.raw_limit || largest_scale > state.scale_limit;
     if (__any_sync(~0u, outgrown)) state.rescale(largest, largest_scale);
 
-    const float offset = state.beta - (state.max == -INFINITY ? 0.0f : state.max);
-    const float unit_scale[2] = {exp2i(state.shift), exp2i(state.shift - column_shift(kFormat))};
+    const float unit_scale[2] = {state.unit, state.unit * exp2i(-column_shift(kFormat))};
     uint32_t weights[2];  // B operand: P^T in units of 2^-shift; the odd columns are zero
     ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
-      const float p = simt::ex2(fmaf(raw[hi], state.step, offset));
+      const float p = simt::ex2(fmaf(raw[hi], state.step, state.offset));
       state.sum += p;
       float sigma = unit_scale[hi];
       if constexpr (kIsCode<kFormat>) {

@@ -37,7 +37,10 @@ struct WarpState {
   float raw_limit;       // sums above it ask for a new maximum
   int shift;             // V's codes are weighed by p sigma 2^shift
   uint32_t scale_limit;  // bits of the largest sigma, a float16, that this shift allows
-  bool is_empty;         // nothing was attended to yet: O is zero, and in no units
+  // What a page's weights are made with: of max and beta, and of shift.
+  float offset;
+  float unit;
+  bool is_empty;  // nothing was attended to yet: O is zero, and in no units
 
   // Begins a split.
   ZC_DEVICE void clear() {
@@ -77,6 +80,11 @@ struct WarpState {
     shift = codes ? 0 : 10;
     scale_limit = codes ? 0u : 0xffffu;
     raw_limit = (max + kMaxGrowth - beta) * simt::rcp(step);
+    renew();
+  }
+  ZC_DEVICE void renew() {
+    offset = beta - (max == -INFINITY ? 0.0f : max);
+    unit = exp2i(shift);
   }
 
   // O of the running segment counts in units of its own (V's channel scale, the powers of two of
@@ -119,6 +127,7 @@ struct WarpState {
       max = larger;
       raw_limit = fmaf(kMaxGrowth, simt::rcp(step), raw);
     }
+    renew();
     sum *= alpha;
     rest *= alpha;
     factor *= alpha;
