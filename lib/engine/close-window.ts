@@ -17,9 +17,9 @@ interface LayerSlice {
 }
 
 /**
- * K and V of a slice, in bytes, at most. A layer of a window is a megabyte or less, which a GPU gets
- * through faster than it launches the next kernel; sixteen keep all of it busy for some microseconds,
- * and more would save no time. What a CPU unpacks is still in a core's cache when it is packed.
+ * K and V of a slice, in bytes, at most: what a window that closes may take beside the cache. One layer
+ * of it is a megabyte or less, too little work for a GPU to outlast the launch of the next kernel. What
+ * a CPU unpacks is to be in a core's cache when it is packed.
  */
 const SLICE_BYTES = { cpu: 2 ** 20, gpu: 2 ** 24 } satisfies Record<DeviceInfo['kind'], number>
 
