@@ -97,6 +97,7 @@ void Block::begin(uint64_t linear) {
     Thread& t = threads[i];
     t.wait = Wait::kNothing;
     t.saw_kernels_before = false;
+    t.asked_words.clear();
     t.copies.copies.clear();
     t.copies.group_ends.clear();
     t.wgmma = {};

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <unordered_set>
 #include <vector>
 
 #include "csrc/emu/bank_conflicts.h"
@@ -58,6 +59,7 @@ struct Thread {
 
   CopyQueue copies;
   WgmmaQueue wgmma;
+  std::unordered_set<const void*> asked_words;  // by load_whole
 };
 
 struct Block {

@@ -17,3 +17,4 @@
 #include "csrc/emu/tensor_map.h"
 #include "csrc/emu/vector_types.h"
 #include "csrc/emu/wgmma.h"
+#include "csrc/emu/whole.h"

@@ -307,6 +307,39 @@ ZC_TEST(blocks_spinning) {
   }
 }
 
+// ---- words that blocks leave for each other ----
+
+// Each block leaves a word of each thread; the last adds them all. patient: until they are there.
+__global__ void leave_words_kernel(uint4* words, int* arrivals, unsigned* sum, bool patient) {
+  ZC_SHARED(int, is_last, [1]);
+  const unsigned n = blockDim.x;
+  const unsigned own = blockIdx.x * n + threadIdx.x;
+  simt::store_whole(words + own, make_uint4(own, 2 * own, 3 * own, 1));
+  __syncthreads();
+  if (threadIdx.x == 0) is_last[0] = atomicAdd(arrivals, 1) == static_cast<int>(gridDim.x) - 1;
+  __syncthreads();
+  if (is_last[0] == 0) return;
+  for (unsigned b = 0; b < gridDim.x; ++b) {
+    uint4 x;
+    do {
+      x = simt::load_whole(words + b * n + threadIdx.x);
+    } while (patient && x.w == 0);
+    atomicAdd(sum, x.x + x.y + x.z);
+  }
+}
+void add_words(bool patient) {
+  std::vector<uint4> words(5 * 64, uint4{});
+  int arrivals = 0;
+  unsigned sum = 0;
+  simt::launch(&leave_words_kernel, 5, 64, 0, words.data(), &arrivals, &sum, patient);
+  ZC_EXPECT(sum == 6 * (319 * 320 / 2));
+}
+ZC_TEST(blocks_whole_words) {
+  each_mode([] { add_words(true); });
+}
+const bool added_impatient = add_defect("defect_word_not_waited_for", "sum == 6",
+                                        [] { each_mode([] { add_words(false); }); });
+
 __global__ void nothing_kernel() {}
 ZC_TEST(blocks_launch_limits) {
   const auto launches = [](dim3 grid, dim3 block) {

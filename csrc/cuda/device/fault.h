@@ -33,7 +33,8 @@ struct FaultSink {
 // Records the fault unless one is recorded already. Returns `good`.
 ZC_DEVICE bool check_data(const FaultSink& sink, bool good, FaultReason reason, int64_t v0 = 0,
                           int64_t v1 = 0, int64_t v2 = 0, int64_t v3 = 0) {
-  if (good) return true;
+  if (good) [[likely]]
+    return true;
   if (atomicCAS(&sink.fault->reason, 0, static_cast<int32_t>(reason)) == 0) {
     sink.fault->op = sink.op;
     sink.fault->values[0] = v0;

@@ -132,6 +132,29 @@ ZC_DEVICE void cp_async_mbarrier_arrive(uint32_t barrier) {
 // and the same: it may be done before the bytes are written.
 ZC_DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
+// ---- words that blocks leave for each other ----
+
+// 16 bytes, aligned to 16, that are seen whole or not at all: with a flag among them, whoever reads
+// them needs no fence, which takes microseconds, to know that they are there. Nothing is said of
+// other words. Memory to be read so holds zeros before.
+ZC_DEVICE void store_whole(uint4* to, const uint4& x) {
+  asm volatile(
+      "{\n.reg .b64 lo, hi;\n.reg .b128 all;\nmov.b64 lo, {%1, %2};\nmov.b64 hi, {%3, %4};\n"
+      "mov.b128 all, {lo, hi};\nst.relaxed.gpu.global.b128 [%0], all;\n}" ::"l"(to),
+      "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+      : "memory");
+}
+ZC_DEVICE uint4 load_whole(const uint4* from) {
+  uint4 x;
+  asm volatile(
+      "{\n.reg .b64 lo, hi;\n.reg .b128 all;\nld.relaxed.gpu.global.b128 all, [%4];\n"
+      "mov.b128 {lo, hi}, all;\nmov.b64 {%0, %1}, lo;\nmov.b64 {%2, %3}, hi;\n}"
+      : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+      : "l"(from)
+      : "memory");
+  return x;
+}
+
 // ---- kernels that overlap, from sm_90 on; no-ops before ----
 
 // From here on the next kernel may begin, if it is one that was launched to (launch_early), as soon

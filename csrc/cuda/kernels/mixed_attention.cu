@@ -34,14 +34,18 @@ ZC_DEVICE void attend_items(const Params& p) {
   BlockMemory<kDim, kStages>& memory = *reinterpret_cast<BlockMemory<kDim, kStages>*>(shared);
   int64_t* cost_before = reinterpret_cast<int64_t*>(&memory + 1);
   const int thread = static_cast<int>(threadIdx.x);
-  if (thread < kConsumers * kStages) {
-    simt::mbarrier_init(simt::smem_u32(&memory.full[0][0] + thread), kBulk ? 1 : kLaneArrivals);
-    simt::mbarrier_init(simt::smem_u32(&memory.empty[0][0] + thread), 1);
+  // Each warp a few: lanes take turns at it.
+  const int warp = thread >> 5;
+  const int lane = thread & 31;
+  if (warp < kConsumers && lane < kStages) {
+    simt::mbarrier_init(simt::smem_u32(&memory.full[warp][lane]), kBulk ? 1 : kLaneArrivals);
+    simt::mbarrier_init(simt::smem_u32(&memory.empty[warp][lane]), 1);
   }
-  if (thread < 2) {
-    simt::mbarrier_init(simt::smem_u32(memory.item_free + thread), 1);
-    simt::mbarrier_init(simt::smem_u32(memory.results_full + thread), kConsumers);
-    simt::mbarrier_init(simt::smem_u32(memory.results_free + thread), 1);
+  if (warp >= kConsumers && lane < 2) {
+    const bool producer = warp == kConsumers;
+    simt::mbarrier_init(simt::smem_u32((producer ? memory.item_free : memory.results_free) + lane),
+                        1);
+    if (!producer) simt::mbarrier_init(simt::smem_u32(memory.results_full + lane), kConsumers);
   }
   if (thread == 0) memory.team = 1;
   if constexpr (kBulk) simt::fence_mbarrier_init();
@@ -128,10 +132,11 @@ void launch_mixed_attention(Context& context, const MixedAttentionArgs& a) {
   const bool little = has_little_memory(code == 80 ? context.architecture : code);
   // As many as run at once: kBlocks.
   const int blocks = (little || (code == 80 && kDim > 64) ? 1 : 2) * context.n_multiprocessors;
-  const int64_t n_partials = int64_t{blocks} * kMaxSplits * kColumns;
-  p.partials = static_cast<float*>(
-      context.scratch(n_partials * kPartialStride<kDim> * static_cast<int64_t>(sizeof(float))));
-  p.arrivals = context.counters(blocks);
+  // Left zeroed, as counters are.
+  const int64_t n_words = int64_t{blocks} * kMaxSplits * LeftPart<kDim>::kWarpWords;
+  int32_t* const zeros = context.counters(4 * n_words + blocks);
+  p.partials = reinterpret_cast<uint4*>(zeros);
+  p.arrivals = zeros + 4 * n_words;
   if constexpr (kDim > 64) {
     if (little) return launch_kernel<kDim, 3>(context, code >= 90, blocks, p);
   }
@@ -142,8 +147,10 @@ void launch_mixed_attention(Context& context, const MixedAttentionArgs& a) {
 
 void mixed_attention(Context& context, const MixedAttentionArgs& a) {
   check_pool(a.pool);
-  // float32 queries ask for float32 products, which tensor cores do not give.
-  const bool half = a.q.dtype != DType::kF32 && is_aligned(a.q.data, 4);  // read in pairs
+  // float32 queries ask for float32 products, which tensor cores do not give. q is read in pairs,
+  // out written in fours.
+  const bool half =
+      a.q.dtype != DType::kF32 && is_aligned(a.q.data, 4) && is_aligned(a.out.data, 8);
   if (half && a.q.size(2) == 128)
     launch_mixed_attention<128>(context, a);
   else if (half && a.q.size(2) == 64)

@@ -42,9 +42,7 @@ struct Params {
   const int32_t* cu_seqlens;
   const int32_t* positions;  // (total_q): read with a sliding window only
   int32_t sliding_window;    // 0: off
-  // (blocks, kMaxSplits, kColumns, head_dim + 4), what a block left for others: unnormalised O,
-  // max, sum, how many splits that is (int32), -
-  float* partials;
+  uint4* partials;    // (blocks, kMaxSplits, LeftPart::kWarpWords): what blocks leave for others
   int32_t* arrivals;  // (blocks): how many splits are done of those
   int32_t n_seqs;
   int32_t total_q;

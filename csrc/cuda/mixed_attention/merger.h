@@ -34,33 +34,61 @@ struct ColumnPart {
   }
   // The place of four channels in a column: neighbouring lanes have neighbouring ones.
   ZC_DEVICE static int channel(int i, int lane) { return 4 * (kLanes * i + lane % kLanes); }
-  // kShared: of shared memory; else past L1, where others have written.
-  template <bool kShared>
+  // From a consumer's slot.
   ZC_DEVICE void load(const float* column, int lane) {
     ZC_UNROLL for (int i = 0; i < kChannels / 4; ++i) {
-      const float4* from = reinterpret_cast<const float4*>(column + channel(i, lane));
-      const float4 x = kShared ? *from : __ldcg(from);
+      const float4 x = *reinterpret_cast<const float4*>(column + channel(i, lane));
       o[4 * i] = x.x, o[4 * i + 1] = x.y, o[4 * i + 2] = x.z, o[4 * i + 3] = x.w;
     }
-    const float2* state = reinterpret_cast<const float2*>(column + kDim);
-    const float2 x = kShared ? *state : __ldcg(state);
+    const float2 x = *reinterpret_cast<const float2*>(column + kDim);
     max = x.x, sum = x.y;
-  }
-  ZC_DEVICE void store(float* column, int lane) const {
-    ZC_UNROLL for (int i = 0; i < kChannels / 4; ++i) *
-        reinterpret_cast<float4*>(column + channel(i, lane)) =
-        make_float4(o[4 * i], o[4 * i + 1], o[4 * i + 2], o[4 * i + 3]);
-    if (lane % kLanes == 0) *reinterpret_cast<float2*>(column + kDim) = make_float2(max, sum);
   }
 };
 
-// Floats between two columns of partial results in device memory.
+// A column's part on its way to another block: words of three floats and a flag, which arrive one
+// by one, in no order.
 template <int kDim>
-inline constexpr int kPartialStride = kDim + 4;
+struct LeftPart {
+  using Part = ColumnPart<kDim>;
+  static constexpr int kWords = (Part::kChannels + 2 + 2) / 3;  // of a lane
+  static constexpr int kWarpWords = 32 * kWords;
+  uint4 words[kWords];
 
-ZC_DEVICE void store_out(const Params& p, int64_t index, float x) {
-  p.out[index] = p.bf16 ? to_bf16(x).bits : from_float<f16>(x).bits;
-}
+  // flag: not zero.
+  ZC_DEVICE static void leave(const Part& part, uint32_t flag, uint4* to, int lane) {
+    const auto bits = [&](int i) {
+      const float x = i < Part::kChannels ? part.o[i < Part::kChannels ? i : 0]
+                                          : (i == Part::kChannels ? part.max : part.sum);
+      return float_to_bits(x);
+    };
+    ZC_UNROLL for (int w = 0; w < kWords; ++w) simt::store_whole(
+        to + 32 * w + lane, make_uint4(bits(3 * w), bits(3 * w + 1), bits(3 * w + 2), flag));
+  }
+  // Makes the place ready for the next part.
+  ZC_DEVICE static void clear(uint4* at, int lane) {
+    ZC_UNROLL for (int w = 0; w < kWords; ++w) at[32 * w + lane] = make_uint4(0, 0, 0, 0);
+  }
+  ZC_DEVICE void load(const uint4* from, int lane) {
+    ZC_UNROLL for (int w = 0; w < kWords; ++w) words[w] = simt::load_whole(from + 32 * w + lane);
+  }
+  ZC_DEVICE bool is_there() const {
+    bool all = true;
+    ZC_UNROLL for (int w = 0; w < kWords; ++w) all = all & (words[w].w != 0);
+    return all;
+  }
+  ZC_DEVICE uint32_t flag() const { return words[0].w; }
+  ZC_DEVICE Part part() const {
+    const auto value = [&](int i) {
+      const uint4& word = words[i / 3];
+      return bits_to_float(i % 3 == 0 ? word.x : (i % 3 == 1 ? word.y : word.z));
+    };
+    Part part;
+    ZC_UNROLL for (int i = 0; i < Part::kChannels; ++i) part.o[i] = value(i);
+    part.max = value(Part::kChannels);
+    part.sum = value(Part::kChannels + 1);
+    return part;
+  }
+};
 
 template <int kDim, int kStages>
 class Merger {
@@ -87,15 +115,7 @@ class Merger {
       const ItemHead& head = memory_.items[item].head;
       ColumnPart<kDim> own;
       own.clear();
-      if (kind == kEnd) {
-        ZC_UNROLL for (int w = 0; w < kConsumers; ++w) {
-          ColumnPart<kDim> part;
-          part.template load<true>(reinterpret_cast<const float*>(memory_.ring[w][stages[w]]) +
-                                       column() * kColumnStride<kDim>,
-                                   lane());
-          own.add(part);
-        }
-      }
+      if (kind == kEnd) add_consumers(stages, own);
       const int stage = stages[lane() < kConsumers ? lane() : 0];
       __syncwarp();
       if (lane() < kConsumers) simt::mbarrier_arrive(simt::smem_u32(&memory_.empty[lane()][stage]));
@@ -116,6 +136,25 @@ class Merger {
   ZC_DEVICE static int lane() { return static_cast<int>(threadIdx.x & 31); }
   ZC_DEVICE static int column() { return lane() / ColumnPart<kDim>::kLanes; }
 
+  // What the consumers have of a split. In a loop that is not unrolled: a block that has few splits
+  // finds no instructions in a cache.
+  ZC_DEVICE void add_consumers(const int* stages, ColumnPart<kDim>& sum) const {
+    const auto column_of = [&](int w) {
+      return reinterpret_cast<const float*>(memory_.ring[w][stages[w]]) +
+             column() * kColumnStride<kDim>;
+    };
+    ZC_UNROLL for (int w = 0; w < kConsumers; ++w) sum.max = fmaxf(sum.max, column_of(w)[kDim]);
+    const bool nothing = sum.max == -INFINITY;  // seen; a sum may be NaN all the same
+    ZC_NO_UNROLL for (int w = 0; w < kConsumers; ++w) {
+      ColumnPart<kDim> part;
+      part.load(column_of(w), lane());
+      const float factor = nothing ? 1.0f : simt::ex2(part.max - sum.max);
+      ZC_UNROLL for (int i = 0; i < part.kChannels; ++i) sum.o[i] =
+          fmaf(part.o[i], factor, sum.o[i]);
+      sum.sum = fmaf(part.sum, factor, sum.sum);
+    }
+  }
+
   // Splits from the first on are added to each other, in `sum`; others, and what an item has of the
   // first ones, are left for whoever comes last.
   ZC_DEVICE void finish_split(const ItemHead& head, int split, bool is_last,
@@ -133,56 +172,65 @@ class Merger {
   }
 
   // Leaves the columns where the blocks that have splits of them meet: in the place of the first
-  // split they are of. Whoever comes last merges all, in order.
+  // split they are of, the number of splits as the flag. Whoever comes last merges all, in order,
+  // waiting for words that are still on their way.
   ZC_DEVICE void share_splits(const ItemHead& head, int split, bool is_last,
                               const ColumnPart<kDim>& own) const {
+    using Left = LeftPart<kDim>;
     const auto place = [&](int i) {
-      return p_.partials +
-             ((int64_t{head.origin} * kMaxSplits + i) * kColumns + column()) * kPartialStride<kDim>;
+      return p_.partials + (int64_t{head.origin} * kMaxSplits + i) * Left::kWarpWords;
     };
-    float* to = place(head.first_split == 0 ? 0 : split);
-    own.store(to, lane());
-    if (head.first_split == 0 && lane() % ColumnPart<kDim>::kLanes == 0)
-      reinterpret_cast<int32_t*>(to)[kDim + 2] = head.end_split;
+    const bool has_first = head.first_split == 0;
+    Left::leave(own, has_first ? static_cast<uint32_t>(head.end_split) : 1u,
+                place(has_first ? 0 : split), lane());
     if (!is_last) return;
-    __syncwarp();
-    __threadfence();
     int was_last = 0;
     if (lane() == 0) {
       int32_t* arrivals = p_.arrivals + head.origin;
       const int n_own = head.end_split - head.first_split;
       was_last = atomicAdd(arrivals, n_own) == head.n_splits - n_own;
-      if (was_last != 0) *arrivals = 0;  // for the next op
+      if (was_last != 0) atomicExch(arrivals, 0);  // for the next op
     }
     if (__shfl_sync(~0u, was_last, 0) == 0) return;
-    __threadfence();
-    __syncwarp();
-    const int n_first = __ldcg(reinterpret_cast<const int32_t*>(place(0)) + kDim + 2);
-    ColumnPart<kDim> sum;
-    sum.clear();
-    constexpr int kTogether = 4;  // loads under way: each takes most of a microsecond
-    ZC_NO_UNROLL for (int first = 0; first < head.n_splits; first += kTogether) {
-      ColumnPart<kDim> part[kTogether];
-      ZC_UNROLL for (int i = 0; i < kTogether; ++i) {
-        part[i].clear();
-        if (first + i < head.n_splits) part[i].template load<false>(place(first + i), lane());
-      }
-      if (first == 0) sum = part[0];
-      ZC_UNROLL for (int i = 0; i < kTogether; ++i) {
-        // Others within the first one's are old.
-        if (first + i >= n_first && first + i < head.n_splits) sum.add(part[i]);
-      }
+    Left first;
+    do {
+      first.load(place(0), lane());
+    } while (!first.is_there());
+    ColumnPart<kDim> sum = first.part();
+    const int n_first = static_cast<int>(first.flag());  // splits in it
+    constexpr int kTogether = 2;                         // under way
+    ZC_NO_UNROLL for (int i0 = n_first; i0 < head.n_splits; i0 += kTogether) {
+      Left left[kTogether];
+      bool all;
+      do {
+        all = true;
+        ZC_UNROLL for (int i = 0; i < kTogether; ++i) {
+          const bool exists = i0 + i < head.n_splits;
+          left[i].load(place(exists ? i0 + i : 0), lane());
+          all = all & left[i].is_there();
+        }
+      } while (!all);
+      ZC_UNROLL for (int i = 0; i < kTogether; ++i) if (i0 + i < head.n_splits)
+          sum.add(left[i].part());
     }
     store_column(head, sum);
+    ZC_NO_UNROLL for (int i = 0; i < head.n_splits; i = i == 0 ? n_first : i + 1)
+        Left::clear(place(i), lane());
   }
 
   ZC_DEVICE void store_column(const ItemHead& head, const ColumnPart<kDim>& x) const {
     using Part = ColumnPart<kDim>;
     if (column() >= head.n_columns) return;
     const int64_t row = head.row(p_, column());
-    ZC_UNROLL for (int i = 0; i < Part::kChannels; ++i)
-        store_out(p_, row * kDim + Part::channel(i / 4, lane()) + i % 4,
-                  x.sum == 0.0f ? 0.0f : x.o[i] / x.sum);
+    const float inverse = 1.0f / x.sum;
+    const auto pair = [&](int i) {
+      const float a = x.sum == 0.0f ? 0.0f : x.o[i] * inverse;
+      const float b = x.sum == 0.0f ? 0.0f : x.o[i + 1] * inverse;
+      return p_.bf16 ? simt::pack2(a, b, bf16{}) : simt::pack2(a, b, f16{});
+    };
+    ZC_UNROLL for (int i = 0; i < Part::kChannels; i += 4) *
+        reinterpret_cast<uint2*>(p_.out + row * kDim + Part::channel(i / 4, lane())) =
+        make_uint2(pair(i), pair(i + 2));
     if (lane() % Part::kLanes == 0)
       p_.lse[row] = x.sum == 0.0f ? -INFINITY : fmaf(x.max, kLn2, logf(x.sum));
   }
@@ -191,7 +239,7 @@ class Merger {
   ZC_DEVICE void clear_rows(const ItemHead& head) const {
     const int64_t first = int64_t{head.q_begin} * p_.n_heads;
     const int64_t n = int64_t{head.q_len} * p_.n_heads;
-    for (int64_t j = lane(); j < n * kDim; j += 32) store_out(p_, first * kDim + j, 0.0f);
+    for (int64_t j = lane(); j < n * kDim; j += 32) p_.out[first * kDim + j] = 0;
     for (int64_t j = lane(); j < n; j += 32) p_.lse[first + j] = -INFINITY;
   }
 

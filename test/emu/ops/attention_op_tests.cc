@@ -170,7 +170,8 @@ struct MixedShape {
   int32_t window = 0;
   bool tail = true;
   bool causal = true;
-  int32_t masked = -1;  // a sequence without a table
+  int32_t masked = -1;    // a sequence without a table
+  bool anywhere = false;  // tensors begin at multiples of an element's size alone
 };
 
 BlockPlan block(int32_t n, int32_t n_salient, Format high, Format low) {
@@ -179,7 +180,8 @@ BlockPlan block(int32_t n, int32_t n_salient, Format high, Format low) {
 
 void mixed_test(const MixedShape& s, DType dtype) {
   const auto body = [=](OpRun& run) {
-    PackedCache cache(run, s.cache);
+    if (!s.anywhere) run.aligned();  // which the kernel on tensor cores wants
+    PackedCache cache(run, s.cache, 2 << 20);
     std::vector<std::vector<int32_t>> tables;
     std::vector<int32_t> positions;
     for (size_t i = 0; i < s.sequences.size(); ++i) {
@@ -235,12 +237,19 @@ ZC_OP_TESTS(mixed_attention_tests) {
                dtype);
     mixed_test({"a sliding window", 4, {2, 64}, {window}, {3}, 40}, dtype);
     mixed_test({"without the tail", 2, {2, 32}, {window}, {5}, 0, false, false}, dtype);
+    MixedShape anywhere{"tensors that begin anywhere", 4, {2, 64}, {window}, {1}};
+    anywhere.anywhere = true;
+    mixed_test(anywhere, dtype);
   }
   SequencePlan long_past = {{}, Format::kF16, 60};
   for (int i = 0; i < 5; ++i)
     long_past.blocks.push_back(block(100 + 17 * i, 60, Format::kU4, Format::kU2));
   mixed_test({"many segments", 8, {2, 128}, {long_past, window}, {1, 1}}, DType::kF16);
   mixed_test({"many rows", 8, {2, 64}, {long_past}, {20}}, DType::kBF16);
+  // Four splits a head, which eight blocks share: one each, and two or three.
+  const SequencePlan splits = {{block(3700, 2200, Format::kU4, Format::kU2)}, Format::kF16, 60};
+  mixed_test({"a head of four blocks", 4, {1, 128}, {splits}, {1}}, DType::kF16);
+  mixed_test({"heads that end within a block's splits", 5, {5, 64}, {splits}, {1}}, DType::kBF16);
 }
 
 }  // namespace
