@@ -1,7 +1,7 @@
 import { loadModel } from '../engine/load-model.js'
 import { ZipCacheError } from '../errors.js'
 import { readModelConfig } from '../model/config.js'
-import type { ComputeDtype, WeightFormat } from '../model/weights.js'
+import { type ComputeDtype, usualDtype, type WeightFormat } from '../model/weights.js'
 import { Device } from '../ops/index.js'
 import type { PolicySpec } from '../policy/index.js'
 import { policyLabel } from '../policy/policy-label.js'
@@ -100,12 +100,13 @@ const kMaxColdBytes = 1 << 29
  * something wrong, as `Device.open` and `loadModel` do, and with `signal.reason` when aborted.
  */
 export async function runBench(options: BenchOptions): Promise<BenchReport> {
-  const { full = false, dtype = 'f32', weights = 'stored', seed = 0, signal } = options
+  const { full = false, weights = 'stored', seed = 0, signal } = options
   const begin = performance.now()
   const { threads } = options
   const device = await Device.open(options.device, threads === undefined ? {} : { threads })
   try {
     const { name, kind, isa, nThreads } = device.info
+    const dtype = options.dtype ?? usualDtype(device)
     const plan = planBench(options, kind)
     await checkPositions(plan)
     const machine = machineOf(options.root)

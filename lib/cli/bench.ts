@@ -8,8 +8,9 @@ import type { PolicySpec } from '../policy/index.js'
 import { formatBenchPage } from './bench-page.js'
 import { formatBenchReport } from './bench-tables.js'
 import {
-  choice,
+  computeDtype,
   distinctList,
+  dtypeOption,
   integer,
   kPackageRoot,
   policySpecs,
@@ -23,7 +24,7 @@ import { expectWritable, print, printJson, withProgress, writeOutput } from './o
 interface BenchCommandOptions {
   readonly device: string
   readonly threads?: number
-  readonly dtype: ComputeDtype
+  readonly dtype?: ComputeDtype
   readonly weights: WeightFormat
   readonly filter?: RegExp
   readonly full?: boolean
@@ -77,7 +78,7 @@ export function addBenchCommand(program: Command, signal: AbortSignal): void {
     .option('--tokens <n>', 'decoded tokens of each row', integer(1), 208)
     .option('--seed <n>', 'makes other prompts', seed, 0)
     .option('--device <name>', 'device that computes', 'cpu')
-    .option('--dtype <type>', 'models compute in f32 or bf16', choice('f32', 'bf16'), 'f32')
+    .option(...dtypeOption, computeDtype)
     .option(...weightsOption, weightFormat, 'stored')
     .option('--threads <n>', 'threads that compute (default: one a core)', integer(1, 1024))
     .option('--json [file]', 'print one JSON document, or write it to a file beside the tables')

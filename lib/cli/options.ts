@@ -134,7 +134,7 @@ function range(min: number, max: number): string {
 /** Where and in what a model computes. */
 export interface DeviceOptions {
   readonly device: string
-  readonly dtype: ComputeDtype
+  readonly dtype?: ComputeDtype
   readonly weights: WeightFormat
   readonly threads?: number
 }
@@ -148,10 +148,18 @@ export interface ModelOptions extends DeviceOptions {
 export function addDeviceOptions(command: Command): Command {
   return command
     .option('--device <name>', 'device that computes', 'cpu')
-    .option('--dtype <type>', 'compute in f32 or bf16', choice('f32', 'bf16'), 'f32')
+    .option(...dtypeOption, computeDtype)
     .option(...weightsOption, weightFormat, 'stored')
     .option('--threads <n>', 'threads that compute (default: one a core)', integer(1, 1024))
 }
+
+/** Flags of `--dtype`, and what help says of it. */
+export const dtypeOption = [
+  '--dtype <type>',
+  'compute in f32 or bf16 (default: f32, on a GPU bf16)',
+] as const
+
+export const computeDtype = choice<ComputeDtype>('f32', 'bf16')
 
 /** Flags of `--weights`, and what help says of it. */
 export const weightsOption = [

@@ -20,7 +20,9 @@ import {
 import { parseKeys } from '../server/keys.js'
 import {
   choice,
+  computeDtype,
   decimal,
+  dtypeOption,
   integer,
   list,
   policyName,
@@ -39,7 +41,7 @@ interface ServeOptions {
   readonly host: string
   readonly port: number
   readonly device: string
-  readonly dtype: ComputeDtype
+  readonly dtype?: ComputeDtype
   readonly weights: WeightFormat
   readonly threads?: number
   readonly kvMemory?: number
@@ -123,9 +125,7 @@ function serveOptions(): Option[] {
     flag('--port <n>', '0 takes a free one').argParser(integer(0, 65535)).default(8000),
 
     flag('--device <name>', 'device that computes').default('cpu'),
-    flag('--dtype <type>', 'compute in f32 or bf16')
-      .argParser(choice('f32', 'bf16'))
-      .default('f32'),
+    flag(...dtypeOption).argParser(computeDtype),
     flag(...weightsOption)
       .argParser(weightFormat)
       .default('stored'),

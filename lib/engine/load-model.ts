@@ -8,6 +8,7 @@ import {
   attentionDtypeOf,
   type ComputeDtype,
   loadWeights,
+  usualDtype,
   type WeightFormat,
 } from '../model/weights.js'
 import { Device } from '../ops/index.js'
@@ -22,8 +23,9 @@ export interface LoadOptions {
    */
   device?: string | Device
   /**
-   * What the model computes in; default `f32`. With `bf16` weights and activations are rounded to
-   * bfloat16, sums and the residual stream stay in float32.
+   * What the model computes in; default `f32` on a CPU and `bf16` on a GPU, whose tensor cores take 16
+   * bits. With `bf16` weights and activations are rounded to bfloat16, attention is computed in
+   * float16, sums and the residual stream stay in float32.
    */
   dtype?: ComputeDtype
   /**
@@ -60,9 +62,9 @@ const LOAD_OPTIONS = ['device', 'dtype', 'weights', 'threads', 'kvMemory', 'sign
  */
 export async function loadModel(dir: string, options: LoadOptions = {}): Promise<Model> {
   checkOptions(options, LOAD_OPTIONS)
-  const { dtype = 'f32', weights: format = 'stored', signal } = options
-  if (dtype !== 'f32' && dtype !== 'bf16') {
-    throw new ZipCacheError('ERR_ZC_ARGUMENT', `dtype: is ${show(dtype)}, expected f32 or bf16`, {
+  const { dtype: asked, weights: format = 'stored', signal } = options
+  if (asked !== undefined && asked !== 'f32' && asked !== 'bf16') {
+    throw new ZipCacheError('ERR_ZC_ARGUMENT', `dtype: is ${show(asked)}, expected f32 or bf16`, {
       argument: 'dtype',
     })
   }
@@ -92,6 +94,7 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
       const message = `weights: int8 is multiplied on the CPU alone, the device is ${device.info.name}`
       throw new ZipCacheError('ERR_ZC_UNSUPPORTED', message, { argument: 'weights' })
     }
+    const dtype = asked ?? usualDtype(device)
     const weights = await loadWeights(device, checked, dtype, format, signal)
     disposers.push(() => weights.dispose())
     const { invFreq, attentionScale } = ropeFrequencies(

@@ -21,7 +21,7 @@ export async function modelAsker(setting: WorkerSetting, signal?: AbortSignal): 
     const identity = {
       model: await model.fingerprint(),
       device: `${name} (${isa})`,
-      dtype,
+      dtype: model.dtype,
       ...(model.weights === 'stored' ? {} : { weights: model.weights }),
     }
     const release = () => model.dispose()

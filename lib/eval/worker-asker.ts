@@ -13,7 +13,7 @@ export interface WorkerSetting {
   /** As `Device.open` takes it. */
   readonly device: string
   /** What the model computes in. */
-  readonly dtype: ComputeDtype
+  readonly dtype?: ComputeDtype | undefined
   /** How its matrices are kept; default `stored`. */
   readonly weights?: WeightFormat | undefined
   /** Threads of the CPU; default one a core. */

@@ -16,6 +16,11 @@ import type { ModelWeight, WeightRole } from './checkpoint.js'
  */
 export type ComputeDtype = 'f32' | 'bf16'
 
+/** What a model computes in where nothing else is asked for. */
+export function usualDtype(device: Device): ComputeDtype {
+  return device.info.kind === 'gpu' ? 'bf16' : 'f32'
+}
+
 /**
  * Type of Q, K, V and attention's output. A model that computes in bfloat16 attends in float16,
  * which is as small and rounds eight times finer: with bfloat16 there, the argmax of a near tie
@@ -74,7 +79,8 @@ const DTYPE_OF: Record<string, DType> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
 /**
  * Maps the weights of a checkpoint into memory. With `f32` every weight stays in the file's own
  * type and is widened where it is used, which loses nothing and copies nothing; with `bf16`
- * matrices of another type are rounded to it. With `int8` matrices are quantized instead, from what
+ * matrices of another type are rounded to it, on a GPU what follows attention to float16, unless
+ * something in it is too large. With `int8` matrices are quantized instead, from what
  * the file says.
  *
  * Rejects with `ERR_ZC_NUMERIC` naming the first tensor that holds NaN or infinity, `ERR_ZC_IO` or
@@ -94,16 +100,27 @@ export async function loadWeights(
     tensors.add(tensor)
     return tensor
   }
-  const toMatrix = (x: Tensor): Matrix => {
+  const toMatrix = async (x: Tensor, role: MatrixRole): Promise<Matrix> => {
     if (format === 'int8') {
       const matrix = { weight: make('i8', x.shape), scales: make('f32', x.shape.slice(0, 1)) }
       quantizeWeight({ x, out: matrix.weight, scales: matrix.scales })
       return matrix
     }
-    if (dtype === 'f32' || x.dtype === 'bf16') return { weight: x }
-    const out = make('bf16', x.shape)
-    convert({ x, out })
-    return { weight: out }
+    if (dtype === 'f32') return { weight: x }
+    const rounded = (dtype: 'f16' | 'bf16') => {
+      if (x.dtype === dtype) return x
+      const out = make(dtype, x.shape)
+      convert({ x, out })
+      return out
+    }
+    // Attention's output is float16. Factors of two types are two products of a GPU's tensor cores;
+    // of a bfloat16 below 2^-17 float16 loses up to 2^-25.
+    if (role === 'oProj' && device.info.kind === 'gpu') {
+      const weight = rounded('f16')
+      if (weight === x || (await countOfNonFinite(weight)) === 0) return { weight }
+      weight.dispose()
+    }
+    return { weight: rounded('bf16') }
   }
   const dispose = () => {
     for (const tensor of tensors) tensor.dispose()
@@ -123,7 +140,7 @@ export async function loadWeights(
       if (layer !== null) layers[layer] ??= {}
       const own = layer === null ? once : (layers[layer] as LayerWeights)
       if (isMatrix(role)) {
-        const matrix = toMatrix(stored)
+        const matrix = await toMatrix(stored, role)
         if (matrix.weight !== stored) stored.dispose()
         own[role] = matrix
       } else own[role] = stored
@@ -133,7 +150,9 @@ export async function loadWeights(
     if (!embedding || !norm)
       throw new ZipCacheError('ERR_ZC_INTERNAL', 'weights: no embedding or norm')
     // Token embeddings are looked up in the file's own type, whatever they are multiplied in.
-    const lmHead = once.lmHead ?? (format === 'int8' ? toMatrix(embedding) : { weight: embedding })
+    const lmHead =
+      once.lmHead ??
+      (format === 'int8' ? await toMatrix(embedding, 'lmHead') : { weight: embedding })
     await device.sync()
     return { embedding, layers, norm, lmHead, dispose }
   } catch (error) {
@@ -179,19 +198,22 @@ function storedDtype({ name, tensor }: ModelWeight): DType {
 }
 
 async function refuseNonFinite(x: Tensor, name: string): Promise<void> {
+  const bad = await countOfNonFinite(x)
+  if (bad > 0) {
+    throw new ZipCacheError(
+      'ERR_ZC_NUMERIC',
+      `${name}: ${bad} of its ${x.length} elements are NaN or infinite`,
+      { argument: name },
+    )
+  }
+}
+
+async function countOfNonFinite(x: Tensor): Promise<number> {
   const count = x.device.tensor('i32', [1])
   try {
     countNonFinite({ x, count })
-    const [bad] = await count.read()
-    if (bad) {
-      throw new ZipCacheError(
-        'ERR_ZC_NUMERIC',
-        `${name}: ${bad} of its ${x.length} elements are NaN or infinite`,
-        {
-          argument: name,
-        },
-      )
-    }
+    const [n] = await count.read()
+    return n as number
   } finally {
     count.dispose()
   }

@@ -94,6 +94,39 @@ describe('numbers that overflow on their way', () => {
   })
 })
 
+describe('computed in bfloat16', () => {
+  const output = 'model.layers.0.self_attn.o_proj.weight'
+
+  test('a GPU keeps what follows attention in float16, unless something in it is too large', async () => {
+    const ids = someIds(40, 320)
+    const huge = 0x4796 // 76,800
+    for (const tensors of [undefined, poke(output, huge, 5)]) {
+      const dir = tensors ? copies.copy(kLlama, { tensors }) : kLlama
+      const [exact, rounded] = await Promise.all(
+        (['f32', 'bf16'] as const).map(async (dtype) => {
+          const where = dtype === 'f32' ? device : 'cuda-emu'
+          const model = await loadModel(dir, { device: where, dtype })
+          const logits = await model.logits(ids)
+          await model.dispose()
+          return logits
+        }),
+      )
+      const error = Math.max(...rounded!.map((x, i) => Math.abs(x - exact![i]!)))
+      const largest = Math.max(...exact!.map(Math.abs))
+      expect(error / largest).toBeLessThan(0.05)
+    }
+  })
+
+  test('is usual on a GPU and not on a CPU', async () => {
+    const model = await loadModel(kLlama, { device })
+    expect(model.dtype).toBe('f32')
+    await model.dispose()
+    const gpu = await loadModel(kLlama, { device: 'cuda-emu' })
+    expect(gpu.dtype).toBe('bf16')
+    await gpu.dispose()
+  })
+})
+
 describe('files that are damaged', () => {
   const damaged = { code: 'ERR_ZC_CHECKPOINT' } as const
 
