@@ -156,6 +156,20 @@ describeBackends('sample', (backend) => {
     await expectSampled(backend, rows)
   })
 
+  test('a large vocabulary with nothing finite in some parts, in all, and a broken part', async () => {
+    const { NaN: nan, NEGATIVE_INFINITY: out, POSITIVE_INFINITY: top } = Number
+    const none = new Float32Array(20_020).fill(out)
+    const rows = [
+      none,
+      none.with(9_000, -3),
+      none.with(19_999, 2).with(3, 2).with(8_192, 1),
+      none.with(5, 1).with(20_019, nan),
+      none.with(5, 1).with(8_191, top),
+    ].map((logits): Row => ({ logits, params: { ...plain, temperature: 0 } }))
+    const ids = await expectSampled(backend, rows)
+    expect([...ids]).toEqual([-1, 9_000, 3, -1, -1])
+  })
+
   test('ties: the lowest id when greedy, the lower ids when cut by rank', async () => {
     const logits = [1, 3, 0, 3, 3, -1, 3]
     const rows: Row[] = [{ logits, params: { ...plain, temperature: 0 } }]

@@ -9,8 +9,8 @@ namespace zc::cuda {
 namespace {
 
 constexpr int kMaxThreads = 512;
-constexpr int64_t kManyTokens = 8192;  // below, blocks are of kFewThreads
-constexpr int kFewThreads = 128;
+constexpr int kFewThreads = 128;            // for rows shorter than a part
+constexpr int64_t kPartTokens = 8192;       // of a row: each has a block that looks for the highest
 constexpr int kQuad = 4;                    // tokens that a thread reads at a time
 constexpr int kBins = 16;                   // of a histogram
 constexpr int kListed = 4096;               // candidates that are kept in shared memory
@@ -276,22 +276,32 @@ ZC_DEVICE Cut find_cut(const Workspace& work, const LogitRow& row, const Cut& be
   return cut;
 }
 
-// The highest logit of a row and the sum of e^(x - highest).
+constexpr float kLog2E = 1.44269504f;
+
+// The highest logit of a row, or of a part of one, and the sum of e^(x - highest).
 struct Highest {
-  float value;
-  int64_t id;     // lowest of those that have it; -1: no logit is finite, or one NaN or +infinity
+  uint64_t word;  // key of the logit, and ~id below it: the lowest id of those that have it
   double weight;  // the sum
+
+  // A logit is NaN or +infinity; above all others.
+  static constexpr uint64_t kBroken = ~uint64_t{0};
+
+  ZC_DEVICE float value() const { return value_of(static_cast<uint32_t>(word >> 32)); }
+  ZC_DEVICE int64_t id() const { return int64_t{0xffffffffu - static_cast<uint32_t>(word)}; }
+  // No logit is finite, or one is broken.
+  ZC_DEVICE bool is_none() const { return word == kBroken || value() == -INFINITY; }
 };
 
-// One pass: every thread keeps its own maximum, and scales its sum when that rises.
-ZC_DEVICE Highest find_highest(const Workspace& work, const LogitRow& row) {
-  constexpr float kLog2E = 1.44269504f;
+// Of the tokens [begin, end), in one pass: every thread keeps its own maximum, and scales its sum
+// when that rises.
+ZC_DEVICE Highest find_highest(const Workspace& work, const LogitRow& row, int64_t begin,
+                               int64_t end) {
   const int own = static_cast<int>(threadIdx.x);
   float highest = -INFINITY;
-  int64_t id = 0;
+  int64_t id = begin;
   float sum = 0.0f;
   bool broken = false;
-  row.for_each<4>(0, row.vocab_size, own, static_cast<int>(blockDim.x), [&](int64_t i, float x) {
+  row.for_each<4>(begin, end, own, static_cast<int>(blockDim.x), [&](int64_t i, float x) {
     broken |= !(x < INFINITY);
     if (x > highest) {
       sum *= simt::ex2((highest - x) * kLog2E);
@@ -300,33 +310,81 @@ ZC_DEVICE Highest find_highest(const Workspace& work, const LogitRow& row) {
     }
     sum += x == -INFINITY ? 0.0f : simt::ex2((x - highest) * kLog2E);
   });
-  // Of equal logits the lowest id is the highest word. A broken row is above all others.
-  uint64_t word = broken
-                      ? ~uint64_t{0}
-                      : uint64_t{key_of(highest)} << 32 | (0xffffffffu - static_cast<uint32_t>(id));
   const auto higher = [](uint64_t a, uint64_t b) { return a > b ? a : b; };
-  ZC_UNROLL for (int distance = 16; distance > 0; distance /= 2) word =
-      higher(word, __shfl_xor_sync(kAllLanes, word, distance));
-  word = over_warps(work, word, higher);
-  const float value = value_of(static_cast<uint32_t>(word >> 32));
-  if (word == ~uint64_t{0} || value == -INFINITY) return {value, -1, 0.0};
+  Highest found{};
+  found.word = broken ? Highest::kBroken
+                      : uint64_t{key_of(highest)} << 32 | (0xffffffffu - static_cast<uint32_t>(id));
+  ZC_UNROLL for (int distance = 16; distance > 0; distance /= 2) found.word =
+      higher(found.word, __shfl_xor_sync(kAllLanes, found.word, distance));
+  found.word = over_warps(work, found.word, higher);
+  if (found.is_none()) return found;
 
-  double total =
-      highest == -INFINITY ? 0.0 : double{sum} * double{simt::ex2((highest - value) * kLog2E)};
+  double total = highest == -INFINITY
+                     ? 0.0
+                     : double{sum} * double{simt::ex2((highest - found.value()) * kLog2E)};
   ZC_UNROLL for (int distance = 16; distance > 0; distance /= 2) total +=
       __shfl_xor_sync(kAllLanes, total, distance);
-  total = over_warps(work, total, [](double a, double b) { return a + b; });
-  return {value, int64_t{0xffffffffu - static_cast<uint32_t>(word)}, total};
+  found.weight = over_warps(work, total, [](double a, double b) { return a + b; });
+  return found;
+}
+
+// Of all parts of a row, in order.
+ZC_DEVICE Highest join_parts(const Highest* parts, int n_parts) {
+  Highest all{};
+  for (int i = 0; i < n_parts; ++i) all.word = parts[i].word > all.word ? parts[i].word : all.word;
+  if (all.is_none()) return all;
+  for (int i = 0; i < n_parts; ++i)
+    if (!parts[i].is_none())
+      all.weight += parts[i].weight * double{simt::ex2((parts[i].value() - all.value()) * kLog2E)};
+  return all;
+}
+
+struct SampleRows {
+  const float* logits;      // (rows, vocab_size)
+  const float* params;      // (rows, kSampleParams)
+  uint8_t* seen;            // (n_contexts, vocab_size)
+  const int32_t* contexts;  // (rows)
+  int64_t vocab_size;
+  int64_t n_contexts;
+  bool vectors;
+  Highest* parts;  // (rows, n_parts), null where a row is one
+  int32_t n_parts;
+
+  ZC_DEVICE bool context_exists(int64_t r) const {
+    return contexts[r] >= -1 && contexts[r] < n_contexts;
+  }
+  // Marks of tokens that the row's context has seen; null without one.
+  ZC_DEVICE uint8_t* seen_of(int64_t r) const {
+    return context_exists(r) && contexts[r] >= 0 ? seen + contexts[r] * vocab_size : nullptr;
+  }
+  ZC_DEVICE LogitRow row(int64_t r) const {
+    const float penalty = params[r * kSampleParams + kSampleRepetitionPenalty];
+    return {logits + r * vocab_size, penalty != 1.0f ? seen_of(r) : nullptr, penalty, vocab_size,
+            vectors};
+  }
+};
+
+// The highest logit of each part of each row. A block owns a part. Bound by reading logits from L2.
+__global__ void __launch_bounds__(kMaxThreads) highest_of_parts_kernel(SampleRows a) {
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
+  ZC_SHARED(uint64_t, words, [kMaxThreads / 32]);
+  Workspace work{};
+  work.words = words;
+  const int64_t r = blockIdx.x;
+  const int64_t begin = blockIdx.y * kPartTokens;
+  const int64_t end = begin + kPartTokens < a.vocab_size ? begin + kPartTokens : a.vocab_size;
+  const Highest own = find_highest(work, a.row(r), begin, end);
+  if (threadIdx.x == 0) a.parts[r * a.n_parts + blockIdx.y] = own;
 }
 
 // Picks the next token of a row: repetition penalty, temperature, top-k, top-p, min-p, one uniform
 // number (lib/ops/sample.ts). A block owns a row. Dynamic shared memory: kBins words of 8 bytes a
-// thread and kListed of 4, 80 KB. Bound by reading the logits from L2, once if the likeliest token
-// is taken, else three times and twice more for each of top-k and top-p.
+// thread and kListed of 4, 80 KB. Bound by reading the logits from L2: once for the likeliest
+// token, where no block has looked at the parts; for others twice more, and twice for each of top-k
+// and top-p.
 __global__ void __launch_bounds__(kMaxThreads, 1)
-    sample_kernel(FaultSink faults, const float* logits, const float* all_params, uint8_t* all_seen,
-                  const int32_t* contexts, int32_t* ids, float* logprobs, int64_t vocab_size,
-                  int64_t n_contexts, bool vectors) {
+    sample_kernel(FaultSink faults, SampleRows a, int32_t* ids, float* logprobs) {
   simt::let_next_begin();
   simt::wait_for_kernels_before();
   ZC_DYNAMIC_SHARED(dynamic);
@@ -343,35 +401,35 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int64_t r = blockIdx.x;
   const int own = static_cast<int>(threadIdx.x);
   const int threads = static_cast<int>(blockDim.x);
-  const float* params = all_params + r * kSampleParams;
-  const int64_t context = contexts[r];
-  const bool exists = context >= -1 && context < n_contexts;
-  if (own == 0) check_data(faults, exists, FaultReason::kSampleContext, context, n_contexts - 1);
-  uint8_t* seen = exists && context >= 0 ? all_seen + context * vocab_size : nullptr;
-  const float penalty = params[kSampleRepetitionPenalty];
-  const LogitRow row{logits + r * vocab_size, penalty != 1.0f ? seen : nullptr, penalty, vocab_size,
-                     vectors};
+  const int64_t vocab_size = a.vocab_size;
+  const float* params = a.params + r * kSampleParams;
+  const bool exists = a.context_exists(r);
+  if (own == 0)
+    check_data(faults, exists, FaultReason::kSampleContext, a.contexts[r], a.n_contexts - 1);
+  uint8_t* const seen = a.seen_of(r);
+  const LogitRow row = a.row(r);
 
-  const Highest best = find_highest(work, row);
-  if (best.id < 0 || !exists) {
+  const Highest best = a.parts != nullptr ? join_parts(a.parts + r * a.n_parts, a.n_parts)
+                                          : find_highest(work, row, 0, vocab_size);
+  if (best.is_none() || !exists) {
     if (own == 0) {
       ids[r] = -1;
       logprobs[r] = bits_to_float(0x7fc00000u);
     }
     return;
   }
-  int64_t chosen = best.id;
+  int64_t chosen = best.id();
   double logprob = -log(best.weight);
   const float temperature = params[kSampleTemperature];
   if (temperature > 0.0f) {
     // A token's weight relative to the likeliest one's, in units of 2^-44.
-    const auto weight = [&](float x) { return expf((x - best.value) / temperature); };
+    const auto weight = [&](float x) { return expf((x - best.value()) / temperature); };
     const auto units = [](float w) {
       return w > 0.0f ? static_cast<uint64_t>(w * kUnit) : uint64_t{0};
     };
     // By whole powers of e.
     const auto group = [&](float x) {
-      const float t = (best.value - x) / temperature;
+      const float t = (best.value() - x) / temperature;
       return t < kBins - 1 ? static_cast<int>(t) : kBins - 1;
     };
     uint64_t total = 0;
@@ -407,7 +465,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     });
     if (drawn >= 0) chosen = drawn;
     const float x = row.penalized(row.logits[chosen], row.seen != nullptr && seen[chosen] != 0);
-    logprob = (double{x} - double{best.value}) / double{temperature} -
+    logprob = (double{x} - double{best.value()}) / double{temperature} -
               log(static_cast<double>(total) / double{kUnit});
   }
   __syncthreads();  // the mark below belongs to the next step
@@ -422,16 +480,30 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 
 void sample(Context& context, const SampleArgs& a) {
   const int64_t vocab_size = a.logits.size(1);
-  const int threads = vocab_size < kManyTokens ? kFewThreads : kMaxThreads;
+  const int threads = vocab_size < kPartTokens ? kFewThreads : kMaxThreads;
   const size_t shared_bytes =
       static_cast<size_t>(kBins * threads) * sizeof(uint64_t) + kListed * sizeof(uint32_t);
   const bool vectors =
       (address_bits(a.logits.data) | static_cast<uint64_t>(vocab_size * 4)) % 16 == 0 &&
       address_bits(a.seen.data) % 4 == 0;
-  launch_early(context, &sample_kernel, blocks_for(a.logits.size(0), 1), threads, shared_bytes,
-               context.faults(), a.logits.as<float>(), a.params.as<float>(), a.seen.as<uint8_t>(),
-               a.contexts.as<int32_t>(), a.ids.as<int32_t>(), a.logprobs.as<float>(), vocab_size,
-               a.seen.size(0), vectors);
+  SampleRows rows{};
+  rows.logits = a.logits.as<float>();
+  rows.params = a.params.as<float>();
+  rows.seen = a.seen.as<uint8_t>();
+  rows.contexts = a.contexts.as<int32_t>();
+  rows.vocab_size = vocab_size;
+  rows.n_contexts = a.seen.size(0);
+  rows.vectors = vectors;
+  const unsigned n_rows = blocks_for(a.logits.size(0), 1);
+  if (vocab_size > kPartTokens) {
+    const unsigned n_parts = blocks_for(vocab_size, kPartTokens);
+    rows.n_parts = static_cast<int32_t>(n_parts);
+    rows.parts = static_cast<Highest*>(
+        context.scratch(int64_t{n_rows} * n_parts * static_cast<int64_t>(sizeof(Highest))));
+    launch_early(context, &highest_of_parts_kernel, dim3(n_rows, n_parts), kMaxThreads, 0, rows);
+  }
+  launch_early(context, &sample_kernel, n_rows, threads, shared_bytes, context.faults(), rows,
+               a.ids.as<int32_t>(), a.logprobs.as<float>());
 }
 
 }  // namespace zc::cuda
