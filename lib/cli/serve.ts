@@ -350,24 +350,26 @@ async function serverOptions(dir: string, options: ServeOptions): Promise<Server
     defaultMaxTokens: options.defaultMaxTokens,
     maxChoices: options.maxChoices,
     bodyLimit: options.bodyLimit,
-    bodyTimeoutMs: options.bodyTimeout * 1000,
-    requestTimeoutMs: options.requestTimeout * 1000,
-    pingMs: options.ping * 1000,
+    bodyTimeoutMs: milliseconds(options.bodyTimeout),
+    requestTimeoutMs: milliseconds(options.requestTimeout),
+    pingMs: milliseconds(options.ping),
     // The sampling that the model's authors advise; without advice OpenAI's.
     sampling: {
       ...Object.fromEntries(Object.entries(advised).filter(([, value]) => value != null)),
       ...(generation?.doSample === false ? { temperature: 0 } : {}),
     },
     maxSessions: options.maxSessions,
-    sessionTtlMs: options.sessionTtl * 1000,
-    drainDelayMs: options.drainDelay * 1000,
-    drainTimeoutMs: options.drainTimeout * 1000,
+    sessionTtlMs: milliseconds(options.sessionTtl),
+    drainDelayMs: milliseconds(options.drainDelay),
+    drainTimeoutMs: milliseconds(options.drainTimeout),
     page: options.page,
     logLevel: options.logLevel,
     logPrompts: options.logPrompts,
     vllmMetrics: options.metricsCompat === 'vllm',
   }
 }
+
+const milliseconds = (seconds: number) => Math.round(seconds * 1000)
 
 function aborted(signal: AbortSignal): Promise<void> {
   if (signal.aborted) return Promise.resolve()

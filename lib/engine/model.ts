@@ -192,7 +192,13 @@ export class Model {
 export function createEngine(options: { model: Model } & EngineOptions): Engine {
   // A caller without types may leave everything out.
   const { model, ...others } = (options ?? {}) as typeof options
-  if (typeof model?.createEngine === 'function') return model.createEngine(others)
+  checkModel(model)
+  return model.createEngine(others)
+}
+
+/** Throws `ERR_ZC_ARGUMENT` for what is no model. */
+export function checkModel(model: Model | undefined): asserts model is Model {
+  if (typeof model?.createEngine === 'function') return
   const message = 'model: expected a Model, as loadModel gives one'
   throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'model' })
 }

@@ -10,6 +10,7 @@ import fastify, {
 } from 'fastify'
 import type { Engine } from '../engine/engine.js'
 import type { Model } from '../engine/model.js'
+import { disposedError } from '../engine/run.js'
 import { ZipCacheError } from '../errors.js'
 import { POLICY_NAMES } from '../policy/index.js'
 import { ApiError, toApiError } from './api-error.js'
@@ -63,6 +64,7 @@ export class Server {
   #isClosed = false
   #noneInFlight: (() => void) | null = null
 
+  /** Throws `ERR_ZC_ARGUMENT` for an option that is unknown or out of range. */
   constructor(options: ServerOptions = {}) {
     const settings = settingsOf(options)
     this.#settings = settings
@@ -131,11 +133,16 @@ export class Server {
    *
    * - `examples`: texts that the page offers to send to this model
    *
-   * Throws as `createEngine`.
+   * Throws as `createEngine`; `ERR_ZC_ARGUMENT` for a second model, `ERR_ZC_HANDLE` once it is closed.
    */
   serve(model: Model, { examples = [] }: { examples?: readonly PageExample[] } = {}): void {
-    const { nLayers, nKvHeads, headDim } = model.config
+    if (this.#isClosed) throw disposedError('server')
+    if (this.#backend) {
+      const message = 'model: the server answers from one already'
+      throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'model' })
+    }
     const backend = createBackend(model, this.#settings, this.metrics)
+    const { nLayers, nKvHeads, headDim } = model.config
     const fp16BytesPerToken = 4 * nLayers * nKvHeads * headDim
     this.metrics.attach({ ...backend, fp16BytesPerToken })
     this.#examples = examples
