@@ -45,6 +45,35 @@ test('a request beyond its options is refused as OpenAI would', async () => {
   expect(error).toMatchObject({ status: 400, param: 'n' })
 })
 
+test('many prompts of one request share memory that holds some of them', async () => {
+  const small = createService(model, { kvMemory: 2 ** 22 })
+  const warned = jest.fn()
+  process.on('warning', warned)
+  const prompts = Array.from({ length: 12 }, (_, p) =>
+    Array.from({ length: 2000 }, (_, i) => 10 + ((p * 3 + i * 7) % 150)),
+  )
+  const ask = async (prompt: number[][]) => {
+    const body = { prompt, max_tokens: 2, temperature: 0, ignore_eos: true }
+    const answer = await small.complete(body, call())
+    return answer.kind === 'whole' ? (answer.body as WholeBody) : null
+  }
+  const all = await ask(prompts)
+  const one = await ask(prompts.slice(0, 1))
+  process.off('warning', warned)
+  await small.dispose()
+  expect(all?.choices[0]).toEqual(one?.choices[0])
+  expect(all?.usage.completion_tokens).toBe(24)
+  // What all caches took, though they were not there together.
+  expect(all?.usage.kv_cache.bytes).toBeGreaterThan(2 ** 22)
+  expect(one?.usage.kv_cache.bytes).toBeLessThan(2 ** 20)
+  expect(warned).not.toHaveBeenCalled() // of listeners that pile up
+})
+
+interface WholeBody {
+  choices: object[]
+  usage: { completion_tokens: number; kv_cache: { bytes: number } }
+}
+
 test('its end is not the end of the model', async () => {
   const other = createService(model, { kvMemory: 2 ** 24 })
   await other.dispose()
