@@ -26,6 +26,8 @@ export interface RequestRules {
 
 /** What every request for tokens says, whatever its prompt is. */
 export interface GenerationRequest {
+  /** The name that it calls the model by. */
+  readonly model: string
   /** Choices for each prompt. */
   readonly n: number
   readonly stream: boolean
@@ -138,8 +140,8 @@ function readGeneration(
   rules: RequestRules,
   maxTokens: number,
 ): Omit<GenerationRequest, 'logprobs'> {
-  checkModel(fields, rules.modelNames)
   const { sampling } = rules
+  const model = readModel(fields, rules.modelNames)
   const stream = fields.boolean('stream') ?? false
   const streamOptions = fields.nested('stream_options')
   if (streamOptions && !stream) throw invalid('stream_options', 'is only for "stream": true')
@@ -152,6 +154,7 @@ function readGeneration(
   streamOptions?.ignore(['include_obfuscation'])
   streamOptions?.done()
   const request = {
+    model,
     n: fields.integer('n', 1, rules.maxChoices) ?? 1,
     stream,
     includeUsage,
@@ -182,9 +185,9 @@ function readGeneration(
   return request
 }
 
-function checkModel(fields: Fields, names: readonly string[]): void {
-  const model = fields.text('model', MAX_NAME_LENGTH)
-  if (model === undefined || names.includes(model)) return
+function readModel(fields: Fields, names: readonly string[]): string {
+  const model = fields.text('model', MAX_NAME_LENGTH) ?? (names[0] as string)
+  if (names.includes(model)) return model
   throw modelNotFound(model, names)
 }
 

@@ -178,7 +178,7 @@ export class OpenAiService {
     const head: AnswerHead = {
       id: `${format.idPrefix}${randomUUID().replaceAll('-', '')}`,
       created: Math.floor(Date.now() / 1000),
-      model: rules.modelNames[0] as string,
+      model: request.model,
     }
     const usage = () => usageObject(generation.usage, generation.policy)
     async function* events() {
