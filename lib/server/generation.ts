@@ -4,6 +4,7 @@ import type { CacheBytes } from '../engine/context.js'
 import type { Engine } from '../engine/engine.js'
 import type { FinishReason, GeneratedToken } from '../engine/generation.js'
 import type { Sequence } from '../engine/sequence.js'
+import { TextStream } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import { merge } from './merge.js'
 import { policyName } from './policies.js'
@@ -14,6 +15,8 @@ import type { SessionName, Sessions } from './sessions.js'
 /** What happens to one choice. */
 export type ChoiceEvent =
   | { readonly kind: 'token'; readonly choice: number; readonly token: GeneratedToken }
+  /** Text that was held back when the choice ended: of no token of its own. */
+  | { readonly kind: 'text'; readonly choice: number; readonly text: string }
   | { readonly kind: 'end'; readonly choice: number; readonly finishReason: FinishReason }
 
 /** What a request took. */
@@ -195,6 +198,10 @@ export class Generation {
   async *#run({ index, sequence, ids, seed }: Choice, signal: AbortSignal) {
     const options = { ...this.#request.sampling, seed, signal }
     for await (const token of sequence.generate(ids, options)) {
+      if (token.isStop) {
+        yield { kind: 'text' as const, choice: index, text: token.text }
+        continue
+      }
       this.usage.completionTokens++
       this.#observer.token(index)
       yield { kind: 'token' as const, choice: index, token }
@@ -225,7 +232,16 @@ export class Generation {
     const { tokenizer } = this.#host
     const text = this.#prompts[0]?.text ?? null
     if (text === null || !tokenizer) return null
-    return text + tokenizer.decode(tokens.slice(this.#saidFrom))
+    const before = this.#request.sampling.continueText ? tokens.slice(0, this.#saidFrom) : []
+    const said = new TextStream(tokenizer, { before })
+    return (
+      text +
+      tokens
+        .slice(this.#saidFrom)
+        .map((id) => said.push(id))
+        .join('') +
+      said.flush()
+    )
   }
 }
 

@@ -124,7 +124,11 @@ export function readTextRequest(body: unknown, rules: RequestRules): TextRequest
   const maxTokens = fields.integer('max_tokens', 0, Number.MAX_SAFE_INTEGER) ?? 16
   const generation = readGeneration(fields, rules, maxTokens)
   if (bestOf > generation.n) throw invalid('best_of', 'above n is not supported')
-  const sampling = { ...generation.sampling, topLogprobs: topLogprobs ?? 0 }
+  const sampling = {
+    ...generation.sampling,
+    topLogprobs: topLogprobs ?? 0,
+    continueText: true,
+  }
   return { ...generation, sampling, prompts, echo, logprobs }
 }
 

@@ -20,8 +20,8 @@ export interface Said {
 
 /** Tells text from tool calls while an answer comes. What it cannot read stays text: nothing is lost. */
 export interface ToolCallParser {
-  /** The next token: its id, and the text that became certain with it. */
-  push(id: number, text: string): Said
+  /** The next token: its id, null for a text without one, and the text that became certain with it. */
+  push(id: number | null, text: string): Said
   /** The answer has ended. */
   end(): Said
 }
@@ -73,8 +73,9 @@ class Marks {
     }
   }
 
-  textOf(id: number, text: string): string {
-    return text + (this.#texts.get(id) ?? '')
+  textOf(id: number | null, text: string): string {
+    const mark = id === null ? undefined : this.#texts.get(id)
+    return text + (mark ?? '')
   }
 }
 
@@ -92,7 +93,7 @@ class HermesParser implements ToolCallParser {
     this.#marks = new Marks(context, [OPEN, CLOSE])
   }
 
-  push(id: number, text: string): Said {
+  push(id: number | null, text: string): Said {
     this.#rest += this.#marks.textOf(id, text)
     return this.#read(false)
   }
@@ -184,7 +185,7 @@ class WholeParser implements ToolCallParser {
     this.#mark = format.marks[0] as string
   }
 
-  push(id: number, text: string): Said {
+  push(id: number | null, text: string): Said {
     this.#held += this.#marks.textOf(id, text)
     const at = this.#held.indexOf(this.#mark)
     if (at > 0) return this.#speak(at)

@@ -17,8 +17,14 @@ const chat = (content = question.text) => ({
 const answer = `${question.answerText} >`
 
 const running = useServer()
+const answerIds = async (ids: readonly number[]) =>
+  (await collect(running().model.generate(ids, { maxTokens: 14 }))).ids
 const chatUrl = () => `${running().url}/v1/chat/completions`
 const textUrl = () => `${running().url}/v1/completions`
+
+interface Logprobs {
+  logprobs: { tokens: string[] } | null
+}
 
 describe('answers', () => {
   test('a chat completion says what the engine says, and what its cache takes', async () => {
@@ -57,16 +63,21 @@ describe('answers', () => {
       (await post(textUrl(), { prompt, max_tokens: 14, temperature: 0 })).body.choices.map(
         ({ index, text }: { index: number; text: string }) => [index, text],
       )
-    expect(await whole(question.text)).toEqual([[0, answer]])
-    expect(await whole(ids)).toEqual([[0, answer]])
+    // The text goes on, space and all.
+    expect(await whole(question.text)).toEqual([[0, ` ${answer}`]])
+    expect(await whole(ids)).toEqual([[0, ` ${answer}`]])
     expect(await whole([ids, ids])).toEqual([
-      [0, answer],
-      [1, answer],
+      [0, ` ${answer}`],
+      [1, ` ${answer}`],
     ])
     const nothing = { prompt: '', max_tokens: 2, model: null, suffix: null }
     expect((await post(textUrl(), nothing)).body.usage).toMatchObject({ prompt_tokens: 1 })
     const echoed = await post(textUrl(), { prompt: 'line a', max_tokens: 0, echo: true })
     expect(echoed.body.choices[0]).toMatchObject({ text: 'line a', finish_reason: 'length' })
+    const further = { prompt: question.text, max_tokens: 14, temperature: 0, echo: true }
+    expect((await post(textUrl(), further)).body.choices[0].text).toBe(
+      running().model.tokenizer?.decode([...ids, ...(await answerIds(ids))]),
+    )
   })
 
   test('several choices share a prompt, and a seed gives them again', async () => {
@@ -102,6 +113,28 @@ describe('answers', () => {
     expect(content).toHaveLength(14)
     expect(content[0]).toMatchObject({ token: 'line', bytes: [...Buffer.from('line')] })
     expect(content[0].logprob).toBeLessThanOrEqual(0)
+  })
+
+  test('a stop token is not counted, whatever was held back when it came', async () => {
+    const greater = running().model.tokenizer?.tokenId('>')
+    const body = { prompt: question.text, temperature: 0, logprobs: 0, max_tokens: 14 }
+    const stops = { stop_token_ids: [greater], stop: [`${question.number.at(-1)} !`] }
+    for (const more of [{}, { stream: true }]) {
+      const asked = { ...body, ...stops, ...more }
+      const objects = 'stream' in more ? await stream(textUrl(), asked) : []
+      const choices =
+        objects.length > 0
+          ? objects.slice(0, -1).map(({ choices }) => choices[0])
+          : (await post(textUrl(), asked)).body.choices
+      expect(choices.map(({ text }: { text: string }) => text).join('')).toBe(
+        ` ${question.answerText}`,
+      )
+      const tokens = choices.flatMap(({ logprobs }: Logprobs) => logprobs?.tokens ?? [])
+      expect(tokens).toHaveLength(13)
+      expect(tokens).not.toContain('>')
+    }
+    const { usage } = (await post(textUrl(), { ...body, ...stops })).body
+    expect(usage.completion_tokens).toBe(13)
   })
 
   test('the policy is the request’s choice', async () => {

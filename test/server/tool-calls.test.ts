@@ -250,6 +250,14 @@ describe('over HTTP', () => {
     ).toBe(true)
   })
 
+  test('log-probabilities of text completions tell parts of characters apart', async () => {
+    running.script.next = { say: 'ü😀' }
+    const texts = `${running.url}/v1/completions`
+    const { body } = await post(texts, { prompt: 'a', logprobs: 0 })
+    const { tokens } = body.choices[0].logprobs as { tokens: string[] }
+    expect(tokens.join('')).toContain('bytes:\\xf0bytes:\\x9fbytes:\\x98bytes:\\x80')
+  })
+
   test('parallel_tool_calls false: the first call alone, whole and streamed', async () => {
     running.script.next = { say: `${said}<tool_call>{"name": "time"}</tool_call>` }
     const callsOf = (own: readonly { function: { name: string } }[] = []) =>
