@@ -2,7 +2,7 @@ import type { Engine } from '../engine/engine.js'
 import { checkModel, createEngine, type Model } from '../engine/model.js'
 import { ZipCacheError } from '../errors.js'
 import type { Device } from '../ops/index.js'
-import { type ServerOptions, type ServerSettings, settingsOf } from './options.js'
+import { type ServerOptions, type ServerSettings, samplingOf, settingsOf } from './options.js'
 import { OpenAiService, type ServiceObserver } from './service.js'
 import { Sessions } from './sessions.js'
 
@@ -40,7 +40,7 @@ export function createBackend(
     observer,
     rules: {
       policies: { default: settings.policy, allowed: settings.allowedPolicies },
-      sampling: settings.sampling,
+      sampling: samplingOf(settings, model.generationConfig),
       maxTokens: settings.maxTokens ?? maxPositions,
       defaultMaxTokens: settings.defaultMaxTokens,
       maxChoices: settings.maxChoices,

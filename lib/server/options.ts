@@ -2,6 +2,7 @@ import { checkKvMemory } from '../engine/engine.js'
 import { planGeneration } from '../engine/generation.js'
 import { checkOptions, count } from '../engine/options.js'
 import { show, ZipCacheError } from '../errors.js'
+import type { GenerationConfig } from '../model/generation-config.js'
 import { POLICY_NAMES, type PolicySpec, resolvePolicy } from '../policy/index.js'
 import type { SamplingDefaults } from './request.js'
 
@@ -52,7 +53,10 @@ export interface ServerOptions {
   readonly requestTimeoutMs?: number | undefined
   /** A stream in which nothing happens for so long gets a comment line. Default 15 s. */
   readonly pingMs?: number | undefined
-  /** Sampling of requests that do not say how; default OpenAI's, temperature 1. */
+  /**
+   * Sampling of requests that do not say how; default what the model's generation_config.json advises,
+   * else OpenAI's, temperature 1.
+   */
   readonly sampling?: Partial<SamplingDefaults> | undefined
 
   /** Most conversations kept between requests; default 1024, 0 none. */
@@ -82,12 +86,9 @@ export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', '
 export type LogLevel = (typeof LOG_LEVELS)[number]
 
 /** Options with the defaults filled in; undefined where the model decides. */
-export type ServerSettings = Required<
-  Omit<ServerOptions, 'kvMemory' | 'maxPromptTokens' | 'maxTokens' | 'chatTemplate' | 'sampling'>
-> &
-  Pick<ServerOptions, 'kvMemory' | 'maxPromptTokens' | 'maxTokens' | 'chatTemplate'> & {
-    readonly sampling: SamplingDefaults
-  }
+export type ServerSettings = Required<Omit<ServerOptions, ModelDecides>> &
+  Pick<ServerOptions, ModelDecides>
+type ModelDecides = 'kvMemory' | 'maxPromptTokens' | 'maxTokens' | 'chatTemplate' | 'sampling'
 
 /** Throws `ERR_ZC_ARGUMENT` naming the option whose value is wrong. */
 type Check = (name: string, value: unknown) => void
@@ -225,8 +226,28 @@ export function settingsOf(
     logPrompts: false,
     vllmMetrics: false,
     ...given,
-    sampling: { ...SAMPLING, ...withoutUndefined(options.sampling ?? {}) },
   }
+}
+
+/**
+ * Sampling of requests that do not say how: as the options say, else as the model's authors advise.
+ *
+ * Throws `ERR_ZC_ARGUMENT` for advice out of range.
+ */
+export function samplingOf(
+  { sampling = {} }: ServerSettings,
+  advice: GenerationConfig | null,
+): SamplingDefaults {
+  const { temperature, topK, topP, minP, repetitionPenalty, doSample } = advice ?? {}
+  const advised = { temperature, topK, topP, minP, repetitionPenalty }
+  const all = {
+    ...SAMPLING,
+    ...Object.fromEntries(Object.entries(advised).filter(([, value]) => value != null)),
+    ...(doSample === false ? { temperature: 0 } : {}),
+    ...withoutUndefined(sampling),
+  }
+  checkSampling(all)
+  return all
 }
 
 function withoutUndefined<T extends object>(options: T): T {

@@ -45,6 +45,22 @@ test('a request beyond its options is refused as OpenAI would', async () => {
   expect(error).toMatchObject({ status: 400, param: 'n' })
 })
 
+test('sampling is what the model’s authors advise, unless the options or a request say else', async () => {
+  expect(model.generationConfig).toMatchObject({ doSample: false })
+  const texts = async (own: OpenAiService) => {
+    const seeds = [1, 2, 3, 4]
+    const ask = (seed: number) => own.complete({ prompt, max_tokens: 8, seed }, call())
+    const answers = await Promise.all(seeds.map(ask))
+    return new Set(
+      answers.map((answer) => JSON.stringify((answer as { body: WholeBody }).body.choices)),
+    ).size
+  }
+  expect(await texts(service)).toBe(1)
+  const hot = createService(model, { kvMemory: 2 ** 24, sampling: { temperature: 2 } })
+  expect(await texts(hot)).toBe(4)
+  await hot.dispose()
+})
+
 test('many prompts of one request share memory that holds some of them', async () => {
   const small = createService(model, { kvMemory: 2 ** 22 })
   const warned = jest.fn()
