@@ -14,9 +14,10 @@ app.use(express.text({ type: '*/*', limit: '1mb' }))
 app.post('/answer', async (request, response) => {
   const abort = new AbortController()
   response.once('close', () => abort.abort())
+  const signal = AbortSignal.any([abort.signal, AbortSignal.timeout(60_000)])
   response.type('text/plain')
   try {
-    const options = { maxTokens: 15, signal: abort.signal }
+    const options = { maxTokens: 15, signal }
     for await (const token of engine.generate(request.body, options)) response.write(token.text)
     response.end()
   } catch (error) {

@@ -15,11 +15,13 @@ app.addContentTypeParser('*', { parseAs: 'string' }, async (_, text) => text)
 app.post('/answer', async (request, reply) => {
   const abort = new AbortController()
   reply.raw.once('close', () => abort.abort())
+  // Whoever stops reading would keep its cache: the signal ends the stream, too.
+  const signal = AbortSignal.any([abort.signal, AbortSignal.timeout(60_000)])
   async function* text() {
-    const options = { maxTokens: 15, signal: abort.signal }
+    const options = { maxTokens: 15, signal }
     for await (const token of engine.generate(request.body, options)) yield token.text
   }
-  return reply.type('text/plain; charset=utf-8').send(Readable.from(text()))
+  return reply.type('text/plain; charset=utf-8').send(Readable.from(text(), { signal }))
 })
 
 app.setErrorHandler((error, _, reply) => {

@@ -16,11 +16,22 @@ function engine() {
 
 export async function POST(request) {
   const { prompt, maxTokens = 15 } = await request.json()
-  const tokens = (await engine()).generate(prompt, { maxTokens, signal: request.signal })
+  const signal = AbortSignal.any([request.signal, AbortSignal.timeout(60_000)])
+  const tokens = (await engine()).generate(prompt, { maxTokens, signal })
+  let first
+  try {
+    first = await tokens.next() // what is wrong with the prompt is known by then
+  } catch (error) {
+    const status = error.code === 'ERR_ZC_ARGUMENT' ? 400 : 500
+    return new Response(`${error.message}\n`, { status })
+  }
+  // Whoever stops reading would keep its cache.
+  signal.addEventListener('abort', () => void tokens.return())
   const encoder = new TextEncoder()
   const body = new ReadableStream({
     async pull(controller) {
-      const { done, value } = await tokens.next()
+      const { done, value } = first ?? (await tokens.next())
+      first = null
       if (done) controller.close()
       else controller.enqueue(encoder.encode(value.text))
     },

@@ -51,6 +51,7 @@ export type {
   YarnRope,
 } from './model/config.js'
 export { exampleModel } from './model/example-model.js'
+export type { GenerationConfig } from './model/generation-config.js'
 export type { TokenDecoder } from './model/text-stream.js'
 export type { ChatMessage, ChatTemplateOptions, ModelTokenizer } from './model/tokenizer.js'
 export type { ComputeDtype, WeightFormat } from './model/weights.js'

@@ -5,7 +5,6 @@ import { loadModel } from '../engine/load-model.js'
 import type { Model } from '../engine/model.js'
 import { ZipCacheError } from '../errors.js'
 import { generateLineRetrieval } from '../eval/line-retrieval-prompt.js'
-import { readGenerationConfig } from '../model/generation-config.js'
 import type { ComputeDtype, WeightFormat } from '../model/weights.js'
 import { Device } from '../ops/index.js'
 import type { PolicySpec } from '../policy/index.js'
@@ -329,9 +328,6 @@ async function serverOptions(dir: string, options: ServeOptions): Promise<Server
     })
   }
   const envKeys = (process.env.ZIPCACHE_API_KEYS ?? '').split(',').map((key) => key.trim())
-  const generation = await readGenerationConfig(dir)
-  const { temperature, topK, topP, minP, repetitionPenalty } = generation ?? {}
-  const advised = { temperature, topK, topP, minP, repetitionPenalty }
   return {
     host: options.host,
     port: options.port,
@@ -350,24 +346,21 @@ async function serverOptions(dir: string, options: ServeOptions): Promise<Server
     defaultMaxTokens: options.defaultMaxTokens,
     maxChoices: options.maxChoices,
     bodyLimit: options.bodyLimit,
-    bodyTimeoutMs: options.bodyTimeout * 1000,
-    requestTimeoutMs: options.requestTimeout * 1000,
-    pingMs: options.ping * 1000,
-    // The sampling that the model's authors advise; without advice OpenAI's.
-    sampling: {
-      ...Object.fromEntries(Object.entries(advised).filter(([, value]) => value != null)),
-      ...(generation?.doSample === false ? { temperature: 0 } : {}),
-    },
+    bodyTimeoutMs: milliseconds(options.bodyTimeout),
+    requestTimeoutMs: milliseconds(options.requestTimeout),
+    pingMs: milliseconds(options.ping),
     maxSessions: options.maxSessions,
-    sessionTtlMs: options.sessionTtl * 1000,
-    drainDelayMs: options.drainDelay * 1000,
-    drainTimeoutMs: options.drainTimeout * 1000,
+    sessionTtlMs: milliseconds(options.sessionTtl),
+    drainDelayMs: milliseconds(options.drainDelay),
+    drainTimeoutMs: milliseconds(options.drainTimeout),
     page: options.page,
     logLevel: options.logLevel,
     logPrompts: options.logPrompts,
     vllmMetrics: options.metricsCompat === 'vllm',
   }
 }
+
+const milliseconds = (seconds: number) => Math.round(seconds * 1000)
 
 function aborted(signal: AbortSignal): Promise<void> {
   if (signal.aborted) return Promise.resolve()

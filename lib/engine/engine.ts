@@ -12,7 +12,7 @@ import {
   type TokenStream,
   tokenStream,
 } from './generation.js'
-import { checkIsObject, checkOptions } from './options.js'
+import { checkIsObject, checkOptions, count } from './options.js'
 import { PrefixCache, type PrefixKey } from './prefix-cache.js'
 import { busyError, disposedError, orAborted } from './run.js'
 import { Scheduler, type SchedulerCounters, type SchedulerLimits } from './scheduler.js'
@@ -453,15 +453,4 @@ function checkReclaim(reclaim: EngineOptions['reclaim'] = () => false): () => bo
   throw new ZipCacheError('ERR_ZC_ARGUMENT', `reclaim: is ${show(reclaim)}, expected a function`, {
     argument: 'reclaim',
   })
-}
-
-function count(name: string, value: unknown, min: number, max: number): number {
-  if (Number.isInteger(value) && (value as number) >= min && (value as number) <= max) {
-    return value as number
-  }
-  throw new ZipCacheError(
-    'ERR_ZC_ARGUMENT',
-    `${name}: is ${show(value)}, expected a whole number of ${min} to ${max}`,
-    { argument: name },
-  )
 }

@@ -49,14 +49,16 @@ export interface GenerateOptions {
   stop?: string | readonly string[]
   /** Tokens that end the generation beside the model's own; they are not part of it. */
   stopTokens?: readonly number[]
+  /**
+   * The text goes on with that of the prompt: the first token keeps the space before it, which many
+   * tokenizers leave out where a text begins. Default false: a text of its own.
+   */
+  continueText?: boolean
 }
 
 /** A new token. */
 export interface GeneratedToken {
-  /**
-   * Into the model's vocabulary. Text that was held back when a stop token came is told with that
-   * token's id: the only case in which it is.
-   */
+  /** Into the model's vocabulary. */
   readonly id: number
   /**
    * The text that became certain with it: '' while a character or a stop string may still be
@@ -67,6 +69,11 @@ export interface GeneratedToken {
   readonly logprob: number
   /** The likeliest tokens in its place, where `topLogprobs` asks for them; the likeliest first. */
   readonly top?: readonly TokenProbability[]
+  /**
+   * A stop token, which is no part of the generation: told where text was held back when it came, and
+   * only then.
+   */
+  readonly isStop?: true
 }
 
 /** Why a generation ended: a stop token or text, or no room for more. */
@@ -98,6 +105,7 @@ export interface GenerationPlan {
   readonly params: Omit<SampleParams, 'step'>
   readonly stopTokens: ReadonlySet<number>
   readonly stopTexts: readonly string[]
+  readonly continueText: boolean
   /** null: `sample` alone decides. */
   readonly adjuster: LogitAdjuster | null
   readonly constraint: TokenConstraint | null
@@ -121,6 +129,7 @@ const GENERATE_OPTIONS = [
   'ignoreEos',
   'stop',
   'stopTokens',
+  'continueText',
 ]
 
 /** Throws `ERR_ZC_ARGUMENT` naming the option that is wrong. */
@@ -175,6 +184,7 @@ export function planGeneration(
     },
     stopTokens: endTokens,
     stopTexts,
+    continueText: options.continueText ?? false,
     signal: options.signal,
   }
 }

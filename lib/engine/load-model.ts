@@ -1,6 +1,7 @@
 import { show, ZipCacheError } from '../errors.js'
 import { checkTensors, openCheckpoint } from '../model/checkpoint.js'
 import { readModelConfig } from '../model/config.js'
+import { readGenerationConfig } from '../model/generation-config.js'
 import { ropeFrequencies } from '../model/rope-frequencies.js'
 import { specialTokensOf } from '../model/special-tokens.js'
 import { loadTokenizer } from '../model/tokenizer.js'
@@ -77,6 +78,7 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
   const config = await readModelConfig(dir)
   const checked = checkTensors(await openCheckpoint(dir), config)
   const tokenizer = await loadTokenizer(dir)
+  const generationConfig = await readGenerationConfig(dir)
   signal?.throwIfAborted()
 
   const ownsDevice = !(options.device instanceof Device)
@@ -117,7 +119,7 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
     }
     await device.sync() // what is still to be freed is not free
     const kvMemory = options.kvMemory ?? device.memory.free / 2
-    return new Model(forwardModel, kvMemory, tokenizer, release)
+    return new Model(forwardModel, kvMemory, tokenizer, generationConfig, release)
   } catch (error) {
     await release()
     throw error

@@ -2,6 +2,7 @@ import { show, ZipCacheError } from '../errors.js'
 import type { ModelConfig } from '../model/config.js'
 import { fingerprintOf } from '../model/fingerprint.js'
 import type { ForwardModel } from '../model/forward.js'
+import type { GenerationConfig } from '../model/generation-config.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { ComputeDtype, WeightFormat } from '../model/weights.js'
 import type { Device } from '../ops/index.js'
@@ -41,6 +42,8 @@ export class Model {
   readonly device: Device
   /** null when the folder has no tokenizer.json: prompts are token ids then. */
   readonly tokenizer: ModelTokenizer | null
+  /** What its authors advise of sampling; null when the folder has no generation_config.json. */
+  readonly generationConfig: GenerationConfig | null
   readonly #forward: ForwardModel
   readonly #engine: Engine
   readonly #engines: Set<Engine>
@@ -52,6 +55,7 @@ export class Model {
     forwardModel: ForwardModel,
     kvMemory: number,
     tokenizer: ModelTokenizer | null,
+    generationConfig: GenerationConfig | null,
     release: () => Promise<void>,
   ) {
     this.config = forwardModel.config
@@ -59,6 +63,7 @@ export class Model {
     this.weights = forwardModel.weightFormat
     this.device = forwardModel.device
     this.tokenizer = tokenizer
+    this.generationConfig = generationConfig
     this.#forward = forwardModel
     this.#engine = new Engine(forwardModel, tokenizer, { kvMemory })
     this.#engines = new Set([this.#engine])
@@ -192,7 +197,13 @@ export class Model {
 export function createEngine(options: { model: Model } & EngineOptions): Engine {
   // A caller without types may leave everything out.
   const { model, ...others } = (options ?? {}) as typeof options
-  if (typeof model?.createEngine === 'function') return model.createEngine(others)
+  checkModel(model)
+  return model.createEngine(others)
+}
+
+/** Throws `ERR_ZC_ARGUMENT` for what is no model. */
+export function checkModel(model: Model | undefined): asserts model is Model {
+  if (typeof model?.createEngine === 'function') return
   const message = 'model: expected a Model, as loadModel gives one'
   throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'model' })
 }

@@ -1,4 +1,4 @@
-import { ZipCacheError } from '../errors.js'
+import { show, ZipCacheError } from '../errors.js'
 
 /**
  * Refuses an option that nobody reads, so that a misspelt one is not lost in silence, a `signal` that
@@ -27,4 +27,16 @@ export function checkIsObject(options: unknown): void {
   if (typeof options === 'object' && options !== null) return
   const message = `options: is ${String(options)}, expected an object`
   throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'options' })
+}
+
+/** A whole number of [min, max]. Throws `ERR_ZC_ARGUMENT` naming it. */
+export function count(name: string, value: unknown, min: number, max: number): number {
+  if (Number.isInteger(value) && (value as number) >= min && (value as number) <= max) {
+    return value as number
+  }
+  throw new ZipCacheError(
+    'ERR_ZC_ARGUMENT',
+    `${name}: is ${show(value)}, expected a whole number of ${min} to ${max}`,
+    { argument: name },
+  )
 }

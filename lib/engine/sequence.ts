@@ -173,7 +173,8 @@ export class Sequence {
       plan.signal?.throwIfAborted()
       const ids = this.#idsToRun(prompt === null ? [] : this.#idsOf(prompt))
       run = this.#submit({ ids, sampling: plan }, plan.signal)
-      const text = tokenizer && new TextStream(tokenizer, { skip: tokenizer.specialIds })
+      const before = plan.continueText ? [...this.#context.tokens, ...ids] : []
+      const text = tokenizer && new TextStream(tokenizer, { skip: tokenizer.specialIds, before })
       const matcher = new StopMatcher(plan.stopTexts)
       if (plan.maxTokens === 0) await run.finished()
 
@@ -184,7 +185,7 @@ export class Sequence {
           this.#finishReason = 'stop'
           const rest = (text?.flush() ?? '') as string
           const tail = matcher.push(rest).text + matcher.flush()
-          if (tail !== '') yield { ...token, text: tail }
+          if (tail !== '') yield { ...token, text: tail, isStop: true }
           return
         }
         const isComplete = plan.constraint?.isDone === true

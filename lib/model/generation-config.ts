@@ -6,6 +6,7 @@ import { type JsonObject, modelFile, quote, readJsonFile } from './model-files.j
  * here.
  */
 export interface GenerationConfig {
+  /** The token that begins a text. */
   readonly bosTokenId: number | null
   /** Tokens that end a text. */
   readonly eosTokenIds: readonly number[]

@@ -39,10 +39,17 @@ export class TextStream {
   /** Lengths of the window at the last two places where no character was open; the newest last. */
   #boundaries: number[] = []
 
-  /** @param options.skip ids without text: the special tokens, to leave them out */
-  constructor(decoder: TokenDecoder, options: { readonly skip?: ReadonlySet<number> } = {}) {
+  /**
+   * @param options.skip ids without text: the special tokens, to leave them out
+   * @param options.before ids that the text goes on with; theirs is not handed out
+   */
+  constructor(
+    decoder: TokenDecoder,
+    options: { readonly skip?: ReadonlySet<number>; readonly before?: readonly number[] } = {},
+  ) {
     this.#decoder = decoder
     this.#skip = options.skip ?? new Set()
+    for (const id of options.before?.slice(-kMaxUndecided) ?? []) this.push(id)
   }
 
   /** Takes the next token and returns the text that is now certain, often empty. */

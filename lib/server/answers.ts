@@ -1,15 +1,14 @@
 import type { FinishReason, GeneratedToken } from '../engine/generation.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { ChoiceEvent, Usage } from './generation.js'
-import type { ToolCall, ToolCallParser } from './tool-calls.js'
+import type { Said, ToolCall, ToolCallParser } from './tool-calls.js'
 
 /** Why a choice ended, as clients are told: calls are to be made, or as the engine has it. */
 export type AnswerReason = FinishReason | 'tool_calls'
 
 /** What happens to one choice, as it is written: its tool calls are told from its text. */
 export type AnswerEvent =
-  | Extract<ChoiceEvent, { kind: 'token' }>
-  | { readonly kind: 'text'; readonly choice: number; readonly text: string }
+  | Extract<ChoiceEvent, { kind: 'token' | 'text' }>
   | { readonly kind: 'call'; readonly choice: number; readonly call: ToolCall }
   | { readonly kind: 'end'; readonly choice: number; readonly finishReason: AnswerReason }
 
@@ -30,19 +29,25 @@ export async function* withToolCalls(
     const { choice } = event
     const parser = parsers.get(choice) ?? makeParser()
     parsers.set(choice, parser)
-    const isEnd = event.kind === 'end'
-    const { text, calls } = isEnd ? parser.end() : parser.push(event.token.id, event.token.text)
-    if (isEnd && text !== '') yield { kind: 'text', choice, text }
-    if (!isEnd) yield { ...event, token: { ...event.token, text } }
+    const { text, calls } = tell(parser, event)
+    if (event.kind === 'token') yield { ...event, token: { ...event.token, text } }
+    else if (text !== '') yield { kind: 'text', choice, text }
     for (const call of calls) {
       if (called.has(choice) && !isParallel) continue
       called.add(choice)
       yield { kind: 'call', choice, call }
     }
-    if (!isEnd) continue
+    if (event.kind !== 'end') continue
     const isCalling = called.has(choice) && !isNamed && event.finishReason === 'stop'
     yield { ...event, finishReason: isCalling ? 'tool_calls' : event.finishReason }
   }
+}
+
+function tell(parser: ToolCallParser, event: ChoiceEvent): Said {
+  if (event.kind === 'end') return parser.end()
+  return event.kind === 'text'
+    ? parser.push(null, event.text)
+    : parser.push(event.token.id, event.token.text)
 }
 
 /** What all objects of one answer have in common. */
@@ -153,16 +158,15 @@ export function textFormat({ tokenizer }: AnswerOptions, echoes: readonly string
       finish_reason: finishReason,
     }),
     logprobs: (tokens, textOffset) => {
-      const entries = tokens.map((token) => tokenEntry(token, tokenizer))
+      const nameOf = (token: Pick<GeneratedToken, 'id' | 'logprob'>) =>
+        tokenName(tokenEntry(token, tokenizer))
       let offset = textOffset
       return {
-        tokens: entries.map(({ token }) => token),
-        token_logprobs: entries.map(({ logprob }) => logprob),
+        tokens: tokens.map(nameOf),
+        token_logprobs: tokens.map(({ logprob }) => logprob),
         top_logprobs: tokens.some(({ top }) => top && top.length > 0)
           ? tokens.map(({ top = [] }) =>
-              Object.fromEntries(
-                top.map((other) => [tokenEntry(other, tokenizer).token, other.logprob]),
-              ),
+              Object.fromEntries(top.map((other) => [nameOf(other), other.logprob])),
             )
           : null,
         text_offset: tokens.map(({ text }) => {
@@ -183,6 +187,12 @@ function tokenEntry(
   const bytes = tokenizer?.bytesOf(id)
   const token = bytes ? Buffer.from(bytes).toString() : (tokenizer?.decode([id]) ?? String(id))
   return { token, logprob, bytes: [...(bytes ?? Buffer.from(token))] }
+}
+
+/** Tells parts of characters from one another, as OpenAI does where no bytes stand beside a token. */
+function tokenName({ token, bytes }: { token: string; bytes: readonly number[] }): string {
+  if (Buffer.from(token).equals(Buffer.from(bytes))) return token
+  return `bytes:${bytes.map((byte) => `\\x${byte.toString(16).padStart(2, '0')}`).join('')}`
 }
 
 function callObject({ id, name, arguments: args }: ToolCall): object {

@@ -1,8 +1,8 @@
 import type { Engine } from '../engine/engine.js'
-import { createEngine, type Model } from '../engine/model.js'
+import { checkModel, createEngine, type Model } from '../engine/model.js'
 import { ZipCacheError } from '../errors.js'
 import type { Device } from '../ops/index.js'
-import { type ServerOptions, type ServerSettings, settingsOf } from './options.js'
+import { type ServerOptions, type ServerSettings, samplingOf, settingsOf } from './options.js'
 import { OpenAiService, type ServiceObserver } from './service.js'
 import { Sessions } from './sessions.js'
 
@@ -19,6 +19,7 @@ export function createBackend(
   settings: ServerSettings,
   observer: ServiceObserver,
 ): Backend {
+  checkModel(model)
   const { maxPositions } = model.config
   const sessions = new Sessions(settings)
   const engine = createEngine({
@@ -39,7 +40,7 @@ export function createBackend(
     observer,
     rules: {
       policies: { default: settings.policy, allowed: settings.allowedPolicies },
-      sampling: settings.sampling,
+      sampling: samplingOf(settings, model.generationConfig),
       maxTokens: settings.maxTokens ?? maxPositions,
       defaultMaxTokens: settings.defaultMaxTokens,
       maxChoices: settings.maxChoices,
@@ -65,25 +66,26 @@ export function checkKvMemoryOf(device: Device, kvMemory: number | undefined): v
   )
 }
 
+const SERVICE_OPTIONS = [
+  'allowedPolicies',
+  'chatTemplate',
+  'defaultMaxTokens',
+  'kvMemory',
+  'maxBatch',
+  'maxChoices',
+  'maxPromptTokens',
+  'maxQueue',
+  'maxSessions',
+  'maxTokens',
+  'modelNames',
+  'policy',
+  'prefixMemory',
+  'sampling',
+  'sessionTtlMs',
+] as const satisfies readonly (keyof ServerOptions)[]
+
 /** Settings of `createService`: those of a server that do not concern HTTP. */
-export type ServiceOptions = Pick<
-  ServerOptions,
-  | 'allowedPolicies'
-  | 'chatTemplate'
-  | 'defaultMaxTokens'
-  | 'kvMemory'
-  | 'maxBatch'
-  | 'maxChoices'
-  | 'maxPromptTokens'
-  | 'maxQueue'
-  | 'maxSessions'
-  | 'maxTokens'
-  | 'modelNames'
-  | 'policy'
-  | 'prefixMemory'
-  | 'sampling'
-  | 'sessionTtlMs'
->
+export type ServiceOptions = Pick<ServerOptions, (typeof SERVICE_OPTIONS)[number]>
 
 const SILENT: ServiceObserver = {
   begin: () => ({ prompt() {}, token() {}, end() {}, done() {} }),
@@ -93,9 +95,9 @@ const SILENT: ServiceObserver = {
  * OpenAI's API over a model, for a server of one's own: it takes the bodies of requests and gives
  * what is to be sent. It has an engine of its own, which its `dispose` ends; the model stays.
  *
- * Throws as `createEngine`, and `ERR_ZC_ARGUMENT` for a `kvMemory` beyond the device's memory, or what
- * the process's control group may use of it.
+ * Throws as `createEngine`, and `ERR_ZC_ARGUMENT` for an option that is unknown or out of range, and
+ * for a `kvMemory` beyond the device's memory, or what the process's control group may use of it.
  */
 export function createService(model: Model, options: ServiceOptions = {}): OpenAiService {
-  return createBackend(model, settingsOf(options), SILENT).service
+  return createBackend(model, settingsOf(options, SERVICE_OPTIONS), SILENT).service
 }

@@ -101,7 +101,7 @@ export class Fields {
   /** Throws when there is a field that nobody has read. */
   done(): void {
     for (const name of Object.keys(this.#object)) {
-      if (this.#read.has(name)) continue
+      if (this.#read.has(name) || this.#object[name] === null) continue
       throw invalid(this.path(short(name)), 'is no field that this server knows')
     }
   }

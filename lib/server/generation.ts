@@ -1,8 +1,10 @@
+import { setMaxListeners } from 'node:events'
 import type { BytesByClass } from '../cache/index.js'
 import type { CacheBytes } from '../engine/context.js'
 import type { Engine } from '../engine/engine.js'
 import type { FinishReason, GeneratedToken } from '../engine/generation.js'
 import type { Sequence } from '../engine/sequence.js'
+import { TextStream } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import { merge } from './merge.js'
 import { policyName } from './policies.js'
@@ -13,6 +15,8 @@ import type { SessionName, Sessions } from './sessions.js'
 /** What happens to one choice. */
 export type ChoiceEvent =
   | { readonly kind: 'token'; readonly choice: number; readonly token: GeneratedToken }
+  /** Text that was held back when the choice ended: of no token of its own. */
+  | { readonly kind: 'text'; readonly choice: number; readonly text: string }
   | { readonly kind: 'end'; readonly choice: number; readonly finishReason: FinishReason }
 
 /** What a request took. */
@@ -86,7 +90,7 @@ export class Generation {
   readonly #session: SessionName | null
   readonly #signal: AbortSignal
   readonly #observer: GenerationObserver
-  /** The sequences of all choices, until they have been counted. */
+  /** The sequences of choices under way; those that have ended are counted, and gone. */
   readonly #sequences = new Set<Sequence>()
   /** The session, once it is taken. */
   #entered: SessionName | null = null
@@ -110,10 +114,9 @@ export class Generation {
     this.policy = policyName(request.policy)
   }
 
-  /** `usage` so far, with what the caches take at this moment. */
+  /** `usage` so far, with what the caches of choices under way take at this moment. */
   get usageNow(): Usage {
-    const usage = { ...this.usage, ...noBytes() }
-    if (this.#sequences.size === 0) return this.usage
+    const usage = { ...this.usage, bytesByClass: { ...this.usage.bytesByClass } }
     for (const { bytesHeld } of this.#sequences) if (bytesHeld) addBytes(usage, bytesHeld)
     return usage
   }
@@ -125,6 +128,7 @@ export class Generation {
   async *events(): AsyncGenerator<ChoiceEvent, void, undefined> {
     const abort = new AbortController()
     const signal = AbortSignal.any([this.#signal, abort.signal])
+    setMaxListeners(0, signal) // every choice listens
     const sources: AsyncGenerator<ChoiceEvent, void>[] = []
     try {
       for (const [p, prompt] of this.#prompts.entries()) {
@@ -138,10 +142,8 @@ export class Generation {
       abort.abort()
       // A source that nobody asked for anything has nothing to end, and `return` ends it at once.
       await Promise.allSettled(sources.map((source) => source.return()))
-      for (const sequence of this.#sequences) {
-        if (sequence.isUsable) addBytes(this.usage, sequence.bytes)
-      }
-      this.#release()
+      for (const sequence of [...this.#sequences]) this.#end(sequence)
+      if (this.#entered) this.#host.sessions.leave(this.#entered, null)
     }
   }
 
@@ -196,27 +198,31 @@ export class Generation {
   async *#run({ index, sequence, ids, seed }: Choice, signal: AbortSignal) {
     const options = { ...this.#request.sampling, seed, signal }
     for await (const token of sequence.generate(ids, options)) {
+      if (token.isStop) {
+        yield { kind: 'text' as const, choice: index, text: token.text }
+        continue
+      }
       this.usage.completionTokens++
       this.#observer.token(index)
       yield { kind: 'token' as const, choice: index, token }
     }
     const finishReason = sequence.finishReason ?? 'stop'
     this.#observer.end(index, finishReason)
+    this.#end(sequence) // others may wait for its memory, those of this request too
     yield { kind: 'end' as const, choice: index, finishReason }
   }
 
-  /** Ends all sequences but that of a conversation which can go on. */
-  #release(): void {
-    const sequences = [...this.#sequences]
-    this.#sequences.clear()
-    const [first] = sequences
-    const isKept = this.#entered !== null && first?.isUsable === true && first.tokens.length > 0
-    for (const sequence of sequences) if (!isKept || sequence !== first) sequence.dispose()
-    if (!this.#entered) return
-    const kept = isKept
-      ? { sequence: first, policy: this.#policyText, text: this.#textOf(first) }
-      : null
+  /** Counts a sequence and lets it go, or leaves it to its conversation where that can go on. */
+  #end(sequence: Sequence): void {
+    this.#sequences.delete(sequence)
+    if (sequence.isUsable) addBytes(this.usage, sequence.bytes)
+    if (!this.#entered || !sequence.isUsable || sequence.tokens.length === 0) {
+      sequence.dispose()
+      return
+    }
+    const kept = { sequence, policy: this.#policyText, text: this.#textOf(sequence) }
     this.#host.sessions.leave(this.#entered, kept)
+    this.#entered = null
   }
 
   /** The text of a conversation's tokens; null where it is not known. */
@@ -226,7 +232,16 @@ export class Generation {
     const { tokenizer } = this.#host
     const text = this.#prompts[0]?.text ?? null
     if (text === null || !tokenizer) return null
-    return text + tokenizer.decode(tokens.slice(this.#saidFrom))
+    const before = this.#request.sampling.continueText ? tokens.slice(0, this.#saidFrom) : []
+    const said = new TextStream(tokenizer, { before })
+    return (
+      text +
+      tokens
+        .slice(this.#saidFrom)
+        .map((id) => said.push(id))
+        .join('') +
+      said.flush()
+    )
   }
 }
 

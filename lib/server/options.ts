@@ -1,4 +1,9 @@
-import { POLICY_NAMES, type PolicySpec } from '../policy/index.js'
+import { checkKvMemory } from '../engine/engine.js'
+import { planGeneration } from '../engine/generation.js'
+import { checkOptions, count } from '../engine/options.js'
+import { show, ZipCacheError } from '../errors.js'
+import type { GenerationConfig } from '../model/generation-config.js'
+import { POLICY_NAMES, type PolicySpec, resolvePolicy } from '../policy/index.js'
 import type { SamplingDefaults } from './request.js'
 
 /** Settings of a server; each has a default. */
@@ -7,11 +12,11 @@ export interface ServerOptions {
   readonly host?: string | undefined
   /** Default 8000; 0 takes a free one. */
   readonly port?: number | undefined
-  /** Names that requests may call the model by; the first is the one in answers. */
+  /** Names that requests may call the model by; default `zipcache`. */
   readonly modelNames?: readonly string[] | undefined
   /** A Jinja template for chats instead of the model's own. */
   readonly chatTemplate?: string | undefined
-  /** Keys that requests to `/v1` must show one of; default none: everybody is let in. */
+  /** Keys that requests to `/v1` must show one of, without spaces; default none: everybody is let in. */
   readonly apiKeys?: readonly string[] | undefined
   /** Origins whose pages may call the server; default none. */
   readonly corsOrigins?: readonly string[] | undefined
@@ -48,7 +53,10 @@ export interface ServerOptions {
   readonly requestTimeoutMs?: number | undefined
   /** A stream in which nothing happens for so long gets a comment line. Default 15 s. */
   readonly pingMs?: number | undefined
-  /** Sampling of requests that do not say how; default OpenAI's, temperature 1. */
+  /**
+   * Sampling of requests that do not say how; default what the model's generation_config.json advises,
+   * else OpenAI's, temperature 1.
+   */
   readonly sampling?: Partial<SamplingDefaults> | undefined
 
   /** Most conversations kept between requests; default 1024, 0 none. */
@@ -78,15 +86,120 @@ export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', '
 export type LogLevel = (typeof LOG_LEVELS)[number]
 
 /** Options with the defaults filled in; undefined where the model decides. */
-export type ServerSettings = Required<
-  Omit<ServerOptions, 'kvMemory' | 'maxPromptTokens' | 'maxTokens' | 'chatTemplate' | 'sampling'>
-> &
-  Pick<ServerOptions, 'kvMemory' | 'maxPromptTokens' | 'maxTokens' | 'chatTemplate'> & {
-    readonly sampling: SamplingDefaults
-  }
+export type ServerSettings = Required<Omit<ServerOptions, ModelDecides>> &
+  Pick<ServerOptions, ModelDecides>
+type ModelDecides = 'kvMemory' | 'maxPromptTokens' | 'maxTokens' | 'chatTemplate' | 'sampling'
 
-/** Fills in the defaults. */
-export function settingsOf(options: ServerOptions): ServerSettings {
+/** Throws `ERR_ZC_ARGUMENT` naming the option whose value is wrong. */
+type Check = (name: string, value: unknown) => void
+
+function expected(accepts: (value: unknown) => boolean, what: string): Check {
+  return (name, value) => {
+    if (!accepts(value)) throw bad(name, `is ${show(value)}, expected ${what}`)
+  }
+}
+
+const isText = (value: unknown) => typeof value === 'string' && value !== ''
+const text = expected(isText, 'a text that is not empty')
+const texts = expected(
+  (value) => Array.isArray(value) && value.every(isText),
+  'a list of texts, none empty',
+)
+const truth = expected((value) => typeof value === 'boolean', 'true or false')
+const whole =
+  (min: number, max = Number.MAX_SAFE_INTEGER): Check =>
+  (name, value) =>
+    void count(name, value, min, max)
+/** What Node's timers take. */
+const MAX_TIMER_MS = 2 ** 31 - 1
+const timer = whole(0, MAX_TIMER_MS)
+
+const checkNames: Check = (name, value) => {
+  texts(name, value)
+  if ((value as string[]).length === 0) throw bad(name, 'is an empty list, expected a name')
+}
+
+/** Says nothing of what the keys are. */
+const checkKeys: Check = (name, value) => {
+  const isKey = (key: unknown) => typeof key === 'string' && /^\S+$/.test(key)
+  if (Array.isArray(value) && value.every(isKey)) return
+  throw bad(name, 'expected a list of keys, texts without spaces, none empty')
+}
+
+const checkAllowed: Check = (name, value) => {
+  texts(name, value)
+  for (const policy of value as string[]) {
+    try {
+      if (policy !== '*') resolvePolicy(policy)
+    } catch (error) {
+      if (!(error instanceof ZipCacheError)) throw error
+      throw bad(name, error.message)
+    }
+  }
+}
+
+const SAMPLING = { temperature: 1, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1 }
+
+function checkSampling(sampling: Partial<SamplingDefaults>): void {
+  checkOptions(sampling, Object.keys(SAMPLING))
+  // Whoever generates knows the ranges.
+  planGeneration(sampling, { eosTokenIds: [], vocabSize: 1 }, null)
+}
+
+const CHECKS: { readonly [Name in keyof ServerOptions]-?: Check } = {
+  host: text,
+  port: whole(0, 65535),
+  modelNames: checkNames,
+  chatTemplate: expected((value) => typeof value === 'string', 'a text'),
+  apiKeys: checkKeys,
+  corsOrigins: texts,
+  policy: (_, value) => void resolvePolicy(value as PolicySpec),
+  allowedPolicies: checkAllowed,
+  kvMemory: (_, value) => void checkKvMemory(value as number),
+  prefixMemory: whole(0),
+  maxBatch: whole(1),
+  maxQueue: whole(0),
+  maxPromptTokens: whole(1),
+  maxTokens: whole(1),
+  defaultMaxTokens: whole(1),
+  maxChoices: whole(1),
+  bodyLimit: whole(1),
+  bodyTimeoutMs: timer,
+  requestTimeoutMs: timer,
+  pingMs: timer,
+  sampling: (_, value) => checkSampling(value as Partial<SamplingDefaults>),
+  maxSessions: whole(0),
+  sessionTtlMs: whole(0),
+  drainDelayMs: timer,
+  drainTimeoutMs: timer,
+  page: truth,
+  logLevel: expected(
+    (value) => LOG_LEVELS.includes(value as LogLevel),
+    `one of ${LOG_LEVELS.join(', ')}`,
+  ),
+  logPrompts: truth,
+  vllmMetrics: truth,
+}
+
+/** Names of all options. */
+export const SERVER_OPTIONS = Object.keys(CHECKS) as (keyof ServerOptions)[]
+
+/**
+ * Fills in the defaults.
+ *
+ * - `known`: the options there are
+ *
+ * Throws `ERR_ZC_ARGUMENT` naming the option that is unknown, or whose value is wrong.
+ */
+export function settingsOf(
+  options: ServerOptions,
+  known: readonly (keyof ServerOptions)[] = SERVER_OPTIONS,
+): ServerSettings {
+  checkOptions(options, known)
+  const given = withoutUndefined(options)
+  for (const [name, value] of Object.entries(given)) {
+    CHECKS[name as keyof ServerOptions](name, value)
+  }
   return {
     host: '127.0.0.1',
     port: 8000,
@@ -112,14 +225,35 @@ export function settingsOf(options: ServerOptions): ServerSettings {
     logLevel: 'info',
     logPrompts: false,
     vllmMetrics: false,
-    ...Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)),
-    sampling: {
-      temperature: 1,
-      topK: 0,
-      topP: 1,
-      minP: 0,
-      repetitionPenalty: 1,
-      ...options.sampling,
-    },
+    ...given,
   }
+}
+
+/**
+ * Sampling of requests that do not say how: as the options say, else as the model's authors advise.
+ *
+ * Throws `ERR_ZC_ARGUMENT` for advice out of range.
+ */
+export function samplingOf(
+  { sampling = {} }: ServerSettings,
+  advice: GenerationConfig | null,
+): SamplingDefaults {
+  const { temperature, topK, topP, minP, repetitionPenalty, doSample } = advice ?? {}
+  const advised = { temperature, topK, topP, minP, repetitionPenalty }
+  const all = {
+    ...SAMPLING,
+    ...Object.fromEntries(Object.entries(advised).filter(([, value]) => value != null)),
+    ...(doSample === false ? { temperature: 0 } : {}),
+    ...withoutUndefined(sampling),
+  }
+  checkSampling(all)
+  return all
+}
+
+function withoutUndefined<T extends object>(options: T): T {
+  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as T
+}
+
+function bad(name: string, what: string): ZipCacheError {
+  return new ZipCacheError('ERR_ZC_ARGUMENT', `${name}: ${what}`, { argument: name })
 }

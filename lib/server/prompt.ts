@@ -70,7 +70,7 @@ function render(template: () => string): string {
   }
 }
 
-/** A text, or token ids as they are. Throws an `ApiError` 400. */
+/** A text, an empty one too where a token begins texts, or token ids as they are. Throws an `ApiError` 400. */
 export function textPrompt(
   { config, tokenizer }: PromptModel,
   prompt: string | readonly number[],
@@ -82,7 +82,12 @@ export function textPrompt(
     throw invalid('prompt', `holds ${wrong}, expected token ids below ${config.vocabSize}`)
   }
   checkTextLength(prompt, 'prompt', maxTokens)
-  if (tokenizer) return { text: prompt, ids: tokenizer.encode(prompt) }
+  if (tokenizer) {
+    const ids = tokenizer.encode(prompt)
+    const { bosTokenId } = config
+    // Any text may follow, but something has to run.
+    return { text: prompt, ids: ids.length === 0 && bosTokenId !== null ? [bosTokenId] : ids }
+  }
   throw invalid('prompt', 'is a text, but this model has no tokenizer; give token ids')
 }
 

@@ -26,6 +26,8 @@ export interface RequestRules {
 
 /** What every request for tokens says, whatever its prompt is. */
 export interface GenerationRequest {
+  /** The name that it calls the model by. */
+  readonly model: string
   /** Choices for each prompt. */
   readonly n: number
   readonly stream: boolean
@@ -122,7 +124,11 @@ export function readTextRequest(body: unknown, rules: RequestRules): TextRequest
   const maxTokens = fields.integer('max_tokens', 0, Number.MAX_SAFE_INTEGER) ?? 16
   const generation = readGeneration(fields, rules, maxTokens)
   if (bestOf > generation.n) throw invalid('best_of', 'above n is not supported')
-  const sampling = { ...generation.sampling, topLogprobs: topLogprobs ?? 0 }
+  const sampling = {
+    ...generation.sampling,
+    topLogprobs: topLogprobs ?? 0,
+    continueText: true,
+  }
   return { ...generation, sampling, prompts, echo, logprobs }
 }
 
@@ -138,8 +144,8 @@ function readGeneration(
   rules: RequestRules,
   maxTokens: number,
 ): Omit<GenerationRequest, 'logprobs'> {
-  checkModel(fields, rules.modelNames)
   const { sampling } = rules
+  const model = readModel(fields, rules.modelNames)
   const stream = fields.boolean('stream') ?? false
   const streamOptions = fields.nested('stream_options')
   if (streamOptions && !stream) throw invalid('stream_options', 'is only for "stream": true')
@@ -152,6 +158,7 @@ function readGeneration(
   streamOptions?.ignore(['include_obfuscation'])
   streamOptions?.done()
   const request = {
+    model,
     n: fields.integer('n', 1, rules.maxChoices) ?? 1,
     stream,
     includeUsage,
@@ -182,9 +189,9 @@ function readGeneration(
   return request
 }
 
-function checkModel(fields: Fields, names: readonly string[]): void {
-  const model = fields.text('model', MAX_NAME_LENGTH)
-  if (model === undefined || names.includes(model)) return
+function readModel(fields: Fields, names: readonly string[]): string {
+  const model = fields.text('model', MAX_NAME_LENGTH) ?? (names[0] as string)
+  if (names.includes(model)) return model
   throw modelNotFound(model, names)
 }
 

@@ -10,6 +10,7 @@ import fastify, {
 } from 'fastify'
 import type { Engine } from '../engine/engine.js'
 import type { Model } from '../engine/model.js'
+import { disposedError } from '../engine/run.js'
 import { ZipCacheError } from '../errors.js'
 import { POLICY_NAMES } from '../policy/index.js'
 import { ApiError, toApiError } from './api-error.js'
@@ -34,7 +35,7 @@ const API = ['/v1/chat/completions', '/v1/completions', '/v1/models']
 
 const REQUEST_ID = /^[\w.:-]{1,128}$/
 const MAX_SESSION_ID = 256
-/** How long connections may take to end by themselves, once all answers are given. */
+/** How long connections may take to end by themselves, once answers are given, or given up. */
 const CLOSE_MS = 500
 
 /** A request for tokens that is under way. */
@@ -63,6 +64,7 @@ export class Server {
   #isClosed = false
   #noneInFlight: (() => void) | null = null
 
+  /** Throws `ERR_ZC_ARGUMENT` for an option that is unknown or out of range. */
   constructor(options: ServerOptions = {}) {
     const settings = settingsOf(options)
     this.#settings = settings
@@ -131,11 +133,16 @@ export class Server {
    *
    * - `examples`: texts that the page offers to send to this model
    *
-   * Throws as `createEngine`.
+   * Throws as `createEngine`; `ERR_ZC_ARGUMENT` for a second model, `ERR_ZC_HANDLE` once it is closed.
    */
   serve(model: Model, { examples = [] }: { examples?: readonly PageExample[] } = {}): void {
-    const { nLayers, nKvHeads, headDim } = model.config
+    if (this.#isClosed) throw disposedError('server')
+    if (this.#backend) {
+      const message = 'model: the server answers from one already'
+      throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'model' })
+    }
     const backend = createBackend(model, this.#settings, this.metrics)
+    const { nLayers, nKvHeads, headDim } = model.config
     const fp16BytesPerToken = 4 * nLayers * nKvHeads * headDim
     this.metrics.attach({ ...backend, fp16BytesPerToken })
     this.#examples = examples
@@ -191,7 +198,9 @@ export class Server {
     app.addContentTypeParser(
       'application/json',
       { parseAs: 'buffer' },
-      async (_: FastifyRequest, bytes: Buffer) => parseJsonBody(bytes),
+      // Some say the type of a body that they do not send.
+      async ({ method }: FastifyRequest, bytes: Buffer) =>
+        method === 'DELETE' && bytes.length === 0 ? undefined : parseJsonBody(bytes),
     )
     app.get('/health/live', async () => ({ status: 'live' }))
     for (const url of ['/health', '/health/ready']) {
@@ -204,10 +213,11 @@ export class Server {
       reply.type(this.metrics.contentType).send(await this.metrics.page()),
     )
     app.get('/v1/models', async () => this.#ready().service.models())
-    app.get<{ Params: { id: string } }>('/v1/models/:id', async ({ params }) => {
-      const model = this.#ready().service.model(params.id)
+    // Names have slashes: org/model.
+    app.get<{ Params: { '*': string } }>('/v1/models/*', async ({ params: { '*': id } }) => {
+      const model = this.#ready().service.model(id)
       if (model) return model
-      throw modelNotFound(params.id, this.#settings.modelNames)
+      throw modelNotFound(id, this.#settings.modelNames)
     })
     app.get<{ Params: { id: string } }>('/v1/sessions/:id/cache', async (request) => {
       const { service } = this.#ready()
@@ -250,38 +260,43 @@ export class Server {
       void reply.header('x-request-id', request.id)
       const { origin } = request.headers
       if (origin !== undefined && (corsOrigins.includes(origin) || corsOrigins.includes('*'))) {
-        void reply.header('access-control-allow-origin', origin).header('vary', 'origin')
+        void reply
+          .header('access-control-allow-origin', origin)
+          .header('access-control-expose-headers', 'retry-after, x-request-id')
+          .header('vary', 'origin')
         if (request.method === 'OPTIONS') {
-          const headers = 'authorization, content-type, x-request-id, x-session-id'
+          // OpenAI's client has a dozen of its own.
+          const asked = request.headers['access-control-request-headers']
+          if (asked !== undefined) void reply.header('access-control-allow-headers', asked)
           return reply
             .header('access-control-allow-methods', 'GET, POST, DELETE')
-            .header('access-control-allow-headers', headers)
             .header('access-control-max-age', '600')
             .code(204)
             .send()
         }
       }
-      if (request.url.startsWith('/v1/')) {
+      // By the route where there is one: its path may be written in other ways.
+      if ((request.routeOptions.url ?? request.url).startsWith('/v1/')) {
         // Before the body is read.
         this.#keys.check(request.headers.authorization)
       }
       return undefined
     })
-    this.#app.addHook('onResponse', async (request, reply) => {
-      const route = request.routeOptions.url ?? 'none'
-      this.metrics.request(route, reply.statusCode)
-      const { method, url } = request
-      const path = url.split('?')[0]
-      const line = {
-        method,
-        path,
-        status: reply.statusCode,
-        ms: Math.round(reply.elapsedTime),
-        ...this.#used.get(request),
-      }
-      const isRoutine = route.startsWith('/health') || route === '/metrics'
-      request.log[isRoutine ? 'debug' : 'info'](line, 'answered')
-    })
+    this.#app.addHook('onResponse', async (request, reply) =>
+      this.#record(request, reply, reply.statusCode),
+    )
+  }
+
+  /** Tells metrics and log of a request that is over. */
+  #record(request: FastifyRequest, reply: FastifyReply, status: number): void {
+    const route = request.routeOptions.url ?? 'none'
+    this.metrics.request(route, status)
+    const { method, url } = request
+    const path = url.split('?')[0]
+    const ms = Math.round(reply.elapsedTime)
+    const isRoutine = route.startsWith('/health') || route === '/metrics'
+    const line = { method, path, status, ms, ...this.#used.get(request) }
+    request.log[isRoutine ? 'debug' : 'info'](line, 'answered')
   }
 
   /** What answers requests; throws an `ApiError` 503 while nothing can. */
@@ -310,26 +325,29 @@ export class Server {
     const abort = new AbortController()
     const inFlight = { abort }
     const { requestTimeoutMs, pingMs } = this.#settings
-    const timer =
-      requestTimeoutMs > 0
-        ? setTimeout(() => abort.abort(timeoutError(requestTimeoutMs)), requestTimeoutMs)
-        : undefined
-    const ended = () => {
-      clearTimeout(timer)
-      this.#inFlight.delete(inFlight)
-      if (this.#inFlight.size === 0) this.#noneInFlight?.()
+    let timer: NodeJS.Timeout | undefined
+    const giveUp = () => {
+      abort.abort(timeoutError(requestTimeoutMs))
+      // Whoever has stopped reading is not told, and holds the caches until the connection ends.
+      timer = setTimeout(() => reply.raw.destroy(), CLOSE_MS)
     }
+    if (requestTimeoutMs > 0) timer = setTimeout(giveUp, requestTimeoutMs)
     // Also after an answer in full; nothing listens to the signal then.
     reply.raw.once('close', () => {
       abort.abort(new ApiError(499, 'the client has gone', { code: 'client_closed_request' }))
-      ended()
+      if (!reply.raw.writableFinished) {
+        this.#record(request, reply, (abort.signal.reason as ApiError).status)
+      }
+      clearTimeout(timer)
+      this.#inFlight.delete(inFlight)
+      if (this.#inFlight.size === 0) this.#noneInFlight?.()
     })
     this.#inFlight.add(inFlight)
     const done: Call['done'] = (usage, policy) => {
       this.#used.set(request, { ...usage, policy })
     }
-    if (this.#settings.logPrompts) request.log.info({ body: request.body }, 'asked')
     const owner = this.#keys.check(request.headers.authorization)
+    if (this.#settings.logPrompts) request.log.info({ body: request.body }, 'asked')
     const answer = await run({ signal: abort.signal, session, owner, done })
     if (answer.kind === 'whole') {
       await reply.send(answer.body)
@@ -337,9 +355,13 @@ export class Server {
     }
     // Errors before the first token have a status of their own, unless it takes long to come.
     const first = answer.chunks.next()
-    await orAfter(first, pingMs)
+    const isLate = (await orAfter(first, pingMs)) === null
+    if (reply.raw.destroyed) {
+      await answer.chunks.return()
+      return
+    }
     const onError = (error: unknown) => this.#see(error, request)
-    const events = serverSentEvents(answer.chunks, first, { pingMs, onError })
+    const events = serverSentEvents(answer.chunks, first, { isLate, pingMs, onError })
     await reply
       .header('content-type', 'text/event-stream; charset=utf-8')
       .header('cache-control', 'no-cache')

@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import type { Engine } from '../engine/engine.js'
 import type { Model } from '../engine/model.js'
+import { ZipCacheError } from '../errors.js'
 import {
   type AnswerEvent,
   type AnswerFormat,
@@ -102,6 +103,7 @@ export class OpenAiService {
 
   /** `POST /v1/chat/completions`. */
   async chat(body: unknown, call: Call): Promise<Answer> {
+    checkCall(call)
     const request = readChatRequest(body, this.#parts.rules)
     const { model, chatTemplate, maxPromptTokens } = this.#parts
     this.#checkJson(
@@ -119,6 +121,7 @@ export class OpenAiService {
 
   /** `POST /v1/completions`. */
   async complete(body: unknown, call: Call): Promise<Answer> {
+    checkCall(call)
     const request = readTextRequest(body, this.#parts.rules)
     const { model, maxPromptTokens } = this.#parts
     this.#checkJson(request, 'response_format')
@@ -175,7 +178,7 @@ export class OpenAiService {
     const head: AnswerHead = {
       id: `${format.idPrefix}${randomUUID().replaceAll('-', '')}`,
       created: Math.floor(Date.now() / 1000),
-      model: rules.modelNames[0] as string,
+      model: request.model,
     }
     const usage = () => usageObject(generation.usage, generation.policy)
     async function* events() {
@@ -253,4 +256,13 @@ export class OpenAiService {
       max_model_len: maxPositions,
     }
   }
+}
+
+/** Throws `ERR_ZC_ARGUMENT`: a caller without types may give anything. */
+function checkCall(call: Call | undefined): void {
+  const { signal, session } = (call ?? {}) as Partial<Call>
+  const isName = typeof session?.id === 'string' && typeof session.owner === 'string'
+  if (signal instanceof AbortSignal && (session === null || isName)) return
+  const message = 'call: expected { signal, session }, an AbortSignal and { id, owner } or null'
+  throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'call' })
 }

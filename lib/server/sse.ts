@@ -9,14 +9,20 @@ const PING = ': ping\n\n'
  * ends with an event that has the error and without `[DONE]`.
  *
  * - `first`: the result of the first `next`, where the caller has waited for it
+ * - `isLate`: it did not come in `pingMs`, so that the stream begins with a ping
  */
 export async function* serverSentEvents(
   chunks: AsyncGenerator<object, void, undefined>,
   first: Promise<IteratorResult<object, void>>,
-  { pingMs, onError }: { pingMs: number; onError: (error: unknown) => ApiError },
+  {
+    isLate,
+    pingMs,
+    onError,
+  }: { isLate: boolean; pingMs: number; onError: (error: unknown) => ApiError },
 ): AsyncGenerator<string, void, undefined> {
   let next = first
   try {
+    if (isLate) yield PING
     for (;;) {
       const result = await orAfter(next, pingMs)
       if (result === null) {

@@ -7,7 +7,7 @@ export interface ToolCall {
   readonly id: string
   /** The function. */
   readonly name: string
-  /** A JSON object, as a text. */
+  /** A JSON object, as the model wrote it: read and written again, its numbers could become others. */
   readonly arguments: string
 }
 
@@ -20,8 +20,8 @@ export interface Said {
 
 /** Tells text from tool calls while an answer comes. What it cannot read stays text: nothing is lost. */
 export interface ToolCallParser {
-  /** The next token: its id, and the text that became certain with it. */
-  push(id: number, text: string): Said
+  /** The next token: its id, null for a text without one, and the text that became certain with it. */
+  push(id: number | null, text: string): Said
   /** The answer has ended. */
   end(): Said
 }
@@ -73,8 +73,9 @@ class Marks {
     }
   }
 
-  textOf(id: number, text: string): string {
-    return text + (this.#texts.get(id) ?? '')
+  textOf(id: number | null, text: string): string {
+    const mark = id === null ? undefined : this.#texts.get(id)
+    return text + (mark ?? '')
   }
 }
 
@@ -92,7 +93,7 @@ class HermesParser implements ToolCallParser {
     this.#marks = new Marks(context, [OPEN, CLOSE])
   }
 
-  push(id: number, text: string): Said {
+  push(id: number | null, text: string): Said {
     this.#rest += this.#marks.textOf(id, text)
     return this.#read(false)
   }
@@ -106,12 +107,12 @@ class HermesParser implements ToolCallParser {
     const calls: ToolCall[] = []
     for (;;) {
       const mark = this.#isInside ? CLOSE : OPEN
-      const at = this.#rest.indexOf(mark)
+      const at = this.#isInside ? this.#closing(isLast) : this.#rest.indexOf(mark)
       if (at < 0) break
       const before = this.#rest.slice(0, at)
       this.#rest = this.#rest.slice(at + mark.length)
       if (this.#isInside) {
-        const call = readCall(parse(before), ['arguments', 'parameters'], newId())
+        const call = readCall(before, ['arguments', 'parameters'])
         if (call) calls.push(call)
         else text += OPEN + before + CLOSE
         this.#hasCalls ||= call !== null
@@ -120,8 +121,7 @@ class HermesParser implements ToolCallParser {
     }
     if (this.#isInside) {
       if (!isLast) return { text, calls }
-      // Some leave the closing mark out.
-      const call = readCall(parse(this.#rest), ['arguments', 'parameters'], newId())
+      const call = this.#unclosed()
       return call ? { text, calls: [...calls, call] } : { text: text + OPEN + this.#rest, calls }
     }
     const nHeld = isLast ? 0 : overlap(this.#rest, OPEN)
@@ -129,6 +129,21 @@ class HermesParser implements ToolCallParser {
     text += this.#spoken(this.#rest.slice(0, end))
     this.#rest = this.#rest.slice(end)
     return { text, calls }
+  }
+
+  /** Where a call ends: at the first mark outside of its strings; at last any mark will do. */
+  #closing(isLast: boolean): number {
+    for (let at = -1; ; ) {
+      at = this.#rest.indexOf(CLOSE, at + 1)
+      if (at < 0) break
+      if (!endsInString(this.#rest.slice(0, at))) return at
+    }
+    return isLast && !this.#unclosed() ? this.#rest.indexOf(CLOSE) : -1
+  }
+
+  /** Some leave the closing mark out. */
+  #unclosed(): ToolCall | null {
+    return readCall(this.#rest, ['arguments', 'parameters'])
   }
 
   /** White space around calls is nobody's. */
@@ -170,7 +185,7 @@ class WholeParser implements ToolCallParser {
     this.#mark = format.marks[0] as string
   }
 
-  push(id: number, text: string): Said {
+  push(id: number | null, text: string): Said {
     this.#held += this.#marks.textOf(id, text)
     const at = this.#held.indexOf(this.#mark)
     if (at > 0) return this.#speak(at)
@@ -193,22 +208,21 @@ class WholeParser implements ToolCallParser {
 }
 
 function readMistral(text: string): ToolCall[] | null {
-  const [before, ...parts] = text.split('[TOOL_CALLS]')
+  const [before, ...parts] = splitOutsideStrings(text, '[TOOL_CALLS]')
   if (before?.trim() !== '' || parts.length === 0) return null
   const calls = parts.flatMap((part) => {
     const [, name, args] =
       /^\s*([\w.-]+)(?:\[CALL_ID\][^[{]*)?(?:\[ARGS\])?\s*(\{.*)$/s.exec(part) ?? []
-    const listed =
-      name === undefined ? parse(part) : [{ name, arguments: parse(args as string) ?? null }]
-    const list = Array.isArray(listed) ? listed : [listed]
-    return list.map((one) => readCall(one, ['arguments'], newId()))
+    if (name !== undefined) return [makeCall(name, args as string)]
+    const list = Array.isArray(parse(part)) ? elementsOf(part) : [part]
+    return list.map((one) => readCall(one, ['arguments']))
   })
   return calls.every((call) => call !== null) ? calls : null
 }
 
 function readLlama(text: string, { names }: ToolCallContext): ToolCall[] | null {
   const objects = jsonObjects(text.replace('<|python_tag|>', ''))
-  const calls = objects?.map((one) => readCall(one, ['parameters', 'arguments'], newId())) ?? []
+  const calls = objects?.map((one) => readCall(one, ['parameters', 'arguments'])) ?? []
   // An answer may be JSON that is no call.
   const areCalls = calls.length > 0 && calls.every((call) => call !== null && names.has(call.name))
   return areCalls ? (calls as ToolCall[]) : null
@@ -222,21 +236,18 @@ const MISTRAL: WholeFormat = {
 const LLAMA: WholeFormat = { marks: ['<|python_tag|>'], opening: /^\s*(\{|$)/, read: readLlama }
 
 /** JSON objects one after the other, `;` or `,` between; null where there is anything else. */
-function jsonObjects(text: string): unknown[] | null {
-  const objects: unknown[] = []
+function jsonObjects(text: string): string[] | null {
+  const objects: string[] = []
   let rest = text.trim()
   while (rest !== '') {
     let end = rest.indexOf('}') + 1
-    let object: unknown
     // The end of an object is where it first parses.
-    while (end > 0) {
-      object = parse(rest.slice(0, end))
-      if (object !== undefined) break
+    while (end > 0 && parse(rest.slice(0, end)) === undefined) {
       const next = rest.indexOf('}', end)
       end = next < 0 ? 0 : next + 1
     }
-    if (object === undefined) return null
-    objects.push(object)
+    if (end === 0) return null
+    objects.push(rest.slice(0, end))
     rest = rest.slice(end).replace(/^[\s;,]+/, '')
   }
   return objects
@@ -250,13 +261,70 @@ function parse(text: string): unknown {
   }
 }
 
-/** A call, if a value is one: its arguments are under the first of these keys that is there. */
-function readCall(value: unknown, keys: readonly string[], id: string): ToolCall | null {
+/** Whether a text of JSON that is cut here is cut inside of a string. */
+function endsInString(text: string): boolean {
+  let inString = false
+  for (let i = 0; i < text.length; i++) {
+    if (text[i] === '"') inString = !inString
+    else if (inString && text[i] === '\\') i++
+  }
+  return inString
+}
+
+function splitOutsideStrings(text: string, mark: string): string[] {
+  const parts: string[] = []
+  for (const piece of text.split(mark)) {
+    const last = parts.at(-1)
+    if (last === undefined || !endsInString(last)) parts.push(piece)
+    else parts[parts.length - 1] = last + mark + piece
+  }
+  return parts
+}
+
+/** A string of JSON, as an expression that needs no stack for long ones. */
+const STRING = '"[^"\\\\]*(?:\\\\.[^"\\\\]*)*"'
+
+/** The texts between the commas of a JSON list or object. */
+function elementsOf(json: string): string[] {
+  const elements: string[] = []
+  let depth = 0
+  let from = json.search(/[[{]/) + 1
+  for (const { 0: token, index } of json.matchAll(new RegExp(`${STRING}|[[\\]{},]`, 'gs'))) {
+    if (token === '[' || token === '{') depth++
+    const isEnd = token === ']' || token === '}'
+    if (depth === 1 && (isEnd || token === ',')) {
+      elements.push(json.slice(from, index))
+      from = index + 1
+    }
+    if (isEnd) depth--
+  }
+  return elements
+}
+
+/** The text of an object's value; undefined where it has no such key. */
+function valueText(json: string, key: string): string | undefined {
+  const member = new RegExp(`^\\s*(${STRING})\\s*:(.*)$`, 's')
+  const values = elementsOf(json).flatMap((element) => {
+    const [, name, value] = member.exec(element) ?? []
+    return name !== undefined && parse(name) === key ? [value as string] : []
+  })
+  return values.at(-1)
+}
+
+/** A call, if a text is one: its arguments are under the first of these keys that is there. */
+function readCall(json: string, keys: readonly string[]): ToolCall | null {
+  const value = parse(json)
   if (!isObject(value) || typeof value.name !== 'string' || value.name === '') return null
-  const given = keys.map((key) => value[key]).find((own) => own !== undefined) ?? {}
+  const key = keys.find((own) => value[own] !== undefined)
+  if (key === undefined) return makeCall(value.name, '{}')
+  const given = value[key]
   // Some write the object as a text.
-  const args = typeof given === 'string' ? parse(given) : given
-  return isObject(args) ? { id, name: value.name, arguments: JSON.stringify(args) } : null
+  return makeCall(value.name, typeof given === 'string' ? given : (valueText(json, key) ?? ''))
+}
+
+/** A call of a function, if its arguments are the text of an object. */
+function makeCall(name: string, args: string): ToolCall | null {
+  return isObject(parse(args)) ? { id: newId(), name, arguments: args.trim() } : null
 }
 
 const LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789'
@@ -275,9 +343,7 @@ export function makeForcedParser(name: string | null): ToolCallParser {
       return NOTHING
     },
     end() {
-      const value = parse(all)
-      const written = name === null ? value : { name, arguments: value }
-      const call = value === undefined ? null : readCall(written, ['arguments'], newId())
+      const call = name === null ? readCall(all, ['arguments']) : makeCall(name, all)
       // Cut by max_tokens.
       return call ? { text: '', calls: [call] } : { text: all, calls: [] }
     },

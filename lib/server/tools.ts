@@ -51,7 +51,7 @@ function readTool(tool: unknown, i: number): JsonObject {
       `is ${describe(name)}, expected up to 64 of a-z, 0-9, _.-`,
     )
   }
-  if (parameters !== undefined && !isObject(parameters)) {
+  if (parameters !== undefined && parameters !== null && !isObject(parameters)) {
     throw invalid(`${where}.function.parameters`, 'expected a JSON schema')
   }
   return tool
@@ -60,8 +60,13 @@ function readTool(tool: unknown, i: number): JsonObject {
 const functionOf = (tool: JsonObject) => tool.function as JsonObject
 const nameOf = (tool: JsonObject) => functionOf(tool).name as string
 
+/** What says of a schema which values it takes. */
+const SAYS_WHAT = ['type', '$ref', 'anyOf', 'oneOf', 'allOf', 'enum', 'const']
+
+/** The schema of a tool's arguments: an object, whether it says so or not. */
 function parametersOf(tool: JsonObject): JsonObject {
-  return (functionOf(tool).parameters as JsonObject | undefined) ?? { type: 'object' }
+  const parameters = (functionOf(tool).parameters as JsonObject | null | undefined) ?? {}
+  return SAYS_WHAT.some((key) => key in parameters) ? parameters : { type: 'object', ...parameters }
 }
 
 /**

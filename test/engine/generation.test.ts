@@ -1,5 +1,5 @@
 import { join } from 'node:path'
-import { createEngine, type GenerateOptions } from '../../lib/index'
+import { createEngine, type GeneratedToken, type GenerateOptions } from '../../lib/index'
 import { toSeed, uniform } from '../../lib/random'
 import { sample } from '../../lib/reference/index'
 import { readFixturePrompts } from '../eval/fixture-prompts'
@@ -199,6 +199,22 @@ describe('stopping', () => {
       text: 'line quaint - image : REGISTER_CONTENT is < 5 5 7 4 2',
       finishReason: 'stop',
     })
+  })
+
+  test('a stop token is told only for text that was held back, and says that it is one', async () => {
+    const ends = async (stop: string) => {
+      const all: GeneratedToken[] = []
+      const options = { maxTokens: 15, stop, stopTokens: [kGreater] }
+      for await (const token of model().generate(prompt.ids, options)) all.push(token)
+      return all.filter(({ isStop }) => isStop).map(({ id, text }) => [id, text])
+    }
+    expect(await ends('nowhere')).toEqual([])
+    expect(await ends('4 2 !')).toEqual([[kGreater, '4 2']])
+  })
+
+  test('a text that goes on with that of the prompt keeps its first space', async () => {
+    const { text } = await stopped({ continueText: true })
+    expect(text).toBe(` ${answerText}`)
   })
 
   test("at the model's own end of text, unless that is ignored", async () => {

@@ -32,6 +32,12 @@ function piecesOf(decoder: TokenDecoder, ids: readonly number[], skip?: Readonly
   return [...ids.map((id) => stream.push(id)), stream.flush()]
 }
 
+/** What a text says after ids. */
+function continued(decoder: TokenDecoder, before: readonly number[], ids: readonly number[]) {
+  const stream = new TextStream(decoder, { before })
+  return ids.map((id) => stream.push(id)).join('') + stream.flush()
+}
+
 /** Ids that make trouble: bytes of characters, spaces, special tokens, none. */
 const kIds: Record<string, fc.Arbitrary<number>> = {
   bytes: fc.oneof(
@@ -103,6 +109,20 @@ describe('TextStream', () => {
     // A special token that is left out does not make the next word the first.
     const skip = new Set([2])
     expect(piecesOf(tokenizer('pieces'), [263, 2, 264], skip)).toEqual(['a', '', ' ab', ''])
+  })
+
+  test.each(['bytes', 'pieces', 'words'])('%s: a text that goes on after ids', (name) => {
+    const ids = fc.array(kIds[name] as fc.Arbitrary<number>, { maxLength: 60 })
+    fc.assert(
+      fc.property(ids, ids, (before, more) => {
+        const said = tokenizer(name).decode(before)
+        // Half a character is said with what makes it whole.
+        fc.pre(!said.endsWith('\uFFFD') && said !== '')
+        const all = tokenizer(name).decode([...before, ...more])
+        expect(continued(tokenizer(name), before, more)).toBe(all.slice(said.length))
+      }),
+      { numRuns: 400 },
+    )
   })
 
   test('is new after flush', () => {

@@ -1,8 +1,12 @@
 /** OpenAI's API as clients see it, over the shipped model. */
+import { connect } from 'node:net'
 import OpenAI from 'openai'
 import { generateLineRetrieval } from '../../lib/index'
+import { toApiError } from '../../lib/server/index'
+import { serverSentEvents } from '../../lib/server/sse'
 import { collect } from '../engine/running'
 import { post, startServer, stream, until, useServer } from './running'
+import { startScripted, tokenizerWith } from './scripted-model'
 
 const question = generateLineRetrieval({ lines: 20, seed: 1 })
 const chat = (content = question.text) => ({
@@ -13,8 +17,14 @@ const chat = (content = question.text) => ({
 const answer = `${question.answerText} >`
 
 const running = useServer()
+const answerIds = async (ids: readonly number[]) =>
+  (await collect(running().model.generate(ids, { maxTokens: 14 }))).ids
 const chatUrl = () => `${running().url}/v1/chat/completions`
 const textUrl = () => `${running().url}/v1/completions`
+
+interface Logprobs {
+  logprobs: { tokens: string[] } | null
+}
 
 describe('answers', () => {
   test('a chat completion says what the engine says, and what its cache takes', async () => {
@@ -53,14 +63,21 @@ describe('answers', () => {
       (await post(textUrl(), { prompt, max_tokens: 14, temperature: 0 })).body.choices.map(
         ({ index, text }: { index: number; text: string }) => [index, text],
       )
-    expect(await whole(question.text)).toEqual([[0, answer]])
-    expect(await whole(ids)).toEqual([[0, answer]])
+    // The text goes on, space and all.
+    expect(await whole(question.text)).toEqual([[0, ` ${answer}`]])
+    expect(await whole(ids)).toEqual([[0, ` ${answer}`]])
     expect(await whole([ids, ids])).toEqual([
-      [0, answer],
-      [1, answer],
+      [0, ` ${answer}`],
+      [1, ` ${answer}`],
     ])
+    const nothing = { prompt: '', max_tokens: 2, model: null, suffix: null }
+    expect((await post(textUrl(), nothing)).body.usage).toMatchObject({ prompt_tokens: 1 })
     const echoed = await post(textUrl(), { prompt: 'line a', max_tokens: 0, echo: true })
     expect(echoed.body.choices[0]).toMatchObject({ text: 'line a', finish_reason: 'length' })
+    const further = { prompt: question.text, max_tokens: 14, temperature: 0, echo: true }
+    expect((await post(textUrl(), further)).body.choices[0].text).toBe(
+      running().model.tokenizer?.decode([...ids, ...(await answerIds(ids))]),
+    )
   })
 
   test('several choices share a prompt, and a seed gives them again', async () => {
@@ -98,6 +115,28 @@ describe('answers', () => {
     expect(content[0].logprob).toBeLessThanOrEqual(0)
   })
 
+  test('a stop token is not counted, whatever was held back when it came', async () => {
+    const greater = running().model.tokenizer?.tokenId('>')
+    const body = { prompt: question.text, temperature: 0, logprobs: 0, max_tokens: 14 }
+    const stops = { stop_token_ids: [greater], stop: [`${question.number.at(-1)} !`] }
+    for (const more of [{}, { stream: true }]) {
+      const asked = { ...body, ...stops, ...more }
+      const objects = 'stream' in more ? await stream(textUrl(), asked) : []
+      const choices =
+        objects.length > 0
+          ? objects.slice(0, -1).map(({ choices }) => choices[0])
+          : (await post(textUrl(), asked)).body.choices
+      expect(choices.map(({ text }: { text: string }) => text).join('')).toBe(
+        ` ${question.answerText}`,
+      )
+      const tokens = choices.flatMap(({ logprobs }: Logprobs) => logprobs?.tokens ?? [])
+      expect(tokens).toHaveLength(13)
+      expect(tokens).not.toContain('>')
+    }
+    const { usage } = (await post(textUrl(), { ...body, ...stops })).body
+    expect(usage.completion_tokens).toBe(13)
+  })
+
   test('the policy is the request’s choice', async () => {
     const { body } = await post(chatUrl(), { ...chat(), kv_cache: 'fp16' })
     expect(body.usage.kv_cache).toMatchObject({ policy: 'fp16' })
@@ -124,6 +163,32 @@ describe('answers', () => {
     await expect(wrong).rejects.toMatchObject({ status: 404, code: 'model_not_found' })
   })
 })
+
+test('a model by several names, one with a slash', async () => {
+  const named = await startServer({ modelNames: ['org/model', 'alias'] })
+  try {
+    const model = async (name: string) =>
+      ((await (await fetch(`${named.url}/v1/models/${name}`)).json()) as { id: string }).id
+    expect(await model('org/model')).toBe('org/model')
+    expect(await model('org%2Fmodel')).toBe('org/model')
+    expect(await model('alias')).toBe('alias')
+    const url = `${named.url}/v1/completions`
+    const answeredBy = async (body: object) =>
+      (await post(url, { prompt: 'line', max_tokens: 1, ...body })).body.model
+    expect(await answeredBy({ model: 'alias' })).toBe('alias')
+    expect(await answeredBy({})).toBe('org/model')
+  } finally {
+    await named.close()
+  }
+})
+
+/** Requests for texts whose client went before it had its answer. */
+async function countGone(url: string): Promise<number> {
+  const metrics = await (await fetch(`${url}/metrics`)).text()
+  const [, n = 0] =
+    /http_requests_total\{route="\/v1\/completions",status="499"\} (\d+)/.exec(metrics) ?? []
+  return Number(n)
+}
 
 describe('requests that make no sense are told why', () => {
   const bad: [string, object | string, number, string | null][] = [
@@ -154,7 +219,7 @@ describe('requests that make no sense are told why', () => {
     ],
     ['a temperature', { ...chat(), temperature: 3 }, 400, 'temperature'],
     ['a type', { ...chat(), top_p: '1' }, 400, 'top_p'],
-    ['an unknown field', { ...chat(), temprature: 1 }, 400, 'temprature'],
+    ['an unknown field', { ...chat(), temprature: 1, functions: null }, 400, 'temprature'],
     ['too many choices', { ...chat(), n: 17 }, 400, 'n'],
     ['an empty stop', { ...chat(), stop: '' }, 400, 'stop'],
     ['another model', { ...chat(), model: 'x' }, 404, 'model'],
@@ -256,6 +321,16 @@ describe('sessions', () => {
     expect(await cached(`line a ${question.text}`, 'other', { kv_cache: 'fp16' })).toBe(0)
   })
 
+  test('one is ended, also by clients that name the type of no body', async () => {
+    await turn([{ role: 'user', content: question.text }], 'ended')
+    const end = async () => {
+      const headers = { 'content-type': 'application/json' }
+      return fetch(`${running().url}/v1/sessions/ended`, { method: 'DELETE', headers })
+    }
+    expect(await (await end()).json()).toMatchObject({ id: 'ended', deleted: true })
+    expect((await end()).status).toBe(404)
+  })
+
   test('one request at a time', async () => {
     const messages = [{ role: 'user', content: question.text }]
     const both = await Promise.all([turn(messages, 'busy'), turn(messages, 'busy')])
@@ -265,8 +340,10 @@ describe('sessions', () => {
 })
 
 describe('limits', () => {
-  test('whoever leaves is not computed for', async () => {
+  test('whoever leaves is not computed for, and is counted', async () => {
     const { engine } = running().server
+    const nGone = () => countGone(running().url)
+    const before = await nGone()
     const controller = new AbortController()
     const left = fetch(textUrl(), {
       method: 'POST',
@@ -278,6 +355,61 @@ describe('limits', () => {
     controller.abort()
     await expect(left).rejects.toThrow()
     await until(() => engine?.stats().decoding === 0)
+    expect(await nGone()).toBe(before + 1)
+  })
+
+  test('whoever stops reading is given up in time', async () => {
+    const scripted = await startScripted(await tokenizerWith('{{ messages }}'), {
+      requestTimeoutMs: 200,
+    })
+    scripted.script.next = { say: 'x'.repeat(100_000) } // more than sockets hold
+    const { port } = new URL(scripted.url)
+    const socket = connect(Number(port), '127.0.0.1').on('error', () => {})
+    const body = JSON.stringify({ prompt: 'a', max_tokens: 4000, stream: true, logprobs: 0 })
+    socket
+      .pause()
+      .write(
+        `POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n` +
+          `content-length: ${body.length}\r\n\r\n${body}`,
+      )
+    try {
+      await until(() => scripted.open.size === 1)
+      await until(() => scripted.open.size === 0)
+    } finally {
+      socket.destroy()
+      await scripted.server.close()
+    }
+  })
+
+  test('whoever leaves before the first token lets go of what was prepared', async () => {
+    const small = await startServer({ maxBatch: 1, pingMs: 50 })
+    const controller = new AbortController()
+    try {
+      const long = { prompt: 'line', max_tokens: 8000, ignore_eos: true, stream: true }
+      const url = `${small.url}/v1/completions`
+      const first = stream(url, long, {}, controller.signal).catch(() => {})
+      const { engine } = small.server
+      await until(() => engine?.stats().decoding === 1)
+      const waiting = new AbortController()
+      const second = stream(url, long, {}, waiting.signal).catch(() => {})
+      await until(() => engine?.stats().queued === 1)
+      waiting.abort()
+      await until(() => engine?.stats().sequences === 1)
+      expect(await countGone(small.url)).toBe(1)
+      controller.abort()
+      await Promise.all([first, second])
+    } finally {
+      await small.close()
+    }
+  })
+
+  test('a stream that was late already begins with a ping', async () => {
+    const never = new Promise<never>(() => {})
+    const onError = toApiError
+    async function* nothing() {}
+    const how = { isLate: true, pingMs: 2 ** 30, onError }
+    const events = serverSentEvents(nothing(), never, how)
+    expect((await events.next()).value).toBe(': ping\n\n')
   })
 
   test('a full queue says when to come back', async () => {
@@ -313,7 +445,10 @@ describe('limits', () => {
       expect(none.body.error.code).toBe('missing_api_key')
       expect(none.headers.get('www-authenticate')).toBe('Bearer')
       expect((await post(url, chat(), { authorization: 'Bearer secre' })).status).toBe(401)
-      expect((await fetch(`${strict.url}/v1/models`)).status).toBe(401)
+      for (const path of ['/v1/models', '/%761/models', '/v%31/models', '/v1/none']) {
+        expect((await fetch(strict.url + path)).status).toBe(401)
+      }
+      expect((await post(`${strict.url}/%761/completions`, '{')).status).toBe(401)
       expect((await fetch(`${strict.url}/health`)).status).toBe(200)
       expect((await post(url, { ...chat(), kv_cache: 'fp16' }, right)).status).toBe(403)
 
@@ -323,12 +458,16 @@ describe('limits', () => {
       const events = await stream(url, long, right)
       expect(events.at(-1)).toMatchObject({ error: { code: 'timeout' } })
 
-      const preflight = (origin: string) =>
-        fetch(url, { method: 'OPTIONS', headers: { origin } }).then(({ headers }) =>
-          headers.get('access-control-allow-origin'),
+      const asked = 'authorization,x-stainless-os'
+      const preflight = async (origin: string) => {
+        const headers = { origin, 'access-control-request-headers': asked }
+        const response = await fetch(url, { method: 'OPTIONS', headers })
+        return ['origin', 'headers'].map((what) =>
+          response.headers.get(`access-control-allow-${what}`),
         )
-      expect(await preflight('https://a.example')).toBe('https://a.example')
-      expect(await preflight('https://b.example')).toBe(null)
+      }
+      expect(await preflight('https://a.example')).toEqual(['https://a.example', asked])
+      expect(await preflight('https://b.example')).toEqual([null, null])
     } finally {
       await strict.close()
     }

@@ -41,14 +41,16 @@ test('next-route.mjs answers a Request with a Response', async () => {
   const script = `
     process.env.ZIPCACHE_MODEL = ${JSON.stringify(kModel)}
     const { POST } = await import(${JSON.stringify(route)})
-    const request = new Request('http://h/', { method: 'POST', body: ${JSON.stringify(body)} })
-    console.log(await (await POST(request)).text())
+    const ask = (body) => POST(new Request('http://h/', { method: 'POST', body }))
+    console.log(await (await ask(${JSON.stringify(body)})).text())
+    console.log((await ask('{"prompt":""}')).status)
     process.exit()`
   const child = startNode(['--input-type=module', '-e', script])
   child.stdin.end()
   const { exitCode, stdout, stderr } = await end(child)
   expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
   expect(stdout).toContain(question.answerText)
+  expect(stdout.trim().split('\n').at(-1)).toBe('400')
 })
 
 describe('the Vercel AI SDK', () => {

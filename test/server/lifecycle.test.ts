@@ -162,7 +162,7 @@ describe('configuration', () => {
     const body = { prompt: 'line a', model: 'also', max_tokens: 9 }
     const answer = await post(`${url}/v1/completions`, body, { authorization: 'Bearer b' })
     expect(answer.body).toMatchObject({
-      model: 'from-file',
+      model: 'also',
       usage: { completion_tokens: 1, kv_cache: { policy: 'fp16' } },
     })
     expect((await post(`${url}/v1/completions`, body)).status).toBe(401)

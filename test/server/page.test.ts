@@ -8,7 +8,7 @@ import { join } from 'node:path'
 import { type Browser, chromium, type Page } from 'playwright-core'
 import { generateLineRetrieval } from '../../lib/index'
 import { kRoot } from '../cli/command-line'
-import { type Running, startServer } from './running'
+import { kLineRetrieval, type Running, startServer } from './running'
 
 const found = spawnSync('which', ['chromium'], { encoding: 'utf8' }).stdout.trim()
 const kChromium = process.env.ZC_CHROMIUM ?? found
@@ -70,8 +70,7 @@ describe('in Chromium', () => {
   beforeAll(async () => {
     if (!hasChromium) return
     mkdirSync(kScreenshots, { recursive: true })
-    running = await startServer({ apiKeys: ['secret'], sampling: { temperature: 0 } })
-    running.server.serve(running.model, { examples })
+    running = await startServer({ apiKeys: ['secret'] }, kLineRetrieval, {}, examples)
     browser = await chromium.launch({
       executablePath: kChromium,
       args: process.getuid?.() === 0 ? ['--no-sandbox'] : [],

@@ -1,7 +1,7 @@
 /** A server in this process, and clients of it. */
 import { join } from 'node:path'
 import { type LoadOptions, loadModel, type Model } from '../../lib/index'
-import { Server, type ServerOptions } from '../../lib/server/index'
+import { type PageExample, Server, type ServerOptions } from '../../lib/server/index'
 
 export const kLineRetrieval = join(__dirname, '..', '..', 'models', 'line-retrieval')
 
@@ -17,11 +17,12 @@ export async function startServer(
   options: ServerOptions = {},
   dir = kLineRetrieval,
   load: LoadOptions = {},
+  examples: readonly PageExample[] = [],
 ): Promise<Running> {
   const model = await loadModel(dir, { kvMemory: 2 ** 24, threads: 1, ...load })
   const server = new Server({ port: 0, logLevel: 'silent', kvMemory: 2 ** 27, ...options })
   const url = await server.listen()
-  server.serve(model)
+  server.serve(model, { examples })
   const close = async () => {
     await server.close()
     await model.dispose()

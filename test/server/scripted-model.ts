@@ -31,19 +31,30 @@ export async function tokenizerWith(
 /** What the next generation does: a text to say, or an error to end with. */
 export type Script = { say: string } | { fail: Error }
 
-/** A server whose model follows `script.next`; `prompts` are what it was asked, as texts. */
+/**
+ * A server whose model follows `script.next`; `prompts` are what it was asked, as texts, `open` the
+ * sequences that were not disposed of.
+ */
 export async function startScripted(tokenizer: ModelTokenizer, options: ServerOptions = {}) {
   const script: { next: Script } = { next: { say: '' } }
   const prompts: string[] = []
   const config = { maxPositions: 4096, nLayers: 1, nKvHeads: 1, headDim: 4, vocabSize: 400 }
-  const createSequence = () => ({
+  const open = new Set<object>()
+  const createSequence = () => {
+    const sequence = makeSequence()
+    open.add(sequence)
+    return sequence
+  }
+  const makeSequence = () => ({
     tokens: [] as number[],
     policy: { name: 'zipcache' },
     isUsable: true,
     bytes: kBytes,
     bytesHeld: kBytes,
     finishReason: 'stop',
-    dispose() {},
+    dispose() {
+      open.delete(this)
+    },
     async *generate(ids: readonly number[]) {
       prompts.push(tokenizer.decode(ids))
       const { next } = script
@@ -64,5 +75,5 @@ export async function startScripted(tokenizer: ModelTokenizer, options: ServerOp
   const server = new Server({ port: 0, logLevel: 'silent', ...options })
   const url = await server.listen()
   server.serve(model as unknown as Model)
-  return { url, server, script, prompts }
+  return { url, server, script, prompts, open }
 }

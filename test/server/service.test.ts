@@ -1,7 +1,13 @@
 /** OpenAI's API without HTTP, as a server that somebody has calls it. */
 import { loadModel, type Model } from '../../lib/index.js'
-import { createService, type OpenAiService, toApiError } from '../../lib/server/index.js'
-import { expectRefused } from '../support/errors.js'
+import {
+  type Call,
+  createService,
+  type OpenAiService,
+  Server,
+  toApiError,
+} from '../../lib/server/index.js'
+import { expectRefused, expectRejected } from '../support/errors.js'
 import { kLineRetrieval } from './running.js'
 
 let model: Model
@@ -39,6 +45,51 @@ test('a request beyond its options is refused as OpenAI would', async () => {
   expect(error).toMatchObject({ status: 400, param: 'n' })
 })
 
+test('sampling is what the model’s authors advise, unless the options or a request say else', async () => {
+  expect(model.generationConfig).toMatchObject({ doSample: false })
+  const texts = async (own: OpenAiService) => {
+    const seeds = [1, 2, 3, 4]
+    const ask = (seed: number) => own.complete({ prompt, max_tokens: 8, seed }, call())
+    const answers = await Promise.all(seeds.map(ask))
+    return new Set(
+      answers.map((answer) => JSON.stringify((answer as { body: WholeBody }).body.choices)),
+    ).size
+  }
+  expect(await texts(service)).toBe(1)
+  const hot = createService(model, { kvMemory: 2 ** 24, sampling: { temperature: 2 } })
+  expect(await texts(hot)).toBe(4)
+  await hot.dispose()
+})
+
+test('many prompts of one request share memory that holds some of them', async () => {
+  const small = createService(model, { kvMemory: 2 ** 22 })
+  const warned = jest.fn()
+  process.on('warning', warned)
+  const prompts = Array.from({ length: 12 }, (_, p) =>
+    Array.from({ length: 2000 }, (_, i) => 10 + ((p * 3 + i * 7) % 150)),
+  )
+  const ask = async (prompt: number[][]) => {
+    const body = { prompt, max_tokens: 2, temperature: 0, ignore_eos: true }
+    const answer = await small.complete(body, call())
+    return answer.kind === 'whole' ? (answer.body as WholeBody) : null
+  }
+  const all = await ask(prompts)
+  const one = await ask(prompts.slice(0, 1))
+  process.off('warning', warned)
+  await small.dispose()
+  expect(all?.choices[0]).toEqual(one?.choices[0])
+  expect(all?.usage.completion_tokens).toBe(24)
+  // What all caches took, though they were not there together.
+  expect(all?.usage.kv_cache.bytes).toBeGreaterThan(2 ** 22)
+  expect(one?.usage.kv_cache.bytes).toBeLessThan(2 ** 20)
+  expect(warned).not.toHaveBeenCalled() // of listeners that pile up
+})
+
+interface WholeBody {
+  choices: object[]
+  usage: { completion_tokens: number; kv_cache: { bytes: number } }
+}
+
 test('its end is not the end of the model', async () => {
   const other = createService(model, { kvMemory: 2 ** 24 })
   await other.dispose()
@@ -47,8 +98,73 @@ test('its end is not the end of the model', async () => {
   await expect(model.logits([1, 2])).resolves.toBeInstanceOf(Float32Array)
 })
 
-test('an option out of range is named', () => {
-  expect(() => createService(model, { maxBatch: 0 })).toThrow(/^maxBatch: is 0/)
+test.each<[string, unknown]>([
+  ['nope', 1],
+  ['host', ''],
+  ['port', 65536],
+  ['modelNames', 'x'],
+  ['modelNames', []],
+  ['chatTemplate', 5],
+  // A text is as good as a list of its characters to JavaScript: each would be a key.
+  ['apiKeys', 'secret'],
+  ['apiKeys', null],
+  ['apiKeys', ['']],
+  ['apiKeys', ['a b']],
+  ['apiKeys', [5]],
+  ['corsOrigins', 'https://a.example'],
+  ['policy', 'nope'],
+  ['allowedPolicies', ['nope']],
+  ['kvMemory', 5],
+  ['prefixMemory', -1],
+  ['maxBatch', 0],
+  ['maxQueue', -1],
+  ['maxPromptTokens', 0],
+  ['maxTokens', -5],
+  ['defaultMaxTokens', 0],
+  ['maxChoices', 0],
+  ['bodyLimit', -1],
+  ['bodyTimeoutMs', -1],
+  ['requestTimeoutMs', 'x'],
+  ['pingMs', 2 ** 31],
+  ['maxSessions', -1],
+  ['sessionTtlMs', NaN],
+  ['drainDelayMs', -1],
+  ['drainTimeoutMs', -1],
+  ['page', 'no'],
+  ['logLevel', 'x'],
+  ['logPrompts', 1],
+  ['vllmMetrics', 'vllm'],
+])('a server does not begin with %s: %j, and says so', (argument, value) => {
+  expectRefused(() => new Server({ [argument]: value }), { code: 'ERR_ZC_ARGUMENT', argument })
+})
+
+test('an option out of range is named, and one that a service has no use for', () => {
+  const refuse = (options: object, argument: string) =>
+    expectRefused(() => createService(model, options), { code: 'ERR_ZC_ARGUMENT', argument })
+  refuse({ maxBatch: 0 }, 'maxBatch')
+  refuse({ sampling: { temp: 1 } }, 'temp')
+  refuse({ sampling: { temperature: -1 } }, 'temperature')
+  refuse({ port: 0 }, 'port')
+})
+
+test('what is no model and what is no call are named', async () => {
+  const argument = 'model'
+  for (const wrong of [undefined, {}] as unknown as Model[]) {
+    expectRefused(() => createService(wrong), { code: 'ERR_ZC_ARGUMENT', argument })
+    expectRefused(() => new Server().serve(wrong), { code: 'ERR_ZC_ARGUMENT', argument })
+  }
+  for (const wrong of [undefined, { session: null }, { ...call(), session: 'name' }]) {
+    const asked = service.complete({ prompt }, wrong as unknown as Call)
+    await expectRejected(asked, { code: 'ERR_ZC_ARGUMENT', argument: 'call' })
+  }
+})
+
+test('a server has one model, while it is open', async () => {
+  const server = new Server({ kvMemory: 2 ** 24, logLevel: 'silent' })
+  server.serve(model)
+  expectRefused(() => server.serve(model), { code: 'ERR_ZC_ARGUMENT', argument: 'model' })
+  await server.close()
+  expectRefused(() => server.serve(model), { code: 'ERR_ZC_HANDLE' })
 })
 
 test('caches may not take more memory than there is', () => {

@@ -54,7 +54,7 @@ test('tokens, bits, shares and scores of a conversation', async () => {
   expect(cache.tail_start).toBe(prompt_tokens)
   const text = cache.tokens.map(({ text }: { text: string }) => text).join('')
   // The last token has not been through the model.
-  expect(`${question.text} ${answer.choices[0].text}`.startsWith(text)).toBe(true)
+  expect(`${question.text}${answer.choices[0].text}`.startsWith(text)).toBe(true)
   const prompt = cache.tokens.slice(0, prompt_tokens)
   const tail = cache.tokens.slice(prompt_tokens)
   expect(tail).toHaveLength(13)

@@ -2,7 +2,13 @@
 import fc from 'fast-check'
 import OpenAI from 'openai'
 import { withToolCalls } from '../../lib/server/answers'
-import { makeToolCallParser, type ToolFormat, toolFormatOf } from '../../lib/server/tool-calls'
+import {
+  makeForcedParser,
+  makeToolCallParser,
+  type ToolFormat,
+  toolFormatOf,
+} from '../../lib/server/tool-calls'
+import { forcedSchema } from '../../lib/server/tools'
 import { propertyRuns } from '../support/properties'
 import { post, stream } from './running'
 import { startScripted, tokenizerWith } from './scripted-model'
@@ -85,6 +91,37 @@ describe('what a model says', () => {
     expect(read(format, pieces, true)).toEqual(expected)
   })
 
+  test.each<[ToolFormat, (args: string) => string]>([
+    ['hermes', (args) => `<tool_call>{"name": "time", "arguments": ${args}}</tool_call>`],
+    ['hermes', (args) => `<tool_call>{"arguments":${args} ,"name":"time"}`],
+    ['mistral', (args) => `[TOOL_CALLS][{"name": "time", "arguments": ${args}}]`],
+    ['mistral', (args) => `[TOOL_CALLS]time[ARGS]${args}`],
+    ['llama', (args) => `{"name": "time", "parameters": ${args} }`],
+  ])('arguments are handed on as they were written, by %s', (format, call) => {
+    const args = [
+      '{"id": 9838881662715881, "x": [1.0, -0, 1e999], "a": {"id": 2}}',
+      '{"a": "\\"}, </tool_call> [TOOL_CALLS] \\\\", "b": "é\\u00e9"}',
+      '{}',
+    ]
+    for (const written of args) {
+      const parser = makeToolCallParser(format, { names, specialId: () => undefined })
+      const said = [...call(written)].map((letter) => parser.push(1, letter))
+      const calls = [...said, parser.end()].flatMap((one) => one.calls)
+      expect(calls.map((one) => one.arguments)).toEqual([written])
+    }
+    const forced = makeForcedParser('time')
+    forced.push(1, args[0] as string)
+    expect(forced.end().calls[0]?.arguments).toBe(args[0])
+  })
+
+  test('a call that is cut within a string does not take the next one with it', () => {
+    const said = '<tool_call>{"name": "w</tool_call>so<tool_call>{"name": "time"}</tool_call>'
+    expect(read('hermes', [...said])).toEqual({
+      text: '<tool_call>{"name": "w</tool_call>so',
+      calls: [['time', {}]],
+    })
+  })
+
   test('no text is lost, whatever is said', () => {
     const bits = [
       '<tool_call>',
@@ -95,6 +132,8 @@ describe('what a model says', () => {
       '{',
       ' x',
       '<t',
+      '"',
+      '[]',
     ]
     fc.assert(
       fc.property(
@@ -154,7 +193,7 @@ describe('over HTTP', () => {
     expect(choice?.message).toMatchObject({
       content: 'I look.',
       tool_calls: [
-        { type: 'function', function: { name: 'weather', arguments: '{"city":"Tromsø"}' } },
+        { type: 'function', function: { name: 'weather', arguments: '{"city": "Tromsø"}' } },
       ],
     })
     expect(running.prompts.at(-1)).toContain('"weather"')
@@ -165,7 +204,7 @@ describe('over HTTP', () => {
     expect(final.choices[0]?.message.content).toBe('I look.')
     expect(final.choices[0]?.message.tool_calls?.[0]?.function).toMatchObject({
       name: 'weather',
-      arguments: '{"city":"Tromsø"}',
+      arguments: '{"city": "Tromsø"}',
     })
 
     running.script.next = { say: 'No.' }
@@ -211,6 +250,14 @@ describe('over HTTP', () => {
     ).toBe(true)
   })
 
+  test('log-probabilities of text completions tell parts of characters apart', async () => {
+    running.script.next = { say: 'ü😀' }
+    const texts = `${running.url}/v1/completions`
+    const { body } = await post(texts, { prompt: 'a', logprobs: 0 })
+    const { tokens } = body.choices[0].logprobs as { tokens: string[] }
+    expect(tokens.join('')).toContain('bytes:\\xf0bytes:\\x9fbytes:\\x98bytes:\\x80')
+  })
+
   test('parallel_tool_calls false: the first call alone, whole and streamed', async () => {
     running.script.next = { say: `${said}<tool_call>{"name": "time"}</tool_call>` }
     const callsOf = (own: readonly { function: { name: string } }[] = []) =>
@@ -248,7 +295,7 @@ describe('over HTTP', () => {
       finish_reason: 'stop', // as OpenAI has it
       message: {
         content: null,
-        tool_calls: [{ function: { name: 'weather', arguments: '{"city":"Oslo"}' } }],
+        tool_calls: [{ function: { name: 'weather', arguments: '{"city": "Oslo"}' } }],
       },
     })
     running.script.next = { say: '{"name": "weather", "arguments": {"city": "Oslo"}}' }
@@ -257,6 +304,22 @@ describe('over HTTP', () => {
       finish_reason: 'tool_calls',
       message: { tool_calls: [{ function: { name: 'weather' } }] },
     })
+  })
+
+  test('a function whose parameters do not say what they are takes an object', () => {
+    const schemaOf = (parameters: unknown, forced: string | null) => {
+      const tool = { type: 'function', function: { name: 'f', parameters } }
+      const request = { tools: [tool], names: new Set(['f']), forced, isParallel: true }
+      return forcedSchema(request)
+    }
+    for (const none of [undefined, null, {}])
+      expect(schemaOf(none, 'f')).toEqual({ type: 'object' })
+    const properties = { a: { type: 'null' } }
+    expect(schemaOf({ properties }, 'f')).toEqual({ type: 'object', properties })
+    expect(schemaOf({ description: 'none' }, null)).toMatchObject({
+      anyOf: [{ properties: { arguments: { type: 'object' } } }],
+    })
+    expect(schemaOf({ anyOf: [{ type: 'object' }] }, 'f')).toEqual({ anyOf: [{ type: 'object' }] })
   })
 
   test.each([
@@ -328,7 +391,7 @@ test('marks that are special tokens have no text, and are seen', async () => {
     const answer = await post(`${running.url}/v1/chat/completions`, body)
     expect(answer.body.choices[0].message.tool_calls[0].function).toEqual({
       name: 'weather',
-      arguments: '{"city":"Oslo"}',
+      arguments: '{"city": "Oslo"}',
     })
   } finally {
     await running.server.close()
