@@ -482,7 +482,7 @@ describe('too little memory for caches', () => {
       const start = someIds(30, 320)
       const model = await loadModel(kLlama, { kvMemory: 2 * kMinimum })
       const hog = model.createSequence({ policy: 'fp16' })
-      await hog.prefill(someIds(2400, 320))
+      await hog.prefill(someIds(2560, 320))
       const sequence = model.createSequence({ policy })
       const ids: number[] = []
       const running = async () => {
