@@ -331,6 +331,11 @@ export class Context {
     closeWindow(model, cache, compression, this.#probes, this.#shares, scratch, saliency)
   }
 
+  /** Probe rows that no fork holds, too. */
+  get nOwnProbes(): number {
+    return this.#probes?.nOwn ?? 0
+  }
+
   /** Compressions so far, and the slots of the running window's probe rows, in order. */
   get windowState(): { nGroups: number; probeSlots: Int32Array } {
     return { nGroups: this.#nGroups, probeSlots: this.#probes?.slots ?? new Int32Array(0) }

@@ -1,4 +1,4 @@
-import { type BytesByClass, CacheMemory, SUPERBLOCK_BYTES } from '../cache/index.js'
+import { type BytesByClass, CacheMemory } from '../cache/index.js'
 import { show, ZipCacheError } from '../errors.js'
 import type { ForwardModel } from '../model/forward.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
@@ -54,7 +54,11 @@ export interface OpenedPrefix {
 
 /** Bounds of an engine. */
 export interface EngineOptions {
-  /** The most memory that all its caches may take together, in bytes. */
+  /**
+   * The most memory that all its caches may take together, in bytes; 1 MiB at least. Pages of one size
+   * claim it in blocks of a 64th, but of 32 KiB at least and 256 KiB at most, so that some of it may be
+   * left over.
+   */
   kvMemory: number
   /** Most requests under way at a time, and so rows of a decode step; default 64. */
   maxBatch?: number
@@ -146,7 +150,8 @@ const PREFIX_OPTIONS = [...SEQUENCE_OPTIONS, 'scope', 'signal']
 
 const CLASS_NAMES = ['high', 'low', 'tail', 'params', 'bitmaps', 'tables', 'probes'] as const
 
-const MIN_KV_MEMORY = 4 * SUPERBLOCK_BYTES
+/** 32 blocks, of which each size of page can claim some. */
+const MIN_KV_MEMORY = 2 ** 20
 
 /**
  * Serves many sequences of one model at a time: their decode steps are one batch, prompts are
@@ -350,11 +355,14 @@ export class Engine {
    * A sequence that `Sequence.save` wrote, as it was: it goes on with the same tokens.
    *
    * Rejects with `ERR_ZC_SNAPSHOT` for a file that is damaged, of another version, of another model
-   * or compute type; `ERR_ZC_IO`; `ERR_ZC_OUT_OF_MEMORY`.
+   * or compute type; `ERR_ZC_IO`; `ERR_ZC_OUT_OF_MEMORY`, and `ERR_ZC_BUSY` where it would take memory
+   * that requests under way may still need.
    */
   async restore(path: string): Promise<Sequence> {
     if (this.#disposal) throw disposedError('engine')
-    const context = await restoreContext(this.#model, this.#memory, path, this.#reclaim)
+    const context = await restoreContext(this.#model, this.#memory, path, (add) =>
+      this.#scheduler.reserve(add),
+    )
     if (!this.#disposal) return this.#adopt(context)
     context.dispose()
     throw disposedError('engine')

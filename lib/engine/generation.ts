@@ -14,7 +14,10 @@ import { checkOptions } from './options.js'
 
 /** How tokens are chosen, and when to stop. */
 export interface GenerateOptions {
-  /** At most this many new tokens; default 256. */
+  /**
+   * At most this many new tokens; default 256. Fewer, with the reason `length`, where the model's
+   * context ends before, or a compressed or 16-bit cache would outgrow all of `kvMemory`.
+   */
   maxTokens?: number
   /** 0, the default, always takes the most likely token. */
   temperature?: number

@@ -36,7 +36,7 @@ export interface LoadOptions {
   threads?: number
   /**
    * The most memory that caches of this model may take together, in bytes; default half of what the
-   * device has free once the weights are there. A GPU gives it at once.
+   * device has free once the weights are there. A GPU gives it at once. See `EngineOptions`.
    */
   kvMemory?: number
   /** Aborting rejects with `signal.reason`. */

@@ -94,7 +94,8 @@ export class Model {
   /**
    * What a prompt of so many tokens will take, in an empty context: weights, cache, one layer's K and
    * V, activations, and their sum, which `Sequence.bytes.peak` and the weights will come to. Nothing
-   * is allocated. Where r is chosen head by head the cache is an upper bound.
+   * is allocated. Where r is chosen head by head the cache is an upper bound. `kvMemory` has to be more
+   * than `cache` by what its blocks leave over.
    *
    * - `tokens`: 1 or more. `policy`: default `zipcache`
    *

@@ -2,6 +2,7 @@ import { ZipCacheError } from '../errors.js'
 import type { SampleParams, Tensor } from '../ops/index.js'
 import type { LogitAdjuster, TokenProbability } from './adjust-logits.js'
 import type { Context } from './context.js'
+import { longestFitting } from './growth.js'
 
 /** A token as the device chose it. */
 export interface Sampled {
@@ -59,7 +60,9 @@ export class Run {
   #failure: { error: unknown } | null = null
   /** Told when there is more to do. */
   readonly #wake: () => void
-  /** Tokens that the context may come to hold. */
+  /** Tokens that the context holds once the prompt is in it. */
+  readonly promptEnd: number
+  /** Tokens that the context may come to hold; fewer than are wanted, where there is no room. */
   readonly maxLength: number
   isSettled = false
   /** A token is on its way into a row store. */
@@ -74,7 +77,10 @@ export class Run {
     this.sampling = options.sampling
     this.inspect = options.inspect
     this.#wake = wake
-    this.maxLength = context.length + this.ids.length + (this.sampling?.maxTokens ?? 0)
+    this.promptEnd = context.length + this.ids.length
+    const { maxPositions } = context.model.config
+    const wanted = this.promptEnd + (this.sampling?.maxTokens ?? 0)
+    this.maxLength = longestFitting(context, this.promptEnd, Math.min(wanted, maxPositions))
   }
 
   get ended(): boolean {
