@@ -15,6 +15,8 @@ export interface Sampled {
 export interface Sampling {
   readonly params: Omit<SampleParams, 'step'>
   readonly maxTokens: number
+  /** Texts whose tokens are taken back, however many they are. */
+  readonly stopTexts: readonly string[]
   /** Changes the logits between step and choice; null for most. */
   readonly adjuster: LogitAdjuster | null
 }
@@ -141,6 +143,7 @@ export class Run {
       try {
         const unwanted = this.fed - Math.max(0, nAccepted - 1)
         this.retract(Math.min(unwanted, context.cache.tailLength))
+        if (!context.nextLogits) context.forgetLogits()
       } catch (error) {
         context.failure ??= error // the device is gone
       }
@@ -212,12 +215,34 @@ export async function orAborted<T>(
   if (!signal) return promise
   signal.throwIfAborted()
   const { promise: aborted, resolve } = deferred()
-  signal.addEventListener('abort', resolve, { once: true })
+  const forget = onAbort(signal, resolve)
   try {
     return await Promise.race([promise, aborted.then(() => Promise.reject(signal.reason))])
   } finally {
-    signal.removeEventListener('abort', resolve)
+    forget()
   }
+}
+
+/** Who is to be told of each signal that somebody listens to. */
+const listeners = new WeakMap<AbortSignal, Set<() => void>>()
+
+/**
+ * Calls back when a signal is aborted; what is returned takes that back. However many requests share
+ * a signal it has one listener: of more than ten Node warns.
+ */
+export function onAbort(signal: AbortSignal, callback: () => void): () => void {
+  let callbacks = listeners.get(signal)
+  if (!callbacks) {
+    const all = new Set<() => void>()
+    const tellAll = () => {
+      for (const each of all) each()
+    }
+    signal.addEventListener('abort', tellAll, { once: true })
+    listeners.set(signal, all)
+    callbacks = all
+  }
+  callbacks.add(callback)
+  return () => callbacks.delete(callback)
 }
 
 /** A promise and its resolver. */

@@ -391,7 +391,7 @@ export class Scheduler {
       const closes = context.closesNext
       const isKnown = fed < known.length
       try {
-        const place = context.extend()
+        const place = context.extend(sampling.stopTexts.length > 0)
         rows.push({
           ...place,
           source: isKnown ? -1 : run.row,

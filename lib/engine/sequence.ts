@@ -11,9 +11,11 @@ import {
   type GeneratedToken,
   type GenerateOptions,
   planGeneration,
+  type TokenStream,
+  tokenStream,
 } from './generation.js'
 import { checkOptions } from './options.js'
-import { deferred, disposedError, Run, type RunOptions } from './run.js'
+import { deferred, disposedError, onAbort, Run, type RunOptions } from './run.js'
 import { salientTokens } from './salient-tokens.js'
 import type { Scheduler } from './scheduler.js'
 import { saveContext } from './snapshot.js'
@@ -153,22 +155,30 @@ export class Sequence {
 
   /**
    * Generates tokens after a prompt, or after what the sequence holds when `prompt` is null. Stop
-   * tokens and stop texts end the generation and are not part of it; `finishReason` tells why it
-   * ended. Leaving the loop early keeps the sequence usable.
+   * tokens and stop texts end the generation and are not part of it, nor is a token that a stop text
+   * begins in, unless it is compressed by then or lies in a row store; `finishReason` tells why it ended. Leaving the loop
+   * early keeps the sequence usable.
    *
-   * Throws as `prefill`; `ERR_ZC_ARGUMENT` for options out of range, `ERR_ZC_NUMERIC` when the
-   * model's logits are NaN.
+   * Throws, once it is read, as `prefill`; `ERR_ZC_ARGUMENT` for options out of range,
+   * `ERR_ZC_NUMERIC` when the model's logits are NaN.
    */
-  async *generate(
+  generate(prompt: Prompt | null, options: GenerateOptions = {}): TokenStream {
+    return tokenStream(this.#generate(prompt, options))
+  }
+
+  async *#generate(
     prompt: Prompt | null,
-    options: GenerateOptions = {},
-  ): AsyncGenerator<GeneratedToken, void, undefined> {
+    options: GenerateOptions,
+  ): AsyncGenerator<GeneratedToken, FinishReason | null, undefined> {
     const { tokenizer } = this.#host
     const plan = planGeneration(options, this.#context.model.config, tokenizer)
     this.#enter()
     this.#finishReason = null
     let run: Run | null = null
     let nAccepted = 0
+    /** Where the text of each token ends, in the text of all. */
+    const ends: number[] = []
+    let nTold = 0
     try {
       plan.signal?.throwIfAborted()
       const ids = this.#idsToRun(prompt === null ? [] : this.#idsOf(prompt))
@@ -185,20 +195,24 @@ export class Sequence {
           const rest = (text?.flush() ?? '') as string
           const tail = matcher.push(rest).text + matcher.flush()
           if (tail !== '') yield { ...token, text: tail }
-          return
+          return this.#finishReason
         }
         const isComplete = plan.constraint?.isDone === true
         isLast = ++nAccepted === run.limit || isComplete
         const certain = (text?.push(id) ?? '') + (isLast ? (text?.flush() ?? '') : '')
+        ends.push((ends.at(-1) ?? 0) + certain.length)
         const match = matcher.push(certain)
         const held = isLast && match.stop === null ? matcher.flush() : ''
+        nTold += match.text.length
         yield { ...token, text: match.text + held }
+        if (match.stop !== null) nAccepted = tokensWithin(ends, nTold)
         if (match.stop !== null || isComplete) {
           this.#finishReason = 'stop'
-          return
+          return this.#finishReason
         }
       }
       this.#finishReason = 'length'
+      return this.#finishReason
     } finally {
       run?.close(nAccepted)
       await run?.settled
@@ -345,10 +359,11 @@ export class Sequence {
     const run = new Run(this.#context, options, scheduler.wake)
     scheduler.submit(run)
     this.#run = run
-    const abort = () => run.fail(signal?.reason)
-    signal?.addEventListener('abort', abort, { once: true })
-    if (signal?.aborted) abort() // by `reclaim`, say, which may have run meanwhile
-    void run.settled.then(() => signal?.removeEventListener('abort', abort))
+    if (!signal) return run
+    const abort = () => run.fail(signal.reason)
+    const forget = onAbort(signal, abort)
+    if (signal.aborted) abort() // by `reclaim`, say, which may have run meanwhile
+    void run.settled.then(forget)
     return run
   }
 
@@ -413,6 +428,12 @@ export function tokenIds(
       `token ${i} is ${show(id)}, expected a whole number below ${vocabSize}`,
     )
   })
+}
+
+/** How many of the first tokens have all of their text, and some, in the first `length` characters. */
+function tokensWithin(ends: readonly number[], length: number): number {
+  // The last that added some: what a token without text leaves open may be completed beyond.
+  return ends.findLastIndex((end, i) => end <= length && end > (ends[i - 1] ?? 0)) + 1
 }
 
 function failedError(cause: unknown): ZipCacheError {

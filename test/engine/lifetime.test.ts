@@ -1,4 +1,5 @@
 /** Aborting, disposing, running out of memory, many callers: what is returned, and what still works. */
+import { getEventListeners } from 'node:events'
 import { join } from 'node:path'
 import { Device, loadModel, type Model, type PolicySpec } from '../../lib/index'
 import { expectRefused, expectRejected } from '../support/errors'
@@ -129,6 +130,25 @@ describe('aborting', () => {
     got.push(...(await idsOf(sequence, null, 13)))
     expect(got).toEqual(expected)
     sequence.dispose()
+  })
+
+  test('many calls by one signal ends them all, by one listener', async () => {
+    const controller = new AbortController()
+    const options = { signal: controller.signal, maxTokens: 1000, ignoreEos: true }
+    for (let round = 0; round < 2; round++) {
+      const sequences = Array.from({ length: 12 }, () => model().createSequence())
+      const calls = sequences.map((sequence) =>
+        round === 0
+          ? sequence.prefill([5, 6], { signal: controller.signal })
+          : reasonOf(collect(sequence.generate([5, 6], options))),
+      )
+      await turn()
+      // Node warns of more than ten.
+      expect(getEventListeners(controller.signal, 'abort')).toHaveLength(1)
+      if (round === 1) controller.abort(reason)
+      expect(new Set(await Promise.all(calls))).toEqual(new Set([round === 0 ? undefined : reason]))
+      for (const sequence of sequences) sequence.dispose()
+    }
   })
 
   test('between tokens, while nobody asks for one', async () => {
