@@ -1,18 +1,21 @@
 import { type BytesByClass, CacheMemory } from '../cache/index.js'
 import { show, ZipCacheError } from '../errors.js'
 import type { ForwardModel } from '../model/forward.js'
+import { checkPath } from '../model/model-files.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
+import type { Device } from '../ops/index.js'
 import type { PolicySpec } from '../policy/index.js'
 import { toSeed } from '../random.js'
 import { Context } from './context.js'
 import {
   type FinishReason,
+  GENERATE_OPTIONS,
   type GeneratedToken,
   type GenerateOptions,
   type TokenStream,
   tokenStream,
 } from './generation.js'
-import { checkIsObject, checkOptions } from './options.js'
+import { checkOptions } from './options.js'
 import { PrefixCache, type PrefixKey } from './prefix-cache.js'
 import { busyError, disposedError, orAborted } from './run.js'
 import { Scheduler, type SchedulerCounters, type SchedulerLimits } from './scheduler.js'
@@ -57,7 +60,7 @@ export interface EngineOptions {
   /**
    * The most memory that all its caches may take together, in bytes; 1 MiB at least. Pages of one size
    * claim it in blocks of a 64th, but of 32 KiB at least and 256 KiB at most, so that some of it may be
-   * left over.
+   * left over. No more than the device has or, on the CPU, the process's control group is granted.
    */
   kvMemory: number
   /** Most requests under way at a time, and so rows of a decode step; default 64. */
@@ -69,7 +72,7 @@ export interface EngineOptions {
   /**
    * Bytes of `kvMemory` that the pasts of ended requests may keep, for later prompts that begin with
    * the same tokens; they go first when memory is needed. Default 0: every prompt runs from its
-   * first token.
+   * first token. No more than `kvMemory`.
    *
    * A reused past is a conversation continued: under a policy that compresses, the rest of the prompt
    * attends to the compressed past, and the answer is that of `Sequence.generate` called twice, not
@@ -145,6 +148,7 @@ const ENGINE_OPTIONS = [
   'reclaim',
 ]
 
+const REQUEST_OPTIONS = [...GENERATE_OPTIONS, 'policy', 'prefixTokens']
 const SEQUENCE_OPTIONS = ['policy', 'seed', 'recordSaliency']
 const PREFIX_OPTIONS = [...SEQUENCE_OPTIONS, 'scope', 'signal']
 
@@ -196,7 +200,12 @@ export class Engine {
     this.#ended = ended
     this.#limits = limits
     this.#prefixes = prefixes
-    const memory = new CacheMemory(device, { ...config, dtype }, checkKvMemory(options.kvMemory))
+    const kvMemory = checkKvMemory(options.kvMemory, device)
+    if (prefixMemory > kvMemory) {
+      const message = `prefixMemory: is ${prefixMemory} bytes, expected no more than kvMemory, ${kvMemory}`
+      throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'prefixMemory' })
+    }
+    const memory = new CacheMemory(device, { ...config, dtype }, kvMemory)
     this.#memory = memory
     this.#reclaim = () => {
       const { usedBytes } = memory
@@ -271,7 +280,7 @@ export class Engine {
     prompt: Prompt,
     options: RequestOptions,
   ): AsyncGenerator<GeneratedToken, FinishReason | null, undefined> {
-    checkIsObject(options)
+    checkOptions(options, REQUEST_OPTIONS)
     const { prefixTokens = 0, policy, seed, ...rest } = options
     const ids = tokenIds(prompt, this.#tokenizer, this.#model.config.vocabSize)
     count('prefixTokens', prefixTokens, 0, Math.max(0, ids.length - 1))
@@ -354,13 +363,16 @@ export class Engine {
   /**
    * A sequence that `Sequence.save` wrote, as it was: it goes on with the same tokens.
    *
-   * Rejects with `ERR_ZC_SNAPSHOT` for a file that is damaged, of another version, of another model
+   * - `path`: of the file, or its `file:` URL
+   *
+   * Rejects with `ERR_ZC_ARGUMENT` for what is no path; with `ERR_ZC_SNAPSHOT` for a file that is damaged, of another version, of another model
    * or compute type; `ERR_ZC_IO`; `ERR_ZC_OUT_OF_MEMORY`, and `ERR_ZC_BUSY` where it would take memory
    * that requests under way may still need.
    */
-  async restore(path: string): Promise<Sequence> {
+  async restore(path: string | URL): Promise<Sequence> {
+    const file = checkPath('path', path, 'the path of a file')
     if (this.#disposal) throw disposedError('engine')
-    const context = await restoreContext(this.#model, this.#memory, path, (add) =>
+    const context = await restoreContext(this.#model, this.#memory, file, (add) =>
       this.#scheduler.reserve(add),
     )
     if (!this.#disposal) return this.#adopt(context)
@@ -436,14 +448,18 @@ export class Engine {
 /** Options of which any may be undefined. */
 type OptionsOf<T> = { [Key in keyof T]: T[Key] | undefined }
 
-/** Throws `ERR_ZC_ARGUMENT` for what is no size of memory. */
-export function checkKvMemory(kvMemory: number): number {
-  if (Number.isFinite(kvMemory) && kvMemory >= MIN_KV_MEMORY) return kvMemory
-  throw new ZipCacheError(
-    'ERR_ZC_ARGUMENT',
-    `kvMemory: is ${show(kvMemory)}, expected bytes, ${MIN_KV_MEMORY} at least`,
-    { argument: 'kvMemory' },
-  )
+/**
+ * Throws `ERR_ZC_ARGUMENT` for what is no size of memory, and for more than the device has, or what the
+ * process's control group may use of it: a promise that cannot be kept.
+ */
+export function checkKvMemory(kvMemory: number, device: Device): number {
+  const { total } = device.memory
+  const isSize = Number.isFinite(kvMemory) && kvMemory >= MIN_KV_MEMORY
+  if (isSize && kvMemory <= total) return kvMemory
+  const wrong = isSize
+    ? `is ${kvMemory} bytes, but ${device.info.name} has no more than ${total}`
+    : `is ${show(kvMemory)}, expected bytes, ${MIN_KV_MEMORY} at least`
+  throw new ZipCacheError('ERR_ZC_ARGUMENT', `kvMemory: ${wrong}`, { argument: 'kvMemory' })
 }
 
 /** What a past that is kept must agree in with whoever goes on from it. */

@@ -107,7 +107,8 @@ export interface GenerationPlan {
   readonly signal: AbortSignal | undefined
 }
 
-const GENERATE_OPTIONS = [
+/** What `GenerateOptions` may have. */
+export const GENERATE_OPTIONS: readonly string[] = [
   'maxTokens',
   'temperature',
   'topK',
@@ -216,7 +217,7 @@ function checkBias(
   vocabSize: number,
 ): ReadonlyMap<number, number> {
   if (typeof bias?.get !== 'function') {
-    throw bad('logitBias', `is ${String(bias)}, expected a Map of token ids to numbers`)
+    throw bad('logitBias', `is ${show(bias)}, expected a Map of token ids to numbers`)
   }
   for (const [id, value] of bias) {
     if (!Number.isInteger(id) || id < 0 || id >= vocabSize) {

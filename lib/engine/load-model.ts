@@ -1,6 +1,7 @@
 import { show, ZipCacheError } from '../errors.js'
 import { checkTensors, openCheckpoint } from '../model/checkpoint.js'
 import { readModelConfig } from '../model/config.js'
+import { checkPath } from '../model/model-files.js'
 import { ropeFrequencies } from '../model/rope-frequencies.js'
 import { specialTokensOf } from '../model/special-tokens.js'
 import { loadTokenizer } from '../model/tokenizer.js'
@@ -47,7 +48,7 @@ const LOAD_OPTIONS = ['device', 'dtype', 'weights', 'threads', 'kvMemory', 'sign
 
 /**
  * Loads a Hugging Face folder: config.json, safetensors (one file or shards, memory-mapped),
- * tokenizer.json if there is one. LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and
+ * tokenizer.json if there is one. `dir`: its path, or its `file:` URL. LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and
  * Qwen3ForCausalLM.
  *
  * Rejects with `ERR_ZC_CONFIG` for a config that is damaged or not supported, naming what;
@@ -58,7 +59,7 @@ const LOAD_OPTIONS = ['device', 'dtype', 'weights', 'threads', 'kvMemory', 'sign
  * is. On the CPU the files must stay as they are while the model lives: cut short, they end the
  * process.
  */
-export async function loadModel(dir: string, options: LoadOptions = {}): Promise<Model> {
+export async function loadModel(dir: string | URL, options: LoadOptions = {}): Promise<Model> {
   checkOptions(options, LOAD_OPTIONS)
   const { dtype = 'f32', weights: format = 'stored', signal } = options
   if (dtype !== 'f32' && dtype !== 'bf16') {
@@ -70,11 +71,11 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
     const message = `weights: is ${show(format)}, expected stored or int8`
     throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'weights' })
   }
-  if (options.kvMemory !== undefined) checkKvMemory(options.kvMemory)
+  const folder = checkPath('dir', dir, 'the path of a model folder')
   signal?.throwIfAborted()
-  const config = await readModelConfig(dir)
-  const checked = checkTensors(await openCheckpoint(dir), config)
-  const tokenizer = await loadTokenizer(dir)
+  const config = await readModelConfig(folder)
+  const checked = checkTensors(await openCheckpoint(folder), config)
+  const tokenizer = await loadTokenizer(folder)
   signal?.throwIfAborted()
 
   const ownsDevice = !(options.device instanceof Device)
@@ -88,6 +89,7 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
     if (ownsDevice) await device.dispose()
   }
   try {
+    if (options.kvMemory !== undefined) checkKvMemory(options.kvMemory, device)
     if (format === 'int8' && device.info.kind !== 'cpu') {
       const message = `weights: int8 is multiplied on the CPU alone, the device is ${device.info.name}`
       throw new ZipCacheError('ERR_ZC_UNSUPPORTED', message, { argument: 'weights' })

@@ -22,7 +22,7 @@ import {
   type TokenStream,
   tokenStream,
 } from './generation.js'
-import { checkIsObject } from './options.js'
+import { checkOptions } from './options.js'
 import { disposedError } from './run.js'
 import type { Prompt, Sequence } from './sequence.js'
 
@@ -99,11 +99,13 @@ export class Model {
    *
    * - `tokens`: 1 or more. `policy`: default `zipcache`
    *
-   * Throws `ERR_ZC_ARGUMENT`.
+   * Throws `ERR_ZC_ARGUMENT`, `ERR_ZC_HANDLE` when the model was disposed of.
    */
   estimate(options: { tokens: number; policy?: PolicySpec }): MemoryEstimate {
     // A caller without types may leave everything out.
     const { tokens, policy = 'zipcache' } = (options ?? {}) as Partial<typeof options>
+    if (this.#disposal) throw disposedError('model')
+    checkOptions(options ?? {}, ['tokens', 'policy'])
     if (tokens !== undefined && Number.isInteger(tokens) && tokens > 0) {
       return estimatePrompt(this.#forward, resolvePolicy(policy), tokens)
     }
@@ -154,7 +156,7 @@ export class Model {
     prompt: Prompt,
     options: SequenceOptions & { signal?: AbortSignal } = {},
   ): Promise<Float32Array> {
-    checkIsObject(options)
+    checkOptions(options, ['policy', 'seed', 'signal'])
     const { signal, ...rest } = options
     const sequence = this.createSequence(rest)
     try {

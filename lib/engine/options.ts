@@ -1,4 +1,4 @@
-import { ZipCacheError } from '../errors.js'
+import { show, ZipCacheError } from '../errors.js'
 
 /**
  * Refuses an option that nobody reads, so that a misspelt one is not lost in silence, a `signal` that
@@ -25,6 +25,6 @@ export function checkOptions(options: object, known: readonly string[]): void {
 /** Throws `ERR_ZC_ARGUMENT` for options that are none: a caller without types may give anything. */
 export function checkIsObject(options: unknown): void {
   if (typeof options === 'object' && options !== null) return
-  const message = `options: is ${String(options)}, expected an object`
+  const message = `options: is ${show(options)}, expected an object`
   throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'options' })
 }

@@ -1,6 +1,7 @@
 import type { CacheSegment } from '../cache/index.js'
 import { show, ZipCacheError } from '../errors.js'
 import { logitsOf } from '../model/forward.js'
+import { checkPath } from '../model/model-files.js'
 import { Scratch } from '../model/scratch.js'
 import { StopMatcher, TextStream } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
@@ -235,17 +236,20 @@ export class Sequence {
    * Writes the sequence to a file, which `Engine.restore` reads: tokens, packed cache, tail and
    * probes, with a checksum, put in place when it is whole.
    *
-   * Rejects with `ERR_ZC_ARGUMENT` while a call is running, `ERR_ZC_UNSUPPORTED` for a policy whose
-   * attention is `dequantized` and for one that chose r head by head, `ERR_ZC_OUT_OF_MEMORY`,
+   * - `path`: of the file, or its `file:` URL
+   *
+   * Rejects with `ERR_ZC_ARGUMENT` for what is no path and while a call is running,
+   * `ERR_ZC_UNSUPPORTED` for a policy whose attention is `dequantized` and for one that chose r head by head, `ERR_ZC_OUT_OF_MEMORY`,
    * `ERR_ZC_IO`.
    */
-  async save(path: string): Promise<void> {
+  async save(path: string | URL): Promise<void> {
+    const file = checkPath('path', path, 'the path of a file')
     this.#enter()
     let context: Context | null = null
     try {
       // What is saved must outlive the sequence, should it be disposed of meanwhile.
       context = this.#context.fork()
-      await saveContext(context, path)
+      await saveContext(context, file)
     } finally {
       context?.dispose()
       this.#leave()
@@ -416,6 +420,9 @@ export function tokenIds(
   if (typeof prompt === 'string') {
     if (tokenizer) return tokenizer.encode(prompt, style)
     throw argumentError('prompt', 'is a text, but the model has no tokenizer.json; give token ids')
+  }
+  if (Buffer.isBuffer(prompt)) {
+    throw argumentError('prompt', 'is a Buffer, whose bytes are no token ids; give its text')
   }
   // 2^32: what an array can hold.
   if (!Number.isInteger(prompt?.length) || prompt.length < 0 || prompt.length >= 2 ** 32) {

@@ -632,6 +632,8 @@ describe('options that are refused', () => {
     ]),
     ...[-1, 0.5, 1e7, '4'].map((value): [string, unknown] => ['maxQueue', value]),
     ['batchSize', 5],
+    ['kvMemory', 2 ** 60],
+    ['prefixMemory', 2 ** 24 + 1],
   ]
   test.each(bad)('%s: %p', async (option, value) => {
     const { device } = model()
@@ -651,6 +653,7 @@ describe('options that are refused', () => {
         expectRefused(() => engine.createSequence(options as Options), fault)
         expectRefused(() => model().createSequence(options as Options), fault)
         await expectRejected(model().logits([5], options as Options), fault)
+        expectRefused(() => model().estimate({ tokens: 5, ...options } as never), fault)
         await expectRejected(engine.openPrefix([5], options as Options), fault)
       }
       expect(engine.stats()).toMatchObject({ sequences: 0 })
@@ -669,6 +672,12 @@ describe('options that are refused', () => {
       })
       const unknown = { tokens: 5 } as Options
       await expectRejected(collect(engine.generate([5], unknown)), { ...fault, argument: 'tokens' })
+      const misspelt = { polcy: 'fp16', prefixTokens: 1 } as Options
+      await expectRejected(collect(engine.generate([5, 6], misspelt)), {
+        ...fault,
+        argument: 'polcy',
+        message: /expected some of maxTokens, .*seed, .*policy, prefixTokens$/,
+      })
       const policy = { policy: 'none' }
       await expectRejected(collect(engine.generate([5], policy)), { ...fault, argument: 'policy' })
       const past = { code: 'ERR_ZC_CONTEXT_LENGTH', argument: 'prompt' } as const

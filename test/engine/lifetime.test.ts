@@ -254,6 +254,7 @@ describe('disposing', () => {
     expectRefused(() => sequence.bytes, disposed)
     await model.dispose()
     expectRefused(() => model.createSequence(), disposed)
+    expectRefused(() => model.estimate({ tokens: 5 }), disposed)
     await expectRejected(collect(model.generate([5])), disposed)
     await expectRejected(model.logits([5]), disposed)
   })
@@ -411,6 +412,7 @@ describe('bad prompts', () => {
     ['undefined itself', undefined],
     ['a length that is none', { length: 'many' }],
     ['an absurd length', { length: 2 ** 40 }],
+    ['the bytes of a text', Buffer.from('line')],
   ])('%s: refused, and the sequence goes on', async (_, prompt) => {
     const sequence = model().createSequence()
     const before = await settled(model())
