@@ -25,9 +25,9 @@ import { restoreContext } from './snapshot.js'
 /** Settings of one sequence. */
 export interface SequenceOptions {
   /** How its cache is kept; default `zipcache`, the paper's. */
-  policy?: PolicySpec
+  policy?: PolicySpec | undefined
   /** Seed of the probes; default 0. */
-  seed?: number
+  seed?: number | undefined
 }
 
 /** Settings of a sequence that its caller keeps. */
@@ -36,15 +36,15 @@ export interface CreateSequenceOptions extends SequenceOptions {
    * Keeps what tokens scored when they were compressed, 8 bytes a token beside the cache, for
    * `Sequence.tokenMap`; default false.
    */
-  recordSaliency?: boolean
+  recordSaliency?: boolean | undefined
 }
 
 /** Settings of `Engine.openPrefix`. */
 export interface PrefixOptions extends CreateSequenceOptions {
   /** Pasts that were kept under one name are found under it alone; default ''. */
-  scope?: string
+  scope?: string | undefined
   /** Gives the prefix up. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
 }
 
 /** What many prompts begin with, in a sequence. */
@@ -64,11 +64,11 @@ export interface EngineOptions {
    */
   kvMemory: number
   /** Most requests under way at a time, and so rows of a decode step; default 64. */
-  maxBatch?: number
+  maxBatch?: number | undefined
   /** Most requests that wait; further ones are refused with `ERR_ZC_BUSY`. Default 256. */
-  maxQueue?: number
+  maxQueue?: number | undefined
   /** Most prompts under way at a time; each needs a layer's K and V in full. Default 4. */
-  maxPrefills?: number
+  maxPrefills?: number | undefined
   /**
    * Bytes of `kvMemory` that the pasts of ended requests may keep, for later prompts that begin with
    * the same tokens; they go first when memory is needed. Default 0: every prompt runs from its
@@ -78,13 +78,13 @@ export interface EngineOptions {
    * attends to the compressed past, and the answer is that of `Sequence.generate` called twice, not
    * of one long prompt.
    */
-  prefixMemory?: number
+  prefixMemory?: number | undefined
   /**
    * Called when a request, or a sequence that is created or restored, wants memory that idle ones hold:
    * disposes of one that can be missed, and says whether there was one. What it throws is what the
    * request rejects with.
    */
-  reclaim?: () => boolean
+  reclaim?: (() => boolean) | undefined
 }
 
 /** Settings of `Engine.generate`. */
@@ -95,7 +95,7 @@ export interface RequestOptions extends GenerateOptions, SequenceOptions {
    * were found or not, as long as nothing longer is. Requests that come while another one runs the
    * same prefix wait for it, where the engine keeps any.
    */
-  prefixTokens?: number
+  prefixTokens?: number | undefined
 }
 
 /** Memory of the caches of an engine, in bytes. */
@@ -314,7 +314,7 @@ export class Engine {
     return this.#prefix(tokenIds(prefix, this.#tokenizer, this.#model.config.vocabSize), options)
   }
 
-  async #prefix(ids: readonly number[], options: OptionsOf<PrefixOptions>): Promise<OpenedPrefix> {
+  async #prefix(ids: readonly number[], options: PrefixOptions): Promise<OpenedPrefix> {
     const { signal } = options
     checkOptions({ signal }, ['signal'])
     const key = keyOf(options)
@@ -347,11 +347,11 @@ export class Engine {
   async #runPrefix(
     key: PrefixKey,
     ids: readonly number[],
-    { signal, ...options }: OptionsOf<PrefixOptions>,
+    { signal, ...options }: PrefixOptions,
   ): Promise<OpenedPrefix> {
     const sequence = this.#adopt(this.#open(options))
     try {
-      await sequence.prefill(ids, signal === undefined ? {} : { signal })
+      await sequence.prefill(ids, { signal })
     } catch (error) {
       sequence.dispose()
       throw error
@@ -406,11 +406,7 @@ export class Engine {
     this.#ended(this)
   }
 
-  #open({
-    policy = 'zipcache',
-    seed = 0,
-    recordSaliency = false,
-  }: OptionsOf<CreateSequenceOptions>): Context {
+  #open({ policy = 'zipcache', seed = 0, recordSaliency = false }: CreateSequenceOptions): Context {
     for (;;) {
       try {
         return Context.open(this.#model, this.#memory, policy, toSeed(seed), recordSaliency)
@@ -445,9 +441,6 @@ export class Engine {
   }
 }
 
-/** Options of which any may be undefined. */
-type OptionsOf<T> = { [Key in keyof T]: T[Key] | undefined }
-
 /**
  * Throws `ERR_ZC_ARGUMENT` for what is no size of memory, and for more than the device has, or what the
  * process's control group may use of it: a promise that cannot be kept.
@@ -468,7 +461,7 @@ function keyOf({
   seed = 0,
   recordSaliency = false,
   scope = '',
-}: OptionsOf<PrefixOptions>): PrefixKey {
+}: PrefixOptions): PrefixKey {
   return { spec: policy, seed: toSeed(seed), recordSaliency, scope }
 }
 

@@ -18,40 +18,40 @@ export interface GenerateOptions {
    * At most this many new tokens; default 256. Fewer, with the reason `length`, where the model's
    * context ends before, or a compressed or 16-bit cache would outgrow all of `kvMemory`.
    */
-  maxTokens?: number
+  maxTokens?: number | undefined
   /** 0, the default, always takes the most likely token. */
-  temperature?: number
+  temperature?: number | undefined
   /** Draw from the k most likely tokens only; 0, the default: from all. */
-  topK?: number
+  topK?: number | undefined
   /** Draw from the smallest set of likeliest tokens that reaches this probability; default 1. */
-  topP?: number
+  topP?: number | undefined
   /** Leave out tokens less likely than this share of the likeliest; default 0. */
-  minP?: number
+  minP?: number | undefined
   /** Makes tokens of the context less likely; default 1, off. */
-  repetitionPenalty?: number
+  repetitionPenalty?: number | undefined
   /** Subtracted from the logits of tokens generated before, -2 to 2; default 0. */
-  presencePenalty?: number
+  presencePenalty?: number | undefined
   /** Subtracted once for each time that a token was generated, -2 to 2; default 0. */
-  frequencyPenalty?: number
+  frequencyPenalty?: number | undefined
   /** Added to the logits of single tokens, by their ids, -100 to 100. */
-  logitBias?: ReadonlyMap<number, number>
+  logitBias?: ReadonlyMap<number, number> | undefined
   /** Tells so many of the likeliest tokens with each, at most 20; default 0. */
-  topLogprobs?: number
+  topLogprobs?: number | undefined
   /**
    * Only JSON may be generated: `true`, any object; or a schema, as `jsonGrammar` takes it. The
    * generation ends with it.
    */
-  json?: true | JsonSchema
+  json?: true | JsonSchema | undefined
   /** Same seed, same tokens; default 0. */
-  seed?: number
+  seed?: number | undefined
   /** Aborting rejects with `signal.reason`. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
   /** Go on after the model's end-of-text tokens; default false. */
-  ignoreEos?: boolean
+  ignoreEos?: boolean | undefined
   /** Texts that end the generation; they are not part of it. */
-  stop?: string | readonly string[]
+  stop?: string | readonly string[] | undefined
   /** Tokens that end the generation beside the model's own; they are not part of it. */
-  stopTokens?: readonly number[]
+  stopTokens?: readonly number[] | undefined
 }
 
 /** A new token. */

@@ -21,27 +21,27 @@ export interface LoadOptions {
   /**
    * A device by name (`cpu`), opened for this model, or one that the caller keeps; default `cpu`.
    */
-  device?: string | Device
+  device?: string | Device | undefined
   /**
    * What the model computes in; default `f32`. With `bf16` weights and activations are rounded to
    * bfloat16, sums and the residual stream stay in float32.
    */
-  dtype?: ComputeDtype
+  dtype?: ComputeDtype | undefined
   /**
    * How matrices are kept; default `stored`, in the file's type or that of `dtype`. With `int8` each row is
    * rounded to 8 bits with a scale of its own when the model is loaded: half the bytes of a 16-bit
    * weight, which is what decoding on a CPU waits for. On the CPU alone.
    */
-  weights?: WeightFormat
+  weights?: WeightFormat | undefined
   /** Threads of a device opened by name; default one a core. */
-  threads?: number
+  threads?: number | undefined
   /**
    * The most memory that caches of this model may take together, in bytes; default half of what the
    * device has free once the weights are there. A GPU gives it at once. See `EngineOptions`.
    */
-  kvMemory?: number
+  kvMemory?: number | undefined
   /** Aborting rejects with `signal.reason`. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
 }
 
 const LOAD_OPTIONS = ['device', 'dtype', 'weights', 'threads', 'kvMemory', 'signal']
@@ -82,7 +82,7 @@ export async function loadModel(dir: string | URL, options: LoadOptions = {}): P
   const device =
     options.device instanceof Device
       ? options.device
-      : await Device.open(options.device ?? 'cpu', threadsOf(options))
+      : await Device.open(options.device ?? 'cpu', { threads: options.threads })
   const disposers: (() => void)[] = []
   const release = async () => {
     for (const dispose of disposers) dispose()
@@ -121,8 +121,4 @@ export async function loadModel(dir: string | URL, options: LoadOptions = {}): P
     await release()
     throw error
   }
-}
-
-function threadsOf({ threads }: LoadOptions): { threads?: number } {
-  return threads === undefined ? {} : { threads }
 }

@@ -101,7 +101,7 @@ export class Model {
    *
    * Throws `ERR_ZC_ARGUMENT`, `ERR_ZC_HANDLE` when the model was disposed of.
    */
-  estimate(options: { tokens: number; policy?: PolicySpec }): MemoryEstimate {
+  estimate(options: { tokens: number; policy?: PolicySpec | undefined }): MemoryEstimate {
     // A caller without types may leave everything out.
     const { tokens, policy = 'zipcache' } = (options ?? {}) as Partial<typeof options>
     if (this.#disposal) throw disposedError('model')
@@ -154,13 +154,13 @@ export class Model {
    */
   async logits(
     prompt: Prompt,
-    options: SequenceOptions & { signal?: AbortSignal } = {},
+    options: SequenceOptions & { signal?: AbortSignal | undefined } = {},
   ): Promise<Float32Array> {
     checkOptions(options, ['policy', 'seed', 'signal'])
     const { signal, ...rest } = options
     const sequence = this.createSequence(rest)
     try {
-      return await sequence.logits(prompt, signal === undefined ? {} : { signal })
+      return await sequence.logits(prompt, { signal })
     } finally {
       sequence.dispose()
     }

@@ -117,7 +117,7 @@ export class Sequence {
    * `ERR_ZC_CONTEXT_LENGTH` when it does not fit the model's context, `ERR_ZC_OUT_OF_MEMORY` when
    * it does not fit the cache, `signal.reason` when aborted. The sequence is as before then.
    */
-  async prefill(prompt: Prompt, options: { signal?: AbortSignal } = {}): Promise<void> {
+  async prefill(prompt: Prompt, options: { signal?: AbortSignal | undefined } = {}): Promise<void> {
     checkOptions(options, ['signal'])
     await this.#append(prompt, options.signal)
   }
@@ -130,7 +130,10 @@ export class Sequence {
    * goes on in the tail sees its own K and V rounded to the tail's 16 bits. To see what compression
    * costs, prefill a prefix and ask for the logits of what follows.
    */
-  async logits(prompt: Prompt, options: { signal?: AbortSignal } = {}): Promise<Float32Array> {
+  async logits(
+    prompt: Prompt,
+    options: { signal?: AbortSignal | undefined } = {},
+  ): Promise<Float32Array> {
     checkOptions(options, ['signal'])
     const { model } = this.#context
     const { vocabSize } = model.config

@@ -13,7 +13,7 @@ export interface DeviceOptions {
    * may use, its container's share of time being counted, or `ZIPCACHE_THREADS`. Of no effect on
    * other devices.
    */
-  threads?: number
+  threads?: number | undefined
 }
 
 /** A device as `Device.list` finds it. */
