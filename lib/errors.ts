@@ -18,7 +18,7 @@
  * - `ERR_ZC_IO`: the operating system refused to read or write a file.
  * - `ERR_ZC_INTERNAL`: a promise of our own code is broken; please report it.
  * - `ERR_ZC_DEVICE_LOST`: the device failed beyond recovery; the process lives on.
- * - `ERR_ZC_BUSY`: the engine's queue is full; try again later.
+ * - `ERR_ZC_BUSY`: the engine's queue is full, or its memory promised to what runs; try again later.
  * - `ERR_ZC_SNAPSHOT`: a saved sequence is damaged, of another version or of another model.
  */
 export const ERROR_CODES = [

@@ -260,6 +260,7 @@ async function testPackages(scratch) {
     const types = ['--types', 'node', '--typeRoots', path.join(root, 'node_modules', '@types')]
     const strict = [
       '--strict',
+      '--exactOptionalPropertyTypes',
       '--target',
       'es2022',
       '--lib',

@@ -1,5 +1,6 @@
 import { ZipCacheError } from '../errors.js'
 import { type Device, type DType, type Tensor, tensorBytes } from '../ops/index.js'
+import type { CacheDemand } from './cache-demand.js'
 import { pageBytes, paramsBytes } from './format.js'
 import type { KvShape } from './kv-cache.js'
 import { PagePool } from './page-pool.js'
@@ -48,6 +49,21 @@ export class CacheMemory {
   /** Bytes given out: pages, tables, probe rows, and tensors of `rowTensor`. */
   get usedBytes(): number {
     return this.pool.usedBytes + this.tables.usedBytes + this.probes.usedBytes + this.#rowBytes
+  }
+
+  /** Whether all that is wanted can be given out beside what is. */
+  hasRoomFor({ bytes, pages, probeSlots }: CacheDemand): boolean {
+    const wanted = bytes + probeSlots * this.probes.slotBytes
+    return (
+      this.usedBytes + wanted <= this.capacityBytes &&
+      this.pool.hasRoomFor(pages) &&
+      probeSlots <= this.probes.nFree
+    )
+  }
+
+  /** Whether the bytes and pages that are wanted could be given out if nothing else were. */
+  canHold({ bytes, pages }: CacheDemand): boolean {
+    return bytes <= this.capacityBytes && this.pool.canHold(pages)
   }
 
   /**

@@ -1,4 +1,5 @@
 /** The packed KV cache: pages, segments, page tables, and their bytes. */
+export { CacheDemand } from './cache-demand.js'
 export { CacheMemory } from './cache-memory.js'
 export { codeBytes, joinCodes, splitCodes } from './code-bits.js'
 export {

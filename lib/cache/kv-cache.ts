@@ -1,4 +1,5 @@
 import { copyPages, type Tensor } from '../ops/index.js'
+import type { CacheDemand } from './cache-demand.js'
 import type { CacheMemory } from './cache-memory.js'
 import {
   bitmapBytes,
@@ -202,11 +203,21 @@ export class KvCache {
 
   /** Whether the next token goes to a page of the tail that others hold, too, so that it is copied. */
   get sharesTail(): boolean {
+    return this.#isShared(Math.floor(this.#tailTokens / PAGE_TOKENS))
+  }
+
+  /** How many pages of each (layer, KV head)'s tail others hold, too. */
+  get nSharedTailPages(): number {
+    let n = 0
+    while (this.#isShared(n)) n++ // whoever goes on by himself has pages of his own from there on
+    return n
+  }
+
+  /** Whether others hold such a page of the tail, too: of all entries or of none. */
+  #isShared(page: number): boolean {
     const tail = this.#segments[0] as Segment
-    const last = Math.floor(this.#tailTokens / PAGE_TOKENS)
-    // Entries are shared or owned all together.
-    if (last >= tail.nPages) return false
-    return this.memory.pool.isShared(tail.pages[last] as number, this.#pageBytes(tail))
+    if (page >= tail.nPages) return false
+    return this.memory.pool.isShared(tail.pages[page] as number, this.#pageBytes(tail))
   }
 
   /** Packed segments, the oldest first. */
@@ -387,10 +398,15 @@ export class KvCache {
     return this.#segments.some(({ counts }) => counts !== null)
   }
 
-  /** Bytes of the page table once `stageUneven` has taken so many tokens. */
-  tableBytesWith(nTokens: number): number {
-    const maxSegments = segmentRoom(this.#segments.length + 2, this.#maxSegments)
-    const words = neededWords(this.shape, maxSegments, this.#nPages() + pageCount(nTokens) + 1)
+  /** Whether a group is staged that was not published yet. */
+  get isStaged(): boolean {
+    return this.#segments.length > this.#nVisible
+  }
+
+  /** Bytes of the page table with so many more segments, and pages of each entry. */
+  tableBytesWith(nSegments: number, nPages: number): number {
+    const maxSegments = segmentRoom(this.#segments.length + nSegments, this.#maxSegments)
+    const words = neededWords(this.shape, maxSegments, this.#nPages() + nPages)
     return 4 * Math.max(this.#capacityWords, TableArena.capacityOf(words))
   }
 
@@ -432,7 +448,6 @@ export class KvCache {
    * to add.
    */
   bytesByClass(): BytesByClass {
-    const nEntries = this.#nEntries
     const bytes = {
       high: 0,
       low: 0,
@@ -442,16 +457,28 @@ export class KvCache {
       tables: this.#capacityWords * 4,
       probes: 0,
     }
+    for (const [name, pageSize, count] of this.#held()) bytes[name] += pageSize * count
+    return bytes
+  }
+
+  /** Adds what this sequence holds, as if nobody shared it. */
+  addHeldTo(demand: CacheDemand): void {
+    for (const [, pageSize, count] of this.#held()) demand.addPages(pageSize, count)
+    demand.otherBytes += this.#capacityWords * 4
+  }
+
+  /** Pages, parameters and bitmaps of all segments: what they hold, their bytes, how many there are. */
+  *#held(): Generator<[name: keyof BytesByClass, bytes: number, count: number]> {
+    const nEntries = this.#nEntries
     for (const segment of this.#segments) {
       const { counts } = segment
       const nPages = counts
         ? counts.reduce((sum, n) => sum + pageCount(n), 0)
         : nEntries * segment.nPages
-      bytes[segment.precision] += nPages * this.#pageBytes(segment)
-      if (segment.params) bytes.params += nEntries * paramsBytes(this.shape.headDim)
-      if (segment.span > 0) bytes.bitmaps += nEntries * segment.bitmapBytes
+      yield [segment.precision, this.#pageBytes(segment), nPages]
+      if (segment.params) yield ['params', paramsBytes(this.shape.headDim), nEntries]
+      if (segment.span > 0) yield ['bitmaps', segment.bitmapBytes, nEntries]
     }
-    return bytes
   }
 
   dispose(): void {

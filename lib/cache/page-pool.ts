@@ -3,10 +3,19 @@ import type { Device, Tensor } from '../ops/index.js'
 import { PAGE_UNIT_BYTES } from './format.js'
 
 /**
- * Bytes that one size of page claims at a time; every size can claim any of them, so no memory is
+ * Most bytes that one size of page claims at a time; every size can claim any of them, so no memory is
  * stranded.
  */
 export const SUPERBLOCK_BYTES = 256 * 1024
+
+/** Least bytes of the same: a page of the largest heads, 16 tokens of 256 channels in f32. */
+const MIN_SUPERBLOCK_BYTES = 2 * 16 * 256 * 4
+
+/** A 64th of a small pool, so that all sizes of page find room in it. */
+function superblockBytesOf(capacityBytes: number): number {
+  const bytes = 2 ** Math.floor(Math.log2(capacityBytes / 64))
+  return Math.min(SUPERBLOCK_BYTES, Math.max(MIN_SUPERBLOCK_BYTES, bytes))
+}
 
 /**
  * Unclaimed superblocks that keep their memory, 16 MiB in all: each closed window frees some, and to
@@ -39,6 +48,7 @@ export class PagePool {
   /** (capacity) u8; on the CPU memory stands behind claimed superblocks, and 16 MiB of others at most. */
   readonly memory: Tensor<'u8'>
   readonly capacityBytes: number
+  readonly #superblockBytes: number
   #usedBytes = 0
   readonly #superblocks: (Superblock | null)[] = []
   /** The last of them is claimed first. Those from `#coldEnd` on may have memory behind them. */
@@ -47,10 +57,15 @@ export class PagePool {
   readonly #withFreeSlots = new Map<number, number[]>()
 
   /** Throws `ERR_ZC_OUT_OF_MEMORY` when the memory cannot be had. */
-  constructor(device: Device, capacityBytes: number) {
+  constructor(
+    device: Device,
+    capacityBytes: number,
+    superblockBytes = superblockBytesOf(capacityBytes),
+  ) {
     this.device = device
-    const nSuperblocks = Math.floor(Math.min(capacityBytes, MAX_POOL_BYTES) / SUPERBLOCK_BYTES)
-    this.capacityBytes = nSuperblocks * SUPERBLOCK_BYTES
+    this.#superblockBytes = superblockBytes
+    const nSuperblocks = Math.floor(Math.min(capacityBytes, MAX_POOL_BYTES) / superblockBytes)
+    this.capacityBytes = nSuperblocks * superblockBytes
     this.memory = device.reserve('u8', [this.capacityBytes])
   }
 
@@ -61,7 +76,7 @@ export class PagePool {
 
   /** Bytes of superblocks that are claimed. */
   get claimedBytes(): number {
-    return (this.#superblocks.length - this.#unclaimed.length) * SUPERBLOCK_BYTES
+    return (this.#superblocks.length - this.#unclaimed.length) * this.#superblockBytes
   }
 
   /**
@@ -70,14 +85,22 @@ export class PagePool {
    * Throws `ERR_ZC_OUT_OF_MEMORY` when the pool is full.
    */
   allocate(bytes: number): number {
+    const page = this.#take(bytes)
+    if (page < 0) throw this.#fullError(bytes)
+    return page
+  }
+
+  /** A page; -1 when the pool is full. */
+  #take(bytes: number): number {
     const open = this.#openList(bytes)
     const index = open.at(-1) ?? this.#claim(bytes, open)
+    if (index < 0) return -1
     const block = this.#superblocks[index] as Superblock
     const slot = block.free.pop() as number
     block.holders[slot] = 1
     if (block.free.length === 0) this.#close(block, open)
     this.#usedBytes += bytes
-    return (index * SUPERBLOCK_BYTES + slot * bytes) / PAGE_UNIT_BYTES
+    return (index * this.#superblockBytes + slot * bytes) / PAGE_UNIT_BYTES
   }
 
   /**
@@ -87,14 +110,23 @@ export class PagePool {
    */
   allocateMany(n: number, bytes: number): Int32Array {
     const pages = new Int32Array(n)
-    let taken = 0
-    try {
-      for (; taken < n; taken++) pages[taken] = this.allocate(bytes)
-    } catch (error) {
-      this.freeMany(pages.subarray(0, taken), bytes)
-      throw error
+    for (let taken = 0; taken < n; taken++) {
+      const page = this.#take(bytes)
+      if (page < 0) {
+        this.freeMany(pages.subarray(0, taken), bytes)
+        throw this.#fullError(n * bytes)
+      }
+      pages[taken] = page
     }
     return pages
+  }
+
+  #fullError(wanted: number): ZipCacheError {
+    return new ZipCacheError(
+      'ERR_ZC_OUT_OF_MEMORY',
+      `kvMemory: ${wanted} bytes are wanted; of ${this.capacityBytes}, ${this.#usedBytes} are given out and ${this.capacityBytes - this.claimedBytes} left for pages of any size`,
+      { argument: 'kvMemory' },
+    )
   }
 
   /**
@@ -102,15 +134,24 @@ export class PagePool {
    * another size's superblocks are of no use.
    */
   hasRoomFor(pages: ReadonlyMap<number, number>): boolean {
-    let nSuperblocks = this.claimedBytes / SUPERBLOCK_BYTES
+    let nSuperblocks = this.claimedBytes / this.#superblockBytes
     for (const [bytes, count] of pages) {
       let missing = count
       for (const index of this.#withFreeSlots.get(bytes) ?? []) {
         missing -= (this.#superblocks[index] as Superblock).free.length
       }
-      nSuperblocks += Math.max(0, Math.ceil(missing / Math.floor(SUPERBLOCK_BYTES / bytes)))
+      nSuperblocks += Math.max(0, Math.ceil(missing / Math.floor(this.#superblockBytes / bytes)))
     }
-    return nSuperblocks * SUPERBLOCK_BYTES <= this.capacityBytes
+    return nSuperblocks * this.#superblockBytes <= this.capacityBytes
+  }
+
+  /** The same for a pool of which nothing is given out. */
+  canHold(pages: ReadonlyMap<number, number>): boolean {
+    let nSuperblocks = 0
+    for (const [bytes, count] of pages) {
+      nSuperblocks += Math.ceil(count / Math.floor(this.#superblockBytes / bytes))
+    }
+    return nSuperblocks * this.#superblockBytes <= this.capacityBytes
   }
 
   /** One more holder of a page that was given out; each has to free it. */
@@ -152,9 +193,9 @@ export class PagePool {
   }
 
   #find(address: number, bytes: number): { block: Superblock; slot: number; index: number } {
-    const index = Math.floor((address * PAGE_UNIT_BYTES) / SUPERBLOCK_BYTES)
+    const index = Math.floor((address * PAGE_UNIT_BYTES) / this.#superblockBytes)
     const block = this.#superblocks[index]
-    const slot = (address * PAGE_UNIT_BYTES - index * SUPERBLOCK_BYTES) / bytes
+    const slot = (address * PAGE_UNIT_BYTES - index * this.#superblockBytes) / bytes
     if (block?.pageBytes === bytes && (block.holders[slot] ?? 0) > 0) return { block, slot, index }
     throw new ZipCacheError('ERR_ZC_INTERNAL', `page ${address} is not given out as ${bytes} bytes`)
   }
@@ -168,26 +209,21 @@ export class PagePool {
     return open
   }
 
+  /** The number of a superblock that was unclaimed; -1 when there is none. */
   #claim(bytes: number, open: number[]): number {
-    if (bytes > SUPERBLOCK_BYTES) {
+    if (bytes > this.#superblockBytes) {
       throw new ZipCacheError(
         'ERR_ZC_UNSUPPORTED',
-        `a page of ${bytes} bytes, expected at most ${SUPERBLOCK_BYTES}`,
+        `a page of ${bytes} bytes, expected at most ${this.#superblockBytes}`,
       )
     }
     let index = this.#unclaimed.pop()
     this.#coldEnd = Math.min(this.#coldEnd, this.#unclaimed.length)
     if (index === undefined) {
       index = this.#superblocks.length
-      if ((index + 1) * SUPERBLOCK_BYTES > this.capacityBytes) {
-        throw new ZipCacheError(
-          'ERR_ZC_OUT_OF_MEMORY',
-          `kvMemory: all ${this.capacityBytes} bytes of the cache are in use`,
-          { argument: 'kvMemory' },
-        )
-      }
+      if ((index + 1) * this.#superblockBytes > this.capacityBytes) return -1
     }
-    const nSlots = Math.floor(SUPERBLOCK_BYTES / bytes)
+    const nSlots = Math.floor(this.#superblockBytes / bytes)
     const free: number[] = []
     for (let slot = nSlots - 1; slot >= 0; slot--) free.push(slot)
     const holders = new Uint32Array(nSlots)
@@ -217,6 +253,6 @@ export class PagePool {
     this.#unclaimed.push(index)
     if (this.#unclaimed.length - this.#coldEnd <= MAX_WARM) return
     const coldest = this.#unclaimed[this.#coldEnd++] as number
-    this.device.discard(this.memory, coldest * SUPERBLOCK_BYTES, SUPERBLOCK_BYTES)
+    this.device.discard(this.memory, coldest * this.#superblockBytes, this.#superblockBytes)
   }
 }

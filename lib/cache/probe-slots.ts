@@ -65,9 +65,14 @@ export class ProbeSlots {
     return tensor
   }
 
+  /** Slots that can be given out. */
+  get nFree(): number {
+    return this.#capacity - this.#holders.length + this.#free.length
+  }
+
   /** Bytes of slots that are given out. */
   get usedBytes(): number {
-    return (this.#holders.length - this.#free.length) * this.slotBytes
+    return (this.#capacity - this.nFree) * this.slotBytes
   }
 
   /** Throws `ERR_ZC_OUT_OF_MEMORY` when all slots are given out. */
@@ -82,6 +87,11 @@ export class ProbeSlots {
     }
     this.#holders[slot] = 1
     return slot
+  }
+
+  /** Whether a slot has more than one holder. */
+  isShared(slot: number): boolean {
+    return (this.#holders[slot] as number) > 1
   }
 
   retain(slot: number): void {

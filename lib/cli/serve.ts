@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import { basename, resolve } from 'node:path'
 import { type Command, InvalidArgumentError, Option } from 'commander'
+import { checkKvMemory } from '../engine/engine.js'
 import { loadModel } from '../engine/load-model.js'
 import type { Model } from '../engine/model.js'
 import { ZipCacheError } from '../errors.js'
@@ -8,7 +9,6 @@ import { generateLineRetrieval } from '../eval/line-retrieval-prompt.js'
 import type { ComputeDtype, WeightFormat } from '../model/weights.js'
 import { Device } from '../ops/index.js'
 import type { PolicySpec } from '../policy/index.js'
-import { checkKvMemoryOf } from '../server/backend.js'
 import {
   LOG_LEVELS,
   type LogLevel,
@@ -294,7 +294,8 @@ async function serve(command: Command, options: ServeOptions, signal: AbortSigna
     const startedAt = performance.now()
     const device = await Device.open(name, threads === undefined ? {} : { threads })
     try {
-      checkKvMemoryOf(device, options.kvMemory) // before a model is loaded for nothing
+      // Before a model is loaded for nothing.
+      if (options.kvMemory !== undefined) checkKvMemory(options.kvMemory, device)
       const kvMemory = OWN_ENGINE_BYTES
       const model = await loadModel(dir, { device, dtype, weights, kvMemory, signal })
       try {

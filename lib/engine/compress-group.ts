@@ -1,12 +1,13 @@
-import { codeFormat, type GroupPlan, PAGE_TOKENS, pageCount } from '../cache/index.js'
+import { type GroupPlan, PAGE_TOKENS, pageCount } from '../cache/index.js'
 import type { Tensor } from '../ops/index.js'
 import { salientCounts } from '../policy/auto-ratio.js'
-import type { Compression, SaliencyMetric } from '../policy/policy.js'
+import type { SaliencyMetric } from '../policy/policy.js'
 import { withoutPositionBias } from '../policy/position-bias.js'
 import { makePacker, makeScorer, type Probes, type Scorer, type TokenGroup } from './compress.js'
 import { makeHeadPacker } from './compress-by-head.js'
 import { affordablePages } from './estimate.js'
 import { keyErrorGains } from './gains.js'
+import { groupPlan } from './group-plan.js'
 
 /** Shares of salient tokens, one for each (layer, KV head), that a prompt was given. */
 export type HeadShares = Float64Array
@@ -157,15 +158,4 @@ function scorerOf(
 /** Stages a group whose heads are alike; what packs some layers of it. */
 function evenPacker(group: TokenGroup, plan: GroupPlan, looks: boolean) {
   return makePacker(group, group.cache.stage(plan), plan.nSalient, looks)
-}
-
-/** How many tokens of a group are salient, and how both classes are stored. */
-export function groupPlan(compression: Compression, nTokens: number): GroupPlan {
-  const { high, low } = compression
-  return {
-    nTokens,
-    nSalient: compression.nSalient(nTokens),
-    high: { k: codeFormat(high.keyBits), v: codeFormat(high.valueBits) },
-    low: { k: codeFormat(low.keyBits), v: codeFormat(low.valueBits) },
-  }
 }

@@ -280,11 +280,12 @@ export class Context {
   }
 
   /**
-   * Makes room for one more token, which a decode step is about to write.
+   * Makes room for one more token, which a decode step is about to write. `keepsLogits`: all that
+   * follows the last prompt or window may be taken back, not the step alone that runs ahead.
    *
    * Throws `ERR_ZC_OUT_OF_MEMORY`, leaving the context as it was.
    */
-  extend(): StepPlace {
+  extend(keepsLogits: boolean): StepPlace {
     const { cache } = this
     const probes = this.policy.compression ? this.#windowProbes() : null
     const probeSlot = probes?.take(cache.tailLength, 1)[0] ?? -1
@@ -295,7 +296,7 @@ export class Context {
       throw error
     }
     // A step that runs ahead may be taken back: what it follows is kept until the next one.
-    if (this.#next && this.#next.length < cache.length - 1) this.forgetLogits()
+    if (!keepsLogits && this.#next && this.#next.length < cache.length - 1) this.forgetLogits()
     const position = cache.length - 1
     return { start: cache.start, tailLength: cache.tailLength, position, probeSlot }
   }
@@ -329,6 +330,11 @@ export class Context {
   #packWindow(compression: Compression, scratch: Scratch): void {
     const { model, cache, saliency } = this
     closeWindow(model, cache, compression, this.#probes, this.#shares, scratch, saliency)
+  }
+
+  /** Probe rows that no fork holds, too. */
+  get nOwnProbes(): number {
+    return this.#probes?.nOwn ?? 0
   }
 
   /** Compressions so far, and the slots of the running window's probe rows, in order. */

@@ -1,18 +1,21 @@
-import { type BytesByClass, CacheMemory, SUPERBLOCK_BYTES } from '../cache/index.js'
+import { type BytesByClass, CacheMemory } from '../cache/index.js'
 import { show, ZipCacheError } from '../errors.js'
 import type { ForwardModel } from '../model/forward.js'
+import { checkPath } from '../model/model-files.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
+import type { Device } from '../ops/index.js'
 import type { PolicySpec } from '../policy/index.js'
 import { toSeed } from '../random.js'
 import { Context } from './context.js'
 import {
   type FinishReason,
+  GENERATE_OPTIONS,
   type GeneratedToken,
   type GenerateOptions,
   type TokenStream,
   tokenStream,
 } from './generation.js'
-import { checkIsObject, checkOptions, count } from './options.js'
+import { checkOptions, count } from './options.js'
 import { PrefixCache, type PrefixKey } from './prefix-cache.js'
 import { busyError, disposedError, orAborted } from './run.js'
 import { Scheduler, type SchedulerCounters, type SchedulerLimits } from './scheduler.js'
@@ -22,9 +25,9 @@ import { restoreContext } from './snapshot.js'
 /** Settings of one sequence. */
 export interface SequenceOptions {
   /** How its cache is kept; default `zipcache`, the paper's. */
-  policy?: PolicySpec
+  policy?: PolicySpec | undefined
   /** Seed of the probes; default 0. */
-  seed?: number
+  seed?: number | undefined
 }
 
 /** Settings of a sequence that its caller keeps. */
@@ -33,15 +36,15 @@ export interface CreateSequenceOptions extends SequenceOptions {
    * Keeps what tokens scored when they were compressed, 8 bytes a token beside the cache, for
    * `Sequence.tokenMap`; default false.
    */
-  recordSaliency?: boolean
+  recordSaliency?: boolean | undefined
 }
 
 /** Settings of `Engine.openPrefix`. */
 export interface PrefixOptions extends CreateSequenceOptions {
   /** Pasts that were kept under one name are found under it alone; default ''. */
-  scope?: string
+  scope?: string | undefined
   /** Gives the prefix up. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
 }
 
 /** What many prompts begin with, in a sequence. */
@@ -54,30 +57,34 @@ export interface OpenedPrefix {
 
 /** Bounds of an engine. */
 export interface EngineOptions {
-  /** The most memory that all its caches may take together, in bytes. */
+  /**
+   * The most memory that all its caches may take together, in bytes; 1 MiB at least. Pages of one size
+   * claim it in blocks of a 64th, but of 32 KiB at least and 256 KiB at most, so that some of it may be
+   * left over. No more than the device has or, on the CPU, the process's control group is granted.
+   */
   kvMemory: number
   /** Most requests under way at a time, and so rows of a decode step; default 64. */
-  maxBatch?: number
+  maxBatch?: number | undefined
   /** Most requests that wait; further ones are refused with `ERR_ZC_BUSY`. Default 256. */
-  maxQueue?: number
+  maxQueue?: number | undefined
   /** Most prompts under way at a time; each needs a layer's K and V in full. Default 4. */
-  maxPrefills?: number
+  maxPrefills?: number | undefined
   /**
    * Bytes of `kvMemory` that the pasts of ended requests may keep, for later prompts that begin with
    * the same tokens; they go first when memory is needed. Default 0: every prompt runs from its
-   * first token.
+   * first token. No more than `kvMemory`.
    *
    * A reused past is a conversation continued: under a policy that compresses, the rest of the prompt
    * attends to the compressed past, and the answer is that of `Sequence.generate` called twice, not
    * of one long prompt.
    */
-  prefixMemory?: number
+  prefixMemory?: number | undefined
   /**
    * Called when a request, or a sequence that is created or restored, wants memory that idle ones hold:
    * disposes of one that can be missed, and says whether there was one. What it throws is what the
    * request rejects with.
    */
-  reclaim?: () => boolean
+  reclaim?: (() => boolean) | undefined
 }
 
 /** Settings of `Engine.generate`. */
@@ -88,7 +95,7 @@ export interface RequestOptions extends GenerateOptions, SequenceOptions {
    * were found or not, as long as nothing longer is. Requests that come while another one runs the
    * same prefix wait for it, where the engine keeps any.
    */
-  prefixTokens?: number
+  prefixTokens?: number | undefined
 }
 
 /** Memory of the caches of an engine, in bytes. */
@@ -141,12 +148,14 @@ const ENGINE_OPTIONS = [
   'reclaim',
 ]
 
+const REQUEST_OPTIONS = [...GENERATE_OPTIONS, 'policy', 'prefixTokens']
 const SEQUENCE_OPTIONS = ['policy', 'seed', 'recordSaliency']
 const PREFIX_OPTIONS = [...SEQUENCE_OPTIONS, 'scope', 'signal']
 
 const CLASS_NAMES = ['high', 'low', 'tail', 'params', 'bitmaps', 'tables', 'probes'] as const
 
-const MIN_KV_MEMORY = 4 * SUPERBLOCK_BYTES
+/** 32 blocks, of which each size of page can claim some. */
+const MIN_KV_MEMORY = 2 ** 20
 
 /**
  * Serves many sequences of one model at a time: their decode steps are one batch, prompts are
@@ -191,7 +200,12 @@ export class Engine {
     this.#ended = ended
     this.#limits = limits
     this.#prefixes = prefixes
-    const memory = new CacheMemory(device, { ...config, dtype }, checkKvMemory(options.kvMemory))
+    const kvMemory = checkKvMemory(options.kvMemory, device)
+    if (prefixMemory > kvMemory) {
+      const message = `prefixMemory: is ${prefixMemory} bytes, expected no more than kvMemory, ${kvMemory}`
+      throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'prefixMemory' })
+    }
+    const memory = new CacheMemory(device, { ...config, dtype }, kvMemory)
     this.#memory = memory
     this.#reclaim = () => {
       const { usedBytes } = memory
@@ -266,7 +280,7 @@ export class Engine {
     prompt: Prompt,
     options: RequestOptions,
   ): AsyncGenerator<GeneratedToken, FinishReason | null, undefined> {
-    checkIsObject(options)
+    checkOptions(options, REQUEST_OPTIONS)
     const { prefixTokens = 0, policy, seed, ...rest } = options
     const ids = tokenIds(prompt, this.#tokenizer, this.#model.config.vocabSize)
     count('prefixTokens', prefixTokens, 0, Math.max(0, ids.length - 1))
@@ -300,7 +314,7 @@ export class Engine {
     return this.#prefix(tokenIds(prefix, this.#tokenizer, this.#model.config.vocabSize), options)
   }
 
-  async #prefix(ids: readonly number[], options: OptionsOf<PrefixOptions>): Promise<OpenedPrefix> {
+  async #prefix(ids: readonly number[], options: PrefixOptions): Promise<OpenedPrefix> {
     const { signal } = options
     checkOptions({ signal }, ['signal'])
     const key = keyOf(options)
@@ -333,11 +347,11 @@ export class Engine {
   async #runPrefix(
     key: PrefixKey,
     ids: readonly number[],
-    { signal, ...options }: OptionsOf<PrefixOptions>,
+    { signal, ...options }: PrefixOptions,
   ): Promise<OpenedPrefix> {
     const sequence = this.#adopt(this.#open(options))
     try {
-      await sequence.prefill(ids, signal === undefined ? {} : { signal })
+      await sequence.prefill(ids, { signal })
     } catch (error) {
       sequence.dispose()
       throw error
@@ -349,12 +363,18 @@ export class Engine {
   /**
    * A sequence that `Sequence.save` wrote, as it was: it goes on with the same tokens.
    *
-   * Rejects with `ERR_ZC_SNAPSHOT` for a file that is damaged, of another version, of another model
-   * or compute type; `ERR_ZC_IO`; `ERR_ZC_OUT_OF_MEMORY`.
+   * - `path`: of the file, or its `file:` URL
+   *
+   * Rejects with `ERR_ZC_ARGUMENT` for what is no path; with `ERR_ZC_SNAPSHOT` for a file that is damaged, of another version, of another model
+   * or compute type; `ERR_ZC_IO`; `ERR_ZC_OUT_OF_MEMORY`, and `ERR_ZC_BUSY` where it would take memory
+   * that requests under way may still need.
    */
-  async restore(path: string): Promise<Sequence> {
+  async restore(path: string | URL): Promise<Sequence> {
+    const file = checkPath('path', path, 'the path of a file')
     if (this.#disposal) throw disposedError('engine')
-    const context = await restoreContext(this.#model, this.#memory, path, this.#reclaim)
+    const context = await restoreContext(this.#model, this.#memory, file, (add) =>
+      this.#scheduler.reserve(add),
+    )
     if (!this.#disposal) return this.#adopt(context)
     context.dispose()
     throw disposedError('engine')
@@ -386,11 +406,7 @@ export class Engine {
     this.#ended(this)
   }
 
-  #open({
-    policy = 'zipcache',
-    seed = 0,
-    recordSaliency = false,
-  }: OptionsOf<CreateSequenceOptions>): Context {
+  #open({ policy = 'zipcache', seed = 0, recordSaliency = false }: CreateSequenceOptions): Context {
     for (;;) {
       try {
         return Context.open(this.#model, this.#memory, policy, toSeed(seed), recordSaliency)
@@ -425,17 +441,18 @@ export class Engine {
   }
 }
 
-/** Options of which any may be undefined. */
-type OptionsOf<T> = { [Key in keyof T]: T[Key] | undefined }
-
-/** Throws `ERR_ZC_ARGUMENT` for what is no size of memory. */
-export function checkKvMemory(kvMemory: number): number {
-  if (Number.isFinite(kvMemory) && kvMemory >= MIN_KV_MEMORY) return kvMemory
-  throw new ZipCacheError(
-    'ERR_ZC_ARGUMENT',
-    `kvMemory: is ${show(kvMemory)}, expected bytes, ${MIN_KV_MEMORY} at least`,
-    { argument: 'kvMemory' },
-  )
+/**
+ * Throws `ERR_ZC_ARGUMENT` for what is no size of memory, and for more than the device has, if there is
+ * one yet, or what the process's control group may use of it: a promise that cannot be kept.
+ */
+export function checkKvMemory(kvMemory: number, device: Device | null): number {
+  const total = device?.memory.total ?? Number.POSITIVE_INFINITY
+  const isSize = Number.isFinite(kvMemory) && kvMemory >= MIN_KV_MEMORY
+  if (isSize && kvMemory <= total) return kvMemory
+  const wrong = isSize
+    ? `is ${kvMemory} bytes, but ${device?.info.name} has no more than ${total}`
+    : `is ${show(kvMemory)}, expected bytes, ${MIN_KV_MEMORY} at least`
+  throw new ZipCacheError('ERR_ZC_ARGUMENT', `kvMemory: ${wrong}`, { argument: 'kvMemory' })
 }
 
 /** What a past that is kept must agree in with whoever goes on from it. */
@@ -444,7 +461,7 @@ function keyOf({
   seed = 0,
   recordSaliency = false,
   scope = '',
-}: OptionsOf<PrefixOptions>): PrefixKey {
+}: PrefixOptions): PrefixKey {
   return { spec: policy, seed: toSeed(seed), recordSaliency, scope }
 }
 

@@ -1,9 +1,9 @@
 /** What a sequence comes to in memory, computed before anything is allocated. */
 import {
   bitmapBytes,
+  CacheDemand,
   codeFormat,
   type Format,
-  fp16CacheBytes,
   type KvCache,
   type KvShape,
   pageBytes,
@@ -19,7 +19,7 @@ import type { CachePolicy } from '../policy/index.js'
 import type { Compression, PrecisionClass, RowPlan } from '../policy/policy.js'
 import { deriveSeed, toSeed } from '../random.js'
 import { closingSlices } from './close-window.js'
-import type { Context } from './context.js'
+import { groupPlan } from './group-plan.js'
 import { sliceRows } from './prefill.js'
 import { BLOCK_ROWS } from './quantized-rows.js'
 import { chunkBytes, chunkRows } from './row-coder.js'
@@ -52,10 +52,10 @@ export function estimatePrompt(
   const isCompressed = compression !== null && nTokens >= compression.window
   // A token by itself is no prompt: it goes the way of generated ones, and fills a window of one.
   const isWindow = isCompressed && nTokens === 1
-  const groups = { count: isCompressed ? 1 : 0, nTokens }
   const weights = weightBytes(model)
-  const nTail = isCompressed || policy.rows ? 0 : nTokens
-  let cache = cacheBytes(shape, policy, tailFormat, groups, nTail)
+  let cache = isCompressed
+    ? packedBytes(shape, compression, nTokens)
+    : tailBytes(shape, tailFormat, policy.rows ? 0 : nTokens)
   if (policy.rows) cache += rowBytes(shape, policy.rows, nTokens)
   const budget = isCompressed ? compression?.auto?.budgetBytes : null
   if (budget && compression) {
@@ -146,7 +146,7 @@ function rowActivationBytes(model: ForwardModel, plan: RowPlan, n: number): numb
 }
 
 /** Bytes of the row store of one prompt. */
-function rowBytes(shape: KvShape, plan: RowPlan, n: number): number {
+export function rowBytes(shape: KvShape, plan: RowPlan, n: number): number {
   const width = shape.nKvHeads * shape.headDim
   if (plan.kind === 'kept') {
     const nKept = plan.nKept({ nRows: n, promptLength: n, isPrompt: true })
@@ -196,57 +196,35 @@ function weightBytes({ weights }: ForwardModel): number {
   return [...tensors].reduce((sum, { sizeBytes }) => sum + sizeBytes, 0)
 }
 
-/**
- * Bytes of the cache of a sequence: `groups.count` compressions of `groups.nTokens` tokens each, and
- * `nTail` tokens that wait in the tail.
- */
-function cacheBytes(
-  shape: KvShape,
-  policy: CachePolicy,
-  tailFormat: Format,
-  groups: { readonly count: number; readonly nTokens: number },
-  nTail: number,
-): number {
-  const nEntries = shape.nLayers * shape.nKvHeads
-  let bytes = pageCount(nTail) * pageBytes(tailFormat, tailFormat, shape.headDim)
-  let nPages = pageCount(nTail)
-  let nSegments = 1
-  if (policy.compression && groups.count > 0) {
-    const group = groupBytes(shape, policy.compression, groups.nTokens)
-    bytes += groups.count * group.bytes
-    nPages += groups.count * group.nPages
-    nSegments += groups.count * group.nSegments
-  }
-  const words = tableWords(shape, nSegments, nPages)
-  return nEntries * bytes + TableArena.capacityOf(words) * 4
+/** Bytes of a cache whose tail holds so many tokens, and nothing else. */
+function tailBytes(shape: KvShape, format: Format, nTokens: number): number {
+  const nPages = pageCount(nTokens)
+  const bytes = nPages * pageBytes(format, format, shape.headDim)
+  const words = tableWords(shape, 1, nPages)
+  return shape.nLayers * shape.nKvHeads * bytes + TableArena.capacityOf(words) * 4
 }
 
-/** One compression, for one layer and KV head. */
-function groupBytes({ headDim }: KvShape, compression: Compression, nTokens: number) {
-  const { high, low, nSalient, auto } = compression
-  if (auto) {
+/** Bytes of a cache that holds one compression of so many tokens, and nothing else. */
+function packedBytes(shape: KvShape, compression: Compression, nTokens: number): number {
+  const group = groupPlan(compression, nTokens)
+  const { headDim } = shape
+  const demand = new CacheDemand(shape)
+  let words: number
+  if (compression.auto) {
     // At most: all of a head's tokens in the larger pages, both classes with a broken one.
-    const nPages = pageCount(nTokens) + 1
+    const { high, low } = compression
     const page = Math.max(classPageBytes(high, headDim), classPageBytes(low, headDim))
-    const bytes = nPages * page + 2 * paramsBytes(headDim) + bitmapBytes(nTokens)
-    return { bytes, nPages, nSegments: 2 }
+    demand.addEach(page, pageCount(nTokens) + 1)
+    demand.addEach(paramsBytes(headDim), 2)
+    demand.addEach(bitmapBytes(nTokens), 1)
+    words = tableWords(shape, 3, pageCount(nTokens) + 1)
+  } else {
+    demand.addGroups(group)
+    const counts = [group.nSalient, nTokens - group.nSalient].filter((n) => n > 0)
+    const nPages = counts.reduce((sum, n) => sum + pageCount(n), 0)
+    words = tableWords(shape, 1 + counts.length, nPages)
   }
-  const salient = nSalient(nTokens)
-  const mixed = salient > 0 && salient < nTokens
-  let bytes = mixed ? bitmapBytes(nTokens) : 0
-  let nPages = 0
-  let nSegments = 0
-  for (const [count, { keyBits, valueBits }] of [
-    [salient, high],
-    [nTokens - salient, low],
-  ] as const) {
-    if (count === 0) continue
-    nPages += pageCount(count)
-    nSegments++
-    const page = pageBytes(codeFormat(keyBits), codeFormat(valueBits), headDim)
-    bytes += pageCount(count) * page + paramsBytes(headDim)
-  }
-  return { bytes, nPages, nSegments }
+  return demand.bytes + TableArena.capacityOf(words) * 4
 }
 
 function classPageBytes({ keyBits, valueBits }: PrecisionClass, headDim: number): number {
@@ -273,87 +251,6 @@ export function affordablePages(cache: KvCache, compression: Compression, nToken
   const before = cache.bytesByClass()
   const held = before.high + before.low + before.params + before.bitmaps
   const regular = allRegularBytes(cache.shape, compression, nTokens)
-  const least = held + regular + cache.tableBytesWith(nTokens)
+  const least = held + regular + cache.tableBytesWith(2, pageCount(nTokens) + 1)
   return Math.max(0, Math.floor((auto.budgetBytes - least) / (highPage - lowPage)))
-}
-
-/**
- * How many bytes a context may still take until it holds `maxLength` tokens, the moment included in
- * which a window is there both packed and in the tail.
- */
-export function growthBytes(context: Context, maxLength: number): number {
-  const { cache, policy } = context
-  const more = maxLength - context.length
-  const now = context.bytes.resident
-  if (more <= 0) return 0
-  if (policy.rows) return rowGrowthBytes(cache.shape, policy.rows, maxLength)
-  const { compression } = policy
-  const { nLayers, nKvHeads, headDim } = cache.shape
-  const tailPage = nLayers * nKvHeads * pageBytes(cache.tailFormat, cache.tailFormat, headDim)
-  const copied = cache.sharesTail ? tailPage : 0
-  if (!compression) {
-    const none = { count: 0, nTokens: 0 }
-    const grown = cacheBytes(cache.shape, policy, cache.tailFormat, none, maxLength)
-    return Math.max(0, grown + copied - now)
-  }
-  const { window } = compression
-  const waiting = cache.tailLength + more
-  // As if all came in windows, which take more than one long prompt, and one window twice.
-  const groups = { count: Math.ceil(waiting / window), nTokens: window }
-  const probes = context.nWindowProbes * cache.memory.probes.slotBytes
-  const packed = cache.segments.length > 0 ? now : 0
-  const grown = cacheBytes(cache.shape, policy, cache.tailFormat, groups, window) + probes
-  return Math.max(0, packed + grown + copied - now)
-}
-
-/** No more than this: all rows in 16 bits, and beside them what they are quantized to. */
-function rowGrowthBytes(shape: KvShape, plan: RowPlan, maxLength: number): number {
-  const plain = fp16CacheBytes(shape, maxLength + BLOCK_ROWS)
-  return plan.kind === 'quantized' ? plain + rowBytes(shape, plan, maxLength) : 2 * plain
-}
-
-/**
- * Adds the pages, by their bytes, that a context may still take until it holds `maxLength` tokens, as
- * `growthBytes` counts them.
- */
-export function addGrowthPages(
-  pages: Map<number, number>,
-  { cache, policy }: Context,
-  maxLength: number,
-): void {
-  const { headDim, nLayers, nKvHeads } = cache.shape
-  const more = maxLength - cache.length
-  if (more <= 0 || policy.rows) return
-  const add = (bytes: number, count: number) => {
-    pages.set(bytes, (pages.get(bytes) ?? 0) + Math.max(0, count) * nLayers * nKvHeads)
-  }
-  const { compression } = policy
-  const waiting = cache.tailLength + more
-  const tail = compression ? Math.min(compression.window, waiting) : waiting
-  const tailBytes = pageBytes(cache.tailFormat, cache.tailFormat, headDim)
-  add(tailBytes, pageCount(tail) - pageCount(cache.tailLength))
-  if (cache.sharesTail) add(tailBytes, 1)
-  if (!compression) return
-  if (compression.auto) {
-    for (const each of [compression.high, compression.low]) {
-      add(
-        classPageBytes(each, headDim),
-        pageCount(waiting) + Math.ceil(waiting / compression.window),
-      )
-    }
-  }
-  const { window, high, low, nSalient } = compression
-  const nGroups = Math.ceil(waiting / window)
-  const salient = nSalient(window)
-  for (const [count, { keyBits, valueBits }] of [
-    [salient, high],
-    [window - salient, low],
-  ] as const) {
-    if (count === 0) continue
-    add(pageBytes(codeFormat(keyBits), codeFormat(valueBits), headDim), nGroups * pageCount(count))
-    add(paramsBytes(headDim), nGroups)
-  }
-  if (salient === 0 || salient === window) return
-  add(bitmapBytes(window), nGroups)
-  add(bitmapBytes(waiting), 1) // all of it may be one prompt
 }

@@ -14,46 +14,49 @@ import { checkOptions } from './options.js'
 
 /** How tokens are chosen, and when to stop. */
 export interface GenerateOptions {
-  /** At most this many new tokens; default 256. */
-  maxTokens?: number
+  /**
+   * At most this many new tokens; default 256. Fewer, with the reason `length`, where the model's
+   * context ends before, or a compressed or 16-bit cache would outgrow all of `kvMemory`.
+   */
+  maxTokens?: number | undefined
   /** 0, the default, always takes the most likely token. */
-  temperature?: number
+  temperature?: number | undefined
   /** Draw from the k most likely tokens only; 0, the default: from all. */
-  topK?: number
+  topK?: number | undefined
   /** Draw from the smallest set of likeliest tokens that reaches this probability; default 1. */
-  topP?: number
+  topP?: number | undefined
   /** Leave out tokens less likely than this share of the likeliest; default 0. */
-  minP?: number
+  minP?: number | undefined
   /** Makes tokens of the context less likely; default 1, off. */
-  repetitionPenalty?: number
+  repetitionPenalty?: number | undefined
   /** Subtracted from the logits of tokens generated before, -2 to 2; default 0. */
-  presencePenalty?: number
+  presencePenalty?: number | undefined
   /** Subtracted once for each time that a token was generated, -2 to 2; default 0. */
-  frequencyPenalty?: number
+  frequencyPenalty?: number | undefined
   /** Added to the logits of single tokens, by their ids, -100 to 100. */
-  logitBias?: ReadonlyMap<number, number>
+  logitBias?: ReadonlyMap<number, number> | undefined
   /** Tells so many of the likeliest tokens with each, at most 20; default 0. */
-  topLogprobs?: number
+  topLogprobs?: number | undefined
   /**
    * Only JSON may be generated: `true`, any object; or a schema, as `jsonGrammar` takes it. The
    * generation ends with it.
    */
-  json?: true | JsonSchema
+  json?: true | JsonSchema | undefined
   /** Same seed, same tokens; default 0. */
-  seed?: number
+  seed?: number | undefined
   /** Aborting rejects with `signal.reason`. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
   /** Go on after the model's end-of-text tokens; default false. */
-  ignoreEos?: boolean
+  ignoreEos?: boolean | undefined
   /** Texts that end the generation; they are not part of it. */
-  stop?: string | readonly string[]
+  stop?: string | readonly string[] | undefined
   /** Tokens that end the generation beside the model's own; they are not part of it. */
-  stopTokens?: readonly number[]
+  stopTokens?: readonly number[] | undefined
   /**
    * The text goes on with that of the prompt: the first token keeps the space before it, which many
    * tokenizers leave out where a text begins. Default false: a text of its own.
    */
-  continueText?: boolean
+  continueText?: boolean | undefined
 }
 
 /** A new token. */
@@ -112,7 +115,8 @@ export interface GenerationPlan {
   readonly signal: AbortSignal | undefined
 }
 
-const GENERATE_OPTIONS = [
+/** What `GenerateOptions` may have. */
+export const GENERATE_OPTIONS: readonly string[] = [
   'maxTokens',
   'temperature',
   'topK',
@@ -223,7 +227,7 @@ function checkBias(
   vocabSize: number,
 ): ReadonlyMap<number, number> {
   if (typeof bias?.get !== 'function') {
-    throw bad('logitBias', `is ${String(bias)}, expected a Map of token ids to numbers`)
+    throw bad('logitBias', `is ${show(bias)}, expected a Map of token ids to numbers`)
   }
   for (const [id, value] of bias) {
     if (!Number.isInteger(id) || id < 0 || id >= vocabSize) {

@@ -2,6 +2,7 @@ import { show, ZipCacheError } from '../errors.js'
 import { checkTensors, openCheckpoint } from '../model/checkpoint.js'
 import { readModelConfig } from '../model/config.js'
 import { readGenerationConfig } from '../model/generation-config.js'
+import { checkPath } from '../model/model-files.js'
 import { ropeFrequencies } from '../model/rope-frequencies.js'
 import { specialTokensOf } from '../model/special-tokens.js'
 import { loadTokenizer } from '../model/tokenizer.js'
@@ -22,35 +23,35 @@ export interface LoadOptions {
   /**
    * A device by name (`cpu`), opened for this model, or one that the caller keeps; default `cpu`.
    */
-  device?: string | Device
+  device?: string | Device | undefined
   /**
    * What the model computes in; default `f32` on a CPU and `bf16` on a GPU, whose tensor cores take 16
    * bits. With `bf16` weights and activations are rounded to bfloat16, attention is computed in
    * float16, sums and the residual stream stay in float32.
    */
-  dtype?: ComputeDtype
+  dtype?: ComputeDtype | undefined
   /**
    * How matrices are kept; default `stored`, in the file's type or that of `dtype`. With `int8` each row is
    * rounded to 8 bits with a scale of its own when the model is loaded: half the bytes of a 16-bit
    * weight, which is what decoding on a CPU waits for. On the CPU alone.
    */
-  weights?: WeightFormat
+  weights?: WeightFormat | undefined
   /** Threads of a device opened by name; default one a core. */
-  threads?: number
+  threads?: number | undefined
   /**
    * The most memory that caches of this model may take together, in bytes; default half of what the
-   * device has free once the weights are there. A GPU gives it at once.
+   * device has free once the weights are there. A GPU gives it at once. See `EngineOptions`.
    */
-  kvMemory?: number
+  kvMemory?: number | undefined
   /** Aborting rejects with `signal.reason`. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
 }
 
 const LOAD_OPTIONS = ['device', 'dtype', 'weights', 'threads', 'kvMemory', 'signal']
 
 /**
  * Loads a Hugging Face folder: config.json, safetensors (one file or shards, memory-mapped),
- * tokenizer.json if there is one. LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and
+ * tokenizer.json if there is one. `dir`: its path, or its `file:` URL. LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and
  * Qwen3ForCausalLM.
  *
  * Rejects with `ERR_ZC_CONFIG` for a config that is damaged or not supported, naming what;
@@ -61,7 +62,7 @@ const LOAD_OPTIONS = ['device', 'dtype', 'weights', 'threads', 'kvMemory', 'sign
  * is. On the CPU the files must stay as they are while the model lives: cut short, they end the
  * process.
  */
-export async function loadModel(dir: string, options: LoadOptions = {}): Promise<Model> {
+export async function loadModel(dir: string | URL, options: LoadOptions = {}): Promise<Model> {
   checkOptions(options, LOAD_OPTIONS)
   const { dtype: asked, weights: format = 'stored', signal } = options
   if (asked !== undefined && asked !== 'f32' && asked !== 'bf16') {
@@ -73,25 +74,26 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
     const message = `weights: is ${show(format)}, expected stored or int8`
     throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'weights' })
   }
-  if (options.kvMemory !== undefined) checkKvMemory(options.kvMemory)
+  const folder = checkPath('dir', dir, 'the path of a model folder')
   signal?.throwIfAborted()
-  const config = await readModelConfig(dir)
-  const checked = checkTensors(await openCheckpoint(dir), config)
-  const tokenizer = await loadTokenizer(dir)
-  const generationConfig = await readGenerationConfig(dir)
+  const config = await readModelConfig(folder)
+  const checked = checkTensors(await openCheckpoint(folder), config)
+  const tokenizer = await loadTokenizer(folder)
+  const generationConfig = await readGenerationConfig(folder)
   signal?.throwIfAborted()
 
   const ownsDevice = !(options.device instanceof Device)
   const device =
     options.device instanceof Device
       ? options.device
-      : await Device.open(options.device ?? 'cpu', threadsOf(options))
+      : await Device.open(options.device ?? 'cpu', { threads: options.threads })
   const disposers: (() => void)[] = []
   const release = async () => {
     for (const dispose of disposers) dispose()
     if (ownsDevice) await device.dispose()
   }
   try {
+    if (options.kvMemory !== undefined) checkKvMemory(options.kvMemory, device)
     if (format === 'int8' && device.info.kind !== 'cpu') {
       const message = `weights: int8 is multiplied on the CPU alone, the device is ${device.info.name}`
       throw new ZipCacheError('ERR_ZC_UNSUPPORTED', message, { argument: 'weights' })
@@ -124,8 +126,4 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
     await release()
     throw error
   }
-}
-
-function threadsOf({ threads }: LoadOptions): { threads?: number } {
-  return threads === undefined ? {} : { threads }
 }

@@ -23,7 +23,7 @@ import {
   type TokenStream,
   tokenStream,
 } from './generation.js'
-import { checkIsObject } from './options.js'
+import { checkOptions } from './options.js'
 import { disposedError } from './run.js'
 import type { Prompt, Sequence } from './sequence.js'
 
@@ -99,15 +99,18 @@ export class Model {
   /**
    * What a prompt of so many tokens will take, in an empty context: weights, cache, one layer's K and
    * V, activations, and their sum, which `Sequence.bytes.peak` and the weights will come to. Nothing
-   * is allocated. Where r is chosen head by head the cache is an upper bound.
+   * is allocated. Where r is chosen head by head the cache is an upper bound. `kvMemory` has to be more
+   * than `cache` by what its blocks leave over.
    *
    * - `tokens`: 1 or more. `policy`: default `zipcache`
    *
-   * Throws `ERR_ZC_ARGUMENT`.
+   * Throws `ERR_ZC_ARGUMENT`, `ERR_ZC_HANDLE` when the model was disposed of.
    */
-  estimate(options: { tokens: number; policy?: PolicySpec }): MemoryEstimate {
+  estimate(options: { tokens: number; policy?: PolicySpec | undefined }): MemoryEstimate {
     // A caller without types may leave everything out.
     const { tokens, policy = 'zipcache' } = (options ?? {}) as Partial<typeof options>
+    if (this.#disposal) throw disposedError('model')
+    checkOptions(options ?? {}, ['tokens', 'policy'])
     if (tokens !== undefined && Number.isInteger(tokens) && tokens > 0) {
       return estimatePrompt(this.#forward, resolvePolicy(policy), tokens)
     }
@@ -156,13 +159,13 @@ export class Model {
    */
   async logits(
     prompt: Prompt,
-    options: SequenceOptions & { signal?: AbortSignal } = {},
+    options: SequenceOptions & { signal?: AbortSignal | undefined } = {},
   ): Promise<Float32Array> {
-    checkIsObject(options)
+    checkOptions(options, ['policy', 'seed', 'signal'])
     const { signal, ...rest } = options
     const sequence = this.createSequence(rest)
     try {
-      return await sequence.logits(prompt, signal === undefined ? {} : { signal })
+      return await sequence.logits(prompt, { signal })
     } finally {
       sequence.dispose()
     }

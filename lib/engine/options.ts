@@ -25,7 +25,7 @@ export function checkOptions(options: object, known: readonly string[]): void {
 /** Throws `ERR_ZC_ARGUMENT` for options that are none: a caller without types may give anything. */
 export function checkIsObject(options: unknown): void {
   if (typeof options === 'object' && options !== null) return
-  const message = `options: is ${String(options)}, expected an object`
+  const message = `options: is ${show(options)}, expected an object`
   throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'options' })
 }
 

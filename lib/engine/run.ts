@@ -2,6 +2,7 @@ import { ZipCacheError } from '../errors.js'
 import type { SampleParams, Tensor } from '../ops/index.js'
 import type { LogitAdjuster, TokenProbability } from './adjust-logits.js'
 import type { Context } from './context.js'
+import { longestFitting } from './growth.js'
 
 /** A token as the device chose it. */
 export interface Sampled {
@@ -14,6 +15,8 @@ export interface Sampled {
 export interface Sampling {
   readonly params: Omit<SampleParams, 'step'>
   readonly maxTokens: number
+  /** Texts whose tokens are taken back, however many they are. */
+  readonly stopTexts: readonly string[]
   /** Changes the logits between step and choice; null for most. */
   readonly adjuster: LogitAdjuster | null
 }
@@ -59,7 +62,9 @@ export class Run {
   #failure: { error: unknown } | null = null
   /** Told when there is more to do. */
   readonly #wake: () => void
-  /** Tokens that the context may come to hold. */
+  /** Tokens that the context holds once the prompt is in it. */
+  readonly promptEnd: number
+  /** Tokens that the context may come to hold; fewer than are wanted, where there is no room. */
   readonly maxLength: number
   isSettled = false
   /** A token is on its way into a row store. */
@@ -74,7 +79,10 @@ export class Run {
     this.sampling = options.sampling
     this.inspect = options.inspect
     this.#wake = wake
-    this.maxLength = context.length + this.ids.length + (this.sampling?.maxTokens ?? 0)
+    this.promptEnd = context.length + this.ids.length
+    const { maxPositions } = context.model.config
+    const wanted = this.promptEnd + (this.sampling?.maxTokens ?? 0)
+    this.maxLength = longestFitting(context, this.promptEnd, Math.min(wanted, maxPositions))
   }
 
   get ended(): boolean {
@@ -135,6 +143,7 @@ export class Run {
       try {
         const unwanted = this.fed - Math.max(0, nAccepted - 1)
         this.retract(Math.min(unwanted, context.cache.tailLength))
+        if (!context.nextLogits) context.forgetLogits()
       } catch (error) {
         context.failure ??= error // the device is gone
       }
@@ -206,12 +215,34 @@ export async function orAborted<T>(
   if (!signal) return promise
   signal.throwIfAborted()
   const { promise: aborted, resolve } = deferred()
-  signal.addEventListener('abort', resolve, { once: true })
+  const forget = onAbort(signal, resolve)
   try {
     return await Promise.race([promise, aborted.then(() => Promise.reject(signal.reason))])
   } finally {
-    signal.removeEventListener('abort', resolve)
+    forget()
   }
+}
+
+/** Who is to be told of each signal that somebody listens to. */
+const listeners = new WeakMap<AbortSignal, Set<() => void>>()
+
+/**
+ * Calls back when a signal is aborted; what is returned takes that back. However many requests share
+ * a signal it has one listener: of more than ten Node warns.
+ */
+export function onAbort(signal: AbortSignal, callback: () => void): () => void {
+  let callbacks = listeners.get(signal)
+  if (!callbacks) {
+    const all = new Set<() => void>()
+    const tellAll = () => {
+      for (const each of all) each()
+    }
+    signal.addEventListener('abort', tellAll, { once: true })
+    listeners.set(signal, all)
+    callbacks = all
+  }
+  callbacks.add(callback)
+  return () => callbacks.delete(callback)
 }
 
 /** A promise and its resolver. */

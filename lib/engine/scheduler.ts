@@ -1,4 +1,4 @@
-import type { CacheMemory } from '../cache/index.js'
+import { CacheDemand, type CacheMemory } from '../cache/index.js'
 import { ZipCacheError } from '../errors.js'
 import type { ForwardModel } from '../model/forward.js'
 import { Scratch } from '../model/scratch.js'
@@ -12,7 +12,7 @@ import {
 } from '../ops/index.js'
 import type { LogitAdjuster } from './adjust-logits.js'
 import { DecodeStep, type StepResult, type StepRow } from './decode-step.js'
-import { addGrowthPages, growthBytes } from './estimate.js'
+import { addGrowth } from './growth.js'
 import { inSlices } from './in-slices.js'
 import type { Slicing } from './prefill.js'
 import { busyError, deferred, disposedError, type Run, type Sampled, type Sampling } from './run.js'
@@ -139,6 +139,23 @@ export class Scheduler {
     this.wake()
   }
 
+  /**
+   * Makes room for what a sequence takes that no run gives it, beside what all runs can grow to. What
+   * could not be held at all is let try, and told so.
+   *
+   * Throws `ERR_ZC_BUSY` when there is none while they run.
+   */
+  reserve(add: (demand: CacheDemand) => void): void {
+    const demand = new CacheDemand(this.#memory.shape)
+    add(demand)
+    if (!this.#memory.canHold(demand) || this.#makeRoom(add) || this.#active.size === 0) return
+    throw new ZipCacheError(
+      'ERR_ZC_BUSY',
+      `kvMemory: ${demand.bytes} bytes are wanted, and what is free is promised to requests that run`,
+      { argument: 'kvMemory' },
+    )
+  }
+
   /** Gives up all runs, and resolves when nothing is under way any more. */
   async stop(): Promise<void> {
     if (!this.#stopped) {
@@ -201,18 +218,21 @@ export class Scheduler {
   }
 
   /** Whether a run and all others can grow to their full length; alone, it is let try. */
-  #fits(run: Run): boolean {
-    const { maxPositions } = this.#model.config
+  #fits({ context, promptEnd, maxLength }: Run): boolean {
+    const add = (demand: CacheDemand) => addGrowth(demand, context, promptEnd, maxLength)
+    return this.#makeRoom(add) || this.#active.size === 0
+  }
+
+  /** Whether there is room, once all was freed that had to be, for what `add` adds beside all runs. */
+  #makeRoom(add: (demand: CacheDemand) => void): boolean {
     for (;;) {
-      let bytes = this.#memory.usedBytes
-      const pages = new Map<number, number>()
-      for (const { context, maxLength } of [run, ...this.#active]) {
-        const length = Math.min(maxLength, maxPositions)
-        bytes += growthBytes(context, length)
-        addGrowthPages(pages, context, length)
+      const demand = new CacheDemand(this.#memory.shape)
+      add(demand)
+      for (const { context, promptEnd, maxLength, isSettled } of this.#active) {
+        if (!isSettled) addGrowth(demand, context, promptEnd, maxLength)
       }
-      if (bytes <= this.#memory.capacityBytes && this.#memory.pool.hasRoomFor(pages)) return true
-      if (!this.#reclaim()) return this.#active.size === 0
+      if (this.#memory.hasRoomFor(demand)) return true
+      if (!this.#reclaim()) return false
     }
   }
 
@@ -236,7 +256,7 @@ export class Scheduler {
         this.counters.promptTokens += ids.length
       }
       if (sampling && sampling.maxTokens > 0) {
-        const room = this.#model.config.maxPositions - context.length
+        const room = run.maxLength - context.length
         run.limit = Math.min(sampling.maxTokens, Math.max(1, room))
         sampling.adjuster?.begin(context.tokens)
         const first = await this.#sampleNext(run)
@@ -371,7 +391,7 @@ export class Scheduler {
       const closes = context.closesNext
       const isKnown = fed < known.length
       try {
-        const place = context.extend()
+        const place = context.extend(sampling.stopTexts.length > 0)
         rows.push({
           ...place,
           source: isKnown ? -1 : run.row,

@@ -1,6 +1,7 @@
 import type { CacheSegment } from '../cache/index.js'
 import { show, ZipCacheError } from '../errors.js'
 import { logitsOf } from '../model/forward.js'
+import { checkPath } from '../model/model-files.js'
 import { Scratch } from '../model/scratch.js'
 import { StopMatcher, TextStream } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
@@ -11,9 +12,11 @@ import {
   type GeneratedToken,
   type GenerateOptions,
   planGeneration,
+  type TokenStream,
+  tokenStream,
 } from './generation.js'
 import { checkOptions } from './options.js'
-import { deferred, disposedError, Run, type RunOptions } from './run.js'
+import { deferred, disposedError, onAbort, Run, type RunOptions } from './run.js'
 import { salientTokens } from './salient-tokens.js'
 import type { Scheduler } from './scheduler.js'
 import { saveContext } from './snapshot.js'
@@ -114,7 +117,7 @@ export class Sequence {
    * `ERR_ZC_CONTEXT_LENGTH` when it does not fit the model's context, `ERR_ZC_OUT_OF_MEMORY` when
    * it does not fit the cache, `signal.reason` when aborted. The sequence is as before then.
    */
-  async prefill(prompt: Prompt, options: { signal?: AbortSignal } = {}): Promise<void> {
+  async prefill(prompt: Prompt, options: { signal?: AbortSignal | undefined } = {}): Promise<void> {
     checkOptions(options, ['signal'])
     await this.#append(prompt, options.signal)
   }
@@ -127,7 +130,10 @@ export class Sequence {
    * goes on in the tail sees its own K and V rounded to the tail's 16 bits. To see what compression
    * costs, prefill a prefix and ask for the logits of what follows.
    */
-  async logits(prompt: Prompt, options: { signal?: AbortSignal } = {}): Promise<Float32Array> {
+  async logits(
+    prompt: Prompt,
+    options: { signal?: AbortSignal | undefined } = {},
+  ): Promise<Float32Array> {
     checkOptions(options, ['signal'])
     const { model } = this.#context
     const { vocabSize } = model.config
@@ -153,22 +159,30 @@ export class Sequence {
 
   /**
    * Generates tokens after a prompt, or after what the sequence holds when `prompt` is null. Stop
-   * tokens and stop texts end the generation and are not part of it; `finishReason` tells why it
-   * ended. Leaving the loop early keeps the sequence usable.
+   * tokens and stop texts end the generation and are not part of it, nor is a token that a stop text
+   * begins in, unless it is compressed by then or lies in a row store; `finishReason` tells why it ended. Leaving the loop
+   * early keeps the sequence usable.
    *
-   * Throws as `prefill`; `ERR_ZC_ARGUMENT` for options out of range, `ERR_ZC_NUMERIC` when the
-   * model's logits are NaN.
+   * Throws, once it is read, as `prefill`; `ERR_ZC_ARGUMENT` for options out of range,
+   * `ERR_ZC_NUMERIC` when the model's logits are NaN.
    */
-  async *generate(
+  generate(prompt: Prompt | null, options: GenerateOptions = {}): TokenStream {
+    return tokenStream(this.#generate(prompt, options))
+  }
+
+  async *#generate(
     prompt: Prompt | null,
-    options: GenerateOptions = {},
-  ): AsyncGenerator<GeneratedToken, void, undefined> {
+    options: GenerateOptions,
+  ): AsyncGenerator<GeneratedToken, FinishReason | null, undefined> {
     const { tokenizer } = this.#host
     const plan = planGeneration(options, this.#context.model.config, tokenizer)
     this.#enter()
     this.#finishReason = null
     let run: Run | null = null
     let nAccepted = 0
+    /** Where the text of each token ends, in the text of all. */
+    const ends: number[] = []
+    let nTold = 0
     try {
       plan.signal?.throwIfAborted()
       const ids = this.#idsToRun(prompt === null ? [] : this.#idsOf(prompt))
@@ -186,20 +200,24 @@ export class Sequence {
           const rest = (text?.flush() ?? '') as string
           const tail = matcher.push(rest).text + matcher.flush()
           if (tail !== '') yield { ...token, text: tail, isStop: true }
-          return
+          return this.#finishReason
         }
         const isComplete = plan.constraint?.isDone === true
         isLast = ++nAccepted === run.limit || isComplete
         const certain = (text?.push(id) ?? '') + (isLast ? (text?.flush() ?? '') : '')
+        ends.push((ends.at(-1) ?? 0) + certain.length)
         const match = matcher.push(certain)
         const held = isLast && match.stop === null ? matcher.flush() : ''
+        nTold += match.text.length
         yield { ...token, text: match.text + held }
+        if (match.stop !== null) nAccepted = tokensWithin(ends, nTold)
         if (match.stop !== null || isComplete) {
           this.#finishReason = 'stop'
-          return
+          return this.#finishReason
         }
       }
       this.#finishReason = 'length'
+      return this.#finishReason
     } finally {
       run?.close(nAccepted)
       await run?.settled
@@ -222,17 +240,20 @@ export class Sequence {
    * Writes the sequence to a file, which `Engine.restore` reads: tokens, packed cache, tail and
    * probes, with a checksum, put in place when it is whole.
    *
-   * Rejects with `ERR_ZC_ARGUMENT` while a call is running, `ERR_ZC_UNSUPPORTED` for a policy whose
-   * attention is `dequantized` and for one that chose r head by head, `ERR_ZC_OUT_OF_MEMORY`,
+   * - `path`: of the file, or its `file:` URL
+   *
+   * Rejects with `ERR_ZC_ARGUMENT` for what is no path and while a call is running,
+   * `ERR_ZC_UNSUPPORTED` for a policy whose attention is `dequantized` and for one that chose r head by head, `ERR_ZC_OUT_OF_MEMORY`,
    * `ERR_ZC_IO`.
    */
-  async save(path: string): Promise<void> {
+  async save(path: string | URL): Promise<void> {
+    const file = checkPath('path', path, 'the path of a file')
     this.#enter()
     let context: Context | null = null
     try {
       // What is saved must outlive the sequence, should it be disposed of meanwhile.
       context = this.#context.fork()
-      await saveContext(context, path)
+      await saveContext(context, file)
     } finally {
       context?.dispose()
       this.#leave()
@@ -346,10 +367,11 @@ export class Sequence {
     const run = new Run(this.#context, options, scheduler.wake)
     scheduler.submit(run)
     this.#run = run
-    const abort = () => run.fail(signal?.reason)
-    signal?.addEventListener('abort', abort, { once: true })
-    if (signal?.aborted) abort() // by `reclaim`, say, which may have run meanwhile
-    void run.settled.then(() => signal?.removeEventListener('abort', abort))
+    if (!signal) return run
+    const abort = () => run.fail(signal.reason)
+    const forget = onAbort(signal, abort)
+    if (signal.aborted) abort() // by `reclaim`, say, which may have run meanwhile
+    void run.settled.then(forget)
     return run
   }
 
@@ -403,6 +425,9 @@ export function tokenIds(
     if (tokenizer) return tokenizer.encode(prompt, style)
     throw argumentError('prompt', 'is a text, but the model has no tokenizer.json; give token ids')
   }
+  if (Buffer.isBuffer(prompt)) {
+    throw argumentError('prompt', 'is a Buffer, whose bytes are no token ids; give its text')
+  }
   // 2^32: what an array can hold.
   if (!Number.isInteger(prompt?.length) || prompt.length < 0 || prompt.length >= 2 ** 32) {
     throw argumentError('prompt', 'is neither a text nor a list of token ids')
@@ -414,6 +439,12 @@ export function tokenIds(
       `token ${i} is ${show(id)}, expected a whole number below ${vocabSize}`,
     )
   })
+}
+
+/** How many of the first tokens have all of their text, and some, in the first `length` characters. */
+function tokensWithin(ends: readonly number[], length: number): number {
+  // The last that added some: what a token without text leaves open may be completed beyond.
+  return ends.findLastIndex((end, i) => end <= length && end > (ends[i - 1] ?? 0)) + 1
 }
 
 function failedError(cause: unknown): ZipCacheError {

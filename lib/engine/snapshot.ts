@@ -3,6 +3,7 @@
  * and 16-bit rows, not pages, so that a file of one device serves another.
  */
 import {
+  type CacheDemand,
   type CacheMemory,
   codeBytes,
   FORMATS,
@@ -10,6 +11,8 @@ import {
   type GroupPlan,
   joinCodes,
   type KvCache,
+  pageBytes,
+  pageCount,
   splitCodes,
 } from '../cache/index.js'
 import { ZipCacheError } from '../errors.js'
@@ -42,6 +45,9 @@ import {
   snapshotError,
   writeSnapshot,
 } from './snapshot-file.js'
+
+/** Makes room for what is added to `demand`, or throws. */
+type Reserve = (add: (demand: CacheDemand) => void) => void
 
 /** What a file says before its bytes. */
 interface SnapshotHeader {
@@ -101,17 +107,17 @@ export async function saveContext(context: Context, file: string): Promise<void>
 }
 
 /**
- * A context as a file has it, which goes on with the same tokens. Where memory is short `reclaim`
- * frees some that nobody needs at once, and says whether it did.
+ * A context as a file has it, which goes on with the same tokens. `reserve` makes room for what is
+ * added to its argument, which is taken at once, or throws.
  *
  * Rejects with `ERR_ZC_SNAPSHOT` for a file that is damaged or of another model, `ERR_ZC_IO`,
- * `ERR_ZC_OUT_OF_MEMORY`; nothing stays allocated then.
+ * `ERR_ZC_OUT_OF_MEMORY`, what `reserve` throws; nothing stays allocated then.
  */
 export async function restoreContext(
   model: ForwardModel,
   memory: CacheMemory,
   file: string,
-  reclaim: () => boolean,
+  reserve: Reserve,
 ): Promise<Context> {
   return readSnapshot(file, async (raw, input, bodyBytes) => {
     const header = checkHeader(file, raw, model)
@@ -127,7 +133,7 @@ export async function restoreContext(
       if (bodyBytes !== expected) {
         throw snapshotError(file, `holds ${bodyBytes} bytes, expected ${expected}`)
       }
-      await restoreBody(context, header, input, file, reclaim)
+      await restoreBody(context, header, input, file, reserve)
       return context
     } catch (error) {
       context.dispose()
@@ -149,7 +155,7 @@ async function restoreBody(
   header: SnapshotHeader,
   input: SnapshotInput,
   file: string,
-  reclaim: () => boolean,
+  reserve: Reserve,
 ): Promise<void> {
   const { cache, model } = context
   const { vocabSize } = model.config
@@ -157,12 +163,18 @@ async function restoreBody(
   if (tokens.some((id) => id < 0 || id >= vocabSize)) throw snapshotError(file, 'holds no tokens')
   for (const id of tokens) context.tokens.push(id)
   context.pending = header.pending
+  const { nGroups, tailTokens } = header
+  reserve((demand) => {
+    for (const group of header.groups) demand.addGroups(group)
+    const tailPage = pageBytes(cache.tailFormat, cache.tailFormat, cache.shape.headDim)
+    demand.addEach(tailPage, pageCount(tailTokens))
+    demand.probeSlots += tailProbes(header, context)
+  })
   for (const group of header.groups) {
-    withRoom(reclaim, () => cache.stage(group))
+    cache.stage(group)
     cache.publish(group.nTokens)
   }
-  const { nGroups, tailTokens } = header
-  const slots = withRoom(reclaim, () => context.reopenWindow(nGroups, tailTokens))
+  const slots = context.reopenWindow(nGroups, tailTokens)
   for (let layer = 0; layer < cache.shape.nLayers; layer++) {
     for (const place of groupPlaces(header.groups)) await restoreGroup(input, cache, layer, place)
     await restoreTail(input, context, layer, slots)
@@ -180,18 +192,6 @@ async function restoreBody(
     await model.device.sync()
   } catch (cause) {
     throw snapshotError(file, 'holds what no cache holds', cause)
-  }
-}
-
-/** What `take` takes, which throws and leaves all as it was where memory is short. */
-function withRoom<T>(reclaim: () => boolean, take: () => T): T {
-  for (;;) {
-    try {
-      return take()
-    } catch (error) {
-      const isFull = error instanceof ZipCacheError && error.code === 'ERR_ZC_OUT_OF_MEMORY'
-      if (!isFull || !reclaim()) throw error
-    }
   }
 }
 
@@ -426,7 +426,14 @@ async function readArray<D extends DType>(
   return new TYPED_ARRAYS[dtype](buffer, 0, length) as TypedArrays[D]
 }
 
-function bodyBytesOf(header: SnapshotHeader, { cache, model, policy }: Context): number {
+/** Probes among the tokens of the tail. */
+function tailProbes({ seed, nGroups, tailTokens }: SnapshotHeader, { policy }: Context): number {
+  const steps = policy.compression?.windowProbes(deriveSeed(seed, nGroups)) ?? new Int32Array(0)
+  return steps.filter((step) => step < tailTokens).length
+}
+
+function bodyBytesOf(header: SnapshotHeader, context: Context): number {
+  const { cache, model } = context
   const { nLayers, nKvHeads, headDim } = cache.shape
   const { nHeads, vocabSize } = model.config
   let layer = 0
@@ -440,9 +447,7 @@ function bodyBytesOf(header: SnapshotHeader, { cache, model, policy }: Context):
   if (header.tailTokens > 0) {
     const rowBytes = nKvHeads * headDim * DTYPE_BYTES[cache.tailFormat as DType]
     layer += 2 * header.tailTokens * rowBytes
-    const steps =
-      policy.compression?.windowProbes(deriveSeed(header.seed, header.nGroups)) ?? new Int32Array(0)
-    const nProbes = steps.filter((step) => step < header.tailTokens).length
+    const nProbes = tailProbes(header, context)
     layer += nProbes * nHeads * (headDim * DTYPE_BYTES[model.attentionDtype] + 4)
   }
   return 4 * header.nTokens + nLayers * layer + (header.hasLogits ? 4 * vocabSize : 0)

@@ -21,6 +21,11 @@ export class WindowProbes {
     return this.#slots.length * this.#arena.slotBytes
   }
 
+  /** How many rows are kept that no fork holds, too. */
+  get nOwn(): number {
+    return this.#slots.filter((slot) => !this.#arena.isShared(slot)).length
+  }
+
   /** The slots of all probes so far, in the order of `steps`. */
   get slots(): Int32Array {
     return Int32Array.from(this.#slots)

@@ -1,5 +1,6 @@
 import { type FileHandle, open, stat } from 'node:fs/promises'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { type ErrorCode, ZipCacheError } from '../errors.js'
 
 /** A parsed JSON object: string keys, values not looked at yet. */
@@ -28,11 +29,26 @@ export function quote(value: unknown): string {
  * @throws ERR_ZC_ARGUMENT when `dir` is no path
  */
 export function modelFile(dir: string, name: string): string {
-  if (typeof dir !== 'string' || dir === '') {
-    const message = `dir: is ${quote(dir)}, expected the path of a model folder`
-    throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'dir' })
+  return join(checkPath('dir', dir, 'the path of a model folder'), name)
+}
+
+/**
+ * The path that an argument gives, as a text or as a `file:` URL.
+ * @throws ERR_ZC_ARGUMENT when it gives none
+ */
+export function checkPath(argument: string, given: string | URL, expected: string): string {
+  const path = given instanceof URL ? pathOfUrl(given) : given
+  if (typeof path === 'string' && path !== '' && !path.includes('\0')) return path
+  const message = `${argument}: is ${quote(given)}, expected ${expected}`
+  throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument })
+}
+
+function pathOfUrl(url: URL): string | null {
+  try {
+    return fileURLToPath(url)
+  } catch {
+    return null // of another scheme, or another host
   }
-  return join(dir, name)
 }
 
 /**

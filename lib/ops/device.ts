@@ -1,4 +1,4 @@
-import { ZipCacheError } from '../errors.js'
+import { show, ZipCacheError } from '../errors.js'
 import type { DeviceHandle, FileHandle } from '../native/addon.js'
 import { loadAddon } from '../native/load.js'
 import { listPlugin, pluginFolder, requirePlugin } from '../native/plugin.js'
@@ -13,7 +13,7 @@ export interface DeviceOptions {
    * may use, its container's share of time being counted, or `ZIPCACHE_THREADS`. Of no effect on
    * other devices.
    */
-  threads?: number
+  threads?: number | undefined
 }
 
 /** A device as `Device.list` finds it. */
@@ -87,7 +87,7 @@ export class Device {
   /**
    * Opens a device:
    * - `cpu`, or `cpu:baseline`, `cpu:avx2`, `cpu:avx512` or `cpu:neon` to pin the instruction set.
-   *   `cpu` does not choose AVX-512 by itself yet: no machine of ours has run it.
+   *   `cpu` does not choose AVX-512 by itself: decode steps were no faster with it.
    * - `cuda`, an NVIDIA GPU; `cuda:1` is the second one.
    * - `auto`: the first GPU that can be used, else the CPU; `info.name` says which it is.
    * - `cuda-emu`: the kernels of `cuda`, run on the CPU. For tests of them, slow.
@@ -101,9 +101,14 @@ export class Device {
     if (!Number.isInteger(threads) || threads < 0 || threads > 1024) {
       throw new ZipCacheError(
         'ERR_ZC_ARGUMENT',
-        `threads: is ${threads}, expected a whole number of 0 to 1024`,
+        `threads: is ${show(threads)}, expected a whole number of 0 to 1024`,
         { argument: 'threads' },
       )
+    }
+    // A caller without types may give anything.
+    if (typeof name !== 'string') {
+      const message = `device: is ${show(name)}, expected the name of one, as cpu`
+      throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'device' })
     }
     const addon = loadAddon()
     const chosen = name === 'auto' ? await chooseDevice() : name

@@ -7,20 +7,20 @@ export interface GearOptions {
   /** Which policy this is. */
   name: 'gear'
   /** 2 or 4; default 4. */
-  bits?: 2 | 4
+  bits?: 2 | 4 | undefined
   /**
    * Tokens, of K, and channels, of V, that share a scale and zero; 0: all tokens that are quantized
    * together, and all channels of a token. Default 0 with 4 bits and 64 with 2, as published.
    */
-  groupSize?: number
+  groupSize?: number | undefined
   /** Share of the elements that are kept in 16 bits as outliers; default 0.02. */
-  outliers?: number
+  outliers?: number | undefined
   /** Rank of a head's correction for a prompt, which is longer than a window; default 4. */
-  rank?: number
+  rank?: number | undefined
   /** The same for a window; default 2. */
-  windowRank?: number
+  windowRank?: number | undefined
   /** New tokens kept in 16 bits before they are quantized together; default 64. */
-  window?: number
+  window?: number | undefined
 }
 
 /**

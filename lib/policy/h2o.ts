@@ -7,9 +7,9 @@ export interface H2oOptions {
   /** Which policy this is. */
   name: 'h2o'
   /** Share of the prompt's tokens that is kept for the attention it received; default 0.2. */
-  heavy?: number
+  heavy?: number | undefined
   /** Share that is kept because it is newest; default 0.2. */
-  recent?: number
+  recent?: number | undefined
 }
 
 /**

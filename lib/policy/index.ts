@@ -8,11 +8,11 @@ import { type FullOptions, full } from './full.js'
 import { type GearOptions, gear } from './gear.js'
 import { type H2oOptions, h2o } from './h2o.js'
 import { type KiviOptions, kivi } from './kivi.js'
-import { type MikvOptions, mikv } from './mikv.js'
-import type { CachePolicy } from './policy.js'
+import { type MikvOptions, type MikvPaperOptions, mikv } from './mikv.js'
+import type { CachePolicy, CodeBits } from './policy.js'
 import { type RotatedOptions, rotated } from './rotated.js'
 import { type SnapKvOptions, snapkv } from './snapkv.js'
-import { type UniformOptions, uniform } from './uniform.js'
+import { type Granularity, type UniformOptions, uniform } from './uniform.js'
 import { type ZipCacheOptions, zipcache } from './zipcache.js'
 import { type ZipCacheOfficialOptions, zipcacheOfficial } from './zipcache-official.js'
 import { type ZipCachePlusOptions, zipcachePlus } from './zipcache-plus.js'
@@ -104,6 +104,20 @@ export const POLICY_NAMES = [
   'snapkv',
 ] as const
 
+/** Options of a policy, those left out that its name says. */
+type Rest<Options, Name extends string, Said extends keyof Options> = Omit<
+  Options,
+  'name' | Said
+> & { name: Name }
+
+type NamedOptions =
+  | Rest<MikvPaperOptions, 'mikv-paper', 'preset'>
+  | Rest<UniformOptions, `uniform${CodeBits}`, 'bits'>
+  | Rest<UniformOptions, `uniform${CodeBits}-${Granularity}`, 'bits' | 'granularity'>
+  | Rest<RotatedOptions, `rotated${CodeBits}`, 'bits'>
+  | Rest<KiviOptions, 'kivi2' | 'kivi4', 'bits'>
+  | Rest<GearOptions, 'gear2' | 'gear4', 'bits'>
+
 /**
  * A policy by name (`zipcache`, `uniform4` …), or by name and options. Any text is taken, for names
  * come from command lines, too; that of `POLICY_NAMES` stands here for editors to complete.
@@ -112,16 +126,17 @@ export type PolicySpec =
   | (typeof POLICY_NAMES)[number]
   | (string & Record<never, never>)
   | PolicyOptionsOf[PolicyName]
+  | NamedOptions
 
 /**
  * The policy that a specification names.
  *
- * Throws `ERR_ZC_ARGUMENT` for an unknown name, an unknown option or a value out of range, naming
- * it.
+ * Throws `ERR_ZC_ARGUMENT` for an unknown name, an unknown option or a value out of range, and one
+ * that the name says otherwise, naming it.
  */
 export function resolvePolicy(spec: PolicySpec): CachePolicy {
-  const options = typeof spec === 'string' ? parseName(spec) : spec
-  const name = (options as { name?: unknown } | null)?.name
+  const options = optionsOf(spec)
+  const { name } = options
   if (typeof name !== 'string' || !Object.hasOwn(POLICIES, name)) {
     const [given, known] =
       typeof spec === 'string' ? [spec, POLICY_NAMES] : [name, Object.keys(POLICIES)]
@@ -132,7 +147,26 @@ export function resolvePolicy(spec: PolicySpec): CachePolicy {
     )
   }
   const make = POLICIES[name as PolicyName] as (options: object) => CachePolicy
-  return make(options as object)
+  return make(options)
+}
+
+/** All options of a policy, those in its name among them. */
+function optionsOf(spec: PolicySpec): Record<string, unknown> {
+  if (typeof spec === 'string') return parseName(spec)
+  // A caller without types may give anything.
+  const { name, ...given } = (spec ?? {}) as Record<string, unknown>
+  if (typeof name !== 'string') return { name }
+  const { name: policy, ...said } = parseName(name)
+  for (const [key, value] of Object.entries(said)) {
+    const other = given[key] ?? value
+    if (other === value) continue
+    throw new ZipCacheError(
+      'ERR_ZC_ARGUMENT',
+      `policy: ${name}'s ${key} is ${show(other)}, but its name says ${show(value)}`,
+      { argument: `policy.${key}` },
+    )
+  }
+  return { name: policy, ...given, ...said }
 }
 
 /** Reads `uniform4-group`: a policy, its bits, and its granularity; or `mikv-paper`, and its preset. */

@@ -6,11 +6,11 @@ export interface KiviOptions {
   /** Which policy this is. */
   name: 'kivi'
   /** 2 or 4; default 2. */
-  bits?: 2 | 4
+  bits?: 2 | 4 | undefined
   /** Tokens, of K, and channels, of V, that share a scale and zero; default 32. */
-  groupSize?: number
+  groupSize?: number | undefined
   /** Newest tokens in 16 bits; default 128. */
-  residual?: number
+  residual?: number | undefined
 }
 
 /**

@@ -11,7 +11,7 @@ export interface MikvZipCacheOptions extends Omit<SaliencyOptions, 'metric' | 'p
   /** Which policy this is. */
   name: 'mikv'
   /** What it is compared as; default `zipcache`. */
-  preset?: 'zipcache'
+  preset?: 'zipcache' | undefined
 }
 
 /** MiKV as its own paper has it. */
@@ -21,9 +21,9 @@ export interface MikvPaperOptions {
   /** Its own paper's method. */
   preset: 'paper'
   /** Share of the tokens that stays in 16 bits; default 0.2. */
-  saliencyRatio?: number
+  saliencyRatio?: number | undefined
   /** Bits of the others: 2, 3 or 4; default 2. */
-  lowBits?: 2 | 3 | 4
+  lowBits?: 2 | 3 | 4 | undefined
 }
 
 /**

@@ -8,13 +8,13 @@ export interface RotatedOptions {
   /** Which policy this is. */
   name: 'rotated'
   /** 2, 3, 4 or 8; default 4. */
-  bits?: CodeBits
+  bits?: CodeBits | undefined
   /** Channels of a token that share a scale and zero: 16 to 256; default all of a head. */
-  groupSize?: number
+  groupSize?: number | undefined
   /** How the ranges of groups are found; default `minmax`. */
-  range?: QuantRange
+  range?: QuantRange | undefined
   /** New tokens kept in 16 bits before they are quantized together; default 100. */
-  window?: number
+  window?: number | undefined
 }
 
 /**

@@ -7,13 +7,13 @@ export interface SnapKvOptions {
   /** Which policy this is. */
   name: 'snapkv'
   /** Tokens that a prompt leaves in the cache; default 2048. */
-  capacity?: number
+  capacity?: number | undefined
   /** Newest tokens: they are kept, and their queries choose the others; default 32. */
-  window?: number
+  window?: number | undefined
   /** Rows that scores are pooled over: an odd number; default 5. */
-  kernel?: number
+  kernel?: number | undefined
   /** Default `average`. */
-  pooling?: 'average' | 'max'
+  pooling?: 'average' | 'max' | undefined
 }
 
 /**

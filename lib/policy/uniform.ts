@@ -7,23 +7,23 @@ export interface UniformOptions {
   /** Which policy this is. */
   name: 'uniform'
   /** Bits of every token's K and V: 2, 3, 4 or 8; default 4. */
-  bits?: CodeBits
+  bits?: CodeBits | undefined
   /** Bits of K alone. */
-  keyBits?: CodeBits
+  keyBits?: CodeBits | undefined
   /** Bits of V alone. */
-  valueBits?: CodeBits
+  valueBits?: CodeBits | undefined
   /** How the range of K's channels is found; default `minmax`. */
-  keyRange?: QuantRange
+  keyRange?: QuantRange | undefined
   /** How the range of V's tokens is found; default `minmax`. */
-  valueRange?: QuantRange
+  valueRange?: QuantRange | undefined
   /** New tokens kept in 16 bits before they are compressed together; default 100. */
-  window?: number
+  window?: number | undefined
   /**
    * What shares a scale and zero, the rows of Table 1: `cst`, the default, K's channels and V's
    * tokens after CST; `channel`, K's channels and V's tokens; `token`, tokens of both; `group`, 32
    * channels of a token of both. All but `cst` run dequantized.
    */
-  granularity?: Granularity
+  granularity?: Granularity | undefined
 }
 
 const GRANULARITIES = ['cst', 'channel', 'token', 'group'] as const

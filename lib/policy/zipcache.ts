@@ -22,9 +22,9 @@ import {
 /** A setting of each class of tokens. */
 export interface ByClass<T> {
   /** Of salient tokens. */
-  high?: T
+  high?: T | undefined
   /** Of the others. */
-  low?: T
+  low?: T | undefined
 }
 
 /** Options that `zipcache` and its kin share. */
@@ -33,7 +33,7 @@ export interface SaliencyOptions {
    * r: the share of tokens that is salient, of [0, 1]; `auto`: chosen for each layer and KV head from
    * the prompt's attention, see `auto`.
    */
-  saliencyRatio?: number | 'auto'
+  saliencyRatio?: number | 'auto' | undefined
   /**
    * With `saliencyRatio: 'auto'`: how much is salient. Of several limits the first that is reached
    * counts.
@@ -43,41 +43,41 @@ export interface SaliencyOptions {
      * The share of a layer's tokens, its heads together, that may be salient, of [0, 1]; default the
      * policy's own r where no other limit is given, else 1.
      */
-    share?: number
+    share?: number | undefined
     /**
      * The share of a layer's saliency, its heads weighted by what low bits of K do to them, that
      * salient tokens hold, of (0, 1]; default 1.
      */
-    coverage?: number
+    coverage?: number | undefined
     /**
      * Bytes that the cache may come to when a prompt is in it. Windows go on with what the last
      * prompt was given, beyond the budget.
      */
-    budgetBytes?: number
+    budgetBytes?: number | undefined
   }
   /** What is done to saliency before tokens are ranked by it. */
   saliency?: {
     /** `position`: it is divided by its trend over the positions of the prompt. Default: nothing. */
-    correct?: 'position'
+    correct?: 'position' | undefined
   }
   /** Bits of salient tokens' K and V: 2, 3, 4 or 8. */
-  highBits?: CodeBits
+  highBits?: CodeBits | undefined
   /** Bits of the others. */
-  lowBits?: CodeBits
+  lowBits?: CodeBits | undefined
   /** Bits of K alone. */
-  keyBits?: ByClass<CodeBits>
+  keyBits?: ByClass<CodeBits> | undefined
   /** Bits of V alone. */
-  valueBits?: ByClass<CodeBits>
+  valueBits?: ByClass<CodeBits> | undefined
   /** How the range of K's channels is found. */
-  keyRange?: QuantRange | ByClass<QuantRange>
+  keyRange?: QuantRange | ByClass<QuantRange> | undefined
   /** How the range of V's tokens is found. */
-  valueRange?: QuantRange | ByClass<QuantRange>
+  valueRange?: QuantRange | ByClass<QuantRange> | undefined
   /** New tokens kept in 16 bits before they are compressed together. */
-  window?: number
+  window?: number | undefined
   /** Which rows are probes: a strategy of Table 2, or shares of one's own. */
-  probes?: ProbeStrategy | Partial<ProbeShares>
+  probes?: ProbeStrategy | Partial<ProbeShares> | undefined
   /** How attention becomes saliency. */
-  metric?: SaliencyMetric
+  metric?: SaliencyMetric | undefined
 }
 
 /** Options of `zipcache`; the defaults are the paper's: r = 60%, 4 and 2 bits, a window of 100. */

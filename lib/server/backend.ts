@@ -1,7 +1,5 @@
 import type { Engine } from '../engine/engine.js'
 import { checkModel, createEngine, type Model } from '../engine/model.js'
-import { ZipCacheError } from '../errors.js'
-import type { Device } from '../ops/index.js'
 import { type ServerOptions, type ServerSettings, samplingOf, settingsOf } from './options.js'
 import { OpenAiService, type ServiceObserver } from './service.js'
 import { Sessions } from './sessions.js'
@@ -24,7 +22,7 @@ export function createBackend(
   const sessions = new Sessions(settings)
   const engine = createEngine({
     model,
-    kvMemory: kvMemoryOf(model, settings),
+    kvMemory: settings.kvMemory ?? model.device.memory.free / 2,
     maxBatch: settings.maxBatch,
     maxQueue: settings.maxQueue,
     prefixMemory: settings.prefixMemory,
@@ -48,22 +46,6 @@ export function createBackend(
     },
   })
   return { service, engine, sessions }
-}
-
-function kvMemoryOf({ device }: Model, { kvMemory }: ServerSettings): number {
-  checkKvMemoryOf(device, kvMemory)
-  return kvMemory ?? device.memory.free / 2
-}
-
-/** Throws `ERR_ZC_ARGUMENT` for more than the device has: a promise that cannot be kept. */
-export function checkKvMemoryOf(device: Device, kvMemory: number | undefined): void {
-  const { total } = device.memory
-  if (kvMemory === undefined || !(kvMemory > total)) return
-  throw new ZipCacheError(
-    'ERR_ZC_ARGUMENT',
-    `kvMemory: is ${kvMemory} bytes, but ${device.info.name} has no more than ${total}`,
-    { argument: 'kvMemory' },
-  )
 }
 
 const SERVICE_OPTIONS = [
@@ -95,8 +77,7 @@ const SILENT: ServiceObserver = {
  * OpenAI's API over a model, for a server of one's own: it takes the bodies of requests and gives
  * what is to be sent. It has an engine of its own, which its `dispose` ends; the model stays.
  *
- * Throws as `createEngine`, and `ERR_ZC_ARGUMENT` for an option that is unknown or out of range, and
- * for a `kvMemory` beyond the device's memory, or what the process's control group may use of it.
+ * Throws as `createEngine`, and `ERR_ZC_ARGUMENT` for an option that is unknown or out of range.
  */
 export function createService(model: Model, options: ServiceOptions = {}): OpenAiService {
   return createBackend(model, settingsOf(options, SERVICE_OPTIONS), SILENT).service

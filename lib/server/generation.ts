@@ -1,4 +1,3 @@
-import { setMaxListeners } from 'node:events'
 import type { BytesByClass } from '../cache/index.js'
 import type { CacheBytes } from '../engine/context.js'
 import type { Engine } from '../engine/engine.js'
@@ -128,7 +127,6 @@ export class Generation {
   async *events(): AsyncGenerator<ChoiceEvent, void, undefined> {
     const abort = new AbortController()
     const signal = AbortSignal.any([this.#signal, abort.signal])
-    setMaxListeners(0, signal) // every choice listens
     const sources: AsyncGenerator<ChoiceEvent, void>[] = []
     try {
       for (const [p, prompt] of this.#prompts.entries()) {

@@ -155,7 +155,7 @@ const CHECKS: { readonly [Name in keyof ServerOptions]-?: Check } = {
   corsOrigins: texts,
   policy: (_, value) => void resolvePolicy(value as PolicySpec),
   allowedPolicies: checkAllowed,
-  kvMemory: (_, value) => void checkKvMemory(value as number),
+  kvMemory: (_, value) => void checkKvMemory(value as number, null),
   prefixMemory: whole(0),
   maxBatch: whole(1),
   maxQueue: whole(0),

@@ -16,7 +16,7 @@ beforeAll(async () => {
   device = await Device.open('cpu', { threads: 1 })
 })
 beforeEach(() => {
-  pool = new PagePool(device, CAPACITY)
+  pool = new PagePool(device, CAPACITY, SUPERBLOCK_BYTES)
 })
 afterEach(() => pool.dispose())
 afterAll(() => device.dispose())
@@ -35,10 +35,25 @@ function fill(bytes: number): number[] {
 
 test('capacity is whole superblocks', () => {
   expect(pool.capacityBytes).toBe(CAPACITY)
-  const odd = new PagePool(device, 3.7 * SUPERBLOCK_BYTES)
+  const odd = new PagePool(device, 3.7 * SUPERBLOCK_BYTES, SUPERBLOCK_BYTES)
   expect(odd.capacityBytes).toBe(3 * SUPERBLOCK_BYTES)
   expect(odd.memory.length).toBe(odd.capacityBytes)
   odd.dispose()
+})
+
+test('a small pool is divided among many sizes of page', () => {
+  for (const [capacity, superblock] of [
+    [2 ** 20, 2 ** 15],
+    [2 ** 22, 2 ** 16],
+    [3 * 2 ** 21, 2 ** 16],
+    [2 ** 26, SUPERBLOCK_BYTES],
+  ]) {
+    const small = new PagePool(device, capacity)
+    expect(small.capacityBytes).toBe(capacity)
+    small.allocate(64)
+    expect(small.claimedBytes).toBe(superblock)
+    small.dispose()
+  }
 })
 
 test('addresses stay within int32, whatever is asked for', () => {
@@ -49,7 +64,7 @@ test('addresses stay within int32, whatever is asked for', () => {
 
 test('less than a superblock is refused', () => {
   for (const bytes of [0, SUPERBLOCK_BYTES - 1]) {
-    expectRefused(() => new PagePool(device, bytes), { code: 'ERR_ZC_SHAPE' })
+    expectRefused(() => new PagePool(device, bytes, SUPERBLOCK_BYTES), { code: 'ERR_ZC_SHAPE' })
   }
 })
 
@@ -241,6 +256,8 @@ describe('a full pool', () => {
     }
     expectRefused(() => pool.allocate(100_032), fault)
     expect(pool.usedBytes).toBe(used)
+    const message = `4800 bytes are wanted; of ${CAPACITY}, ${used} are given out and 0 left`
+    expectRefused(() => pool.allocateMany(3, 1600), { ...fault, message: new RegExp(message) })
     pool.free(pages[3], 100_032)
     expect(pool.allocate(100_032)).toBe(pages[3])
   })

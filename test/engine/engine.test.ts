@@ -232,12 +232,46 @@ describe('admission', () => {
     ['fp16', 7, ['fp16']],
     ['zipcache', 8, ['zipcache']],
     ['uniform4', 5, ['uniform4']],
+    // What a window rounds to is none of the classes that a prompt has.
+    ['zipcache, few regular', 8, [{ name: 'zipcache', saliencyRatio: 0.995 }]],
+    ['zipcache, few salient', 8, [{ name: 'zipcache', saliencyRatio: 0.004 }]],
     ['every policy', 10, testPolicies],
     ['every policy', 14, testPolicies],
   ] as [string, number, PolicySpec[]][])(
     'requests of %s that do not fit into %i superblocks wait, and none fails',
     (_, nSuperblocks, policies) => expectAllServed(nSuperblocks, policies),
   )
+
+  /** 200 probes a window, of 640 that all windows may have together. */
+  const observant: PolicySpec = { name: 'zipcache', window: 400, probes: { random: 0.5 } }
+
+  test('requests wait for probe rows, too, and none fails', async () => {
+    await withEngine({ kvMemory: 32 * superblock }, async (engine) => {
+      const options = { maxTokens: 15, ignoreEos: true, policy: observant }
+      const prompts = Array.from({ length: 8 }, (_, i) => someIds(380, 320, i + 1))
+      const answers = await Promise.all(prompts.map((ids) => idsOf(engine, ids, 15, options)))
+      expect(answers[7]).toEqual(await idsOf(model(), prompts[7], 15, options))
+    })
+  })
+
+  test('for probe rows, sequences that nobody uses are given up', async () => {
+    const idle: Sequence[] = []
+    const reclaim = () => {
+      const oldest = idle.shift()
+      oldest?.dispose()
+      return oldest !== undefined
+    }
+    await withEngine({ kvMemory: 32 * superblock, reclaim }, async (engine) => {
+      for (let i = 0; i < 8; i++) {
+        const sequence = engine.createSequence({ policy: observant })
+        await sequence.prefill(someIds(380, 320, i + 1))
+        idle.push(sequence)
+      }
+      expect(idle.length).toBeGreaterThan(1)
+      expect(idle.length).toBeLessThan(8)
+      while (reclaim());
+    })
+  })
 
   test('who waits for memory begins when a sequence that nobody uses is disposed of', async () => {
     await withEngine({ kvMemory: 4 * superblock }, async (engine) => {
@@ -295,20 +329,31 @@ describe('admission', () => {
     })
   })
 
-  test('an answer that outgrows everything fails there, and what it had was right', async () => {
-    await withEngine({ kvMemory: 4 * superblock }, async (engine) => {
-      const prompt = someIds(100, 320)
-      const got: number[] = []
-      const running = (async () => {
-        const options = { policy: 'full', maxTokens: 3000, ignoreEos: true }
-        for await (const { id } of engine.generate(prompt, options)) got.push(id)
-      })()
-      await expectRejected(running, outOfMemory)
-      // 4 superblocks of 64 pages of 16 tokens of 6 (layer, KV head)s: less than 683 tokens
-      expect(got.length).toBeGreaterThan(500)
-      expect(await idsOf(model(), prompt, 300, { policy: 'full' })).toEqual(got.slice(0, 300))
-    })
-  })
+  test.each([
+    // 256 pages of 4 KiB, 16 tokens of one of 6 (layer, KV head)s
+    ['full', 100, 42 * 16],
+    [{ name: 'zipcache', window: 16 }, 1000, 2000],
+    ['uniform8', 1900, 2000],
+  ] as [PolicySpec, number, number][])(
+    'an answer that would outgrow everything ends as at the end of the context: %j',
+    async (policy, nPrompt, nLeast) => {
+      await withEngine({ kvMemory: 4 * superblock }, async (engine) => {
+        const prompt = someIds(nPrompt, 320)
+        const options = { policy, maxTokens: 1e9, ignoreEos: true }
+        const tokens = engine.generate(prompt, options)
+        const { ids } = await collect(tokens)
+        expect(tokens.finishReason).toBe('length')
+        expect(nPrompt + ids.length).toBeGreaterThanOrEqual(nLeast)
+        expect(nPrompt + ids.length).toBeLessThan(model().config.maxPositions)
+        expect(await idsOf(model(), prompt, 300, { policy })).toEqual(ids.slice(0, 300))
+        // Nor does the next turn of a conversation.
+        const sequence = engine.createSequence({ policy })
+        await sequence.prefill(prompt)
+        expect(await idsOf(sequence, null, 1e9)).toEqual(ids)
+        sequence.dispose()
+      })
+    },
+  )
 })
 
 describe('reclaim', () => {
@@ -351,6 +396,27 @@ describe('reclaim', () => {
     await withFull(release, async (engine) => {
       const restored = await engine.restore(file)
       expect(await idsOf(restored, null, 5)).toEqual(expected)
+      restored.dispose()
+    })
+    await rm(dirname(file), { recursive: true })
+  })
+
+  test('leaves a sequence that is restored no memory that a request was promised', async () => {
+    const file = join(await mkdtemp(join(tmpdir(), 'zipcache-reclaim-')), 'sequence')
+    await withEngine({ kvMemory: memory }, async (engine) => {
+      const saved = engine.createSequence({ policy: 'fp16' })
+      await saved.prefill(someIds(500, 320))
+      await saved.save(file)
+      saved.dispose()
+      const prompt = someIds(5, 320)
+      const options: Options = { policy: 'fp16', maxTokens: 1000, ignoreEos: true }
+      const tokens = engine.generate(prompt, options)
+      await tokens.next()
+      const refused = { code: 'ERR_ZC_BUSY', argument: 'kvMemory' } as const
+      await expectRejected(engine.restore(file), refused)
+      expect((await collect(tokens)).ids).toHaveLength(999)
+      const restored = await engine.restore(file)
+      expect(restored.length).toBe(500)
       restored.dispose()
     })
     await rm(dirname(file), { recursive: true })
@@ -566,6 +632,8 @@ describe('options that are refused', () => {
     ]),
     ...[-1, 0.5, 1e7, '4'].map((value): [string, unknown] => ['maxQueue', value]),
     ['batchSize', 5],
+    ['kvMemory', 2 ** 60],
+    ['prefixMemory', 2 ** 24 + 1],
   ]
   test.each(bad)('%s: %p', async (option, value) => {
     const { device } = model()
@@ -585,6 +653,7 @@ describe('options that are refused', () => {
         expectRefused(() => engine.createSequence(options as Options), fault)
         expectRefused(() => model().createSequence(options as Options), fault)
         await expectRejected(model().logits([5], options as Options), fault)
+        expectRefused(() => model().estimate({ tokens: 5, ...options } as never), fault)
         await expectRejected(engine.openPrefix([5], options as Options), fault)
       }
       expect(engine.stats()).toMatchObject({ sequences: 0 })
@@ -603,6 +672,12 @@ describe('options that are refused', () => {
       })
       const unknown = { tokens: 5 } as Options
       await expectRejected(collect(engine.generate([5], unknown)), { ...fault, argument: 'tokens' })
+      const misspelt = { polcy: 'fp16', prefixTokens: 1 } as Options
+      await expectRejected(collect(engine.generate([5, 6], misspelt)), {
+        ...fault,
+        argument: 'polcy',
+        message: /expected some of maxTokens, .*seed, .*policy, prefixTokens$/,
+      })
       const policy = { policy: 'none' }
       await expectRejected(collect(engine.generate([5], policy)), { ...fault, argument: 'policy' })
       const past = { code: 'ERR_ZC_CONTEXT_LENGTH', argument: 'prompt' } as const

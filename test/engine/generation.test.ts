@@ -1,5 +1,11 @@
 import { join } from 'node:path'
-import { createEngine, type GeneratedToken, type GenerateOptions } from '../../lib/index'
+import {
+  createEngine,
+  type GeneratedToken,
+  type GenerateOptions,
+  type PolicySpec,
+  type Sequence,
+} from '../../lib/index'
 import { toSeed, uniform } from '../../lib/random'
 import { sample } from '../../lib/reference/index'
 import { readFixturePrompts } from '../eval/fixture-prompts'
@@ -181,6 +187,35 @@ describe('stopping', () => {
     })
   })
 
+  test.each([
+    ['full', 'line', 0],
+    ['full', ' is', 6],
+    ['full', 'GISTER', 5], // the token that it begins in is not part of it either
+    ['full', ['nowhere', '5 7', 'NOT'], 9],
+    ['zipcache', 'line quaint - image', 0],
+    ['zipcache', '5 7 4', 9],
+    // Two windows are packed by then: that cannot be taken back.
+    [{ name: 'zipcache', window: 6 }, '- image', 2],
+    [{ name: 'zipcache', window: 6 }, answerText.trim(), 12],
+    ['kivi4', '5 7', 10], // nor can what lies in rows
+  ] as [PolicySpec, string | string[], number][])(
+    'and goes on from before it: %j, %j',
+    async (policy, stop, nKept) => {
+      const sequence = model().createSequence({ policy })
+      const tokens = sequence.generate(prompt.ids, { maxTokens: 15, stop })
+      const { text } = await collect(tokens)
+      expect(tokens.finishReason).toBe('stop')
+      const kept = sequence.tokens.slice(prompt.ids.length)
+      expect(kept).toEqual(answer.slice(0, nKept))
+      if (policy === 'full') expect(text.startsWith(model().tokenizer!.decode(kept))).toBe(true)
+      const rest = await idsOf(sequence, null, answer.length - nKept)
+      expect([...kept, ...rest]).toEqual(
+        await idsOf(model(), prompt.ids, answer.length, { policy }),
+      )
+      sequence.dispose()
+    },
+  )
+
   test('not at a text that only begins like a stop text', async () => {
     expect(await stopped({ stop: '5 5 7 4 3' })).toEqual({
       ids: answer,
@@ -255,10 +290,16 @@ describe('stopping', () => {
 })
 
 describe('a stream of tokens says by itself why it ended', () => {
-  test.each(['a model', 'an engine'])('of %s', async (whose) => {
+  test.each(['a model', 'an engine', 'a sequence'])('of %s', async (whose) => {
     await using engine = createEngine({ model: model(), kvMemory: 2 ** 24 })
     const source = whose === 'a model' ? model() : engine
-    const generate = (options: GenerateOptions) => source.generate(prompt.ids, options)
+    const sequences: Sequence[] = []
+    const generate = (options: GenerateOptions) => {
+      if (whose !== 'a sequence') return source.generate(prompt.ids, options)
+      const sequence = engine.createSequence()
+      sequences.push(sequence)
+      return sequence.generate(prompt.ids, options)
+    }
     for (const [options, nTokens, reason] of [
       [{ maxTokens: 3 }, 3, 'length'],
       [{ maxTokens: 0 }, 0, 'length'],
@@ -279,6 +320,7 @@ describe('a stream of tokens says by itself why it ended', () => {
     const failed = generate({ maxTokens: -1 })
     await expectRejected(failed.next(), { code: 'ERR_ZC_ARGUMENT', argument: 'maxTokens' })
     expect(failed.finishReason).toBeNull()
+    for (const sequence of sequences) sequence.dispose()
     expect(source.stats().sequences).toBe(0)
   })
 })

@@ -1,4 +1,5 @@
 /** Aborting, disposing, running out of memory, many callers: what is returned, and what still works. */
+import { getEventListeners } from 'node:events'
 import { join } from 'node:path'
 import { Device, loadModel, type Model, type PolicySpec } from '../../lib/index'
 import { expectRefused, expectRejected } from '../support/errors'
@@ -131,6 +132,25 @@ describe('aborting', () => {
     sequence.dispose()
   })
 
+  test('many calls by one signal ends them all, by one listener', async () => {
+    const controller = new AbortController()
+    const options = { signal: controller.signal, maxTokens: 1000, ignoreEos: true }
+    for (let round = 0; round < 2; round++) {
+      const sequences = Array.from({ length: 12 }, () => model().createSequence())
+      const calls = sequences.map((sequence) =>
+        round === 0
+          ? sequence.prefill([5, 6], { signal: controller.signal })
+          : reasonOf(collect(sequence.generate([5, 6], options))),
+      )
+      await turn()
+      // Node warns of more than ten.
+      expect(getEventListeners(controller.signal, 'abort')).toHaveLength(1)
+      if (round === 1) controller.abort(reason)
+      expect(new Set(await Promise.all(calls))).toEqual(new Set([round === 0 ? undefined : reason]))
+      for (const sequence of sequences) sequence.dispose()
+    }
+  })
+
   test('between tokens, while nobody asks for one', async () => {
     const sequence = model().createSequence()
     const controller = new AbortController()
@@ -234,6 +254,7 @@ describe('disposing', () => {
     expectRefused(() => sequence.bytes, disposed)
     await model.dispose()
     expectRefused(() => model.createSequence(), disposed)
+    expectRefused(() => model.estimate({ tokens: 5 }), disposed)
     await expectRejected(collect(model.generate([5])), disposed)
     await expectRejected(model.logits([5]), disposed)
   })
@@ -391,6 +412,7 @@ describe('bad prompts', () => {
     ['undefined itself', undefined],
     ['a length that is none', { length: 'many' }],
     ['an absurd length', { length: 2 ** 40 }],
+    ['the bytes of a text', Buffer.from('line')],
   ])('%s: refused, and the sequence goes on', async (_, prompt) => {
     const sequence = model().createSequence()
     const before = await settled(model())
@@ -482,7 +504,7 @@ describe('too little memory for caches', () => {
       const start = someIds(30, 320)
       const model = await loadModel(kLlama, { kvMemory: 2 * kMinimum })
       const hog = model.createSequence({ policy: 'fp16' })
-      await hog.prefill(someIds(2400, 320))
+      await hog.prefill(someIds(2560, 320))
       const sequence = model.createSequence({ policy })
       const ids: number[] = []
       const running = async () => {

@@ -1,6 +1,7 @@
 /** Folders and options that cannot be loaded: each is named, nothing stays allocated, and the process goes on. */
 import { readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
 import { Device, type LoadOptions, loadModel } from '../../lib/index'
 import { expectRejected, type Fault } from '../support/errors'
 import { kFixtures, ModelCopies, type StoredTensors, storedAs, valuesOf } from './model-copies'
@@ -202,6 +203,12 @@ describe('files that are damaged', () => {
   })
 })
 
+test("a folder's URL is its path", async () => {
+  const model = await loadModel(pathToFileURL(kLlama), { device })
+  expect(await idsOf(model, [5, 6], 3)).toHaveLength(3)
+  await model.dispose()
+})
+
 describe('options that are refused', () => {
   const bad: [option: string, value: unknown][] = [
     ...['f16', 'float32', 7, null].map((v): [string, unknown] => ['dtype', v]),
@@ -241,10 +248,19 @@ describe('options that are refused', () => {
     await model.dispose()
   })
 
-  test('more memory for caches than there are addresses is cut down to those', async () => {
-    const model = await loadModel(kLlama, { device, kvMemory: 2 ** 45 })
-    expect(model.kvMemory.capacity).toBeLessThanOrEqual(2 ** 37)
-    expect(await idsOf(model, [5, 6], 3)).toHaveLength(3)
-    await model.dispose()
+  test('more memory for caches than there is', async () => {
+    for (const kvMemory of [device.memory.total + 1, 2 ** 60]) {
+      const message = /^kvMemory: is \d+ bytes, but cpu has no more than \d+$/
+      const fault = { code: 'ERR_ZC_ARGUMENT', argument: 'kvMemory', message } as const
+      await expectUnloadable(kLlama, fault, { kvMemory })
+    }
   })
+
+  test.each([5, '', 'a\0b', null, new URL('https://example.com/model')])(
+    'a folder: %p',
+    async (dir) => {
+      const fault = { code: 'ERR_ZC_ARGUMENT', argument: 'dir' } as const
+      await expectRejected(loadModel(dir as string), fault)
+    },
+  )
 })

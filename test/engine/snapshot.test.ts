@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto'
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
 import fc from 'fast-check'
 import { joinCodes, splitCodes } from '../../lib/cache/index'
 import {
@@ -296,6 +297,19 @@ describe('a file that cannot be trusted', () => {
     await expectRejected(elsewhere.restore(path), { ...damaged, message: /another model/ })
     await elsewhere.dispose()
   })
+})
+
+test('a URL of a file is a path, and nothing else is', async () => {
+  const sequence = await converse([[30, 2]], zip)
+  const fault = { code: 'ERR_ZC_ARGUMENT', argument: 'path' } as const
+  for (const path of [5, '', 'a\0b', undefined, {}, new URL('http://localhost/sequence')]) {
+    await expectRejected(sequence.save(path as string), fault)
+    await expectRejected(engine.restore(path as string), fault)
+  }
+  await sequence.save(pathToFileURL(file()))
+  const restored = await engine.restore(pathToFileURL(file()))
+  expect(restored.tokens).toEqual(sequence.tokens)
+  for (const each of [sequence, restored]) each.dispose()
 })
 
 describe('writing', () => {

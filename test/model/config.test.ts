@@ -455,7 +455,7 @@ describe('refusals name the key, what it was and what it must be', () => {
     await expectRefusal(readModelConfig(''), 'ERR_ZC_ARGUMENT', 'dir: is "", expected the path')
     const notAPath = undefined as unknown as string
     await expectRefusal(readModelConfig(notAPath), 'ERR_ZC_ARGUMENT', 'dir: is missing')
-    await expectRefusal(readModelConfig('a\0b'), 'ERR_ZC_IO', 'cannot be read')
+    await expectRefusal(readModelConfig('a\0b'), 'ERR_ZC_ARGUMENT', 'dir: is "a')
   })
 })
 

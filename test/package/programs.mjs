@@ -55,9 +55,13 @@ console.log('ok')
 `,
   'typed.mts': `
 import { type CacheBytes, createEngine, exampleModel, loadModel, type Model, ZipCacheError } from 'zipcache'
+import { evaluateLineRetrieval } from 'zipcache/eval'
 import { Device, type Tensor } from 'zipcache/ops'
 import { quantize } from 'zipcache/reference'
-const model: Model = await loadModel(exampleModel(), { device: 'cpu', dtype: 'f32', threads: 1 })
+const given: { signal?: AbortSignal | undefined; seed?: number | undefined } = { signal: undefined }
+const model: Model = await loadModel(exampleModel(), { device: 'cpu', dtype: 'f32', threads: 1, signal: given.signal })
+await evaluateLineRetrieval({ model, lines: [20], questions: 1, seed: 1, policies: ['fp16'] })
+for await (const _ of model.generate([1], { ...given, maxTokens: 1 }));
 const sequence = model.createSequence({ policy: { name: 'zipcache', saliencyRatio: 0.6, window: 100 } })
 const { resident }: CacheBytes = sequence.bytes
 const engine = createEngine({ model, kvMemory: 2 ** 24 })

@@ -95,11 +95,31 @@ describe('policies by name', () => {
     expect(plain({ name: 'fp16' })).toBe(plain('fp16'))
   })
 
-  test('short names stand for options, and take none beside', () => {
-    expectRefused(() => resolvePolicy({ name: 'uniform4', window: 50 } as unknown as PolicySpec), {
+  test.each<[PolicySpec, PolicySpec]>([
+    [
+      { name: 'uniform4', window: 50 },
+      { name: 'uniform', bits: 4, window: 50 },
+    ],
+    [{ name: 'uniform3-group' }, { name: 'uniform', bits: 3, granularity: 'group' }],
+    [
+      { name: 'mikv-paper', lowBits: 3 },
+      { name: 'mikv', preset: 'paper', lowBits: 3 },
+    ],
+    [
+      { name: 'kivi2', residual: 64 },
+      { name: 'kivi', bits: 2, residual: 64 },
+    ],
+  ])('options go with a name that says some of them: %j is %j', (short, long) => {
+    expect(JSON.stringify(resolvePolicy(short))).toBe(JSON.stringify(resolvePolicy(long)))
+  })
+
+  test('an option that the name says otherwise is refused', () => {
+    expectRefused(() => resolvePolicy({ name: 'uniform4', bits: 2 } as never), {
       code: 'ERR_ZC_ARGUMENT',
-      message: /^policy: is "uniform4", expected one of .*\buniform, /,
+      message: /^policy: uniform4's bits is 2, but its name says 4$/,
     })
+    const agreeing = resolvePolicy({ name: 'uniform4', bits: 4 } as never)
+    expect(JSON.stringify(agreeing)).toBe(JSON.stringify(resolvePolicy('uniform4')))
   })
 
   test.each<unknown>([

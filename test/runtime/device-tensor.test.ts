@@ -22,6 +22,15 @@ describe('opening a device', () => {
     await expectRejected(Device.open(name), { code: 'ERR_ZC_ARGUMENT', argument: 'device' })
   })
 
+  test('says what was given', async () => {
+    const message = /^device: is 5, expected the name/
+    await expectRejected(Device.open(5 as never), { code: 'ERR_ZC_ARGUMENT', message })
+    await expectRejected(Device.open('cpu', { threads: '2' as never }), {
+      code: 'ERR_ZC_ARGUMENT',
+      message: /^threads: is "2", expected a whole number/,
+    })
+  })
+
   test.each([-1, 0.5, NaN, Infinity, 1025, '2' as unknown as number])(
     'refuses %p threads',
     async (threads) => {

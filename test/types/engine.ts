@@ -63,6 +63,7 @@ export async function engines(model: Model, signal: AbortSignal) {
   const tokens = engine.generate('a text')
   expectType<Equal<typeof tokens, TokenStream>>()
   expectType<Equal<ReturnType<Model['generate']>, TokenStream>>()
+  expectType<Equal<ReturnType<Sequence['generate']>, TokenStream>>()
   expectType<Equal<typeof tokens.finishReason, FinishReason | null>>()
   const plain: AsyncGenerator<GeneratedToken, void, undefined> = tokens
   await plain.return()

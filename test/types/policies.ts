@@ -17,6 +17,10 @@ export const accepted: PolicySpec[] = [
   { name: 'h2o', heavy: 0.2, recent: 0.2 },
   { name: 'snapkv', capacity: 1024, kernel: 7 },
   { name: 'rotated', bits: 4, groupSize: 64 },
+  { name: 'uniform4', window: 64 },
+  { name: 'uniform3-group' },
+  { name: 'mikv-paper', lowBits: 3 },
+  { name: 'kivi2', residual: 64 },
 ]
 
 export const refused: PolicySpec[] = [
@@ -44,6 +48,8 @@ export const refused: PolicySpec[] = [
   { name: 'kivi', saliencyRatio: 0.6 },
   // @ts-expect-error: KIVI's codes are of 2 or 4 bits
   { name: 'kivi', bits: 3 },
+  // @ts-expect-error: the name says it
+  { name: 'uniform4', bits: 2 },
   // @ts-expect-error: a 16-bit cache has no options
   { name: 'fp16', window: 100 },
 ]

@@ -1,0 +1,49 @@
+import { bitmapBytes, pageBytes, pageCount, paramsBytes } from './format.js'
+import type { GroupPlan, KvShape } from './kv-cache.js'
+
+/** Memory that caches of one shape want, counted before any of it is allocated. */
+export class CacheDemand {
+  /** How many pages, parameters and bitmaps among them, by their bytes. */
+  readonly pages = new Map<number, number>()
+  /** Probe rows. */
+  probeSlots = 0
+  /** Bytes of page tables, and of rows that lie in no pages. */
+  otherBytes = 0
+  readonly #shape: KvShape
+
+  constructor(shape: KvShape) {
+    this.#shape = shape
+  }
+
+  /** Bytes of everything but probe rows. */
+  get bytes(): number {
+    let bytes = this.otherBytes
+    for (const [each, count] of this.pages) bytes += each * count
+    return bytes
+  }
+
+  /** So many pages, of all layers and KV heads together. */
+  addPages(bytes: number, count: number): void {
+    if (count > 0) this.pages.set(bytes, (this.pages.get(bytes) ?? 0) + count)
+  }
+
+  /** So many pages of each layer and KV head. */
+  addEach(bytes: number, count: number): void {
+    this.addPages(bytes, count * this.#shape.nLayers * this.#shape.nKvHeads)
+  }
+
+  /** What so many compressions are packed into. */
+  addGroups({ nTokens, nSalient, high, low }: GroupPlan, count = 1): void {
+    const { headDim } = this.#shape
+    const nRegular = nTokens - nSalient
+    for (const [n, { k, v }] of [
+      [nSalient, high],
+      [nRegular, low],
+    ] as const) {
+      if (n === 0) continue
+      this.addEach(pageBytes(k, v, headDim), count * pageCount(n))
+      this.addEach(paramsBytes(headDim), count)
+    }
+    if (nSalient > 0 && nRegular > 0) this.addEach(bitmapBytes(nTokens), count)
+  }
+}
