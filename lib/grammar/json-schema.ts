@@ -189,17 +189,16 @@ class SchemaReader {
     const entries = Object.entries(properties)
     const missing = required.find((name) => !entries.some(([key]) => key === name))
     if (missing !== undefined) throw bad(at, `requires ${JSON.stringify(missing)}, no property`)
-    const pairs = entries.map(([name, schema]) => ({
-      items: [
-        new Literal(JSON.stringify(name)),
-        space,
-        new Literal(':'),
-        space,
-        this.item(schema, `${at}/properties/${name}`),
-        space,
-      ],
-      isRequired: required.includes(name),
-    }))
+    const colon = new Literal(':')
+    const pairs = entries.map(([name, schema]) => {
+      const item = this.item(schema, `${at}/properties/${name}`)
+      // What follows a name is not looked at as long as it may be any of them.
+      const after = new Choice(() => [[space, colon, space, item, space]])
+      return {
+        items: [new Literal(JSON.stringify(name)), after],
+        isRequired: required.includes(name),
+      }
+    })
     const close = new Literal('}')
     const comma = new Literal(',')
     /** What follows the first `i` properties, with a pair before or without. */
