@@ -276,7 +276,7 @@ describe('zipcache eval', () => {
     const dir = mkdtempSync(join(tmpdir(), 'zipcache-cli-'))
     try {
       const [json, html] = [join(dir, 'eval.json'), join(dir, 'eval.html')]
-      const files = ['--json', json, '--html', html]
+      const files = ['--json-file', json, '--html', html]
       const { exitCode, stdout, stderr } = await zipcache([...args, ...files])
       expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
       const [title, , titles, , ...rows] = stdout.split('\n')
@@ -377,7 +377,7 @@ describe('zipcache eval', () => {
   test("the paper's tables, as text, Markdown, JSON and a page", async () => {
     const dir = mkdtempSync(join(tmpdir(), 'zipcache-cli-'))
     try {
-      const names = ['json', 'html', 'markdown']
+      const names = ['json-file', 'html', 'markdown']
       const files = names.flatMap((name) => [`--${name}`, join(dir, name)])
       const read = (name: string) => readFileSync(join(dir, name), 'utf8')
       const small = ['--lines', '8', '--figure-lines', '4', '--lengths', '128', '--questions', '2']
@@ -392,7 +392,7 @@ describe('zipcache eval', () => {
       // The paper's own numbers, and ours beside them.
       expect(stdout).toMatch(/^ZipCache +4\/2 +60% +4\.98x +\d\.\d\dx +\d\.\d\dx +/m)
       expect(stdout).toMatch(/^4 +group +group +3\.20x /m)
-      const report = JSON.parse(read('json'))
+      const report = JSON.parse(read('json-file'))
       expect(report.memory).toHaveLength(4)
       for (const { policy } of report.front) {
         expect(report.rows.map((row: { policy: string }) => row.policy)).toContain(policy)
@@ -478,7 +478,7 @@ describe('zipcache bench', () => {
     const dir = mkdtempSync(join(tmpdir(), 'zipcache-cli-'))
     try {
       const [json, html] = [join(dir, 'bench.json'), join(dir, 'bench.html')]
-      const args = [...steps, kModel, '--context', '64,128', '--json', json, '--html', html]
+      const args = [...steps, kModel, '--context', '64,128', '--json-file', json, '--html', html]
       const { exitCode, stdout, stderr } = await zipcache(args)
       expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
       const rows = stdout.trimEnd().split('\n').slice(-4)
@@ -565,6 +565,9 @@ describe('command lines that make no sense', () => {
     ['--policy', ['bench', '--policy', 'fp16,fp16']],
     ['part', ['bench', 'everything']],
     ['too many arguments', ['bench', 'ops', 'decode']],
+    // A word behind `--json` is no file.
+    ['part', ['bench', '--json', 'everything']],
+    ['too many arguments', ['eval', 'needle', '--json', 'file']],
     ['unknown command', ['prove']],
     ['unknown command', ['eval', 'poetry']],
     ['--data', ['eval', 'perplexity']],
