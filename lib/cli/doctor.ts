@@ -18,7 +18,7 @@ export function addDoctorCommand(
     .option(...jsonOption)
     .action(async ({ json = false }: { json?: boolean }) => {
       const examination = await examine({ signal })
-      if (json) printJson(examination)
+      if (json) printJson({ schema: 'zipcache-doctor-1', ...examination })
       else print(formatExamination(examination))
       if (!examination.healthy) setExitCode(1)
     })
