@@ -53,7 +53,7 @@ function run(task, options, { model, questions, name }) {
       ...[path.join('dist', 'cli', 'main.js'), 'eval', ...task],
       ...['--model', `models/${model}`, '--questions', questions, '--seed', seed].map(String),
       ...['--journal', path.join('build', `eval-${name}.jsonl`)],
-      ...['--json', path.join('docs', 'results', `eval-${name}.json`), ...options],
+      ...['--json-file', path.join('docs', 'results', `eval-${name}.json`), ...options],
       ...process.argv.slice(2),
     ],
     { cwd: root, stdio: ['ignore', 'ignore', 'inherit'] },

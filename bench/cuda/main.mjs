@@ -17,7 +17,8 @@ const kUsage = `usage: npm run bench:cuda [-- OPTIONS]
   --budget SECONDS  of steps, the most important ones first
   --layers N       of steps' model, instead of all 32
   --folder DIR     where steps writes its model of 16 GB; default the system's for temporary files
-  --json [FILE]    one JSON document on stdout, or in a file, beside the tables
+  --json           one JSON document on stdout instead of tables
+  --json-file FILE  writes the JSON document to a file as well
   --markdown FILE  writes the tables to a file as well
   --html FILE      writes a page with plots
   --check          small shapes, checked and hardly timed: also for the emulated backend
@@ -39,15 +40,11 @@ const kExitNoGpu = 2
 function readOptions(args) {
   const flag = { type: 'boolean', default: false }
   const text = { type: 'string' }
-  // `--json` stands alone or names a file, which parseArgs does not know of.
-  const at = args.indexOf('--json')
-  const file = at >= 0 && args[at + 1] && !args[at + 1].startsWith('-') ? args[at + 1] : null
-  const rest = at < 0 ? args : args.toSpliced(at, file === null ? 1 : 2)
   let values
   try {
-    const options = { full: flag, check: flag, help: flag, parts: text, plugin: text }
-    Object.assign(options, { budget: text, layers: text, folder: text })
-    values = parseArgs({ args: rest, options: { ...options, markdown: text, html: text } }).values
+    const options = { full: flag, check: flag, help: flag, json: flag, parts: text, plugin: text }
+    Object.assign(options, { budget: text, layers: text, folder: text, 'json-file': text })
+    values = parseArgs({ args, options: { ...options, markdown: text, html: text } }).values
   } catch (error) {
     throw new ScriptError(`${error.message}\n\n${kUsage}`)
   }
@@ -62,7 +59,7 @@ function readOptions(args) {
   if (values.budget !== undefined && !(Number(values.budget) > 0)) {
     throw new ScriptError(`--budget: is ${values.budget}, expected seconds above 0`)
   }
-  return { ...values, parts, json: at < 0 ? null : (file ?? '-') }
+  return { ...values, parts }
 }
 
 /** Runs a program to its end; its lines of JSON. Throws ScriptError, with `lines`, when it fails. */
@@ -268,8 +265,8 @@ async function main() {
   if (options.markdown !== undefined) writeFileSync(options.markdown, markdown)
   if (options.html !== undefined) writeFileSync(options.html, toPage(result))
   const document = `${JSON.stringify(result)}\n`
-  if (options.json !== null && options.json !== '-') writeFileSync(options.json, document)
-  process.stdout.write(options.json === '-' ? document : markdown)
+  if (options['json-file'] !== undefined) writeFileSync(options['json-file'], document)
+  process.stdout.write(options.json ? document : markdown)
 }
 
 try {

@@ -1,6 +1,5 @@
 import { basename } from 'node:path'
 import { Argument, type Command } from 'commander'
-import type { BenchReport } from '../bench/report.js'
 import { BENCH_PARTS, type BenchPart, runBench } from '../bench/run-bench.js'
 import { exampleModel } from '../model/example-model.js'
 import type { ComputeDtype, WeightFormat } from '../model/weights.js'
@@ -8,6 +7,7 @@ import type { PolicySpec } from '../policy/index.js'
 import { formatBenchPage } from './bench-page.js'
 import { formatBenchReport } from './bench-tables.js'
 import {
+  addReportOptions,
   computeDtype,
   distinctList,
   dtypeOption,
@@ -19,9 +19,9 @@ import {
   weightFormat,
   weightsOption,
 } from './options.js'
-import { expectWritable, print, printJson, withProgress, writeOutput } from './output.js'
+import { expectReportFiles, type ReportOptions, withProgress, writeReport } from './output.js'
 
-interface BenchCommandOptions {
+interface BenchCommandOptions extends ReportOptions {
   readonly device: string
   readonly threads?: number
   readonly dtype?: ComputeDtype
@@ -34,9 +34,6 @@ interface BenchCommandOptions {
   readonly policy: PolicySpec[]
   readonly tokens: number
   readonly seed: number
-  /** true without a file. */
-  readonly json?: string | true
-  readonly html?: string
 }
 
 const kContexts = [1024, 4096]
@@ -44,7 +41,7 @@ const kFullContexts = [...kContexts, 8192, 16384]
 
 /** `zipcache bench`: ops and whole steps, each against the roofs of the machine. */
 export function addBenchCommand(program: Command, signal: AbortSignal): void {
-  program
+  const command = program
     .command('bench')
     .description(
       'time ops and whole steps and hold them against the roofs of the machine, measured in the ' +
@@ -81,14 +78,12 @@ export function addBenchCommand(program: Command, signal: AbortSignal): void {
     .option(...dtypeOption, computeDtype)
     .option(...weightsOption, weightFormat, 'stored')
     .option('--threads <n>', 'threads that compute (default: one a core)', integer(1, 1024))
-    .option('--json [file]', 'print one JSON document, or write it to a file beside the tables')
-    .option('--html <file>', 'write a page with plots')
-    .action(async (part: BenchPart | undefined, options: BenchCommandOptions) => {
-      const { json, html, filter, full = false, model, context, policy } = options
+  addReportOptions(command, 'plots').action(
+    async (part: BenchPart | undefined, options: BenchCommandOptions) => {
+      const { json = false, filter, full = false, model, context, policy } = options
       const { device, threads, dtype, weights, tokens, generated } = options
-      if (typeof json === 'string') await expectWritable(json, '--json')
-      if (html !== undefined) await expectWritable(html, '--html')
-      const report = await withProgress('bench', json !== true, (onProgress) =>
+      await expectReportFiles(options)
+      const report = await withProgress('bench', !json, (onProgress) =>
         runBench({
           ...{ device, threads, dtype, weights, tokens, full, filter, signal, onProgress },
           parts: part === undefined ? BENCH_PARTS : [part],
@@ -100,17 +95,13 @@ export function addBenchCommand(program: Command, signal: AbortSignal): void {
           root: kPackageRoot,
         }),
       )
-      if (html !== undefined) await writeOutput(html, '--html', formatBenchPage(report))
-      if (json === true) printJson(report)
-      else await printTables(report, json)
-    })
-}
-
-async function printTables(report: BenchReport, jsonFile: string | undefined): Promise<void> {
-  if (jsonFile !== undefined) {
-    await writeOutput(jsonFile, '--json', `${JSON.stringify(report, null, 2)}\n`)
-  }
-  print(formatBenchReport(report))
+      await writeReport(options, {
+        document: report,
+        page: () => formatBenchPage(report),
+        tables: () => formatBenchReport(report),
+      })
+    },
+  )
 }
 
 function modelsOf(dir: string | undefined) {

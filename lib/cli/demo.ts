@@ -36,7 +36,7 @@ export function addDemoCommand(program: Command, signal: AbortSignal): void {
         return runDemo({ model, lines, seed, policies, signal, onProgress })
       }),
     )
-    if (json) printJson({ model: dir, ...demo })
+    if (json) printJson({ schema: 'zipcache-demo-1', model: dir, ...demo })
     else print(formatDemo(dir, lines, demo))
   })
 }

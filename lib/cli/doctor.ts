@@ -1,5 +1,6 @@
 import type { Command } from 'commander'
 import { type Examination, examine } from '../doctor/examine.js'
+import { jsonOption } from './options.js'
 import { print, printJson } from './output.js'
 import { formatBytes, formatMs, formatPairs, formatTable } from './table.js'
 
@@ -14,10 +15,10 @@ export function addDoctorCommand(
     .description(
       'say what zipcache found here, why a device cannot be used, and run every op on every one that can',
     )
-    .option('--json', 'print one JSON document on stdout and nothing else')
+    .option(...jsonOption)
     .action(async ({ json = false }: { json?: boolean }) => {
       const examination = await examine({ signal })
-      if (json) printJson(examination)
+      if (json) printJson({ schema: 'zipcache-doctor-1', ...examination })
       else print(formatExamination(examination))
       if (!examination.healthy) setExitCode(1)
     })

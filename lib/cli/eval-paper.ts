@@ -19,7 +19,7 @@ import { exampleModel } from '../model/example-model.js'
 import { policyLabel } from '../policy/policy-label.js'
 import { addEvalOptions, type EvalOptions, runEval } from './eval-run.js'
 import { distinctList, integer } from './options.js'
-import { expectWritable, print, printJson, writeOutput } from './output.js'
+import { expectWritable, writeOutput, writeReport } from './output.js'
 import { formatPaperMarkdown, formatPaperPage, formatPaperReport } from './paper-page.js'
 import { withModel } from './with-model.js'
 
@@ -60,19 +60,17 @@ export function addPaperCommand(evalCommand: Command, signal: AbortSignal): void
     .option('--data <file>', 'ask the tables at GSM8K, the published JSONL, as the paper does')
     .option('--markdown <file>', 'write the tables as Markdown')
   addEvalOptions(command, kQuestions).action(async (options: PaperOptions) => {
-    const { json, html, markdown } = options
+    const { markdown } = options
     if (markdown !== undefined) await expectWritable(markdown, '--markdown')
     const report = await runPaper(options, signal)
-    if (html !== undefined) await writeOutput(html, '--html', formatPaperPage(report))
     if (markdown !== undefined) {
       await writeOutput(markdown, '--markdown', formatPaperMarkdown(report))
     }
-    if (json === true) {
-      printJson(report)
-      return
-    }
-    if (json !== undefined) await writeOutput(json, '--json', `${JSON.stringify(report)}\n`)
-    print(formatPaperReport(report))
+    await writeReport(options, {
+      document: report,
+      page: () => formatPaperPage(report),
+      tables: () => formatPaperReport(report),
+    })
   })
 }
 

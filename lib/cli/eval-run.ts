@@ -11,11 +11,18 @@ import type { TaskSpec } from '../eval/task-list.js'
 import { workerAsker } from '../eval/worker-asker.js'
 import { exampleModel } from '../model/example-model.js'
 import type { PolicySpec } from '../policy/index.js'
-import { addDeviceOptions, type DeviceOptions, integer, kPackageRoot, seed } from './options.js'
-import { expectWritable, withProgress } from './output.js'
+import {
+  addDeviceOptions,
+  addReportOptions,
+  type DeviceOptions,
+  integer,
+  kPackageRoot,
+  seed,
+} from './options.js'
+import { expectReportFiles, type ReportOptions, withProgress } from './output.js'
 
 /** What every evaluation takes. */
-export interface EvalOptions extends DeviceOptions {
+export interface EvalOptions extends DeviceOptions, ReportOptions {
   readonly model?: string
   readonly questions: number
   readonly seed: number
@@ -24,9 +31,6 @@ export interface EvalOptions extends DeviceOptions {
   readonly journal?: string
   /** Ask nothing, report what the journal has. */
   readonly onlyJournal?: boolean
-  /** true without a file. */
-  readonly json?: string | true
-  readonly html?: string
 }
 
 /** Adds what every evaluation takes to a command. */
@@ -42,9 +46,7 @@ export function addEvalOptions(command: Command, questions: number): Command {
       'keep finished answers in a file, and go on after those that are there',
     )
     .option('--only-journal', 'ask nothing: report the answers that are in the journal')
-    .option('--json [file]', 'print one JSON document, or write it to a file beside the tables')
-    .option('--html <file>', 'write a page with plots')
-  return addDeviceOptions(command)
+  return addDeviceOptions(addReportOptions(command, 'plots'))
 }
 
 /** What to ask whom. */
@@ -65,9 +67,8 @@ export async function runEval(
   options: EvalOptions,
   signal: AbortSignal,
 ): Promise<EvalReport> {
-  const { model = exampleModel(), questions, batch, json, html } = options
-  if (typeof json === 'string') await expectWritable(json, '--json')
-  if (html !== undefined) await expectWritable(html, '--html')
+  const { model = exampleModel(), questions, batch, json = false } = options
+  await expectReportFiles(options)
   if (options.onlyJournal && options.journal === undefined) {
     throw new ZipCacheError('ERR_ZC_ARGUMENT', '--only-journal: is given without --journal', {
       argument: 'journal',
@@ -82,7 +83,7 @@ export async function runEval(
     if (options.journal !== undefined) {
       journal = await Journal.open(options.journal, first.identity, build)
     }
-    const { rows, pairs } = await withProgress('eval', json !== true, (onProgress) =>
+    const { rows, pairs } = await withProgress('eval', !json, (onProgress) =>
       evaluate({
         ...{ askers, policies, only, journal, batch, signal, onProgress },
         ask: options.onlyJournal !== true,

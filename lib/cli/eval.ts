@@ -8,7 +8,7 @@ import { addEvalOptions, type EvalOptions, runEval } from './eval-run.js'
 import { formatEvalReport } from './eval-tables.js'
 import { kTaskCommands } from './eval-tasks.js'
 import { policySpecs } from './options.js'
-import { print, printJson, writeOutput } from './output.js'
+import { writeReport } from './output.js'
 
 const kPolicies = ['fp16', 'zipcache', 'uniform4', 'uniform2']
 const kQuestions = 20
@@ -31,23 +31,15 @@ export function addEvalCommand(program: Command, signal: AbortSignal): void {
       async (given: EvalOptions & { policy?: PolicySpec[] }) => {
         const tasks = tasksOf(given)
         const report = await runEval({ tasks, policies: given.policy ?? kPolicies }, given, signal)
-        await writeReport(report, given)
+        await writeReport(given, {
+          document: documentOf(report),
+          page: () => formatEvalPage(report),
+          tables: () => formatEvalReport(report),
+        })
       },
     )
   }
   addPaperCommand(evalCommand, signal)
-}
-
-async function writeReport(report: EvalReport, { json, html }: EvalOptions): Promise<void> {
-  if (html !== undefined) await writeOutput(html, '--html', formatEvalPage(report))
-  if (json === true) {
-    printJson(documentOf(report))
-    return
-  }
-  if (json !== undefined) {
-    await writeOutput(json, '--json', `${JSON.stringify(documentOf(report), null, 2)}\n`)
-  }
-  print(formatEvalReport(report))
 }
 
 /** The document of `--json`: rows have their task's facts beside the numbers. */

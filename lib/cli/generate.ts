@@ -1,6 +1,8 @@
 import type { Command } from 'commander'
 import type { Model } from '../engine/model.js'
+import { exampleModel } from '../model/example-model.js'
 import type { PolicySpec } from '../policy/index.js'
+import { policyLabel } from '../policy/policy-label.js'
 import {
   addModelOptions,
   decimal,
@@ -15,7 +17,7 @@ import { formatBytes, formatRatio } from './table.js'
 import { withModel } from './with-model.js'
 
 interface GenerateCommandOptions extends ModelOptions, PromptOptions {
-  readonly model: string
+  readonly model?: string
   readonly maxTokens: number
   readonly temperature: number
   readonly topK?: number
@@ -39,7 +41,7 @@ export function addGenerateCommand(program: Command, signal: AbortSignal): void 
     .description(
       'continue a prompt; without --prompt, --prompt-file or --ids it is read from stdin',
     )
-    .requiredOption('--model <dir>', 'Hugging Face model folder')
+    .option('--model <dir>', 'model folder (default: the one that comes with the package)')
   addPromptOptions(command)
     .option('--max-tokens <n>', 'end after so many tokens', integer(1), 256)
     .option('--temperature <t>', '0 takes the likeliest token', decimal(0), 0)
@@ -60,18 +62,22 @@ export function addGenerateCommand(program: Command, signal: AbortSignal): void 
     .option('--low-bits <n>', 'bits of the other tokens', integer(2, 8))
     .option('--window <n>', 'new tokens kept in 16 bits before they are compressed', integer(1))
   addModelOptions(command).action(async (options: GenerateCommandOptions) => {
-    await withModel(options.model, options, signal, (model) => generate(model, options, signal))
+    const { model: dir = exampleModel() } = options
+    await withModel(dir, options, signal, (model) =>
+      generate(model, { ...options, model: dir }, signal),
+    )
   })
 }
 
 async function generate(
   model: Model,
-  options: GenerateCommandOptions,
+  options: GenerateCommandOptions & { model: string },
   signal: AbortSignal,
 ): Promise<void> {
   const { json = false } = options
   const prompt = await readPrompt(model, options, signal)
-  const sequence = model.createSequence({ policy: policyOf(options), seed: options.seed })
+  const policy = policyOf(options)
+  const sequence = model.createSequence({ policy, seed: options.seed })
   try {
     const tokens: { id: number; text: string; logprob: number }[] = []
     for await (const token of sequence.generate(prompt, { ...samplingOf(options), signal })) {
@@ -82,7 +88,10 @@ async function generate(
     }
     const { bytes, finishReason } = sequence
     if (json) {
-      printJson({ text: tokens.map(({ text }) => text).join(''), finishReason, tokens, bytes })
+      printJson({
+        ...{ schema: 'zipcache-generate-1', model: options.model, policy: policyLabel(policy) },
+        ...{ text: tokens.map(({ text }) => text).join(''), finishReason, tokens, bytes },
+      })
       return
     }
     print('\n')

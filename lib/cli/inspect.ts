@@ -7,26 +7,24 @@ import type { PolicySpec } from '../policy/index.js'
 import { formatInspectPage, inspectPairs, inspectTables } from './inspect-page.js'
 import {
   addDeviceOptions,
+  addReportOptions,
   type DeviceOptions,
   integer,
   policySpec,
   regularExpression,
   seed,
 } from './options.js'
-import { expectWritable, print, printJson, writeOutput } from './output.js'
+import { expectReportFiles, type ReportOptions, writeReport } from './output.js'
 import { addPromptOptions, type PromptOptions, readPrompt } from './prompt-input.js'
 import { formatPairs, formatTable } from './table.js'
 import { withModel } from './with-model.js'
 
-interface InspectOptions extends DeviceOptions, PromptOptions {
+interface InspectOptions extends DeviceOptions, PromptOptions, ReportOptions {
   readonly model?: string
   readonly policy: PolicySpec
   readonly seed: number
   readonly bins: number
   readonly class?: Record<string, RegExp>
-  /** true without a file. */
-  readonly json?: string | true
-  readonly html?: string
 }
 
 /** `zipcache inspect`: which tokens of a prompt a policy takes for salient. */
@@ -47,26 +45,24 @@ export function addInspectCommand(program: Command, signal: AbortSignal): void {
       'a class of content: tokens of what the expression finds; may be given again',
       contentClass,
     )
-    .option('--json [file]', 'print one JSON document, or write it to a file beside the tables')
-    .option('--html <file>', 'write a page with heatmaps')
+  addReportOptions(command, 'heatmaps')
   addDeviceOptions(command).action(async (options: InspectOptions) => {
-    const { model: dir = exampleModel(), json, html } = options
-    if (typeof json === 'string') await expectWritable(json, '--json')
-    if (html !== undefined) await expectWritable(html, '--html')
+    const { model: dir = exampleModel() } = options
+    await expectReportFiles(options)
     const report = await withModel(dir, options, signal, (model) => inspect(model, options, signal))
-    if (html !== undefined) await writeOutput(html, '--html', formatInspectPage(report))
-    if (json === true) {
-      printJson(report)
-      return
-    }
-    if (json !== undefined) {
-      await writeOutput(json, '--json', `${JSON.stringify(report, null, 2)}\n`)
-    }
-    const tables = inspectTables(report).map(
-      ({ title, columns, rows }) => `${title}\n\n${formatTable(columns, rows)}`,
-    )
-    print([formatPairs(inspectPairs(report)), ...tables].join('\n'))
+    await writeReport(options, {
+      document: report,
+      page: () => formatInspectPage(report),
+      tables: () => formatInspectReport(report),
+    })
   })
+}
+
+function formatInspectReport(report: SaliencyReport): string {
+  const tables = inspectTables(report).map(
+    ({ title, columns, rows }) => `${title}\n\n${formatTable(columns, rows)}`,
+  )
+  return [formatPairs(inspectPairs(report)), ...tables].join('\n')
 }
 
 async function inspect(

@@ -169,10 +169,18 @@ export const weightsOption = [
 
 export const weightFormat = choice<WeightFormat>('stored', 'int8')
 
+/** Flag of `--json`, and what help says of it. */
+export const jsonOption = ['--json', 'print one JSON document on stdout and nothing else'] as const
+
 /** Adds `--device`, `--dtype`, `--weights`, `--threads` and `--json` to a command. */
 export function addModelOptions(command: Command): Command {
-  return addDeviceOptions(command).option(
-    '--json',
-    'print one JSON document on stdout and nothing else',
-  )
+  return addDeviceOptions(command).option(...jsonOption)
+}
+
+/** Adds `--json`, `--json-file` and `--html`, with what its page shows, to a command. */
+export function addReportOptions(command: Command, shown: string): Command {
+  return command
+    .option(...jsonOption)
+    .option('--json-file <file>', 'write the JSON document to a file, too')
+    .option('--html <file>', `write a page with ${shown}`)
 }

@@ -10,7 +10,11 @@ export function print(text: string): void {
 
 /** Writes the one document of `--json` to stdout. */
 export function printJson(value: unknown): void {
-  print(`${JSON.stringify(value, null, 2)}\n`)
+  print(jsonText(value))
+}
+
+function jsonText(value: unknown): string {
+  return `${JSON.stringify(value, null, 2)}\n`
 }
 
 /** Writes a line to stderr. */
@@ -54,6 +58,30 @@ export async function withProgress<T>(
  */
 export async function expectWritable(file: string, option: string): Promise<void> {
   await orIoError(file, option, () => access(dirname(resolve(file)), constants.W_OK))
+}
+
+/** What a report may be written to, beside the tables on stdout. */
+export interface ReportOptions {
+  /** The document instead of the tables. */
+  readonly json?: boolean
+  readonly jsonFile?: string
+  readonly html?: string
+}
+
+/** `expectWritable` of each file of a report. */
+export async function expectReportFiles({ jsonFile, html }: ReportOptions): Promise<void> {
+  if (jsonFile !== undefined) await expectWritable(jsonFile, '--json-file')
+  if (html !== undefined) await expectWritable(html, '--html')
+}
+
+/** Writes a report to where the options want it. Rejects with `ERR_ZC_IO`. */
+export async function writeReport(
+  { json = false, jsonFile, html }: ReportOptions,
+  { document, page, tables }: { document: object; page: () => string; tables: () => string },
+): Promise<void> {
+  if (html !== undefined) await writeOutput(html, '--html', page())
+  if (jsonFile !== undefined) await writeOutput(jsonFile, '--json-file', jsonText(document))
+  print(json ? jsonText(document) : tables())
 }
 
 /** Writes a file and says so. Rejects with `ERR_ZC_IO`. */

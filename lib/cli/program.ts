@@ -27,7 +27,7 @@ const kExitSignal = { SIGINT: 130, SIGTERM: 143 } as const
 
 /**
  * Runs one command line and returns its exit code: 0; 1 for a `ZipCacheError`; 2 for a command line
- * that makes no sense; 130 for Ctrl-C.
+ * that makes no sense, which is also one of `ERR_ZC_ARGUMENT`; 130 for Ctrl-C, 143 for SIGTERM.
  *
  * A failure is one line on stderr, `zipcache: <message> (<code>)`, and with `--json` also
  * `{ "error": { "code", "message" } }` on stdout.
@@ -55,7 +55,10 @@ export async function run(argv: readonly string[]): Promise<number> {
   process.stderr.on('error', () => {})
 
   let exitCode = 0
-  const program = createProgram()
+  let running: Command | undefined
+  const program = createProgram().hook('preAction', (_, command) => {
+    running = command
+  })
   try {
     // The command that comes first, or all of them: for help, and to say what there is.
     const first = argv[2] ?? ''
@@ -82,8 +85,8 @@ export async function run(argv: readonly string[]): Promise<number> {
       return kExitUsage
     }
     if (error instanceof ZipCacheError) {
-      report(error.code, error.message, json)
-      return kExitFailure
+      report(error.code, namingOption(error, running), json)
+      return error.code === 'ERR_ZC_ARGUMENT' ? kExitUsage : kExitFailure
     }
     report('ERR_ZC_INTERNAL', error instanceof Error ? error.message : String(error), json)
     if (error instanceof Error) say(error.stack ?? '')
@@ -101,11 +104,29 @@ function helpOf(argv: readonly string[]): string {
   return Object.hasOwn(kCommands, first) ? `${first} --help` : '--help'
 }
 
-/** `help eval needle` as `eval needle --help`: commander's own `help` takes one name. */
+/** A failure's message, with the option that was typed where the library names its own argument. */
+function namingOption({ message, argument = '' }: ZipCacheError, command?: Command): string {
+  // `policy.highBits` is told as of `policy`, and may have been typed as --high-bits.
+  const [name = '', part] = argument.split('.')
+  const optionOf = (key: string | undefined) =>
+    command?.options.find((option) => {
+      const isThere = command.getOptionValue(option.attributeName()) !== undefined
+      return option.attributeName() === key && (isThere || option.isBoolean())
+    })
+  const option = optionOf(part) ?? optionOf(name)
+  const isNamed = option?.long && message.startsWith(`${name}: `)
+  return isNamed ? option.long + message.slice(name.length) : message
+}
+
+/**
+ * `help eval needle` as `eval needle --help`: commander's own `help` takes one name, and is silent
+ * about one that it does not know.
+ */
 function asHelpOption(argv: readonly string[]): readonly string[] {
   const [node, script, first, ...names] = argv as [string, string, string?, ...string[]]
-  const isNested = first === 'help' && names.length > 1
-  return isNested ? [node, script, ...names, '--help'] : argv
+  const [name] = names
+  if (first !== 'help' || name === undefined || name.startsWith('-')) return argv
+  return [node, script, ...names, ...(Object.hasOwn(kCommands, name) ? ['--help'] : [])]
 }
 
 function createProgram(): Command {

@@ -276,7 +276,9 @@ function bytes(min: number): (value: string) => number {
     const [, digits, unit = ''] = /^(\d+(?:\.\d+)?)([kmg]?)$/i.exec(value) ?? []
     const number = Math.floor(Number(digits) * 1024 ** ' kmg'.indexOf(unit.toLowerCase() || ' '))
     if (Number.isSafeInteger(number) && number >= min) return number
-    throw new InvalidArgumentError(`Expected bytes, ${min} at least, as 4096, 512m or 8g.`)
+    throw new InvalidArgumentError(
+      `Expected bytes, ${min} at least: a number, or one of k, m or g, as 512m.`,
+    )
   }
 }
 

@@ -1,5 +1,5 @@
 import type { PolicySpec } from '../policy/index.js'
-import { check } from './check.js'
+import { checkList, checkObject } from './check.js'
 import { evaluate } from './evaluate.js'
 import type { AskMode } from './line-retrieval.js'
 import { localAsker } from './local-asker.js'
@@ -66,8 +66,9 @@ export interface LineRetrievalEvaluation {
 export async function evaluateLineRetrieval(
   options: LineRetrievalEvaluation,
 ): Promise<LineRetrievalResult> {
+  checkObject('options', options)
   const { model, lines, questions, seed, policies, ask = 'inside', signal, onProgress } = options
-  check('lines', lines.length > 0, 'has none, expected at least one number of lines')
+  checkList('lines', lines, 'number of lines')
   const tasks = lines.map((n) => ({ task: 'line-retrieval', lines: n, ask }) as const)
   const asker = await localAsker({ model, tasks, questions, seed })
   const { rows } = await evaluate({ askers: [asker], policies, batch: 1, signal, onProgress })

@@ -1,7 +1,7 @@
 import { type PolicySpec, resolvePolicy } from '../policy/index.js'
 import { policyLabel } from '../policy/policy-label.js'
 import type { Answer, Asker, Unit } from './asker.js'
-import { check, checkInteger } from './check.js'
+import { check, checkInteger, checkList, checkObject } from './check.js'
 import type { Journal } from './journal.js'
 import { type EvalPair, type EvalRow, pairsOf, rowsOf } from './rows.js'
 import type { TaskFacts } from './task.js'
@@ -46,15 +46,15 @@ export interface EvalResult {
  * a question rejects with, and with `signal.reason` when aborted.
  */
 export async function evaluate(options: Evaluation): Promise<EvalResult> {
+  checkObject('options', options)
   const { askers, policies, journal, signal, onProgress, only = () => true } = options
   const batch = checkInteger('batch', options.batch ?? 4, 1, 1024)
-  check('policies', policies.length > 0, 'has none, expected at least one policy')
+  checkList('policies', policies, 'policy')
   for (const policy of policies) resolvePolicy(policy)
   const labels = policies.map(policyLabel)
   check('policies', new Set(labels).size === labels.length, 'has one twice, expected each once')
-  const [first] = askers
-  check('askers', first !== undefined, 'has none, expected at least one')
-  const { tasks } = first as Asker
+  checkList('askers', askers, 'asker')
+  const [{ tasks }] = askers as readonly [Asker]
   const keys = tasks.map(({ key }) => key)
   check('tasks', new Set(keys).size === keys.length, 'has one twice, expected each once')
 

@@ -3,7 +3,7 @@ import { tokenTexts } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { PolicySpec } from '../policy/index.js'
 import { policyLabel } from '../policy/policy-label.js'
-import { check, checkInteger } from './check.js'
+import { check, checkInteger, checkObject } from './check.js'
 
 /** Which tokens a policy took for salient, in one layer and KV head or over all of them. */
 export interface SaliencyShares {
@@ -80,7 +80,9 @@ export interface Inspection {
  * `Sequence.prefill` otherwise.
  */
 export async function inspectSaliency(options: Inspection): Promise<SaliencyReport> {
+  checkObject('options', options)
   const { model, ids, policy, seed = 0, classes = {}, signal } = options
+  checkObject('model', model)
   const bins = checkInteger('bins', options.bins ?? 20, 1, 4096)
   const hasClasses = Object.keys(classes).length > 0
   check('classes', !hasClasses || model.tokenizer !== null, 'need a tokenizer, the model has none')

@@ -1,5 +1,6 @@
 import { ZipCacheError } from '../errors.js'
 import { deriveSeed, toSeed, uniformInteger } from '../random.js'
+import { checkObject } from './check.js'
 
 /** One record line: the value `number` under the key `adjective - noun`. */
 export interface LineRetrievalRecord {
@@ -106,6 +107,7 @@ const kTargetStream = 3
  * length?", 2023), which ZipCache (arXiv 2405.14256) §5 evaluates.
  */
 export function generateLineRetrieval(options: LineRetrievalOptions): LineRetrievalPrompt {
+  checkObject('options', options)
   const { lines } = options
   const nPairs = kAdjectives.length * kNouns.length
   if (!Number.isInteger(lines) || lines < 1 || lines > nPairs) {

@@ -1,6 +1,6 @@
 import { policyLabel } from '../policy/policy-label.js'
 import type { Answer, Asker, Unit } from './asker.js'
-import { checkInteger } from './check.js'
+import { checkInteger, checkList, checkObject } from './check.js'
 import { requireTokenizer } from './prompt.js'
 import type { SubjectModel, SubjectTokenizer } from './subject.js'
 import type { Task } from './task.js'
@@ -30,6 +30,8 @@ export interface LocalAskerOptions {
  */
 export async function localAsker(options: LocalAskerOptions): Promise<Asker> {
   const { model, questions, seed, identity = {}, release } = options
+  checkObject('model', model)
+  checkList('tasks', options.tasks, 'task')
   checkInteger('questions', questions, 1, 2 ** 32 - 1)
   checkInteger('seed', seed, Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER)
   const tokenizer = requireTokenizer(model)

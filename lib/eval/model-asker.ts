@@ -1,5 +1,6 @@
 import { loadModel } from '../engine/load-model.js'
 import type { Asker } from './asker.js'
+import { checkObject } from './check.js'
 import { localAsker } from './local-asker.js'
 import type { WorkerSetting } from './worker-asker.js'
 
@@ -9,6 +10,7 @@ import type { WorkerSetting } from './worker-asker.js'
  * Rejects as `loadModel` and `localAsker`.
  */
 export async function modelAsker(setting: WorkerSetting, signal?: AbortSignal): Promise<Asker> {
+  checkObject('setting', setting)
   const { dir, device, dtype, weights, threads, tasks, questions, seed } = setting
   const model = await loadModel(dir, {
     ...{ device, dtype },

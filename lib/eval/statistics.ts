@@ -1,5 +1,7 @@
 /** What answers say about a policy, and what two policies' answers say about each other. */
 
+import { check } from './check.js'
+
 /** A value and the interval that holds the truth in 95 of 100 experiments. */
 export interface Estimate {
   /** The estimate. */
@@ -28,10 +30,14 @@ const kExactSigns = 12
  *
  * - `hits` of [0, n], `n` >= 1
  *
+ * Throws `ERR_ZC_ARGUMENT` for others.
+ *
  * Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
  * 1927.
  */
 export function wilson(hits: number, n: number): Estimate {
+  check('n', n >= 1, `is ${n}, expected at least 1`)
+  check('hits', hits >= 0 && hits <= n, `is ${hits}, expected 0 to ${n}`)
   const p = hits / n
   const zz = kZ * kZ
   const middle = p + zz / (2 * n)

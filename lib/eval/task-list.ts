@@ -1,4 +1,5 @@
 import { ZipCacheError } from '../errors.js'
+import { checkObject } from './check.js'
 import { type Gsm8kSpec, gsm8k } from './gsm8k.js'
 import { type HumanEvalSpec, humanEval } from './humaneval.js'
 import { type LineRetrievalSpec, lineRetrieval } from './line-retrieval.js'
@@ -24,6 +25,9 @@ export type TaskSpec =
  * Rejects with `ERR_ZC_ARGUMENT` for an unknown name, and as the task does.
  */
 export async function makeTask(spec: TaskSpec, setting: TaskSetting): Promise<Task> {
+  checkObject('spec', spec)
+  checkObject('setting', setting)
+  checkObject('tokenizer', setting.tokenizer)
   switch (spec.task) {
     case 'line-retrieval':
       return lineRetrieval(spec, setting)

@@ -1,21 +1,17 @@
+import { ZipCacheError } from '../errors.js'
+
 /**
- * A pushdown automaton over bytes. A stack is a linked list of items, the top first; an item reads
- * bytes, or stands for other items in their place. Where several ways are open, all are followed:
- * a state is a set of stacks. Items, stacks and sets are the same object when they are equal, so that
- * a set remembers where each byte leads.
+ * A pushdown automaton over bytes. The top item of a stack reads bytes, or stands for other items in
+ * its place. Where several ways are open, all are followed: a state is a set of stacks. Those with
+ * the same top are one entry of it, the top over the set of what is below, so that ways which differ
+ * in few items share the others. Sets are the same object when they are equal, so that one
+ * remembers where each byte leads.
  */
 
 /** Something on the stack. */
 export abstract class Item {
   static #count = 0
   readonly id = Item.#count++
-  /**
-   * Stacks with this on top, by what is below. Weak: items that all grammars share (white space, any
-   * text) would keep the stacks of every grammar there ever was.
-   */
-  readonly stacks = new WeakMap<Stack, Stack>()
-  /** The stack of this alone. */
-  bottom: Stack | null = null
 
   /** What it stands for: lists of items that may take its place; null for one that reads bytes. */
   expand(): readonly (readonly Item[])[] | null {
@@ -27,7 +23,10 @@ export abstract class Item {
     return null
   }
 
-  /** Whether one that reads bytes may end here without another. */
+  /**
+   * Whether one that reads bytes may end here without another. Of one that stands for others it need
+   * not be told, since they are followed all the same: it is found in fewer steps.
+   */
   get mayEnd(): boolean {
     return false
   }
@@ -36,137 +35,211 @@ export abstract class Item {
 /** The item is complete. */
 export const DONE = Symbol('done')
 
-/** A top item and what is below it; null is the empty stack, at which the text is complete. */
-export class Stack {
-  private static count = 1
-  readonly id = Stack.count++
-
-  private constructor(
-    readonly top: Item,
-    readonly below: Stack | null,
-  ) {}
-
-  static of(top: Item, below: Stack | null): Stack {
-    if (below === null) {
-      top.bottom ??= new Stack(top, null)
-      return top.bottom
-    }
-    let stack = top.stacks.get(below)
-    if (!stack) {
-      stack = new Stack(top, below)
-      top.stacks.set(below, stack)
-    }
-    return stack
-  }
-}
-
 /** How deep a text may nest. */
 const MAX_DEPTH = 64
 const MAX_STACK = MAX_DEPTH * 8
 
-/** A set of stacks whose tops read bytes. */
+/** Entries of sets that one byte may make and look at: some 50 ms. */
+const MAX_WORK = 1 << 16
+/** Entries that a grammar may have in all: some 60 MB. */
+const MAX_SIZE = 1 << 20
+
+/** A set of stacks. */
 export class StateSet {
-  readonly #grammar: Grammar
-  readonly #stacks: readonly Stack[]
-  /** Whether the text may end here. */
+  static #count = 0
+  /** @internal */
+  readonly id = StateSet.#count++
+  /** Whether the text may end here: the empty stack is one of them. */
   readonly isAccepting: boolean
+  /** @internal By each top, what is below it. */
+  readonly belows: ReadonlyMap<Item, StateSet>
+  /** @internal Items of the shortest stack. */
+  readonly depth: number
+  /** @internal The sets of this below one item. */
+  readonly above = new Map<Item, StateSet>()
+  readonly #grammar: Grammar
   /** By byte, as far as it was asked for. */
-  readonly #next: (StateSet | null | undefined)[] = new Array(256)
+  readonly #next: (StateSet | null | undefined)[] = []
 
   /** @internal Use `Grammar.start` and `next`. */
-  constructor(grammar: Grammar, stacks: readonly Stack[], isAccepting: boolean) {
+  constructor(grammar: Grammar, isAccepting: boolean, belows: ReadonlyMap<Item, StateSet>) {
     this.#grammar = grammar
-    this.#stacks = stacks
     this.isAccepting = isAccepting
-  }
-
-  /** How many stacks it has: what a byte that was not asked for before costs. */
-  get width(): number {
-    return this.#stacks.length
+    this.belows = belows
+    let depth = isAccepting ? 0 : Number.POSITIVE_INFINITY
+    for (const below of belows.values()) depth = Math.min(depth, below.depth + 1)
+    this.depth = depth
   }
 
   /** Whether no byte can follow. */
   get isFinal(): boolean {
-    return this.#stacks.length === 0
+    return this.belows.size === 0
   }
 
-  /** The state after a byte; null where it may not come. */
+  /** Whether it was found out before where a byte leads; it is looked up then. */
+  knows(byte: number): boolean {
+    return this.#next[byte] !== undefined
+  }
+
+  /**
+   * The state after a byte; null where it may not come.
+   *
+   * Throws `ERR_ZC_UNSUPPORTED` where too many ways are open to follow all.
+   */
   next(byte: number): StateSet | null {
     let next = this.#next[byte]
     if (next === undefined) {
-      next = this.#step(byte)
+      next = this.#grammar.step(this, byte)
       this.#next[byte] = next
     }
     return next
-  }
-
-  #step(byte: number): StateSet | null {
-    const stacks: (Stack | null)[] = []
-    for (const { top, below } of this.#stacks) {
-      const after = top.read(byte)
-      if (after === DONE) stacks.push(below)
-      else if (after) stacks.push(Stack.of(after, below))
-    }
-    return stacks.length === 0 ? null : this.#grammar.close(stacks)
   }
 }
 
 /** What a text must be: one item, and all states that reading it has led to. */
 export class Grammar {
   readonly start: StateSet
+  /** By their entries; those of one are found from what is below. */
   readonly #sets = new Map<string, StateSet>()
+  #size = 0
+  // Of the running step.
+  #work = 0
+  readonly #unions = new Map<string, StateSet>()
 
   constructor(root: Item) {
-    this.start = this.close([Stack.of(root, null)])
+    const empty = new StateSet(this, true, new Map())
+    this.start = this.#close([this.#push(root, empty)])
   }
 
-  /** How many states there have been so far. */
+  /** How many entries its sets have so far. */
   get size(): number {
-    return this.#sets.size
+    return this.#size
   }
 
-  /** @internal The set of everything that stacks stand for. */
-  close(stacks: readonly (Stack | null)[]): StateSet {
-    const reading = new Set<Stack>()
-    const seen = new Set<Stack | null>()
+  /** @internal Use `StateSet.next`. */
+  step({ belows }: StateSet, byte: number): StateSet | null {
+    this.#work = 0
+    this.#unions.clear()
+    const sets: StateSet[] = []
+    for (const [top, below] of belows) {
+      const after = top.read(byte)
+      if (after === DONE) sets.push(below)
+      else if (after) sets.push(this.#push(after, below))
+    }
+    const next = this.#close(sets)
+    return next.isFinal && !next.isAccepting ? null : next
+  }
+
+  /** The set of everything that stacks stand for: all tops read bytes. */
+  #close(sets: readonly StateSet[]): StateSet {
     let isAccepting = false
-    const open = [...stacks]
-    for (let stack = open.pop(); stack !== undefined; stack = open.pop()) {
-      if (seen.has(stack)) continue
-      seen.add(stack)
-      if (stack === null) {
-        isAccepting = true
+    const closed = new Map<Item, StateSet>()
+    /** What else is below tops, not looked at yet. */
+    const more = new Map<Item, StateSet[]>()
+    /** Those tops by depth: the lower ones first, since the higher ones wait for what they push. */
+    const open: Set<Item>[] = []
+    let depth = 0
+    const add = (top: Item, below: StateSet) => {
+      const belows = more.get(top)
+      if (belows) belows.push(below)
+      else more.set(top, [below])
+      open[below.depth] ??= new Set()
+      open[below.depth]?.add(top)
+      depth = Math.min(depth, below.depth)
+    }
+    const addAll = (set: StateSet) => {
+      isAccepting ||= set.isAccepting
+      this.#spend(set.belows.size)
+      for (const [top, below] of set.belows) add(top, below)
+    }
+    sets.forEach(addAll)
+    while (depth < open.length) {
+      const [top] = open[depth] ?? []
+      if (!top) {
+        depth++
         continue
       }
-      const choices = stack.top.expand()
-      if (choices === null) {
-        reading.add(stack)
-        if (stack.top.mayEnd) open.push(stack.below)
-        continue
-      }
-      for (const items of choices) {
-        const below = items.reduceRight<Stack | null>(
-          (rest, item) => Stack.of(item, rest),
-          stack.below,
-        )
-        if (depthOf(below) <= MAX_STACK) open.push(below)
+      open[depth]?.delete(top)
+      const known = closed.get(top)
+      const below = this.#union([...(known ? [known] : []), ...(more.get(top) ?? [])])
+      more.delete(top)
+      if (below === known) continue
+      closed.set(top, below)
+      if (top.mayEnd) addAll(below)
+      for (const [first, ...rest] of top.expand() ?? []) {
+        if (!first) addAll(below)
+        else {
+          const pushed = rest.reduceRight((set, item) => this.#push(item, set), below)
+          if (pushed.depth < MAX_STACK) add(first, pushed)
+        }
       }
     }
-    const all = [...reading].sort((a, b) => a.id - b.id)
-    const key = `${isAccepting}:${all.map(({ id }) => id).join()}`
+    for (const top of closed.keys()) if (top.expand()) closed.delete(top)
+    return this.#setOf(isAccepting, closed)
+  }
+
+  #union(sets: readonly StateSet[]): StateSet {
+    const [first, ...others] = new Set(sets)
+    if (others.length === 0) return first as StateSet
+    const all = [first as StateSet, ...others].sort((a, b) => a.id - b.id)
+    const key = all.map(({ id }) => id).join()
+    let union = this.#unions.get(key)
+    if (!union) {
+      const belows = new Map<Item, StateSet[]>()
+      for (const set of all) {
+        this.#spend(set.belows.size)
+        for (const [top, below] of set.belows) {
+          const others = belows.get(top)
+          if (others) others.push(below)
+          else belows.set(top, [below])
+        }
+      }
+      union = this.#setOf(
+        all.some(({ isAccepting }) => isAccepting),
+        new Map([...belows].map(([top, below]) => [top, this.#union(below)])),
+      )
+      this.#unions.set(key, union)
+    }
+    return union
+  }
+
+  #push(item: Item, below: StateSet): StateSet {
+    let set = below.above.get(item)
+    if (!set) {
+      set = this.#made(false, new Map([[item, below]]))
+      below.above.set(item, set)
+    }
+    return set
+  }
+
+  #setOf(isAccepting: boolean, belows: ReadonlyMap<Item, StateSet>): StateSet {
+    const [one] = belows
+    if (one && belows.size === 1 && !isAccepting) return this.#push(...one)
+    const entries = [...belows].map(([top, below]) => `${top.id}.${below.id}`).sort()
+    const key = `${isAccepting}:${entries.join()}`
     let set = this.#sets.get(key)
     if (!set) {
-      set = new StateSet(this, all, isAccepting)
+      set = this.#made(isAccepting, belows)
       this.#sets.set(key, set)
     }
     return set
   }
-}
 
-function depthOf(stack: Stack | null): number {
-  let depth = 0
-  for (let rest = stack; rest; rest = rest.below) depth++
-  return depth
+  #made(isAccepting: boolean, belows: ReadonlyMap<Item, StateSet>): StateSet {
+    this.#spend(belows.size)
+    this.#size += belows.size
+    return new StateSet(this, isAccepting, belows)
+  }
+
+  #spend(nEntries: number): void {
+    this.#work += nEntries
+    if (this.#work <= MAX_WORK && this.#size <= MAX_SIZE) return
+    throw new ZipCacheError(
+      'ERR_ZC_UNSUPPORTED',
+      'json: the schema leaves more ways open at once than can be followed, which is not supported',
+      { argument: 'json' },
+    )
+  }
 }
 
 // ---- items that every grammar is made of ----
@@ -251,11 +324,17 @@ export class OneOf extends Item {
 /** One of several lists of items, made when it is first asked for: they may name each other. */
 export class Choice extends Item {
   readonly #make: () => readonly (readonly Item[])[]
+  readonly #mayEnd: boolean
   #choices: readonly (readonly Item[])[] | null = null
 
-  constructor(make: () => readonly (readonly Item[])[]) {
+  constructor(make: () => readonly (readonly Item[])[], mayEnd = false) {
     super()
     this.#make = make
+    this.#mayEnd = mayEnd
+  }
+
+  override get mayEnd(): boolean {
+    return this.#mayEnd
   }
 
   override expand(): readonly (readonly Item[])[] {

@@ -1,10 +1,10 @@
 import type { Grammar } from './automaton.js'
 import { type JsonSchema, jsonGrammar } from './json-schema.js'
 
-/** How many are kept, and of how many characters and states at most: some tens of MiB in the worst case. */
+/** How many are kept, of how many characters and entries of sets: some tens of MiB in the worst case. */
 const MAX_GRAMMARS = 16
 const MAX_CHARACTERS = 1 << 16
-const MAX_STATES = 4096
+const MAX_ENTRIES = 1 << 14
 
 /** By the schema's text; the one that was asked for longest ago first. */
 const kept = new Map<string, Grammar>()
@@ -18,7 +18,7 @@ export function sharedGrammar(schema: true | JsonSchema): Grammar {
   if (key === null) return jsonGrammar(schema)
   let grammar = kept.get(key)
   kept.delete(key)
-  if (!grammar || grammar.size > MAX_STATES) grammar = jsonGrammar(schema)
+  if (!grammar || grammar.size > MAX_ENTRIES) grammar = jsonGrammar(schema)
   kept.set(key, grammar)
   if (kept.size > MAX_GRAMMARS) {
     for (const oldest of kept.keys()) {

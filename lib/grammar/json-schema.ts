@@ -25,6 +25,13 @@ const ANNOTATIONS = new Set([
   'discriminator',
 ])
 
+/** The types of values, as the keyword `type` has them. */
+const TYPES = ['object', 'array', 'string', 'number', 'integer', 'boolean', 'null'] as const
+type Type = (typeof TYPES)[number]
+
+/** What no text is. */
+const NOTHING: Item = new Choice(() => [])
+
 const MAX_NODES = 5000
 const MAX_LENGTH = 10_000
 
@@ -35,82 +42,94 @@ const MAX_LENGTH = 10_000
  *
  * Keywords: type, properties, required, additionalProperties, items, minItems, maxItems, enum, const,
  * anyOf, oneOf (as anyOf), allOf of one, $ref into the schema itself, minLength and maxLength, or pattern,
- * or one of the formats of `FORMATS`; minimum, maximum, exclusiveMinimum, exclusiveMaximum.
+ * or one of the formats of `FORMATS`; minimum, maximum, exclusiveMinimum, exclusiveMaximum. A type
+ * beside enum, const, alternatives or $ref holds as well.
  *
  * Throws `ERR_ZC_UNSUPPORTED` for another keyword that restricts, `ERR_ZC_ARGUMENT` for what is no
- * schema.
+ * schema, and for one that allows no value.
  */
 export function jsonGrammar(schema: true | JsonSchema): Grammar {
-  return new Grammar(schema === true ? anyObject : new SchemaReader(schema).item(schema, '#'))
+  const root = schema === true ? anyObject : new SchemaReader(schema).item(schema, '#', null)
+  const grammar = new Grammar(root)
+  if (grammar.start.isFinal) throw bad('#', 'allows no value')
+  return grammar
 }
 
 class SchemaReader {
   readonly #root: JsonSchema
-  /** Schemas under way or done, for recursion through $ref. */
-  readonly #items = new Map<object, Item>()
+  /** Schemas under way or done, by the types that they are held to: for recursion through $ref. */
+  readonly #items = new Map<object, Map<string, Item>>()
   #nNodes = 0
 
   constructor(root: JsonSchema) {
     this.#root = root
   }
 
-  item(schema: unknown, at: string): Item {
-    if (schema === true) return value
+  /** `within`: the types that stand beside the schema and hold as well; null: any. */
+  item(schema: unknown, at: string, within: readonly Type[] | null = null): Item {
+    if (schema === false) return NOTHING
+    if (schema === true) return within === null ? value : this.item({}, at, within)
     if (typeof schema !== 'object' || schema === null || Array.isArray(schema)) {
-      throw bad(at, 'is no schema that a value can satisfy')
+      throw bad(at, 'is no schema')
     }
-    const known = this.#items.get(schema)
+    const items = this.#items.get(schema) ?? new Map<string, Item>()
+    this.#items.set(schema, items)
+    const key = String(within)
+    const known = items.get(key)
     if (known) return known
     if (++this.#nNodes > MAX_NODES) throw bad(at, `is one of more than ${MAX_NODES} schemas`)
     let choices: Item[] = []
-    // Before its parts are read: they may refer to it.
     const item = new Choice(() => choices.map((choice) => [choice]))
-    this.#items.set(schema, item)
-    choices = this.#choices(new Keywords(schema as Record<string, unknown>, at), at)
-    return item
+    // Before its parts are read: they may refer to it.
+    items.set(key, item)
+    const keywords = new Keywords(schema as Record<string, unknown>, at)
+    choices = this.#choices(keywords, at, within).filter((choice) => choice !== NOTHING)
+    if (choices.length === 0) items.set(key, NOTHING)
+    return choices.length === 0 ? NOTHING : item
   }
 
-  #choices(keywords: Keywords, at: string): Item[] {
+  #choices(keywords: Keywords, at: string, within: readonly Type[] | null): Item[] {
+    const types = keywords.types()
+    const both = types && within ? meet(types, within) : (types ?? within)
     const alternatives = keywords.take('anyOf') ?? keywords.take('oneOf') ?? keywords.take('allOf')
     if (alternatives !== undefined) {
       const list = asList(alternatives, at)
       if (keywords.had('allOf') && list.length > 1) {
         throw unsupported(at, 'allOf of more than one schema')
       }
-      keywords.take('type')
       keywords.done()
-      return list.map((one, i) => this.item(one, `${at}/${i}`))
+      return list.map((one, i) => this.item(one, `${at}/${i}`, both))
     }
     const ref = keywords.take('$ref')
     if (ref !== undefined) {
       keywords.done()
-      return [this.item(this.#resolve(ref, at), String(ref))]
+      return [this.item(this.#resolve(ref, at), String(ref), both)]
     }
     if (keywords.has('const') || keywords.has('enum')) {
       const values = keywords.has('const')
         ? [keywords.take('const')]
         : asList(keywords.take('enum'), at)
-      keywords.take('type')
       keywords.done()
-      return [OneOf.of(values.map((one) => JSON.stringify(one)))]
+      const allowed = values.filter((one) => both === null || meet([typeOf(one)], both).length > 0)
+      return allowed.length === 0 ? [] : [OneOf.of(allowed.map((one) => JSON.stringify(one)))]
     }
-    const type = keywords.take('type') ?? impliedType(keywords)
-    const types = Array.isArray(type) ? type : [type]
-    const items = types.map((one) => this.#ofType(one, keywords, at))
+    const own = types ?? impliedTypes(keywords) ?? within
+    const items = own?.flatMap((type) => {
+      // One that is not within is read all the same: keywords may be about it.
+      const [narrow] = within ? meet([type], within) : [type]
+      const item = this.#ofType(narrow ?? type, keywords, at)
+      return narrow ? [item] : []
+    })
     keywords.done()
-    return items
+    return items ?? [value]
   }
 
-  #ofType(type: unknown, keywords: Keywords, at: string): Item {
+  #ofType(type: Type, keywords: Keywords, at: string): Item {
     switch (type) {
       case 'object':
         return this.#object(keywords, at)
-      case 'array': {
-        const [min, max] = keywords.range('minItems', 'maxItems')
-        const items = keywords.take('items')
-        const isAny = items === undefined && min === 0 && max === Number.POSITIVE_INFINITY
-        return isAny ? anyArray : arrayOf(this.item(items ?? true, `${at}/items`), min, max)
-      }
+      case 'array':
+        return this.#array(keywords, at)
       case 'string':
         return this.#text(keywords, at)
       case 'number':
@@ -120,11 +139,15 @@ class SchemaReader {
         return new Choice(() => [[new Literal('true')], [new Literal('false')]])
       case 'null':
         return new Literal('null')
-      case undefined:
-        return value
-      default:
-        throw bad(at, `has the type ${JSON.stringify(type)}`)
     }
+  }
+
+  #array(keywords: Keywords, at: string): Item {
+    const [min, max] = keywords.range('minItems', 'maxItems')
+    const of = this.item(keywords.take('items') ?? true, `${at}/items`)
+    if (of === NOTHING) return min > 0 ? NOTHING : arrayOf(of, 0, 0)
+    const isAny = of === value && min === 0 && max === Number.POSITIVE_INFINITY
+    return isAny ? anyArray : arrayOf(of, min, max)
   }
 
   #text(keywords: Keywords, at: string): Item {
@@ -178,10 +201,9 @@ class SchemaReader {
     }
     if (properties === undefined) {
       if (required.length > 0) throw unsupported(at, 'required without properties')
-      if (additional === false) return new Literal('{}')
-      return additional === undefined || additional === true
-        ? anyObject
-        : objectOf(this.item(additional, `${at}/additionalProperties`))
+      const of = this.item(additional ?? true, `${at}/additionalProperties`)
+      if (of === NOTHING) return new Literal('{}')
+      return of === value ? anyObject : objectOf(of)
     }
     if (typeof properties !== 'object' || properties === null || Array.isArray(properties)) {
       throw bad(at, 'has properties that are no object')
@@ -189,17 +211,19 @@ class SchemaReader {
     const entries = Object.entries(properties)
     const missing = required.find((name) => !entries.some(([key]) => key === name))
     if (missing !== undefined) throw bad(at, `requires ${JSON.stringify(missing)}, no property`)
-    const pairs = entries.map(([name, schema]) => ({
-      items: [
-        new Literal(JSON.stringify(name)),
-        space,
-        new Literal(':'),
-        space,
-        this.item(schema, `${at}/properties/${name}`),
-        space,
-      ],
-      isRequired: required.includes(name),
-    }))
+    const colon = new Literal(':')
+    const all = entries.map(([name, schema]) => {
+      const item = this.item(schema, `${at}/properties/${name}`)
+      // What follows a name is not looked at as long as it may be any of them.
+      const after = new Choice(() => [[space, colon, space, item, space]])
+      return {
+        items: [new Literal(JSON.stringify(name)), after],
+        isRequired: required.includes(name),
+        canBe: item !== NOTHING,
+      }
+    })
+    if (all.some(({ isRequired, canBe }) => isRequired && !canBe)) return NOTHING
+    const pairs = all.filter(({ canBe }) => canBe)
     const close = new Literal('}')
     const comma = new Literal(',')
     /** What follows the first `i` properties, with a pair before or without. */
@@ -230,7 +254,7 @@ class SchemaReader {
     }
     let schema: unknown = this.#root
     for (const part of ref.slice(2).split('/')) {
-      const key = part.replaceAll('~1', '/').replaceAll('~0', '~')
+      const key = unescaped(part, at).replaceAll('~1', '/').replaceAll('~0', '~')
       if (typeof schema !== 'object' || schema === null || !Object.hasOwn(schema, key)) {
         throw bad(at, `has a $ref to ${ref}, which is not there`)
       }
@@ -265,6 +289,17 @@ class Keywords {
     return this.has(name) ? this.#schema[name] : undefined
   }
 
+  /** Those of `type`; null without it. */
+  types(): readonly Type[] | null {
+    const type = this.take('type')
+    if (type === undefined) return null
+    return (Array.isArray(type) ? type : [type]).map((one: unknown) => {
+      const known = TYPES.find((name) => name === one)
+      if (known) return known
+      throw bad(this.#at, `has the type ${JSON.stringify(one)}, expected ${TYPES.join(', ')}`)
+    })
+  }
+
   number(name: string): number | undefined {
     const value = this.take(name)
     if (value === undefined || (typeof value === 'number' && Number.isFinite(value))) return value
@@ -293,9 +328,33 @@ class Keywords {
   }
 }
 
-function impliedType(keywords: Keywords): string | undefined {
-  if (keywords.has('properties') || keywords.has('additionalProperties')) return 'object'
-  return keywords.has('items') ? 'array' : undefined
+function impliedTypes(keywords: Keywords): readonly Type[] | null {
+  if (keywords.has('properties') || keywords.has('additionalProperties')) return ['object']
+  return keywords.has('items') ? ['array'] : null
+}
+
+function typeOf(value: unknown): Type {
+  if (value === null) return 'null'
+  if (Array.isArray(value)) return 'array'
+  return Number.isInteger(value) ? 'integer' : (typeof value as Type)
+}
+
+/** The types that are among both. */
+function meet(types: readonly Type[], others: readonly Type[]): Type[] {
+  return types.flatMap((type) => {
+    if (others.includes(type)) return [type]
+    if (type === 'integer' && others.includes('number')) return [type]
+    return type === 'number' && others.includes('integer') ? ['integer'] : []
+  })
+}
+
+/** A part of a $ref, which is a URI. */
+function unescaped(part: string, at: string): string {
+  try {
+    return decodeURIComponent(part)
+  } catch {
+    throw bad(at, `has a $ref with ${JSON.stringify(part)}, which is no text of a URI`)
+  }
 }
 
 function asList(list: unknown, at: string): unknown[] {

@@ -20,44 +20,55 @@ export const space: Item = new Machine<number>(
   () => true,
 )
 
-type NumberState =
-  `${'sign' | 'zero' | 'whole' | 'point' | 'part' | 'e' | 'esign' | 'exponent'}${number}`
+/** The largest double is 1.7976931348623157e308. */
+const LARGEST_DIGITS = '17976931348623157'
+const LARGEST_EXPONENT = 308
 
-/** A number; a whole one without point and exponent. */
+/**
+ * A number that a double can hold; a whole one without point and exponent.
+ *
+ * A state is where we are and what bounds the exponent: how many digits the whole part has, how all
+ * digits compare with those of the largest double (-1, 0 or 1), and how many are behind the point.
+ */
 function numberItem(isWhole: boolean): Item {
-  const step = (state: NumberState, byte: number): NumberState | null => {
-    const [, phase, count] = /^([a-z]+)(\d+)$/.exec(state) as unknown as [string, string, string]
-    const n = Number(count)
-    const digit = isDigit(byte)
-    const behindWhole = (): NumberState | null => {
-      if (isWhole) return null
-      if (byte === 0x2e) return 'point0'
-      return byte === 0x65 || byte === 0x45 ? 'e0' : null
+  const step = (state: string, byte: number): string | null => {
+    const [where, ...counts] = state.split(' ')
+    if (where?.startsWith('e')) return exponentStep(where, counts.map(Number), byte)
+    const [nWhole = 0, order = 0, nPart = 0] = counts.map(Number)
+    const orderAfter = (place: number) =>
+      order || Math.sign(byte - LARGEST_DIGITS.charCodeAt(place)) || 0
+    if (isDigit(byte)) {
+      switch (where) {
+        case 'start':
+        case 'minus':
+          return byte === 0x30 ? 'zero 1 -1' : `whole 1 ${orderAfter(0)}`
+        case 'whole':
+          return nWhole < MAX_DIGITS ? `whole ${nWhole + 1} ${orderAfter(nWhole)}` : null
+        case 'point':
+        case 'part':
+          if (nPart === MAX_DIGITS) return null
+          return `part ${nWhole} ${orderAfter(nWhole + nPart)} ${nPart + 1}`
+        default:
+          return null
+      }
     }
-    switch (phase) {
-      case 'sign':
-        if (n === 0 && byte === 0x2d) return 'sign1'
-        return !digit ? null : byte === 0x30 ? 'zero0' : 'whole1'
-      case 'zero':
-        return behindWhole()
-      case 'whole':
-        if (digit) return n < MAX_DIGITS ? `whole${n + 1}` : null
-        return behindWhole()
-      case 'point':
-        return digit ? 'part1' : null
-      case 'part':
-        if (digit) return n < MAX_DIGITS ? `part${n + 1}` : null
-        return byte === 0x65 || byte === 0x45 ? 'e0' : null
-      case 'e':
-        if (byte === 0x2b || byte === 0x2d) return 'esign0'
-        return digit ? 'exponent1' : null
-      case 'esign':
-        return digit ? 'exponent1' : null
-      default:
-        return digit && n < MAX_EXPONENT_DIGITS ? `exponent${n + 1}` : null
-    }
+    if (where === 'start') return byte === 0x2d ? 'minus' : null
+    if (isWhole || where === 'minus' || where === 'point') return null
+    if (byte === 0x2e) return where === 'part' ? null : `point ${nWhole} ${order}`
+    const most = LARGEST_EXPONENT - (nWhole - 1) - Math.max(order, 0)
+    return byte === 0x65 || byte === 0x45 ? `e ${most}` : null
   }
-  return new Machine<NumberState>('sign0', step, (state) => /^(zero|whole|part|exp)/.test(state))
+  return new Machine<string>('start', step, (state) => /^(zero|whole|part|exponent)/.test(state))
+}
+
+/** Behind an e: the most that the exponent may be, its value so far and how many digits it has. */
+function exponentStep(where: string, counts: readonly number[], byte: number): string | null {
+  const [most = 0, value = 0, nDigits = 0] = counts
+  if (where === 'e' && byte === 0x2b) return `esign ${most}`
+  if (where === 'e' && byte === 0x2d) return `esign ${10 ** MAX_EXPONENT_DIGITS - 1}`
+  const next = 10 * value + byte - 0x30
+  if (!isDigit(byte) || next > most || nDigits === MAX_EXPONENT_DIGITS) return null
+  return `exponent ${most} ${next} ${nDigits + 1}`
 }
 
 export const number: Item = numberItem(false)

@@ -123,25 +123,30 @@ export class PatternError extends Error {
   }
 }
 
-/** Copies that counts may come to. */
+/** Characters that an expression may have once all counts are written out. */
 const MAX_PARTS = 5000
 
-const EMPTY: Item = new Choice(() => [[]])
+const EMPTY: Item = new Choice(() => [[]], true)
 
 function either(items: readonly Item[]): Item {
-  return items.length === 1 ? (items[0] as Item) : new Choice(() => items.map((item) => [item]))
+  if (items.length === 1) return items[0] as Item
+  return new Choice(
+    () => items.map((item) => [item]),
+    items.some(({ mayEnd }) => mayEnd),
+  )
 }
 
 /** One after the other. Nested, so that a stack holds few of them at a time. */
 function chain(items: readonly Item[]): Item {
   return items.reduceRight<Item>(
-    (rest, item) => (rest === EMPTY ? item : new Choice(() => [[item, rest]])),
+    (rest, item) =>
+      rest === EMPTY ? item : new Choice(() => [[item, rest]], item.mayEnd && rest.mayEnd),
     EMPTY,
   )
 }
 
 function star(item: Item): Item {
-  const more: Item = new Choice(() => [[item, more], []])
+  const more: Item = new Choice(() => [[item, more], []], true)
   return more
 }
 
@@ -211,7 +216,7 @@ class PatternReader {
   #terms(): Item[] {
     const terms: Item[] = []
     while (this.#next !== undefined && !'|)$^'.includes(this.#next)) {
-      const from = this.#at
+      const nBefore = this.#nParts
       const term = this.#term()
       const [min, max] = this.#count()
       if (min === 1 && max === 1) {
@@ -219,7 +224,7 @@ class PatternReader {
         continue
       }
       const nCopies = Math.max(Number.isFinite(max) ? max : min, 1)
-      this.#nParts += (this.#at - from) * nCopies
+      this.#nParts = nBefore + Math.max(this.#nParts - nBefore, 1) * nCopies
       if (this.#nParts > MAX_PARTS) this.#refuse('counts that are too large')
       const copies = new Array<Item>(min).fill(term)
       if (max === Number.POSITIVE_INFINITY) copies.push(star(term))
@@ -227,7 +232,7 @@ class PatternReader {
         let optional: Item = EMPTY
         for (let i = min; i < max; i++) {
           const rest = optional
-          optional = new Choice(() => [[term, rest], []])
+          optional = new Choice(() => [[term, rest], []], true)
         }
         copies.push(optional)
       }
@@ -257,6 +262,7 @@ class PatternReader {
 
   #term(): Item {
     if (this.#take('(')) return this.#group()
+    this.#nParts++
     const item = oneOf(this.#next === '[' ? this.#class() : this.#single())
     return item ?? this.#refuse('a character that a text cannot hold')
   }

@@ -3,9 +3,9 @@ import type { StateSet } from './automaton.js'
 /** Work that pauses every so often: whoever drives it decides when it goes on. */
 export type Steps<T = void> = Generator<undefined, T, undefined>
 
-/** Tokens, or stacks of states that meet nodes of the trie, between two pauses: well below a millisecond. */
+/** Tokens between two pauses, or nodes whose states are known: well below a millisecond. */
 const TOKENS_A_STEP = 256
-const STACKS_A_STEP = 512
+const NODES_A_STEP = 512
 
 /** States whose tokens are remembered: 16 KiB each with a vocabulary of 128k. */
 const MAX_MASKS = 512
@@ -75,14 +75,14 @@ export class TokenTrie {
     const mask = new Uint8Array(Math.ceil(this.size / 8))
     /** The states along the way to the running node. */
     const states: StateSet[] = [start]
-    let pause = STACKS_A_STEP
+    let nLeft = NODES_A_STEP
     for (let node = 0; node < count; ) {
       const at = depth[node] as number
       const state = states[at - 1] as StateSet
-      pause -= 1 + state.width
-      if (pause < 0) {
+      // A byte that was not asked for before may take as long as all of them.
+      if (--nLeft === 0 || !state.knows(byte[node] as number)) {
         yield
-        pause = STACKS_A_STEP
+        nLeft = NODES_A_STEP
       }
       const next = state.next(byte[node] as number)
       if (!next) {

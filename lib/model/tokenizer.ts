@@ -21,6 +21,9 @@ export interface ChatMessage {
   readonly [key: string]: unknown
 }
 
+/** Who has to say something; an assistant's message may be all tool calls. */
+export const NEED_CONTENT: ReadonlySet<string> = new Set(['system', 'developer', 'user', 'tool'])
+
 /** Options of `ModelTokenizer.applyChatTemplate`. */
 export interface ChatTemplateOptions {
   /** Ends the text where the model's answer begins. Default false, as in transformers. */
@@ -184,6 +187,10 @@ export class ModelTokenizer implements TokenDecoder {
    * @throws ERR_ZC_ARGUMENT when an id is no integer >= 0; ERR_ZC_TOKENIZER when the decoder fails
    */
   decode(ids: Iterable<number>, options: { readonly skipSpecialTokens?: boolean } = {}): string {
+    if (typeof (ids as unknown as Iterable<number> | null)?.[Symbol.iterator] !== 'function') {
+      const message = `ids: is ${quote(ids)}, expected token ids`
+      throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'ids' })
+    }
     const skip = options.skipSpecialTokens ?? false
     const known: number[] = []
     for (const id of ids) {
@@ -247,13 +254,14 @@ export class ModelTokenizer implements TokenDecoder {
   /**
    * The text of a chat, from the model's own template; encode it with `addSpecialTokens: false`.
    * @throws ERR_ZC_TOKENIZER when the model has no such template, or the template is broken or
-   *   refuses the messages; ERR_ZC_ARGUMENT when `messages` is no array
+   *   refuses the messages; ERR_ZC_ARGUMENT when `messages` is no array of `ChatMessage`s
    */
   applyChatTemplate(messages: readonly ChatMessage[], options: ChatTemplateOptions = {}): string {
     if (!Array.isArray(messages)) {
       const message = `messages: is ${quote(messages)}, expected an array of { role, content }`
       throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'messages' })
     }
+    for (const [i, message] of messages.entries()) checkMessage(message, `messages[${i}]`)
     const name = this.#templateName(options)
     const template = this.#compile(name, options.source)
     return attempt(`chat template ${quote(name)}`, () =>
@@ -296,6 +304,18 @@ export class ModelTokenizer implements TokenDecoder {
     const token = this.#specialTokens.get(key)
     return token === undefined ? null : (this.tokenId(token) ?? null)
   }
+}
+
+/** What a template would say of such a message is no help: it joins what is not there to a text. */
+function checkMessage(message: unknown, argument: string): void {
+  const what = 'expected { role, content }'
+  if (!isJsonObject(message) || typeof message.role !== 'string' || message.role === '') {
+    const complaint = `${argument}: is ${quote(message)}, ${what} with a text for a role`
+    throw new ZipCacheError('ERR_ZC_ARGUMENT', complaint, { argument })
+  }
+  if (!NEED_CONTENT.has(message.role) || (message.content ?? null) !== null) return
+  const complaint = `${argument}: has no content, ${what}`
+  throw new ZipCacheError('ERR_ZC_ARGUMENT', complaint, { argument })
 }
 
 /** Runs code of the tokenizer packages, whose errors are plain. */

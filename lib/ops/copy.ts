@@ -1,5 +1,5 @@
 import { loadAddon } from '../native/load.js'
-import type { Tensor } from './tensor.js'
+import { handleOf, type Tensor } from './tensor.js'
 
 /**
  * out = x in another dtype, rounded to nearest, ties to even; float16 saturates at +-65504.
@@ -9,7 +9,7 @@ import type { Tensor } from './tensor.js'
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
  */
 export function convert(args: { x: Tensor; out: Tensor }): void {
-  loadAddon().convert(args.x.handle, args.out.handle)
+  loadAddon().convert(handleOf(args.x), handleOf(args.out))
 }
 
 /**
@@ -21,7 +21,7 @@ export function convert(args: { x: Tensor; out: Tensor }): void {
  * (`ERR_ZC_ARGUMENT`).
  */
 export function gatherRows(args: { x: Tensor; rows: Tensor; out: Tensor }): void {
-  loadAddon().gatherRows(args.x.handle, args.rows.handle, args.out.handle)
+  loadAddon().gatherRows(handleOf(args.x), handleOf(args.rows), handleOf(args.out))
 }
 
 /**
@@ -32,5 +32,5 @@ export function gatherRows(args: { x: Tensor; rows: Tensor; out: Tensor }): void
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
  */
 export function countNonFinite(args: { x: Tensor; count: Tensor }): void {
-  loadAddon().countNonFinite(args.x.handle, args.count.handle)
+  loadAddon().countNonFinite(handleOf(args.x), handleOf(args.count))
 }

@@ -1,5 +1,5 @@
 import { loadAddon } from '../native/load.js'
-import type { Tensor } from './tensor.js'
+import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `embedding`. */
 export interface EmbeddingArgs {
@@ -18,5 +18,5 @@ export interface EmbeddingArgs {
  * (`ERR_ZC_ARGUMENT`).
  */
 export function embedding(args: EmbeddingArgs): void {
-  loadAddon().embedding(args.ids.handle, args.weight.handle, args.out.handle)
+  loadAddon().embedding(handleOf(args.ids), handleOf(args.weight), handleOf(args.out))
 }

@@ -1,5 +1,5 @@
 import { loadAddon } from '../native/load.js'
-import type { Tensor } from './tensor.js'
+import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `feedTokens`. */
 export interface FeedTokensArgs {
@@ -24,9 +24,9 @@ export interface FeedTokensArgs {
  */
 export function feedTokens(args: FeedTokensArgs): void {
   loadAddon().feedTokens(
-    args.sampled.handle,
-    args.source.handle,
-    args.given.handle,
-    args.out.handle,
+    handleOf(args.sampled),
+    handleOf(args.source),
+    handleOf(args.given),
+    handleOf(args.out),
   )
 }

@@ -1,5 +1,5 @@
 import { loadAddon } from '../native/load.js'
-import type { Tensor } from './tensor.js'
+import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `flashAttention`. */
 export interface FlashAttentionArgs {
@@ -37,13 +37,13 @@ export interface FlashAttentionArgs {
  */
 export function flashAttention(args: FlashAttentionArgs): void {
   loadAddon().flashAttention(
-    args.q.handle,
-    args.k.handle,
-    args.v.handle,
-    args.out.handle,
-    args.lse.handle,
-    args.cuSeqlensQ.handle,
-    args.cuSeqlensK.handle,
+    handleOf(args.q),
+    handleOf(args.k),
+    handleOf(args.v),
+    handleOf(args.out),
+    handleOf(args.lse),
+    handleOf(args.cuSeqlensQ),
+    handleOf(args.cuSeqlensK),
     args.scale,
     args.slidingWindow ?? 0,
     args.causal,

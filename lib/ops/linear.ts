@@ -1,5 +1,5 @@
 import { loadAddon } from '../native/load.js'
-import type { Tensor } from './tensor.js'
+import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `linear`. */
 export interface LinearArgs {
@@ -29,11 +29,11 @@ export interface LinearArgs {
  */
 export function linear(args: LinearArgs): void {
   loadAddon().linear(
-    args.x.handle,
-    args.weight.handle,
-    args.scales?.handle,
-    args.bias?.handle,
-    args.out.handle,
+    handleOf(args.x),
+    handleOf(args.weight),
+    handleOf(args.scales),
+    handleOf(args.bias),
+    handleOf(args.out),
     args.accumulate ?? false,
   )
 }
@@ -61,11 +61,11 @@ export interface GroupedLinearArgs {
  *
  * Throws as `linear`, and `ERR_ZC_ARGUMENT` for none or too many products.
  */
-export function groupedLinear({ x, products }: GroupedLinearArgs): void {
+export function groupedLinear({ x, products = [] }: GroupedLinearArgs): void {
   const flat = products.flatMap(({ weight, scales, bias, out }) => [
-    ...[weight.handle, scales?.handle, bias?.handle, out.handle],
+    ...[handleOf(weight), handleOf(scales), handleOf(bias), handleOf(out)],
   ])
-  loadAddon().groupedLinear(x.handle, products.length, ...flat)
+  loadAddon().groupedLinear(handleOf(x), products.length, ...flat)
 }
 
 /** Arguments of `quantizeWeight`. */
@@ -85,5 +85,5 @@ export interface QuantizeWeightArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_UNSUPPORTED` on a GPU.
  */
 export function quantizeWeight({ x, out, scales }: QuantizeWeightArgs): void {
-  loadAddon().quantizeWeight(x.handle, out.handle, scales.handle)
+  loadAddon().quantizeWeight(handleOf(x), handleOf(out), handleOf(scales))
 }

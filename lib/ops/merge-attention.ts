@@ -1,5 +1,5 @@
 import { loadAddon } from '../native/load.js'
-import type { Tensor } from './tensor.js'
+import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `mergeAttention`. */
 export interface MergeAttentionArgs {
@@ -26,11 +26,11 @@ export interface MergeAttentionArgs {
  */
 export function mergeAttention(args: MergeAttentionArgs): void {
   loadAddon().mergeAttention(
-    args.outA.handle,
-    args.lseA.handle,
-    args.outB.handle,
-    args.lseB.handle,
-    args.out.handle,
-    args.lse.handle,
+    handleOf(args.outA),
+    handleOf(args.lseA),
+    handleOf(args.outB),
+    handleOf(args.lseB),
+    handleOf(args.out),
+    handleOf(args.lse),
   )
 }

@@ -1,5 +1,5 @@
 import { loadAddon } from '../native/load.js'
-import type { Tensor } from './tensor.js'
+import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `mixedAttention`. */
 export interface MixedAttentionArgs {
@@ -48,14 +48,14 @@ export interface MixedAttentionArgs {
  */
 export function mixedAttention(args: MixedAttentionArgs): void {
   loadAddon().mixedAttention(
-    args.q.handle,
-    args.out.handle,
-    args.lse.handle,
-    args.pool.handle,
-    args.tables.handle,
-    args.starts.handle,
-    args.cuSeqlens.handle,
-    args.positions.handle,
+    handleOf(args.q),
+    handleOf(args.out),
+    handleOf(args.lse),
+    handleOf(args.pool),
+    handleOf(args.tables),
+    handleOf(args.starts),
+    handleOf(args.cuSeqlens),
+    handleOf(args.positions),
     args.layer,
     args.scale,
     args.slidingWindow ?? 0,

@@ -1,5 +1,5 @@
 import { loadAddon } from '../native/load.js'
-import type { Tensor } from './tensor.js'
+import { handleOf, type Tensor } from './tensor.js'
 
 /** How the attention that a key received becomes its saliency. */
 export type SaliencyMetric = 'normalized' | 'accumulated'
@@ -45,12 +45,12 @@ export interface ProbeAttentionArgs {
  */
 export function probeAttention(args: ProbeAttentionArgs): void {
   loadAddon().probeAttention(
-    args.q.handle,
-    args.lse.handle,
-    args.k.handle,
-    args.rows.handle,
-    args.positions.handle,
-    args.scores.handle,
+    handleOf(args.q),
+    handleOf(args.lse),
+    handleOf(args.k),
+    handleOf(args.rows),
+    handleOf(args.positions),
+    handleOf(args.scores),
     args.scale,
     args.slidingWindow ?? 0,
     (args.metric ?? 'normalized') === 'normalized',

@@ -1,6 +1,6 @@
 import { ZipCacheError } from '../errors.js'
 import { loadAddon } from '../native/load.js'
-import type { Tensor } from './tensor.js'
+import { handleOf, type Tensor } from './tensor.js'
 
 /**
  * What shares one scale and zero: a channel, a token (row), a group of channels of a row, or a row
@@ -100,11 +100,11 @@ export interface DequantizeArgs {
  */
 export function quantize(args: QuantizeArgs): void {
   loadAddon().quantize(
-    args.x.handle,
-    args.codes.handle,
-    args.scale.handle,
-    args.zero.handle,
-    args.channel?.handle,
+    handleOf(args.x),
+    handleOf(args.codes),
+    handleOf(args.scale),
+    handleOf(args.zero),
+    handleOf(args.channel),
     schemeIndex(args.scheme),
     args.bits,
     args.groupSize ?? 0,
@@ -119,11 +119,11 @@ export function quantize(args: QuantizeArgs): void {
  */
 export function dequantize(args: DequantizeArgs): void {
   loadAddon().dequantize(
-    args.codes.handle,
-    args.scale.handle,
-    args.zero.handle,
-    args.channel?.handle,
-    args.out.handle,
+    handleOf(args.codes),
+    handleOf(args.scale),
+    handleOf(args.zero),
+    handleOf(args.channel),
+    handleOf(args.out),
     schemeIndex(args.scheme),
     args.bits,
     args.groupSize ?? 0,

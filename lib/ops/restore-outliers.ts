@@ -1,5 +1,5 @@
 import { loadAddon } from '../native/load.js'
-import type { Tensor } from './tensor.js'
+import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `restoreOutliers`. */
 export interface RestoreOutliersArgs {
@@ -24,9 +24,9 @@ export interface RestoreOutliersArgs {
  */
 export function restoreOutliers(args: RestoreOutliersArgs): void {
   loadAddon().restoreOutliers(
-    args.values.handle,
-    args.places.handle,
-    args.out.handle,
+    handleOf(args.values),
+    handleOf(args.places),
+    handleOf(args.out),
     args.scheme === 'channelwise',
   )
 }

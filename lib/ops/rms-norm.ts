@@ -1,5 +1,5 @@
 import { loadAddon } from '../native/load.js'
-import type { Tensor } from './tensor.js'
+import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `rmsNorm`. */
 export interface RmsNormArgs {
@@ -20,5 +20,5 @@ export interface RmsNormArgs {
  * 1910.07467), Eq. 4.
  */
 export function rmsNorm(args: RmsNormArgs): void {
-  loadAddon().rmsNorm(args.x.handle, args.weight.handle, args.out.handle, args.eps)
+  loadAddon().rmsNorm(handleOf(args.x), handleOf(args.weight), handleOf(args.out), args.eps)
 }

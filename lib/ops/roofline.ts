@@ -1,6 +1,6 @@
 /** The plainest ops: what `zipcache bench` measures the roofs of a device with. */
 import { loadAddon } from '../native/load.js'
-import type { Tensor } from './tensor.js'
+import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `readStream`. */
 export interface ReadStreamArgs {
@@ -17,7 +17,7 @@ export interface ReadStreamArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
  */
 export function readStream(args: ReadStreamArgs): void {
-  loadAddon().readStream(args.x.handle, args.out.handle)
+  loadAddon().readStream(handleOf(args.x), handleOf(args.out))
 }
 
 /** Arguments of `multiplyAdd`. */
@@ -41,5 +41,5 @@ export interface MultiplyAddArgs {
  */
 export function multiplyAdd(args: MultiplyAddArgs): void {
   const { x, out, factor, summand, steps } = args
-  loadAddon().multiplyAdd(x.handle, out.handle, factor, summand, steps)
+  loadAddon().multiplyAdd(handleOf(x), handleOf(out), factor, summand, steps)
 }

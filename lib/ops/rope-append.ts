@@ -1,5 +1,5 @@
 import { loadAddon } from '../native/load.js'
-import type { Tensor } from './tensor.js'
+import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `ropeAppend`. */
 export interface RopeAppendArgs {
@@ -39,17 +39,17 @@ export interface RopeAppendArgs {
  */
 export function ropeAppend(args: RopeAppendArgs): void {
   loadAddon().ropeAppend(
-    args.q.handle,
-    args.k.handle,
-    args.v.handle,
-    args.cos.handle,
-    args.sin.handle,
-    args.qOut.handle,
-    args.kOut?.handle,
-    args.pool.handle,
-    args.tables.handle,
-    args.starts.handle,
-    args.cuSeqlens.handle,
+    handleOf(args.q),
+    handleOf(args.k),
+    handleOf(args.v),
+    handleOf(args.cos),
+    handleOf(args.sin),
+    handleOf(args.qOut),
+    handleOf(args.kOut),
+    handleOf(args.pool),
+    handleOf(args.tables),
+    handleOf(args.starts),
+    handleOf(args.cuSeqlens),
     args.layer,
   )
 }

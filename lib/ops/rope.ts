@@ -1,5 +1,5 @@
 import { loadAddon } from '../native/load.js'
-import type { Tensor } from './tensor.js'
+import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `ropeTable`. */
 export interface RopeTableArgs {
@@ -24,10 +24,10 @@ export interface RopeTableArgs {
  */
 export function ropeTable(args: RopeTableArgs): void {
   loadAddon().ropeTable(
-    args.positions.handle,
-    args.invFreq.handle,
-    args.cos.handle,
-    args.sin.handle,
+    handleOf(args.positions),
+    handleOf(args.invFreq),
+    handleOf(args.cos),
+    handleOf(args.sin),
     args.attentionScale ?? 1,
   )
 }
@@ -52,5 +52,5 @@ export interface RopeArgs {
  */
 export function rope(args: RopeArgs): void {
   const out = args.out ?? args.x
-  loadAddon().rope(args.x.handle, args.cos.handle, args.sin.handle, out.handle)
+  loadAddon().rope(handleOf(args.x), handleOf(args.cos), handleOf(args.sin), handleOf(out))
 }

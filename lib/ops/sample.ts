@@ -1,6 +1,6 @@
 import { loadAddon } from '../native/load.js'
 import type { Seed } from '../random.js'
-import type { Tensor } from './tensor.js'
+import { handleOf, type Tensor } from './tensor.js'
 
 /** Numbers a row of `SampleArgs.params` holds. */
 export const SAMPLE_PARAMS = 8
@@ -63,11 +63,11 @@ export interface SampleArgs {
  */
 export function sample(args: SampleArgs): void {
   loadAddon().sample(
-    args.logits.handle,
-    args.params.handle,
-    args.seen.handle,
-    args.contexts.handle,
-    args.ids.handle,
-    args.logprobs.handle,
+    handleOf(args.logits),
+    handleOf(args.params),
+    handleOf(args.seen),
+    handleOf(args.contexts),
+    handleOf(args.ids),
+    handleOf(args.logprobs),
   )
 }

@@ -1,6 +1,6 @@
 import { loadAddon } from '../native/load.js'
 import { type QuantRange, rangeNorm } from './quantize.js'
-import type { Tensor } from './tensor.js'
+import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `appendKv`. */
 export interface AppendKvArgs {
@@ -31,12 +31,12 @@ export interface AppendKvArgs {
  */
 export function appendKv(args: AppendKvArgs): void {
   loadAddon().appendKv(
-    args.k.handle,
-    args.v.handle,
-    args.pool.handle,
-    args.tables.handle,
-    args.starts.handle,
-    args.cuSeqlens.handle,
+    handleOf(args.k),
+    handleOf(args.v),
+    handleOf(args.pool),
+    handleOf(args.tables),
+    handleOf(args.starts),
+    handleOf(args.cuSeqlens),
     args.layer,
   )
 }
@@ -58,7 +58,7 @@ export interface SetTailLengthsArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`.
  */
 export function setTailLengths(args: SetTailLengthsArgs): void {
-  loadAddon().setTailLengths(args.tables.handle, args.starts.handle, args.lengths.handle)
+  loadAddon().setTailLengths(handleOf(args.tables), handleOf(args.starts), handleOf(args.lengths))
 }
 
 /** Arguments of `copyPages`. */
@@ -79,7 +79,7 @@ export interface CopyPagesArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`.
  */
 export function copyPages(args: CopyPagesArgs): void {
-  loadAddon().copyPages(args.pool.handle, args.from.handle, args.to.handle, args.pageBytes)
+  loadAddon().copyPages(handleOf(args.pool), handleOf(args.from), handleOf(args.to), args.pageBytes)
 }
 
 /**
@@ -120,11 +120,11 @@ export interface PackSegmentArgs {
  */
 export function packSegment(args: PackSegmentArgs): void {
   loadAddon().packSegment(
-    args.k.handle,
-    args.v.handle,
-    args.ids.handle,
-    args.pool.handle,
-    args.table.handle,
+    handleOf(args.k),
+    handleOf(args.v),
+    handleOf(args.ids),
+    handleOf(args.pool),
+    handleOf(args.table),
     args.layer,
     args.segment,
     rangeNorm(args.keyRange),
@@ -166,12 +166,19 @@ export interface PackSegmentsArgs {
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, and `ERR_ZC_ARGUMENT`, for none or too many classes, too.
  */
-export function packSegments({ k, v, pool, table, layer, classes }: PackSegmentsArgs): void {
+export function packSegments({ k, v, pool, table, layer, classes = [] }: PackSegmentsArgs): void {
   const flat = classes.flatMap(({ ids, segment, keyRange, valueRange }) => [
-    ...[ids.handle, segment, rangeNorm(keyRange), rangeNorm(valueRange)],
+    ...[handleOf(ids), segment, rangeNorm(keyRange), rangeNorm(valueRange)],
   ])
   loadAddon().packSegments(
-    ...([k.handle, v.handle, pool.handle, table.handle, layer, classes.length] as const),
+    ...([
+      handleOf(k),
+      handleOf(v),
+      handleOf(pool),
+      handleOf(table),
+      layer,
+      classes.length,
+    ] as const),
     ...flat,
   )
 }
@@ -202,10 +209,10 @@ export interface UnpackSegmentArgs {
  */
 export function unpackSegment(args: UnpackSegmentArgs): void {
   loadAddon().unpackSegment(
-    args.pool.handle,
-    args.table.handle,
-    args.k.handle,
-    args.v.handle,
+    handleOf(args.pool),
+    handleOf(args.table),
+    handleOf(args.k),
+    handleOf(args.v),
     args.layer,
     args.segment,
     args.base,
@@ -247,14 +254,14 @@ export interface ExportSegmentArgs {
  */
 export function exportSegment(args: ExportSegmentArgs): void {
   loadAddon().exportSegment(
-    args.pool.handle,
-    args.table.handle,
-    args.kCodes.handle,
-    args.vCodes.handle,
-    args.kParams.handle,
-    args.vParams.handle,
-    args.vChannel.handle,
-    args.positions.handle,
+    handleOf(args.pool),
+    handleOf(args.table),
+    handleOf(args.kCodes),
+    handleOf(args.vCodes),
+    handleOf(args.kParams),
+    handleOf(args.vParams),
+    handleOf(args.vChannel),
+    handleOf(args.positions),
     args.layer,
     args.segment,
   )
@@ -274,14 +281,14 @@ export type ImportSegmentArgs = ExportSegmentArgs
  */
 export function importSegment(args: ImportSegmentArgs): void {
   loadAddon().importSegment(
-    args.pool.handle,
-    args.table.handle,
-    args.kCodes.handle,
-    args.vCodes.handle,
-    args.kParams.handle,
-    args.vParams.handle,
-    args.vChannel.handle,
-    args.positions.handle,
+    handleOf(args.pool),
+    handleOf(args.table),
+    handleOf(args.kCodes),
+    handleOf(args.vCodes),
+    handleOf(args.kParams),
+    handleOf(args.vParams),
+    handleOf(args.vChannel),
+    handleOf(args.positions),
     args.layer,
     args.segment,
   )

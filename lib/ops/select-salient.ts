@@ -1,5 +1,5 @@
 import { loadAddon } from '../native/load.js'
-import type { Tensor } from './tensor.js'
+import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `selectSalient`. */
 export interface SelectSalientArgs {
@@ -18,5 +18,5 @@ export interface SelectSalientArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`. Source: ZipCache (arXiv 2405.14256) §4.2, Alg. 2 (Split).
  */
 export function selectSalient(args: SelectSalientArgs): void {
-  loadAddon().selectSalient(args.scores.handle, args.salient.handle, args.regular.handle)
+  loadAddon().selectSalient(handleOf(args.scores), handleOf(args.salient), handleOf(args.regular))
 }

@@ -1,5 +1,5 @@
 import { loadAddon } from '../native/load.js'
-import type { Tensor } from './tensor.js'
+import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `siluGate`. */
 export interface SiluGateArgs {
@@ -17,5 +17,5 @@ export interface SiluGateArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`. Source: SwiGLU, Shazeer (arXiv 2002.05202), Eq. 6.
  */
 export function siluGate(args: SiluGateArgs): void {
-  loadAddon().siluGate(args.gate.handle, args.up.handle, args.out.handle)
+  loadAddon().siluGate(handleOf(args.gate), handleOf(args.up), handleOf(args.out))
 }

@@ -1,5 +1,5 @@
 import { loadAddon } from '../native/load.js'
-import type { Tensor } from './tensor.js'
+import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `storeProbes`. */
 export interface StoreProbesArgs {
@@ -25,10 +25,10 @@ export interface StoreProbesArgs {
  */
 export function storeProbes(args: StoreProbesArgs): void {
   loadAddon().storeProbes(
-    args.q.handle,
-    args.lse.handle,
-    args.slots.handle,
-    args.probeQ.handle,
-    args.probeLse.handle,
+    handleOf(args.q),
+    handleOf(args.lse),
+    handleOf(args.slots),
+    handleOf(args.probeQ),
+    handleOf(args.probeLse),
   )
 }

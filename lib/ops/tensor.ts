@@ -107,6 +107,16 @@ export class Tensor<D extends DType = DType> {
 }
 
 /**
+ * A tensor as the addon knows it. Of what is none, or absent, this is undefined: where an op needs
+ * a tensor the addon says which.
+ */
+export function handleOf(tensor: Tensor): TensorHandle
+export function handleOf(tensor: Tensor | undefined): TensorHandle | undefined
+export function handleOf(tensor: Tensor | null | undefined): TensorHandle | undefined {
+  return tensor?.handle
+}
+
+/**
  * Values as N-API takes them: it does not open shared memory, so that is copied.
  *
  * Throws `ERR_ZC_DTYPE` when the array's type is not the dtype's.

@@ -17,7 +17,7 @@ export interface PrecisionDefaults {
 /**
  * Reads `highBits`, `lowBits`, `keyBits: { high, low }`, `valueBits: { high, low }`, `keyRange` and
  * `valueRange` (one range, or `{ high, low }`) into the two classes; what is given for K or V alone
- * wins over what is given for both.
+ * wins over what is given for both. No class of regular tokens has more bits than the salient one.
  */
 export function readPrecision(
   options: PolicyOptions,
@@ -50,12 +50,16 @@ function readBits(
   fallback: Record<ClassName, CodeBits>,
 ): Record<ClassName, CodeBits> {
   const own = options.nested(key)
-  if (!own) return fallback
+  if (!own) {
+    if (fallback.low <= fallback.high) return fallback
+    throw options.error('lowBits', fallback.low, `highBits at most, ${fallback.high}`)
+  }
   const bits = {
     high: own.choice('high', fallback.high, CODE_BITS),
     low: own.choice('low', fallback.low, CODE_BITS),
   }
   own.done()
+  if (bits.low > bits.high) throw own.error('low', bits.low, `high at most, ${bits.high}`)
   return bits
 }
 

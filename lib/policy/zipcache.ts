@@ -158,13 +158,13 @@ function readRatio(
   fallback: number,
 ): { ratio: number; auto: AutoRatio | null } {
   const value = options.raw('saliencyRatio') ?? fallback
-  const own = options.nested('auto')
   if (value !== 'auto') {
-    if (own) throw options.error('auto', 'given', "saliencyRatio: 'auto' beside it")
+    const auto = options.raw('auto')
+    if (auto !== undefined) throw options.error('auto', auto, "saliencyRatio: 'auto' beside it")
     if (typeof value === 'number' && value >= 0 && value <= 1) return { ratio: value, auto: null }
     throw options.error('saliencyRatio', value, "a number of 0 to 1, or 'auto'")
   }
-  const limits = own ?? options.inside('auto', {})
+  const limits = options.nested('auto') ?? options.inside('auto', {})
   const budgetBytes = limits.optional('budgetBytes', 1, Number.MAX_SAFE_INTEGER)
   const coverage = limits.number('coverage', 1, 1e-6, 1)
   const isLimited = budgetBytes !== null || coverage < 1

@@ -1,5 +1,5 @@
 import type { GenerateOptions } from '../engine/generation.js'
-import type { ChatMessage } from '../model/tokenizer.js'
+import { type ChatMessage, NEED_CONTENT } from '../model/tokenizer.js'
 import type { PolicySpec } from '../policy/index.js'
 import { ApiError, invalid } from './api-error.js'
 import { describe, Fields, isObject, type JsonObject } from './fields.js'
@@ -70,9 +70,6 @@ const IGNORED = [
   'safety_identifier',
   'prompt_cache_key', // of a chat it means something
 ]
-
-/** Who has to say something; an assistant's message may be all tool calls. */
-const NEED_CONTENT: ReadonlySet<unknown> = new Set(['system', 'developer', 'user', 'tool'])
 
 const MAX_MESSAGES = 4096
 const MAX_STOPS = 16

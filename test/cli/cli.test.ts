@@ -13,7 +13,17 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { generateLineRetrieval } from '../../lib/eval/line-retrieval-prompt'
-import { end, kMain, kModel, kRoot, start, startNode, zipcache, zipcacheJson } from './command-line'
+import {
+  end,
+  exitCodeOf,
+  kMain,
+  kModel,
+  kRoot,
+  start,
+  startNode,
+  zipcache,
+  zipcacheJson,
+} from './command-line'
 
 const kBytes = {
   resident: expect.any(Number),
@@ -27,6 +37,7 @@ describe('zipcache demo', () => {
   test('--json', async () => {
     const demo = await zipcacheJson(['demo', '--lines', '40', '--seed', '3'])
     expect(demo).toEqual({
+      schema: 'zipcache-demo-1',
       model: kModel,
       promptTokens: expect.any(Number),
       question: expect.stringMatching(/^tell me what is the REGISTER_CONTENT in line /),
@@ -110,7 +121,10 @@ describe('zipcache generate', () => {
 
   test('--json', async () => {
     const document = await zipcacheJson([...base, '--prompt', prompt.text, '--max-tokens', '13'])
-    expect(Object.keys(document)).toEqual(['text', 'finishReason', 'tokens', 'bytes'])
+    expect(document).toMatchObject({
+      schema: 'zipcache-generate-1',
+      ...{ model: kModel, policy: 'zipcache' },
+    })
     expect(document.finishReason).toBe('length')
     expect(document.text).toBe(prompt.answerText)
     expect(document.tokens).toHaveLength(13)
@@ -185,8 +199,10 @@ describe('zipcache generate', () => {
     expect(text).toBe('')
     expect(stdout).toBe(`${tokens.map(({ id }: { id: number }) => id).join(' ')}\n`)
     const refused = await zipcache([...bare, '--prompt', 'hello'])
-    expect(refused.exitCode).toBe(1)
-    expect(refused.stderr).toMatch(/^zipcache: prompt: .*tokenizer\.json.* \(ERR_ZC_ARGUMENT\)\n$/)
+    expect(refused.exitCode).toBe(2)
+    expect(refused.stderr).toMatch(
+      /^zipcache: --prompt: .*tokenizer\.json.* \(ERR_ZC_ARGUMENT\)\n$/,
+    )
   })
 
   test.each([
@@ -211,12 +227,12 @@ describe('zipcache generate', () => {
     ],
   ])('%s is an error with a code', async (_, args, code) => {
     const { exitCode, stdout, stderr } = await zipcache(['generate', ...args, '--json'])
-    expect(exitCode).toBe(1)
+    expect(exitCode).toBe(exitCodeOf(code))
     const document = JSON.parse(stdout)
     expect(document).toEqual({ error: { code, message: expect.any(String) } })
     expect(stderr).toBe(`zipcache: ${document.error.message} (${code})\n`)
     const plain = await zipcache(['generate', ...args])
-    expect(plain).toEqual({ exitCode: 1, stdout: '', stderr })
+    expect(plain).toEqual({ exitCode, stdout: '', stderr })
   })
 })
 
@@ -276,7 +292,7 @@ describe('zipcache eval', () => {
     const dir = mkdtempSync(join(tmpdir(), 'zipcache-cli-'))
     try {
       const [json, html] = [join(dir, 'eval.json'), join(dir, 'eval.html')]
-      const files = ['--json', json, '--html', html]
+      const files = ['--json-file', json, '--html', html]
       const { exitCode, stdout, stderr } = await zipcache([...args, ...files])
       expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
       const [title, , titles, , ...rows] = stdout.split('\n')
@@ -377,7 +393,7 @@ describe('zipcache eval', () => {
   test("the paper's tables, as text, Markdown, JSON and a page", async () => {
     const dir = mkdtempSync(join(tmpdir(), 'zipcache-cli-'))
     try {
-      const names = ['json', 'html', 'markdown']
+      const names = ['json-file', 'html', 'markdown']
       const files = names.flatMap((name) => [`--${name}`, join(dir, name)])
       const read = (name: string) => readFileSync(join(dir, name), 'utf8')
       const small = ['--lines', '8', '--figure-lines', '4', '--lengths', '128', '--questions', '2']
@@ -392,7 +408,7 @@ describe('zipcache eval', () => {
       // The paper's own numbers, and ours beside them.
       expect(stdout).toMatch(/^ZipCache +4\/2 +60% +4\.98x +\d\.\d\dx +\d\.\d\dx +/m)
       expect(stdout).toMatch(/^4 +group +group +3\.20x /m)
-      const report = JSON.parse(read('json'))
+      const report = JSON.parse(read('json-file'))
       expect(report.memory).toHaveLength(4)
       for (const { policy } of report.front) {
         expect(report.rows.map((row: { policy: string }) => row.policy)).toContain(policy)
@@ -414,7 +430,7 @@ describe('zipcache eval', () => {
     ['no journal to report', ['multi-turn', '--only-journal'], 'ERR_ZC_ARGUMENT'],
   ])('%s is an error with a code', async (_, task, code) => {
     const { exitCode, stdout, stderr } = await zipcache(['eval', ...task, '--json'])
-    expect(exitCode).toBe(1)
+    expect(exitCode).toBe(exitCodeOf(code))
     const { error } = JSON.parse(stdout)
     expect(error.code).toBe(code)
     expect(stderr).toBe(`zipcache: ${error.message} (${code})\n`)
@@ -454,7 +470,7 @@ describe('zipcache inspect', () => {
     ['a prompt shorter than a window', ['--prompt', '<s> line']],
   ])('%s is refused', async (_, more) => {
     const { exitCode, stdout } = await zipcache([...args, ...more, '--json'])
-    expect(exitCode).toBe(1)
+    expect(exitCode).toBe(2)
     expect(JSON.parse(stdout).error).toMatchObject({
       code: 'ERR_ZC_ARGUMENT',
       message: expect.stringMatching(/tells no salient tokens from others/),
@@ -478,7 +494,7 @@ describe('zipcache bench', () => {
     const dir = mkdtempSync(join(tmpdir(), 'zipcache-cli-'))
     try {
       const [json, html] = [join(dir, 'bench.json'), join(dir, 'bench.html')]
-      const args = [...steps, kModel, '--context', '64,128', '--json', json, '--html', html]
+      const args = [...steps, kModel, '--context', '64,128', '--json-file', json, '--html', html]
       const { exitCode, stdout, stderr } = await zipcache(args)
       expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
       const rows = stdout.trimEnd().split('\n').slice(-4)
@@ -523,7 +539,7 @@ describe('zipcache bench', () => {
     ['a file that cannot be written', ['--html', join(kRoot, 'nowhere', 'x.html')], 'ERR_ZC_IO'],
   ])('%s is an error with a code', async (_, args, code) => {
     const { exitCode, stdout, stderr } = await zipcache([...op, ...args, '--json'])
-    expect(exitCode).toBe(1)
+    expect(exitCode).toBe(exitCodeOf(code))
     const { error } = JSON.parse(stdout)
     expect(error.code).toBe(code)
     expect(stderr).toBe(`zipcache: ${error.message} (${code})\n`)
@@ -542,7 +558,6 @@ describe('command lines that make no sense', () => {
     ['--weights', ['serve', '--weights', '8']],
     ['--threads', ['demo', '--threads', '0']],
     ['--nope', ['demo', '--nope']],
-    ['--model', ['generate', '--prompt', 'a']],
     ['--prompt', ['generate', '--model', kModel, '--prompt', 'a', '--ids', '1']],
     ['--ids', ['generate', '--model', kModel, '--ids', '1,-2']],
     ['--max-tokens', ['generate', '--model', kModel, '--max-tokens', '0']],
@@ -565,6 +580,9 @@ describe('command lines that make no sense', () => {
     ['--policy', ['bench', '--policy', 'fp16,fp16']],
     ['part', ['bench', 'everything']],
     ['too many arguments', ['bench', 'ops', 'decode']],
+    // A word behind `--json` is no file.
+    ['part', ['bench', '--json', 'everything']],
+    ['too many arguments', ['eval', 'needle', '--json', 'file']],
     ['unknown command', ['prove']],
     ['unknown command', ['eval', 'poetry']],
     ['--data', ['eval', 'perplexity']],
@@ -578,6 +596,13 @@ describe('command lines that make no sense', () => {
     ['--class', ['inspect', '--class', 'x=(']],
     ['--policy', ['inspect', '--policy', 'fp16,zipcache']],
     ['too many arguments', ['demo', 'more']],
+    // What the library says of its arguments, by the names of the options.
+    ['--repetition-penalty: ', ['generate', '--prompt', 'a', '--repetition-penalty', '0']],
+    ['--high-bits: ', ['generate', '--prompt', 'a', '--high-bits', '5']],
+    ['--stop: ', ['generate', '--prompt', 'a', '--stop', '']],
+    ['prompt: token 0', ['generate', '--ids', '999']],
+    ['--allow-code-execution: ', ['eval', 'humaneval', '--data', 'x']],
+    ['--only-journal: ', ['eval', 'needle', '--only-journal']],
   ])('%s of %j', async (name, args) => {
     const { exitCode, stdout, stderr } = await zipcache([...args, '--json'])
     expect(exitCode).toBe(2)
@@ -590,6 +615,7 @@ describe('command lines that make no sense', () => {
     [['prove'], '--help'],
     [['eval', 'poetry'], 'eval --help'],
     [['bench', '--nope'], 'bench --help'],
+    [['help', 'nope'], '--help'],
   ])('%j is told where to look', async (args, where) => {
     const { stderr } = await zipcache(args)
     expect(stderr).toContain(`; see zipcache ${where} (ERR_ZC_ARGUMENT)`)

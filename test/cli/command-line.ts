@@ -13,6 +13,11 @@ export interface Ended {
   stderr: string
 }
 
+/** How a command that fails with a code ends: 2 where what was typed makes no sense. */
+export function exitCodeOf(code: string): number {
+  return code === 'ERR_ZC_ARGUMENT' ? 2 : 1
+}
+
 /** Starts Node with a script of the package, from another folder than its own. */
 export function startNode(
   args: readonly string[],

@@ -9,10 +9,15 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type EvalResult, type Evaluation, evaluate } from '../../lib/eval/evaluate'
+import { evaluateLineRetrieval } from '../../lib/eval/evaluate-line-retrieval'
+import { inspectSaliency } from '../../lib/eval/inspect'
 import { Journal } from '../../lib/eval/journal'
+import { generateLineRetrieval } from '../../lib/eval/line-retrieval-prompt'
 import { localAsker } from '../../lib/eval/local-asker'
-import type { TaskSpec } from '../../lib/eval/task-list'
+import { modelAsker } from '../../lib/eval/model-asker'
+import { makeTask, type TaskSpec } from '../../lib/eval/task-list'
 import { policyLabel } from '../../lib/policy/policy-label'
+import { expectRefused, expectRejected } from '../support/errors'
 import { fakeModel, lookUp } from './fake-model'
 
 const policies = ['fp16', 'zipcache', 'uniform2']
@@ -282,8 +287,27 @@ test.each([
   ['policy', { policies: ['zipcash'] }],
   ['batch', { batch: 0 }],
   ['askers', { askers: [] }],
+  ['policies', { policies: undefined as unknown as [] }],
+  ['askers', { askers: undefined as unknown as [] }],
 ])('refuses %s: %j', async (argument, options) => {
   await expect(run(options)).rejects.toMatchObject({ code: 'ERR_ZC_ARGUMENT', argument })
+})
+
+test('refuses no options at all', async () => {
+  const none = undefined as never
+  const fault = { code: 'ERR_ZC_ARGUMENT', argument: 'options' } as const
+  await expectRejected(evaluate(none), fault)
+  await expectRejected(evaluateLineRetrieval(none), fault)
+  await expectRejected(inspectSaliency(none), fault)
+  expectRefused(() => generateLineRetrieval(none), fault)
+  await expectRejected(modelAsker(none), { ...fault, argument: 'setting' })
+  const needle = { task: 'needle', depth: 50 } as const
+  await expectRejected(makeTask(needle, none), { ...fault, argument: 'setting' })
+  await expectRejected(inspectSaliency({} as never), { ...fault, argument: 'model' })
+  await expectRejected(evaluateLineRetrieval({ model: fakeModel() } as never), {
+    ...fault,
+    argument: 'lines',
+  })
 })
 
 test('refuses the same task twice', async () => {

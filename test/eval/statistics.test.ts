@@ -1,5 +1,6 @@
 import fc from 'fast-check'
 import { bootstrapMean, mcnemar, signFlipTest, wilson } from '../../lib/eval/statistics'
+import { expectRefused } from '../support/errors'
 
 describe('wilson', () => {
   // By hand, z^2 = 3.841459: 8 of 10 is (0.8 + 0.192073 -+ 1.959964 sqrt(0.016 + 0.009604)) / 1.384146.
@@ -14,6 +15,15 @@ describe('wilson', () => {
     expect(estimate.value).toBe(hits / n)
     expect(estimate.low).toBeCloseTo(low, 5)
     expect(estimate.high).toBeCloseTo(high, 5)
+  })
+
+  test.each([
+    ['hits', 11, 10],
+    ['hits', -1, 10],
+    ['n', 0, 0],
+    ['n', 1, Number.NaN],
+  ])('refuses %s of %p in %p', (argument, hits, n) => {
+    expectRefused(() => wilson(hits, n), { code: 'ERR_ZC_ARGUMENT', argument })
   })
 
   test('misses are hits turned round', () => {

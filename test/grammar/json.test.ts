@@ -115,6 +115,30 @@ test('every object is let through as JSON.stringify writes it, and any beginning
   )
 })
 
+test('a number is let through as far as a double can hold it', () => {
+  const digits = fc.stringMatching(
+    /^(1|17|179769313486231|[1-9]\d{0,15})(\.(7|79|7976931348623\d{0,3}|\d{1,16}))?$/,
+  )
+  const exponent = fc.oneof(fc.integer({ min: 285, max: 312 }), fc.integer({ min: -400, max: 400 }))
+  fc.assert(
+    fc.property(digits, exponent, (text, e) => {
+      const number = `-${text}E${e < 0 ? '' : '+'}${e}`
+      const isHeld = Number.isFinite(Number(number))
+      expect({ number, accepts: accepts({ type: 'number' }, number) }).toEqual({
+        number,
+        accepts: isHeld,
+      })
+    }),
+    { numRuns: 2000, seed: 5 },
+  )
+  for (const number of ['1.7976931348623157e308', '1e-07', '0.9e308', '5e-324']) {
+    expect(accepts({ type: 'number' }, number)).toBe(true)
+  }
+  for (const number of ['1e999', '1.8e308', '0.5e309', '-9999999999999999e293']) {
+    expect(accepts({ type: 'number' }, number)).toBe(false)
+  }
+})
+
 // What zod 4 (`toJSONSchema`) makes of int(), uuid(), email() and iso.datetime(), and pydantic of
 // a positive float.
 test.each([
@@ -160,6 +184,17 @@ test.each([
     },
     { kind: 'a' },
   ],
+  // A type beside alternatives, and a reference that is no URI as it stands.
+  [{ type: 'object', anyOf: [{ properties: { a: { type: 'null' } } }] }, { a: null }],
+  [{ type: ['string', 'null'], anyOf: [{ minLength: 2 }, { type: ['null', 'integer'] }] }, null],
+  [{ type: 'integer', $ref: '#/$defs/n', $defs: { n: { type: 'number', maximum: 3 } } }, 2],
+  [{ type: 'number', enum: ['a', 1.5] }, 1.5],
+  [{ $ref: '#/$defs/a%20b%25', $defs: { 'a b%': { type: 'integer' } } }, 1],
+  // What nothing satisfies, beside something.
+  [{ type: 'array', items: false }, []],
+  [{ type: 'object', additionalProperties: { enum: [] } }, {}],
+  [{ type: 'object', properties: { a: false, b: { type: 'null' } } }, { b: null }],
+  [{ anyOf: [{ enum: [] }, false, { type: 'array', minItems: 1, items: false }, { const: 1 }] }, 1],
 ] as const)('%j allows %j', (schema, value) => {
   expect(accepts(schema, JSON.stringify(value))).toBe(true)
 })
@@ -207,6 +242,8 @@ test('a pattern: exactly the texts that the expression finds something in are le
     '^(?:ab|a)(?:c|bcd)$',
     '[^ab]c*$',
     '^(a?){3}a{3}$',
+    '^(((a{0,2}b?){0,3}c?){1,2}|d*){2}$',
+    '^((a*)*(b|)+)*$',
   ]
   const texts = fc.stringMatching(/^[abcd1\n"]{0,7}$/)
   for (const pattern of patterns) {
@@ -219,6 +256,41 @@ test('a pattern: exactly the texts that the expression finds something in are le
       { numRuns: 200, seed: 5 },
     )
   }
+})
+
+test('stacks that differ in little are one: a byte costs little however many there are', () => {
+  const array = { type: 'array', items: { $ref: '#/$defs/a' } }
+  const ambiguous = {
+    $ref: '#/$defs/a',
+    $defs: { a: { anyOf: [{ ...array }, { ...array }, { ...array }] } },
+  }
+  const nested = (count: string, n: number) => ({
+    type: 'string',
+    pattern: `^${'('.repeat(n)}a${`${count})`.repeat(n)}$`,
+  })
+  // 3^60 and some 2^12 and 17^3 stacks.
+  const cases = [
+    [ambiguous, '['.repeat(60) + ']'.repeat(60)],
+    [nested('{0,2}', 12), `"${'a'.repeat(200)}"`],
+    [nested('{0,17}', 3), `"${'a'.repeat(200)}"`],
+  ] as const
+  for (const [schema, text] of cases) {
+    const grammar = jsonGrammar(schema)
+    let state: StateSet | null = grammar.start
+    for (const byte of Buffer.from(text)) state = state?.next(byte) ?? null
+    expect(state?.isAccepting).toBe(true)
+    expect(grammar.size).toBeLessThan(30_000)
+  }
+})
+
+test('more ways than can be followed are refused, with the byte that opens them', () => {
+  // Each `a` begins a count of its own.
+  const { start } = jsonGrammar({ type: 'string', pattern: 'a.{0,4900}b' })
+  let state = start.next(0x22) as StateSet
+  const readOn = () => {
+    for (let n = 0; n < 5000; n++) state = state.next(0x61) as StateSet
+  }
+  expectRefused(readOn, { code: 'ERR_ZC_UNSUPPORTED', argument: 'json' })
 })
 
 test('a grammar that is gone leaves nothing behind', () => {
@@ -252,6 +324,12 @@ test.each([
   [true, '{"a":1}}'],
   [true, '{"a":+1}'],
   [true, '{"a":1.}'],
+  [{ type: 'string', enum: ['a', null] }, 'null'],
+  [{ type: 'integer', anyOf: [{ type: 'string' }, { type: 'number' }] }, '"x"'],
+  [{ type: 'integer', oneOf: [{ type: 'string' }, { type: 'number' }] }, '1.5'],
+  [{ type: 'integer', anyOf: [true] }, '"x"'],
+  [{ type: 'integer', $ref: '#/$defs/n', $defs: { n: { maximum: 3 } } }, '4'],
+  [{ type: 'array', items: false }, '[1]'],
   [{ type: 'string', maxLength: 2 }, '"abc"'],
   [{ type: 'string', minLength: 2 }, '"a"'],
   [{ type: 'integer' }, '1.5'],
@@ -292,7 +370,9 @@ test('what cannot be held to is refused', () => {
   for (const pattern of ['^(?=a)', '(a)\\1', '\\bword', 'a^b', '^(a$|b)', '\\p{L}']) {
     refuse({ type: 'string', pattern }, 'ERR_ZC_UNSUPPORTED')
   }
-  refuse({ type: 'string', pattern: '(((a{99}){99}){99})b{9999}' }, 'ERR_ZC_UNSUPPORTED')
+  for (const pattern of ['^((a{0,60}b){0,60}c){0,60}', '(){9999}', '[a-z]{5001}']) {
+    refuse({ type: 'string', pattern }, 'ERR_ZC_UNSUPPORTED')
+  }
   refuse({ type: 'string', pattern: '(' }, 'ERR_ZC_ARGUMENT')
   refuse({ type: 'string', pattern: '^a$', minLength: 1 }, 'ERR_ZC_UNSUPPORTED')
   refuse({ type: 'string', format: 'uri' }, 'ERR_ZC_UNSUPPORTED')
@@ -304,7 +384,18 @@ test('what cannot be held to is refused', () => {
   refuse({ $ref: 'https://a.example/schema' }, 'ERR_ZC_UNSUPPORTED')
   refuse({ allOf: [{ type: 'object' }, { type: 'object' }] }, 'ERR_ZC_UNSUPPORTED')
   refuse({ type: 'date' }, 'ERR_ZC_ARGUMENT')
-  refuse(false, 'ERR_ZC_ARGUMENT')
+  for (const nothing of [
+    false,
+    { $ref: '#' },
+    { enum: [] },
+    { type: 'string', const: 1 },
+    { type: 'null', anyOf: [{ type: 'string' }, false] },
+    { type: 'array', items: { enum: [] }, minItems: 1 },
+    { type: 'object', properties: { a: false }, required: ['a'] },
+  ]) {
+    refuse(nothing, 'ERR_ZC_ARGUMENT')
+  }
+  refuse({ $ref: '#/$defs/%' }, 'ERR_ZC_ARGUMENT')
   refuse({ $ref: '#/$defs/none' }, 'ERR_ZC_ARGUMENT')
   refuse({ type: 'array', items: { type: 'null' }, minItems: 3, maxItems: 2 }, 'ERR_ZC_ARGUMENT')
 })

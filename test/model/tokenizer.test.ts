@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { loadTokenizer, type ModelTokenizer } from '../../lib/model/tokenizer'
+import { type ChatMessage, loadTokenizer, type ModelTokenizer } from '../../lib/model/tokenizer'
 import {
   expectRefusal,
   expectZipCacheError,
@@ -103,6 +103,15 @@ describe('byte-level and SentencePiece-like vocabularies', () => {
     expect(tokenizer.decode([0x61, 290, 5000, 0x62])).toBe('ab')
     expect(tokenizer.decode([5000])).toBe('')
     expect(tokenizer.decode(Int32Array.of(0x61, 0x62))).toBe('ab')
+  })
+
+  test.each([undefined, null, 5])('%j is no list of ids', async (ids) => {
+    const tokenizer = await load(byteLevelTokenizer())
+    expectZipCacheError(
+      thrown(() => tokenizer.decode(ids as never)),
+      'ERR_ZC_ARGUMENT',
+      'expected token ids',
+    )
   })
 })
 
@@ -277,5 +286,25 @@ describe('chat templates', () => {
       'ERR_ZC_ARGUMENT',
       'messages: is "Hi", expected an array',
     )
+  })
+
+  test.each([
+    [null, 'is null'],
+    [{ content: 'Hi' }, 'is {"content":"Hi"}, expected { role, content } with a text for a role'],
+    [{ role: 'user' }, 'has no content'],
+    [{ role: 'tool', content: null }, 'has no content'],
+  ])('a message like %j is named', async (message, complaint) => {
+    const tokenizer = await make({ chat_template: '{{ messages[1].content }}' })
+    expectZipCacheError(
+      thrown(() => tokenizer.applyChatTemplate([...messages, message as ChatMessage])),
+      'ERR_ZC_ARGUMENT',
+      `messages[2]: ${complaint}`,
+    )
+  })
+
+  test('an assistant may call tools without a word', async () => {
+    const tokenizer = await make({ chat_template: '{{ messages[0].role }}' })
+    const call = { role: 'assistant', tool_calls: [] } as unknown as ChatMessage
+    expect(tokenizer.applyChatTemplate([call])).toBe('assistant')
   })
 })

@@ -2,6 +2,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import type { ErrorCode } from '../../lib/errors.js'
+import * as ops from '../../lib/ops/index.js'
 import { countNonFinite, Device, linear, type Tensor } from '../../lib/ops/index.js'
 import { describeDevices, isHost } from '../support/backends.js'
 import { expectRefused, expectRejected } from '../support/errors.js'
@@ -12,15 +13,38 @@ function square(of: Device, width = 2): Tensor<'f32'> {
   return of.from(new Float32Array(width * width), [width, width])
 }
 
+test('every op names what is missing', () => {
+  const others = [
+    'codeBytesPerRow',
+    'packSampleParams',
+    'tensorBytes',
+    'Device',
+    'Program',
+    'Tensor',
+  ]
+  const isOp = ([name, value]: [string, unknown]) =>
+    typeof value === 'function' && !others.includes(name)
+  const all = Object.entries(ops).filter(isOp) as [string, (args: object) => void][]
+  expect(all.length).toBeGreaterThan(20)
+  for (const [, op] of all) {
+    expect(() => op({})).toThrow(
+      expect.objectContaining({ name: 'ZipCacheError', argument: expect.any(String) }),
+    )
+  }
+})
+
 describe('opening a device', () => {
   test.each(['gpu', '', 'cpu:', 'cpu:avx9'])('refuses the name %p', async (name) => {
     const message = /expected cpu/
     await expectRejected(Device.open(name), { code: 'ERR_ZC_DEVICE', message })
   })
 
-  test.each([5 as unknown as string, 'cpu\0'])('refuses %j, which is no name', async (name) => {
-    await expectRejected(Device.open(name), { code: 'ERR_ZC_ARGUMENT', argument: 'device' })
-  })
+  test.each([5 as unknown as string, null as unknown as string, 'cpu\0'])(
+    'refuses %j, which is no name',
+    async (name) => {
+      await expectRejected(Device.open(name), { code: 'ERR_ZC_ARGUMENT', argument: 'device' })
+    },
+  )
 
   test('says what was given', async () => {
     const message = /^device: is 5, expected the name/

@@ -211,7 +211,10 @@ describe('configuration', () => {
     })
     // Of a model that is not there: nothing is loaded for a promise that cannot be kept.
     const memory = await end(start(['--model', folder, '--port', '0', '--kv-memory', '999999g']))
-    expect(memory).toMatchObject({ exitCode: 1, stderr: expect.stringContaining('kvMemory: is') })
+    expect(memory).toMatchObject({
+      exitCode: 2,
+      stderr: expect.stringContaining('--kv-memory: is'),
+    })
     const help = await end(start(['--help']))
     expect(help.exitCode).toBe(0)
     for (const word of ['ZIPCACHE_PORT', '--kv-memory', 'x-session-id', 'SIGTERM']) {
