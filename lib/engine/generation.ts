@@ -35,8 +35,8 @@ export interface GenerateOptions {
   /** Tells so many of the likeliest tokens with each, at most 20; default 0. */
   topLogprobs?: number
   /**
-   * Only JSON may be generated: `true`, any object; or a schema, as `jsonGrammar` takes it. The
-   * generation ends with it.
+   * Only JSON may be generated: `true`, any object; or by a schema of the keywords that
+   * docs/server.md lists. The generation ends with it.
    */
   json?: true | JsonSchema
   /** Same seed, same tokens; default 0. */
