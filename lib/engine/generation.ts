@@ -30,8 +30,8 @@ export interface GenerateOptions {
   presencePenalty?: number
   /** Subtracted once for each time that a token was generated, -2 to 2; default 0. */
   frequencyPenalty?: number
-  /** Added to the logits of single tokens, by their ids, -100 to 100. */
-  logitBias?: ReadonlyMap<number, number>
+  /** Added to the logits of single tokens, by their ids, -100 to 100: `{ 42: -100 }`, or a Map. */
+  logitBias?: ReadonlyMap<number, number> | Readonly<Record<number, number>>
   /** Tells so many of the likeliest tokens with each, at most 20; default 0. */
   topLogprobs?: number
   /**
@@ -209,11 +209,17 @@ function vocabularyOf(tokenizer: ModelTokenizer, vocabSize: number): TokenTrie {
 }
 
 function checkBias(
-  bias: ReadonlyMap<number, number> = new Map(),
+  given: GenerateOptions['logitBias'] = {},
   vocabSize: number,
 ): ReadonlyMap<number, number> {
+  const isPlain = given !== null && Object.getPrototypeOf(given) === Object.prototype
+  // `Number('')` is 0.
+  const idOf = (key: string) => (/^\d+$/.test(key) ? Number(key) : Number.NaN)
+  const bias = isPlain
+    ? new Map(Object.entries(given).map(([key, value]) => [idOf(key), value]))
+    : (given as ReadonlyMap<number, number>)
   if (typeof bias?.get !== 'function') {
-    throw bad('logitBias', `is ${String(bias)}, expected a Map of token ids to numbers`)
+    throw bad('logitBias', `is ${show(given)}, expected numbers by token ids, or a Map of them`)
   }
   for (const [id, value] of bias) {
     if (!Number.isInteger(id) || id < 0 || id >= vocabSize) {
