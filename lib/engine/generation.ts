@@ -33,13 +33,13 @@ export interface GenerateOptions {
   presencePenalty?: number | undefined
   /** Subtracted once for each time that a token was generated, -2 to 2; default 0. */
   frequencyPenalty?: number | undefined
-  /** Added to the logits of single tokens, by their ids, -100 to 100. */
-  logitBias?: ReadonlyMap<number, number> | undefined
+  /** Added to the logits of single tokens, by their ids, -100 to 100: `{ 42: -100 }`, or a Map. */
+  logitBias?: ReadonlyMap<number, number> | Readonly<Record<number, number>> | undefined
   /** Tells so many of the likeliest tokens with each, at most 20; default 0. */
   topLogprobs?: number | undefined
   /**
-   * Only JSON may be generated: `true`, any object; or a schema, as `jsonGrammar` takes it. The
-   * generation ends with it.
+   * Only JSON may be generated: `true`, any object; or by a schema of the keywords that
+   * docs/server.md lists. The generation ends with it.
    */
   json?: true | JsonSchema | undefined
   /** Same seed, same tokens; default 0. */
@@ -223,11 +223,17 @@ function vocabularyOf(tokenizer: ModelTokenizer, vocabSize: number): TokenTrie {
 }
 
 function checkBias(
-  bias: ReadonlyMap<number, number> = new Map(),
+  given: GenerateOptions['logitBias'] = {},
   vocabSize: number,
 ): ReadonlyMap<number, number> {
+  const isPlain = given !== null && Object.getPrototypeOf(given) === Object.prototype
+  // `Number('')` is 0.
+  const idOf = (key: string) => (/^\d+$/.test(key) ? Number(key) : Number.NaN)
+  const bias = isPlain
+    ? new Map(Object.entries(given).map(([key, value]) => [idOf(key), value]))
+    : (given as ReadonlyMap<number, number>)
   if (typeof bias?.get !== 'function') {
-    throw bad('logitBias', `is ${show(bias)}, expected a Map of token ids to numbers`)
+    throw bad('logitBias', `is ${show(given)}, expected numbers by token ids, or a Map of them`)
   }
   for (const [id, value] of bias) {
     if (!Number.isInteger(id) || id < 0 || id >= vocabSize) {

@@ -21,7 +21,8 @@ import { checkOptions } from './options.js'
 /** Settings of `loadModel`. */
 export interface LoadOptions {
   /**
-   * A device by name (`cpu`), opened for this model, or one that the caller keeps; default `cpu`.
+   * A device by name, opened for this model: `cpu`, `cuda`, `auto`, or another that `Device.open`
+   * takes, as `cuda:1` and `cpu:avx512`; or one that the caller keeps. Default `cpu`.
    */
   device?: string | Device | undefined
   /**
@@ -36,11 +37,13 @@ export interface LoadOptions {
    * weight, which is what decoding on a CPU waits for. On the CPU alone.
    */
   weights?: WeightFormat | undefined
-  /** Threads of a device opened by name; default one a core. */
+  /** Threads of a device opened by name, without effect on one that is passed; default one a core. */
   threads?: number | undefined
   /**
    * The most memory that caches of this model may take together, in bytes; default half of what the
-   * device has free once the weights are there. A GPU gives it at once. See `EngineOptions`.
+   * device has free once the weights are there. A GPU gives it at once. See `EngineOptions`. An engine of
+   * `createEngine` has memory of its own beside it: where one does the work, this may be as little as
+   * 1 MiB.
    */
   kvMemory?: number | undefined
   /** Aborting rejects with `signal.reason`. */

@@ -20,7 +20,8 @@ export interface TokenMap {
   readonly salientShare: Float32Array
   /**
    * Its saliency when it was compressed, the mean over layers and KV heads, as the policy measures
-   * it: for `zipcache` normalized attention scores. NaN where none was measured, or recorded.
+   * it: for `zipcache` normalized attention scores. NaN where none was measured, and of a sequence
+   * without `recordSaliency: true`.
    *
    * Source: ZipCache (arXiv 2405.14256) §4.2, eq. 8.
    */

@@ -10,7 +10,7 @@ export interface LineRetrievalRecord {
   readonly noun: string
   /** Five decimal digits. */
   readonly number: string
-  /** Index into `kTemplates`. */
+  /** Which of the nine sentences, of [0, 9), the number stands in. */
   readonly template: number
 }
 

@@ -105,7 +105,7 @@ export class Server {
     return this.#backend ? 'ready' : 'loading'
   }
 
-  /** For tests: the engine that it runs on. */
+  /** @internal The engine that it runs on: for tests. */
   get engine(): Engine | null {
     return this.#backend?.engine ?? null
   }

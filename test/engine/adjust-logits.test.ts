@@ -29,12 +29,9 @@ const prompt = someIds(30, 300)
 
 /** The same generation, step by step, from the logits of the whole text and the reference's sampler. */
 async function expected(n: number, options: GenerateOptions): Promise<number[]> {
-  const {
-    presencePenalty = 0,
-    frequencyPenalty = 0,
-    logitBias = new Map(),
-    temperature = 0,
-  } = options
+  const { presencePenalty = 0, frequencyPenalty = 0, logitBias = {}, temperature = 0 } = options
+  const biasOf = (id: number) =>
+    (logitBias instanceof Map ? logitBias.get(id) : (logitBias as Record<number, number>)[id]) ?? 0
   const ids: number[] = []
   const { vocabSize } = model.config
   for (let i = 0; i < n; i++) {
@@ -46,7 +43,7 @@ async function expected(n: number, options: GenerateOptions): Promise<number[]> 
     for (let id = 0; id < vocabSize; id++) {
       if (seen[id]) logits[id] = logits[id]! > 0 ? logits[id]! / rp : logits[id]! * rp
       const count = ids.filter((other) => other === id).length
-      logits[id]! += (logitBias.get(id) ?? 0) - (count > 0 ? presencePenalty : 0)
+      logits[id]! += biasOf(id) - (count > 0 ? presencePenalty : 0)
       logits[id]! -= frequencyPenalty * count
     }
     const params = { temperature, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1 }
@@ -63,6 +60,7 @@ test.each<[string, GenerateOptions]>([
   ['presence', { presencePenalty: 2 }],
   ['frequency', { frequencyPenalty: 1.5, presencePenalty: 0.5 }],
   ['bias', { logitBias: new Map([[40, 100]]), frequencyPenalty: 2 }],
+  ['bias of a plain object', { logitBias: { 40: 100, 7: -100 }, frequencyPenalty: 2 }],
   [
     'all, drawn',
     { frequencyPenalty: -1, presencePenalty: 1, repetitionPenalty: 1.3, temperature: 0.9, seed: 3 },

@@ -33,7 +33,17 @@ test('a misspelt option of a sequence is not lost', async () => {
   await expectRejected(model().logits([5], misspelt), fault)
 })
 
-test.each([[[[1, 2]]], [{ 1: 2 }], [null], [5], [new Set([1])]])('logitBias: %j', async (bias) => {
+test.each([
+  [[[1, 2]]],
+  [{ a: 2 }],
+  [{ '': 2 }],
+  [{ 1: '2' }],
+  [{ 1: 101 }],
+  [{ 999999: 1 }],
+  [null],
+  [5],
+  [new Set([1])],
+])('logitBias: %j', async (bias) => {
   const generation = collect(model().generate([5], { logitBias: bias as never }))
   await expectRejected(generation, { code: 'ERR_ZC_ARGUMENT', argument: 'logitBias' })
 })

@@ -18,7 +18,7 @@ export async function fromAProgram(ids: number[], nextTurn: string): Promise<voi
   const sequence = model.createSequence({ policy: 'zipcache' })
   await sequence.prefill(ids)
   console.log(sequence.bytes) // { resident, peak, fp16, ratio, paperRatio, byClass }
-  console.log(await sequence.tokenMap()) // of each token: its bits, in how many heads it is salient
+  console.log(await sequence.tokenMap()) // of each token: its bits, in which share of heads it is salient
   for await (const token of sequence.generate(null, { maxTokens: 64 }))
     process.stdout.write(token.text)
   for await (const token of sequence.generate(nextTurn)) process.stdout.write(token.text)
