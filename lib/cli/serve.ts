@@ -69,9 +69,6 @@ interface ServeOptions {
   readonly metricsCompat?: 'vllm'
 }
 
-/** Memory of the engine that every model comes with, which the server does not use. */
-const OWN_ENGINE_BYTES = 2 ** 24
-
 const HELP = `
 Every option is also read from the environment, as ZIPCACHE_ and its name (--kv-memory is
 ZIPCACHE_KV_MEMORY), and from a JSON file given by --config, by its name in camel case
@@ -298,8 +295,7 @@ async function serve(command: Command, options: ServeOptions, signal: AbortSigna
     try {
       // Before a model is loaded for nothing.
       if (options.kvMemory !== undefined) checkKvMemory(options.kvMemory, device)
-      const kvMemory = OWN_ENGINE_BYTES
-      const model = await loadModel(dir, { device, dtype, weights, kvMemory, signal })
+      const model = await loadModel(dir, { device, dtype, weights, signal })
       try {
         server.serve(model, { examples: examplesOf(model) })
         const seconds = (performance.now() - startedAt) / 1000

@@ -40,10 +40,9 @@ export interface LoadOptions {
   /** Threads of a device opened by name, without effect on one that is passed; default one a core. */
   threads?: number | undefined
   /**
-   * The most memory that caches of this model may take together, in bytes; default half of what the
-   * device has free once the weights are there. A GPU gives it at once. See `EngineOptions`. An engine of
-   * `createEngine` has memory of its own beside it: where one does the work, this may be as little as
-   * 1 MiB.
+   * The most memory that caches of the model's own engine may take together, in bytes; default half of
+   * what the device has free when the first of them is made. A GPU gives it at once. See
+   * `EngineOptions`: an engine of `createEngine` has memory of its own beside it.
    */
   kvMemory?: number | undefined
   /** Aborting rejects with `signal.reason`. */
@@ -123,8 +122,7 @@ export async function loadModel(dir: string | URL, options: LoadOptions = {}): P
       specialTokens: tokenizer && specialTokensOf(tokenizer, config.vocabSize),
     }
     await device.sync() // what is still to be freed is not free
-    const kvMemory = options.kvMemory ?? device.memory.free / 2
-    return new Model(forwardModel, kvMemory, tokenizer, generationConfig, release)
+    return new Model(forwardModel, options.kvMemory ?? null, tokenizer, generationConfig, release)
   } catch (error) {
     await release()
     throw error

@@ -28,8 +28,8 @@ import { disposedError } from './run.js'
 import type { Prompt, Sequence } from './sequence.js'
 
 /**
- * A checkpoint loaded onto a device, ready to run. Made by `loadModel`. It comes with an engine of
- * its own, which its methods use; `createEngine` makes further ones over the same weights.
+ * A checkpoint loaded onto a device, ready to run. Made by `loadModel`. Its methods use an engine of
+ * its own, made when the first of them is called; `createEngine` makes further ones over the same weights.
  */
 export class Model {
   /** What config.json says, checked and with the defaults filled in. */
@@ -45,15 +45,17 @@ export class Model {
   /** What its authors advise of sampling; null when the folder has no generation_config.json. */
   readonly generationConfig: GenerationConfig | null
   readonly #forward: ForwardModel
-  readonly #engine: Engine
-  readonly #engines: Set<Engine>
+  /** Of its own engine's caches; null: half of what is free by then. */
+  readonly #kvMemory: number | null
+  #engine: Engine | null = null
+  readonly #engines = new Set<Engine>()
   readonly #release: () => Promise<void>
   #disposal: Promise<void> | null = null
 
   /** @internal */
   constructor(
     forwardModel: ForwardModel,
-    kvMemory: number,
+    kvMemory: number | null,
     tokenizer: ModelTokenizer | null,
     generationConfig: GenerationConfig | null,
     release: () => Promise<void>,
@@ -65,9 +67,16 @@ export class Model {
     this.tokenizer = tokenizer
     this.generationConfig = generationConfig
     this.#forward = forwardModel
-    this.#engine = new Engine(forwardModel, tokenizer, { kvMemory })
-    this.#engines = new Set([this.#engine])
+    this.#kvMemory = kvMemory
     this.#release = release
+    if (kvMemory !== null) this.#ownEngine() // what was asked for is there, or the load fails
+  }
+
+  #ownEngine(): Engine {
+    this.#engine ??= this.createEngine({
+      kvMemory: this.#kvMemory ?? this.device.memory.free / 2,
+    })
+    return this.#engine
   }
 
   /**
@@ -79,12 +88,12 @@ export class Model {
 
   /** Memory of the caches of the model's own engine. */
   get kvMemory(): KvMemory {
-    return this.#engine.kvMemory
+    return this.#ownEngine().kvMemory
   }
 
   /** What the model's own engine is doing. */
   stats(): EngineStats {
-    return this.#engine.stats()
+    return this.#ownEngine().stats()
   }
 
   /** @internal Use `createEngine`. */
@@ -129,7 +138,7 @@ export class Model {
    */
   createSequence(options: CreateSequenceOptions = {}): Sequence {
     if (this.#disposal) throw disposedError('model')
-    return this.#engine.createSequence(options)
+    return this.#ownEngine().createSequence(options)
   }
 
   /**
@@ -147,7 +156,7 @@ export class Model {
     options: GenerateOptions & SequenceOptions,
   ): AsyncGenerator<GeneratedToken, FinishReason | null, undefined> {
     if (this.#disposal) throw disposedError('model')
-    const tokens = this.#engine.generate(prompt, options)
+    const tokens = this.#ownEngine().generate(prompt, options)
     yield* tokens
     return tokens.finishReason
   }

@@ -96,10 +96,6 @@ export class Device {
    * `ERR_ZC_ARGUMENT` for a bad option, `ERR_ZC_NATIVE` when the addon cannot be loaded.
    */
   static async open(name = 'cpu', options: DeviceOptions = {}): Promise<Device> {
-    if (typeof name !== 'string') {
-      const message = `device: is ${show(name)}, expected a name`
-      throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'device' })
-    }
     const fromEnvironment = process.env.ZIPCACHE_THREADS
     const threads = options.threads ?? (fromEnvironment ? Number(fromEnvironment) : 0)
     if (!Number.isInteger(threads) || threads < 0 || threads > 1024) {

@@ -112,7 +112,7 @@ describe.each(models)(
       {
         ...zip,
         keyBits: { high: 8, low: 3 },
-        valueBits: { high: 4, low: 8 },
+        valueBits: { high: 8, low: 4 },
         keyRange: { norm: 3 },
         valueRange: { low: { norm: 2 } },
       },

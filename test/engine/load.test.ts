@@ -2,7 +2,7 @@
 import { readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { Device, type LoadOptions, loadModel } from '../../lib/index'
+import { createEngine, Device, type LoadOptions, loadModel } from '../../lib/index'
 import { expectRejected, type Fault } from '../support/errors'
 import { kFixtures, ModelCopies, type StoredTensors, storedAs, valuesOf } from './model-copies'
 import { collect, idsOf, someIds } from './running'
@@ -81,7 +81,7 @@ describe('numbers that overflow on their way', () => {
         return tensors.set('lm_head.weight', { ...head, dtype: 'F32', bytes })
       },
     })
-    const model = await loadModel(dir, { device })
+    const model = await loadModel(dir, { device, kvMemory: 2 ** 22 })
     const before = device.memory.current
     for (const options of [{}, { temperature: 1 }, { topK: 3, temperature: 0.5 }]) {
       await expectRejected(collect(model.generate(someIds(20, 320), options)), {
@@ -263,4 +263,22 @@ describe('options that are refused', () => {
       await expectRejected(loadModel(dir as string), fault)
     },
   )
+})
+
+describe("the model's own engine", () => {
+  test('takes memory when it is asked for, or first used', async () => {
+    const model = await loadModel(kLlama, { device })
+    const { current } = device.memory
+    const engine = createEngine({ model, kvMemory: 2 ** 22 })
+    await engine.dispose()
+    await device.sync()
+    expect(device.memory.current).toBe(current)
+    const sequence = model.createSequence()
+    expect(device.memory.current).toBeGreaterThan(current)
+    sequence.dispose()
+    await model.dispose()
+    const asked = await loadModel(kLlama, { device, kvMemory: 2 ** 22 })
+    expect(device.memory.current).toBeGreaterThan(current)
+    await asked.dispose()
+  })
 })
