@@ -37,8 +37,9 @@ Device::Device(const std::string& name, int n_threads, const std::string& plugin
       threads_(backend_ && !plugin_ ? threads_or_default(n_threads) : 1),
       context_{&threads_, plugin_ ? plugin_->context() : nullptr},
       stream_(memory_) {
-  ZC_CHECK(backend_, ErrorCode::kDevice, "device: '%s' is not available here, expected cpu%s, cuda",
-           name.c_str(), cpu::isa_list().c_str());
+  ZC_CHECK(backend_, ErrorCode::kDevice,
+           "device: '%s' is not available here, expected auto, cpu%s, cuda or cuda:N", name.c_str(),
+           cpu::isa_list().c_str());
 }
 
 void Device::stop() {

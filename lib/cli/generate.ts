@@ -104,7 +104,7 @@ async function generate(
   }
 }
 
-/** The policy alone where nothing else is asked, so that names with bits in them work too. */
+/** The policy as it was given, with what else was asked of it. */
 function policyOf(options: GenerateCommandOptions): PolicySpec {
   const { policy, saliencyRatio, highBits, lowBits, window } = options
   const given = Object.entries({ saliencyRatio, highBits, lowBits, window }).filter(

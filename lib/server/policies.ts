@@ -48,7 +48,7 @@ function specOf(kvCache: unknown): PolicySpec {
     })
   }
   const { policy, ...options } = kvCache
-  // The name alone where there are no options, since `uniform4` is one only as a text.
+  // A name alone is a text, as those are that are allowed.
   if (Object.keys(options).length === 0) return policy as PolicySpec
   return { ...options, name: policy } as PolicySpec
 }
