@@ -110,6 +110,7 @@ type Rest<Options, Name extends string, Said extends keyof Options> = Omit<
   'name' | Said
 > & { name: Name }
 
+/** Options beside a name that says some of them. */
 type NamedOptions =
   | Rest<MikvPaperOptions, 'mikv-paper', 'preset'>
   | Rest<UniformOptions, `uniform${CodeBits}`, 'bits'>
