@@ -35,7 +35,7 @@ test('every op names what is missing', () => {
 
 describe('opening a device', () => {
   test.each(['gpu', '', 'cpu:', 'cpu:avx9'])('refuses the name %p', async (name) => {
-    const message = /expected cpu/
+    const message = /expected auto, cpu/
     await expectRejected(Device.open(name), { code: 'ERR_ZC_DEVICE', message })
   })
 
