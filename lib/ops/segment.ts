@@ -253,18 +253,7 @@ export interface ExportSegmentArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`.
  */
 export function exportSegment(args: ExportSegmentArgs): void {
-  loadAddon().exportSegment(
-    handleOf(args.pool),
-    handleOf(args.table),
-    handleOf(args.kCodes),
-    handleOf(args.vCodes),
-    handleOf(args.kParams),
-    handleOf(args.vParams),
-    handleOf(args.vChannel),
-    handleOf(args.positions),
-    args.layer,
-    args.segment,
-  )
+  loadAddon().exportSegment(...placeAndContent(args))
 }
 
 /** Arguments of `importSegment`, which writes `pool` alone; parameters must be finite and exact in float16. */
@@ -280,7 +269,12 @@ export type ImportSegmentArgs = ExportSegmentArgs
  * is found when the op runs (`ERR_ZC_ARGUMENT`), and what the segment holds then is undefined.
  */
 export function importSegment(args: ImportSegmentArgs): void {
-  loadAddon().importSegment(
+  loadAddon().importSegment(...placeAndContent(args))
+}
+
+/** What both ops are given. */
+function placeAndContent(args: ExportSegmentArgs) {
+  return [
     handleOf(args.pool),
     handleOf(args.table),
     handleOf(args.kCodes),
@@ -291,5 +285,5 @@ export function importSegment(args: ImportSegmentArgs): void {
     handleOf(args.positions),
     args.layer,
     args.segment,
-  )
+  ] as const
 }

@@ -3,6 +3,9 @@ import { readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { createEngine, Device, type LoadOptions, loadModel } from '../../lib/index'
+import { checkTensors, openCheckpoint } from '../../lib/model/checkpoint'
+import { readModelConfig } from '../../lib/model/config'
+import { loadWeights } from '../../lib/model/weights'
 import { expectRejected, type Fault } from '../support/errors'
 import { kFixtures, ModelCopies, type StoredTensors, storedAs, valuesOf } from './model-copies'
 import { collect, idsOf, someIds } from './running'
@@ -97,10 +100,10 @@ describe('numbers that overflow on their way', () => {
 
 describe('computed in bfloat16', () => {
   const output = 'model.layers.0.self_attn.o_proj.weight'
+  const huge = 0x4796 // 76,800
 
   test('a GPU keeps what follows attention in float16, unless something in it is too large', async () => {
     const ids = someIds(40, 320)
-    const huge = 0x4796 // 76,800
     for (const tensors of [undefined, poke(output, huge, 5)]) {
       const dir = tensors ? copies.copy(kLlama, { tensors }) : kLlama
       const [exact, rounded] = await Promise.all(
@@ -116,6 +119,34 @@ describe('computed in bfloat16', () => {
       const largest = Math.max(...exact!.map(Math.abs))
       expect(error / largest).toBeLessThan(0.05)
     }
+  })
+
+  test('keeps matrices in the types that they multiply, by device', async () => {
+    const typesOn = async (where: Device, dir: string) => {
+      const checked = checkTensors(await openCheckpoint(dir), await readModelConfig(dir))
+      const weights = await loadWeights(where, checked, 'bf16', 'stored')
+      const types = weights.layers.map(({ oProj, qProj }) => [
+        oProj?.weight.dtype,
+        qProj?.weight.dtype,
+      ])
+      weights.dispose()
+      return types.slice(0, 2)
+    }
+    const gpu = await Device.open('cuda-emu')
+    const withHuge = copies.copy(kLlama, { tensors: poke(output, huge, 5) })
+    expect(await typesOn(gpu, kLlama)).toEqual([
+      ['f16', 'bf16'],
+      ['f16', 'bf16'],
+    ])
+    expect(await typesOn(gpu, withHuge)).toEqual([
+      ['bf16', 'bf16'],
+      ['f16', 'bf16'],
+    ])
+    expect(await typesOn(device, kLlama)).toEqual([
+      ['bf16', 'bf16'],
+      ['bf16', 'bf16'],
+    ])
+    await gpu.dispose()
   })
 
   test('is usual on a GPU and not on a CPU', async () => {

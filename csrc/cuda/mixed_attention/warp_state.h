@@ -63,16 +63,14 @@ struct WarpState {
         next.v_quantized() ? params[kDim + w] : kOnes;
     if (lane == 0) running.layout = next.word;
     fold_keys(p, next, params, query, lane);
-    // Out of the way of a split's first segment, whose next instructions no cache has.
-    if (!is_empty) [[unlikely]] {
-      begin_units(next);
-      scale_units(
-          next, -1,
-          [&](int s, int hi, float factor, float channel) {
-            o[s][2 * hi] *= factor * simt::rcp(channel);
-          },
-          running.normalisers, lane);
-    }
+    if (is_empty) return;
+    begin_units(next);
+    scale_units(
+        next, -1,
+        [&](int s, int hi, float factor, float channel) {
+          o[s][2 * hi] *= factor * simt::rcp(channel);
+        },
+        running.normalisers, lane);
   }
 
   // Before the first unit of a segment, and of a split.
