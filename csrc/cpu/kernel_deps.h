@@ -20,6 +20,7 @@
 #include <arm_neon.h>
 #endif
 
+#include "csrc/math/activation.h"
 #include "csrc/math/dispatch.h"
 #include "csrc/core/error.h"
 #include "csrc/math/float16.h"

@@ -214,10 +214,10 @@ ZC_BIND("storeProbes", store_probes, StoreProbesArgs, a.q = r.tensor("q"); a.lse
         a.probe_lse = r.output("probeLse");)
 
 ZC_BIND("embedding", embedding, EmbeddingArgs, a.ids = r.tensor("ids");
-        a.weight = r.tensor("weight"); a.out = r.output("out");)
+        a.weight = r.tensor("weight"); a.out = r.output("out"); a.scale = r.f32("scale");)
 
 ZC_BIND("rmsNorm", rms_norm, RmsNormArgs, a.x = r.tensor("x"); a.weight = r.tensor("weight");
-        a.out = r.output("out"); a.eps = r.f32("eps");)
+        a.out = r.output("out"); a.eps = r.f32("eps"); a.accumulate = r.boolean("accumulate");)
 
 ZC_BIND("linear", linear, LinearArgs, a.x = r.tensor("x"); a.weight = r.tensor("weight");
         a.scales = r.optional_tensor("scales"); a.bias = r.optional_tensor("bias");
@@ -242,7 +242,10 @@ ZC_BIND("ropeTable", rope_table, RopeTableArgs, a.positions = r.tensor("position
 ZC_BIND("rope", rope, RopeArgs, a.x = r.tensor("x"); a.cos = r.tensor("cos");
         a.sin = r.tensor("sin"); a.out = r.output("out");)
 
-ZC_BIND("siluGate", silu_gate, SiluGateArgs, a.gate = r.tensor("gate"); a.up = r.tensor("up");
+ZC_BIND("siluGate", silu_gate, GateArgs, a.gate = r.tensor("gate"); a.up = r.tensor("up");
+        a.out = r.output("out");)
+
+ZC_BIND("geluGate", gelu_gate, GateArgs, a.gate = r.tensor("gate"); a.up = r.tensor("up");
         a.out = r.output("out");)
 
 ZC_BIND("sample", sample, SampleArgs, a.logits = r.tensor("logits"); a.params = r.tensor("params");
@@ -296,6 +299,7 @@ void register_ops(Napi::Object exports) {
   define<rope_table_js>(exports, "ropeTable");
   define<rope_js>(exports, "rope");
   define<silu_gate_js>(exports, "siluGate");
+  define<gelu_gate_js>(exports, "geluGate");
   define<sample_js>(exports, "sample");
   define<feed_tokens_js>(exports, "feedTokens");
   define<convert_js>(exports, "convert");

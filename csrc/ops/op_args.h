@@ -92,8 +92,8 @@ struct RopeAppendArgs {
   TensorView q;           // (rows, n_heads, head_dim) f32|f16|bf16
   TensorView k;           // (rows, n_kv_heads, head_dim), q's dtype
   TensorView v;           // k's shape, q_out's dtype
-  TensorView cos;         // (rows, head_dim / 2) f32
-  TensorView sin;         // (rows, head_dim / 2) f32
+  TensorView cos;         // (rows, rotary_dim / 2) f32, rotary_dim at most head_dim
+  TensorView sin;         // the same
   TensorView q_out;       // q's shape, f32|f16|bf16; may be q
   TensorView k_out;       // k's shape, q_out's dtype; may be k, may be undefined
   TensorView pool;        // (bytes) u8
@@ -221,6 +221,7 @@ struct EmbeddingArgs {
   TensorView ids;     // (n) i32
   TensorView weight;  // (vocab_size, width) f32|f16|bf16
   TensorView out;     // (n, width) f32
+  float scale;        // multiplies out
 };
 
 struct RmsNormArgs {
@@ -228,6 +229,7 @@ struct RmsNormArgs {
   TensorView weight;  // (width) f32|f16|bf16
   TensorView out;     // (rows, width) f32|f16|bf16
   float eps;
+  bool accumulate;
 };
 
 struct LinearArgs {
@@ -266,20 +268,21 @@ struct QuantizeWeightArgs {
 
 struct RopeTableArgs {
   TensorView positions;  // (n) i32
-  TensorView inv_freq;   // (head_dim / 2) f32
-  TensorView cos;        // (n, head_dim / 2) f32
-  TensorView sin;        // (n, head_dim / 2) f32
+  TensorView inv_freq;   // (rotary_dim / 2) f32
+  TensorView cos;        // (n, rotary_dim / 2) f32
+  TensorView sin;        // (n, rotary_dim / 2) f32
   float attention_scale;
 };
 
 struct RopeArgs {
   TensorView x;    // (n, heads, head_dim) f32|f16|bf16
-  TensorView cos;  // (n, head_dim / 2) f32
-  TensorView sin;  // (n, head_dim / 2) f32
+  TensorView cos;  // (n, rotary_dim / 2) f32, rotary_dim at most head_dim
+  TensorView sin;  // the same
   TensorView out;  // x's shape, f32|f16|bf16; may be x
 };
 
-struct SiluGateArgs {
+// Of silu_gate and gelu_gate.
+struct GateArgs {
   TensorView gate;  // (n, width) f32|f16|bf16
   TensorView up;    // the same
   TensorView out;   // gate's shape, f32|f16|bf16; may be gate or up

@@ -125,6 +125,17 @@ void expect_head_dim(const char* name, int64_t head_dim) {
          "head_dim is " + std::to_string(head_dim) + ", expected a multiple of 16 up to 256");
 }
 
+// RoPE's tables for heads of so many channels, or for the first of them.
+void expect_turns(const TensorView& cos, const TensorView& sin, int64_t rows, int64_t head_dim) {
+  expect_dtype("cos", cos, DType::kF32);
+  expect_shape("cos", cos, {rows, kAny});
+  if (2 * cos.size(1) > head_dim)
+    fail(ErrorCode::kShape, "cos",
+         std::to_string(cos.size(1)) + " angles a row, expected at most " +
+             std::to_string(head_dim / 2) + ", one for two channels");
+  expect_same("sin", sin, "cos", cos);
+}
+
 void expect_pool(const TensorView& pool) {
   expect_dtype("pool", pool, DType::kU8);
   expect_shape("pool", pool, {kAny});
@@ -297,9 +308,7 @@ void check(const RopeAppendArgs& a) {
   expect_dtype("v", a.v, a.q_out.dtype);
   expect_shape("v", a.v, {rows, a.k.size(1), a.k.size(2)});
   if (a.k_out.defined()) expect_same("kOut", a.k_out, "v", a.v);
-  expect_dtype("cos", a.cos, DType::kF32);
-  expect_shape("cos", a.cos, {rows, a.q.size(2) / 2});
-  expect_same("sin", a.sin, "cos", a.cos);
+  expect_turns(a.cos, a.sin, rows, a.q.size(2));
   expect_pool(a.pool);
   expect_tables(a.tables, a.starts);
   expect_dtype("cuSeqlens", a.cu_seqlens, DType::kI32);
@@ -427,6 +436,7 @@ void check(const EmbeddingArgs& a) {
   expect_shape("weight", a.weight, {kAny, kAny});
   expect_dtype("out", a.out, DType::kF32);
   expect_shape("out", a.out, {a.ids.size(0), a.weight.size(1)});
+  expect_scale(a.scale);
 }
 
 void check(const RmsNormArgs& a) {
@@ -488,14 +498,12 @@ void check(const RopeArgs& a) {
   expect_float("x", a.x);
   expect_shape("x", a.x, {kAny, kAny, kAny});
   if (a.x.size(2) % 2 != 0) fail(ErrorCode::kShape, "x", "head_dim is odd, expected even");
-  expect_dtype("cos", a.cos, DType::kF32);
-  expect_shape("cos", a.cos, {a.x.size(0), a.x.size(2) / 2});
-  expect_same("sin", a.sin, "cos", a.cos);
+  expect_turns(a.cos, a.sin, a.x.size(0), a.x.size(2));
   expect_float("out", a.out);
   expect_shape("out", a.out, {a.x.size(0), a.x.size(1), a.x.size(2)});
 }
 
-void check(const SiluGateArgs& a) {
+void check(const GateArgs& a) {
   expect_float("gate", a.gate);
   expect_shape("gate", a.gate, {kAny, kAny});
   expect_same("up", a.up, "gate", a.gate);

@@ -147,6 +147,16 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
     checkClose(actual, expected, { name: 'out', tolerance: kTolerance.f32Activation })
   },
 
+  geluGate: async (tensors) => {
+    const gate = tensors.normal('f32', [2, 50])
+    const up = tensors.normal('f32', [2, 50], { seed: 2 })
+    const out = tensors.output('f32', [2, 50])
+    ops.geluGate({ gate, up, out })
+    const [gates, ups, actual] = await valuesOfAll(gate, up, out)
+    const expected = reference.geluGate({ gate: gates, up: ups })
+    checkClose(actual, expected, { name: 'out', tolerance: kTolerance.f32Activation })
+  },
+
   flashAttention: async (tensors) => {
     const { q, k, v, out, lse } = promptAttention(tensors)
     const [qs, ks, vs, outs, lses] = await valuesOfAll(q, k, v, out, lse)

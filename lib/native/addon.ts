@@ -220,8 +220,8 @@ export interface Addon {
   ): void
   mergeAttention(outA: T, lseA: T, outB: T, lseB: T, out: T, lse: T): void
   storeProbes(q: T, lse: T, slots: T, probeQ: T, probeLse: T): void
-  embedding(ids: T, weight: T, out: T): void
-  rmsNorm(x: T, weight: T, out: T, eps: number): void
+  embedding(ids: T, weight: T, out: T, scale: number): void
+  rmsNorm(x: T, weight: T, out: T, eps: number, accumulate: boolean): void
   linear(x: T, weight: T, scales: Optional, bias: Optional, out: T, accumulate: boolean): void
   /** Of each product: weight, scales, bias, out. */
   groupedLinear(x: T, nProducts: number, ...products: Optional[]): void
@@ -229,6 +229,7 @@ export interface Addon {
   ropeTable(positions: T, invFreq: T, cos: T, sin: T, attentionScale: number): void
   rope(x: T, cos: T, sin: T, out: T): void
   siluGate(gate: T, up: T, out: T): void
+  geluGate(gate: T, up: T, out: T): void
   sample(logits: T, params: T, seen: T, contexts: T, ids: T, logprobs: T): void
   feedTokens(sampled: T, source: T, given: T, out: T): void
   convert(x: T, out: T): void

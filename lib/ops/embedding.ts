@@ -9,14 +9,17 @@ export interface EmbeddingArgs {
   weight: Tensor
   /** (n, width) f32, out. */
   out: Tensor
+  /** Multiplies every row; above 0, default 1. */
+  scale?: number
 }
 
 /**
- * out[i] = weight[ids[i]].
+ * out[i] = scale * weight[ids[i]].
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`; an id out of range is found when the op runs
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`; an id out of range is found when the op runs
  * (`ERR_ZC_ARGUMENT`).
  */
 export function embedding(args: EmbeddingArgs): void {
-  loadAddon().embedding(handleOf(args.ids), handleOf(args.weight), handleOf(args.out))
+  const { ids, weight, out, scale = 1 } = args
+  loadAddon().embedding(handleOf(ids), handleOf(weight), handleOf(out), scale)
 }

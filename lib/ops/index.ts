@@ -14,6 +14,7 @@ export { DTYPE_BYTES, DTYPES, type DType, TYPED_ARRAYS, type TypedArrays } from 
 export { type EmbeddingArgs, embedding } from './embedding.js'
 export { type FeedTokensArgs, feedTokens } from './feed-tokens.js'
 export { type FlashAttentionArgs, flashAttention } from './flash-attention.js'
+export { type GateArgs, geluGate, siluGate } from './gate.js'
 export {
   type GroupedLinearArgs,
   groupedLinear,
@@ -68,6 +69,5 @@ export {
   unpackSegment,
 } from './segment.js'
 export { type SelectSalientArgs, selectSalient } from './select-salient.js'
-export { type SiluGateArgs, siluGate } from './silu-gate.js'
 export { type StoreProbesArgs, storeProbes } from './store-probes.js'
 export { Tensor } from './tensor.js'

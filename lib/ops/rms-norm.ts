@@ -11,14 +11,17 @@ export interface RmsNormArgs {
   out: Tensor
   /** Added to the mean square; 0 or more. */
   eps: number
+  /** Adds to what is in `out`; default false. */
+  accumulate?: boolean
 }
 
 /**
- * out = x / sqrt(mean(x^2) + eps) * weight, row by row.
+ * out = x / sqrt(mean(x^2) + eps) * weight, row by row, or that plus out.
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`. Source: Zhang and Sennrich (arXiv
  * 1910.07467), Eq. 4.
  */
 export function rmsNorm(args: RmsNormArgs): void {
-  loadAddon().rmsNorm(handleOf(args.x), handleOf(args.weight), handleOf(args.out), args.eps)
+  const { x, weight, out, eps, accumulate = false } = args
+  loadAddon().rmsNorm(handleOf(x), handleOf(weight), handleOf(out), eps, accumulate)
 }

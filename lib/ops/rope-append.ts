@@ -9,9 +9,9 @@ export interface RopeAppendArgs {
   k: Tensor
   /** (rows, n_kv_heads, head_dim), qOut's dtype. */
   v: Tensor
-  /** (rows, head_dim / 2) f32, by `ropeTable`. */
+  /** (rows, rotary_dim / 2) f32, by `ropeTable`; rotary_dim is head_dim or less. */
   cos: Tensor
-  /** (rows, head_dim / 2) f32, by `ropeTable`. */
+  /** (rows, rotary_dim / 2) f32, by `ropeTable`; rotary_dim is head_dim or less. */
   sin: Tensor
   /** As `q` or of another of its dtypes, out; may be `q`. */
   qOut: Tensor

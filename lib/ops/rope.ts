@@ -5,11 +5,11 @@ import { handleOf, type Tensor } from './tensor.js'
 export interface RopeTableArgs {
   /** (n) i32, absolute, from 0. */
   positions: Tensor
-  /** (head_dim / 2) f32, radians per position. */
+  /** (rotary_dim / 2) f32, radians per position. */
   invFreq: Tensor
-  /** (n, head_dim / 2) f32, out. */
+  /** (n, rotary_dim / 2) f32, out. */
   cos: Tensor
-  /** (n, head_dim / 2) f32, out. */
+  /** (n, rotary_dim / 2) f32, out. */
   sin: Tensor
   /** Multiplies both tables: YaRN's factor. Default 1. */
   attentionScale?: number
@@ -36,17 +36,17 @@ export function ropeTable(args: RopeTableArgs): void {
 export interface RopeArgs {
   /** (n, heads, head_dim) f32, f16 or bf16. */
   x: Tensor
-  /** (n, head_dim / 2) f32, by `ropeTable`. */
+  /** (n, rotary_dim / 2) f32, by `ropeTable`; rotary_dim is head_dim or less. */
   cos: Tensor
-  /** (n, head_dim / 2) f32, by `ropeTable`. */
+  /** (n, rotary_dim / 2) f32, by `ropeTable`. */
   sin: Tensor
   /** As `x` or of another of its dtypes, out; default `x`, in place. */
   out?: Tensor
 }
 
 /**
- * Rotates the pairs (x[i], x[i + head_dim / 2]) of every head: Hugging Face's half-split
- * convention.
+ * Rotates the pairs (x[i], x[i + rotary_dim / 2]) of every head, Hugging Face's half-split
+ * convention. Channels from rotary_dim on stay as they are.
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
  */

@@ -1,16 +1,19 @@
 /**
- * Looks up one row of the embedding matrix per token: out_i = weight[ids_i].
+ * Looks up one row of the embedding matrix per token: out_i = scale * weight[ids_i].
  *
  * - `ids` (n), in [0, vocab_size)
  * - `weight` (vocab_size, width)
+ * - `scale`: default 1
  * - returns (n, width)
  */
 export function embedding(options: {
   ids: ArrayLike<number>
   weight: ArrayLike<number>
   width: number
+  scale?: number
 }): Float64Array {
-  return gatherRows({ x: options.weight, rows: options.ids, width: options.width })
+  const { weight, ids, width, scale = 1 } = options
+  return gatherRows({ x: weight, rows: ids, width }).map((x) => scale * x)
 }
 
 /**

@@ -1,8 +1,8 @@
-/** Cosines and sines of rotary position embedding, each (n, head_dim / 2). */
+/** Cosines and sines of rotary position embedding, each (n, rotary_dim / 2). */
 export interface RopeTable {
-  /** (n, head_dim / 2). */
+  /** (n, rotary_dim / 2). */
   cos: Float64Array
-  /** (n, head_dim / 2). */
+  /** (n, rotary_dim / 2). */
   sin: Float64Array
 }
 
@@ -10,9 +10,9 @@ export interface RopeTable {
  * The rotation of each position and frequency: cos, sin of position_i * invFreq_c, times
  * attentionScale.
  *
- * - `positions` (n), absolute, from 0; `invFreq` (head_dim / 2), radians per position
+ * - `positions` (n), absolute, from 0; `invFreq` (rotary_dim / 2), radians per position
  * - `attentionScale`: 1, or YaRN's factor on both tables (so that q . k grows by its square)
- * - returns cos, sin (n, head_dim / 2)
+ * - returns cos, sin (n, rotary_dim / 2)
  *
  * Source: RoFormer (arXiv 2104.09864) eq. 34; YaRN (arXiv 2309.00071) §3.4 for the scale.
  */
@@ -36,15 +36,16 @@ export function ropeTable(options: {
 }
 
 /**
- * Rotates each pair of channels (c, c + head_dim / 2) of row i by the table's angle (i, c):
+ * Rotates each pair of channels (c, c + d / 2) of row i by the table's angle (i, c), d = rotary_dim:
  *
  *     out_c          = x_c cos - x_(c + d/2) sin
  *     out_(c + d/2)  = x_(c + d/2) cos + x_c sin
  *
+ * Channels from rotary_dim on stay as they are.
  * The half-split pairing of Hugging Face's `rotate_half`; RoFormer's own pairs are neighbours, and
  * checkpoints for the two differ by a permutation of the rows of W_q and W_k.
  *
- * - `x` (n, n_heads, head_dim); `cos`, `sin` (n, head_dim / 2)
+ * - `x` (n, n_heads, head_dim); `cos`, `sin` (n, rotary_dim / 2)
  * - returns (n, n_heads, head_dim); the op itself works in place
  */
 export function rope(options: {
@@ -55,8 +56,8 @@ export function rope(options: {
   headDim: number
 }): Float64Array {
   const { x, cos, sin, nHeads, headDim } = options
-  const half = headDim / 2
-  const out = new Float64Array(x.length)
+  const half = (cos.length * nHeads * headDim) / x.length
+  const out = Float64Array.from(x)
   for (let row = 0; row * headDim < x.length; row++) {
     const angle = Math.floor(row / nHeads) * half
     for (let c = 0; c < half; c++) {

@@ -8,7 +8,13 @@ import { expectRefused, expectRejected } from '../support/errors.js'
 import { normals, randomNumbers, storeAs } from '../support/random-data.js'
 
 describeBackends('embedding', (backend) => {
-  async function expectReference(vocabSize: number, width: number, n: number, dtype: FloatDtype) {
+  async function expectReference(
+    vocabSize: number,
+    width: number,
+    n: number,
+    dtype: FloatDtype,
+    scale?: number,
+  ) {
     const { tensors } = backend
     const weight = storeAs(dtype, normals(width, vocabSize * width))
     const next = randomNumbers(n)
@@ -16,8 +22,8 @@ describeBackends('embedding', (backend) => {
     if (n > 1) ids.splice(0, 2, vocabSize - 1, 0)
     const out = tensors.output('f32', [n, width])
     const rows = tensors.input(dtype, weight.stored as Uint16Array, [vocabSize, width])
-    embedding({ ids: tensors.i32(ids), weight: rows, out })
-    const expected = reference({ ids, weight: weight.values, width })
+    embedding({ ids: tensors.i32(ids), weight: rows, out, ...(scale ? { scale } : {}) })
+    const expected = reference({ ids, weight: weight.values, width, ...(scale ? { scale } : {}) })
     expectIdentical(await tensors.values(out), expected, { name: 'out', shape: [n, width] })
   }
 
@@ -26,6 +32,18 @@ describeBackends('embedding', (backend) => {
       for (const n of [0, 1, 16, 33]) await expectReference(101, width, n, dtype)
     }
     await expectReference(1, 5, 3, dtype)
+  })
+
+  test.each(floatDtypes)('scales rows of %s', async (dtype) => {
+    for (const width of [1, 8, 127]) await expectReference(101, width, 9, dtype, 0.5)
+  })
+
+  test.each([0, -1, Number.NaN])('refuses a scale of %f', (scale) => {
+    const { tensors } = backend
+    const out = tensors.output('f32', [1, 4])
+    const args = { ids: tensors.i32([0]), weight: tensors.output('f32', [11, 4]), out, scale }
+    const fault = { code: 'ERR_ZC_ARGUMENT', op: 'embedding', argument: 'scale' } as const
+    expectRefused(() => embedding(args), fault)
   })
 
   test.each([-1, 11, 2 ** 31 - 1, -(2 ** 31)])('id %i of 11, at the next sync', async (id) => {

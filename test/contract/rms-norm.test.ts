@@ -45,6 +45,26 @@ describeBackends('rmsNorm', (backend) => {
     expectClose(actual, expected(), { name: 'out', shape, tolerance: allowed[out] })
   }
 
+  test.each([1, 8, 16, 127, 1031, 4100])('added to what is there, rows of %i', async (width) => {
+    const { tensors } = backend
+    const [x, weight, before] = [1, 2, 3].map((seed) => storeAs('f32', normals(seed, 3 * width)))
+    const shape = [3, width]
+    const own = weight!.values.subarray(0, width)
+    const sum = reference({ x: x!.values, weight: own, width, eps: Math.fround(eps) })
+    const input = tensors.f32(x!.values, shape)
+    // What it adds to may be x itself.
+    for (const start of [before!.values, x!.values]) {
+      const out = start === before!.values ? tensors.f32(start, shape) : input
+      rmsNorm({ x: input, weight: tensors.f32(own, [width]), out, eps, accumulate: true })
+      const expected = sum.map((y, i) => y + start[i]!)
+      expectClose(await tensors.values(out), expected, {
+        name: 'out',
+        shape,
+        tolerance: allowed.f32,
+      })
+    }
+  })
+
   test.each([1, 7, 15, 16, 17, 64, 127, 1031])('rows of %i', async (width) => {
     for (const rows of [0, 1, 2, 17]) {
       const x = normals(rows, rows * width)

@@ -115,13 +115,16 @@ describeBackends('rope', (backend) => {
     n: number
     nHeads: number
     headDim: number
+    /** default headDim */
+    rotaryDim?: number
     dtype?: FloatDtype
     /** of `out`; without it the op works in place */
     out?: FloatDtype
   }
 
-  async function run(tensors: DeviceTensors, { n, nHeads, headDim, dtype = 'f32', out }: Turn) {
-    const half = headDim / 2
+  async function run(tensors: DeviceTensors, turn: Turn) {
+    const { n, nHeads, headDim, rotaryDim = headDim, dtype = 'f32', out } = turn
+    const half = rotaryDim / 2
     const shape = [n, nHeads, headDim]
     const positions = Array.from({ length: n }, (_, i) => i * 3 + 1)
     const table = referenceTable({ positions, invFreq: frequencies(half), attentionScale: 1 })
@@ -162,6 +165,23 @@ describeBackends('rope', (backend) => {
     }
   })
 
+  test.each([
+    [128, 96],
+    [80, 32],
+    [64, 2],
+    [16, 10],
+    [32, 0],
+  ])('of %i channels the first %i', async (headDim, rotaryDim) => {
+    for (const out of [undefined, ...floatDtypes]) {
+      const turn = { n: 19, nHeads: 3, headDim, rotaryDim, ...(out ? { out } : {}) }
+      await expectReference(turn)
+      const { actual, expected } = await run(backend.tensors, turn)
+      if (out !== undefined && out !== 'f32') continue
+      const stays = (_: number, i: number) => i % headDim >= rotaryDim
+      expect(actual.filter(stays)).toEqual(expected.filter(stays))
+    }
+  })
+
   test.each(floatDtypes)('x of %s, in place and into every dtype', async (dtype) => {
     for (const out of [undefined, ...floatDtypes]) {
       await expectReference({ n: 19, nHeads: 3, headDim: 32, dtype, ...(out ? { out } : {}) })
@@ -189,6 +209,7 @@ describeBackends('rope', (backend) => {
     ['f16 cos', (t) => ({ cos: t.output('f16', [3, 4]) }), 'ERR_ZC_DTYPE', 'cos'],
     ['cos of other rows', (t) => ({ cos: t.output('f32', [2, 4]) }), 'ERR_ZC_SHAPE', 'cos'],
     ['cos of whole heads', (t) => ({ cos: t.output('f32', [3, 8]) }), 'ERR_ZC_SHAPE', 'cos'],
+    ['cos of one axis', (t) => ({ cos: t.output('f32', [12]) }), 'ERR_ZC_SHAPE', 'cos'],
     ['other sin', (t) => ({ sin: t.output('f32', [3, 5]) }), 'ERR_ZC_SHAPE', 'sin'],
     ['another out', (t) => ({ out: t.output('f32', [3, 1, 8]) }), 'ERR_ZC_SHAPE', 'out'],
     ['integers for out', (t) => ({ out: t.output('i32', [3, 2, 8]) }), 'ERR_ZC_DTYPE', 'out'],

@@ -1,6 +1,7 @@
 import {
   embedding,
   gatherRows,
+  geluGate,
   linear,
   rmsNorm,
   rope,
@@ -119,4 +120,14 @@ test('siluGate by hand', () => {
     shape: [5, 1],
     tolerance: tolerance.double,
   })
+})
+
+test('geluGate by hand', () => {
+  // gelu(x) - gelu(-x) = x, and y = sqrt(2 / pi) (x + 0.044715 x^3)
+  const tanh = (x: number) =>
+    (x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)))) / 2
+  const out = geluGate({ gate: [0, 1, -1, 2.5, -1000, 1000], up: [5, 1, 1, 4, 1, 2] })
+  const expected = [0, tanh(1), tanh(1) - 1, 4 * tanh(2.5), -0, 2000]
+  expectClose(out, expected, { name: 'out', shape: [6, 1], tolerance: tolerance.double })
+  expect(out[1]).toBeCloseTo(0.841192, 6)
 })

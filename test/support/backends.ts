@@ -34,6 +34,7 @@ const CUDA_VECTOR_SUBJECTS = `
   rope
   sample
   siluGate
+  geluGate
   storeProbes
 `
   .trim()

@@ -23,7 +23,10 @@ void embedding(const OpContext& ctx, const EmbeddingArgs& a) {
   dispatch_float(a.weight.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     parallel_rows(ctx, a.ids.size(0), [&](int64_t r) {
-      widen(a.weight.as<T>() + ids[r] * width, a.out.as<float>() + r * width, width);
+      float* out = a.out.as<float>() + r * width;
+      widen(a.weight.as<T>() + ids[r] * width, out, width);
+      if (a.scale == 1.0f) return;
+      for (int64_t c = 0; c < width; ++c) out[c] *= a.scale;
     });
   });
 }
@@ -48,7 +51,7 @@ inline double sum_of_squares(const float* x, int64_t n) {
   return total;
 }
 
-// out = x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467).
+// out = x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467), plus out where it accumulates.
 void rms_norm(const OpContext& ctx, const RmsNormArgs& a) {
   const int64_t width = a.x.size(1);
   float* weight = thread_scratch(1, static_cast<size_t>(width));  // read by all threads
@@ -59,6 +62,11 @@ void rms_norm(const OpContext& ctx, const RmsNormArgs& a) {
     const double mean = sum_of_squares(x, width) / static_cast<double>(width);
     const float inv = static_cast<float>(1.0 / std::sqrt(mean + a.eps));
     for (int64_t c = 0; c < width; ++c) x[c] = x[c] * inv * weight[c];
+    if (a.accumulate) {
+      float* before = thread_scratch(2, static_cast<size_t>(width));
+      widen_from(a.out, r * width, before, width);
+      for (int64_t c = 0; c < width; ++c) x[c] += before[c];
+    }
     narrow_to(a.out, r * width, x, width);
   });
 }
@@ -76,10 +84,11 @@ void rope_table(const OpContext& ctx, const RopeTableArgs& a) {
   });
 }
 
+// Channels behind those that turn stay as they are.
 void rope(const OpContext& ctx, const RopeArgs& a) {
   const int64_t heads = a.x.size(1);
   const int64_t d = a.x.size(2);
-  const int64_t half = d / 2;
+  const int64_t half = a.cos.size(1);
   dispatch_float(a.x.dtype, [&](auto x_type) {
     dispatch_float(a.out.dtype, [&](auto out_type) {
       using X = typename decltype(x_type)::type;
@@ -103,6 +112,8 @@ void rope(const OpContext& ctx, const RopeArgs& a) {
             y[i] = from_float<Y>(turned.first);
             y[i + half] = from_float<Y>(turned.second);
           }
+          for (i = 2 * half; i + kLanes <= d; i += kLanes) store(y + i, load(x + i));
+          for (; i < d; ++i) y[i] = from_float<Y>(to_float(x[i]));
         }
       });
     });
@@ -116,8 +127,20 @@ inline VecF sigmoid(VecF g) {
   return (g < VecF{} ? e : one) / (one + e);
 }
 
-// out = gate * sigmoid(gate) * up.
-void silu_gate(const OpContext& ctx, const SiluGateArgs& a) {
+struct Silu {
+  VecF operator()(VecF g) const { return g * sigmoid(g); }
+};
+
+// tanh's form of GELU (arXiv 1606.08415), by (1 + tanh(y)) / 2 = sigmoid(2y).
+struct Gelu {
+  VecF operator()(VecF g) const {
+    return g * sigmoid(broadcast(kGeluSlope) * (g + broadcast(kGeluCubic) * g * g * g));
+  }
+};
+
+// out = activation(gate) * up.
+template <typename Activation>
+void gated(const OpContext& ctx, const GateArgs& a, Activation activation) {
   const int64_t width = a.gate.size(1);
   dispatch_float(a.gate.dtype, [&](auto type) {
     dispatch_float(a.out.dtype, [&](auto out_type) {
@@ -130,16 +153,19 @@ void silu_gate(const OpContext& ctx, const SiluGateArgs& a) {
         int64_t c = 0;
         for (; c + kLanes <= width; c += kLanes) {
           const VecF g = load(gate + c);
-          store(out + c, g * sigmoid(g) * load(up + c));
+          store(out + c, activation(g) * load(up + c));
         }
         for (; c < width; ++c) {
-          const float g = to_float(gate[c]);
-          out[c] = from_float<Y>(g * sigmoid(broadcast(g))[0] * to_float(up[c]));
+          const VecF g = broadcast(to_float(gate[c]));
+          out[c] = from_float<Y>(activation(g)[0] * to_float(up[c]));
         }
       });
     });
   });
 }
+
+void silu_gate(const OpContext& ctx, const GateArgs& a) { gated(ctx, a, Silu{}); }
+void gelu_gate(const OpContext& ctx, const GateArgs& a) { gated(ctx, a, Gelu{}); }
 
 // Keeps q and LSE of the rows that are probes, until their window is scored.
 void store_probes(const OpContext&, const StoreProbesArgs& a) {

@@ -22,14 +22,14 @@ ZC_DEVICE double sum_of_row(double x, int row_warps, double* warp_sums) {
   return sum;
 }
 
-// out = x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467). Threads (row_threads, rows of a
-// block); a thread adds the squares of its elements, kVector at a time, in double, which no float
-// overflows. Shared memory: 128 bytes. Bound by memory and, for few rows, by the reduction. out
-// may be x: a thread reads its elements again before it writes them.
+// out = x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467), plus out where it accumulates.
+// Threads (row_threads, rows of a block); a thread adds the squares of its elements, kVector at a
+// time, in double, which no float overflows. Shared memory: 128 bytes. Bound by memory and, for few
+// rows, by the reduction. out may be x: a thread reads its elements again before it writes them.
 template <typename T, typename W, typename Out>
 __global__ void __launch_bounds__(kMaxThreads)
     rms_norm_kernel(const T* x, const W* weight, Out* out, int64_t n_rows, int64_t width, float eps,
-                    bool vectors) {
+                    bool accumulate, bool vectors) {
   ZC_SHARED(double, warp_sums, [kMaxThreads / 32]);
   simt::let_next_begin();
   simt::wait_for_kernels_before();
@@ -53,6 +53,11 @@ __global__ void __launch_bounds__(kMaxThreads)
     load_floats(x + begin + c, width - c, vectors, values);
     load_floats(weight + c, width - c, vectors, weights);
     ZC_UNROLL for (int j = 0; j < kVector; ++j) values[j] = values[j] * inv * weights[j];
+    if (accumulate) {
+      float before[kVector];
+      load_floats(out + begin + c, width - c, vectors, before);
+      ZC_UNROLL for (int j = 0; j < kVector; ++j) values[j] += before[j];
+    }
     store_floats(out + begin + c, width - c, vectors, values);
   }
 }
@@ -77,7 +82,8 @@ void rms_norm(Context& context, const RmsNormArgs& a) {
         using W = typename decltype(weight)::type;
         using Out = typename decltype(out)::type;
         launch_early(context, &rms_norm_kernel<T, W, Out>, blocks_for(n_rows, block.y), block, 0,
-                     a.x.as<T>(), a.weight.as<W>(), a.out.as<Out>(), n_rows, width, a.eps, vectors);
+                     a.x.as<T>(), a.weight.as<W>(), a.out.as<Out>(), n_rows, width, a.eps,
+                     a.accumulate, vectors);
       });
     });
   });

@@ -14,7 +14,7 @@ struct RopeAppendRows {
   const void* q;     // (rows, n_kv_heads, group, 2 half) of in_dtype
   const void* k;     // (rows, n_kv_heads, 2 half) of in_dtype
   const void* v;     // the same of out_dtype
-  const float* cos;  // (rows, half)
+  const float* cos;  // (rows, turned)
   const float* sin;
   void* q_out;  // of out_dtype
   void* k_out;  // of out_dtype, or null
@@ -22,9 +22,10 @@ struct RopeAppendRows {
   DType out_dtype;
   int32_t group;
   int32_t half;
+  int32_t turned;
 };
 
-// Channels c and c + half of a head, and their angle.
+// Two channels of a head, and their angle.
 struct Pair {
   float first;
   float second;
@@ -44,9 +45,14 @@ __global__ void __launch_bounds__(kMaxThreads)
   const int kv_head = blockIdx.y;
   const int group = a.group;
   const int half = a.half;
+  const int turned = a.turned;
   const int n_pairs = (group + 2) * half;
   const NewRows rows = new_rows(faults, a.place, seq);
 
+  // The channels of pair i of a head: i and i + turned, where RoPE turns it; behind those the
+  // others.
+  const auto first_of = [&](int i) { return i < turned ? i : i + turned; };
+  const auto second_of = [&](int i) { return i < turned ? i + turned : i + half; };
   // Where channel c of head h of a row's heads lies in q, or in k and v.
   const auto at = [&](int64_t row, int h, int c) {
     const int64_t head = row * a.place.n_kv_heads + kv_head;
@@ -55,14 +61,16 @@ __global__ void __launch_bounds__(kMaxThreads)
   const auto load = [&](int64_t row, int i) {
     const int h = i / half;
     const int c = i % half;
-    const int64_t from = at(row, h, c);
-    if (h > group)
-      return Pair{load_float(a.v, a.out_dtype, from), load_float(a.v, a.out_dtype, from + half),
-                  0.0f, 0.0f};
-    const void* const x = h < group ? a.q : a.k;
-    const int64_t angle = row * half + c;
-    return Pair{load_float(x, a.in_dtype, from), load_float(x, a.in_dtype, from + half),
-                a.cos[angle], a.sin[angle]};
+    const int64_t first = at(row, h, first_of(c));
+    const int64_t second = at(row, h, second_of(c));
+    const bool is_v = h > group;
+    const void* const x = is_v ? a.v : h < group ? a.q : a.k;
+    const DType dtype = is_v ? a.out_dtype : a.in_dtype;
+    Pair pair{load_float(x, dtype, first), load_float(x, dtype, second), 1.0f, 0.0f};
+    if (is_v || c >= turned) return pair;
+    pair.cos = a.cos[row * turned + c];
+    pair.sin = a.sin[row * turned + c];
+    return pair;
   };
   const int64_t first_row = rows.begin + blockIdx.z;
   const int own = static_cast<int>(threadIdx.x);
@@ -76,27 +84,27 @@ __global__ void __launch_bounds__(kMaxThreads)
     for (int i = own; i < n_pairs; i += static_cast<int>(blockDim.x)) {
       if (row != first_row || i != own) pair = load(row, i);
       const int h = i / half;
-      const int c = i % half;
-      const int64_t to = at(row, h, c);
+      const int c1 = first_of(i % half);
+      const int c2 = second_of(i % half);
       if (h > group) {
         if (slot.v_part == nullptr) continue;
         const Format format = tail.segment.v_format;
-        write_float<false>(slot.v_part, format, 2 * half, slot.token, c, pair.first);
-        write_float<false>(slot.v_part, format, 2 * half, slot.token, c + half, pair.second);
+        write_float<false>(slot.v_part, format, 2 * half, slot.token, c1, pair.first);
+        write_float<false>(slot.v_part, format, 2 * half, slot.token, c2, pair.second);
         continue;
       }
-      const RopePair turned = rope_rotate(pair.first, pair.second, pair.cos, pair.sin);
+      const RopePair rotated = rope_rotate(pair.first, pair.second, pair.cos, pair.sin);
       void* const out = h < group ? a.q_out : a.k_out;
       if (out != nullptr) {
-        store_float(out, a.out_dtype, to, turned.first);
-        store_float(out, a.out_dtype, to + half, turned.second);
+        store_float(out, a.out_dtype, at(row, h, c1), rotated.first);
+        store_float(out, a.out_dtype, at(row, h, c2), rotated.second);
       }
       if (h < group || slot.k_part == nullptr) continue;
-      const float first = round_float(a.out_dtype, turned.first);
-      const float second = round_float(a.out_dtype, turned.second);
+      const float first = round_float(a.out_dtype, rotated.first);
+      const float second = round_float(a.out_dtype, rotated.second);
       const Format format = tail.segment.k_format;
-      write_float<true>(slot.k_part, format, 2 * half, slot.token, c, first);
-      write_float<true>(slot.k_part, format, 2 * half, slot.token, c + half, second);
+      write_float<true>(slot.k_part, format, 2 * half, slot.token, c1, first);
+      write_float<true>(slot.k_part, format, 2 * half, slot.token, c2, second);
     }
   }
 }
@@ -116,7 +124,7 @@ void rope_append(Context& context, const RopeAppendArgs& a) {
       dim3(static_cast<unsigned>(threads)), 0, context.faults(),
       RopeAppendRows{place, a.q.data, a.k.data, a.v.data, a.cos.as<float>(), a.sin.as<float>(),
                      a.q_out.data, a.k_out.defined() ? a.k_out.data : nullptr, a.q.dtype,
-                     a.q_out.dtype, group, half});
+                     a.q_out.dtype, group, half, static_cast<int32_t>(a.cos.size(1))});
 }
 
 }  // namespace zc::cuda

@@ -12,17 +12,22 @@ std::string pair_name(const char* op, DType in, DType out) {
   return std::string(op) + " " + dtype_name(in) + " to " + dtype_name(out);
 }
 
-ZC_OP_TESTS(silu_gate_tests) {
+template <typename Op>
+void add_gate_tests(const char* name, Op op, double of_largest) {
   for (const DType in : kFloatDTypes)
     for (const DType out : kFloatDTypes)
-      add_op_test(pair_name("silu_gate", in, out), [=](OpRun& run) {
+      add_op_test(pair_name(name, in, out), [=](OpRun& run) {
         for (const int64_t width : {0, 1, 8, 37, 1031}) {
           if (width == 8) run.aligned();
-          run.op(&Backend::silu_gate,
-                 SiluGateArgs{run.normals(in, {3, width}, 4), run.normals(in, {3, width}),
-                              run.result("out", out, {3, width}, one_rounding(out))});
+          run.op(op, GateArgs{run.normals(in, {3, width}, 4), run.normals(in, {3, width}),
+                              run.result("out", out, {3, width}, one_rounding(out, of_largest))});
         }
       });
+}
+
+ZC_OP_TESTS(gate_tests) {
+  add_gate_tests("silu_gate", &Backend::silu_gate, 2e-6);
+  add_gate_tests("gelu_gate", &Backend::gelu_gate, 3e-6);
 }
 
 ZC_OP_TESTS(rms_norm_tests) {
@@ -31,9 +36,11 @@ ZC_OP_TESTS(rms_norm_tests) {
       add_op_test(pair_name("rms_norm", in, out), [=](OpRun& run) {
         for (const int64_t width : {1, 33, 64, 1000, 4100}) {
           if (width == 64) run.aligned();
-          run.op(&Backend::rms_norm,
-                 RmsNormArgs{run.normals(in, {3, width}), run.normals(in, {width}),
-                             run.result("out", out, {3, width}, one_rounding(out, 3e-6)), 1e-5f});
+          const TensorView sum = run.result("out", out, {3, width}, one_rounding(out, 3e-6));
+          for (const bool accumulate : {false, true})
+            run.op(&Backend::rms_norm,
+                   RmsNormArgs{run.normals(in, {3, width}), run.normals(in, {width}), sum, 1e-5f,
+                               accumulate});
         }
       });
 }
@@ -42,19 +49,21 @@ ZC_OP_TESTS(rope_tests) {
   for (const DType in : kFloatDTypes)
     for (const DType out : kFloatDTypes)
       add_op_test(pair_name("rope", in, out), [=](OpRun& run) {
-        for (const int64_t head_dim : {2, 32, 96, 256}) {
+        const int64_t shapes[][2] = {{2, 2},    {32, 32}, {96, 96}, {256, 256},
+                                     {128, 96}, {16, 6},  {64, 0}};
+        for (const auto& [head_dim, rotary_dim] : shapes) {
           if (head_dim == 96) run.aligned();
           const int64_t n = 5;
           std::vector<int32_t> positions;
           for (int i = 0; i < n; ++i)
             positions.push_back(static_cast<int32_t>(run.random().below(9000)));
-          const TensorView cos = run.result("cos", DType::kF32, {n, head_dim / 2}, {5e-7, 1});
-          const TensorView sin = run.result("sin", DType::kF32, {n, head_dim / 2}, {5e-7, 1});
+          const TensorView cos = run.result("cos", DType::kF32, {n, rotary_dim / 2}, {5e-7, 1});
+          const TensorView sin = run.result("sin", DType::kF32, {n, rotary_dim / 2}, {5e-7, 1});
           run.op(&Backend::rope_table,
                  RopeTableArgs{run.ints(positions),
-                               run.floats(DType::kF32, {head_dim / 2},
+                               run.floats(DType::kF32, {rotary_dim / 2},
                                           [&](int64_t i) {
-                                            return std::pow(10000.0f, -2.0f * i / head_dim);
+                                            return std::pow(10000.0f, -2.0f * i / rotary_dim);
                                           }),
                                cos, sin, 1.0f});
           run.op(&Backend::rope,
@@ -71,14 +80,14 @@ ZC_OP_TESTS(embedding_tests) {
         if (width == 64) run.aligned();
         run.op(&Backend::embedding,
                EmbeddingArgs{run.ints({0, 12, 3, 3, 12}), run.normals(dtype, {13, width}),
-                             run.result("out", DType::kF32, {5, width})});
+                             run.result("out", DType::kF32, {5, width}), width == 7 ? 8.5f : 1.0f});
       }
     });
   }
   add_op_test("embedding of no token", [](OpRun& run) {
     run.expects_failure();
     run.op(&Backend::embedding, EmbeddingArgs{run.ints({0, 13}), run.normals(DType::kF32, {13, 8}),
-                                              run.result("out", DType::kF32, {2, 8})});
+                                              run.result("out", DType::kF32, {2, 8}), 1.0f});
   });
 }
 

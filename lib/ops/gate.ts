@@ -1,8 +1,8 @@
 import { loadAddon } from '../native/load.js'
 import { handleOf, type Tensor } from './tensor.js'
 
-/** Arguments of `siluGate`. */
-export interface SiluGateArgs {
+/** Arguments of `siluGate` and `geluGate`. */
+export interface GateArgs {
   /** (n, width) f32, f16 or bf16. */
   gate: Tensor
   /** (n, width), gate's dtype. */
@@ -16,6 +16,16 @@ export interface SiluGateArgs {
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`. Source: SwiGLU, Shazeer (arXiv 2002.05202), Eq. 6.
  */
-export function siluGate(args: SiluGateArgs): void {
+export function siluGate(args: GateArgs): void {
   loadAddon().siluGate(handleOf(args.gate), handleOf(args.up), handleOf(args.out))
+}
+
+/**
+ * out = gelu(gate) * up, gelu(x) = x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2.
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`. Source: GEGLU, Shazeer (arXiv 2002.05202), Eq. 6; the form by
+ * tanh of Hendrycks and Gimpel (arXiv 1606.08415), §2.
+ */
+export function geluGate(args: GateArgs): void {
+  loadAddon().geluGate(handleOf(args.gate), handleOf(args.up), handleOf(args.out))
 }

@@ -1,0 +1,63 @@
+#include "csrc/cuda/device/vector.h"
+#include "csrc/cuda/launchers.h"
+#include "csrc/math/activation.h"
+
+namespace zc::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+// e^-|x| never overflows: sigmoid(x) = (x < 0 ? e^-|x| : 1) / (1 + e^-|x|).
+ZC_DEVICE float sigmoid(float x) {
+  const float e = expf(-fabsf(x));
+  return (x < 0.0f ? e : 1.0f) / (1.0f + e);
+}
+
+struct Silu {
+  ZC_DEVICE float operator()(float x) const { return x * sigmoid(x); }
+};
+
+struct Gelu {
+  ZC_DEVICE float operator()(float x) const {
+    return x * sigmoid(kGeluSlope * (x + kGeluCubic * x * x * x));
+  }
+};
+
+// out = activation(gate) * up, of n elements. A thread owns kVector neighbours; bound by memory.
+template <typename Activation, typename T, typename Out>
+__global__ void __launch_bounds__(kThreads)
+    gate_kernel(const T* gate, const T* up, Out* out, int64_t n, bool vectors) {
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
+  const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kVector;
+  if (i >= n) return;
+  float g[kVector];
+  float u[kVector];
+  load_floats(gate + i, n - i, vectors, g);
+  load_floats(up + i, n - i, vectors, u);
+  ZC_UNROLL for (int j = 0; j < kVector; ++j) g[j] = Activation{}(g[j]) * u[j];
+  store_floats(out + i, n - i, vectors, g);
+}
+
+template <typename Activation>
+void gate(Context& context, const GateArgs& a) {
+  const int64_t n = a.out.length();
+  const bool vectors =
+      (address_bits(a.gate.data) | address_bits(a.up.data) | address_bits(a.out.data)) % 16 == 0;
+  dispatch_float(a.gate.dtype, [&](auto in) {
+    dispatch_float(a.out.dtype, [&](auto out) {
+      using T = typename decltype(in)::type;
+      using Out = typename decltype(out)::type;
+      launch_early(context, &gate_kernel<Activation, T, Out>, blocks_for(n, kThreads * kVector),
+                   kThreads, 0, a.gate.as<T>(), a.up.as<T>(), a.out.as<Out>(), n, vectors);
+    });
+  });
+}
+
+}  // namespace
+
+void silu_gate(Context& context, const GateArgs& a) { gate<Silu>(context, a); }
+void gelu_gate(Context& context, const GateArgs& a) { gate<Gelu>(context, a); }
+
+}  // namespace zc::cuda

@@ -1,0 +1,35 @@
+/**
+ * The gated activation of LLaMA's feed-forward layer: out = silu(gate) * up, silu(x) = x / (1 +
+ * exp(-x)).
+ *
+ * - `gate`, `up` (n, width)
+ * - returns (n, width)
+ *
+ * Source: GLU variants (arXiv 2002.05202) eq. 6, SwiGLU with beta = 1.
+ */
+export function siluGate(options: {
+  gate: ArrayLike<number>
+  up: ArrayLike<number>
+}): Float64Array {
+  const { gate, up } = options
+  return Float64Array.from(gate, (g, i) => (g / (1 + Math.exp(-g))) * up[i])
+}
+
+/**
+ * The same with GELU in its form by tanh, as in Gemma: out = gelu(gate) * up, gelu(x) = x (1 + tanh(y)) / 2,
+ * y = sqrt(2 / pi) (x + 0.044715 x^3). Written as x / (1 + exp(-2y)), in which nothing cancels.
+ *
+ * - `gate`, `up` (n, width)
+ * - returns (n, width)
+ *
+ * Source: GLU variants (arXiv 2002.05202) eq. 6, GEGLU; GELU (arXiv 1606.08415) §2.
+ */
+export function geluGate(options: {
+  gate: ArrayLike<number>
+  up: ArrayLike<number>
+}): Float64Array {
+  const { gate, up } = options
+  const gelu = (x: number) =>
+    x / (1 + Math.exp(-2 * Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)))
+  return Float64Array.from(gate, (g, i) => gelu(g) * up[i])
+}
