@@ -46,6 +46,7 @@ export type {
   DefaultRope,
   LinearRope,
   Llama3Rope,
+  LongRope,
   ModelConfig,
   RopeConfig,
   YarnRope,

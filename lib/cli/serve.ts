@@ -44,6 +44,7 @@ interface ServeOptions {
   readonly weights: WeightFormat
   readonly threads?: number
   readonly kvMemory?: number
+  readonly maxPositions?: number
   readonly prefixMemory: number
   readonly policy: PolicySpec
   readonly allowPolicy?: string[]
@@ -126,6 +127,9 @@ function serveOptions(): Option[] {
       .argParser(weightFormat)
       .default('stored'),
     flag('--threads <n>', 'threads that compute (default: one a core)').argParser(integer(1, 1024)),
+    flag('--max-positions <n>', "longest context, in tokens (default: the model's)").argParser(
+      integer(1),
+    ),
     flag(
       '--kv-memory <bytes>',
       'memory of all caches, as 512m or 8g (default: half of what is free)',
@@ -280,7 +284,7 @@ function bytes(min: number): (value: string) => number {
 }
 
 async function serve(command: Command, options: ServeOptions, signal: AbortSignal): Promise<void> {
-  const { model: dir, device: name, dtype, weights, threads } = options
+  const { model: dir, device: name, dtype, weights, threads, maxPositions } = options
   if (dir === undefined) {
     command.error("required option '--model <dir>' not specified", {
       code: 'commander.missingMandatoryOptionValue',
@@ -295,7 +299,7 @@ async function serve(command: Command, options: ServeOptions, signal: AbortSigna
     try {
       // Before a model is loaded for nothing.
       if (options.kvMemory !== undefined) checkKvMemory(options.kvMemory, device)
-      const model = await loadModel(dir, { device, dtype, weights, signal })
+      const model = await loadModel(dir, { device, dtype, weights, maxPositions, signal })
       try {
         server.serve(model, { examples: examplesOf(model) })
         const seconds = (performance.now() - startedAt) / 1000

@@ -79,9 +79,10 @@ export function closeWindow(
   const allV = scratch.tensor(dtype, [nTokens, mostLayers * nKvHeads, headDim])
   const table = scratch.keep(cache.tableView())
   const { pool, probes: probeSlots } = cache.memory
+  const { softmaxScale: scale } = model.config
   const kept =
     compressor.looks && probes
-      ? { rows: scratch.ints(probes.slots), positions: scratch.ints(probes.steps) }
+      ? { rows: scratch.ints(probes.slots), positions: scratch.ints(probes.steps), scale }
       : null
   const rowsOf = (first: number, nLayers: number) => {
     const { q, lse } = probeSlots.ofLayers(first, nLayers)

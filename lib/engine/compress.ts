@@ -22,6 +22,8 @@ export interface Probes {
   readonly rows: Tensor<'i32'>
   /** The last token, of those to be compressed, that each probe sees. */
   readonly positions: Tensor<'i32'>
+  /** Multiplies products of probes and keys. */
+  readonly scale: number
 }
 
 /** The tokens of one compression, and what it works with. */
@@ -61,15 +63,14 @@ export function makeScorer(
   { cache, nTokens, mostLayers, scratch }: TokenGroup,
   metric: SaliencyMetric,
 ): Scorer {
-  const { nKvHeads, headDim } = cache.shape
-  const scale = 1 / Math.sqrt(headDim)
+  const { nKvHeads } = cache.shape
   const room = scratch.tensor('f32', [mostLayers * nKvHeads, nTokens])
   const weights = metric === 'causal' ? causalWeights(nTokens, scratch) : null
   const sums = metric === 'normalized' ? metric : 'accumulated'
   return {
     score(k, probes, slidingWindow) {
       const scores = firstRows(room, k.shape[1] as number, scratch)
-      probeAttention({ ...probes, k, scores, scale, slidingWindow, metric: sums })
+      probeAttention({ ...probes, k, scores, slidingWindow, metric: sums })
       // That the norm scales a KV head's scores together changes no order.
       if (weights) rmsNorm({ x: scores, weight: weights, out: scores, eps: SMALLEST })
       return scores

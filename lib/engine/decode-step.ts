@@ -6,6 +6,7 @@ import {
   logitsOfAll,
   makeStream,
   makeWorkspace,
+  ropeOf,
   runLayer,
 } from '../model/forward.js'
 import { Scratch } from '../model/scratch.js'
@@ -201,7 +202,7 @@ export class DecodeStep {
     const cuSeqlens = scratch.ints(new Int32Array(nRows + 1).map((_, row) => row))
     const stream = makeStream(model, nRows, nRows, scratch)
     const block = makeWorkspace(model, nRows, scratch)(nRows, stream)
-    const { rawHeads, cos, sin } = block
+    const { rawHeads } = block
     const { v, out } = block.heads
     // Every layer's queries and log-sum-exps stay until the last: one op then keeps those of probes.
     const { nLayers, nHeads, headDim } = config
@@ -217,7 +218,7 @@ export class DecodeStep {
       }
     })
     const paged = { pool: pool.memory, tables: tables.memory, starts }
-    const scale = 1 / Math.sqrt(headDim)
+    const scale = config.softmaxScale
     let logits!: Tensor<'f32'>
 
     const program = device.record(() => {
@@ -227,6 +228,7 @@ export class DecodeStep {
       for (let layer = 0; layer < nLayers; layer++) {
         const slidingWindow = config.slidingWindow[layer] ?? 0
         const { q, lse } = attended[layer] as (typeof attended)[number]
+        const { cos, sin } = ropeOf(model, layer, block)
         runLayer(model, layer, block, () => {
           ropeAppend({ ...rawHeads, v, cos, sin, qOut: q, ...paged, cuSeqlens, layer })
           const options = { layer, positions, scale, slidingWindow }

@@ -94,17 +94,19 @@ function probeRowBytes({ config, attentionDtype }: ForwardModel): number {
 
 /** What every pass of `n` rows allocates, but for K and V. */
 function passBytes(model: ForwardModel, n: number): { bytes: number; nSlices: number } {
-  const { hiddenSize, intermediateSize, headDim, nHeads, nKvHeads } = model.config
+  const { hiddenSize, intermediateSize, headDim, nHeads, nKvHeads, outputNorms } = model.config
   const compute = DTYPE_BYTES[model.dtype]
   const attention = DTYPE_BYTES[model.attentionDtype]
   const rounds = model.attentionDtype !== 'f32'
   const perSlice = Math.min(n, sliceRows(model))
-  // residual stream, RoPE's table, token ids, positions
-  const stream = n * (4 * hiddenSize + 4 * headDim + 8)
+  const angles = model.ropes.reduce((sum, { invFreq }) => sum + invFreq.length, 0)
+  // residual stream, RoPE's tables, token ids, positions
+  const stream = n * (4 * hiddenSize + 8 * angles + 8)
   const query = nHeads * headDim * (4 + attention + (rounds ? attention : 0)) + 4 * nHeads
   const key = rounds ? 4 * nKvHeads * headDim : 0
   const mlp = intermediateSize * (8 + (model.dtype === 'f32' ? 0 : compute))
-  const slice = perSlice * (compute * hiddenSize + query + key + mlp)
+  const branch = outputNorms ? 4 * hiddenSize : 0
+  const slice = perSlice * (compute * hiddenSize + query + key + mlp + branch)
   return { bytes: stream + slice, nSlices: Math.ceil(n / perSlice) }
 }
 

@@ -15,7 +15,7 @@ const MAX_QUERIES = 64
  */
 export async function keyErrorGains(
   k: Tensor,
-  probes: Probes,
+  probes: Pick<Probes, 'q' | 'rows'>,
   scratch: Scratch,
 ): Promise<Float64Array> {
   const [nTokens, nKvHeads, headDim] = k.shape as [number, number, number]

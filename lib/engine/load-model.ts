@@ -1,6 +1,6 @@
 import { show, ZipCacheError } from '../errors.js'
 import { checkTensors, openCheckpoint } from '../model/checkpoint.js'
-import { readModelConfig } from '../model/config.js'
+import { type ModelConfig, readModelConfig } from '../model/config.js'
 import { readGenerationConfig } from '../model/generation-config.js'
 import { checkPath } from '../model/model-files.js'
 import { ropeFrequencies } from '../model/rope-frequencies.js'
@@ -45,16 +45,23 @@ export interface LoadOptions {
    * `EngineOptions`: an engine of `createEngine` has memory of its own beside it.
    */
   kvMemory?: number | undefined
+  /**
+   * The longest context there shall be, in tokens; default and at most the model's. Where positions
+   * rotate otherwise in long contexts (`longrope`, as in Phi), they rotate as this asks for.
+   */
+  maxPositions?: number | undefined
   /** Aborting rejects with `signal.reason`. */
   signal?: AbortSignal | undefined
 }
 
-const LOAD_OPTIONS = ['device', 'dtype', 'weights', 'threads', 'kvMemory', 'signal']
+const LOAD_OPTIONS = [
+  ...['device', 'dtype', 'weights', 'threads', 'kvMemory', 'maxPositions', 'signal'],
+]
 
 /**
  * Loads a Hugging Face folder: config.json, safetensors (one file or shards, memory-mapped),
- * tokenizer.json if there is one. `dir`: its path, or its `file:` URL. LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and
- * Qwen3ForCausalLM.
+ * tokenizer.json if there is one. `dir`: its path, or its `file:` URL. Its architecture is an
+ * `Architecture`; of one that sees images, it is the text model.
  *
  * Rejects with `ERR_ZC_CONFIG` for a config that is damaged or not supported, naming what;
  * `ERR_ZC_CHECKPOINT` and `ERR_ZC_NUMERIC` for weights that are missing, damaged or not numbers;
@@ -78,7 +85,7 @@ export async function loadModel(dir: string | URL, options: LoadOptions = {}): P
   }
   const folder = checkPath('dir', dir, 'the path of a model folder')
   signal?.throwIfAborted()
-  const config = await readModelConfig(folder)
+  const config = withMaxPositions(await readModelConfig(folder), options.maxPositions)
   const checked = checkTensors(await openCheckpoint(folder), config)
   const tokenizer = await loadTokenizer(folder)
   const generationConfig = await readGenerationConfig(folder)
@@ -101,15 +108,16 @@ export async function loadModel(dir: string | URL, options: LoadOptions = {}): P
       throw new ZipCacheError('ERR_ZC_UNSUPPORTED', message, { argument: 'weights' })
     }
     const dtype = asked ?? usualDtype(device)
-    const weights = await loadWeights(device, checked, dtype, format, signal)
+    const weights = await loadWeights(device, checked, { config, dtype, format, signal })
     disposers.push(() => weights.dispose())
-    const { invFreq, attentionScale } = ropeFrequencies(
-      config.rope,
-      config.headDim,
-      config.maxPositions,
-    )
-    const frequencies = device.from(invFreq, [invFreq.length], 'f32')
-    disposers.push(() => frequencies.dispose())
+    const distinct = [...new Set(config.ropes)]
+    const ropes = distinct.map((rope) => {
+      const { rotaryDim, maxPositions } = config
+      const { invFreq, attentionScale } = ropeFrequencies(rope, rotaryDim, maxPositions)
+      const frequencies = device.from(invFreq, [invFreq.length], 'f32')
+      disposers.push(() => frequencies.dispose())
+      return { invFreq: frequencies, attentionScale }
+    })
     const forwardModel = {
       device,
       config,
@@ -117,8 +125,8 @@ export async function loadModel(dir: string | URL, options: LoadOptions = {}): P
       dtype,
       weightFormat: format,
       attentionDtype: attentionDtypeOf(dtype),
-      invFreq: frequencies,
-      attentionScale,
+      ropes,
+      ropeOfLayer: config.ropes.map((rope) => distinct.indexOf(rope)),
       specialTokens: tokenizer && specialTokensOf(tokenizer, config.vocabSize),
     }
     await device.sync() // what is still to be freed is not free
@@ -127,4 +135,13 @@ export async function loadModel(dir: string | URL, options: LoadOptions = {}): P
     await release()
     throw error
   }
+}
+
+function withMaxPositions(config: ModelConfig, wanted = config.maxPositions): ModelConfig {
+  const { maxPositions } = config
+  if (Number.isInteger(wanted) && wanted >= 1 && wanted <= maxPositions) {
+    return { ...config, maxPositions: wanted }
+  }
+  const message = `maxPositions: is ${show(wanted)}, expected an integer from 1 to the model's ${maxPositions}`
+  throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'maxPositions' })
 }

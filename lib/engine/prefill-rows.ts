@@ -47,7 +47,7 @@ export async function prefillRows(pass: RowPass): Promise<Tensor<'f32'>> {
       const { heads } = slice.block
       const { q, out, lse } = heads
       runLayer(model, layer, slice.block, () => {
-        rotateHeads(slice.block)
+        rotateHeads(model, layer, slice.block)
         flashAttention({ q, out, lse, ...slice.seen, ...options, causal: true })
         probes?.store(slice, heads)
       })

@@ -11,6 +11,7 @@ import {
   makeStream,
   makeWorkspace,
   type RowBlock,
+  ropeOf,
   rotateHeads,
   runLayer,
   type StreamRows,
@@ -125,7 +126,8 @@ export async function prefillIntoTail(
     for (const slice of rows) {
       await turn()
       const { block, cuSeqlens, positions } = slice
-      const { rawHeads, cos, sin } = block
+      const { rawHeads } = block
+      const { cos, sin } = ropeOf(model, layer, block)
       const { q, k, v, out, lse } = block.heads
       runLayer(model, layer, block, () => {
         setTailLengths({ ...paged, lengths: slice.tailLength })
@@ -199,7 +201,7 @@ export async function prefillCompressed(
       const { heads } = slice.block
       const { q, out, lse } = heads
       runLayer(model, layer, slice.block, () => {
-        rotateHeads(slice.block)
+        rotateHeads(model, layer, slice.block)
         flashAttention({ q, out, lse, ...slice.seen, ...options, causal: true })
         if (slice.past) {
           const { cuSeqlens, positions, past } = slice
@@ -239,7 +241,7 @@ export function gatherProbes(
   choose: (layer: number) => Int32Array,
   scratch: Scratch,
 ) {
-  const { nHeads, headDim } = model.config
+  const { nHeads, headDim, softmaxScale: scale } = model.config
   let room = 0
   let q: Tensor
   let lse: Tensor<'f32'>
@@ -265,6 +267,7 @@ export function gatherProbes(
       lse,
       rows: part(n, nTokens),
       positions: part(n, nTokens + n),
+      scale,
       store(slice: Slice, heads: AttentionHeads) {
         const slots = part(slice.nRows, slice.first)
         storeProbes({ q: heads.q, lse: heads.lse, slots, probeQ: q, probeLse: lse })
@@ -303,8 +306,7 @@ export function slicePass(
       x: rowsOf(stream.x, row),
       k: rowsOf(stream.k, nBefore + row),
       v: rowsOf(stream.v, nBefore + row),
-      cos: rowsOf(stream.cos, row),
-      sin: rowsOf(stream.sin, row),
+      ropes: stream.ropes.map(({ cos, sin }) => ({ cos: rowsOf(cos, row), sin: rowsOf(sin, row) })),
     })
     slices.push({
       first: row,
@@ -318,7 +320,7 @@ export function slicePass(
   return {
     slices,
     stream,
-    scale: 1 / Math.sqrt(config.headDim),
+    scale: config.softmaxScale,
     windowOf: (layer) => config.slidingWindow[layer] ?? 0,
   }
 }

@@ -40,8 +40,7 @@ export async function scoreRows(
 ): Promise<Float32Array> {
   const sums = room.tensor('sums', 'f32', [nKvHeads, nRows])
   const keys = room.scratch.keep(k.view([nRows, nKvHeads, headDim]))
-  const scale = 1 / Math.sqrt(headDim)
-  probeAttention({ ...probes, k: keys, scores: sums, scale, metric: 'accumulated' })
+  probeAttention({ ...probes, k: keys, scores: sums, metric: 'accumulated' })
   const scores = await sums.read()
   if (!before.scores) return scores
   const old = await before.scores.read()

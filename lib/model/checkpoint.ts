@@ -32,7 +32,9 @@ export type WeightRole =
   | 'oBias'
   | 'qNorm'
   | 'kNorm'
-  | 'postAttentionNorm'
+  | 'attentionOutputNorm'
+  | 'mlpNorm'
+  | 'mlpOutputNorm'
   | 'gateProj'
   | 'upProj'
   | 'downProj'
@@ -47,6 +49,8 @@ export interface ExpectedTensor {
   readonly role: WeightRole
   /** From 0; null for what exists once a model. */
   readonly layer: number | null
+  /** The weight is these rows of the tensor, from the first to before the last; null: all of it. */
+  readonly rows: readonly [begin: number, end: number] | null
 }
 
 /** An expected tensor and where it lies; dtype is F32, F16 or BF16. */
@@ -133,25 +137,44 @@ function makeCheckpoint(located: Iterable<readonly [string, CheckpointTensor]>):
 }
 
 /**
- * Every tensor that a model of `config` needs, in the order in which the forward pass meets them.
+ * Every weight that a model of `config` needs, in the order in which the forward pass meets them.
  * With tied embeddings there is no `lmHead`: the embedding serves.
  */
 export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
   const { hiddenSize, intermediateSize, headDim, vocabSize, attentionBias } = config
+  const { fusedProjections, outputNorms } = config
   const qWidth = config.nHeads * headDim
   const kvWidth = config.nKvHeads * headDim
   const expected: ExpectedTensor[] = []
   const add = (layer: number | null, role: WeightRole, name: string, ...shape: number[]) =>
-    expected.push({ name, shape, role, layer })
+    expected.push({ name, shape, role, layer, rows: null })
+  /** Weights that lie below each other in one tensor. */
+  const addFused = (layer: number, name: string, width: number, parts: [WeightRole, number][]) => {
+    const shape = [parts.reduce((sum, [, height]) => sum + height, 0), width]
+    let row = 0
+    for (const [role, height] of parts) {
+      expected.push({ name, shape, role, layer, rows: [row, row + height] })
+      row += height
+    }
+  }
 
   add(null, 'embedding', 'model.embed_tokens.weight', vocabSize, hiddenSize)
   for (let layer = 0; layer < config.nLayers; ++layer) {
     const prefix = `model.layers.${layer}`
     const attention = `${prefix}.self_attn`
     add(layer, 'inputNorm', `${prefix}.input_layernorm.weight`, hiddenSize)
-    add(layer, 'qProj', `${attention}.q_proj.weight`, qWidth, hiddenSize)
-    add(layer, 'kProj', `${attention}.k_proj.weight`, kvWidth, hiddenSize)
-    add(layer, 'vProj', `${attention}.v_proj.weight`, kvWidth, hiddenSize)
+    const qkv = [
+      ['qProj', 'q_proj', qWidth],
+      ['kProj', 'k_proj', kvWidth],
+      ['vProj', 'v_proj', kvWidth],
+    ] as const
+    if (fusedProjections) {
+      const parts = qkv.map(([role, , height]): [WeightRole, number] => [role, height])
+      addFused(layer, `${attention}.qkv_proj.weight`, hiddenSize, parts)
+    } else {
+      for (const [role, name, height] of qkv)
+        add(layer, role, `${attention}.${name}.weight`, height, hiddenSize)
+    }
     if (attentionBias.qkv) {
       add(layer, 'qBias', `${attention}.q_proj.bias`, qWidth)
       add(layer, 'kBias', `${attention}.k_proj.bias`, kvWidth)
@@ -163,10 +186,22 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
     }
     add(layer, 'oProj', `${attention}.o_proj.weight`, hiddenSize, qWidth)
     if (attentionBias.output) add(layer, 'oBias', `${attention}.o_proj.bias`, hiddenSize)
-    add(layer, 'postAttentionNorm', `${prefix}.post_attention_layernorm.weight`, hiddenSize)
-    add(layer, 'gateProj', `${prefix}.mlp.gate_proj.weight`, intermediateSize, hiddenSize)
-    add(layer, 'upProj', `${prefix}.mlp.up_proj.weight`, intermediateSize, hiddenSize)
-    add(layer, 'downProj', `${prefix}.mlp.down_proj.weight`, hiddenSize, intermediateSize)
+    const norm = (role: WeightRole, name: string) =>
+      add(layer, role, `${prefix}.${name}_layernorm.weight`, hiddenSize)
+    if (outputNorms) norm('attentionOutputNorm', 'post_attention')
+    norm('mlpNorm', outputNorms ? 'pre_feedforward' : 'post_attention')
+    const mlp = `${prefix}.mlp`
+    if (fusedProjections) {
+      addFused(layer, `${mlp}.gate_up_proj.weight`, hiddenSize, [
+        ['gateProj', intermediateSize],
+        ['upProj', intermediateSize],
+      ])
+    } else {
+      add(layer, 'gateProj', `${mlp}.gate_proj.weight`, intermediateSize, hiddenSize)
+      add(layer, 'upProj', `${mlp}.up_proj.weight`, intermediateSize, hiddenSize)
+    }
+    add(layer, 'downProj', `${mlp}.down_proj.weight`, hiddenSize, intermediateSize)
+    if (outputNorms) norm('mlpOutputNorm', 'post_feedforward')
   }
   add(null, 'norm', 'model.norm.weight', hiddenSize)
   if (!config.tieWordEmbeddings) add(null, 'lmHead', 'lm_head.weight', vocabSize, hiddenSize)
@@ -181,8 +216,10 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
  *   other than F32, F16 and BF16
  */
 export function checkTensors(checkpoint: Checkpoint, config: ModelConfig): ModelWeight[] {
+  const nameOf = textNames(checkpoint)
   return expectedTensors(config).map((expected) => {
-    const { name, shape } = expected
+    const { shape } = expected
+    const name = nameOf(expected.name)
     const tensor = checkpoint.tensors.get(name)
     if (tensor === undefined) {
       const where = checkpoint.files.join(', ')
@@ -200,8 +237,18 @@ export function checkTensors(checkpoint: Checkpoint, config: ModelConfig): Model
         name,
       )
     }
-    return { ...expected, tensor }
+    return { ...expected, name, tensor }
   })
+}
+
+/** How the text model's tensors are called in files of models that see images, too. */
+function textNames({ tensors }: Checkpoint): (name: string) => string {
+  const prefixed = [
+    (name: string) => `language_model.${name}`,
+    (name: string) => name.replace(/^model\./, 'model.language_model.'),
+  ]
+  const embedding = 'model.embed_tokens.weight'
+  return prefixed.find((nameOf) => tensors.has(nameOf(embedding))) ?? ((name) => name)
 }
 
 function refuse(message: string, argument: string): never {

@@ -1,70 +1,20 @@
 import { stat } from 'node:fs/promises'
 import { ZipCacheError } from '../errors.js'
+import { ARCHITECTURES, type Architecture, type ArchitectureTraits } from './architectures.js'
+import { ConfigReader } from './config-reader.js'
 import { readGenerationConfig, readTokenIds } from './generation-config.js'
 import { isJsonObject, type JsonObject, modelFile, quote, readJsonFile } from './model-files.js'
+import { type RopeConfig, readRopes, readRotaryDim } from './rope-config.js'
 
-/** The `architectures` entry of config.json, for those we compute. */
-export type Architecture =
-  | 'LlamaForCausalLM'
-  | 'MistralForCausalLM'
-  | 'Qwen2ForCausalLM'
-  | 'Qwen3ForCausalLM'
-
-/** How positions turn into rotation frequencies; `ropeFrequencies` does the computing. */
-export type RopeConfig = {
-  /** The base: pair i of d / 2 turns by theta^(-2i / d) radians a position. */
-  readonly theta: number
-} & (DefaultRope | LinearRope | Llama3Rope | YarnRope)
-
-/** Positions as they are. Source: RoFormer (arXiv 2104.09864) §3.2. */
-export interface DefaultRope {
-  /** `rope_type`. */
-  readonly type: 'default'
-}
-
-/** Positions divided by a factor. Source: Chen et al. (arXiv 2306.15595). */
-export interface LinearRope {
-  /** `rope_type`. */
-  readonly type: 'linear'
-  /** How much longer the context is than what the model was trained for. */
-  readonly factor: number
-}
-
-/** Slow rotations divided by a factor, fast ones left alone. Source: LLaMA 3.1's config.json. */
-export interface Llama3Rope {
-  /** `rope_type`. */
-  readonly type: 'llama3'
-  /** What slow rotations are divided by. */
-  readonly factor: number
-  /** Rotations with fewer turns than this in the original context are slow. */
-  readonly lowFreqFactor: number
-  /** Rotations with more turns than this in it are fast. */
-  readonly highFreqFactor: number
-  /** null: the model's `maxPositions`. */
-  readonly originalMaxPositions: number | null
-}
-
-/** Rotations divided by a ramp over their turns. Source: YaRN (arXiv 2309.00071) §3. */
-export interface YarnRope {
-  /** `rope_type`. */
-  readonly type: 'yarn'
-  /** null: `maxPositions / originalMaxPositions`. */
-  readonly factor: number | null
-  /** null: the model's `maxPositions`. */
-  readonly originalMaxPositions: number | null
-  /** Multiplies cos and sin; null: computed from `factor`, `mscale` and `mscaleAllDim`. */
-  readonly attentionFactor: number | null
-  /** Of the computed factor's numerator, where `mscaleAllDim` is given, too. */
-  readonly mscale: number | null
-  /** Of its denominator, where `mscale` is given, too. */
-  readonly mscaleAllDim: number | null
-  /** Turns in the original context above which a rotation is left alone. */
-  readonly betaFast: number
-  /** Turns below which it is divided by the whole factor. */
-  readonly betaSlow: number
-  /** Round the ends of the ramp to whole dimensions. */
-  readonly truncate: boolean
-}
+export type { Architecture } from './architectures.js'
+export type {
+  DefaultRope,
+  LinearRope,
+  Llama3Rope,
+  LongRope,
+  RopeConfig,
+  YarnRope,
+} from './rope-config.js'
 
 /**
  * Everything the forward pass needs to know about a model, checked and with the defaults filled in.
@@ -107,8 +57,22 @@ export interface ModelConfig {
   readonly qkNorm: boolean
   /** (nLayers): a row sees its last so many keys, itself included; 0 sees all. */
   readonly slidingWindow: readonly number[]
-  /** How positions turn into rotations. */
-  readonly rope: RopeConfig
+  /** What products of queries and keys are multiplied by before the softmax. */
+  readonly softmaxScale: number
+  /** Of the MLP's gate: x / (1 + e^-x), or GELU in its form by tanh. */
+  readonly activation: 'silu' | 'gelu_tanh'
+  /** What token embeddings are multiplied by. */
+  readonly embeddingScale: number
+  /** Norms multiply by 1 + weight, not by weight. */
+  readonly unitOffsetNorms: boolean
+  /** What attention and the MLP add to the residual stream passes a norm first. */
+  readonly outputNorms: boolean
+  /** Q, K and V lie in one tensor of the checkpoint, gate and up in another. */
+  readonly fusedProjections: boolean
+  /** Channels of a head that rotate: the first so many, `headDim` in most models. */
+  readonly rotaryDim: number
+  /** (nLayers): how positions turn into rotations; null: not at all. Layers alike share an object. */
+  readonly ropes: readonly (RopeConfig | null)[]
 }
 
 const kMaxBytes = 1 << 24
@@ -120,69 +84,12 @@ const kHeadDimStep = 16
 const kMaxVocab = 1 << 22
 const kMaxPositions = 1 << 27
 const kMaxInt32 = 2 ** 31 - 1
-/** pow(theta, 1) must stay a finite float32 with room for the yarn factor. */
-const kMaxTheta = 1e30
-
-/** Where transformers differs from one architecture to the next. */
-interface ArchitectureTraits {
-  readonly modelType: string
-  /**
-   * `num_key_value_heads` when the key is absent: nHeads, or a class default that we do not guess.
-   */
-  readonly kvHeadsDefaultToHeads: boolean
-  readonly defaultHeadDim: number | null
-  readonly bias: 'none' | 'qkv' | 'from attention_bias'
-  readonly qkNorm: boolean
-  readonly window: 'none' | 'all layers' | 'by use_sliding_window'
-}
-
-const kArchitectures: Readonly<Record<Architecture, ArchitectureTraits>> = {
-  LlamaForCausalLM: {
-    modelType: 'llama',
-    kvHeadsDefaultToHeads: true,
-    defaultHeadDim: null,
-    bias: 'from attention_bias',
-    qkNorm: false,
-    window: 'none',
-  },
-  MistralForCausalLM: {
-    modelType: 'mistral',
-    kvHeadsDefaultToHeads: false,
-    defaultHeadDim: null,
-    bias: 'none',
-    qkNorm: false,
-    window: 'all layers',
-  },
-  Qwen2ForCausalLM: {
-    modelType: 'qwen2',
-    kvHeadsDefaultToHeads: false,
-    defaultHeadDim: null,
-    bias: 'qkv',
-    qkNorm: false,
-    window: 'by use_sliding_window',
-  },
-  Qwen3ForCausalLM: {
-    modelType: 'qwen3',
-    kvHeadsDefaultToHeads: false,
-    // Qwen3Config's own default: a Qwen3 without the key does not have hidden_size / n_heads.
-    defaultHeadDim: 128,
-    bias: 'from attention_bias',
-    qkNorm: true,
-    window: 'by use_sliding_window',
-  },
-}
-
-/** transformers' `sliding_window` where Mistral's and Qwen's configs leave the key out. */
-const kDefaultSlidingWindow = 4096
-/** transformers' `max_window_layers` where Qwen's configs leave the key out. */
-const kDefaultMaxWindowLayers = 28
-const kDefaultTheta = 10000
 const kDefaultEps = 1e-6
+const kActivations = { silu: 'silu', gelu_pytorch_tanh: 'gelu_tanh' } as const
 
 /**
- * Reads and checks config.json of a Hugging Face model folder (LlamaForCausalLM,
- * MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM), in the form of transformers 4
- * (`rope_theta`, `rope_scaling`) and of 5 (`rope_parameters`). A value that is absent takes
+ * Reads and checks config.json of a Hugging Face model folder (of an `Architecture`), in the form of
+ * transformers 4 (`rope_theta`, `rope_scaling`) and of 5 (`rope_parameters`). A value that is absent takes
  * transformers' default where that cannot surprise, and is refused where it could.
  * @throws ERR_ZC_CONFIG naming the key, its value and what it must be: the file is missing or
  *   damaged, a size is absurd, or the model needs something that is not computed here; ERR_ZC_IO
@@ -222,24 +129,30 @@ async function whyMissing(dir: string, path: string): Promise<string> {
  * @throws ERR_ZC_CONFIG as `readModelConfig`
  */
 export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelConfig {
-  const read = new ConfigReader(raw, path)
-  const architecture = readArchitecture(read)
-  const traits = kArchitectures[architecture]
+  const whole = new ConfigReader(raw, path)
+  const architecture = readArchitecture(whole)
+  const traits = ARCHITECTURES[architecture]
+  refuseQuantized(whole)
+  const read = readerOfText(whole, traits)
   refuseUnsupported(read, traits)
 
   const nLayers = read.integer('num_hidden_layers', 1, kMaxLayers)
   const hiddenSize = read.integer('hidden_size', 1, kMaxWidth)
   const intermediateSize = read.integer('intermediate_size', 1, kMaxWidth)
   const nHeads = read.integer('num_attention_heads', 1, kMaxHeads)
-  const nKvHeads = readKvHeads(read, traits, nHeads)
-  const headDim = readHeadDim(read, traits, hiddenSize, nHeads)
+  const nKvHeads = readKvHeads(read, nHeads)
+  const headDim = readHeadDim(read, hiddenSize, nHeads)
   const vocabSize = read.integer('vocab_size', 1, kMaxVocab)
   const maxPositions = read.integer('max_position_embeddings', 1, kMaxPositions)
   const attentionBias = traits.bias !== 'none' && read.boolean('attention_bias', false)
-  const bosTokenIds = readTokenIds(raw, 'bos_token_id', path)
-  const eosTokenIds = readTokenIds(raw, 'eos_token_id', path)
-  checkTokenIds(bosTokenIds, 'bos_token_id', vocabSize, path)
-  checkTokenIds(eosTokenIds, 'eos_token_id', vocabSize, path)
+  const [bosTokenIds, eosTokenIds] = ['bos_token_id', 'eos_token_id'].map((key) => {
+    const ids = readTokenIds(key in raw ? raw : read.raw, key, path)
+    checkTokenIds(ids, key, vocabSize, path)
+    return ids
+  }) as [number[], number[]]
+  const rotates = readRotatingLayers(read, traits, nLayers)
+  const windows = readSlidingWindow(read, traits, architecture, rotates)
+  const rotaryDim = readRotaryDim(read, traits, headDim)
 
   return {
     architecture,
@@ -260,82 +173,38 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
         ? { qkv: true, output: false }
         : { qkv: attentionBias, output: attentionBias },
     qkNorm: traits.qkNorm,
-    slidingWindow: readSlidingWindow(read, traits, architecture, nLayers),
-    rope: readRope(read),
+    // A window as long as the context hides nothing.
+    slidingWindow: windows.map((window) => (window < maxPositions ? window : 0)),
+    softmaxScale: 1 / Math.sqrt(read.positive('query_pre_attn_scalar', headDim)),
+    activation: readActivation(read),
+    embeddingScale: traits.isGemma ? Math.sqrt(hiddenSize) : 1,
+    unitOffsetNorms: traits.isGemma,
+    outputNorms: traits.isGemma,
+    fusedProjections: traits.fusedProjections,
+    rotaryDim,
+    ropes: readRopes(read, { traits, rotaryDim, maxPositions, rotates, windows }),
   }
+}
+
+/** The text model's keys, and what its class says where they are absent. */
+function readerOfText(
+  whole: ConfigReader,
+  { defaults, isTextOf }: ArchitectureTraits,
+): ConfigReader {
+  if (!isTextOf) return new ConfigReader({ ...defaults, ...whole.raw }, whole.path)
+  const text = whole.value('text_config')
+  if (!isJsonObject(text)) whole.refuse('text_config', `is ${quote(text)}, expected an object`)
+  return new ConfigReader({ ...defaults, ...text }, whole.path, 'text_config.')
 }
 
 const isEps = (value: number): boolean => value > 0 && value <= 1
-const isPositive = (value: number): boolean => value > 0 && value <= kMaxTheta
-
-/**
- * Typed access to the keys of one JSON object; every complaint names file, key, value and what was
- * expected.
- */
-class ConfigReader {
-  constructor(
-    readonly raw: JsonObject,
-    readonly path: string,
-    /** `rope_scaling.` for the keys within, nothing at the top. */
-    readonly prefix = '',
-  ) {}
-
-  refuse(key: string, complaint: string): never {
-    const message = `${this.path}: ${this.prefix}${key} ${complaint}`
-    throw new ZipCacheError('ERR_ZC_CONFIG', message, { argument: `${this.prefix}${key}` })
-  }
-
-  /**
-   * The value, or undefined where the key is absent or null: Python's None means the same as absent
-   * nearly everywhere.
-   */
-  value(key: string): unknown {
-    return this.raw[key] ?? undefined
-  }
-
-  integer(key: string, min: number, max: number, fallback?: number): number {
-    const value = this.value(key)
-    if (value === undefined && fallback !== undefined) return fallback
-    if (typeof value === 'number' && Number.isInteger(value) && value >= min && value <= max) {
-      return value
-    }
-    this.refuse(key, `is ${quote(value)}, expected an integer from ${min} to ${max}`)
-  }
-
-  number(
-    key: string,
-    expected: string,
-    fallback: number | undefined,
-    accept: (value: number) => boolean,
-  ): number {
-    const value = this.value(key)
-    if (value === undefined && fallback !== undefined) return fallback
-    if (typeof value === 'number' && Number.isFinite(value) && accept(value)) return value
-    this.refuse(key, `is ${quote(value)}, expected ${expected}`)
-  }
-
-  positive(key: string, fallback?: number): number {
-    return this.number(key, 'a number > 0', fallback, isPositive)
-  }
-
-  optionalPositive(key: string): number | null {
-    return this.value(key) === undefined ? null : this.positive(key)
-  }
-
-  boolean(key: string, fallback: boolean): boolean {
-    const value = this.value(key)
-    if (value === undefined) return fallback
-    if (typeof value === 'boolean') return value
-    this.refuse(key, `is ${quote(value)}, expected true or false`)
-  }
-}
 
 function isArchitecture(name: unknown): name is Architecture {
-  return typeof name === 'string' && Object.hasOwn(kArchitectures, name)
+  return typeof name === 'string' && Object.hasOwn(ARCHITECTURES, name)
 }
 
 function readArchitecture(read: ConfigReader): Architecture {
-  const supported = Object.keys(kArchitectures).join(', ')
+  const supported = Object.keys(ARCHITECTURES).join(', ')
   const architectures = read.value('architectures')
   if (!Array.isArray(architectures) || architectures.length !== 1) {
     read.refuse('architectures', `is ${quote(architectures)}, expected one of ${supported}`)
@@ -345,7 +214,7 @@ function readArchitecture(read: ConfigReader): Architecture {
     read.refuse('architectures', `is ${quote(name)}, expected one of ${supported}`)
   }
   const modelType = read.value('model_type')
-  const expected = kArchitectures[name].modelType
+  const expected = ARCHITECTURES[name].modelType
   // transformers picks its classes by model_type; a contradiction says the file was edited by hand.
   if (modelType !== undefined && modelType !== expected) {
     read.refuse('model_type', `is ${quote(modelType)}, expected "${expected}" for ${name}`)
@@ -353,39 +222,48 @@ function readArchitecture(read: ConfigReader): Architecture {
   return name
 }
 
-/** Refuses, by name, what would change the arithmetic and is not computed here. */
-function refuseUnsupported(read: ConfigReader, traits: ArchitectureTraits): void {
-  const activation = read.value('hidden_act') ?? 'silu'
-  if (activation !== 'silu') {
-    read.refuse('hidden_act', `is ${quote(activation)}, expected "silu"`)
-  }
+function refuseQuantized(read: ConfigReader): void {
   for (const key of ['quantization_config', 'compression_config']) {
     if (read.value(key) !== undefined) {
       read.refuse(key, 'is set; quantized checkpoints are not supported, expected F32, F16 or BF16')
     }
   }
+}
+
+/** Refuses, by name, what would change the arithmetic and is not computed here. */
+function refuseUnsupported(read: ConfigReader, traits: ArchitectureTraits): void {
   if (read.boolean('mlp_bias', false)) {
     read.refuse('mlp_bias', 'is true; biases in the MLP are not supported')
   }
   if (traits.bias === 'none' && read.boolean('attention_bias', false)) {
     read.refuse('attention_bias', `is true; ${traits.modelType} has no attention bias`)
   }
-  const rotary = read.value('partial_rotary_factor') ?? 1
-  if (rotary !== 1) {
-    read.refuse('partial_rotary_factor', `is ${quote(rotary)}, expected 1`)
-  }
   for (const key of ['attn_logit_softcapping', 'final_logit_softcapping']) {
     if (read.value(key) !== undefined) {
       read.refuse(key, `is ${quote(read.value(key))}; logit soft-capping is not supported`)
     }
   }
+  if (read.boolean('use_bidirectional_attention', false)) {
+    read.refuse(
+      'use_bidirectional_attention',
+      'is true; rows that see later ones are not supported',
+    )
+  }
 }
 
-function readKvHeads(read: ConfigReader, traits: ArchitectureTraits, nHeads: number): number {
+function readActivation(read: ConfigReader): ModelConfig['activation'] {
+  const key = read.value('hidden_activation') === undefined ? 'hidden_act' : 'hidden_activation'
+  const name = read.value(key) ?? 'silu'
+  if (typeof name === 'string' && Object.hasOwn(kActivations, name)) {
+    return kActivations[name as keyof typeof kActivations]
+  }
+  read.refuse(key, `is ${quote(name)}, expected "silu" or "gelu_pytorch_tanh"`)
+}
+
+function readKvHeads(read: ConfigReader, nHeads: number): number {
   // null means nHeads to transformers; an absent key means a number of its own per architecture (8,
   // 32).
-  const isNull = read.raw.num_key_value_heads === null
-  const fallback = isNull || traits.kvHeadsDefaultToHeads ? nHeads : undefined
+  const fallback = read.raw.num_key_value_heads === null ? nHeads : undefined
   const nKvHeads = read.integer('num_key_value_heads', 1, nHeads, fallback)
   if (nHeads % nKvHeads !== 0) {
     read.refuse(
@@ -396,18 +274,10 @@ function readKvHeads(read: ConfigReader, traits: ArchitectureTraits, nHeads: num
   return nKvHeads
 }
 
-function readHeadDim(
-  read: ConfigReader,
-  traits: ArchitectureTraits,
-  hiddenSize: number,
-  nHeads: number,
-): number {
-  const isAbsent = read.raw.head_dim === undefined
+function readHeadDim(read: ConfigReader, hiddenSize: number, nHeads: number): number {
   let headDim: number
   if (read.value('head_dim') !== undefined) {
     headDim = read.integer('head_dim', 1, kMaxHeadDim)
-  } else if (isAbsent && traits.defaultHeadDim !== null) {
-    headDim = traits.defaultHeadDim
   } else {
     if (hiddenSize % nHeads !== 0) {
       read.refuse(
@@ -432,13 +302,36 @@ function readHeadDim(
   return headDim
 }
 
-/** Window sizes per layer, exactly as transformers' modeling files choose them. */
+/** Which layers rotate. */
+function readRotatingLayers(
+  read: ConfigReader,
+  traits: ArchitectureTraits,
+  nLayers: number,
+): boolean[] {
+  const all = new Array<boolean>(nLayers).fill(true)
+  if (traits.rope !== 'some layers') return all
+  const flags = read.value('no_rope_layers')
+  if (flags === undefined) {
+    const interval = read.integer('no_rope_layer_interval', 1, kMaxInt32)
+    return all.map((_, layer) => (layer + 1) % interval !== 0)
+  }
+  // Its name notwithstanding, 1 says that a layer rotates.
+  const isFlag = (flag: unknown) => flag === 0 || flag === 1
+  if (Array.isArray(flags) && flags.length >= nLayers && flags.every(isFlag)) {
+    return all.map((_, layer) => flags[layer] === 1)
+  }
+  const expected = `expected a 0 or 1 for each of ${nLayers} layers`
+  read.refuse('no_rope_layers', `is ${quote(flags)}, ${expected}`)
+}
+
+/** Window sizes per layer, exactly as transformers' modeling files choose them; 0: none. */
 function readSlidingWindow(
   read: ConfigReader,
   traits: ArchitectureTraits,
   architecture: Architecture,
-  nLayers: number,
+  rotates: readonly boolean[],
 ): number[] {
+  const nLayers = rotates.length
   const layerTypes = readLayerTypes(read, nLayers)
   const hasSlidingLayer = layerTypes?.includes('sliding_attention') ?? false
   const full = new Array<number>(nLayers).fill(0)
@@ -450,15 +343,13 @@ function readSlidingWindow(
     return full
   }
 
-  const enabled = traits.window === 'all layers' ? true : read.boolean('use_sliding_window', false)
-  // null switches the window off, an absent key does not: it means the class default.
-  const window =
-    read.raw.sliding_window === null
-      ? 0
-      : read.integer('sliding_window', 1, kMaxInt32, kDefaultSlidingWindow)
+  // null switches the window off, where the file says so or the class.
+  const window = read.raw.sliding_window === null ? 0 : read.integer('sliding_window', 1, kMaxInt32)
+  const byType = (types: readonly string[]) =>
+    types.map((type) => (type === 'sliding_attention' ? window : 0))
 
   if (traits.window === 'all layers') {
-    // transformers' Mistral reads no layer_types: each that differs from what it would do is a
+    // transformers reads no layer_types here: each that differs from what it would do is a
     // contradiction.
     const only = window > 0 ? 'sliding_attention' : 'full_attention'
     if (layerTypes?.some((type) => type !== only)) {
@@ -467,6 +358,14 @@ function readSlidingWindow(
     return full.fill(window)
   }
 
+  if (traits.window === 'by pattern') {
+    if (window === 0) read.refuse('sliding_window', 'is null, expected an integer')
+    if (layerTypes !== null) return byType(layerTypes)
+    const pattern = read.integer('sliding_window_pattern', 1, kMaxInt32)
+    return full.map((_, layer) => ((layer + 1) % pattern === 0 ? 0 : window))
+  }
+
+  const enabled = read.boolean('use_sliding_window', false)
   if (!enabled || window === 0) {
     if (hasSlidingLayer) {
       const why = enabled ? 'sliding_window is null' : 'use_sliding_window is false'
@@ -474,10 +373,9 @@ function readSlidingWindow(
     }
     return full
   }
-  if (layerTypes !== null) {
-    return layerTypes.map((type) => (type === 'sliding_attention' ? window : 0))
-  }
-  const firstLayer = read.integer('max_window_layers', 0, kMaxInt32, kDefaultMaxWindowLayers)
+  if (layerTypes !== null) return byType(layerTypes)
+  if (traits.rope === 'some layers') return rotates.map((turns) => (turns ? 0 : window))
+  const firstLayer = read.integer('max_window_layers', 0, kMaxInt32)
   return full.map((_, layer) => (layer >= firstLayer ? window : 0))
 }
 
@@ -499,104 +397,6 @@ function readLayerTypes(read: ConfigReader, nLayers: number): string[] | null {
     }
   }
   return types as string[]
-}
-
-function readRope(read: ConfigReader): RopeConfig {
-  const key = isUsed(read.value('rope_scaling')) ? 'rope_scaling' : 'rope_parameters'
-  const parameters = read.value(key) ?? {}
-  if (!isJsonObject(parameters)) {
-    read.refuse(key, `is ${quote(parameters)}, expected an object`)
-  }
-  const rope: ConfigReader = new ConfigReader(parameters, read.path, `${key}.`)
-  for (const nested of Object.keys(parameters)) {
-    if (isJsonObject(parameters[nested])) {
-      rope.refuse(nested, 'is an object; a rope of its own per layer type is not supported')
-    }
-  }
-  const rotary = rope.value('partial_rotary_factor') ?? 1
-  if (rotary !== 1) rope.refuse('partial_rotary_factor', `is ${quote(rotary)}, expected 1`)
-
-  const type = rope.value('rope_type') ?? rope.value('type') ?? 'default'
-  const theta = (rope.value('rope_theta') === undefined ? read : rope).number(
-    'rope_theta',
-    `a number above 1 and at most ${kMaxTheta}`,
-    kDefaultTheta,
-    (value) => value > 1 && value <= kMaxTheta,
-  )
-  switch (type) {
-    case 'default':
-      return { type: 'default', theta }
-    case 'linear':
-      return { type: 'linear', theta, factor: rope.positive('factor') }
-    case 'llama3':
-      return readLlama3Rope(read, rope, theta)
-    case 'yarn':
-      return readYarnRope(read, rope, theta)
-    default:
-      rope.refuse(
-        'rope_type',
-        `is ${quote(type)}, expected "default", "linear", "llama3" or "yarn"`,
-      )
-  }
-}
-
-/** Python's truth: an empty rope_scaling is none at all. */
-function isUsed(value: unknown): boolean {
-  return value !== undefined && !(isJsonObject(value) && Object.keys(value).length === 0)
-}
-
-function readLlama3Rope(read: ConfigReader, rope: ConfigReader, theta: number): RopeConfig {
-  const lowFreqFactor = rope.positive('low_freq_factor')
-  const highFreqFactor = rope.positive('high_freq_factor')
-  if (highFreqFactor <= lowFreqFactor) {
-    rope.refuse(
-      'high_freq_factor',
-      `is ${highFreqFactor}, expected more than low_freq_factor ${lowFreqFactor}`,
-    )
-  }
-  return {
-    type: 'llama3',
-    theta,
-    factor: rope.positive('factor'),
-    lowFreqFactor,
-    highFreqFactor,
-    originalMaxPositions: readOriginalMaxPositions(read, rope),
-  }
-}
-
-function readYarnRope(read: ConfigReader, rope: ConfigReader, theta: number): RopeConfig {
-  const factor = rope.optionalPositive('factor')
-  const originalMaxPositions = readOriginalMaxPositions(read, rope)
-  if (factor === null && originalMaxPositions === null) {
-    rope.refuse('factor', 'is missing, expected it or original_max_position_embeddings')
-  }
-  // 0 is "not given" to transformers in all four: it asks for Python's truth of the value.
-  const orDefault = (key: string, fallback: number): number =>
-    rope.value(key) === 0 ? fallback : rope.positive(key, fallback)
-  const orNull = (key: string): number | null =>
-    rope.value(key) === 0 ? null : rope.optionalPositive(key)
-  return {
-    type: 'yarn',
-    theta,
-    factor,
-    originalMaxPositions,
-    attentionFactor: rope.optionalPositive('attention_factor'),
-    mscale: orNull('mscale'),
-    mscaleAllDim: orNull('mscale_all_dim'),
-    betaFast: orDefault('beta_fast', 32),
-    betaSlow: orDefault('beta_slow', 1),
-    truncate: rope.boolean('truncate', true),
-  }
-}
-
-/**
- * At the top of the file it outranks the one among the rope parameters (transformers 5, for Phi-3's
- * sake).
- */
-function readOriginalMaxPositions(read: ConfigReader, rope: ConfigReader): number | null {
-  const key = 'original_max_position_embeddings'
-  const reader = read.value(key) === undefined ? rope : read
-  return reader.value(key) === undefined ? null : reader.integer(key, 1, kMaxPositions)
 }
 
 function checkTokenIds(ids: readonly number[], key: string, vocabSize: number, path: string): void {

@@ -6,6 +6,7 @@ import {
   type Device,
   embedding,
   gatherRows,
+  geluGate,
   groupedLinear,
   linear,
   rmsNorm,
@@ -34,14 +35,29 @@ export interface ForwardModel {
   readonly weightFormat: WeightFormat
   /** Type of Q, K, V and of attention's output. */
   readonly attentionDtype: AttentionDtype
-  /** (head_dim / 2) f32. */
-  readonly invFreq: Tensor<'f32'>
-  readonly attentionScale: number
+  /** The ways in which positions rotate in some layer. */
+  readonly ropes: readonly Rope[]
+  /** (n_layers) which of them a layer takes. */
+  readonly ropeOfLayer: readonly number[]
   /**
    * Which tokens are special or punctuation, one byte a token of the vocabulary; null without a
    * tokenizer.
    */
   readonly specialTokens: (() => Uint8Array) | null
+}
+
+/** One way in which positions rotate. */
+export interface Rope {
+  /** (rotary_dim / 2) f32 radians a position; none where nothing rotates. */
+  readonly invFreq: Tensor<'f32'>
+  /** Multiplies cos and sin. */
+  readonly attentionScale: number
+}
+
+/** The rotations of rows, (rows, rotary_dim / 2) f32. */
+export interface RopeTable {
+  readonly cos: Tensor<'f32'>
+  readonly sin: Tensor<'f32'>
 }
 
 /** What attention reads and writes: q and k after RoPE. */
@@ -64,9 +80,8 @@ export interface StreamRows {
   /** (rows, n_kv_heads, head_dim) in the attention's type. */
   readonly k: Tensor
   readonly v: Tensor
-  /** RoPE's table (rows, head_dim / 2) f32. */
-  readonly cos: Tensor<'f32'>
-  readonly sin: Tensor<'f32'>
+  /** One for each of the model's ropes. */
+  readonly ropes: readonly RopeTable[]
 }
 
 /** Rows on their way through a layer: the stream, and views of the work space as the ops want it. */
@@ -84,6 +99,8 @@ export interface RowBlock extends StreamRows {
   readonly gate: Tensor
   readonly up: Tensor
   readonly gated: Tensor
+  /** (rows, hidden_size) f32: what a layer adds to the stream, where that has a norm; else null. */
+  readonly branch: Tensor | null
 }
 
 /** The stream of `nRows` rows, tensors of `scratch`; k and v have room for `nKeys`. */
@@ -99,8 +116,10 @@ export function makeStream(
     x: scratch.tensor('f32', [nRows, hiddenSize]),
     k: scratch.tensor(model.attentionDtype, kv),
     v: scratch.tensor(model.attentionDtype, kv),
-    cos: scratch.tensor('f32', [nRows, headDim / 2]),
-    sin: scratch.tensor('f32', [nRows, headDim / 2]),
+    ropes: model.ropes.map(({ invFreq }) => ({
+      cos: scratch.tensor('f32', [nRows, invFreq.length]),
+      sin: scratch.tensor('f32', [nRows, invFreq.length]),
+    })),
   }
 }
 
@@ -128,6 +147,7 @@ export function makeWorkspace(
   const gate = scratch.tensor('f32', [capacity, intermediateSize])
   const up = scratch.tensor('f32', [capacity, intermediateSize])
   const gated = dtype === 'f32' ? gate : scratch.tensor(dtype, [capacity, intermediateSize])
+  const branch = config.outputNorms ? scratch.tensor('f32', [capacity, hiddenSize]) : null
 
   return (nRows, stream) => {
     const view = <T extends Tensor>(tensor: T, ...rest: number[]) =>
@@ -155,6 +175,7 @@ export function makeWorkspace(
       gate: view(gate, intermediateSize),
       up: view(up, intermediateSize),
       gated: view(gated, intermediateSize),
+      branch: branch && view(branch, hiddenSize),
     }
   }
 }
@@ -166,17 +187,33 @@ export function makeWorkspace(
  */
 export function embedRows(
   model: ForwardModel,
-  { x, cos, sin }: Pick<StreamRows, 'x' | 'cos' | 'sin'>,
+  { x, ropes }: Pick<StreamRows, 'x' | 'ropes'>,
   ids: Tensor<'i32'>,
   positions: Tensor<'i32'>,
 ): void {
-  const { weights, invFreq, attentionScale } = model
-  embedding({ ids, weight: weights.embedding, out: x })
-  ropeTable({ positions, invFreq, attentionScale, cos, sin })
+  embedding({ ids, weight: model.weights.embedding, out: x, scale: embeddingScaleOf(model) })
+  for (const [i, own] of model.ropes.entries()) {
+    if (own.invFreq.length > 0) ropeTable({ positions, ...own, ...(ropes[i] as RopeTable) })
+  }
+}
+
+/** In the type that the model computes in: Gemma was trained with it so rounded. */
+function embeddingScaleOf({ config, dtype }: ForwardModel): number {
+  const { embeddingScale } = config
+  if (dtype === 'f32') return embeddingScale
+  const unit = 2 ** (Math.floor(Math.log2(embeddingScale)) - 7) // of bfloat16's eight bits
+  return Math.round(embeddingScale / unit) * unit
+}
+
+/** The rotations of a block's rows in a layer. */
+export function ropeOf(model: ForwardModel, layer: number, { ropes }: StreamRows): RopeTable {
+  return ropes[model.ropeOfLayer[layer] as number] as RopeTable
 }
 
 /** RoPE of a block's q and k, where no tail takes k and v (`ropeAppend`). */
-export function rotateHeads({ rawHeads, heads, cos, sin }: RowBlock): void {
+export function rotateHeads(model: ForwardModel, layer: number, block: RowBlock): void {
+  const { rawHeads, heads } = block
+  const { cos, sin } = ropeOf(model, layer, block)
   rope({ x: rawHeads.q, cos, sin, out: heads.q })
   rope({ x: rawHeads.k, cos, sin, out: heads.k })
 }
@@ -191,7 +228,7 @@ export function runLayer(
   block: RowBlock,
   attend: () => void,
 ): void {
-  const { rmsNormEps: eps } = model.config
+  const { rmsNormEps: eps, activation } = model.config
   const w = model.weights.layers[layer] as LayerWeights
   const { x, normed, rawQ, rawK, headRows } = block
   rmsNorm({ x, weight: need(w.inputNorm), out: normed, eps })
@@ -204,16 +241,36 @@ export function runLayer(
   if (w.qNorm) rmsNorm({ x: headRows.q, weight: w.qNorm, out: headRows.q, eps })
   if (w.kNorm) rmsNorm({ x: headRows.k, weight: w.kNorm, out: headRows.k, eps })
   attend()
-  linear({ x: block.attended, ...need(w.oProj), bias: w.oBias, out: x, accumulate: true })
-  // x += down(silu(gate(norm(x))) * up(norm(x)))
-  rmsNorm({ x, weight: need(w.postAttentionNorm), out: normed, eps })
+  const attention = { ...need(w.oProj), bias: w.oBias }
+  addBranch(block, block.attended, attention, w.attentionOutputNorm, eps)
+  // x += down(activation(gate(norm(x))) * up(norm(x)))
+  rmsNorm({ x, weight: need(w.mlpNorm), out: normed, eps })
   const gateUp = [
     { ...need(w.gateProj), out: block.gate },
     { ...need(w.upProj), out: block.up },
   ]
   groupedLinear({ x: normed, products: gateUp })
-  siluGate({ gate: block.gate, up: block.up, out: block.gated })
-  linear({ x: block.gated, ...need(w.downProj), out: x, accumulate: true })
+  const gate = { gate: block.gate, up: block.up, out: block.gated }
+  if (activation === 'silu') siluGate(gate)
+  else geluGate(gate)
+  addBranch(block, block.gated, need(w.downProj), w.mlpOutputNorm, eps)
+}
+
+/** Adds a product to the residual stream, normalized where there is a norm. */
+function addBranch(
+  { x, branch }: RowBlock,
+  input: Tensor,
+  matrix: Matrix & { readonly bias?: Tensor | undefined },
+  norm: Tensor | undefined,
+  eps: number,
+): void {
+  if (!norm) {
+    linear({ x: input, ...matrix, out: x, accumulate: true })
+    return
+  }
+  const own = branch as Tensor
+  linear({ x: input, ...matrix, out: own })
+  rmsNorm({ x: own, weight: norm, out: x, eps, accumulate: true })
 }
 
 /**

@@ -3,12 +3,14 @@ import {
   convert,
   countNonFinite,
   type Device,
+  DTYPE_BYTES,
   type DType,
   type MappedFile,
   quantizeWeight,
   type Tensor,
 } from '../ops/index.js'
 import type { ModelWeight, WeightRole } from './checkpoint.js'
+import type { ModelConfig } from './config.js'
 
 /**
  * What the model computes in: the type of activations that enter products and attention; sums are
@@ -74,6 +76,14 @@ export interface ModelWeights {
   dispose(): void
 }
 
+/** How weights are kept. */
+export interface WeightOptions {
+  readonly config: Pick<ModelConfig, 'unitOffsetNorms'>
+  readonly dtype: ComputeDtype
+  readonly format: WeightFormat
+  readonly signal: AbortSignal | undefined
+}
+
 const DTYPE_OF: Record<string, DType> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
 
 /**
@@ -90,9 +100,7 @@ const DTYPE_OF: Record<string, DType> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
 export async function loadWeights(
   device: Device,
   weights: readonly ModelWeight[],
-  dtype: ComputeDtype,
-  format: WeightFormat,
-  signal?: AbortSignal,
+  { config, dtype, format, signal }: WeightOptions,
 ): Promise<ModelWeights> {
   const tensors = new Set<Tensor>()
   const make = <D extends DType>(dtype: D, shape: readonly number[]) => {
@@ -122,6 +130,14 @@ export async function loadWeights(
     }
     return { weight: rounded('bf16') }
   }
+  const toNorm = async (x: Tensor): Promise<Tensor> => {
+    if (!config.unitOffsetNorms) return x
+    const out = make('f32', x.shape)
+    convert({ x, out })
+    out.write((await out.read()).map((weight) => 1 + weight))
+    x.dispose()
+    return out
+  }
   const dispose = () => {
     for (const tensor of tensors) tensor.dispose()
   }
@@ -133,7 +149,12 @@ export async function loadWeights(
       const { file: path, offset } = weight.tensor
       const file = files.get(path) ?? device.mapFile(path)
       files.set(path, file)
-      const stored: Tensor = device.fromFile(file, offset, storedDtype(weight), weight.shape)
+      const type = storedDtype(weight)
+      const [begin, end] = weight.rows ?? [0, weight.shape[0] as number]
+      const rest = weight.shape.slice(1)
+      const rowBytes = rest.reduce((product, size) => product * size, DTYPE_BYTES[type])
+      const at = offset + begin * rowBytes
+      const stored: Tensor = device.fromFile(file, at, type, [end - begin, ...rest])
       tensors.add(stored)
       await refuseNonFinite(stored, weight.name)
       const { role, layer } = weight
@@ -143,7 +164,7 @@ export async function loadWeights(
         const matrix = await toMatrix(stored, role)
         if (matrix.weight !== stored) stored.dispose()
         own[role] = matrix
-      } else own[role] = stored
+      } else own[role] = isNorm(role) ? await toNorm(stored) : stored
       signal?.throwIfAborted()
     }
     const { embedding, norm } = once
@@ -186,6 +207,10 @@ export function namedTensors({
 
 function isMatrix(role: WeightRole): role is MatrixRole {
   return (MATRICES as readonly WeightRole[]).includes(role)
+}
+
+function isNorm(role: WeightRole): boolean {
+  return role === 'norm' || role.endsWith('Norm')
 }
 
 function storedDtype({ name, tensor }: ModelWeight): DType {

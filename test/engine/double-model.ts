@@ -8,6 +8,7 @@ import {
   embedding,
   f32ToF16,
   fromF16,
+  geluGate,
   linear,
   mixedAttention,
   packSegment,
@@ -38,9 +39,26 @@ export class DoubleModel {
     return new DoubleModel(await readModelConfig(dir), new Map(values))
   }
 
-  /** The tensor of this name; undefined where the architecture has none. */
+  /**
+   * The tensor of this name, or its part of the one that holds it with others; undefined where the
+   * architecture has none.
+   */
   weight(name: string): Float64Array | undefined {
-    return this.#weights.get(name)
+    const fused = name.match(/^(.*)\.(q|k|v|gate|up)_proj\.weight$/)
+    if (!this.config.fusedProjections || !fused) return this.#weights.get(name)
+    const [, prefix, which] = fused as unknown as [string, string, string]
+    const { hiddenSize, headDim, nHeads, nKvHeads, intermediateSize } = this.config
+    const [joint, parts] =
+      which.length === 1
+        ? ['qkv', { q: nHeads * headDim, k: nKvHeads * headDim, v: nKvHeads * headDim }]
+        : ['gate_up', { gate: intermediateSize, up: intermediateSize }]
+    let row = 0
+    for (const [part, height] of Object.entries(parts as Record<string, number>)) {
+      const all = this.#weights.get(`${prefix}.${joint}_proj.weight`)!
+      if (part === which) return all.subarray(row * hiddenSize, (row + height) * hiddenSize)
+      row += height
+    }
+    return undefined
   }
 
   /** x W^T + bias, x (m, k). */
@@ -53,7 +71,10 @@ export class DoubleModel {
   /** RMS norm over `width`; x itself where the model has no such norm. */
   norm(name: string, x: Float64Array, width: number): Float64Array {
     const weight = this.weight(`${name}.weight`)
-    return weight ? rmsNorm({ x, weight, width, eps: this.config.rmsNormEps }) : x
+    if (!weight) return x
+    const offset = this.config.unitOffsetNorms ? 1 : 0
+    const own = weight.map((value) => offset + value)
+    return rmsNorm({ x, weight: own, width, eps: this.config.rmsNormEps })
   }
 
   /** Logits of rows of the residual stream. */
@@ -114,37 +135,42 @@ export class DoubleSequence {
     const isPrompt =
       n > 1 && this.#compression !== null && this.#tailLength + n >= this.#compression.window
     const embeddings = this.#model.weight('model.embed_tokens.weight')!
-    let x = embedding({ ids, weight: embeddings, width: hiddenSize })
+    const { activation, embeddingScale: scale, outputNorms } = config
+    let x = embedding({ ids, weight: embeddings, width: hiddenSize, scale })
     for (let layer = 0; layer < config.nLayers; layer++) {
       const name = `model.layers.${layer}`
       const normed = this.#model.norm(`${name}.input_layernorm`, x, hiddenSize)
-      const heads = this.#heads(name, normed)
+      const heads = this.#heads(layer, name, normed)
       const attended = isPrompt
         ? this.#attendPrompt(layer, heads, n)
         : this.#attendTail(layer, heads, n)
-      x = add(
-        x,
-        this.#model.project(`${name}.self_attn.o_proj`, attended, config.nHeads * config.headDim),
-      )
-      const wide = this.#model.norm(`${name}.post_attention_layernorm`, x, hiddenSize)
+      // What is added to the stream has a norm of its own, or none.
+      const outputNorm = (which: string, y: Float64Array) =>
+        outputNorms ? this.#model.norm(`${name}.post_${which}_layernorm`, y, hiddenSize) : y
+      const qWidth = config.nHeads * config.headDim
+      const output = this.#model.project(`${name}.self_attn.o_proj`, attended, qWidth)
+      x = add(x, outputNorm('attention', output))
+      const inputNorm = outputNorms ? 'pre_feedforward' : 'post_attention'
+      const wide = this.#model.norm(`${name}.${inputNorm}_layernorm`, x, hiddenSize)
       const gate = this.#model.project(`${name}.mlp.gate_proj`, wide, hiddenSize)
       const up = this.#model.project(`${name}.mlp.up_proj`, wide, hiddenSize)
-      const gated = siluGate({ gate, up })
-      x = add(x, this.#model.project(`${name}.mlp.down_proj`, gated, intermediateSize))
+      const gated = activation === 'silu' ? siluGate({ gate, up }) : geluGate({ gate, up })
+      const down = this.#model.project(`${name}.mlp.down_proj`, gated, intermediateSize)
+      x = add(x, outputNorm('feedforward', down))
     }
     this.#tailLength += n
     if (isPrompt || (n === 1 && this.#tailLength === this.#compression?.window)) this.#endGroup()
     return this.#model.logits(x)
   }
 
-  #heads(name: string, normed: Float64Array): Heads {
+  #heads(layer: number, name: string, normed: Float64Array): Heads {
     const { config } = this.#model
     const { headDim, hiddenSize, nHeads, nKvHeads } = config
     const n = normed.length / hiddenSize
     const positions = Array.from({ length: n }, (_, i) => this.length + i)
     const table = ropeTable({
       positions,
-      ...ropeFrequencies(config.rope, headDim, config.maxPositions),
+      ...ropeFrequencies(config.ropes[layer]!, config.rotaryDim, config.maxPositions),
     })
     const rotated = (which: 'q' | 'k', count: number) => {
       const raw = this.#model.project(`${name}.self_attn.${which}_proj`, normed, hiddenSize)
@@ -157,14 +183,14 @@ export class DoubleSequence {
 
   /** A row sees itself and what came before, packed or not. */
   #attend(layer: number, q: Float64Array, n: number, newest: Segment) {
-    const { nHeads, nKvHeads, headDim, slidingWindow } = this.#model.config
+    const { nHeads, nKvHeads, headDim, slidingWindow, softmaxScale } = this.#model.config
     return mixedAttention({
       q,
       segments: [...this.#layers[layer].packed, newest],
       nHeads,
       nKvHeads,
       headDim,
-      scale: 1 / Math.sqrt(headDim),
+      scale: softmaxScale,
       queryPositions: Array.from({ length: n }, (_, i) => this.length + i),
       slidingWindow: slidingWindow[layer],
     })
@@ -227,7 +253,7 @@ export class DoubleSequence {
       positions: Int32Array
     },
   ): void {
-    const { nHeads, nKvHeads, headDim, slidingWindow } = this.#model.config
+    const { nHeads, nKvHeads, headDim, slidingWindow, softmaxScale } = this.#model.config
     const compression = this.#compression!
     const n = k.length / (nKvHeads * headDim)
     const count = compression.nSalient(n)
@@ -236,7 +262,7 @@ export class DoubleSequence {
       ...probes,
       k,
       ...shape,
-      scale: 1 / Math.sqrt(headDim),
+      scale: softmaxScale,
       slidingWindow: slidingWindow[layer],
       normalization: plainMetric(compression.metric),
     })

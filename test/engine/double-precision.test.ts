@@ -44,6 +44,13 @@ const models: [name: string, folder: string][] = [
   ['llama', join(kFixtures, 'llama')],
   ['qwen2', join(kFixtures, 'qwen2')],
   ['qwen3', join(kFixtures, 'qwen3')],
+  ['phi3', join(kFixtures, 'phi3')],
+  ['smollm3', join(kFixtures, 'smollm3')],
+  ['gemma3', join(kFixtures, 'gemma3')],
+  [
+    'gemma3, whose rows do not see the whole window that is compressed',
+    copies.copy(join(kFixtures, 'gemma3'), { config: { sliding_window: 12 } }),
+  ],
   [
     'mistral with a sliding window',
     copies.copy(join(kFixtures, 'mistral'), { config: { sliding_window: 24 } }),

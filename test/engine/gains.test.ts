@@ -18,7 +18,7 @@ test('the mean q^2 of a channel times the square of its range, over the channels
   const of = (values: number[], shape: number[]) =>
     scratch.tensor('f32', shape).write(Float32Array.from(values))
   const rows = scratch.ints(Int32Array.of(0, 1))
-  const probes = { q: of(queries, [2, 4, 2]), lse: of([], [0]), rows, positions: rows }
+  const probes = { q: of(queries, [2, 4, 2]), rows }
   const gains = await keyErrorGains(of(keys, [3, 2, 2]), probes, scratch)
   scratch.dispose()
   expect(Array.from(gains)).toEqual([3.5 * 4 + 100 * 0, 1.5 * 4 + 1.5 * 16])

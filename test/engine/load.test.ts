@@ -123,8 +123,10 @@ describe('computed in bfloat16', () => {
 
   test('keeps matrices in the types that they multiply, by device', async () => {
     const typesOn = async (where: Device, dir: string) => {
-      const checked = checkTensors(await openCheckpoint(dir), await readModelConfig(dir))
-      const weights = await loadWeights(where, checked, 'bf16', 'stored')
+      const config = await readModelConfig(dir)
+      const checked = checkTensors(await openCheckpoint(dir), config)
+      const kept = { config, dtype: 'bf16', format: 'stored', signal: undefined } as const
+      const weights = await loadWeights(where, checked, kept)
       const types = weights.layers.map(({ oProj, qProj }) => [
         oProj?.weight.dtype,
         qProj?.weight.dtype,

@@ -7,7 +7,16 @@ export const kFixtures = join(__dirname, '..', 'fixtures', 'hf')
 export const kTrainedModels = join(__dirname, '..', '..', 'models')
 
 /** The small checkpoints whose logits and tokens transformers computed. */
-export const fixtureNames = ['llama', 'mistral', 'qwen2', 'qwen3', 'llama3-rope'] as const
+export const fixtureNames = [
+  'llama',
+  'mistral',
+  'qwen2',
+  'qwen3',
+  'llama3-rope',
+  'phi3',
+  'smollm3',
+  'gemma3',
+] as const
 
 /** One tensor of a safetensors file. */
 export interface StoredTensor {

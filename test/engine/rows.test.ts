@@ -245,6 +245,7 @@ describe('kept rows', () => {
           lse: scratch.tensor('f32', [n, nHeads]).write(new Float32Array(n * nHeads).fill(2)),
           rows: scratch.ints(Int32Array.from({ length: n }, (_, i) => i)),
           positions: scratch.ints(Int32Array.from({ length: n }, (_, i) => nPast + i)),
+          scale: 1 / Math.sqrt(headDim),
         }
         await writer.write(layer, k, v, probes)
         if (layer === 0) continue

@@ -219,6 +219,26 @@ describe('expectedTensors', () => {
   })
 })
 
+describe('weights that lie in one tensor', () => {
+  test('are its rows, in order', () => {
+    const fused = expectedTensors({ ...config, fusedProjections: true })
+    const rowsIn = (name: string) =>
+      fused
+        .filter((own) => own.name.endsWith(name))
+        .map(({ role, shape, rows }) => ({ role, shape, rows }))
+    expect(rowsIn('layers.1.self_attn.qkv_proj.weight')).toEqual([
+      { role: 'qProj', shape: [64, 32], rows: [0, 32] },
+      { role: 'kProj', shape: [64, 32], rows: [32, 48] },
+      { role: 'vProj', shape: [64, 32], rows: [48, 64] },
+    ])
+    expect(rowsIn('layers.0.mlp.gate_up_proj.weight')).toEqual([
+      { role: 'gateProj', shape: [96, 32], rows: [0, 48] },
+      { role: 'upProj', shape: [96, 32], rows: [48, 96] },
+    ])
+    expect(fused.some(({ name }) => /\.(q|k|v|gate|up)_proj/.test(name))).toBe(false)
+  })
+})
+
 describe('checkTensors', () => {
   const open = async (tensors: Record<string, TensorSpec>): Promise<Checkpoint> =>
     openCheckpoint(folders.write({ 'model.safetensors': safetensors(tensors) }))

@@ -37,6 +37,31 @@ const qwen3 = {
   model_type: 'qwen3',
   head_dim: 64,
 }
+const phi3 = { ...llama, architectures: ['Phi3ForCausalLM'], model_type: 'phi3' }
+const smollm3 = { ...llama, architectures: ['SmolLM3ForCausalLM'], model_type: 'smollm3' }
+const gemma3 = {
+  ...llama,
+  architectures: ['Gemma3ForCausalLM'],
+  model_type: 'gemma3_text',
+  sliding_window: 512,
+  rope_theta: 1e6,
+  rope_local_base_freq: 10_000,
+}
+/** As the files of the larger models are: little is said. */
+const gemma3Images = {
+  architectures: ['Gemma3ForConditionalGeneration'],
+  model_type: 'gemma3',
+  eos_token_id: [1, 106],
+  text_config: {
+    hidden_size: 2560,
+    intermediate_size: 10_240,
+    model_type: 'gemma3_text',
+    num_hidden_layers: 34,
+    rope_scaling: { factor: 8, rope_type: 'linear' },
+    sliding_window: 1024,
+  },
+  vision_config: { hidden_size: 1152 },
+}
 const full = ['full_attention', 'full_attention', 'full_attention', 'full_attention']
 
 /** The refusal of a config; undefined where it is accepted. */
@@ -61,6 +86,11 @@ describe('readModelConfig on the fixtures', () => {
     bosTokenId: 1,
     eosTokenIds: [2],
     slidingWindow: [0, 0, 0],
+    activation: 'silu',
+    embeddingScale: 1,
+    unitOffsetNorms: false,
+    outputNorms: false,
+    fusedProjections: false,
   }
   const none = { qkv: false, output: false }
   const cases = {
@@ -117,14 +147,18 @@ describe('readModelConfig on the fixtures', () => {
       rope: { type: 'default', theta: 1e6 },
     },
   }
-  test.each(Object.entries(cases))('%s', async (name, expected) => {
-    expect(await readModelConfig(join(kFixtures, 'hf', name))).toEqual({ ...shared, ...expected })
+  test.each(Object.entries(cases))('%s', async (name, { rope, ...expected }) => {
+    const { headDim } = expected
+    const heads = { rotaryDim: headDim, softmaxScale: 1 / Math.sqrt(headDim) }
+    const ropes = [rope, rope, rope]
+    const config = await readModelConfig(join(kFixtures, 'hf', name))
+    expect(config).toEqual({ ...shared, ...heads, ropes, ...expected })
   })
 
   test.each(['line-retrieval', 'line-retrieval-base'])('%s', async (name) => {
     const config = await readModelConfig(join(kModels, name))
     expect(config).toMatchObject({ nLayers: 3, headDim: 64, eosTokenIds: [2], bosTokenId: 1 })
-    expect(config.rope).toEqual({ type: 'default', theta: 1e8 })
+    expect(config.ropes[2]).toEqual({ type: 'default', theta: 1e8 })
   })
 })
 
@@ -134,7 +168,8 @@ describe('defaults and forms', () => {
     expect(parseModelConfig(rest)).toMatchObject({ nKvHeads: 4, headDim: 32, rmsNormEps: 1e-6 })
     expect(parseModelConfig({ ...mistral, num_key_value_heads: null }).nKvHeads).toBe(4)
     expect(parseModelConfig({ ...llama, head_dim: 64 }).headDim).toBe(64)
-    expect(parseModelConfig({ ...qwen3, head_dim: undefined }).headDim).toBe(128)
+    const { head_dim, ...noHeadDim } = qwen3
+    expect(parseModelConfig(noHeadDim).headDim).toBe(128)
     expect(parseModelConfig({ ...qwen3, head_dim: null }).headDim).toBe(32)
   })
 
@@ -171,7 +206,9 @@ describe('sliding windows', () => {
 
   test('mistral: every layer; absent is 4096, null is none', () => {
     expect(window({ ...mistral, sliding_window: 8 })).toEqual([8, 8, 8, 8])
-    expect(window(mistral)).toEqual([4096, 4096, 4096, 4096])
+    const long = { ...mistral, max_position_embeddings: 32768 }
+    expect(window(long)).toEqual([4096, 4096, 4096, 4096])
+    expect(window({ ...long, sliding_window: 32768 })).toEqual([0, 0, 0, 0]) // hides nothing
     expect(window({ ...mistral, sliding_window: null })).toEqual([0, 0, 0, 0])
     expect(window({ ...mistral, sliding_window: null, layer_types: full })).toEqual([0, 0, 0, 0])
   })
@@ -185,9 +222,9 @@ describe('sliding windows', () => {
     expect(window({ ...on, max_window_layers: 2 })).toEqual([0, 0, 8, 8])
     expect(window({ ...on, max_window_layers: 0 })).toEqual([8, 8, 8, 8])
     expect(window(on)).toEqual([0, 0, 0, 0]) // max_window_layers is 28 where it is absent
-    expect(window({ ...on, sliding_window: undefined, max_window_layers: 3 })).toEqual([
-      0, 0, 0, 4096,
-    ])
+    const long = { ...on, max_position_embeddings: 32768 }
+    const { sliding_window, ...unsaid } = long
+    expect(window({ ...unsaid, max_window_layers: 3 })).toEqual([0, 0, 0, 4096])
     expect(window({ ...on, sliding_window: null, max_window_layers: 0 })).toEqual([0, 0, 0, 0])
     const types = [...full.slice(1), 'sliding_attention']
     expect(window({ ...on, max_window_layers: 0, layer_types: types })).toEqual([0, 0, 0, 8])
@@ -195,7 +232,7 @@ describe('sliding windows', () => {
 })
 
 describe('rope', () => {
-  const rope = (raw: JsonObject) => parseModelConfig({ ...llama, ...raw }).rope
+  const rope = (raw: JsonObject) => parseModelConfig({ ...llama, ...raw }).ropes[0]
 
   test('default and linear, with either key for the type', () => {
     expect(rope({})).toEqual({ type: 'default', theta: 500000 })
@@ -232,12 +269,12 @@ describe('rope', () => {
     })
   })
 
-  test('yarn: what is not said stays open', () => {
+  test('yarn: what is not said', () => {
     expect(rope({ rope_scaling: { type: 'yarn', factor: 4 } })).toEqual({
       type: 'yarn',
       theta: 500000,
       factor: 4,
-      originalMaxPositions: null,
+      originalMaxPositions: 4096,
       attentionFactor: null,
       mscale: null,
       mscaleAllDim: null,
@@ -259,7 +296,7 @@ describe('rope', () => {
     expect(rope({ rope_scaling: all, original_max_position_embeddings: 2048 })).toEqual({
       type: 'yarn',
       theta: 500000,
-      factor: null,
+      factor: 2,
       originalMaxPositions: 2048,
       attentionFactor: 1.5,
       mscale: 0.7,
@@ -267,6 +304,95 @@ describe('rope', () => {
       betaFast: 32,
       betaSlow: 2,
       truncate: false,
+    })
+  })
+})
+
+describe('architectures of their own', () => {
+  test('phi3: fused projections, partial rotation, factors for long contexts', () => {
+    const factors = (first: number) => Array.from({ length: 12 }, (_, i) => first + i)
+    const config = parseModelConfig({
+      ...phi3,
+      num_key_value_heads: 2,
+      max_position_embeddings: 131_072,
+      original_max_position_embeddings: 4096,
+      partial_rotary_factor: 0.75,
+      sliding_window: 262_144,
+      rope_scaling: { type: 'longrope', short_factor: factors(1), long_factor: factors(2) },
+    })
+    expect(config).toMatchObject({ fusedProjections: true, headDim: 32, rotaryDim: 24 })
+    expect(config).toMatchObject({ rmsNormEps: 1e-5, slidingWindow: [0, 0, 0, 0] })
+    expect(config.ropes[0]).toEqual({
+      type: 'longrope',
+      theta: 500000,
+      originalMaxPositions: 4096,
+      shortFactor: factors(1),
+      longFactor: factors(2),
+      attentionFactor: Math.sqrt(1 + Math.log(32) / Math.log(4096)),
+    })
+    expect(parseModelConfig({ ...phi3, sliding_window: 2047 }).slidingWindow[3]).toBe(2047)
+    expect(parseModelConfig(phi3)).toMatchObject({ rotaryDim: 32, slidingWindow: [0, 0, 0, 0] })
+  })
+
+  test('smollm3: layers that do not rotate', () => {
+    const turns = (raw: JsonObject) => parseModelConfig(raw).ropes.map((rope) => rope !== null)
+    expect(turns(smollm3)).toEqual([true, true, true, false])
+    expect(turns({ ...smollm3, no_rope_layer_interval: 2 })).toEqual([true, false, true, false])
+    expect(turns({ ...smollm3, no_rope_layers: [0, 1, 1, 0, 1] })).toEqual([
+      ...[false, true, true, false],
+    ])
+    expect(parseModelConfig(smollm3).tieWordEmbeddings).toBe(true)
+    const windows = { use_sliding_window: true, sliding_window: 8 }
+    expect(parseModelConfig({ ...smollm3, ...windows }).slidingWindow).toEqual([0, 0, 0, 8])
+  })
+
+  test('gemma3: its norms and scales, windows by pattern, a rope for them', () => {
+    const config = parseModelConfig(gemma3)
+    expect(config).toMatchObject({
+      headDim: 256,
+      qkNorm: true,
+      activation: 'gelu_tanh',
+      embeddingScale: Math.sqrt(128),
+      unitOffsetNorms: true,
+      outputNorms: true,
+      softmaxScale: 1 / 16,
+      tieWordEmbeddings: true,
+    })
+    const windows = (raw: JsonObject) => parseModelConfig({ ...gemma3, ...raw }).slidingWindow
+    expect(windows({})).toEqual([512, 512, 512, 512])
+    expect(windows({ sliding_window_pattern: 2 })).toEqual([512, 0, 512, 0])
+    expect(windows({ layer_types: full })).toEqual([0, 0, 0, 0])
+    const pattern = { ...gemma3, sliding_window_pattern: 2 }
+    const local = { type: 'default', theta: 10_000 }
+    const linear = { type: 'linear', theta: 1e6, factor: 8 }
+    const old = { ...pattern, rope_scaling: { rope_type: 'linear', factor: 8 } }
+    expect(parseModelConfig(old).ropes).toEqual([local, linear, local, linear])
+    const { rope_theta, rope_local_base_freq, ...rest } = pattern
+    const byType = {
+      full_attention: { rope_type: 'linear', factor: 8 },
+      sliding_attention: { rope_type: 'default', rope_theta: 20_000 },
+    }
+    expect(parseModelConfig({ ...rest, rope_parameters: byType }).ropes.slice(0, 2)).toEqual([
+      { type: 'default', theta: 20_000 },
+      linear,
+    ])
+    // A window that hides nothing is none, and its layers keep their rope.
+    const wide = parseModelConfig({ ...pattern, sliding_window: 4096 })
+    expect(wide.slidingWindow).toEqual([0, 0, 0, 0])
+    expect(wide.ropes[0]).toEqual(local)
+  })
+
+  test('gemma3 with images: its text model, of whose sizes half are defaults', () => {
+    expect(parseModelConfig(gemma3Images)).toMatchObject({
+      nLayers: 34,
+      hiddenSize: 2560,
+      nHeads: 8,
+      nKvHeads: 4,
+      headDim: 256,
+      vocabSize: 262_208,
+      maxPositions: 131_072,
+      bosTokenId: 2,
+      eosTokenIds: [1, 106],
     })
   })
 })
@@ -380,12 +506,38 @@ describe('refusals name the key, what it was and what it must be', () => {
     [
       'dynamic rope',
       { ...llama, rope_scaling: { type: 'dynamic', factor: 2 } },
-      'rope_scaling.rope_type is "dynamic", expected "default", "linear", "llama3" or "yarn"',
+      'rope_scaling.rope_type is "dynamic", expected "default", "linear", "llama3", "yarn" or "longrope"',
     ],
     [
       'longrope',
       { ...llama, rope_parameters: { rope_type: 'longrope' } },
-      'rope_parameters.rope_type is "longrope"',
+      'rope_parameters.short_factor is missing, expected 16 numbers > 0',
+    ],
+    [
+      'longrope of too few factors',
+      { ...llama, rope_scaling: { type: 'su', short_factor: [1, 2], long_factor: [1, 2] } },
+      'rope_scaling.short_factor is [1,2], expected 16 numbers > 0',
+    ],
+    ['a part of a pair', { ...phi3, partial_rotary_factor: 0.1 }, 'partial_rotary_factor is 0.1'],
+    ['more than all', { ...phi3, partial_rotary_factor: 2 }, 'partial_rotary_factor is 2'],
+    ['no flags', { ...smollm3, no_rope_layers: [1, 0, 1] }, 'no_rope_layers is [1,0,1], expected'],
+    ['other flags', { ...smollm3, no_rope_layers: [1, 2, 1, 1] }, 'no_rope_layers is [1,2,1,1]'],
+    ['a Gemma without windows', { ...gemma3, sliding_window: null }, 'sliding_window is null'],
+    [
+      'a Gemma that looks ahead',
+      { ...gemma3, use_bidirectional_attention: true },
+      'use_bidirectional_attention is true',
+    ],
+    [
+      'a Gemma of other activations',
+      { ...gemma3, hidden_activation: 'gelu' },
+      'hidden_activation is "gelu", expected "silu" or "gelu_pytorch_tanh"',
+    ],
+    ['a text model as text', { ...gemma3Images, text_config: 'x' }, 'text_config is "x"'],
+    [
+      'what is wrong within the text model',
+      { ...gemma3Images, text_config: { ...gemma3Images.text_config, hidden_size: -1 } },
+      'text_config.hidden_size is -1',
     ],
     [
       'rope per layer type',

@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { loadModel, type Model } from '../../lib/index'
 import {
@@ -6,8 +7,10 @@ import {
   kTrainedModels,
   ModelCopies,
   readReference,
+  readSafetensors,
   type StoredTensors,
   storedAs,
+  valuesOf,
 } from '../engine/model-copies'
 import { argmaxRows, expectSame, idsOf, maxDifference, useModel } from '../engine/running'
 import { type FixturePrompt, readFixturePrompts } from '../eval/fixture-prompts'
@@ -31,6 +34,8 @@ async function withModel<R>(
     await model.dispose()
   }
 }
+
+const kHaveNearTies: readonly string[] = ['phi3', 'smollm3']
 
 describe.each(fixtureNames)('transformers and %s', (name) => {
   const dir = join(kFixtures, name)
@@ -76,13 +81,21 @@ describe.each(fixtureNames)('transformers and %s', (name) => {
     )
   })
 
-  test('agree on the argmax of 98% of rows in bfloat16', async () => {
+  test('agree on the argmax in bfloat16, but for one or two near ties of 64 rows', async () => {
     await withModel(dir, { dtype: 'bf16' }, async (model) => {
       const width = model.config.vocabSize
       const own = argmaxRows(await lastLogits(model, ids, logits.length), width)
       const expected = argmaxRows(logits, width)
-      const nEqual = own.filter((id, row) => id === expected[row]).length
-      expect(nEqual / expected.length).toBeGreaterThanOrEqual(0.98)
+      const others = [...own.keys()].filter((row) => own[row] !== expected[row])
+      const short = others.map((row) => {
+        const at = (id: number | undefined) => logits[row * width + id!]!
+        return at(expected[row]) - at(own[row])
+      })
+      // transformers' own bfloat16 moves logits of these models by 0.006 to 0.013, and the argmax of up to
+      // four rows. The first five were made with fewer near ties than the other three.
+      const isNearTie = kHaveNearTies.includes(name)
+      expect(short.length).toBeLessThanOrEqual(isNearTie ? 2 : 1)
+      for (const gap of short) expect(gap).toBeLessThan(0.02)
     })
   })
 })
@@ -130,6 +143,60 @@ describe('the same weights in other files', () => {
       })
     },
   )
+})
+
+describe('rotations that depend on the longest context', () => {
+  const dir = join(kFixtures, 'phi3')
+  const { ids } = readReference('phi3')
+  const reference = readSafetensors(join(dir, 'reference.safetensors'))
+  const short = valuesOf(reference.get('short_logits')!)
+
+  test('are those of short contexts where that is the longest', async () => {
+    const prompt = ids.slice(0, 200)
+    await withModel(dir, { maxPositions: 256 }, async (model) => {
+      expect(model.config.maxPositions).toBe(256)
+      expect(maxDifference(await lastLogits(model, prompt, short.length), short)).toBeLessThan(5e-4)
+      await expect(model.logits(ids)).rejects.toMatchObject({ code: 'ERR_ZC_CONTEXT_LENGTH' })
+    })
+    await withModel(dir, { maxPositions: 257 }, async (model) => {
+      const others = await lastLogits(model, prompt, short.length)
+      expect(maxDifference(others, short)).toBeGreaterThan(0.1)
+    })
+  })
+
+  test.each([0, -1, 1.5, 4097, Number.NaN])('a longest context of %f is refused', async (value) => {
+    const fault = { code: 'ERR_ZC_ARGUMENT', argument: 'maxPositions' }
+    await expect(loadModel(dir, { maxPositions: value })).rejects.toMatchObject(fault)
+  })
+})
+
+describe('the text model of one that sees images', () => {
+  const copies = new ModelCopies()
+  afterAll(() => copies.remove())
+  const from = join(kFixtures, 'gemma3')
+  const { ids, logits } = readReference('gemma3')
+  const original = useModel(from)
+  const text = JSON.parse(readFileSync(join(from, 'config.json'), 'utf8'))
+
+  test.each([
+    ['as hubs have it', (name: string) => `language_model.${name}`],
+    [
+      'as transformers 5 writes it',
+      (name: string) => name.replace('model.', 'model.language_model.'),
+    ],
+  ])('%s: identical logits', async (_, rename) => {
+    const config = {
+      architectures: ['Gemma3ForConditionalGeneration'],
+      model_type: 'gemma3',
+      text_config: text,
+    }
+    const tensors = (own: StoredTensors) =>
+      new Map([...own].map(([name, tensor]) => [rename(name), tensor]))
+    const expected = await lastLogits(original(), ids, logits.length)
+    await withModel(copies.copy(from, { config, tensors }), {}, async (model) => {
+      expectSame(await lastLogits(model, ids, logits.length), expected)
+    })
+  })
 })
 
 /** What transformers generates with either model; none for prompts of 300 lines. */

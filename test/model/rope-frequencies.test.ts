@@ -57,8 +57,6 @@ describe('ropeFrequencies', () => {
     const blended = (1 - smooth) * (0.01 / 8) + smooth * 0.01
     const expected = [1, 0.1, blended, 0.001 / 8]
     expectClose(ropeFrequencies(rope, 8, 99).invFreq, expected)
-    // The model's own context stands in.
-    expectClose(ropeFrequencies({ ...rope, originalMaxPositions: null }, 8, 1000).invFreq, expected)
   })
 
   test('yarn: a ramp over the dimensions', () => {
@@ -89,20 +87,38 @@ describe('ropeFrequencies', () => {
   })
 
   test('yarn: attention factor', () => {
-    const scale = (change: Partial<typeof kYarn>, maxPositions = 8192) =>
-      ropeFrequencies({ ...kYarn, ...change }, 64, maxPositions).attentionScale
+    const scale = (change: Partial<typeof kYarn>) =>
+      ropeFrequencies({ ...kYarn, ...change }, 64, 8192).attentionScale
     expect(scale({ attentionFactor: 0.5 })).toBe(0.5)
     expect(scale({ factor: 1 })).toBe(1)
     expect(scale({ mscale: 1, mscaleAllDim: 1 })).toBe(1)
     const quotient = (0.1 * 0.75 * Math.log(40) + 1) / (0.1 * Math.log(40) + 1)
     expect(scale({ factor: 40, mscale: 0.75, mscaleAllDim: 1 })).toBeCloseTo(quotient, 12)
     expect(scale({ mscale: 0.75 })).toBeCloseTo(1.1386294, 7) // one alone is not used
-    // No factor: the ratio of the contexts, 8192 / 2048.
-    expect(scale({ factor: null })).toBeCloseTo(1.1386294, 7)
   })
 
   test('yarn: ends that meet do not divide by zero', () => {
     const { invFreq } = ropeFrequencies({ ...kYarn, originalMaxPositions: 6 }, 64, 8192)
     expect(invFreq.every((freq) => Number.isFinite(freq) && freq > 0)).toBe(true)
+  })
+
+  test('longrope: short factors where no context is longer than the original, else long ones', () => {
+    const rope: RopeConfig = {
+      type: 'longrope',
+      theta: 10000,
+      originalMaxPositions: 4096,
+      shortFactor: [1, 1, 2, 4],
+      longFactor: [1, 3, 5, 8],
+      attentionFactor: 1.19,
+    }
+    const short = ropeFrequencies(rope, 8, 4096)
+    expectClose(short.invFreq, [1, 0.1, 0.01 / 2, 0.001 / 4])
+    const long = ropeFrequencies(rope, 8, 4097)
+    expectClose(long.invFreq, [1, 0.1 / 3, 0.01 / 5, 0.001 / 8])
+    expect([short.attentionScale, long.attentionScale]).toEqual([1.19, 1.19])
+  })
+
+  test('no rope: no frequencies', () => {
+    expect(ropeFrequencies(null, 64, 99).invFreq).toHaveLength(0)
   })
 })
