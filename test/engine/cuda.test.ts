@@ -3,8 +3,8 @@ import { join } from 'node:path'
 import { loadModel } from '../../lib/index'
 import { readFixturePrompts } from '../eval/fixture-prompts'
 import { describeDevices } from '../support/backends'
-import { kTrainedModels } from './model-copies'
-import { collect } from './running'
+import { fixtureNames, kFixtures, kTrainedModels, readReference } from './model-copies'
+import { collect, maxDifference } from './running'
 
 const [prompt] = readFixturePrompts().filter(({ lines }) => lines === 10)
 
@@ -53,6 +53,25 @@ describeDevices(
       },
       240_000,
     )
+
+    test.each(
+      fixtureNames.flatMap((name) => [
+        [name, 'f32', 5e-4] as const,
+        // Logits of 3 in steps of 2^-8, and a layer's sums of them.
+        [name, 'bf16', 1e-1] as const,
+      ]),
+    )('logits of %s in %s, those of transformers', async (name, dtype, tolerance) => {
+      const { ids, logits } = readReference(name)
+      const options = { device, dtype, kvMemory: 1 << 24 }
+      const model = await loadModel(join(kFixtures, name), options)
+      try {
+        const own = await model.logits(ids, { policy: 'zipcache' })
+        const last = own.subarray(own.length - logits.length)
+        expect(maxDifference(last, logits)).toBeLessThan(tolerance)
+      } finally {
+        await model.dispose()
+      }
+    })
   },
   ['cuda-emu', 'cuda'],
 )
