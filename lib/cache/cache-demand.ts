@@ -32,16 +32,24 @@ export class CacheDemand {
     this.addPages(bytes, count * this.#shape.nLayers * this.#shape.nKvHeads)
   }
 
-  /** What so many compressions are packed into. */
-  addGroups({ nTokens, nSalient, high, low }: GroupPlan, count = 1): void {
-    const { headDim } = this.#shape
+  /**
+   * What so many compressions are packed into, one after the other: in layers with a sliding window
+   * those before are given back (`dropHidden`), unless heads differ in their tokens.
+   */
+  addGroups({ nTokens, nSalient, high, low }: GroupPlan, count = 1, isUneven = false): void {
+    const { headDim, nKvHeads, slidingWindow } = this.#shape
+    // Of those that are seen two may be so in part; one more is staged.
+    const mostHeld = (window: number) =>
+      window > 0 && !isUneven ? Math.min(count, Math.ceil(window / nTokens) + 2) : count
+    const nHeld = slidingWindow.reduce((sum, window) => sum + mostHeld(window), 0)
+    const nStandIns = nHeld < slidingWindow.length * count ? count : 0
     const nRegular = nTokens - nSalient
     for (const [n, { k, v }] of [
       [nSalient, high],
       [nRegular, low],
     ] as const) {
       if (n === 0) continue
-      this.addEach(pageBytes(k, v, headDim), count * pageCount(n))
+      this.addPages(pageBytes(k, v, headDim), nHeld * nKvHeads * pageCount(n) + nStandIns)
       this.addEach(paramsBytes(headDim), count)
     }
     if (nSalient > 0 && nRegular > 0) this.addEach(bitmapBytes(nTokens), count)

@@ -28,9 +28,9 @@ export class CacheMemory {
 
   /** Throws `ERR_ZC_OUT_OF_MEMORY` when the memory cannot be had. */
   constructor(device: Device, probeShape: ProbeShape & KvShape, capacityBytes: number) {
-    const { nLayers, nKvHeads, headDim } = probeShape
+    const { nLayers, nKvHeads, headDim, slidingWindow } = probeShape
     this.device = device
-    this.shape = { nLayers, nKvHeads, headDim }
+    this.shape = { nLayers, nKvHeads, headDim, slidingWindow }
     this.pool = new PagePool(device, capacityBytes)
     let tables: TableArena | undefined
     try {

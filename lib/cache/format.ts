@@ -58,6 +58,16 @@ export function pageCount(nTokens: number): number {
   return Math.ceil(nTokens / PAGE_TOKENS)
 }
 
+/**
+ * Pages of a class that no row sees, of whose group's positions `nSeen` are seen, the last ones: at least
+ * so many, as which of the tokens are of the class is not known here. Where heads differ in their
+ * tokens, whole pages alone: one stands in for others, of which it must have all tokens.
+ */
+export function hiddenPages(nTokens: number, nSeen: number, isUneven: boolean): number {
+  if (nSeen === 0 && !isUneven) return pageCount(nTokens)
+  return Math.floor(Math.max(0, nTokens - nSeen) / PAGE_TOKENS)
+}
+
 function roundUp(n: number, multiple: number): number {
   return Math.ceil(n / multiple) * multiple
 }

@@ -7,6 +7,7 @@ export {
   codeFormat,
   FORMATS,
   type Format,
+  hiddenPages,
   isQuantized,
   PAGE_TOKENS,
   pageBytes,

@@ -5,6 +5,7 @@ import {
   bitmapBytes,
   FORMATS,
   type Format,
+  hiddenPages,
   PAGE_TOKENS,
   pageBytes,
   pageCount,
@@ -17,6 +18,8 @@ export interface KvShape {
   readonly nLayers: number
   readonly nKvHeads: number
   readonly headDim: number
+  /** (nLayers): a row sees its last so many keys, itself included; 0 sees all. */
+  readonly slidingWindow: readonly number[]
 }
 
 /** How the tokens of one compression are stored. */
@@ -86,6 +89,10 @@ interface Segment {
   stride: number
   /** Pages of each entry, where they do not differ. */
   nPages: number
+  /** (n_layers x n_kv_heads) pages in front that were given back; null: none. Not written to, but replaced. */
+  dropped: Int32Array | null
+  /** The page that stands in the lists for those, held once; -1 without. */
+  standIn: number
   readonly params: Int32Array | null
   readonly bitmaps: Int32Array | null
   readonly bitmapBytes: number
@@ -154,6 +161,8 @@ export class KvCache {
         pages: new Int32Array(0),
         stride: 0,
         nPages: 0,
+        dropped: null,
+        standIn: -1,
         params: null,
         bitmaps: null,
         bitmapBytes: 0,
@@ -282,9 +291,7 @@ export class KvCache {
       const retain = (addresses: Int32Array | null, bytes: number) => {
         for (const address of addresses ?? []) this.memory.pool.retain(address, bytes)
       }
-      for (let entry = 0; entry < this.#nEntries; entry++) {
-        retain(pagesOf(segment, entry), this.#pageBytes(segment))
-      }
+      for (const pages of this.#heldPages(segment)) retain(pages, this.#pageBytes(segment))
       retain(segment.params, paramsBytes(this.shape.headDim))
       if (segment.span > 0) retain(segment.bitmaps, segment.bitmapBytes)
     }
@@ -437,6 +444,19 @@ export class KvCache {
     this.#mark({ entries: true })
   }
 
+  /**
+   * In layers with a sliding window, gives pages back that no later row sees: of each class those in
+   * front, but for as many tokens as the window shows. A page of the segment stands in for them in the
+   * lists, so that ops may look at what they hide. Called once all that was published is packed.
+   */
+  dropHidden(): void {
+    if (!this.shape.slidingWindow.some((window) => window > 0)) return
+    for (let index = 1; index < this.#nVisible; index++) {
+      const segment = this.#segments[index] as Segment
+      if (this.#dropFrom(segment)) this.#mark({ groupsFrom: index })
+    }
+  }
+
   /** Gives staged pages back that were never published. */
   unstage(): void {
     const staged = this.#segments.splice(this.#nVisible)
@@ -472,10 +492,11 @@ export class KvCache {
     const nEntries = this.#nEntries
     for (const segment of this.#segments) {
       const { counts } = segment
-      const nPages = counts
+      const nListed = counts
         ? counts.reduce((sum, n) => sum + pageCount(n), 0)
         : nEntries * segment.nPages
-      yield [segment.precision, this.#pageBytes(segment), nPages]
+      const nDropped = segment.dropped?.reduce((sum, n) => sum + n, -1) ?? 0 // the stand-in is held
+      yield [segment.precision, this.#pageBytes(segment), nListed - nDropped]
       if (segment.params) yield ['params', paramsBytes(this.shape.headDim), nEntries]
       if (segment.span > 0) yield ['bitmaps', segment.bitmapBytes, nEntries]
     }
@@ -595,6 +616,8 @@ export class KvCache {
       pages,
       stride: nPages,
       nPages,
+      dropped: null,
+      standIn: -1,
       params,
       bitmaps,
       bitmapBytes: bitmaps ? bitmapBytes(Math.abs(span)) : 0,
@@ -603,9 +626,47 @@ export class KvCache {
 
   #freePages(segment: Segment): void {
     const bytes = this.#pageBytes(segment)
+    for (const pages of this.#heldPages(segment)) this.#freeEach(pages, bytes)
+  }
+
+  /** The pages that a segment holds, those of an entry at a time. */
+  *#heldPages(segment: Segment): Generator<Int32Array> {
+    const { dropped, standIn } = segment
     for (let entry = 0; entry < this.#nEntries; entry++) {
-      this.#freeEach(pagesOf(segment, entry), bytes)
+      yield pagesOf(segment, entry).subarray(dropped?.[entry] ?? 0)
     }
+    if (standIn >= 0) yield Int32Array.of(standIn)
+  }
+
+  /** Gives back what no later row sees of a segment; whether there was anything. */
+  #dropFrom(segment: Segment): boolean {
+    const { slidingWindow, nKvHeads } = this.shape
+    const { counts, span, start, stride } = segment
+    const bytes = this.#pageBytes(segment)
+    const groupEnd = start + (Math.abs(span) || segment.nTokens)
+    const dropped = segment.dropped?.slice() ?? new Int32Array(this.#nEntries)
+    let pages: Int32Array | null = null
+    for (const [layer, window] of slidingWindow.entries()) {
+      if (window === 0) continue
+      // Later rows are at tailStart or behind.
+      const nSeen = Math.max(0, groupEnd - (this.#tailStart - window + 1))
+      for (let entry = layer * nKvHeads; entry < (layer + 1) * nKvHeads; entry++) {
+        const nTokens = counts ? (counts[entry] as number) : segment.nTokens
+        const before = dropped[entry] as number
+        const nHidden = hiddenPages(nTokens, nSeen, counts !== null)
+        if (nHidden <= before) continue
+        pages ??= segment.pages.slice()
+        const own = pages.subarray(entry * stride + before, entry * stride + nHidden)
+        const isFirst = segment.standIn < 0
+        if (isFirst) segment.standIn = own[0] as number
+        this.#freeEach(isFirst ? own.subarray(1) : own, bytes)
+        own.fill(segment.standIn)
+        dropped[entry] = nHidden
+      }
+    }
+    if (!pages) return false
+    Object.assign(segment, { pages, dropped })
+    return true
   }
 
   #freeSegment(segment: Segment, withBitmaps: boolean): void {
@@ -810,9 +871,11 @@ export function tableWords(shape: KvShape, nSegments: number, nPages: number): n
 }
 
 /**
- * Bytes of a 16-bit cache: 2 (K and V) x tokens x n_kv_heads x head_dim x 2 bytes x n_layers. What
- * compression ratios are measured against.
+ * Bytes of a 16-bit cache: 2 (K and V) x tokens x n_kv_heads x head_dim x 2 bytes x n_layers; in a layer
+ * with a sliding window no more tokens than that. What compression ratios are measured against.
  */
 export function fp16CacheBytes(shape: KvShape, nTokens: number): number {
-  return 2 * nTokens * shape.nKvHeads * shape.headDim * 2 * shape.nLayers
+  const { nKvHeads, headDim, slidingWindow } = shape
+  const nSeen = slidingWindow.reduce((sum, own) => sum + Math.min(nTokens, own || nTokens), 0)
+  return 2 * nKvHeads * headDim * 2 * nSeen
 }

@@ -384,6 +384,7 @@ export class Context {
   #endGroup(nTokens: number, scratch: Scratch): void {
     this.#notePeak(scratch.bytes)
     this.cache.publish(nTokens)
+    this.cache.dropHidden()
     this.#nGroups++
     this.#probes?.dispose()
     this.#probes = null

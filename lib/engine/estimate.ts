@@ -4,6 +4,7 @@ import {
   CacheDemand,
   codeFormat,
   type Format,
+  hiddenPages,
   type KvCache,
   type KvShape,
   pageBytes,
@@ -45,8 +46,8 @@ export function estimatePrompt(
   policy: CachePolicy,
   nTokens: number,
 ): MemoryEstimate {
-  const { nLayers, nKvHeads, headDim } = model.config
-  const shape = { nLayers, nKvHeads, headDim }
+  const { nLayers, nKvHeads, headDim, slidingWindow } = model.config
+  const shape = { nLayers, nKvHeads, headDim, slidingWindow }
   const tailFormat = policy.tail === 'f16' ? 'f16' : model.attentionDtype
   const { compression } = policy
   const isCompressed = compression !== null && nTokens >= compression.window
@@ -67,6 +68,8 @@ export function estimatePrompt(
   const drawn = compression?.windowProbes(deriveSeed(toSeed(0), 0)) ?? []
   const probes = drawn.filter((step) => step < nTokens).length * nLayers * probeRowBytes(model)
   if (!isCompressed) cache += probes
+  // Given back once the prompt is packed.
+  const hidden = isCompressed ? hiddenBytes(shape, compression, nTokens) : 0
   const keysAndValues = 2 * nTokens * nKvHeads * headDim * DTYPE_BYTES[model.attentionDtype]
   let activations = policy.rows
     ? rowActivationBytes(model, policy.rows, nTokens)
@@ -80,7 +83,7 @@ export function estimatePrompt(
   }
   return {
     weights,
-    cache,
+    cache: cache - hidden,
     keysAndValues,
     activations,
     peak: weights + cache + keysAndValues + activations,
@@ -115,7 +118,7 @@ function headPackerBytes(model: ForwardModel, n: number): number {
   const { headDim, nHeads, nKvHeads, nLayers } = model.config
   const attention = DTYPE_BYTES[model.attentionDtype]
   const gathered = n * (4 * nKvHeads + 2 * headDim * attention + 4)
-  const table = 4 * tableWords({ nLayers, nKvHeads, headDim }, 3, pageCount(n) + 1)
+  const table = 4 * tableWords(model.config, 3, pageCount(n) + 1)
   const looked = (64 * nHeads + 256 * nKvHeads) * headDim * (attention + 4) + 4 * (64 + 256)
   return gathered + table + nLayers * looked
 }
@@ -227,6 +230,26 @@ function packedBytes(shape: KvShape, compression: Compression, nTokens: number):
     words = tableWords(shape, 1 + counts.length, nPages)
   }
   return demand.bytes + TableArena.capacityOf(words) * 4
+}
+
+/** Bytes of a prompt's pages that no later row sees; none where heads differ in how many they are. */
+function hiddenBytes(shape: KvShape, compression: Compression, nTokens: number): number {
+  if (compression.auto) return 0
+  const { nSalient, high, low } = groupPlan(compression, nTokens)
+  let bytes = 0
+  for (const [n, { k, v }] of [
+    [nSalient, high],
+    [nTokens - nSalient, low],
+  ] as const) {
+    let nPages = 0
+    for (const window of shape.slidingWindow) {
+      const nSeen = Math.min(nTokens, window - 1)
+      if (window > 0) nPages += shape.nKvHeads * hiddenPages(n, nSeen, false)
+    }
+    // One of them stands in for the others.
+    if (nPages > 0) bytes += (nPages - 1) * pageBytes(k, v, shape.headDim)
+  }
+  return bytes
 }
 
 function classPageBytes({ keyBits, valueBits }: PrecisionClass, headDim: number): number {

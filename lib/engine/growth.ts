@@ -1,12 +1,5 @@
 /** What a context may still take while it grows, so that who waits is let in only where all fit. */
-import {
-  bitmapBytes,
-  CacheDemand,
-  fp16CacheBytes,
-  type KvShape,
-  pageBytes,
-  pageCount,
-} from '../cache/index.js'
+import { bitmapBytes, CacheDemand, type KvShape, pageBytes, pageCount } from '../cache/index.js'
 import type { RowPlan } from '../policy/policy.js'
 import type { Context } from './context.js'
 import { rowBytes } from './estimate.js'
@@ -65,7 +58,7 @@ export function addGrowth(
       return
     }
     // Any share of a head's tokens may be of either class.
-    for (const nSalient of [0, nTokens]) demand.addGroups({ ...group, nSalient }, count)
+    for (const nSalient of [0, nTokens]) demand.addGroups({ ...group, nSalient }, count, true)
     demand.addEach(bitmapBytes(nTokens), count)
   }
   // What was staged is given out already, but for heads that differ, which get theirs layer by layer.
@@ -103,6 +96,7 @@ export function longestFitting(context: Context, promptEnd: number, maxLength: n
 
 /** No more than this: all rows in 16 bits, and beside them what they are quantized to. */
 function rowGrowthBytes(shape: KvShape, plan: RowPlan, maxLength: number): number {
-  const plain = fp16CacheBytes(shape, maxLength + BLOCK_ROWS)
+  const { nLayers, nKvHeads, headDim } = shape
+  const plain = 4 * (maxLength + BLOCK_ROWS) * nLayers * nKvHeads * headDim
   return plan.kind === 'quantized' ? plain + rowBytes(shape, plan, maxLength) : 2 * plain
 }

@@ -179,6 +179,7 @@ async function restoreBody(
     for (const place of groupPlaces(header.groups)) await restoreGroup(input, cache, layer, place)
     await restoreTail(input, context, layer, slots)
   }
+  cache.dropHidden()
   if (header.hasLogits) {
     const logits = model.device.from(
       await readArray(input, 'f32', vocabSize),

@@ -175,8 +175,8 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     qkNorm: traits.qkNorm,
     // A window as long as the context hides nothing.
     slidingWindow: windows.map((window) => (window < maxPositions ? window : 0)),
-    softmaxScale: 1 / Math.sqrt(read.positive('query_pre_attn_scalar', headDim)),
-    activation: readActivation(read),
+    softmaxScale: 1 / Math.sqrt(traits.isGemma ? read.positive('query_pre_attn_scalar') : headDim),
+    activation: readActivation(read, traits.isGemma ? 'hidden_activation' : 'hidden_act'),
     embeddingScale: traits.isGemma ? Math.sqrt(hiddenSize) : 1,
     unitOffsetNorms: traits.isGemma,
     outputNorms: traits.isGemma,
@@ -251,8 +251,7 @@ function refuseUnsupported(read: ConfigReader, traits: ArchitectureTraits): void
   }
 }
 
-function readActivation(read: ConfigReader): ModelConfig['activation'] {
-  const key = read.value('hidden_activation') === undefined ? 'hidden_act' : 'hidden_activation'
+function readActivation(read: ConfigReader, key: string): ModelConfig['activation'] {
   const name = read.value(key) ?? 'silu'
   if (typeof name === 'string' && Object.hasOwn(kActivations, name)) {
     return kActivations[name as keyof typeof kActivations]

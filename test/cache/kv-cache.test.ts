@@ -1,6 +1,7 @@
 import fc from 'fast-check'
 import { bitmapBytes, pageCount, paramsBytes } from '../../lib/cache/format'
 import {
+  CacheDemand,
   CacheMemory,
   codeFormat,
   FORMATS,
@@ -19,7 +20,7 @@ import { expectRefused } from '../support/errors'
 import { propertyRuns } from '../support/properties'
 import { expectApart, expectedPageBytes, readTable, stretchesOf } from './table-words'
 
-const shape: KvShape = { nLayers: 3, nKvHeads: 2, headDim: 32 }
+const shape: KvShape = { nLayers: 3, nKvHeads: 2, headDim: 32, slidingWindow: [0, 0, 0] }
 const nEntries = shape.nLayers * shape.nKvHeads
 const mixed: GroupPlan = {
   nTokens: 50,
@@ -127,7 +128,13 @@ describe('sizes', () => {
   })
 
   test('of a 16-bit cache: 2 x tokens x n_kv_heads x head_dim x 2 bytes x n_layers', () => {
-    expect(fp16CacheBytes({ nLayers: 32, nKvHeads: 8, headDim: 128 }, 4096)).toBe(2 ** 29)
+    const slidingWindow = new Array<number>(32).fill(0)
+    const llama = { nLayers: 32, nKvHeads: 8, headDim: 128, slidingWindow }
+    expect(fp16CacheBytes(llama, 4096)).toBe(2 ** 29)
+    // A window of 1,024 in half of the layers.
+    const windows = slidingWindow.map((_, layer) => 1024 * (layer % 2))
+    expect(fp16CacheBytes({ ...llama, slidingWindow: windows }, 4096)).toBe(0.625 * 2 ** 29)
+    expect(fp16CacheBytes({ ...llama, slidingWindow: windows }, 1000)).toBe(1000 * 2 ** 17)
     expect(fp16CacheBytes(shape, 1)).toBe(768)
   })
 
@@ -676,5 +683,137 @@ describe('without memory', () => {
     second.dispose()
     expect([small.usedBytes, small.pool.claimedBytes]).toEqual([0, 0])
     small.dispose()
+  })
+})
+
+describe('layers with a sliding window', () => {
+  const windowed: KvShape = { ...shape, slidingWindow: [0, 40, 0] }
+  const group = { ...mixed, nTokens: 200, nSalient: 120 }
+  const [highBytes, lowBytes] = [pageBytes('u4', 'u4', 32), pageBytes('u2', 'u2', 32)]
+  let own: CacheMemory
+
+  beforeEach(() => {
+    own = new CacheMemory(device, { ...windowed, nHeads: 4, dtype: 'f16' }, 64 * SUPERBLOCK_BYTES)
+  })
+  afterEach(() => {
+    expect([own.usedBytes, own.pool.claimedBytes]).toEqual([0, 0])
+    own.dispose()
+  })
+
+  const publish = (cache: KvCache, plan = group) => {
+    cache.extendTail(plan.nTokens)
+    cache.stage(plan)
+    cache.publish(plan.nTokens)
+    cache.dropHidden()
+  }
+  /** Pages of the first group's classes of every (layer, KV head). */
+  const listsOf = async (cache: KvCache) => {
+    const { entries } = await contentOf(cache)
+    return entries.map((heads) => heads.map(([, high, low]) => [high!.pages, low!.pages] as const))
+  }
+
+  test('give back what no row sees of a group, page by page', async () => {
+    const cache = new KvCache(own, 'f16')
+    publish(cache)
+    // Rows from 200 on see positions from 161 on: 39 of them. So at least 81 of 120 tokens are hidden,
+    // and 41 of 80: 5 pages of 8, and 2 of 5. One page of each class stands in for the others.
+    const { high, low } = cache.bytesByClass()
+    expect(high).toBe((6 * 8 - (2 * 5 - 1)) * highBytes)
+    expect(low).toBe((6 * 5 - (2 * 2 - 1)) * lowBytes)
+    expect(own.pool.usedBytes).toBe(pageBytesOf(cache))
+    const lists = await listsOf(cache)
+    for (const [layer, heads] of lists.entries()) {
+      for (const [highPages, lowPages] of heads) {
+        const nDropped = layer === 1 ? [5, 2] : [1, 1]
+        for (const [c, pages] of [highPages, lowPages].entries()) {
+          expect(new Set(pages.slice(0, nDropped[c])).size).toBe(1)
+          expect(new Set(pages).size).toBe(pages.length - nDropped[c]! + 1)
+        }
+      }
+    }
+    const standIns = lists[1]!.map((classes) => classes.map(([first]) => first))
+    expect(standIns[0]).toEqual(standIns[1])
+    cache.dispose()
+  })
+
+  test('keep what the next row may see while tokens come, then nothing but the stand-ins', async () => {
+    const cache = new KvCache(own, 'f16')
+    publish(cache)
+    const before = cache.bytesByClass()
+    cache.extendTail(30)
+    cache.dropHidden()
+    expect(cache.bytesByClass()).toMatchObject({ high: before.high, low: before.low })
+    cache.shrinkTail(30)
+    publish(cache, { ...group, nTokens: 39, nSalient: 20 })
+    // Rows from 239 on see positions from 200 on: nothing of the first group, all of the second.
+    const others = [4 * 8 + 1 + 6 * 2, 4 * 5 + 1 + 6 * 2]
+    const { high, low, bitmaps, params } = cache.bytesByClass()
+    expect([high, low]).toEqual([others[0]! * highBytes, others[1]! * lowBytes])
+    expect([bitmaps, params]).toEqual([12 * 64, 24 * paramsBytes(32)])
+    expect(own.pool.usedBytes).toBe(pageBytesOf(cache))
+    for (const classes of (await listsOf(cache))[1]!) {
+      for (const pages of classes) expect(new Set(pages).size).toBe(1)
+    }
+    cache.dispose()
+  })
+
+  test('leave a fork its pages', async () => {
+    const cache = new KvCache(own, 'f16')
+    cache.extendTail(200)
+    cache.stage(group)
+    cache.publish(200)
+    const whole = await listsOf(cache)
+    const fork = cache.fork()
+    cache.dropHidden()
+    const half = await listsOf(cache)
+    const later = cache.fork()
+    publish(cache, { ...group, nTokens: 39, nSalient: 20 })
+    expect(await listsOf(fork)).toEqual(whole)
+    expect(await listsOf(later)).toEqual(half)
+    expect(fork.bytesByClass().high).toBe(6 * 8 * highBytes)
+    expect(later.bytesByClass().high).toBe((6 * 8 - 9) * highBytes)
+    cache.dispose()
+    expect(own.pool.usedBytes).toBe(pageBytesOf(fork)) // which holds all that the other does
+    fork.dispose()
+    expect(own.pool.usedBytes).toBe(pageBytesOf(later))
+    later.dispose()
+  })
+
+  test('whose heads differ give back whole pages', async () => {
+    const cache = new KvCache(own, 'f16')
+    cache.extendTail(200)
+    cache.stageUneven(group)
+    for (const layer of [0, 1, 2]) cache.stageCounts(layer, Int32Array.of(100, 10))
+    cache.publish(200)
+    cache.dropHidden()
+    // In layer 1 61 of 100 and of 100, 0 of 10 and 151 of 190: 3 pages, 3, 0 and 9.
+    const { high, low } = cache.bytesByClass()
+    expect(high).toBe((3 * 8 - (3 - 1)) * highBytes)
+    expect(low).toBe((3 * (7 + 12) - (3 + 9 - 1)) * lowBytes)
+    expect(own.pool.usedBytes).toBe(pageBytesOf(cache))
+    cache.dispose()
+  })
+
+  test('want no more than is counted before', () => {
+    const cache = new KvCache(own, 'f16')
+    const window = { ...group, nTokens: 20, nSalient: 12 }
+    let most = 0
+    for (let i = 0; i < 30; i++) {
+      cache.extendTail(20)
+      cache.stage(window)
+      const { high, low, params, bitmaps } = cache.bytesByClass()
+      most = Math.max(most, high + low + params + bitmaps)
+      cache.publish(20)
+      cache.dropHidden()
+    }
+    const counted = (of: KvShape) => {
+      const demand = new CacheDemand(of)
+      demand.addGroups(window, 30)
+      return demand.bytes
+    }
+    expect(most).toBeLessThanOrEqual(counted(windowed))
+    expect(most).toBeGreaterThan(0.95 * counted(windowed))
+    expect(counted(windowed)).toBeLessThan(0.93 * counted(shape))
+    cache.dispose()
   })
 })

@@ -6,6 +6,8 @@ import { kFixtures } from './model-copies'
 import { idsOf, someIds, useModel } from './running'
 
 const model = useModel(join(kFixtures, 'llama'))
+/** With sliding windows in three of four layers. */
+const windowed = useModel(join(kFixtures, 'gemma3'))
 
 /** Pages by their bytes, and probe rows. */
 type Counts = Map<number | 'probes', number>
@@ -88,9 +90,11 @@ const policies: PolicySpec[] = [
 ]
 
 describe.each([
-  ['alone', false],
-  ['beside forks that stay where it began', true],
-])('%s', (_, forks) => {
+  ['alone', false, model],
+  ['beside forks that stay where it began', true, model],
+  ['with sliding windows', false, windowed],
+  ['with sliding windows, beside forks', true, windowed],
+])('%s', (_, forks, model) => {
   test.each(policies)('no page is taken that was not counted: %j', async (policy) => {
     const watched = watch()
     await using engine = createEngine({ model: model(), kvMemory: 1 << 25 })

@@ -12,7 +12,7 @@ import { dequantize, f16ToF32, f32ToF16, probeAttention, quantize } from '../../
 import { expectRefused } from '../support/errors'
 import { randomKeys, randomValues } from '../support/random-data'
 
-const shape = { nLayers: 2, nKvHeads: 2, headDim: 32 }
+const shape = { nLayers: 2, nKvHeads: 2, headDim: 32, slidingWindow: [0, 0] }
 const nHeads = 4
 const width = shape.nKvHeads * shape.headDim
 

@@ -23,6 +23,7 @@ import { collect, idsOf, someIds, useModel } from './running'
 const model = useModel(join(kFixtures, 'llama'))
 const other = useModel(join(kFixtures, 'qwen2'))
 const other16 = useModel(join(kFixtures, 'llama'), { dtype: 'bf16' })
+const windowed = useModel(join(kFixtures, 'gemma3'))
 const trained = useModel(join(kTrainedModels, 'line-retrieval'))
 
 let folder: string
@@ -122,6 +123,30 @@ describe.each(pasts)('%s', (_, turns) => {
     expect(readFileSync(file()).equals(bytes)).toBe(true)
     for (const each of [sequence, restored, again]) each.dispose()
   })
+})
+
+test('pages that sliding windows hide are given back again', async () => {
+  const engine = createEngine({ model: windowed(), kvMemory: 64 << 20 })
+  const sequence = engine.createSequence({ policy: zip, seed: 3 })
+  await sequence.prefill(someIds(150, 320, 1))
+  await idsOf(sequence, null, 40)
+  await sequence.save(file())
+  const restored = await engine.restore(file())
+  const pagesOf = (each: Sequence) => ({ ...each.bytes.byClass, tables: 0 })
+  expect(pagesOf(restored)).toEqual(pagesOf(sequence))
+  const bytes = readFileSync(file())
+  const fork = restored.fork()
+  await fork.save(file())
+  expect(readFileSync(file()).equals(bytes)).toBe(true)
+  const next = () => someIds(17, 320, 8)
+  const answers = []
+  for (const each of [sequence, restored, fork]) answers.push(await idsOf(each, next(), 30))
+  expect(answers[1]).toEqual(answers[0])
+  expect(answers[2]).toEqual(answers[0])
+  expect(pagesOf(restored)).toEqual(pagesOf(sequence))
+  for (const each of [sequence, restored, fork]) each.dispose()
+  expect(engine.stats()).toMatchObject({ sequences: 0, kvMemory: { used: 0 } })
+  await engine.dispose()
 })
 
 test('the weights are looked at once for a model, and all together', async () => {
