@@ -182,8 +182,9 @@ const kObstacles = {
 }
 
 function commit() {
-  const git = (...args) => spawnSync('git', args, { cwd: root, encoding: 'utf8' }).stdout.trim()
-  const changed = git('status', '--porcelain', '--untracked-files=no') === '' ? '' : '+'
+  // A machine with a GPU may have no git, nor a clone.
+  const git = (...args) => spawnSync('git', args, { cwd: root, encoding: 'utf8' }).stdout?.trim()
+  const changed = git('status', '--porcelain', '--untracked-files=no') ? '+' : ''
   return `${git('rev-parse', '--short', 'HEAD') || 'unknown'}${changed}`
 }
 
