@@ -23,7 +23,9 @@ struct OpStatus {
   char op[32] = {};  // the op that is to blame, when it is not the one that was called
 };
 
-inline constexpr uint32_t kBackendVersion = 6;
+// One more with every change of the table, of an op's arguments or of what they mean: a plugin that
+// was built before is refused.
+inline constexpr uint32_t kBackendVersion = 7;
 
 // A backend is a table of functions, one an op. Arguments were checked by csrc/ops/op_check.cc when
 // the op was enqueued.
