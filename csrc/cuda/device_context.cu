@@ -193,16 +193,6 @@ int32_t* DeviceContext::counters(int64_t n) {
     counters_ = std::move(block);
     n_counters_ = size;
   }
-#if !defined(__CUDACC__)
-  check_cuda(emu::enqueue(stream,
-                          [word = static_cast<const int32_t*>(counters_.get()), n = n_counters_] {
-                            for (int64_t i = 0; i < n; ++i)
-                              if (word[i] != 0)
-                                throw Error(ErrorCode::kInternal,
-                                            format("a kernel left a counter at %d", word[i]));
-                          }),
-             "a check of the counters");
-#endif
   return static_cast<int32_t*>(use(counters_));
 }
 
@@ -221,6 +211,19 @@ void DeviceContext::fill(void* to, int byte, int64_t bytes) {
 // ---- marks ----
 
 DeviceMark* DeviceContext::mark(const void* from, int64_t bytes) {
+#if !defined(__CUDACC__)
+  // Here and not in front of each op, whose kernel could not begin early then.
+  if (counters_)
+    check_cuda(
+        emu::enqueue(main_.get(),
+                     [words = static_cast<const int32_t*>(counters_.get()), n = n_counters_] {
+                       for (int64_t i = 0; i < n; ++i)
+                         if (words[i] != 0)
+                           throw Error(ErrorCode::kInternal,
+                                       format("a kernel left a counter at %d", words[i]));
+                     }),
+        "a check of the counters");
+#endif
   DeviceMark* mark = marks_.take(bytes);
   try {
     if (bytes > kPublishBytes)

@@ -250,6 +250,43 @@ ZC_OP_TESTS(mixed_attention_tests) {
   const SequencePlan splits = {{block(3700, 2200, Format::kU4, Format::kU2)}, Format::kF16, 60};
   mixed_test({"a head of four blocks", 4, {1, 128}, {splits}, {1}}, DType::kF16);
   mixed_test({"heads that end within a block's splits", 5, {5, 64}, {splits}, {1}}, DType::kBF16);
+  // Three splits a head with the first tokens of the tail, four with all of them.
+  const SequencePlan longer = {{block(3570, 2200, Format::kU4, Format::kU2)}, Format::kF16, 60};
+  add_op_test("mixed_attention right behind what sets the tail's length",
+              [=](OpRun& run) {
+                run.aligned();
+                const int32_t d = 128;
+                PackedCache cache(run, {1, d}, 2 << 20);
+                StackedTables stacked =
+                    stack_tables({pack_sequence(run, cache, longer, DType::kF16)});
+                stacked.words[stacked.starts[0] + kTableTailLength] = 5;
+                // All tensors first: with nothing between them, ops begin while those in front
+                // still run.
+                const TensorView words = run.ints(stacked.words);
+                const TensorView starts = run.ints(stacked.starts);
+                const SetTailLengthsArgs length{words, starts, run.ints({longer.n_tail})};
+                const auto attention = [&](const char* out, const char* lse) {
+                  return MixedAttentionArgs{run.normals(DType::kF16, {1, 4, d}),
+                                            run.result(out, DType::kF16, {1, 4, d}, {2e-3, 1e-3}),
+                                            run.result(lse, DType::kF32, {1, 4}, {5e-4, 1}),
+                                            cache.pool(),
+                                            words,
+                                            starts,
+                                            run.ints({0, 1}),
+                                            run.ints({3629}),
+                                            0,
+                                            scale_of(d),
+                                            0,
+                                            true,
+                                            true};
+                };
+                const MixedAttentionArgs before = attention("out before", "lse before");
+                const MixedAttentionArgs behind = attention("out", "lse");
+                run.op(&Backend::mixed_attention, before);
+                run.op(&Backend::set_tail_lengths, length);
+                run.op(&Backend::mixed_attention, behind);
+              },
+              {0, 1});
 }
 
 }  // namespace
