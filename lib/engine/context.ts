@@ -1,5 +1,5 @@
 import { type BytesByClass, type CacheMemory, fp16CacheBytes, KvCache } from '../cache/index.js'
-import { ZipCacheError } from '../errors.js'
+import { argumentError } from '../errors.js'
 import { type ForwardModel, logitsOf } from '../model/forward.js'
 import { Scratch } from '../model/scratch.js'
 import { gatherRows, type Tensor } from '../ops/index.js'
@@ -130,10 +130,9 @@ export class Context {
   ): Context {
     const policy = resolvePolicy(spec)
     if (policy.compression?.usesSpecialTokens && !model.specialTokens) {
-      throw new ZipCacheError(
-        'ERR_ZC_ARGUMENT',
-        "policy.probes: special tokens are found by the model's tokenizer, and it has none",
-        { argument: 'policy.probes' },
+      throw argumentError(
+        'policy.probes',
+        "special tokens are found by the model's tokenizer, and it has none",
       )
     }
     const tailFormat = policy.tail === 'f16' ? 'f16' : model.attentionDtype

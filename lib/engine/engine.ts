@@ -1,5 +1,5 @@
 import { type BytesByClass, CacheMemory } from '../cache/index.js'
-import { show, ZipCacheError } from '../errors.js'
+import { argumentError, show, ZipCacheError } from '../errors.js'
 import type { ForwardModel } from '../model/forward.js'
 import { checkPath } from '../model/model-files.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
@@ -202,8 +202,10 @@ export class Engine {
     this.#prefixes = prefixes
     const kvMemory = checkKvMemory(options.kvMemory, device)
     if (prefixMemory > kvMemory) {
-      const message = `prefixMemory: is ${prefixMemory} bytes, expected no more than kvMemory, ${kvMemory}`
-      throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'prefixMemory' })
+      throw argumentError(
+        'prefixMemory',
+        `is ${prefixMemory} bytes, expected no more than kvMemory, ${kvMemory}`,
+      )
     }
     const memory = new CacheMemory(device, { ...config, dtype }, kvMemory)
     this.#memory = memory
@@ -452,7 +454,7 @@ export function checkKvMemory(kvMemory: number, device: Device | null): number {
   const wrong = isSize
     ? `is ${kvMemory} bytes, but ${device?.info.name} has no more than ${total}`
     : `is ${show(kvMemory)}, expected bytes, ${MIN_KV_MEMORY} at least`
-  throw new ZipCacheError('ERR_ZC_ARGUMENT', `kvMemory: ${wrong}`, { argument: 'kvMemory' })
+  throw argumentError('kvMemory', wrong)
 }
 
 /** What a past that is kept must agree in with whoever goes on from it. */
@@ -467,7 +469,5 @@ function keyOf({
 
 function checkReclaim(reclaim: EngineOptions['reclaim'] = () => false): () => boolean {
   if (typeof reclaim === 'function') return reclaim
-  throw new ZipCacheError('ERR_ZC_ARGUMENT', `reclaim: is ${show(reclaim)}, expected a function`, {
-    argument: 'reclaim',
-  })
+  throw argumentError('reclaim', `is ${show(reclaim)}, expected a function`)
 }

@@ -1,4 +1,4 @@
-import { show, ZipCacheError } from '../errors.js'
+import { argumentError, show } from '../errors.js'
 import type { ModelConfig } from '../model/config.js'
 import { fingerprintOf } from '../model/fingerprint.js'
 import type { ForwardModel } from '../model/forward.js'
@@ -123,11 +123,7 @@ export class Model {
     if (tokens !== undefined && Number.isInteger(tokens) && tokens > 0) {
       return estimatePrompt(this.#forward, resolvePolicy(policy), tokens)
     }
-    throw new ZipCacheError(
-      'ERR_ZC_ARGUMENT',
-      `tokens: is ${show(tokens)}, expected a whole number above 0`,
-      { argument: 'tokens' },
-    )
+    throw argumentError('tokens', `is ${show(tokens)}, expected a whole number above 0`)
   }
 
   /**
@@ -216,6 +212,5 @@ export function createEngine(options: { model: Model } & EngineOptions): Engine 
 /** Throws `ERR_ZC_ARGUMENT` for what is no model. */
 export function checkModel(model: Model | undefined): asserts model is Model {
   if (typeof model?.createEngine === 'function') return
-  const message = 'model: expected a Model, as loadModel gives one'
-  throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'model' })
+  throw argumentError('model', 'expected a Model, as loadModel gives one')
 }

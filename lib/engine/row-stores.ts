@@ -1,5 +1,5 @@
 import type { CacheMemory } from '../cache/index.js'
-import { ZipCacheError } from '../errors.js'
+import { argumentError, ZipCacheError } from '../errors.js'
 import type { ForwardModel } from '../model/forward.js'
 import type { QuantizedPlan, RowPlan } from '../policy/policy.js'
 import { KeptRows } from './kept-rows.js'
@@ -33,10 +33,9 @@ function checkGroups({ config }: ForwardModel, plan: QuantizedPlan): void {
   const width = config.nKvHeads * config.headDim
   for (const { scheme, groupSize } of [plan.key, plan.value]) {
     if (scheme !== 'groupwise' || groupSize === 0 || width % groupSize === 0) continue
-    throw new ZipCacheError(
-      'ERR_ZC_ARGUMENT',
-      `policy.groupSize: is ${groupSize}, expected a divisor of the ${width} channels of the model's K and V`,
-      { argument: 'policy.groupSize' },
+    throw argumentError(
+      'policy.groupSize',
+      `is ${groupSize}, expected a divisor of the ${width} channels of the model's K and V`,
     )
   }
 }

@@ -1,5 +1,5 @@
 import type { CacheSegment } from '../cache/index.js'
-import { show, ZipCacheError } from '../errors.js'
+import { argumentError, show, ZipCacheError } from '../errors.js'
 import { logitsOf } from '../model/forward.js'
 import { checkPath } from '../model/model-files.js'
 import { Scratch } from '../model/scratch.js'
@@ -451,8 +451,4 @@ function failedError(cause: unknown): ZipCacheError {
   return new ZipCacheError('ERR_ZC_HANDLE', 'sequence: an earlier step failed on the device', {
     cause,
   })
-}
-
-function argumentError(argument: string, what: string): ZipCacheError {
-  return new ZipCacheError('ERR_ZC_ARGUMENT', `${argument}: ${what}`, { argument })
 }

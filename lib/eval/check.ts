@@ -1,9 +1,9 @@
-import { show, ZipCacheError } from '../errors.js'
+import { argumentError, show } from '../errors.js'
 
 /** Throws `ERR_ZC_ARGUMENT` that names an argument and what is wrong with it. */
 export function check(argument: string, isGood: boolean, complaint: string): void {
   if (isGood) return
-  throw new ZipCacheError('ERR_ZC_ARGUMENT', `${argument}: ${complaint}`, { argument })
+  throw argumentError(argument, complaint)
 }
 
 /** Throws `ERR_ZC_ARGUMENT` for what is no object. */

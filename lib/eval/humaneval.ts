@@ -1,4 +1,4 @@
-import { ZipCacheError } from '../errors.js'
+import { argumentError, ZipCacheError } from '../errors.js'
 import { deriveSeed, sampleWithoutReplacement, toSeed, uniformInteger } from '../random.js'
 import { checkInteger } from './check.js'
 import { encodeTurns, expectFits, prefillTurns, writeAnswer } from './prompt.js'
@@ -43,10 +43,9 @@ interface Problem {
  */
 export async function humanEval(spec: HumanEvalSpec, setting: TaskSetting): Promise<Task> {
   if (spec.allowCodeExecution !== true) {
-    throw new ZipCacheError(
-      'ERR_ZC_ARGUMENT',
-      'allowCodeExecution: is not given, expected that programs written by the model may run here',
-      { argument: 'allowCodeExecution' },
+    throw argumentError(
+      'allowCodeExecution',
+      'is not given, expected that programs written by the model may run here',
     )
   }
   const maxTokens = checkInteger('maxTokens', spec.maxTokens ?? 400, 1, 2 ** 20)

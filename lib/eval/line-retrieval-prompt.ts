@@ -1,4 +1,4 @@
-import { ZipCacheError } from '../errors.js'
+import { argumentError } from '../errors.js'
 import { deriveSeed, toSeed, uniformInteger } from '../random.js'
 import { checkObject } from './check.js'
 
@@ -111,9 +111,7 @@ export function generateLineRetrieval(options: LineRetrievalOptions): LineRetrie
   const { lines } = options
   const nPairs = kAdjectives.length * kNouns.length
   if (!Number.isInteger(lines) || lines < 1 || lines > nPairs) {
-    throw new ZipCacheError('ERR_ZC_ARGUMENT', `lines: is ${lines}, expected 1 to ${nPairs}`, {
-      argument: 'lines',
-    })
+    throw argumentError('lines', `is ${lines}, expected 1 to ${nPairs}`)
   }
   const seed = toSeed(options.seed)
   const numberSeed = deriveSeed(seed, kNumberStream)
@@ -149,11 +147,7 @@ export function writeLineRetrieval(
 ): LineRetrievalPrompt {
   const target = records[targetLine]
   if (target === undefined) {
-    throw new ZipCacheError(
-      'ERR_ZC_ARGUMENT',
-      `targetLine: is ${targetLine}, expected 0 to ${records.length - 1}`,
-      { argument: 'targetLine' },
-    )
+    throw argumentError('targetLine', `is ${targetLine}, expected 0 to ${records.length - 1}`)
   }
   const key = lineKey(target)
   const question = lineQuestion(key)

@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises'
 import { basename } from 'node:path'
-import { ZipCacheError } from '../errors.js'
+import { argumentError, reasonOf, ZipCacheError } from '../errors.js'
 import { deriveSeed, sampleWithoutReplacement, toSeed, uniformInteger } from '../random.js'
 import { checkInteger } from './check.js'
 import {
@@ -193,22 +193,15 @@ async function promptOf(path: string | undefined, name: string, kind: Kind): Pro
   try {
     text = await readFile(path, 'utf8')
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause)
-    const message = `prompts: ${path} cannot be read: ${why}`
+    const message = `prompts: ${path} cannot be read: ${reasonOf(cause)}`
     throw new ZipCacheError('ERR_ZC_IO', message, { argument: 'prompts', cause })
   }
   let prompt: unknown
   try {
     prompt = (JSON.parse(text) as Record<string, unknown>)[name]
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause)
-    const message = `prompts: ${path} is no JSON: ${why}`
-    throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'prompts', cause })
+    throw argumentError('prompts', `${path} is no JSON: ${reasonOf(cause)}`, cause)
   }
   if (typeof prompt === 'string' && prompt.includes('{context}')) return prompt
-  throw new ZipCacheError(
-    'ERR_ZC_ARGUMENT',
-    `prompts: ${path} has no text with {context} for ${name}`,
-    { argument: 'prompts' },
-  )
+  throw argumentError('prompts', `${path} has no text with {context} for ${name}`)
 }

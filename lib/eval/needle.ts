@@ -1,4 +1,4 @@
-import { ZipCacheError } from '../errors.js'
+import { argumentError } from '../errors.js'
 import { deriveSeed, toSeed, uniformInteger } from '../random.js'
 import { check, checkInteger } from './check.js'
 import { type AskMode, askRetrieval, checkLines } from './line-retrieval.js'
@@ -89,7 +89,7 @@ async function readHaystack(spec: NeedleSpec, tokenizer: SubjectTokenizer): Prom
     (sentence) => tokenizer.encode(`${sentence} `, { addSpecialTokens: false }).length,
   )
   if (lengths.every((length) => length === 0)) {
-    throw new ZipCacheError('ERR_ZC_ARGUMENT', `data: ${path} has no text`, { argument: 'data' })
+    throw argumentError('data', `${path} has no text`)
   }
   const taken: string[] = []
   for (let length = 0, i = 0; length < tokens; i++) {

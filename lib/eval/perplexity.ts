@@ -1,4 +1,4 @@
-import { ZipCacheError } from '../errors.js'
+import { argumentError } from '../errors.js'
 import { deriveSeed, sampleWithoutReplacement, toSeed, uniformInteger } from '../random.js'
 import { checkInteger } from './check.js'
 import { expectFits } from './prompt.js'
@@ -49,10 +49,9 @@ export async function perplexity(spec: PerplexitySpec, setting: TaskSetting): Pr
   const stretch = prefix + tokens + 1
   const nStretches = Math.floor(ids.length / stretch)
   if (nStretches === 0) {
-    throw new ZipCacheError(
-      'ERR_ZC_ARGUMENT',
-      `data: ${spec.data} has ${ids.length} tokens, expected ${stretch} at least, for prefix and tokens`,
-      { argument: 'data' },
+    throw argumentError(
+      'data',
+      `${spec.data} has ${ids.length} tokens, expected ${stretch} at least, for prefix and tokens`,
     )
   }
   expectFits(model, stretch + 1, 'prefix')

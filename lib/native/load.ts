@@ -1,6 +1,6 @@
 import { existsSync } from 'node:fs'
 import path from 'node:path'
-import { ZipCacheError } from '../errors.js'
+import { reasonOf, ZipCacheError } from '../errors.js'
 import type { Addon } from './addon.js'
 import {
   isClone,
@@ -85,7 +85,7 @@ export function loadAddon(): Addon {
     } catch (error) {
       // The last one that was there says most.
       if (!(error instanceof NoSuchFile || isNotInstalled(error))) cause = error
-      failures.push({ source, place: file, failure: reasonOf(error) })
+      failures.push({ source, place: file, failure: failureOf(error) })
     }
   }
   attempts = failures
@@ -108,9 +108,9 @@ function checkVersion(addon: Addon): void {
   throw new Error(`is of version ${addon.version ?? 'unknown'}, expected ${kVersion}`)
 }
 
-function reasonOf(error: unknown): string {
+function failureOf(error: unknown): string {
   if (isNotInstalled(error)) return 'is not installed'
-  return error instanceof Error ? error.message : String(error)
+  return reasonOf(error)
 }
 
 function describeFailure(failures: readonly AddonAttempt[]): string {

@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process'
-import { ZipCacheError } from '../errors.js'
+import { argumentError, reasonOf } from '../errors.js'
 import type { ListedDevice } from './addon.js'
 import { recall, remember, trialKey } from './trial-memory.js'
 
@@ -111,7 +111,7 @@ function runTrial({ addon, folder, kind }: TrialSubject, seconds: number): Promi
       })
     } catch (error) {
       // Node's permission model forbids processes, for one.
-      fail(`could not be started (${messageOf(error)}); ZIPCACHE_CUDA_TRIAL=0 goes without`)
+      fail(`could not be started (${reasonOf(error)}); ZIPCACHE_CUDA_TRIAL=0 goes without`)
       return
     }
     const begin = performance.now()
@@ -151,11 +151,7 @@ function trialSeconds(): number {
   const text = process.env.ZIPCACHE_CUDA_TRIAL
   const seconds = text ? Number(text) : kTrialSeconds
   if (Number.isFinite(seconds) && seconds >= 0 && seconds <= 3600) return seconds
-  throw new ZipCacheError(
-    'ERR_ZC_ARGUMENT',
-    `ZIPCACHE_CUDA_TRIAL: is '${text}', expected seconds from 0 to 3600`,
-    { argument: 'ZIPCACHE_CUDA_TRIAL' },
-  )
+  throw argumentError('ZIPCACHE_CUDA_TRIAL', `is '${text}', expected seconds from 0 to 3600`)
 }
 
 function lastWords(text: string): string {
@@ -163,10 +159,6 @@ function lastWords(text: string): string {
   const said = lines.filter((line) => line !== '' && !/^(at |Node\.js v)/.test(line))
   const last = said.findLast((line) => /error/i.test(line)) ?? said.at(-1)
   return last === undefined ? '' : `: ${last}`
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error)
 }
 
 /** Where the program that runs is no Node, which could run another script. */

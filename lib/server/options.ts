@@ -1,7 +1,7 @@
 import { checkKvMemory } from '../engine/engine.js'
 import { planGeneration } from '../engine/generation.js'
 import { checkOptions, count } from '../engine/options.js'
-import { show, ZipCacheError } from '../errors.js'
+import { argumentError, show, ZipCacheError } from '../errors.js'
 import type { GenerationConfig } from '../model/generation-config.js'
 import { POLICY_NAMES, type PolicySpec, resolvePolicy } from '../policy/index.js'
 import type { SamplingDefaults } from './request.js'
@@ -95,7 +95,7 @@ type Check = (name: string, value: unknown) => void
 
 function expected(accepts: (value: unknown) => boolean, what: string): Check {
   return (name, value) => {
-    if (!accepts(value)) throw bad(name, `is ${show(value)}, expected ${what}`)
+    if (!accepts(value)) throw argumentError(name, `is ${show(value)}, expected ${what}`)
   }
 }
 
@@ -116,14 +116,15 @@ const timer = whole(0, MAX_TIMER_MS)
 
 const checkNames: Check = (name, value) => {
   texts(name, value)
-  if ((value as string[]).length === 0) throw bad(name, 'is an empty list, expected a name')
+  if ((value as string[]).length === 0)
+    throw argumentError(name, 'is an empty list, expected a name')
 }
 
 /** Says nothing of what the keys are. */
 const checkKeys: Check = (name, value) => {
   const isKey = (key: unknown) => typeof key === 'string' && /^\S+$/.test(key)
   if (Array.isArray(value) && value.every(isKey)) return
-  throw bad(name, 'expected a list of keys, texts without spaces, none empty')
+  throw argumentError(name, 'expected a list of keys, texts without spaces, none empty')
 }
 
 const checkAllowed: Check = (name, value) => {
@@ -133,7 +134,7 @@ const checkAllowed: Check = (name, value) => {
       if (policy !== '*') resolvePolicy(policy)
     } catch (error) {
       if (!(error instanceof ZipCacheError)) throw error
-      throw bad(name, error.message)
+      throw argumentError(name, error.message)
     }
   }
 }
@@ -252,8 +253,4 @@ export function samplingOf(
 
 function withoutUndefined<T extends object>(options: T): T {
   return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as T
-}
-
-function bad(name: string, what: string): ZipCacheError {
-  return new ZipCacheError('ERR_ZC_ARGUMENT', `${name}: ${what}`, { argument: name })
 }

@@ -11,7 +11,7 @@ import fastify, {
 import type { Engine } from '../engine/engine.js'
 import type { Model } from '../engine/model.js'
 import { disposedError } from '../engine/run.js'
-import { ZipCacheError } from '../errors.js'
+import { argumentError, reasonOf, ZipCacheError } from '../errors.js'
 import { POLICY_NAMES } from '../policy/index.js'
 import { ApiError, toApiError } from './api-error.js'
 import { type Backend, createBackend } from './backend.js'
@@ -122,8 +122,9 @@ export class Server {
       const listenTextResolver = (address: string) => `listening on ${address}`
       return await this.#app.listen({ host, port, listenTextResolver })
     } catch (cause) {
-      const why = cause instanceof Error ? cause.message : String(cause)
-      throw new ZipCacheError('ERR_ZC_IO', `${host}:${port}: cannot listen: ${why}`, { cause })
+      throw new ZipCacheError('ERR_ZC_IO', `${host}:${port}: cannot listen: ${reasonOf(cause)}`, {
+        cause,
+      })
     }
   }
 
@@ -138,8 +139,7 @@ export class Server {
   serve(model: Model, { examples = [] }: { examples?: readonly PageExample[] } = {}): void {
     if (this.#isClosed) throw disposedError('server')
     if (this.#backend) {
-      const message = 'model: the server answers from one already'
-      throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'model' })
+      throw argumentError('model', 'the server answers from one already')
     }
     const backend = createBackend(model, this.#settings, this.metrics)
     const { nLayers, nKvHeads, headDim } = model.config

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import type { Engine } from '../engine/engine.js'
 import type { Model } from '../engine/model.js'
-import { ZipCacheError } from '../errors.js'
+import { argumentError } from '../errors.js'
 import {
   type AnswerEvent,
   type AnswerFormat,
@@ -263,6 +263,8 @@ function checkCall(call: Call | undefined): void {
   const { signal, session } = (call ?? {}) as Partial<Call>
   const isName = typeof session?.id === 'string' && typeof session.owner === 'string'
   if (signal instanceof AbortSignal && (session === null || isName)) return
-  const message = 'call: expected { signal, session }, an AbortSignal and { id, owner } or null'
-  throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'call' })
+  throw argumentError(
+    'call',
+    'expected { signal, session }, an AbortSignal and { id, owner } or null',
+  )
 }
