@@ -87,7 +87,7 @@ export interface ZipCacheOptions extends SaliencyOptions {
 }
 
 /** What a policy of this kind is where its options do not say otherwise. */
-export interface SaliencyDefaults extends PrecisionDefaults {
+interface SaliencyDefaults extends PrecisionDefaults {
   readonly saliencyRatio: number
   readonly probes: ProbeStrategy
   readonly metric: SaliencyMetric
@@ -95,7 +95,8 @@ export interface SaliencyDefaults extends PrecisionDefaults {
   readonly fixed?: readonly ('probes' | 'metric')[]
 }
 
-const PAPER: SaliencyDefaults = {
+/** The paper's settings (§5.1), which the policies of its kin depart from. */
+export const PAPER: SaliencyDefaults = {
   saliencyRatio: 0.6,
   keyBits: { high: 4, low: 2 },
   valueBits: { high: 4, low: 2 },
@@ -174,7 +175,7 @@ function readRatio(
 }
 
 /** The compression of Algs. 2 and 3. */
-export function saliencyCompression(plan: {
+function saliencyCompression(plan: {
   ratio: number
   auto: AutoRatio | null
   correctsPosition: boolean
