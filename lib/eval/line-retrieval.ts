@@ -1,7 +1,8 @@
-import { deriveSeed, toSeed, uniformInteger } from '../random.js'
+import { deriveSeed, toSeed } from '../random.js'
 import { check } from './check.js'
 import type { LineRetrievalPrompt } from './line-retrieval-prompt.js'
 import { expectFits, prefillTurns, writeAnswer } from './prompt.js'
+import { questionSeed } from './questions.js'
 import {
   firstFiveDigits,
   longEvalPrompt,
@@ -37,7 +38,6 @@ export interface LineRetrievalSpec {
   readonly chat?: boolean
 }
 
-const kMaxSeed = 2 ** 48
 const kMaxLines = 4096
 
 /**
@@ -63,7 +63,7 @@ export async function lineRetrieval(spec: LineRetrievalSpec, setting: TaskSettin
     measure: 'hits',
     count: setting.questions,
     question(index) {
-      const seed = uniformInteger(seeds, index, kMaxSeed)
+      const seed = questionSeed(seeds, index)
       return {
         seed,
         ask: (asked) =>
@@ -87,7 +87,7 @@ async function publishedLineRetrieval(
     measure: 'hits',
     count: Math.min(questions, prompts.length),
     question: (index) => ({
-      seed: uniformInteger(seeds, index, kMaxSeed),
+      seed: questionSeed(seeds, index),
       ask(asked) {
         const text = prompts[index] as (typeof prompts)[number]
         return askRetrieval(asked, longEvalPrompt(tokenizer, text, { chat }), ask)

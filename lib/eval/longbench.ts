@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import { basename } from 'node:path'
 import { argumentError, reasonOf, ZipCacheError } from '../errors.js'
-import { deriveSeed, sampleWithoutReplacement, toSeed, uniformInteger } from '../random.js'
+import { toSeed } from '../random.js'
 import { checkInteger } from './check.js'
 import {
   classification,
@@ -12,6 +12,7 @@ import {
   rougeL,
 } from './longbench-scores.js'
 import { encodeTurns, expectFits, writeAnswer } from './prompt.js'
+import { drawItems, questionSeed } from './questions.js'
 import type { Asked, Outcome, Task, TaskSetting } from './task.js'
 import { readTaskFile, type TaskLine } from './task-file.js'
 
@@ -28,8 +29,6 @@ export interface LongBenchSpec {
   /** Ask through the model's chat template. Default false. */
   readonly chat?: boolean
 }
-
-const kMaxSeed = 2 ** 48
 
 type Kind = 'question' | 'summary' | 'class' | 'dialogue' | 'retrieval' | 'count' | 'code'
 
@@ -110,16 +109,15 @@ export async function longBench(spec: LongBenchSpec, setting: TaskSetting): Prom
   const template = await promptOf(spec.prompts, name, set.kind)
   const items = lines.map((line) => readItem(line, set.kind))
   const seeds = toSeed(setting.seed)
-  const count = Math.min(setting.questions, items.length)
-  const chosen = sampleWithoutReplacement(items.length, count, deriveSeed(seeds, 0), 0)
+  const chosen = drawItems(setting, items.length)
   return {
     name: 'longbench',
     facts: { set: name, prompt: spec.prompts === undefined ? 'own' : 'published' },
     key: JSON.stringify(['longbench', { digest, template, maxTokens, chat }]),
     measure: 'score',
-    count,
+    count: chosen.length,
     question: (index) => ({
-      seed: uniformInteger(seeds, index, kMaxSeed),
+      seed: questionSeed(seeds, index),
       ask: (asked) =>
         askItem(asked, items[chosen[index] as number] as Item, {
           ...{ name, kind: set.kind, template, maxTokens, chat },

@@ -4,6 +4,7 @@ import { check, checkInteger } from './check.js'
 import { type AskMode, askRetrieval, checkLines } from './line-retrieval.js'
 import { kAdjectives, kNouns } from './line-retrieval-prompt.js'
 import { encodeTurns } from './prompt.js'
+import { questionSeed } from './questions.js'
 import {
   firstNumber,
   makeRetrievalPrompt,
@@ -35,7 +36,6 @@ export interface NeedleSpec {
   readonly chat?: boolean
 }
 
-const kMaxSeed = 2 ** 48
 const kAnswerTokens = 32
 
 /**
@@ -67,7 +67,7 @@ export async function needle(spec: NeedleSpec, setting: TaskSetting): Promise<Ta
     measure: 'hits',
     count: questions,
     question(index) {
-      const seed = uniformInteger(seeds, index, kMaxSeed)
+      const seed = questionSeed(seeds, index)
       return { seed, ask: (asked) => askRetrieval(asked, makePrompt(seed), ask) }
     },
   }
