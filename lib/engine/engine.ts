@@ -15,7 +15,7 @@ import {
   type TokenStream,
   tokenStream,
 } from './generation.js'
-import { checkOptions, count } from './options.js'
+import { checkInteger, checkOptions } from './options.js'
 import { PrefixCache, type PrefixKey } from './prefix-cache.js'
 import { busyError, disposedError, orAborted } from './run.js'
 import { Scheduler, type SchedulerCounters, type SchedulerLimits } from './scheduler.js'
@@ -186,13 +186,13 @@ export class Engine {
     checkOptions(options, ENGINE_OPTIONS)
     const { config, device, attentionDtype: dtype } = model
     const limits: SchedulerLimits = {
-      maxBatch: count('maxBatch', options.maxBatch ?? 64, 1, 1024),
-      maxQueue: count('maxQueue', options.maxQueue ?? 256, 0, 1e6),
-      maxPrefills: count('maxPrefills', options.maxPrefills ?? 4, 1, 1024),
+      maxBatch: checkInteger('maxBatch', options.maxBatch ?? 64, 1, 1024),
+      maxQueue: checkInteger('maxQueue', options.maxQueue ?? 256, 0, 1e6),
+      maxPrefills: checkInteger('maxPrefills', options.maxPrefills ?? 4, 1, 1024),
     }
     const prefixMemory = options.prefixMemory ?? 0
     const prefixes = new PrefixCache(
-      count('prefixMemory', prefixMemory, 0, Number.MAX_SAFE_INTEGER),
+      checkInteger('prefixMemory', prefixMemory, 0, Number.MAX_SAFE_INTEGER),
     )
     const reclaim = checkReclaim(options.reclaim)
     this.#model = model
@@ -285,7 +285,7 @@ export class Engine {
     checkOptions(options, REQUEST_OPTIONS)
     const { prefixTokens = 0, policy, seed, ...rest } = options
     const ids = tokenIds(prompt, this.#tokenizer, this.#model.config.vocabSize)
-    count('prefixTokens', prefixTokens, 0, Math.max(0, ids.length - 1))
+    checkInteger('prefixTokens', prefixTokens, 0, Math.max(0, ids.length - 1))
     const key = keyOf({ policy, seed })
     if (this.#disposal) throw disposedError('engine')
     // A shorter past would divide the declared prefix into turns that others do not have.

@@ -10,7 +10,7 @@ import {
   type TokenConstraint,
   type TokenProbability,
 } from './adjust-logits.js'
-import { checkOptions } from './options.js'
+import { checkInteger, checkOptions } from './options.js'
 
 /** How tokens are chosen, and when to stop. */
 export interface GenerateOptions {
@@ -152,11 +152,7 @@ export function planGeneration(
     Number.isInteger(value) && (value as number) >= 0 && (value as number) < vocabSize
   const expected = `a list of token ids below ${vocabSize}`
   const stopTokens = listOf('stopTokens', options.stopTokens, isTokenId, expected)
-  const topK = check('topK', options.topK ?? 0, 0, 2 ** 31 - 1)
-  if (!Number.isInteger(topK)) throw argumentError('topK', `is ${topK}, expected a whole number`)
-  const maxTokens = check('maxTokens', options.maxTokens ?? 256, 0, 2 ** 31 - 1)
-  if (!Number.isInteger(maxTokens))
-    throw argumentError('maxTokens', `is ${maxTokens}, expected a whole number`)
+  const maxTokens = checkInteger('maxTokens', options.maxTokens ?? 256, 0, 2 ** 31 - 1)
   const endTokens = new Set([...(options.ignoreEos ? [] : eosTokenIds), ...stopTokens])
   const constraint = constraintOf(options.json, tokenizer, endTokens, vocabSize)
   const repetitionPenalty = check('repetitionPenalty', options.repetitionPenalty ?? 1, 0.01, 100)
@@ -166,7 +162,7 @@ export function planGeneration(
     presencePenalty: check('presencePenalty', options.presencePenalty ?? 0, -2, 2),
     frequencyPenalty: check('frequencyPenalty', options.frequencyPenalty ?? 0, -2, 2),
     constraint,
-    nTop: check('topLogprobs', options.topLogprobs ?? 0, 0, 20),
+    nTop: checkInteger('topLogprobs', options.topLogprobs ?? 0, 0, 20),
   }
   const isAdjusted =
     adjustments.bias.size > 0 ||
@@ -180,7 +176,7 @@ export function planGeneration(
     constraint,
     params: {
       temperature: check('temperature', options.temperature ?? 0, 0, 1000),
-      topK,
+      topK: checkInteger('topK', options.topK ?? 0, 0, 2 ** 31 - 1),
       topP: check('topP', options.topP ?? 1, 0, 1),
       minP: check('minP', options.minP ?? 0, 0, 1),
       repetitionPenalty,

@@ -7,7 +7,7 @@ import { argumentError, show } from '../errors.js'
  * Throws `ERR_ZC_ARGUMENT` naming it.
  */
 export function checkOptions(options: object, known: readonly string[]): void {
-  checkIsObject(options)
+  checkObject('options', options)
   for (const key of Object.keys(options)) {
     if (known.includes(key)) continue
     throw argumentError(key, `is no option here, expected some of ${known.join(', ')}`)
@@ -18,16 +18,16 @@ export function checkOptions(options: object, known: readonly string[]): void {
   }
 }
 
-/** Throws `ERR_ZC_ARGUMENT` for options that are none: a caller without types may give anything. */
-export function checkIsObject(options: unknown): void {
-  if (typeof options === 'object' && options !== null) return
-  throw argumentError('options', `is ${show(options)}, expected an object`)
+/** Throws `ERR_ZC_ARGUMENT` for what is no object: a caller without types may give anything. */
+export function checkObject(argument: string, value: unknown): void {
+  if (typeof value === 'object' && value !== null) return
+  throw argumentError(argument, `is ${show(value)}, expected an object`)
 }
 
-/** A whole number of [min, max]. Throws `ERR_ZC_ARGUMENT` naming it. */
-export function count(name: string, value: unknown, min: number, max: number): number {
+/** A whole number of [min, max]. Throws `ERR_ZC_ARGUMENT` for anything else. */
+export function checkInteger(argument: string, value: unknown, min: number, max: number): number {
   if (Number.isInteger(value) && (value as number) >= min && (value as number) <= max) {
     return value as number
   }
-  throw argumentError(name, `is ${show(value)}, expected a whole number of ${min} to ${max}`)
+  throw argumentError(argument, `is ${show(value)}, expected a whole number of ${min} to ${max}`)
 }

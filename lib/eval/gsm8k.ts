@@ -1,5 +1,5 @@
+import { checkInteger } from '../engine/options.js'
 import { deriveSeed, sampleWithoutReplacement, toSeed } from '../random.js'
-import { checkInteger } from './check.js'
 import { encodeTurns, expectFits, prefillTurns, writeAnswer } from './prompt.js'
 import { drawItems, questionSeed } from './questions.js'
 import type { Asked, Outcome, Task, TaskSetting } from './task.js'

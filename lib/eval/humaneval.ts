@@ -1,6 +1,6 @@
+import { checkInteger } from '../engine/options.js'
 import { argumentError, ZipCacheError } from '../errors.js'
 import { toSeed } from '../random.js'
-import { checkInteger } from './check.js'
 import { encodeTurns, expectFits, prefillTurns, writeAnswer } from './prompt.js'
 import { drawItems, questionSeed } from './questions.js'
 import { type PythonLimits, runPython } from './run-python.js'

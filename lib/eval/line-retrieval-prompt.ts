@@ -1,6 +1,6 @@
+import { checkInteger, checkObject } from '../engine/options.js'
 import { argumentError } from '../errors.js'
 import { deriveSeed, toSeed, uniformInteger } from '../random.js'
-import { checkObject } from './check.js'
 
 /** One record line: the value `number` under the key `adjective - noun`. */
 export interface LineRetrievalRecord {
@@ -110,9 +110,7 @@ export function generateLineRetrieval(options: LineRetrievalOptions): LineRetrie
   checkObject('options', options)
   const { lines } = options
   const nPairs = kAdjectives.length * kNouns.length
-  if (!Number.isInteger(lines) || lines < 1 || lines > nPairs) {
-    throw argumentError('lines', `is ${lines}, expected 1 to ${nPairs}`)
-  }
+  checkInteger('lines', lines, 1, nPairs)
   const seed = toSeed(options.seed)
   const numberSeed = deriveSeed(seed, kNumberStream)
   const templateSeed = deriveSeed(seed, kTemplateStream)

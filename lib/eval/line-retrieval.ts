@@ -1,3 +1,4 @@
+import { checkInteger } from '../engine/options.js'
 import { deriveSeed, toSeed } from '../random.js'
 import { check } from './check.js'
 import type { LineRetrievalPrompt } from './line-retrieval-prompt.js'
@@ -116,9 +117,7 @@ export async function askRetrieval(
 
 /** Throws `ERR_ZC_ARGUMENT` for what is no number of lines. */
 export function checkLines(lines: number | undefined): number {
-  const isGood = Number.isInteger(lines) && (lines as number) >= 1 && (lines as number) <= kMaxLines
-  check('lines', isGood, `is ${lines}, expected 1 to ${kMaxLines}`)
-  return lines as number
+  return checkInteger('lines', lines, 1, kMaxLines)
 }
 
 // ---- the demo's question ----

@@ -1,8 +1,8 @@
 import { readFile } from 'node:fs/promises'
 import { basename } from 'node:path'
+import { checkInteger } from '../engine/options.js'
 import { argumentError, reasonOf, ZipCacheError } from '../errors.js'
 import { toSeed } from '../random.js'
-import { checkInteger } from './check.js'
 import {
   classification,
   codeSimilarity,

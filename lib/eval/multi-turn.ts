@@ -1,5 +1,5 @@
+import { checkInteger } from '../engine/options.js'
 import { deriveSeed, toSeed, uniformInteger } from '../random.js'
-import { checkInteger } from './check.js'
 import { checkLines } from './line-retrieval.js'
 import { generateLineRetrieval, lineKey, lineQuestion } from './line-retrieval-prompt.js'
 import { encodeTurns, expectFits, writeAnswer } from './prompt.js'

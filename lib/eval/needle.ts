@@ -1,6 +1,7 @@
+import { checkInteger } from '../engine/options.js'
 import { argumentError } from '../errors.js'
 import { deriveSeed, toSeed, uniformInteger } from '../random.js'
-import { check, checkInteger } from './check.js'
+import { check } from './check.js'
 import { type AskMode, askRetrieval, checkLines } from './line-retrieval.js'
 import { kAdjectives, kNouns } from './line-retrieval-prompt.js'
 import { encodeTurns } from './prompt.js'

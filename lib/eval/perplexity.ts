@@ -1,6 +1,6 @@
+import { checkInteger } from '../engine/options.js'
 import { argumentError } from '../errors.js'
 import { toSeed } from '../random.js'
-import { checkInteger } from './check.js'
 import { expectFits } from './prompt.js'
 import { drawItems, questionSeed } from './questions.js'
 import type { SubjectSequence } from './subject.js'

@@ -1,5 +1,5 @@
+import { checkObject } from '../engine/options.js'
 import { argumentError } from '../errors.js'
-import { checkObject } from './check.js'
 import { type Gsm8kSpec, gsm8k } from './gsm8k.js'
 import { type HumanEvalSpec, humanEval } from './humaneval.js'
 import { type LineRetrievalSpec, lineRetrieval } from './line-retrieval.js'

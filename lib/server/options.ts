@@ -1,6 +1,6 @@
 import { checkKvMemory } from '../engine/engine.js'
 import { planGeneration } from '../engine/generation.js'
-import { checkOptions, count } from '../engine/options.js'
+import { checkInteger, checkOptions } from '../engine/options.js'
 import { argumentError, show, ZipCacheError } from '../errors.js'
 import type { GenerationConfig } from '../model/generation-config.js'
 import { POLICY_NAMES, type PolicySpec, resolvePolicy } from '../policy/index.js'
@@ -109,7 +109,7 @@ const truth = expected((value) => typeof value === 'boolean', 'true or false')
 const whole =
   (min: number, max = Number.MAX_SAFE_INTEGER): Check =>
   (name, value) =>
-    void count(name, value, min, max)
+    void checkInteger(name, value, min, max)
 /** What Node's timers take. */
 const MAX_TIMER_MS = 2 ** 31 - 1
 const timer = whole(0, MAX_TIMER_MS)
