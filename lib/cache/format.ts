@@ -25,6 +25,31 @@ export function isQuantized(format: Format): boolean {
   return FORMATS[format] <= 8
 }
 
+/** The cached heads of a model. */
+export interface KvShape {
+  readonly nLayers: number
+  readonly nKvHeads: number
+  readonly headDim: number
+}
+
+/**
+ * Bytes of a 16-bit cache: 2 (K and V) x tokens x n_kv_heads x head_dim x 2 bytes x n_layers. What
+ * compression ratios are measured against.
+ */
+export function fp16CacheBytes(shape: KvShape, nTokens: number): number {
+  return 2 * nTokens * shape.nKvHeads * shape.headDim * 2 * shape.nLayers
+}
+
+/** How the tokens of one compression are stored. */
+export interface GroupPlan {
+  /** How many of the tail's (and the new) tokens it takes. */
+  readonly nTokens: number
+  /** How many of them are salient, the same for every layer and KV head. */
+  readonly nSalient: number
+  readonly high: { k: Format; v: Format }
+  readonly low: { k: Format; v: Format }
+}
+
 function bitsOf(format: Format): number {
   return format === 'bf16' ? 16 : FORMATS[format]
 }

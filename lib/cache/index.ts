@@ -7,7 +7,10 @@ export {
   codeFormat,
   FORMATS,
   type Format,
+  fp16CacheBytes,
+  type GroupPlan,
   isQuantized,
+  type KvShape,
   PAGE_TOKENS,
   pageBytes,
   pageCount,
@@ -16,10 +19,7 @@ export {
 export {
   type BytesByClass,
   type CacheSegment,
-  fp16CacheBytes,
-  type GroupPlan,
   KvCache,
-  type KvShape,
   type StagedGroup,
   tableWords,
 } from './kv-cache.js'

@@ -5,29 +5,14 @@ import {
   bitmapBytes,
   FORMATS,
   type Format,
+  type GroupPlan,
+  type KvShape,
   PAGE_TOKENS,
   pageBytes,
   pageCount,
   paramsBytes,
 } from './format.js'
 import { TableArena } from './table-arena.js'
-
-/** The cached heads of a model. */
-export interface KvShape {
-  readonly nLayers: number
-  readonly nKvHeads: number
-  readonly headDim: number
-}
-
-/** How the tokens of one compression are stored. */
-export interface GroupPlan {
-  /** How many of the tail's (and the new) tokens it takes. */
-  readonly nTokens: number
-  /** How many of them are salient, the same for every layer and KV head. */
-  readonly nSalient: number
-  readonly high: { k: Format; v: Format }
-  readonly low: { k: Format; v: Format }
-}
 
 /** Where a staged group is to be packed: segment numbers, null for a class without tokens. */
 export interface StagedGroup {
@@ -807,12 +792,4 @@ function neededWords({ nLayers, nKvHeads }: KvShape, maxSegments: number, nPages
 /** Words of a page table: `nSegments` with the tail, `nPages` of all segments of one KV head. */
 export function tableWords(shape: KvShape, nSegments: number, nPages: number): number {
   return neededWords(shape, segmentRoom(nSegments), nPages)
-}
-
-/**
- * Bytes of a 16-bit cache: 2 (K and V) x tokens x n_kv_heads x head_dim x 2 bytes x n_layers. What
- * compression ratios are measured against.
- */
-export function fp16CacheBytes(shape: KvShape, nTokens: number): number {
-  return 2 * nTokens * shape.nKvHeads * shape.headDim * 2 * shape.nLayers
 }

@@ -1,26 +1,7 @@
 import { spawn } from 'node:child_process'
 import { argumentError, reasonOf } from '../errors.js'
 import type { ListedDevice } from './addon.js'
-import { recall, remember, trialKey } from './trial-memory.js'
-
-/** What a trial found. */
-export interface Verdict {
-  /** Devices of the kind, those that failed with the reason; null: there was no trial. */
-  readonly devices: ListedDevice[] | null
-  /** Why the whole kind cannot be used; null: it can. */
-  readonly failure: string | null
-}
-
-/** What is tried. */
-export interface TrialSubject {
-  /** File of the addon. */
-  readonly addon: string
-  /** Folder of the plugin's library. */
-  readonly folder: string
-  readonly kind: string
-  /** Whether to try again what was remembered. */
-  readonly fresh?: boolean
-}
+import { recall, remember, type TrialSubject, trialKey, type Verdict } from './trial-memory.js'
 
 /** Loading the driver, and a kernel that the driver compiles, may take many seconds. */
 const kTrialSeconds = 60

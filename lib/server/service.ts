@@ -16,7 +16,13 @@ import {
 } from './answers.js'
 import { invalid } from './api-error.js'
 import { type ChoiceEvent, Generation, type GenerationObserver, type Usage } from './generation.js'
-import { chatPrompt, checkLength, type PromptTokens, textPrompt } from './prompt.js'
+import {
+  chatPrompt,
+  checkLength,
+  type PromptTokens,
+  type SharedTokens,
+  textPrompt,
+} from './prompt.js'
 import {
   type ChatRequest,
   type GenerationRequest,
@@ -26,7 +32,7 @@ import {
 } from './request.js'
 import { describeCache } from './session-cache.js'
 import type { SessionName, Sessions } from './sessions.js'
-import { Beginnings, countShared, type SharedTokens } from './shared-tokens.js'
+import { Beginnings, countShared } from './shared-tokens.js'
 import { makeForcedParser, makeToolCallParser, toolFormatOf } from './tool-calls.js'
 
 /** What a service answers from. */
