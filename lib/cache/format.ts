@@ -50,7 +50,8 @@ export interface GroupPlan {
   readonly low: { k: Format; v: Format }
 }
 
-function bitsOf(format: Format): number {
+/** Bits of an element; bf16 has 16 under another number. */
+export function bitsOf(format: Format): number {
   return format === 'bf16' ? 16 : FORMATS[format]
 }
 

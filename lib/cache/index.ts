@@ -1,9 +1,11 @@
 /** The packed KV cache: pages, segments, page tables, and their bytes. */
+export { addBytes, type BytesByClass, noBytes, totalBytes } from './bytes-by-class.js'
 export { CacheDemand } from './cache-demand.js'
 export { CacheMemory } from './cache-memory.js'
 export { codeBytes, joinCodes, splitCodes } from './code-bits.js'
 export {
   bitmapBytes,
+  bitsOf,
   codeFormat,
   FORMATS,
   type Format,
@@ -17,7 +19,6 @@ export {
   paramsBytes,
 } from './format.js'
 export {
-  type BytesByClass,
   type CacheSegment,
   KvCache,
   type StagedGroup,

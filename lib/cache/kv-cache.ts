@@ -1,4 +1,5 @@
 import { copyPages, type Tensor } from '../ops/index.js'
+import { type BytesByClass, noBytes } from './bytes-by-class.js'
 import type { CacheDemand } from './cache-demand.js'
 import type { CacheMemory } from './cache-memory.js'
 import {
@@ -18,24 +19,6 @@ import { TableArena } from './table-arena.js'
 export interface StagedGroup {
   readonly salient: number | null
   readonly regular: number | null
-}
-
-/** Bytes of one sequence's cache by what they hold. */
-export interface BytesByClass {
-  /** Pages of salient tokens. */
-  high: number
-  /** Pages of regular tokens. */
-  low: number
-  /** Pages of tokens that are not compressed. */
-  tail: number
-  /** Channel scales, zeros and normalisers. */
-  params: number
-  /** Which tokens are salient. */
-  bitmaps: number
-  /** Page tables. */
-  tables: number
-  /** Probe rows of the running window. */
-  probes: number
 }
 
 /** Tokens of one precision class that were compressed together. */
@@ -433,15 +416,7 @@ export class KvCache {
    * to add.
    */
   bytesByClass(): BytesByClass {
-    const bytes = {
-      high: 0,
-      low: 0,
-      tail: 0,
-      params: 0,
-      bitmaps: 0,
-      tables: this.#capacityWords * 4,
-      probes: 0,
-    }
+    const bytes = { ...noBytes(), tables: this.#capacityWords * 4 }
     for (const [name, pageSize, count] of this.#held()) bytes[name] += pageSize * count
     return bytes
   }

@@ -1,4 +1,10 @@
-import { type BytesByClass, type CacheMemory, fp16CacheBytes, KvCache } from '../cache/index.js'
+import {
+  type BytesByClass,
+  type CacheMemory,
+  fp16CacheBytes,
+  KvCache,
+  totalBytes,
+} from '../cache/index.js'
 import { argumentError } from '../errors.js'
 import { type ForwardModel, logitsOf } from '../model/forward.js'
 import { Scratch } from '../model/scratch.js'
@@ -450,7 +456,7 @@ export class Context {
     byClass.params += params
     byClass.tail += tail
     byClass.probes += scores
-    const resident = sumBytes(byClass)
+    const resident = totalBytes(byClass)
     const fp16 = fp16CacheBytes(this.cache.shape, this.length)
     return {
       resident,
@@ -494,7 +500,3 @@ export class Context {
 }
 
 const NO_ROWS = { rows: 0, low: 0, params: 0, tail: 0, scores: 0 }
-
-function sumBytes(byClass: BytesByClass): number {
-  return Object.values(byClass).reduce((sum: number, bytes: number) => sum + bytes, 0)
-}

@@ -1,4 +1,4 @@
-import { type BytesByClass, CacheMemory } from '../cache/index.js'
+import { addBytes, type BytesByClass, CacheMemory, noBytes } from '../cache/index.js'
 import { argumentError, show, ZipCacheError } from '../errors.js'
 import type { ForwardModel } from '../model/forward.js'
 import { checkPath } from '../model/model-files.js'
@@ -152,8 +152,6 @@ const REQUEST_OPTIONS = [...GENERATE_OPTIONS, 'policy', 'prefixTokens']
 const SEQUENCE_OPTIONS = ['policy', 'seed', 'recordSaliency']
 const PREFIX_OPTIONS = [...SEQUENCE_OPTIONS, 'scope', 'signal']
 
-const CLASS_NAMES = ['high', 'low', 'tail', 'params', 'bitmaps', 'tables', 'probes'] as const
-
 /** 32 blocks, of which each size of page can claim some. */
 const MIN_KV_MEMORY = 2 ** 20
 
@@ -245,13 +243,13 @@ export class Engine {
   }
 
   #cacheBytes(): Pick<EngineStats, 'bytesByClass' | 'fp16Bytes'> {
-    const bytesByClass = { high: 0, low: 0, tail: 0, params: 0, bitmaps: 0, tables: 0, probes: 0 }
+    const bytesByClass = noBytes()
     let fp16Bytes = 0
     for (const sequence of this.#sequences) {
       const bytes = sequence.bytesHeld
       if (!bytes) continue
       fp16Bytes += bytes.fp16
-      for (const name of CLASS_NAMES) bytesByClass[name] += bytes.byClass[name]
+      addBytes(bytesByClass, bytes.byClass)
     }
     return { bytesByClass, fp16Bytes }
   }
