@@ -370,8 +370,6 @@ function unsupported(at: string, what: string): ZipCacheError {
   return new ZipCacheError(
     'ERR_ZC_UNSUPPORTED',
     `json: the schema at ${at} has ${what}, which is not supported`,
-    {
-      argument: 'json',
-    },
+    { argument: 'json' },
   )
 }

@@ -69,10 +69,8 @@ export class Beginnings {
   keep(said: string, ids: readonly number[]): void {
     this.#known.delete(said)
     this.#known.set(said, ids)
-    for (const oldest of this.#known.keys()) {
-      if (this.#known.size <= MAX_BEGINNINGS) break
-      this.#known.delete(oldest)
-    }
+    const [oldest] = this.#known.keys()
+    if (this.#known.size > MAX_BEGINNINGS) this.#known.delete(oldest as string)
   }
 }
 
