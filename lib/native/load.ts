@@ -7,6 +7,7 @@ import {
   isNotInstalled,
   kMinimumGlibc,
   kPackageRoot,
+  kPlatform,
   kPrebuiltPlatforms,
   kVersion,
   platformFacts,
@@ -38,13 +39,12 @@ function candidates(): Candidate[] {
   const override = process.env.ZIPCACHE_NATIVE_PATH
   // Whoever names a file does not want another one instead.
   if (override) return [fileCandidate('ZIPCACHE_NATIVE_PATH', path.resolve(override))]
-  const platform = `${process.platform}-${process.arch}`
   return [
     fileCandidate('local build', path.join(kPackageRoot, 'build', 'Release', 'zipcache.node')),
     {
       source: 'platform package',
-      place: () => prebuiltAddonFile(platform),
-      load: () => requirePrebuiltAddon(platform),
+      place: prebuiltAddonFile,
+      load: requirePrebuiltAddon,
     },
   ]
 }
@@ -73,7 +73,7 @@ export function loadAddon(): Addon {
   const failures: AddonAttempt[] = []
   let cause: unknown
   for (const { source, place, load } of candidates()) {
-    let file = `@zipcache/${process.platform}-${process.arch}`
+    let file = `@zipcache/${kPlatform}`
     try {
       file = place()
       const addon = load() as Addon

@@ -4,7 +4,7 @@ import { mkdirSync, readdirSync, renameSync, writeFileSync } from 'node:fs'
 import { homedir, hostname } from 'node:os'
 import path from 'node:path'
 import type { ListedDevice } from './addon.js'
-import { driverFacts, identityOf, readOptional } from './driver.js'
+import { findDriver, identityOf, readOptional } from './driver.js'
 import { kVersion } from './platform.js'
 
 /** What a trial found. */
@@ -37,10 +37,11 @@ const kVariables = [
 /** Everything that a verdict depends on, as one hash. */
 export function trialKey({ addon, folder, kind }: TrialSubject): string {
   const library = path.join(folder, `zipcache-${kind}.so`)
+  const { kernel, libraries } = findDriver()
   const facts = {
     version: kVersion,
-    files: [addon, library].map(identityOf),
-    driver: driverFacts(),
+    files: [addon, library, ...libraries].map(identityOf),
+    driver: kernel,
     devices: listed('/dev').filter((name) => /^(nvidia\d|dxg$)/.test(name)),
     environment: kVariables.map((name) => process.env[name] ?? null),
     host: hostname(),
