@@ -95,7 +95,6 @@ function runTrial({ addon, folder, kind }: TrialSubject, seconds: number): Promi
       fail(`could not be started (${reasonOf(error)}); ZIPCACHE_CUDA_TRIAL=0 goes without`)
       return
     }
-    const begin = performance.now()
     const text = { out: '', err: '' }
     child.stdout?.setEncoding('utf8').on('data', (chunk: string) => {
       text.out += chunk
@@ -109,7 +108,7 @@ function runTrial({ addon, folder, kind }: TrialSubject, seconds: number): Promi
         const devices = parseDevices(text.out)
         if (devices) resolve({ devices, failure: null })
         else fail(`ended without an answer${lastWords(text.err)}`)
-      } else if (signal === 'SIGKILL' && performance.now() - begin >= seconds * 1000) {
+      } else if (child.killed) {
         fail(`did not answer within ${seconds} s${lastWords(text.err)}`)
       } else {
         fail(`ended by ${signal ?? `exit code ${code}`}${lastWords(text.err)}`)
