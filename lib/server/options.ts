@@ -183,7 +183,7 @@ const CHECKS: { readonly [Name in keyof ServerOptions]-?: Check } = {
 }
 
 /** Names of all options. */
-export const SERVER_OPTIONS = Object.keys(CHECKS) as (keyof ServerOptions)[]
+const SERVER_OPTIONS = Object.keys(CHECKS) as (keyof ServerOptions)[]
 
 /**
  * Fills in the defaults.
