@@ -58,9 +58,9 @@ export interface OpenedPrefix {
 /** Bounds of an engine. */
 export interface EngineOptions {
   /**
-   * The most memory that all its caches may take together, in bytes; 1 MiB at least. Pages of one size
-   * claim it in blocks of a 64th, but of 32 KiB at least and 256 KiB at most, so that some of it may be
-   * left over. No more than the device has or, on the CPU, the process's control group is granted.
+   * The most memory that all its caches may take together, in bytes; 1 MiB at least, and no more than
+   * the device has or, on the CPU, the process's control group is granted. Pages of one size claim it
+   * in blocks of a 64th of it (32 KiB at least, 256 KiB at most), so some of it may stay unused.
    */
   kvMemory: number
   /** Most requests under way at a time, and so rows of a decode step; default 64. */
@@ -80,9 +80,9 @@ export interface EngineOptions {
    */
   prefixMemory?: number | undefined
   /**
-   * Called when a request, or a sequence that is created or restored, wants memory that idle ones hold:
-   * disposes of one that can be missed, and says whether there was one. What it throws is what the
-   * request rejects with.
+   * Called when a request, or a sequence that is created or restored, wants memory that idle ones
+   * hold: disposes of one that can be missed, and says whether there was one. If it throws, the
+   * request rejects with that.
    */
   reclaim?: (() => boolean) | undefined
 }
@@ -90,10 +90,10 @@ export interface EngineOptions {
 /** Settings of `Engine.generate`. */
 export interface RequestOptions extends GenerateOptions, SequenceOptions {
   /**
-   * How many of the prompt's first tokens other requests begin with, too (a system prompt): they are
-   * run by themselves, and kept if the engine keeps any. The answer is then the same whether they
-   * were found or not, as long as nothing longer is. Requests that come while another one runs the
-   * same prefix wait for it, where the engine keeps any.
+   * How many tokens at the prompt's beginning other requests share (a system prompt). They run as a
+   * turn of their own, which the engine keeps if `prefixMemory` lets it; then requests for a prefix
+   * that another one is running wait for it. The answer does not depend on whether the prefix was
+   * found, but it does on whether a longer past was.
    */
   prefixTokens?: number | undefined
 }
@@ -124,7 +124,7 @@ export interface EngineStats extends Readonly<SchedulerCounters> {
   readonly fp16Bytes: number
   /** Bytes of the decode steps' activations. */
   readonly stepBytes: number
-  /** Steps that the device ran op by op for want of memory for their graph, those of other engines too. */
+  /** Steps that the device ran op by op for want of memory for their graph, all engines together. */
   readonly unrecordedSteps: number
   /** Pasts that are kept for prompts that begin with the same tokens. */
   readonly prefixes: {
@@ -303,9 +303,10 @@ export class Engine {
   }
 
   /**
-   * A sequence over what many prompts begin with (a system prompt): a copy of the one that an earlier
-   * call left, if `prefixMemory` kept it, else run as a turn of its own and kept. What follows is the
-   * same either way. A call that comes while another one runs the same prefix waits for that.
+   * A sequence that holds what many prompts begin with (a system prompt). It is a copy of the one
+   * that an earlier call left, if `prefixMemory` kept that; else the prefix runs as a turn of its own
+   * and is kept. What is generated after it is the same either way. A call for a prefix that another
+   * call is running waits for that.
    *
    * Rejects as `Sequence.prefill` and `createSequence` do.
    */
@@ -365,9 +366,9 @@ export class Engine {
    *
    * - `path`: of the file, or its `file:` URL
    *
-   * Rejects with `ERR_ZC_ARGUMENT` for what is no path; with `ERR_ZC_SNAPSHOT` for a file that is damaged, of another version, of another model
-   * or compute type; `ERR_ZC_IO`; `ERR_ZC_OUT_OF_MEMORY`, and `ERR_ZC_BUSY` where it would take memory
-   * that requests under way may still need.
+   * Rejects with `ERR_ZC_ARGUMENT` for a `path` that is none, `ERR_ZC_SNAPSHOT` for a file that is
+   * damaged, of another version, model or compute type, `ERR_ZC_IO`, `ERR_ZC_OUT_OF_MEMORY`, and
+   * `ERR_ZC_BUSY` where it would take memory that requests under way may still need.
    */
   async restore(path: string | URL): Promise<Sequence> {
     const file = checkPath('path', path, 'the path of a file')
@@ -442,8 +443,8 @@ export class Engine {
 }
 
 /**
- * Throws `ERR_ZC_ARGUMENT` for what is no size of memory, and for more than the device has, if there is
- * one yet, or what the process's control group may use of it: a promise that cannot be kept.
+ * `kvMemory`, checked. Throws `ERR_ZC_ARGUMENT` for a value that is no number of bytes and, where
+ * there is a device already, for more than it has or the process's control group may use.
  */
 export function checkKvMemory(kvMemory: number, device: Device | null): number {
   const total = device?.memory.total ?? Number.POSITIVE_INFINITY

@@ -73,8 +73,8 @@ export interface GeneratedToken {
   /** The likeliest tokens in its place, where `topLogprobs` asks for them; the likeliest first. */
   readonly top?: readonly TokenProbability[]
   /**
-   * A stop token, which is no part of the generation: told where text was held back when it came, and
-   * only then.
+   * Set on a stop token, which is not part of the generation. It is yielded only where text was held
+   * back when it came, which is then its `text`.
    */
   readonly isStop?: true
 }

@@ -29,7 +29,8 @@ import type { Prompt, Sequence } from './sequence.js'
 
 /**
  * A checkpoint loaded onto a device, ready to run. Made by `loadModel`. Its methods use an engine of
- * its own, made when the first of them is called; `createEngine` makes further ones over the same weights.
+ * its own, made when the first of them is called; `createEngine` makes further ones over the same
+ * weights.
  */
 export class Model {
   /** What config.json says, checked and with the defaults filled in. */
@@ -106,10 +107,10 @@ export class Model {
   }
 
   /**
-   * What a prompt of so many tokens will take, in an empty context: weights, cache, one layer's K and
-   * V, activations, and their sum, which `Sequence.bytes.peak` and the weights will come to. Nothing
-   * is allocated. Where r is chosen head by head the cache is an upper bound. `kvMemory` has to be more
-   * than `cache` by what its blocks leave over.
+   * What a prompt of so many tokens in an empty context will take: weights, cache, one layer's K and
+   * V, activations, and their sum, which is the weights and `Sequence.bytes.peak`. Nothing is
+   * allocated. Where r is chosen head by head, the cache is an upper bound. `kvMemory` has to be
+   * somewhat larger than `cache`, since pages claim it in blocks (see `EngineOptions`).
    *
    * - `tokens`: 1 or more. `policy`: default `zipcache`
    *

@@ -6,9 +6,9 @@ import type { Probes } from './compress.js'
 
 /** Bytes of a row store by what they hold. */
 export interface RowBytes {
-  /** Codes, or rows kept in 16 bits. */
+  /** Codes (`quantized`), or rows that are kept in 16 bits (`kept`, `tiered`). */
   readonly rows: number
-  /** Codes of those that are not. */
+  /** Codes of rows that are not among those in 16 bits (`tiered`). */
   readonly low: number
   /** Scales, zeros and normalisers, and what corrects codes. */
   readonly params: number

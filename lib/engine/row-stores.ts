@@ -11,8 +11,8 @@ import { TieredRows } from './tiered-rows.js'
  * An empty store for a plan.
  *
  * Throws `ERR_ZC_ARGUMENT` for groups that do not divide the model's heads, `ERR_ZC_UNSUPPORTED` for
- * a plan that keeps other tokens for each head and no positions of them, which a model with a sliding
- * window looks at.
+ * a model with a sliding window under a plan whose heads keep different tokens: their positions are
+ * not stored, and the window needs them.
  */
 export function makeRowStore(model: ForwardModel, memory: CacheMemory, plan: RowPlan): RowStore {
   if (plan.kind !== 'quantized') {

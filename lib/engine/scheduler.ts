@@ -140,8 +140,8 @@ export class Scheduler {
   }
 
   /**
-   * Makes room for what a sequence takes that no run gives it, beside what all runs can grow to. What
-   * could not be held at all is let try, and told so.
+   * Makes room for memory that a sequence takes outside of any run, beside what all runs can grow to.
+   * What the cache could never hold is let through: its allocation fails, and says why.
    *
    * Throws `ERR_ZC_BUSY` when there is none while they run.
    */
@@ -223,7 +223,7 @@ export class Scheduler {
     return this.#makeRoom(add) || this.#active.size === 0
   }
 
-  /** Whether there is room, once all was freed that had to be, for what `add` adds beside all runs. */
+  /** Frees memory until what `add` wants fits beside what all runs can grow to; whether it does. */
   #makeRoom(add: (demand: CacheDemand) => void): boolean {
     for (;;) {
       const demand = new CacheDemand(this.#memory.shape)

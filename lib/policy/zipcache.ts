@@ -35,8 +35,8 @@ export interface SaliencyOptions {
    */
   saliencyRatio?: number | 'auto' | undefined
   /**
-   * With `saliencyRatio: 'auto'`: how much is salient. Of several limits the first that is reached
-   * counts.
+   * With `saliencyRatio: 'auto'`: how much is salient. Where several limits are given, the first one
+   * reached decides.
    */
   auto?: {
     /**
@@ -45,8 +45,8 @@ export interface SaliencyOptions {
      */
     share?: number | undefined
     /**
-     * The share of a layer's saliency, its heads weighted by what low bits of K do to them, that
-     * salient tokens hold, of (0, 1]; default 1.
+     * The share of a layer's saliency that salient tokens are to hold, of (0, 1]; default 1. Heads are
+     * weighted by how much low bits of K disturb them.
      */
     coverage?: number | undefined
     /**

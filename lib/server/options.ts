@@ -16,7 +16,7 @@ export interface ServerOptions {
   readonly modelNames?: readonly string[] | undefined
   /** A Jinja template for chats instead of the model's own. */
   readonly chatTemplate?: string | undefined
-  /** Keys that requests to `/v1` must show one of, without spaces; default none: everybody is let in. */
+  /** Requests to `/v1` must show one of these keys; no spaces. Default none: everybody is let in. */
   readonly apiKeys?: readonly string[] | undefined
   /** Origins whose pages may call the server; default none. */
   readonly corsOrigins?: readonly string[] | undefined
@@ -25,7 +25,7 @@ export interface ServerOptions {
   readonly policy?: PolicySpec | undefined
   /** Policies that requests may ask for by `kv_cache`; default all names, `*` with options too. */
   readonly allowedPolicies?: readonly string[] | undefined
-  /** Memory for all caches together, in bytes, no more than the device has; default half of what is free. */
+  /** Bytes for all caches together, no more than the device has; default half of what is free. */
   readonly kvMemory?: number | undefined
   /**
    * Bytes of `kvMemory` that may keep what chats of one `prompt_cache_key` begin with: their tools and

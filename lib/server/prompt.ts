@@ -77,7 +77,10 @@ function render(template: () => string): string {
   }
 }
 
-/** A text, an empty one too where a token begins texts, or token ids as they are. Throws an `ApiError` 400. */
+/**
+ * A prompt that is a text, or token ids as they are. An empty text is taken where the model has a
+ * token that begins texts. Throws an `ApiError` 400.
+ */
 export function textPrompt(
   { config, tokenizer }: PromptModel,
   prompt: string | readonly number[],
