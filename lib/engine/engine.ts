@@ -456,7 +456,7 @@ export function checkKvMemory(kvMemory: number, device: Device | null): number {
   throw argumentError('kvMemory', wrong)
 }
 
-/** What a past that is kept must agree in with whoever goes on from it. */
+/** What a request must have in common with a kept past to go on from it. */
 function keyOf({
   policy = 'zipcache',
   seed = 0,

@@ -36,7 +36,7 @@ export interface RunOptions {
  *
  * The scheduler runs at most one token ahead of its consumer: token j enters the cache once j is
  * asked for, and a token that fills a window only once its successor is, because a compression
- * cannot be taken back. So whoever leaves finds the context as if nothing had run ahead.
+ * cannot be taken back. So a consumer that leaves finds the context as if nothing had run ahead.
  */
 export class Run {
   readonly context: Context
