@@ -6,6 +6,7 @@ import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { Device } from '../ops/index.js'
 import type { PolicySpec } from '../policy/index.js'
 import { toSeed } from '../random.js'
+import { orAborted } from './abort.js'
 import { Context } from './context.js'
 import {
   type FinishReason,
@@ -17,7 +18,7 @@ import {
 } from './generation.js'
 import { checkInteger, checkOptions } from './options.js'
 import { PrefixCache, type PrefixKey } from './prefix-cache.js'
-import { busyError, disposedError, orAborted } from './run.js'
+import { busyError, disposedError } from './refusals.js'
 import { Scheduler, type SchedulerCounters, type SchedulerLimits } from './scheduler.js'
 import { type Prompt, Sequence, tokenIds } from './sequence.js'
 import { restoreContext } from './snapshot.js'

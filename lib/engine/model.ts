@@ -24,7 +24,7 @@ import {
   tokenStream,
 } from './generation.js'
 import { checkOptions } from './options.js'
-import { disposedError } from './run.js'
+import { disposedError } from './refusals.js'
 import type { Prompt, Sequence } from './sequence.js'
 
 /**

@@ -10,12 +10,14 @@ import {
   sample,
   type Tensor,
 } from '../ops/index.js'
+import { deferred } from './abort.js'
 import type { LogitAdjuster } from './adjust-logits.js'
 import { DecodeStep, type StepResult, type StepRow } from './decode-step.js'
 import { addGrowth } from './growth.js'
 import { inSlices } from './in-slices.js'
 import type { Slicing } from './prefill.js'
-import { busyError, deferred, disposedError, type Run, type Sampled, type Sampling } from './run.js'
+import { busyError, disposedError } from './refusals.js'
+import type { Run, Sampled, Sampling } from './run.js'
 
 /** Bounds of a scheduler. */
 export interface SchedulerLimits {

@@ -6,6 +6,7 @@ import { Scratch } from '../model/scratch.js'
 import { StopMatcher, TextStream } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { CachePolicy } from '../policy/index.js'
+import { deferred, onAbort } from './abort.js'
 import type { CacheBytes, Context } from './context.js'
 import {
   type FinishReason,
@@ -16,7 +17,8 @@ import {
   tokenStream,
 } from './generation.js'
 import { checkOptions } from './options.js'
-import { deferred, disposedError, onAbort, Run, type RunOptions } from './run.js'
+import { disposedError, failedError } from './refusals.js'
+import { Run, type RunOptions } from './run.js'
 import { salientTokens } from './salient-tokens.js'
 import type { Scheduler } from './scheduler.js'
 import { saveContext } from './snapshot.js'
@@ -445,10 +447,4 @@ export function tokenIds(
 function tokensWithin(ends: readonly number[], length: number): number {
   // The last that added some: what a token without text leaves open may be completed beyond.
   return ends.findLastIndex((end, i) => end <= length && end > (ends[i - 1] ?? 0)) + 1
-}
-
-function failedError(cause: unknown): ZipCacheError {
-  return new ZipCacheError('ERR_ZC_HANDLE', 'sequence: an earlier step failed on the device', {
-    cause,
-  })
 }

@@ -12,7 +12,7 @@ import fastify, {
 import { fp16CacheBytes } from '../cache/index.js'
 import type { Engine } from '../engine/engine.js'
 import type { Model } from '../engine/model.js'
-import { disposedError } from '../engine/run.js'
+import { disposedError } from '../engine/refusals.js'
 import { argumentError, reasonOf, ZipCacheError } from '../errors.js'
 import { POLICY_NAMES } from '../policy/index.js'
 import { ApiError, toApiError } from './api-error.js'
