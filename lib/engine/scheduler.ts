@@ -503,7 +503,7 @@ export class Scheduler {
     })
   }
 
-  /** Resolves when all that was enqueued has run. */
+  /** Resolves when all that was enqueued has run; rejects also where `sync` throws at the call. */
   async #allRan(): Promise<void> {
     await this.#model.device.sync()
   }
