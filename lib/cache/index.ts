@@ -22,8 +22,8 @@ export {
   type CacheSegment,
   KvCache,
   type StagedGroup,
-  tableWords,
 } from './kv-cache.js'
 export { PagePool, SUPERBLOCK_BYTES } from './page-pool.js'
+export { tableWords } from './page-table.js'
 export { type ProbeShape, ProbeSlots } from './probe-slots.js'
 export { TableArena } from './table-arena.js'
