@@ -99,3 +99,13 @@ export function show(value: unknown): string {
     return 'an object'
   }
 }
+
+/** What is wrong with an argument: what it was, and what it must be. */
+export function argumentError(argument: string, what: string, cause?: unknown): ZipCacheError {
+  return new ZipCacheError('ERR_ZC_ARGUMENT', `${argument}: ${what}`, { argument, cause })
+}
+
+/** What an error says, for the message of another one; anything can be thrown. */
+export function reasonOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error)
+}

@@ -5,7 +5,7 @@
  * Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014), fig.
  * 15, 16; constants of https://prng.di.unimi.it/splitmix64.c.
  */
-import { show, ZipCacheError } from './errors.js'
+import { argumentError, show } from './errors.js'
 
 /** A 64-bit seed as two unsigned 32-bit halves, the form in which it crosses to native code. */
 export interface Seed {
@@ -22,9 +22,7 @@ export interface Seed {
  */
 export function toSeed(value: number | bigint): Seed {
   if (typeof value !== 'bigint' && !Number.isInteger(value)) {
-    throw new ZipCacheError('ERR_ZC_ARGUMENT', `seed: is ${show(value)}, expected an integer`, {
-      argument: 'seed',
-    })
+    throw argumentError('seed', `is ${show(value)}, expected an integer`)
   }
   const bits = BigInt.asUintN(64, BigInt(value))
   return { lo: Number(bits & 0xffffffffn), hi: Number(bits >> 32n) }
@@ -91,11 +89,7 @@ export function sampleWithoutReplacement(
   stream: number,
 ): Int32Array {
   if (!Number.isInteger(count) || count < 0 || count > n) {
-    throw new ZipCacheError(
-      'ERR_ZC_ARGUMENT',
-      `count: is ${count}, expected an integer in [0, n = ${n}]`,
-      { argument: 'count' },
-    )
+    throw argumentError('count', `is ${count}, expected an integer in [0, n = ${n}]`)
   }
   const own = deriveSeed(seed, stream)
   // The shuffled list, each entry 1 too large; 0 where it has not moved.

@@ -4,7 +4,7 @@
 
 #include "csrc/math/hd.h"
 
-// The page table of one sequence: int32 words in device memory, written by lib/cache/kv-cache.ts,
+// The page table of one sequence: int32 words in device memory, written by lib/cache/page-table.ts,
 // read by every op over the packed cache. The tables of all sequences lie in one tensor, so that a
 // batch is one call: each begins at a word of its own (`starts`).
 //

@@ -16,16 +16,16 @@ export interface StepsByKind {
 }
 
 /**
- * Tells what steps that close a window cost from what the others do: t(i) + t(i + 1) - median(others).
+ * Tells what a step that closes a window costs apart from the others: t(i) + t(i + 1) - median(others).
  *
- * A window is compressed behind its step's result, and the engine runs one token ahead of the reader:
- * part of the compression falls into the next step's time, so that what this is beyond an ordinary
- * step counts as the closing step's, and the next step is none of the others. Where closing steps
- * touch, what they are beyond the others is shared out among them. Closing steps that a turn ends
- * with are left out, as nobody timed what came after them.
+ * A window is compressed after its step's result is there, and the engine runs one token ahead of the
+ * reader, so part of the compression falls into the time of the next step. What that step takes beyond
+ * an ordinary one counts for the closing step, and it is not among the others itself. Where closing
+ * steps follow each other, their excess over the others is divided among them. Closing steps at the
+ * end of a turn are left out: the step after them was not timed.
  *
- * @param turns steps one after another; of a new turn nothing follows what was before it
- * @param other milliseconds of another step where no step is one; without it, nothing can be told then
+ * - `turns`: steps one after another; the first step of a turn does not follow the turn before
+ * - `other`: milliseconds of an ordinary step, for turns without one; null: `closing` is empty then
  */
 export function stepsByKind(
   turns: readonly (readonly TimedStep[])[],

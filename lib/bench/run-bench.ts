@@ -1,5 +1,5 @@
 import { loadModel } from '../engine/load-model.js'
-import { ZipCacheError } from '../errors.js'
+import { argumentError, ZipCacheError } from '../errors.js'
 import { readModelConfig } from '../model/config.js'
 import { type ComputeDtype, usualDtype, type WeightFormat } from '../model/weights.js'
 import { Device } from '../ops/index.js'
@@ -186,7 +186,7 @@ function planBench(options: BenchOptions, kind: 'cpu' | 'gpu') {
   const { generated = false } = options
   const parts = generated ? options.parts.filter((part) => part !== 'prefill') : options.parts
   if (generated && parts.length === 0)
-    throw bad('generated', 'contexts are decoded: no prefill is timed')
+    throw argumentError('generated', 'contexts are decoded: no prefill is timed')
   for (const context of contexts) checkPositive('context', context)
   checkPositive('tokens', tokens)
   const effort = full ? kFull : kShort
@@ -215,7 +215,10 @@ function planBench(options: BenchOptions, kind: 'cpu' | 'gpu') {
   })
 
   if (groups.size === 0 && modelPlans.length === 0) {
-    throw bad('filter', `no row of ${parts.join(', ')} has ${filter?.source ?? 'any name'} in it`)
+    throw argumentError(
+      'filter',
+      `no row of ${parts.join(', ')} has ${filter?.source ?? 'any name'} in it`,
+    )
   }
   const strokes = modelPlans
     .flatMap(({ contexts }) => contexts)
@@ -361,9 +364,5 @@ async function withSteps(
 
 function checkPositive(argument: string, value: number): void {
   if (Number.isInteger(value) && value > 0) return
-  throw bad(argument, `is ${value}, expected a whole number above 0`)
-}
-
-function bad(argument: string, what: string): ZipCacheError {
-  return new ZipCacheError('ERR_ZC_ARGUMENT', `${argument}: ${what}`, { argument })
+  throw argumentError(argument, `is ${value}, expected a whole number above 0`)
 }

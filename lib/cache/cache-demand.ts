@@ -1,5 +1,11 @@
-import { bitmapBytes, pageBytes, pageCount, paramsBytes } from './format.js'
-import type { GroupPlan, KvShape } from './kv-cache.js'
+import {
+  bitmapBytes,
+  type GroupPlan,
+  type KvShape,
+  pageBytes,
+  pageCount,
+  paramsBytes,
+} from './format.js'
 
 /** Memory that caches of one shape want, counted before any of it is allocated. */
 export class CacheDemand {

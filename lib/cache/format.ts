@@ -25,7 +25,37 @@ export function isQuantized(format: Format): boolean {
   return FORMATS[format] <= 8
 }
 
-function bitsOf(format: Format): number {
+/** The cached heads of a model. */
+export interface KvShape {
+  readonly nLayers: number
+  readonly nKvHeads: number
+  readonly headDim: number
+  /** (nLayers): a row sees its last so many keys, itself included; 0 sees all. */
+  readonly slidingWindow: readonly number[]
+}
+
+/**
+ * Bytes of a 16-bit cache: 2 (K and V) x tokens x n_kv_heads x head_dim x 2 bytes x n_layers; in a layer
+ * with a sliding window no more tokens than that. What compression ratios are measured against.
+ */
+export function fp16CacheBytes(shape: KvShape, nTokens: number): number {
+  const { nKvHeads, headDim, slidingWindow } = shape
+  const nSeen = slidingWindow.reduce((sum, own) => sum + Math.min(nTokens, own || nTokens), 0)
+  return 2 * nKvHeads * headDim * 2 * nSeen
+}
+
+/** How the tokens of one compression are stored. */
+export interface GroupPlan {
+  /** How many of the tail's (and the new) tokens it takes. */
+  readonly nTokens: number
+  /** How many of them are salient, the same for every layer and KV head. */
+  readonly nSalient: number
+  readonly high: { k: Format; v: Format }
+  readonly low: { k: Format; v: Format }
+}
+
+/** Bits of an element; bf16 has 16 under another number. */
+export function bitsOf(format: Format): number {
   return format === 'bf16' ? 16 : FORMATS[format]
 }
 

@@ -1,59 +1,24 @@
 import { copyPages, type Tensor } from '../ops/index.js'
+import { type BytesByClass, noBytes } from './bytes-by-class.js'
 import type { CacheDemand } from './cache-demand.js'
 import type { CacheMemory } from './cache-memory.js'
 import {
   bitmapBytes,
-  FORMATS,
   type Format,
+  type GroupPlan,
   hiddenPages,
+  type KvShape,
   PAGE_TOKENS,
   pageBytes,
   pageCount,
   paramsBytes,
 } from './format.js'
-import { TableArena } from './table-arena.js'
-
-/** The cached heads of a model. */
-export interface KvShape {
-  readonly nLayers: number
-  readonly nKvHeads: number
-  readonly headDim: number
-  /** (nLayers): a row sees its last so many keys, itself included; 0 sees all. */
-  readonly slidingWindow: readonly number[]
-}
-
-/** How the tokens of one compression are stored. */
-export interface GroupPlan {
-  /** How many of the tail's (and the new) tokens it takes. */
-  readonly nTokens: number
-  /** How many of them are salient, the same for every layer and KV head. */
-  readonly nSalient: number
-  readonly high: { k: Format; v: Format }
-  readonly low: { k: Format; v: Format }
-}
+import { ALL_STALE, type Books, PageTable, pagesOf, type Segment } from './page-table.js'
 
 /** Where a staged group is to be packed: segment numbers, null for a class without tokens. */
 export interface StagedGroup {
   readonly salient: number | null
   readonly regular: number | null
-}
-
-/** Bytes of one sequence's cache by what they hold. */
-export interface BytesByClass {
-  /** Pages of salient tokens. */
-  high: number
-  /** Pages of regular tokens. */
-  low: number
-  /** Pages of tokens that are not compressed. */
-  tail: number
-  /** Channel scales, zeros and normalisers. */
-  params: number
-  /** Which tokens are salient. */
-  bitmaps: number
-  /** Page tables. */
-  tables: number
-  /** Probe rows of the running window. */
-  probes: number
 }
 
 /** Tokens of one precision class that were compressed together. */
@@ -72,52 +37,13 @@ export interface CacheSegment {
   start: number
 }
 
-interface Segment {
-  readonly precision: 'high' | 'low' | 'tail'
-  readonly k: Format
-  readonly v: Format
-  /** The mean over all entries, where they differ. */
-  nTokens: number
-  /** Tokens of each entry, where they differ: then `roomPages` words are kept for each page list. */
-  readonly counts: Int32Array | null
-  readonly roomPages: number
-  readonly start: number
-  /** Tokens of the bitmap; negative for the class of its clear bits; 0 without a bitmap. */
-  readonly span: number
-  /** (n_layers x n_kv_heads, stride): the pages of each entry first, then room for more. */
-  pages: Int32Array
-  stride: number
-  /** Pages of each entry, where they do not differ. */
-  nPages: number
-  /** (n_layers x n_kv_heads) pages in front that were given back; null: none. Not written to, but replaced. */
-  dropped: Int32Array | null
-  /** The page that stands in the lists for those, held once; -1 without. */
-  standIn: number
-  readonly params: Int32Array | null
-  readonly bitmaps: Int32Array | null
-  readonly bitmapBytes: number
-}
-
-const TABLE_HEADER = 8
-// Words of the header.
-const LAYERS = 2
-const KV_HEADS = 3
-const ENTRY_HEADER = 8
-const SEGMENT_WORDS = 8
-/** Words of a segment that each KV head has its own of. */
-const TOKENS = 2
-const PAGE_LIST = 3
-const PARAMS = 4
-const BITMAP = 5
-/** The tail, and the two classes of one compression. */
-const MIN_SEGMENTS = 3
 /** Pages that a growing tail gets room for in the table at least: a window of 100 tokens fits. */
 const TAIL_ROOM = 8
 
 /**
  * The books of one sequence's cache: which pages hold which tokens, for every layer and KV head,
  * and how many bytes that is. The tokens themselves lie in the pool; ops find them through the page
- * table at `start`, which this class writes.
+ * table at `start`, which `PageTable` writes.
  *
  * Newest tokens are in the tail (segment 0). A compression stages a group (pages are found and
  * listed, but not counted yet), the caller packs it layer by layer, and `publish` makes it visible
@@ -130,47 +56,33 @@ const TAIL_ROOM = 8
 export class KvCache {
   readonly memory: CacheMemory
   readonly shape: KvShape
-  #segments: Segment[]
-  #nVisible = 1
-  #start: number
-  #capacityWords: number
-  #maxSegments: number
-  /** What the table that was written does not have as the books do. */
-  #stale: Stale = { ...ALL_STALE }
-  /** Header and entries of the table: to make them anew costs as much as a step when there are many. */
-  #written = new Int32Array(0)
-  /** Pages of the tail that the table has room for. */
-  #tailRoom = 0
-  #tailStart = 0
-  #tailTokens = 0
+  readonly #books: Books
+  readonly #table: PageTable
 
   /** Throws `ERR_ZC_OUT_OF_MEMORY` when there is no room for its page table. */
   constructor(memory: CacheMemory, tailFormat: Format) {
     this.memory = memory
     this.shape = memory.shape
-    this.#segments = [
-      {
-        precision: 'tail',
-        k: tailFormat,
-        v: tailFormat,
-        nTokens: 0,
-        counts: null,
-        roomPages: 0,
-        start: 0,
-        span: 0,
-        pages: new Int32Array(0),
-        stride: 0,
-        nPages: 0,
-        dropped: null,
-        standIn: -1,
-        params: null,
-        bitmaps: null,
-        bitmapBytes: 0,
-      },
-    ]
-    this.#maxSegments = MIN_SEGMENTS
-    this.#capacityWords = TableArena.capacityOf(this.#neededWords(this.#maxSegments))
-    this.#start = memory.tables.allocate(this.#capacityWords)
+    const tail: Segment = {
+      precision: 'tail',
+      k: tailFormat,
+      v: tailFormat,
+      nTokens: 0,
+      counts: null,
+      roomPages: 0,
+      start: 0,
+      span: 0,
+      pages: new Int32Array(0),
+      stride: 0,
+      nPages: 0,
+      dropped: null,
+      standIn: -1,
+      params: null,
+      bitmaps: null,
+      bitmapBytes: 0,
+    }
+    this.#books = { segments: [tail], nVisible: 1, tailStart: 0, tailTokens: 0 }
+    this.#table = new PageTable(memory.tables, memory.shape, this.#books)
   }
 
   /**
@@ -178,8 +90,7 @@ export class KvCache {
    * change again; it moves when the table grows.
    */
   get start(): number {
-    this.#write()
-    return this.#start
+    return this.#table.start
   }
 
   /**
@@ -187,52 +98,52 @@ export class KvCache {
    * (words) i32. The caller disposes of it.
    */
   tableView(): Tensor<'i32'> {
-    return this.memory.tables.memory.view([this.#capacityWords], this.start)
+    return this.#table.view()
   }
 
   /** Format of tokens that are not compressed. */
   get tailFormat(): Format {
-    return (this.#segments[0] as Segment).k
+    return this.#tail.k
   }
 
   /** Tokens held. */
   get length(): number {
-    return this.#tailStart + this.#tailTokens
+    return this.#books.tailStart + this.#books.tailTokens
   }
 
   /** Tokens of the tail. */
   get tailLength(): number {
-    return this.#tailTokens
+    return this.#books.tailTokens
   }
 
   /** Position of the tail's first token: everything before is compressed. */
   get tailStart(): number {
-    return this.#tailStart
+    return this.#books.tailStart
   }
 
   /** Whether the next token goes to a page of the tail that others hold, too, so that it is copied. */
   get sharesTail(): boolean {
-    return this.#isShared(Math.floor(this.#tailTokens / PAGE_TOKENS))
+    return this.#isShared(Math.floor(this.#books.tailTokens / PAGE_TOKENS))
   }
 
   /** How many pages of each (layer, KV head)'s tail others hold, too. */
   get nSharedTailPages(): number {
     let n = 0
-    while (this.#isShared(n)) n++ // whoever goes on by himself has pages of his own from there on
+    while (this.#isShared(n)) n++ // a fork that has gone on has pages of its own from there on
     return n
   }
 
   /** Whether others hold such a page of the tail, too: of all entries or of none. */
   #isShared(page: number): boolean {
-    const tail = this.#segments[0] as Segment
+    const tail = this.#tail
     if (page >= tail.nPages) return false
     return this.memory.pool.isShared(tail.pages[page] as number, this.#pageBytes(tail))
   }
 
   /** Packed segments, the oldest first. */
   get segments(): readonly CacheSegment[] {
-    return this.#segments
-      .slice(1, this.#nVisible)
+    return this.#books.segments
+      .slice(1, this.#books.nVisible)
       .map(({ precision, k, v, nTokens, counts, start }) => ({
         precision: precision as 'high' | 'low',
         k,
@@ -250,15 +161,15 @@ export class KvCache {
    * Throws `ERR_ZC_OUT_OF_MEMORY`, leaving the cache as it was.
    */
   extendTail(nTokens: number): void {
-    const tokensBefore = this.#tailTokens
-    const { stride } = this.#segments[0] as Segment
+    const tokensBefore = this.#books.tailTokens
+    const { stride } = this.#tail
     const owned = this.#ownTail()
     try {
-      const grown = this.#growTail(this.#tailTokens + nTokens)
-      this.#tailTokens += nTokens
-      if (grown || owned) this.#amend({ tail: true })
+      const grown = this.#growTail(this.#books.tailTokens + nTokens)
+      this.#books.tailTokens += nTokens
+      if (grown || owned) this.#table.amend({ tail: true })
     } catch (error) {
-      this.#trimTail(Math.min(this.#tailTokens, tokensBefore))
+      this.#trimTail(Math.min(this.#books.tailTokens, tokensBefore))
       this.#setTailRoom(stride)
       throw error
     }
@@ -266,18 +177,18 @@ export class KvCache {
 
   /** Takes the newest tokens of the tail back, as when the step that wrote them was given up. */
   shrinkTail(nTokens: number): void {
-    this.#trimTail(this.#tailTokens - nTokens)
+    this.#trimTail(this.#books.tailTokens - nTokens)
   }
 
   #trimTail(nTokens: number): void {
-    this.#tailTokens = nTokens
-    const tail = this.#segments[0] as Segment
-    const keep = pageCount(this.#tailTokens)
+    this.#books.tailTokens = nTokens
+    const tail = this.#tail
+    const keep = pageCount(this.#books.tailTokens)
     for (let entry = 0; entry < this.#nEntries; entry++) {
       this.#freeEach(pagesOf(tail, entry).subarray(keep), this.#pageBytes(tail))
     }
     tail.nPages = Math.min(tail.nPages, keep)
-    this.#mark({ tail: true })
+    this.#table.mark({ tail: true })
   }
 
   /**
@@ -287,7 +198,7 @@ export class KvCache {
    */
   fork(): KvCache {
     const copy = new KvCache(this.memory, this.tailFormat)
-    for (const segment of this.#segments) {
+    for (const segment of this.#books.segments) {
       const retain = (addresses: Int32Array | null, bytes: number) => {
         for (const address of addresses ?? []) this.memory.pool.retain(address, bytes)
       }
@@ -295,14 +206,11 @@ export class KvCache {
       retain(segment.params, paramsBytes(this.shape.headDim))
       if (segment.span > 0) retain(segment.bitmaps, segment.bitmapBytes)
     }
-    copy.#segments = this.#segments.map((segment) => ({ ...segment }))
-    const tail = copy.#segments[0] as Segment
-    tail.pages = tail.pages.slice() // the only ones that change
-    copy.#nVisible = this.#nVisible
-    copy.#tailStart = this.#tailStart
-    copy.#tailTokens = this.#tailTokens
+    const segments = this.#books.segments.map((segment) => ({ ...segment }))
+    Object.assign(copy.#books, this.#books, { segments })
+    copy.#tail.pages = this.#tail.pages.slice() // the only ones that change
     try {
-      copy.#amend(ALL_STALE)
+      copy.#table.amend(ALL_STALE)
     } catch (error) {
       copy.dispose()
       throw error
@@ -325,7 +233,7 @@ export class KvCache {
     ])
     return {
       salient: nSalient > 0 ? first : null,
-      regular: nRegular > 0 ? this.#segments.length - 1 : null,
+      regular: nRegular > 0 ? this.#books.segments.length - 1 : null,
     }
   }
 
@@ -362,14 +270,15 @@ export class KvCache {
     span: number,
     segmentsOf: (bitmaps: Int32Array | null) => readonly (false | (() => Segment))[],
   ): number {
-    const first = this.#segments.length
+    const first = this.#books.segments.length
     const bitmaps = span > 0 ? this.#allocateEach(bitmapBytes(span)) : null
     try {
-      for (const find of segmentsOf(bitmaps)) if (find) this.#segments.push(find())
-      this.#amend({ entries: true, groupsFrom: first })
+      for (const find of segmentsOf(bitmaps)) if (find) this.#books.segments.push(find())
+      this.#table.amend({ entries: true, groupsFrom: first })
     } catch (error) {
       // The first segment holds the bitmaps, once it is there.
-      if (bitmaps && this.#segments.length === first) this.#freeEach(bitmaps, bitmapBytes(span))
+      if (bitmaps && this.#books.segments.length === first)
+        this.#freeEach(bitmaps, bitmapBytes(span))
       this.unstage()
       throw error
     }
@@ -385,7 +294,7 @@ export class KvCache {
    */
   stageCounts(layer: number, counts: Int32Array): void {
     const { nKvHeads } = this.shape
-    for (const segment of this.#segments.slice(this.#nVisible)) {
+    for (const segment of this.#books.segments.slice(this.#books.nVisible)) {
       const own = segment.counts as Int32Array
       const bytes = this.#pageBytes(segment)
       for (const [head, nSalient] of counts.entries()) {
@@ -397,51 +306,38 @@ export class KvCache {
       }
       segment.nTokens = own.reduce((sum, n) => sum + n, 0) / this.#nEntries
     }
-    this.#amend({ entries: true, groupsFrom: this.#nVisible })
+    this.#table.amend({ entries: true, groupsFrom: this.#books.nVisible })
   }
 
   /** Whether some group's KV heads may differ in how many tokens are salient. */
   get isUneven(): boolean {
-    return this.#segments.some(({ counts }) => counts !== null)
+    return this.#books.segments.some(({ counts }) => counts !== null)
   }
 
   /** Whether a group is staged that was not published yet. */
   get isStaged(): boolean {
-    return this.#segments.length > this.#nVisible
+    return this.#books.segments.length > this.#books.nVisible
   }
 
   /** Bytes of the page table with so many more segments, and pages of each entry. */
   tableBytesWith(nSegments: number, nPages: number): number {
-    const maxSegments = segmentRoom(this.#segments.length + nSegments, this.#maxSegments)
-    const words = neededWords(this.shape, maxSegments, this.#nPages() + nPages)
-    return 4 * Math.max(this.#capacityWords, TableArena.capacityOf(words))
+    return this.#table.sizeBytesWith(nSegments, nPages)
   }
 
-  /**
-   * The page table of the same segments and pages in which every KV head is a layer of its own, for
-   * ops that take as many tokens of each head of a layer: (words) i32.
-   */
+  /** See `PageTable.ofHeads`. */
   headTable(): Int32Array {
-    const words = new Int32Array(this.#neededWords(this.#maxSegments))
-    this.#fillHeader(words)
-    this.#fillCounts(words)
-    this.#fillRows(words, 0, this.#segments.length)
-    this.#fillLists(words.subarray(this.#listsStart), 0, this.#segments.length)
-    const { nLayers, nKvHeads } = this.shape
-    words[LAYERS] = nLayers * nKvHeads
-    words[KV_HEADS] = 1
-    return words
+    return this.#table.ofHeads()
   }
 
   /** Makes the staged group visible and empties the tail, whose tokens it holds. */
   publish(nTokens: number): void {
-    this.#nVisible = this.#segments.length
-    const tail = this.#segments[0] as Segment
+    this.#books.nVisible = this.#books.segments.length
+    const tail = this.#tail
     this.#freePages(tail)
     tail.nPages = 0
-    this.#tailStart += nTokens
-    this.#tailTokens = 0
-    this.#mark({ entries: true })
+    this.#books.tailStart += nTokens
+    this.#books.tailTokens = 0
+    this.#table.mark({ entries: true })
   }
 
   /**
@@ -451,16 +347,16 @@ export class KvCache {
    */
   dropHidden(): void {
     if (!this.shape.slidingWindow.some((window) => window > 0)) return
-    for (let index = 1; index < this.#nVisible; index++) {
-      const segment = this.#segments[index] as Segment
-      if (this.#dropFrom(segment)) this.#mark({ groupsFrom: index })
+    const { segments, nVisible } = this.#books
+    for (let index = 1; index < nVisible; index++) {
+      if (this.#dropFrom(segments[index] as Segment)) this.#table.mark({ groupsFrom: index })
     }
   }
 
   /** Gives staged pages back that were never published. */
   unstage(): void {
-    const staged = this.#segments.splice(this.#nVisible)
-    for (const segment of staged) this.#freeSegment(segment, segment.span > 0)
+    const staged = this.#books.segments.splice(this.#books.nVisible)
+    for (const segment of staged) this.#freeSegment(segment)
   }
 
   /**
@@ -468,15 +364,7 @@ export class KvCache {
    * to add.
    */
   bytesByClass(): BytesByClass {
-    const bytes = {
-      high: 0,
-      low: 0,
-      tail: 0,
-      params: 0,
-      bitmaps: 0,
-      tables: this.#capacityWords * 4,
-      probes: 0,
-    }
+    const bytes = { ...noBytes(), tables: this.#table.sizeBytes }
     for (const [name, pageSize, count] of this.#held()) bytes[name] += pageSize * count
     return bytes
   }
@@ -484,13 +372,13 @@ export class KvCache {
   /** Adds what this sequence holds, as if nobody shared it. */
   addHeldTo(demand: CacheDemand): void {
     for (const [, pageSize, count] of this.#held()) demand.addPages(pageSize, count)
-    demand.otherBytes += this.#capacityWords * 4
+    demand.otherBytes += this.#table.sizeBytes
   }
 
   /** Pages, parameters and bitmaps of all segments: what they hold, their bytes, how many there are. */
   *#held(): Generator<[name: keyof BytesByClass, bytes: number, count: number]> {
     const nEntries = this.#nEntries
-    for (const segment of this.#segments) {
+    for (const segment of this.#books.segments) {
       const { counts } = segment
       const nListed = counts
         ? counts.reduce((sum, n) => sum + pageCount(n), 0)
@@ -504,12 +392,16 @@ export class KvCache {
 
   dispose(): void {
     this.unstage()
-    for (const segment of this.#segments) this.#freeSegment(segment, segment.span > 0)
-    this.#segments.length = 0
-    this.memory.tables.free(this.#start, this.#capacityWords)
+    for (const segment of this.#books.segments) this.#freeSegment(segment)
+    this.#books.segments.length = 0
+    this.#table.dispose()
   }
 
   // ---- pages ----
+
+  get #tail(): Segment {
+    return this.#books.segments[0] as Segment
+  }
 
   get #nEntries(): number {
     return this.shape.nLayers * this.shape.nKvHeads
@@ -522,10 +414,10 @@ export class KvCache {
   /** Copies the page that the next token goes to, if another cache holds it too; whether it did. */
   #ownTail(): boolean {
     if (!this.sharesTail) return false
-    const tail = this.#segments[0] as Segment
+    const tail = this.#tail
     const { pool, device } = this.memory
     const bytes = this.#pageBytes(tail)
-    const last = Math.floor(this.#tailTokens / PAGE_TOKENS)
+    const last = Math.floor(this.#books.tailTokens / PAGE_TOKENS)
     const from = new Int32Array(this.#nEntries).map(
       (_, entry) => tail.pages[entry * tail.stride + last] as number,
     )
@@ -550,7 +442,7 @@ export class KvCache {
 
   /** Adds pages until the tail has room for `nTokens`; whether any were added. */
   #growTail(nTokens: number): boolean {
-    const tail = this.#segments[0] as Segment
+    const tail = this.#tail
     const needed = pageCount(nTokens)
     const before = tail.nPages
     if (before >= needed) return false
@@ -571,7 +463,7 @@ export class KvCache {
 
   /** Lays the tail's page lists out for so many pages of each entry. */
   #setTailRoom(stride: number): void {
-    const tail = this.#segments[0] as Segment
+    const tail = this.#tail
     if (stride === tail.stride) return
     const pages = new Int32Array(this.#nEntries * stride)
     for (let entry = 0; entry < this.#nEntries; entry++) {
@@ -611,7 +503,7 @@ export class KvCache {
       nTokens,
       counts: null,
       roomPages: 0,
-      start: this.#tailStart,
+      start: this.#books.tailStart,
       span,
       pages,
       stride: nPages,
@@ -649,7 +541,7 @@ export class KvCache {
     for (const [layer, window] of slidingWindow.entries()) {
       if (window === 0) continue
       // Later rows are at tailStart or behind.
-      const nSeen = Math.max(0, groupEnd - (this.#tailStart - window + 1))
+      const nSeen = Math.max(0, groupEnd - (this.tailStart - window + 1))
       for (let entry = layer * nKvHeads; entry < (layer + 1) * nKvHeads; entry++) {
         const nTokens = counts ? (counts[entry] as number) : segment.nTokens
         const before = dropped[entry] as number
@@ -669,213 +561,11 @@ export class KvCache {
     return true
   }
 
-  #freeSegment(segment: Segment, withBitmaps: boolean): void {
+  #freeSegment(segment: Segment): void {
+    const { params, bitmaps, span, bitmapBytes } = segment
     this.#freePages(segment)
-    if (segment.params) this.#freeEach(segment.params, paramsBytes(this.shape.headDim))
-    if (withBitmaps && segment.bitmaps) this.#freeEach(segment.bitmaps, segment.bitmapBytes)
+    if (params) this.#freeEach(params, paramsBytes(this.shape.headDim))
+    // Both classes of a compression name its bitmaps; the salient one holds them.
+    if (bitmaps && span > 0) this.#freeEach(bitmaps, bitmapBytes)
   }
-
-  // ---- the table ----
-
-  /** Words of page lists that every entry has room for, of segments [from, to). */
-  #nPages(from = 0, to = this.#segments.length): number {
-    return this.#segments.slice(from, to).reduce((sum, segment) => sum + listRoom(segment), 0)
-  }
-
-  #neededWords(maxSegments: number): number {
-    return neededWords(this.shape, maxSegments, this.#nPages())
-  }
-
-  /** The word of the table where the page lists begin, those of one segment after the other's. */
-  get #listsStart(): number {
-    return neededWords(this.shape, this.#maxSegments, 0)
-  }
-
-  /**
-   * The books changed: the table has room for them from now on, and what is stale is written before
-   * an op may read it.
-   *
-   * Throws `ERR_ZC_OUT_OF_MEMORY` when the table has to grow and cannot; the old one stays as it is
-   * then.
-   */
-  #amend(stale: Partial<Stale>): void {
-    const maxSegments = segmentRoom(this.#segments.length, this.#maxSegments)
-    const needed = this.#neededWords(maxSegments)
-    const { tables } = this.memory
-    const tailRoom = listRoom(this.#segments[0] as Segment)
-    if (needed > this.#capacityWords) {
-      const start = tables.allocate(needed)
-      tables.free(this.#start, this.#capacityWords)
-      this.#start = start
-      this.#capacityWords = TableArena.capacityOf(needed)
-      this.#stale = { ...ALL_STALE }
-    }
-    // The lists behind move.
-    if (maxSegments !== this.#maxSegments || tailRoom !== this.#tailRoom) {
-      this.#stale = { ...ALL_STALE }
-    }
-    this.#maxSegments = maxSegments
-    this.#tailRoom = tailRoom
-    this.#mark(stale)
-  }
-
-  #mark({ entries = false, tail = false, groupsFrom = Number.POSITIVE_INFINITY }: Partial<Stale>) {
-    const before = this.#stale
-    this.#stale = {
-      header: true,
-      entries: before.entries || entries,
-      tail: before.tail || tail,
-      groupsFrom: Math.min(before.groupsFrom, groupsFrom),
-    }
-  }
-
-  /** Writes what is stale: at 128k tokens a table has megabytes, of which a window changes little. */
-  #write(): void {
-    const { header, entries, tail, groupsFrom } = this.#stale
-    if (!header) return
-    const { tables } = this.memory
-    const words = this.#entryWords()
-    this.#fillHeader(words)
-    if (entries) this.#fillCounts(words)
-    if (tail) this.#fillRows(words, 0, 1)
-    this.#fillRows(words, groupsFrom, this.#segments.length)
-    tables.memory.write(entries ? words : words.subarray(0, TABLE_HEADER), this.#start)
-    if (tail) this.#writeLists(0, 1)
-    this.#writeLists(groupsFrom, this.#segments.length)
-    this.#stale = { ...NOTHING_STALE }
-  }
-
-  /** Header and entries as they were written, to be amended. */
-  #entryWords(): Int32Array {
-    if (this.#written.length !== this.#listsStart) this.#written = new Int32Array(this.#listsStart)
-    return this.#written
-  }
-
-  /** The page lists of segments [from, to). */
-  #writeLists(from: number, to: number): void {
-    const nWords = this.#nEntries * this.#nPages(from, to)
-    if (nWords === 0) return
-    const { tables } = this.memory
-    const words = tables.blank(nWords)
-    this.#fillLists(words, from, to)
-    const at = this.#listsStart + this.#nEntries * this.#nPages(0, from)
-    tables.memory.write(words, this.#start + at)
-  }
-
-  /** - `words` i32: in and out, as of the methods below */
-  #fillHeader(words: Int32Array): void {
-    const { nLayers, nKvHeads } = this.shape
-    words.set([this.#tailTokens, this.#tailStart, nLayers, nKvHeads, this.#maxSegments])
-  }
-
-  /** How many segments ops see. */
-  #fillCounts(words: Int32Array): void {
-    const entryWords = ENTRY_HEADER + this.#maxSegments * SEGMENT_WORDS
-    for (let entry = 0; entry < this.#nEntries; entry++) {
-      words[TABLE_HEADER + entry * entryWords] = this.#nVisible
-    }
-  }
-
-  /** Segments [from, to) of all entries. */
-  #fillRows(words: Int32Array, from: number, to: number): void {
-    const nEntries = this.#nEntries
-    const entryWords = ENTRY_HEADER + this.#maxSegments * SEGMENT_WORDS
-    let lists = this.#listsStart + nEntries * this.#nPages(0, from)
-    for (let index = from; index < to; index++) {
-      const segment = this.#segments[index] as Segment
-      const { k, v, nTokens, start, span, counts, params, bitmaps } = segment
-      const row = [FORMATS[k], FORMATS[v], nTokens, 0, -1, -1, start, span]
-      for (let entry = 0; entry < nEntries; entry++) {
-        if (counts) row[TOKENS] = counts[entry] as number
-        row[PAGE_LIST] = lists + this.#listAt(index, entry)
-        if (params) row[PARAMS] = params[entry] as number
-        if (bitmaps) row[BITMAP] = bitmaps[entry] as number
-        const at = TABLE_HEADER + entry * entryWords + ENTRY_HEADER + index * SEGMENT_WORDS
-        words.set(row, at)
-      }
-      lists += nEntries * listRoom(segment)
-    }
-  }
-
-  /** - `words` (n_entries x nPages(from, to)) i32 */
-  #fillLists(words: Int32Array, from: number, to: number): void {
-    const nEntries = this.#nEntries
-    let lists = 0
-    for (let index = from; index < to; index++) {
-      const segment = this.#segments[index] as Segment
-      if (segment.counts) {
-        for (let entry = 0; entry < nEntries; entry++) {
-          words.set(pagesOf(segment, entry), lists + this.#listAt(index, entry))
-        }
-      } else words.set(segment.pages, lists)
-      lists += nEntries * listRoom(segment)
-    }
-  }
-
-  /**
-   * Where a segment's list of an entry begins, from its segment's lists on. Both classes of an uneven
-   * group share the room of the first, the second from its end, which lies before its own lists.
-   */
-  #listAt(index: number, entry: number): number {
-    const segment = this.#segments[index] as Segment
-    if (!segment.counts || segment.roomPages > 0) return entry * listRoom(segment)
-    const { roomPages } = this.#segments[index - 1] as Segment
-    const nPages = pageCount(segment.counts[entry] as number)
-    return (entry + 1 - this.#nEntries) * roomPages - nPages
-  }
-}
-
-/** Parts of a table that were not written as the books are now; the header is one of them always. */
-interface Stale {
-  readonly header: boolean
-  /** What entries say of their segments. */
-  readonly entries: boolean
-  /** The tail's page lists. */
-  readonly tail: boolean
-  /** The first of the segments behind the tail that are stale, with their page lists. */
-  readonly groupsFrom: number
-}
-
-const ALL_STALE: Stale = { header: true, entries: true, tail: true, groupsFrom: 1 }
-const NOTHING_STALE: Stale = {
-  ...{ header: false, entries: false, tail: false },
-  groupsFrom: Number.POSITIVE_INFINITY,
-}
-
-/** Words that a table has for a segment's page list of each entry. */
-function listRoom({ counts, roomPages, stride }: Segment): number {
-  return counts ? roomPages : stride
-}
-
-/** The pages of one (layer, KV head). */
-function pagesOf({ pages, stride, counts, nPages }: Segment, entry: number): Int32Array {
-  const n = counts ? pageCount(counts[entry] as number) : nPages
-  return pages.subarray(entry * stride, entry * stride + n)
-}
-
-/** Segments that a table has room for once it needs `nSegments`: by half more at a time. */
-function segmentRoom(nSegments: number, room = MIN_SEGMENTS): number {
-  let grown = room
-  while (nSegments > grown) grown = Math.ceil(grown * 1.5)
-  return grown
-}
-
-function neededWords({ nLayers, nKvHeads }: KvShape, maxSegments: number, nPages: number): number {
-  const entryWords = ENTRY_HEADER + maxSegments * SEGMENT_WORDS
-  return TABLE_HEADER + nLayers * nKvHeads * (entryWords + nPages)
-}
-
-/** Words of a page table: `nSegments` with the tail, `nPages` of all segments of one KV head. */
-export function tableWords(shape: KvShape, nSegments: number, nPages: number): number {
-  return neededWords(shape, segmentRoom(nSegments), nPages)
-}
-
-/**
- * Bytes of a 16-bit cache: 2 (K and V) x tokens x n_kv_heads x head_dim x 2 bytes x n_layers; in a layer
- * with a sliding window no more tokens than that. What compression ratios are measured against.
- */
-export function fp16CacheBytes(shape: KvShape, nTokens: number): number {
-  const { nKvHeads, headDim, slidingWindow } = shape
-  const nSeen = slidingWindow.reduce((sum, own) => sum + Math.min(nTokens, own || nTokens), 0)
-  return 2 * nKvHeads * headDim * 2 * nSeen
 }

@@ -3,8 +3,8 @@ import type { Device, Tensor } from '../ops/index.js'
 import { PAGE_UNIT_BYTES } from './format.js'
 
 /**
- * Most bytes that one size of page claims at a time; every size can claim any of them, so no memory is
- * stranded.
+ * The most bytes that pages of one size claim at a time. Any size can claim any superblock, so no
+ * memory is lost to sizes that are no longer used.
  */
 export const SUPERBLOCK_BYTES = 256 * 1024
 

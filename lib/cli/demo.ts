@@ -4,7 +4,15 @@ import { exampleModel } from '../model/example-model.js'
 import type { PolicySpec } from '../policy/index.js'
 import { addModelOptions, integer, type ModelOptions, policySpec, seed } from './options.js'
 import { print, printJson, withProgress } from './output.js'
-import { formatBytes, formatMs, formatPairs, formatRatio, formatTable } from './table.js'
+import {
+  formatBytes,
+  formatMs,
+  formatPairs,
+  formatRatio,
+  formatTable,
+  left,
+  right,
+} from './table.js'
 import { withModel } from './with-model.js'
 
 interface DemoCommandOptions extends ModelOptions {
@@ -50,14 +58,8 @@ function formatDemo(dir: string, lines: number, demo: Demo): string {
   ])
   const table = formatTable(
     [
-      { title: 'cache', align: 'left' },
-      { title: 'answer', align: 'left' },
-      { title: '', align: 'left' },
-      { title: 'bytes', align: 'right' },
-      { title: 'ratio', align: 'right' },
-      { title: 'peak', align: 'right' },
-      { title: 'prefill ms', align: 'right' },
-      { title: 'decode ms/token', align: 'right' },
+      ...['cache', 'answer', ''].map(left),
+      ...['bytes', 'ratio', 'peak', 'prefill ms', 'decode ms/token'].map(right),
     ],
     demo.results.map((result) => [
       result.policy,

@@ -2,7 +2,7 @@ import type { Command } from 'commander'
 import { type Examination, examine } from '../doctor/examine.js'
 import { jsonOption } from './options.js'
 import { print, printJson } from './output.js'
-import { formatBytes, formatMs, formatPairs, formatTable } from './table.js'
+import { formatBytes, formatMs, formatPairs, formatTable, left, right } from './table.js'
 
 /** `zipcache doctor`: what is here, what is missing, and whether every op computes what it should. */
 export function addDoctorCommand(
@@ -51,11 +51,7 @@ function formatExamination(found: Examination): string {
     ],
   ])
   const devices = formatTable(
-    [
-      { title: 'device', align: 'left' },
-      { title: 'can be used', align: 'left' },
-      { title: 'what it is, or why not', align: 'left' },
-    ],
+    [left('device'), left('can be used'), left('what it is, or why not')],
     found.devices.map(({ name, available, reason, isa, memoryBytes, ...gpu }) => {
       const facts = [gpu.model, isa, memoryBytes && formatBytes(memoryBytes)]
       if (gpu.driver) facts.push(`driver for CUDA ${gpu.driver}, built for ${gpu.runtime}`)
@@ -64,12 +60,7 @@ function formatExamination(found: Examination): string {
     }),
   )
   const tests = formatTable(
-    [
-      { title: 'self-test', align: 'left' },
-      { title: 'ops right', align: 'right' },
-      { title: 'wrong', align: 'right' },
-      { title: 'ms', align: 'right' },
-    ],
+    [left('self-test'), right('ops right'), right('wrong'), right('ms')],
     found.selfTests.map(({ device, passed, failed, ms }) => {
       return [device, `${passed}`, `${failed.length}`, formatMs(ms)]
     }),

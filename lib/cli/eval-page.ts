@@ -15,7 +15,7 @@ export function formatEvalPage(report: EvalReport): string {
 }
 
 /** For each task, how well policies do against what their caches take, and against the lines. */
-export function plotSections(rows: readonly EvalRow[]): string[] {
+function plotSections(rows: readonly EvalRow[]): string[] {
   const cells = groupBy(rows, ({ task, facts }) => cellTitle(task, facts))
   const scatters = [...cells]
     .filter(([, own]) => own.length > 1)
@@ -31,7 +31,7 @@ export function plotSections(rows: readonly EvalRow[]): string[] {
 }
 
 /** `line-retrieval, lines 200, ask inside`. */
-export function cellTitle(task: string, facts: EvalRow['facts']): string {
+function cellTitle(task: string, facts: EvalRow['facts']): string {
   return [task, ...Object.entries(facts).map(([name, value]) => `${name} ${value}`)].join(', ')
 }
 

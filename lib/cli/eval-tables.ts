@@ -4,7 +4,7 @@ import {
   formatBytes,
   formatPercent,
   formatRatio,
-  formatTable,
+  formatTitledTable,
   left,
   right,
   type TitledTable,
@@ -12,10 +12,7 @@ import {
 
 /** A report for people: a table for each kind of task, then what was told apart. */
 export function formatEvalReport(report: EvalReport): string {
-  const tables = evalTables(report).map(
-    (table) => `${table.title}\n\n${formatTable(table.columns, table.rows)}`,
-  )
-  return tables.join('\n')
+  return evalTables(report).map(formatTitledTable).join('\n')
 }
 
 /** How it was measured, as pairs of a name and a text. */

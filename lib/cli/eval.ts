@@ -43,7 +43,7 @@ export function addEvalCommand(program: Command, signal: AbortSignal): void {
 }
 
 /** The document of `--json`: rows have their task's facts beside the numbers. */
-export function documentOf(report: EvalReport): object {
+function documentOf(report: EvalReport): object {
   return {
     ...report,
     rows: report.rows.map(documentRow),

@@ -16,7 +16,7 @@ import {
 } from './options.js'
 import { expectReportFiles, type ReportOptions, writeReport } from './output.js'
 import { addPromptOptions, type PromptOptions, readPrompt } from './prompt-input.js'
-import { formatPairs, formatTable } from './table.js'
+import { formatPairs, formatTitledTable } from './table.js'
 import { withModel } from './with-model.js'
 
 interface InspectOptions extends DeviceOptions, PromptOptions, ReportOptions {
@@ -59,9 +59,7 @@ export function addInspectCommand(program: Command, signal: AbortSignal): void {
 }
 
 function formatInspectReport(report: SaliencyReport): string {
-  const tables = inspectTables(report).map(
-    ({ title, columns, rows }) => `${title}\n\n${formatTable(columns, rows)}`,
-  )
+  const tables = inspectTables(report).map(formatTitledTable)
   return [formatPairs(inspectPairs(report)), ...tables].join('\n')
 }
 

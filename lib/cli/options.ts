@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { type Command, InvalidArgumentError } from 'commander'
-import { ZipCacheError } from '../errors.js'
+import { reasonOf, ZipCacheError } from '../errors.js'
 import type { ComputeDtype, WeightFormat } from '../model/weights.js'
 import { type PolicySpec, resolvePolicy } from '../policy/index.js'
 import { policyLabel } from '../policy/policy-label.js'
@@ -114,7 +114,7 @@ export function regularExpression(value: string): RegExp {
   try {
     return new RegExp(value)
   } catch (error) {
-    throw new InvalidArgumentError(error instanceof Error ? error.message : String(error))
+    throw new InvalidArgumentError(reasonOf(error))
   }
 }
 

@@ -1,7 +1,7 @@
 import { access, constants, writeFile } from 'node:fs/promises'
 import { dirname, resolve } from 'node:path'
 import { SingleBar } from 'cli-progress'
-import { ZipCacheError } from '../errors.js'
+import { reasonOf, ZipCacheError } from '../errors.js'
 
 /** Writes text for people, or a model's text, to stdout. */
 export function print(text: string): void {
@@ -94,7 +94,10 @@ async function orIoError(file: string, option: string, use: () => Promise<void>)
   try {
     await use()
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause)
-    throw new ZipCacheError('ERR_ZC_IO', `${option} ${file}: cannot be written: ${why}`, { cause })
+    throw new ZipCacheError(
+      'ERR_ZC_IO',
+      `${option} ${file}: cannot be written: ${reasonOf(cause)}`,
+      { cause },
+    )
   }
 }

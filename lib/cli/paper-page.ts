@@ -15,7 +15,7 @@ import {
   formatPairs,
   formatPercent,
   formatRatio,
-  formatTable,
+  formatTitledTable,
   left,
   right,
   type TitledTable,
@@ -29,9 +29,7 @@ const kNotes = [
 
 /** For a terminal. */
 export function formatPaperReport(report: PaperReport): string {
-  const tables = paperTables(report).map(
-    ({ title, columns, rows }) => `${title}\n\n${formatTable(columns, rows)}`,
-  )
+  const tables = paperTables(report).map(formatTitledTable)
   return [formatPairs(paperPairs(report)), `${kNotes.join('\n')}\n`, ...tables].join('\n')
 }
 

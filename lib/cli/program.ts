@@ -1,5 +1,5 @@
 import { Command, CommanderError, Help, type Option } from 'commander'
-import { ZipCacheError } from '../errors.js'
+import { reasonOf, ZipCacheError } from '../errors.js'
 import { packageVersion } from './options.js'
 import { print, printJson, say } from './output.js'
 
@@ -88,7 +88,7 @@ export async function run(argv: readonly string[]): Promise<number> {
       report(error.code, namingOption(error, running), json)
       return error.code === 'ERR_ZC_ARGUMENT' ? kExitUsage : kExitFailure
     }
-    report('ERR_ZC_INTERNAL', error instanceof Error ? error.message : String(error), json)
+    report('ERR_ZC_INTERNAL', reasonOf(error), json)
     if (error instanceof Error) say(error.stack ?? '')
     return kExitFailure
   }

@@ -3,7 +3,7 @@ import { addAbortSignal } from 'node:stream'
 import { text as readText } from 'node:stream/consumers'
 import { type Command, Option } from 'commander'
 import type { Model } from '../engine/model.js'
-import { ZipCacheError } from '../errors.js'
+import { reasonOf, ZipCacheError } from '../errors.js'
 import { integer, list } from './options.js'
 import { say } from './output.js'
 
@@ -68,7 +68,6 @@ async function readPromptText(file: string | undefined, signal: AbortSignal): Pr
   } catch (cause) {
     signal.throwIfAborted()
     const from = file === undefined ? 'stdin' : `--prompt-file ${file}`
-    const why = cause instanceof Error ? cause.message : String(cause)
-    throw new ZipCacheError('ERR_ZC_IO', `${from}: cannot be read: ${why}`, { cause })
+    throw new ZipCacheError('ERR_ZC_IO', `${from}: cannot be read: ${reasonOf(cause)}`, { cause })
   }
 }

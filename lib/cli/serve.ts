@@ -4,7 +4,7 @@ import { type Command, InvalidArgumentError, Option } from 'commander'
 import { checkKvMemory } from '../engine/engine.js'
 import { loadModel } from '../engine/load-model.js'
 import type { Model } from '../engine/model.js'
-import { ZipCacheError } from '../errors.js'
+import { reasonOf, ZipCacheError } from '../errors.js'
 import { generateLineRetrieval } from '../eval/line-retrieval-prompt.js'
 import type { ComputeDtype, WeightFormat } from '../model/weights.js'
 import { Device } from '../ops/index.js'
@@ -266,8 +266,9 @@ async function readText(path: string, flag: string): Promise<string> {
   try {
     return await readFile(path, 'utf8')
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause)
-    throw new ZipCacheError('ERR_ZC_IO', `${flag} ${path}: cannot be read: ${why}`, { cause })
+    throw new ZipCacheError('ERR_ZC_IO', `${flag} ${path}: cannot be read: ${reasonOf(cause)}`, {
+      cause,
+    })
   }
 }
 

@@ -49,6 +49,11 @@ export function formatTable(
   return `${[titles, rule, ...rows].map(line).join('\n')}\n`
 }
 
+/** A table below its title, for a terminal. */
+export function formatTitledTable({ title, columns, rows }: TitledTable): string {
+  return `${title}\n\n${formatTable(columns, rows)}`
+}
+
 /** Pairs as aligned lines, `name  value`. */
 export function formatPairs(pairs: readonly (readonly [string, string])[]): string {
   const width = Math.max(...pairs.map(([name]) => name.length))

@@ -1,6 +1,6 @@
 import { freemem, totalmem } from 'node:os'
 import { machineOf } from '../bench/machine.js'
-import { ZipCacheError } from '../errors.js'
+import { reasonOf, ZipCacheError } from '../errors.js'
 import { exampleModel } from '../model/example-model.js'
 import { type Driver, findDriver, kMinimumDriver } from '../native/driver.js'
 import { type AddonAttempt, addonAttempts, loadAddon } from '../native/load.js'
@@ -59,7 +59,7 @@ export async function examine({ signal }: { signal?: AbortSignal } = {}): Promis
   try {
     loadAddon()
   } catch (error) {
-    failure = messageOf(error)
+    failure = reasonOf(error)
   }
   const devices = failure === null ? await Device.list({ fresh: true }) : []
   const selfTests: SelfTest[] = []
@@ -70,7 +70,7 @@ export async function examine({ signal }: { signal?: AbortSignal } = {}): Promis
       signal?.throwIfAborted()
       selfTests.push({
         ...{ device: name, passed: 0, ms: 0 },
-        failed: [{ op: 'opening', reason: messageOf(error) }],
+        failed: [{ op: 'opening', reason: reasonOf(error) }],
       })
     }
   }
@@ -113,10 +113,6 @@ function findExampleModel(): Examination['exampleModel'] {
   try {
     return { folder: exampleModel() }
   } catch (error) {
-    return { failure: messageOf(error) }
+    return { failure: reasonOf(error) }
   }
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error)
 }

@@ -1,4 +1,5 @@
 import { BenchTensors } from '../bench/bench-tensors.js'
+import { reasonOf } from '../errors.js'
 import { Device } from '../ops/index.js'
 import { OP_CHECKS } from './op-checks.js'
 
@@ -36,7 +37,7 @@ export async function selfTest(
       try {
         await check(tensors)
       } catch (error) {
-        failed.push({ op, reason: error instanceof Error ? error.message : String(error) })
+        failed.push({ op, reason: reasonOf(error) })
       } finally {
         tensors.dispose()
       }

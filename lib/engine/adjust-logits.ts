@@ -42,8 +42,8 @@ export interface LogitAdjustments {
 
 /**
  * Changes the logits of one run where `sample` cannot: in JavaScript, between the step and the
- * choice. Such a run takes a step only once its last token is known here, so every second step while
- * others run, and a row of logits crosses to JavaScript and back; other rows do not notice.
+ * choice. Such a run can join a step only once its last token is known here, which is every second
+ * step while others run, and its row of logits crosses to JavaScript and back. Other rows run as ever.
  */
 export class LogitAdjuster {
   readonly #plan: LogitAdjustments

@@ -17,9 +17,9 @@ interface LayerSlice {
 }
 
 /**
- * K and V of a slice, in bytes, at most: what a window that closes may take beside the cache. One layer
- * of it is a megabyte or less, too little work for a GPU to outlast the launch of the next kernel. What
- * a CPU unpacks is to be in a core's cache when it is packed.
+ * The most bytes of K and V in a slice: what a closing window takes beside the cache. A single layer
+ * has a megabyte or less, which keeps a GPU busy for less time than the next kernel's launch takes. On
+ * a CPU, what was unpacked should still be in a core's cache when it is packed.
  */
 const SLICE_BYTES = { cpu: 2 ** 20, gpu: 2 ** 24 } satisfies Record<DeviceInfo['kind'], number>
 

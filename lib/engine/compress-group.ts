@@ -5,9 +5,9 @@ import type { SaliencyMetric } from '../policy/policy.js'
 import { withoutPositionBias } from '../policy/position-bias.js'
 import { makePacker, makeScorer, type Probes, type Scorer, type TokenGroup } from './compress.js'
 import { makeHeadPacker } from './compress-by-head.js'
-import { affordablePages } from './estimate.js'
 import { keyErrorGains } from './gains.js'
 import { groupPlan } from './group-plan.js'
+import { affordablePages } from './salient-budget.js'
 
 /** Shares of salient tokens, one for each (layer, KV head), that a prompt was given. */
 export type HeadShares = Float64Array

@@ -1,5 +1,11 @@
-import { type BytesByClass, type CacheMemory, fp16CacheBytes, KvCache } from '../cache/index.js'
-import { ZipCacheError } from '../errors.js'
+import {
+  type BytesByClass,
+  type CacheMemory,
+  fp16CacheBytes,
+  KvCache,
+  totalBytes,
+} from '../cache/index.js'
+import { argumentError } from '../errors.js'
 import { type ForwardModel, logitsOf } from '../model/forward.js'
 import { Scratch } from '../model/scratch.js'
 import { gatherRows, type Tensor } from '../ops/index.js'
@@ -130,10 +136,9 @@ export class Context {
   ): Context {
     const policy = resolvePolicy(spec)
     if (policy.compression?.usesSpecialTokens && !model.specialTokens) {
-      throw new ZipCacheError(
-        'ERR_ZC_ARGUMENT',
-        "policy.probes: special tokens are found by the model's tokenizer, and it has none",
-        { argument: 'policy.probes' },
+      throw argumentError(
+        'policy.probes',
+        "special tokens are found by the model's tokenizer, and it has none",
       )
     }
     const tailFormat = policy.tail === 'f16' ? 'f16' : model.attentionDtype
@@ -452,7 +457,7 @@ export class Context {
     byClass.params += params
     byClass.tail += tail
     byClass.probes += scores
-    const resident = sumBytes(byClass)
+    const resident = totalBytes(byClass)
     const fp16 = fp16CacheBytes(this.cache.shape, this.length)
     return {
       resident,
@@ -496,7 +501,3 @@ export class Context {
 }
 
 const NO_ROWS = { rows: 0, low: 0, params: 0, tail: 0, scores: 0 }
-
-function sumBytes(byClass: BytesByClass): number {
-  return Object.values(byClass).reduce((sum: number, bytes: number) => sum + bytes, 0)
-}

@@ -1,11 +1,12 @@
-import { type BytesByClass, CacheMemory } from '../cache/index.js'
-import { show, ZipCacheError } from '../errors.js'
+import { addBytes, type BytesByClass, CacheMemory, noBytes } from '../cache/index.js'
+import { argumentError, show, ZipCacheError } from '../errors.js'
 import type { ForwardModel } from '../model/forward.js'
 import { checkPath } from '../model/model-files.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { Device } from '../ops/index.js'
 import type { PolicySpec } from '../policy/index.js'
 import { toSeed } from '../random.js'
+import { orAborted } from './abort.js'
 import { Context } from './context.js'
 import {
   type FinishReason,
@@ -15,9 +16,9 @@ import {
   type TokenStream,
   tokenStream,
 } from './generation.js'
-import { checkOptions, count } from './options.js'
+import { checkInteger, checkOptions } from './options.js'
 import { PrefixCache, type PrefixKey } from './prefix-cache.js'
-import { busyError, disposedError, orAborted } from './run.js'
+import { busyError, disposedError } from './refusals.js'
 import { Scheduler, type SchedulerCounters, type SchedulerLimits } from './scheduler.js'
 import { type Prompt, Sequence, tokenIds } from './sequence.js'
 import { restoreContext } from './snapshot.js'
@@ -58,9 +59,9 @@ export interface OpenedPrefix {
 /** Bounds of an engine. */
 export interface EngineOptions {
   /**
-   * The most memory that all its caches may take together, in bytes; 1 MiB at least. Pages of one size
-   * claim it in blocks of a 64th, but of 32 KiB at least and 256 KiB at most, so that some of it may be
-   * left over. No more than the device has or, on the CPU, the process's control group is granted.
+   * The most memory that all its caches may take together, in bytes; 1 MiB at least, and no more than
+   * the device has or, on the CPU, the process's control group is granted. Pages of one size claim it
+   * in blocks of a 64th of it (32 KiB at least, 256 KiB at most), so some of it may stay unused.
    */
   kvMemory: number
   /** Most requests under way at a time, and so rows of a decode step; default 64. */
@@ -80,9 +81,9 @@ export interface EngineOptions {
    */
   prefixMemory?: number | undefined
   /**
-   * Called when a request, or a sequence that is created or restored, wants memory that idle ones hold:
-   * disposes of one that can be missed, and says whether there was one. What it throws is what the
-   * request rejects with.
+   * Called when a request, or a sequence that is created or restored, wants memory that idle ones
+   * hold: disposes of one that can be missed, and says whether there was one. If it throws, the
+   * request rejects with that.
    */
   reclaim?: (() => boolean) | undefined
 }
@@ -90,10 +91,10 @@ export interface EngineOptions {
 /** Settings of `Engine.generate`. */
 export interface RequestOptions extends GenerateOptions, SequenceOptions {
   /**
-   * How many of the prompt's first tokens other requests begin with, too (a system prompt): they are
-   * run by themselves, and kept if the engine keeps any. The answer is then the same whether they
-   * were found or not, as long as nothing longer is. Requests that come while another one runs the
-   * same prefix wait for it, where the engine keeps any.
+   * How many tokens at the prompt's beginning other requests share (a system prompt). They run as a
+   * turn of their own, which the engine keeps if `prefixMemory` lets it; then requests for a prefix
+   * that another one is running wait for it. The answer does not depend on whether the prefix was
+   * found, but it does on whether a longer past was.
    */
   prefixTokens?: number | undefined
 }
@@ -124,7 +125,7 @@ export interface EngineStats extends Readonly<SchedulerCounters> {
   readonly fp16Bytes: number
   /** Bytes of the decode steps' activations. */
   readonly stepBytes: number
-  /** Steps that the device ran op by op for want of memory for their graph, those of other engines too. */
+  /** Steps that the device ran op by op for want of memory for their graph, all engines together. */
   readonly unrecordedSteps: number
   /** Pasts that are kept for prompts that begin with the same tokens. */
   readonly prefixes: {
@@ -151,8 +152,6 @@ const ENGINE_OPTIONS = [
 const REQUEST_OPTIONS = [...GENERATE_OPTIONS, 'policy', 'prefixTokens']
 const SEQUENCE_OPTIONS = ['policy', 'seed', 'recordSaliency']
 const PREFIX_OPTIONS = [...SEQUENCE_OPTIONS, 'scope', 'signal']
-
-const CLASS_NAMES = ['high', 'low', 'tail', 'params', 'bitmaps', 'tables', 'probes'] as const
 
 /** 32 blocks, of which each size of page can claim some. */
 const MIN_KV_MEMORY = 2 ** 20
@@ -186,13 +185,13 @@ export class Engine {
     checkOptions(options, ENGINE_OPTIONS)
     const { config, device, attentionDtype: dtype } = model
     const limits: SchedulerLimits = {
-      maxBatch: count('maxBatch', options.maxBatch ?? 64, 1, 1024),
-      maxQueue: count('maxQueue', options.maxQueue ?? 256, 0, 1e6),
-      maxPrefills: count('maxPrefills', options.maxPrefills ?? 4, 1, 1024),
+      maxBatch: checkInteger('maxBatch', options.maxBatch ?? 64, 1, 1024),
+      maxQueue: checkInteger('maxQueue', options.maxQueue ?? 256, 0, 1e6),
+      maxPrefills: checkInteger('maxPrefills', options.maxPrefills ?? 4, 1, 1024),
     }
     const prefixMemory = options.prefixMemory ?? 0
     const prefixes = new PrefixCache(
-      count('prefixMemory', prefixMemory, 0, Number.MAX_SAFE_INTEGER),
+      checkInteger('prefixMemory', prefixMemory, 0, Number.MAX_SAFE_INTEGER),
     )
     const reclaim = checkReclaim(options.reclaim)
     this.#model = model
@@ -202,8 +201,10 @@ export class Engine {
     this.#prefixes = prefixes
     const kvMemory = checkKvMemory(options.kvMemory, device)
     if (prefixMemory > kvMemory) {
-      const message = `prefixMemory: is ${prefixMemory} bytes, expected no more than kvMemory, ${kvMemory}`
-      throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'prefixMemory' })
+      throw argumentError(
+        'prefixMemory',
+        `is ${prefixMemory} bytes, expected no more than kvMemory, ${kvMemory}`,
+      )
     }
     const memory = new CacheMemory(device, { ...config, dtype }, kvMemory)
     this.#memory = memory
@@ -243,13 +244,13 @@ export class Engine {
   }
 
   #cacheBytes(): Pick<EngineStats, 'bytesByClass' | 'fp16Bytes'> {
-    const bytesByClass = { high: 0, low: 0, tail: 0, params: 0, bitmaps: 0, tables: 0, probes: 0 }
+    const bytesByClass = noBytes()
     let fp16Bytes = 0
     for (const sequence of this.#sequences) {
       const bytes = sequence.bytesHeld
       if (!bytes) continue
       fp16Bytes += bytes.fp16
-      for (const name of CLASS_NAMES) bytesByClass[name] += bytes.byClass[name]
+      addBytes(bytesByClass, bytes.byClass)
     }
     return { bytesByClass, fp16Bytes }
   }
@@ -283,7 +284,7 @@ export class Engine {
     checkOptions(options, REQUEST_OPTIONS)
     const { prefixTokens = 0, policy, seed, ...rest } = options
     const ids = tokenIds(prompt, this.#tokenizer, this.#model.config.vocabSize)
-    count('prefixTokens', prefixTokens, 0, Math.max(0, ids.length - 1))
+    checkInteger('prefixTokens', prefixTokens, 0, Math.max(0, ids.length - 1))
     const key = keyOf({ policy, seed })
     if (this.#disposal) throw disposedError('engine')
     // A shorter past would divide the declared prefix into turns that others do not have.
@@ -303,9 +304,10 @@ export class Engine {
   }
 
   /**
-   * A sequence over what many prompts begin with (a system prompt): a copy of the one that an earlier
-   * call left, if `prefixMemory` kept it, else run as a turn of its own and kept. What follows is the
-   * same either way. A call that comes while another one runs the same prefix waits for that.
+   * A sequence that holds what many prompts begin with (a system prompt). It is a copy of the one
+   * that an earlier call left, if `prefixMemory` kept that; else the prefix runs as a turn of its own
+   * and is kept. What is generated after it is the same either way. A call for a prefix that another
+   * call is running waits for that.
    *
    * Rejects as `Sequence.prefill` and `createSequence` do.
    */
@@ -365,9 +367,9 @@ export class Engine {
    *
    * - `path`: of the file, or its `file:` URL
    *
-   * Rejects with `ERR_ZC_ARGUMENT` for what is no path; with `ERR_ZC_SNAPSHOT` for a file that is damaged, of another version, of another model
-   * or compute type; `ERR_ZC_IO`; `ERR_ZC_OUT_OF_MEMORY`, and `ERR_ZC_BUSY` where it would take memory
-   * that requests under way may still need.
+   * Rejects with `ERR_ZC_ARGUMENT` for a `path` that is none, `ERR_ZC_SNAPSHOT` for a file that is
+   * damaged, of another version, model or compute type, `ERR_ZC_IO`, `ERR_ZC_OUT_OF_MEMORY`, and
+   * `ERR_ZC_BUSY` where it would take memory that requests under way may still need.
    */
   async restore(path: string | URL): Promise<Sequence> {
     const file = checkPath('path', path, 'the path of a file')
@@ -442,8 +444,8 @@ export class Engine {
 }
 
 /**
- * Throws `ERR_ZC_ARGUMENT` for what is no size of memory, and for more than the device has, if there is
- * one yet, or what the process's control group may use of it: a promise that cannot be kept.
+ * `kvMemory`, checked. Throws `ERR_ZC_ARGUMENT` for a value that is no number of bytes and, where
+ * there is a device already, for more than it has or the process's control group may use.
  */
 export function checkKvMemory(kvMemory: number, device: Device | null): number {
   const total = device?.memory.total ?? Number.POSITIVE_INFINITY
@@ -452,10 +454,10 @@ export function checkKvMemory(kvMemory: number, device: Device | null): number {
   const wrong = isSize
     ? `is ${kvMemory} bytes, but ${device?.info.name} has no more than ${total}`
     : `is ${show(kvMemory)}, expected bytes, ${MIN_KV_MEMORY} at least`
-  throw new ZipCacheError('ERR_ZC_ARGUMENT', `kvMemory: ${wrong}`, { argument: 'kvMemory' })
+  throw argumentError('kvMemory', wrong)
 }
 
-/** What a past that is kept must agree in with whoever goes on from it. */
+/** What a request must have in common with a kept past to go on from it. */
 function keyOf({
   policy = 'zipcache',
   seed = 0,
@@ -467,7 +469,5 @@ function keyOf({
 
 function checkReclaim(reclaim: EngineOptions['reclaim'] = () => false): () => boolean {
   if (typeof reclaim === 'function') return reclaim
-  throw new ZipCacheError('ERR_ZC_ARGUMENT', `reclaim: is ${show(reclaim)}, expected a function`, {
-    argument: 'reclaim',
-  })
+  throw argumentError('reclaim', `is ${show(reclaim)}, expected a function`)
 }

@@ -2,10 +2,8 @@
 import {
   bitmapBytes,
   CacheDemand,
-  codeFormat,
   type Format,
   hiddenPages,
-  type KvCache,
   type KvShape,
   pageBytes,
   pageCount,
@@ -17,13 +15,14 @@ import type { ForwardModel } from '../model/forward.js'
 import { namedTensors } from '../model/weights.js'
 import { DTYPE_BYTES } from '../ops/index.js'
 import type { CachePolicy } from '../policy/index.js'
-import type { Compression, PrecisionClass, RowPlan } from '../policy/policy.js'
+import type { Compression, RowPlan } from '../policy/policy.js'
 import { deriveSeed, toSeed } from '../random.js'
 import { closingSlices } from './close-window.js'
 import { groupPlan } from './group-plan.js'
 import { sliceRows } from './prefill.js'
 import { BLOCK_ROWS } from './quantized-rows.js'
 import { chunkBytes, chunkRows } from './row-coder.js'
+import { allRegularBytes, classPageBytes } from './salient-budget.js'
 import { tieredActivationBytes, tieredBytes } from './tiered-rows.js'
 
 /** Memory that a prompt takes, in bytes. */
@@ -250,32 +249,4 @@ function hiddenBytes(shape: KvShape, compression: Compression, nTokens: number):
     if (nPages > 0) bytes += (nPages - 1) * pageBytes(k, v, shape.headDim)
   }
   return bytes
-}
-
-function classPageBytes({ keyBits, valueBits }: PrecisionClass, headDim: number): number {
-  return pageBytes(codeFormat(keyBits), codeFormat(valueBits), headDim)
-}
-
-/** A prompt's pages, parameters and bitmaps when no token of two classes is salient. */
-function allRegularBytes(shape: KvShape, { low }: Compression, nTokens: number): number {
-  const { nLayers, nKvHeads, headDim } = shape
-  const pages = pageCount(nTokens) * classPageBytes(low, headDim)
-  return nLayers * nKvHeads * (pages + 2 * paramsBytes(headDim) + bitmapBytes(nTokens))
-}
-
-/**
- * How many pages of salient tokens, of all layers and KV heads together, `auto`'s budget leaves for a
- * prompt: with fewer of them the others are regular, whose pages are smaller. The tail is on its way
- * into the prompt. Infinite without a budget; 0 where even regular tokens take more.
- */
-export function affordablePages(cache: KvCache, compression: Compression, nTokens: number): number {
-  const { high, low, auto } = compression
-  const { headDim } = cache.shape
-  const [highPage, lowPage] = [classPageBytes(high, headDim), classPageBytes(low, headDim)]
-  if (!auto?.budgetBytes || highPage <= lowPage) return Number.POSITIVE_INFINITY
-  const before = cache.bytesByClass()
-  const held = before.high + before.low + before.params + before.bitmaps
-  const regular = allRegularBytes(cache.shape, compression, nTokens)
-  const least = held + regular + cache.tableBytesWith(2, pageCount(nTokens) + 1)
-  return Math.max(0, Math.floor((auto.budgetBytes - least) / (highPage - lowPage)))
 }

@@ -1,4 +1,4 @@
-import { show, ZipCacheError } from '../errors.js'
+import { argumentError, show, ZipCacheError } from '../errors.js'
 import { type JsonSchema, sharedGrammar, TokenMasker, TokenTrie } from '../grammar/index.js'
 import type { ModelConfig } from '../model/config.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
@@ -10,7 +10,7 @@ import {
   type TokenConstraint,
   type TokenProbability,
 } from './adjust-logits.js'
-import { checkOptions } from './options.js'
+import { checkInteger, checkOptions } from './options.js'
 
 /** How tokens are chosen, and when to stop. */
 export interface GenerateOptions {
@@ -73,8 +73,8 @@ export interface GeneratedToken {
   /** The likeliest tokens in its place, where `topLogprobs` asks for them; the likeliest first. */
   readonly top?: readonly TokenProbability[]
   /**
-   * A stop token, which is no part of the generation: told where text was held back when it came, and
-   * only then.
+   * Set on a stop token, which is not part of the generation. It is yielded only where text was held
+   * back when it came, which is then its `text`.
    */
   readonly isStop?: true
 }
@@ -146,17 +146,13 @@ export function planGeneration(
   const stop = typeof options.stop === 'string' ? [options.stop] : options.stop
   const stopTexts = listOf('stop', stop, isStopText, 'a text, or a list of texts, none empty')
   if (stopTexts.length > 0 && !tokenizer) {
-    throw bad('stop', 'is given, but the model has no tokenizer to find texts with')
+    throw argumentError('stop', 'is given, but the model has no tokenizer to find texts with')
   }
   const isTokenId = (value: unknown): value is number =>
     Number.isInteger(value) && (value as number) >= 0 && (value as number) < vocabSize
   const expected = `a list of token ids below ${vocabSize}`
   const stopTokens = listOf('stopTokens', options.stopTokens, isTokenId, expected)
-  const topK = check('topK', options.topK ?? 0, 0, 2 ** 31 - 1)
-  if (!Number.isInteger(topK)) throw bad('topK', `is ${topK}, expected a whole number`)
-  const maxTokens = check('maxTokens', options.maxTokens ?? 256, 0, 2 ** 31 - 1)
-  if (!Number.isInteger(maxTokens))
-    throw bad('maxTokens', `is ${maxTokens}, expected a whole number`)
+  const maxTokens = checkInteger('maxTokens', options.maxTokens ?? 256, 0, 2 ** 31 - 1)
   const endTokens = new Set([...(options.ignoreEos ? [] : eosTokenIds), ...stopTokens])
   const constraint = constraintOf(options.json, tokenizer, endTokens, vocabSize)
   const repetitionPenalty = check('repetitionPenalty', options.repetitionPenalty ?? 1, 0.01, 100)
@@ -166,7 +162,7 @@ export function planGeneration(
     presencePenalty: check('presencePenalty', options.presencePenalty ?? 0, -2, 2),
     frequencyPenalty: check('frequencyPenalty', options.frequencyPenalty ?? 0, -2, 2),
     constraint,
-    nTop: check('topLogprobs', options.topLogprobs ?? 0, 0, 20),
+    nTop: checkInteger('topLogprobs', options.topLogprobs ?? 0, 0, 20),
   }
   const isAdjusted =
     adjustments.bias.size > 0 ||
@@ -180,7 +176,7 @@ export function planGeneration(
     constraint,
     params: {
       temperature: check('temperature', options.temperature ?? 0, 0, 1000),
-      topK,
+      topK: checkInteger('topK', options.topK ?? 0, 0, 2 ** 31 - 1),
       topP: check('topP', options.topP ?? 1, 0, 1),
       minP: check('minP', options.minP ?? 0, 0, 1),
       repetitionPenalty,
@@ -200,7 +196,7 @@ function constraintOf(
   vocabSize: number,
 ): TokenConstraint | null {
   if (json === undefined) return null
-  if (tokenizer === null) throw bad('json', 'is given, but the model has no tokenizer')
+  if (tokenizer === null) throw argumentError('json', 'is given, but the model has no tokenizer')
   const vocabulary = vocabularyOf(tokenizer, vocabSize)
   return new TokenMasker(sharedGrammar(json), vocabulary, endTokens)
 }
@@ -233,11 +229,14 @@ function checkBias(
     ? new Map(Object.entries(given).map(([key, value]) => [idOf(key), value]))
     : (given as ReadonlyMap<number, number>)
   if (typeof bias?.get !== 'function') {
-    throw bad('logitBias', `is ${show(given)}, expected numbers by token ids, or a Map of them`)
+    throw argumentError(
+      'logitBias',
+      `is ${show(given)}, expected numbers by token ids, or a Map of them`,
+    )
   }
   for (const [id, value] of bias) {
     if (!Number.isInteger(id) || id < 0 || id >= vocabSize) {
-      throw bad('logitBias', `names ${id}, expected token ids below ${vocabSize}`)
+      throw argumentError('logitBias', `names ${id}, expected token ids below ${vocabSize}`)
     }
     check('logitBias', value, -100, 100)
   }
@@ -254,14 +253,10 @@ function listOf<T>(
 ): T[] {
   const list = value ?? []
   if (Array.isArray(list) && list.every(accepts)) return [...list]
-  throw bad(name, `is ${show(value)}, expected ${expected}`)
+  throw argumentError(name, `is ${show(value)}, expected ${expected}`)
 }
 
 function check(name: string, value: unknown, min: number, max: number): number {
   if (typeof value === 'number' && value >= min && value <= max) return value
-  throw bad(name, `is ${show(value)}, expected a number of ${min} to ${max}`)
-}
-
-function bad(name: string, what: string): ZipCacheError {
-  return new ZipCacheError('ERR_ZC_ARGUMENT', `${name}: ${what}`, { argument: name })
+  throw argumentError(name, `is ${show(value)}, expected a number of ${min} to ${max}`)
 }

@@ -7,8 +7,8 @@ import { groupPlan } from './group-plan.js'
 import { BLOCK_ROWS } from './quantized-rows.js'
 
 /**
- * Adds what a context may still take until it holds `maxLength` tokens, those up to `promptEnd` in one
- * prompt: at most, the moment included in which a window is there both packed and in the tail.
+ * Adds the most that a context may still take until it holds `maxLength` tokens, those up to
+ * `promptEnd` in one prompt. It counts the moment in which a window is both packed and in the tail.
  */
 export function addGrowth(
   demand: CacheDemand,
@@ -61,7 +61,7 @@ export function addGrowth(
     for (const nSalient of [0, nTokens]) demand.addGroups({ ...group, nSalient }, count, true)
     demand.addEach(bitmapBytes(nTokens), count)
   }
-  // What was staged is given out already, but for heads that differ, which get theirs layer by layer.
+  // Staged pages are given out already, except where heads differ: those get theirs layer by layer.
   if (isPrompt && (!cache.isStaged || compression?.auto)) addGroups(tailLength + nPrompt, 1)
   addGroups(window, nWindows)
   demand.otherBytes += cache.tableBytesWith(nSegments, nPages) - cache.tableBytesWith(0, 0)
@@ -71,9 +71,9 @@ export function addGrowth(
 }
 
 /**
- * The most tokens, of `maxLength`, that a context could come to hold if nothing else took memory; one
- * beyond the prompt at least. What rows take, and heads that differ, is known for an upper bound only,
- * by which no answer is cut.
+ * The most tokens, up to `maxLength`, that a context could hold if nothing else took memory; at least
+ * one beyond the prompt. For policies that keep rows, and where r is chosen head by head, only an
+ * upper bound of their memory is known: no answer is cut short by that.
  */
 export function longestFitting(context: Context, promptEnd: number, maxLength: number): number {
   const { cache, policy } = context

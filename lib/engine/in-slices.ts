@@ -3,7 +3,7 @@ import type { Steps } from '../grammar/index.js'
 /** Milliseconds that such work keeps JavaScript's thread from everything else, at a time. */
 const SLICE_MS = 5
 
-/** Who waits for the next slice: there is one in each turn of the event loop, whosoever it is. */
+/** Those who wait for their next slice: each turn of the event loop has one, for all together. */
 const waiting: (() => void)[] = []
 
 /**

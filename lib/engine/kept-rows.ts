@@ -1,10 +1,11 @@
 import type { CacheMemory } from '../cache/index.js'
 import type { Scratch } from '../model/scratch.js'
-import { convert, gatherRows, type Tensor } from '../ops/index.js'
+import { convert, type Tensor } from '../ops/index.js'
 import type { KeptPlan } from '../policy/policy.js'
 import type { Probes } from './compress.js'
-import { Room, scoreRows } from './row-scores.js'
-import type { RowBytes, RowStore, RowWriter } from './row-store.js'
+import { gatherHeads, Room } from './room.js'
+import { scoreRows } from './row-scores.js'
+import { NewTensors, type RowBytes, type RowStore, type RowWriter } from './row-store.js'
 
 /** The rows that one layer keeps. Never written again, so that forks share them. */
 interface Layer {
@@ -59,14 +60,15 @@ export class KeptRows implements RowStore {
     const nKept = this.plan.nKept(facts)
     const added: Layer[] = []
     const room = new Room(scratch)
+    const tensors = new NewTensors(this.#memory)
     return {
       nObservers: nKept < nRows || this.plan.accumulates ? this.plan.nObservers(facts, nTokens) : 0,
       get bytes() {
-        return added.reduce((sum, layer) => sum + layerBytes(layer), 0)
+        return tensors.bytes
       },
       read: (layer, k, v) => this.#read(layer, k, v, scratch),
       write: async (layer, k, v, probes) => {
-        added.push(await this.#keep(layer, k, v, { ...facts, nKept }, probes, room))
+        added.push(await this.#keep(layer, k, v, { ...facts, nKept }, probes, room, tensors))
       },
       publish: () => {
         for (const old of this.#layers) this.#free(old)
@@ -75,9 +77,7 @@ export class KeptRows implements RowStore {
         this.#nRows = nKept
         this.#promptLength = promptLength
       },
-      discard: () => {
-        for (const layer of added) this.#free(layer)
-      },
+      discard: () => tensors.discard(),
     }
   }
 
@@ -120,6 +120,7 @@ export class KeptRows implements RowStore {
     facts: { nRows: number; nKept: number; promptLength: number; isPrompt: boolean },
     probes: Probes | null,
     room: Room,
+    tensors: NewTensors,
   ): Promise<Layer> {
     const { shape } = this.#memory
     const { nKvHeads, headDim } = shape
@@ -131,48 +132,21 @@ export class KeptRows implements RowStore {
         ? this.plan.select(scores.subarray(head * nRows, (head + 1) * nRows), facts)
         : Int32Array.from({ length: nKept }, (_, row) => row),
     )
-    const made: Tensor[] = []
-    try {
-      const make = <D extends 'f16' | 'f32'>(dtype: D, shape: number[]) => {
-        const tensor = this.#memory.rowTensor(dtype, shape)
-        made.push(tensor)
-        return tensor
-      }
-      const rowsShape = [nKept, nKvHeads, headDim]
-      const own = { k: make('f16', rowsShape), v: make('f16', rowsShape) }
-      // Row r of head h stands at r n_kv_heads + h.
-      const places = new Int32Array(nKept * nKvHeads)
-      for (const [head, rows] of kept.entries()) {
-        rows.forEach((row, r) => {
-          places[r * nKvHeads + head] = row * nKvHeads + head
-        })
-      }
-      const rows = room.tensor('places', 'i32', [places.length]).write(places)
-      const picked = room.tensor('picked', k.dtype, [places.length, headDim])
-      const { scratch } = room
-      for (const [from, to] of [
-        [k, own.k],
-        [v, own.v],
-      ] as const) {
-        gatherRows({ x: scratch.keep(from.view([nRows * nKvHeads, headDim])), rows, out: picked })
-        convert({ x: picked, out: scratch.keep(to.view([places.length, headDim])) })
-      }
-      if (!this.plan.accumulates || !scores) return { ...own, scores: null, nHolders: 1 }
-      const ownScores = new Float32Array(nKvHeads * nKept)
-      for (const [head, rowsOfHead] of kept.entries()) {
-        rowsOfHead.forEach((row, r) => {
-          ownScores[head * nKept + r] = scores[head * nRows + row] as number
-        })
-      }
-      const stored = make('f32', [nKvHeads, nKept]).write(ownScores)
-      return { ...own, scores: stored, nHolders: 1 }
-    } catch (error) {
-      for (const tensor of made) this.#memory.freeRows(tensor)
-      throw error
+    const rowsShape = [nKept, nKvHeads, headDim]
+    const own = { k: tensors.make('f16', rowsShape), v: tensors.make('f16', rowsShape) }
+    const copies = [
+      { from: k, out: own.k },
+      { from: v, out: own.v },
+    ]
+    gatherHeads(copies, kept, room)
+    if (!this.plan.accumulates || !scores) return { ...own, scores: null, nHolders: 1 }
+    const ownScores = new Float32Array(nKvHeads * nKept)
+    for (const [head, rowsOfHead] of kept.entries()) {
+      rowsOfHead.forEach((row, r) => {
+        ownScores[head * nKept + r] = scores[head * nRows + row] as number
+      })
     }
+    const stored = tensors.make('f32', [nKvHeads, nKept]).write(ownScores)
+    return { ...own, scores: stored, nHolders: 1 }
   }
-}
-
-function layerBytes({ k, v, scores }: Layer): number {
-  return k.sizeBytes + v.sizeBytes + (scores?.sizeBytes ?? 0)
 }

@@ -1,4 +1,4 @@
-import { show, ZipCacheError } from '../errors.js'
+import { argumentError, show } from '../errors.js'
 import type { ModelConfig } from '../model/config.js'
 import { fingerprintOf } from '../model/fingerprint.js'
 import type { ForwardModel } from '../model/forward.js'
@@ -24,12 +24,13 @@ import {
   tokenStream,
 } from './generation.js'
 import { checkOptions } from './options.js'
-import { disposedError } from './run.js'
+import { disposedError } from './refusals.js'
 import type { Prompt, Sequence } from './sequence.js'
 
 /**
  * A checkpoint loaded onto a device, ready to run. Made by `loadModel`. Its methods use an engine of
- * its own, made when the first of them is called; `createEngine` makes further ones over the same weights.
+ * its own, made when the first of them is called; `createEngine` makes further ones over the same
+ * weights.
  */
 export class Model {
   /** What config.json says, checked and with the defaults filled in. */
@@ -106,10 +107,10 @@ export class Model {
   }
 
   /**
-   * What a prompt of so many tokens will take, in an empty context: weights, cache, one layer's K and
-   * V, activations, and their sum, which `Sequence.bytes.peak` and the weights will come to. Nothing
-   * is allocated. Where r is chosen head by head the cache is an upper bound. `kvMemory` has to be more
-   * than `cache` by what its blocks leave over.
+   * What a prompt of so many tokens in an empty context will take: weights, cache, one layer's K and
+   * V, activations, and their sum, which is the weights and `Sequence.bytes.peak`. Nothing is
+   * allocated. Where r is chosen head by head, the cache is an upper bound. `kvMemory` has to be
+   * somewhat larger than `cache`, since pages claim it in blocks (see `EngineOptions`).
    *
    * - `tokens`: 1 or more. `policy`: default `zipcache`
    *
@@ -123,11 +124,7 @@ export class Model {
     if (tokens !== undefined && Number.isInteger(tokens) && tokens > 0) {
       return estimatePrompt(this.#forward, resolvePolicy(policy), tokens)
     }
-    throw new ZipCacheError(
-      'ERR_ZC_ARGUMENT',
-      `tokens: is ${show(tokens)}, expected a whole number above 0`,
-      { argument: 'tokens' },
-    )
+    throw argumentError('tokens', `is ${show(tokens)}, expected a whole number above 0`)
   }
 
   /**
@@ -216,6 +213,5 @@ export function createEngine(options: { model: Model } & EngineOptions): Engine 
 /** Throws `ERR_ZC_ARGUMENT` for what is no model. */
 export function checkModel(model: Model | undefined): asserts model is Model {
   if (typeof model?.createEngine === 'function') return
-  const message = 'model: expected a Model, as loadModel gives one'
-  throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'model' })
+  throw argumentError('model', 'expected a Model, as loadModel gives one')
 }

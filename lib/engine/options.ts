@@ -1,4 +1,4 @@
-import { show, ZipCacheError } from '../errors.js'
+import { argumentError, show } from '../errors.js'
 
 /**
  * Refuses an option that nobody reads, so that a misspelt one is not lost in silence, a `signal` that
@@ -7,36 +7,27 @@ import { show, ZipCacheError } from '../errors.js'
  * Throws `ERR_ZC_ARGUMENT` naming it.
  */
 export function checkOptions(options: object, known: readonly string[]): void {
-  checkIsObject(options)
+  checkObject('options', options)
   for (const key of Object.keys(options)) {
     if (known.includes(key)) continue
-    throw new ZipCacheError(
-      'ERR_ZC_ARGUMENT',
-      `${key}: is no option here, expected some of ${known.join(', ')}`,
-      { argument: key },
-    )
+    throw argumentError(key, `is no option here, expected some of ${known.join(', ')}`)
   }
   const { signal } = options as { signal?: unknown }
   if (signal !== undefined && !(signal instanceof AbortSignal)) {
-    throw new ZipCacheError('ERR_ZC_ARGUMENT', 'signal: is no AbortSignal', { argument: 'signal' })
+    throw argumentError('signal', 'is no AbortSignal')
   }
 }
 
-/** Throws `ERR_ZC_ARGUMENT` for options that are none: a caller without types may give anything. */
-export function checkIsObject(options: unknown): void {
-  if (typeof options === 'object' && options !== null) return
-  const message = `options: is ${show(options)}, expected an object`
-  throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'options' })
+/** Throws `ERR_ZC_ARGUMENT` for what is no object: a caller without types may give anything. */
+export function checkObject(argument: string, value: unknown): void {
+  if (typeof value === 'object' && value !== null) return
+  throw argumentError(argument, `is ${show(value)}, expected an object`)
 }
 
-/** A whole number of [min, max]. Throws `ERR_ZC_ARGUMENT` naming it. */
-export function count(name: string, value: unknown, min: number, max: number): number {
+/** A whole number of [min, max]. Throws `ERR_ZC_ARGUMENT` for anything else. */
+export function checkInteger(argument: string, value: unknown, min: number, max: number): number {
   if (Number.isInteger(value) && (value as number) >= min && (value as number) <= max) {
     return value as number
   }
-  throw new ZipCacheError(
-    'ERR_ZC_ARGUMENT',
-    `${name}: is ${show(value)}, expected a whole number of ${min} to ${max}`,
-    { argument: name },
-  )
+  throw argumentError(argument, `is ${show(value)}, expected a whole number of ${min} to ${max}`)
 }

@@ -2,12 +2,12 @@ import type { PolicySpec } from '../policy/index.js'
 import type { Seed } from '../random.js'
 import type { Context } from './context.js'
 
-/** What a reused past must agree in, beside its tokens. */
+/** What a request must have in common with a kept past, beside its first tokens. */
 export interface PrefixKey {
   readonly spec: PolicySpec
   readonly seed: Seed
   readonly recordSaliency: boolean
-  /** Those of one scope do not find those of another. */
+  /** Pasts of one scope are found under it alone. */
   readonly scope: string
 }
 

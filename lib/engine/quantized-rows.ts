@@ -3,7 +3,7 @@ import type { Scratch } from '../model/scratch.js'
 import { convert, type Tensor } from '../ops/index.js'
 import type { QuantizedPlan, RowCodec } from '../policy/policy.js'
 import { type Chunk, chunkRows, makeChunk, RowCoder, tensorsOf } from './row-coder.js'
-import type { RowBytes, RowStore, RowWriter } from './row-store.js'
+import { NewTensors, type RowBytes, type RowStore, type RowWriter } from './row-store.js'
 
 /** Rows of a block of the 16-bit residual. */
 export const BLOCK_ROWS = 16
@@ -67,17 +67,12 @@ export class QuantizedRows implements RowStore {
     const added: Layer[] = []
     /** What publishing makes superfluous. */
     const replaced: (() => void)[] = []
-    const made: Tensor[] = []
-    const make = <D extends 'u8' | 'f16'>(dtype: D, shape: readonly number[]) => {
-      const tensor = memory.rowTensor(dtype, shape)
-      made.push(tensor)
-      return tensor
-    }
+    const tensors = new NewTensors(memory)
     const rows = new RowCoder(memory.shape, scratch)
     return {
       nObservers: 0,
       get bytes() {
-        return made.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0)
+        return tensors.bytes
       },
       read: (layer, k, v) => {
         const { key, value } = this.#layers[layer] as Layer
@@ -87,7 +82,7 @@ export class QuantizedRows implements RowStore {
       write: async (layer, k, v) => {
         const held = this.#layers[layer] as Layer
         const grow = (part: Part, codec: RowCodec, x: Tensor) =>
-          this.#grow(part, codec, x, nTokens, rows, replaced, make)
+          this.#grow(part, codec, x, nTokens, rows, replaced, tensors)
         const key = await grow(held.key, this.plan.key, k)
         added.push({ key, value: await grow(held.value, this.plan.value, v) })
       },
@@ -96,9 +91,7 @@ export class QuantizedRows implements RowStore {
         for (const [layer, parts] of added.entries()) this.#layers[layer] = parts
         this.#length += nTokens
       },
-      discard: () => {
-        for (const tensor of made) memory.freeRows(tensor)
-      },
+      discard: () => tensors.discard(),
     }
   }
 
@@ -165,7 +158,7 @@ export class QuantizedRows implements RowStore {
     nTokens: number,
     rows: RowCoder,
     replaced: (() => void)[],
-    make: <D extends 'u8' | 'f16'>(dtype: D, shape: readonly number[]) => Tensor<D>,
+    tensors: NewTensors,
   ): Promise<Part> {
     const memory = this.#memory
     const total = this.#length + nTokens
@@ -175,7 +168,7 @@ export class QuantizedRows implements RowStore {
     if (nQuantized > part.nQuantized) {
       let first = part.nQuantized
       for (const nRows of chunkRows(codec, nQuantized - part.nQuantized)) {
-        const chunk = makeChunk(codec, memory.shape, nRows, make)
+        const chunk = makeChunk(codec, memory.shape, nRows, tensors)
         await rows.encode(chunk, codec, x, first)
         chunks.push(chunk)
         first += nRows
@@ -194,7 +187,7 @@ export class QuantizedRows implements RowStore {
       const index = Math.floor((row - nQuantized) / BLOCK_ROWS)
       let block = blocks[index]
       if (!block) {
-        block = make('f16', [BLOCK_ROWS, rows.width])
+        block = tensors.make('f16', [BLOCK_ROWS, rows.width])
         blocks.push(block)
       }
       const n = Math.min(BLOCK_ROWS - at, total - row)

@@ -14,6 +14,7 @@ import {
 import type { RowCodec } from '../policy/policy.js'
 import { lowRank } from './low-rank.js'
 import { outliersPerLine, takeOutliers } from './outliers.js'
+import type { NewTensors } from './row-store.js'
 
 /** Rows that were quantized together. */
 export interface Chunk {
@@ -70,18 +71,18 @@ export function makeChunk(
   codec: RowCodec,
   shape: KvShape,
   nRows: number,
-  make: <D extends 'u8' | 'f16'>(dtype: D, shape: readonly number[]) => Tensor<D>,
+  tensors: NewTensors,
 ): Chunk {
   const { codes, params, correction } = chunkShapes(codec, shape, nRows)
   return {
     nRows,
-    codes: make('u8', codes),
-    params: make('f16', params),
+    codes: tensors.make('u8', codes),
+    params: tensors.make('f16', params),
     correction: correction && {
-      values: make('f16', correction.values),
-      places: make('u8', correction.places),
-      left: make('f16', correction.left),
-      right: make('f16', correction.right),
+      values: tensors.make('f16', correction.values),
+      places: tensors.make('u8', correction.places),
+      left: tensors.make('f16', correction.left),
+      right: tensors.make('f16', correction.right),
     },
     nHolders: 1,
   }

@@ -1,27 +1,7 @@
 import type { KvShape } from '../cache/index.js'
-import type { Scratch } from '../model/scratch.js'
-import { type DType, probeAttention, type Tensor } from '../ops/index.js'
+import { probeAttention, type Tensor } from '../ops/index.js'
 import type { Probes } from './compress.js'
-
-/** Work space that the layers use one after another. */
-export class Room {
-  readonly scratch: Scratch
-  readonly #tensors = new Map<string, Tensor>()
-
-  constructor(scratch: Scratch) {
-    this.scratch = scratch
-  }
-
-  /** The tensor of that name: made once, since all layers are alike. */
-  tensor<D extends DType>(name: string, dtype: D, shape: number[]): Tensor<D> {
-    let tensor = this.#tensors.get(name)
-    if (!tensor) {
-      tensor = this.scratch.tensor(dtype, shape)
-      this.#tensors.set(name, tensor)
-    }
-    return tensor as Tensor<D>
-  }
-}
+import type { Room } from './room.js'
 
 /** What rows received before: (n_kv_heads, n) f32, of the rows from `first` on. */
 export interface FormerScores {

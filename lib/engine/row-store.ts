@@ -1,13 +1,14 @@
+import type { CacheMemory } from '../cache/index.js'
 import type { Scratch } from '../model/scratch.js'
-import type { Tensor } from '../ops/index.js'
+import type { DType, Tensor } from '../ops/index.js'
 import type { RowPlan } from '../policy/policy.js'
 import type { Probes } from './compress.js'
 
 /** Bytes of a row store by what they hold. */
 export interface RowBytes {
-  /** Codes, or rows kept in 16 bits. */
+  /** Codes (`quantized`), or rows that are kept in 16 bits (`kept`, `tiered`). */
   readonly rows: number
-  /** Codes of those that are not. */
+  /** Codes of rows that are not among those in 16 bits (`tiered`). */
   readonly low: number
   /** Scales, zeros and normalisers, and what corrects codes. */
   readonly params: number
@@ -61,4 +62,29 @@ export interface RowWriter {
   publish(): void
   /** Frees what was written and will not be published. */
   discard(): void
+}
+
+/** The tensors that a writer makes: counted together, and freed together when they are discarded. */
+export class NewTensors {
+  readonly #memory: CacheMemory
+  readonly #made: Tensor[] = []
+
+  constructor(memory: CacheMemory) {
+    this.#memory = memory
+  }
+
+  get bytes(): number {
+    return this.#made.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0)
+  }
+
+  /** Throws `ERR_ZC_OUT_OF_MEMORY`. */
+  make<D extends DType>(dtype: D, shape: readonly number[]): Tensor<D> {
+    const tensor = this.#memory.rowTensor(dtype, shape)
+    this.#made.push(tensor)
+    return tensor
+  }
+
+  discard(): void {
+    for (const tensor of this.#made) this.#memory.freeRows(tensor)
+  }
 }

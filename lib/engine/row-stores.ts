@@ -1,5 +1,5 @@
 import type { CacheMemory } from '../cache/index.js'
-import { ZipCacheError } from '../errors.js'
+import { argumentError, ZipCacheError } from '../errors.js'
 import type { ForwardModel } from '../model/forward.js'
 import type { QuantizedPlan, RowPlan } from '../policy/policy.js'
 import { KeptRows } from './kept-rows.js'
@@ -11,8 +11,8 @@ import { TieredRows } from './tiered-rows.js'
  * An empty store for a plan.
  *
  * Throws `ERR_ZC_ARGUMENT` for groups that do not divide the model's heads, `ERR_ZC_UNSUPPORTED` for
- * a plan that keeps other tokens for each head and no positions of them, which a model with a sliding
- * window looks at.
+ * a model with a sliding window under a plan whose heads keep different tokens: their positions are
+ * not stored, and the window needs them.
  */
 export function makeRowStore(model: ForwardModel, memory: CacheMemory, plan: RowPlan): RowStore {
   if (plan.kind !== 'quantized') {
@@ -33,10 +33,9 @@ function checkGroups({ config }: ForwardModel, plan: QuantizedPlan): void {
   const width = config.nKvHeads * config.headDim
   for (const { scheme, groupSize } of [plan.key, plan.value]) {
     if (scheme !== 'groupwise' || groupSize === 0 || width % groupSize === 0) continue
-    throw new ZipCacheError(
-      'ERR_ZC_ARGUMENT',
-      `policy.groupSize: is ${groupSize}, expected a divisor of the ${width} channels of the model's K and V`,
-      { argument: 'policy.groupSize' },
+    throw argumentError(
+      'policy.groupSize',
+      `is ${groupSize}, expected a divisor of the ${width} channels of the model's K and V`,
     )
   }
 }

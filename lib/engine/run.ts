@@ -1,5 +1,5 @@
-import { ZipCacheError } from '../errors.js'
 import type { SampleParams, Tensor } from '../ops/index.js'
+import { deferred } from './abort.js'
 import type { LogitAdjuster, TokenProbability } from './adjust-logits.js'
 import type { Context } from './context.js'
 import { longestFitting } from './growth.js'
@@ -36,7 +36,7 @@ export interface RunOptions {
  *
  * The scheduler runs at most one token ahead of its consumer: token j enters the cache once j is
  * asked for, and a token that fills a window only once its successor is, because a compression
- * cannot be taken back. So whoever leaves finds the context as if nothing had run ahead.
+ * cannot be taken back. So a consumer that leaves finds the context as if nothing had run ahead.
  */
 export class Run {
   readonly context: Context
@@ -195,61 +195,4 @@ export class Run {
   get mustFeed(): boolean {
     return this.fed < this.known.length && this.#demand > this.fed + 1
   }
-}
-
-/** Why a disposed thing refuses to work. */
-export function disposedError(what: string): ZipCacheError {
-  return new ZipCacheError('ERR_ZC_HANDLE', `${what}: it was disposed`, { argument: what })
-}
-
-/** Why a request is refused where so many wait. */
-export function busyError(nWaiting: number): ZipCacheError {
-  return new ZipCacheError('ERR_ZC_BUSY', `engine: ${nWaiting} requests are waiting already`)
-}
-
-/** What a promise comes to; rejects with `signal.reason` if that is aborted before. */
-export async function orAborted<T>(
-  promise: Promise<T>,
-  signal: AbortSignal | undefined,
-): Promise<T> {
-  if (!signal) return promise
-  signal.throwIfAborted()
-  const { promise: aborted, resolve } = deferred()
-  const forget = onAbort(signal, resolve)
-  try {
-    return await Promise.race([promise, aborted.then(() => Promise.reject(signal.reason))])
-  } finally {
-    forget()
-  }
-}
-
-/** Who is to be told of each signal that somebody listens to. */
-const listeners = new WeakMap<AbortSignal, Set<() => void>>()
-
-/**
- * Calls back when a signal is aborted; what is returned takes that back. However many requests share
- * a signal it has one listener: of more than ten Node warns.
- */
-export function onAbort(signal: AbortSignal, callback: () => void): () => void {
-  let callbacks = listeners.get(signal)
-  if (!callbacks) {
-    const all = new Set<() => void>()
-    const tellAll = () => {
-      for (const each of all) each()
-    }
-    signal.addEventListener('abort', tellAll, { once: true })
-    listeners.set(signal, all)
-    callbacks = all
-  }
-  callbacks.add(callback)
-  return () => callbacks.delete(callback)
-}
-
-/** A promise and its resolver. */
-export function deferred(): { promise: Promise<void>; resolve: () => void } {
-  let resolve: () => void = () => {}
-  const promise = new Promise<void>((settle) => {
-    resolve = settle
-  })
-  return { promise, resolve }
 }

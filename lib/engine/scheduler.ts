@@ -10,12 +10,14 @@ import {
   sample,
   type Tensor,
 } from '../ops/index.js'
+import { deferred } from './abort.js'
 import type { LogitAdjuster } from './adjust-logits.js'
 import { DecodeStep, type StepResult, type StepRow } from './decode-step.js'
 import { addGrowth } from './growth.js'
 import { inSlices } from './in-slices.js'
 import type { Slicing } from './prefill.js'
-import { busyError, deferred, disposedError, type Run, type Sampled, type Sampling } from './run.js'
+import { busyError, disposedError } from './refusals.js'
+import type { Run, Sampled, Sampling } from './run.js'
 
 /** Bounds of a scheduler. */
 export interface SchedulerLimits {
@@ -140,8 +142,8 @@ export class Scheduler {
   }
 
   /**
-   * Makes room for what a sequence takes that no run gives it, beside what all runs can grow to. What
-   * could not be held at all is let try, and told so.
+   * Makes room for memory that a sequence takes outside of any run, beside what all runs can grow to.
+   * What the cache could never hold is let through: its allocation fails, and says why.
    *
    * Throws `ERR_ZC_BUSY` when there is none while they run.
    */
@@ -223,7 +225,7 @@ export class Scheduler {
     return this.#makeRoom(add) || this.#active.size === 0
   }
 
-  /** Whether there is room, once all was freed that had to be, for what `add` adds beside all runs. */
+  /** Frees memory until what `add` wants fits beside what all runs can grow to; whether it does. */
   #makeRoom(add: (demand: CacheDemand) => void): boolean {
     for (;;) {
       const demand = new CacheDemand(this.#memory.shape)
@@ -501,7 +503,7 @@ export class Scheduler {
     })
   }
 
-  /** Resolves when all that was enqueued has run. */
+  /** Resolves when all that was enqueued has run; rejects also where `sync` throws at the call. */
   async #allRan(): Promise<void> {
     await this.#model.device.sync()
   }

@@ -1,4 +1,4 @@
-import type { KvShape } from '../cache/kv-cache.js'
+import type { KvShape } from '../cache/index.js'
 import type { Scratch } from '../model/scratch.js'
 
 /** The tensors of exportSegment and importSegment. */

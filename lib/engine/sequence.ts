@@ -1,11 +1,12 @@
 import type { CacheSegment } from '../cache/index.js'
-import { show, ZipCacheError } from '../errors.js'
+import { argumentError, show, ZipCacheError } from '../errors.js'
 import { logitsOf } from '../model/forward.js'
 import { checkPath } from '../model/model-files.js'
 import { Scratch } from '../model/scratch.js'
 import { StopMatcher, TextStream } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { CachePolicy } from '../policy/index.js'
+import { deferred, onAbort } from './abort.js'
 import type { CacheBytes, Context } from './context.js'
 import {
   type FinishReason,
@@ -16,7 +17,8 @@ import {
   tokenStream,
 } from './generation.js'
 import { checkOptions } from './options.js'
-import { deferred, disposedError, onAbort, Run, type RunOptions } from './run.js'
+import { disposedError, failedError } from './refusals.js'
+import { Run, type RunOptions } from './run.js'
 import { salientTokens } from './salient-tokens.js'
 import type { Scheduler } from './scheduler.js'
 import { saveContext } from './snapshot.js'
@@ -115,7 +117,7 @@ export class Sequence {
    *
    * Rejects with `ERR_ZC_ARGUMENT` for an empty prompt or a token out of range,
    * `ERR_ZC_CONTEXT_LENGTH` when it does not fit the model's context, `ERR_ZC_OUT_OF_MEMORY` when
-   * it does not fit the cache, `signal.reason` when aborted. The sequence is as before then.
+   * it does not fit the cache, `signal.reason` when aborted; the sequence is then as it was before.
    */
   async prefill(prompt: Prompt, options: { signal?: AbortSignal | undefined } = {}): Promise<void> {
     checkOptions(options, ['signal'])
@@ -126,9 +128,9 @@ export class Sequence {
    * `prefill` that returns the logits after every token of the prompt: (prompt tokens, vocab_size),
    * row-major.
    *
-   * Attention among the tokens of one prompt is exact under every policy, but that a prompt which
-   * goes on in the tail sees its own K and V rounded to the tail's 16 bits. To see what compression
-   * costs, prefill a prefix and ask for the logits of what follows.
+   * Attention among the tokens of one prompt is exact under every policy, with one exception: a prompt
+   * that goes on in the tail sees its own K and V rounded to the tail's 16 bits. To see what
+   * compression costs, prefill a prefix and ask for the logits of what follows.
    */
   async logits(
     prompt: Prompt,
@@ -158,12 +160,12 @@ export class Sequence {
   }
 
   /**
-   * Generates tokens after a prompt, or after what the sequence holds when `prompt` is null. Stop
-   * tokens and stop texts end the generation and are not part of it, nor is a token that a stop text
-   * begins in, unless it is compressed by then or lies in a row store; `finishReason` tells why it ended. Leaving the loop
-   * early keeps the sequence usable.
+   * Generates tokens after a prompt, or after what the sequence holds when `prompt` is null;
+   * `finishReason` tells why it ended. Stop tokens and stop texts are not part of the generation. A
+   * token that a stop text begins in leaves the sequence again, unless it has been compressed or lies
+   * in a row store. The sequence stays usable when the loop is left early.
    *
-   * Throws, once it is read, as `prefill`; `ERR_ZC_ARGUMENT` for options out of range,
+   * Throws when it is read: as `prefill`; `ERR_ZC_ARGUMENT` for options out of range,
    * `ERR_ZC_NUMERIC` when the model's logits are NaN.
    */
   generate(prompt: Prompt | null, options: GenerateOptions = {}): TokenStream {
@@ -242,9 +244,9 @@ export class Sequence {
    *
    * - `path`: of the file, or its `file:` URL
    *
-   * Rejects with `ERR_ZC_ARGUMENT` for what is no path and while a call is running,
-   * `ERR_ZC_UNSUPPORTED` for a policy whose attention is `dequantized` and for one that chose r head by head, `ERR_ZC_OUT_OF_MEMORY`,
-   * `ERR_ZC_IO`.
+   * Rejects with `ERR_ZC_ARGUMENT` for a `path` that is none and while a call is running,
+   * `ERR_ZC_UNSUPPORTED` under a policy whose attention is `dequantized` or that chose r head by head,
+   * `ERR_ZC_OUT_OF_MEMORY`, `ERR_ZC_IO`.
    */
   async save(path: string | URL): Promise<void> {
     const file = checkPath('path', path, 'the path of a file')
@@ -441,18 +443,8 @@ export function tokenIds(
   })
 }
 
-/** How many of the first tokens have all of their text, and some, in the first `length` characters. */
+/** How many tokens, from the first on, have their whole text in the first `length` characters. */
 function tokensWithin(ends: readonly number[], length: number): number {
   // The last that added some: what a token without text leaves open may be completed beyond.
   return ends.findLastIndex((end, i) => end <= length && end > (ends[i - 1] ?? 0)) + 1
-}
-
-function failedError(cause: unknown): ZipCacheError {
-  return new ZipCacheError('ERR_ZC_HANDLE', 'sequence: an earlier step failed on the device', {
-    cause,
-  })
-}
-
-function argumentError(argument: string, what: string): ZipCacheError {
-  return new ZipCacheError('ERR_ZC_ARGUMENT', `${argument}: ${what}`, { argument })
 }

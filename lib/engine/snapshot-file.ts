@@ -2,7 +2,7 @@
 import { createHash, type Hash, randomBytes } from 'node:crypto'
 import { type FileHandle, open, rename, rm } from 'node:fs/promises'
 import path from 'node:path'
-import { ZipCacheError } from '../errors.js'
+import { reasonOf, ZipCacheError } from '../errors.js'
 
 /**
  *     magic (8) | version u32 | header bytes u32 | header JSON | body | SHA-256 of all before (32)
@@ -166,7 +166,9 @@ async function onDisk<T>(file: string, operation: () => Promise<T>): Promise<T> 
   try {
     return await operation()
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause)
-    throw new ZipCacheError('ERR_ZC_IO', `path: ${file}: ${reason}`, { argument: 'path', cause })
+    throw new ZipCacheError('ERR_ZC_IO', `path: ${file}: ${reasonOf(cause)}`, {
+      argument: 'path',
+      cause,
+    })
   }
 }

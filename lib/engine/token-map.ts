@@ -1,4 +1,4 @@
-import { FORMATS, type Format, type KvCache } from '../cache/index.js'
+import { bitsOf, type KvCache } from '../cache/index.js'
 import type { SaliencyRecord } from './saliency-record.js'
 import { salientTokens } from './salient-tokens.js'
 
@@ -76,9 +76,4 @@ function groupsOf(segments: KvCache['segments']) {
   }
   for (const group of groups.values()) group.end = Math.round(group.end) // sums of means
   return groups
-}
-
-/** bf16 has 16 bits under another number. */
-function bitsOf(format: Format): number {
-  return format === 'bf16' ? 16 : FORMATS[format]
 }

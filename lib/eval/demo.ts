@@ -4,6 +4,7 @@ import { decode, timeDecoding } from './decode-timing.js'
 import { answerLineRetrieval, encodeLineRetrieval } from './line-retrieval.js'
 import { generateLineRetrieval } from './line-retrieval-prompt.js'
 import { requireTokenizer } from './prompt.js'
+import { meanOf } from './statistics.js'
 import type { SubjectModel, SubjectSequence } from './subject.js'
 
 /** One policy's part of a demo. */
@@ -123,13 +124,12 @@ export async function runDemo(options: DemoOptions): Promise<Demo> {
       promptTokens: ids.length,
       question: prompt.question,
       expected: prompt.number,
-      results: answered.map((result, p) => ({ ...result, decodeMsPerToken: mean(times[p] ?? []) })),
+      results: answered.map((result, p) => ({
+        ...result,
+        decodeMsPerToken: meanOf(times[p] ?? []),
+      })),
     }
   } finally {
     for (const sequence of sequences) sequence.dispose()
   }
-}
-
-function mean(values: readonly number[]): number {
-  return values.reduce((sum, value) => sum + value, 0) / values.length
 }

@@ -1,5 +1,6 @@
+import { checkObject } from '../engine/options.js'
 import type { PolicySpec } from '../policy/index.js'
-import { checkList, checkObject } from './check.js'
+import { checkList } from './check.js'
 import { evaluate } from './evaluate.js'
 import type { AskMode } from './line-retrieval.js'
 import { localAsker } from './local-asker.js'

@@ -31,7 +31,7 @@ export function pairOf(a: EvalRow, b: EvalRow, pairs: readonly EvalPair[]): Eval
   )
 }
 
-export function isSameTask(
+function isSameTask(
   a: Pick<EvalRow, 'task' | 'facts'>,
   b: Pick<EvalRow, 'task' | 'facts'>,
 ): boolean {

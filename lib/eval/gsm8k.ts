@@ -1,6 +1,7 @@
-import { deriveSeed, sampleWithoutReplacement, toSeed, uniformInteger } from '../random.js'
-import { checkInteger } from './check.js'
+import { checkInteger } from '../engine/options.js'
+import { deriveSeed, sampleWithoutReplacement, toSeed } from '../random.js'
 import { encodeTurns, expectFits, prefillTurns, writeAnswer } from './prompt.js'
+import { drawItems, questionSeed } from './questions.js'
 import type { Asked, Outcome, Task, TaskSetting } from './task.js'
 import { readTaskFile, type TaskLine } from './task-file.js'
 
@@ -20,7 +21,6 @@ export interface Gsm8kSpec {
   readonly chat?: boolean
 }
 
-const kMaxSeed = 2 ** 48
 const kQuestion = 'Question:'
 
 interface Problem {
@@ -51,8 +51,7 @@ export async function gsm8k(spec: Gsm8kSpec, setting: TaskSetting): Promise<Task
   checkInteger('shots', shots, 0, (others ?? problems).length - (fewest - shots))
 
   const seeds = toSeed(setting.seed)
-  const count = Math.min(setting.questions, problems.length)
-  const chosen = sampleWithoutReplacement(problems.length, count, deriveSeed(seeds, 0), 0)
+  const chosen = drawItems(setting, problems.length)
   return {
     name: 'gsm8k',
     facts: { data: spec.data, shots },
@@ -61,7 +60,7 @@ export async function gsm8k(spec: Gsm8kSpec, setting: TaskSetting): Promise<Task
       { digest: file.digest, shotsDigest: shotsFile?.digest, shots, maxTokens, chat },
     ]),
     measure: 'hits',
-    count,
+    count: chosen.length,
     question(index) {
       const own = chosen[index] as number
       const problem = problems[own] as Problem
@@ -74,7 +73,7 @@ export async function gsm8k(spec: Gsm8kSpec, setting: TaskSetting): Promise<Task
         `${kQuestion} ${problem.question}\nAnswer:`,
       ].join('')
       return {
-        seed: uniformInteger(seeds, index, kMaxSeed),
+        seed: questionSeed(seeds, index),
         ask: (asked) => solve(asked, prompt, problem.number, { maxTokens, chat }),
       }
     },

@@ -1,7 +1,8 @@
-import { ZipCacheError } from '../errors.js'
-import { deriveSeed, sampleWithoutReplacement, toSeed, uniformInteger } from '../random.js'
-import { checkInteger } from './check.js'
+import { checkInteger } from '../engine/options.js'
+import { argumentError, ZipCacheError } from '../errors.js'
+import { toSeed } from '../random.js'
 import { encodeTurns, expectFits, prefillTurns, writeAnswer } from './prompt.js'
+import { drawItems, questionSeed } from './questions.js'
 import { type PythonLimits, runPython } from './run-python.js'
 import type { Asked, Outcome, Task, TaskSetting } from './task.js'
 import { readTaskFile, type TaskLine } from './task-file.js'
@@ -22,7 +23,6 @@ export interface HumanEvalSpec {
   readonly memoryBytes?: number
 }
 
-const kMaxSeed = 2 ** 48
 /** What begins after a function's end. */
 const kStop = ['\nclass ', '\ndef ', '\n#', '\nif ', '\nprint(', '\n@', '\nassert ']
 
@@ -43,10 +43,9 @@ interface Problem {
  */
 export async function humanEval(spec: HumanEvalSpec, setting: TaskSetting): Promise<Task> {
   if (spec.allowCodeExecution !== true) {
-    throw new ZipCacheError(
-      'ERR_ZC_ARGUMENT',
-      'allowCodeExecution: is not given, expected that programs written by the model may run here',
-      { argument: 'allowCodeExecution' },
+    throw argumentError(
+      'allowCodeExecution',
+      'is not given, expected that programs written by the model may run here',
     )
   }
   const maxTokens = checkInteger('maxTokens', spec.maxTokens ?? 400, 1, 2 ** 20)
@@ -63,16 +62,15 @@ export async function humanEval(spec: HumanEvalSpec, setting: TaskSetting): Prom
     )
   }
   const seeds = toSeed(setting.seed)
-  const count = Math.min(setting.questions, problems.length)
-  const chosen = sampleWithoutReplacement(problems.length, count, deriveSeed(seeds, 0), 0)
+  const chosen = drawItems(setting, problems.length)
   return {
     name: 'humaneval',
     facts: { data: spec.data },
     key: JSON.stringify(['humaneval', { digest, maxTokens, ...limits }]),
     measure: 'hits',
-    count,
+    count: chosen.length,
     question: (index) => ({
-      seed: uniformInteger(seeds, index, kMaxSeed),
+      seed: questionSeed(seeds, index),
       ask: (asked) =>
         program(asked, problems[chosen[index] as number] as Problem, maxTokens, limits),
     }),

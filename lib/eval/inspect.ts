@@ -1,9 +1,10 @@
 import type { Model } from '../engine/model.js'
+import { checkInteger, checkObject } from '../engine/options.js'
 import { tokenTexts } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { PolicySpec } from '../policy/index.js'
 import { policyLabel } from '../policy/policy-label.js'
-import { check, checkInteger, checkObject } from './check.js'
+import { check } from './check.js'
 
 /** Which tokens a policy took for salient, in one layer and KV head or over all of them. */
 export interface SaliencyShares {

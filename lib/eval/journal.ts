@@ -1,5 +1,5 @@
 import { type FileHandle, open } from 'node:fs/promises'
-import { ZipCacheError } from '../errors.js'
+import { argumentError, reasonOf, ZipCacheError } from '../errors.js'
 import type { Answer } from './asker.js'
 
 /** Changes when a reader of journals must. */
@@ -40,8 +40,11 @@ export class Journal {
     try {
       file = await open(path, 'a+')
     } catch (cause) {
-      const why = cause instanceof Error ? cause.message : String(cause)
-      throw new ZipCacheError('ERR_ZC_IO', `journal: ${path} cannot be opened: ${why}`, { cause })
+      throw new ZipCacheError(
+        'ERR_ZC_IO',
+        `journal: ${path} cannot be opened: ${reasonOf(cause)}`,
+        { cause },
+      )
     }
     try {
       const text = await file.readFile('utf8')
@@ -78,8 +81,9 @@ async function writeLine(file: FileHandle, value: object): Promise<void> {
   try {
     await file.appendFile(`${JSON.stringify(value, (_, inner) => toJson(inner))}\n`)
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause)
-    throw new ZipCacheError('ERR_ZC_IO', `journal: cannot be written: ${why}`, { cause })
+    throw new ZipCacheError('ERR_ZC_IO', `journal: cannot be written: ${reasonOf(cause)}`, {
+      cause,
+    })
   }
 }
 
@@ -89,9 +93,7 @@ function readLines(path: string, text: string, identity: Header['identity']) {
   const lines = text.split('\n').slice(0, -1)
   for (const [index, line] of lines.entries()) {
     const bad = (complaint: string) =>
-      new ZipCacheError('ERR_ZC_ARGUMENT', `journal: ${path}:${index + 1}: ${complaint}`, {
-        argument: 'journal',
-      })
+      argumentError('journal', `${path}:${index + 1}: ${complaint}`)
     let value: Record<string, unknown>
     try {
       value = JSON.parse(line, (_, inner) => fromJson(inner))

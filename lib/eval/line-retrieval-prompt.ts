@@ -1,6 +1,6 @@
-import { ZipCacheError } from '../errors.js'
+import { checkInteger, checkObject } from '../engine/options.js'
+import { argumentError } from '../errors.js'
 import { deriveSeed, toSeed, uniformInteger } from '../random.js'
-import { checkObject } from './check.js'
 
 /** One record line: the value `number` under the key `adjective - noun`. */
 export interface LineRetrievalRecord {
@@ -110,11 +110,7 @@ export function generateLineRetrieval(options: LineRetrievalOptions): LineRetrie
   checkObject('options', options)
   const { lines } = options
   const nPairs = kAdjectives.length * kNouns.length
-  if (!Number.isInteger(lines) || lines < 1 || lines > nPairs) {
-    throw new ZipCacheError('ERR_ZC_ARGUMENT', `lines: is ${lines}, expected 1 to ${nPairs}`, {
-      argument: 'lines',
-    })
-  }
+  checkInteger('lines', lines, 1, nPairs)
   const seed = toSeed(options.seed)
   const numberSeed = deriveSeed(seed, kNumberStream)
   const templateSeed = deriveSeed(seed, kTemplateStream)
@@ -149,11 +145,7 @@ export function writeLineRetrieval(
 ): LineRetrievalPrompt {
   const target = records[targetLine]
   if (target === undefined) {
-    throw new ZipCacheError(
-      'ERR_ZC_ARGUMENT',
-      `targetLine: is ${targetLine}, expected 0 to ${records.length - 1}`,
-      { argument: 'targetLine' },
-    )
+    throw argumentError('targetLine', `is ${targetLine}, expected 0 to ${records.length - 1}`)
   }
   const key = lineKey(target)
   const question = lineQuestion(key)

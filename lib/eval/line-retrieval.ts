@@ -1,7 +1,9 @@
-import { deriveSeed, toSeed, uniformInteger } from '../random.js'
+import { checkInteger } from '../engine/options.js'
+import { deriveSeed, toSeed } from '../random.js'
 import { check } from './check.js'
 import type { LineRetrievalPrompt } from './line-retrieval-prompt.js'
 import { expectFits, prefillTurns, writeAnswer } from './prompt.js'
+import { questionSeed } from './questions.js'
 import {
   firstFiveDigits,
   longEvalPrompt,
@@ -37,7 +39,6 @@ export interface LineRetrievalSpec {
   readonly chat?: boolean
 }
 
-const kMaxSeed = 2 ** 48
 const kMaxLines = 4096
 
 /**
@@ -63,7 +64,7 @@ export async function lineRetrieval(spec: LineRetrievalSpec, setting: TaskSettin
     measure: 'hits',
     count: setting.questions,
     question(index) {
-      const seed = uniformInteger(seeds, index, kMaxSeed)
+      const seed = questionSeed(seeds, index)
       return {
         seed,
         ask: (asked) =>
@@ -87,7 +88,7 @@ async function publishedLineRetrieval(
     measure: 'hits',
     count: Math.min(questions, prompts.length),
     question: (index) => ({
-      seed: uniformInteger(seeds, index, kMaxSeed),
+      seed: questionSeed(seeds, index),
       ask(asked) {
         const text = prompts[index] as (typeof prompts)[number]
         return askRetrieval(asked, longEvalPrompt(tokenizer, text, { chat }), ask)
@@ -116,9 +117,7 @@ export async function askRetrieval(
 
 /** Throws `ERR_ZC_ARGUMENT` for what is no number of lines. */
 export function checkLines(lines: number | undefined): number {
-  const isGood = Number.isInteger(lines) && (lines as number) >= 1 && (lines as number) <= kMaxLines
-  check('lines', isGood, `is ${lines}, expected 1 to ${kMaxLines}`)
-  return lines as number
+  return checkInteger('lines', lines, 1, kMaxLines)
 }
 
 // ---- the demo's question ----

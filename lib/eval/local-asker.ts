@@ -1,6 +1,7 @@
+import { checkInteger, checkObject } from '../engine/options.js'
 import { policyLabel } from '../policy/policy-label.js'
 import type { Answer, Asker, Unit } from './asker.js'
-import { checkInteger, checkList, checkObject } from './check.js'
+import { checkList } from './check.js'
 import { requireTokenizer } from './prompt.js'
 import type { SubjectModel, SubjectTokenizer } from './subject.js'
 import type { Task } from './task.js'

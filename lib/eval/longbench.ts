@@ -1,8 +1,8 @@
 import { readFile } from 'node:fs/promises'
 import { basename } from 'node:path'
-import { ZipCacheError } from '../errors.js'
-import { deriveSeed, sampleWithoutReplacement, toSeed, uniformInteger } from '../random.js'
-import { checkInteger } from './check.js'
+import { checkInteger } from '../engine/options.js'
+import { argumentError, reasonOf, ZipCacheError } from '../errors.js'
+import { toSeed } from '../random.js'
 import {
   classification,
   codeSimilarity,
@@ -12,6 +12,7 @@ import {
   rougeL,
 } from './longbench-scores.js'
 import { encodeTurns, expectFits, writeAnswer } from './prompt.js'
+import { drawItems, questionSeed } from './questions.js'
 import type { Asked, Outcome, Task, TaskSetting } from './task.js'
 import { readTaskFile, type TaskLine } from './task-file.js'
 
@@ -28,8 +29,6 @@ export interface LongBenchSpec {
   /** Ask through the model's chat template. Default false. */
   readonly chat?: boolean
 }
-
-const kMaxSeed = 2 ** 48
 
 type Kind = 'question' | 'summary' | 'class' | 'dialogue' | 'retrieval' | 'count' | 'code'
 
@@ -110,16 +109,15 @@ export async function longBench(spec: LongBenchSpec, setting: TaskSetting): Prom
   const template = await promptOf(spec.prompts, name, set.kind)
   const items = lines.map((line) => readItem(line, set.kind))
   const seeds = toSeed(setting.seed)
-  const count = Math.min(setting.questions, items.length)
-  const chosen = sampleWithoutReplacement(items.length, count, deriveSeed(seeds, 0), 0)
+  const chosen = drawItems(setting, items.length)
   return {
     name: 'longbench',
     facts: { set: name, prompt: spec.prompts === undefined ? 'own' : 'published' },
     key: JSON.stringify(['longbench', { digest, template, maxTokens, chat }]),
     measure: 'score',
-    count,
+    count: chosen.length,
     question: (index) => ({
-      seed: uniformInteger(seeds, index, kMaxSeed),
+      seed: questionSeed(seeds, index),
       ask: (asked) =>
         askItem(asked, items[chosen[index] as number] as Item, {
           ...{ name, kind: set.kind, template, maxTokens, chat },
@@ -193,22 +191,15 @@ async function promptOf(path: string | undefined, name: string, kind: Kind): Pro
   try {
     text = await readFile(path, 'utf8')
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause)
-    const message = `prompts: ${path} cannot be read: ${why}`
+    const message = `prompts: ${path} cannot be read: ${reasonOf(cause)}`
     throw new ZipCacheError('ERR_ZC_IO', message, { argument: 'prompts', cause })
   }
   let prompt: unknown
   try {
     prompt = (JSON.parse(text) as Record<string, unknown>)[name]
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause)
-    const message = `prompts: ${path} is no JSON: ${why}`
-    throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'prompts', cause })
+    throw argumentError('prompts', `${path} is no JSON: ${reasonOf(cause)}`, cause)
   }
   if (typeof prompt === 'string' && prompt.includes('{context}')) return prompt
-  throw new ZipCacheError(
-    'ERR_ZC_ARGUMENT',
-    `prompts: ${path} has no text with {context} for ${name}`,
-    { argument: 'prompts' },
-  )
+  throw argumentError('prompts', `${path} has no text with {context} for ${name}`)
 }

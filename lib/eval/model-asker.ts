@@ -1,6 +1,6 @@
 import { loadModel } from '../engine/load-model.js'
+import { checkObject } from '../engine/options.js'
 import type { Asker } from './asker.js'
-import { checkObject } from './check.js'
 import { localAsker } from './local-asker.js'
 import type { WorkerSetting } from './worker-asker.js'
 

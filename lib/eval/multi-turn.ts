@@ -1,8 +1,9 @@
+import { checkInteger } from '../engine/options.js'
 import { deriveSeed, toSeed, uniformInteger } from '../random.js'
-import { checkInteger } from './check.js'
 import { checkLines } from './line-retrieval.js'
 import { generateLineRetrieval, lineKey, lineQuestion } from './line-retrieval-prompt.js'
 import { encodeTurns, expectFits, writeAnswer } from './prompt.js'
+import { questionSeed } from './questions.js'
 import {
   firstFiveDigits,
   firstNumber,
@@ -27,7 +28,6 @@ export interface MultiTurnSpec {
   readonly form?: RetrievalForm | 'auto'
 }
 
-const kMaxSeed = 2 ** 48
 /** The right answer has 13 tokens in words, then `>` and the end of the line. */
 const kWordAnswerTokens = 15
 const kLongEvalAnswerTokens = 24
@@ -65,7 +65,7 @@ export async function multiTurn(spec: MultiTurnSpec, setting: TaskSetting): Prom
     measure: 'hits',
     count: questions,
     question(index) {
-      const seed = uniformInteger(seeds, index, kMaxSeed)
+      const seed = questionSeed(seeds, index)
       const make = form === 'words' ? wordConversation : longEvalConversation
       return { seed, ask: (asked) => converse(asked, make(lines, turns, seed)) }
     },

@@ -1,9 +1,11 @@
-import { ZipCacheError } from '../errors.js'
+import { checkInteger } from '../engine/options.js'
+import { argumentError } from '../errors.js'
 import { deriveSeed, toSeed, uniformInteger } from '../random.js'
-import { check, checkInteger } from './check.js'
+import { check } from './check.js'
 import { type AskMode, askRetrieval, checkLines } from './line-retrieval.js'
 import { kAdjectives, kNouns } from './line-retrieval-prompt.js'
 import { encodeTurns } from './prompt.js'
+import { questionSeed } from './questions.js'
 import {
   firstNumber,
   makeRetrievalPrompt,
@@ -35,7 +37,6 @@ export interface NeedleSpec {
   readonly chat?: boolean
 }
 
-const kMaxSeed = 2 ** 48
 const kAnswerTokens = 32
 
 /**
@@ -67,7 +68,7 @@ export async function needle(spec: NeedleSpec, setting: TaskSetting): Promise<Ta
     measure: 'hits',
     count: questions,
     question(index) {
-      const seed = uniformInteger(seeds, index, kMaxSeed)
+      const seed = questionSeed(seeds, index)
       return { seed, ask: (asked) => askRetrieval(asked, makePrompt(seed), ask) }
     },
   }
@@ -89,7 +90,7 @@ async function readHaystack(spec: NeedleSpec, tokenizer: SubjectTokenizer): Prom
     (sentence) => tokenizer.encode(`${sentence} `, { addSpecialTokens: false }).length,
   )
   if (lengths.every((length) => length === 0)) {
-    throw new ZipCacheError('ERR_ZC_ARGUMENT', `data: ${path} has no text`, { argument: 'data' })
+    throw argumentError('data', `${path} has no text`)
   }
   const taken: string[] = []
   for (let length = 0, i = 0; length < tokens; i++) {

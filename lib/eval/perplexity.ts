@@ -1,7 +1,8 @@
-import { ZipCacheError } from '../errors.js'
-import { deriveSeed, sampleWithoutReplacement, toSeed, uniformInteger } from '../random.js'
-import { checkInteger } from './check.js'
+import { checkInteger } from '../engine/options.js'
+import { argumentError } from '../errors.js'
+import { toSeed } from '../random.js'
 import { expectFits } from './prompt.js'
+import { drawItems, questionSeed } from './questions.js'
 import type { SubjectSequence } from './subject.js'
 import type { Asked, Outcome, Task, TaskSetting } from './task.js'
 import { readTaskText } from './task-file.js'
@@ -22,8 +23,6 @@ export interface PerplexitySpec {
    */
   readonly addSpecialTokens?: boolean
 }
-
-const kMaxSeed = 2 ** 48
 
 /**
  * How well text is predicted over a compressed past. The text is cut into stretches of `prefix` +
@@ -49,26 +48,24 @@ export async function perplexity(spec: PerplexitySpec, setting: TaskSetting): Pr
   const stretch = prefix + tokens + 1
   const nStretches = Math.floor(ids.length / stretch)
   if (nStretches === 0) {
-    throw new ZipCacheError(
-      'ERR_ZC_ARGUMENT',
-      `data: ${spec.data} has ${ids.length} tokens, expected ${stretch} at least, for prefix and tokens`,
-      { argument: 'data' },
+    throw argumentError(
+      'data',
+      `${spec.data} has ${ids.length} tokens, expected ${stretch} at least, for prefix and tokens`,
     )
   }
   expectFits(model, stretch + 1, 'prefix')
-  const count = Math.min(setting.questions, nStretches)
   const seeds = toSeed(setting.seed)
-  const chosen = sampleWithoutReplacement(nStretches, count, deriveSeed(seeds, 0), 0)
+  const chosen = drawItems(setting, nStretches)
   return {
     name: 'perplexity',
     facts: { data: spec.data, prefix, tokens },
     key: JSON.stringify(['perplexity', { digest, prefix, tokens, addSpecialTokens }]),
     measure: 'loss',
-    count,
+    count: chosen.length,
     question(index) {
       const start = (chosen[index] as number) * stretch
       const own = ids.slice(start, start + stretch)
-      const seed = uniformInteger(seeds, index, kMaxSeed)
+      const seed = questionSeed(seeds, index)
       const past = [...(before === undefined ? [] : [before]), ...own.slice(0, prefix)]
       return { seed, ask: (asked) => predict(asked, past, own.slice(prefix)) }
     },

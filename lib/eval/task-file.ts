@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import { gunzipSync } from 'node:zlib'
-import { ZipCacheError } from '../errors.js'
+import { argumentError, reasonOf, ZipCacheError } from '../errors.js'
 
 /** A JSONL file of a task, read and checked line by line. */
 export interface TaskFile {
@@ -93,8 +93,7 @@ async function readBytes(path: string): Promise<Buffer> {
   try {
     bytes = await readFile(path)
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause)
-    throw new ZipCacheError('ERR_ZC_IO', `data: ${path} cannot be read: ${why}`, {
+    throw new ZipCacheError('ERR_ZC_IO', `data: ${path} cannot be read: ${reasonOf(cause)}`, {
       argument: 'data',
       cause,
     })
@@ -103,8 +102,7 @@ async function readBytes(path: string): Promise<Buffer> {
   try {
     return gunzipSync(bytes)
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause)
-    throw taskFileError(`${path}: is damaged gzip: ${why}`, cause)
+    throw taskFileError(`${path}: is damaged gzip: ${reasonOf(cause)}`, cause)
   }
 }
 
@@ -133,8 +131,7 @@ function parseLine(path: string, number: number, text: string): Record<string, u
   try {
     value = JSON.parse(text)
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause)
-    throw taskFileError(`${path}:${number}: is no JSON: ${why}`, cause)
+    throw taskFileError(`${path}:${number}: is no JSON: ${reasonOf(cause)}`, cause)
   }
   if (typeof value === 'object' && value !== null && !Array.isArray(value)) {
     return value as Record<string, unknown>
@@ -143,7 +140,7 @@ function parseLine(path: string, number: number, text: string): Record<string, u
 }
 
 function taskFileError(complaint: string, cause?: unknown): ZipCacheError {
-  return new ZipCacheError('ERR_ZC_ARGUMENT', `data: ${complaint}`, { argument: 'data', cause })
+  return argumentError('data', complaint, cause)
 }
 
 function shorten(value: unknown): string {

@@ -1,5 +1,5 @@
-import { ZipCacheError } from '../errors.js'
-import { checkObject } from './check.js'
+import { checkObject } from '../engine/options.js'
+import { argumentError } from '../errors.js'
 import { type Gsm8kSpec, gsm8k } from './gsm8k.js'
 import { type HumanEvalSpec, humanEval } from './humaneval.js'
 import { type LineRetrievalSpec, lineRetrieval } from './line-retrieval.js'
@@ -44,11 +44,10 @@ export async function makeTask(spec: TaskSpec, setting: TaskSetting): Promise<Ta
     case 'longbench':
       return longBench(spec, setting)
     default:
-      throw new ZipCacheError(
-        'ERR_ZC_ARGUMENT',
-        `task: is ${String((spec as { task?: unknown }).task)}, expected line-retrieval, needle, ` +
+      throw argumentError(
+        'task',
+        `is ${String((spec as { task?: unknown }).task)}, expected line-retrieval, needle, ` +
           'multi-turn, perplexity, gsm8k, humaneval or longbench',
-        { argument: 'task' },
       )
   }
 }

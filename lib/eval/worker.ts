@@ -1,6 +1,6 @@
 /** The other end of `workerAsker`: a thread with a model of its own. */
 import { parentPort, workerData } from 'node:worker_threads'
-import { ZipCacheError } from '../errors.js'
+import { reasonOf, ZipCacheError } from '../errors.js'
 import { modelAsker } from './model-asker.js'
 import type { PlainError, WorkerReply, WorkerRequest, WorkerSetting } from './worker-asker.js'
 
@@ -40,7 +40,7 @@ async function serve(setting: WorkerSetting): Promise<void> {
 }
 
 function toPlain(error: unknown): PlainError {
-  const message = error instanceof Error ? error.message : String(error)
+  const message = reasonOf(error)
   if (!(error instanceof ZipCacheError)) return { message, code: null, argument: undefined }
   return { message, code: error.code, argument: error.argument }
 }

@@ -24,8 +24,8 @@ export abstract class Item {
   }
 
   /**
-   * Whether one that reads bytes may end here without another. Of one that stands for others it need
-   * not be told, since they are followed all the same: it is found in fewer steps.
+   * Whether an item that reads bytes may end here without another byte. One that stands for others
+   * may leave it false: what it stands for is followed anyway, only in more steps.
    */
   get mayEnd(): boolean {
     return false
@@ -264,7 +264,10 @@ export class Literal extends Item {
   }
 }
 
-/** The bytes of one of many texts, none of them empty: those that begin as what was read lie side by side. */
+/**
+ * The bytes of one of many texts, none of them empty. The texts are sorted, so those that begin with
+ * what was read so far lie side by side.
+ */
 export class OneOf extends Item {
   /** In the order of their bytes, each once. */
   readonly #texts: readonly Uint8Array[]

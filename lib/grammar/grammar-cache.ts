@@ -20,12 +20,8 @@ export function sharedGrammar(schema: true | JsonSchema): Grammar {
   kept.delete(key)
   if (!grammar || grammar.size > MAX_ENTRIES) grammar = jsonGrammar(schema)
   kept.set(key, grammar)
-  if (kept.size > MAX_GRAMMARS) {
-    for (const oldest of kept.keys()) {
-      kept.delete(oldest)
-      break
-    }
-  }
+  const [oldest] = kept.keys()
+  if (kept.size > MAX_GRAMMARS) kept.delete(oldest as string)
   return grammar
 }
 

@@ -1,4 +1,4 @@
-import { ZipCacheError } from '../errors.js'
+import { argumentError, ZipCacheError } from '../errors.js'
 import { Choice, Grammar, type Item, Literal, OneOf } from './automaton.js'
 import {
   anyArray,
@@ -363,17 +363,13 @@ function asList(list: unknown, at: string): unknown[] {
 }
 
 function bad(at: string, what: string): ZipCacheError {
-  return new ZipCacheError('ERR_ZC_ARGUMENT', `json: the schema at ${at} ${what}`, {
-    argument: 'json',
-  })
+  return argumentError('json', `the schema at ${at} ${what}`)
 }
 
 function unsupported(at: string, what: string): ZipCacheError {
   return new ZipCacheError(
     'ERR_ZC_UNSUPPORTED',
     `json: the schema at ${at} has ${what}, which is not supported`,
-    {
-      argument: 'json',
-    },
+    { argument: 'json' },
   )
 }

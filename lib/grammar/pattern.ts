@@ -11,19 +11,15 @@ const DIGITS: Ranges = [[0x30, 0x39]]
 const WORD: Ranges = [...DIGITS, [0x41, 0x5a], [0x5f, 0x5f], [0x61, 0x7a]]
 // What ECMA-262 calls white space and line ends.
 const SPACE: Ranges = [
-  ...([
-    [0x09, 0x0d],
-    [0x20, 0x20],
-    [0xa0, 0xa0],
-    [0x1680, 0x1680],
-    [0x2000, 0x200a],
-  ] as const),
-  ...([
-    [0x2028, 0x2029],
-    [0x202f, 0x202f],
-    [0x205f, 0x205f],
-    [0x3000, 0x3000],
-  ] as const),
+  [0x09, 0x0d],
+  [0x20, 0x20],
+  [0xa0, 0xa0],
+  [0x1680, 0x1680],
+  [0x2000, 0x200a],
+  [0x2028, 0x2029],
+  [0x202f, 0x202f],
+  [0x205f, 0x205f],
+  [0x3000, 0x3000],
   [0xfeff, 0xfeff],
 ]
 const LINE_ENDS: Ranges = [
@@ -58,17 +54,13 @@ const without = (ranges: Ranges, others: Ranges) => complement(union(complement(
 
 /** How JSON writes characters that may not stand for themselves in a text. */
 const ESCAPES: readonly (readonly [code: number, letter: string])[] = [
-  ...([
-    [0x22, '"'],
-    [0x5c, '\\'],
-    [0x08, 'b'],
-    [0x0c, 'f'],
-    [0x0a, 'n'],
-  ] as const),
-  ...([
-    [0x0d, 'r'],
-    [0x09, 't'],
-  ] as const),
+  [0x22, '"'],
+  [0x5c, '\\'],
+  [0x08, 'b'],
+  [0x0c, 'f'],
+  [0x0a, 'n'],
+  [0x0d, 'r'],
+  [0x09, 't'],
 ]
 
 /**

@@ -61,13 +61,9 @@ export class TokenTrie {
     let mask = this.#masks.get(state)
     this.#masks.delete(state)
     mask ??= yield* this.#walk(this.#nodes, state)
-    if (this.#masks.size >= MAX_MASKS) {
-      for (const oldest of this.#masks.keys()) {
-        this.#masks.delete(oldest)
-        break
-      }
-    }
     this.#masks.set(state, mask)
+    const [oldest] = this.#masks.keys()
+    if (this.#masks.size > MAX_MASKS) this.#masks.delete(oldest as StateSet)
     return mask
   }
 

@@ -1,5 +1,5 @@
 /** NVIDIA's driver as files tell of it: nothing of it is loaded here. */
-import { readFileSync, realpathSync, statSync } from 'node:fs'
+import { existsSync, readFileSync, realpathSync, statSync } from 'node:fs'
 import path from 'node:path'
 
 /** The oldest driver, and the CUDA that it is the first for. */
@@ -17,6 +17,7 @@ const kDriverFolders = [
   '/usr/local/nvidia/lib64',
   '/run/opengl-driver/lib',
 ]
+
 /** A driver that is installed, or parts of one. */
 export interface Driver {
   /** Version of the kernel's module, `580.65.06`; null: it is not loaded. */
@@ -27,21 +28,13 @@ export interface Driver {
 
 /** The driver of this machine. */
 export function findDriver(): Driver {
+  const folders = (process.env.LD_LIBRARY_PATH ?? '').split(':').filter((name) => name !== '')
+  const files = [...folders, ...kDriverFolders].map((folder) => path.join(folder, 'libcuda.so.1'))
+  // The real name ends in the version: libcuda.so.580.65.06.
+  const libraries = files.filter((file) => existsSync(file)).map((file) => realpathSync(file))
   return {
     kernel: readOptional('/sys/module/nvidia/version')?.trim() ?? null,
-    libraries: driverFacts().libraries.map((identity) => identity.replace(/ \S+ \S+$/, '')),
-  }
-}
-
-/** What tells one driver from another: versions, and the libraries with sizes and dates. */
-export function driverFacts(): { kernel: string | null; libraries: string[] } {
-  const folders = (process.env.LD_LIBRARY_PATH ?? '').split(':').filter((name) => name !== '')
-  return {
-    kernel: readOptional('/sys/module/nvidia/version'),
-    // The real name ends in the version: libcuda.so.580.65.06.
-    libraries: [...folders, ...kDriverFolders]
-      .map((at) => identityOf(path.join(at, 'libcuda.so.1')))
-      .filter((identity, i, all) => identity !== null && all.indexOf(identity) === i) as string[],
+    libraries: [...new Set(libraries)],
   }
 }
 

@@ -1,12 +1,13 @@
 import { existsSync } from 'node:fs'
 import path from 'node:path'
-import { ZipCacheError } from '../errors.js'
+import { reasonOf, ZipCacheError } from '../errors.js'
 import type { Addon } from './addon.js'
 import {
   isClone,
   isNotInstalled,
   kMinimumGlibc,
   kPackageRoot,
+  kPlatform,
   kPrebuiltPlatforms,
   kVersion,
   platformFacts,
@@ -38,13 +39,12 @@ function candidates(): Candidate[] {
   const override = process.env.ZIPCACHE_NATIVE_PATH
   // Whoever names a file does not want another one instead.
   if (override) return [fileCandidate('ZIPCACHE_NATIVE_PATH', path.resolve(override))]
-  const platform = `${process.platform}-${process.arch}`
   return [
     fileCandidate('local build', path.join(kPackageRoot, 'build', 'Release', 'zipcache.node')),
     {
       source: 'platform package',
-      place: () => prebuiltAddonFile(platform),
-      load: () => requirePrebuiltAddon(platform),
+      place: prebuiltAddonFile,
+      load: requirePrebuiltAddon,
     },
   ]
 }
@@ -73,7 +73,7 @@ export function loadAddon(): Addon {
   const failures: AddonAttempt[] = []
   let cause: unknown
   for (const { source, place, load } of candidates()) {
-    let file = `@zipcache/${process.platform}-${process.arch}`
+    let file = `@zipcache/${kPlatform}`
     try {
       file = place()
       const addon = load() as Addon
@@ -85,7 +85,7 @@ export function loadAddon(): Addon {
     } catch (error) {
       // The last one that was there says most.
       if (!(error instanceof NoSuchFile || isNotInstalled(error))) cause = error
-      failures.push({ source, place: file, failure: reasonOf(error) })
+      failures.push({ source, place: file, failure: failureOf(error) })
     }
   }
   attempts = failures
@@ -108,9 +108,9 @@ function checkVersion(addon: Addon): void {
   throw new Error(`is of version ${addon.version ?? 'unknown'}, expected ${kVersion}`)
 }
 
-function reasonOf(error: unknown): string {
+function failureOf(error: unknown): string {
   if (isNotInstalled(error)) return 'is not installed'
-  return error instanceof Error ? error.message : String(error)
+  return reasonOf(error)
 }
 
 function describeFailure(failures: readonly AddonAttempt[]): string {

@@ -7,6 +7,9 @@ export const kPackageRoot = path.resolve(__dirname, '..', '..')
 /** The version of this package, which the addon must have too. */
 export const kVersion: string = (require('../../package.json') as { version: string }).version
 
+/** The platform that this process runs on, as `linux-x64`. */
+export const kPlatform = `${process.platform}-${process.arch}`
+
 /** glibc that prebuilt binaries need: what Node's own binaries do. scripts/prebuild checks it. */
 export const kMinimumGlibc = '2.28'
 
@@ -28,7 +31,7 @@ export interface Platform {
 /** Where this process runs. Takes some milliseconds: it makes one of Node's reports. */
 export function platformFacts(): Platform {
   return {
-    name: `${process.platform}-${process.arch}`,
+    name: kPlatform,
     libc: process.platform === 'linux' ? libcVersion() : null,
     node: process.versions.node,
   }
@@ -54,39 +57,39 @@ export function isClone(): boolean {
 }
 
 /**
- * The addon in a package of binaries. The names stand in `require` as they are, so that bundlers see
- * them.
+ * The addon in the package of binaries for this platform. The names stand in `require` as they are,
+ * so that bundlers see them.
  */
-export function requirePrebuiltAddon(platform: string): unknown {
-  switch (platform) {
+export function requirePrebuiltAddon(): unknown {
+  switch (kPlatform) {
     case 'linux-x64':
       return require('@zipcache/linux-x64')
     case 'linux-arm64':
       return require('@zipcache/linux-arm64')
     default:
-      throw new Error(`there are no prebuilt binaries for ${platform}`)
+      throw new Error(`there are no prebuilt binaries for ${kPlatform}`)
   }
 }
 
-/** The file of the addon in a package of binaries. Throws as `requirePrebuiltAddon`. */
-export function prebuiltAddonFile(platform: string): string {
-  switch (platform) {
+/** The file of that addon. Throws as `requirePrebuiltAddon`. */
+export function prebuiltAddonFile(): string {
+  switch (kPlatform) {
     case 'linux-x64':
       return require.resolve('@zipcache/linux-x64')
     case 'linux-arm64':
       return require.resolve('@zipcache/linux-arm64')
     default:
-      throw new Error(`there are no prebuilt binaries for ${platform}`)
+      throw new Error(`there are no prebuilt binaries for ${kPlatform}`)
   }
 }
 
-/** The file of the CUDA backend in a package of binaries. Throws as `requirePrebuiltAddon`. */
-export function prebuiltCudaFile(platform: string): string {
-  switch (platform) {
+/** The file of the CUDA backend in the package for this platform. Throws as `requirePrebuiltAddon`. */
+export function prebuiltCudaFile(): string {
+  switch (kPlatform) {
     case 'linux-x64':
       return require.resolve('@zipcache/linux-x64-cuda')
     default:
-      throw new Error(`there is no prebuilt CUDA backend for ${platform}`)
+      throw new Error(`there is no prebuilt CUDA backend for ${kPlatform}`)
   }
 }
 

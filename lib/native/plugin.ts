@@ -8,6 +8,7 @@ import {
   isClone,
   isNotInstalled,
   kPackageRoot,
+  kPlatform,
   kPrebuiltCudaPlatforms,
   kVersion,
   prebuiltCudaFile,
@@ -35,10 +36,9 @@ export function pluginFolder(kind: PluginKind): string | null {
   }
   if (kind !== 'cuda') return null
   if (override) return path.resolve(override) // for the loader to say that there is nothing
-  const platform = `${process.platform}-${process.arch}`
-  if (!kPrebuiltCudaPlatforms.includes(platform)) return null
+  if (!kPrebuiltCudaPlatforms.includes(kPlatform)) return null
   try {
-    return path.dirname(prebuiltCudaFile(platform))
+    return path.dirname(prebuiltCudaFile())
   } catch (error) {
     if (isNotInstalled(error)) return null
     throw error
@@ -92,11 +92,10 @@ function unusable(reason: string): ZipCacheError {
 }
 
 function notInstalled(kind: PluginKind): string {
-  const platform = `${process.platform}-${process.arch}`
   const command = isClone()
     ? `build it with \`npm run build:${kind === 'cuda' ? 'cuda' : 'native'}\``
-    : kPrebuiltCudaPlatforms.includes(platform)
-      ? `install it with \`npm install @zipcache/${platform}-cuda@${kVersion}\``
-      : `there is none for ${platform}`
+    : kPrebuiltCudaPlatforms.includes(kPlatform)
+      ? `install it with \`npm install @zipcache/${kPlatform}-cuda@${kVersion}\``
+      : `there is none for ${kPlatform}`
   return `device: the library of '${kind}' is not installed: ${command}`
 }

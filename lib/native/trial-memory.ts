@@ -3,9 +3,28 @@ import { createHash } from 'node:crypto'
 import { mkdirSync, readdirSync, renameSync, writeFileSync } from 'node:fs'
 import { homedir, hostname } from 'node:os'
 import path from 'node:path'
-import { driverFacts, identityOf, readOptional } from './driver.js'
+import type { ListedDevice } from './addon.js'
+import { findDriver, identityOf, readOptional } from './driver.js'
 import { kVersion } from './platform.js'
-import type { TrialSubject, Verdict } from './trial.js'
+
+/** What a trial found. */
+export interface Verdict {
+  /** Devices of the kind, those that failed with the reason; null: there was no trial. */
+  readonly devices: ListedDevice[] | null
+  /** Why the whole kind cannot be used; null: it can. */
+  readonly failure: string | null
+}
+
+/** What is tried. */
+export interface TrialSubject {
+  /** File of the addon. */
+  readonly addon: string
+  /** Folder of the plugin's library. */
+  readonly folder: string
+  readonly kind: string
+  /** Whether to try again what was remembered. */
+  readonly fresh?: boolean
+}
 
 /** What decides which driver is loaded, and which GPUs it shows. */
 const kVariables = [
@@ -18,10 +37,11 @@ const kVariables = [
 /** Everything that a verdict depends on, as one hash. */
 export function trialKey({ addon, folder, kind }: TrialSubject): string {
   const library = path.join(folder, `zipcache-${kind}.so`)
+  const { kernel, libraries } = findDriver()
   const facts = {
     version: kVersion,
-    files: [addon, library].map(identityOf),
-    driver: driverFacts(),
+    files: [addon, library, ...libraries].map(identityOf),
+    driver: kernel,
     devices: listed('/dev').filter((name) => /^(nvidia\d|dxg$)/.test(name)),
     environment: kVariables.map((name) => process.env[name] ?? null),
     host: hostname(),

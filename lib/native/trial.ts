@@ -1,26 +1,7 @@
 import { spawn } from 'node:child_process'
-import { ZipCacheError } from '../errors.js'
+import { argumentError, reasonOf } from '../errors.js'
 import type { ListedDevice } from './addon.js'
-import { recall, remember, trialKey } from './trial-memory.js'
-
-/** What a trial found. */
-export interface Verdict {
-  /** Devices of the kind, those that failed with the reason; null: there was no trial. */
-  readonly devices: ListedDevice[] | null
-  /** Why the whole kind cannot be used; null: it can. */
-  readonly failure: string | null
-}
-
-/** What is tried. */
-export interface TrialSubject {
-  /** File of the addon. */
-  readonly addon: string
-  /** Folder of the plugin's library. */
-  readonly folder: string
-  readonly kind: string
-  /** Whether to try again what was remembered. */
-  readonly fresh?: boolean
-}
+import { recall, remember, type TrialSubject, trialKey, type Verdict } from './trial-memory.js'
 
 /** Loading the driver, and a kernel that the driver compiles, may take many seconds. */
 const kTrialSeconds = 60
@@ -111,10 +92,9 @@ function runTrial({ addon, folder, kind }: TrialSubject, seconds: number): Promi
       })
     } catch (error) {
       // Node's permission model forbids processes, for one.
-      fail(`could not be started (${messageOf(error)}); ZIPCACHE_CUDA_TRIAL=0 goes without`)
+      fail(`could not be started (${reasonOf(error)}); ZIPCACHE_CUDA_TRIAL=0 goes without`)
       return
     }
-    const begin = performance.now()
     const text = { out: '', err: '' }
     child.stdout?.setEncoding('utf8').on('data', (chunk: string) => {
       text.out += chunk
@@ -128,7 +108,7 @@ function runTrial({ addon, folder, kind }: TrialSubject, seconds: number): Promi
         const devices = parseDevices(text.out)
         if (devices) resolve({ devices, failure: null })
         else fail(`ended without an answer${lastWords(text.err)}`)
-      } else if (signal === 'SIGKILL' && performance.now() - begin >= seconds * 1000) {
+      } else if (child.killed) {
         fail(`did not answer within ${seconds} s${lastWords(text.err)}`)
       } else {
         fail(`ended by ${signal ?? `exit code ${code}`}${lastWords(text.err)}`)
@@ -151,11 +131,7 @@ function trialSeconds(): number {
   const text = process.env.ZIPCACHE_CUDA_TRIAL
   const seconds = text ? Number(text) : kTrialSeconds
   if (Number.isFinite(seconds) && seconds >= 0 && seconds <= 3600) return seconds
-  throw new ZipCacheError(
-    'ERR_ZC_ARGUMENT',
-    `ZIPCACHE_CUDA_TRIAL: is '${text}', expected seconds from 0 to 3600`,
-    { argument: 'ZIPCACHE_CUDA_TRIAL' },
-  )
+  throw argumentError('ZIPCACHE_CUDA_TRIAL', `is '${text}', expected seconds from 0 to 3600`)
 }
 
 function lastWords(text: string): string {
@@ -163,10 +139,6 @@ function lastWords(text: string): string {
   const said = lines.filter((line) => line !== '' && !/^(at |Node\.js v)/.test(line))
   const last = said.findLast((line) => /error/i.test(line)) ?? said.at(-1)
   return last === undefined ? '' : `: ${last}`
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error)
 }
 
 /** Where the program that runs is no Node, which could run another script. */

@@ -1,4 +1,4 @@
-import { show, ZipCacheError } from '../errors.js'
+import { argumentError, show, ZipCacheError } from '../errors.js'
 import type { DeviceHandle, FileHandle } from '../native/addon.js'
 import { loadAddon } from '../native/load.js'
 import { listPlugin, pluginFolder, requirePlugin } from '../native/plugin.js'
@@ -99,16 +99,11 @@ export class Device {
     const fromEnvironment = process.env.ZIPCACHE_THREADS
     const threads = options.threads ?? (fromEnvironment ? Number(fromEnvironment) : 0)
     if (!Number.isInteger(threads) || threads < 0 || threads > 1024) {
-      throw new ZipCacheError(
-        'ERR_ZC_ARGUMENT',
-        `threads: is ${show(threads)}, expected a whole number of 0 to 1024`,
-        { argument: 'threads' },
-      )
+      throw argumentError('threads', `is ${show(threads)}, expected a whole number of 0 to 1024`)
     }
     // A caller without types may give anything.
     if (typeof name !== 'string') {
-      const message = `device: is ${show(name)}, expected the name of one, as cpu`
-      throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'device' })
+      throw argumentError('device', `is ${show(name)}, expected the name of one, as cpu`)
     }
     const addon = loadAddon()
     const chosen = name === 'auto' ? await chooseDevice() : name

@@ -1,4 +1,4 @@
-import { ZipCacheError } from '../errors.js'
+import { argumentError } from '../errors.js'
 import { loadAddon } from '../native/load.js'
 import { handleOf, type Tensor } from './tensor.js'
 
@@ -133,9 +133,5 @@ export function dequantize(args: DequantizeArgs): void {
 function schemeIndex(scheme: QuantScheme): number {
   const index = QUANT_SCHEMES.indexOf(scheme)
   if (index >= 0) return index
-  throw new ZipCacheError(
-    'ERR_ZC_ARGUMENT',
-    `scheme: is ${String(scheme)}, expected one of ${QUANT_SCHEMES.join(', ')}`,
-    { argument: 'scheme' },
-  )
+  throw argumentError('scheme', `is ${String(scheme)}, expected one of ${QUANT_SCHEMES.join(', ')}`)
 }

@@ -17,10 +17,9 @@ export interface LayerBudget {
 const PAGE_TOKENS = 16
 
 /**
- * Salient tokens of each KV head of a layer, whole pages of them but for a head where all are
- * salient: the heads' tokens are compared by saliency x gain, and a page's worth goes to the head
- * whose next 16 tokens have the most, until they hold `coverage` of the sum, or the budget is used
- * up.
+ * How many tokens of each KV head of a layer are salient: whole pages, unless all of a head's tokens
+ * are. Tokens are weighed by saliency x gain. Page after page goes to the head whose next 16 tokens
+ * weigh the most, until salient tokens hold `coverage` of the whole weight, or the budget is used up.
  */
 export function salientCounts({ scores, gains }: LayerScores, budget: LayerBudget): Int32Array {
   const nHeads = gains.length

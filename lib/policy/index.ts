@@ -2,7 +2,7 @@
  * Cache policies by name. A new one is a file of its own, one line in POLICIES and one in
  * PolicyOptionsOf.
  */
-import { show, ZipCacheError } from '../errors.js'
+import { argumentError, show, ZipCacheError } from '../errors.js'
 import { type Fp16Options, fp16 } from './fp16.js'
 import { type FullOptions, full } from './full.js'
 import { type GearOptions, gear } from './gear.js'
@@ -141,11 +141,7 @@ export function resolvePolicy(spec: PolicySpec): CachePolicy {
   if (typeof name !== 'string' || !Object.hasOwn(POLICIES, name)) {
     const [given, known] =
       typeof spec === 'string' ? [spec, POLICY_NAMES] : [name, Object.keys(POLICIES)]
-    throw new ZipCacheError(
-      'ERR_ZC_ARGUMENT',
-      `policy: is ${show(given)}, expected one of ${known.join(', ')}`,
-      { argument: 'policy' },
-    )
+    throw argumentError('policy', `is ${show(given)}, expected one of ${known.join(', ')}`)
   }
   const make = POLICIES[name as PolicyName] as (options: object) => CachePolicy
   return make(options)

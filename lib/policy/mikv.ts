@@ -1,7 +1,7 @@
 import { PolicyOptions } from './options.js'
 import type { CachePolicy } from './policy.js'
 import { heaviest } from './scores.js'
-import { bySaliency, type SaliencyOptions } from './zipcache.js'
+import { bySaliency, PAPER, type SaliencyOptions } from './zipcache.js'
 
 /** Options of `mikv`, by its preset. */
 export type MikvOptions = MikvZipCacheOptions | MikvPaperOptions
@@ -47,10 +47,7 @@ export function mikv(given: MikvOptions): CachePolicy {
     return mikvPaper(options)
   }
   return bySaliency('mikv', options, {
-    saliencyRatio: 0.6,
-    keyBits: { high: 4, low: 2 },
-    valueBits: { high: 4, low: 2 },
-    keyRange: 'minmax',
+    ...PAPER,
     probes: 'all',
     metric: 'accumulated',
     fixed: ['probes', 'metric'],

@@ -18,11 +18,11 @@ export class PolicyOptions {
 
   /** A number of [min, max], whole if `integer`. */
   number(key: string, fallback: number, min: number, max: number, integer = false): number {
-    const value = this.#take(key) ?? fallback
+    const value = this.raw(key) ?? fallback
     const kind = integer ? 'a whole number' : 'a number'
     const good = typeof value === 'number' && value >= min && value <= max
     if (!good || (integer && !Number.isInteger(value))) {
-      throw this.#bad(key, value, `${kind} of ${min} to ${max}`)
+      throw this.error(key, value, `${kind} of ${min} to ${max}`)
     }
     return value
   }
@@ -38,17 +38,17 @@ export class PolicyOptions {
 
   /** One of a few values, or what stands for none. */
   choice<T>(key: string, fallback: T, choices: readonly T[]): T {
-    const value = this.#take(key)
+    const value = this.raw(key)
     if (value === undefined) return fallback
-    if (!choices.includes(value as T)) throw this.#bad(key, value, `one of ${choices.join(', ')}`)
+    if (!choices.includes(value as T)) throw this.error(key, value, `one of ${choices.join(', ')}`)
     return value as T
   }
 
   /** The options of a nested object, or none. */
   nested(key: string): PolicyOptions | null {
-    const value = this.#take(key)
+    const value = this.raw(key)
     if (value === undefined) return null
-    if (typeof value !== 'object' || value === null) throw this.#bad(key, value, 'an object')
+    if (typeof value !== 'object' || value === null) throw this.error(key, value, 'an object')
     return this.inside(key, value)
   }
 
@@ -57,13 +57,21 @@ export class PolicyOptions {
     return new PolicyOptions(this.#name, value, `${this.#prefix}${key}.`)
   }
 
-  /** A value that the caller of this reads by itself. */
+  /** A value that the caller reads by itself; null is as good as absent, as in JSON. */
   raw(key: string): unknown {
-    return this.#take(key)
+    const value = this.#left.get(key)
+    this.#left.delete(key)
+    return value ?? undefined
   }
 
+  /** `ERR_ZC_ARGUMENT` for the value of an option, for the caller to throw. */
   error(key: string, value: unknown, expected: string): ZipCacheError {
-    return this.#bad(key, value, expected)
+    const option = `${this.#prefix}${key}`
+    return new ZipCacheError(
+      'ERR_ZC_ARGUMENT',
+      `policy: ${this.#name}'s ${option} is ${show(value)}, expected ${expected}`,
+      { argument: `policy.${option}` },
+    )
   }
 
   /** Throws `ERR_ZC_ARGUMENT` when an option was given that nothing has read. */
@@ -74,21 +82,5 @@ export class PolicyOptions {
     throw new ZipCacheError('ERR_ZC_ARGUMENT', `policy: ${this.#name} has no option '${option}'`, {
       argument: `policy.${option}`,
     })
-  }
-
-  /** null is as good as absent, as in JSON. */
-  #take(key: string): unknown {
-    const value = this.#left.get(key)
-    this.#left.delete(key)
-    return value ?? undefined
-  }
-
-  #bad(key: string, value: unknown, expected: string): ZipCacheError {
-    const option = `${this.#prefix}${key}`
-    return new ZipCacheError(
-      'ERR_ZC_ARGUMENT',
-      `policy: ${this.#name}'s ${option} is ${show(value)}, expected ${expected}`,
-      { argument: `policy.${option}` },
-    )
   }
 }

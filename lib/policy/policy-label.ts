@@ -7,18 +7,18 @@ import type { PolicySpec } from './index.js'
 export function policyLabel(policy: PolicySpec): string {
   if (typeof policy === 'string') return policy
   const { name, ...options } = policy
-  const parts = Object.entries(options)
+  return [name, ...optionTexts(options, '=')].join(' ')
+}
+
+/** Options that say something, in the order of their names. */
+function optionTexts(options: object, sign: '=' | ':'): string[] {
+  return Object.entries(options)
     .filter(([, value]) => value !== undefined && value !== null)
     .sort(([a], [b]) => (a < b ? -1 : 1))
-    .map(([key, value]) => `${key}=${showOption(value)}`)
-  return [name, ...parts].join(' ')
+    .map(([key, value]) => `${key}${sign}${showOption(value)}`)
 }
 
 function showOption(value: unknown): string {
   if (typeof value !== 'object' || value === null) return String(value)
-  const parts = Object.entries(value)
-    .filter(([, inner]) => inner !== undefined && inner !== null)
-    .sort(([a], [b]) => (a < b ? -1 : 1))
-    .map(([key, inner]) => `${key}:${showOption(inner)}`)
-  return `{${parts.join(',')}}`
+  return `{${optionTexts(value, ':').join(',')}}`
 }

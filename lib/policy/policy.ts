@@ -35,9 +35,12 @@ export interface PrecisionClass {
 
 /** r chosen for each layer and KV head from a prompt's scores; windows go on with it. */
 export interface AutoRatio {
-  /** Share of a layer's saliency, heads weighted by what low bits do to them, that salient tokens hold. */
+  /**
+   * The share of a layer's saliency that salient tokens are to hold. Heads are weighted by how much
+   * low bits disturb them.
+   */
   readonly coverage: number
-  /** What the cache may come to when a prompt is in it; null: as the others have it. */
+  /** The most bytes of the cache once a prompt is in it; null: the other limits alone decide. */
   readonly budgetBytes: number | null
   /** Share of a layer's tokens, its heads together, that may be salient. */
   readonly share: number
@@ -62,15 +65,15 @@ export interface Compression {
   /** Whether `promptProbes` wants to know which tokens are special. */
   readonly usesSpecialTokens: boolean
   /**
-   * How many of `nTokens` are salient, for every KV head; with `auto`, of windows that no prompt came
-   * before.
+   * How many of `nTokens` are salient, the same for every KV head. With `auto` it holds for windows
+   * before the first prompt.
    */
   nSalient(nTokens: number): number
   /**
-   * Rows of a prompt of `nTokens` whose attention is looked at, ascending; for each layer a draw of
-   * its own. How many there are, the length alone says. Empty when no attention is needed.
-   * `specialRows`: those whose token is special or punctuation, ascending, where
-   * `usesSpecialTokens`.
+   * Rows of a prompt of `nTokens` tokens whose attention is looked at, ascending. Each layer draws its
+   * own, but their number depends on `nTokens` alone; none when no attention is needed.
+   *
+   * - `specialRows`: rows whose token is special or punctuation, ascending, where `usesSpecialTokens`
    */
   promptProbes(
     nTokens: number,
@@ -110,8 +113,9 @@ export interface RowCodec {
   /** What is kept beside the codes to make up for their errors; null: nothing. */
   readonly correction: Correction | null
   /**
-   * How many of `nTokens` tokens, the oldest, are quantized, `nBefore` being so already. What is
-   * left over after more were is whole blocks of 16 away from what was before, or new.
+   * How many of `nTokens` tokens, the oldest, are quantized, of which `nBefore` are already. It grows by
+   * a multiple of 16 or past every older token, because rows in 16 bits lie in blocks of 16 that are
+   * freed whole.
    */
   nQuantized(nTokens: number, nBefore: number): number
 }

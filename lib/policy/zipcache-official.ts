@@ -1,5 +1,5 @@
 import type { CachePolicy } from './policy.js'
-import { bySaliency, type SaliencyOptions } from './zipcache.js'
+import { bySaliency, PAPER, type SaliencyOptions } from './zipcache.js'
 
 /** Options of `zipcache-official`; those of `zipcache` but for `metric`. */
 export interface ZipCacheOfficialOptions extends Omit<SaliencyOptions, 'metric'> {
@@ -21,11 +21,7 @@ export interface ZipCacheOfficialOptions extends Omit<SaliencyOptions, 'metric'>
  */
 export function zipcacheOfficial(given: ZipCacheOfficialOptions): CachePolicy {
   const policy = bySaliency('zipcache-official', given, {
-    saliencyRatio: 0.6,
-    keyBits: { high: 4, low: 2 },
-    valueBits: { high: 4, low: 2 },
-    keyRange: 'minmax',
-    probes: 'random+recent',
+    ...PAPER,
     metric: 'causal',
     fixed: ['metric'],
   })

@@ -1,5 +1,5 @@
 import type { CachePolicy } from './policy.js'
-import { bySaliency, type SaliencyOptions } from './zipcache.js'
+import { bySaliency, PAPER, type SaliencyOptions } from './zipcache.js'
 
 /** Options of `zipcache-plus`; those of `zipcache`, with defaults of its own. */
 export interface ZipCachePlusOptions extends SaliencyOptions {
@@ -16,11 +16,9 @@ export interface ZipCachePlusOptions extends SaliencyOptions {
  */
 export function zipcachePlus(given: ZipCachePlusOptions): CachePolicy {
   return bySaliency('zipcache-plus', given, {
+    ...PAPER,
     saliencyRatio: 0.1,
     keyBits: { high: 4, low: 3 },
-    valueBits: { high: 4, low: 2 },
     keyRange: { norm: 3 },
-    probes: 'random+recent',
-    metric: 'normalized',
   })
 }

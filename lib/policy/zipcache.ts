@@ -35,8 +35,8 @@ export interface SaliencyOptions {
    */
   saliencyRatio?: number | 'auto' | undefined
   /**
-   * With `saliencyRatio: 'auto'`: how much is salient. Of several limits the first that is reached
-   * counts.
+   * With `saliencyRatio: 'auto'`: how much is salient. Where several limits are given, the first one
+   * reached decides.
    */
   auto?: {
     /**
@@ -45,8 +45,8 @@ export interface SaliencyOptions {
      */
     share?: number | undefined
     /**
-     * The share of a layer's saliency, its heads weighted by what low bits of K do to them, that
-     * salient tokens hold, of (0, 1]; default 1.
+     * The share of a layer's saliency that salient tokens are to hold, of (0, 1]; default 1. Heads are
+     * weighted by how much low bits of K disturb them.
      */
     coverage?: number | undefined
     /**
@@ -87,7 +87,7 @@ export interface ZipCacheOptions extends SaliencyOptions {
 }
 
 /** What a policy of this kind is where its options do not say otherwise. */
-export interface SaliencyDefaults extends PrecisionDefaults {
+interface SaliencyDefaults extends PrecisionDefaults {
   readonly saliencyRatio: number
   readonly probes: ProbeStrategy
   readonly metric: SaliencyMetric
@@ -95,7 +95,8 @@ export interface SaliencyDefaults extends PrecisionDefaults {
   readonly fixed?: readonly ('probes' | 'metric')[]
 }
 
-const PAPER: SaliencyDefaults = {
+/** The paper's settings (§5.1), which the policies of its kin depart from. */
+export const PAPER: SaliencyDefaults = {
   saliencyRatio: 0.6,
   keyBits: { high: 4, low: 2 },
   valueBits: { high: 4, low: 2 },
@@ -174,7 +175,7 @@ function readRatio(
 }
 
 /** The compression of Algs. 2 and 3. */
-export function saliencyCompression(plan: {
+function saliencyCompression(plan: {
   ratio: number
   auto: AutoRatio | null
   correctsPosition: boolean

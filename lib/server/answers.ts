@@ -15,7 +15,7 @@ export type AnswerEvent =
 /**
  * Finds the tool calls of an answer.
  *
- * - `isNamed`: the call was asked for by its name, which OpenAI's API does not take for a reason to end
+ * - `isNamed`: the request named the function to call; OpenAI's API then keeps the reason `stop`
  * - `isParallel`: whether a choice may have more than its first call; those after it are left out
  */
 export async function* withToolCalls(

@@ -1,4 +1,4 @@
-import type { BytesByClass } from '../cache/index.js'
+import { addBytes, type BytesByClass, noBytes } from '../cache/index.js'
 import type { CacheBytes } from '../engine/context.js'
 import type { Engine } from '../engine/engine.js'
 import type { FinishReason, GeneratedToken } from '../engine/generation.js'
@@ -32,11 +32,6 @@ export interface Usage {
   fp16Bytes: number
   /** `cacheBytes` by what they hold. */
   bytesByClass: BytesByClass
-}
-
-function noBytes(): Pick<Usage, 'cacheBytes' | 'fp16Bytes' | 'bytesByClass'> {
-  const bytesByClass = { high: 0, low: 0, tail: 0, params: 0, bitmaps: 0, tables: 0, probes: 0 }
-  return { cacheBytes: 0, fp16Bytes: 0, bytesByClass }
 }
 
 /** Told what a generation does, for metrics and logs. */
@@ -80,7 +75,9 @@ export class Generation {
     promptTokens: 0,
     cachedTokens: 0,
     completionTokens: 0,
-    ...noBytes(),
+    cacheBytes: 0,
+    fp16Bytes: 0,
+    bytesByClass: noBytes(),
   }
   readonly policy: string
   readonly #host: GenerationHost
@@ -116,7 +113,7 @@ export class Generation {
   /** `usage` so far, with what the caches of choices under way take at this moment. */
   get usageNow(): Usage {
     const usage = { ...this.usage, bytesByClass: { ...this.usage.bytesByClass } }
-    for (const { bytesHeld } of this.#sequences) if (bytesHeld) addBytes(usage, bytesHeld)
+    for (const { bytesHeld } of this.#sequences) if (bytesHeld) addCache(usage, bytesHeld)
     return usage
   }
 
@@ -213,7 +210,7 @@ export class Generation {
   /** Counts a sequence and lets it go, or leaves it to its conversation where that can go on. */
   #end(sequence: Sequence): void {
     this.#sequences.delete(sequence)
-    if (sequence.isUsable) addBytes(this.usage, sequence.bytes)
+    if (sequence.isUsable) addCache(this.usage, sequence.bytes)
     if (!this.#entered || !sequence.isUsable || sequence.tokens.length === 0) {
       sequence.dispose()
       return
@@ -243,10 +240,8 @@ export class Generation {
   }
 }
 
-function addBytes(usage: Usage, { resident, fp16, byClass }: CacheBytes): void {
+function addCache(usage: Usage, { resident, fp16, byClass }: CacheBytes): void {
   usage.cacheBytes += resident
   usage.fp16Bytes += fp16
-  for (const name of Object.keys(byClass) as (keyof BytesByClass)[]) {
-    usage.bytesByClass[name] += byClass[name]
-  }
+  addBytes(usage.bytesByClass, byClass)
 }

@@ -1,6 +1,6 @@
 import { ApiError } from './api-error.js'
 
-/** Deeper ones are no request, and would exhaust the stack of whoever walks through them. */
+/** No request nests deeper, and code that walks through it would run out of stack. */
 const MAX_DEPTH = 64
 
 /**

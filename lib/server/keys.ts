@@ -9,11 +9,6 @@ export class ApiKeys {
     this.#hashes = [...new Set(keys)].map(hashOf)
   }
 
-  /** Keys there are; without any, every request is let in. */
-  get size(): number {
-    return this.#hashes.length
-  }
-
   /**
    * Who an `Authorization` header belongs to: a word that is the same for the same key, '' where no
    * keys are asked for.

@@ -1,5 +1,5 @@
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client'
-import { PAGE_TOKENS } from '../cache/index.js'
+import { PAGE_TOKENS, totalBytes } from '../cache/index.js'
 import type { Engine, EngineStats } from '../engine/engine.js'
 import type { Usage } from './generation.js'
 import type { ServiceObserver } from './service.js'
@@ -69,7 +69,7 @@ const GAUGES: readonly Reading[] = [
     name: 'kv_cache_compression_ratio',
     help: 'zipcache_kv_cache_fp16_bytes over the sum of zipcache_kv_cache_bytes; 0 without sequences.',
     read: ({ fp16Bytes, bytesByClass }) => {
-      const bytes = Object.values(bytesByClass).reduce((sum, part) => sum + part, 0)
+      const bytes = totalBytes(bytesByClass)
       return bytes > 0 ? fp16Bytes / bytes : 0
     },
   },
@@ -181,6 +181,12 @@ const COUNTERS: readonly Reading[] = [
   },
 ]
 
+/** All readings, each with its kind of metric. */
+const READINGS = [
+  ...GAUGES.map((reading) => [Gauge, reading] as const),
+  ...COUNTERS.map((reading) => [Counter, reading] as const),
+]
+
 /** The server's metrics: its own names, and vLLM's where they are wanted. */
 export class ServerMetrics implements ServiceObserver {
   readonly #registry = new Registry()
@@ -278,8 +284,8 @@ export class ServerMetrics implements ServiceObserver {
   }
 
   #addReadings(): void {
-    for (const reading of GAUGES) this.#gauge(`zipcache_${reading.name}`, reading, {})
-    for (const reading of COUNTERS) this.#counter(`zipcache_${reading.name}`, reading, {})
+    for (const [Kind, reading] of READINGS)
+      this.#read(Kind, `zipcache_${reading.name}`, reading, {})
     const source = () => this.#source
     new Gauge({
       name: 'zipcache_kv_cache_bytes',
@@ -297,13 +303,9 @@ export class ServerMetrics implements ServiceObserver {
   }
 
   #addVllmNames(model_name: string): void {
-    for (const [readings, add] of [
-      [GAUGES, this.#gauge],
-      [COUNTERS, this.#counter],
-    ] as const) {
-      for (const reading of readings) {
-        for (const name of reading.vllm ?? [])
-          add.call(this, `vllm:${name}`, reading, { model_name })
+    for (const [Kind, reading] of READINGS) {
+      for (const name of reading.vllm ?? []) {
+        this.#read(Kind, `vllm:${name}`, reading, { model_name })
       }
     }
     const registers = [this.#registry]
@@ -340,41 +342,24 @@ export class ServerMetrics implements ServiceObserver {
     this.#duration.alias('e2e_request_latency_seconds', model_name)
   }
 
-  #gauge(name: string, reading: Reading, labels: Record<string, string>): void {
-    const read = () => this.#read(reading)
-    const { help } = reading
-    const labelNames = Object.keys(labels)
-    const registers = [this.#registry]
-    new Gauge({
+  /** A metric that is read from the engine whenever somebody looks; 0 before the model is loaded. */
+  #read(
+    Kind: typeof Gauge | typeof Counter,
+    name: string,
+    { help, read }: Reading,
+    labels: Record<string, string>,
+  ): void {
+    const value = () => (this.#source ? read(this.#source.engine.stats(), this.#source) : 0)
+    new Kind({
       name,
       help,
-      labelNames,
-      registers,
-      collect() {
-        this.set(labels, read())
-      },
-    })
-  }
-
-  #counter(name: string, reading: Reading, labels: Record<string, string>): void {
-    const read = () => this.#read(reading)
-    const { help } = reading
-    const labelNames = Object.keys(labels)
-    const registers = [this.#registry]
-    new Counter({
-      name,
-      help,
-      labelNames,
-      registers,
-      collect() {
+      labelNames: Object.keys(labels),
+      registers: [this.#registry],
+      collect(this: Gauge | Counter) {
         this.reset()
-        this.inc(labels, read())
+        this.inc(labels, value())
       },
     })
-  }
-
-  #read({ read }: Reading): number {
-    return this.#source ? read(this.#source.engine.stats(), this.#source) : 0
   }
 }
 

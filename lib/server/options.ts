@@ -1,7 +1,7 @@
 import { checkKvMemory } from '../engine/engine.js'
 import { planGeneration } from '../engine/generation.js'
-import { checkOptions, count } from '../engine/options.js'
-import { show, ZipCacheError } from '../errors.js'
+import { checkInteger, checkOptions } from '../engine/options.js'
+import { argumentError, show, ZipCacheError } from '../errors.js'
 import type { GenerationConfig } from '../model/generation-config.js'
 import { POLICY_NAMES, type PolicySpec, resolvePolicy } from '../policy/index.js'
 import type { SamplingDefaults } from './request.js'
@@ -16,7 +16,7 @@ export interface ServerOptions {
   readonly modelNames?: readonly string[] | undefined
   /** A Jinja template for chats instead of the model's own. */
   readonly chatTemplate?: string | undefined
-  /** Keys that requests to `/v1` must show one of, without spaces; default none: everybody is let in. */
+  /** Requests to `/v1` must show one of these keys; no spaces. Default none: everybody is let in. */
   readonly apiKeys?: readonly string[] | undefined
   /** Origins whose pages may call the server; default none. */
   readonly corsOrigins?: readonly string[] | undefined
@@ -25,7 +25,7 @@ export interface ServerOptions {
   readonly policy?: PolicySpec | undefined
   /** Policies that requests may ask for by `kv_cache`; default all names, `*` with options too. */
   readonly allowedPolicies?: readonly string[] | undefined
-  /** Memory for all caches together, in bytes, no more than the device has; default half of what is free. */
+  /** Bytes for all caches together, no more than the device has; default half of what is free. */
   readonly kvMemory?: number | undefined
   /**
    * Bytes of `kvMemory` that may keep what chats of one `prompt_cache_key` begin with: their tools and
@@ -95,7 +95,7 @@ type Check = (name: string, value: unknown) => void
 
 function expected(accepts: (value: unknown) => boolean, what: string): Check {
   return (name, value) => {
-    if (!accepts(value)) throw bad(name, `is ${show(value)}, expected ${what}`)
+    if (!accepts(value)) throw argumentError(name, `is ${show(value)}, expected ${what}`)
   }
 }
 
@@ -109,21 +109,22 @@ const truth = expected((value) => typeof value === 'boolean', 'true or false')
 const whole =
   (min: number, max = Number.MAX_SAFE_INTEGER): Check =>
   (name, value) =>
-    void count(name, value, min, max)
+    void checkInteger(name, value, min, max)
 /** What Node's timers take. */
 const MAX_TIMER_MS = 2 ** 31 - 1
 const timer = whole(0, MAX_TIMER_MS)
 
 const checkNames: Check = (name, value) => {
   texts(name, value)
-  if ((value as string[]).length === 0) throw bad(name, 'is an empty list, expected a name')
+  if ((value as string[]).length === 0)
+    throw argumentError(name, 'is an empty list, expected a name')
 }
 
 /** Says nothing of what the keys are. */
 const checkKeys: Check = (name, value) => {
   const isKey = (key: unknown) => typeof key === 'string' && /^\S+$/.test(key)
   if (Array.isArray(value) && value.every(isKey)) return
-  throw bad(name, 'expected a list of keys, texts without spaces, none empty')
+  throw argumentError(name, 'expected a list of keys, texts without spaces, none empty')
 }
 
 const checkAllowed: Check = (name, value) => {
@@ -133,7 +134,7 @@ const checkAllowed: Check = (name, value) => {
       if (policy !== '*') resolvePolicy(policy)
     } catch (error) {
       if (!(error instanceof ZipCacheError)) throw error
-      throw bad(name, error.message)
+      throw argumentError(name, error.message)
     }
   }
 }
@@ -182,7 +183,7 @@ const CHECKS: { readonly [Name in keyof ServerOptions]-?: Check } = {
 }
 
 /** Names of all options. */
-export const SERVER_OPTIONS = Object.keys(CHECKS) as (keyof ServerOptions)[]
+const SERVER_OPTIONS = Object.keys(CHECKS) as (keyof ServerOptions)[]
 
 /**
  * Fills in the defaults.
@@ -252,8 +253,4 @@ export function samplingOf(
 
 function withoutUndefined<T extends object>(options: T): T {
   return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as T
-}
-
-function bad(name: string, what: string): ZipCacheError {
-  return new ZipCacheError('ERR_ZC_ARGUMENT', `${name}: ${what}`, { argument: name })
 }

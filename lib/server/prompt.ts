@@ -3,12 +3,19 @@ import type { ModelConfig } from '../model/config.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import { ApiError, invalid } from './api-error.js'
 import type { ChatRequest } from './request.js'
-import type { SharedTokens } from './shared-tokens.js'
 
 /** What a prompt is made with. */
 export interface PromptModel {
   readonly config: ModelConfig
   readonly tokenizer: ModelTokenizer | null
+}
+
+/** What prompts of one scope begin with. */
+export interface SharedTokens {
+  /** How many tokens that is. */
+  readonly count: number
+  /** Prompts of another one do not share it. */
+  readonly scope: string
 }
 
 /** A prompt as the model reads it. */
@@ -70,7 +77,10 @@ function render(template: () => string): string {
   }
 }
 
-/** A text, an empty one too where a token begins texts, or token ids as they are. Throws an `ApiError` 400. */
+/**
+ * A prompt that is a text, or token ids as they are. An empty text is taken where the model has a
+ * token that begins texts. Throws an `ApiError` 400.
+ */
 export function textPrompt(
   { config, tokenizer }: PromptModel,
   prompt: string | readonly number[],
@@ -98,7 +108,7 @@ const MAX_TOKEN_LENGTH = 16
  * Throws an `ApiError` 400 for a text that is far too long, before it is split into tokens, which
  * keeps the event loop for some 3 ms a thousand of them.
  */
-export function checkTextLength(text: string, param: string, maxTokens: number): void {
+function checkTextLength(text: string, param: string, maxTokens: number): void {
   if (text.length <= maxTokens * MAX_TOKEN_LENGTH) return
   throw new ApiError(
     400,

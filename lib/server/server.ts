@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import type { Socket } from 'node:net'
 import { Readable } from 'node:stream'
+import { setTimeout as sleep } from 'node:timers/promises'
 import fastify, {
   type FastifyError,
   type FastifyInstance,
@@ -8,10 +9,11 @@ import fastify, {
   type FastifyRequest,
   LogController,
 } from 'fastify'
+import { fp16CacheBytes } from '../cache/index.js'
 import type { Engine } from '../engine/engine.js'
 import type { Model } from '../engine/model.js'
-import { disposedError } from '../engine/run.js'
-import { ZipCacheError } from '../errors.js'
+import { disposedError } from '../engine/refusals.js'
+import { argumentError, reasonOf, ZipCacheError } from '../errors.js'
 import { POLICY_NAMES } from '../policy/index.js'
 import { ApiError, toApiError } from './api-error.js'
 import { type Backend, createBackend } from './backend.js'
@@ -38,11 +40,6 @@ const MAX_SESSION_ID = 256
 /** How long connections may take to end by themselves, once answers are given, or given up. */
 const CLOSE_MS = 500
 
-/** A request for tokens that is under way. */
-interface InFlight {
-  readonly abort: AbortController
-}
-
 /**
  * OpenAI's API over HTTP. It listens before its model is loaded, and says that it is not ready yet;
  * `serve` gives it the model.
@@ -53,7 +50,8 @@ export class Server {
   readonly #settings: ServerSettings
   readonly #keys: ApiKeys
   readonly #app: FastifyInstance
-  readonly #inFlight = new Set<InFlight>()
+  /** Of requests for tokens that are under way. */
+  readonly #inFlight = new Set<AbortController>()
   /** What requests took, for their line in the log. */
   readonly #used = new WeakMap<FastifyRequest, object>()
   #backend: Backend | null = null
@@ -122,8 +120,9 @@ export class Server {
       const listenTextResolver = (address: string) => `listening on ${address}`
       return await this.#app.listen({ host, port, listenTextResolver })
     } catch (cause) {
-      const why = cause instanceof Error ? cause.message : String(cause)
-      throw new ZipCacheError('ERR_ZC_IO', `${host}:${port}: cannot listen: ${why}`, { cause })
+      throw new ZipCacheError('ERR_ZC_IO', `${host}:${port}: cannot listen: ${reasonOf(cause)}`, {
+        cause,
+      })
     }
   }
 
@@ -138,13 +137,10 @@ export class Server {
   serve(model: Model, { examples = [] }: { examples?: readonly PageExample[] } = {}): void {
     if (this.#isClosed) throw disposedError('server')
     if (this.#backend) {
-      const message = 'model: the server answers from one already'
-      throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'model' })
+      throw argumentError('model', 'the server answers from one already')
     }
     const backend = createBackend(model, this.#settings, this.metrics)
-    const { nLayers, nKvHeads, headDim } = model.config
-    const fp16BytesPerToken = 4 * nLayers * nKvHeads * headDim
-    this.metrics.attach({ ...backend, fp16BytesPerToken })
+    this.metrics.attach({ ...backend, fp16BytesPerToken: fp16CacheBytes(model.config, 1) })
     this.#examples = examples
     this.#backend = backend
   }
@@ -157,7 +153,7 @@ export class Server {
   async drain(): Promise<number> {
     this.#isDraining = true
     const { drainDelayMs, drainTimeoutMs } = this.#settings
-    await orAfter(new Promise<never>(() => {}), drainDelayMs)
+    await sleep(drainDelayMs)
     this.#refusesNew = true
     const allDone = new Promise<true>((resolve) => {
       this.#noneInFlight = () => resolve(true)
@@ -165,8 +161,6 @@ export class Server {
     })
     const isDone = await orAfter(allDone, drainTimeoutMs)
     const nCut = isDone ? 0 : this.#inFlight.size
-    const reason = new ApiError(503, 'the server is shutting down', { code: 'shutting_down' })
-    for (const { abort } of this.#inFlight) abort.abort(reason)
     await this.close()
     return nCut
   }
@@ -175,17 +169,10 @@ export class Server {
   async close(): Promise<void> {
     this.#isClosed = true
     this.#refusesNew = true
-    const reason = new ApiError(503, 'the server is shutting down', { code: 'shutting_down' })
-    for (const { abort } of this.#inFlight) abort.abort(reason)
-    const closed = this.#app.close()
+    for (const abort of this.#inFlight) abort.abort(shuttingDown())
+    const closed = this.#app.close().then(() => true as const)
     // Clients that keep a connection open without a request, or do not end the one they have begun.
-    if (
-      !(await orAfter(
-        closed.then(() => true),
-        CLOSE_MS,
-      ))
-    )
-      this.#app.server.closeAllConnections()
+    if (!(await orAfter(closed, CLOSE_MS))) this.#app.server.closeAllConnections()
     await closed
     await this.#backend?.service.dispose()
   }
@@ -301,12 +288,7 @@ export class Server {
 
   /** What answers requests; throws an `ApiError` 503 while nothing can. */
   #ready(): Backend {
-    if (this.#refusesNew) {
-      throw new ApiError(503, 'the server is shutting down', {
-        code: 'shutting_down',
-        retryAfter: 1,
-      })
-    }
+    if (this.#refusesNew) throw shuttingDown()
     if (this.#isLost) {
       throw new ApiError(503, 'the device is lost; the server has to be restarted', {
         code: 'device_lost',
@@ -323,7 +305,6 @@ export class Server {
   ): Promise<void> {
     const session = this.#sessionOf(request)
     const abort = new AbortController()
-    const inFlight = { abort }
     const { requestTimeoutMs, pingMs } = this.#settings
     let timer: NodeJS.Timeout | undefined
     const giveUp = () => {
@@ -339,10 +320,10 @@ export class Server {
         this.#record(request, reply, (abort.signal.reason as ApiError).status)
       }
       clearTimeout(timer)
-      this.#inFlight.delete(inFlight)
+      this.#inFlight.delete(abort)
       if (this.#inFlight.size === 0) this.#noneInFlight?.()
     })
-    this.#inFlight.add(inFlight)
+    this.#inFlight.add(abort)
     const done: Call['done'] = (usage, policy) => {
       this.#used.set(request, { ...usage, policy })
     }
@@ -412,6 +393,11 @@ export class Server {
     if (this.#refusesNew) void reply.header('connection', 'close')
     await reply.code(answer.status).send(answer.body)
   }
+}
+
+/** `retryAfter`: another server may take the request by then, or this one's successor. */
+function shuttingDown(): ApiError {
+  return new ApiError(503, 'the server is shutting down', { code: 'shutting_down', retryAfter: 1 })
 }
 
 function sessionNotFound(): ApiError {

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import type { Engine } from '../engine/engine.js'
 import type { Model } from '../engine/model.js'
-import { ZipCacheError } from '../errors.js'
+import { argumentError } from '../errors.js'
 import {
   type AnswerEvent,
   type AnswerFormat,
@@ -16,7 +16,13 @@ import {
 } from './answers.js'
 import { invalid } from './api-error.js'
 import { type ChoiceEvent, Generation, type GenerationObserver, type Usage } from './generation.js'
-import { chatPrompt, checkLength, type PromptTokens, textPrompt } from './prompt.js'
+import {
+  chatPrompt,
+  checkLength,
+  type PromptTokens,
+  type SharedTokens,
+  textPrompt,
+} from './prompt.js'
 import {
   type ChatRequest,
   type GenerationRequest,
@@ -26,7 +32,7 @@ import {
 } from './request.js'
 import { describeCache } from './session-cache.js'
 import type { SessionName, Sessions } from './sessions.js'
-import { Beginnings, countShared, type SharedTokens } from './shared-tokens.js'
+import { Beginnings, countShared } from './shared-tokens.js'
 import { makeForcedParser, makeToolCallParser, toolFormatOf } from './tool-calls.js'
 
 /** What a service answers from. */
@@ -263,6 +269,8 @@ function checkCall(call: Call | undefined): void {
   const { signal, session } = (call ?? {}) as Partial<Call>
   const isName = typeof session?.id === 'string' && typeof session.owner === 'string'
   if (signal instanceof AbortSignal && (session === null || isName)) return
-  const message = 'call: expected { signal, session }, an AbortSignal and { id, owner } or null'
-  throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'call' })
+  throw argumentError(
+    'call',
+    'expected { signal, session }, an AbortSignal and { id, owner } or null',
+  )
 }

@@ -3,14 +3,6 @@ import type { ModelTokenizer } from '../model/tokenizer.js'
 import { type PromptModel, type PromptTokens, templateOptions } from './prompt.js'
 import type { ChatRequest } from './request.js'
 
-/** What prompts of one scope begin with. */
-export interface SharedTokens {
-  /** How many tokens that is. */
-  readonly count: number
-  /** Prompts of another one do not share it. */
-  readonly scope: string
-}
-
 /**
  * How many tokens of a chat's prompt its tools and its first system messages are: what it has in
  * common with every chat that says the same up to there. 0 where that is too little to be kept, and
@@ -77,10 +69,8 @@ export class Beginnings {
   keep(said: string, ids: readonly number[]): void {
     this.#known.delete(said)
     this.#known.set(said, ids)
-    for (const oldest of this.#known.keys()) {
-      if (this.#known.size <= MAX_BEGINNINGS) break
-      this.#known.delete(oldest)
-    }
+    const [oldest] = this.#known.keys()
+    if (this.#known.size > MAX_BEGINNINGS) this.#known.delete(oldest as string)
   }
 }
 

@@ -334,7 +334,10 @@ function newId(): string {
   return Array.from(randomBytes(9), (byte) => LETTERS[byte % LETTERS.length]).join('')
 }
 
-/** Where the answer has to be a call: of one function, its arguments alone; else name and arguments. */
+/**
+ * A parser for an answer that has to be a call: the arguments alone where the function is named, else
+ * (null) an object of name and arguments.
+ */
 export function makeForcedParser(name: string | null): ToolCallParser {
   let all = ''
   return {

@@ -70,8 +70,8 @@ function parametersOf(tool: JsonObject): JsonObject {
 }
 
 /**
- * What an answer that has to be a call is to be: see `makeForcedParser`. Throws an `ApiError` 400 for
- * parameters that it cannot be held to.
+ * The schema of an answer that has to be a call, as `makeForcedParser` reads it; null where it need
+ * not be one. Throws an `ApiError` 400 for parameters that answers cannot be held to.
  */
 export function forcedSchema({ tools, forced }: ToolRequest): JsonSchema | null {
   if (forced === undefined) return null

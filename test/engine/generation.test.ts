@@ -389,6 +389,7 @@ describe('options that are refused', () => {
       v,
     ]),
     ...[-1, 0.5, '3'].map((v): [string, unknown] => ['topK', v]),
+    ...[-1, 1.5, 21].map((v): [string, unknown] => ['topLogprobs', v]),
     ...[-0.1, 1.1, Number.NaN].map((v): [string, unknown] => ['topP', v]),
     ...[-0.1, 1.1].map((v): [string, unknown] => ['minP', v]),
     ...[0, -1, 1e9].map((v): [string, unknown] => ['repetitionPenalty', v]),
