@@ -127,6 +127,9 @@ inline VecF sigmoid(VecF g) {
   return (g < VecF{} ? e : one) / (one + e);
 }
 
+// Without linkage, so that what `gated` makes of them has none.
+namespace {
+
 struct Silu {
   VecF operator()(VecF g) const { return g * sigmoid(g); }
 };
@@ -137,6 +140,8 @@ struct Gelu {
     return g * sigmoid(broadcast(kGeluSlope) * (g + broadcast(kGeluCubic) * g * g * g));
   }
 };
+
+}  // namespace
 
 // out = activation(gate) * up.
 template <typename Activation>
