@@ -16,26 +16,32 @@ export async function orAborted<T>(
   }
 }
 
-/** Who is to be told of each signal that somebody listens to. */
-const listeners = new WeakMap<AbortSignal, Set<() => void>>()
+/** Who is to be told of each signal, and the one listener that tells them. */
+const listeners = new WeakMap<AbortSignal, { callbacks: Set<() => void>; tellAll: () => void }>()
 
 /**
  * Calls back when a signal is aborted; what is returned takes that back. However many requests share
- * a signal it has one listener: of more than ten Node warns.
+ * a signal it has one listener: of more than ten Node warns. It has none once nobody waits: Node keeps
+ * a signal of `AbortSignal.any` or `timeout` for as long as somebody listens.
  */
 export function onAbort(signal: AbortSignal, callback: () => void): () => void {
-  let callbacks = listeners.get(signal)
-  if (!callbacks) {
-    const all = new Set<() => void>()
+  let listener = listeners.get(signal)
+  if (!listener) {
+    const callbacks = new Set<() => void>()
     const tellAll = () => {
-      for (const each of all) each()
+      for (const each of callbacks) each()
     }
     signal.addEventListener('abort', tellAll, { once: true })
-    listeners.set(signal, all)
-    callbacks = all
+    listener = { callbacks, tellAll }
+    listeners.set(signal, listener)
   }
+  const { callbacks, tellAll } = listener
   callbacks.add(callback)
-  return () => callbacks.delete(callback)
+  return () => {
+    if (!callbacks.delete(callback) || callbacks.size > 0) return
+    signal.removeEventListener('abort', tellAll)
+    listeners.delete(signal)
+  }
 }
 
 /** A promise and its resolver. */

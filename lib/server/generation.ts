@@ -1,4 +1,5 @@
 import { addBytes, type BytesByClass, noBytes } from '../cache/index.js'
+import { onAbort } from '../engine/abort.js'
 import type { CacheBytes } from '../engine/context.js'
 import type { Engine } from '../engine/engine.js'
 import type { FinishReason, GeneratedToken } from '../engine/generation.js'
@@ -123,7 +124,10 @@ export class Generation {
    */
   async *events(): AsyncGenerator<ChoiceEvent, void, undefined> {
     const abort = new AbortController()
-    const signal = AbortSignal.any([this.#signal, abort.signal])
+    const { signal } = abort
+    // `AbortSignal.any` would leave something with the caller's signal, however long that lives.
+    const forget = onAbort(this.#signal, () => abort.abort(this.#signal.reason))
+    if (this.#signal.aborted) abort.abort(this.#signal.reason)
     const sources: AsyncGenerator<ChoiceEvent, void>[] = []
     try {
       for (const [p, prompt] of this.#prompts.entries()) {
@@ -134,6 +138,7 @@ export class Generation {
       this.#observer.prompt(this.usage)
       yield* merge(sources)
     } finally {
+      forget()
       abort.abort()
       // A source that nobody asked for anything has nothing to end, and `return` ends it at once.
       await Promise.allSettled(sources.map((source) => source.return()))

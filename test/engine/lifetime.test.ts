@@ -147,6 +147,8 @@ describe('aborting', () => {
       expect(getEventListeners(controller.signal, 'abort')).toHaveLength(1)
       if (round === 1) controller.abort(reason)
       expect(new Set(await Promise.all(calls))).toEqual(new Set([round === 0 ? undefined : reason]))
+      // Node keeps a signal of `AbortSignal.any` for as long as it has one.
+      expect(getEventListeners(controller.signal, 'abort')).toHaveLength(0)
       for (const sequence of sequences) sequence.dispose()
     }
   })

@@ -1,4 +1,5 @@
 /** OpenAI's API without HTTP, as a server that somebody has calls it. */
+import { getEventListeners } from 'node:events'
 import { loadModel, type Model } from '../../lib/index.js'
 import {
   type Call,
@@ -35,6 +36,18 @@ test('a whole answer and a stream say the same', async () => {
   }
   expect(whole.body).toMatchObject({ model: 'small', choices: [{ text }] })
   expect(text).not.toBe('')
+})
+
+test('a signal that outlives the calls is left as it was', async () => {
+  const { signal } = new AbortController()
+  const symbols = () => Object.getOwnPropertySymbols(signal)
+  const before = symbols()
+  for (let i = 0; i < 3; i++) {
+    await service.complete({ prompt, max_tokens: 1 }, { signal, session: null })
+  }
+  expect(getEventListeners(signal, 'abort')).toHaveLength(0)
+  // Where `AbortSignal.any` keeps note of all that were made of it.
+  expect(symbols()).toEqual(before)
 })
 
 test('a request beyond its options is refused as OpenAI would', async () => {
