@@ -27,8 +27,8 @@ import { restoreContext } from './snapshot.js'
 export interface SequenceOptions {
   /** How its cache is kept; default `zipcache`, the paper's. */
   policy?: PolicySpec | undefined
-  /** Seed of the probes; default 0. */
-  seed?: number | undefined
+  /** Seed of the probes, an integer, taken modulo 2^64; default 0. */
+  seed?: number | bigint | undefined
 }
 
 /** Settings of a sequence that its caller keeps. */

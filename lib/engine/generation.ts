@@ -42,8 +42,8 @@ export interface GenerateOptions {
    * docs/server.md lists. The generation ends with it.
    */
   json?: true | JsonSchema | undefined
-  /** Same seed, same tokens; default 0. */
-  seed?: number | undefined
+  /** Same seed, same tokens; an integer, taken modulo 2^64. Default 0. */
+  seed?: number | bigint | undefined
   /** Aborting rejects with `signal.reason`. */
   signal?: AbortSignal | undefined
   /** Go on after the model's end-of-text tokens; default false. */

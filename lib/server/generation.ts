@@ -64,7 +64,7 @@ interface Choice {
   readonly sequence: Sequence
   /** null: after what the sequence holds. */
   readonly ids: readonly number[] | null
-  readonly seed: number
+  readonly seed: bigint
 }
 
 /**
@@ -163,7 +163,7 @@ export class Generation {
     for (let c = 1; c < n; c++) {
       const fork = sequence.fork()
       this.#sequences.add(fork)
-      choices.push({ index: p * n + c, sequence: fork, ids: null, seed: seed + c })
+      choices.push({ index: p * n + c, sequence: fork, ids: null, seed: seed + BigInt(c) })
     }
     return choices
   }

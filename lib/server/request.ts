@@ -37,7 +37,7 @@ export interface GenerationRequest {
   readonly continuousUsage: boolean
   /** Sampling and limits; a choice adds its seed. */
   readonly sampling: GenerateOptions
-  readonly seed: number
+  readonly seed: bigint
   readonly policy: PolicySpec
   /** Whether each token's log-probability is wanted. */
   readonly logprobs: boolean
@@ -176,9 +176,7 @@ function readGeneration(
       stopTokens: readStopTokens(fields.list('stop_token_ids', MAX_STOPS)),
       ignoreEos: fields.boolean('ignore_eos') ?? false,
     },
-    seed:
-      fields.integer('seed', Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER) ??
-      Math.floor(Math.random() * 2 ** 48),
+    seed: readSeed(fields),
     policy: choosePolicy(fields.raw('kv_cache'), rules.policies),
   }
   fields.ignore(IGNORED)
@@ -198,6 +196,13 @@ export function modelNotFound(model: string, names: readonly string[]): ApiError
     param: 'model',
     code: 'model_not_found',
   })
+}
+
+/** 64 bits, as OpenAI takes; of those that a double cannot hold, the nearest that it can. */
+function readSeed(fields: Fields): bigint {
+  const seed = fields.number('seed', -(2 ** 63), 2 ** 63) ?? Math.floor(Math.random() * 2 ** 48)
+  if (Number.isInteger(seed)) return BigInt(seed)
+  throw invalid('seed', `is ${seed}, expected a whole number`)
 }
 
 /** -1 is what other servers take for "all", 0 what we do. */

@@ -100,6 +100,9 @@ describe('answers', () => {
       }),
     )
     expect(texts(first)[2]).toBe(alone.text) // choice c draws with seed + c
+    // Doubles are further apart than 1 here.
+    const large = await post(chatUrl(), { ...body, seed: 2 ** 62 })
+    expect(new Set(texts(large)).size).toBe(4)
   })
 
   test('stop texts, stop tokens, log-probabilities', async () => {
@@ -219,6 +222,8 @@ describe('requests that make no sense are told why', () => {
     ],
     ['a temperature', { ...chat(), temperature: 3 }, 400, 'temperature'],
     ['a type', { ...chat(), top_p: '1' }, 400, 'top_p'],
+    ['a seed', { ...chat(), seed: 1.5 }, 400, 'seed'],
+    ['a seed of more than 64 bits', { ...chat(), seed: 1e20 }, 400, 'seed'],
     ['an unknown field', { ...chat(), temprature: 1, functions: null }, 400, 'temprature'],
     ['too many choices', { ...chat(), n: 17 }, 400, 'n'],
     ['an empty stop', { ...chat(), stop: '' }, 400, 'stop'],
