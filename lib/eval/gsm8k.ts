@@ -12,13 +12,13 @@ export interface Gsm8kSpec {
   /** The published JSONL: `question`, and `answer` with its steps and `#### number`. */
   readonly data: string
   /** Worked examples before the question; default 8. */
-  readonly shots?: number
+  readonly shots?: number | undefined
   /** Where they come from, as the training split; default the other questions of `data`. */
-  readonly shotsData?: string
+  readonly shotsData?: string | undefined
   /** Most tokens of an answer; default 400. */
-  readonly maxTokens?: number
+  readonly maxTokens?: number | undefined
   /** Ask through the model's chat template. Default false. */
-  readonly chat?: boolean
+  readonly chat?: boolean | undefined
 }
 
 const kQuestion = 'Question:'

@@ -14,13 +14,13 @@ export interface HumanEvalSpec {
   /** The published JSONL, gzipped or not. */
   readonly data: string
   /** Programs that the model writes are run on this machine: they must be allowed to. */
-  readonly allowCodeExecution?: boolean
+  readonly allowCodeExecution?: boolean | undefined
   /** Most tokens of a function; default 400. */
-  readonly maxTokens?: number
+  readonly maxTokens?: number | undefined
   /** Default 10,000. */
-  readonly timeoutMs?: number
+  readonly timeoutMs?: number | undefined
   /** Default 1 GiB. */
-  readonly memoryBytes?: number
+  readonly memoryBytes?: number | undefined
 }
 
 /** What begins after a function's end. */

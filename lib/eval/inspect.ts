@@ -64,13 +64,13 @@ export interface Inspection {
   /** Whose choice is looked at. */
   readonly policy: PolicySpec
   /** Of the probes; default 0. */
-  readonly seed?: number
+  readonly seed?: number | undefined
   /** Bins of positions; default 20. */
-  readonly bins?: number
+  readonly bins?: number | undefined
   /** Classes of content: a token belongs to those whose pattern finds a text it is part of. */
-  readonly classes?: Readonly<Record<string, RegExp>>
+  readonly classes?: Readonly<Record<string, RegExp>> | undefined
   /** Aborting rejects with `signal.reason`. */
-  readonly signal?: AbortSignal
+  readonly signal?: AbortSignal | undefined
 }
 
 /**

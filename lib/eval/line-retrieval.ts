@@ -28,15 +28,15 @@ export interface LineRetrievalSpec {
   /** Which task this is. */
   readonly task: 'line-retrieval'
   /** Record lines, 1 to 4096; left out with `data`. */
-  readonly lines?: number
+  readonly lines?: number | undefined
   /** Default `inside`. */
-  readonly ask?: AskMode
+  readonly ask?: AskMode | undefined
   /** Default `auto`: by the model's vocabulary. */
-  readonly form?: RetrievalForm | 'auto'
+  readonly form?: RetrievalForm | 'auto' | undefined
   /** A file of LongEval's own prompts; without it prompts are made of the seed. */
-  readonly data?: string
+  readonly data?: string | undefined
   /** Ask through the model's chat template. Default false. */
-  readonly chat?: boolean
+  readonly chat?: boolean | undefined
 }
 
 const kMaxLines = 4096

@@ -23,11 +23,11 @@ export interface LongBenchSpec {
   /** One published JSONL file, named as its data set: `qasper.jsonl`. */
   readonly data: string
   /** The published `dataset2prompt.json`; default our own wording, which scores differently. */
-  readonly prompts?: string
+  readonly prompts?: string | undefined
   /** Most tokens of an answer; default the published number of the data set. */
-  readonly maxTokens?: number
+  readonly maxTokens?: number | undefined
   /** Ask through the model's chat template. Default false. */
-  readonly chat?: boolean
+  readonly chat?: boolean | undefined
 }
 
 type Kind = 'question' | 'summary' | 'class' | 'dialogue' | 'retrieval' | 'count' | 'code'

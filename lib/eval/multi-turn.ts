@@ -23,9 +23,9 @@ export interface MultiTurnSpec {
   /** Record lines, 5 to 4096. */
   readonly lines: number
   /** Turns between a question and its repetition; default 3. */
-  readonly turns?: number
+  readonly turns?: number | undefined
   /** Default `auto`: by the model's vocabulary. */
-  readonly form?: RetrievalForm | 'auto'
+  readonly form?: RetrievalForm | 'auto' | undefined
 }
 
 /** The right answer has 13 tokens in words, then `>` and the end of the line. */

@@ -24,17 +24,17 @@ export interface NeedleSpec {
   /** Where the fact stands, in percent of the context: 0 at its beginning. */
   readonly depth: number
   /** Record lines around it; left out with `data`. */
-  readonly lines?: number
+  readonly lines?: number | undefined
   /** A text file that it is hidden in, repeated where it is too short. */
-  readonly data?: string
+  readonly data?: string | undefined
   /** Tokens of the context, with `data`. */
-  readonly tokens?: number
+  readonly tokens?: number | undefined
   /** Default `inside`. */
-  readonly ask?: AskMode
+  readonly ask?: AskMode | undefined
   /** Default `auto`: by the model's vocabulary. */
-  readonly form?: RetrievalForm | 'auto'
+  readonly form?: RetrievalForm | 'auto' | undefined
   /** Ask through the model's chat template. Default false. */
-  readonly chat?: boolean
+  readonly chat?: boolean | undefined
 }
 
 const kAnswerTokens = 32

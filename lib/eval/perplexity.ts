@@ -14,14 +14,14 @@ export interface PerplexitySpec {
   /** A text file. */
   readonly data: string
   /** Tokens that are compressed before any is predicted; default 512. */
-  readonly prefix?: number
+  readonly prefix?: number | undefined
   /** Tokens that are predicted after them; default 128. */
-  readonly tokens?: number
+  readonly tokens?: number | undefined
   /**
    * Whether the tokenizer adds what its authors put before a text; default true. false for a text in
    * which it is written, as `<s>` is in the words of the models of this package.
    */
-  readonly addSpecialTokens?: boolean
+  readonly addSpecialTokens?: boolean | undefined
 }
 
 /**

@@ -134,7 +134,10 @@ export class Server {
    *
    * Throws as `createEngine`; `ERR_ZC_ARGUMENT` for a second model, `ERR_ZC_HANDLE` once it is closed.
    */
-  serve(model: Model, { examples = [] }: { examples?: readonly PageExample[] } = {}): void {
+  serve(
+    model: Model,
+    { examples = [] }: { examples?: readonly PageExample[] | undefined } = {},
+  ): void {
     if (this.#isClosed) throw disposedError('server')
     if (this.#backend) {
       throw argumentError('model', 'the server answers from one already')

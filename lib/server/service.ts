@@ -63,9 +63,9 @@ export interface Call {
   /** The conversation that it goes on with. */
   readonly session: SessionName | null
   /** Whose request it is: what tells one key from another. Default: everybody's. */
-  readonly owner?: string
+  readonly owner?: string | undefined
   /** Told what it took, when its tokens have ended, however they did. */
-  readonly done?: (usage: Readonly<Usage>, policy: string) => void
+  readonly done?: ((usage: Readonly<Usage>, policy: string) => void) | undefined
 }
 
 /** An answer: one object, or objects as they come. */

@@ -55,9 +55,14 @@ console.log('ok')
 `,
   'typed.mts': `
 import { type CacheBytes, createEngine, exampleModel, loadModel, type Model, ZipCacheError } from 'zipcache'
-import { evaluateLineRetrieval } from 'zipcache/eval'
+import { evaluateLineRetrieval, type TaskSpec } from 'zipcache/eval'
 import { Device, type Tensor } from 'zipcache/ops'
 import { quantize } from 'zipcache/reference'
+import type { Call } from 'zipcache/server'
+const maybe = { lines: undefined, chat: undefined, owner: undefined, done: undefined }
+const task: TaskSpec = { task: 'line-retrieval', lines: maybe.lines, chat: maybe.chat }
+const call: Call = { signal: AbortSignal.abort(), session: null, owner: maybe.owner, done: maybe.done }
+if (!task || !call) throw new Error('these are not there')
 const given: { signal?: AbortSignal | undefined; seed?: number | undefined } = { signal: undefined }
 const model: Model = await loadModel(exampleModel(), { device: 'cpu', dtype: 'f32', threads: 1, signal: given.signal })
 await evaluateLineRetrieval({ model, lines: [20], questions: 1, seed: 1, policies: ['fp16'] })
