@@ -71,9 +71,11 @@ export class StateSet {
     this.depth = depth
   }
 
-  /** Whether no byte can follow. */
+  /** Whether no byte can follow: as behind a number by itself that has all the digits it may have. */
   get isFinal(): boolean {
-    return this.belows.size === 0
+    if (this.belows.size === 0 || !this.isAccepting) return this.belows.size === 0
+    for (let byte = 0; byte < 256; byte++) if (this.next(byte)) return false
+    return true
   }
 
   /** Whether it was found out before where a byte leads; it is looked up then. */

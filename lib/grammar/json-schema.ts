@@ -110,7 +110,7 @@ class SchemaReader {
         ? [keywords.take('const')]
         : asList(keywords.take('enum'), at)
       keywords.done()
-      const allowed = values.filter((one) => both === null || meet([typeOf(one)], both).length > 0)
+      const allowed = values.filter((one) => both === null || isOf(typeOf(one), both))
       return allowed.length === 0 ? [] : [OneOf.of(allowed.map((one) => JSON.stringify(one)))]
     }
     const own = types ?? impliedTypes(keywords) ?? within
@@ -339,11 +339,15 @@ function typeOf(value: unknown): Type {
   return Number.isInteger(value) ? 'integer' : (typeof value as Type)
 }
 
+/** Whether a value of a type is of one of these: whole numbers are numbers, too. */
+function isOf(type: Type, types: readonly Type[]): boolean {
+  return types.includes(type) || (type === 'integer' && types.includes('number'))
+}
+
 /** The types that are among both. */
 function meet(types: readonly Type[], others: readonly Type[]): Type[] {
   return types.flatMap((type) => {
-    if (others.includes(type)) return [type]
-    if (type === 'integer' && others.includes('number')) return [type]
+    if (isOf(type, others)) return [type]
     return type === 'number' && others.includes('integer') ? ['integer'] : []
   })
 }

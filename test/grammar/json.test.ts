@@ -325,6 +325,7 @@ test.each([
   [true, '{"a":+1}'],
   [true, '{"a":1.}'],
   [{ type: 'string', enum: ['a', null] }, 'null'],
+  [{ type: ['integer', 'null'], enum: [1, 0.5] }, '0.5'],
   [{ type: 'integer', anyOf: [{ type: 'string' }, { type: 'number' }] }, '"x"'],
   [{ type: 'integer', oneOf: [{ type: 'string' }, { type: 'number' }] }, '1.5'],
   [{ type: 'integer', anyOf: [true] }, '"x"'],

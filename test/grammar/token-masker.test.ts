@@ -180,3 +180,18 @@ test('tokens that end the text are allowed where it may end, with or without a p
     expect(masker.isDone).toBe(true)
   }
 })
+
+test('a number by itself is done when it has all its digits', () => {
+  const tokens = vocabulary(256)
+  const trie = new TokenTrie(tokens.length, (id) => tokens[id])
+  const isDoneAfter = (schema: JsonSchema, text: string) => {
+    const masker = new TokenMasker(jsonGrammar(schema), trie, new Set())
+    drive(masker.prepare())
+    for (const byte of Buffer.from(text)) masker.accept(byte)
+    return masker.isDone
+  }
+  expect(isDoneAfter({ type: 'integer' }, '1234567890123456')).toBe(true)
+  expect(isDoneAfter({ type: 'integer' }, '123456789012345')).toBe(false)
+  expect(isDoneAfter({ type: 'number' }, '-1.5e-123')).toBe(true)
+  expect(isDoneAfter({ type: 'integer', minimum: 10, maximum: 20 }, '15')).toBe(true)
+})
