@@ -222,7 +222,8 @@ function checkBias(
   given: GenerateOptions['logitBias'] = {},
   vocabSize: number,
 ): ReadonlyMap<number, number> {
-  const isPlain = given !== null && Object.getPrototypeOf(given) === Object.prototype
+  // An object may come from another realm, or have no prototype.
+  const isPlain = Object.prototype.toString.call(given) === '[object Object]'
   // `Number('')` is 0.
   const idOf = (key: string) => (/^\d+$/.test(key) ? Number(key) : Number.NaN)
   const bias = isPlain

@@ -1,6 +1,7 @@
 /** What callers without types, or in a hurry, give for options. */
 import { join } from 'node:path'
-import { createEngine, loadModel } from '../../lib/index'
+import { runInNewContext } from 'node:vm'
+import { createEngine, type GenerateOptions, loadModel } from '../../lib/index'
 import { expectRefused, expectRejected } from '../support/errors'
 import { kFixtures } from './model-copies'
 import { collect, useModel } from './running'
@@ -31,6 +32,16 @@ test('a misspelt option of a sequence is not lost', async () => {
   expectRefused(() => engine.createSequence(misspelt), fault)
   await expectRejected(engine.openPrefix([5], misspelt), fault)
   await expectRejected(model().logits([5], misspelt), fault)
+})
+
+test.each([
+  ['a Map', new Map([[5, 100]])],
+  ['of another realm', runInNewContext('({ 5: 100 })')],
+  ['without a prototype', Object.assign(Object.create(null), { 5: 100 })],
+])('logitBias: %s', async (_, logitBias) => {
+  const run = (options: GenerateOptions) =>
+    collect(model().generate([5], { maxTokens: 4, ...options }))
+  expect(await run({ logitBias })).toEqual(await run({ logitBias: { 5: 100 } }))
 })
 
 test.each([
