@@ -93,7 +93,7 @@ export class LogitAdjuster {
   ): TokenProbability[] {
     const { nTop } = this.#plan
     if (nTop === 0) return []
-    const divisor = temperature > 0 ? temperature : 1
+    const divisor = Math.fround(temperature) || 1 // as `sample` has it
     let best = Number.NEGATIVE_INFINITY
     for (const x of logits) if (x > best) best = x
     let sum = 0

@@ -69,9 +69,11 @@ test.each<[string, GenerateOptions]>([
   expect((await run(16, options)).ids).toEqual(await expected(16, options))
 })
 
-test('the likeliest tokens, at the temperature, the chosen one among them', async () => {
+// The last one is 0 in float32.
+test.each([0, 0.5, 1e-300])('the likeliest tokens at a temperature of %p', async (temperature) => {
   const tokens = []
-  const options = { maxTokens: 12, ignoreEos: true, policy: 'full', topLogprobs: 5 } as const
+  const own = { temperature, topK: 1, topLogprobs: 5 } as const
+  const options = { maxTokens: 12, ignoreEos: true, policy: 'full', ...own } as const
   for await (const token of model.generate(prompt, options)) tokens.push(token)
   const plain = await run(12, {})
   expect(tokens.map(({ id }) => id)).toEqual(plain.ids)
