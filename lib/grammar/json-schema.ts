@@ -21,6 +21,8 @@ export type JsonSchema = boolean | { readonly [keyword: string]: unknown }
 const ANNOTATIONS = new Set([
   ...['title', 'description', 'default', 'examples', 'deprecated', 'readOnly', 'writeOnly'],
   ...['$schema', '$id', '$comment', '$defs', 'definitions', 'strict', 'name'],
+  // OpenAPI's, and what texts are to be taken for.
+  ...['example', 'contentEncoding', 'contentMediaType'],
   // Says which alternative is meant by which value of a property; pydantic writes it.
   'discriminator',
 ])
@@ -40,7 +42,8 @@ const MAX_LENGTH = 10_000
  * schema's order, those required always; a schema with `properties` gets no others. White space is
  * free up to a line break and an indent.
  *
- * Keywords: type, properties, required, additionalProperties, items, minItems, maxItems, enum, const,
+ * Keywords: type, properties, required, additionalProperties, propertyNames that are an enum,
+ * items, prefixItems, minItems, maxItems, enum, const,
  * anyOf, oneOf (as anyOf), allOf of one, $ref into the schema itself, minLength and maxLength, or pattern,
  * or one of the formats of `FORMATS`; minimum, maximum, exclusiveMinimum, exclusiveMaximum. A type
  * beside enum, const, alternatives or $ref holds as well.
@@ -144,10 +147,19 @@ class SchemaReader {
 
   #array(keywords: Keywords, at: string): Item {
     const [min, max] = keywords.range('minItems', 'maxItems')
-    const of = this.item(keywords.take('items') ?? true, `${at}/items`)
-    if (of === NOTHING) return min > 0 ? NOTHING : arrayOf(of, 0, 0)
-    const isAny = of === value && min === 0 && max === Number.POSITIVE_INFINITY
-    return isAny ? anyArray : arrayOf(of, min, max)
+    const items = keywords.take('items')
+    // Drafts before 2020-12 have the first ones' kinds there.
+    const isOld = Array.isArray(items)
+    const first = isOld ? items : asList(keywords.take('prefixItems') ?? [], at)
+    const others = isOld ? keywords.take('additionalItems') : items
+    const of = this.item(others ?? true, `${at}/items`)
+    const all = first.map((one, i) => this.item(one, `${at}/prefixItems/${i}`))
+    // There is none from the first one on that nothing satisfies.
+    const nPossible = [...all, of].indexOf(NOTHING)
+    const most = nPossible < 0 ? max : Math.min(nPossible, max)
+    if (min > most) return NOTHING
+    const isAny = all.length === 0 && of === value && min === 0 && most === Number.POSITIVE_INFINITY
+    return isAny ? anyArray : arrayOf(of, min, most, all)
   }
 
   #text(keywords: Keywords, at: string): Item {
@@ -191,14 +203,14 @@ class SchemaReader {
   }
 
   #object(keywords: Keywords, at: string): Item {
-    const properties = keywords.take('properties')
     const required = asList(keywords.take('required') ?? [], at)
     const additional = keywords.take('additionalProperties')
-    // What zod writes beside them; names are texts anyway.
-    const names = keywords.take('propertyNames')
-    if (names !== undefined && JSON.stringify(names) !== '{"type":"string"}') {
-      throw unsupported(at, 'propertyNames')
-    }
+    const names = namesOf(keywords.take('propertyNames'), at)
+    if (names && keywords.has('properties'))
+      throw unsupported(at, 'propertyNames beside properties')
+    const properties =
+      keywords.take('properties') ??
+      (names && Object.fromEntries(names.map((name) => [name, additional ?? true])))
     if (properties === undefined) {
       if (required.length > 0) throw unsupported(at, 'required without properties')
       const of = this.item(additional ?? true, `${at}/additionalProperties`)
@@ -262,6 +274,19 @@ class SchemaReader {
     }
     return schema
   }
+}
+
+/** The names that `propertyNames` lists, as zod writes records; undefined where any may come. */
+function namesOf(schema: unknown, at: string): readonly string[] | undefined {
+  if (schema === undefined) return undefined
+  const isObject = typeof schema === 'object' && schema !== null
+  const { type, enum: names, ...others } = (isObject ? schema : {}) as Record<string, unknown>
+  const isOfTexts = type === 'string' || (type === undefined && names !== undefined)
+  const isList = Array.isArray(names) && names.every((name) => typeof name === 'string')
+  if (isOfTexts && Object.keys(others).length === 0 && (names === undefined || isList)) {
+    return names as readonly string[] | undefined
+  }
+  throw unsupported(at, 'propertyNames other than an enum')
 }
 
 /** The keywords of one schema; those that nobody takes restrict in a way that we cannot hold to. */
@@ -330,7 +355,7 @@ class Keywords {
 
 function impliedTypes(keywords: Keywords): readonly Type[] | null {
   if (keywords.has('properties') || keywords.has('additionalProperties')) return ['object']
-  return keywords.has('items') ? ['array'] : null
+  return keywords.has('items') || keywords.has('prefixItems') ? ['array'] : null
 }
 
 function typeOf(value: unknown): Type {

@@ -158,27 +158,35 @@ export function objectOf(of: Item): Item {
   ])
 }
 
-/** `[` and [min, max] values of a kind. */
-export function arrayOf(of: Item, min = 0, max = Number.POSITIVE_INFINITY): Item {
+/** `[` and [min, max] values: `first` those of a kind of their own, the others `of` one kind. */
+export function arrayOf(
+  of: Item,
+  min = 0,
+  max = Number.POSITIVE_INFINITY,
+  first: readonly Item[] = [],
+): Item {
   const comma = new Literal(',')
   const close = new Literal(']')
   const rests = new Map<number, Item>()
-  /** What follows n items; beyond what matters all n are the same. */
+  /** Beyond so many items all numbers of them are the same. */
+  const counted = Math.max(first.length, Number.isFinite(max) ? max : min)
+  const itemAt = (n: number) => [space, first[n] ?? of, space, after(n + 1)]
+  /** What follows n items. */
   const after = (n: number): Item => {
-    const counted = Math.min(n, Number.isFinite(max) ? max : min)
-    let rest = rests.get(counted)
+    const place = Math.min(n, counted)
+    let rest = rests.get(place)
     if (!rest) {
       rest = new Choice(() => [
-        ...(n >= min ? [[close]] : []),
-        ...(n < max ? [[comma, space, of, space, after(counted + 1)]] : []),
+        ...(place >= min ? [[close]] : []),
+        ...(place < max ? [[comma, ...itemAt(place)]] : []),
       ])
-      rests.set(counted, rest)
+      rests.set(place, rest)
     }
     return rest
   }
   return new Choice(() => [
     ...(min === 0 ? [[new Literal('['), space, close]] : []),
-    ...(max > 0 ? [[new Literal('['), space, of, space, after(1)]] : []),
+    ...(max > 0 ? [[new Literal('['), ...itemAt(0)]] : []),
   ])
 }
 

@@ -365,16 +365,42 @@ const DATE = `\\d{4}-${MONTH_AND_DAY}`
 const TIME =
   '(?:[01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(?:\\.\\d{1,9})?(?:Z|[+-](?:[01]\\d|2[0-3]):[0-5]\\d)'
 const LABEL = '[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?'
+const IPV4 = `(?:${IPV4_PART}\\.){3}${IPV4_PART}`
+const IPV6_PART = '[0-9A-Fa-f]{1,4}'
+/** All eight parts, or so many before the `::` that stands for one at least, and the others behind it. */
+const IPV6 = [
+  `(?:${IPV6_PART}:){7}${IPV6_PART}`,
+  `:(?::${IPV6_PART}){1,7}`,
+  ...[1, 2, 3, 4, 5, 6].map((n) => `(?:${IPV6_PART}:){${n}}(?::${IPV6_PART}){1,${7 - n}}`),
+  `(?:${IPV6_PART}:){1,7}:`,
+  '::',
+].join('|')
+/** No `xn--`, whose rest has to be Punycode; the last name begins with a letter: it is no number. */
+const URI_NAME = '(?:-?[A-Za-z0-9])*'
+const URI_HOST = `(?:[A-Za-z0-9]${URI_NAME}\\.){0,4}[A-Za-z]${URI_NAME}`
+const uriText = (signs: string) => `(?:[\\w.~!$&'()*+,;=:@${signs}-]|%[0-9A-Fa-f]{2})*`
+const URI =
+  `[A-Za-z][A-Za-z0-9+.-]*://(?:${URI_HOST}|${IPV4})(?::[1-9]\\d{0,3})?` +
+  `(?:/${uriText('/')})?(?:\\?${uriText('/?')})?(?:#${uriText('/?')})?`
+const SECONDS = '\\d{1,9}S'
+const MINUTES = `\\d{1,9}M(?:${SECONDS})?`
+const CLOCK = `T(?:${SECONDS}|${MINUTES}|\\d{1,9}H(?:${MINUTES})?)`
+const DAYS = '\\d{1,9}D'
+const MONTHS = `\\d{1,9}M(?:${DAYS})?`
+const DURATION = `P(?:(?:${DAYS}|${MONTHS}|\\d{1,9}Y(?:${MONTHS})?)(?:${CLOCK})?|${CLOCK}|\\d{1,9}W)`
 
 /**
  * Patterns for JSON schema's `format`, each narrower than its definition: what matches is of the
- * format. Days are those of every year, hosts have at most four names.
+ * format. Days are those of every year, hosts have at most four names, URIs begin `scheme://host`.
  */
 export const FORMATS: ReadonlyMap<string, string> = new Map([
   ['date', `^${DATE}$`],
   ['time', `^${TIME}$`],
   ['date-time', `^${DATE}T${TIME}$`],
-  ['ipv4', `^(?:${IPV4_PART}\\.){3}${IPV4_PART}$`],
+  ['duration', `^${DURATION}$`],
+  ['ipv4', `^${IPV4}$`],
+  ['ipv6', `^(?:${IPV6})$`],
+  ['uri', `^${URI}$`],
   ['uuid', '^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$'],
   ['hostname', `^${LABEL}(?:\\.${LABEL}){0,3}$`],
   ['email', `^[\\w+-]+(?:\\.[\\w+-]+)*@${LABEL}(?:\\.${LABEL}){1,3}$`],

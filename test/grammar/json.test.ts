@@ -1,7 +1,8 @@
 /** What a grammar lets through is JSON, by its schema; what is JSON by its schema, it lets through. */
+import { isIPv4, isIPv6 } from 'node:net'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
-import Ajv from 'ajv'
+import Ajv2020 from 'ajv/dist/2020'
 import fc from 'fast-check'
 import { type JsonSchema, jsonGrammar, type StateSet } from '../../lib/grammar/index'
 import { expectRefused } from '../support/errors'
@@ -70,6 +71,18 @@ const schemas: readonly (true | JsonSchema)[] = [
   { type: 'number', exclusiveMinimum: -0.25, maximum: 1e-7 },
   { type: 'number', minimum: 99.5 },
   { type: 'object', propertyNames: { type: 'string' }, additionalProperties: { const: 1 } },
+  {
+    type: 'object',
+    propertyNames: { enum: ['a', 'b"'] },
+    additionalProperties: { type: 'integer' },
+    required: ['b"'],
+  },
+  {
+    type: 'array',
+    prefixItems: [{ type: 'null' }, { const: 'x' }],
+    items: { const: 1 },
+    maxItems: 4,
+  },
   { type: 'string', pattern: '^[A-Z]{2,3}-(?:\\d+|x{0,2})$' },
   { type: 'string', pattern: '^(?<sign>[+\\-]?)(é|"|\\\\|\\u{1F600}|\\n)*?[^\\W\\d_]$' },
   { type: 'string', format: 'date-time' },
@@ -78,7 +91,7 @@ const schemas: readonly (true | JsonSchema)[] = [
 test.each(schemas.map((schema) => [JSON.stringify(schema).slice(0, 60), schema] as const))(
   'walks of %s parse and satisfy it',
   (_, schema) => {
-    const validate = new Ajv({ strict: false }).compile(
+    const validate = new Ajv2020({ strict: false }).compile(
       schema === true ? { type: 'object' } : schema,
     )
     let whole = 0
@@ -98,6 +111,20 @@ test.each(schemas.map((schema) => [JSON.stringify(schema).slice(0, 60), schema] 
     expect(whole).toBeGreaterThan(30)
   },
 )
+
+test.each([
+  ['uri', (text: string) => new URL(text) !== null],
+  ['ipv4', isIPv4],
+  ['ipv6', isIPv6],
+])('walks of the format %s are of it', (format, isOf) => {
+  fc.assert(
+    fc.property(fc.array(fc.nat(), { minLength: 20, maxLength: 60 }), (choices) => {
+      const text = walk({ type: 'string', format }, choices)
+      if (text !== null) expect([text, isOf(JSON.parse(text))]).toEqual([text, true])
+    }),
+    { numRuns: 200, seed: 5 },
+  )
+})
 
 test('every object is let through as JSON.stringify writes it, and any beginning of it', () => {
   fc.assert(
@@ -173,7 +200,13 @@ test.each([
   [{ type: 'string', format: 'date-time' }, '2026-11-27T09:30:00.123Z'],
   [{ type: 'string', format: 'date' }, '2026-11-30'],
   [{ type: 'string', format: 'time' }, '23:59:59+02:00'],
+  [{ type: 'string', format: 'duration' }, 'P1Y2M3DT4H5M6S'],
+  [{ type: 'string', format: 'duration' }, 'PT20M'],
   [{ type: 'string', format: 'ipv4' }, '192.168.0.255'],
+  [{ type: 'string', format: 'ipv6' }, '2001:db8::8a2e:370:7334'],
+  [{ type: 'string', format: 'ipv6' }, '::1'],
+  [{ type: 'string', format: 'uri' }, 'https://a-1.example.org:8080/a/b%20c?d=e&f#g'],
+  [{ type: 'string', format: 'uri' }, 's3://bucket/key'],
   [{ type: 'string', format: 'uuid' }, '0f8fad5b-d9cb-469f-a165-70867728950e'],
   [{ type: 'string', format: 'hostname' }, 'a-1.example.org'],
   [{ type: 'string', format: 'email' }, 'ann.b+c@example.org'],
@@ -184,6 +217,26 @@ test.each([
     },
     { kind: 'a' },
   ],
+  // Tuples, as zod writes them for either draft.
+  [
+    { type: 'array', prefixItems: [{ type: 'string' }], items: { type: 'null' } },
+    ['a', null, null],
+  ],
+  [{ prefixItems: [{ type: 'null' }, { const: 1 }], items: false, minItems: 2 }, [null, 1]],
+  [{ type: 'array', items: [{ type: 'null' }], additionalItems: { const: 1 } }, [null, 1, 1]],
+  [{ type: 'array', prefixItems: [{ type: 'null' }, false] }, [null]],
+  // Records of certain names.
+  [
+    {
+      type: 'object',
+      propertyNames: { type: 'string', enum: ['b', 'a'] },
+      additionalProperties: { type: 'null' },
+      required: ['b', 'a'],
+    },
+    { b: null, a: null },
+  ],
+  [{ type: 'object', propertyNames: { enum: ['a'] } }, { a: [1] }],
+  [{ type: 'string', contentEncoding: 'base64', example: 'YQ==' }, 'YQ=='],
   // A type beside alternatives, and a reference that is no URI as it stands.
   [{ type: 'object', anyOf: [{ properties: { a: { type: 'null' } } }] }, { a: null }],
   [{ type: ['string', 'null'], anyOf: [{ minLength: 2 }, { type: ['null', 'integer'] }] }, null],
@@ -351,6 +404,14 @@ test.each([
   [{ type: 'string', pattern: '^a+$' }, '"ab"'],
   [{ type: 'string', pattern: 'b' }, '"aa"'],
   [{ type: 'string', format: 'ipv4' }, '"1.2.3.256"'],
+  [{ type: 'string', format: 'ipv6' }, '"1:2:3:4:5:6:7:8::"'],
+  [{ type: 'string', format: 'duration' }, '"P1YT"'],
+  [{ type: 'string', format: 'uri' }, '"http://1.2.3.999/"'],
+  [{ type: 'array', prefixItems: [{ type: 'string' }], items: false }, '["a","b"]'],
+  [{ type: 'array', prefixItems: [{ type: 'string' }, { type: 'null' }] }, '["a","b"]'],
+  [{ type: 'array', prefixItems: [{ type: 'string' }], minItems: 2 }, '["a"]'],
+  [{ type: 'object', propertyNames: { enum: ['a'] }, required: ['a'] }, '{}'],
+  [{ type: 'object', propertyNames: { enum: ['a'] } }, '{"b":1}'],
   [{ type: 'string', format: 'date' }, '"2025-02-30"'],
   [{ type: 'string', format: 'uuid' }, '"0f8fad5b-d9cb-469f-a165-7086"'],
 ] as const)('%j does not allow %s', (schema, text) => {
@@ -376,8 +437,11 @@ test('what cannot be held to is refused', () => {
   }
   refuse({ type: 'string', pattern: '(' }, 'ERR_ZC_ARGUMENT')
   refuse({ type: 'string', pattern: '^a$', minLength: 1 }, 'ERR_ZC_UNSUPPORTED')
-  refuse({ type: 'string', format: 'uri' }, 'ERR_ZC_UNSUPPORTED')
-  refuse({ type: 'object', propertyNames: { maxLength: 3 } }, 'ERR_ZC_UNSUPPORTED')
+  refuse({ type: 'string', format: 'iri' }, 'ERR_ZC_UNSUPPORTED')
+  for (const propertyNames of [{ maxLength: 3 }, { type: 'string', minLength: 1 }, false, {}]) {
+    refuse({ type: 'object', propertyNames }, 'ERR_ZC_UNSUPPORTED')
+  }
+  refuse({ properties: {}, propertyNames: { enum: ['a'] } }, 'ERR_ZC_UNSUPPORTED')
   refuse({ type: 'integer', multipleOf: 2 }, 'ERR_ZC_UNSUPPORTED')
   refuse({ type: 'number', maximum: -1e21, minimum: -1e300 }, 'ERR_ZC_ARGUMENT')
   refuse({ type: 'integer', minimum: '1' }, 'ERR_ZC_ARGUMENT')

@@ -109,7 +109,7 @@ test.each([
   ],
   [
     'a keyword that cannot be held to',
-    { type: 'json_schema', json_schema: { name: 'a', schema: { type: 'string', format: 'uri' } } },
+    { type: 'json_schema', json_schema: { name: 'a', schema: { type: 'string', format: 'iri' } } },
     'response_format.json_schema.schema',
   ],
 ])('%s that makes no sense', async (_, response_format, param) => {
