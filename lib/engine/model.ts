@@ -25,7 +25,7 @@ import {
 } from './generation.js'
 import { checkOptions } from './options.js'
 import { disposedError } from './refusals.js'
-import type { Prompt, Sequence } from './sequence.js'
+import { checkPromptLength, type Prompt, type Sequence } from './sequence.js'
 
 /**
  * A checkpoint loaded onto a device, ready to run. Made by `loadModel`. Its methods use an engine of
@@ -112,9 +112,9 @@ export class Model {
    * allocated. Where r is chosen head by head, the cache is an upper bound. `kvMemory` has to be
    * somewhat larger than `cache`, since pages claim it in blocks (see `EngineOptions`).
    *
-   * - `tokens`: 1 or more. `policy`: default `zipcache`
+   * - `tokens`: 1 or more, as many as the model's context holds at most. `policy`: default `zipcache`
    *
-   * Throws `ERR_ZC_ARGUMENT`, `ERR_ZC_HANDLE` when the model was disposed of.
+   * Throws `ERR_ZC_ARGUMENT`, `ERR_ZC_CONTEXT_LENGTH`, `ERR_ZC_HANDLE` when the model was disposed of.
    */
   estimate(options: { tokens: number; policy?: PolicySpec | undefined }): MemoryEstimate {
     // A caller without types may leave everything out.
@@ -122,6 +122,7 @@ export class Model {
     if (this.#disposal) throw disposedError('model')
     checkOptions(options ?? {}, ['tokens', 'policy'])
     if (tokens !== undefined && Number.isInteger(tokens) && tokens > 0) {
+      checkPromptLength('tokens', tokens, this.config)
       return estimatePrompt(this.#forward, resolvePolicy(policy), tokens)
     }
     throw argumentError('tokens', `is ${show(tokens)}, expected a whole number above 0`)

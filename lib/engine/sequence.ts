@@ -1,5 +1,6 @@
 import type { CacheSegment } from '../cache/index.js'
 import { argumentError, show, ZipCacheError } from '../errors.js'
+import type { ModelConfig } from '../model/config.js'
 import { logitsOf } from '../model/forward.js'
 import { checkPath } from '../model/model-files.js'
 import { Scratch } from '../model/scratch.js'
@@ -349,18 +350,11 @@ export class Sequence {
   /** The pending token and new ones, or none where the next logits are there. */
   #idsToRun(ids: readonly number[]): Int32Array {
     const context = this.#context
-    const { maxPositions } = context.model.config
     if (ids.length === 0 && context.pending === null && !context.nextLogits) {
       throw argumentError('prompt', 'is empty, expected at least one token')
     }
     const all = Int32Array.from(context.pending === null ? ids : [context.pending, ...ids])
-    if (context.length + all.length > maxPositions) {
-      throw new ZipCacheError(
-        'ERR_ZC_CONTEXT_LENGTH',
-        `prompt: ${context.length + all.length} tokens, the model's context holds ${maxPositions}`,
-        { argument: 'prompt' },
-      )
-    }
+    checkPromptLength('prompt', context.length + all.length, context.model.config)
     return all
   }
 
@@ -409,6 +403,20 @@ export class Sequence {
     const style = { addSpecialTokens: tokens.length === 0 }
     return tokenIds(prompt, this.#host.tokenizer, model.config.vocabSize, style)
   }
+}
+
+/** Throws `ERR_ZC_CONTEXT_LENGTH` for more tokens than the model has positions for. */
+export function checkPromptLength(
+  argument: string,
+  nTokens: number,
+  { maxPositions }: Pick<ModelConfig, 'maxPositions'>,
+): void {
+  if (nTokens <= maxPositions) return
+  throw new ZipCacheError(
+    'ERR_ZC_CONTEXT_LENGTH',
+    `${argument}: ${nTokens} tokens, the model's context holds ${maxPositions}`,
+    { argument },
+  )
 }
 
 /**

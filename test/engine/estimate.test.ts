@@ -115,4 +115,10 @@ describe('of the shipped model', () => {
       argument: 'policy',
     })
   })
+
+  test('of more tokens than the context holds is refused at once', () => {
+    const fault = { code: 'ERR_ZC_CONTEXT_LENGTH', argument: 'tokens', message: /8192/ } as const
+    expectRefused(() => model().estimate({ tokens: 8193 }), fault)
+    expectRefused(() => model().estimate({ tokens: 2 ** 40 }), fault)
+  })
 })
