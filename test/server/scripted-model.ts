@@ -38,7 +38,8 @@ export type Script = { say: string } | { fail: Error }
 export async function startScripted(tokenizer: ModelTokenizer, options: ServerOptions = {}) {
   const script: { next: Script } = { next: { say: '' } }
   const prompts: string[] = []
-  const config = { maxPositions: 4096, nLayers: 1, nKvHeads: 1, headDim: 4, vocabSize: 400 }
+  const shape = { nLayers: 1, nKvHeads: 1, headDim: 4, slidingWindow: [0] }
+  const config = { maxPositions: 4096, vocabSize: 400, ...shape }
   const open = new Set<object>()
   const createSequence = () => {
     const sequence = makeSequence()
