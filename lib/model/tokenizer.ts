@@ -27,18 +27,18 @@ export const NEED_CONTENT: ReadonlySet<string> = new Set(['system', 'developer',
 /** Options of `ModelTokenizer.applyChatTemplate`. */
 export interface ChatTemplateOptions {
   /** Ends the text where the model's answer begins. Default false, as in transformers. */
-  readonly addGenerationPrompt?: boolean
+  readonly addGenerationPrompt?: boolean | undefined
   /** JSON schemas of functions the model may call. */
-  readonly tools?: readonly unknown[]
+  readonly tools?: readonly unknown[] | undefined
   /**
    * Name of the template where the model has several; default `tool_use` with tools if there is
    * one, else `default`.
    */
-  readonly template?: string
+  readonly template?: string | undefined
   /** A Jinja source to use instead of the model's templates. */
-  readonly source?: string
+  readonly source?: string | undefined
   /** Further variables for the template, e.g. `{ enable_thinking: false }`. */
-  readonly variables?: Readonly<Record<string, unknown>>
+  readonly variables?: Readonly<Record<string, unknown>> | undefined
 }
 
 const kMaxTokenizerBytes = 1 << 28
@@ -160,7 +160,10 @@ export class ModelTokenizer implements TokenDecoder {
    *   `<s>`; default true. false for the text of a chat template, which has them already
    * @throws ERR_ZC_ARGUMENT when `text` is no string; ERR_ZC_TOKENIZER when a piece of it has no id
    */
-  encode(text: string, options: { readonly addSpecialTokens?: boolean } = {}): number[] {
+  encode(
+    text: string,
+    options: { readonly addSpecialTokens?: boolean | undefined } = {},
+  ): number[] {
     if (typeof text !== 'string') {
       const message = `text: is ${quote(text)}, expected a string`
       throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'text' })
@@ -186,7 +189,10 @@ export class ModelTokenizer implements TokenDecoder {
    * be known before the next.
    * @throws ERR_ZC_ARGUMENT when an id is no integer >= 0; ERR_ZC_TOKENIZER when the decoder fails
    */
-  decode(ids: Iterable<number>, options: { readonly skipSpecialTokens?: boolean } = {}): string {
+  decode(
+    ids: Iterable<number>,
+    options: { readonly skipSpecialTokens?: boolean | undefined } = {},
+  ): string {
     if (typeof (ids as unknown as Iterable<number> | null)?.[Symbol.iterator] !== 'function') {
       const message = `ids: is ${quote(ids)}, expected token ids`
       throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'ids' })

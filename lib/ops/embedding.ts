@@ -10,7 +10,7 @@ export interface EmbeddingArgs {
   /** (n, width) f32, out. */
   out: Tensor
   /** Multiplies every row; above 0, default 1. */
-  scale?: number
+  scale?: number | undefined
 }
 
 /**

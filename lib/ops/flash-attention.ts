@@ -25,7 +25,7 @@ export interface FlashAttentionArgs {
   /** Row i of q_len sees keys j <= kv_len - q_len + i. */
   causal: boolean
   /** W > 0: a row also sees j > kv_len - q_len + i - W only; default 0, all. */
-  slidingWindow?: number
+  slidingWindow?: number | undefined
 }
 
 /**

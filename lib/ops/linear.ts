@@ -14,7 +14,7 @@ export interface LinearArgs {
   /** (m, n) f32, f16 or bf16, out. */
   out: Tensor
   /** Adds to `out`: the residual connection. Default false. */
-  accumulate?: boolean
+  accumulate?: boolean | undefined
 }
 
 /**

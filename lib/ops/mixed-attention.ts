@@ -27,14 +27,14 @@ export interface MixedAttentionArgs {
   /** Of the softmax, usually 1 / sqrt(head_dim). */
   scale: number
   /** W > 0: only tokens at positions > the row's - W; default 0, all. */
-  slidingWindow?: number
+  slidingWindow?: number | undefined
   /** Whether the tail takes part; default true. */
-  tail?: boolean
+  tail?: boolean | undefined
   /**
    * The last q_len tokens of the tail are the rows themselves: row i sees none that come after its
    * own. Packed tokens are seen by all rows. Default true.
    */
-  causal?: boolean
+  causal?: boolean | undefined
 }
 
 /**

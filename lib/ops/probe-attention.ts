@@ -26,9 +26,9 @@ export interface ProbeAttentionArgs {
   /** Of the softmax, usually 1 / sqrt(head_dim). */
   scale: number
   /** Keys that a probe sees, its own included; default 0, all. */
-  slidingWindow?: number
+  slidingWindow?: number | undefined
   /** Whether sums are divided by the probes that see a key; default `normalized`. */
-  metric?: SaliencyMetric
+  metric?: SaliencyMetric | undefined
 }
 
 /**

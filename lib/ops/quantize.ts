@@ -53,15 +53,15 @@ export interface QuantizeArgs {
    * (channels) f16, out, with `cst` only: c = sqrt(max |x_c|), by which the row is divided before
    * it is quantized.
    */
-  channel?: Tensor
+  channel?: Tensor | undefined
   /** What shares one scale and zero. */
   scheme: QuantScheme
   /** Of a code. */
   bits: CodeBits
   /** With `groupwise` only: channels of a group, a divisor of `channels`. */
-  groupSize?: number
+  groupSize?: number | undefined
   /** How the range of a group is found; default `minmax`. */
-  range?: QuantRange
+  range?: QuantRange | undefined
 }
 
 /** Arguments of `dequantize`. */
@@ -75,7 +75,7 @@ export interface DequantizeArgs {
   /** f16, shaped as `scale`: the minimum of the grid. */
   zero: Tensor
   /** (channels) f16, with `cst` only: c, by which a row is multiplied. */
-  channel?: Tensor
+  channel?: Tensor | undefined
   /** (rows, channels) f32, f16 or bf16, out. */
   out: Tensor
   /** What shares one scale and zero. */
@@ -83,7 +83,7 @@ export interface DequantizeArgs {
   /** Of a code. */
   bits: CodeBits
   /** With `groupwise` only: channels of a group, a divisor of `channels`. */
-  groupSize?: number
+  groupSize?: number | undefined
 }
 
 /**

@@ -12,7 +12,7 @@ export interface RmsNormArgs {
   /** Added to the mean square; 0 or more. */
   eps: number
   /** Adds to what is in `out`; default false. */
-  accumulate?: boolean
+  accumulate?: boolean | undefined
 }
 
 /**

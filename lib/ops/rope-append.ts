@@ -16,7 +16,7 @@ export interface RopeAppendArgs {
   /** As `q` or of another of its dtypes, out; may be `q`. */
   qOut: Tensor
   /** (rows, n_kv_heads, head_dim), qOut's dtype, out; may be `k`. Default: K goes to the tail alone. */
-  kOut?: Tensor
+  kOut?: Tensor | undefined
   /** (bytes) u8: the pages, out. */
   pool: Tensor
   /** (words) i32: page tables as in csrc/ops/kv_table.h. */

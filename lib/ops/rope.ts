@@ -12,7 +12,7 @@ export interface RopeTableArgs {
   /** (n, rotary_dim / 2) f32, out. */
   sin: Tensor
   /** Multiplies both tables: YaRN's factor. Default 1. */
-  attentionScale?: number
+  attentionScale?: number | undefined
 }
 
 /**
@@ -41,7 +41,7 @@ export interface RopeArgs {
   /** (n, rotary_dim / 2) f32, by `ropeTable`. */
   sin: Tensor
   /** As `x` or of another of its dtypes, out; default `x`, in place. */
-  out?: Tensor
+  out?: Tensor | undefined
 }
 
 /**

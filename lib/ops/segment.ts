@@ -102,9 +102,9 @@ export interface PackSegmentArgs {
   /** Index into the table's list, 1 or more. */
   segment: number
   /** How the range of K's channels is found; default `minmax`. */
-  keyRange?: QuantRange
+  keyRange?: QuantRange | undefined
   /** How the range of V's tokens is found; default `minmax`. */
-  valueRange?: QuantRange
+  valueRange?: QuantRange | undefined
 }
 
 /**
@@ -139,9 +139,9 @@ export interface SegmentClass {
   /** Index into the table's list, 1 or more, another one than the other class's. */
   segment: number
   /** How the range of K's channels is found; default `minmax`. */
-  keyRange?: QuantRange
+  keyRange?: QuantRange | undefined
   /** How the range of V's tokens is found; default `minmax`. */
-  valueRange?: QuantRange
+  valueRange?: QuantRange | undefined
 }
 
 /** Arguments of `packSegments`; KV heads of several layers as in `packSegment`. */
