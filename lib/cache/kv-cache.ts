@@ -536,29 +536,31 @@ export class KvCache {
     const { counts, span, start, stride } = segment
     const bytes = this.#pageBytes(segment)
     const groupEnd = start + (Math.abs(span) || segment.nTokens)
-    const dropped = segment.dropped?.slice() ?? new Int32Array(this.#nEntries)
-    let pages: Int32Array | null = null
+    // Copies, as forks have the same ones; most segments change no more.
+    let changed: { pages: Int32Array; dropped: Int32Array } | null = null
     for (const [layer, window] of slidingWindow.entries()) {
       if (window === 0) continue
       // Later rows are at tailStart or behind.
       const nSeen = Math.max(0, groupEnd - (this.tailStart - window + 1))
       for (let entry = layer * nKvHeads; entry < (layer + 1) * nKvHeads; entry++) {
         const nTokens = counts ? (counts[entry] as number) : segment.nTokens
-        const before = dropped[entry] as number
+        const before = segment.dropped?.[entry] ?? 0
         const nHidden = hiddenPages(nTokens, nSeen, counts !== null)
         if (nHidden <= before) continue
-        pages ??= segment.pages.slice()
-        const own = pages.subarray(entry * stride + before, entry * stride + nHidden)
+        changed ??= {
+          pages: segment.pages.slice(),
+          dropped: segment.dropped?.slice() ?? new Int32Array(this.#nEntries),
+        }
+        const own = changed.pages.subarray(entry * stride + before, entry * stride + nHidden)
         const isFirst = segment.standIn < 0
         if (isFirst) segment.standIn = own[0] as number
         this.#freeEach(isFirst ? own.subarray(1) : own, bytes)
         own.fill(segment.standIn)
-        dropped[entry] = nHidden
+        changed.dropped[entry] = nHidden
       }
     }
-    if (!pages) return false
-    Object.assign(segment, { pages, dropped })
-    return true
+    if (changed) Object.assign(segment, changed)
+    return changed !== null
   }
 
   #freeSegment(segment: Segment): void {

@@ -137,25 +137,8 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
     })
   },
 
-  siluGate: async (tensors) => {
-    const gate = tensors.normal('f32', [2, 50])
-    const up = tensors.normal('f32', [2, 50], { seed: 2 })
-    const out = tensors.output('f32', [2, 50])
-    ops.siluGate({ gate, up, out })
-    const [gates, ups, actual] = await valuesOfAll(gate, up, out)
-    const expected = reference.siluGate({ gate: gates, up: ups })
-    checkClose(actual, expected, { name: 'out', tolerance: kTolerance.f32Activation })
-  },
-
-  geluGate: async (tensors) => {
-    const gate = tensors.normal('f32', [2, 50])
-    const up = tensors.normal('f32', [2, 50], { seed: 2 })
-    const out = tensors.output('f32', [2, 50])
-    ops.geluGate({ gate, up, out })
-    const [gates, ups, actual] = await valuesOfAll(gate, up, out)
-    const expected = reference.geluGate({ gate: gates, up: ups })
-    checkClose(actual, expected, { name: 'out', tolerance: kTolerance.f32Activation })
-  },
+  siluGate: (tensors) => checkGate(tensors, ops.siluGate, reference.siluGate),
+  geluGate: (tensors) => checkGate(tensors, ops.geluGate, reference.geluGate),
 
   flashAttention: async (tensors) => {
     const { q, k, v, out, lse } = promptAttention(tensors)
@@ -425,6 +408,20 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
 }
 
 const kPositions = [0, 1, 77, 300]
+
+async function checkGate(
+  tensors: BenchTensors,
+  op: typeof ops.siluGate,
+  expected: typeof reference.siluGate,
+): Promise<void> {
+  const gate = tensors.normal('f32', [2, 50])
+  const up = tensors.normal('f32', [2, 50], { seed: 2 })
+  const out = tensors.output('f32', [2, 50])
+  op({ gate, up, out })
+  const [gates, ups, actual] = await valuesOfAll(gate, up, out)
+  const within = { name: 'out', tolerance: kTolerance.f32Activation }
+  checkClose(actual, expected({ gate: gates, up: ups }), within)
+}
 
 function ropeTables(tensors: BenchTensors) {
   const half = kHeads.headDim / 2

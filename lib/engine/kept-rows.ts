@@ -123,7 +123,7 @@ export class KeptRows implements RowStore {
     tensors: NewTensors,
   ): Promise<Layer> {
     const { shape } = this.#memory
-    const { nKvHeads, headDim } = shape
+    const { nKvHeads } = shape
     const { nRows, nKept } = facts
     const before = { scores: this.#layers[layer]?.scores ?? null, first: 0 }
     const scores = probes ? await scoreRows(shape, k, nRows, probes, before, room) : null
@@ -132,13 +132,7 @@ export class KeptRows implements RowStore {
         ? this.plan.select(scores.subarray(head * nRows, (head + 1) * nRows), facts)
         : Int32Array.from({ length: nKept }, (_, row) => row),
     )
-    const rowsShape = [nKept, nKvHeads, headDim]
-    const own = { k: tensors.make('f16', rowsShape), v: tensors.make('f16', rowsShape) }
-    const copies = [
-      { from: k, out: own.k },
-      { from: v, out: own.v },
-    ]
-    gatherHeads(copies, kept, room)
+    const own = gatherHeads(k, v, kept, tensors, room)
     if (!this.plan.accumulates || !scores) return { ...own, scores: null, nHolders: 1 }
     const ownScores = new Float32Array(nKvHeads * nKept)
     for (const [head, rowsOfHead] of kept.entries()) {

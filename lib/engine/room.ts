@@ -1,5 +1,6 @@
 import type { Scratch } from '../model/scratch.js'
 import { convert, type DType, gatherRows, type Tensor } from '../ops/index.js'
+import type { NewTensors } from './row-store.js'
 
 /** Work space that the layers use one after another. */
 export class Room {
@@ -22,30 +23,35 @@ export class Room {
 }
 
 /**
- * Copies rows of each KV head, its own, to lie side by side: row r of head h of `out` is row
- * `rowsOfHead[h][r]` of `from`.
+ * Rows of each KV head, its own, in 16 bits and side by side: row r of head h of what is made is row
+ * `rowsOfHead[h][r]`, of K and of V, (n, n_kv_heads, head_dim) each.
  *
- * - `from` (rows, n_kv_heads, head_dim)
- * - `out` (n, n_kv_heads, head_dim), the same for all
+ * - `k`, `v` (rows, n_kv_heads, head_dim)
+ * - `rowsOfHead` (n_kv_heads) n rows each
  */
 export function gatherHeads(
-  copies: readonly { readonly from: Tensor; readonly out: Tensor<'f16'> }[],
+  k: Tensor,
+  v: Tensor,
   rowsOfHead: readonly Int32Array[],
+  tensors: NewTensors,
   room: Room,
-): void {
-  const nKvHeads = rowsOfHead.length
-  const places = new Int32Array(nKvHeads * (rowsOfHead[0]?.length ?? 0))
+): { k: Tensor<'f16'>; v: Tensor<'f16'> } {
+  const [, nKvHeads, headDim] = k.shape as [number, number, number]
+  const n = rowsOfHead[0]?.length ?? 0
+  const places = new Int32Array(nKvHeads * n)
   for (const [head, rows] of rowsOfHead.entries()) {
     rows.forEach((row, r) => {
       places[r * nKvHeads + head] = row * nKvHeads + head
     })
   }
   const rows = room.tensor('places', 'i32', [places.length]).write(places)
-  for (const { from, out } of copies) {
-    const headDim = out.shape[2] as number
+  const gathered = (from: Tensor) => {
+    const out = tensors.make('f16', [n, nKvHeads, headDim])
     const picked = room.tensor('picked', from.dtype, [places.length, headDim])
     const flat = room.scratch.keep(from.view([from.length / headDim, headDim]))
     gatherRows({ x: flat, rows, out: picked })
     convert({ x: picked, out: room.scratch.keep(out.view([places.length, headDim])) })
+    return out
   }
+  return { k: gathered(k), v: gathered(v) }
 }

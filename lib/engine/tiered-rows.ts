@@ -145,7 +145,7 @@ export class TieredRows implements RowStore {
     tensors: NewTensors,
   ): Promise<Layer> {
     const { shape } = this.#memory
-    const { nKvHeads, headDim } = shape
+    const { nKvHeads } = shape
     const held = this.#layers[layer]
     const nRows = nLow + nHigh
     const before = { scores: held?.scores ?? null, first: nLow }
@@ -183,13 +183,7 @@ export class TieredRows implements RowStore {
       await coder.encode(rows, balance, k, v, others)
       low.push(rows)
     }
-    const keptShape = [nKept, nKvHeads, headDim]
-    const own = { k: tensors.make('f16', keptShape), v: tensors.make('f16', keptShape) }
-    const copies = [
-      { from: k, out: own.k },
-      { from: v, out: own.v },
-    ]
-    gatherHeads(copies, kept, room)
+    const own = gatherHeads(k, v, kept, tensors, room)
     const stored = tensors.make('f32', [nKvHeads, nKept]).write(keptScores)
     return { ...own, scores: stored, low, balance, nHolders: 1 }
   }

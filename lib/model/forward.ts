@@ -191,18 +191,18 @@ export function embedRows(
   ids: Tensor<'i32'>,
   positions: Tensor<'i32'>,
 ): void {
-  embedding({ ids, weight: model.weights.embedding, out: x, scale: embeddingScaleOf(model) })
+  const scale = roundedTo(model.dtype, model.config.embeddingScale)
+  embedding({ ids, weight: model.weights.embedding, out: x, scale })
   for (const [i, own] of model.ropes.entries()) {
     if (own.invFreq.length > 0) ropeTable({ positions, ...own, ...(ropes[i] as RopeTable) })
   }
 }
 
-/** In the type that the model computes in: Gemma was trained with it so rounded. */
-function embeddingScaleOf({ config, dtype }: ForwardModel): number {
-  const { embeddingScale } = config
-  if (dtype === 'f32') return embeddingScale
-  const unit = 2 ** (Math.floor(Math.log2(embeddingScale)) - 7) // of bfloat16's eight bits
-  return Math.round(embeddingScale / unit) * unit
+/** A scale above 0 in the type that a model computes in: Gemma was trained with its own so rounded. */
+export function roundedTo(dtype: ComputeDtype, scale: number): number {
+  if (dtype === 'f32') return scale
+  const unit = 2 ** (Math.floor(Math.log2(scale)) - 7) // of bfloat16's eight bits
+  return Math.round(scale / unit) * unit
 }
 
 /** The rotations of a block's rows in a layer. */

@@ -174,7 +174,10 @@ function readRope(read: ConfigReader, rope: ConfigReader, facts: RopeFacts): Rop
     }
   }
   if (!facts.traits.partialRotary) refusePartialRotary(rope)
-  const type = rope.value('rope_type') ?? rope.value('type') ?? 'default'
+  const named = rope.value('rope_type') ?? rope.value('type') ?? 'default'
+  // transformers takes both names for it in Phi 3, and in no other.
+  const isOldName = named === 'su' || named === 'yarn'
+  const type = isOldName && facts.traits.modelType === 'phi3' ? 'longrope' : named
   const theta = readTheta(rope.value('rope_theta') === undefined ? read : rope)
   switch (type) {
     case 'default':
@@ -186,7 +189,6 @@ function readRope(read: ConfigReader, rope: ConfigReader, facts: RopeFacts): Rop
     case 'yarn':
       return readYarnRope(read, rope, theta, facts)
     case 'longrope':
-    case 'su': // as it was called before
       return readLongRope(read, rope, theta, facts)
     default:
       rope.refuse(

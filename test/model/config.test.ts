@@ -311,15 +311,16 @@ describe('rope', () => {
 describe('architectures of their own', () => {
   test('phi3: fused projections, partial rotation, factors for long contexts', () => {
     const factors = (first: number) => Array.from({ length: 12 }, (_, i) => first + i)
-    const config = parseModelConfig({
+    const long = (type: string) => ({
       ...phi3,
       num_key_value_heads: 2,
       max_position_embeddings: 131_072,
       original_max_position_embeddings: 4096,
       partial_rotary_factor: 0.75,
       sliding_window: 262_144,
-      rope_scaling: { type: 'longrope', short_factor: factors(1), long_factor: factors(2) },
+      rope_scaling: { type, short_factor: factors(1), long_factor: factors(2) },
     })
+    const config = parseModelConfig(long('longrope'))
     expect(config).toMatchObject({ fusedProjections: true, headDim: 32, rotaryDim: 24 })
     expect(config).toMatchObject({ rmsNormEps: 1e-5, slidingWindow: [0, 0, 0, 0] })
     expect(config.ropes[0]).toEqual({
@@ -330,6 +331,7 @@ describe('architectures of their own', () => {
       longFactor: factors(2),
       attentionFactor: Math.sqrt(1 + Math.log(32) / Math.log(4096)),
     })
+    for (const type of ['su', 'yarn']) expect(parseModelConfig(long(type))).toEqual(config)
     expect(parseModelConfig({ ...phi3, sliding_window: 2047 }).slidingWindow[3]).toBe(2047)
     expect(parseModelConfig(phi3)).toMatchObject({ rotaryDim: 32, slidingWindow: [0, 0, 0, 0] })
   })
@@ -515,8 +517,13 @@ describe('refusals name the key, what it was and what it must be', () => {
     ],
     [
       'longrope of too few factors',
-      { ...llama, rope_scaling: { type: 'su', short_factor: [1, 2], long_factor: [1, 2] } },
+      { ...llama, rope_scaling: { type: 'longrope', short_factor: [1, 2], long_factor: [1, 2] } },
       'rope_scaling.short_factor is [1,2], expected 16 numbers > 0',
+    ],
+    [
+      'su but in phi3',
+      { ...llama, rope_scaling: { type: 'su' } },
+      'rope_scaling.rope_type is "su"',
     ],
     ['a part of a pair', { ...phi3, partial_rotary_factor: 0.1 }, 'partial_rotary_factor is 0.1'],
     ['more than all', { ...phi3, partial_rotary_factor: 2 }, 'partial_rotary_factor is 2'],

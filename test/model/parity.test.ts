@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { loadModel, type Model } from '../../lib/index'
+import { roundedTo } from '../../lib/model/forward'
 import {
   fixtureNames,
   kFixtures,
@@ -168,6 +169,14 @@ describe('rotations that depend on the longest context', () => {
     const fault = { code: 'ERR_ZC_ARGUMENT', argument: 'maxPositions' }
     await expect(loadModel(dir, { maxPositions: value })).rejects.toMatchObject(fault)
   })
+})
+
+test('Gemma scales embeddings by a number of the type it computes in', () => {
+  // As transformers notes of 3,072: 55.4256 becomes 55.5.
+  const rounded = [1152, 2560, 3072].map((width) => roundedTo('bf16', Math.sqrt(width)))
+  expect(rounded).toEqual([34, 50.5, 55.5])
+  expect([1, 255, 256.9].map((x) => roundedTo('bf16', x))).toEqual([1, 255, 256])
+  expect(roundedTo('f32', Math.sqrt(3072))).toBe(Math.sqrt(3072))
 })
 
 describe('the text model of one that sees images', () => {
