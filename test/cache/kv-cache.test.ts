@@ -757,6 +757,17 @@ describe('layers with a sliding window', () => {
     cache.dispose()
   })
 
+  test('keep the page of the one token that the next row may still see', () => {
+    const cache = new KvCache(own, 'f16')
+    publish(cache)
+    publish(cache, { ...group, nTokens: 38, nSalient: 20 })
+    // Rows from 238 on see positions from 199 on, which is either class's for all that is known here.
+    const { high, low } = cache.bytesByClass()
+    expect(high).toBe((4 * 8 + 2 * 1 + 1 + 6 * 2) * highBytes)
+    expect(low).toBe((4 * 5 + 2 * 1 + 1 + 6 * 2) * lowBytes)
+    cache.dispose()
+  })
+
   test('leave a fork its pages', async () => {
     const cache = new KvCache(own, 'f16')
     cache.extendTail(200)
