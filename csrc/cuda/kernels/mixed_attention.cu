@@ -28,17 +28,18 @@ namespace {
 using namespace mixed;
 
 // What the warps of one block do.
-template <int kDim, bool kBulk, int kStages>
+template <typename Block>
 ZC_DEVICE void attend_items(const Params& p) {
+  constexpr int kConsumers = Block::kConsumers;
   ZC_DYNAMIC_SHARED(shared);
-  BlockMemory<kDim, kStages>& memory = *reinterpret_cast<BlockMemory<kDim, kStages>*>(shared);
+  BlockMemory<Block>& memory = *reinterpret_cast<BlockMemory<Block>*>(shared);
   int64_t* cost_before = reinterpret_cast<int64_t*>(&memory + 1);
   const int thread = static_cast<int>(threadIdx.x);
   // Each warp a few: lanes take turns at it.
   const int warp = thread >> 5;
   const int lane = thread & 31;
-  if (warp < kConsumers && lane < kStages) {
-    simt::mbarrier_init(simt::smem_u32(&memory.full[warp][lane]), kBulk ? 1 : kLaneArrivals);
+  if (warp < kConsumers && lane < Block::kStages) {
+    simt::mbarrier_init(simt::smem_u32(&memory.full[warp][lane]), Block::kBulk ? 1 : kLaneArrivals);
     simt::mbarrier_init(simt::smem_u32(&memory.empty[warp][lane]), 1);
   }
   if (warp >= kConsumers && lane < 2) {
@@ -48,60 +49,59 @@ ZC_DEVICE void attend_items(const Params& p) {
     if (!producer) simt::mbarrier_init(simt::smem_u32(memory.results_full + lane), kConsumers);
   }
   if (thread == 0) memory.team = 1;
-  if constexpr (kBulk) simt::fence_mbarrier_init();
+  if constexpr (Block::kBulk) simt::fence_mbarrier_init();
   __syncthreads();
   simt::wait_for_kernels_before();
-  const WorkLine line = line_up(p, cost_before, memory.works, &memory.team);
+  const WorkLine line = line_up<Block::kThreads>(p, cost_before, memory.works, &memory.team);
   if (thread < 32 * kConsumers)
-    Consumer<kDim, kBulk, kStages>(p, memory).run();
+    Consumer<Block>(p, memory).run();
   else if (thread < 32 * (kConsumers + 1))
-    Producer<kDim, kBulk, kStages>(p, memory).run(line);
+    Producer<Block>(p, memory).run(line);
   else
-    Merger<kDim, kStages>(p, memory).run();
+    Merger<Block>(p, memory).run();
 }
 
-// GPUs for graphics have 99 KB of shared memory a block, less than four stages of head_dim 128
-// take.
-constexpr bool has_little_memory(int architecture) {
-  return architecture == 86 || architecture == 89 || architecture >= 120;
+// How many blocks run on a multiprocessor at once: what there is shared memory and registers for.
+ZC_HD constexpr int resident_blocks(int head_dim, int architecture) {
+  return has_little_memory(architecture) || (architecture == 80 && head_dim > 64) ? 1 : 2;
 }
 
-// Which forms of the kernel code for one architecture has: copies in bulk are sm_90's; three stages
-// are for little memory. Older GPUs' code may be run by others, from PTX, and has both.
+// Which forms of the kernel code for one architecture has. Older GPUs' code may be run by others,
+// from PTX, and has both.
 #if defined(__CUDA_ARCH__)
-template <int kDim, bool kBulk, int kStages>
+template <int kDim, bool kBulk, bool kLittleMemory>
 constexpr bool kIsBuilt =
     kBulk == (__CUDA_ARCH__ >= 900) &&
-    (kDim <= 64 || __CUDA_ARCH__ == 800 || has_little_memory(__CUDA_ARCH__ / 10) == (kStages == 3));
-// How many blocks a multiprocessor has the shared memory for.
+    (kDim <= 64 || __CUDA_ARCH__ == 800 || has_little_memory(__CUDA_ARCH__ / 10) == kLittleMemory);
 template <int kDim>
-constexpr int kBlocks =
-    has_little_memory(__CUDA_ARCH__ / 10) || (__CUDA_ARCH__ == 800 && kDim > 64) ? 1 : 2;
+constexpr int kBlocks = resident_blocks(kDim, __CUDA_ARCH__ / 10);
 #else
-template <int kDim, bool kBulk, int kStages>
+template <int kDim, bool kBulk, bool kLittleMemory>
 constexpr bool kIsBuilt = true;
 template <int kDim>
-constexpr int kBlocks = 2;
+constexpr int kBlocks = resident_blocks(kDim, 90);
 #endif
 
 // Attention of 4 columns (rows of q and heads that share a KV head) over one or more splits of a
 // sequence at a time. A block owns a piece of the line of all splits; consumer w owns the w-th
-// sixth of a split's units (64 tokens of 2 to 4 bits, 32 of 8, 16 of floats). Splits that blocks
+// part of a split's units (64 tokens of 2 to 4 bits, 32 of 8, 16 of floats). Splits that blocks
 // share are merged by the block that comes last. Bound by memory bandwidth from about 25 MB a call
-// on; below that by latency. Shared memory: BlockMemory, most of it 6 kStages (32 head_dim + 256)
-// bytes of slots, and 8 bytes a sequence.
-template <int kDim, bool kBulk, int kStages>
-__global__ void __launch_bounds__(kThreads, kBlocks<kDim>) mixed_attention_kernel(Params p) {
-  if constexpr (kIsBuilt<kDim, kBulk, kStages>) attend_items<kDim, kBulk, kStages>(p);
+// on; below that by latency. Shared memory: BlockMemory, most of it kConsumers kStages
+// (32 head_dim + 256) bytes of slots, and 8 bytes a sequence.
+template <int kDim, bool kBulk, bool kLittleMemory>
+__global__ void __launch_bounds__(BlockShape<kDim, kBulk, kLittleMemory>::kThreads, kBlocks<kDim>)
+    mixed_attention_kernel(Params p) {
+  if constexpr (kIsBuilt<kDim, kBulk, kLittleMemory>)
+    attend_items<BlockShape<kDim, kBulk, kLittleMemory>>(p);
 }
 
-template <int kDim, int kStages>
-void launch_kernel(Context& context, bool bulk, int blocks, const Params& p) {
+template <int kDim, bool kBulk, bool kLittleMemory>
+void launch_kernel(Context& context, int blocks, const Params& p) {
+  using Block = BlockShape<kDim, kBulk, kLittleMemory>;
   const size_t shared_bytes =
-      sizeof(BlockMemory<kDim, kStages>) + (static_cast<size_t>(p.n_seqs) + 1) * sizeof(int64_t);
-  const auto kernel = bulk ? &mixed_attention_kernel<kDim, true, kStages>
-                           : &mixed_attention_kernel<kDim, false, kStages>;
-  launch_early(context, kernel, static_cast<unsigned>(blocks), kThreads, shared_bytes, p);
+      sizeof(BlockMemory<Block>) + (static_cast<size_t>(p.n_seqs) + 1) * sizeof(int64_t);
+  launch_early(context, &mixed_attention_kernel<kDim, kBulk, kLittleMemory>,
+               static_cast<unsigned>(blocks), Block::kThreads, shared_bytes, p);
 }
 
 template <int kDim>
@@ -128,19 +128,22 @@ void launch_mixed_attention(Context& context, const MixedAttentionArgs& a) {
   p.causal = a.causal;
   p.faults = context.faults();
   if (p.n_seqs == 0) return;
-  const int code = code_architecture(context, &mixed_attention_kernel<kDim, false, 4>);
+  const int code = code_architecture(context, &mixed_attention_kernel<kDim, false, false>);
+  const bool bulk = code >= 90;
   const bool little = has_little_memory(code == 80 ? context.architecture : code);
-  // As many as run at once: kBlocks.
-  const int blocks = (little || (code == 80 && kDim > 64) ? 1 : 2) * context.n_multiprocessors;
+  const int blocks = (little ? 1 : resident_blocks(kDim, code)) * context.n_multiprocessors;
   // Left zeroed, as counters are.
   const int64_t n_words = int64_t{blocks} * kMaxSplits * LeftPart<kDim>::kWarpWords;
   int32_t* const zeros = context.counters(4 * n_words + blocks);
   p.partials = reinterpret_cast<uint4*>(zeros);
   p.arrivals = zeros + 4 * n_words;
   if constexpr (kDim > 64) {
-    if (little) return launch_kernel<kDim, 3>(context, code >= 90, blocks, p);
+    if (little)
+      return bulk ? launch_kernel<kDim, true, true>(context, blocks, p)
+                  : launch_kernel<kDim, false, true>(context, blocks, p);
   }
-  launch_kernel<kDim, 4>(context, code >= 90, blocks, p);
+  bulk ? launch_kernel<kDim, true, false>(context, blocks, p)
+       : launch_kernel<kDim, false, false>(context, blocks, p);
 }
 
 }  // namespace

@@ -10,10 +10,13 @@ namespace zc::cuda::mixed {
 template <int kDim>
 inline constexpr int kColumnStride = kDim + 8;
 
-template <int kDim, bool kBulk, int kStages>
+template <typename Block>
 class Consumer {
  public:
-  using Memory = BlockMemory<kDim, kStages>;
+  using Memory = BlockMemory<Block>;
+  static constexpr int kDim = Block::kDim;
+  static constexpr bool kBulk = Block::kBulk;
+  static constexpr int kStages = Block::kStages;
   static_assert(kColumns * kColumnStride<kDim> * sizeof(float) <= kSlotBytes<kDim>);
 
   ZC_DEVICE Consumer(const Params& p, Memory& memory) : p_(p), memory_(memory) {}

@@ -9,13 +9,9 @@
 // units, and how units lie in shared memory (csrc/cuda/kernels/mixed_attention.cu tells the whole).
 namespace zc::cuda::mixed {
 
-inline constexpr int kConsumers = 6;  // warps that multiply
-// And two more: one that brings them what they need, one that adds up what they have.
-inline constexpr int kThreads = 32 * (kConsumers + 2);
 inline constexpr int kColumns = 4;  // rows of q (query, head of the group) that an item is for
 inline constexpr int kTiles = 4;    // pages of a unit, at most
 inline constexpr int kMaxGroup = 64;
-static_assert(kConsumers * kTiles <= 32, "a lane of the producer copies one page of a round");
 
 // A sequence's cache is cut by its own length alone, so that no neighbour in the batch changes a
 // sum: into splits of about 1,024 tokens, and of 2,048 where that makes more than eight.
@@ -53,6 +49,24 @@ struct Params {
   bool tail;
   bool causal;
   FaultSink faults;
+};
+
+// GPUs for graphics have 99 KB of shared memory a block, others 163 KB or more.
+ZC_HD constexpr bool has_little_memory(int architecture) {
+  return architecture == 86 || architecture == 89 || architecture >= 120;
+}
+
+// What a block is made of, for a head_dim and a kind of GPU. kBulk: copies come in bulk, sm_90's
+// way.
+template <int kDim_, bool kBulk_, bool kLittleMemory>
+struct BlockShape {
+  static constexpr int kDim = kDim_;
+  static constexpr bool kBulk = kBulk_;
+  static constexpr int kStages = kDim > 64 && kLittleMemory ? 3 : 4;  // slots of a ring
+  static constexpr int kConsumers = 6;                                // warps that multiply
+  // And two more: one that brings them what they need, one that adds up what they have.
+  static constexpr int kThreads = 32 * (kConsumers + 2);
+  static_assert(kConsumers * kTiles <= 32, "a lane of the producer copies one page of a round");
 };
 
 // ---- units: the pages that a warp attends to at a time ----
@@ -232,8 +246,11 @@ struct RunningSegment {
 // Arrivals that complete a slot where the producer's lanes copy: one of each, and one of the warp.
 inline constexpr uint32_t kLaneArrivals = 33;
 
-template <int kDim, int kStages>
+template <typename Block>
 struct BlockMemory {
+  static constexpr int kDim = Block::kDim;
+  static constexpr int kStages = Block::kStages;
+  static constexpr int kConsumers = Block::kConsumers;
   uint8_t ring[kConsumers][kStages][kSlotBytes<kDim>];
   Entry entries[kConsumers][kStages];
   int32_t seen_from[kConsumers][kStages][kColumns];  // beside kFold

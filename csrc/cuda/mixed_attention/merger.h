@@ -90,10 +90,12 @@ struct LeftPart {
   }
 };
 
-template <int kDim, int kStages>
+template <typename Block>
 class Merger {
  public:
-  using Memory = BlockMemory<kDim, kStages>;
+  using Memory = BlockMemory<Block>;
+  static constexpr int kDim = Block::kDim;
+  static constexpr int kConsumers = Block::kConsumers;
   static_assert(kColumns * kColumnStride<kDim> * sizeof(float) <= kSlotBytes<kDim>);
 
   ZC_DEVICE Merger(const Params& p, Memory& memory) : p_(p), memory_(memory) {}

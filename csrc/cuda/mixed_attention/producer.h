@@ -65,10 +65,14 @@ ZC_DEVICE Part part_of(Layout layout, int index) {
           place_of(in_slot, index) * bytes, 0,     bytes};
 }
 
-template <int kDim, bool kBulk, int kStages>
+template <typename Block>
 class Producer {
  public:
-  using Memory = BlockMemory<kDim, kStages>;
+  using Memory = BlockMemory<Block>;
+  static constexpr int kDim = Block::kDim;
+  static constexpr bool kBulk = Block::kBulk;
+  static constexpr int kStages = Block::kStages;
+  static constexpr int kConsumers = Block::kConsumers;
 
   ZC_DEVICE Producer(const Params& p, Memory& memory)
       : p_(p),

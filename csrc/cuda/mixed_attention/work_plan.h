@@ -88,7 +88,8 @@ struct WorkLine {
 };
 
 // The line of a batch; without cost when cu_seqlens lies. cost_before, works, and `team`, which is
-// 1, are in shared memory. Called by all threads of a block.
+// 1, are in shared memory. Called by all kThreads threads of a block.
+template <int kThreads>
 ZC_DEVICE WorkLine line_up(const Params& p, int64_t* cost_before, SequenceWork (&works)[kKeptWorks],
                            int* team) {
   const int thread = static_cast<int>(threadIdx.x);
