@@ -41,10 +41,7 @@ const disassembles = canDisassemble()
 
 /** Dynamic shared memory in bytes, by the launchers' formulas, of kernels whose occupancy it decides. */
 const dynamicBytes = [
-  [
-    /mixed_attention_kernel<(\d+), (?:true|false), (\d)>/,
-    (dim, stages) => 6 * stages * (32 * dim + 304) + 28 * dim + 1616,
-  ],
+  [/mixed_attention_kernel<(\d+), (true|false), (true|false)>/, mixedAttentionBytes],
   [
     /flash_attention_kernel<.*FlashShape<(\d+), (\d+), (\d+), (\d+)>/,
     (width, warps, tiles, keys) => (16 * tiles * warps + 2 * keys) * width * 2,
@@ -61,6 +58,14 @@ const dynamicBytes = [
     (columns) => (columns === 256 ? 3 * 49168 + 2 * 32768 : 5 * 32784 + 2 * 18432),
   ],
 ]
+
+/** BlockShape of csrc/cuda/mixed_attention/layout.h. */
+function mixedAttentionBytes(dim, bulk, littleMemory) {
+  const large = dim === 256
+  const consumers = large && littleMemory ? 4 : 6
+  const stages = large ? (littleMemory ? 2 : bulk ? 4 : 3) : dim > 64 && littleMemory ? 3 : 4
+  return consumers * stages * (32 * dim + 304) + (16 + 2 * consumers) * dim + 1616
+}
 
 function parseArguments(args) {
   for (const arg of args)
@@ -265,7 +270,7 @@ function residentWarps(kernel, name, architecture) {
   let dynamic = 0
   for (const [pattern, bytes] of dynamicBytes) {
     const match = pattern.exec(name)
-    if (match) dynamic = bytes(...match.slice(1).map(Number))
+    if (match) dynamic = bytes(...match.slice(1).map((word) => JSON.parse(word)))
   }
   const shared = kernel.sharedBytes + dynamic + 1024
   const blocks = Math.min(

@@ -23,8 +23,8 @@ const kUsage = `usage: npm run bench:cuda [-- OPTIONS]
   --html FILE      writes a page with plots
   --check          small shapes, checked and hardly timed: also for the emulated backend
 
-  attention  mixedAttention over caches of random codes, LLaMA3-8B's heads, each result held against
-             double precision before it is timed
+  attention  mixedAttention over caches of random codes, LLaMA3-8B's heads (with --full Gemma 3 4B's
+             and Phi-3-mini's, too), each result held against double precision before it is timed
   prefill    flashAttention and probeAttention; needs nvcc
   products   linear, LLaMA3-8B's products of prompts, by wgmma and by mma; needs nvcc
   steps      prompts, decode steps and memory of a model in LLaMA3-8B's shape with random weights,

@@ -428,30 +428,41 @@ void run(const Device& device, const Case& c, int replays) {
 
 int main(int argc, char** argv) {
   if (argc < 2) {
-    std::fprintf(stderr, "usage: mixed_attention PLUGIN [--full | --check | --case POLICY BATCH CONTEXT]\n");
+    std::fprintf(stderr,
+                 "usage: mixed_attention PLUGIN [--full | --check | --case POLICY BATCH CONTEXT "
+                 "[HEADS KV_HEADS HEAD_DIM]]\n");
     return 1;
   }
   const Device device(argv[1]);
   const std::string mode = argc > 2 ? argv[2] : "";
-  const auto measure = [&](const Policy& policy, const std::vector<int>& lengths) {
+  struct Heads {
+    int n_heads, n_kv_heads, head_dim;
+  };
+  const Heads llama{32, 8, 128};  // LLaMA3-8B's
+  const auto measure = [&](const Policy& policy, const std::vector<int>& lengths,
+                           const Heads& heads) {
     // As many layers as it takes to pass the second-level cache several times over.
-    const double mb = 1e-6 * 512 * 8 * std::accumulate(lengths.begin(), lengths.end(), 0.0);
+    const double mb = 4e-6 * heads.head_dim * heads.n_kv_heads *
+                      std::accumulate(lengths.begin(), lengths.end(), 0.0);
     const double share = std::strcmp(policy.name, "fp16") == 0 ? 1.0 : 0.2;
     const int n_layers = std::clamp(static_cast<int>(300.0 / (mb * share)) + 1, 4, 32);
-    run(device, {&policy, lengths, 32, 8, 128, n_layers}, 20);
+    run(device,
+        {&policy, lengths, heads.n_heads, heads.n_kv_heads, heads.head_dim, n_layers}, 20);
   };
   const auto equal = [](int batch, int n_tokens) {
     return std::vector<int>(static_cast<size_t>(batch), n_tokens);
   };
-  if (mode == "--case" && argc == 6) {
+  if (mode == "--case" && (argc == 6 || argc == 9)) {
+    const Heads heads =
+        argc == 9 ? Heads{std::atoi(argv[6]), std::atoi(argv[7]), std::atoi(argv[8])} : llama;
     for (const Policy& policy : kPolicies)
       if (std::strcmp(policy.name, argv[3]) == 0)
-        measure(policy, equal(std::atoi(argv[4]), std::atoi(argv[5])));
+        measure(policy, equal(std::atoi(argv[4]), std::atoi(argv[5])), heads);
     return 0;
   }
   if (mode == "--check") {  // small enough for the emulator
     for (const Policy& policy : kPolicies)
-      for (int d : {64, 128})
+      for (int d : {64, 96, 128, 256})
         for (const std::vector<int>& lengths : {equal(2, 300), {1500, 300, 40}})
           run(device, {&policy, lengths, 8, 2, d, 1}, 1);
     return 0;
@@ -470,6 +481,10 @@ int main(int argc, char** argv) {
     batches.push_back(equal(64, 1024));
   }
   for (const std::vector<int>& lengths : batches)
-    for (const Policy& policy : kPolicies) measure(policy, lengths);
+    for (const Policy& policy : kPolicies) measure(policy, lengths, llama);
+  if (mode == "--full")
+    for (const Heads& heads : {Heads{8, 4, 256}, Heads{32, 32, 96}})  // Gemma 3 4B's, Phi-3-mini's
+      for (const std::vector<int>& lengths : {equal(8, 4096), equal(8, 32768)})
+        for (const Policy& policy : kPolicies) measure(policy, lengths, heads);
   return 0;
 }

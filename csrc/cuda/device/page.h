@@ -31,7 +31,7 @@
 // (channel, token) at bit (16 channel + token) bits. Only kernels of any shape read those.
 namespace zc::cuda {
 
-ZC_HD bool in_fragment_order(Format f, int head_dim) {
+ZC_HD constexpr bool in_fragment_order(Format f, int head_dim) {
   return f == Format::kU2   ? head_dim % 32 == 0
          : f == Format::kU3 ? head_dim % 64 == 0
                             : f != Format::kF32;

@@ -63,7 +63,9 @@ ZC_DEVICE void attend_items(const Params& p) {
 
 // How many blocks run on a multiprocessor at once: what there is shared memory and registers for.
 ZC_HD constexpr int resident_blocks(int head_dim, int architecture) {
-  return has_little_memory(architecture) || (architecture == 80 && head_dim > 64) ? 1 : 2;
+  return has_little_memory(architecture) || (architecture == 80 && head_dim > 64) || head_dim == 256
+             ? 1
+             : 2;
 }
 
 // Which forms of the kernel code for one architecture has. Older GPUs' code may be run by others,
@@ -154,12 +156,18 @@ void mixed_attention(Context& context, const MixedAttentionArgs& a) {
   // out written in fours.
   const bool half =
       a.q.dtype != DType::kF32 && is_aligned(a.q.data, 4) && is_aligned(a.out.data, 8);
-  if (half && a.q.size(2) == 128)
-    launch_mixed_attention<128>(context, a);
-  else if (half && a.q.size(2) == 64)
-    launch_mixed_attention<64>(context, a);
-  else
-    mixed_attention_any_shape(context, a);
+  switch (half ? a.q.size(2) : 0) {
+    case 64:
+      return launch_mixed_attention<64>(context, a);
+    case 96:
+      return launch_mixed_attention<96>(context, a);
+    case 128:
+      return launch_mixed_attention<128>(context, a);
+    case 256:
+      return launch_mixed_attention<256>(context, a);
+    default:
+      return mixed_attention_any_shape(context, a);
+  }
 }
 
 }  // namespace zc::cuda

@@ -3,7 +3,7 @@
 #include "csrc/cuda/kernels/mixed_attention.h"
 
 // mixedAttention for what its tensor-core kernel does not take: float32 queries and head_dims other
-// than 64 and 128. The same folding of scales, in float32.
+// than 64, 96, 128 and 256. The same folding of scales, in float32.
 namespace zc::cuda {
 
 namespace {

@@ -145,13 +145,15 @@ class Producer {
 
   ZC_DEVICE void push_splits(const SequenceTable& table, const ItemHead& next) {
     // q, what the table counts, and its entries are asked for together.
-    constexpr int kWords = kDim / 64;  // of a column and lane
+    constexpr int kWords = (kDim + 63) / 64;  // of a column and lane
+    const auto has_word = [&](int w) { return kDim % 64 == 0 || lane_ + 32 * w < kDim / 2; };
     uint32_t q[kColumns][kWords];
     ZC_UNROLL for (int column = 0; column < kColumns; ++column) {
       const bool exists = column < next.n_columns;
       const uint32_t* from = reinterpret_cast<const uint32_t*>(p_.q) +
                              (exists ? next.row(p_, column) : 0) * (kDim / 2) + lane_;
-      ZC_UNROLL for (int w = 0; w < kWords; ++w) q[column][w] = exists ? from[32 * w] : 0u;
+      ZC_UNROLL for (int w = 0; w < kWords; ++w) q[column][w] =
+          exists && has_word(w) ? from[32 * w] : 0u;
     }
     const int first = p_.tail ? 0 : 1;
     const Segment ahead = read_lane_segment(table, next, first);
@@ -163,7 +165,7 @@ class Producer {
     begin_item();
     folded_ = -1;
     ZC_UNROLL for (int column = 0; column < kColumns; ++column)
-        ZC_UNROLL for (int w = 0; w < kWords; ++w) item()
+        ZC_UNROLL for (int w = 0; w < kWords; ++w) if (has_word(w)) item()
             .q[column][lane_ + 32 * w] = q[column][w];
     if (lane_ == 0) item().head = next;
     __syncwarp();

@@ -26,7 +26,7 @@ inline constexpr float kMaxGrowth = 4.0f;
 template <int kDim>
 struct WarpState {
   static constexpr int kSquares = kDim / 16;
-  static_assert(kSquares % 4 == 0, "powers of two of codes recur every fourth square");
+  static_assert(kSquares % 2 == 0, "B operands are exchanged by two squares");
   float o[kSquares][4];  // of channel g in [0], of g + 8 in [2]; [1] and [3] are the odd columns'
   float max;   // log2 domain, the same in all lanes of a column; at most kMaxGrowth behind
   float sum;   // of this lane's tokens
@@ -188,7 +188,7 @@ struct WarpState {
     // the second.
     uint32_t* const operands = params + 3 * kDim / 2;
     ZC_NO_UNROLL for (int s = 0; s < kSquares; ++s) {
-      const float factor = exp2i(up - key_shift(next.k_format(), s, m >> 2));
+      const float factor = exp2i(up - key_shift<kDim>(next.k_format(), s, m >> 2));
       const float2 x = folded_at(s);
       const float2 scaled = make_float2(x.x * factor, x.y * factor);
       const uint32_t first = simt::pack2(scaled.x, scaled.y, f16{});
@@ -216,9 +216,9 @@ struct WarpState {
   ZC_DEVICE void scale_units(Layout layout, int direction, const F& f, const uint32_t* normalisers,
                              int lane) const {
     const int exponent = (layout.v_quantized() ? 24 : 0) - shift;
-    float factors[4][2];  // of squares s and s + 4
+    float factors[4][2];  // powers of two of codes recur every fourth square
     ZC_UNROLL for (int s = 0; s < 4; ++s) ZC_UNROLL for (int hi = 0; hi < 2; ++hi) factors[s][hi] =
-        exp2i(direction * (exponent - value_shift(layout.v_format(), s, hi)));
+        exp2i(direction * (exponent - value_shift<kDim>(layout.v_format(), s, hi)));
     const uint16_t* channel = reinterpret_cast<const uint16_t*>(normalisers) + (lane >> 2);
     ZC_UNROLL for (int s = 0; s < kSquares; ++s) ZC_UNROLL for (int hi = 0; hi < 2; ++hi)
         f(s, hi, factors[s % 4][hi], to_float(f16{channel[16 * s + 8 * hi]}));

@@ -216,6 +216,13 @@ ZC_OP_TESTS(mixed_attention_tests) {
     mixed_test({"4 and 2 bits", 4, {2, 64}, {window}, {1}}, dtype);
     mixed_test({"head_dim 128, GQA 8/1", 8, {1, 128}, {window}, {1}}, dtype);
     mixed_test({"head_dim 48, one of a kind", 2, {2, 48}, {window}, {1}}, dtype);
+    mixed_test({"head_dim 96, 3 bits that lie densely",
+                3,
+                {1, 96},
+                {{{block(90, 33, Format::kU4, Format::kU3)}, Format::kF16, 20}},
+                {2}},
+               dtype);
+    mixed_test({"head_dim 256, GQA 4/1", 4, {1, 256}, {window}, {1}}, dtype);
     mixed_test({"head_dim 256, 3 and 8 bits",
                 2,
                 {1, 256},
