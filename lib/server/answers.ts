@@ -122,12 +122,17 @@ export function chatFormat({ tokenizer }: AnswerOptions): AnswerFormat {
       finish_reason: finishReason,
     }),
     logprobs: (tokens) => ({
-      content: tokens.map((token) => ({
-        ...tokenEntry(token, tokenizer),
-        top_logprobs: (token.top ?? []).map((other) => tokenEntry(other, tokenizer)),
-      })),
+      content: tokens.map((token) => tokenLogprobs(token, tokenizer)),
       refusal: null,
     }),
+  }
+}
+
+/** A token with its log-probability, and the likeliest in its place. */
+export function tokenLogprobs(token: GeneratedToken, tokenizer: ModelTokenizer | null): object {
+  return {
+    ...tokenEntry(token, tokenizer),
+    top_logprobs: (token.top ?? []).map((other) => tokenEntry(other, tokenizer)),
   }
 }
 

@@ -35,20 +35,20 @@ export interface PromptTokens {
  */
 export function chatPrompt(
   { tokenizer }: PromptModel,
-  { messages, tooling: { tools }, templateVariables }: ChatRequest,
+  { messages, messagesField: param, tooling: { tools }, templateVariables }: ChatRequest,
   source: string | undefined,
   maxTokens: number,
 ): PromptTokens {
   if (tokenizer === null || (tokenizer.chatTemplates.length === 0 && source === undefined)) {
     throw new ApiError(
       400,
-      'messages: this model has no chat template; use /v1/completions, or start the server with --chat-template',
-      { param: 'messages', code: 'no_chat_template' },
+      `${param}: this model has no chat template; use /v1/completions, or start the server with --chat-template`,
+      { param, code: 'no_chat_template' },
     )
   }
   const options = templateOptions(tools, templateVariables, source)
-  const text = render(() => tokenizer.applyChatTemplate(messages, options))
-  checkTextLength(text, 'messages', maxTokens)
+  const text = render(param, () => tokenizer.applyChatTemplate(messages, options))
+  checkTextLength(text, param, maxTokens)
   return { text, ids: tokenizer.encode(text, { addSpecialTokens: false }) }
 }
 
@@ -67,13 +67,13 @@ export function templateOptions(
 }
 
 /** A template's text. Throws an `ApiError` 400 when it refuses the messages. */
-function render(template: () => string): string {
+function render(param: string, template: () => string): string {
   try {
     return template()
   } catch (cause) {
     if (!(cause instanceof ZipCacheError) || cause.code !== 'ERR_ZC_TOKENIZER') throw cause
-    const message = `messages: the model's template does not take them: ${cause.message}`
-    throw new ApiError(400, message, { param: 'messages', code: 'invalid_prompt', cause })
+    const message = `${param}: the model's template does not take them: ${cause.message}`
+    throw new ApiError(400, message, { param, code: 'invalid_prompt', cause })
   }
 }
 

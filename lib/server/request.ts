@@ -5,7 +5,7 @@ import { ApiError, invalid } from './api-error.js'
 import { describe, Fields, isObject, type JsonObject } from './fields.js'
 import { checkSchema } from './json-schema.js'
 import { choosePolicy, type PolicyRules } from './policies.js'
-import { forcedSchema, readTools, type ToolRequest } from './tools.js'
+import { CHAT_TOOLS, forcedSchema, readTools, type ToolRequest } from './tools.js'
 
 /** Sampling of requests that do not say how. */
 export type SamplingDefaults = Required<
@@ -31,10 +31,6 @@ export interface GenerationRequest {
   /** Choices for each prompt. */
   readonly n: number
   readonly stream: boolean
-  /** A stream ends with a chunk that has the usage. */
-  readonly includeUsage: boolean
-  /** Its other chunks have the usage so far. */
-  readonly continuousUsage: boolean
   /** Sampling and limits; a choice adds its seed. */
   readonly sampling: GenerateOptions
   readonly seed: bigint
@@ -43,9 +39,21 @@ export interface GenerationRequest {
   readonly logprobs: boolean
 }
 
-/** `POST /v1/chat/completions`. */
+/** What a request for completions says of its stream. */
+export interface StreamRequest {
+  /** A stream ends with a chunk that has the usage. */
+  readonly includeUsage: boolean
+  /** Its other chunks have the usage so far. */
+  readonly continuousUsage: boolean
+}
+
+/** Messages that an answer is to be given to, whichever API they came by. */
 export interface ChatRequest extends GenerationRequest {
   readonly messages: readonly ChatMessage[]
+  /** The field that they stand in. */
+  readonly messagesField: string
+  /** The field that asks for JSON, or for a call, where one does. */
+  readonly jsonField: string
   /** Functions that the model may call. */
   readonly tooling: ToolRequest
   /** Chats that name the same one share the cache of what they begin with. */
@@ -55,57 +63,83 @@ export interface ChatRequest extends GenerationRequest {
 }
 
 /** `POST /v1/completions`. */
-export interface TextRequest extends GenerationRequest {
+export interface TextRequest extends GenerationRequest, StreamRequest {
   readonly prompts: readonly (string | readonly number[])[]
   /** Whether the prompt stands before the text. */
   readonly echo: boolean
 }
 
 /** Fields of OpenAI's API that are accepted and change nothing here: bookkeeping of its platform. */
+export const PLATFORM_FIELDS = ['user', 'service_tier', 'safety_identifier']
+/** Those that completions have beside them. */
 const IGNORED = [
-  'user',
+  ...PLATFORM_FIELDS,
   'store',
   'metadata',
-  'service_tier',
-  'safety_identifier',
   'prompt_cache_key', // of a chat it means something
 ]
 
-const MAX_MESSAGES = 4096
+/** Most messages of a chat. */
+export const MAX_MESSAGES = 4096
 const MAX_STOPS = 16
 const MAX_BIAS = 300
 const MAX_TOP_LOGPROBS = 20
 const MAX_STOP_LENGTH = 1024
 const MAX_PROMPTS = 128
-const MAX_NAME_LENGTH = 256
+/** Most characters of a name. */
+export const MAX_NAME_LENGTH = 256
 
 /** Reads the body of a chat completion. Throws an `ApiError` that names the field. */
-export function readChatRequest(body: unknown, rules: RequestRules): ChatRequest {
+export function readChatRequest(body: unknown, rules: RequestRules): ChatRequest & StreamRequest {
   const fields = fieldsOf(body)
   const messages = readMessages(fields)
-  const tooling = readTools(fields)
-  const chat = {
-    messages,
-    tooling,
-    cacheKey: fields.text('prompt_cache_key', MAX_NAME_LENGTH),
-    templateVariables: fields.object('chat_template_kwargs'),
-    logprobs: fields.boolean('logprobs') ?? false,
-  }
-  const topLogprobs = fields.integer('top_logprobs', 0, MAX_TOP_LOGPROBS) ?? 0
-  if (topLogprobs > 0 && !chat.logprobs) {
-    throw invalid('top_logprobs', 'is only for "logprobs": true')
-  }
+  const tooling = readTools(fields, CHAT_TOOLS)
+  const format = readFormat(fields.nested('response_format'), 'json_schema')
+  const json = readJson(tooling, format, 'response_format')
+  const logprobs = fields.boolean('logprobs') ?? false
+  const topLogprobs = readTopLogprobs(fields, logprobs, '"logprobs": true')
+  const chat = readChatOptions(fields)
   const maxTokens =
     fields.integer('max_completion_tokens', 1, Number.MAX_SAFE_INTEGER) ??
     fields.integer('max_tokens', 1, Number.MAX_SAFE_INTEGER)
   fields.ignore(['max_tokens'])
-  const generation = readGeneration(fields, rules, maxTokens ?? rules.defaultMaxTokens)
-  const sampling = { ...generation.sampling, topLogprobs }
-  const json = forcedSchema(tooling)
-  if (json !== null && sampling.json !== undefined) {
-    throw invalid('response_format', 'is no use where tool_choice asks for a call')
+  const completion = readCompletion(fields, rules, maxTokens ?? rules.defaultMaxTokens)
+  const sampling = { ...completion.sampling, topLogprobs, ...json.sampling }
+  const { jsonField } = json
+  const messagesField = 'messages'
+  return { ...completion, ...chat, messages, messagesField, jsonField, tooling, logprobs, sampling }
+}
+
+/** What chats say in every API. */
+export function readChatOptions(
+  fields: Fields,
+): Pick<ChatRequest, 'cacheKey' | 'templateVariables'> {
+  return {
+    cacheKey: fields.text('prompt_cache_key', MAX_NAME_LENGTH),
+    templateVariables: fields.object('chat_template_kwargs'),
   }
-  return { ...generation, sampling: json === null ? sampling : { ...sampling, json }, ...chat }
+}
+
+/** `top_logprobs`; `condition`: what has to be asked for with it. */
+export function readTopLogprobs(fields: Fields, logprobs: boolean, condition: string): number {
+  const n = fields.integer('top_logprobs', 0, MAX_TOP_LOGPROBS) ?? 0
+  if (n > 0 && !logprobs) throw invalid('top_logprobs', `is only for ${condition}`)
+  return n
+}
+
+/**
+ * The JSON that an answer has to be, for a format that was asked for in `formatField` or for a call
+ * that has to be made; one of the two at most.
+ */
+export function readJson(
+  tooling: ToolRequest,
+  format: Pick<GenerateOptions, 'json'>,
+  formatField: string,
+): { sampling: Pick<GenerateOptions, 'json'>; jsonField: string } {
+  const json = forcedSchema(tooling)
+  if (json === null) return { sampling: format, jsonField: formatField }
+  if (format.json === undefined) return { sampling: { json }, jsonField: 'tool_choice' }
+  throw invalid(formatField, 'is no use where tool_choice asks for a call')
 }
 
 /** Reads the body of a text completion. Throws an `ApiError` that names the field. */
@@ -119,47 +153,39 @@ export function readTextRequest(body: unknown, rules: RequestRules): TextRequest
   const bestOf = fields.integer('best_of', 1, rules.maxChoices) ?? 1
   // OpenAI's default of this older interface.
   const maxTokens = fields.integer('max_tokens', 0, Number.MAX_SAFE_INTEGER) ?? 16
-  const generation = readGeneration(fields, rules, maxTokens)
-  if (bestOf > generation.n) throw invalid('best_of', 'above n is not supported')
+  const format = readFormat(fields.nested('response_format'), 'json_schema')
+  const completion = readCompletion(fields, rules, maxTokens)
+  if (bestOf > completion.n) throw invalid('best_of', 'above n is not supported')
   const sampling = {
-    ...generation.sampling,
+    ...completion.sampling,
+    ...format,
     topLogprobs: topLogprobs ?? 0,
     continueText: true,
   }
-  return { ...generation, sampling, prompts, echo, logprobs }
+  return { ...completion, sampling, prompts, echo, logprobs }
 }
 
-function fieldsOf(body: unknown): Fields {
+/** The fields of a body. Throws an `ApiError` 400 for one that is no object. */
+export function fieldsOf(body: unknown): Fields {
   if (isObject(body)) return new Fields(body)
   throw new ApiError(400, `the body is ${describe(body)}, expected a JSON object`, {
     code: 'invalid_body',
   })
 }
 
-function readGeneration(
+/** What requests say in every API. */
+type CommonRequest = Omit<GenerationRequest, 'n' | 'seed' | 'logprobs'>
+
+/** Reads what requests say in every API; a choice has `maxTokens` new tokens at most. */
+export function readGeneration(
   fields: Fields,
   rules: RequestRules,
   maxTokens: number,
-): Omit<GenerationRequest, 'logprobs'> {
+): CommonRequest {
   const { sampling } = rules
-  const model = readModel(fields, rules.modelNames)
-  const stream = fields.boolean('stream') ?? false
-  const streamOptions = fields.nested('stream_options')
-  if (streamOptions && !stream) throw invalid('stream_options', 'is only for "stream": true')
-  const includeUsage = streamOptions?.boolean('include_usage') ?? false
-  // vLLM's name for it.
-  const continuousUsage = streamOptions?.boolean('continuous_usage_stats') ?? false
-  if (continuousUsage && !includeUsage) {
-    throw invalid('stream_options.continuous_usage_stats', 'is only for "include_usage": true')
-  }
-  streamOptions?.ignore(['include_obfuscation'])
-  streamOptions?.done()
-  const request = {
-    model,
-    n: fields.integer('n', 1, rules.maxChoices) ?? 1,
-    stream,
-    includeUsage,
-    continuousUsage,
+  return {
+    model: readModel(fields, rules.modelNames),
+    stream: fields.boolean('stream') ?? false,
     sampling: {
       maxTokens: Math.min(maxTokens, rules.maxTokens),
       temperature: fields.number('temperature', 0, 2) ?? sampling.temperature,
@@ -168,20 +194,49 @@ function readGeneration(
       minP: fields.number('min_p', 0, 1) ?? sampling.minP,
       repetitionPenalty:
         fields.number('repetition_penalty', 0.01, 100) ?? sampling.repetitionPenalty,
-      presencePenalty: fields.number('presence_penalty', -2, 2) ?? 0,
-      frequencyPenalty: fields.number('frequency_penalty', -2, 2) ?? 0,
-      logitBias: readLogitBias(fields),
-      ...readResponseFormat(fields.nested('response_format')),
-      stop: readStop(fields.raw('stop')),
       stopTokens: readStopTokens(fields.list('stop_token_ids', MAX_STOPS)),
       ignoreEos: fields.boolean('ignore_eos') ?? false,
     },
-    seed: readSeed(fields),
     policy: choosePolicy(fields.raw('kv_cache'), rules.policies),
+  }
+}
+
+/** Reads what both kinds of completions say, and refuses what neither does. */
+function readCompletion(
+  fields: Fields,
+  rules: RequestRules,
+  maxTokens: number,
+): Omit<GenerationRequest, 'logprobs'> & StreamRequest {
+  const common = readGeneration(fields, rules, maxTokens)
+  const request = {
+    ...common,
+    ...readStreamOptions(fields.nested('stream_options'), common.stream),
+    n: fields.integer('n', 1, rules.maxChoices) ?? 1,
+    sampling: {
+      ...common.sampling,
+      presencePenalty: fields.number('presence_penalty', -2, 2) ?? 0,
+      frequencyPenalty: fields.number('frequency_penalty', -2, 2) ?? 0,
+      logitBias: readLogitBias(fields),
+      stop: readStop(fields.raw('stop')),
+    },
+    seed: readSeed(fields),
   }
   fields.ignore(IGNORED)
   fields.done()
   return request
+}
+
+function readStreamOptions(options: Fields | undefined, stream: boolean): StreamRequest {
+  if (options && !stream) throw invalid('stream_options', 'is only for "stream": true')
+  const includeUsage = options?.boolean('include_usage') ?? false
+  // vLLM's name for it.
+  const continuousUsage = options?.boolean('continuous_usage_stats') ?? false
+  if (continuousUsage && !includeUsage) {
+    throw invalid('stream_options.continuous_usage_stats', 'is only for "include_usage": true')
+  }
+  options?.ignore(['include_obfuscation'])
+  options?.done()
+  return { includeUsage, continuousUsage }
 }
 
 function readModel(fields: Fields, names: readonly string[]): string {
@@ -198,9 +253,15 @@ export function modelNotFound(model: string, names: readonly string[]): ApiError
   })
 }
 
+/** The seed of a request that names none. */
+export function anySeed(): bigint {
+  return BigInt(Math.floor(Math.random() * 2 ** 48))
+}
+
 /** 64 bits, as OpenAI takes; of those that a double cannot hold, the nearest that it can. */
 function readSeed(fields: Fields): bigint {
-  const seed = fields.number('seed', -(2 ** 63), 2 ** 63) ?? Math.floor(Math.random() * 2 ** 48)
+  const seed = fields.number('seed', -(2 ** 63), 2 ** 63)
+  if (seed === undefined) return anySeed()
   if (Number.isInteger(seed)) return BigInt(seed)
   throw invalid('seed', `is ${seed}, expected a whole number`)
 }
@@ -221,18 +282,24 @@ function readLogitBias(fields: Fields): Map<number, number> {
   throw invalid('logit_bias', `expected token ids with -100 to 100, at most ${MAX_BIAS}`)
 }
 
-/** What the answer must be: any text, a JSON object, or JSON by a schema. */
-function readResponseFormat(format: Fields | undefined): Pick<GenerateOptions, 'json'> {
+/**
+ * What the answer must be: any text, a JSON object, or JSON by a schema, which stands in the format's
+ * field `schemaIn`, or (null) in the format itself.
+ */
+export function readFormat(
+  format: Fields | undefined,
+  schemaIn: string | null,
+): Pick<GenerateOptions, 'json'> {
   const type = format?.choice('type', ['text', 'json_object', 'json_schema'])
   if (format === undefined || type === 'text') return {}
-  if (type === undefined) throw invalid('response_format.type', 'is missing')
+  if (type === undefined) throw invalid(format.path('type'), 'is missing')
   if (type === 'json_object') return { json: true }
-  const named = format.nested('json_schema')
+  const named = schemaIn === null ? format : format.nested(schemaIn)
   named?.ignore(['name', 'description', 'strict'])
   const schema = named?.raw('schema')
   named?.done()
   format.done()
-  const param = 'response_format.json_schema.schema'
+  const param = named?.path('schema') ?? format.path(`${schemaIn}.schema`)
   if (!isObject(schema)) throw invalid(param, 'expected a JSON schema')
   checkSchema(schema, param)
   return { json: schema }
@@ -285,7 +352,8 @@ function readCalls(calls: unknown, i: number): { tool_calls?: JsonObject[] } {
   return { tool_calls }
 }
 
-function readArguments(given: unknown, where: string): JsonObject {
+/** The arguments of a call, a text of JSON or an object. Throws an `ApiError` 400. */
+export function readArguments(given: unknown, where: string): JsonObject {
   if (isObject(given)) return given
   try {
     const value: unknown = JSON.parse(String(given ?? '{}'))

@@ -29,6 +29,7 @@ import {
   type RequestRules,
   readChatRequest,
   readTextRequest,
+  type StreamRequest,
 } from './request.js'
 import { describeCache } from './session-cache.js'
 import type { SessionName, Sessions } from './sessions.js'
@@ -83,6 +84,14 @@ export type Answer =
       readonly chunks: AsyncGenerator<object, void, undefined>
     }
 
+/** An answer that has begun. */
+interface Started {
+  readonly nChoices: number
+  readonly generation: Generation
+  /** What happens, once it is read. */
+  readonly events: AsyncIterable<AnswerEvent>
+}
+
 /**
  * OpenAI's API over an engine, apart from HTTP: bodies in, objects out. Its methods reject with an
  * `ApiError` or a `ZipCacheError`; `toApiError` makes an answer of either.
@@ -111,18 +120,7 @@ export class OpenAiService {
   async chat(body: unknown, call: Call): Promise<Answer> {
     checkCall(call)
     const request = readChatRequest(body, this.#parts.rules)
-    const { model, chatTemplate, maxPromptTokens } = this.#parts
-    this.#checkJson(
-      request,
-      request.tooling.forced === undefined ? 'response_format' : 'tool_choice',
-    )
-    const prompt = chatPrompt(model, request, chatTemplate, maxPromptTokens)
-    checkLength(prompt.ids, 'messages', maxPromptTokens)
-    const shared = this.#sharedOf(request, prompt, call)
-    const prompts = [shared ? { ...prompt, shared } : prompt]
-    return this.#answer(request, prompts, call, chatFormat, (events) =>
-      this.#findCalls(request, events),
-    )
+    return this.#complete(request, this.#chat(request, call), chatFormat)
   }
 
   /** `POST /v1/completions`. */
@@ -139,7 +137,8 @@ export class OpenAiService {
           return new Array<string>(request.n).fill(echo)
         })
       : []
-    return this.#answer(request, prompts, call, (options) => textFormat(options, echoes))
+    const started = this.#generate(request, prompts, call)
+    return this.#complete(request, started, (options) => textFormat(options, echoes))
   }
 
   /** `GET /v1/sessions/:id/cache`; null when there is no such session. */
@@ -160,13 +159,23 @@ export class OpenAiService {
     await this.#parts.engine.dispose()
   }
 
-  async #answer(
+  /** An answer to messages. Throws an `ApiError` 400 for a prompt that cannot be made of them. */
+  #chat(request: ChatRequest, call: Call): Started {
+    const { model, chatTemplate, maxPromptTokens } = this.#parts
+    this.#checkJson(request, request.jsonField)
+    const prompt = chatPrompt(model, request, chatTemplate, maxPromptTokens)
+    checkLength(prompt.ids, request.messagesField, maxPromptTokens)
+    const shared = this.#sharedOf(request, prompt, call)
+    const started = this.#generate(request, [shared ? { ...prompt, shared } : prompt], call)
+    return { ...started, events: this.#findCalls(request, started.events) }
+  }
+
+  /** Begins to answer; nothing runs before the events are read. */
+  #generate(
     request: GenerationRequest,
     prompts: readonly PromptTokens[],
     call: Call,
-    formatOf: (options: AnswerOptions) => AnswerFormat,
-    read: (events: AsyncIterable<ChoiceEvent>) => AsyncIterable<AnswerEvent> = (events) => events,
-  ): Promise<Answer> {
+  ): Started & { events: AsyncIterable<ChoiceEvent> } {
     const { model, engine, sessions, observer, rules } = this.#parts
     const nChoices = prompts.length * request.n
     if (nChoices > rules.maxChoices) {
@@ -175,18 +184,9 @@ export class OpenAiService {
     if (call.session && nChoices > 1) {
       throw invalid('n', 'a session (x-session-id) goes on with one choice of one prompt')
     }
-    const { tokenizer } = model
     const seen = observer.begin()
-    const host = { engine, tokenizer, sessions }
+    const host = { engine, tokenizer: model.tokenizer, sessions }
     const generation = new Generation(host, request, prompts, { ...call, observer: seen })
-    const options = { nChoices, logprobs: request.logprobs, tokenizer }
-    const format = formatOf(options)
-    const head: AnswerHead = {
-      id: `${format.idPrefix}${randomUUID().replaceAll('-', '')}`,
-      created: Math.floor(Date.now() / 1000),
-      model: request.model,
-    }
-    const usage = () => usageObject(generation.usage, generation.policy)
     async function* events() {
       try {
         yield* generation.events()
@@ -195,22 +195,31 @@ export class OpenAiService {
         call.done?.(generation.usage, generation.policy)
       }
     }
+    return { nChoices, generation, events: events() }
+  }
+
+  /** Writes what is generated as a completion. */
+  async #complete(
+    request: GenerationRequest & StreamRequest,
+    { nChoices, generation, events }: Started,
+    formatOf: (options: AnswerOptions) => AnswerFormat,
+  ): Promise<Answer> {
+    const { tokenizer } = this.#parts.model
+    const options = { nChoices, logprobs: request.logprobs, tokenizer }
+    const format = formatOf(options)
+    const head: AnswerHead = {
+      id: `${format.idPrefix}${randomUUID().replaceAll('-', '')}`,
+      created: Math.floor(Date.now() / 1000),
+      model: request.model,
+    }
+    const usage = () => usageObject(generation.usage, generation.policy)
     if (!request.stream) {
-      return {
-        kind: 'whole',
-        body: await wholeAnswer(read(events()), usage, head, format, options),
-      }
+      return { kind: 'whole', body: await wholeAnswer(events, usage, head, format, options) }
     }
     const now = () => usageObject(generation.usageNow, generation.policy)
     const streamUsage = { last: usage, now: request.continuousUsage ? now : null }
-    const chunks = answerChunks(
-      read(events()),
-      request.includeUsage ? streamUsage : null,
-      head,
-      format,
-      options,
-    )
-    return { kind: 'stream', chunks }
+    const used = request.includeUsage ? streamUsage : null
+    return { kind: 'stream', chunks: answerChunks(events, used, head, format, options) }
   }
 
   /** The events of a chat's answer, with calls of its tools where there are any. */

@@ -1,6 +1,6 @@
 import type { JsonSchema } from '../grammar/index.js'
 import { invalid } from './api-error.js'
-import { describe, type Fields, isObject, type JsonObject } from './fields.js'
+import { describe, Fields, isObject, type JsonObject } from './fields.js'
 import { checkSchema } from './json-schema.js'
 
 /** What a chat may call. */
@@ -13,48 +13,87 @@ export interface ToolRequest {
   readonly forced: string | null | undefined
   /** Whether one answer may have several calls. */
   readonly isParallel: boolean
+  /** Which API names their fields. */
+  readonly style: ToolStyle
+}
+
+/** How an API writes functions, and the choice of one. */
+export interface ToolStyle {
+  /** The path from such an object to the function's fields. */
+  readonly at: '' | '.function'
+  /** Such an object, as errors show it. */
+  readonly example: string
+  /** The function's fields; undefined where they are not there. */
+  functionOf(object: JsonObject): JsonObject | undefined
+  /** The object as chat templates take it; `where`: its own path. Throws an `ApiError` 400. */
+  templateTool(object: JsonObject, where: string): JsonObject
+}
+
+/** Chat completions': `{ "type": "function", "function": { "name", … } }`. */
+export const CHAT_TOOLS: ToolStyle = {
+  at: '.function',
+  example: '{ "type": "function", "function": { "name": … } }',
+  functionOf: (object) => (isObject(object.function) ? object.function : undefined),
+  templateTool: (object) => object,
+}
+
+/** Responses': `{ "type": "function", "name", … }`. */
+export const RESPONSE_TOOLS: ToolStyle = {
+  at: '',
+  example: '{ "type": "function", "name": … }',
+  functionOf: (object) => object,
+  templateTool({ type, strict: _, ...own }, where) {
+    const fields = new Fields(own, `${where}.`)
+    fields.ignore(['name', 'description', 'parameters'])
+    fields.done()
+    return { type, function: own }
+  },
 }
 
 const MAX_TOOLS = 128
 const NAME = /^[\w.-]{1,64}$/
 
 /** `tools`, `tool_choice` and `parallel_tool_calls`. Throws an `ApiError` 400. */
-export function readTools(fields: Fields): ToolRequest {
-  const tools = (fields.list('tools', MAX_TOOLS) ?? []).map(readTool)
+export function readTools(fields: Fields, style: ToolStyle): ToolRequest {
+  const tools = (fields.list('tools', MAX_TOOLS) ?? []).map((tool, i) => readTool(tool, i, style))
   const names = new Set(tools.map(nameOf))
   const isParallel = fields.boolean('parallel_tool_calls') ?? true
   const choice = fields.raw('tool_choice') ?? 'auto'
-  if (choice === 'none') return { tools: [], names: new Set(), forced: undefined, isParallel }
-  if (choice === 'auto') return { tools, names, forced: undefined, isParallel }
+  const may = { tools, names, forced: undefined, isParallel, style }
+  if (choice === 'none') return { ...may, tools: [], names: new Set() }
+  if (choice === 'auto') return may
   if (choice === 'required') {
     if (names.size === 0) throw invalid('tool_choice', 'is required, but there are no tools')
-    return { tools, names, forced: null, isParallel }
+    return { ...may, forced: null }
   }
-  const named = isObject(choice) && choice.type === 'function' ? choice.function : undefined
-  if (!isObject(named) || typeof named.name !== 'string') {
-    const expected = 'auto, none, required, or { "type": "function", "function": { "name": … } }'
+  const named =
+    isObject(choice) && choice.type === 'function' ? style.functionOf(choice) : undefined
+  if (typeof named?.name !== 'string') {
+    const expected = `auto, none, required, or ${style.example}`
     throw invalid('tool_choice', `is ${describe(choice)}, expected ${expected}`)
   }
-  if (names.has(named.name)) return { tools, names, forced: named.name, isParallel }
+  if (names.has(named.name)) return { ...may, forced: named.name }
   throw invalid('tool_choice', `names ${describe(named.name)}, which is none of the tools`)
 }
 
-function readTool(tool: unknown, i: number): JsonObject {
+/** A tool as chat templates take it, which is as chat completions have it. */
+function readTool(tool: unknown, i: number, style: ToolStyle): JsonObject {
   const where = `tools[${i}]`
-  if (!isObject(tool) || tool.type !== 'function' || !isObject(tool.function)) {
-    throw invalid(where, 'expected { "type": "function", "function": { "name": … } }')
+  if (!isObject(tool)) throw invalid(where, `is ${describe(tool)}, expected ${style.example}`)
+  if (tool.type !== 'function') {
+    throw invalid(`${where}.type`, `is ${describe(tool.type)}, this server has functions only`)
   }
-  const { name, parameters } = tool.function
+  const called = style.functionOf(tool)
+  if (!called) throw invalid(where, `expected ${style.example}`)
+  const { name, parameters } = called
   if (typeof name !== 'string' || !NAME.test(name)) {
-    throw invalid(
-      `${where}.function.name`,
-      `is ${describe(name)}, expected up to 64 of a-z, 0-9, _.-`,
-    )
+    const expected = 'up to 64 of a-z, 0-9, _.-'
+    throw invalid(`${where}${style.at}.name`, `is ${describe(name)}, expected ${expected}`)
   }
   if (parameters !== undefined && parameters !== null && !isObject(parameters)) {
-    throw invalid(`${where}.function.parameters`, 'expected a JSON schema')
+    throw invalid(`${where}${style.at}.parameters`, 'expected a JSON schema')
   }
-  return tool
+  return style.templateTool(tool, where)
 }
 
 const functionOf = (tool: JsonObject) => tool.function as JsonObject
@@ -73,11 +112,11 @@ function parametersOf(tool: JsonObject): JsonObject {
  * The schema of an answer that has to be a call, as `makeForcedParser` reads it; null where it need
  * not be one. Throws an `ApiError` 400 for parameters that answers cannot be held to.
  */
-export function forcedSchema({ tools, forced }: ToolRequest): JsonSchema | null {
+export function forcedSchema({ tools, forced, style }: ToolRequest): JsonSchema | null {
   if (forced === undefined) return null
   for (const [i, own] of tools.entries()) {
     const isMeant = forced === null || nameOf(own) === forced
-    if (isMeant) checkSchema(parametersOf(own), `tools[${i}].function.parameters`)
+    if (isMeant) checkSchema(parametersOf(own), `tools[${i}]${style.at}.parameters`)
   }
   const tool = tools.find((own) => nameOf(own) === forced)
   if (tool) return parametersOf(tool)

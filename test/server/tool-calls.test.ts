@@ -8,7 +8,7 @@ import {
   type ToolFormat,
   toolFormatOf,
 } from '../../lib/server/tool-calls'
-import { forcedSchema } from '../../lib/server/tools'
+import { CHAT_TOOLS, forcedSchema } from '../../lib/server/tools'
 import { propertyRuns } from '../support/properties'
 import { post, stream } from './running'
 import { startScripted, tokenizerWith } from './scripted-model'
@@ -309,7 +309,8 @@ describe('over HTTP', () => {
   test('a function whose parameters do not say what they are takes an object', () => {
     const schemaOf = (parameters: unknown, forced: string | null) => {
       const tool = { type: 'function', function: { name: 'f', parameters } }
-      const request = { tools: [tool], names: new Set(['f']), forced, isParallel: true }
+      const how = { isParallel: true, style: CHAT_TOOLS }
+      const request = { tools: [tool], names: new Set(['f']), forced, ...how }
       return forcedSchema(request)
     }
     for (const none of [undefined, null, {}])
