@@ -19,8 +19,10 @@ import { type ChoiceEvent, Generation, type GenerationObserver, type Usage } fro
 import {
   chatPrompt,
   checkLength,
+  inKnownRoles,
   type PromptTokens,
   type SharedTokens,
+  templateOptions,
   textPrompt,
 } from './prompt.js'
 import {
@@ -160,14 +162,16 @@ export class OpenAiService {
   }
 
   /** An answer to messages. Throws an `ApiError` 400 for a prompt that cannot be made of them. */
-  #chat(request: ChatRequest, call: Call): Started {
+  #chat(asked: ChatRequest, call: Call): Started {
     const { model, chatTemplate, maxPromptTokens } = this.#parts
-    this.#checkJson(request, request.jsonField)
+    this.#checkJson(asked, asked.jsonField)
+    const template = this.#templateOf(asked)
+    const request = { ...asked, messages: inKnownRoles(asked.messages, template) }
     const prompt = chatPrompt(model, request, chatTemplate, maxPromptTokens)
     checkLength(prompt.ids, request.messagesField, maxPromptTokens)
     const shared = this.#sharedOf(request, prompt, call)
     const started = this.#generate(request, [shared ? { ...prompt, shared } : prompt], call)
-    return { ...started, events: this.#findCalls(request, started.events) }
+    return { ...started, events: this.#findCalls(request, template, started.events) }
   }
 
   /** Begins to answer; nothing runs before the events are read. */
@@ -222,21 +226,26 @@ export class OpenAiService {
     return { kind: 'stream', chunks: answerChunks(events, used, head, format, options) }
   }
 
+  /** The source of the chat template that a request's messages are written by; '': there is none. */
+  #templateOf({ tooling: { tools }, templateVariables }: ChatRequest): string {
+    const { model, chatTemplate } = this.#parts
+    const options = templateOptions(tools, templateVariables, chatTemplate)
+    return model.tokenizer?.chatTemplateSource(options) ?? ''
+  }
+
   /** The events of a chat's answer, with calls of its tools where there are any. */
   #findCalls(
     { tooling: { tools, names, forced, isParallel } }: ChatRequest,
+    template: string,
     events: AsyncIterable<ChoiceEvent>,
   ): AsyncIterable<AnswerEvent> {
     if (forced !== undefined) {
       const isNamed = forced !== null
       return withToolCalls(events, () => makeForcedParser(forced), { isNamed, isParallel })
     }
-    const { model, chatTemplate: source } = this.#parts
-    const { tokenizer } = model
-    if (tools.length === 0 || tokenizer === null) return events
-    const options = source === undefined ? { tools } : { tools, source }
-    const format = toolFormatOf(tokenizer.chatTemplateSource(options) ?? '')
-    if (format === null) return events
+    const { tokenizer } = this.#parts.model
+    const format = toolFormatOf(template)
+    if (tools.length === 0 || tokenizer === null || format === null) return events
     const specialId = (token: string) => {
       const id = tokenizer.tokenId(token)
       return id !== undefined && tokenizer.specialIds.has(id) ? id : undefined

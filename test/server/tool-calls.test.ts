@@ -364,6 +364,22 @@ describe('over HTTP', () => {
   })
 })
 
+test('a developer is the system to a template that knows none', async () => {
+  const template = '{% for own in messages %}{{ own.role }}:{{ own.content }};{% endfor %}'
+  const messages = [{ role: 'developer', content: 'Be short.' }]
+  const asked = async (source: string) => {
+    const running = await startScripted(await tokenizerWith(source))
+    try {
+      await post(`${running.url}/v1/chat/completions`, { messages })
+      return running.prompts.at(-1)
+    } finally {
+      await running.server.close()
+    }
+  }
+  expect(await asked(template)).toBe('system:Be short.;')
+  expect(await asked(`${template}{# as developer #}`)).toBe('developer:Be short.;')
+})
+
 test('without parallel calls each choice has its first one', async () => {
   const call = (name: string) => `<tool_call>{"name": "${name}"}</tool_call>`
   async function* events() {
