@@ -10,7 +10,7 @@ import { merge } from './merge.js'
 import { policyName } from './policies.js'
 import type { PromptTokens } from './prompt.js'
 import type { GenerationRequest } from './request.js'
-import type { SessionName, Sessions } from './sessions.js'
+import type { Resumed, SessionName, Sessions } from './sessions.js'
 
 /** What happens to one choice. */
 export type ChoiceEvent =
@@ -49,6 +49,16 @@ export interface GenerationHost {
   readonly sessions: Sessions
 }
 
+/** What a generation is told beside its request. */
+export interface GenerationCall {
+  /** The conversation that it goes on with, and is left in. */
+  readonly session: SessionName | null
+  /** One that it goes on from, and leaves as it is; not with a session that has a past. */
+  readonly from?: SessionName | null
+  readonly signal: AbortSignal
+  readonly observer: GenerationObserver
+}
+
 /** A sequence that a prompt runs in. */
 interface Opened {
   readonly sequence: Sequence
@@ -85,6 +95,7 @@ export class Generation {
   readonly #request: GenerationRequest
   readonly #prompts: readonly PromptTokens[]
   readonly #session: SessionName | null
+  readonly #from: SessionName | null
   readonly #signal: AbortSignal
   readonly #observer: GenerationObserver
   /** The sequences of choices under way; those that have ended are counted, and gone. */
@@ -100,12 +111,13 @@ export class Generation {
     host: GenerationHost,
     request: GenerationRequest,
     prompts: readonly PromptTokens[],
-    call: { session: SessionName | null; signal: AbortSignal; observer: GenerationObserver },
+    call: GenerationCall,
   ) {
     this.#host = host
     this.#request = request
     this.#prompts = prompts
     this.#session = call.session
+    this.#from = call.from ?? null
     this.#signal = call.signal
     this.#observer = call.observer
     this.policy = policyName(request.policy)
@@ -168,13 +180,16 @@ export class Generation {
     return choices
   }
 
-  /** A session's sequence, where the prompt goes on with it. */
+  /** A kept conversation's sequence, where the prompt goes on with it. */
   #resume(prompt: PromptTokens): Opened | null {
-    if (!this.#session) return null
     const { sessions, tokenizer } = this.#host
     const encode = (text: string) => tokenizer?.encode(text, { addSpecialTokens: false }) ?? []
-    const resumed = sessions.enter(this.#session, this.#policyText, prompt, encode)
-    this.#entered = this.#session
+    let resumed: Resumed | null = null
+    if (this.#session) {
+      resumed = sessions.enter(this.#session, this.#policyText, prompt, encode)
+      this.#entered = this.#session
+    }
+    if (this.#from) resumed ??= sessions.copy(this.#from, this.#policyText, prompt, encode)
     this.#pastText = resumed?.text ?? null
     return resumed && { ...resumed, nCached: resumed.sequence.tokens.length }
   }

@@ -1,4 +1,5 @@
 import type { Sequence } from '../engine/sequence.js'
+import { ZipCacheError } from '../errors.js'
 import { ApiError } from './api-error.js'
 import type { PromptTokens } from './prompt.js'
 
@@ -86,10 +87,48 @@ export class Sessions {
     const session = this.#idle.get(key)
     if (!session) return null
     this.#idle.delete(key)
+    const resumed = this.#resume(session, policy, prompt, encode)
+    if (!resumed) session.sequence.dispose()
+    return resumed
+  }
+
+  /**
+   * A copy of a conversation that waits, if the prompt goes on with it: others may go on from the same
+   * place. It is the conversation itself where there is no memory for a copy, and nothing waits then.
+   */
+  copy(
+    name: SessionName,
+    policy: string,
+    prompt: PromptTokens,
+    encode: (text: string) => number[],
+  ): Resumed | null {
+    this.expire()
+    const key = keyOf(name)
+    const session = this.#idle.get(key)
+    const resumed = session ? this.#resume(session, policy, prompt, encode) : null
+    if (!session || !resumed) return null
+    this.#idle.delete(key)
+    try {
+      const sequence = resumed.sequence.fork()
+      this.#keep(key, session)
+      return { ...resumed, sequence }
+    } catch (error) {
+      if (error instanceof ZipCacheError && error.code === 'ERR_ZC_OUT_OF_MEMORY') return resumed
+      this.#keep(key, session)
+      throw error
+    }
+  }
+
+  /** What a prompt goes on with, and says beyond it; null where it does not. */
+  #resume(
+    session: Session,
+    policy: string,
+    prompt: PromptTokens,
+    encode: (text: string) => number[],
+  ): Resumed | null {
     const ids = session.policy === policy ? continuation(session, prompt, encode) : null
     if (ids === null) {
       this.counters.restarted++
-      session.sequence.dispose()
       return null
     }
     this.counters.resumed++
@@ -114,13 +153,17 @@ export class Sessions {
     const key = keyOf(name)
     this.#busy.delete(key)
     if (!kept) return
-    const { maxSessions, sessionTtlMs } = this.#limits
+    const { maxSessions } = this.#limits
     if (maxSessions === 0) {
       kept.sequence.dispose()
       return
     }
-    this.#idle.set(key, { ...kept, expiresAt: this.#now() + sessionTtlMs })
+    this.#keep(key, kept)
     while (this.#idle.size > maxSessions) this.evict()
+  }
+
+  #keep(key: string, kept: Omit<Session, 'expiresAt'>): void {
+    this.#idle.set(key, { ...kept, expiresAt: this.#now() + this.#limits.sessionTtlMs })
   }
 
   /**
