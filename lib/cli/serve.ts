@@ -76,7 +76,7 @@ ZIPCACHE_KV_MEMORY), and from a JSON file given by --config, by its name in came
 ({ "model": "DIR", "kvMemory": "2g" }). A flag wins over the environment, that over the file, and
 that over the default. Keys come from --api-key-file or, between commas, from ZIPCACHE_API_KEYS.
 
-  POST /v1/chat/completions, /v1/completions    OpenAI's API; GET /v1/models
+  POST /v1/responses, /v1/chat/completions, /v1/completions    OpenAI's API; GET /v1/models
   GET  /health/live, /health/ready              process up; 503 while it loads, drains or lost its device
   GET  /metrics                                 for Prometheus
   GET  /                                        a page to chat and to watch the cache
@@ -166,8 +166,13 @@ function serveOptions(): Option[] {
     seconds('--request-timeout <s>', 'an answer has to be there by then; 0: any time', 600),
     seconds('--ping <s>', 'a comment line in streams where nothing happens', 15),
 
-    whole('--max-sessions <n>', 'most conversations kept for their next turn', 0, 1024),
-    seconds('--session-ttl <s>', 'a conversation is kept so long', 3600),
+    whole(
+      '--max-sessions <n>',
+      'most conversations, and most responses, kept for their next turn',
+      0,
+      1024,
+    ),
+    seconds('--session-ttl <s>', 'a conversation, or a response, is kept so long', 3600),
 
     flag('--api-key-file <file>', 'keys that requests must show one of, one a line'),
     flag(

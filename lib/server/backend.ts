@@ -3,12 +3,14 @@ import { checkModel, createEngine, type Model } from '../engine/model.js'
 import { type ServerOptions, type ServerSettings, samplingOf, settingsOf } from './options.js'
 import { OpenAiService, type ServiceObserver } from './service.js'
 import { Sessions } from './sessions.js'
+import { StoredResponses } from './stored-responses.js'
 
-/** A service with the engine and the conversations that it answers from. */
+/** A service with the engine, the conversations and the responses that it answers from. */
 export interface Backend {
   readonly service: OpenAiService
   readonly engine: Engine
   readonly sessions: Sessions
+  readonly responses: StoredResponses
 }
 
 /** Makes a service over an engine of its own. Throws as `createService`. */
@@ -20,6 +22,7 @@ export function createBackend(
   checkModel(model)
   const { maxPositions } = model.config
   const sessions = new Sessions(settings)
+  const responses = new StoredResponses(settings)
   const engine = createEngine({
     model,
     kvMemory: settings.kvMemory ?? model.device.memory.free / 2,
@@ -32,6 +35,7 @@ export function createBackend(
     model,
     engine,
     sessions,
+    responses,
     chatTemplate: settings.chatTemplate,
     keepsPrefixes: settings.prefixMemory > 0,
     maxPromptTokens: Math.min(settings.maxPromptTokens ?? maxPositions, maxPositions - 1),
@@ -45,7 +49,7 @@ export function createBackend(
       modelNames: settings.modelNames,
     },
   })
-  return { service, engine, sessions }
+  return { service, engine, sessions, responses }
 }
 
 const SERVICE_OPTIONS = [

@@ -4,11 +4,13 @@ import type { Engine, EngineStats } from '../engine/engine.js'
 import type { Usage } from './generation.js'
 import type { ServiceObserver } from './service.js'
 import type { Sessions } from './sessions.js'
+import type { StoredResponses } from './stored-responses.js'
 
 /** What is measured; null before the model is loaded. */
 export interface MetricSource {
   readonly engine: Engine
   readonly sessions: Sessions
+  readonly responses: StoredResponses
   /** What a token takes in a 16-bit cache. */
   readonly fp16BytesPerToken: number
 }
@@ -80,8 +82,13 @@ const GAUGES: readonly Reading[] = [
   },
   {
     name: 'sessions',
-    help: 'Sessions that wait for their next request.',
+    help: 'Sessions, and caches of stored responses, that wait for their next request.',
     read: (_, { sessions }) => sessions.size,
+  },
+  {
+    name: 'stored_responses',
+    help: 'Responses that can be gone on with.',
+    read: (_, { responses }) => responses.size,
   },
   {
     name: 'session_bytes',

@@ -59,9 +59,9 @@ export interface ServerOptions {
    */
   readonly sampling?: Partial<SamplingDefaults> | undefined
 
-  /** Most conversations kept between requests; default 1024, 0 none. */
+  /** Most conversations, and most responses, kept between requests; default 1024, 0 none. */
   readonly maxSessions?: number | undefined
-  /** How long a conversation is kept; default an hour. */
+  /** How long a conversation, or a response, is kept; default an hour. */
   readonly sessionTtlMs?: number | undefined
 
   /** How long a server that ends still takes requests, for routers to notice. Default 0. */

@@ -15,7 +15,7 @@ import type { Model } from '../engine/model.js'
 import { disposedError } from '../engine/refusals.js'
 import { argumentError, reasonOf, ZipCacheError } from '../errors.js'
 import { POLICY_NAMES } from '../policy/index.js'
-import { ApiError, toApiError } from './api-error.js'
+import { ApiError, invalid, toApiError } from './api-error.js'
 import { type Backend, createBackend } from './backend.js'
 import { describe } from './fields.js'
 import { parseJsonBody } from './json-body.js'
@@ -25,15 +25,15 @@ import { type ServerOptions, type ServerSettings, settingsOf } from './options.j
 import { addPage, type PageExample } from './page.js'
 import { policyName } from './policies.js'
 import { modelNotFound } from './request.js'
-import type { Answer, Call } from './service.js'
+import type { Answer, Call, ResponsesAnswer } from './service.js'
 import type { SessionName } from './sessions.js'
-import { orAfter, serverSentEvents } from './sse.js'
+import { orAfter, PLAIN_EVENTS, serverSentEvents, typedEvents } from './sse.js'
 
 /** What a server can do now. */
 export type ServerState = 'loading' | 'ready' | 'draining' | 'lost' | 'closed'
 
 /** What a client may have looked for, where it has asked for something else. */
-const API = ['/v1/chat/completions', '/v1/completions', '/v1/models']
+const API = ['/v1/responses', '/v1/chat/completions', '/v1/completions', '/v1/models']
 
 const REQUEST_ID = /^[\w.:-]{1,128}$/
 const MAX_SESSION_ID = 256
@@ -221,9 +221,32 @@ export class Server {
       if (ended) return ended
       throw sessionNotFound()
     })
+    app.get<{ Params: { id: string }; Querystring: { stream?: unknown } }>(
+      '/v1/responses/:id',
+      async (request) => {
+        const { service } = this.#ready()
+        if (request.query.stream === 'true') {
+          throw invalid('stream', 'is true, but a response that is whole is not streamed again')
+        }
+        const { id } = request.params
+        const response = service.response({ id, owner: this.#ownerOf(request) })
+        if (response) return response
+        throw responseNotFound(id)
+      },
+    )
+    app.delete<{ Params: { id: string } }>('/v1/responses/:id', async (request) => {
+      const { id } = request.params
+      const { service } = this.#ready()
+      const deleted = service.deleteResponse({ id, owner: this.#ownerOf(request) })
+      if (deleted) return deleted
+      throw responseNotFound(id)
+    })
     if (this.#settings.page) addPage(app, () => this.#pageSettings())
     app.post('/v1/chat/completions', (request, reply) =>
       this.#answer(request, reply, (call) => this.#ready().service.chat(request.body, call)),
+    )
+    app.post('/v1/responses', (request, reply) =>
+      this.#answer(request, reply, (call) => this.#ready().service.respond(request.body, call)),
     )
     app.post('/v1/completions', (request, reply) =>
       this.#answer(request, reply, (call) => this.#ready().service.complete(request.body, call)),
@@ -304,7 +327,7 @@ export class Server {
   async #answer(
     request: FastifyRequest,
     reply: FastifyReply,
-    run: (call: Call) => Promise<Answer>,
+    run: (call: Call) => Promise<Answer | ResponsesAnswer>,
   ): Promise<void> {
     const session = this.#sessionOf(request)
     const abort = new AbortController()
@@ -330,22 +353,25 @@ export class Server {
     const done: Call['done'] = (usage, policy) => {
       this.#used.set(request, { ...usage, policy })
     }
-    const owner = this.#keys.check(request.headers.authorization)
+    const owner = this.#ownerOf(request)
     if (this.#settings.logPrompts) request.log.info({ body: request.body }, 'asked')
     const answer = await run({ signal: abort.signal, session, owner, done })
     if (answer.kind === 'whole') {
       await reply.send(answer.body)
       return
     }
+    const isTyped = answer.kind === 'events'
+    const chunks: AsyncGenerator<object, void> = isTyped ? answer.events : answer.chunks
+    const style = isTyped ? typedEvents((error) => answer.failure(error)) : PLAIN_EVENTS
     // Errors before the first token have a status of their own, unless it takes long to come.
-    const first = answer.chunks.next()
+    const first = chunks.next()
     const isLate = (await orAfter(first, pingMs)) === null
     if (reply.raw.destroyed) {
-      await answer.chunks.return()
+      await chunks.return()
       return
     }
     const onError = (error: unknown) => this.#see(error, request)
-    const events = serverSentEvents(answer.chunks, first, { isLate, pingMs, onError })
+    const events = serverSentEvents(chunks, first, { style, isLate, pingMs, onError })
     await reply
       .header('content-type', 'text/event-stream; charset=utf-8')
       .header('cache-control', 'no-cache')
@@ -372,7 +398,12 @@ export class Server {
         code: 'invalid_value',
       })
     }
-    return { id, owner: this.#keys.check(request.headers.authorization) }
+    return { id, owner: this.#ownerOf(request) }
+  }
+
+  /** Whose request it is. Throws an `ApiError` 401. */
+  #ownerOf(request: FastifyRequest): string {
+    return this.#keys.check(request.headers.authorization)
   }
 
   // ---- errors ----
@@ -405,6 +436,10 @@ function shuttingDown(): ApiError {
 
 function sessionNotFound(): ApiError {
   return new ApiError(404, 'there is no such session', { code: 'session_not_found' })
+}
+
+function responseNotFound(id: string): ApiError {
+  return new ApiError(404, `there is no response ${describe(id)}`, { code: 'response_not_found' })
 }
 
 function timeoutError(ms: number): ApiError {

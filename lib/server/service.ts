@@ -14,8 +14,14 @@ import {
   wholeAnswer,
   withToolCalls,
 } from './answers.js'
-import { invalid } from './api-error.js'
-import { type ChoiceEvent, Generation, type GenerationObserver, type Usage } from './generation.js'
+import { type ApiError, invalid } from './api-error.js'
+import {
+  type ChoiceEvent,
+  Generation,
+  type GenerationCall,
+  type GenerationObserver,
+  type Usage,
+} from './generation.js'
 import {
   chatPrompt,
   checkLength,
@@ -33,9 +39,13 @@ import {
   readTextRequest,
   type StreamRequest,
 } from './request.js'
+import { ResponseAnswer, type ResponseEvent, responseUsage } from './response-answer.js'
+import { readItems } from './response-items.js'
+import { readResponseRequest } from './response-request.js'
 import { describeCache } from './session-cache.js'
 import type { SessionName, Sessions } from './sessions.js'
 import { Beginnings, countShared } from './shared-tokens.js'
+import { newResponseId, type StoredResponses } from './stored-responses.js'
 import { makeForcedParser, makeToolCallParser, toolFormatOf } from './tool-calls.js'
 
 /** What a service answers from. */
@@ -43,6 +53,7 @@ export interface ServiceParts {
   readonly model: Model
   readonly engine: Engine
   readonly sessions: Sessions
+  readonly responses: StoredResponses
   readonly rules: RequestRules
   /** See `ServerOptions`. */
   readonly chatTemplate: string | undefined
@@ -72,19 +83,39 @@ export interface Call {
 }
 
 /** An answer: one object, or objects as they come. */
-export type Answer =
-  | {
-      /** One object. */
-      readonly kind: 'whole'
-      /** To be sent as JSON. */
-      readonly body: object
-    }
-  | {
-      /** Objects as they come. */
-      readonly kind: 'stream'
-      /** Each to be sent as an event, `[DONE]` after them. */
-      readonly chunks: AsyncGenerator<object, void, undefined>
-    }
+export type Answer = WholeAnswer | StreamedAnswer
+
+/** An answer of the Responses API: one object, or events as they come. */
+export type ResponsesAnswer = WholeAnswer | EventsAnswer
+
+/** One object. */
+export interface WholeAnswer {
+  /** Tells it from the others. */
+  readonly kind: 'whole'
+  /** To be sent as JSON. */
+  readonly body: object
+}
+
+/** Objects as they come. */
+export interface StreamedAnswer {
+  /** Tells it from the others. */
+  readonly kind: 'stream'
+  /** Each to be sent as an event, `[DONE]` after them. */
+  readonly chunks: AsyncGenerator<object, void, undefined>
+}
+
+/** Events as they come. */
+export interface EventsAnswer {
+  /** Tells it from the others. */
+  readonly kind: 'events'
+  /** Each to be sent under the name that is its `type`. */
+  readonly events: AsyncGenerator<ResponseEvent, void, undefined>
+  /** The last one, where the others have ended with an error: `toApiError` makes it of that. */
+  failure(error: ApiError): ResponseEvent
+}
+
+/** A call that goes on from a kept conversation, and leaves that as it is. */
+type FromCall = Call & Pick<GenerationCall, 'from'>
 
 /** An answer that has begun. */
 interface Started {
@@ -143,6 +174,63 @@ export class OpenAiService {
     return this.#complete(request, started, (options) => textFormat(options, echoes))
   }
 
+  /** `POST /v1/responses`. */
+  async respond(body: unknown, call: Call): Promise<ResponsesAnswer> {
+    checkCall(call)
+    const { model, sessions, responses, rules } = this.#parts
+    const { owner = '' } = call
+    const request = readResponseRequest(body, rules, responses, owner)
+    const id = newResponseId()
+    const name = { id, owner }
+    // Its cache stays under its own name, unless it belongs to a session.
+    const own = request.store && !call.session ? name : null
+    const session = call.session ?? own
+    const from = call.session ? null : request.past
+    const { generation, events } = this.#chat(request, { ...call, session, from })
+    const answer = new ResponseAnswer({
+      id,
+      model: request.model,
+      echo: request.echo,
+      logprobs: request.logprobs,
+      tokenizer: model.tokenizer,
+      usage: () => responseUsage(generation.usage, generation.policy),
+    })
+    let response: object = {}
+    const end = (whole: object) => {
+      response = whole
+      if (!request.store) return
+      const output = readItems(answer.output, () => null)
+      const conversation = [...request.conversation, ...output]
+      responses.keep(name, { response, conversation, nOutput: output.length })
+    }
+    async function* written() {
+      try {
+        yield* answer.events(events, end)
+      } finally {
+        // Given up before there was a response to go on with.
+        if (own && !responses.find(own)) sessions.remove(own)
+      }
+    }
+    if (request.stream) {
+      return { kind: 'events', events: written(), failure: (error) => answer.failure(error) }
+    }
+    for await (const _ of written()); // the last has all
+    return { kind: 'whole', body: response }
+  }
+
+  /** `GET /v1/responses/:id`; null when there is none of that name any more. */
+  response(name: SessionName): object | null {
+    return this.#parts.responses.find(name)?.response ?? null
+  }
+
+  /** `DELETE /v1/responses/:id`: frees its cache; null when there is none of that name. */
+  deleteResponse(name: SessionName): object | null {
+    const { responses, sessions } = this.#parts
+    if (!responses.remove(name)) return null
+    sessions.remove(name)
+    return { id: name.id, object: 'response', deleted: true }
+  }
+
   /** `GET /v1/sessions/:id/cache`; null when there is no such session. */
   async sessionCache(name: SessionName): Promise<object | null> {
     const sequence = this.#parts.sessions.find(name)
@@ -162,7 +250,7 @@ export class OpenAiService {
   }
 
   /** An answer to messages. Throws an `ApiError` 400 for a prompt that cannot be made of them. */
-  #chat(asked: ChatRequest, call: Call): Started {
+  #chat(asked: ChatRequest, call: FromCall): Started {
     const { model, chatTemplate, maxPromptTokens } = this.#parts
     this.#checkJson(asked, asked.jsonField)
     const template = this.#templateOf(asked)
@@ -178,7 +266,7 @@ export class OpenAiService {
   #generate(
     request: GenerationRequest,
     prompts: readonly PromptTokens[],
-    call: Call,
+    call: FromCall,
   ): Started & { events: AsyncIterable<ChoiceEvent> } {
     const { model, engine, sessions, observer, rules } = this.#parts
     const nChoices = prompts.length * request.n

@@ -1,12 +1,36 @@
 import type { ApiError } from './api-error.js'
 
-const DONE = 'data: [DONE]\n\n'
 /** A line that clients skip: it keeps proxies from closing a stream in which nothing happens. */
 const PING = ': ping\n\n'
 
+/** How objects are written as events. */
+export interface EventStyle {
+  write(chunk: object): string
+  /** After the last one. */
+  readonly end: string
+  /** The last one of a stream that fails. */
+  failure(error: ApiError): object
+}
+
+/** As completions have them: data alone, an error's body where they fail, else `[DONE]` at the end. */
+export const PLAIN_EVENTS: EventStyle = {
+  write: dataOf,
+  end: 'data: [DONE]\n\n',
+  failure: (error) => error.body,
+}
+
+/** As responses have them: each under the name of its `type`. */
+export function typedEvents(failure: (error: ApiError) => { readonly type: string }): EventStyle {
+  const write = (event: object) => `event: ${(event as { type: string }).type}\n${dataOf(event)}`
+  return { write, end: '', failure }
+}
+
+function dataOf(chunk: object): string {
+  return `data: ${JSON.stringify(chunk)}\n\n`
+}
+
 /**
- * Server-sent events of objects, with a ping whenever none came for `pingMs`. A stream that fails
- * ends with an event that has the error and without `[DONE]`.
+ * Server-sent events of objects, with a ping whenever none came for `pingMs`.
  *
  * - `first`: the result of the first `next`, where the caller has waited for it
  * - `isLate`: it did not come in `pingMs`, so that the stream begins with a ping
@@ -15,10 +39,16 @@ export async function* serverSentEvents(
   chunks: AsyncGenerator<object, void, undefined>,
   first: Promise<IteratorResult<object, void>>,
   {
+    style,
     isLate,
     pingMs,
     onError,
-  }: { isLate: boolean; pingMs: number; onError: (error: unknown) => ApiError },
+  }: {
+    style: EventStyle
+    isLate: boolean
+    pingMs: number
+    onError: (error: unknown) => ApiError
+  },
 ): AsyncGenerator<string, void, undefined> {
   let next = first
   try {
@@ -30,13 +60,13 @@ export async function* serverSentEvents(
         continue
       }
       if (result.done) break
-      yield `data: ${JSON.stringify(result.value)}\n\n`
+      yield style.write(result.value)
       next = chunks.next()
       next.catch(() => {}) // seen at the next turn, unless nobody reads on
     }
-    yield DONE
+    if (style.end !== '') yield style.end
   } catch (error) {
-    yield `data: ${JSON.stringify(onError(error).body)}\n\n`
+    yield style.write(style.failure(onError(error)))
   } finally {
     await chunks.return()
   }

@@ -3,7 +3,7 @@ import { connect } from 'node:net'
 import OpenAI from 'openai'
 import { generateLineRetrieval } from '../../lib/index'
 import { toApiError } from '../../lib/server/index'
-import { serverSentEvents } from '../../lib/server/sse'
+import { PLAIN_EVENTS, serverSentEvents } from '../../lib/server/sse'
 import { collect } from '../engine/running'
 import { post, startServer, stream, until, useServer } from './running'
 import { startScripted, tokenizerWith } from './scripted-model'
@@ -270,9 +270,9 @@ describe('requests that make no sense are told why', () => {
       415,
       'content-type: is "application/x-www-form-urlencoded", expected application/json',
     ])
-    expect(await send('/v1/responses', { method: 'POST', headers, body: '{}' })).toEqual([
+    expect(await send('/v1/embeddings', { method: 'POST', headers, body: '{}' })).toEqual([
       404,
-      'there is no "/v1/responses"; this server has /v1/chat/completions, /v1/completions, /v1/models',
+      'there is no "/v1/embeddings"; this server has /v1/responses, /v1/chat/completions, /v1/completions, /v1/models',
     ])
     expect(await send('/v1/models/other', {})).toEqual([
       404,
@@ -412,7 +412,7 @@ describe('limits', () => {
     const never = new Promise<never>(() => {})
     const onError = toApiError
     async function* nothing() {}
-    const how = { isLate: true, pingMs: 2 ** 30, onError }
+    const how = { style: PLAIN_EVENTS, isLate: true, pingMs: 2 ** 30, onError }
     const events = serverSentEvents(nothing(), never, how)
     expect((await events.next()).value).toBe(': ping\n\n')
   })

@@ -21,7 +21,7 @@ test('requests fail with 503 device_lost, /health/ready with 503, and /health/li
     expect(await health('/ready')).toEqual([200, 'ready'])
 
     const error = new ZipCacheError('ERR_ZC_DEVICE_LOST', 'device: it was lost')
-    running.script.next = { fail: error }
+    running.script.next = { say: '', fail: error }
     const failed = await post(url, { messages, stream: true })
     expect(failed).toMatchObject({
       status: 503,

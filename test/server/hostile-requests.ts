@@ -24,11 +24,15 @@ const head = (path: string, length: number | string, more = '') =>
   `POST ${path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\ncontent-type: application/json\r\n${more}` +
   (typeof length === 'number' ? `content-length: ${length}\r\n\r\n` : `${length}\r\n\r\n`)
 
-const path = fc.constantFrom('/v1/chat/completions', '/v1/completions')
-const good = (at: string) =>
-  at.includes('chat')
-    ? { messages: [{ role: 'user', content: 'line a' }], max_tokens: 4 }
-    : { prompt: 'line a', max_tokens: 4 }
+const path = fc.constantFrom('/v1/responses', '/v1/chat/completions', '/v1/completions')
+/** A request that is right, but for its prompt. */
+const asks = (at: string, prompt: string): object => {
+  if (at.includes('responses')) return { input: prompt, max_output_tokens: 4 }
+  return at.includes('chat')
+    ? { messages: [{ role: 'user', content: prompt }], max_tokens: 4 }
+    : { prompt, max_tokens: 4 }
+}
+const good = (at: string) => asks(at, 'line a')
 
 /** A request whose body is there at once. */
 const whole = (
@@ -68,7 +72,8 @@ function isJson(text: string): boolean {
 const FIELDS = [
   ...['messages', 'prompt', 'model', 'max_tokens', 'temperature', 'top_p', 'top_k', 'n', 'stop'],
   ...['seed', 'stream', 'stream_options', 'logprobs', 'kv_cache', 'tools', 'min_p', 'echo'],
-  ...['tool_choice', 'response_format', 'logit_bias'],
+  ...['tool_choice', 'response_format', 'logit_bias', 'input', 'instructions', 'text', 'include'],
+  ...['store', 'previous_response_id', 'metadata', 'reasoning', 'background'],
 ]
 /** Any JSON in any field: refused, or by chance a request that makes sense. */
 const wrongTypes = fc
@@ -85,10 +90,8 @@ const unknownFields = fc
   )
 
 const hugeFields = fc.tuple(path, fc.integer({ min: 1e4, max: 2e5 })).map(([at, n]) => {
-  const field = at.includes('chat')
-    ? { messages: [{ role: 'user', content: 'a '.repeat(n) }] }
-    : { prompt: 'a '.repeat(n) }
-  return whole('huge prompt', at, JSON.stringify(field), [400])
+  const body = asks(at, 'a '.repeat(n))
+  return whole('huge prompt', at, JSON.stringify(body), [400])
 })
 
 const deep = fc
@@ -163,7 +166,16 @@ const unknown = fc
   .tuple(
     fc.constantFrom('GET', 'PUT', 'DELETE', 'PATCH', 'HEAD', 'OPTIONS'),
     fc.constantFrom(
-      ...['/', '/v1', '/v1/files', '/v1/completions', '/%00', '/%zz', '/../etc/passwd'],
+      ...[
+        '/',
+        '/v1',
+        '/v1/files',
+        '/v1/completions',
+        '/v1/responses/a',
+        '/%00',
+        '/%zz',
+        '/../etc/passwd',
+      ],
       ...['/page.js', '/page/../server.js', '/v1/sessions/a/cache', '/v1/sessions/%ff/cache'],
     ),
   )
@@ -194,11 +206,17 @@ const wrongTypesOfContent = fc
     }
   })
 
+/** A request whose answer takes a while. */
+const long = (at: string) => ({
+  ...good(at),
+  [at.includes('responses') ? 'max_output_tokens' : 'max_tokens']: 2000,
+})
+
 /** Leaves at any stage: in the head, in the body, while it waits, in the middle of the stream. */
 const leavers = fc
   .tuple(path, fc.double({ min: 0, max: 1, noNaN: true }), fc.integer({ min: 0, max: 3000 }))
   .map(([at, share, bytes]): Hostile => {
-    const body = JSON.stringify({ ...good(at), stream: true, max_tokens: 2000, ignore_eos: true })
+    const body = JSON.stringify({ ...long(at), stream: true, ignore_eos: true })
     const all = head(at, body.length) + body
     const isWhole = share > 0.5
     return {

@@ -3,6 +3,7 @@ import { copyFileSync } from 'node:fs'
 import { join } from 'node:path'
 import Ajv from 'ajv'
 import OpenAI from 'openai'
+import { makeParseableTextFormat } from 'openai/lib/parser'
 import { kFixtures, ModelFolders } from '../model/model-folder'
 import { byteLevelTokenizer } from '../model/tokenizer-files'
 import { post, type Running, startServer, stream } from './running'
@@ -65,6 +66,26 @@ test('json_schema: every answer that is whole is valid, streamed or not', async 
     expect(pieces.join('')).toBe(choice.message.content)
   }
   expect(nWhole).toBeGreaterThan(3)
+})
+
+test('text.format: what is parsed is valid', async () => {
+  const client = new OpenAI({ baseURL: `${running.url}/v1`, apiKey: 'none' })
+  const format = makeParseableTextFormat(
+    { type: 'json_schema', name: 'weather', strict: true, schema },
+    JSON.parse,
+  )
+  const input = 'Is it warm?'
+  const asked = { model: 'zipcache', input, max_output_tokens: 400, text: { format } }
+  let nWhole = 0
+  for (let i = 0; i < 8; i++) {
+    const response = await client.responses.parse({ ...asked, temperature: 1.5 })
+    if (response.status !== 'completed') continue
+    nWhole++
+    const value: unknown = response.output_parsed
+    expect([isValid(value), isValid.errors, value]).toEqual([true, null, value])
+    expect(response.text).toEqual({ format: { ...format } })
+  }
+  expect(nWhole).toBeGreaterThan(1)
 })
 
 test('json_object: an object, or the beginning of one', async () => {

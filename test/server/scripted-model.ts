@@ -28,8 +28,11 @@ export async function tokenizerWith(
   return (await loadTokenizer(dir)) as ModelTokenizer
 }
 
-/** What the next generation does: a text to say, or an error to end with. */
-export type Script = { say: string } | { fail: Error }
+/** What the next generation says, and the error that it ends with, if any. */
+export interface Script {
+  say: string
+  fail?: Error
+}
 
 /**
  * A server whose model follows `script.next`; `prompts` are what it was asked, as texts, `open` the
@@ -59,11 +62,11 @@ export async function startScripted(tokenizer: ModelTokenizer, options: ServerOp
     async *generate(ids: readonly number[]) {
       prompts.push(tokenizer.decode(ids))
       const { next } = script
-      if ('fail' in next) throw next.fail
       const stream = new TextStream(tokenizer, { skip: tokenizer.specialIds })
       for (const id of tokenizer.encode(next.say, { addSpecialTokens: false })) {
         yield { id, text: stream.push(id), logprob: -1 }
       }
+      if (next.fail) throw next.fail
     },
   })
   const engine = { createSequence, dispose: async () => {}, kvMemory: { used: 0, capacity: 1 } }

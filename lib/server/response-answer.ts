@@ -1,0 +1,217 @@
+import type { GeneratedToken } from '../engine/generation.js'
+import type { ModelTokenizer } from '../model/tokenizer.js'
+import { type AnswerEvent, cacheObject, tokenLogprobs } from './answers.js'
+import type { ApiError } from './api-error.js'
+import type { JsonObject } from './fields.js'
+import type { Usage } from './generation.js'
+import { itemId } from './stored-responses.js'
+import type { ToolCall } from './tool-calls.js'
+
+/** An event of the Responses API. */
+export interface ResponseEvent {
+  /** What happens: `response.output_text.delta`, … */
+  readonly type: string
+  /** Its place in the stream, from 0. */
+  readonly sequence_number: number
+  readonly [field: string]: unknown
+}
+
+/** An item of a response's output, as far as it is known. */
+type OutputItem = JsonObject & { readonly id: string }
+
+/** How far a response, or an item of it, has come. */
+type Status = 'in_progress' | 'completed' | 'incomplete' | 'failed'
+
+/** What a response is written with. */
+export interface ResponseOptions {
+  readonly id: string
+  readonly model: string
+  /** What it says again of its request. */
+  readonly echo: JsonObject
+  readonly logprobs: boolean
+  readonly tokenizer: ModelTokenizer | null
+  /** Its usage; read at the end. */
+  usage(): object
+}
+
+/** A message that is being written. */
+interface OpenMessage {
+  readonly id: string
+  text: string
+  readonly logprobs: object[]
+}
+
+/**
+ * Writes an answer as the events of the Responses API, the last of which has all of it: `response`,
+ * once they have been read.
+ */
+export class ResponseAnswer {
+  readonly #options: ResponseOptions
+  readonly #createdAt = now()
+  readonly #output: OutputItem[] = []
+  #open: OpenMessage | null = null
+  /** Of tokens whose text has not come yet; those of a call's tokens are nobody's. */
+  #held: object[] = []
+  #nEvents = 0
+
+  constructor(options: ResponseOptions) {
+    this.#options = options
+  }
+
+  /** The items of its output that are whole. */
+  get output(): readonly OutputItem[] {
+    return this.#output
+  }
+
+  /**
+   * The events of an answer of one choice. `end` is told the whole response before the last event is
+   * given out.
+   */
+  async *events(
+    answer: AsyncIterable<AnswerEvent>,
+    end: (response: object) => void,
+  ): AsyncGenerator<ResponseEvent, void, undefined> {
+    let isCut = false
+    for await (const event of answer) {
+      // Not before: until then an error has a status of its own.
+      if (this.#nEvents === 0) {
+        yield this.#event('response.created', { response: this.#response('in_progress') })
+        yield this.#event('response.in_progress', { response: this.#response('in_progress') })
+      }
+      if (event.kind === 'token') yield* this.#token(event.token)
+      else if (event.kind === 'text') yield* this.#say(event.text)
+      else if (event.kind === 'call') yield* this.#call(event.call)
+      else isCut = event.finishReason === 'length'
+    }
+    const status = isCut ? 'incomplete' : 'completed'
+    // An answer without a word is a message, too.
+    if (this.#output.length === 0 || this.#open) yield* this.#say('')
+    yield* this.#close(status)
+    const response = this.#response(status)
+    end(response)
+    yield this.#event(`response.${status}`, { response })
+  }
+
+  /** What a stream ends with that fails. */
+  failure(error: ApiError): ResponseEvent {
+    const { code, message, param } = error
+    if (this.#nEvents === 0) return this.#event('error', { code, message, param })
+    const failed = { code: code ?? 'server_error', message }
+    return this.#event('response.failed', { response: this.#response('failed', failed) })
+  }
+
+  *#token(token: GeneratedToken): Generator<ResponseEvent> {
+    const { logprobs, tokenizer } = this.#options
+    if (logprobs) this.#held.push(tokenLogprobs(token, tokenizer))
+    if (token.text !== '') yield* this.#say(token.text)
+  }
+
+  *#say(delta: string): Generator<ResponseEvent> {
+    yield* this.#begin()
+    const message = this.#open as OpenMessage
+    const logprobs = this.#held
+    this.#held = []
+    message.text += delta
+    message.logprobs.push(...logprobs)
+    if (delta === '' && logprobs.length === 0) return
+    yield this.#event('response.output_text.delta', { ...this.#place(message), delta, logprobs })
+  }
+
+  *#begin(): Generator<ResponseEvent> {
+    if (this.#open) return
+    const id = itemId('msg', this.#options.id, this.#output.length)
+    const message = { id, text: '', logprobs: [] }
+    this.#open = message
+    const item = { ...messageItem(message, 'in_progress'), content: [] }
+    yield this.#event('response.output_item.added', { output_index: this.#output.length, item })
+    const part = textPart(message)
+    yield this.#event('response.content_part.added', { ...this.#place(message), part })
+  }
+
+  *#close(status: Status): Generator<ResponseEvent> {
+    const message = this.#open
+    if (!message) return
+    this.#open = null
+    const { text, logprobs } = message
+    const place = this.#place(message)
+    yield this.#event('response.output_text.done', { ...place, text, logprobs })
+    yield this.#event('response.content_part.done', { ...place, part: textPart(message) })
+    yield* this.#done(messageItem(message, status))
+  }
+
+  *#call({ id: call_id, name, arguments: args }: ToolCall): Generator<ResponseEvent> {
+    this.#held = []
+    yield* this.#close('completed')
+    const output_index = this.#output.length
+    const id = itemId('fc', this.#options.id, output_index)
+    const item = { id, type: 'function_call', status: 'completed', call_id, name, arguments: args }
+    const empty = { ...item, status: 'in_progress', arguments: '' }
+    yield this.#event('response.output_item.added', { output_index, item: empty })
+    const place = { item_id: id, output_index }
+    yield this.#event('response.function_call_arguments.delta', { ...place, delta: args })
+    const done = { ...place, name, arguments: args }
+    yield this.#event('response.function_call_arguments.done', done)
+    yield* this.#done(item)
+  }
+
+  *#done(item: OutputItem): Generator<ResponseEvent> {
+    const output_index = this.#output.length
+    this.#output.push(item)
+    yield this.#event('response.output_item.done', { output_index, item })
+  }
+
+  #place({ id }: OpenMessage): object {
+    return { item_id: id, output_index: this.#output.length, content_index: 0 }
+  }
+
+  #event(type: string, fields: object): ResponseEvent {
+    return { type, sequence_number: this.#nEvents++, ...fields }
+  }
+
+  #response(status: Status, error: object | null = null): object {
+    const { id, model, echo, usage } = this.#options
+    const open = this.#open && [messageItem(this.#open, 'incomplete')]
+    return {
+      id,
+      object: 'response',
+      created_at: this.#createdAt,
+      completed_at: status === 'completed' ? now() : null,
+      status,
+      background: false,
+      error,
+      incomplete_details: status === 'incomplete' ? { reason: 'max_output_tokens' } : null,
+      model,
+      ...echo,
+      output: [...this.#output, ...(open ?? [])],
+      usage: status === 'in_progress' ? null : usage(),
+    }
+  }
+}
+
+function now(): number {
+  return Math.floor(Date.now() / 1000)
+}
+
+function messageItem(message: OpenMessage, status: Status): OutputItem {
+  const { id } = message
+  return { id, type: 'message', status, role: 'assistant', content: [textPart(message)] }
+}
+
+function textPart({ text, logprobs }: OpenMessage): object {
+  return { type: 'output_text', text, annotations: [], logprobs: [...logprobs] }
+}
+
+/** A request's usage in the words of the Responses API, with what its caches took at the end. */
+export function responseUsage(
+  { promptTokens, cachedTokens, completionTokens, ...cache }: Readonly<Usage>,
+  policy: string,
+): object {
+  return {
+    input_tokens: promptTokens,
+    input_tokens_details: { cached_tokens: cachedTokens },
+    output_tokens: completionTokens,
+    output_tokens_details: { reasoning_tokens: 0 },
+    total_tokens: promptTokens + completionTokens,
+    kv_cache: cacheObject(cache, policy),
+  }
+}
