@@ -82,11 +82,11 @@ export function readResponseRequest(
   const generation = readGeneration(fields, rules, maxTokens ?? rules.defaultMaxTokens)
   fields.choice('truncation', ['disabled'])
   refuseUnless(fields, 'background', false)
-  fields.nested('reasoning')?.done() // OpenAI's clients send it with nothing in it
+  readReasoning(fields.nested('reasoning'))
   const streamOptions = fields.nested('stream_options')
   streamOptions?.ignore(['include_obfuscation'])
   streamOptions?.done()
-  fields.ignore(PLATFORM_FIELDS)
+  fields.ignore([...PLATFORM_FIELDS, 'client_metadata'])
   fields.done()
   const sampling = { ...generation.sampling, topLogprobs, ...json.sampling }
   return {
@@ -122,6 +122,12 @@ export function readResponseRequest(
       user: fields.raw('user') ?? null,
     },
   }
+}
+
+/** There is no reasoning apart from the answer, and so none to summarize; effort would be lost. */
+function readReasoning(reasoning: Fields | undefined): void {
+  reasoning?.ignore(['summary', 'generate_summary'])
+  reasoning?.done()
 }
 
 function readPrevious(fields: Fields, stored: StoredResponses, owner: string) {

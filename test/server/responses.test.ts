@@ -45,7 +45,8 @@ describe('answers', () => {
       truncation: 'disabled',
       background: false,
       include: [],
-      reasoning: { effort: null },
+      reasoning: { effort: null, summary: 'auto' },
+      ...({ client_metadata: { session: 'c' } } as object),
     })
     expect(running.prompts.at(-1)).toBe('system:Be short.;user:Is it warm?;')
     const nTokens = response.usage?.output_tokens as number
