@@ -52,18 +52,6 @@ export function chatPrompt(
   return { text, ids: tokenizer.encode(text, { addSpecialTokens: false }) }
 }
 
-/**
- * Messages in the roles that a template knows. Most have no developer, and leave out or refuse what
- * one says: it is the system's there, as OpenAI has the two for one.
- */
-export function inKnownRoles(
-  messages: ChatRequest['messages'],
-  template: string,
-): ChatRequest['messages'] {
-  if (template.includes('developer')) return messages
-  return messages.map((own) => (own.role === 'developer' ? { ...own, role: 'system' } : own))
-}
-
 /** What a chat template is told beside the messages. */
 export function templateOptions(
   tools: ChatRequest['tooling']['tools'],

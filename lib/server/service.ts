@@ -25,7 +25,6 @@ import {
 import {
   chatPrompt,
   checkLength,
-  inKnownRoles,
   type PromptTokens,
   type SharedTokens,
   templateOptions,
@@ -46,6 +45,7 @@ import { describeCache } from './session-cache.js'
 import type { SessionName, Sessions } from './sessions.js'
 import { Beginnings, countShared } from './shared-tokens.js'
 import { newResponseId, type StoredResponses } from './stored-responses.js'
+import { inTemplateWords } from './template-messages.js'
 import { makeForcedParser, makeToolCallParser, toolFormatOf } from './tool-calls.js'
 
 /** What a service answers from. */
@@ -254,7 +254,8 @@ export class OpenAiService {
     const { model, chatTemplate, maxPromptTokens } = this.#parts
     this.#checkJson(asked, asked.jsonField)
     const template = this.#templateOf(asked)
-    const request = { ...asked, messages: inKnownRoles(asked.messages, template) }
+    const messages = inTemplateWords(template, asked.messages, asked.tooling.tools)
+    const request = { ...asked, messages }
     const prompt = chatPrompt(model, request, chatTemplate, maxPromptTokens)
     checkLength(prompt.ids, request.messagesField, maxPromptTokens)
     const shared = this.#sharedOf(request, prompt, call)

@@ -29,15 +29,18 @@ export interface ToolCallParser {
 /**
  * How a model writes its calls:
  * - `hermes`: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, as Hermes and Qwen do
+ * - `phi`: `<|tool_call|>[{"name": …, "arguments": {…}}]<|/tool_call|>`, as Phi-4-mini does
  * - `mistral`: `[TOOL_CALLS][{"name": …, "arguments": {…}}]` or `[TOOL_CALLS]name[ARGS]{…}`, to the end
  * - `llama`: an answer that is nothing but `{"name": …, "parameters": {…}}`, several with `;` between
  */
-export type ToolFormat = 'hermes' | 'mistral' | 'llama'
+export type ToolFormat = 'hermes' | 'phi' | 'mistral' | 'llama'
 
 /** The format that a chat template tells its model to write; null for one that we do not know. */
 export function toolFormatOf(template: string): ToolFormat | null {
   if (template.includes('[TOOL_CALLS]')) return 'mistral'
   if (template.includes('<tool_call>')) return 'hermes'
+  // Phi's says how its tools are written, and leaves its calls out.
+  if (template.includes('<|tool|>')) return 'phi'
   const isLlama = template.includes('<|python_tag|>') || template.includes('"parameters":')
   return isLlama ? 'llama' : null
 }
@@ -54,7 +57,9 @@ export interface ToolCallContext {
 export function makeToolCallParser(format: ToolFormat, context: ToolCallContext): ToolCallParser {
   switch (format) {
     case 'hermes':
-      return new HermesParser(context)
+      return new MarkedParser(context, HERMES)
+    case 'phi':
+      return new MarkedParser(context, PHI)
     case 'mistral':
       return new WholeParser(context, MISTRAL)
     case 'llama':
@@ -80,17 +85,30 @@ class Marks {
 }
 
 const NOTHING: Said = { text: '', calls: [] }
-const OPEN = '<tool_call>'
-const CLOSE = '</tool_call>'
 
-class HermesParser implements ToolCallParser {
+/** The marks that calls stand between. */
+interface CallMarks {
+  readonly open: string
+  readonly close: string
+}
+
+const HERMES: CallMarks = { open: '<tool_call>', close: '</tool_call>' }
+/** Of Phi-4-mini. */
+export const PHI: CallMarks = { open: '<|tool_call|>', close: '<|/tool_call|>' }
+
+/** Text with calls between marks: an object, or a list of them. */
+class MarkedParser implements ToolCallParser {
   readonly #marks: Marks
+  readonly #open: string
+  readonly #close: string
   #rest = ''
   #isInside = false
   #hasCalls = false
 
-  constructor(context: ToolCallContext) {
-    this.#marks = new Marks(context, [OPEN, CLOSE])
+  constructor(context: ToolCallContext, { open, close }: CallMarks) {
+    this.#marks = new Marks(context, [open, close])
+    this.#open = open
+    this.#close = close
   }
 
   push(id: number | null, text: string): Said {
@@ -106,44 +124,41 @@ class HermesParser implements ToolCallParser {
     let text = ''
     const calls: ToolCall[] = []
     for (;;) {
-      const mark = this.#isInside ? CLOSE : OPEN
+      const mark = this.#isInside ? this.#close : this.#open
       const at = this.#isInside ? this.#closing(isLast) : this.#rest.indexOf(mark)
       if (at < 0) break
       const before = this.#rest.slice(0, at)
       this.#rest = this.#rest.slice(at + mark.length)
       if (this.#isInside) {
-        const call = readCall(before, ['arguments', 'parameters'])
-        if (call) calls.push(call)
-        else text += OPEN + before + CLOSE
-        this.#hasCalls ||= call !== null
+        const read = readMarked(before)
+        if (read) calls.push(...read)
+        else text += this.#open + before + this.#close
+        this.#hasCalls ||= read !== null
       } else text += this.#spoken(before)
       this.#isInside = !this.#isInside
     }
     if (this.#isInside) {
       if (!isLast) return { text, calls }
-      const call = this.#unclosed()
-      return call ? { text, calls: [...calls, call] } : { text: text + OPEN + this.#rest, calls }
+      // Some leave the closing mark out.
+      const unclosed = readMarked(this.#rest)
+      if (unclosed) return { text, calls: [...calls, ...unclosed] }
+      return { text: text + this.#open + this.#rest, calls }
     }
-    const nHeld = isLast ? 0 : overlap(this.#rest, OPEN)
+    const nHeld = isLast ? 0 : overlap(this.#rest, this.#open)
     const end = this.#rest.length - nHeld
     text += this.#spoken(this.#rest.slice(0, end))
     this.#rest = this.#rest.slice(end)
     return { text, calls }
   }
 
-  /** Where a call ends: at the first mark outside of its strings; at last any mark will do. */
+  /** Where calls end: at the first mark outside of their strings; at last any mark will do. */
   #closing(isLast: boolean): number {
     for (let at = -1; ; ) {
-      at = this.#rest.indexOf(CLOSE, at + 1)
+      at = this.#rest.indexOf(this.#close, at + 1)
       if (at < 0) break
       if (!endsInString(this.#rest.slice(0, at))) return at
     }
-    return isLast && !this.#unclosed() ? this.#rest.indexOf(CLOSE) : -1
-  }
-
-  /** Some leave the closing mark out. */
-  #unclosed(): ToolCall | null {
-    return readCall(this.#rest, ['arguments', 'parameters'])
+    return isLast && !readMarked(this.#rest) ? this.#rest.indexOf(this.#close) : -1
   }
 
   /** White space around calls is nobody's. */
@@ -213,11 +228,9 @@ function readMistral(text: string): ToolCall[] | null {
   const calls = parts.flatMap((part) => {
     const [, name, args] =
       /^\s*([\w.-]+)(?:\[CALL_ID\][^[{]*)?(?:\[ARGS\])?\s*(\{.*)$/s.exec(part) ?? []
-    if (name !== undefined) return [makeCall(name, args as string)]
-    const list = Array.isArray(parse(part)) ? elementsOf(part) : [part]
-    return list.map((one) => readCall(one, ['arguments']))
+    return name !== undefined ? [makeCall(name, args as string)] : readCalls(part, ['arguments'])
   })
-  return calls.every((call) => call !== null) ? calls : null
+  return areAll(calls) ? calls : null
 }
 
 function readLlama(text: string, { names }: ToolCallContext): ToolCall[] | null {
@@ -320,6 +333,22 @@ function readCall(json: string, keys: readonly string[]): ToolCall | null {
   const given = value[key]
   // Some write the object as a text.
   return makeCall(value.name, typeof given === 'string' ? given : (valueText(json, key) ?? ''))
+}
+
+/** The calls of an object, or of a list of them; null for what is none. */
+function readCalls(json: string, keys: readonly string[]): (ToolCall | null)[] {
+  const list = Array.isArray(parse(json)) ? elementsOf(json) : [json]
+  return list.map((one) => readCall(one, keys))
+}
+
+function areAll(calls: (ToolCall | null)[]): calls is ToolCall[] {
+  return calls.every((call) => call !== null)
+}
+
+/** What stands between marks; null where it is not all calls. */
+function readMarked(json: string): ToolCall[] | null {
+  const calls = readCalls(json, ['arguments', 'parameters'])
+  return areAll(calls) ? calls : null
 }
 
 /** A call of a function, if its arguments are the text of an object. */

@@ -14,7 +14,9 @@ import { post, stream } from './running'
 import { startScripted, tokenizerWith } from './scripted-model'
 
 const names = new Set(['weather', 'time'])
-const kMarks = ['[TOOL_CALLS]', '[ARGS]', '<|python_tag|>']
+/** Phi-4-mini's own. */
+const phiTemplate = `{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message and message['tools'] is not none %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|>' + '<|end|>' }}{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}`
+const kMarks = ['[TOOL_CALLS]', '[ARGS]', '<|python_tag|>', '<|tool_call|>', '<|/tool_call|>']
 
 interface Answer {
   text: string
@@ -56,6 +58,24 @@ describe('what a model says', () => {
     ['a call without its end', 'hermes', `<tool_call>${call('arguments')}`, '', 1],
     ['a call that is cut', 'hermes', '<tool_call>{"name": "w', '<tool_call>{"name": "w', 0],
     ['no JSON', 'hermes', '<tool_call>x</tool_call>!', '<tool_call>x</tool_call>!', 0],
+    ['text alone', 'phi', 'a <|tool_cal', 'a <|tool_cal', 0],
+    [
+      'text and calls',
+      'phi',
+      `So.<|tool_call|>[${call('arguments')}, ${call('arguments')}]<|/tool_call|>`,
+      'So.',
+      2,
+    ],
+    ['a call that is no list', 'phi', `<|tool_call|>${call('arguments')}<|/tool_call|>`, '', 1],
+    ['calls without their end', 'phi', `<|tool_call|>[${call('arguments')}]`, '', 1],
+    ['no calls', 'phi', '<|tool_call|>[]<|/tool_call|>', '<|tool_call|>[]<|/tool_call|>', 0],
+    [
+      'a call and what is none',
+      'phi',
+      `<|tool_call|>[${call('arguments')}, 1]<|/tool_call|>`,
+      `<|tool_call|>[${call('arguments')}, 1]<|/tool_call|>`,
+      0,
+    ],
     ['text alone', 'mistral', 'a [TOOL', 'a [TOOL', 0],
     ['JSON that is none', 'mistral', '{"a": 1}', '{"a": 1}', 0],
     ['calls', 'mistral', `[TOOL_CALLS][${call('arguments')}, ${call('arguments')}]`, '', 2],
@@ -87,13 +107,14 @@ describe('what a model says', () => {
     // However it is cut into tokens.
     expect(read(format, [said])).toEqual(expected)
     expect(read(format, [...said])).toEqual(expected)
-    const pieces = said.split(/(\[TOOL_CALLS\]|\[ARGS\]|<\|python_tag\|>)/)
+    const pieces = said.split(/(\[TOOL_CALLS\]|\[ARGS\]|<\|python_tag\|>|<\|\/?tool_call\|>)/)
     expect(read(format, pieces, true)).toEqual(expected)
   })
 
   test.each<[ToolFormat, (args: string) => string]>([
     ['hermes', (args) => `<tool_call>{"name": "time", "arguments": ${args}}</tool_call>`],
     ['hermes', (args) => `<tool_call>{"arguments":${args} ,"name":"time"}`],
+    ['phi', (args) => `<|tool_call|>[{"name": "time", "arguments": ${args}}]<|/tool_call|>`],
     ['mistral', (args) => `[TOOL_CALLS][{"name": "time", "arguments": ${args}}]`],
     ['mistral', (args) => `[TOOL_CALLS]time[ARGS]${args}`],
     ['llama', (args) => `{"name": "time", "parameters": ${args} }`],
@@ -126,6 +147,8 @@ describe('what a model says', () => {
     const bits = [
       '<tool_call>',
       '</tool_call>',
+      '<|tool_call|>',
+      '<|/tool_call|>',
       '[TOOL_CALLS]',
       '<|python_tag|>',
       '[',
@@ -137,7 +160,7 @@ describe('what a model says', () => {
     ]
     fc.assert(
       fc.property(
-        fc.constantFrom<ToolFormat>('hermes', 'mistral', 'llama'),
+        fc.constantFrom<ToolFormat>('hermes', 'phi', 'mistral', 'llama'),
         fc.array(fc.constantFrom(...bits)),
         (format, said) => {
           const { text, calls } = read(format, said)
@@ -152,6 +175,7 @@ describe('what a model says', () => {
 
   test('the format is the chat template’s', () => {
     expect(toolFormatOf("{{ '<tool_call>' }}")).toBe('hermes')
+    expect(toolFormatOf(phiTemplate)).toBe('phi')
     expect(toolFormatOf("{{ '[TOOL_CALLS] [' }}")).toBe('mistral')
     expect(toolFormatOf('{"name": function name, "parameters": dictionary}')).toBe('llama')
     expect(toolFormatOf('{{ messages }}')).toBe(null)
@@ -378,6 +402,44 @@ test('a developer is the system to a template that knows none', async () => {
   }
   expect(await asked(template)).toBe('system:Be short.;')
   expect(await asked(`${template}{# as developer #}`)).toBe('developer:Be short.;')
+})
+
+test('Phi-4-mini is told its tools with the system’s message, and its own calls as it wrote them', async () => {
+  const marks = ['<|tool_call|>', '<|/tool_call|>']
+  const running = await startScripted(await tokenizerWith(phiTemplate, marks))
+  const url = `${running.url}/v1/chat/completions`
+  try {
+    const said = '<|tool_call|>[{"name": "weather", "arguments": {"city": "Oslo"}}]<|/tool_call|>'
+    running.script.next = { say: said }
+    const user = { role: 'user', content: 'Warm?' }
+    const functions = JSON.stringify(tools.map((tool) => tool.function))
+    const first = await post(url, { messages: [user], tools })
+    const [choice] = first.body.choices
+    expect(choice.message.tool_calls).toMatchObject([
+      { function: { name: 'weather', arguments: '{"city": "Oslo"}' } },
+    ])
+    const system = 'You are a helpful assistant with some tools.'
+    const [before, told, after] = (running.prompts.at(-1) as string).split(/<\|\/?tool\|>/)
+    expect([before, after]).toEqual([
+      `<|system|>${system}`,
+      '<|end|><|user|>Warm?<|end|><|assistant|>',
+    ])
+    expect(JSON.stringify(JSON.parse(told as string))).toBe(functions)
+    expect(told).toContain('[{"name": "weather", "parameters": {"type": "object", ')
+
+    running.script.next = { say: 'No.' }
+    const result = { role: 'tool', tool_call_id: choice.message.tool_calls[0].id, content: '-3' }
+    const messages = [{ role: 'developer', content: 'Be short.' }, user, choice.message, result]
+    await post(url, { messages, tools })
+    expect(running.prompts.at(-1)).toBe(
+      `<|system|>Be short.<|tool|>${told}<|/tool|><|end|><|user|>Warm?<|end|>` +
+        `<|assistant|>${said}<|end|><|tool|>-3<|end|><|assistant|>`,
+    )
+    await post(url, { messages, tools, tool_choice: 'none' })
+    expect(running.prompts.at(-1)).toMatch(/^<\|system\|>Be short\.<\|end\|>/)
+  } finally {
+    await running.server.close()
+  }
 })
 
 test('without parallel calls each choice has its first one', async () => {
