@@ -41,10 +41,7 @@ interface OpenMessage {
   readonly logprobs: object[]
 }
 
-/**
- * Writes an answer as the events of the Responses API, the last of which has all of it: `response`,
- * once they have been read.
- */
+/** Writes an answer as the events of the Responses API, the last of which has all of it. */
 export class ResponseAnswer {
   readonly #options: ResponseOptions
   readonly #createdAt = now()

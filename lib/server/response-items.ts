@@ -118,14 +118,15 @@ export function messagesOf(
   const own = instructions === undefined ? [] : [{ role: 'system', text: instructions }]
   const [head, ...more] = [...own, ...(items.slice(0, nSystem) as SystemItem[])]
   const content = [head, ...more].map((one) => one?.text).join('\n\n')
-  const messages: Mutable[] = head ? [{ role: head.role, content }] : []
+  const messages: WrittenMessage[] = head ? [{ role: head.role, content }] : []
   const names = new Map<string, string>()
   for (const item of items.slice(nSystem)) {
     const last = messages.at(-1)
     if (item.kind === 'message') messages.push({ role: item.role, content: item.text })
     else if (item.kind === 'call') {
-      names.set(item.id, item.name)
-      const call = { id: item.id, type: 'function', function: functionOf(item) }
+      const { id, name, arguments: args } = item
+      names.set(id, name)
+      const call = { id, type: 'function', function: { name, arguments: args } }
       if (last?.role !== 'assistant') {
         messages.push({ role: 'assistant', content: null, tool_calls: [call] })
       } else last.tool_calls = [...(last.tool_calls ?? []), call]
@@ -143,7 +144,7 @@ export function messagesOf(
   return messages
 }
 
-type Mutable = {
+type WrittenMessage = {
   role: string
   content: string | null
   tool_calls?: object[]
@@ -153,7 +154,3 @@ type Mutable = {
 type SystemItem = Extract<Item, { kind: 'message' }>
 
 const isSystem = (role: string) => role === 'system' || role === 'developer'
-
-function functionOf({ name, arguments: args }: Extract<Item, { kind: 'call' }>): object {
-  return { name, arguments: args }
-}

@@ -81,7 +81,8 @@ export function readResponseRequest(
   const options = readChatOptions(fields)
   const generation = readGeneration(fields, rules, maxTokens ?? rules.defaultMaxTokens)
   fields.choice('truncation', ['disabled'])
-  refuseUnless(fields, 'background', false)
+  if (fields.boolean('background'))
+    throw invalid('background', 'is true; answers are given at once')
   readReasoning(fields.nested('reasoning'))
   const streamOptions = fields.nested('stream_options')
   streamOptions?.ignore(['include_obfuscation'])
@@ -168,11 +169,4 @@ function readMetadata(fields: Fields): JsonObject {
   if (isFine && entries.length <= MAX_METADATA) return metadata
   const expected = `at most ${MAX_METADATA} texts of ${MAX_METADATA_VALUE} characters, keys of ${MAX_METADATA_KEY}`
   throw invalid('metadata', `expected ${expected}`)
-}
-
-/** A field that may say the only thing that is so here. */
-function refuseUnless(fields: Fields, name: string, only: boolean): void {
-  const value = fields.boolean(name)
-  if (value !== undefined && value !== only)
-    throw invalid(name, `is ${value}, only ${only} is served`)
 }

@@ -2,6 +2,7 @@
 import { getEventListeners } from 'node:events'
 import { loadModel, type Model } from '../../lib/index.js'
 import {
+  type ApiError,
   type Call,
   createService,
   type OpenAiService,
@@ -36,6 +37,37 @@ test('a whole answer and a stream say the same', async () => {
   }
   expect(whole.body).toMatchObject({ model: 'small', choices: [{ text }] })
   expect(text).not.toBe('')
+})
+
+test('a response goes on with another, whole and as events; one that fails ends with what it was', async () => {
+  const asked = { input: prompt, max_output_tokens: 4, temperature: 0 }
+  const first = await service.respond(asked, call())
+  if (first.kind !== 'whole') throw new Error('of the wrong kind')
+  const { id } = first.body as { id: string }
+  expect(service.response({ id, owner: '' })).toBe(first.body)
+  const more = { ...asked, previous_response_id: id, stream: true }
+  const answer = await service.respond(more, call())
+  if (answer.kind !== 'events') throw new Error('of the wrong kind')
+  const types: string[] = []
+  for await (const { type } of answer.events) types.push(type)
+  expect([types[0], types.at(-1)]).toEqual(['response.created', 'response.incomplete'])
+
+  const abort = new AbortController()
+  const long = { ...more, max_output_tokens: 4000, ignore_eos: true }
+  const cut = await service.respond(long, { ...call(), signal: abort.signal })
+  if (cut.kind !== 'events') throw new Error('of the wrong kind')
+  expect((await cut.events.next()).value).toMatchObject({ type: 'response.created' })
+  abort.abort(new Error('enough'))
+  const read = async () => {
+    for await (const event of cut.events) types.push(event.type)
+  }
+  const error = await read().catch(toApiError)
+  expect(cut.failure(error as ApiError)).toMatchObject({
+    type: 'response.failed',
+    response: { status: 'failed', previous_response_id: id },
+  })
+  expect(service.deleteResponse({ id, owner: '' })).toMatchObject({ id, deleted: true })
+  expect(service.response({ id, owner: '' })).toBe(null)
 })
 
 test('a signal that outlives the calls is left as it was', async () => {
