@@ -103,6 +103,8 @@ class MarkedParser implements ToolCallParser {
   readonly #close: string
   #rest = ''
   #isInside = false
+  /** White space before the mark; it is nobody's, unless what follows is text, too. */
+  #gap = ''
   #hasCalls = false
 
   constructor(context: ToolCallContext, { open, close }: CallMarks) {
@@ -132,9 +134,13 @@ class MarkedParser implements ToolCallParser {
       if (this.#isInside) {
         const read = readMarked(before)
         if (read) calls.push(...read)
-        else text += this.#open + before + this.#close
+        else text += this.#gap + this.#open + before + this.#close
         this.#hasCalls ||= read !== null
-      } else text += this.#spoken(before)
+      } else {
+        const spoken = before.trimEnd()
+        text += spoken
+        this.#gap = before.slice(spoken.length)
+      }
       this.#isInside = !this.#isInside
     }
     if (this.#isInside) {
@@ -142,10 +148,10 @@ class MarkedParser implements ToolCallParser {
       // Some leave the closing mark out.
       const unclosed = readMarked(this.#rest)
       if (unclosed) return { text, calls: [...calls, ...unclosed] }
-      return { text: text + this.#open + this.#rest, calls }
+      return { text: text + this.#gap + this.#open + this.#rest, calls }
     }
-    const nHeld = isLast ? 0 : overlap(this.#rest, this.#open)
-    const end = this.#rest.length - nHeld
+    const certain = this.#rest.slice(0, this.#rest.length - overlap(this.#rest, this.#open))
+    const end = isLast ? this.#rest.length : certain.trimEnd().length
     text += this.#spoken(this.#rest.slice(0, end))
     this.#rest = this.#rest.slice(end)
     return { text, calls }

@@ -17,6 +17,38 @@ const names = new Set(['weather', 'time'])
 /** Phi-4-mini's own. */
 const phiTemplate = `{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message and message['tools'] is not none %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|>' + '<|end|>' }}{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}`
 const kMarks = ['[TOOL_CALLS]', '[ARGS]', '<|python_tag|>', '<|tool_call|>', '<|/tool_call|>']
+/** Qwen2.5's, but for what it says of tools. */
+const qwenTemplate = `{%- if tools %}
+    {{- '<|im_start|>system\\nYou are Qwen.\\n<tools>' }}
+    {%- for tool in tools %}{{ '\\n' }}{{ tool | tojson }}{%- endfor %}
+    {{- '\\n</tools> within <tool_call></tool_call><|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message.role == "user") or (message.role == "system") or (message.role == "assistant" and not message.tool_calls) %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == "assistant" %}
+        {{- '<|im_start|>' + message.role }}
+        {%- if message.content %}
+            {{- '\\n' + message.content }}
+        {%- endif %}
+        {%- for tool_call in message.tool_calls %}
+            {%- if tool_call.function is defined %}
+                {%- set tool_call = tool_call.function %}
+            {%- endif %}
+            {{- '\\n<tool_call>\\n{"name": "' }}
+            {{- tool_call.name }}
+            {{- '", "arguments": ' }}
+            {{- tool_call.arguments | tojson }}
+            {{- '}\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- elif message.role == "tool" %}
+        {{- '<|im_start|>user\\n<tool_response>\\n' + message.content + '\\n</tool_response><|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}`
 
 interface Answer {
   text: string
@@ -52,8 +84,15 @@ describe('what a model says', () => {
       'text, then two calls',
       'hermes',
       `I look.\n<tool_call>${call('arguments')}</tool_call>\n<tool_call>${call('parameters')}</tool_call>\n`,
-      'I look.\n',
+      'I look.',
       2,
+    ],
+    [
+      'text, then what is no call',
+      'hermes',
+      ' I \n <tool_call>x</tool_call> \n ',
+      ' I \n <tool_call>x</tool_call> \n ',
+      0,
     ],
     ['a call without its end', 'hermes', `<tool_call>${call('arguments')}`, '', 1],
     ['a call that is cut', 'hermes', '<tool_call>{"name": "w', '<tool_call>{"name": "w', 0],
@@ -387,6 +426,41 @@ describe('over HTTP', () => {
     expect({ status, param: body.error?.param }).toEqual({ status: 400, param })
   })
 })
+
+test.each([
+  ['Qwen2.5', qwenTemplate, ['<|im_end|>'], 'I look.\n'],
+  ['Phi-4-mini', phiTemplate, ['<|tool_call|>', '<|/tool_call|>'], ''],
+])(
+  '%s is told its calls as it wrote them, so that their cache can be gone on over',
+  async (_, source, specials, spoken) => {
+    const call = (city: string) => `{"name": "weather", "arguments": {"city": "${city}"}}`
+    const said =
+      spoken === ''
+        ? `<|tool_call|>[${call('Oslo')}, ${call('Tromsø')}]<|/tool_call|>`
+        : `${spoken}<tool_call>\n${call('Oslo')}\n</tool_call>\n<tool_call>\n${call('Tromsø')}\n</tool_call>`
+    const running = await startScripted(await tokenizerWith(source, specials))
+    try {
+      running.script.next = { say: said }
+      const functions = tools.map(({ type, function: own }) => ({ type, ...own }))
+      const asked = { tools: functions, input: 'Warm?' }
+      const { id, output } = (await post(`${running.url}/v1/responses`, asked)).body
+      const results = output
+        .filter(({ type }: { type: string }) => type === 'function_call')
+        .map(({ call_id }: { call_id: string }) => ({
+          type: 'function_call_output',
+          call_id,
+          output: '-3',
+        }))
+      expect(results).toHaveLength(2)
+      const next = { tools: functions, input: results, previous_response_id: id }
+      await post(`${running.url}/v1/responses`, next)
+      const [first, second] = running.prompts as [string, string]
+      expect(second.slice(0, first.length + said.length)).toBe(first + said)
+    } finally {
+      await running.server.close()
+    }
+  },
+)
 
 test('a developer is the system to a template that knows none', async () => {
   const template = '{% for own in messages %}{{ own.role }}:{{ own.content }};{% endfor %}'
