@@ -143,7 +143,7 @@ async function runProgram(
   }
 }
 
-function collect(command: string, args: string[], how: Running): Promise<void> {
+async function collect(command: string, args: string[], how: Running): Promise<void> {
   return new Promise((resolve, reject) => {
     const child = spawn(command, args, { ...how, stdio: ['ignore', 'pipe', 'pipe'] })
     let output = ''

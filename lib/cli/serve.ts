@@ -371,10 +371,10 @@ async function serverOptions(dir: string, options: ServeOptions): Promise<Server
 
 const milliseconds = (seconds: number) => Math.round(seconds * 1000)
 
-function aborted(signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return Promise.resolve()
-  return new Promise((resolve) => {
-    signal.addEventListener('abort', () => resolve(), { once: true })
+async function aborted(signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return
+  await new Promise((resolve) => {
+    signal.addEventListener('abort', resolve, { once: true })
   })
 }
 

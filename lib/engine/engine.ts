@@ -386,7 +386,7 @@ export class Engine {
    * Gives up everything that is under way or waits, and returns the memory. The model stays.
    * Idempotent.
    */
-  dispose(): Promise<void> {
+  async dispose(): Promise<void> {
     this.#disposal ??= this.#end()
     return this.#disposal
   }

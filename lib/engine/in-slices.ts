@@ -26,7 +26,7 @@ export async function inSlices<T>(steps: Steps<T>, check: () => void): Promise<T
   }
 }
 
-function nextTurn(): Promise<void> {
+async function nextTurn(): Promise<void> {
   return new Promise((resolve) => {
     waiting.push(resolve)
     if (waiting.length === 1) setImmediate(giveTurn)

@@ -83,7 +83,7 @@ export class Model {
   /**
    * What tells models apart: a SHA-256 over configuration, compute type and samples of all weights.
    */
-  fingerprint(): Promise<string> {
+  async fingerprint(): Promise<string> {
     return fingerprintOf(this.#forward)
   }
 
@@ -182,7 +182,7 @@ export class Model {
    * Disposes of the engines with their sequences, the weights, and the device if the model opened
    * it. Idempotent.
    */
-  dispose(): Promise<void> {
+  async dispose(): Promise<void> {
     this.#disposal ??= this.#end()
     return this.#disposal
   }

@@ -90,7 +90,7 @@ export class PrefixCache {
   }
 
   /** Runs tokens so that `running` tells of it. Rejects as `run` does. */
-  whileRunning<T>(key: PrefixKey, ids: readonly number[], run: () => Promise<T>): Promise<T> {
+  async whileRunning<T>(key: PrefixKey, ids: readonly number[], run: () => Promise<T>): Promise<T> {
     const result = run()
     const entry: Running = {
       key: textOf(key),

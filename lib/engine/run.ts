@@ -97,15 +97,15 @@ export class Run {
   // ---- the consumer's side ----
 
   /** The next token. Rejects with why the run was given up. */
-  next(): Promise<Sampled> {
+  async next(): Promise<Sampled> {
     // Tokens that ran ahead of a run that was given up are not the context's.
-    if (this.#failure) return Promise.reject(this.#failure.error as Error)
+    this.throwIfFailed()
     this.#demand = this.#delivered + 1
     const ready = this.#ready.shift()
     this.#wake()
     if (ready) {
       this.#delivered++
-      return Promise.resolve(ready)
+      return ready
     }
     return new Promise((resolve, reject) => {
       this.#waiting = { resolve, reject }

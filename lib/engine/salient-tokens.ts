@@ -9,7 +9,7 @@ import { segmentTensors } from './segment-tensors.js'
  *
  * All reads are enqueued before it returns, so that what the cache does afterwards changes nothing.
  */
-export function salientTokens(cache: KvCache): Promise<Int32Array[][]> {
+export async function salientTokens(cache: KvCache): Promise<Int32Array[][]> {
   const { nLayers, nKvHeads, headDim } = cache.shape
   const nEntries = nLayers * nKvHeads
   const { segments } = cache

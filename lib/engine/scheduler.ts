@@ -190,7 +190,7 @@ export class Scheduler {
     this.#loopEnded.resolve()
   }
 
-  #sleep(): Promise<void> {
+  async #sleep(): Promise<void> {
     return new Promise((resolve) => {
       this.#wakeUp = () => {
         this.#wakeUp = null
@@ -496,16 +496,11 @@ export class Scheduler {
       run.fail(error)
     }
     // What fails on the device is told here: the next step is that of others, too.
-    this.#allRan().catch((error) => {
+    this.#model.device.sync().catch((error) => {
       if (!isClosed) return // told already
       context.failure ??= error
       run.fail(error)
     })
-  }
-
-  /** Resolves when all that was enqueued has run; rejects also where `sync` throws at the call. */
-  async #allRan(): Promise<void> {
-    await this.#model.device.sync()
   }
 
   async #finishStep({ runs, result }: Step): Promise<void> {

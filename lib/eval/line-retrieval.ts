@@ -89,7 +89,7 @@ async function publishedLineRetrieval(
     count: Math.min(questions, prompts.length),
     question: (index) => ({
       seed: questionSeed(seeds, index),
-      ask(asked) {
+      async ask(asked) {
         const text = prompts[index] as (typeof prompts)[number]
         return askRetrieval(asked, longEvalPrompt(tokenizer, text, { chat }), ask)
       },

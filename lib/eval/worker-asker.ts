@@ -112,8 +112,8 @@ export async function workerAsker(setting: WorkerSetting): Promise<Asker> {
     return {
       tasks,
       identity,
-      ask(unit, onAnswer, signal) {
-        if (failure !== null) return Promise.reject(failure as Error)
+      async ask(unit, onAnswer, signal) {
+        if (failure !== null) throw failure as Error
         const id = nextId++
         const abort = () => post({ type: 'abort' })
         signal?.addEventListener('abort', abort, { once: true })

@@ -75,7 +75,7 @@ export async function tryPlugin(subject: TrialSubject): Promise<Verdict> {
   }
 }
 
-function runTrial({ addon, folder, kind }: TrialSubject, seconds: number): Promise<Verdict> {
+async function runTrial({ addon, folder, kind }: TrialSubject, seconds: number): Promise<Verdict> {
   return new Promise((resolve) => {
     const fail = (what: string) => {
       const failure = `device: '${kind}' was tried in a process of its own, which ${what}`

@@ -240,8 +240,8 @@ export class Device {
    * Records the ops that `enqueue` calls, instead of running them, as a program of this device.
    * Nothing but ops can be recorded: what changes from run to run is data in their tensors.
    *
-   * Throws `ERR_ZC_ARGUMENT` when a recording is under way, and for writes, reads and `sync` within
-   * one; what `enqueue` throws.
+   * Throws `ERR_ZC_ARGUMENT` when a recording is under way, and for writes within one; what `enqueue`
+   * throws. Within one reads and `sync` reject with `ERR_ZC_ARGUMENT`.
    */
   record(enqueue: () => void): Program {
     const addon = loadAddon()
@@ -255,8 +255,12 @@ export class Device {
     return new Program(addon.endRecording(this.handle))
   }
 
-  /** Resolves when everything enqueued so far has run; rejects with the first error among it. */
-  sync(): Promise<void> {
+  /**
+   * Resolves when everything enqueued so far has run.
+   *
+   * Rejects with the first error among it, and with `ERR_ZC_HANDLE` when the device was disposed of.
+   */
+  async sync(): Promise<void> {
     return loadAddon().sync(this.handle)
   }
 

@@ -91,7 +91,7 @@ describeDevices('tensors', (name) => {
       const ofDevice = { code: 'ERR_ZC_HANDLE', argument: 'device' } as const
       expectRefused(() => other.tensor('f32', [1]), ofDevice)
       expectRefused(() => other.memory, ofDevice)
-      expectRefused(() => other.sync(), ofDevice)
+      await expectRejected(other.sync(), ofDevice)
       expectRefused(() => other.reserve('u8', [PAGE]), ofDevice)
       const ofTensor = { code: 'ERR_ZC_HANDLE', message: /its device was disposed/ } as const
       expectRefused(() => tensor.write(new Float32Array(4)), ofTensor)
