@@ -62,6 +62,8 @@ class SchemaReader {
   readonly #root: JsonSchema
   /** Schemas under way or done, by the types that they are held to: for recursion through $ref. */
   readonly #items = new Map<object, Map<string, Item>>()
+  /** Texts by their patterns: hundreds of properties may be dates, of 120 items each. */
+  readonly #patterns = new Map<string, Item>()
   #nNodes = 0
 
   constructor(root: JsonSchema) {
@@ -178,7 +180,9 @@ class SchemaReader {
       throw bad(at, `has the pattern ${JSON.stringify(pattern)}, expected a regular expression`)
     }
     try {
-      return patternText(pattern)
+      const item = this.#patterns.get(pattern) ?? patternText(pattern)
+      this.#patterns.set(pattern, item)
+      return item
     } catch (error) {
       if (!(error instanceof PatternError)) throw error
       if (!error.isUnsupported) throw bad(at, `has a pattern that is none: ${error.message}`)
