@@ -1,4 +1,5 @@
 import { loadAddon } from '../native/load.js'
+import { checkArguments } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /**
@@ -9,6 +10,7 @@ import { handleOf, type Tensor } from './tensor.js'
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
  */
 export function convert(args: { x: Tensor; out: Tensor }): void {
+  checkArguments(args)
   loadAddon().convert(handleOf(args.x), handleOf(args.out))
 }
 
@@ -21,6 +23,7 @@ export function convert(args: { x: Tensor; out: Tensor }): void {
  * (`ERR_ZC_ARGUMENT`).
  */
 export function gatherRows(args: { x: Tensor; rows: Tensor; out: Tensor }): void {
+  checkArguments(args)
   loadAddon().gatherRows(handleOf(args.x), handleOf(args.rows), handleOf(args.out))
 }
 
@@ -32,5 +35,6 @@ export function gatherRows(args: { x: Tensor; rows: Tensor; out: Tensor }): void
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
  */
 export function countNonFinite(args: { x: Tensor; count: Tensor }): void {
+  checkArguments(args)
   loadAddon().countNonFinite(handleOf(args.x), handleOf(args.count))
 }

@@ -2,9 +2,10 @@ import { argumentError, show, ZipCacheError } from '../errors.js'
 import type { DeviceHandle, FileHandle } from '../native/addon.js'
 import { loadAddon } from '../native/load.js'
 import { listPlugin, pluginFolder, requirePlugin } from '../native/plugin.js'
+import { checkArguments, checkSize } from './arguments.js'
 import { DTYPE_BYTES, DTYPES, type DType, TYPED_ARRAYS, type TypedArrays } from './dtype.js'
 import { Program } from './program.js'
-import { Tensor } from './tensor.js'
+import { handleOf, Tensor } from './tensor.js'
 
 /** Settings of `Device.open`. */
 export interface DeviceOptions {
@@ -96,6 +97,7 @@ export class Device {
    * `ERR_ZC_ARGUMENT` for a bad option, `ERR_ZC_NATIVE` when the addon cannot be loaded.
    */
   static async open(name = 'cpu', options: DeviceOptions = {}): Promise<Device> {
+    checkArguments(options, 'options')
     const fromEnvironment = process.env.ZIPCACHE_THREADS
     const threads = options.threads ?? (fromEnvironment ? Number(fromEnvironment) : 0)
     if (!Number.isInteger(threads) || threads < 0 || threads > 1024) {
@@ -119,7 +121,9 @@ export class Device {
    *
    * Rejects with `ERR_ZC_NATIVE` when the addon cannot be loaded.
    */
-  static async list({ fresh = false }: { fresh?: boolean } = {}): Promise<DeviceFacts[]> {
+  static async list(options: { fresh?: boolean } = {}): Promise<DeviceFacts[]> {
+    checkArguments(options, 'options')
+    const { fresh = false } = options
     const devices = await loadAddon().listDevices('cpu', '')
     devices.push(...(await listPlugin('cuda', fresh)))
     // For tests: nobody misses it.
@@ -176,6 +180,7 @@ export class Device {
    * A tensor that holds a copy of `values`; `dtype` is needed for the raw bits of 16-bit floats.
    */
   from<D extends DType>(values: TypedArrays[D], shape: readonly number[], dtype?: D): Tensor<D> {
+    checkArguments(values, 'values')
     const type = dtype ?? (DTYPES.find((name) => values instanceof TYPED_ARRAYS[name]) as D)
     const tensor = this.tensor(type, shape)
     try {
@@ -205,9 +210,13 @@ export class Device {
   /**
    * Enqueues giving [offset, offset + bytes) of a reservation back to the system: it reads as zeros
    * again.
+   *
+   * Throws `ERR_ZC_ARGUMENT` for bytes that are not whole pages of a reservation.
    */
   discard(reservation: Tensor<'u8'>, offset: number, bytes: number): void {
-    loadAddon().discardBytes(reservation.handle, offset, bytes)
+    checkSize('offset', offset)
+    checkSize('bytes', bytes)
+    loadAddon().discardBytes(handleOf(reservation), offset, bytes)
   }
 
   /**
@@ -231,6 +240,7 @@ export class Device {
     dtype: D,
     shape: readonly number[],
   ): Tensor<D> {
+    checkArguments(file, 'file')
     const index = DTYPES.indexOf(dtype)
     const handle = loadAddon().tensorFromFile(this.handle, file.handle, offset, index, shape)
     return new Tensor(this, handle, dtype, [...shape])
@@ -244,6 +254,9 @@ export class Device {
    * throws. Within one reads and `sync` reject with `ERR_ZC_ARGUMENT`.
    */
   record(enqueue: () => void): Program {
+    if (typeof enqueue !== 'function') {
+      throw argumentError('enqueue', `is ${show(enqueue)}, expected a function that calls ops`)
+    }
     const addon = loadAddon()
     addon.beginRecording(this.handle)
     try {
@@ -291,7 +304,19 @@ function versionText(version: number): string {
   return `${Math.floor(version / 1000)}.${Math.floor((version % 1000) / 10)}`
 }
 
-/** Bytes of a tensor of this dtype and shape. */
+/**
+ * Bytes of a tensor of this dtype and shape.
+ *
+ * Throws `ERR_ZC_ARGUMENT` for a dtype that is none, `ERR_ZC_SHAPE` for a shape that is none.
+ */
 export function tensorBytes(dtype: DType, shape: readonly number[]): number {
+  if (!DTYPES.includes(dtype)) {
+    throw argumentError('dtype', `is ${show(dtype)}, expected one of ${DTYPES.join(', ')}`)
+  }
+  const isShape = Array.isArray(shape) && shape.every((size) => Number.isInteger(size) && size >= 0)
+  if (!isShape) {
+    const message = `shape: is ${show(shape)}, expected a list of whole numbers`
+    throw new ZipCacheError('ERR_ZC_SHAPE', message, { argument: 'shape' })
+  }
   return shape.reduce((product, size) => product * size, DTYPE_BYTES[dtype])
 }

@@ -1,4 +1,5 @@
 import { loadAddon } from '../native/load.js'
+import { checkArguments } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `embedding`. */
@@ -20,6 +21,7 @@ export interface EmbeddingArgs {
  * (`ERR_ZC_ARGUMENT`).
  */
 export function embedding(args: EmbeddingArgs): void {
+  checkArguments(args)
   const { ids, weight, out, scale = 1 } = args
   loadAddon().embedding(handleOf(ids), handleOf(weight), handleOf(out), scale)
 }

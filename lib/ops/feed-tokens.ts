@@ -1,4 +1,5 @@
 import { loadAddon } from '../native/load.js'
+import { checkArguments } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `feedTokens`. */
@@ -23,6 +24,7 @@ export interface FeedTokensArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`.
  */
 export function feedTokens(args: FeedTokensArgs): void {
+  checkArguments(args)
   loadAddon().feedTokens(
     handleOf(args.sampled),
     handleOf(args.source),

@@ -1,4 +1,5 @@
 import { loadAddon } from '../native/load.js'
+import { checkArguments } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `flashAttention`. */
@@ -36,6 +37,7 @@ export interface FlashAttentionArgs {
  * head_dim is a multiple of 16 up to 256. Source: FlashAttention-2 (arXiv 2307.08691), Alg. 1.
  */
 export function flashAttention(args: FlashAttentionArgs): void {
+  checkArguments(args)
   loadAddon().flashAttention(
     handleOf(args.q),
     handleOf(args.k),

@@ -1,4 +1,5 @@
 import { loadAddon } from '../native/load.js'
+import { checkArguments } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `siluGate` and `geluGate`. */
@@ -17,6 +18,7 @@ export interface GateArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`. Source: SwiGLU, Shazeer (arXiv 2002.05202), Eq. 6.
  */
 export function siluGate(args: GateArgs): void {
+  checkArguments(args)
   loadAddon().siluGate(handleOf(args.gate), handleOf(args.up), handleOf(args.out))
 }
 
@@ -27,5 +29,6 @@ export function siluGate(args: GateArgs): void {
  * tanh of Hendrycks and Gimpel (arXiv 1606.08415), §2.
  */
 export function geluGate(args: GateArgs): void {
+  checkArguments(args)
   loadAddon().geluGate(handleOf(args.gate), handleOf(args.up), handleOf(args.out))
 }

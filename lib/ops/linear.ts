@@ -1,4 +1,5 @@
 import { loadAddon } from '../native/load.js'
+import { checkArguments, listOfArguments } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `linear`. */
@@ -28,6 +29,7 @@ export interface LinearArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_UNSUPPORTED` for a weight of i8 on a GPU.
  */
 export function linear(args: LinearArgs): void {
+  checkArguments(args)
   loadAddon().linear(
     handleOf(args.x),
     handleOf(args.weight),
@@ -61,11 +63,13 @@ export interface GroupedLinearArgs {
  *
  * Throws as `linear`, and `ERR_ZC_ARGUMENT` for none or too many products.
  */
-export function groupedLinear({ x, products = [] }: GroupedLinearArgs): void {
+export function groupedLinear(args: GroupedLinearArgs): void {
+  checkArguments(args)
+  const products = listOfArguments('products', args.products)
   const flat = products.flatMap(({ weight, scales, bias, out }) => [
     ...[handleOf(weight), handleOf(scales), handleOf(bias), handleOf(out)],
   ])
-  loadAddon().groupedLinear(handleOf(x), products.length, ...flat)
+  loadAddon().groupedLinear(handleOf(args.x), products.length, ...flat)
 }
 
 /** Arguments of `quantizeWeight`. */
@@ -84,6 +88,8 @@ export interface QuantizeWeightArgs {
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_UNSUPPORTED` on a GPU.
  */
-export function quantizeWeight({ x, out, scales }: QuantizeWeightArgs): void {
+export function quantizeWeight(args: QuantizeWeightArgs): void {
+  checkArguments(args)
+  const { x, out, scales } = args
   loadAddon().quantizeWeight(handleOf(x), handleOf(out), handleOf(scales))
 }

@@ -1,4 +1,5 @@
 import { loadAddon } from '../native/load.js'
+import { checkArguments } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `mergeAttention`. */
@@ -25,6 +26,7 @@ export interface MergeAttentionArgs {
  * states.
  */
 export function mergeAttention(args: MergeAttentionArgs): void {
+  checkArguments(args)
   loadAddon().mergeAttention(
     handleOf(args.outA),
     handleOf(args.lseA),

@@ -1,4 +1,5 @@
 import { loadAddon } from '../native/load.js'
+import { checkArguments } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `mixedAttention`. */
@@ -47,6 +48,7 @@ export interface MixedAttentionArgs {
  * p and the output is this project's.
  */
 export function mixedAttention(args: MixedAttentionArgs): void {
+  checkArguments(args)
   loadAddon().mixedAttention(
     handleOf(args.q),
     handleOf(args.out),

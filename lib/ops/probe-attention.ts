@@ -1,4 +1,5 @@
 import { loadAddon } from '../native/load.js'
+import { checkArguments } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** How the attention that a key received becomes its saliency. */
@@ -44,6 +45,7 @@ export interface ProbeAttentionArgs {
  * §4.2, §4.3, Eqs. 7 to 9.
  */
 export function probeAttention(args: ProbeAttentionArgs): void {
+  checkArguments(args)
   loadAddon().probeAttention(
     handleOf(args.q),
     handleOf(args.lse),

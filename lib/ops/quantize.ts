@@ -1,5 +1,6 @@
-import { argumentError } from '../errors.js'
+import { argumentError, show } from '../errors.js'
 import { loadAddon } from '../native/load.js'
+import { checkArguments, checkSize } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /**
@@ -25,13 +26,27 @@ export type QuantRange =
 /** Bits of a code. */
 export type CodeBits = 2 | 3 | 4 | 8
 
-/** @internal The native form of a range: 0, or the norm. */
-export function rangeNorm(range: QuantRange | undefined): number {
-  return range === undefined || range === 'minmax' ? 0 : range.norm
+/**
+ * @internal The native form of a range: 0, or the norm, which the addon checks.
+ *
+ * Throws `ERR_ZC_ARGUMENT` for what is neither.
+ */
+export function rangeNorm(argument: string, range: QuantRange = 'minmax'): number {
+  if (range === 'minmax') return 0
+  checkArguments(range, argument)
+  return range.norm
 }
 
-/** Bytes of one row of codes: 3 bits are a 2-bit plane followed by a 1-bit plane. */
+/**
+ * Bytes of one row of codes: 3 bits are a 2-bit plane followed by a 1-bit plane.
+ *
+ * - `channels`: elements of a row, 0 or more
+ *
+ * Throws `ERR_ZC_ARGUMENT`.
+ */
 export function codeBytesPerRow(channels: number, bits: CodeBits): number {
+  checkSize('channels', channels)
+  checkSize('bits', bits)
   if (bits === 3) return Math.ceil((channels * 2) / 8) + Math.ceil(channels / 8)
   return Math.ceil((channels * bits) / 8)
 }
@@ -99,6 +114,7 @@ export interface DequantizeArgs {
  * §3.2 Eq. 5, §4.1 Eq. 6, Alg. 1.
  */
 export function quantize(args: QuantizeArgs): void {
+  checkArguments(args)
   loadAddon().quantize(
     handleOf(args.x),
     handleOf(args.codes),
@@ -108,7 +124,7 @@ export function quantize(args: QuantizeArgs): void {
     schemeIndex(args.scheme),
     args.bits,
     args.groupSize ?? 0,
-    rangeNorm(args.range),
+    rangeNorm('range', args.range),
   )
 }
 
@@ -118,6 +134,7 @@ export function quantize(args: QuantizeArgs): void {
  * Throws as `quantize`.
  */
 export function dequantize(args: DequantizeArgs): void {
+  checkArguments(args)
   loadAddon().dequantize(
     handleOf(args.codes),
     handleOf(args.scale),
@@ -133,5 +150,5 @@ export function dequantize(args: DequantizeArgs): void {
 function schemeIndex(scheme: QuantScheme): number {
   const index = QUANT_SCHEMES.indexOf(scheme)
   if (index >= 0) return index
-  throw argumentError('scheme', `is ${String(scheme)}, expected one of ${QUANT_SCHEMES.join(', ')}`)
+  throw argumentError('scheme', `is ${show(scheme)}, expected one of ${QUANT_SCHEMES.join(', ')}`)
 }

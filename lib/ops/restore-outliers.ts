@@ -1,4 +1,5 @@
 import { loadAddon } from '../native/load.js'
+import { checkArguments } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `restoreOutliers`. */
@@ -23,6 +24,7 @@ export interface RestoreOutliersArgs {
  * (`ERR_ZC_ARGUMENT`). Source: GEAR (arXiv 2403.05527) §3, the sparse matrix S.
  */
 export function restoreOutliers(args: RestoreOutliersArgs): void {
+  checkArguments(args)
   loadAddon().restoreOutliers(
     handleOf(args.values),
     handleOf(args.places),

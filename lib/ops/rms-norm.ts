@@ -1,4 +1,5 @@
 import { loadAddon } from '../native/load.js'
+import { checkArguments } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `rmsNorm`. */
@@ -22,6 +23,7 @@ export interface RmsNormArgs {
  * 1910.07467), Eq. 4.
  */
 export function rmsNorm(args: RmsNormArgs): void {
+  checkArguments(args)
   const { x, weight, out, eps, accumulate = false } = args
   loadAddon().rmsNorm(handleOf(x), handleOf(weight), handleOf(out), eps, accumulate)
 }

@@ -1,5 +1,7 @@
 /** The plainest ops: what `zipcache bench` measures the roofs of a device with. */
+
 import { loadAddon } from '../native/load.js'
+import { checkArguments } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `readStream`. */
@@ -17,6 +19,7 @@ export interface ReadStreamArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
  */
 export function readStream(args: ReadStreamArgs): void {
+  checkArguments(args)
   loadAddon().readStream(handleOf(args.x), handleOf(args.out))
 }
 
@@ -40,6 +43,7 @@ export interface MultiplyAddArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`.
  */
 export function multiplyAdd(args: MultiplyAddArgs): void {
+  checkArguments(args)
   const { x, out, factor, summand, steps } = args
   loadAddon().multiplyAdd(handleOf(x), handleOf(out), factor, summand, steps)
 }

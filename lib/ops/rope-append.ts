@@ -1,4 +1,5 @@
 import { loadAddon } from '../native/load.js'
+import { checkArguments } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `ropeAppend`. */
@@ -38,6 +39,7 @@ export interface RopeAppendArgs {
  * is found when the op runs (`ERR_ZC_ARGUMENT`).
  */
 export function ropeAppend(args: RopeAppendArgs): void {
+  checkArguments(args)
   loadAddon().ropeAppend(
     handleOf(args.q),
     handleOf(args.k),

@@ -1,4 +1,5 @@
 import { loadAddon } from '../native/load.js'
+import { checkArguments } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `ropeTable`. */
@@ -23,6 +24,7 @@ export interface RopeTableArgs {
  * 2309.00071).
  */
 export function ropeTable(args: RopeTableArgs): void {
+  checkArguments(args)
   loadAddon().ropeTable(
     handleOf(args.positions),
     handleOf(args.invFreq),
@@ -51,6 +53,7 @@ export interface RopeArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
  */
 export function rope(args: RopeArgs): void {
+  checkArguments(args)
   const out = args.out ?? args.x
   loadAddon().rope(handleOf(args.x), handleOf(args.cos), handleOf(args.sin), handleOf(out))
 }

@@ -1,5 +1,6 @@
 import { loadAddon } from '../native/load.js'
 import type { Seed } from '../random.js'
+import { checkArguments, checkNumber } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** Numbers a row of `SampleArgs.params` holds. */
@@ -23,14 +24,22 @@ export interface SampleParams {
   step: number
 }
 
-/** One row of `SampleArgs.params`: floats, and integers as their bits. */
+/**
+ * One row of `SampleArgs.params`: floats, and integers as their bits.
+ *
+ * Throws `ERR_ZC_ARGUMENT` for a field that is no number.
+ */
 export function packSampleParams(params: SampleParams): Float32Array {
+  checkArguments(params, 'params')
+  checkArguments(params.seed, 'seed')
+  const { temperature, topP, minP, repetitionPenalty, topK, step } = params
+  const { lo, hi } = params.seed
+  const floats = { temperature, topP, minP, repetitionPenalty }
+  const integers = { topK, lo, hi, step }
+  for (const [name, value] of Object.entries({ ...floats, ...integers })) checkNumber(name, value)
   const row = new Float32Array(SAMPLE_PARAMS)
-  row.set([params.temperature, params.topP, params.minP, params.repetitionPenalty])
-  new Uint32Array(row.buffer).set(
-    [params.topK, params.seed.lo >>> 0, params.seed.hi >>> 0, params.step >>> 0],
-    4,
-  )
+  row.set([temperature, topP, minP, repetitionPenalty])
+  new Uint32Array(row.buffer).set([topK, lo >>> 0, hi >>> 0, step >>> 0], 4)
   return row
 }
 
@@ -62,6 +71,7 @@ export interface SampleArgs {
  * repetition penalty arXiv 1909.05858 §4.1.
  */
 export function sample(args: SampleArgs): void {
+  checkArguments(args)
   loadAddon().sample(
     handleOf(args.logits),
     handleOf(args.params),

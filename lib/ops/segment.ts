@@ -1,4 +1,5 @@
 import { loadAddon } from '../native/load.js'
+import { checkArguments, listOfArguments } from './arguments.js'
 import { type QuantRange, rangeNorm } from './quantize.js'
 import { handleOf, type Tensor } from './tensor.js'
 
@@ -30,6 +31,7 @@ export interface AppendKvArgs {
  * op runs (`ERR_ZC_ARGUMENT`).
  */
 export function appendKv(args: AppendKvArgs): void {
+  checkArguments(args)
   loadAddon().appendKv(
     handleOf(args.k),
     handleOf(args.v),
@@ -58,6 +60,7 @@ export interface SetTailLengthsArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`.
  */
 export function setTailLengths(args: SetTailLengthsArgs): void {
+  checkArguments(args)
   loadAddon().setTailLengths(handleOf(args.tables), handleOf(args.starts), handleOf(args.lengths))
 }
 
@@ -79,6 +82,7 @@ export interface CopyPagesArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`.
  */
 export function copyPages(args: CopyPagesArgs): void {
+  checkArguments(args)
   loadAddon().copyPages(handleOf(args.pool), handleOf(args.from), handleOf(args.to), args.pageBytes)
 }
 
@@ -119,6 +123,7 @@ export interface PackSegmentArgs {
  * found when the op runs (`ERR_ZC_ARGUMENT`). Source: ZipCache (arXiv 2405.14256) Algs. 1 and 2.
  */
 export function packSegment(args: PackSegmentArgs): void {
+  checkArguments(args)
   loadAddon().packSegment(
     handleOf(args.k),
     handleOf(args.v),
@@ -127,8 +132,8 @@ export function packSegment(args: PackSegmentArgs): void {
     handleOf(args.table),
     args.layer,
     args.segment,
-    rangeNorm(args.keyRange),
-    rangeNorm(args.valueRange),
+    rangeNorm('keyRange', args.keyRange),
+    rangeNorm('valueRange', args.valueRange),
   )
 }
 
@@ -166,9 +171,17 @@ export interface PackSegmentsArgs {
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, and `ERR_ZC_ARGUMENT`, for none or too many classes, too.
  */
-export function packSegments({ k, v, pool, table, layer, classes = [] }: PackSegmentsArgs): void {
+export function packSegments(args: PackSegmentsArgs): void {
+  checkArguments(args)
+  const { k, v, pool, table, layer } = args
+  const classes = listOfArguments('classes', args.classes)
   const flat = classes.flatMap(({ ids, segment, keyRange, valueRange }) => [
-    ...[handleOf(ids), segment, rangeNorm(keyRange), rangeNorm(valueRange)],
+    ...[
+      handleOf(ids),
+      segment,
+      rangeNorm('keyRange', keyRange),
+      rangeNorm('valueRange', valueRange),
+    ],
   ])
   loadAddon().packSegments(
     ...([
@@ -208,6 +221,7 @@ export interface UnpackSegmentArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`.
  */
 export function unpackSegment(args: UnpackSegmentArgs): void {
+  checkArguments(args)
   loadAddon().unpackSegment(
     handleOf(args.pool),
     handleOf(args.table),
@@ -253,6 +267,7 @@ export interface ExportSegmentArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`.
  */
 export function exportSegment(args: ExportSegmentArgs): void {
+  checkArguments(args)
   loadAddon().exportSegment(...placeAndContent(args))
 }
 
@@ -269,6 +284,7 @@ export type ImportSegmentArgs = ExportSegmentArgs
  * is found when the op runs (`ERR_ZC_ARGUMENT`), and what the segment holds then is undefined.
  */
 export function importSegment(args: ImportSegmentArgs): void {
+  checkArguments(args)
   loadAddon().importSegment(...placeAndContent(args))
 }
 

@@ -1,4 +1,5 @@
 import { loadAddon } from '../native/load.js'
+import { checkArguments } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `selectSalient`. */
@@ -18,5 +19,6 @@ export interface SelectSalientArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`. Source: ZipCache (arXiv 2405.14256) §4.2, Alg. 2 (Split).
  */
 export function selectSalient(args: SelectSalientArgs): void {
+  checkArguments(args)
   loadAddon().selectSalient(handleOf(args.scores), handleOf(args.salient), handleOf(args.regular))
 }

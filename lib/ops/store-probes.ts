@@ -1,4 +1,5 @@
 import { loadAddon } from '../native/load.js'
+import { checkArguments } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `storeProbes`. */
@@ -24,6 +25,7 @@ export interface StoreProbesArgs {
  * later, too.
  */
 export function storeProbes(args: StoreProbesArgs): void {
+  checkArguments(args)
   loadAddon().storeProbes(
     handleOf(args.q),
     handleOf(args.lse),

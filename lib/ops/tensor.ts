@@ -1,6 +1,7 @@
 import { ZipCacheError } from '../errors.js'
 import type { TensorHandle } from '../native/addon.js'
 import { loadAddon } from '../native/load.js'
+import { checkNumber } from './arguments.js'
 import type { Device } from './device.js'
 import { DTYPE_BYTES, DTYPES, type DType, TYPED_ARRAYS, type TypedArrays } from './dtype.js'
 
@@ -52,6 +53,7 @@ export class Tensor<D extends DType = DType> {
    */
   write(values: TypedArrays[D], offset = 0): this {
     const own = storable(values, this.dtype)
+    checkNumber('offset', offset)
     loadAddon().writeTensor(this.handle, own, offset * DTYPE_BYTES[this.dtype])
     return this
   }
@@ -73,6 +75,7 @@ export class Tensor<D extends DType = DType> {
    * Throws `ERR_ZC_SHAPE` when it would reach beyond this tensor.
    */
   view(shape: readonly number[], offset = 0): Tensor<D> {
+    checkNumber('offset', offset)
     const handle = loadAddon().viewTensor(
       this.handle,
       DTYPES.indexOf(this.dtype),
@@ -88,6 +91,7 @@ export class Tensor<D extends DType = DType> {
    * Throws `ERR_ZC_SHAPE` when it would reach beyond this tensor or begin between two elements.
    */
   reinterpret<E extends DType>(dtype: E, shape: readonly number[], offset = 0): Tensor<E> {
+    checkNumber('offset', offset)
     const byteOffset = offset * DTYPE_BYTES[this.dtype]
     const handle = loadAddon().viewTensor(this.handle, DTYPES.indexOf(dtype), shape, byteOffset)
     return new Tensor(this.device, handle, dtype, [...shape])
