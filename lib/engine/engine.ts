@@ -4,7 +4,7 @@ import type { ForwardModel } from '../model/forward.js'
 import { checkPath } from '../model/model-files.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { Device } from '../ops/index.js'
-import type { PolicySpec } from '../policy/index.js'
+import { type PolicySpec, resolvePolicy } from '../policy/index.js'
 import { toSeed } from '../random.js'
 import { orAborted } from './abort.js'
 import { Context } from './context.js'
@@ -16,7 +16,7 @@ import {
   type TokenStream,
   tokenStream,
 } from './generation.js'
-import { checkInteger, checkOptions } from './options.js'
+import { checkBoolean, checkInteger, checkOptions } from './options.js'
 import { PrefixCache, type PrefixKey } from './prefix-cache.js'
 import { busyError, disposedError } from './refusals.js'
 import { Scheduler, type SchedulerCounters, type SchedulerLimits } from './scheduler.js'
@@ -409,6 +409,7 @@ export class Engine {
   }
 
   #open({ policy = 'zipcache', seed = 0, recordSaliency = false }: CreateSequenceOptions): Context {
+    checkBoolean('recordSaliency', recordSaliency)
     for (;;) {
       try {
         return Context.open(this.#model, this.#memory, policy, toSeed(seed), recordSaliency)
@@ -457,13 +458,20 @@ export function checkKvMemory(kvMemory: number, device: Device | null): number {
   throw argumentError('kvMemory', wrong)
 }
 
-/** What a request must have in common with a kept past to go on from it. */
+/**
+ * What a request must have in common with a kept past to go on from it.
+ *
+ * Throws `ERR_ZC_ARGUMENT` for options that are none.
+ */
 function keyOf({
   policy = 'zipcache',
   seed = 0,
   recordSaliency = false,
   scope = '',
 }: PrefixOptions): PrefixKey {
+  resolvePolicy(policy) // what cannot be one has no text either
+  checkBoolean('recordSaliency', recordSaliency)
+  if (typeof scope !== 'string') throw argumentError('scope', `is ${show(scope)}, expected a text`)
   return { spec: policy, seed: toSeed(seed), recordSaliency, scope }
 }
 

@@ -12,16 +12,25 @@ export function checkOptions(options: object, known: readonly string[]): void {
     if (known.includes(key)) continue
     throw argumentError(key, `is no option here, expected some of ${known.join(', ')}`)
   }
-  const { signal } = options as { signal?: unknown }
-  if (signal !== undefined && !(signal instanceof AbortSignal)) {
-    throw argumentError('signal', 'is no AbortSignal')
-  }
+  checkSignal((options as { signal?: unknown }).signal)
+}
+
+/** Throws `ERR_ZC_ARGUMENT` for a `signal` that is there and is none. */
+export function checkSignal(signal: unknown): void {
+  if (signal === undefined || signal instanceof AbortSignal) return
+  throw argumentError('signal', 'is no AbortSignal')
 }
 
 /** Throws `ERR_ZC_ARGUMENT` for what is no object: a caller without types may give anything. */
 export function checkObject(argument: string, value: unknown): void {
   if (typeof value === 'object' && value !== null) return
   throw argumentError(argument, `is ${show(value)}, expected an object`)
+}
+
+/** Throws `ERR_ZC_ARGUMENT` for what is neither true nor false. */
+export function checkBoolean(argument: string, value: unknown): void {
+  if (typeof value === 'boolean') return
+  throw argumentError(argument, `is ${show(value)}, expected true or false`)
 }
 
 /** A whole number of [min, max]. Throws `ERR_ZC_ARGUMENT` for anything else. */

@@ -1,8 +1,8 @@
-import { checkInteger, checkObject } from '../engine/options.js'
+import { checkInteger, checkObject, checkSignal } from '../engine/options.js'
 import { type PolicySpec, resolvePolicy } from '../policy/index.js'
 import { policyLabel } from '../policy/policy-label.js'
 import type { Answer, Asker, Unit } from './asker.js'
-import { check, checkList } from './check.js'
+import { check, checkList, checkMethods } from './check.js'
 import type { Journal } from './journal.js'
 import { type EvalPair, type EvalRow, pairsOf, rowsOf } from './rows.js'
 import type { TaskFacts } from './task.js'
@@ -55,6 +55,12 @@ export async function evaluate(options: Evaluation): Promise<EvalResult> {
   const labels = policies.map(policyLabel)
   check('policies', new Set(labels).size === labels.length, 'has one twice, expected each once')
   checkList('askers', askers, 'asker')
+  for (const [i, asker] of askers.entries()) {
+    checkMethods(`askers[${i}]`, asker, 'ask')
+    check(`askers[${i}]`, Array.isArray(asker.tasks), 'has no list of tasks')
+    for (const task of asker.tasks) checkObject(`askers[${i}].tasks`, task)
+  }
+  checkSignal(signal)
   const [{ tasks }] = askers as readonly [Asker]
   const keys = tasks.map(({ key }) => key)
   check('tasks', new Set(keys).size === keys.length, 'has one twice, expected each once')

@@ -1,8 +1,8 @@
-import type { Model } from '../engine/model.js'
-import { checkInteger, checkObject } from '../engine/options.js'
+import { checkModel, type Model } from '../engine/model.js'
+import { checkInteger, checkObject, checkSignal } from '../engine/options.js'
 import { tokenTexts } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
-import type { PolicySpec } from '../policy/index.js'
+import { type PolicySpec, resolvePolicy } from '../policy/index.js'
 import { policyLabel } from '../policy/policy-label.js'
 import { check } from './check.js'
 
@@ -83,7 +83,10 @@ export interface Inspection {
 export async function inspectSaliency(options: Inspection): Promise<SaliencyReport> {
   checkObject('options', options)
   const { model, ids, policy, seed = 0, classes = {}, signal } = options
-  checkObject('model', model)
+  checkModel(model)
+  resolvePolicy(policy)
+  checkSignal(signal)
+  checkObject('classes', classes)
   const bins = checkInteger('bins', options.bins ?? 20, 1, 4096)
   const hasClasses = Object.keys(classes).length > 0
   check('classes', !hasClasses || model.tokenizer !== null, 'need a tokenizer, the model has none')

@@ -1,5 +1,7 @@
 import { type FileHandle, open } from 'node:fs/promises'
+import { checkObject } from '../engine/options.js'
 import { argumentError, reasonOf, ZipCacheError } from '../errors.js'
+import { checkPath } from '../model/model-files.js'
 import type { Answer } from './asker.js'
 
 /** Changes when a reader of journals must. */
@@ -36,6 +38,8 @@ export class Journal {
    * another model, seed or whatever else is in `identity`; `ERR_ZC_IO`.
    */
   static async open(path: string, identity: Header['identity'], build: string): Promise<Journal> {
+    checkPath('path', path, 'the path of a file')
+    checkObject('identity', identity)
     let file: FileHandle
     try {
       file = await open(path, 'a+')
@@ -105,7 +109,8 @@ function readLines(path: string, text: string, identity: Header['identity']) {
       const written = (value.identity ?? {}) as Header['identity']
       for (const name of new Set([...Object.keys(written), ...Object.keys(identity)])) {
         if (written[name] === identity[name]) continue
-        throw bad(`was begun with ${name} ${written[name]}, this run has ${identity[name]}`)
+        const own = String(identity[name])
+        throw bad(`was begun with ${name} ${written[name]}, this run has ${own}`)
       }
     } else if (typeof value.build === 'string') {
       builds.push(value.build)

@@ -1,4 +1,5 @@
-import { checkInteger } from '../engine/options.js'
+import { checkBoolean, checkInteger } from '../engine/options.js'
+import { show } from '../errors.js'
 import { deriveSeed, toSeed } from '../random.js'
 import { check } from './check.js'
 import type { LineRetrievalPrompt } from './line-retrieval-prompt.js'
@@ -52,7 +53,8 @@ const kMaxLines = 4096
 export async function lineRetrieval(spec: LineRetrievalSpec, setting: TaskSetting): Promise<Task> {
   const { ask = 'inside', chat = false } = spec
   const { tokenizer } = setting
-  check('ask', ask === 'inside' || ask === 'after', `is ${ask}, expected inside or after`)
+  check('ask', ask === 'inside' || ask === 'after', `is ${show(ask)}, expected inside or after`)
+  checkBoolean('chat', chat)
   if (spec.data !== undefined) return publishedLineRetrieval(spec.data, { ask, chat }, setting)
   const lines = checkLines(spec.lines)
   const form = resolveForm(tokenizer, spec.form ?? 'auto')

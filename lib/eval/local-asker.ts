@@ -1,7 +1,7 @@
 import { checkInteger, checkObject } from '../engine/options.js'
 import { policyLabel } from '../policy/policy-label.js'
 import type { Answer, Asker, Unit } from './asker.js'
-import { checkList } from './check.js'
+import { checkList, checkMethods } from './check.js'
 import { requireTokenizer } from './prompt.js'
 import type { SubjectModel, SubjectTokenizer } from './subject.js'
 import type { Task } from './task.js'
@@ -30,8 +30,9 @@ export interface LocalAskerOptions {
  * `ERR_ZC_TOKENIZER` if the model has no tokenizer.
  */
 export async function localAsker(options: LocalAskerOptions): Promise<Asker> {
+  checkObject('options', options)
   const { model, questions, seed, identity = {}, release } = options
-  checkObject('model', model)
+  checkMethods('model', model, 'createSequence')
   checkList('tasks', options.tasks, 'task')
   checkInteger('questions', questions, 1, 2 ** 32 - 1)
   checkInteger('seed', seed, Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER)

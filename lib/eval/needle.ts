@@ -1,5 +1,5 @@
 import { checkInteger } from '../engine/options.js'
-import { argumentError } from '../errors.js'
+import { argumentError, show } from '../errors.js'
 import { deriveSeed, toSeed, uniformInteger } from '../random.js'
 import { check } from './check.js'
 import { type AskMode, askRetrieval, checkLines } from './line-retrieval.js'
@@ -48,7 +48,7 @@ const kAnswerTokens = 32
 export async function needle(spec: NeedleSpec, setting: TaskSetting): Promise<Task> {
   const { depth, ask = 'inside', chat = false } = spec
   const { tokenizer, questions } = setting
-  check('ask', ask === 'inside' || ask === 'after', `is ${ask}, expected inside or after`)
+  check('ask', ask === 'inside' || ask === 'after', `is ${show(ask)}, expected inside or after`)
   check('depth', depth >= 0 && depth <= 100, `is ${depth}, expected percents of 0 to 100`)
   const seeds = deriveSeed(toSeed(setting.seed), Math.round(1000 * depth))
   const haystack = spec.data === undefined ? null : await readHaystack(spec, tokenizer)

@@ -3,6 +3,9 @@
  * which tokens are salient, no page holes, no 16-bit tail. `Sequence.bytes.ratio` counts all of
  * those.
  */
+import { checkObject } from '../engine/options.js'
+import { show } from '../errors.js'
+import { check, checkNumber } from './check.js'
 
 /** What a ratio is computed for; the paper's own are the defaults. */
 export interface RatioShape {
@@ -30,20 +33,27 @@ const kGroup = 32
  *                                           2hd + 2bl   K by channel, V by token
  *                                           3hd + 2bl   K by channel, V channel-separable by token
  *
- * Source: ZipCache (arXiv 2405.14256) App. A and Table 1.
+ * Throws `ERR_ZC_ARGUMENT` for what are no numbers, and for another granularity. Source: ZipCache
+ * (arXiv 2405.14256) App. A and Table 1.
  */
 export function granularityRatio(
   granularity: Granularity,
   bits: number,
-  { tokens, width = kPaperWidth, batch = kPaperBatch }: RatioShape,
+  shape: RatioShape,
 ): number {
+  const { tokens, width, batch } = checkShape(shape)
+  checkNumber('bits', bits)
   const elements = 2 * batch * width * tokens
-  const parameters = {
+  const parametersOf: Record<Granularity, number> = {
     group: (2 * elements) / kGroup,
     token: 4 * batch * tokens,
     'channel-token': 2 * width + 2 * batch * tokens,
     'channel-cst': 3 * width + 2 * batch * tokens,
-  }[granularity]
+  }
+  const isKnown = Object.hasOwn(parametersOf, granularity)
+  const known = Object.keys(parametersOf).join(', ')
+  check('granularity', isKnown, `is ${show(granularity)}, expected one of ${known}`)
+  const parameters = parametersOf[granularity]
   return (16 * elements) / (bits * elements + 16 * parameters)
 }
 
@@ -54,12 +64,30 @@ export function granularityRatio(
  *
  * The paper does not print it. Of the formulas one could think of this one alone gives every ratio
  * that Tables 3, 4, A and B print.
+ *
+ * Throws `ERR_ZC_ARGUMENT` for what are no numbers.
  */
 export function mixedRatio(
-  { r, high = 4, low = 2 }: { r: number; high?: number; low?: number },
-  { tokens, width = kPaperWidth, batch = kPaperBatch }: RatioShape,
+  classes: { r: number; high?: number; low?: number },
+  shape: RatioShape,
 ): number {
+  const { tokens, width, batch } = checkShape(shape)
+  const { r, high, low } = checkClasses(classes)
   const elements = 2 * batch * width * tokens
   const parameters = 2 * (2 * width + 2 * batch * tokens)
   return (16 * elements) / (elements * (r * high + (1 - r) * low) + 16 * parameters)
+}
+
+function checkShape(shape: RatioShape): Required<RatioShape> {
+  checkObject('shape', shape)
+  const { tokens, width = kPaperWidth, batch = kPaperBatch } = shape
+  for (const [name, value] of Object.entries({ tokens, width, batch })) checkNumber(name, value)
+  return { tokens, width, batch }
+}
+
+function checkClasses(classes: Parameters<typeof mixedRatio>[0]) {
+  checkObject('classes', classes)
+  const { r, high = 4, low = 2 } = classes
+  for (const [name, value] of Object.entries({ r, high, low })) checkNumber(name, value)
+  return { r, high, low }
 }

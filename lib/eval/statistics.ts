@@ -1,6 +1,6 @@
 /** What answers say about a policy, and what two policies' answers say about each other. */
 
-import { check } from './check.js'
+import { check, checkNumber, checkNumbers } from './check.js'
 
 /** A value and the interval that holds the truth in 95 of 100 experiments. */
 export interface Estimate {
@@ -36,6 +36,8 @@ const kExactSigns = 12
  * 1927.
  */
 export function wilson(hits: number, n: number): Estimate {
+  checkNumber('n', n)
+  checkNumber('hits', hits)
   check('n', n >= 1, `is ${n}, expected at least 1`)
   check('hits', hits >= 0 && hits <= n, `is ${hits}, expected 0 to ${n}`)
   const p = hits / n
@@ -57,9 +59,11 @@ export function wilson(hits: number, n: number): Estimate {
  *
  *     p = min(1, 2 sum_{k <= min(wins, losses)} C(n, k) / 2^n),   n = wins + losses
  *
- * Source: Q. McNemar, 1947; the exact form is the binomial test.
+ * Throws `ERR_ZC_ARGUMENT` for what are no numbers. Source: Q. McNemar, 1947; the exact form is the binomial test.
  */
 export function mcnemar(wins: number, losses: number): number {
+  checkNumber('wins', wins)
+  checkNumber('losses', losses)
   const n = wins + losses
   const fewer = Math.min(wins, losses)
   let logTerm = -n * Math.LN2 // log of C(n, 0) / 2^n
@@ -76,8 +80,11 @@ export function mcnemar(wins: number, losses: number): number {
  * 2,000 samples drawn with replacement, always the same ones.
  *
  * - `values`: 1 or more
+ *
+ * Throws `ERR_ZC_ARGUMENT` for others.
  */
 export function bootstrapMean(values: readonly number[]): Estimate {
+  checkNumbers('values', values)
   const n = values.length
   const next = random32(n)
   const means = Array.from({ length: kResamples }, () => {
@@ -93,8 +100,13 @@ export function bootstrapMean(values: readonly number[]): Estimate {
  * The two-sided paired permutation test: how often the mean of the differences would be as far from
  * 0 if each had either sign with equal chance. Up to 12 differences that are not 0 all signs are
  * tried, beyond that 9,999 draws, always the same ones.
+ *
+ * - `differences`: 1 or more
+ *
+ * Throws `ERR_ZC_ARGUMENT` for others.
  */
 export function signFlipTest(differences: readonly number[]): number {
+  checkNumbers('differences', differences)
   const moved = differences.filter((difference) => difference !== 0)
   const n = moved.length
   const sumWith = (isFlipped: (i: number) => boolean) =>

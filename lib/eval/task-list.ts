@@ -1,5 +1,6 @@
 import { checkObject } from '../engine/options.js'
-import { argumentError } from '../errors.js'
+import { argumentError, show } from '../errors.js'
+import { checkMethods } from './check.js'
 import { type Gsm8kSpec, gsm8k } from './gsm8k.js'
 import { type HumanEvalSpec, humanEval } from './humaneval.js'
 import { type LineRetrievalSpec, lineRetrieval } from './line-retrieval.js'
@@ -27,7 +28,7 @@ export type TaskSpec =
 export async function makeTask(spec: TaskSpec, setting: TaskSetting): Promise<Task> {
   checkObject('spec', spec)
   checkObject('setting', setting)
-  checkObject('tokenizer', setting.tokenizer)
+  checkMethods('tokenizer', setting.tokenizer, 'encode', 'decode', 'tokenId')
   switch (spec.task) {
     case 'line-retrieval':
       return lineRetrieval(spec, setting)
@@ -46,7 +47,7 @@ export async function makeTask(spec: TaskSpec, setting: TaskSetting): Promise<Ta
     default:
       throw argumentError(
         'task',
-        `is ${String((spec as { task?: unknown }).task)}, expected line-retrieval, needle, ` +
+        `is ${show((spec as { task?: unknown }).task)}, expected line-retrieval, needle, ` +
           'multi-turn, perplexity, gsm8k, humaneval or longbench',
       )
   }

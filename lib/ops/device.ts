@@ -2,7 +2,7 @@ import { argumentError, show, ZipCacheError } from '../errors.js'
 import type { DeviceHandle, FileHandle } from '../native/addon.js'
 import { loadAddon } from '../native/load.js'
 import { listPlugin, pluginFolder, requirePlugin } from '../native/plugin.js'
-import { checkArguments, checkSize } from './arguments.js'
+import { checkArguments } from './arguments.js'
 import { DTYPE_BYTES, DTYPES, type DType, TYPED_ARRAYS, type TypedArrays } from './dtype.js'
 import { Program } from './program.js'
 import { handleOf, Tensor } from './tensor.js'
@@ -214,8 +214,6 @@ export class Device {
    * Throws `ERR_ZC_ARGUMENT` for bytes that are not whole pages of a reservation.
    */
   discard(reservation: Tensor<'u8'>, offset: number, bytes: number): void {
-    checkSize('offset', offset)
-    checkSize('bytes', bytes)
     loadAddon().discardBytes(handleOf(reservation), offset, bytes)
   }
 

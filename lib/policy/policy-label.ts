@@ -1,12 +1,19 @@
+import { argumentError, show } from '../errors.js'
 import type { PolicySpec } from './index.js'
 
 /**
  * What a policy is called in reports, the same for equal options in any order: `zipcache`,
  * `zipcache saliencyRatio=0.2`.
+ *
+ * Throws `ERR_ZC_ARGUMENT` for what has no name.
  */
 export function policyLabel(policy: PolicySpec): string {
   if (typeof policy === 'string') return policy
-  const { name, ...options } = policy
+  // A caller without types may give anything.
+  const { name, ...options } = (policy ?? {}) as Partial<typeof policy>
+  if (typeof name !== 'string') {
+    throw argumentError('policy', `is ${show(policy)}, expected a name, or a name and options`)
+  }
   return [name, ...optionTexts(options, '=')].join(' ')
 }
 

@@ -404,5 +404,5 @@ describe('longbench', () => {
 })
 
 test('an unknown task is named', async () => {
-  await refused({ task: 'poetry' }).toThrow(/task: is poetry, expected line-retrieval, /)
+  await refused({ task: 'poetry' }).toThrow(/task: is "poetry", expected line-retrieval, /)
 })

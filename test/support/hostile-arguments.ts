@@ -1,10 +1,13 @@
 /** Arguments that no function can work with, put in the place of good ones one by one. */
 import { ZipCacheError } from '../../lib/errors'
 
-/** What stands in an argument's place: of each kind of value one, and numbers at the edges. */
+/**
+ * What stands in an argument's place: of each kind of value one, and numbers at the edges. The text is
+ * a path, too, of which nothing is ever made.
+ */
 const HOSTILE: readonly unknown[] = [
   ...[undefined, null, true, 0, -1, 0.5, Number.NaN, Number.POSITIVE_INFINITY, 1e300, 7n],
-  ...['', 'nothing', Symbol('nothing'), {}, [], [null], new Float32Array(1), () => {}],
+  ...['', 'no/thing', Symbol('nothing'), {}, [], [null], new Float32Array(1), () => {}],
 ]
 
 /** One call that is wrong in one place. */
