@@ -1,8 +1,17 @@
-/**
- * The ops over page tables, and a cache of one layer to run them on: the one place of the
- * benchmarks that knows the layout of csrc/ops/kv_table.h.
- */
-import { FORMATS, PAGE_TOKENS, PAGE_UNIT_BYTES, pageBytes, paramsBytes } from '../cache/format.js'
+/** The ops over page tables, and a cache of one layer to run them on. */
+import {
+  ENTRY_HEADER,
+  entryWords,
+  headerWords,
+  PAGE_UNIT_BYTES,
+  pageBytes,
+  pageCount,
+  paramsBytes,
+  SEGMENT,
+  SEGMENT_WORDS,
+  segmentWords,
+  TABLE_HEADER,
+} from '../cache/format.js'
 import {
   appendKv,
   exportSegment,
@@ -15,11 +24,6 @@ import {
 } from '../ops/index.js'
 import type { FloatDtype, Segment } from '../reference/index.js'
 import { type BenchTensors, uniforms, widened } from './bench-tensors.js'
-
-/** Words of the header, of an entry's header and of a segment. */
-const kHeaderWords = 8
-const kEntryHeaderWords = 8
-const kSegmentWords = 8
 
 /** How the tokens of one class are stored, K and V alike. */
 export type CodeFormat = 'u2' | 'u3' | 'u4' | 'u8'
@@ -233,8 +237,8 @@ function divide(
 /** The words of the page table, and what the pool holds. */
 function layOut(plan: KvPlan, segments: readonly PlannedSegment[]) {
   const { nKvHeads, headDim, packedTokens, tailTokens } = plan
-  const entryWords = kEntryHeaderWords + (segments.length + 1) * kSegmentWords
-  const pagesAt = kHeaderWords + nKvHeads * entryWords
+  const maxSegments = segments.length + 1
+  const pagesAt = TABLE_HEADER + nKvHeads * entryWords(maxSegments)
   const entries: number[] = []
   const pages: number[] = []
   let units = 0
@@ -246,8 +250,8 @@ function layOut(plan: KvPlan, segments: readonly PlannedSegment[]) {
   }
   for (let head = 0; head < nKvHeads; head++) {
     const before = units
-    const words: number[] = new Array(entryWords).fill(-1)
-    words[0] = segments.length + 1
+    const words: number[] = new Array(entryWords(maxSegments)).fill(-1)
+    words[0] = maxSegments
     const layOutSegment = (
       index: number,
       format: CodeFormat | 'f16',
@@ -255,13 +259,14 @@ function layOut(plan: KvPlan, segments: readonly PlannedSegment[]) {
       start: number,
     ) => {
       const pagesBegin = pagesAt + pages.length
-      for (let page = 0; page * PAGE_TOKENS < nTokens; page++) {
+      for (let page = 0; page < pageCount(nTokens); page++) {
         pages.push(allocate(pageBytes(format, format, headDim)))
       }
       const params = format === 'f16' ? -1 : allocate(paramsBytes(headDim))
-      const at = kEntryHeaderWords + index * kSegmentWords
-      const number = FORMATS[format]
-      words.splice(at, kSegmentWords, number, number, nTokens, pagesBegin, params, -1, start, 0)
+      const at = ENTRY_HEADER + index * SEGMENT_WORDS
+      const place = { pagesBegin, params, bitmap: -1, start, span: 0 }
+      const row = segmentWords({ k: format, v: format, nTokens, ...place })
+      words.splice(at, SEGMENT_WORDS, ...row)
       return at
     }
     layOutSegment(0, 'f16', tailTokens, packedTokens)
@@ -272,17 +277,22 @@ function layOut(plan: KvPlan, segments: readonly PlannedSegment[]) {
     if (plan.classes.length === 2) {
       // A window's bitmap says which tokens are whose.
       for (let s = 0; s < segments.length; s += 2) {
-        const { start, span } = segments[s] as PlannedSegment
+        const { span } = segments[s] as PlannedSegment
         const bitmap = allocate(Math.ceil(span / 8))
-        words.splice((at[s] as number) + 5, 3, bitmap, start, span)
-        words.splice((at[s + 1] as number) + 5, 3, bitmap, start, -span)
+        for (const [index, bits] of [
+          [s, span],
+          [s + 1, -span],
+        ] as const) {
+          words[(at[index] as number) + SEGMENT.bitmap] = bitmap
+          words[(at[index] as number) + SEGMENT.span] = bits
+        }
       }
     }
     entries.push(...words)
   }
-  const header = [tailTokens, packedTokens, 1, nKvHeads, segments.length + 1, -1, -1, -1]
+  const header = { tailTokens, tailStart: packedTokens, nLayers: 1, nKvHeads, maxSegments }
   return {
-    words: [...header, ...entries, ...pages],
+    words: [...headerWords(header), ...entries, ...pages],
     poolBytes: units * PAGE_UNIT_BYTES,
     readBytes: readUnits * PAGE_UNIT_BYTES,
   }

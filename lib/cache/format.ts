@@ -15,6 +15,66 @@ export const FORMATS = { u2: 2, u3: 3, u4: 4, u8: 8, f16: 16, bf16: 17, f32: 32 
 /** One of `FORMATS`. */
 export type Format = keyof typeof FORMATS
 
+/** Words of a page table's header, of an entry's, and of a segment in an entry. */
+export const TABLE_HEADER = 8
+export const ENTRY_HEADER = 8
+export const SEGMENT_WORDS = 8
+
+/** Where in its words a segment says what each KV head has its own of. */
+export const SEGMENT = {
+  nTokens: 2,
+  pagesBegin: 3,
+  params: 4,
+  bitmap: 5,
+  start: 6,
+  span: 7,
+} as const
+
+/** What a page table's header says. */
+export interface TableHeader {
+  readonly tailTokens: number
+  /** Position of the tail's first token. */
+  readonly tailStart: number
+  readonly nLayers: number
+  readonly nKvHeads: number
+  /** Segments that each entry has room for. */
+  readonly maxSegments: number
+}
+
+/** The words of a header, TABLE_HEADER of them. */
+export function headerWords(header: TableHeader): number[] {
+  const { tailTokens, tailStart, nLayers, nKvHeads, maxSegments } = header
+  return [tailTokens, tailStart, nLayers, nKvHeads, maxSegments, 0, 0, 0]
+}
+
+/** A segment of one entry; -1 for what it has none of. */
+export interface SegmentRow {
+  readonly k: Format
+  readonly v: Format
+  readonly nTokens: number
+  /** The word of the table where its page list begins. */
+  readonly pagesBegin: number
+  /** Address of its channel parameters. */
+  readonly params: number
+  /** Address of its bitmap. */
+  readonly bitmap: number
+  /** Position of the bitmap's first bit, or of its first token without one. */
+  readonly start: number
+  /** Bits of the bitmap, negative for the tokens of its clear ones; 0 without. */
+  readonly span: number
+}
+
+/** The words of a segment, SEGMENT_WORDS of them. */
+export function segmentWords(row: SegmentRow): number[] {
+  const { k, v, nTokens, pagesBegin, params, bitmap, start, span } = row
+  return [FORMATS[k], FORMATS[v], nTokens, pagesBegin, params, bitmap, start, span]
+}
+
+/** Words of one entry, its page lists aside. */
+export function entryWords(maxSegments: number): number {
+  return ENTRY_HEADER + maxSegments * SEGMENT_WORDS
+}
+
 /** The format of codes of so many bits. */
 export function codeFormat(bits: 2 | 3 | 4 | 8): Format {
   return `u${bits}`

@@ -1,5 +1,16 @@
 import type { Tensor } from '../ops/index.js'
-import { FORMATS, type Format, type KvShape, pageCount } from './format.js'
+import {
+  ENTRY_HEADER,
+  entryWords,
+  type Format,
+  headerWords,
+  type KvShape,
+  pageCount,
+  SEGMENT,
+  SEGMENT_WORDS,
+  segmentWords,
+  TABLE_HEADER,
+} from './format.js'
 import { TableArena } from './table-arena.js'
 
 /** One precision class of a compression, or the tail. */
@@ -29,6 +40,9 @@ export interface Segment {
   readonly bitmapBytes: number
 }
 
+/** The axes of a table's entries. */
+type HeadAxes = Pick<KvShape, 'nLayers' | 'nKvHeads'>
+
 /** What a page table tells of: its owner changes them, and then calls `amend` or `mark`. */
 export interface Books {
   /** The tail first; staged ones last. */
@@ -40,17 +54,6 @@ export interface Books {
   tailTokens: number
 }
 
-const TABLE_HEADER = 8
-// Words of the header.
-const LAYERS = 2
-const KV_HEADS = 3
-const ENTRY_HEADER = 8
-const SEGMENT_WORDS = 8
-/** Words of a segment that each KV head has its own of. */
-const TOKENS = 2
-const PAGE_LIST = 3
-const PARAMS = 4
-const BITMAP = 5
 /** The tail, and the two classes of one compression. */
 const MIN_SEGMENTS = 3
 
@@ -135,13 +138,10 @@ export class PageTable {
    */
   ofHeads(): Int32Array {
     const words = new Int32Array(this.#neededWords(this.#maxSegments))
-    this.#fillHeader(words)
+    this.#fillHeader(words, { nLayers: this.#nEntries, nKvHeads: 1 })
     this.#fillCounts(words)
     this.#fillRows(words, 0, this.#books.segments.length)
     this.#fillLists(words.subarray(this.#listsStart), 0, this.#books.segments.length)
-    const { nLayers, nKvHeads } = this.#shape
-    words[LAYERS] = nLayers * nKvHeads
-    words[KV_HEADS] = 1
     return words
   }
 
@@ -232,9 +232,11 @@ export class PageTable {
   }
 
   /** - `words` i32: in and out, as of `#fillCounts` and `#fillRows` */
-  #fillHeader(words: Int32Array): void {
-    const { nLayers, nKvHeads } = this.#shape
-    words.set([this.#books.tailTokens, this.#books.tailStart, nLayers, nKvHeads, this.#maxSegments])
+  #fillHeader(words: Int32Array, { nLayers, nKvHeads }: HeadAxes = this.#shape): void {
+    const { tailTokens, tailStart } = this.#books
+    words.set(
+      headerWords({ tailTokens, tailStart, nLayers, nKvHeads, maxSegments: this.#maxSegments }),
+    )
   }
 
   /** How many segments ops see. */
@@ -253,12 +255,13 @@ export class PageTable {
     for (let index = from; index < to; index++) {
       const segment = this.#books.segments[index] as Segment
       const { k, v, nTokens, start, span, counts, params, bitmaps } = segment
-      const row = [FORMATS[k], FORMATS[v], nTokens, 0, -1, -1, start, span]
+      const none = { pagesBegin: -1, params: -1, bitmap: -1 }
+      const row = segmentWords({ k, v, nTokens, ...none, start, span })
       for (let entry = 0; entry < nEntries; entry++) {
-        if (counts) row[TOKENS] = counts[entry] as number
-        row[PAGE_LIST] = lists + this.#listAt(index, entry)
-        if (params) row[PARAMS] = params[entry] as number
-        if (bitmaps) row[BITMAP] = bitmaps[entry] as number
+        if (counts) row[SEGMENT.nTokens] = counts[entry] as number
+        row[SEGMENT.pagesBegin] = lists + this.#listAt(index, entry)
+        if (params) row[SEGMENT.params] = params[entry] as number
+        if (bitmaps) row[SEGMENT.bitmap] = bitmaps[entry] as number
         const at = TABLE_HEADER + entry * stride + ENTRY_HEADER + index * SEGMENT_WORDS
         words.set(row, at)
       }
@@ -310,11 +313,6 @@ function segmentRoom(nSegments: number, room = MIN_SEGMENTS): number {
   let grown = room
   while (nSegments > grown) grown = Math.ceil(grown * 1.5)
   return grown
-}
-
-/** Words of one entry, its page lists aside. */
-function entryWords(maxSegments: number): number {
-  return ENTRY_HEADER + maxSegments * SEGMENT_WORDS
 }
 
 function neededWords({ nLayers, nKvHeads }: KvShape, maxSegments: number, nPages: number): number {
