@@ -7,6 +7,7 @@ import type { Device } from '../ops/index.js'
 import { type PolicySpec, resolvePolicy } from '../policy/index.js'
 import { toSeed } from '../random.js'
 import { orAborted } from './abort.js'
+import type { AdmissionLimits } from './admission.js'
 import { Context } from './context.js'
 import {
   type FinishReason,
@@ -19,7 +20,7 @@ import {
 import { checkBoolean, checkInteger, checkOptions } from './options.js'
 import { PrefixCache, type PrefixKey } from './prefix-cache.js'
 import { busyError, disposedError } from './refusals.js'
-import { Scheduler, type SchedulerCounters, type SchedulerLimits } from './scheduler.js'
+import { Scheduler, type SchedulerCounters } from './scheduler.js'
 import { type Prompt, Sequence, tokenIds } from './sequence.js'
 import { restoreContext } from './snapshot.js'
 
@@ -168,7 +169,7 @@ export class Engine {
   readonly #prefixes: PrefixCache
   readonly #reclaim: () => boolean
   readonly #sequences = new Set<Sequence>()
-  readonly #limits: SchedulerLimits
+  readonly #limits: AdmissionLimits
   /** Requests that wait for a prefix that another one runs. */
   #nWaiting = 0
   #disposal: Promise<void> | null = null
@@ -184,7 +185,7 @@ export class Engine {
   ) {
     checkOptions(options, ENGINE_OPTIONS)
     const { config, device, attentionDtype: dtype } = model
-    const limits: SchedulerLimits = {
+    const limits: AdmissionLimits = {
       maxBatch: checkInteger('maxBatch', options.maxBatch ?? 64, 1, 1024),
       maxQueue: checkInteger('maxQueue', options.maxQueue ?? 256, 0, 1e6),
       maxPrefills: checkInteger('maxPrefills', options.maxPrefills ?? 4, 1, 1024),

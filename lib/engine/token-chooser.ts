@@ -1,0 +1,124 @@
+import { ZipCacheError } from '../errors.js'
+import type { ForwardModel } from '../model/forward.js'
+import { Scratch } from '../model/scratch.js'
+import {
+  gatherRows,
+  packSampleParams,
+  SAMPLE_PARAMS,
+  type SampleParams,
+  sample,
+  type Tensor,
+} from '../ops/index.js'
+import type { LogitAdjuster } from './adjust-logits.js'
+import { inSlices } from './in-slices.js'
+import type { Run, Sampled, Sampling } from './run.js'
+
+/** Chooses tokens of single runs, after prompts and where logits are adjusted, and hands all tokens on. */
+export class TokenChooser {
+  readonly #model: ForwardModel
+  /** (rows, vocab_size): the tokens that contexts of runs with a repetition penalty hold. */
+  readonly seen: Tensor<'u8'>
+  readonly #freeSeenRows: number[]
+  /** Tokens that were sampled. */
+  nDelivered = 0
+
+  /** `maxRuns`: the most that are under way at a time. */
+  constructor(model: ForwardModel, maxRuns: number) {
+    this.#model = model
+    this.seen = model.device.reserve('u8', [maxRuns, model.config.vocabSize])
+    this.#freeSeenRows = Array.from({ length: maxRuns }, (_, row) => row)
+  }
+
+  dispose(): void {
+    this.seen.dispose()
+  }
+
+  /** A run is over: what it had seen is forgotten. */
+  forget(run: Run): void {
+    if (run.seenRow >= 0) this.#freeSeenRows.push(run.seenRow)
+    run.seenRow = -1
+  }
+
+  /** A token after what the context holds. */
+  async next(run: Run): Promise<Sampled> {
+    const { context, sampling } = run
+    const { device, config } = this.#model
+    const logits = context.nextLogits
+    if (!sampling || !logits) throw new ZipCacheError('ERR_ZC_INTERNAL', 'run: it has no logits')
+    if (sampling.adjuster) return this.adjusted(run, logits, 0)
+    if (sampling.params.repetitionPenalty !== 1 && run.seenRow < 0) {
+      run.seenRow = this.#freeSeenRows.pop() ?? -1
+      const seen = new Uint8Array(config.vocabSize)
+      for (const id of context.tokens) seen[id] = 1
+      this.seen.write(seen, run.seenRow * config.vocabSize)
+    }
+    const scratch = new Scratch(device)
+    try {
+      const params = { ...sampling.params, step: context.length }
+      return await this.#choose(logits, params, run.seenRow, scratch)
+    } finally {
+      scratch.dispose()
+    }
+  }
+
+  /**
+   * A token of one row of logits (rows, vocab_size) that are changed first: they cross to JavaScript
+   * and back.
+   */
+  async adjusted(run: Run, logits: Tensor<'f32'>, row: number): Promise<Sampled> {
+    const { context, sampling } = run
+    const { device, config } = this.#model
+    const step = context.length
+    const scratch = new Scratch(device)
+    try {
+      const own = scratch.tensor('f32', [1, config.vocabSize])
+      gatherRows({ x: logits, rows: scratch.ints(Int32Array.of(row)), out: own })
+      const { params, adjuster } = sampling as Sampling & { adjuster: LogitAdjuster }
+      const [values] = await Promise.all([
+        own.read(),
+        inSlices(adjuster.prepare(), () => run.throwIfFailed()),
+      ])
+      adjuster.adjust(values)
+      own.write(values)
+      const chosen = await this.#choose(own, { ...params, repetitionPenalty: 1, step }, -1, scratch)
+      const top = adjuster.top(values, params)
+      return top.length > 0 ? { ...chosen, top } : chosen
+    } finally {
+      scratch.dispose()
+    }
+  }
+
+  /** The next token of one row of logits (1, vocab_size). */
+  async #choose(
+    logits: Tensor<'f32'>,
+    params: SampleParams,
+    seenRow: number,
+    scratch: Scratch,
+  ): Promise<Sampled> {
+    const ids = scratch.tensor('i32', [1])
+    const logprobs = scratch.tensor('f32', [1])
+    sample({
+      logits,
+      params: scratch.tensor('f32', [1, SAMPLE_PARAMS]).write(packSampleParams(params)),
+      seen: this.seen,
+      contexts: scratch.ints(Int32Array.of(seenRow)),
+      ids,
+      logprobs,
+    })
+    const [[id], [logprob]] = await Promise.all([ids.read(), logprobs.read()])
+    return { id: id as number, logprob: logprob as number }
+  }
+
+  /** Gives a run its token, whoever chose it; one that is none fails the run. */
+  deliver(run: Run, token: Sampled): void {
+    if (token.id < 0) {
+      run.fail(
+        new ZipCacheError('ERR_ZC_NUMERIC', 'logits: hold NaN or infinity, no token can be chosen'),
+      )
+      return
+    }
+    this.nDelivered++
+    run.sampling?.adjuster?.accept(token.id)
+    run.push(token)
+  }
+}
