@@ -52,20 +52,27 @@ export function closingSlices(
   return slices
 }
 
+/** A window that is full, in the tail of `cache`, and what its compression takes. */
+export interface FullWindow {
+  readonly model: ForwardModel
+  readonly cache: KvCache
+  readonly compression: Compression
+  /** null: nobody looks at the tokens. */
+  readonly probes: WindowProbes | null
+  /** What the last prompt gave each head; null: all heads have the same. */
+  readonly shares: HeadShares | null
+  readonly scratch: Scratch
+  /** Where scores are kept; null where nobody wants to see them. */
+  readonly record: SaliencyRecord | null
+}
+
 /**
  * Compresses a full window (Alg. 3): its tokens are scored by the window's own probes, the closing
  * token among them, split and packed; what was compressed before is not touched. Staged, for the
  * caller to publish.
  */
-export function closeWindow(
-  model: ForwardModel,
-  cache: KvCache,
-  compression: Compression,
-  probes: WindowProbes | null,
-  shares: HeadShares | null,
-  scratch: Scratch,
-  record: SaliencyRecord | null,
-): void {
+export function closeWindow(window: FullWindow): void {
+  const { model, cache, compression, probes, shares, scratch, record } = window
   const { nKvHeads, headDim } = cache.shape
   const nTokens = cache.tailLength
   const dtype = model.attentionDtype

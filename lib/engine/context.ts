@@ -70,6 +70,12 @@ interface NextLogits {
   readonly logits: Tensor<'f32'>
 }
 
+/** What a context is made of. */
+type ContextParts = Pick<
+  Context,
+  'model' | 'spec' | 'policy' | 'seed' | 'cache' | 'rows' | 'saliency'
+>
+
 /**
  * One context and its cache, as passes and steps change it. Who calls what and when is the
  * scheduler's business: at most one prefill runs at a time, and none beside decode steps.
@@ -102,15 +108,7 @@ export class Context {
   /** What the last prompt gave each head, for windows to go on with. */
   #shares: HeadShares | null = null
 
-  private constructor(
-    model: ForwardModel,
-    spec: PolicySpec,
-    policy: CachePolicy,
-    seed: Seed,
-    cache: KvCache,
-    rows: RowStore | null,
-    saliency: SaliencyRecord | null,
-  ) {
+  private constructor({ model, spec, policy, seed, cache, rows, saliency }: ContextParts) {
     this.model = model
     this.spec = spec
     this.policy = policy
@@ -145,7 +143,7 @@ export class Context {
     const rows = policy.rows && makeRowStore(model, memory, policy.rows)
     const cache = new KvCache(memory, tailFormat)
     const saliency = recordsSaliency ? new SaliencyRecord() : null
-    return new Context(model, spec, policy, seed, cache, rows, saliency)
+    return new Context({ model, spec, policy, seed, cache, rows, saliency })
   }
 
   /** Tokens in the cache. */
@@ -333,8 +331,9 @@ export class Context {
   }
 
   #packWindow(compression: Compression, scratch: Scratch): void {
-    const { model, cache, saliency } = this
-    closeWindow(model, cache, compression, this.#probes, this.#shares, scratch, saliency)
+    const { model, cache, saliency: record } = this
+    const [probes, shares] = [this.#probes, this.#shares]
+    closeWindow({ model, cache, compression, probes, shares, scratch, record })
   }
 
   /** Probe rows that no fork holds, too. */
@@ -423,7 +422,7 @@ export class Context {
       throw error
     }
     const saliency = this.saliency?.fork() ?? null
-    const copy = new Context(model, spec, policy, seed, cache, rows, saliency)
+    const copy = new Context({ model, spec, policy, seed, cache, rows, saliency })
     try {
       for (const id of this.tokens) copy.tokens.push(id)
       copy.pending = this.pending
