@@ -150,11 +150,12 @@ export function pageCount(nTokens: number): number {
 
 /**
  * Pages of a class that no row sees, of whose group's positions `nSeen` are seen, the last ones: at least
- * so many, as which of the tokens are of the class is not known here. Where heads differ in their
- * tokens, whole pages alone: one stands in for others, of which it must have all tokens.
+ * so many, as which of the tokens are of the class is not known here. `wholeOnly`: whole pages alone, as
+ * where heads differ in their tokens (one stands in for others, of which it must have all tokens), and
+ * in the tail, whose last page is still to be filled.
  */
-export function hiddenPages(nTokens: number, nSeen: number, isUneven: boolean): number {
-  if (nSeen === 0 && !isUneven) return pageCount(nTokens)
+export function hiddenPages(nTokens: number, nSeen: number, wholeOnly: boolean): number {
+  if (nSeen === 0 && !wholeOnly) return pageCount(nTokens)
   return Math.floor(Math.max(0, nTokens - nSeen) / PAGE_TOKENS)
 }
 

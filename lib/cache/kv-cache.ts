@@ -58,11 +58,16 @@ export class KvCache {
   readonly shape: KvShape
   readonly #books: Books
   readonly #table: PageTable
+  /** An entry of the layer that gives pages back last: that has no window, or the longest. */
+  readonly #longestEntry: number
 
   /** Throws `ERR_ZC_OUT_OF_MEMORY` when there is no room for its page table. */
   constructor(memory: CacheMemory, tailFormat: Format) {
     this.memory = memory
     this.shape = memory.shape
+    const { slidingWindow, nKvHeads } = memory.shape
+    const reach = slidingWindow.map((window) => window || Number.POSITIVE_INFINITY)
+    this.#longestEntry = nKvHeads * reach.indexOf(Math.max(...reach))
     const tail: Segment = {
       precision: 'tail',
       k: tailFormat,
@@ -133,11 +138,12 @@ export class KvCache {
     return n
   }
 
-  /** Whether others hold such a page of the tail, too: of all entries or of none. */
+  /** Whether others hold such a page of the tail, too: of all entries that have not given it back. */
   #isShared(page: number): boolean {
     const tail = this.#tail
     if (page >= tail.nPages) return false
-    return this.memory.pool.isShared(tail.pages[page] as number, this.#pageBytes(tail))
+    const address = tail.pages[this.#longestEntry * tail.stride + page] as number
+    return this.memory.pool.isShared(address, this.#pageBytes(tail))
   }
 
   /** Packed segments, the oldest first. */
@@ -347,10 +353,18 @@ export class KvCache {
    */
   dropHidden(): void {
     if (!this.shape.slidingWindow.some((window) => window > 0)) return
-    const { segments, nVisible } = this.#books
+    const { segments, nVisible, tailStart } = this.#books
     for (let index = 1; index < nVisible; index++) {
-      if (this.#dropFrom(segments[index] as Segment)) this.#table.mark({ groupsFrom: index })
+      const segment = segments[index] as Segment
+      const end = segment.start + (Math.abs(segment.span) || segment.nTokens)
+      if (this.#dropFrom(segment, end, tailStart)) this.#table.mark({ groupsFrom: index })
     }
+  }
+
+  /** The same of a tail that is never compressed. Called where none of its tokens is taken back. */
+  dropHiddenTail(): void {
+    if (!this.shape.slidingWindow.some((window) => window > 0)) return
+    if (this.#dropFrom(this.#tail, this.length, this.length)) this.#table.mark({ tail: true })
   }
 
   /** Gives staged pages back that were never published. */
@@ -530,22 +544,26 @@ export class KvCache {
     if (standIn >= 0) yield Int32Array.of(standIn)
   }
 
-  /** Gives back what no later row sees of a segment; whether there was anything. */
-  #dropFrom(segment: Segment): boolean {
+  /**
+   * Gives back what no row from `nextRow` on sees of a segment whose group's last position is before
+   * `groupEnd`; whether there was anything.
+   */
+  #dropFrom(segment: Segment, groupEnd: number, nextRow: number): boolean {
     const { slidingWindow, nKvHeads } = this.shape
-    const { counts, span, start, stride } = segment
+    const { counts, stride } = segment
     const bytes = this.#pageBytes(segment)
-    const groupEnd = start + (Math.abs(span) || segment.nTokens)
+    const isTail = segment === this.#tail
+    const nEach = isTail ? this.#books.tailTokens : segment.nTokens
     // Copies, as forks have the same ones; most segments change no more.
     let changed: { pages: Int32Array; dropped: Int32Array } | null = null
     for (const [layer, window] of slidingWindow.entries()) {
       if (window === 0) continue
-      // Later rows are at tailStart or behind.
-      const nSeen = Math.max(0, groupEnd - (this.tailStart - window + 1))
+      const nSeen = Math.max(0, groupEnd - (nextRow - window + 1))
       for (let entry = layer * nKvHeads; entry < (layer + 1) * nKvHeads; entry++) {
-        const nTokens = counts ? (counts[entry] as number) : segment.nTokens
+        const nTokens = counts ? (counts[entry] as number) : nEach
         const before = segment.dropped?.[entry] ?? 0
-        const nHidden = hiddenPages(nTokens, nSeen, counts !== null)
+        // The tail's last page is still to be filled.
+        const nHidden = hiddenPages(nTokens, nSeen, isTail || counts !== null)
         if (nHidden <= before) continue
         changed ??= {
           pages: segment.pages.slice(),

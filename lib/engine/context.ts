@@ -238,6 +238,7 @@ export class Context {
       await end()
       this.#notePeak(scratch.bytes)
       publish?.()
+      this.dropHidden()
       this.#keepNext(next, logits)
     } catch (error) {
       next.dispose()
@@ -334,6 +335,14 @@ export class Context {
     const { model, cache, saliency: record } = this
     const [probes, shares] = [this.#probes, this.#shares]
     closeWindow({ model, cache, compression, probes, shares, scratch, record })
+  }
+
+  /**
+   * Gives back what sliding windows hide of a tail that is never compressed. Called where none of the
+   * tokens is taken back any more.
+   */
+  dropHidden(): void {
+    if (!this.policy.compression) this.cache.dropHiddenTail()
   }
 
   /** Probe rows that no fork holds, too. */

@@ -67,8 +67,10 @@ export function estimatePrompt(
   const drawn = compression?.windowProbes(deriveSeed(toSeed(0), 0)) ?? []
   const probes = drawn.filter((step) => step < nTokens).length * nLayers * probeRowBytes(model)
   if (!isCompressed) cache += probes
-  // Given back once the prompt is packed.
-  const hidden = isCompressed ? hiddenBytes(shape, compression, nTokens) : 0
+  // Given back once the prompt is in.
+  let hidden = 0
+  if (isCompressed) hidden = hiddenBytes(shape, compression, nTokens)
+  else if (!compression && !policy.rows) hidden = hiddenTailBytes(shape, tailFormat, nTokens)
   const keysAndValues = 2 * nTokens * nKvHeads * headDim * DTYPE_BYTES[model.attentionDtype]
   let activations = policy.rows
     ? rowActivationBytes(model, policy.rows, nTokens)
@@ -231,22 +233,28 @@ function packedBytes(shape: KvShape, compression: Compression, nTokens: number):
   return demand.bytes + TableArena.capacityOf(words) * 4
 }
 
-/** Bytes of a prompt's pages that no later row sees; none where heads differ in how many they are. */
+/** Bytes of a prompt's packed pages that no later row sees; none where heads differ in how many. */
 function hiddenBytes(shape: KvShape, compression: Compression, nTokens: number): number {
   if (compression.auto) return 0
   const { nSalient, high, low } = groupPlan(compression, nTokens)
-  let bytes = 0
-  for (const [n, { k, v }] of [
-    [nSalient, high],
-    [nTokens - nSalient, low],
-  ] as const) {
-    let nPages = 0
-    for (const window of shape.slidingWindow) {
-      const nSeen = Math.min(nTokens, window - 1)
-      if (window > 0) nPages += shape.nKvHeads * hiddenPages(n, nSeen, false)
-    }
-    // One of them stands in for the others.
-    if (nPages > 0) bytes += (nPages - 1) * pageBytes(k, v, shape.headDim)
+  return (
+    hiddenPagesOf(shape, nTokens, nSalient, false) * pageBytes(high.k, high.v, shape.headDim) +
+    hiddenPagesOf(shape, nTokens, nTokens - nSalient, false) *
+      pageBytes(low.k, low.v, shape.headDim)
+  )
+}
+
+/** The same of a prompt that stays in the tail for good. */
+function hiddenTailBytes(shape: KvShape, format: Format, nTokens: number): number {
+  return hiddenPagesOf(shape, nTokens, nTokens, true) * pageBytes(format, format, shape.headDim)
+}
+
+/** Pages of `n` of a prompt's tokens that no later row sees, but for the one that stands in for others. */
+function hiddenPagesOf(shape: KvShape, nTokens: number, n: number, wholeOnly: boolean): number {
+  let nPages = 0
+  for (const window of shape.slidingWindow) {
+    const nSeen = Math.min(nTokens, window - 1)
+    if (window > 0) nPages += shape.nKvHeads * hiddenPages(n, nSeen, wholeOnly)
   }
-  return bytes
+  return Math.max(0, nPages - 1)
 }

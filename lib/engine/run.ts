@@ -144,6 +144,7 @@ export class Run {
         const unwanted = this.fed - Math.max(0, nAccepted - 1)
         this.retract(Math.min(unwanted, context.cache.tailLength))
         if (!context.nextLogits) context.forgetLogits()
+        context.dropHidden()
       } catch (error) {
         context.failure ??= error // the device is gone
       }

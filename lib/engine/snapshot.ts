@@ -180,6 +180,7 @@ async function restoreBody(
     await restoreTail(input, context, layer, slots)
   }
   cache.dropHidden()
+  context.dropHidden()
   if (header.hasLogits) {
     const logits = model.device.from(
       await readArray(input, 'f32', vocabSize),

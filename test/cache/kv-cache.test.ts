@@ -805,6 +805,47 @@ describe('layers with a sliding window', () => {
     cache.dispose()
   })
 
+  test('give back what no row sees of a tail that is never compressed', async () => {
+    const cache = new KvCache(own, 'f16')
+    const bytes = pageBytes('f16', 'f16', 32)
+    cache.extendTail(200)
+    const { tail: whole } = cache.bytesByClass()
+    expect(whole).toBe(6 * 13 * bytes)
+    const fork = cache.fork()
+    cache.dropHiddenTail()
+    // Rows from 200 on see positions from 161 on: 10 pages of each head are hidden, one stands in.
+    expect(cache.bytesByClass().tail).toBe(whole - (2 * 10 - 1) * bytes)
+    expect(fork.bytesByClass().tail).toBe(whole)
+    expect([cache.sharesTail, cache.nSharedTailPages]).toEqual([true, 13])
+    const pages = async (of: KvCache) =>
+      (await contentOf(of)).entries.map((heads) => heads.map(([tail]) => tail!.pages))
+    const [lists, before] = await Promise.all([pages(cache), pages(fork)])
+    expect([lists[0], lists[2]]).toEqual([before[0], before[2]])
+    for (const [head, list] of lists[1]!.entries()) {
+      expect(new Set(list.slice(0, 10))).toEqual(new Set([lists[1]![0]![0]]))
+      expect(list.slice(10)).toEqual(before[1]![head]!.slice(10))
+    }
+    fork.dispose()
+    expect(own.pool.usedBytes).toBe(pageBytesOf(cache))
+    // Tokens that come after are taken back, down to where it was.
+    cache.extendTail(100)
+    cache.shrinkTail(100)
+    expect(cache.bytesByClass().tail).toBe(whole - (2 * 10 - 1) * bytes)
+    const later = cache.fork()
+    cache.extendTail(8)
+    cache.dropHiddenTail()
+    expect(cache.bytesByClass().tail).toBe(whole - (2 * 10 - 1) * bytes)
+    cache.extendTail(1) // position 168 is the first that row 209 sees
+    cache.dropHiddenTail()
+    expect(cache.bytesByClass().tail).toBe(whole + 6 * bytes - (2 * 10 - 1) * bytes)
+    cache.extendTail(8)
+    cache.dropHiddenTail() // of row 217 it is 178
+    expect(cache.bytesByClass().tail).toBe(whole + 6 * bytes - (2 * 11 - 1) * bytes)
+    cache.dispose()
+    expect(own.pool.usedBytes).toBe(pageBytesOf(later))
+    later.dispose()
+  })
+
   test('want no more than is counted before', () => {
     const cache = new KvCache(own, 'f16')
     const window = { ...group, nTokens: 20, nSalient: 12 }

@@ -3,8 +3,11 @@ import { join } from 'node:path'
 import { loadModel } from '../../lib/index'
 import { readFixturePrompts } from '../eval/fixture-prompts'
 import { describeDevices } from '../support/backends'
-import { fixtureNames, kFixtures, kTrainedModels, readReference } from './model-copies'
-import { collect, maxDifference } from './running'
+import { fixtureNames, kFixtures, kTrainedModels, ModelCopies, readReference } from './model-copies'
+import { collect, maxDifference, someIds } from './running'
+
+const copies = new ModelCopies()
+afterAll(() => copies.remove())
 
 const [prompt] = readFixturePrompts().filter(({ lines }) => lines === 10)
 
@@ -74,4 +77,37 @@ describeDevices(
     })
   },
   ['cuda-emu', 'cuda'],
+)
+
+describeDevices(
+  'a model with a sliding window',
+  (device) => {
+    test.each(['full', 'fp16'])(
+      '%s: what it hides is not missed when others have its pages',
+      async (policy) => {
+        const dir = copies.copy(join(kFixtures, 'mistral'), { config: { sliding_window: 24 } })
+        const model = await loadModel(dir, { device, dtype: 'f32', kvMemory: 1 << 24 })
+        try {
+          const ids = someIds(150, model.config.vocabSize)
+          const whole = await model.logits(ids, { policy })
+          const sequence = model.createSequence({ policy })
+          await sequence.prefill(ids.slice(0, 110))
+          const { tail } = sequence.bytes.byClass
+          const other = model.createSequence({ policy })
+          await other.prefill(someIds(150, model.config.vocabSize, 2))
+          const rest = await sequence.logits(ids.slice(110))
+          const expected = whole.subarray(whole.length - rest.length)
+          expect(maxDifference(rest, expected)).toBeLessThan(policy === 'full' ? 5e-4 : 2e-2)
+          // Of 7 pages 5 are hidden.
+          const { nLayers, nKvHeads } = model.config
+          const pageBytes = tail / (2 * nLayers * nKvHeads + 1)
+          expect(pageBytes).toBe(2 * 16 * model.config.headDim * (policy === 'full' ? 4 : 2))
+          for (const each of [sequence, other]) each.dispose()
+        } finally {
+          await model.dispose()
+        }
+      },
+    )
+  },
+  ['cpu', 'cuda-emu', 'cuda'],
 )

@@ -125,9 +125,9 @@ describe.each(pasts)('%s', (_, turns) => {
   })
 })
 
-test('pages that sliding windows hide are given back again', async () => {
+test.each([zip, 'fp16', 'full'])('what sliding windows hide is given back: %j', async (policy) => {
   const engine = createEngine({ model: windowed(), kvMemory: 64 << 20 })
-  const sequence = engine.createSequence({ policy: zip, seed: 3 })
+  const sequence = engine.createSequence({ policy, seed: 3 })
   await sequence.prefill(someIds(150, 320, 1))
   await idsOf(sequence, null, 40)
   await sequence.save(file())
