@@ -23,6 +23,7 @@
 #include "csrc/math/activation.h"
 #include "csrc/math/dispatch.h"
 #include "csrc/core/error.h"
+#include "csrc/math/expert_key.h"
 #include "csrc/math/float16.h"
 #include "csrc/math/key_range.h"
 #include "csrc/math/range_search.h"

@@ -4,6 +4,7 @@
 
 #include "csrc/core/dtype.h"
 #include "csrc/cuda/device/vector.h"
+#include "csrc/cuda/expert_rows.h"
 #include "csrc/cuda/kernel.h"
 
 // What the kernels of `linear` share. A product of two rows is summed in one order for any number
@@ -201,7 +202,8 @@ ZC_DEVICE void add_parts(const Split& split, int64_t tile, float (&total)[kQuads
   add_parts(split, tile, total, threadIdx.x, blockDim.x);
 }
 
-// csrc/cuda/kernels/linear_f32.cu: weights of float.
-void linear_f32(Context& context, const LinearArgs& a);
+// csrc/cuda/kernels/linear_f32.cu: weights of float; of experts, `a` is the first one's product.
+void linear_f32(Context& context, const LinearArgs& a, const AllRows& rows);
+void linear_f32(Context& context, const LinearArgs& a, const ExpertRows& rows);
 
 }  // namespace zc::cuda

@@ -181,12 +181,15 @@ struct Products {
   Product of[kMaxProducts];
   int count;
 };
-// `in` says all but the weights, what `vectors` says holds for all of them.
-template <typename T, typename X>
-void linear_few_rows(Context& context, const Operands<T, X>& in, const Products<T>& products);
-template <typename T, typename X>
-void linear_few_rows(Context& context, const Operands<T, X>& in, const LinearOut& out) {
-  linear_few_rows(context, in, Products<T>{{{in.weight, in.n, 0, out}}, 1});
+// `in` says all but the weights, what `vectors` says holds for all of them. Rows of experts are of
+// one product.
+template <typename T, typename X, typename Rows>
+void linear_few_rows(Context& context, const Operands<T, X>& in, const Products<T>& products,
+                     const Rows& rows);
+template <typename T, typename X, typename Rows>
+void linear_few_rows(Context& context, const Operands<T, X>& in, const LinearOut& out,
+                     const Rows& rows) {
+  linear_few_rows(context, in, Products<T>{{{in.weight, in.n, 0, out}}, 1}, rows);
 }
 
 // How tiles cover the result, for more planes than a few.
@@ -200,9 +203,10 @@ struct Tiling {
   Split split;
   int64_t bytes;  // of scratch
 };
-template <typename T>
+template <typename T, typename Rows>
 void linear_tiles(Context& context, const Operands<T>& in, Tiling tiling, void* scratch,
-                  const LinearOut& out);
+                  const LinearOut& out, const Rows& rows);
+Tiling tile_experts(const ExpertRows& rows, int64_t n, int64_t k, int planes);
 Tiling tile_result(const Context& context, int64_t m, int64_t n, int64_t k, int planes);
 
 // Whether prompts are multiplied by wgmma where there is one. That keeps a row's bits as they are

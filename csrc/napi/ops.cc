@@ -235,6 +235,18 @@ ZC_BIND(
 ZC_BIND("quantizeWeight", quantize_weight, QuantizeWeightArgs, a.x = r.tensor("x");
         a.out = r.output("out"); a.scales = r.output("scales");)
 
+ZC_BIND("routeExperts", route_experts, RouteExpertsArgs, a.logits = r.tensor("logits");
+        a.weights = r.output("weights"); a.experts = r.output("experts");
+        a.pairs = r.output("pairs"); a.offsets = r.output("offsets");
+        a.normalized = r.boolean("normalized");)
+
+ZC_BIND("expertLinear", expert_linear, ExpertLinearArgs, a.x = r.tensor("x");
+        a.weight = r.tensor("weight"); a.scales = r.optional_tensor("scales");
+        a.pairs = r.tensor("pairs"); a.offsets = r.tensor("offsets"); a.out = r.output("out");)
+
+ZC_BIND("addExperts", add_experts, AddExpertsArgs, a.x = r.tensor("x");
+        a.weights = r.tensor("weights"); a.out = r.output("out");)
+
 ZC_BIND("ropeTable", rope_table, RopeTableArgs, a.positions = r.tensor("positions");
         a.inv_freq = r.tensor("invFreq"); a.cos = r.output("cos"); a.sin = r.output("sin");
         a.attention_scale = r.f32("attentionScale");)
@@ -296,6 +308,9 @@ void register_ops(Napi::Object exports) {
   define<linear_js>(exports, "linear");
   define<grouped_linear_js>(exports, "groupedLinear");
   define<quantize_weight_js>(exports, "quantizeWeight");
+  define<route_experts_js>(exports, "routeExperts");
+  define<expert_linear_js>(exports, "expertLinear");
+  define<add_experts_js>(exports, "addExperts");
   define<rope_table_js>(exports, "ropeTable");
   define<rope_js>(exports, "rope");
   define<silu_gate_js>(exports, "siluGate");

@@ -266,6 +266,50 @@ struct QuantizeWeightArgs {
   TensorView scales;  // (n) f32
 };
 
+// How many experts there may be: a GPU's warp keeps the logits of a row in shared memory.
+inline constexpr int kMaxExperts = 1024;
+
+struct RouteExpertsArgs {
+  TensorView logits;   // (n, n_experts) f32
+  TensorView weights;  // (n, n_chosen) f32 out
+  TensorView experts;  // (n, n_chosen) i32 out
+  TensorView pairs;    // (n * n_chosen) i32 out: places in `experts`, those of expert 0 first
+  TensorView offsets;  // (n_experts + 1) i32 out: where an expert's pairs begin
+  bool normalized;
+};
+
+struct ExpertLinearArgs {
+  TensorView x;        // (m, k) f32|f16|bf16, m a divisor of n_pairs
+  TensorView weight;   // (n_experts, n, k) f32|f16|bf16|i8
+  TensorView scales;   // (n_experts, n) f32, of a weight of i8; else undefined
+  TensorView pairs;    // (n_pairs) i32
+  TensorView offsets;  // (n_experts + 1) i32
+  TensorView out;      // (n_pairs, n) f32|f16|bf16
+
+  int64_t n_experts() const { return weight.size(0); }
+  int64_t n_pairs() const { return pairs.size(0); }
+  // Pairs of a row of x.
+  int64_t pairs_per_row() const { return x.size(0) == 0 ? 1 : n_pairs() / x.size(0); }
+  // One expert's product as if all rows of x were its own.
+  LinearArgs product(int64_t expert) const {
+    const auto part = [expert](const TensorView& of) {
+      TensorView one = of;
+      one.rank = of.rank - 1;
+      for (int axis = 0; axis < kMaxRank; ++axis)
+        one.shape[static_cast<size_t>(axis)] = axis < one.rank ? of.size(axis + 1) : 1;
+      one.data = of.as<uint8_t>() + expert * one.size_bytes();
+      return one;
+    };
+    return {x, part(weight), scales.defined() ? part(scales) : TensorView{}, {}, out, false};
+  }
+};
+
+struct AddExpertsArgs {
+  TensorView x;        // (n * n_chosen, width) f32
+  TensorView weights;  // (n, n_chosen) f32
+  TensorView out;      // (n, width) f32
+};
+
 struct RopeTableArgs {
   TensorView positions;  // (n) i32
   TensorView inv_freq;   // (rotary_dim / 2) f32

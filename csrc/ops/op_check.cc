@@ -156,6 +156,15 @@ void expect_tables(const TensorView& tables, const TensorView& starts) {
   expect_shape("starts", starts, {kAny});
 }
 
+// What sorts pairs of a row and one of its experts by expert.
+void expect_pairs(int64_t n_pairs, const TensorView& pairs, int64_t n_experts,
+                  const TensorView& offsets) {
+  expect_dtype("pairs", pairs, DType::kI32);
+  expect_shape("pairs", pairs, {n_pairs});
+  expect_dtype("offsets", offsets, DType::kI32);
+  expect_shape("offsets", offsets, {n_experts + 1});
+}
+
 int64_t bytes_per_row(int64_t channels, int32_t bits) {
   if (bits == 3) return (channels * 2 + 7) / 8 + (channels + 7) / 8;
   return (channels * bits + 7) / 8;
@@ -482,6 +491,59 @@ void check(const QuantizeWeightArgs& a) {
   expect_shape("out", a.out, {a.x.size(0), a.x.size(1)});
   expect_dtype("scales", a.scales, DType::kF32);
   expect_shape("scales", a.scales, {a.x.size(0)});
+}
+
+void check(const RouteExpertsArgs& a) {
+  expect_dtype("logits", a.logits, DType::kF32);
+  expect_shape("logits", a.logits, {kAny, kAny});
+  const int64_t n = a.logits.size(0);
+  const int64_t n_experts = a.logits.size(1);
+  if (n_experts < 1 || n_experts > kMaxExperts)
+    fail(ErrorCode::kShape, "logits",
+         std::to_string(n_experts) + " experts, expected 1 to " + std::to_string(kMaxExperts));
+  expect_dtype("weights", a.weights, DType::kF32);
+  expect_shape("weights", a.weights, {n, kAny});
+  const int64_t n_chosen = a.weights.size(1);
+  if (n_chosen < 1 || n_chosen > n_experts)
+    fail(ErrorCode::kShape, "weights",
+         std::to_string(n_chosen) + " experts a row, expected 1 to " + std::to_string(n_experts));
+  expect_dtype("experts", a.experts, DType::kI32);
+  expect_shape("experts", a.experts, {n, n_chosen});
+  expect_pairs(n * n_chosen, a.pairs, n_experts, a.offsets);
+}
+
+void check(const ExpertLinearArgs& a) {
+  expect_float("x", a.x);
+  expect_shape("x", a.x, {kAny, kAny});
+  if (a.scales.defined())
+    expect_dtype("weight", a.weight, DType::kI8);
+  else
+    expect_float("weight", a.weight);
+  expect_shape("weight", a.weight, {kAny, kAny, a.x.size(1)});
+  if (a.n_experts() < 1 || a.n_experts() > kMaxExperts)
+    fail(ErrorCode::kShape, "weight",
+         std::to_string(a.n_experts()) + " experts, expected 1 to " + std::to_string(kMaxExperts));
+  if (a.scales.defined()) {
+    expect_dtype("scales", a.scales, DType::kF32);
+    expect_shape("scales", a.scales, {a.n_experts(), a.weight.size(1)});
+  }
+  expect_pairs(kAny, a.pairs, a.n_experts(), a.offsets);
+  const int64_t m = a.x.size(0);
+  if (m == 0 ? a.n_pairs() > 0 : a.n_pairs() % m != 0)
+    fail(ErrorCode::kShape, "pairs",
+         std::to_string(a.n_pairs()) + " of them, expected a multiple of the " + std::to_string(m) +
+             " rows of x");
+  expect_float("out", a.out);
+  expect_shape("out", a.out, {a.n_pairs(), a.weight.size(1)});
+}
+
+void check(const AddExpertsArgs& a) {
+  expect_dtype("weights", a.weights, DType::kF32);
+  expect_shape("weights", a.weights, {kAny, kAny});
+  expect_dtype("x", a.x, DType::kF32);
+  expect_shape("x", a.x, {a.weights.length(), kAny});
+  expect_dtype("out", a.out, DType::kF32);
+  expect_shape("out", a.out, {a.weights.size(0), a.x.size(1)});
 }
 
 void check(const RopeTableArgs& a) {

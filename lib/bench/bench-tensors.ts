@@ -46,8 +46,12 @@ export class BenchTensors {
   }
 
   /** Normal numbers; every 16th column is 8 times as large, as channels of keys are. */
-  normal(dtype: FloatDtype, shape: readonly number[], { deviation = 1, seed = 1 } = {}): Tensor {
-    return this.#normals(dtype, shape, 1, deviation, seed)[0] as Tensor
+  normal<D extends FloatDtype>(
+    dtype: D,
+    shape: readonly number[],
+    { deviation = 1, seed = 1 } = {},
+  ): Tensor<D> {
+    return this.#normals(dtype, shape, 1, deviation, seed)[0] as Tensor as Tensor<D>
   }
 
   /**

@@ -69,6 +69,42 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
     checkClose(actual, expected, { name: 'out', tolerance: kTolerance.i8Linear, rowLength: n })
   },
 
+  routeExperts: async (tensors) => {
+    const [n, nExperts, nChosen] = [5, 12, 3]
+    const { logits, weights, experts, pairs, offsets } = routing(tensors, { n, nExperts, nChosen })
+    const actual = await valuesOfAll(logits, weights, experts, pairs, offsets)
+    const expected = reference.routeExperts({ logits: actual[0], nExperts, nChosen })
+    const within = { tolerance: kTolerance.f32Activation, rowLength: nChosen }
+    checkClose(actual[1], expected.weights, { name: 'weights', ...within })
+    exactly('experts', actual[2], expected.experts)
+    exactly('pairs', actual[3], expected.pairs)
+    exactly('offsets', actual[4], expected.offsets)
+  },
+
+  expertLinear: async (tensors) => {
+    const [m, n, k, nExperts] = [5, 33, 64, 4]
+    const { experts, pairs, offsets } = routing(tensors, { n: m, nExperts, nChosen: 2 })
+    const x = tensors.normal('bf16', [m, k], { seed: 2 })
+    const weight = tensors.normal('bf16', [nExperts, n, k], { deviation: 0.25 })
+    const out = tensors.output('f32', [2 * m, n])
+    ops.expertLinear({ x, weight, pairs, offsets, out })
+    const [xs, weights, chosen, actual] = await valuesOfAll(x, weight, experts, out)
+    const expected = reference.expertLinear({ x: xs, weight: weights, experts: chosen, m, n, k })
+    checkClose(actual, expected, { name: 'out', tolerance: kTolerance.f32Linear, rowLength: n })
+  },
+
+  addExperts: async (tensors) => {
+    const [n, nChosen, width] = [3, 2, 40]
+    const x = tensors.normal('f32', [n * nChosen, width])
+    const weights = tensors.normal('f32', [n, nChosen], { seed: 2 })
+    const out = tensors.normal('f32', [n, width], { seed: 3 })
+    const before = await valuesOf(out)
+    ops.addExperts({ x, weights, out })
+    const [xs, ws, actual] = await valuesOfAll(x, weights, out)
+    const expected = reference.addExperts({ x: xs, weights: ws, before, nChosen })
+    checkClose(actual, expected, { name: 'out', tolerance: kTolerance.f32Norm, rowLength: width })
+  },
+
   embedding: async (tensors) => {
     const weight = tensors.normal('f32', [9, 8])
     const ids = [8, 0, 3]
@@ -421,6 +457,22 @@ async function checkGate(
   const [gates, ups, actual] = await valuesOfAll(gate, up, out)
   const within = { name: 'out', tolerance: kTolerance.f32Activation }
   checkClose(actual, expected({ gate: gates, up: ups }), within)
+}
+
+/** Rows routed to experts by random logits. */
+function routing(
+  tensors: BenchTensors,
+  { n, nExperts, nChosen }: { n: number; nExperts: number; nChosen: number },
+) {
+  const routed = {
+    logits: tensors.normal('f32', [n, nExperts], { seed: 5 }),
+    weights: tensors.output('f32', [n, nChosen]),
+    experts: tensors.output('i32', [n, nChosen]),
+    pairs: tensors.output('i32', [n * nChosen]),
+    offsets: tensors.output('i32', [nExperts + 1]),
+  }
+  ops.routeExperts(routed)
+  return routed
 }
 
 function ropeTables(tensors: BenchTensors) {

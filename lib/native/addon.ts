@@ -226,6 +226,9 @@ export interface Addon {
   /** Of each product: weight, scales, bias, out. */
   groupedLinear(x: T, nProducts: number, ...products: Optional[]): void
   quantizeWeight(x: T, out: T, scales: T): void
+  routeExperts(logits: T, weights: T, experts: T, pairs: T, offsets: T, normalized: boolean): void
+  expertLinear(x: T, weight: T, scales: Optional, pairs: T, offsets: T, out: T): void
+  addExperts(x: T, weights: T, out: T): void
   ropeTable(positions: T, invFreq: T, cos: T, sin: T, attentionScale: number): void
   rope(x: T, cos: T, sin: T, out: T): void
   siluGate(gate: T, up: T, out: T): void

@@ -12,6 +12,14 @@ export {
 } from './device.js'
 export { DTYPE_BYTES, DTYPES, type DType, TYPED_ARRAYS, type TypedArrays } from './dtype.js'
 export { type EmbeddingArgs, embedding } from './embedding.js'
+export {
+  type AddExpertsArgs,
+  addExperts,
+  type ExpertLinearArgs,
+  expertLinear,
+  type RouteExpertsArgs,
+  routeExperts,
+} from './experts.js'
 export { type FeedTokensArgs, feedTokens } from './feed-tokens.js'
 export { type FlashAttentionArgs, flashAttention } from './flash-attention.js'
 export { type GateArgs, geluGate, siluGate } from './gate.js'

@@ -5,6 +5,7 @@
 export * from './convert.js'
 export * from './dequantize.js'
 export * from './embedding.js'
+export * from './experts.js'
 export * from './flash-attention.js'
 export * from './float16.js'
 export * from './gate.js'

@@ -23,6 +23,7 @@ const CUDA_VECTOR_SUBJECTS = `
   countNonFinite
   dequantize
   embedding
+  expertLinear
   gatherRows
   groupedLinear
   linear

@@ -17,6 +17,7 @@
 #include "csrc/cpu/kernels/linear-inl.h"
 #include "csrc/cpu/kernels/linear_i8-inl.h"
 #include "csrc/cpu/kernels/model_ops-inl.h"
+#include "csrc/cpu/kernels/experts-inl.h"
 #include "csrc/cpu/kernels/rope_append-inl.h"
 #include "csrc/cpu/kernels/sample-inl.h"
 #include "csrc/cpu/kernels/roofline-inl.h"

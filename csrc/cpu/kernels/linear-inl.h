@@ -119,9 +119,15 @@ ZC_NOINLINE void dot_stream(const X* x, const W* w, int64_t ldw, int64_t n, int 
   }
 }
 
-// What a task computes: y of rows [r0, r1) and columns [c0, c1).
+// What a task computes: y of rows [r0, r1) and columns [c0, c1). Rows are those of x and of y, or,
+// where there are pairs of a row and an expert, places among these (ExpertLinearArgs).
 struct LinearTile {
   int64_t r0, r1, c0, c1;
+  const int32_t* pairs = nullptr;
+  int64_t pairs_per_row = 1;
+
+  int64_t out_row(int64_t r) const { return pairs ? pairs[r] : r; }
+  int64_t x_row(int64_t r) const { return pairs ? pairs[r] / pairs_per_row : r; }
 };
 
 // y (columns): the lanes of each accumulator added up. Of a panel, up to the next vector.
@@ -134,7 +140,7 @@ inline void add_lanes(const Vec* acc, int columns, float* y) {
   }
 }
 
-// The products of row r with `columns` columns from c on become elements of out.
+// The products of out's row r with `columns` columns from c on become elements of out.
 inline void write_row(const LinearArgs& a, float* y, const float* bias, int64_t r, int64_t c,
                       int columns) {
   const int64_t at = r * a.weight.size(0) + c;
@@ -148,8 +154,8 @@ inline void write_row(const LinearArgs& a, float* y, const float* bias, int64_t 
   narrow_to(a.out, at, y, columns);
 }
 
-// Accumulators of `columns` columns from c on to finished elements of row r, of which `tail` is
-// what k leaves of a step, in float.
+// Accumulators of `columns` columns from c on to finished elements of out's row r, of which `tail`
+// is what k leaves of a step, in float.
 template <typename W>
 inline void finish_row(const LinearArgs& a, const WideF* acc, const float* bias, const float* tail,
                        int64_t r, int64_t c, int columns) {
@@ -179,8 +185,10 @@ void linear_few_rows(const LinearArgs& a, const LinearTile& tile) {
   const int64_t row_bytes = k * int64_t{sizeof(W)};
   const int rows = static_cast<int>(tile.r1 - tile.r0);
   float* x = thread_scratch(0, static_cast<size_t>(rows * k));
-  widen_from(a.x, tile.r0 * k, x, rows * k);
-  for (int r = 0; r < rows; ++r) order_like<W>(x + r * k, k_vectors);
+  for (int r = 0; r < rows; ++r) {
+    widen_from(a.x, tile.x_row(tile.r0 + r) * k, x + r * k, k);
+    order_like<W>(x + r * k, k_vectors);
+  }
   const bool streamed = rows == 1 && row_bytes <= kStreamedRowBytes;
   const bool streamed_by_bf16 = rows == 1 && kTakenApart<W> && a.x.dtype == DType::kBF16 &&
                                 row_bytes <= kStreamedRowBytesByBf16;
@@ -191,7 +199,7 @@ void linear_few_rows(const LinearArgs& a, const LinearTile& tile) {
     if (streamed)
       dot_stream(x, w, k, k_vectors, columns, acc);
     else if (streamed_by_bf16)
-      dot_stream(a.x.as<bf16>() + tile.r0 * k, w, k, k_vectors, columns, acc);
+      dot_stream(a.x.as<bf16>() + tile.x_row(tile.r0) * k, w, k, k_vectors, columns, acc);
     else
       by_rows<kFewRows>(rows, [&](int, auto n_rows) {
         constexpr int R = decltype(n_rows)::value;
@@ -207,8 +215,8 @@ void linear_few_rows(const LinearArgs& a, const LinearTile& tile) {
     float bias[kPanelColumns];
     if (a.bias.defined()) widen_from(a.bias, c, bias, columns);
     for (int r = 0; r < rows; ++r)
-      finish_row<W>(a, acc + r * kPanelColumns, bias, x + r * k + k_vectors, tile.r0 + r, c,
-                    columns);
+      finish_row<W>(a, acc + r * kPanelColumns, bias, x + r * k + k_vectors,
+                    tile.out_row(tile.r0 + r), c, columns);
   }
 }
 
@@ -229,7 +237,7 @@ void linear_many_rows(const LinearArgs& a, const LinearTile& tile) {
     return std::min<int64_t>(kPanelDepth, k_vectors - depth * kPanelDepth);
   };
   for (int r = 0; r < rows; ++r) {
-    const int64_t row = (tile.r0 + r) * k;
+    const int64_t row = tile.x_row(tile.r0 + r) * k;
     for (int64_t depth = 0; depth < n_depths; ++depth) {
       float* to = x + (depth * rows + r) * kPanelDepth;
       widen_from(a.x, row + depth * kPanelDepth, to, depth_at(depth));
@@ -269,45 +277,32 @@ void linear_many_rows(const LinearArgs& a, const LinearTile& tile) {
     float bias[kPanelColumns];
     if (a.bias.defined()) widen_from(a.bias, c, bias, columns);
     for (int r = 0; r < rows; ++r)
-      finish_row<W>(a, acc + r * kPanelColumns, bias, tail + r * kStep<W>, tile.r0 + r, c, columns);
+      finish_row<W>(a, acc + r * kPanelColumns, bias, tail + r * kStep<W>,
+                    tile.out_row(tile.r0 + r), c, columns);
   }
 }
 
-// Calls compute(tile) for tiles that cover y, one a task.
-template <typename Compute>
-void by_linear_tiles(const OpContext& ctx, const LinearArgs& a, const Compute& compute) {
-  const int64_t m = a.x.size(0);
-  const int64_t k = a.x.size(1);
-  const int64_t n = a.weight.size(0);
-  if (m == 0 || n == 0) return;
-  const int64_t row_blocks = (m + kLinearRows - 1) / kLinearRows;
-  const int64_t block_rows = std::min<int64_t>(m, kLinearRows);
+// How many columns a task takes where y is cut into so many blocks of at most so many rows.
+inline int64_t columns_of_task(const OpContext& ctx, int64_t n, int64_t k, int64_t row_blocks,
+                               int64_t block_rows) {
   // Four tasks a thread even out threads that were interrupted; on one thread there is nothing to
   // even out.
   const int64_t n_threads = ctx.threads->n_threads();
   const int64_t splits =
       n_threads == 1 ? 1 : std::max<int64_t>(1, (4 * n_threads + row_blocks - 1) / row_blocks);
   const int64_t least = kLinearTaskProducts / std::max<int64_t>(1, block_rows * k);
-  const int64_t columns = (std::max((n + splits - 1) / splits, least) + kPanelColumns - 1) /
-                          kPanelColumns * kPanelColumns;
-  const int64_t column_blocks = (n + columns - 1) / columns;
-  ctx.threads->parallel_for(row_blocks * column_blocks, [&](int64_t task) {
-    const int64_t r0 = task / column_blocks * kLinearRows;
-    const int64_t c0 = task % column_blocks * columns;
-    compute(LinearTile{r0, std::min(m, r0 + kLinearRows), c0, std::min(n, c0 + columns)});
-  });
+  return (std::max((n + splits - 1) / splits, least) + kPanelColumns - 1) / kPanelColumns *
+         kPanelColumns;
 }
 
-// y = x W^T + b, optionally added to what y holds, with a weight of floats.
-void linear_float(const OpContext& ctx, const LinearArgs& a) {
+// A tile of y with a weight of floats.
+inline void linear_float_tile(const LinearArgs& a, const LinearTile& tile) {
   dispatch_float(a.weight.dtype, [&](auto type) {
     using W = typename decltype(type)::type;
-    by_linear_tiles(ctx, a, [&](const LinearTile& tile) {
-      if (tile.r1 - tile.r0 <= kFewRows)
-        linear_few_rows<W>(a, tile);
-      else
-        linear_many_rows<W>(a, tile);
-    });
+    if (tile.r1 - tile.r0 <= kFewRows)
+      linear_few_rows<W>(a, tile);
+    else
+      linear_many_rows<W>(a, tile);
   });
 }
 

@@ -28,7 +28,8 @@ inline float factor_step(const float* x) {
   return largest <= 1e-33f ? 0.0f : largest / kMaxFactor;
 }
 
-inline RoundedRows round_rows(const LinearArgs& a, int64_t r0, int rows) {
+inline RoundedRows round_rows(const LinearArgs& a, const LinearTile& tile) {
+  const int rows = static_cast<int>(tile.r1 - tile.r0);
   const int64_t k = a.x.size(1);
   const int64_t n_depths = (k + kPanelDepth - 1) / kPanelDepth;
   const int64_t blocks = n_depths * rows;
@@ -42,7 +43,7 @@ inline RoundedRows round_rows(const LinearArgs& a, int64_t r0, int rows) {
       const int64_t first = depth * kPanelDepth;
       const int64_t n = std::min<int64_t>(kPanelDepth, k - first);
       float x[kPanelDepth] = {};
-      widen_from(a.x, (r0 + r) * k + first, x, n);
+      widen_from(a.x, tile.x_row(tile.r0 + r) * k + first, x, n);
       const float step = factor_step(x);
       int16_t* to = out.factors + (depth * rows + r) * kPanelDepth;
       if (step > 0.0f)
@@ -136,7 +137,7 @@ inline void linear_codes_tile(const LinearArgs& a, const LinearTile& tile) {
   const int64_t k = a.x.size(1);
   const int64_t n_depths = (k + kPanelDepth - 1) / kPanelDepth;
   const int rows = static_cast<int>(tile.r1 - tile.r0);
-  const RoundedRows x = round_rows(a, tile.r0, rows);
+  const RoundedRows x = round_rows(a, tile);
   const bool streamed = rows == 1 || (rows <= kFewRows && rows * k <= kStreamedElements);
   auto* acc = reinterpret_cast<VecF*>(  // (rows, kPanelColumns)
       thread_scratch(2, static_cast<size_t>(rows) * kPanelColumns * kLanes));
@@ -175,16 +176,32 @@ inline void linear_codes_tile(const LinearArgs& a, const LinearTile& tile) {
       float y[kPanelColumns];
       add_lanes(acc + r * kPanelColumns, columns, y);
       for (int j = 0; j < columns; ++j) y[j] *= scales[j];
-      write_row(a, y, bias, tile.r0 + r, c, columns);
+      write_row(a, y, bias, tile.out_row(tile.r0 + r), c, columns);
     }
   }
 }
 
-void linear(const OpContext& ctx, const LinearArgs& a) {
+inline void linear_tile(const LinearArgs& a, const LinearTile& tile) {
   if (a.weight.dtype == DType::kI8)
-    by_linear_tiles(ctx, a, [&](const LinearTile& tile) { linear_codes_tile(a, tile); });
+    linear_codes_tile(a, tile);
   else
-    linear_float(ctx, a);
+    linear_float_tile(a, tile);
+}
+
+// y = x W^T + b, optionally added to what y holds. A task is a tile of y.
+void linear(const OpContext& ctx, const LinearArgs& a) {
+  const int64_t m = a.x.size(0);
+  const int64_t n = a.weight.size(0);
+  if (m == 0 || n == 0) return;
+  const int64_t row_blocks = (m + kLinearRows - 1) / kLinearRows;
+  const int64_t columns =
+      columns_of_task(ctx, n, a.x.size(1), row_blocks, std::min<int64_t>(m, kLinearRows));
+  const int64_t column_blocks = (n + columns - 1) / columns;
+  ctx.threads->parallel_for(row_blocks * column_blocks, [&](int64_t task) {
+    const int64_t r0 = task / column_blocks * kLinearRows;
+    const int64_t c0 = task % column_blocks * columns;
+    linear_tile(a, {r0, std::min(m, r0 + kLinearRows), c0, std::min(n, c0 + columns)});
+  });
 }
 
 void grouped_linear(const OpContext& ctx, const GroupedLinearArgs& a) {

@@ -27,7 +27,7 @@ bool launch_together(Context& context, const GroupedLinearArgs& a) {
     in.vectors = in.vectors && in_vectors(address_bits(own.weight.data), k);
     products.of[products.count++] = {own.weight.as<T>(), own.weight.size(0), 0, linear_out(own)};
   }
-  linear_few_rows(context, in, products);
+  linear_few_rows(context, in, products, AllRows{});
   return true;
 }
 

@@ -58,10 +58,12 @@ struct FewRing {
 // not of the weight's type a lane splits what it holds into planes, each of which has sums of its
 // own. Rows that x does not have are whatever lies in the ring; nobody looks at their sums.
 // Dynamic shared memory: FewRing::kBytes a warp, 24 KB to 28 KB. Bound by reading the weight: 40 KB
-// to 72 KB a block are on their way.
-template <typename T, typename X, int kWeightTiles, int kXTiles>
+// to 72 KB a block are on their way. Of experts a block multiplies tile blockIdx.y, which is known
+// when the kernels before have ended, so that nothing is read earlier.
+template <typename T, typename X, int kWeightTiles, int kXTiles, typename Rows>
 __global__ void __launch_bounds__(kMaxParts * 32, 2)
-    linear_few_rows_kernel(const Operands<T, X> in, const __grid_constant__ Products<T> products) {
+    linear_few_rows_kernel(const Operands<T, X> in, const __grid_constant__ Products<T> products,
+                           const Rows of) {
   using Ring = FewRing<X, kWeightTiles, kXTiles>;
   constexpr bool kSplits = !std::is_same_v<X, T>;
   constexpr int kOwnPlanes = kPlanes<X, T>;
@@ -74,14 +76,21 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
   const unsigned first_block = own == 0 ? 0 : products.of[own - 1].end_block;
   const int64_t column0 = int64_t{blockIdx.x - first_block} * kColumns;
   const int last_column = static_cast<int>(min(int64_t{kColumns}, product.n - column0)) - 1;
-  const int rows = static_cast<int>(in.x_rows) / kOwnPlanes;
+  ExpertTile tile{};
+  if constexpr (Rows::kOfExperts) {
+    simt::wait_for_kernels_before();
+    constexpr int kMost = 8 * kXTiles;
+    tile = find_tile<kMost, kMost>(of, static_cast<int>(blockIdx.y), kMost, 1);
+    if (tile.rows == 0) return;
+  }
+  const int rows = Rows::kOfExperts ? tile.rows : static_cast<int>(in.x_rows) / kOwnPlanes;
   const int part = static_cast<int>(threadIdx.x / 32);
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int k = static_cast<int>(in.k);  // below 2^23
   const int k_begin = part * in.part_length;
   const int length = min(in.part_length, k - k_begin);
   const int n_panels = (length + kDepth - 1) / kDepth;
-  const T* const weight = product.weight + column0 * k + k_begin;
+  const T* const weight = product.weight + (tile.expert * product.n + column0) * k + k_begin;
   const X* const x = in.x + k_begin;
   unsigned char* const ring = shared + part * Ring::kBytes;
 
@@ -100,6 +109,12 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
   const X* x_at = x + x_chunk * kCopied;
   int left = length - chunk * kChunk;
   int x_left = length - x_chunk * kCopied;
+  const auto row_of_x = [&](int r) {  // where row r of the tile begins
+    if constexpr (Rows::kOfExperts)
+      return int64_t{tile.x_rows[r]} * x_stride;
+    else
+      return r * x_stride;
+  };
   const auto copy_panel = [&](unsigned char* to) {
     unsigned char* const x_to = to + Ring::kWeightBytes;
     if (vectors) {
@@ -109,14 +124,14 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
       ZC_UNROLL for (int i = 0; i < 8 * kXTiles / kXStep; ++i) {
         const int r = x_row + kXStep * i;
         if (r < rows)
-          simt::cp_async_16(simt::smem_u32(x_to) + Ring::x_offset(r, x_chunk), x_at + r * x_stride,
+          simt::cp_async_16(simt::smem_u32(x_to) + Ring::x_offset(r, x_chunk), x_at + row_of_x(r),
                             x_left > 0 ? 16 : 0);
       }
     } else {
       ZC_NO_UNROLL for (int r = row; r < kColumns; r += 4)
           copy_elements(to + panel_offset(r, chunk), weight_at + min(r, last_column) * k, left);
       ZC_NO_UNROLL for (int r = x_row; r < rows; r += kXStep)
-          copy_elements(x_to + Ring::x_offset(r, x_chunk), x_at + r * x_stride, x_left);
+          copy_elements(x_to + Ring::x_offset(r, x_chunk), x_at + row_of_x(r), x_left);
     }
     weight_at += kDepth;
     x_at += kDepth;
@@ -124,7 +139,8 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
     x_left -= kDepth;
   };
 
-  begin_product(weight, k, last_column + 1, 8, 0, length, lane, 32);
+  if constexpr (!Rows::kOfExperts)
+    begin_product(weight, k, last_column + 1, 8, 0, length, lane, 32);
   ZC_NO_UNROLL for (int panel = 0; panel < Ring::kStages - 1; ++panel) {
     if (panel < n_panels) copy_panel(ring + panel * Ring::kPanelBytes);
     simt::cp_async_commit();
@@ -137,7 +153,7 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
       if (r < rows)
         for (int c = lane % 4 * kVector; c < length; c += 4 * kVector) {
           float values[kVector];
-          load_floats(x + r * in.x_stride + c, length - c, in.x_vectors, values);
+          load_floats(x + row_of_x(r) + c, length - c, in.x_vectors, values);
           most = largest_bits(values, most);
         }
       most = max(most, __shfl_xor_sync(0xffffffffu, most, 1));
@@ -229,71 +245,92 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
       }
       ZC_UNROLL for (int j = 0; j < 4; ++j) y[j] = plane == 0 ? sum[j] : y[j] + sum[j];
     }
-    product.out.write4(out_row, column0 + column, y);
+    if constexpr (Rows::kOfExperts) {
+      if (tile.out_rows[out_row] >= 0)
+        product.out.write4(tile.out_rows[out_row], column0 + column, y);
+    } else {
+      product.out.write4(out_row, column0 + column, y);
+    }
   }
 }
 
-template <int kWeightTiles, int kXTiles, typename T, typename X>
-void launch_few_tiles(Context& context, const Operands<T, X>& in, Products<T> products) {
+// Tiles of up to 8 kXTiles rows.
+int64_t tiles_of(const AllRows&, int) { return 1; }
+int64_t tiles_of(const ExpertRows& rows, int x_tiles) { return rows.most_tiles(8 * x_tiles); }
+
+template <int kWeightTiles, int kXTiles, typename T, typename X, typename Rows>
+void launch_few_tiles(Context& context, const Operands<T, X>& in, Products<T> products,
+                      const Rows& rows) {
   const int warps = part_count(in.k);
   unsigned blocks = 0;
   for (int i = 0; i < products.count; ++i) {
     blocks += blocks_for(products.of[i].n, 16 * kWeightTiles);
     products.of[i].end_block = blocks;
   }
-  launch_early(context, &linear_few_rows_kernel<T, X, kWeightTiles, kXTiles>, blocks,
+  launch_early(context, &linear_few_rows_kernel<T, X, kWeightTiles, kXTiles, Rows>,
+               dim3(blocks, static_cast<unsigned>(tiles_of(rows, kXTiles))),
                static_cast<unsigned>(warps * 32),
-               static_cast<size_t>(warps) * FewRing<X, kWeightTiles, kXTiles>::kBytes, in,
-               products);
+               static_cast<size_t>(warps) * FewRing<X, kWeightTiles, kXTiles>::kBytes, in, products,
+               rows);
 }
 
 // What the busiest multiprocessor reads with such tiles, in bytes for an element of k: a block
 // reads its columns of the weight, and all of x from L2.
 template <typename T, typename X>
 int64_t busiest_reads(const Context& context, const Operands<T, X>& in, const Products<T>& products,
-                      int weight_tiles) {
+                      int64_t tiles, int weight_tiles) {
   const int64_t columns = 16 * weight_tiles;
   int64_t blocks = 0;
-  for (int i = 0; i < products.count; ++i) blocks += blocks_for(products.of[i].n, columns);
-  const int64_t rows = in.x_rows / kPlanes<X, T>;
+  for (int i = 0; i < products.count; ++i) blocks += tiles * blocks_for(products.of[i].n, columns);
+  const int64_t rows = tiles == 1 ? in.x_rows / kPlanes<X, T> : 8;
   const int64_t of_one = columns * int64_t{sizeof(T)} + rows * int64_t{sizeof(X)};
   return (blocks + context.n_multiprocessors - 1) / context.n_multiprocessors * of_one;
 }
 
-template <int kXTiles, typename T, typename X>
-void launch_few_rows(Context& context, const Operands<T, X>& in, const Products<T>& products) {
+template <int kXTiles, typename T, typename X, typename Rows>
+void launch_few_rows(Context& context, const Operands<T, X>& in, const Products<T>& products,
+                     const Rows& rows) {
+  const int64_t tiles = tiles_of(rows, kXTiles);
   int weight_tiles = 1;
   if (kMaxParts * kMostRingBytes<3> <= context.shared_bytes_per_block)
     for (const int wider : {2, 3})
-      if (busiest_reads(context, in, products, wider) <
-          busiest_reads(context, in, products, weight_tiles))
+      if (busiest_reads(context, in, products, tiles, wider) <
+          busiest_reads(context, in, products, tiles, weight_tiles))
         weight_tiles = wider;
   if (weight_tiles == 1)
-    launch_few_tiles<1, kXTiles>(context, in, products);
+    launch_few_tiles<1, kXTiles>(context, in, products, rows);
   else if (weight_tiles == 2)
-    launch_few_tiles<2, kXTiles>(context, in, products);
+    launch_few_tiles<2, kXTiles>(context, in, products, rows);
   else
-    launch_few_tiles<3, kXTiles>(context, in, products);
+    launch_few_tiles<3, kXTiles>(context, in, products, rows);
 }
 
 }  // namespace
 
-template <typename T, typename X>
-void linear_few_rows(Context& context, const Operands<T, X>& in, const Products<T>& products) {
-  if constexpr (kPlanes<X, T> == 1) {
+template <typename T, typename X, typename Rows>
+void linear_few_rows(Context& context, const Operands<T, X>& in, const Products<T>& products,
+                     const Rows& rows) {
+  if constexpr (kPlanes<X, T> == 1 && !Rows::kOfExperts) {
     if (in.x_rows > 8) {
-      launch_few_rows<2>(context, in, products);
+      launch_few_rows<2>(context, in, products, rows);
       return;
     }
   }
-  launch_few_rows<1>(context, in, products);
+  launch_few_rows<1>(context, in, products, rows);
 }
 
-template void linear_few_rows(Context&, const Operands<f16, f16>&, const Products<f16>&);
-template void linear_few_rows(Context&, const Operands<f16, bf16>&, const Products<f16>&);
-template void linear_few_rows(Context&, const Operands<f16, float>&, const Products<f16>&);
-template void linear_few_rows(Context&, const Operands<bf16, f16>&, const Products<bf16>&);
-template void linear_few_rows(Context&, const Operands<bf16, bf16>&, const Products<bf16>&);
-template void linear_few_rows(Context&, const Operands<bf16, float>&, const Products<bf16>&);
+#define ZC_FEW_ROWS(T, X, Rows) \
+  template void linear_few_rows(Context&, const Operands<T, X>&, const Products<T>&, const Rows&);
+#define ZC_FEW_ROWS_OF_ALL(T, X) \
+  ZC_FEW_ROWS(T, X, AllRows)     \
+  ZC_FEW_ROWS(T, X, ExpertRows)
+ZC_FEW_ROWS_OF_ALL(f16, f16)
+ZC_FEW_ROWS_OF_ALL(f16, bf16)
+ZC_FEW_ROWS_OF_ALL(f16, float)
+ZC_FEW_ROWS_OF_ALL(bf16, f16)
+ZC_FEW_ROWS_OF_ALL(bf16, bf16)
+ZC_FEW_ROWS_OF_ALL(bf16, float)
+#undef ZC_FEW_ROWS_OF_ALL
+#undef ZC_FEW_ROWS
 
 }  // namespace zc::cuda

@@ -29,10 +29,10 @@ struct TileShape {
 // by cp.async, two or three ahead; the operands of the next 16 of k are read from shared memory
 // while 16 are multiplied. A part's sums are added to the total when it ends. Dynamic shared
 // memory: 96 KB (128 and 64 rows), 80 KB (32 rows). Bound by the tensor cores; up to 64 rows by
-// reading the weight.
-template <typename T, int kRows>
+// reading the weight. Tiles of experts are known when the kernels before have ended.
+template <typename T, int kRows, typename Rows>
 __global__ void __launch_bounds__(kTileThreads, TileShape<kRows>::kBlocks)
-    linear_tiles_kernel(Operands<T> in, int64_t m_tiles, Split split, LinearOut out) {
+    linear_tiles_kernel(Operands<T> in, int64_t m_tiles, Split split, LinearOut out, Rows of) {
   using Shape = TileShape<kRows>;
   constexpr int kWeightTiles = Shape::kWeightTiles;
   constexpr int kXTiles = Shape::kXTiles;
@@ -48,16 +48,24 @@ __global__ void __launch_bounds__(kTileThreads, TileShape<kRows>::kBlocks)
   const int warp = own / 32;
   const int64_t tile = blockIdx.x;
   const int rows = kRows / in.planes;  // of the result
-  const int64_t row0 = tile % m_tiles * rows;
+  const int64_t row0 = Rows::kOfExperts ? 0 : tile % m_tiles * rows;
   const int64_t column0 = tile / m_tiles * kTileColumns;
 
   // A thread copies chunk `chunk` of every 32nd row. Rows beyond the last are the last one again.
   const int chunk = own % 8;
   const int row = own / 8;
+  ExpertTile own_tile{};
+  if constexpr (Rows::kOfExperts) {
+    simt::wait_for_kernels_before();
+    own_tile = find_tile<kRows, kRows>(of, static_cast<int>(tile % m_tiles), rows, in.planes);
+    if (own_tile.rows == 0) return;
+  }
   const int64_t x_row0 = row0 * in.planes;
   const int last_column = static_cast<int>(min(int64_t{kTileColumns}, in.n - column0)) - 1;
-  const int last_row = static_cast<int>(min(int64_t{kRows}, in.x_rows - x_row0)) - 1;
-  const T* const weight = in.weight + column0 * in.k + chunk * kChunk;
+  const int last_row = Rows::kOfExperts
+                           ? own_tile.rows * in.planes - 1
+                           : static_cast<int>(min(int64_t{kRows}, in.x_rows - x_row0)) - 1;
+  const T* const weight = in.weight + (own_tile.expert * in.n + column0) * in.k + chunk * kChunk;
   const T* const x = in.x + x_row0 * in.x_stride + chunk * kChunk;
   const auto copy_panel = [&](int panel, int stage) {
     unsigned char* const to = shared + stage * Shape::kPanelBytes;
@@ -65,20 +73,28 @@ __global__ void __launch_bounds__(kTileThreads, TileShape<kRows>::kBlocks)
     ZC_UNROLL for (int i = 0; i < kTileColumns / 32; ++i)
         copy_weight(in, to + panel_offset(row + 32 * i, chunk),
                     weight + min(row + 32 * i, last_column) * in.k + c, c + chunk * kChunk);
-    ZC_UNROLL for (int i = 0; i < kRows / 32; ++i)
-        copy_x(in, to + kWeightBytes + panel_offset(row + 32 * i, chunk),
-               x + min(row + 32 * i, last_row) * in.x_stride + c, c + chunk * kChunk);
+    ZC_UNROLL for (int i = 0; i < kRows / 32; ++i) {
+      const int own_row = min(row + 32 * i, last_row);
+      const int64_t x_row = Rows::kOfExperts ? own_tile.x_rows[own_row] : own_row;
+      copy_x(in, to + kWeightBytes + panel_offset(row + 32 * i, chunk), x + x_row * in.x_stride + c,
+             c + chunk * kChunk);
+    }
   };
 
   const int first_part = static_cast<int>(blockIdx.y) * split.parts_per_group;
-  begin_product(in.weight + column0 * in.k, in.k, last_column + 1, 4,
-                int64_t{first_part} * in.part_length, in.k, own, kTileThreads);
+  if constexpr (!Rows::kOfExperts)
+    begin_product(in.weight + column0 * in.k, in.k, last_column + 1, 4,
+                  int64_t{first_part} * in.part_length, in.k, own, kTileThreads);
   if constexpr (kScales)
     for (int i = own; i < kMaxParts * kRows; i += kTileThreads) {
-      const int64_t out_row = row0 + i % kRows / in.planes;
-      const bool is_scaled = in.scales != nullptr && i / kRows < split.n_parts && out_row < out.m;
-      backs[i / kRows][i % kRows] =
-          is_scaled ? in.scales[out_row * split.n_parts + i / kRows] : 1.0f;
+      int64_t x_row = row0 + i % kRows / in.planes;
+      bool is_row = x_row < out.m;
+      if constexpr (Rows::kOfExperts) {
+        is_row = i % kRows <= last_row;
+        x_row = is_row ? own_tile.x_rows[i % kRows] / in.planes : 0;
+      }
+      const bool is_scaled = in.scales != nullptr && i / kRows < split.n_parts && is_row;
+      backs[i / kRows][i % kRows] = is_scaled ? in.scales[x_row * split.n_parts + i / kRows] : 1.0f;
     }
 
   // This warp's part of the tile, and where its lanes read their operands.
@@ -171,7 +187,8 @@ __global__ void __launch_bounds__(kTileThreads, TileShape<kRows>::kBlocks)
   __syncthreads();
   const int column = lane * 4;
   if (column > last_column) return;
-  for (int r = warp; r < rows && row0 + r < out.m; r += kTileWarps) {
+  for (int r = warp; r < rows && (Rows::kOfExperts ? r < own_tile.rows : row0 + r < out.m);
+       r += kTileWarps) {
     float y[4] = {};
     for (int plane = 0; plane < in.planes; ++plane) {
       const float4 sum =
@@ -181,7 +198,8 @@ __global__ void __launch_bounds__(kTileThreads, TileShape<kRows>::kBlocks)
       y[2] = plane == 0 ? sum.z : y[2] + sum.z;
       y[3] = plane == 0 ? sum.w : y[3] + sum.w;
     }
-    out.write4(row0 + r, column0 + column, y);
+    const int64_t out_row = Rows::kOfExperts ? own_tile.out_rows[r] : row0 + r;
+    if (!Rows::kOfExperts || out_row >= 0) out.write4(out_row, column0 + column, y);
   }
 }
 
@@ -201,14 +219,15 @@ Tiling tile_by(const Context& context, int64_t m, int64_t n, int64_t k, int plan
   return tiling;
 }
 
-template <typename T, int kRows>
+template <typename T, int kRows, typename Rows>
 void launch_tiles(Context& context, const Operands<T>& in, Tiling tiling, void* scratch,
-                  const LinearOut& out) {
+                  const LinearOut& out, const Rows& rows) {
   tiling.split.sums = static_cast<float4*>(scratch);
   tiling.split.arrivals = tiling.split.groups > 1 ? context.counters(tiling.tiles) : nullptr;
-  launch_early(context, &linear_tiles_kernel<T, kRows>,
+  launch_early(context, &linear_tiles_kernel<T, kRows, Rows>,
                dim3(blocks_for(tiling.tiles, 1), static_cast<unsigned>(tiling.split.groups)),
-               kTileThreads, TileShape<kRows>::kSharedBytes, in, tiling.m_tiles, tiling.split, out);
+               kTileThreads, TileShape<kRows>::kSharedBytes, in, tiling.m_tiles, tiling.split, out,
+               rows);
 }
 
 }  // namespace
@@ -220,22 +239,41 @@ Tiling tile_result(const Context& context, int64_t m, int64_t n, int64_t k, int 
   return tile_by<128>(context, m, n, k, planes);
 }
 
-template <typename T>
+// By what an expert has on average; k is never shared out, since there are many tiles.
+Tiling tile_experts(const ExpertRows& rows, int64_t n, int64_t k, int planes) {
+  const int64_t average = int64_t{rows.n_pairs} * planes / rows.n_experts;
+  Tiling tiling{};
+  tiling.form = Tiling::Form::kMma;
+  tiling.tile_rows = average <= 32 ? 32 : average <= 64 ? 64 : 128;
+  tiling.tile_columns = kTileColumns;
+  tiling.m_tiles = rows.most_tiles(tiling.tile_rows / planes);
+  tiling.tiles = tiling.m_tiles * ((n + kTileColumns - 1) / kTileColumns);
+  tiling.split = split_parts(k, tiling.tiles, 1);
+  return tiling;
+}
+
+template <typename T, typename Rows>
 void linear_tiles(Context& context, const Operands<T>& in, Tiling tiling, void* scratch,
-                  const LinearOut& out) {
+                  const LinearOut& out, const Rows& rows) {
   switch (tiling.tile_rows) {
     case 32:
-      return launch_tiles<T, 32>(context, in, tiling, scratch, out);
+      return launch_tiles<T, 32>(context, in, tiling, scratch, out, rows);
     case 64:
-      return launch_tiles<T, 64>(context, in, tiling, scratch, out);
+      return launch_tiles<T, 64>(context, in, tiling, scratch, out, rows);
     case 128:
-      return launch_tiles<T, 128>(context, in, tiling, scratch, out);
+      return launch_tiles<T, 128>(context, in, tiling, scratch, out, rows);
     default:
       throw Error(ErrorCode::kInternal, format("device: tiles of %d rows", tiling.tile_rows));
   }
 }
 
-template void linear_tiles(Context&, const Operands<f16>&, Tiling, void*, const LinearOut&);
-template void linear_tiles(Context&, const Operands<bf16>&, Tiling, void*, const LinearOut&);
+#define ZC_TILES(T, Rows)                                                                   \
+  template void linear_tiles(Context&, const Operands<T>&, Tiling, void*, const LinearOut&, \
+                             const Rows&);
+ZC_TILES(f16, AllRows)
+ZC_TILES(f16, ExpertRows)
+ZC_TILES(bf16, AllRows)
+ZC_TILES(bf16, ExpertRows)
+#undef ZC_TILES
 
 }  // namespace zc::cuda

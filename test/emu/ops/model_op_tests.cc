@@ -73,6 +73,41 @@ ZC_OP_TESTS(rope_tests) {
       });
 }
 
+// A few rows of an expert, some and many, by kernels of their own each.
+void expert_test(DType x, DType weight, int64_t m, int64_t k, int n_experts, int n_chosen) {
+  const std::string name = format("expert_linear %s times %s, %lld rows of %lld, %d of %d",
+                                  dtype_name(x), dtype_name(weight), static_cast<long long>(m),
+                                  static_cast<long long>(k), n_chosen, n_experts);
+  add_op_test(name, [=](OpRun& run) {
+    const int64_t n = 67;
+    const int64_t n_pairs = m * n_chosen;
+    if (k % 16 == 0) run.aligned();
+    const TensorView weights = run.result("weights", DType::kF32, {m, n_chosen}, {2e-6, 0});
+    const TensorView experts = run.result("experts", DType::kI32, {m, n_chosen});
+    const TensorView pairs = run.result("pairs", DType::kI32, {n_pairs});
+    const TensorView offsets = run.result("offsets", DType::kI32, {n_experts + 1});
+    const TensorView y = run.scratch(DType::kF32, {n_pairs, n});
+    run.op(&Backend::route_experts,
+           RouteExpertsArgs{run.normals(DType::kF32, {m, n_experts}, 3), weights, experts, pairs,
+                            offsets, n_chosen % 2 == 0});
+    run.op(&Backend::expert_linear,
+           ExpertLinearArgs{run.normals(x, {m, k}), run.normals(weight, {n_experts, n, k}),
+                            TensorView{}, pairs, offsets, y});
+    const TensorView sum = run.normals(DType::kF32, {m, n});
+    run.compare("sum", sum, {1e-5, 1e-3});
+    run.op(&Backend::add_experts, AddExpertsArgs{y, weights, sum});
+  });
+}
+ZC_OP_TESTS(expert_tests) {
+  for (const DType x : kFloatDTypes)
+    for (const DType weight : kFloatDTypes) {
+      expert_test(x, weight, 3, 83, 5, 2);
+      expert_test(x, weight, 70, 128, 5, 3);
+    }
+  expert_test(DType::kBF16, DType::kBF16, 1, 1160, 40, 8);
+  expert_test(DType::kBF16, DType::kBF16, 200, 64, 3, 2);
+}
+
 ZC_OP_TESTS(embedding_tests) {
   for (const DType dtype : kFloatDTypes) {
     add_op_test(std::string("embedding ") + dtype_name(dtype), [=](OpRun& run) {

@@ -1,0 +1,93 @@
+import { loadAddon } from '../native/load.js'
+import { handleOf, type Tensor } from './tensor.js'
+
+/** Arguments of `routeExperts`. */
+export interface RouteExpertsArgs {
+  /** (n, n_experts) f32; at most 1024 experts. */
+  logits: Tensor<'f32'>
+  /** (n, n_chosen) f32, out. */
+  weights: Tensor<'f32'>
+  /** (n, n_chosen) i32, out: of each row the largest logit's expert first. */
+  experts: Tensor<'i32'>
+  /**
+   * (n * n_chosen) i32, out: the places in `experts`, row * n_chosen + choice, of expert 0 first, an
+   * expert's in ascending order.
+   */
+  pairs: Tensor<'i32'>
+  /** (n_experts + 1) i32, out: where an expert's pairs begin in `pairs`. */
+  offsets: Tensor<'i32'>
+  /** Divides a row's weights by their sum. Default false. */
+  normalized?: boolean | undefined
+}
+
+/**
+ * Which experts multiply a row: those of its `n_chosen` largest logits, with weights softmax(logits) in
+ * float32, of equal logits the smaller expert. A row with a NaN gets weights of NaN.
+ *
+ * Throws `ERR_ZC_SHAPE`, also for more experts a row than there are, and `ERR_ZC_DTYPE`. Source: Shazeer
+ * et al. (arXiv 1701.06538), §2.1; softmax first, as in Mixtral (arXiv 2401.04088) and Qwen3.
+ */
+export function routeExperts(args: RouteExpertsArgs): void {
+  loadAddon().routeExperts(
+    handleOf(args.logits),
+    handleOf(args.weights),
+    handleOf(args.experts),
+    handleOf(args.pairs),
+    handleOf(args.offsets),
+    args.normalized ?? false,
+  )
+}
+
+/** Arguments of `expertLinear`. */
+export interface ExpertLinearArgs {
+  /** (m, k) f32, f16 or bf16. Pair p is of row p / (n_pairs / m). */
+  x: Tensor
+  /** (n_experts, n, k) f32, f16 or bf16, or i8 with `scales`. */
+  weight: Tensor
+  /** (n_experts, n) f32: of a weight of i8 alone, as `quantizeWeight` gives it. */
+  scales?: Tensor<'f32'> | undefined
+  /** (n_pairs) i32, n_pairs a multiple of m: a permutation of 0 to n_pairs - 1, by expert. */
+  pairs: Tensor<'i32'>
+  /** (n_experts + 1) i32, where an expert's pairs begin: from 0 to n_pairs. */
+  offsets: Tensor<'i32'>
+  /** (n_pairs, n) f32, f16 or bf16, out. */
+  out: Tensor
+}
+
+/**
+ * out[pair] = W[expert of pair] x[row of pair], each row to the bit as `linear` gives it: of
+ * `routeExperts`, n_chosen products of each row of x with other matrices.
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT` for pairs or offsets out of their range, and
+ * `ERR_ZC_UNSUPPORTED` for a weight of i8 on a GPU.
+ */
+export function expertLinear(args: ExpertLinearArgs): void {
+  loadAddon().expertLinear(
+    handleOf(args.x),
+    handleOf(args.weight),
+    handleOf(args.scales),
+    handleOf(args.pairs),
+    handleOf(args.offsets),
+    handleOf(args.out),
+  )
+}
+
+/** Arguments of `addExperts`. */
+export interface AddExpertsArgs {
+  /** (n * n_chosen, width) f32: what a row's experts gave. */
+  x: Tensor<'f32'>
+  /** (n, n_chosen) f32. */
+  weights: Tensor<'f32'>
+  /** (n, width) f32, out: added to. */
+  out: Tensor<'f32'>
+}
+
+/**
+ * out[row] += sum over its choices, the first one first, of weights[row, choice] x[row * n_chosen +
+ * choice], in float32.
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
+ */
+export function addExperts(args: AddExpertsArgs): void {
+  loadAddon().addExperts(handleOf(args.x), handleOf(args.weights), handleOf(args.out))
+}

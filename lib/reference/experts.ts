@@ -1,0 +1,119 @@
+import { linear } from './linear.js'
+
+/** Which experts multiply which rows. */
+export interface Routing {
+  /** (n, n_chosen) */
+  weights: Float64Array
+  /** (n, n_chosen), of each row the largest logit's expert first */
+  experts: Int32Array
+  /** (n * n_chosen): places in `experts`, ordered by expert, then by place */
+  pairs: Int32Array
+  /** (n_experts + 1): where an expert's pairs begin in `pairs` */
+  offsets: Int32Array
+}
+
+/**
+ * Routes rows to experts: those of the `nChosen` largest logits, of equal ones the smaller expert, with
+ * weights softmax(logits), divided by their sum where they are `normalized`. A row with a NaN has
+ * weights of NaN.
+ *
+ * - `logits` (n, n_experts)
+ *
+ * Source: Mixtral (arXiv 2401.04088) §2.1.
+ */
+export function routeExperts(options: {
+  logits: ArrayLike<number>
+  nExperts: number
+  nChosen: number
+  normalized?: boolean
+}): Routing {
+  const { logits, nExperts, nChosen, normalized = false } = options
+  const n = logits.length / nExperts
+  const weights = new Float64Array(n * nChosen)
+  const experts = new Int32Array(n * nChosen)
+  for (let row = 0; row < n; row++) {
+    const own = Array.from({ length: nExperts }, (_, e) => logits[row * nExperts + e] as number)
+    const rank = (e: number) => (Number.isNaN(own[e]) ? -Infinity : (own[e] as number))
+    const order = own.map((_, e) => e).sort((a, b) => rank(b) - rank(a) || a - b)
+    const most = own[order[0] as number] as number
+    const exponentials = own.map((logit) => Math.exp(logit - most))
+    const total = exponentials.reduce((sum, e) => sum + e, 0)
+    const chosen = order.slice(0, nChosen)
+    const probabilities = chosen.map((e) => (exponentials[e] as number) / total)
+    const divisor = normalized ? probabilities.reduce((sum, p) => sum + p, 0) : 1
+    experts.set(chosen, row * nChosen)
+    weights.set(
+      probabilities.map((p) => p / divisor),
+      row * nChosen,
+    )
+  }
+  const pairs = Int32Array.from(experts.keys())
+  pairs.sort((a, b) => (experts[a] as number) - (experts[b] as number) || a - b)
+  const offsets = Int32Array.from(
+    { length: nExperts + 1 },
+    (_, e) => experts.filter((expert) => expert < e).length,
+  )
+  return { weights, experts, pairs, offsets }
+}
+
+/**
+ * Products of rows with the matrices of their experts: out[pair] = W[expert] x[row], where pair p is of
+ * row p / (n_pairs / m).
+ *
+ * - `x` (m, k); `weight` (n_experts, n, k), times `scales` (n_experts, n) where they are given; `experts`
+ *   (n_pairs), one for each pair
+ * - returns (n_pairs, n)
+ */
+export function expertLinear(options: {
+  x: ArrayLike<number>
+  weight: ArrayLike<number>
+  scales?: ArrayLike<number>
+  experts: ArrayLike<number>
+  m: number
+  n: number
+  k: number
+}): Float64Array {
+  const { m, n, k } = options
+  const x = Float64Array.from(options.x)
+  const weight = Float64Array.from(options.weight)
+  const scales = options.scales && Float64Array.from(options.scales)
+  const experts = Int32Array.from(options.experts)
+  const out = new Float64Array(experts.length * n)
+  for (const [pair, expert] of experts.entries()) {
+    const row = Math.floor(pair / (experts.length / m))
+    const product = linear({
+      x: x.subarray(row * k, (row + 1) * k),
+      weight: weight.subarray(expert * n * k, (expert + 1) * n * k),
+      ...(scales ? { scales: scales.subarray(expert * n, (expert + 1) * n) } : {}),
+      ...{ m: 1, n, k },
+    })
+    out.set(product, pair * n)
+  }
+  return out
+}
+
+/**
+ * Adds up what the experts of a row gave: out[row] = before[row] + sum of weights[row, choice] x[row *
+ * n_chosen + choice].
+ *
+ * - `x` (n * n_chosen, width); `weights` (n, n_chosen); `before` (n, width)
+ * - returns (n, width)
+ */
+export function addExperts(options: {
+  x: ArrayLike<number>
+  weights: ArrayLike<number>
+  before: ArrayLike<number>
+  nChosen: number
+}): Float64Array {
+  const { x, weights, before, nChosen } = options
+  const width = x.length / weights.length
+  return Float64Array.from(before, (start, i) => {
+    const row = Math.floor(i / width)
+    let sum = 0
+    for (let choice = 0; choice < nChosen; choice++) {
+      const pair = row * nChosen + choice
+      sum += (weights[pair] as number) * (x[pair * width + (i % width)] as number)
+    }
+    return start + sum
+  })
+}
