@@ -4,6 +4,7 @@
  * what other work may have to wait for. How a pass is sliced never changes a token.
  */
 import type { KvCache } from '../cache/index.js'
+import { gateWidth } from '../model/config.js'
 import {
   type AttentionHeads,
   embedRows,
@@ -66,13 +67,21 @@ const SLICES = {
   gpu: { products: 2 ** 39, mostRows: 2048, compressesApart: false },
 } satisfies Record<DeviceInfo['kind'], object>
 
-/** Rows of a slice: a power of two, by the size of a layer and the kind of device. */
+/** An expert's weights are read for so many rows at least, on average: fewer take as long. */
+const EXPERT_ROWS = 8
+
+/**
+ * Rows of a slice: a power of two, by the size of a layer, or of what its experts are for a row, and the
+ * kind of device.
+ */
 export function sliceRows({ config, device }: Pick<ForwardModel, 'config' | 'device'>): number {
-  const { hiddenSize, intermediateSize, nHeads, nKvHeads, headDim } = config
+  const { hiddenSize, experts, nHeads, nKvHeads, headDim } = config
   const attention = hiddenSize * headDim * (2 * nHeads + 2 * nKvHeads)
-  const layer = attention + 3 * hiddenSize * intermediateSize
+  const layer = attention + 3 * hiddenSize * gateWidth(config)
   const { products, mostRows } = SLICES[device.info.kind]
-  return Math.min(mostRows, Math.max(32, 2 ** Math.round(Math.log2(products / layer))))
+  const spread = experts ? (EXPERT_ROWS * experts.count) / experts.perRow : 0
+  const least = Math.max(32, 2 ** Math.ceil(Math.log2(spread)))
+  return Math.min(mostRows, Math.max(least, 2 ** Math.round(Math.log2(products / layer))))
 }
 
 /** Rows [first, first + nRows) of a pass. */

@@ -10,6 +10,30 @@ export type Architecture =
   | 'SmolLM3ForCausalLM'
   | 'Gemma3ForCausalLM'
   | 'Gemma3ForConditionalGeneration'
+  | 'MixtralForCausalLM'
+  | 'Qwen3MoeForCausalLM'
+
+/** How a checkpoint calls the tensors of a layer's experts. */
+export interface ExpertNames {
+  /** The part of a layer that holds them, and the router: `block.experts.0`, `block.gate`. */
+  readonly block: string
+  readonly gateProj: string
+  readonly upProj: string
+  readonly downProj: string
+}
+
+/** What config.json of a model with experts says of them. */
+export interface ExpertTraits {
+  /** Keys of their number: the second is what transformers 5 writes. */
+  readonly countKeys: readonly string[]
+  /** Key of their width. */
+  readonly widthKey: string
+  /** Whether the weights of a row's experts are divided by their sum. */
+  readonly normalized: 'yes' | 'from norm_topk_prob'
+  /** Which layers have them. */
+  readonly layers: 'all' | 'by decoder_sparse_step'
+  readonly names: ExpertNames
+}
 
 /** Where transformers differs from one architecture to the next. */
 export interface ArchitectureTraits {
@@ -24,7 +48,12 @@ export interface ArchitectureTraits {
   readonly bias: 'none' | 'qkv' | 'from attention_bias'
   /** RMS norm of each query and key head. */
   readonly qkNorm: boolean
-  readonly window: 'none' | 'all layers' | 'by use_sliding_window' | 'by pattern'
+  readonly window:
+    | 'none'
+    | 'all layers'
+    | 'all layers by use_sliding_window'
+    | 'by use_sliding_window'
+    | 'by pattern'
   /** Which layers rotate, and how. */
   readonly rope: 'one' | 'some layers' | 'one for windows'
   /** The file may say that a part of each head rotates. */
@@ -37,6 +66,8 @@ export interface ArchitectureTraits {
    * `query_pre_attn_scalar`.
    */
   readonly isGemma: boolean
+  /** MLPs are several experts, of which a router chooses some for each row; null: they are not. */
+  readonly experts: ExpertTraits | null
 }
 
 const kPlain = {
@@ -48,6 +79,7 @@ const kPlain = {
   partialRotary: false,
   fusedProjections: false,
   isGemma: false,
+  experts: null,
 } as const satisfies Partial<ArchitectureTraits>
 
 const kQwenDefaults = {
@@ -144,4 +176,37 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
   },
   Gemma3ForCausalLM: kGemma3Traits,
   Gemma3ForConditionalGeneration: { ...kGemma3Traits, modelType: 'gemma3', isTextOf: true },
+  MixtralForCausalLM: {
+    ...kPlain,
+    modelType: 'mixtral',
+    defaults: { rms_norm_eps: 1e-5, sliding_window: null, rope_theta: 1_000_000 },
+    window: 'all layers',
+    experts: {
+      countKeys: ['num_local_experts'],
+      widthKey: 'intermediate_size',
+      normalized: 'yes',
+      layers: 'all',
+      names: { block: 'block_sparse_moe', gateProj: 'w1', upProj: 'w3', downProj: 'w2' },
+    },
+  },
+  Qwen3MoeForCausalLM: {
+    ...kPlain,
+    modelType: 'qwen3_moe',
+    defaults: {
+      use_sliding_window: false,
+      sliding_window: 4096,
+      decoder_sparse_step: 1,
+      norm_topk_prob: false,
+    },
+    bias: 'from attention_bias',
+    qkNorm: true,
+    window: 'all layers by use_sliding_window',
+    experts: {
+      countKeys: ['num_experts', 'num_local_experts'],
+      widthKey: 'moe_intermediate_size',
+      normalized: 'from norm_topk_prob',
+      layers: 'by decoder_sparse_step',
+      names: { block: 'mlp', gateProj: 'gate_proj', upProj: 'up_proj', downProj: 'down_proj' },
+    },
+  },
 }

@@ -1,5 +1,5 @@
 import { ZipCacheError } from '../errors.js'
-import type { ModelConfig } from './config.js'
+import type { ExpertsConfig, ModelConfig } from './config.js'
 import { isJsonObject, modelFile, quote, readJsonFile, regularFileSize } from './model-files.js'
 import { readSafetensorsHeader, type SafetensorsHeader, type TensorEntry } from './safetensors.js'
 
@@ -35,6 +35,7 @@ export type WeightRole =
   | 'attentionOutputNorm'
   | 'mlpNorm'
   | 'mlpOutputNorm'
+  | 'router'
   | 'gateProj'
   | 'upProj'
   | 'downProj'
@@ -51,6 +52,8 @@ export interface ExpectedTensor {
   readonly layer: number | null
   /** The weight is these rows of the tensor, from the first to before the last; null: all of it. */
   readonly rows: readonly [begin: number, end: number] | null
+  /** Whose matrix it is, from 0; null: not an expert's. */
+  readonly expert: number | null
 }
 
 /** An expected tensor and where it lies; dtype is F32, F16 or BF16. */
@@ -142,19 +145,34 @@ function makeCheckpoint(located: Iterable<readonly [string, CheckpointTensor]>):
  */
 export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
   const { hiddenSize, intermediateSize, headDim, vocabSize, attentionBias } = config
-  const { fusedProjections, outputNorms } = config
+  const { fusedProjections, outputNorms, experts } = config
   const qWidth = config.nHeads * headDim
   const kvWidth = config.nKvHeads * headDim
   const expected: ExpectedTensor[] = []
   const add = (layer: number | null, role: WeightRole, name: string, ...shape: number[]) =>
-    expected.push({ name, shape, role, layer, rows: null })
+    expected.push({ name, shape, role, layer, rows: null, expert: null })
   /** Weights that lie below each other in one tensor. */
   const addFused = (layer: number, name: string, width: number, parts: [WeightRole, number][]) => {
     const shape = [parts.reduce((sum, [, height]) => sum + height, 0), width]
     let row = 0
     for (const [role, height] of parts) {
-      expected.push({ name, shape, role, layer, rows: [row, row + height] })
+      expected.push({ name, shape, role, layer, rows: [row, row + height], expert: null })
       row += height
+    }
+  }
+
+  const addExperts = (layer: number, prefix: string, { count, names, ...own }: ExpertsConfig) => {
+    const block = `${prefix}.${names.block}`
+    add(layer, 'router', `${block}.gate.weight`, count, hiddenSize)
+    for (let expert = 0; expert < count; ++expert) {
+      for (const [role, name, ...shape] of [
+        ['gateProj', names.gateProj, own.intermediateSize, hiddenSize],
+        ['upProj', names.upProj, own.intermediateSize, hiddenSize],
+        ['downProj', names.downProj, hiddenSize, own.intermediateSize],
+      ] as const) {
+        const path = `${block}.experts.${expert}.${name}.weight`
+        expected.push({ name: path, shape, role, layer, rows: null, expert })
+      }
     }
   }
 
@@ -191,16 +209,19 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
     if (outputNorms) norm('attentionOutputNorm', 'post_attention')
     norm('mlpNorm', outputNorms ? 'pre_feedforward' : 'post_attention')
     const mlp = `${prefix}.mlp`
-    if (fusedProjections) {
+    if (experts?.layers[layer]) {
+      addExperts(layer, prefix, experts)
+    } else if (fusedProjections) {
       addFused(layer, `${mlp}.gate_up_proj.weight`, hiddenSize, [
         ['gateProj', intermediateSize],
         ['upProj', intermediateSize],
       ])
+      add(layer, 'downProj', `${mlp}.down_proj.weight`, hiddenSize, intermediateSize)
     } else {
       add(layer, 'gateProj', `${mlp}.gate_proj.weight`, intermediateSize, hiddenSize)
       add(layer, 'upProj', `${mlp}.up_proj.weight`, intermediateSize, hiddenSize)
+      add(layer, 'downProj', `${mlp}.down_proj.weight`, hiddenSize, intermediateSize)
     }
-    add(layer, 'downProj', `${mlp}.down_proj.weight`, hiddenSize, intermediateSize)
     if (outputNorms) norm('mlpOutputNorm', 'post_feedforward')
   }
   add(null, 'norm', 'model.norm.weight', hiddenSize)

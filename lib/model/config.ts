@@ -1,6 +1,11 @@
 import { stat } from 'node:fs/promises'
 import { ZipCacheError } from '../errors.js'
-import { ARCHITECTURES, type Architecture, type ArchitectureTraits } from './architectures.js'
+import {
+  ARCHITECTURES,
+  type Architecture,
+  type ArchitectureTraits,
+  type ExpertNames,
+} from './architectures.js'
 import { ConfigReader } from './config-reader.js'
 import { readGenerationConfig, readTokenIds } from './generation-config.js'
 import { isJsonObject, type JsonObject, modelFile, quote, readJsonFile } from './model-files.js'
@@ -16,6 +21,22 @@ export type {
   YarnRope,
 } from './rope-config.js'
 
+/** MLPs of several experts, of which a router chooses some for each row. */
+export interface ExpertsConfig {
+  /** Experts of a layer. */
+  readonly count: number
+  /** How many of them multiply a row. */
+  readonly perRow: number
+  /** Width of each one's gated MLP. */
+  readonly intermediateSize: number
+  /** The weights of a row's experts are divided by their sum. */
+  readonly normalized: boolean
+  /** (nLayers): whether a layer has experts; others have a plain MLP. */
+  readonly layers: readonly boolean[]
+  /** What the checkpoint calls their tensors. */
+  readonly names: ExpertNames
+}
+
 /**
  * Everything the forward pass needs to know about a model, checked and with the defaults filled in.
  */
@@ -26,8 +47,10 @@ export interface ModelConfig {
   readonly nLayers: number
   /** Width of the residual stream. */
   readonly hiddenSize: number
-  /** Width of the gated MLP. */
+  /** Width of the gated MLP, in layers without experts. */
   readonly intermediateSize: number
+  /** Null: no layer has experts. */
+  readonly experts: ExpertsConfig | null
   /** Query heads. */
   readonly nHeads: number
   /** Divides `nHeads`. */
@@ -79,6 +102,7 @@ const kMaxBytes = 1 << 24
 const kMaxWidth = 1 << 20
 const kMaxLayers = 1024
 const kMaxHeads = 1 << 14
+const kMaxExperts = 1024
 const kMaxHeadDim = 256
 const kHeadDimStep = 16
 const kMaxVocab = 1 << 22
@@ -159,6 +183,7 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     nLayers,
     hiddenSize,
     intermediateSize,
+    experts: readExperts(read, traits, nLayers),
     nHeads,
     nKvHeads,
     headDim,
@@ -259,6 +284,47 @@ function readActivation(read: ConfigReader, key: string): ModelConfig['activatio
   read.refuse(key, `is ${quote(name)}, expected "silu" or "gelu_pytorch_tanh"`)
 }
 
+function readExperts(
+  read: ConfigReader,
+  { experts }: ArchitectureTraits,
+  nLayers: number,
+): ExpertsConfig | null {
+  if (experts === null) return null
+  const named = experts.countKeys.filter((key) => read.value(key) !== undefined)
+  const [key = experts.countKeys[0] as string, other] = named
+  const count = read.integer(key, 1, kMaxExperts)
+  if (other !== undefined && read.value(other) !== count) {
+    read.refuse(other, `is ${quote(read.value(other))}, but ${key} is ${count}`)
+  }
+  const layers = new Array<boolean>(nLayers).fill(true)
+  if (experts.layers === 'by decoder_sparse_step') {
+    const step = read.integer('decoder_sparse_step', 1, kMaxInt32)
+    const plain = read.value('mlp_only_layers') ?? []
+    if (!Array.isArray(plain) || !plain.every(Number.isInteger)) {
+      read.refuse('mlp_only_layers', `is ${quote(plain)}, expected an array of layers`)
+    }
+    for (const layer of layers.keys()) {
+      layers[layer] = (layer + 1) % step === 0 && !plain.includes(layer)
+    }
+  }
+  const config = {
+    count,
+    perRow: read.integer('num_experts_per_tok', 1, count),
+    intermediateSize: read.integer(experts.widthKey, 1, kMaxWidth),
+    normalized: experts.normalized === 'yes' || read.boolean('norm_topk_prob', false),
+    layers,
+    names: experts.names,
+  }
+  return layers.includes(true) ? config : null
+}
+
+/** Elements a row of the widest gate of any layer. */
+export function gateWidth({ intermediateSize, experts }: ModelConfig): number {
+  const ofExperts = experts ? experts.perRow * experts.intermediateSize : 0
+  const isPlain = experts === null || experts.layers.includes(false)
+  return Math.max(ofExperts, isPlain ? intermediateSize : 0)
+}
+
 function readKvHeads(read: ConfigReader, nHeads: number): number {
   // null means nHeads to transformers; an absent key means a number of its own per architecture (8,
   // 32).
@@ -342,12 +408,17 @@ function readSlidingWindow(
     return full
   }
 
+  const isInAll = traits.window.startsWith('all layers')
+  const isOff =
+    traits.window === 'all layers by use_sliding_window' &&
+    !read.boolean('use_sliding_window', false)
   // null switches the window off, where the file says so or the class.
-  const window = read.raw.sliding_window === null ? 0 : read.integer('sliding_window', 1, kMaxInt32)
+  const window =
+    isOff || read.raw.sliding_window === null ? 0 : read.integer('sliding_window', 1, kMaxInt32)
   const byType = (types: readonly string[]) =>
     types.map((type) => (type === 'sliding_attention' ? window : 0))
 
-  if (traits.window === 'all layers') {
+  if (isInAll) {
     // transformers reads no layer_types here: each that differs from what it would do is a
     // contradiction.
     const only = window > 0 ? 'sliding_attention' : 'full_attention'

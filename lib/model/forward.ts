@@ -3,8 +3,10 @@
  * caller's: it knows the cache.
  */
 import {
+  addExperts,
   type Device,
   embedding,
+  expertLinear,
   gatherRows,
   geluGate,
   groupedLinear,
@@ -12,10 +14,11 @@ import {
   rmsNorm,
   rope,
   ropeTable,
+  routeExperts,
   siluGate,
   type Tensor,
 } from '../ops/index.js'
-import type { ModelConfig } from './config.js'
+import { gateWidth, type ModelConfig } from './config.js'
 import type { Scratch } from './scratch.js'
 import type {
   AttentionDtype,
@@ -84,6 +87,29 @@ export interface StreamRows {
   readonly ropes: readonly RopeTable[]
 }
 
+/** What a gated MLP has of each row, or of each pair of a row and an expert: (rows, width). */
+export interface GatedRows {
+  readonly gate: Tensor
+  readonly up: Tensor
+  readonly gated: Tensor
+}
+
+/** Rows on their way through a layer's experts. */
+export interface ExpertRows extends GatedRows {
+  /** (rows, n_experts) f32 */
+  readonly logits: Tensor<'f32'>
+  /** (rows, n_chosen) f32 */
+  readonly weights: Tensor<'f32'>
+  /** (rows, n_chosen) i32: which they are. */
+  readonly chosen: Tensor<'i32'>
+  /** (rows * n_chosen) i32: as `routeExperts` orders them. */
+  readonly pairs: Tensor<'i32'>
+  /** (n_experts + 1) i32 */
+  readonly offsets: Tensor<'i32'>
+  /** (rows * n_chosen, hidden_size) f32: what they give. */
+  readonly given: Tensor<'f32'>
+}
+
 /** Rows on their way through a layer: the stream, and views of the work space as the ops want it. */
 export interface RowBlock extends StreamRows {
   readonly normed: Tensor
@@ -96,9 +122,10 @@ export interface RowBlock extends StreamRows {
   /** For norms of single heads: (rows x heads, head_dim). */
   readonly headRows: { readonly q: Tensor; readonly k: Tensor }
   readonly heads: AttentionHeads
-  readonly gate: Tensor
-  readonly up: Tensor
-  readonly gated: Tensor
+  /** Of layers with a plain MLP; null: there are none. */
+  readonly plain: GatedRows | null
+  /** Of layers with experts; null: there are none. */
+  readonly experts: ExpertRows | null
   /** (rows, hidden_size) f32: what a layer adds to the stream, where that has a norm; else null. */
   readonly branch: Tensor | null
 }
@@ -133,7 +160,7 @@ export function makeWorkspace(
   scratch: Scratch,
 ): (nRows: number, stream: StreamRows) => RowBlock {
   const { config, dtype, attentionDtype } = model
-  const { hiddenSize, intermediateSize, headDim, nHeads, nKvHeads } = config
+  const { hiddenSize, intermediateSize, experts, headDim, nHeads, nKvHeads } = config
   const qWidth = nHeads * headDim
   const kvWidth = nKvHeads * headDim
   const isFloat32 = attentionDtype === 'f32'
@@ -144,15 +171,29 @@ export function makeWorkspace(
   const q = isFloat32 ? rawQ : scratch.tensor(attentionDtype, [capacity, qWidth])
   const attended = scratch.tensor(attentionDtype, [capacity, qWidth])
   const lse = scratch.tensor('f32', [capacity, nHeads])
-  const gate = scratch.tensor('f32', [capacity, intermediateSize])
-  const up = scratch.tensor('f32', [capacity, intermediateSize])
-  const gated = dtype === 'f32' ? gate : scratch.tensor(dtype, [capacity, intermediateSize])
+  const width = gateWidth(config)
+  const gate = scratch.tensor('f32', [capacity, width])
+  const up = scratch.tensor('f32', [capacity, width])
+  const gated = dtype === 'f32' ? gate : scratch.tensor(dtype, [capacity, width])
+  const routed = experts && {
+    logits: scratch.tensor('f32', [capacity, experts.count]),
+    weights: scratch.tensor('f32', [capacity, experts.perRow]),
+    chosen: scratch.tensor('i32', [capacity, experts.perRow]),
+    pairs: scratch.tensor('i32', [capacity * experts.perRow]),
+    offsets: scratch.tensor('i32', [experts.count + 1]),
+    given: scratch.tensor('f32', [capacity * experts.perRow, hiddenSize]),
+  }
   const branch = config.outputNorms ? scratch.tensor('f32', [capacity, hiddenSize]) : null
 
   return (nRows, stream) => {
     const view = <T extends Tensor>(tensor: T, ...rest: number[]) =>
       scratch.keep(tensor.view([nRows, ...rest]) as T)
     const rowK = rawK ?? stream.k
+    const gatedRows = (rows: number, width: number): GatedRows => ({
+      gate: scratch.keep(gate.view([rows, width])),
+      up: scratch.keep(up.view([rows, width])),
+      gated: scratch.keep(gated.view([rows, width])),
+    })
     return {
       ...stream,
       normed: view(normed, hiddenSize),
@@ -172,9 +213,16 @@ export function makeWorkspace(
         out: view(attended, nHeads, headDim),
         lse: view(lse, nHeads),
       },
-      gate: view(gate, intermediateSize),
-      up: view(up, intermediateSize),
-      gated: view(gated, intermediateSize),
+      plain: experts?.layers.every(Boolean) ? null : gatedRows(nRows, intermediateSize),
+      experts: routed && {
+        ...gatedRows(nRows * experts.perRow, experts.intermediateSize),
+        logits: view(routed.logits, experts.count),
+        weights: view(routed.weights, experts.perRow),
+        chosen: view(routed.chosen, experts.perRow),
+        pairs: scratch.keep(routed.pairs.view([nRows * experts.perRow])),
+        offsets: routed.offsets,
+        given: scratch.keep(routed.given.view([nRows * experts.perRow, hiddenSize])),
+      },
       branch: branch && view(branch, hiddenSize),
     }
   }
@@ -245,15 +293,43 @@ export function runLayer(
   addBranch(block, block.attended, attention, w.attentionOutputNorm, eps)
   // x += down(activation(gate(norm(x))) * up(norm(x)))
   rmsNorm({ x, weight: need(w.mlpNorm), out: normed, eps })
+  if (w.router) {
+    runExperts(model, w, w.router, block, need(block.experts))
+    return
+  }
+  const rows = need(block.plain)
   const gateUp = [
-    { ...need(w.gateProj), out: block.gate },
-    { ...need(w.upProj), out: block.up },
+    { ...need(w.gateProj), out: rows.gate },
+    { ...need(w.upProj), out: rows.up },
   ]
   groupedLinear({ x: normed, products: gateUp })
-  const gate = { gate: block.gate, up: block.up, out: block.gated }
-  if (activation === 'silu') siluGate(gate)
-  else geluGate(gate)
-  addBranch(block, block.gated, need(w.downProj), w.mlpOutputNorm, eps)
+  applyGate(activation, rows)
+  addBranch(block, rows.gated, need(w.downProj), w.mlpOutputNorm, eps)
+}
+
+/** x += sum of weight down(activation(gate(norm(x))) * up(norm(x))) over the experts of each row. */
+function runExperts(
+  { config }: ForwardModel,
+  w: LayerWeights,
+  router: Matrix,
+  { x, normed }: RowBlock,
+  rows: ExpertRows,
+): void {
+  const { logits, weights, chosen: experts, pairs, offsets, given } = rows
+  linear({ x: normed, ...router, out: logits })
+  const { normalized } = need(config.experts)
+  routeExperts({ logits, weights, experts, pairs, offsets, normalized })
+  const routed = { pairs, offsets }
+  expertLinear({ x: normed, ...need(w.gateProj), ...routed, out: rows.gate })
+  expertLinear({ x: normed, ...need(w.upProj), ...routed, out: rows.up })
+  applyGate(config.activation, rows)
+  expertLinear({ x: rows.gated, ...need(w.downProj), ...routed, out: given })
+  addExperts({ x: given, weights, out: x })
+}
+
+function applyGate(activation: ModelConfig['activation'], { gate, up, gated }: GatedRows): void {
+  if (activation === 'silu') siluGate({ gate, up, out: gated })
+  else geluGate({ gate, up, out: gated })
 }
 
 /** Adds a product to the residual stream, normalized where there is a norm. */
@@ -303,7 +379,7 @@ export function logitsOf(
   return logitsOfAll(model, picked, scratch)
 }
 
-/** Weights were checked when the checkpoint was opened. */
-function need<Weight extends Tensor | Matrix>(weight: Weight | undefined): Weight {
-  return weight as Weight
+/** What the config says there is: weights were checked when the checkpoint was opened. */
+function need<Own>(own: Own | null | undefined): Own {
+  return own as Own
 }

@@ -42,9 +42,9 @@ export type WeightFormat = 'stored' | 'int8'
 
 /** What multiplies activations. */
 export interface Matrix {
-  /** (out, in), i8 where there are scales. */
+  /** (out, in), those of experts (n_experts, out, in); i8 where there are scales. */
   readonly weight: Tensor
-  /** (out) */
+  /** (out), those of experts (n_experts, out). */
   readonly scales?: Tensor<'f32'>
 }
 
@@ -53,6 +53,7 @@ const MATRICES = [
   'kProj',
   'vProj',
   'oProj',
+  'router',
   'gateProj',
   'upProj',
   'downProj',
@@ -78,7 +79,7 @@ export interface ModelWeights {
 
 /** How weights are kept. */
 export interface WeightOptions {
-  readonly config: Pick<ModelConfig, 'unitOffsetNorms'>
+  readonly config: Pick<ModelConfig, 'unitOffsetNorms' | 'experts'>
   readonly dtype: ComputeDtype
   readonly format: WeightFormat
   readonly signal: AbortSignal | undefined
@@ -91,10 +92,12 @@ const DTYPE_OF: Record<string, DType> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
  * type and is widened where it is used, which loses nothing and copies nothing; with `bf16`
  * matrices of another type are rounded to it, on a GPU what follows attention to float16, unless
  * something in it is too large. With `int8` matrices are quantized instead, from what
- * the file says.
+ * the file says, but for routers': theirs choose. Matrices of experts lie in one tensor and are copied there,
+ * one after another.
  *
  * Rejects with `ERR_ZC_NUMERIC` naming the first tensor that holds NaN or infinity, `ERR_ZC_IO` or
- * `ERR_ZC_CHECKPOINT` when a file has changed since its header was read, and with `signal.reason`
+ * `ERR_ZC_CHECKPOINT` when a file has changed since its header was read, the latter also for experts of
+ * several types, and with `signal.reason`
  * when aborted; nothing stays allocated then.
  */
 export async function loadWeights(
@@ -109,7 +112,7 @@ export async function loadWeights(
     return tensor
   }
   const toMatrix = async (x: Tensor, role: MatrixRole): Promise<Matrix> => {
-    if (format === 'int8') {
+    if (format === 'int8' && role !== 'router') {
       const matrix = { weight: make('i8', x.shape), scales: make('f32', x.shape.slice(0, 1)) }
       quantizeWeight({ x, out: matrix.weight, scales: matrix.scales })
       return matrix
@@ -129,6 +132,11 @@ export async function loadWeights(
       weight.dispose()
     }
     return { weight: rounded('bf16') }
+  }
+  const expertsLike = ({ dtype: stored, shape }: Tensor): Matrix => {
+    const all = [config.experts?.count ?? 0, ...shape]
+    if (format !== 'int8') return { weight: make(dtype === 'f32' ? stored : 'bf16', all) }
+    return { weight: make('i8', all), scales: make('f32', all.slice(0, 2)) }
   }
   const toNorm = async (x: Tensor): Promise<Tensor> => {
     if (!config.unitOffsetNorms) return x
@@ -157,10 +165,21 @@ export async function loadWeights(
       const stored: Tensor = device.fromFile(file, at, type, [end - begin, ...rest])
       tensors.add(stored)
       await refuseNonFinite(stored, weight.name)
-      const { role, layer } = weight
+      const { role, layer, expert } = weight
       if (layer !== null) layers[layer] ??= {}
       const own = layer === null ? once : (layers[layer] as LayerWeights)
-      if (isMatrix(role)) {
+      if (isMatrix(role) && expert !== null) {
+        const matrix = own[role] ?? expertsLike(stored)
+        own[role] = matrix
+        if (dtype === 'f32' && format !== 'int8' && type !== matrix.weight.dtype) {
+          const expected = `expected ${matrix.weight.dtype}, that of the layer's first expert`
+          const message = `${weight.name}: dtype is ${type}, ${expected}`
+          throw new ZipCacheError('ERR_ZC_CHECKPOINT', message, { argument: weight.name })
+        }
+        putExpert(stored, matrix, expert)
+        tensors.delete(stored)
+        stored.dispose()
+      } else if (isMatrix(role)) {
         const matrix = await toMatrix(stored, role)
         if (matrix.weight !== stored) stored.dispose()
         own[role] = matrix
@@ -180,6 +199,18 @@ export async function loadWeights(
     dispose()
     throw error
   }
+}
+
+/** Writes the matrix of one expert among those of all. */
+function putExpert(x: Tensor, { weight, scales }: Matrix, expert: number): void {
+  const rows = x.shape.slice(0, 1)
+  const out = weight.view(x.shape, expert * x.length)
+  if (scales) {
+    const own = scales.view(rows, expert * (rows[0] as number))
+    quantizeWeight({ x, out: out as Tensor<'i8'>, scales: own })
+    own.dispose()
+  } else convert({ x, out })
+  out.dispose()
 }
 
 /** All tensors of a model by name, each as often as it is used. */

@@ -16,6 +16,7 @@ import {
   rmsNorm,
   rope,
   ropeTable,
+  routeExperts,
   type Segment,
   type SegmentFormat,
   selectSalient,
@@ -77,6 +78,37 @@ export class DoubleModel {
     return rmsNorm({ x, weight: own, width, eps: this.config.rmsNormEps })
   }
 
+  /** What the MLP of a layer, or its experts, makes of normed rows. */
+  mlp(layer: number, x: Float64Array): Float64Array {
+    const { hiddenSize, intermediateSize, experts } = this.config
+    const name = `model.layers.${layer}`
+    if (!experts?.layers[layer]) {
+      const gate = this.project(`${name}.mlp.gate_proj`, x, hiddenSize)
+      const up = this.project(`${name}.mlp.up_proj`, x, hiddenSize)
+      return this.project(`${name}.mlp.down_proj`, this.#gated({ gate, up }), intermediateSize)
+    }
+    const { names, count: nExperts, perRow: nChosen, normalized } = experts
+    const block = `${name}.${names.block}`
+    const logits = this.project(`${block}.gate`, x, hiddenSize)
+    const { weights, experts: chosen } = routeExperts({ logits, nExperts, nChosen, normalized })
+    const out = new Float64Array(x.length)
+    for (const [pair, expert] of chosen.entries()) {
+      const row = Math.floor(pair / nChosen)
+      const own = x.subarray(row * hiddenSize, (row + 1) * hiddenSize)
+      const path = `${block}.experts.${expert}`
+      const gate = this.project(`${path}.${names.gateProj}`, own, hiddenSize)
+      const up = this.project(`${path}.${names.upProj}`, own, hiddenSize)
+      const gated = this.#gated({ gate, up })
+      const given = this.project(`${path}.${names.downProj}`, gated, experts.intermediateSize)
+      for (const [c, value] of given.entries()) out[row * hiddenSize + c] += weights[pair] * value
+    }
+    return out
+  }
+
+  #gated(rows: { gate: Float64Array; up: Float64Array }): Float64Array {
+    return this.config.activation === 'silu' ? siluGate(rows) : geluGate(rows)
+  }
+
   /** Logits of rows of the residual stream. */
   logits(x: Float64Array): Float64Array {
     const { hiddenSize, tieWordEmbeddings } = this.config
@@ -130,12 +162,12 @@ export class DoubleSequence {
   /** Takes tokens in and returns the logits after each: (ids.length, vocab_size). */
   append(ids: readonly number[]): Float64Array {
     const { config } = this.#model
-    const { hiddenSize, intermediateSize } = config
+    const { hiddenSize } = config
     const n = ids.length
     const isPrompt =
       n > 1 && this.#compression !== null && this.#tailLength + n >= this.#compression.window
     const embeddings = this.#model.weight('model.embed_tokens.weight')!
-    const { activation, embeddingScale: scale, outputNorms } = config
+    const { embeddingScale: scale, outputNorms } = config
     let x = embedding({ ids, weight: embeddings, width: hiddenSize, scale })
     for (let layer = 0; layer < config.nLayers; layer++) {
       const name = `model.layers.${layer}`
@@ -152,11 +184,7 @@ export class DoubleSequence {
       x = add(x, outputNorm('attention', output))
       const inputNorm = outputNorms ? 'pre_feedforward' : 'post_attention'
       const wide = this.#model.norm(`${name}.${inputNorm}_layernorm`, x, hiddenSize)
-      const gate = this.#model.project(`${name}.mlp.gate_proj`, wide, hiddenSize)
-      const up = this.#model.project(`${name}.mlp.up_proj`, wide, hiddenSize)
-      const gated = activation === 'silu' ? siluGate({ gate, up }) : geluGate({ gate, up })
-      const down = this.#model.project(`${name}.mlp.down_proj`, gated, intermediateSize)
-      x = add(x, outputNorm('feedforward', down))
+      x = add(x, outputNorm('feedforward', this.#model.mlp(layer, wide)))
     }
     this.#tailLength += n
     if (isPrompt || (n === 1 && this.#tailLength === this.#compression?.window)) this.#endGroup()

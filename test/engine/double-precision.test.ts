@@ -47,6 +47,8 @@ const models: [name: string, folder: string][] = [
   ['phi3', join(kFixtures, 'phi3')],
   ['smollm3', join(kFixtures, 'smollm3')],
   ['gemma3', join(kFixtures, 'gemma3')],
+  ['qwen3-moe', join(kFixtures, 'qwen3-moe')],
+  ['mixtral', join(kFixtures, 'mixtral')],
   [
     'gemma3, whose rows do not see the whole window that is compressed',
     copies.copy(join(kFixtures, 'gemma3'), { config: { sliding_window: 12 } }),

@@ -36,6 +36,9 @@ describe.each([
   ['phi3', useModel(join(kFixtures, 'phi3'))],
   ['smollm3', useModel(join(kFixtures, 'smollm3'))],
   ['gemma3 in bfloat16', useModel(join(kFixtures, 'gemma3'), { dtype: 'bf16' })],
+  ['qwen3-moe', useModel(join(kFixtures, 'qwen3-moe'))],
+  ['mixtral in bfloat16', useModel(join(kFixtures, 'mixtral'), { dtype: 'bf16' })],
+  ['mixtral in 8 bits', useModel(join(kFixtures, 'mixtral'), { weights: 'int8' })],
   ['llama in bfloat16', useModel(join(kFixtures, 'llama'), { dtype: 'bf16' })],
   ['qwen3 in 8 bits', useModel(join(kFixtures, 'qwen3'), { weights: 'int8' })],
   [

@@ -74,6 +74,60 @@ describe('weights that are no numbers', () => {
   })
 })
 
+describe('experts', () => {
+  const from = join(kFixtures, 'mixtral')
+  const name = 'model.layers.1.block_sparse_moe.experts.4.w3.weight'
+
+  test('one with a NaN is named', async () => {
+    const dir = copies.copy(from, { tensors: poke(name, 0x7fc0, 77) })
+    for (const options of [{}, { dtype: 'bf16' }, { weights: 'int8' }] as const) {
+      await expectUnloadable(dir, { code: 'ERR_ZC_NUMERIC', argument: name }, options)
+    }
+  })
+
+  test('one that is missing, or of another shape', async () => {
+    const without = (tensors: StoredTensors) => {
+      tensors.delete(name)
+      return tensors
+    }
+    const code = 'ERR_ZC_CHECKPOINT' as const
+    const missing = /experts\.4\.w3\.weight is missing, expected shape \[112, 128\]/
+    await expectUnloadable(copies.copy(from, { tensors: without }), { code, message: missing })
+    const turned = (tensors: StoredTensors) => {
+      const own = tensors.get(name)!
+      return tensors.set(name, { ...own, shape: [...own.shape].reverse() })
+    }
+    const other = /experts\.4\.w3\.weight has shape \[128, 112\], expected \[112, 128\]/
+    await expectUnloadable(copies.copy(from, { tensors: turned }), { code, message: other })
+  })
+
+  test('of two types are kept in one only where that is asked for', async () => {
+    const mixed = (tensors: StoredTensors) => tensors.set(name, storedAs(tensors.get(name)!, 'F16'))
+    const dir = copies.copy(from, { tensors: mixed })
+    const message = /experts\.4\.w3\.weight: dtype is f16, expected bf16/
+    await expectUnloadable(dir, { code: 'ERR_ZC_CHECKPOINT', argument: name, message })
+    for (const options of [{ dtype: 'bf16' }, { weights: 'int8' }] as const) {
+      const model = await loadModel(dir, { device, ...options })
+      await model.dispose()
+    }
+  })
+
+  test('take what they take in the file, and the file itself is let go', async () => {
+    const checkpoint = await openCheckpoint(from)
+    const before = device.memory.current
+    const model = await loadModel(from, { device })
+    const { weights } = model.estimate({ tokens: 1, policy: 'fp16' })
+    expect(weights).toBe(checkpoint.sizeBytes)
+    const experts = [...checkpoint.tensors].filter(([own]) => own.includes('.experts.'))
+    const bytes = experts.reduce((sum, [, { sizeBytes }]) => sum + sizeBytes, 0)
+    // The rest is mapped, but for the frequencies of rope.
+    await device.sync()
+    expect(device.memory.current - before).toBeGreaterThanOrEqual(bytes)
+    expect(device.memory.current - before).toBeLessThan(bytes + 4096)
+    await model.dispose()
+  })
+})
+
 describe('numbers that overflow on their way', () => {
   test('end a generation with a typed error, not with some token', async () => {
     const dir = copies.copy(kLlama, {

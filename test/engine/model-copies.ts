@@ -16,7 +16,12 @@ export const fixtureNames = [
   'phi3',
   'smollm3',
   'gemma3',
+  'qwen3-moe',
+  'mixtral',
 ] as const
+
+/** Those with experts: a rounding may choose another where two are liked as much. */
+export const withExperts: readonly string[] = ['qwen3-moe', 'mixtral']
 
 /** One tensor of a safetensors file. */
 export interface StoredTensor {

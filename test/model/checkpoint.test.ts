@@ -239,6 +239,47 @@ describe('weights that lie in one tensor', () => {
   })
 })
 
+describe('experts', () => {
+  const sizes = {
+    ...{ hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2, vocab_size: 10 },
+    ...{ num_attention_heads: 2, num_key_value_heads: 1, max_position_embeddings: 64 },
+    num_experts_per_tok: 2,
+  }
+  const mlpOf = (raw: Parameters<typeof parseModelConfig>[0], layer: number) =>
+    expectedTensors(parseModelConfig({ ...sizes, ...raw }))
+      .filter((own) => own.layer === layer && /router|(gate|up|down)Proj/.test(own.role))
+      .map(({ name, role, shape, expert }) => [name, role, shape, expert])
+
+  test('are matrices by name, one after another, behind their router', () => {
+    const mixtral = { architectures: ['MixtralForCausalLM'], num_local_experts: 3 }
+    const block = 'model.layers.1.block_sparse_moe'
+    expect(mlpOf(mixtral, 1)).toEqual([
+      [`${block}.gate.weight`, 'router', [3, 32], null],
+      ...[0, 1, 2].flatMap((expert) => [
+        [`${block}.experts.${expert}.w1.weight`, 'gateProj', [48, 32], expert],
+        [`${block}.experts.${expert}.w3.weight`, 'upProj', [48, 32], expert],
+        [`${block}.experts.${expert}.w2.weight`, 'downProj', [32, 48], expert],
+      ]),
+    ])
+  })
+
+  test('are not in every layer', () => {
+    const qwen = {
+      ...{ architectures: ['Qwen3MoeForCausalLM'], num_experts: 2, moe_intermediate_size: 16 },
+      mlp_only_layers: [0],
+    }
+    expect(mlpOf(qwen, 0).map(([, role, shape]) => [role, shape])).toEqual([
+      ['gateProj', [48, 32]],
+      ['upProj', [48, 32]],
+      ['downProj', [32, 48]],
+    ])
+    expect(mlpOf(qwen, 1).slice(0, 2)).toEqual([
+      ['model.layers.1.mlp.gate.weight', 'router', [2, 32], null],
+      ['model.layers.1.mlp.experts.0.gate_proj.weight', 'gateProj', [16, 32], 0],
+    ])
+  })
+})
+
 describe('checkTensors', () => {
   const open = async (tensors: Record<string, TensorSpec>): Promise<Checkpoint> =>
     openCheckpoint(folders.write({ 'model.safetensors': safetensors(tensors) }))

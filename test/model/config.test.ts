@@ -62,6 +62,21 @@ const gemma3Images = {
   },
   vision_config: { hidden_size: 1152 },
 }
+const mixtral = {
+  ...llama,
+  architectures: ['MixtralForCausalLM'],
+  model_type: 'mixtral',
+  num_local_experts: 8,
+  num_experts_per_tok: 2,
+}
+const qwen3Moe = {
+  ...qwen3,
+  architectures: ['Qwen3MoeForCausalLM'],
+  model_type: 'qwen3_moe',
+  num_experts: 16,
+  num_experts_per_tok: 4,
+  moe_intermediate_size: 48,
+}
 const full = ['full_attention', 'full_attention', 'full_attention', 'full_attention']
 
 /** The refusal of a config; undefined where it is accepted. */
@@ -79,6 +94,7 @@ describe('readModelConfig on the fixtures', () => {
     nLayers: 3,
     hiddenSize: 128,
     intermediateSize: 256,
+    experts: null,
     nHeads: 4,
     nKvHeads: 2,
     vocabSize: 320,
@@ -384,6 +400,49 @@ describe('architectures of their own', () => {
     expect(wide.ropes[0]).toEqual(local)
   })
 
+  test('mixtral: every layer has experts, as wide as its MLP would be', () => {
+    expect(parseModelConfig(mixtral)).toMatchObject({
+      experts: {
+        ...{ count: 8, perRow: 2, intermediateSize: 256, normalized: true },
+        layers: [true, true, true, true],
+        names: { block: 'block_sparse_moe', gateProj: 'w1', upProj: 'w3', downProj: 'w2' },
+      },
+      rmsNormEps: 1e-5,
+      slidingWindow: [0, 0, 0, 0],
+      qkNorm: false,
+    })
+    const { rope_theta, ...rest } = mixtral as JsonObject
+    expect(parseModelConfig(rest).ropes[0]).toEqual({ type: 'default', theta: 1e6 })
+    expect(parseModelConfig({ ...mixtral, sliding_window: 99 }).slidingWindow).toEqual(
+      new Array(4).fill(99),
+    )
+  })
+
+  test('qwen3-moe: experts in some layers, their number by either key', () => {
+    const experts = (changes: JsonObject) => parseModelConfig({ ...qwen3Moe, ...changes }).experts
+    expect(experts({})).toMatchObject({
+      ...{ count: 16, perRow: 4, intermediateSize: 48, normalized: false },
+      layers: [true, true, true, true],
+    })
+    expect(experts({ norm_topk_prob: true })?.normalized).toBe(true)
+    expect(experts({ num_experts: null, num_local_experts: 12 })?.count).toBe(12)
+    expect(experts({ num_local_experts: 16 })?.count).toBe(16)
+    expect(experts({ decoder_sparse_step: 2 })?.layers).toEqual([false, true, false, true])
+    expect(experts({ mlp_only_layers: [0, 3] })?.layers).toEqual([false, true, true, false])
+    expect(experts({ mlp_only_layers: null })?.layers).toEqual([true, true, true, true])
+    expect(experts({ decoder_sparse_step: 2, mlp_only_layers: [1, 3] })).toBeNull()
+    expect(parseModelConfig(qwen3Moe)).toMatchObject({ qkNorm: true, headDim: 64 })
+  })
+
+  test('qwen3-moe: a window is that of all layers, as transformers has it', () => {
+    const windows = (changes: JsonObject) =>
+      parseModelConfig({ ...qwen3Moe, ...changes }).slidingWindow
+    expect(windows({ sliding_window: 99 })).toEqual([0, 0, 0, 0])
+    const used = { use_sliding_window: true, max_window_layers: 2 }
+    expect(windows({ sliding_window: 99, ...used })).toEqual([99, 99, 99, 99])
+    expect(windows({ sliding_window: null, ...used })).toEqual([0, 0, 0, 0])
+  })
+
   test('gemma3 with images: its text model, of whose sizes half are defaults', () => {
     expect(parseModelConfig(gemma3Images)).toMatchObject({
       nLayers: 34,
@@ -539,6 +598,43 @@ describe('refusals name the key, what it was and what it must be', () => {
       'a Gemma of other activations',
       { ...gemma3, hidden_activation: 'gelu' },
       'hidden_activation is "gelu", expected "silu" or "gelu_pytorch_tanh"',
+    ],
+    [
+      'no experts',
+      { ...mixtral, num_local_experts: 0 },
+      'num_local_experts is 0, expected an integer',
+    ],
+    [
+      'too many experts',
+      { ...qwen3Moe, num_experts: 1025 },
+      'num_experts is 1025, expected an integer from 1 to 1024',
+    ],
+    ['uncounted experts', { ...qwen3Moe, num_experts: null }, 'num_experts is missing'],
+    [
+      'experts counted twice',
+      { ...qwen3Moe, num_local_experts: 8 },
+      'num_local_experts is 8, but num_experts is 16',
+    ],
+    [
+      'more experts than there are',
+      { ...mixtral, num_experts_per_tok: 9 },
+      'num_experts_per_tok is 9, expected an integer from 1 to 8',
+    ],
+    [
+      'experts of no width',
+      { ...qwen3Moe, moe_intermediate_size: null },
+      'moe_intermediate_size is missing',
+    ],
+    ['no step', { ...qwen3Moe, decoder_sparse_step: 0 }, 'decoder_sparse_step is 0'],
+    [
+      'layers that are none',
+      { ...qwen3Moe, mlp_only_layers: ['1'] },
+      'mlp_only_layers is ["1"], expected an array of layers',
+    ],
+    [
+      'a window in layers of experts that have none',
+      { ...qwen3Moe, layer_types: full.map(() => 'sliding_attention') },
+      'expected "full_attention" for every layer',
     ],
     ['a text model as text', { ...gemma3Images, text_config: 'x' }, 'text_config is "x"'],
     [
