@@ -44,6 +44,8 @@ export type { JsonSchema } from './grammar/index.js'
 export type {
   Architecture,
   DefaultRope,
+  ExpertNames,
+  ExpertsConfig,
   LinearRope,
   Llama3Rope,
   LongRope,

@@ -17,8 +17,11 @@ export type Architecture =
 export interface ExpertNames {
   /** The part of a layer that holds them, and the router: `block.experts.0`, `block.gate`. */
   readonly block: string
+  /** In the place of `gate_proj`. */
   readonly gateProj: string
+  /** In the place of `up_proj`. */
   readonly upProj: string
+  /** In the place of `down_proj`. */
   readonly downProj: string
 }
 

@@ -11,7 +11,7 @@ import { readGenerationConfig, readTokenIds } from './generation-config.js'
 import { isJsonObject, type JsonObject, modelFile, quote, readJsonFile } from './model-files.js'
 import { type RopeConfig, readRopes, readRotaryDim } from './rope-config.js'
 
-export type { Architecture } from './architectures.js'
+export type { Architecture, ExpertNames } from './architectures.js'
 export type {
   DefaultRope,
   LinearRope,

@@ -1,0 +1,59 @@
+import { addExperts, expertLinear, routeExperts } from '../../lib/reference/index.js'
+
+const [quarter, half] = [Math.log(1 / 4), Math.log(1 / 2)]
+
+describe('routeExperts', () => {
+  // Probabilities 1/4, 1/2, 1/8, 1/8 and 1/8, 1/8, 1/4, 1/2.
+  const logits = [quarter, half, -3 * Math.LN2, -3 * Math.LN2]
+  const others = [-3 * Math.LN2, -3 * Math.LN2, quarter, half]
+
+  test('takes the likeliest with their probabilities, and orders pairs by expert', () => {
+    const all = { logits: [...logits, ...others], nExperts: 4, nChosen: 2 }
+    const { weights, experts, pairs, offsets } = routeExperts(all)
+    expect([...experts]).toEqual([1, 0, 3, 2])
+    for (const [i, expected] of [1 / 2, 1 / 4, 1 / 2, 1 / 4].entries()) {
+      expect(weights[i]).toBeCloseTo(expected, 14)
+    }
+    expect([...pairs]).toEqual([1, 0, 3, 2])
+    expect([...offsets]).toEqual([0, 1, 2, 3, 4])
+    const normalized = routeExperts({ ...all, normalized: true })
+    for (const [i, expected] of [2 / 3, 1 / 3, 2 / 3, 1 / 3].entries()) {
+      expect(normalized.weights[i]).toBeCloseTo(expected, 14)
+    }
+  })
+
+  test('of equal ones the smaller; a NaN spoils its row alone', () => {
+    const rows = [...logits.slice(2), ...logits.slice(2), Number.NaN, 1, 2, 0]
+    const { weights, experts, pairs, offsets } = routeExperts({
+      ...{ logits: rows, nExperts: 4, nChosen: 3 },
+    })
+    expect([...experts]).toEqual([0, 1, 2, 2, 1, 3])
+    expect([...weights]).toEqual([1 / 4, 1 / 4, 1 / 4, Number.NaN, Number.NaN, Number.NaN])
+    expect([...pairs]).toEqual([0, 1, 4, 2, 3, 5])
+    expect([...offsets]).toEqual([0, 1, 3, 5, 6])
+  })
+})
+
+describe('expertLinear', () => {
+  // Experts (1, 2), (3, 4) and (5, 6), each of one column.
+  const weight = [1, 2, 3, 4, 5, 6]
+  const shape = { n: 1, k: 2 }
+
+  test('multiplies each row by the matrices of its experts', () => {
+    const x = [1, 1, 10, 100]
+    const out = expertLinear({ x, weight, experts: [2, 0, 1, 1], m: 2, ...shape })
+    expect([...out]).toEqual([11, 3, 430, 430])
+  })
+
+  test('or a row for each pair; scales are those of the expert', () => {
+    const x = [1, 0, 0, 1]
+    const out = expertLinear({ x, weight, scales: [1, 2, 3], experts: [2, 1], m: 2, ...shape })
+    expect([...out]).toEqual([15, 8])
+  })
+})
+
+test('addExperts adds weighted rows to what was there', () => {
+  const x = [1, 2, 10, 20, 100, 200, 1000, 2000]
+  const out = addExperts({ x, weights: [1, 0.5, 2, 0], before: [7, 0, 0, -400], nChosen: 2 })
+  expect([...out]).toEqual([13, 12, 200, 0])
+})
