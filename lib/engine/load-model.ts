@@ -34,7 +34,8 @@ export interface LoadOptions {
   /**
    * How matrices are kept; default `stored`, in the file's type or that of `dtype`. With `int8` each row is
    * rounded to 8 bits with a scale of its own when the model is loaded: half the bytes of a 16-bit
-   * weight, which is what decoding on a CPU waits for. On the CPU alone.
+   * weight, which is what decoding on a CPU waits for. Routers of experts stay as they are. On the CPU
+   * alone.
    */
   weights?: WeightFormat | undefined
   /** Threads of a device opened by name, without effect on one that is passed; default one a core. */
