@@ -43,24 +43,27 @@ ZC_DEVICE void store_any(void* to, DType dtype, int64_t i, float x) {
     static_cast<bf16*>(to)[i] = from_float<bf16>(x);
 }
 
-// What becomes of sums: out = sum + bias (+ what was there), rounded to out's type. Types are
+// What becomes of sums: out = sum scale + bias (+ what was there), rounded to out's type. Types are
 // looked at while running: a result is written once for k products.
 struct LinearOut {
-  void* out;         // (m, n)
-  const void* bias;  // (n), or null
+  void* out;            // (m, n) of rows of `stride`
+  const float* scales;  // (n), or null
+  const void* bias;     // (n), or null
   int64_t m;
   int64_t n;
+  int64_t stride;
   DType out_dtype;
   DType bias_dtype;
   bool accumulate;
   bool vectors;  // four neighbours of a row can be written at once
 
   ZC_DEVICE float finished(int64_t column, float sum) const {
+    if (scales != nullptr) sum = __fmul_rn(sum, scales[column]);  // alike in every kernel
     return bias != nullptr ? sum + load_any(bias, bias_dtype, column) : sum;
   }
   ZC_DEVICE void write(int64_t row, int64_t column, float sum) const {
     float y = finished(column, sum);
-    const int64_t at = row * n + column;
+    const int64_t at = row * stride + column;
     if (accumulate) y = load_any(out, out_dtype, at) + y;
     store_any(out, out_dtype, at, y);
   }
@@ -72,7 +75,7 @@ struct LinearOut {
     }
     float y[4];
     ZC_UNROLL for (int i = 0; i < 4; ++i) y[i] = finished(column + i, sums[i]);
-    const int64_t at = row * n + column;
+    const int64_t at = row * stride + column;
     if (accumulate) {
       float before[4];
       read_vector(at, before);
@@ -110,12 +113,24 @@ struct LinearOut {
   }
 };
 
+// Columns [first, last) of it; first is a multiple of 4.
+inline LinearOut columns_of(LinearOut out, int64_t first, int64_t last) {
+  out.out = static_cast<uint8_t*>(out.out) + first * dtype_size(out.out_dtype);
+  if (out.scales != nullptr) out.scales += first;
+  if (out.bias != nullptr)
+    out.bias = static_cast<const uint8_t*>(out.bias) + first * dtype_size(out.bias_dtype);
+  out.n = last - first;
+  return out;
+}
+
 inline LinearOut linear_out(const LinearArgs& a) {
   LinearOut out{};
   out.out = a.out.data;
+  out.scales = a.scales.defined() ? a.scales.as<float>() : nullptr;
   out.bias = a.bias.defined() ? a.bias.data : nullptr;
   out.m = a.out.size(0);
   out.n = a.out.size(1);
+  out.stride = out.n;
   out.out_dtype = a.out.dtype;
   out.bias_dtype = a.bias.dtype;
   out.accumulate = a.accumulate;

@@ -100,11 +100,15 @@ ZC_DEVICE uint4 take_plane(float (&rest)[kVector], f16) {
   return join_bits(bits);
 }
 
+// The type in which codes of 8 bits are multiplied, which holds them exactly.
+template <typename X>
+using CodeProduct = std::conditional_t<std::is_same_v<X, f16>, f16, bf16>;
+
 // What is multiplied: weight (n, k) and x (rows, x_stride), X being T if x holds planes of a row
-// one after another, else its own type.
-template <typename T, typename X = T>
+// one after another, else its own type. W is T, or int8_t for codes, which become T.
+template <typename T, typename X = T, typename W = T>
 struct Operands {
-  const T* weight;
+  const W* weight;
   const X* x;
   const float* scales;  // (rows of out, parts): `back` of planes that were scaled; else null
   int64_t n;
@@ -117,12 +121,22 @@ struct Operands {
   bool x_vectors;  // rows of x are; always where X is T
 };
 
+// Whether rows of k elements of a weight can be read 16 bytes at a time.
+template <typename W>
+bool weight_in_vectors(const W* weight, int64_t k) {
+  return (address_bits(weight) | static_cast<uint64_t>(k) * sizeof(W)) % 16 == 0;
+}
+
 // Writes 16 bytes of shared memory: the first n elements behind `from`, zeros for the rest.
 template <typename Element>
 ZC_DEVICE void copy_elements(unsigned char* to, const Element* from, int64_t n) {
   uint32_t words[4];
   ZC_UNROLL for (int i = 0; i < 4; ++i) {
-    if constexpr (sizeof(Element) == 4) {
+    if constexpr (sizeof(Element) == 1) {
+      words[i] = 0;
+      ZC_UNROLL for (int j = 0; j < 4; ++j) if (4 * i + j < n) words[i] |=
+          (static_cast<uint32_t>(from[4 * i + j]) & 0xffu) << 8 * j;
+    } else if constexpr (sizeof(Element) == 4) {
       words[i] = i < n ? float_to_bits(from[i]) : 0;
     } else {
       const uint32_t low = 2 * i < n ? from[2 * i].bits : 0;
@@ -170,10 +184,10 @@ void linear_planes(Context& context, const TensorView& x, int64_t stride, T* pla
 // Up to so many planes are a few.
 inline constexpr int kFewPlanes = 16;
 // Products of one x that share a launch, each of a weight (n, k) of its own.
-template <typename T>
+template <typename W>
 struct Products {
   struct Product {
-    const T* weight;
+    const W* weight;
     int64_t n;
     unsigned end_block;  // blocks of this product and of those before it
     LinearOut out;
@@ -183,14 +197,18 @@ struct Products {
 };
 // `in` says all but the weights, what `vectors` says holds for all of them. Rows of experts are of
 // one product.
-template <typename T, typename X, typename Rows>
-void linear_few_rows(Context& context, const Operands<T, X>& in, const Products<T>& products,
+template <typename T, typename X, typename W, typename Rows>
+void linear_few_rows(Context& context, const Operands<T, X, W>& in, const Products<W>& products,
                      const Rows& rows);
-template <typename T, typename X, typename Rows>
-void linear_few_rows(Context& context, const Operands<T, X>& in, const LinearOut& out,
+template <typename T, typename X, typename W, typename Rows>
+void linear_few_rows(Context& context, const Operands<T, X, W>& in, const LinearOut& out,
                      const Rows& rows) {
-  linear_few_rows(context, in, Products<T>{{{in.weight, in.n, 0, out}}, 1}, rows);
+  linear_few_rows(context, in, Products<W>{{{in.weight, in.n, 0, out}}, 1}, rows);
 }
+
+// out = n codes as T.
+template <typename T>
+void widen_codes(Context& context, const int8_t* codes, int64_t n, T* out);
 
 // How tiles cover the result, for more planes than a few.
 struct Tiling {

@@ -36,7 +36,6 @@ function linearCase(
   const own = { op: 'linear', shape: `m=${m} k=${k} n=${n}`, dtype, group: `linear m=${m}`, full }
   return {
     ...own,
-    onCpuAlone: dtype === 'i8',
     async prepare(tensors) {
       const { weights, scales } = coldWeights(tensors, dtype, n, k)
       const x = tensors.normal('f32', [m, k], { seed: 2 })

@@ -11,8 +11,6 @@ export interface OpCase {
   readonly group: string
   /** Left out of a short run. */
   readonly full?: boolean
-  /** No GPU has it: left out there. */
-  readonly onCpuAlone?: boolean
   prepare(tensors: BenchTensors): Promise<PreparedOp>
 }
 

@@ -105,9 +105,9 @@ export async function runBench(options: BenchOptions): Promise<BenchReport> {
   const { threads } = options
   const device = await Device.open(options.device, threads === undefined ? {} : { threads })
   try {
-    const { name, kind, isa, nThreads } = device.info
+    const { name, isa, nThreads } = device.info
     const dtype = options.dtype ?? usualDtype(device)
-    const plan = planBench(options, kind)
+    const plan = planBench(options)
     await checkPositions(plan)
     const machine = machineOf(options.root)
     const roofs = new Roofs(device)
@@ -181,7 +181,7 @@ interface ContextPlan {
 type Plan = ReturnType<typeof planBench>
 
 /** What the options leave to do, and in how many equal strokes of a progress bar. */
-function planBench(options: BenchOptions, kind: 'cpu' | 'gpu') {
+function planBench(options: BenchOptions) {
   const { filter, full = false, contexts, policies, models, tokens = 208 } = options
   const { generated = false } = options
   const parts = generated ? options.parts.filter((part) => part !== 'prefill') : options.parts
@@ -198,7 +198,6 @@ function planBench(options: BenchOptions, kind: 'cpu' | 'gpu') {
   const groups = new Map<string, OpCase[]>()
   for (const one of options.cases ?? OP_CASES) {
     if (!wanted('ops', nameOf(one)) || (one.full && !full)) continue
-    if (one.onCpuAlone && kind !== 'cpu') continue
     groups.set(one.group, [...(groups.get(one.group) ?? []), one])
   }
   const modelPlans: ModelPlan[] = models.flatMap((model) => {

@@ -34,8 +34,7 @@ export interface LoadOptions {
   /**
    * How matrices are kept; default `stored`, in the file's type or that of `dtype`. With `int8` each row is
    * rounded to 8 bits with a scale of its own when the model is loaded: half the bytes of a 16-bit
-   * weight, which is what decoding on a CPU waits for. Routers of experts stay as they are. On the CPU
-   * alone.
+   * weight, which is what decoding waits for. Routers of experts stay as they are.
    */
   weights?: WeightFormat | undefined
   /** Threads of a device opened by name, without effect on one that is passed; default one a core. */
@@ -66,8 +65,7 @@ const LOAD_OPTIONS = [
  *
  * Rejects with `ERR_ZC_CONFIG` for a config that is damaged or not supported, naming what;
  * `ERR_ZC_CHECKPOINT` and `ERR_ZC_NUMERIC` for weights that are missing, damaged or not numbers;
- * `ERR_ZC_TOKENIZER`; `ERR_ZC_DEVICE`; `ERR_ZC_ARGUMENT` for a bad option; `ERR_ZC_UNSUPPORTED` for
- * `int8` on a GPU; `signal.reason` when
+ * `ERR_ZC_TOKENIZER`; `ERR_ZC_DEVICE`; `ERR_ZC_ARGUMENT` for a bad option; `signal.reason` when
  * aborted. Nothing stays allocated then, and the config and the headers are checked before anything
  * is. On the CPU the files must stay as they are while the model lives: cut short, they end the
  * process.
@@ -104,10 +102,6 @@ export async function loadModel(dir: string | URL, options: LoadOptions = {}): P
   }
   try {
     if (options.kvMemory !== undefined) checkKvMemory(options.kvMemory, device)
-    if (format === 'int8' && device.info.kind !== 'cpu') {
-      const message = `weights: int8 is multiplied on the CPU alone, the device is ${device.info.name}`
-      throw new ZipCacheError('ERR_ZC_UNSUPPORTED', message, { argument: 'weights' })
-    }
     const dtype = asked ?? usualDtype(device)
     const weights = await loadWeights(device, checked, { config, dtype, format, signal })
     disposers.push(() => weights.dispose())

@@ -58,8 +58,7 @@ export interface ExpertLinearArgs {
  * out[pair] = W[expert of pair] x[row of pair], each row to the bit as `linear` gives it: of
  * `routeExperts`, n_chosen products of each row of x with other matrices.
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT` for pairs or offsets out of their range, and
- * `ERR_ZC_UNSUPPORTED` for a weight of i8 on a GPU.
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT` for pairs or offsets out of their range.
  */
 export function expertLinear(args: ExpertLinearArgs): void {
   loadAddon().expertLinear(

@@ -22,11 +22,12 @@ export interface LinearArgs {
  * out = x W^T + bias, or out += that with `accumulate`. Products and sums are float32; the order of
  * summation over k depends neither on the number of rows nor on the number of threads.
  *
- * With a weight of i8, W is each row of it times its scale. Every 256 elements of a row of x are
- * rounded to 16 bits, the largest of them to 2^15 - 1; integers are multiplied and summed without an
- * error, and what 256 elements give is added in float32. On the CPU alone.
+ * With a weight of i8, W is each row of it times its scale. On a CPU every 256 elements of a row of x
+ * are rounded to 16 bits, the largest of them to 2^15 - 1; integers are multiplied and summed without an
+ * error, and what 256 elements give is added in float32. A GPU multiplies x as it is by codes as 16-bit
+ * floats, which hold them exactly.
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_UNSUPPORTED` for a weight of i8 on a GPU.
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
  */
 export function linear(args: LinearArgs): void {
   checkArguments(args)
@@ -84,9 +85,9 @@ export interface QuantizeWeightArgs {
 
 /**
  * A weight in 8 bits: of each row scale = max|x| / 127 and codes x / scale, rounded to the nearest, ties
- * to even. The scale of a row that holds NaN or infinity is NaN. On the CPU alone.
+ * to even. The scale of a row that holds NaN or infinity is NaN.
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_UNSUPPORTED` on a GPU.
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
  */
 export function quantizeWeight(args: QuantizeWeightArgs): void {
   checkArguments(args)

@@ -179,15 +179,6 @@ test('weights of 8 bits: steps that read less', async () => {
   expect(b).toBeGreaterThan(0.45 * (a as number))
 })
 
-test('what a GPU does not have is left out there', async () => {
-  const linear = OP_CASES.filter(({ op, dtype }) => op === 'linear' && dtype === 'i8')
-  expect(linear.length).toBeGreaterThan(0)
-  const small = OP_CASES.find(({ op }) => op === 'rmsNorm') as OpCase
-  const cases = [small, ...linear]
-  const { ops } = await runBench({ ...base, device: 'cuda-emu', cases, full: true })
-  expect(ops.map(nameOf)).toEqual([nameOf(small)])
-}, 240_000) // the roofs of an emulated GPU take their time
-
 test('a wrong result is an error and not a row', async () => {
   const wrong: OpCase = {
     ...{ op: 'rmsNorm', shape: '1', dtype: 'f32', group: 'wrong' },

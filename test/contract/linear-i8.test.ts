@@ -4,7 +4,7 @@ import { type FloatDtype, linear as reference } from '../../lib/reference/index.
 import { describeBackends, isHost, once } from '../support/backends.js'
 import { expectClose, expectIdentical } from '../support/compare.js'
 import { type DeviceTensors, floatDtypes } from '../support/device-tensors.js'
-import { expectRefused, expectRejected } from '../support/errors.js'
+import { expectRefused } from '../support/errors.js'
 import { integers, normals, storeAs } from '../support/random-data.js'
 import { tolerance } from '../support/tolerance.js'
 
@@ -129,19 +129,6 @@ const shapes: readonly (readonly [m: number, n: number, k: number])[] = [
 ]
 
 describeBackends('linear with a weight of i8', (backend) => {
-  if (!isHost(backend.name)) {
-    test('is not there', async () => {
-      const { inputs } = caseOf({ ...plain, m: 2, n: 3, k: 16, seed: 1 })
-      const fault = { code: 'ERR_ZC_UNSUPPORTED', argument: 'weight' } as const
-      linear(tensorsOf(backend.tensors, inputs))
-      await expectRejected(backend.device.sync(), { ...fault, op: 'linear' })
-      const { x, ...product } = tensorsOf(backend.tensors, inputs)
-      groupedLinear({ x, products: [product] })
-      await expectRejected(backend.device.sync(), { ...fault, op: 'groupedLinear' })
-    })
-    return
-  }
-
   async function expectReference(layer: Layer) {
     const { inputs, expected } = caseOf(layer)
     const { m, n, seed } = layer
@@ -308,13 +295,16 @@ describeBackends('linear with a weight of i8', (backend) => {
     const k = 300
     for (const bad of [nan, inf, -inf]) {
       for (const at of [0, 255, 299]) {
-        const own = inputsOf({ ...plain, m, n: 5, k, seed: 2 })
-        const values = Float32Array.from(own.x.values)
+        const inputs = inputsOf({ ...plain, m, n: 5, k, seed: 2 })
+        const values = Float32Array.from(inputs.x.values)
         values[(m - 1) * k + at] = bad
         const broken = { stored: values, values: Float64Array.from(values) }
-        const out = await run(backend.tensors, { ...own, x: broken })
-        const good = await run(backend.tensors, own)
-        expect([...out.slice((m - 1) * 5)]).toEqual([nan, nan, nan, nan, nan])
+        const out = await run(backend.tensors, { ...inputs, x: broken })
+        const good = await run(backend.tensors, inputs)
+        // A CPU has no step for such a row; a GPU multiplies it as it is.
+        const own = [...out.slice((m - 1) * 5)]
+        if (isHost(backend.name)) expect(own).toEqual([nan, nan, nan, nan, nan])
+        else expect(own.some(Number.isFinite)).toBe(false)
         const rest = (m - 1) * 5
         expectIdentical(out.slice(0, rest), good.slice(0, rest), { name: 'out', shape: [m - 1, 5] })
       }

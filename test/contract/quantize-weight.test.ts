@@ -1,10 +1,10 @@
 import type { ErrorCode } from '../../lib/errors.js'
 import { quantizeWeight } from '../../lib/ops/index.js'
 import { quantizeWeight as reference } from '../../lib/reference/index.js'
-import { describeBackends, isHost } from '../support/backends.js'
+import { describeBackends } from '../support/backends.js'
 import { expectIdentical } from '../support/compare.js'
 import { type DeviceTensors, floatDtypes } from '../support/device-tensors.js'
-import { expectRefused, expectRejected } from '../support/errors.js'
+import { expectRefused } from '../support/errors.js'
 import { normals, storeAs } from '../support/random-data.js'
 
 describeBackends('quantizeWeight', (backend) => {
@@ -25,16 +25,6 @@ describeBackends('quantizeWeight', (backend) => {
       expected: reference({ x: values, n, k }),
       shape: [n, k],
     }
-  }
-
-  if (!isHost(backend.name)) {
-    test('is not there', async () => {
-      const { tensors, device } = backend
-      const [x, out] = [tensors.output('f32', [2, 3]), tensors.output('i8', [2, 3])]
-      quantizeWeight({ x, out, scales: tensors.output('f32', [2]) })
-      await expectRejected(device.sync(), { code: 'ERR_ZC_UNSUPPORTED', op: 'quantizeWeight' })
-    })
-    return
   }
 
   describe.each(floatDtypes)('of %s', (dtype) => {

@@ -35,7 +35,7 @@ function asInt8(tensors: StoredTensors): StoredTensors {
 }
 
 async function withModels<R>(
-  loads: readonly Parameters<typeof loadModel>[],
+  loads: readonly Readonly<Parameters<typeof loadModel>>[],
   body: (...models: Model[]) => Promise<R>,
 ): Promise<R> {
   const models = await Promise.all(loads.map((load) => loadModel(...load)))
@@ -144,10 +144,32 @@ test.each([
   await device.dispose()
 })
 
-test('a GPU is told before anything is loaded', async () => {
-  const fault = { code: 'ERR_ZC_UNSUPPORTED', argument: 'weights' } as const
-  const dir = join(kFixtures, 'llama')
-  await expectRejected(loadModel(dir, { device: 'cuda-emu', weights: 'int8' }), fault)
+describe('on a GPU, emulated', () => {
+  const dir = join(kFixtures, 'qwen3')
+
+  test.each(['qwen3', 'mixtral'])('%s: the codes of a CPU, x as it is', async (name) => {
+    const { ids } = readReference(name)
+    const load = { weights: 'int8', dtype: 'f32' } as const
+    const loads = ['cpu', 'cuda-emu'].map(
+      (device) => [join(kFixtures, name), { ...load, device }] as const,
+    )
+    await withModels(loads, async (cpu, gpu) => {
+      const [own, expected] = await Promise.all(
+        [gpu, cpu].map((model) => model.logits(ids, { policy: 'full' })),
+      )
+      // A CPU rounds x to 16 bits on its way into every product.
+      expect(maxDifference(own, expected)).toBeLessThan(5e-3)
+    })
+  })
+
+  const model = useModel(dir, { device: 'cuda-emu', weights: 'int8' })
+  test('tokens of a batch are those of sequences alone', async () => {
+    const prompts = [5, 130].map((n) => someIds(n, 192, n))
+    const ask = (ids: number[]) => idsOf(model(), ids, 8, { policy: 'zipcache' })
+    const alone: number[][] = []
+    for (const ids of prompts) alone.push(await ask(ids))
+    expect(await Promise.all(prompts.map(ask))).toEqual(alone)
+  })
 })
 
 /** Of the distributions that rows of logits say, from those of `p`. */

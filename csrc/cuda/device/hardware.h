@@ -77,6 +77,17 @@ ZC_DEVICE uint32_t pack2(float lo, float hi, f16) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
   return d;
 }
+// a + b of two pairs of elements, each rounded to nearest.
+ZC_DEVICE uint32_t add_pairs(uint32_t a, uint32_t b, f16) {
+  uint32_t d;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+ZC_DEVICE uint32_t add_pairs(uint32_t a, uint32_t b, bf16) {
+  uint32_t d;  // a times 1: before sm_90 there is no other sum
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(0x3f803f80u), "r"(b));
+  return d;
+}
 // 2^x to about 2^-22 of itself; 2^-inf = 0.
 ZC_DEVICE float ex2(float x) {
   float y;

@@ -6,10 +6,10 @@ namespace zc::cuda {
 namespace {
 
 // Launches all products at once if they can be: a few rows of x as it is, weights of one type.
-template <typename X, typename T>
+template <typename X, typename T, typename W>
 bool launch_together(Context& context, const GroupedLinearArgs& a) {
   const int64_t k = a.x.size(1);
-  Operands<T, X> in{};
+  Operands<T, X, W> in{};
   in.x = a.x.as<X>();
   in.k = k;
   in.planes = kPlanes<X, T>;
@@ -20,12 +20,12 @@ bool launch_together(Context& context, const GroupedLinearArgs& a) {
   in.x_vectors = in_vectors(address_bits(a.x.data), k);
   if (in.x_rows == 0 || in.x_rows > kFewPlanes || k >= 1 << 23) return false;
   if (std::is_same_v<X, T> && !in.x_vectors) return false;  // linear copies such an x first
-  Products<T> products{};
+  Products<W> products{};
   for (int i = 0; i < a.n_products; ++i) {
     const LinearArgs own = a.product(i);
     if (own.weight.dtype != a.products[0].weight.dtype) return false;
-    in.vectors = in.vectors && in_vectors(address_bits(own.weight.data), k);
-    products.of[products.count++] = {own.weight.as<T>(), own.weight.size(0), 0, linear_out(own)};
+    in.vectors = in.vectors && weight_in_vectors(own.weight.as<W>(), k);
+    products.of[products.count++] = {own.weight.as<W>(), own.weight.size(0), 0, linear_out(own)};
   }
   linear_few_rows(context, in, products, AllRows{});
   return true;
@@ -36,11 +36,12 @@ bool launch_together(Context& context, const GroupedLinearArgs& a) {
 void grouped_linear(Context& context, const GroupedLinearArgs& a) {
   bool done = false;
   const DType weight = a.products[0].weight.dtype;
-  if (weight == DType::kF16 || weight == DType::kBF16)
+  if (weight != DType::kF32)
     dispatch_float(a.x.dtype, [&](auto type) {
       using X = typename decltype(type)::type;
-      done = weight == DType::kF16 ? launch_together<X, f16>(context, a)
-                                   : launch_together<X, bf16>(context, a);
+      done = weight == DType::kI8    ? launch_together<X, CodeProduct<X>, int8_t>(context, a)
+             : weight == DType::kF16 ? launch_together<X, f16, f16>(context, a)
+                                     : launch_together<X, bf16, bf16>(context, a);
     });
   for (int i = 0; i < a.n_products && !done; ++i) linear(context, a.product(i));
 }

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "csrc/cuda/launchers.h"
 #include "csrc/cuda/linear_16.h"
 
@@ -7,8 +9,16 @@ namespace {
 
 int64_t padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
-bool are_few(const AllRows&, int64_t x_rows) { return x_rows <= kFewPlanes; }
-bool are_few(const ExpertRows& rows, int64_t) { return rows.n_pairs / rows.n_experts <= 8; }
+// Whether rows of x are a few, however many there are. Codes of experts are multiplied as such:
+// what tiles would take, widened before, is all of their matrices.
+template <bool kCodes>
+bool are_few(const AllRows&, int64_t x_rows) {
+  return x_rows <= kFewPlanes;
+}
+template <bool kCodes>
+bool are_few(const ExpertRows& rows, int64_t) {
+  return kCodes || rows.n_pairs / rows.n_experts <= 8;
+}
 
 Tiling tiling_of(const Context& context, const AllRows&, int64_t m, int64_t n, int64_t k,
                  int planes, bool vectors) {
@@ -20,22 +30,31 @@ Tiling tiling_of(const Context&, const ExpertRows& rows, int64_t, int64_t n, int
   return tile_experts(rows, n, k, planes);
 }
 
-// Weights of 16 bits. A few rows take x as it is; where more do not have the weight's type, and
-// where x does not lie as it should, planes of it are made in scratch. Of experts, `a` is the first
-// one's product.
-template <typename X, typename T, typename Rows>
-void linear_16(Context& context, const LinearArgs& a, const Rows& rows) {
+// Codes that are widened at a time, for tiles: they stay in L2, and scratch is bounded.
+constexpr int64_t kWidenedElements = int64_t{1} << 24;
+
+int64_t widened_columns(int64_t n, int64_t k) {
+  const int64_t fit = kWidenedElements / k / 256 * 256;
+  return n < fit ? n : (fit > 256 ? fit : 256);
+}
+
+// Weights of 16 bits, and codes of 8. A few rows take x as it is; where more do not have the type
+// that is multiplied, and where x does not lie as it should, planes of it are made in scratch. More
+// rows take codes that were widened before. Of experts, `a` is the first one's product.
+template <typename X, typename T, typename W, typename Rows>
+void multiply_16(Context& context, const LinearArgs& a, const Rows& rows) {
   constexpr int planes = kPlanes<X, T>;
+  constexpr bool kCodes = !std::is_same_v<W, T>;
   const int64_t m = a.x.size(0);
   const int64_t n = a.weight.size(0);
   const int64_t k = a.x.size(1);
   const int64_t x_rows = m * planes;
-  const bool vectors = in_vectors(address_bits(a.weight.data), k);
   const bool x_vectors = in_vectors(address_bits(a.x.data), k);
   const LinearOut out = linear_out(a);
-  const auto operands = [&](auto* x, int64_t stride, const float* scales) {
-    Operands<T, std::remove_pointer_t<decltype(x)>> in{};
-    in.weight = a.weight.as<T>();
+  const auto operands = [&](const auto* weight, auto* x, int64_t stride, const float* scales) {
+    using Weight = std::remove_const_t<std::remove_pointer_t<decltype(weight)>>;
+    Operands<T, std::remove_pointer_t<decltype(x)>, Weight> in{};
+    in.weight = weight;
     in.x = x;
     in.scales = scales;
     in.n = n;
@@ -44,48 +63,64 @@ void linear_16(Context& context, const LinearArgs& a, const Rows& rows) {
     in.x_stride = stride;
     in.planes = planes;
     in.part_length = part_length(k);
-    in.vectors = vectors;
+    in.vectors = weight_in_vectors(weight, k);
     in.x_vectors = x_vectors;
     return in;
   };
 
-  const bool few = are_few(rows, x_rows);
-  const Tiling tiling = few ? Tiling{} : tiling_of(context, rows, m, n, k, planes, vectors);
-  const auto multiply_tiles = [&](const Operands<T>& in, void* scratch) {
-    if (tiling.form == Tiling::Form::kWgmma)
-      linear_hopper(context, in, tiling, scratch, out);
-    else
-      linear_tiles(context, in, tiling, scratch, out, rows);
-  };
+  const bool few = are_few<kCodes>(rows, x_rows);
   const bool as_it_is = std::is_same_v<X, T> ? x_vectors : few;
-  if (as_it_is) {
-    if (few)
-      linear_few_rows(context, operands(a.x.as<X>(), k, nullptr), out, rows);
-    else
-      multiply_tiles(operands(a.x.as<T>(), k, nullptr), context.scratch(tiling.bytes));
-    return;
-  }
-
-  const int64_t stride = (k + kVector - 1) / kVector * kVector;
+  const int64_t stride = as_it_is ? k : (k + kVector - 1) / kVector * kVector;
+  const int64_t columns = few || !kCodes ? n : widened_columns(n, k);
+  const bool vectors = kCodes ? in_vectors(0, k) : weight_in_vectors(a.weight.as<W>(), k);
+  const auto tiling = [&](int64_t of) {
+    return tiling_of(context, rows, m, of, k, planes, vectors);
+  };
+  const int64_t rest = n % columns;
+  int64_t tiling_bytes = few ? 0 : tiling(columns).bytes;
+  if (!few && rest != 0) tiling_bytes = std::max(tiling_bytes, tiling(rest).bytes);
   const int64_t scale_bytes =
-      kScaled<X, T> ? padded(m * part_count(k) * int64_t{sizeof(float)}) : 0;
-  const int64_t plane_bytes = padded(x_rows * stride * int64_t{sizeof(T)});
-  auto* const scratch =
-      static_cast<uint8_t*>(context.scratch(scale_bytes + plane_bytes + tiling.bytes));
-  auto* const scales = kScaled<X, T> ? reinterpret_cast<float*>(scratch) : nullptr;
-  auto* const x = reinterpret_cast<T*>(scratch + scale_bytes);
-  linear_planes<X, T>(context, a.x, stride, x, scales);
-  const Operands<T> in = operands(x, stride, scales);
-  if (few)
-    linear_few_rows(context, in, out, rows);
-  else
-    multiply_tiles(in, scratch + scale_bytes + plane_bytes);
+      !as_it_is && kScaled<X, T> ? padded(m * part_count(k) * int64_t{sizeof(float)}) : 0;
+  const int64_t plane_bytes = as_it_is ? 0 : padded(x_rows * stride * int64_t{sizeof(T)});
+  const int64_t widened_bytes = few || !kCodes ? 0 : padded(columns * k * int64_t{sizeof(T)});
+  auto* const scratch = static_cast<uint8_t*>(
+      context.scratch(scale_bytes + plane_bytes + widened_bytes + tiling_bytes));
+
+  const auto with_x = [&](auto* x, const float* scales) {
+    if (few) {
+      linear_few_rows(context, operands(a.weight.as<W>(), x, stride, scales), out, rows);
+      return;
+    }
+    if constexpr (std::is_same_v<std::remove_pointer_t<decltype(x)>, T>) {
+      uint8_t* const behind = scratch + scale_bytes + plane_bytes;
+      for (int64_t first = 0; first < n; first += columns) {
+        const int64_t last = first + columns < n ? first + columns : n;
+        auto* const widened = reinterpret_cast<T*>(behind);
+        if constexpr (kCodes)
+          widen_codes(context, a.weight.as<W>() + first * k, (last - first) * k, widened);
+        auto in = operands(kCodes ? widened : a.weight.as<T>(), x, stride, scales);
+        in.n = last - first;
+        const Tiling own_tiling = tiling(in.n);
+        const LinearOut own = columns_of(out, first, last);
+        if (own_tiling.form == Tiling::Form::kWgmma)
+          linear_hopper(context, in, own_tiling, behind + widened_bytes, own);
+        else
+          linear_tiles(context, in, own_tiling, behind + widened_bytes, own, rows);
+      }
+    }
+  };
+  if (as_it_is) {
+    with_x(a.x.as<X>(), nullptr);
+  } else {
+    auto* const scales = kScaled<X, T> ? reinterpret_cast<float*>(scratch) : nullptr;
+    auto* const x = reinterpret_cast<T*>(scratch + scale_bytes);
+    linear_planes<X, T>(context, a.x, stride, x, scales);
+    with_x(x, scales);
+  }
 }
 
 template <typename Rows>
 void multiply(Context& context, const LinearArgs& a, const Rows& rows) {
-  ZC_CHECK(a.weight.dtype != DType::kI8, ErrorCode::kUnsupported,
-           "weight: dtype is i8, which is multiplied on the CPU alone");
   if (a.out.length() == 0) return;
   ZC_CHECK(a.x.size(1) < 1 << 23, ErrorCode::kUnsupported, "x: rows of %lld, expected below 2^23",
            static_cast<long long>(a.x.size(1)));
@@ -95,10 +130,12 @@ void multiply(Context& context, const LinearArgs& a, const Rows& rows) {
   }
   dispatch_float(a.x.dtype, [&](auto type) {
     using X = typename decltype(type)::type;
-    if (a.weight.dtype == DType::kF16)
-      linear_16<X, f16>(context, a, rows);
+    if (a.weight.dtype == DType::kI8)
+      multiply_16<X, CodeProduct<X>, int8_t>(context, a, rows);
+    else if (a.weight.dtype == DType::kF16)
+      multiply_16<X, f16, f16>(context, a, rows);
     else
-      linear_16<X, bf16>(context, a, rows);
+      multiply_16<X, bf16, bf16>(context, a, rows);
   });
 }
 
@@ -117,10 +154,6 @@ void expert_linear(Context& context, const ExpertLinearArgs& a) {
   rows.n_pairs = static_cast<int>(a.n_pairs());
   rows.pairs_per_row = static_cast<int>(a.pairs_per_row());
   multiply(context, a.product(0), rows);
-}
-
-void quantize_weight(Context&, const QuantizeWeightArgs&) {
-  throw Error(ErrorCode::kUnsupported, "out: dtype is i8, which is multiplied on the CPU alone");
 }
 
 }  // namespace zc::cuda

@@ -1,3 +1,4 @@
+#include "csrc/cuda/device/byte_codes.h"
 #include "csrc/cuda/linear_16.h"
 
 namespace zc::cuda {
@@ -9,10 +10,11 @@ namespace {
 template <int kWeightTiles>
 inline constexpr int kMostRingBytes = (kWeightTiles == 1 ? 24 : 28) * 1024;
 
-template <typename X, int kWeightTiles, int kXTiles>
+template <typename W, typename X, int kWeightTiles, int kXTiles>
 struct FewRing {
   static constexpr int kXRowBytes = kDepth * sizeof(X);
-  static constexpr int kWeightBytes = 16 * kWeightTiles * kRowBytes;
+  static constexpr int kWeightRowBytes = kDepth * sizeof(W);
+  static constexpr int kWeightBytes = 16 * kWeightTiles * kWeightRowBytes;
   static constexpr int kPanelBytes = kWeightBytes + 8 * kXTiles * kXRowBytes;
   static constexpr int kStages = kMostRingBytes<kWeightTiles> / kPanelBytes;
   static constexpr int kBytes = kStages * kPanelBytes;
@@ -24,6 +26,33 @@ struct FewRing {
       return static_cast<uint32_t>(row * kXRowBytes + ((chunk ^ (row & 3) * 2) << 4));
     else
       return panel_offset(row, chunk);
+  }
+
+  // Where a chunk of 16 bytes of a row of the weight lies. Codes are read by pairs, eight rows at a
+  // time, which lie in different banks.
+  static ZC_DEVICE uint32_t weight_offset(int row, int chunk) {
+    if constexpr (sizeof(W) == 1)
+      return static_cast<uint32_t>(row * kWeightRowBytes + ((chunk ^ (row >> 1 & 3)) << 4));
+    else
+      return panel_offset(row, chunk);
+  }
+
+  // The first operand of mma of 16 rows of the weight, from `row` on, and step `step` of 16 of a
+  // panel, as T.
+  template <typename T>
+  static ZC_DEVICE void read_weight(const unsigned char* weight, int row, int step, int lane,
+                                    uint32_t (&a)[4]) {
+    if constexpr (sizeof(W) == 1) {
+      ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
+        const unsigned char* const own =
+            weight + weight_offset(row + lane / 4 + 8 * hi, step) + lane % 4 * 2;
+        a[hi] = pair_of_codes(*reinterpret_cast<const uint16_t*>(own), T{});
+        a[2 + hi] = pair_of_codes(*reinterpret_cast<const uint16_t*>(own + 8), T{});
+      }
+    } else {
+      simt::ldmatrix_x4(
+          a, simt::smem_u32(weight) + weight_offset(row + lane % 16, 2 * step + lane / 16));
+    }
   }
 
   // What a lane holds of eight rows of x, from `row` on, in two steps of 16 of a panel, from
@@ -56,15 +85,16 @@ struct FewRing {
 // owns a part of k: its panels come by cp.async into a ring of its own, so that warps never wait
 // for another but at the end, when the parts are added. x comes the same way, as it is: where it is
 // not of the weight's type a lane splits what it holds into planes, each of which has sums of its
-// own. Rows that x does not have are whatever lies in the ring; nobody looks at their sums.
+// own. Codes of 8 bits become T in registers. Rows that x does not have are whatever lies in the
+// ring; nobody looks at their sums.
 // Dynamic shared memory: FewRing::kBytes a warp, 24 KB to 28 KB. Bound by reading the weight: 40 KB
 // to 72 KB a block are on their way. Of experts a block multiplies tile blockIdx.y, which is known
 // when the kernels before have ended, so that nothing is read earlier.
-template <typename T, typename X, int kWeightTiles, int kXTiles, typename Rows>
+template <typename W, typename T, typename X, int kWeightTiles, int kXTiles, typename Rows>
 __global__ void __launch_bounds__(kMaxParts * 32, 2)
-    linear_few_rows_kernel(const Operands<T, X> in, const __grid_constant__ Products<T> products,
+    linear_few_rows_kernel(const Operands<T, X, W> in, const __grid_constant__ Products<W> products,
                            const Rows of) {
-  using Ring = FewRing<X, kWeightTiles, kXTiles>;
+  using Ring = FewRing<W, X, kWeightTiles, kXTiles>;
   constexpr bool kSplits = !std::is_same_v<X, T>;
   constexpr int kOwnPlanes = kPlanes<X, T>;
   constexpr int kColumns = 16 * kWeightTiles;
@@ -72,7 +102,7 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
   ZC_DYNAMIC_SHARED(shared);
   int own = 0;
   while (blockIdx.x >= products.of[own].end_block) ++own;
-  const typename Products<T>::Product& product = products.of[own];
+  const typename Products<W>::Product& product = products.of[own];
   const unsigned first_block = own == 0 ? 0 : products.of[own - 1].end_block;
   const int64_t column0 = int64_t{blockIdx.x - first_block} * kColumns;
   const int last_column = static_cast<int>(min(int64_t{kColumns}, product.n - column0)) - 1;
@@ -90,24 +120,27 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
   const int k_begin = part * in.part_length;
   const int length = min(in.part_length, k - k_begin);
   const int n_panels = (length + kDepth - 1) / kDepth;
-  const T* const weight = product.weight + (tile.expert * product.n + column0) * k + k_begin;
+  const W* const weight = product.weight + (tile.expert * product.n + column0) * k + k_begin;
   const X* const x = in.x + k_begin;
   unsigned char* const ring = shared + part * Ring::kBytes;
 
-  // A lane copies one chunk of every fourth row of the weight, and the like of x. Columns beyond
-  // the last are the last one again; nobody looks at their sums. 32 bits count the elements of a
-  // block's rows, at most 48 of less than 2^23: with 64, registers run short.
-  const int row = lane / 8;
-  const int chunk = lane % 8;
+  // A lane copies one chunk of every fourth row of the weight (eighth of codes), and the like of x.
+  // Columns beyond the last are the last one again; nobody looks at their sums. 32 bits count the
+  // elements of a block's rows, at most 48 of less than 2^23: with 64, registers run short.
+  constexpr int kWeightChunk = 16 / static_cast<int>(sizeof(W));
+  constexpr int kWeightLanes = kDepth / kWeightChunk;  // that copy a row of the weight
+  constexpr int kRowStep = 32 / kWeightLanes;
+  const int row = lane / kWeightLanes;
+  const int chunk = lane % kWeightLanes;
   constexpr int kLanes = Ring::kXRowBytes / 16;  // that copy a row of x
   constexpr int kXStep = 32 / kLanes;
   const int x_row = lane / kLanes;
   const int x_chunk = lane % kLanes;
   const int x_stride = static_cast<int>(in.x_stride);
   const bool vectors = in.vectors && (!kSplits || in.x_vectors);
-  const T* weight_at = weight + chunk * kChunk;  // of the panel that is copied next
+  const W* weight_at = weight + chunk * kWeightChunk;  // of the panel that is copied next
   const X* x_at = x + x_chunk * kCopied;
-  int left = length - chunk * kChunk;
+  int left = length - chunk * kWeightChunk;
   int x_left = length - x_chunk * kCopied;
   const auto row_of_x = [&](int r) {  // where row r of the tile begins
     if constexpr (Rows::kOfExperts)
@@ -118,9 +151,11 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
   const auto copy_panel = [&](unsigned char* to) {
     unsigned char* const x_to = to + Ring::kWeightBytes;
     if (vectors) {
-      ZC_UNROLL for (int i = 0; i < 4 * kWeightTiles; ++i)
-          simt::cp_async_16_once(simt::smem_u32(to) + panel_offset(row + 4 * i, chunk),
-                                 weight_at + min(row + 4 * i, last_column) * k, left > 0 ? 16 : 0);
+      ZC_UNROLL for (int i = 0; i < kColumns / kRowStep; ++i) {
+        const int r = row + kRowStep * i;
+        simt::cp_async_16_once(simt::smem_u32(to) + Ring::weight_offset(r, chunk),
+                               weight_at + min(r, last_column) * k, left > 0 ? 16 : 0);
+      }
       ZC_UNROLL for (int i = 0; i < 8 * kXTiles / kXStep; ++i) {
         const int r = x_row + kXStep * i;
         if (r < rows)
@@ -128,8 +163,8 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
                             x_left > 0 ? 16 : 0);
       }
     } else {
-      ZC_NO_UNROLL for (int r = row; r < kColumns; r += 4)
-          copy_elements(to + panel_offset(r, chunk), weight_at + min(r, last_column) * k, left);
+      ZC_NO_UNROLL for (int r = row; r < kColumns; r += kRowStep) copy_elements(
+          to + Ring::weight_offset(r, chunk), weight_at + min(r, last_column) * k, left);
       ZC_NO_UNROLL for (int r = x_row; r < rows; r += kXStep)
           copy_elements(x_to + Ring::x_offset(r, x_chunk), x_at + row_of_x(r), x_left);
     }
@@ -170,7 +205,6 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
     __syncwarp();  // all lanes' copies of this panel are there, and all are done with the last one
     if (panel + Ring::kStages - 1 < n_panels) copy_panel(before);
     simt::cp_async_commit();
-    const uint32_t at = simt::smem_u32(here);
     ZC_UNROLL for (int two = 0; two < kDepth / 32; ++two) {  // steps of 16, two at a time
       uint32_t b[kXTiles * kOwnPlanes][4];
       ZC_UNROLL for (int t = 0; t < kXTiles; ++t) {
@@ -190,7 +224,7 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
       }
       ZC_UNROLL for (int s = 0; s < 2; ++s) ZC_UNROLL for (int w = 0; w < kWeightTiles; ++w) {
         uint32_t a[4];
-        simt::ldmatrix_x4(a, at + panel_offset(16 * w + lane % 16, 4 * two + 2 * s + lane / 16));
+        Ring::template read_weight<T>(here, 16 * w, 2 * two + s, lane, a);
         ZC_UNROLL for (int t = 0; t < kXTiles * kOwnPlanes; ++t)
             simt::mma_m16n8k16(sums[w][t], a, b[t][2 * s], b[t][2 * s + 1], T{});
       }
@@ -246,8 +280,9 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
       ZC_UNROLL for (int j = 0; j < 4; ++j) y[j] = plane == 0 ? sum[j] : y[j] + sum[j];
     }
     if constexpr (Rows::kOfExperts) {
-      if (tile.out_rows[out_row] >= 0)
-        product.out.write4(tile.out_rows[out_row], column0 + column, y);
+      LinearOut out = product.out;
+      if (out.scales != nullptr) out.scales += tile.expert * product.n;
+      if (tile.out_rows[out_row] >= 0) out.write4(tile.out_rows[out_row], column0 + column, y);
     } else {
       product.out.write4(out_row, column0 + column, y);
     }
@@ -258,8 +293,8 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
 int64_t tiles_of(const AllRows&, int) { return 1; }
 int64_t tiles_of(const ExpertRows& rows, int x_tiles) { return rows.most_tiles(8 * x_tiles); }
 
-template <int kWeightTiles, int kXTiles, typename T, typename X, typename Rows>
-void launch_few_tiles(Context& context, const Operands<T, X>& in, Products<T> products,
+template <int kWeightTiles, int kXTiles, typename T, typename X, typename W, typename Rows>
+void launch_few_tiles(Context& context, const Operands<T, X, W>& in, Products<W> products,
                       const Rows& rows) {
   const int warps = part_count(in.k);
   unsigned blocks = 0;
@@ -267,28 +302,28 @@ void launch_few_tiles(Context& context, const Operands<T, X>& in, Products<T> pr
     blocks += blocks_for(products.of[i].n, 16 * kWeightTiles);
     products.of[i].end_block = blocks;
   }
-  launch_early(context, &linear_few_rows_kernel<T, X, kWeightTiles, kXTiles, Rows>,
+  launch_early(context, &linear_few_rows_kernel<W, T, X, kWeightTiles, kXTiles, Rows>,
                dim3(blocks, static_cast<unsigned>(tiles_of(rows, kXTiles))),
                static_cast<unsigned>(warps * 32),
-               static_cast<size_t>(warps) * FewRing<X, kWeightTiles, kXTiles>::kBytes, in, products,
-               rows);
+               static_cast<size_t>(warps) * FewRing<W, X, kWeightTiles, kXTiles>::kBytes, in,
+               products, rows);
 }
 
 // What the busiest multiprocessor reads with such tiles, in bytes for an element of k: a block
 // reads its columns of the weight, and all of x from L2.
-template <typename T, typename X>
-int64_t busiest_reads(const Context& context, const Operands<T, X>& in, const Products<T>& products,
-                      int64_t tiles, int weight_tiles) {
+template <typename T, typename X, typename W>
+int64_t busiest_reads(const Context& context, const Operands<T, X, W>& in,
+                      const Products<W>& products, int64_t tiles, int weight_tiles) {
   const int64_t columns = 16 * weight_tiles;
   int64_t blocks = 0;
   for (int i = 0; i < products.count; ++i) blocks += tiles * blocks_for(products.of[i].n, columns);
   const int64_t rows = tiles == 1 ? in.x_rows / kPlanes<X, T> : 8;
-  const int64_t of_one = columns * int64_t{sizeof(T)} + rows * int64_t{sizeof(X)};
+  const int64_t of_one = columns * int64_t{sizeof(W)} + rows * int64_t{sizeof(X)};
   return (blocks + context.n_multiprocessors - 1) / context.n_multiprocessors * of_one;
 }
 
-template <int kXTiles, typename T, typename X, typename Rows>
-void launch_few_rows(Context& context, const Operands<T, X>& in, const Products<T>& products,
+template <int kXTiles, typename T, typename X, typename W, typename Rows>
+void launch_few_rows(Context& context, const Operands<T, X, W>& in, const Products<W>& products,
                      const Rows& rows) {
   const int64_t tiles = tiles_of(rows, kXTiles);
   int weight_tiles = 1;
@@ -307,8 +342,8 @@ void launch_few_rows(Context& context, const Operands<T, X>& in, const Products<
 
 }  // namespace
 
-template <typename T, typename X, typename Rows>
-void linear_few_rows(Context& context, const Operands<T, X>& in, const Products<T>& products,
+template <typename T, typename X, typename W, typename Rows>
+void linear_few_rows(Context& context, const Operands<T, X, W>& in, const Products<W>& products,
                      const Rows& rows) {
   if constexpr (kPlanes<X, T> == 1 && !Rows::kOfExperts) {
     if (in.x_rows > 8) {
@@ -319,18 +354,20 @@ void linear_few_rows(Context& context, const Operands<T, X>& in, const Products<
   launch_few_rows<1>(context, in, products, rows);
 }
 
-#define ZC_FEW_ROWS(T, X, Rows) \
-  template void linear_few_rows(Context&, const Operands<T, X>&, const Products<T>&, const Rows&);
-#define ZC_FEW_ROWS_OF_ALL(T, X) \
-  ZC_FEW_ROWS(T, X, AllRows)     \
-  ZC_FEW_ROWS(T, X, ExpertRows)
-ZC_FEW_ROWS_OF_ALL(f16, f16)
-ZC_FEW_ROWS_OF_ALL(f16, bf16)
-ZC_FEW_ROWS_OF_ALL(f16, float)
-ZC_FEW_ROWS_OF_ALL(bf16, f16)
-ZC_FEW_ROWS_OF_ALL(bf16, bf16)
-ZC_FEW_ROWS_OF_ALL(bf16, float)
-#undef ZC_FEW_ROWS_OF_ALL
+#define ZC_FEW_ROWS(T, X, W)                                                            \
+  template void linear_few_rows(Context&, const Operands<T, X, W>&, const Products<W>&, \
+                                const AllRows&);                                        \
+  template void linear_few_rows(Context&, const Operands<T, X, W>&, const Products<W>&, \
+                                const ExpertRows&);
+ZC_FEW_ROWS(f16, f16, f16)
+ZC_FEW_ROWS(f16, bf16, f16)
+ZC_FEW_ROWS(f16, float, f16)
+ZC_FEW_ROWS(bf16, f16, bf16)
+ZC_FEW_ROWS(bf16, bf16, bf16)
+ZC_FEW_ROWS(bf16, float, bf16)
+ZC_FEW_ROWS(f16, f16, int8_t)
+ZC_FEW_ROWS(bf16, bf16, int8_t)
+ZC_FEW_ROWS(bf16, float, int8_t)
 #undef ZC_FEW_ROWS
 
 }  // namespace zc::cuda

@@ -140,7 +140,7 @@ ZC_DEVICE void prefetch_rows(const LinearOut& out, int rows, int64_t row0, int64
     const int64_t column = column0 + i % lines * line;
     if (column < out.n)
       simt::prefetch_l2(static_cast<const uint8_t*>(out.out) +
-                        ((row0 + i / lines) * out.n + column) * element_bytes);
+                        ((row0 + i / lines) * out.stride + column) * element_bytes);
   }
 }
 
@@ -167,7 +167,11 @@ ZC_DEVICE void store_rows(const LinearOut& out, int planes, int rows, int64_t ro
     simt::bar_sync(1 + consumer, 128);
     const int64_t out_column = column0 + round * kStoreColumns + column;
     const bool vectors = out.vectors && out_column + 4 <= out.n;
+    float scales[4] = {};
     float bias[4] = {};
+    if (out.scales != nullptr && vectors) {
+      ZC_UNROLL for (int c = 0; c < 4; ++c) scales[c] = out.scales[out_column + c];
+    }
     if (out.bias != nullptr && vectors) {
       ZC_UNROLL for (int c = 0; c < 4; ++c) bias[c] =
           load_any(out.bias, out.bias_dtype, out_column + c);
@@ -181,7 +185,7 @@ ZC_DEVICE void store_rows(const LinearOut& out, int planes, int rows, int64_t ro
         ZC_UNROLL for (int i = 0; i < kBatch; ++i) {
           const int row = first + kStep * i;
           if (out.accumulate && vectors && row < rows)
-            out.read_vector((row0 + row) * out.n + out_column, before[i]);
+            out.read_vector((row0 + row) * out.stride + out_column, before[i]);
         }
         ZC_UNROLL for (int i = 0; i < kBatch; ++i) {
           const int row = first + kStep * i;
@@ -200,10 +204,11 @@ ZC_DEVICE void store_rows(const LinearOut& out, int planes, int rows, int64_t ro
             continue;
           }
           ZC_UNROLL for (int c = 0; c < 4; ++c) {
+            if (out.scales != nullptr) y[c] = __fmul_rn(y[c], scales[c]);
             if (out.bias != nullptr) y[c] = y[c] + bias[c];
             if (out.accumulate) y[c] = before[i][c] + y[c];
           }
-          out.write_vector((row0 + row) * out.n + out_column, y);
+          out.write_vector((row0 + row) * out.stride + out_column, y);
         }
       }
     }

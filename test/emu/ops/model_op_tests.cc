@@ -146,6 +146,64 @@ void linear_test(DType x, DType weight, DType out, Shape mnk, bool bias, bool ac
       },
       ordinals);
 }
+// Codes of 8 bits, and the scales of their rows.
+TensorView codes(OpRun& run, const Shape& shape) {
+  TensorView out = run.bytes(
+      shape, [&](int64_t) { return static_cast<uint8_t>(run.random().below(255) - 127); });
+  out.dtype = DType::kI8;
+  return out;
+}
+TensorView code_scales(OpRun& run, int64_t n) {
+  return run.floats(DType::kF32, {n},
+                    [&](int64_t) { return (1.0f + std::fabs(run.normal())) / 73.0f; });
+}
+
+void linear_codes_test(DType x, DType out, Shape mnk, bool bias, bool accumulates) {
+  add_op_test(
+      format("linear %s times codes to %s, (%lld, %lld, %lld)%s%s", dtype_name(x), dtype_name(out),
+             static_cast<long long>(mnk[0]), static_cast<long long>(mnk[1]),
+             static_cast<long long>(mnk[2]), bias ? ", bias" : "", accumulates ? ", added" : ""),
+      [=](OpRun& run) {
+        const int64_t m = mnk[0], n = mnk[1], k = mnk[2];
+        if (k % 16 == 0) run.aligned();
+        const TensorView to = accumulates ? run.normals(out, {m, n}, 3) : run.scratch(out, {m, n});
+        // A CPU rounds x to 16 bits.
+        run.compare("out", to,
+                    out == DType::kF32 ? Tolerance{1e-4, 1e-1} : one_rounding(out, 1e-3));
+        run.op(&Backend::linear,
+               LinearArgs{run.normals(x, {m, k}), codes(run, {n, k}), code_scales(run, n),
+                          bias ? run.normals(x, {n}) : TensorView{}, to, accumulates});
+      },
+      {0, 1});
+}
+
+ZC_OP_TESTS(linear_codes_tests) {
+  for (const DType x : kFloatDTypes) {
+    linear_codes_test(x, DType::kF32, {3, 17, 40}, true, false);
+    linear_codes_test(x, x, {5, 125, 1104}, true, true);
+    linear_codes_test(x, DType::kF32, {11, 187, 83}, false, true);
+    linear_codes_test(x, x, {70, 36, 2112}, true, false);
+    linear_codes_test(x, DType::kF32, {260, 200, 80}, false, true);
+    linear_codes_test(x, DType::kF32, {4, 5, 0}, true, false);
+  }
+  // More codes than are widened at a time: 256 columns, and 40 more.
+  linear_codes_test(DType::kBF16, DType::kBF16, {17, 296, 66000}, true, true);
+  for (const DType x : kFloatDTypes)
+    for (const int64_t k : {7, 1100, 4096})
+      add_op_test(
+          format("quantize_weight %s, rows of %lld", dtype_name(x), static_cast<long long>(k)),
+          [=](OpRun& run) {
+            if (k % 16 == 0) run.aligned();
+            TensorView out = run.scratch(DType::kU8, {5, k});
+            run.compare("codes", out);
+            const TensorView scales = run.result("scales", DType::kF32, {5});
+            const TensorView weight = run.normals(x, {5, k}, 0.1f);
+            out.dtype = DType::kI8;
+            run.op(&Backend::quantize_weight, QuantizeWeightArgs{weight, out, scales});
+          },
+          {0, 1});
+}
+
 ZC_OP_TESTS(linear_tests) {
   for (const DType x : kFloatDTypes)
     for (const DType weight : kFloatDTypes)
@@ -183,6 +241,17 @@ ZC_OP_TESTS(linear_tests) {
 }
 
 ZC_OP_TESTS(grouped_linear_tests) {
+  for (const DType x : kFloatDTypes)
+    add_op_test(format("grouped_linear %s times codes", dtype_name(x)), [=](OpRun& run) {
+      const int64_t k = 80;
+      const auto product = [&](const char* name, int64_t n) {
+        return GroupedLinearArgs::Product{
+            codes(run, {n, k}), code_scales(run, n), TensorView{},
+            run.result(name, DType::kF32, {4, n}, Tolerance{1e-4, 1e-1})};
+      };
+      run.op(&Backend::grouped_linear,
+             GroupedLinearArgs{run.normals(x, {4, k}), {product("q", 40), product("k", 17)}, 2});
+    });
   for (const DType x : kFloatDTypes)
     for (const DType weight : kFloatDTypes)
       for (const int64_t m : {1, 6, 17})

@@ -1,0 +1,48 @@
+#include "csrc/cuda/device/byte_codes.h"
+#include "csrc/cuda/linear_16.h"
+
+namespace zc::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kCodes = 16;  // of a thread: one vector of them, two of T
+
+// out = n codes as T. Bound by memory.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    widen_codes_kernel(const int8_t* codes, T* out, int64_t n, bool vectors) {
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
+  const int64_t at = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kCodes;
+  if (at >= n) return;
+  if (vectors && at + kCodes <= n) {
+    const uint4 four = *reinterpret_cast<const uint4*>(codes + at);
+    const uint32_t words[4] = {four.x, four.y, four.z, four.w};
+    uint32_t pairs[8];
+    ZC_UNROLL for (int i = 0; i < 4; ++i) {
+      pairs[2 * i] = pair_of_codes(words[i] & 0xffffu, T{});
+      pairs[2 * i + 1] = pair_of_codes(words[i] >> 16, T{});
+    }
+    uint4* const to = reinterpret_cast<uint4*>(out + at);
+    to[0] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    to[1] = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
+    return;
+  }
+  for (int64_t i = at; i < n && i < at + kCodes; ++i)
+    out[i] = from_float<T>(static_cast<float>(codes[i]));
+}
+
+}  // namespace
+
+template <typename T>
+void widen_codes(Context& context, const int8_t* codes, int64_t n, T* out) {
+  const bool vectors = (address_bits(codes) | address_bits(out)) % 16 == 0;
+  launch_early(context, &widen_codes_kernel<T>, blocks_for(n, kThreads * kCodes), kThreads, 0,
+               codes, out, n, vectors);
+}
+
+template void widen_codes(Context&, const int8_t*, int64_t, f16*);
+template void widen_codes(Context&, const int8_t*, int64_t, bf16*);
+
+}  // namespace zc::cuda
