@@ -17,11 +17,14 @@ import { root, setup } from './setup.mjs'
  */
 const eager = { ZC_SIMT_ASYNC: 'eager', ZC_SIMT_SCHED: 'forward' }
 const late = { ZC_SIMT_ASYNC: 'late', ZC_SIMT_SCHED: 'reverse' }
+/** Both emulated GPUs as an A100, between the Hopper and the one with little shared memory that they are. */
+const a100 = { ...eager, ZC_EMU_ARCHITECTURE: '80' }
 const random = (seed) => ({ ZC_SIMT_ASYNC: 'random', ZC_SIMT_SCHED: `random:${seed}` })
 const runs = {
   plain: [
     { program: 'emu-tests' },
     { program: 'op-tests', mode: 'eager', env: eager },
+    { program: 'op-tests', mode: 'eager, sm_80', env: a100 },
     { program: 'op-tests', mode: 'late', env: late },
     { program: 'op-tests', mode: 'random', env: random(1) },
   ],

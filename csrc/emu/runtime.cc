@@ -244,7 +244,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   properties->minor = architecture % 10;
   properties->multiProcessorCount = 4;
   properties->totalGlobalMem = static_cast<size_t>(total_bytes());
-  properties->sharedMemPerBlockOptin = (device == 0 ? 227 : 99) * 1024;
+  const bool has_little = architecture == 86 || architecture == 89 || architecture >= 120;
+  properties->sharedMemPerBlockOptin = (has_little ? 99 : architecture < 90 ? 163 : 227) * 1024;
   return cudaSuccess;
 }
 
