@@ -23,7 +23,6 @@ export default tseslint.config(
     // An async function rejects and never throws at the call. That a library's promise is handed on
     // as it is shows in no types, so those that hand one on are async, too.
     files: ['lib/**/*.ts'],
-    ignores: ['lib/model/fingerprint.ts', 'lib/server/metrics.ts'],
     plugins: { '@typescript-eslint': tseslint.plugin },
     rules: {
       '@typescript-eslint/promise-function-async': ['error', { checkArrowFunctions: false }],

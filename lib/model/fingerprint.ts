@@ -14,7 +14,7 @@ const known = new WeakMap<ForwardModel, Promise<string>>()
  * type, shape, first and last elements. Models that were trained differently differ everywhere. It is
  * computed once for a model.
  */
-export function fingerprintOf(model: ForwardModel): Promise<string> {
+export async function fingerprintOf(model: ForwardModel): Promise<string> {
   let fingerprint = known.get(model)
   if (!fingerprint) {
     fingerprint = computeFingerprint(model)
@@ -39,7 +39,7 @@ async function computeFingerprint({ config, dtype, weights }: ForwardModel): Pro
 }
 
 /** Elements from a tensor's beginning and from its end. */
-function readSamples(tensor: Tensor): Promise<ArrayBufferView[]> {
+async function readSamples(tensor: Tensor): Promise<ArrayBufferView[]> {
   const n = Math.min(SAMPLE, tensor.length)
   const views = [0, tensor.length - n].map((offset) => tensor.view([n], offset))
   const reads = views.map((view) => view.read())

@@ -260,7 +260,7 @@ export class ServerMetrics implements ServiceObserver {
   }
 
   /** The page that Prometheus reads. */
-  page(): Promise<string> {
+  async page(): Promise<string> {
     return this.#registry.metrics()
   }
 
