@@ -62,7 +62,7 @@ const dynamicBytes = [
 /** BlockShape of csrc/cuda/mixed_attention/layout.h. */
 function mixedAttentionBytes(dim, bulk, littleMemory) {
   const large = dim === 256
-  const consumers = large && littleMemory ? 4 : 6
+  const consumers = large ? (littleMemory ? 4 : bulk ? 6 : 5) : 6
   const stages = large ? (littleMemory ? 2 : bulk ? 4 : 3) : dim > 64 && littleMemory ? 3 : 4
   return consumers * stages * (32 * dim + 304) + (16 + 2 * consumers) * dim + 1616
 }

@@ -58,16 +58,18 @@ ZC_HD constexpr bool has_little_memory(int architecture) {
 
 // What a block is made of, for a head_dim and a kind of GPU. kBulk: copies come in bulk, sm_90's
 // way. With 256 channels a warp takes twice the registers and a slot twice the bytes, so that a
-// multiprocessor has one block, of as many slots as its shared memory holds.
+// multiprocessor has one block, of as many slots as its shared memory holds beside 8 bytes for each
+// of some thousands of sequences.
 template <int kDim_, bool kBulk_, bool kLittleMemory>
 struct BlockShape {
   static constexpr int kDim = kDim_;
   static constexpr bool kBulk = kBulk_;
+  static constexpr bool kIsWide = kDim == 256;
   // Slots of a consumer's ring.
   static constexpr int kStages =
-      kDim == 256 ? (kLittleMemory ? 2 : (kBulk ? 4 : 3)) : (kDim > 64 && kLittleMemory ? 3 : 4);
+      kIsWide ? (kLittleMemory ? 2 : (kBulk ? 4 : 3)) : (kLittleMemory && kDim > 64 ? 3 : 4);
   // Warps that multiply.
-  static constexpr int kConsumers = kDim == 256 && kLittleMemory ? 4 : 6;
+  static constexpr int kConsumers = kIsWide ? (kLittleMemory ? 4 : (kBulk ? 6 : 5)) : 6;
   // And two more: one that brings them what they need, one that adds up what they have.
   static constexpr int kThreads = 32 * (kConsumers + 2);
   static_assert(kConsumers * kTiles <= 32, "a lane of the producer copies one page of a round");
