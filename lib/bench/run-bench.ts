@@ -8,6 +8,7 @@ import { policyLabel } from '../policy/policy-label.js'
 import { attentionCases } from './attention-cases.js'
 import { BenchTensors } from './bench-tensors.js'
 import { cacheCases } from './cache-cases.js'
+import { expertCases } from './expert-cases.js'
 import { linearCases } from './linear-cases.js'
 import { withLongerContext } from './longer-context.js'
 import { machineOf } from './machine.js'
@@ -76,6 +77,7 @@ export interface BenchOptions {
 /** Every op at every shape. */
 export const OP_CASES: readonly OpCase[] = [
   ...linearCases,
+  ...expertCases,
   ...attentionCases,
   ...cacheCases,
   ...modelOpCases,
