@@ -1,4 +1,5 @@
 import { loadAddon } from '../native/load.js'
+import { checkArguments } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `routeExperts`. */
@@ -28,6 +29,7 @@ export interface RouteExpertsArgs {
  * et al. (arXiv 1701.06538), §2.1; softmax first, as in Mixtral (arXiv 2401.04088) and Qwen3.
  */
 export function routeExperts(args: RouteExpertsArgs): void {
+  checkArguments(args)
   loadAddon().routeExperts(
     handleOf(args.logits),
     handleOf(args.weights),
@@ -61,6 +63,7 @@ export interface ExpertLinearArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT` for pairs or offsets out of their range.
  */
 export function expertLinear(args: ExpertLinearArgs): void {
+  checkArguments(args)
   loadAddon().expertLinear(
     handleOf(args.x),
     handleOf(args.weight),
@@ -88,5 +91,6 @@ export interface AddExpertsArgs {
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
  */
 export function addExperts(args: AddExpertsArgs): void {
+  checkArguments(args)
   loadAddon().addExperts(handleOf(args.x), handleOf(args.weights), handleOf(args.out))
 }
