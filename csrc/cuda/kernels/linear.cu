@@ -31,7 +31,11 @@ Tiling tiling_of(const Context&, const ExpertRows& rows, int64_t, int64_t n, int
 }
 
 // Codes that are widened at a time, for tiles: they stay in L2, and scratch is bounded.
+#if defined(__CUDACC__)
 constexpr int64_t kWidenedElements = int64_t{1} << 24;
+#else
+constexpr int64_t kWidenedElements = int64_t{1} << 18;  // so that small tests widen several times
+#endif
 
 int64_t widened_columns(int64_t n, int64_t k) {
   const int64_t fit = kWidenedElements / k / 256 * 256;
