@@ -90,6 +90,7 @@ const shapes: readonly (readonly [m: number, n: number, k: number])[] = [
     [0, 5, 7],
     [3, 0, 7],
     [3, 5, 0],
+    [20, 5, 0],
     [1, 1, 1],
     [1, 7, 13],
     [1, 8, 16],

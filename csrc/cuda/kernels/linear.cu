@@ -38,7 +38,7 @@ constexpr int64_t kWidenedElements = int64_t{1} << 18;  // so that small tests w
 #endif
 
 int64_t widened_columns(int64_t n, int64_t k) {
-  const int64_t fit = kWidenedElements / k / 256 * 256;
+  const int64_t fit = kWidenedElements / std::max<int64_t>(k, 1) / 256 * 256;
   return n < fit ? n : (fit > 256 ? fit : 256);
 }
 

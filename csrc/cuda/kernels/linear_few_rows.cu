@@ -291,7 +291,12 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
 
 // Tiles of up to 8 kXTiles rows.
 int64_t tiles_of(const AllRows&, int) { return 1; }
-int64_t tiles_of(const ExpertRows& rows, int x_tiles) { return rows.most_tiles(8 * x_tiles); }
+int64_t tiles_of(const ExpertRows& rows, int x_tiles) {
+  const int64_t tiles = rows.most_tiles(8 * x_tiles);
+  ZC_CHECK(tiles <= 65535, ErrorCode::kUnsupported,
+           "pairs: %d of them, more than a grid has room for", rows.n_pairs);
+  return tiles;
+}
 
 template <int kWeightTiles, int kXTiles, typename T, typename X, typename W, typename Rows>
 void launch_few_tiles(Context& context, const Operands<T, X, W>& in, Products<W> products,

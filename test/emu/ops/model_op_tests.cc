@@ -185,6 +185,7 @@ ZC_OP_TESTS(linear_codes_tests) {
     linear_codes_test(x, x, {70, 36, 2112}, true, false);
     linear_codes_test(x, DType::kF32, {260, 200, 80}, false, true);
     linear_codes_test(x, DType::kF32, {4, 5, 0}, true, false);
+    linear_codes_test(x, DType::kF32, {20, 5, 0}, true, false);
   }
   // More codes than are widened at a time: 256 columns, and 40 more.
   linear_codes_test(DType::kBF16, DType::kBF16, {17, 296, 1000}, true, true);
