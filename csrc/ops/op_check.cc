@@ -214,6 +214,13 @@ void expect_kv_rows(const TensorView& k, const TensorView& v) {
   expect_head_dim("k", k.size(2));
 }
 
+// Codes of 8 bits have scales, floats have none.
+void expect_weight_dtype(const TensorView& weight, const TensorView& scales) {
+  if (!scales.defined()) return expect_float("weight", weight);
+  expect_dtype("weight", weight, DType::kI8);
+  expect_dtype("scales", scales, DType::kF32);
+}
+
 }  // namespace
 
 void check(const FlashAttentionArgs& a) {
@@ -461,15 +468,9 @@ void check(const RmsNormArgs& a) {
 void check(const LinearArgs& a) {
   expect_float("x", a.x);
   expect_shape("x", a.x, {kAny, kAny});
-  if (a.scales.defined())
-    expect_dtype("weight", a.weight, DType::kI8);
-  else
-    expect_float("weight", a.weight);
+  expect_weight_dtype(a.weight, a.scales);
   expect_shape("weight", a.weight, {kAny, a.x.size(1)});
-  if (a.scales.defined()) {
-    expect_dtype("scales", a.scales, DType::kF32);
-    expect_shape("scales", a.scales, {a.weight.size(0)});
-  }
+  if (a.scales.defined()) expect_shape("scales", a.scales, {a.weight.size(0)});
   if (a.bias.defined()) {
     expect_float("bias", a.bias);
     expect_shape("bias", a.bias, {a.weight.size(0)});
@@ -515,18 +516,12 @@ void check(const RouteExpertsArgs& a) {
 void check(const ExpertLinearArgs& a) {
   expect_float("x", a.x);
   expect_shape("x", a.x, {kAny, kAny});
-  if (a.scales.defined())
-    expect_dtype("weight", a.weight, DType::kI8);
-  else
-    expect_float("weight", a.weight);
+  expect_weight_dtype(a.weight, a.scales);
   expect_shape("weight", a.weight, {kAny, kAny, a.x.size(1)});
   if (a.n_experts() < 1 || a.n_experts() > kMaxExperts)
     fail(ErrorCode::kShape, "weight",
          std::to_string(a.n_experts()) + " experts, expected 1 to " + std::to_string(kMaxExperts));
-  if (a.scales.defined()) {
-    expect_dtype("scales", a.scales, DType::kF32);
-    expect_shape("scales", a.scales, {a.n_experts(), a.weight.size(1)});
-  }
+  if (a.scales.defined()) expect_shape("scales", a.scales, {a.n_experts(), a.weight.size(1)});
   expect_pairs(kAny, a.pairs, a.n_experts(), a.offsets);
   const int64_t m = a.x.size(0);
   if (m == 0 ? a.n_pairs() > 0 : a.n_pairs() % m != 0)
