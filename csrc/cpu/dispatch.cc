@@ -22,20 +22,27 @@ bool has_f16c() {
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
 }
+
+// Whether the units are 512 bits wide, as AMD's processors say of themselves from Zen 5 on (AMD64
+// Architecture Programmer's Manual 3, CPUID Fn8000_001A, FP512).
+bool has_wide_units() {
+  unsigned a, b, c, d;
+  return __get_cpuid(0x8000001a, &a, &b, &c, &d) != 0 && (a & 1u << 3) != 0;
+}
 #endif
 
-// Best first; but AVX-512 behind AVX2, to be asked for by name: where it was measured it decodes
-// more slowly (docs/decisions.md). A function, not a constant: __builtin_cpu_supports asks at run
-// time.
+// Best first. AVX-512 is behind AVX2, to be asked for by name, unless it is known to be faster here
+// (docs/decisions.md). A function, not a constant: __builtin_cpu_supports asks at run time.
 template <typename F>
 void each_isa(const F& f) {
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512dq");
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+  if (has_wide_units()) f(Isa{"avx512", &kAvx512Backend, avx512});
   f(Isa{"avx2", &kAvx2Backend, avx2});
-  f(Isa{"avx512", &kAvx512Backend, avx512});
+  if (!has_wide_units()) f(Isa{"avx512", &kAvx512Backend, avx512});
 #elif defined(__aarch64__)
   f(Isa{"neon", &kNeonBackend, true});
 #endif

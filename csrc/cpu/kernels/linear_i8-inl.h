@@ -6,7 +6,7 @@
 namespace zc::cpu {
 namespace ZC_ISA {
 
-inline constexpr int kCodeStep = 2 * kLanes;           // elements of k that are taken in one step
+inline constexpr int kCodeStep = 2 * kWideLanes;       // elements of k that are taken in one step
 inline constexpr int64_t kStreamedElements = 1 << 13;  // of x in a few rows: half of L1
 
 // Rows of x in 16 bits.
@@ -55,29 +55,32 @@ inline RoundedRows round_rows(const LinearArgs& a, const LinearTile& tile) {
   return out;
 }
 
-inline VecHalves load_halves(const int16_t* p) {
-  VecHalves v;
+inline WideHalves load_halves(const int16_t* p) {
+  WideHalves v;
   std::memcpy(&v, p, sizeof(v));
   return v;
 }
-inline VecHalves load_codes(const int8_t* p) {
-#if defined(ZC_ISA_AVX2)
+inline WideHalves load_codes(const int8_t* p) {
+#if defined(ZC_ISA_AVX512)
+  return reinterpret_cast<WideHalves>(_mm512_maskz_cvtepi8_epi16(
+      0xffffffffu, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(ZC_ISA_AVX2)
   __m128i codes;
   std::memcpy(&codes, p, sizeof(codes));
-  return reinterpret_cast<VecHalves>(_mm256_cvtepi8_epi16(codes));
+  return reinterpret_cast<WideHalves>(_mm256_cvtepi8_epi16(codes));
 #else
   typedef int8_t Codes __attribute__((vector_size(2 * kLanes)));
   typedef int16_t Wide __attribute__((vector_size(4 * kLanes)));
   Codes codes;
   std::memcpy(&codes, p, sizeof(codes));
-  return reinterpret_cast<VecHalves>(__builtin_convertvector(codes, Wide));
+  return reinterpret_cast<WideHalves>(__builtin_convertvector(codes, Wide));
 #endif
 }
 
 // acc (R, J) of (rows, kPanelColumns) += what k leaves of a step behind element `at` of a block.
 template <int R, int J>
 ZC_NOINLINE void add_rest(const RoundedRows& x, int64_t depth, int r, const int8_t* w, int64_t k,
-                          int64_t at, int64_t n, VecF* acc) {
+                          int64_t at, int64_t n, WideF* acc) {
   for (int i = 0; i < R; ++i) {
     const int16_t* const factors = x.at(depth, r + i);
     const float step = x.steps[depth * x.rows + r + i];
@@ -94,22 +97,21 @@ ZC_NOINLINE void add_rest(const RoundedRows& x, int64_t depth, int r, const int8
 // loops over three or four of them GCC leaves the sums in memory.
 template <int R, int J, int... kAll>
 inline void dot_block(std::integer_sequence<int, kAll...>, const RoundedRows& x, int64_t depth,
-                      int r, const int8_t* w, int64_t k, int64_t n, VecF* acc) {
+                      int r, const int8_t* w, int64_t k, int64_t n, WideF* acc) {
   const int16_t* const factors = x.at(depth, r);
   const int64_t whole = n / kCodeStep * kCodeStep;
-  VecI sums[R * J];
-  ((sums[kAll] = VecI{}), ...);
+  WideI sums[R * J];
+  ((sums[kAll] = WideI{}), ...);
   for (int64_t at = 0; at < whole; at += kCodeStep) {
-    VecHalves codes[J];
+    WideHalves codes[J];
     ZC_UNROLL for (int j = 0; j < J; ++j) codes[j] = load_codes(w + j * k + at);
-    ((sums[kAll] += dot_pairs(codes[kAll % J], load_halves(factors + kAll / J * kPanelDepth + at)),
-      keep_order(sums[kAll])),
+    (add_pairs(sums[kAll], codes[kAll % J], load_halves(factors + kAll / J * kPanelDepth + at)),
      ...);
   }
   const float* const steps = x.steps + depth * x.rows + r;
-  const auto finish = [&](int t, VecI sum) {
-    VecF& to = acc[t / J * kPanelColumns + t % J];
-    to = fma(__builtin_convertvector(sum, VecF), broadcast(steps[t / J]), to);
+  const auto finish = [&](int t, WideI sum) {
+    WideF& to = acc[t / J * kPanelColumns + t % J];
+    to = fma(__builtin_convertvector(sum, WideF), broadcast_wide(steps[t / J]), to);
   };
   (finish(kAll, sums[kAll]), ...);
   if (whole < n) add_rest<R, J>(x, depth, r, w, k, whole, n, acc);
@@ -118,13 +120,13 @@ inline void dot_block(std::integer_sequence<int, kAll...>, const RoundedRows& x,
 // The same for one block, and for one row of the weight, block after block.
 template <int R, int J>
 ZC_NOINLINE void dot_code_tile(const RoundedRows& x, int64_t depth, int r, const int8_t* w,
-                               int64_t k, VecF* acc) {
+                               int64_t k, WideF* acc) {
   const int64_t first = depth * kPanelDepth;
   dot_block<R, J>(std::make_integer_sequence<int, R * J>{}, x, depth, r, w + first, k,
                   std::min<int64_t>(kPanelDepth, k - first), acc);
 }
 template <int R>
-ZC_NOINLINE void dot_code_stream(const RoundedRows& x, const int8_t* w, int64_t k, VecF* acc) {
+ZC_NOINLINE void dot_code_stream(const RoundedRows& x, const int8_t* w, int64_t k, WideF* acc) {
   for (int64_t first = 0; first < k; first += kPanelDepth)
     dot_block<R, 1>(std::make_integer_sequence<int, R>{}, x, first / kPanelDepth, 0, w + first, k,
                     std::min<int64_t>(kPanelDepth, k - first), acc);
@@ -139,12 +141,12 @@ inline void linear_codes_tile(const LinearArgs& a, const LinearTile& tile) {
   const int rows = static_cast<int>(tile.r1 - tile.r0);
   const RoundedRows x = round_rows(a, tile);
   const bool streamed = rows == 1 || (rows <= kFewRows && rows * k <= kStreamedElements);
-  auto* acc = reinterpret_cast<VecF*>(  // (rows, kPanelColumns)
-      thread_scratch(2, static_cast<size_t>(rows) * kPanelColumns * kLanes));
+  auto* acc = reinterpret_cast<WideF*>(  // (rows, kPanelColumns)
+      thread_scratch(2, static_cast<size_t>(rows) * kPanelColumns * kWideLanes));
   for (int64_t c = tile.c0; c < tile.c1; c += kPanelColumns) {
     const int columns = static_cast<int>(std::min<int64_t>(kPanelColumns, tile.c1 - c));
     const int8_t* w = a.weight.as<int8_t>() + c * k;
-    std::memset(acc, 0, static_cast<size_t>(rows) * kPanelColumns * sizeof(VecF));
+    std::memset(acc, 0, static_cast<size_t>(rows) * kPanelColumns * sizeof(WideF));
     if (streamed) {
       by_rows<kFewRows>(rows, [&](int, auto n_rows) {
         for (int j = 0; j < columns; ++j)
@@ -157,7 +159,7 @@ inline void linear_codes_tile(const LinearArgs& a, const LinearTile& tile) {
             depth + 1 < n_depths ? w + (depth + 1) * kPanelDepth : w + kPanelColumns * k;
         by_rows<kDotRows>(rows, [&](int r, auto n_rows) {
           constexpr int R = decltype(n_rows)::value;
-          VecF* const to = acc + r * kPanelColumns;
+          WideF* const to = acc + r * kPanelColumns;
           int j = 0;
           for (; j + kDotColumns <= columns; j += kDotColumns) {
             if (r == 0)

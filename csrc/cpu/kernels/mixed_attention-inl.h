@@ -165,10 +165,10 @@ ZC_NOINLINE void score_pages(const KeyBlock& block, int page, const KeyFactors& 
   for (int p = 0; p < P; ++p)
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < kSquareVecs; ++i) {
-        float* to = scores + r * kSoftmaxKeys + p * kPageTokens + i * kLanes;
+        float* to = scores + r * kSoftmaxKeys + p * kPageTokens + i * kWideLanes;
         if constexpr (is_quantized(F))
-          store(to, fma(__builtin_convertvector(sums[p][r][i], VecF), broadcast(keys.step[r0 + r]),
-                        broadcast(keys.beta[r0 + r])));
+          store(to, fma(__builtin_convertvector(sums[p][r][i], WideF),
+                        broadcast_wide(keys.step[r0 + r]), broadcast_wide(keys.beta[r0 + r])));
         else
           store(to, sums[p][r][i]);
       }
@@ -203,9 +203,8 @@ struct SoftmaxRow {
     for (int j = 0; j < first; ++j) scores[j] = -INFINITY;
     for (int j = last; j < n; ++j) scores[j] = -INFINITY;
     VecF best[2] = {broadcast(-INFINITY), broadcast(-INFINITY)};
-    for (int j = 0; j < n; j += kPageTokens)
-      for (int i = 0; i < kSquareVecs; ++i)
-        best[i % 2] = vmax(load(scores + j + i * kLanes), best[i % 2]);
+    for (int j = 0; j < n; j += 2 * kLanes)
+      for (int i = 0; i < 2; ++i) best[i] = vmax(load(scores + j + i * kLanes), best[i]);
     best[0] = vmax(best[0], best[1]);
     const float block_max = max_lane(best[0]);
     if (block_max == -INFINITY) {  // nothing visible, or nothing but -inf and NaN
@@ -286,7 +285,7 @@ template <Format F, int R, int C>
 ZC_NOINLINE void weigh_codes(const KeyBlock& block, int first, int n_pages, int c0,
                              const int16_t* weights, const float* steps, float* o) {
   const int d = block.view.head_dim;
-  VecI sums[C][R][kSquareVecs];
+  WideI sums[C][R][kSquareVecs];
   clear(sums);
   for (int page = 0; page < n_pages; ++page) {
     const uint8_t* ahead = block.ahead[first + page] + block.view.v_offset;
@@ -300,9 +299,10 @@ ZC_NOINLINE void weigh_codes(const KeyBlock& block, int first, int n_pages, int 
   for (int s = 0; s < C; ++s)
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < kSquareVecs; ++i) {
-        float* to = o + int64_t{r} * d + c0 + s * kPageTokens + i * kLanes;
+        float* to = o + int64_t{r} * d + c0 + s * kPageTokens + i * kWideLanes;
         const float step = steps[r * (kSoftmaxKeys / kWeightKeys)];
-        store(to, fma(__builtin_convertvector(sums[s][r][i], VecF), broadcast(step), load(to)));
+        store(to, fma(__builtin_convertvector(sums[s][r][i], WideF), broadcast_wide(step),
+                      load_wide(to)));
       }
 }
 
@@ -312,12 +312,12 @@ ZC_NOINLINE void weigh_floats(const KeyBlock& block, int first, int last, int c0
                               float* o) {
   const int d = block.view.head_dim;
   const auto place = [&](int s, int r, int i) {
-    return o + int64_t{r} * d + c0 + s * kPageTokens + i * kLanes;
+    return o + int64_t{r} * d + c0 + s * kPageTokens + i * kWideLanes;
   };
-  VecF sums[C][R][kSquareVecs];
+  WideF sums[C][R][kSquareVecs];
   for (int s = 0; s < C; ++s)
     for (int r = 0; r < R; ++r)
-      for (int i = 0; i < kSquareVecs; ++i) sums[s][r][i] = load(place(s, r, i));
+      for (int i = 0; i < kSquareVecs; ++i) sums[s][r][i] = load_wide(place(s, r, i));
   for (int j = first / kPageTokens * kPageTokens; j < last; j += kPageTokens) {
     const int page = j / kPageTokens;
     const uint8_t* ahead = block.ahead[page] + block.view.v_offset;

@@ -11,9 +11,7 @@
 namespace zc::cpu {
 namespace ZC_ISA {
 
-inline constexpr int kSquareVecs = kPageTokens / kLanes;  // vectors of one term
-
-typedef uint16_t VecHalves __attribute__((vector_size(4 * kLanes)));
+inline constexpr int kSquareVecs = kPageTokens / kWideLanes;  // vectors of one term
 
 inline constexpr bool is_quantized(Format f) { return static_cast<int>(f) <= 8; }
 
@@ -32,28 +30,28 @@ inline int64_t square_bytes(Format f) { return part_bytes(f, kPageTokens); }
 
 // The top bits of u3: where z holds a lane's 16, row 0's are z's bits 2, 6, 10, 14 in the lower
 // half and 0, 4, 8, 12 in the upper one; row 1's lie one bit higher. This brings both to kTopBits.
-inline VecU spread_tops(VecU z, int row) {
+inline WideU spread_tops(WideU z, int row) {
   return ((z | z << 18) >> static_cast<uint32_t>(row)) & kTopBits;
 }
 
 // Row w of a quantized square on the lanes of vector i, in fields of kFieldBits.
 template <Format F>
-inline VecU load_fields(const uint8_t* square, int w, int i) {
+inline WideU load_fields(const uint8_t* square, int w, int i) {
   constexpr bool kSplit = F == Format::kU2 || F == Format::kU3;
-  VecU words;
-  std::memcpy(&words, square + (kSplit ? 0 : w * 64) + i * 4 * kLanes, sizeof(words));
+  WideU words;
+  std::memcpy(&words, square + (kSplit ? 0 : w * 64) + i * 4 * kWideLanes, sizeof(words));
   if constexpr (kSplit) words = (words >> static_cast<uint32_t>(2 * w)) & kLowBits;
   if constexpr (F == Format::kU3) {
-    typedef uint16_t Tops __attribute__((vector_size(2 * kLanes)));
+    typedef uint16_t Tops __attribute__((vector_size(2 * kWideLanes)));
     Tops z;
-    std::memcpy(&z, square + 64 + i * 2 * kLanes, sizeof(z));
-    words |= spread_tops(__builtin_convertvector(z, VecU), w);
+    std::memcpy(&z, square + 64 + i * 2 * kWideLanes, sizeof(z));
+    words |= spread_tops(__builtin_convertvector(z, WideU), w);
   }
   return words;
 }
 
-inline VecF to_floats(VecU codes) {
-  return __builtin_convertvector(__builtin_convertvector(codes, VecI), VecF);
+inline WideF to_floats(WideU codes) {
+  return __builtin_convertvector(__builtin_convertvector(codes, WideI), WideF);
 }
 
 // The type of a float format's elements.
@@ -89,11 +87,11 @@ inline void unpack_square(Format format, const uint8_t* square, float* out, int6
   dispatch_format(format, [&](auto tag) {
     constexpr Format kFormat = decltype(tag)::value;
     for (int i = 0; i < kSquareVecs; ++i) {
-      float* at = out + i * kLanes;
+      float* at = out + i * kWideLanes;
       if constexpr (is_quantized(kFormat)) {
         constexpr uint32_t kMask = (1u << kFieldBits<kFormat>)-1;
         for (int w = 0; w < kSquareRows<kFormat>; ++w) {
-          VecU fields = load_fields<kFormat>(square, w, i);
+          WideU fields = load_fields<kFormat>(square, w, i);
           for (int k = 0; k < kFields<kFormat>; ++k) {
             const int term = 2 * (w * kFields<kFormat> + k);
             store(at + term * stride, to_floats(fields & kMask));
@@ -102,9 +100,9 @@ inline void unpack_square(Format format, const uint8_t* square, float* out, int6
           }
         }
       } else {
-        const auto* from = reinterpret_cast<const Element<kFormat>*>(square) + i * kLanes;
+        const auto* from = reinterpret_cast<const Element<kFormat>*>(square) + i * kWideLanes;
         for (int term = 0; term < kPageTokens; ++term)
-          store(at + term * stride, load(from + term * kPageTokens));
+          store(at + term * stride, load_wide(from + term * kPageTokens));
       }
     }
   });

@@ -9,7 +9,7 @@ namespace ZC_ISA {
 template <Format F>
 using Factor = std::conditional_t<is_quantized(F), int16_t, float>;
 template <Format F>
-using Sums = std::conditional_t<is_quantized(F), VecI, VecF>;
+using Sums = std::conditional_t<is_quantized(F), WideI, WideF>;
 
 // Factors are integers of at most this size. A sum of 256 products with codes of 8 bits stays below
 // 2^31: 256 * 255 * 32767 = 2139029760.
@@ -23,57 +23,65 @@ inline void clear(Vec (&sums)[P][R][kSquareVecs]) {
       for (int i = 0; i < kSquareVecs; ++i) sums[p][r][i] = Vec{};
 }
 
-inline VecHalves broadcast_pair(const int16_t* x) {
+inline WideHalves broadcast_pair(const int16_t* x) {
   int32_t pair;
   std::memcpy(&pair, x, sizeof(pair));
-#if defined(ZC_ISA_AVX2)
-  return reinterpret_cast<VecHalves>(_mm256_set1_epi32(pair));
+#if defined(ZC_ISA_AVX512)
+  return reinterpret_cast<WideHalves>(_mm512_set1_epi32(pair));
+#elif defined(ZC_ISA_AVX2)
+  return reinterpret_cast<WideHalves>(_mm256_set1_epi32(pair));
 #else
-  return reinterpret_cast<VecHalves>(VecI{} + pair);
+  return reinterpret_cast<WideHalves>(WideI{} + pair);
 #endif
 }
 
 // Keeps a sum in its register. Integer sums are associative, and GCC regroups them into trees that
 // do not fit the registers: 1.9 times slower.
-inline void keep_order(VecI& sum) {
-#if defined(__x86_64__)
+inline void keep_order(WideI& sum) {
+#if defined(ZC_ISA_AVX512)
+  asm("" : "+v"(sum));
+#elif defined(__x86_64__)
   asm("" : "+x"(sum));
 #elif defined(__aarch64__)
   asm("" : "+w"(sum));
 #endif
 }
 
-// Of each lane, the sum of the products of its two halves.
-inline VecI dot_pairs(VecHalves a, VecHalves b) {
-#if defined(ZC_ISA_AVX2)
-  return reinterpret_cast<VecI>(
+// sum += of each lane, the sum of the products of its two halves.
+inline void add_pairs(WideI& sum, WideHalves a, WideHalves b) {
+#if defined(ZC_ISA_AVX512)
+  sum = reinterpret_cast<WideI>(_mm512_dpwssd_epi32(
+      reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#elif defined(ZC_ISA_AVX2)
+  sum += reinterpret_cast<WideI>(
       _mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
 #elif defined(__SSE2__)
   static_assert(kLanes == 4);
-  return reinterpret_cast<VecI>(
+  sum += reinterpret_cast<WideI>(
       _mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
 #elif defined(ZC_ISA_NEON)
   const int16x8_t x = reinterpret_cast<int16x8_t>(a);
   const int16x8_t y = reinterpret_cast<int16x8_t>(b);
-  return vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
+  sum += vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
 #else
-  const VecI x = reinterpret_cast<VecI>(a);
-  const VecI y = reinterpret_cast<VecI>(b);
-  return ((x << 16) >> 16) * ((y << 16) >> 16) + (x >> 16) * (y >> 16);
+  const WideI x = reinterpret_cast<WideI>(a);
+  const WideI y = reinterpret_cast<WideI>(b);
+  sum += ((x << 16) >> 16) * ((y << 16) >> 16) + (x >> 16) * (y >> 16);
 #endif
+  keep_order(sum);
 }
 
 // sums (P, R, 16 lanes) += factors (R, 16, rows `stride` apart) times the terms of P squares.
 template <Format F, int R, int P>
 inline void add_squares(const uint8_t* const (&squares)[P], const int16_t* factors, int64_t stride,
-                        VecI (&sums)[P][R][kSquareVecs]) {
+                        WideI (&sums)[P][R][kSquareVecs]) {
   for (int w = 0; w < kSquareRows<F>; ++w) {
-    VecHalves fields[P][kSquareVecs];
+    WideHalves fields[P][kSquareVecs];
     for (int p = 0; p < P; ++p)
       for (int i = 0; i < kSquareVecs; ++i)
-        fields[p][i] = reinterpret_cast<VecHalves>(load_fields<F>(squares[p], w, i));
+        fields[p][i] = reinterpret_cast<WideHalves>(load_fields<F>(squares[p], w, i));
     for (int k = 0; k < kFields<F>; ++k) {
-      VecHalves codes[P][kSquareVecs];
+      WideHalves codes[P][kSquareVecs];
       for (int p = 0; p < P; ++p)
         for (int i = 0; i < kSquareVecs; ++i) {
           codes[p][i] = fields[p][i] >> static_cast<uint16_t>(k * kFieldBits<F>);
@@ -81,12 +89,9 @@ inline void add_squares(const uint8_t* const (&squares)[P], const int16_t* facto
             codes[p][i] &= static_cast<uint16_t>((1 << kFieldBits<F>)-1);
         }
       for (int r = 0; r < R; ++r) {
-        const VecHalves x = broadcast_pair(factors + r * stride + 2 * (w * kFields<F> + k));
+        const WideHalves x = broadcast_pair(factors + r * stride + 2 * (w * kFields<F> + k));
         for (int p = 0; p < P; ++p)
-          for (int i = 0; i < kSquareVecs; ++i) {
-            sums[p][r][i] += dot_pairs(codes[p][i], x);
-            keep_order(sums[p][r][i]);
-          }
+          for (int i = 0; i < kSquareVecs; ++i) add_pairs(sums[p][r][i], codes[p][i], x);
       }
     }
   }
@@ -95,14 +100,14 @@ inline void add_squares(const uint8_t* const (&squares)[P], const int16_t* facto
 // The same over the terms [first, last) of float squares.
 template <Format F, int R, int P>
 inline void add_squares(const uint8_t* const (&squares)[P], const float* factors, int64_t stride,
-                        VecF (&sums)[P][R][kSquareVecs], int first = 0, int last = kPageTokens) {
+                        WideF (&sums)[P][R][kSquareVecs], int first = 0, int last = kPageTokens) {
   for (int term = first; term < last; ++term)
     for (int p = 0; p < P; ++p)
       for (int i = 0; i < kSquareVecs; ++i) {
-        const VecF x =
-            load(reinterpret_cast<const Element<F>*>(squares[p]) + term * kPageTokens + i * kLanes);
+        const WideF x = load_wide(reinterpret_cast<const Element<F>*>(squares[p]) +
+                                  term * kPageTokens + i * kWideLanes);
         for (int r = 0; r < R; ++r)
-          sums[p][r][i] = fma(broadcast(factors[r * stride + term]), x, sums[p][r][i]);
+          sums[p][r][i] = fma(broadcast_wide(factors[r * stride + term]), x, sums[p][r][i]);
       }
 }
 

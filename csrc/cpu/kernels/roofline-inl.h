@@ -16,17 +16,17 @@ void read_stream(const OpContext& ctx, const ReadStreamArgs& a) {
     const int64_t length = (n + parts - 1) / parts;
     int64_t i = std::min(n, part * length);
     const int64_t end = std::min(n, i + length);
-    VecI sums[kReadStreams] = {};
-    for (; i + kReadStreams * kLanes <= end; i += kReadStreams * kLanes)
+    WideI sums[kReadStreams] = {};
+    for (; i + kReadStreams * kWideLanes <= end; i += kReadStreams * kWideLanes)
       for (int s = 0; s < kReadStreams; ++s) {
-        VecI words;
-        std::memcpy(&words, x + i + s * kLanes, sizeof(words));
+        WideI words;
+        std::memcpy(&words, x + i + s * kWideLanes, sizeof(words));
         sums[s] ^= words;
       }
     int32_t total = 0;
     for (; i < end; ++i) total ^= x[i];
     for (int s = 0; s < kReadStreams; ++s)
-      for (int lane = 0; lane < kLanes; ++lane) total ^= sums[s][lane];
+      for (int lane = 0; lane < kWideLanes; ++lane) total ^= sums[s][lane];
     out[part] = total;
   });
 }
@@ -34,13 +34,13 @@ void read_stream(const OpContext& ctx, const ReadStreamArgs& a) {
 // N vectors held in registers; N chains that do not wait on each other hide the latency of an FMA.
 template <int N>
 inline void multiply_add_vectors(const float* x, float* out, const MultiplyAddArgs& a) {
-  const VecF factor = broadcast(a.factor);
-  const VecF summand = broadcast(a.summand);
-  VecF y[N];
-  for (int i = 0; i < N; ++i) y[i] = load(x + i * kLanes);
+  const WideF factor = broadcast_wide(a.factor);
+  const WideF summand = broadcast_wide(a.summand);
+  WideF y[N];
+  for (int i = 0; i < N; ++i) y[i] = load_wide(x + i * kWideLanes);
   for (int32_t step = 0; step < a.steps; ++step)
     for (int i = 0; i < N; ++i) y[i] = fma(y[i], factor, summand);
-  for (int i = 0; i < N; ++i) store(out + i * kLanes, y[i]);
+  for (int i = 0; i < N; ++i) store(out + i * kWideLanes, y[i]);
 }
 
 // out = `steps` times y = factor y + summand, from y = x. One task is a row; bounded by the rate of
@@ -53,12 +53,12 @@ void multiply_add(const OpContext& ctx, const MultiplyAddArgs& a) {
     const float* x = a.x.as<float>() + row * width;
     float* out = a.out.as<float>() + row * width;
     int64_t i = 0;
-    for (; i + kChains * kLanes <= width; i += kChains * kLanes)
+    for (; i + kChains * kWideLanes <= width; i += kChains * kWideLanes)
       multiply_add_vectors<kChains>(x + i, out + i, a);
-    for (; i < width; i += kLanes) {  // the last vector may be a part of one
+    for (; i < width; i += kWideLanes) {  // the last vector may be a part of one
       const size_t bytes =
-          sizeof(float) * static_cast<size_t>(std::min<int64_t>(kLanes, width - i));
-      float y[kLanes] = {};
+          sizeof(float) * static_cast<size_t>(std::min<int64_t>(kWideLanes, width - i));
+      float y[kWideLanes] = {};
       std::memcpy(y, x + i, bytes);
       multiply_add_vectors<1>(y, y, a);
       std::memcpy(out + i, y, bytes);

@@ -2,6 +2,8 @@
 namespace zc::cpu {
 namespace ZC_ISA {
 
+inline constexpr int kPageVecs = kPageTokens / kLanes;
+
 // Writes the newest rows of each sequence into the tail: row i of q_len goes to slot tail_length -
 // q_len + i.
 template <typename T>
@@ -192,15 +194,15 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
       return from.as<T>() + (ids[i] * n_kv_heads + kv_head) * d + c0;
     };
     float* keys = thread_scratch(0, static_cast<size_t>(n_padded) * 16);  // (n_padded, 16)
-    RangeLanes ranges[kSquareVecs];
-    VecF largest[kSquareVecs] = {};  // |V| of each channel
+    RangeLanes ranges[kPageVecs];
+    VecF largest[kPageVecs] = {};  // |V| of each channel
     for (int64_t i = 0; i < n; ++i) {
       // Rows lie n_kv_heads * head_dim apart, too far for the machine to fetch them unasked.
       if (i + kRowsAhead < n) {
         __builtin_prefetch(row(a.k, i + kRowsAhead));
         __builtin_prefetch(row(a.v, i + kRowsAhead));
       }
-      for (int c = 0; c < kSquareVecs; ++c) {
+      for (int c = 0; c < kPageVecs; ++c) {
         const VecF x = load(row(a.k, i) + c * kLanes);
         store(keys + i * 16 + c * kLanes, x);
         ranges[c].add(clamp_lanes(x));
@@ -212,7 +214,7 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
     QuantParams params[16];
     float zeros[16];
     float inverses[16];
-    for (int c = 0; c < kSquareVecs; ++c)
+    for (int c = 0; c < kPageVecs; ++c)
       choose_lane_params([&](int64_t i) { return load(keys + i * 16 + c * kLanes); }, n, ranges[c],
                          search, params + c * kLanes);
     for (int c = 0; c < 16; ++c) {

@@ -114,12 +114,15 @@ inline void store(f16* p, VecF v) {
 inline constexpr int kWideLanes = 16;
 typedef float WideF __attribute__((vector_size(64)));
 
+typedef int32_t WideI __attribute__((vector_size(64)));
+typedef uint32_t WideU __attribute__((vector_size(64)));
+typedef uint16_t WideHalves __attribute__((vector_size(64)));
+
 inline WideF broadcast_wide(float x) { return _mm512_set1_ps(x); }
 inline WideF fma(WideF a, WideF b, WideF c) { return _mm512_fmadd_ps(a, b, c); }
 inline WideF load_wide(const float* p) { return _mm512_loadu_ps(p); }
 inline WideF load_wide(const bf16* p) {
   typedef uint16_t Half __attribute__((vector_size(32)));
-  typedef uint32_t WideU __attribute__((vector_size(64)));
   Half h;
   std::memcpy(&h, p, sizeof(h));
   return reinterpret_cast<WideF>(__builtin_convertvector(h, WideU) << 16);
@@ -137,6 +140,9 @@ inline VecF fold(VecF v) { return v; }
 #else
 inline constexpr int kWideLanes = kLanes;
 using WideF = VecF;
+using WideI = VecI;
+using WideU = VecU;
+typedef uint16_t WideHalves __attribute__((vector_size(4 * kLanes)));
 
 inline WideF broadcast_wide(float x) { return broadcast(x); }
 template <typename T>
@@ -149,7 +155,6 @@ inline VecF fold(WideF v) { return v; }
 // Of the 2 kWideLanes elements from p on those at even places (part 0) or at odd ones (1). Two of
 // bfloat16 are one word, of which either is the upper half of a float: no lane moves.
 inline WideF load_part(const bf16* p, int part) {
-  typedef uint32_t WideU __attribute__((vector_size(4 * kWideLanes)));
   WideU words;
   std::memcpy(&words, p, sizeof(words));
   return reinterpret_cast<WideF>(part == 0 ? words << 16 : words & 0xffff0000u);
