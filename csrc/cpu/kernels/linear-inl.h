@@ -29,6 +29,7 @@ inline constexpr int kFewRows = 4;                  // up to here the weight is 
 inline constexpr int64_t kStreamedRowBytes = 6144;  // of the weight: L1 keeps x beside them
 inline constexpr int64_t kStreamedRowBytesByBf16 = 10240;  // the same where x is left in bfloat16
 inline constexpr int64_t kShortRowBytes = 2048;
+inline constexpr int64_t kStreamedElements = 1 << 13;  // of x in a few rows: half of L1
 inline constexpr int64_t kLinearTaskProducts =
     1 << 17;  // about 10 us: less is not worth waking a thread for
 
@@ -119,6 +120,26 @@ ZC_NOINLINE void dot_stream(const X* x, const W* w, int64_t ldw, int64_t n, int 
   }
 }
 
+// acc (R, kPanelColumns) += x (R, k) w (columns, k)^T of k_vectors elements, block after block of
+// k: L1 keeps a block of x while all columns pass by. What comes next of the weight, of which
+// nothing is a stream, is asked for meanwhile.
+template <int R, typename W>
+ZC_NOINLINE void dot_panel(const float* x, const W* w, int64_t k, int64_t k_vectors, int columns,
+                           WideF* acc) {
+  constexpr int kTogether = R == 2 ? 4 : 3;
+  for (int64_t at = 0; at < k_vectors; at += kPanelDepth) {
+    const int64_t n = std::min<int64_t>(kPanelDepth, k_vectors - at);
+    const W* next = at + kPanelDepth < k_vectors ? w + at + kPanelDepth : w + kPanelColumns * k;
+    int j = 0;
+    for (; j + kTogether <= columns; j += kTogether) {
+      for (int i = 0; i < kPanelDepth; i += 64 / int{sizeof(W)})
+        for (int row = j; row < j + kTogether; ++row) __builtin_prefetch(next + row * k + i);
+      dot_tile<R, kTogether>(x + at, k, w + j * k + at, k, n, acc + j);
+    }
+    for (; j < columns; ++j) dot_tile<R, 1>(x + at, k, w + j * k + at, k, n, acc + j);
+  }
+}
+
 // What a task computes: y of rows [r0, r1) and columns [c0, c1). Rows are those of x and of y, or,
 // where there are pairs of a row and an expert, places among these (ExpertLinearArgs).
 struct LinearTile {
@@ -192,6 +213,7 @@ void linear_few_rows(const LinearArgs& a, const LinearTile& tile) {
   const bool streamed = rows == 1 && row_bytes <= kStreamedRowBytes;
   const bool streamed_by_bf16 = rows == 1 && kTakenApart<W> && a.x.dtype == DType::kBF16 &&
                                 row_bytes <= kStreamedRowBytesByBf16;
+  const bool by_panels = rows > 1 && rows * k > kStreamedElements;
   for (int64_t c = tile.c0; c < tile.c1; c += kPanelColumns) {
     const int columns = static_cast<int>(std::min<int64_t>(kPanelColumns, tile.c1 - c));
     const W* w = a.weight.as<W>() + c * k;
@@ -205,6 +227,7 @@ void linear_few_rows(const LinearArgs& a, const LinearTile& tile) {
         constexpr int R = decltype(n_rows)::value;
         constexpr int kShort = R < 4 ? 2 : 3;
         constexpr int kLong = R == 1 ? 8 : R == 2 ? 4 : 3;
+        if (by_panels) return dot_panel<R>(x, w, k, k_vectors, columns, acc);
         int j = 0;
         for (; row_bytes <= kShortRowBytes && j + kShort <= columns; j += kShort)
           dot_tile<R, kShort, true>(x, k, w + j * k, k, k_vectors, acc + j);

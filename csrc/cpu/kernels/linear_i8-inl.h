@@ -6,8 +6,7 @@
 namespace zc::cpu {
 namespace ZC_ISA {
 
-inline constexpr int kCodeStep = 2 * kWideLanes;       // elements of k that are taken in one step
-inline constexpr int64_t kStreamedElements = 1 << 13;  // of x in a few rows: half of L1
+inline constexpr int kCodeStep = 2 * kWideLanes;  // elements of k that are taken in one step
 
 // Rows of x in 16 bits.
 struct RoundedRows {
