@@ -220,20 +220,23 @@ ZC_BIND("rmsNorm", rms_norm, RmsNormArgs, a.x = r.tensor("x"); a.weight = r.tens
         a.out = r.output("out"); a.eps = r.f32("eps"); a.accumulate = r.boolean("accumulate");)
 
 ZC_BIND("linear", linear, LinearArgs, a.x = r.tensor("x"); a.weight = r.tensor("weight");
-        a.scales = r.optional_tensor("scales"); a.bias = r.optional_tensor("bias");
-        a.out = r.output("out"); a.accumulate = r.boolean("accumulate");)
+        a.scales = r.optional_tensor("scales"); a.zeros = r.optional_tensor("zeros");
+        a.bias = r.optional_tensor("bias"); a.out = r.output("out");
+        a.accumulate = r.boolean("accumulate");)
 
 ZC_BIND(
     "groupedLinear", grouped_linear, GroupedLinearArgs, a.x = r.tensor("x");
     a.n_products = r.count("products", kMaxProducts); for (int i = 0; i < a.n_products; ++i) {
       a.products[i].weight = r.tensor("weight");
       a.products[i].scales = r.optional_tensor("scales");
+      a.products[i].zeros = r.optional_tensor("zeros");
       a.products[i].bias = r.optional_tensor("bias");
       a.products[i].out = r.output("out");
     })
 
 ZC_BIND("quantizeWeight", quantize_weight, QuantizeWeightArgs, a.x = r.tensor("x");
-        a.out = r.output("out"); a.scales = r.output("scales");)
+        a.out = r.output("out"); a.scales = r.output("scales");
+        a.zeros = r.optional_output("zeros");)
 
 ZC_BIND("routeExperts", route_experts, RouteExpertsArgs, a.logits = r.tensor("logits");
         a.weights = r.output("weights"); a.experts = r.output("experts");
@@ -242,7 +245,8 @@ ZC_BIND("routeExperts", route_experts, RouteExpertsArgs, a.logits = r.tensor("lo
 
 ZC_BIND("expertLinear", expert_linear, ExpertLinearArgs, a.x = r.tensor("x");
         a.weight = r.tensor("weight"); a.scales = r.optional_tensor("scales");
-        a.pairs = r.tensor("pairs"); a.offsets = r.tensor("offsets"); a.out = r.output("out");)
+        a.zeros = r.optional_tensor("zeros"); a.pairs = r.tensor("pairs");
+        a.offsets = r.tensor("offsets"); a.out = r.output("out");)
 
 ZC_BIND("addExperts", add_experts, AddExpertsArgs, a.x = r.tensor("x");
         a.weights = r.tensor("weights"); a.out = r.output("out");)

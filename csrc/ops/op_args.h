@@ -232,21 +232,32 @@ struct RmsNormArgs {
   bool accumulate;
 };
 
+// A weight (n, k) is one of floats, one of i8 with a scale a row, or one of 4 bits. That is a u8
+// tensor (n, k / 2) with a scale and a zero point for each `group` elements of a row, value = (code
+// - zero) * scale: a row is units of 64 codes in 32 bytes, 16 little-endian words of 16 bits, of
+// which word l holds the codes of the unit's elements l, 16 + l, 32 + l and 48 + l, the first one
+// in its lowest bits. k is a multiple of 64 and of the group, which is 32, 64 or 128.
 struct LinearArgs {
   TensorView x;       // (m, k) f32|f16|bf16
-  TensorView weight;  // (n, k) f32|f16|bf16|i8
-  TensorView scales;  // (n) f32, of a weight of i8; else undefined
-  TensorView bias;    // (n) f32|f16|bf16, may be undefined
-  TensorView out;     // (m, n) f32|f16|bf16
+  TensorView weight;  // (n, k) f32|f16|bf16|i8, or (n, k / 2) u8
+  TensorView
+      scales;        // (n) f32, of a weight of i8; (n, k / group) f16, of one of u8; else undefined
+  TensorView zeros;  // (n, k / group) u8, 0 to 15, of a weight of u8; else undefined
+  TensorView bias;   // (n) f32|f16|bf16, may be undefined
+  TensorView out;    // (m, n) f32|f16|bf16
   bool accumulate;
+
+  // Elements that share a scale, of a weight of u8.
+  int64_t group() const { return x.size(1) / scales.size(1); }
 };
 
 inline constexpr int kMaxProducts = 3;
 
 struct GroupedLinearArgs {
   struct Product {
-    TensorView weight;  // (n, k) f32|f16|bf16|i8, n its own
-    TensorView scales;  // (n) f32, of a weight of i8; else undefined
+    TensorView weight;  // (n, k) f32|f16|bf16|i8, or (n, k / 2) u8, n its own
+    TensorView scales;  // as in LinearArgs
+    TensorView zeros;   // as in LinearArgs
     TensorView bias;    // (n) f32|f16|bf16, may be undefined
     TensorView out;     // (m, n) f32|f16|bf16
   };
@@ -256,14 +267,18 @@ struct GroupedLinearArgs {
 
   LinearArgs product(int i) const {
     const Product& own = products[i];
-    return {x, own.weight, own.scales, own.bias, own.out, false};
+    return {x, own.weight, own.scales, own.zeros, own.bias, own.out, false};
   }
 };
 
 struct QuantizeWeightArgs {
   TensorView x;       // (n, k) f32|f16|bf16
-  TensorView out;     // (n, k) i8
-  TensorView scales;  // (n) f32
+  TensorView out;     // (n, k) i8, or (n, k / 2) u8
+  TensorView scales;  // (n) f32, with an out of i8; (n, k / group) f16, with one of u8
+  TensorView zeros;   // (n, k / group) u8, with an out of u8; else undefined
+
+  // Elements that share a scale, with an out of u8.
+  int64_t group() const { return x.size(1) / scales.size(1); }
 };
 
 // How many experts there may be: a GPU's warp keeps the logits of a row in shared memory.
@@ -280,8 +295,9 @@ struct RouteExpertsArgs {
 
 struct ExpertLinearArgs {
   TensorView x;        // (m, k) f32|f16|bf16, m a divisor of n_pairs
-  TensorView weight;   // (n_experts, n, k) f32|f16|bf16|i8
-  TensorView scales;   // (n_experts, n) f32, of a weight of i8; else undefined
+  TensorView weight;   // (n_experts, n, k) f32|f16|bf16|i8, or (n_experts, n, k / 2) u8
+  TensorView scales;   // as in LinearArgs, with n_experts in front
+  TensorView zeros;    // as in LinearArgs, with n_experts in front
   TensorView pairs;    // (n_pairs) i32
   TensorView offsets;  // (n_experts + 1) i32
   TensorView out;      // (n_pairs, n) f32|f16|bf16
@@ -300,7 +316,10 @@ struct ExpertLinearArgs {
       one.data = of.as<uint8_t>() + expert * one.size_bytes();
       return one;
     };
-    return {x, part(weight), scales.defined() ? part(scales) : TensorView{}, {}, out, false};
+    const auto part_if_any = [&](const TensorView& of) {
+      return of.defined() ? part(of) : TensorView{};
+    };
+    return {x, part(weight), part_if_any(scales), part_if_any(zeros), {}, out, false};
   }
 };
 

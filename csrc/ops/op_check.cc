@@ -5,6 +5,7 @@
 #include <string>
 
 #include "csrc/core/error.h"
+#include "csrc/math/int4_weight.h"
 #include "csrc/ops/kv_table.h"
 
 namespace zc {
@@ -214,11 +215,41 @@ void expect_kv_rows(const TensorView& k, const TensorView& v) {
   expect_head_dim("k", k.size(2));
 }
 
-// Codes of 8 bits have scales, floats have none.
-void expect_weight_dtype(const TensorView& weight, const TensorView& scales) {
-  if (!scales.defined()) return expect_float("weight", weight);
-  expect_dtype("weight", weight, DType::kI8);
-  expect_dtype("scales", scales, DType::kF32);
+// A weight (n, k), of experts (n_experts, n, k), where n may be any: floats have no scales, codes
+// of 8 bits have scales, codes of 4 have scales and zeros (LinearArgs).
+void expect_weight(const char* name, const TensorView& weight, const TensorView& scales,
+                   const TensorView& zeros, int rank, int64_t n, int64_t k) {
+  const auto expect_rows = [&](const char* own, const TensorView& t, int64_t experts, int64_t rows,
+                               int64_t last) {
+    rank == 3 ? expect_shape(own, t, {experts, rows, last}) : expect_shape(own, t, {rows, last});
+  };
+  const bool in_4_bits = zeros.defined() || (scales.defined() && weight.dtype == DType::kU8);
+  if (!in_4_bits) {
+    scales.defined() ? expect_dtype(name, weight, DType::kI8) : expect_float(name, weight);
+    expect_rows(name, weight, kAny, n, k);
+    if (!scales.defined()) return;
+    expect_dtype("scales", scales, DType::kF32);
+    rank == 3 ? expect_shape("scales", scales, {weight.size(0), weight.size(1)})
+              : expect_shape("scales", scales, {weight.size(0)});
+    return;
+  }
+  expect(scales.defined(), "scales", "is undefined, expected f16 beside zeros");
+  expect(zeros.defined(), "zeros", "is undefined, expected u8 with a weight of u8");
+  expect_dtype(name, weight, DType::kU8);
+  if (k % kInt4Unit != 0)
+    fail(ErrorCode::kShape, name,
+         "has codes of 4 bits of rows of " + std::to_string(k) + ", expected a multiple of " +
+             std::to_string(kInt4Unit));
+  expect_rows(name, weight, kAny, n, k / 2);
+  expect_dtype("scales", scales, DType::kF16);
+  expect_rows("scales", scales, weight.size(0), weight.size(rank - 2), kAny);
+  const int64_t groups = scales.size(rank - 1);
+  if (k == 0 || (groups * 32 != k && groups * 64 != k && groups * 128 != k))
+    fail(ErrorCode::kShape, "scales",
+         std::to_string(groups) + " of a row of " + std::to_string(k) +
+             ", expected one for each 32, 64 or 128 elements");
+  expect_dtype("zeros", zeros, DType::kU8);
+  expect_rows("zeros", zeros, weight.size(0), weight.size(rank - 2), groups);
 }
 
 }  // namespace
@@ -468,9 +499,7 @@ void check(const RmsNormArgs& a) {
 void check(const LinearArgs& a) {
   expect_float("x", a.x);
   expect_shape("x", a.x, {kAny, kAny});
-  expect_weight_dtype(a.weight, a.scales);
-  expect_shape("weight", a.weight, {kAny, a.x.size(1)});
-  if (a.scales.defined()) expect_shape("scales", a.scales, {a.weight.size(0)});
+  expect_weight("weight", a.weight, a.scales, a.zeros, 2, kAny, a.x.size(1));
   if (a.bias.defined()) {
     expect_float("bias", a.bias);
     expect_shape("bias", a.bias, {a.weight.size(0)});
@@ -488,10 +517,7 @@ void check(const GroupedLinearArgs& a) {
 void check(const QuantizeWeightArgs& a) {
   expect_float("x", a.x);
   expect_shape("x", a.x, {kAny, kAny});
-  expect_dtype("out", a.out, DType::kI8);
-  expect_shape("out", a.out, {a.x.size(0), a.x.size(1)});
-  expect_dtype("scales", a.scales, DType::kF32);
-  expect_shape("scales", a.scales, {a.x.size(0)});
+  expect_weight("out", a.out, a.scales, a.zeros, 2, a.x.size(0), a.x.size(1));
 }
 
 void check(const RouteExpertsArgs& a) {
@@ -516,12 +542,10 @@ void check(const RouteExpertsArgs& a) {
 void check(const ExpertLinearArgs& a) {
   expect_float("x", a.x);
   expect_shape("x", a.x, {kAny, kAny});
-  expect_weight_dtype(a.weight, a.scales);
-  expect_shape("weight", a.weight, {kAny, kAny, a.x.size(1)});
+  expect_weight("weight", a.weight, a.scales, a.zeros, 3, kAny, a.x.size(1));
   if (a.n_experts() < 1 || a.n_experts() > kMaxExperts)
     fail(ErrorCode::kShape, "weight",
          std::to_string(a.n_experts()) + " experts, expected 1 to " + std::to_string(kMaxExperts));
-  if (a.scales.defined()) expect_shape("scales", a.scales, {a.n_experts(), a.weight.size(1)});
   expect_pairs(kAny, a.pairs, a.n_experts(), a.offsets);
   const int64_t m = a.x.size(0);
   if (m == 0 ? a.n_pairs() > 0 : a.n_pairs() % m != 0)

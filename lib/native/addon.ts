@@ -222,12 +222,28 @@ export interface Addon {
   storeProbes(q: T, lse: T, slots: T, probeQ: T, probeLse: T): void
   embedding(ids: T, weight: T, out: T, scale: number): void
   rmsNorm(x: T, weight: T, out: T, eps: number, accumulate: boolean): void
-  linear(x: T, weight: T, scales: Optional, bias: Optional, out: T, accumulate: boolean): void
-  /** Of each product: weight, scales, bias, out. */
+  linear(
+    x: T,
+    weight: T,
+    scales: Optional,
+    zeros: Optional,
+    bias: Optional,
+    out: T,
+    accumulate: boolean,
+  ): void
+  /** Of each product: weight, scales, zeros, bias, out. */
   groupedLinear(x: T, nProducts: number, ...products: Optional[]): void
-  quantizeWeight(x: T, out: T, scales: T): void
+  quantizeWeight(x: T, out: T, scales: T, zeros: Optional): void
   routeExperts(logits: T, weights: T, experts: T, pairs: T, offsets: T, normalized: boolean): void
-  expertLinear(x: T, weight: T, scales: Optional, pairs: T, offsets: T, out: T): void
+  expertLinear(
+    x: T,
+    weight: T,
+    scales: Optional,
+    zeros: Optional,
+    pairs: T,
+    offsets: T,
+    out: T,
+  ): void
   addExperts(x: T, weights: T, out: T): void
   ropeTable(positions: T, invFreq: T, cos: T, sin: T, attentionScale: number): void
   rope(x: T, cos: T, sin: T, out: T): void

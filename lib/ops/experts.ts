@@ -44,10 +44,12 @@ export function routeExperts(args: RouteExpertsArgs): void {
 export interface ExpertLinearArgs {
   /** (m, k) f32, f16 or bf16. Pair p is of row p / (n_pairs / m). */
   x: Tensor
-  /** (n_experts, n, k) f32, f16 or bf16, or i8 with `scales`. */
+  /** A weight as in `LinearArgs` for each expert: (n_experts, n, k), or (n_experts, n, k / 2) u8. */
   weight: Tensor
-  /** (n_experts, n) f32: of a weight of i8 alone, as `quantizeWeight` gives it. */
-  scales?: Tensor<'f32'> | undefined
+  /** (n_experts, n) f32, of a weight of i8, or (n_experts, n, k / group) f16, of one of u8. */
+  scales?: Tensor<'f32'> | Tensor<'f16'> | undefined
+  /** (n_experts, n, k / group) u8: of a weight of u8 alone. */
+  zeros?: Tensor<'u8'> | undefined
   /** (n_pairs) i32, n_pairs a multiple of m: a permutation of 0 to n_pairs - 1, by expert. */
   pairs: Tensor<'i32'>
   /** (n_experts + 1) i32, where an expert's pairs begin: from 0 to n_pairs. */
@@ -60,7 +62,7 @@ export interface ExpertLinearArgs {
  * out[pair] = W[expert of pair] x[row of pair], each row to the bit as `linear` gives it: of
  * `routeExperts`, n_chosen products of each row of x with other matrices.
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT` for pairs or offsets out of their range.
+ * Throws as `linear`, and `ERR_ZC_ARGUMENT` for pairs or offsets out of their range.
  */
 export function expertLinear(args: ExpertLinearArgs): void {
   checkArguments(args)
@@ -68,6 +70,7 @@ export function expertLinear(args: ExpertLinearArgs): void {
     handleOf(args.x),
     handleOf(args.weight),
     handleOf(args.scales),
+    handleOf(args.zeros),
     handleOf(args.pairs),
     handleOf(args.offsets),
     handleOf(args.out),

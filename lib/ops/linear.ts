@@ -6,10 +6,12 @@ import { handleOf, type Tensor } from './tensor.js'
 export interface LinearArgs {
   /** (m, k) f32, f16 or bf16. */
   x: Tensor
-  /** (n, k) f32, f16 or bf16, or i8 with `scales`. */
+  /** (n, k) f32, f16 or bf16, i8 with `scales`, or (n, k / 2) u8 with `scales` and `zeros`. */
   weight: Tensor
-  /** (n) f32: of a weight of i8 alone, as `quantizeWeight` gives it. */
-  scales?: Tensor<'f32'> | undefined
+  /** (n) f32, of a weight of i8, or (n, k / group) f16, of one of u8, as `quantizeWeight` gives them. */
+  scales?: Tensor<'f32'> | Tensor<'f16'> | undefined
+  /** (n, k / group) u8, 0 to 15: of a weight of u8 alone. */
+  zeros?: Tensor<'u8'> | undefined
   /** (n) f32, f16 or bf16; default none. */
   bias?: Tensor | undefined
   /** (m, n) f32, f16 or bf16, out. */
@@ -27,7 +29,14 @@ export interface LinearArgs {
  * error, and what 256 elements give is added in float32. A GPU multiplies x as it is by codes as 16-bit
  * floats, which hold them exactly.
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
+ * With a weight of u8, W is (code - zero) * scale with a code of 4 bits, and a scale and a zero for every
+ * `group` elements of a row: 32, 64 or 128, which the shape of `scales` says. k is a multiple of 64 and of
+ * the group. A row is units of 64 codes in 32 bytes, 16 little-endian words of 16 bits: word l holds the
+ * codes of elements l, 16 + l, 32 + l and 48 + l, the first one in its lowest bits. x is taken as with i8,
+ * and what a group gives is added in float32. It is for CPUs: a GPU answers `ERR_ZC_UNSUPPORTED` when the
+ * op runs.
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT` for a weight of u8 without scales or zeros.
  */
 export function linear(args: LinearArgs): void {
   checkArguments(args)
@@ -35,6 +44,7 @@ export function linear(args: LinearArgs): void {
     handleOf(args.x),
     handleOf(args.weight),
     handleOf(args.scales),
+    handleOf(args.zeros),
     handleOf(args.bias),
     handleOf(args.out),
     args.accumulate ?? false,
@@ -47,10 +57,12 @@ export interface GroupedLinearArgs {
   x: Tensor
   /** One to three. */
   products: readonly {
-    /** (n, k) f32, f16 or bf16, or i8 with `scales`; n is each product's own. */
+    /** As in `LinearArgs`; n is each product's own. */
     readonly weight: Tensor
-    /** (n) f32: of a weight of i8 alone. */
-    readonly scales?: Tensor<'f32'> | undefined
+    /** As in `LinearArgs`. */
+    readonly scales?: Tensor<'f32'> | Tensor<'f16'> | undefined
+    /** As in `LinearArgs`. */
+    readonly zeros?: Tensor<'u8'> | undefined
     /** (n) f32, f16 or bf16; default none. */
     readonly bias?: Tensor | undefined
     /** (m, n) f32, f16 or bf16, out. */
@@ -67,8 +79,8 @@ export interface GroupedLinearArgs {
 export function groupedLinear(args: GroupedLinearArgs): void {
   checkArguments(args)
   const products = listOfArguments('products', args.products)
-  const flat = products.flatMap(({ weight, scales, bias, out }) => [
-    ...[handleOf(weight), handleOf(scales), handleOf(bias), handleOf(out)],
+  const flat = products.flatMap(({ weight, scales, zeros, bias, out }) => [
+    ...[handleOf(weight), handleOf(scales), handleOf(zeros), handleOf(bias), handleOf(out)],
   ])
   loadAddon().groupedLinear(handleOf(args.x), products.length, ...flat)
 }
@@ -77,20 +89,28 @@ export function groupedLinear(args: GroupedLinearArgs): void {
 export interface QuantizeWeightArgs {
   /** (n, k) f32, f16 or bf16. */
   x: Tensor
-  /** (n, k) i8, out: codes of -127 to 127. */
-  out: Tensor<'i8'>
-  /** (n) f32, out. */
-  scales: Tensor<'f32'>
+  /** Out: (n, k) i8, codes of -127 to 127, or (n, k / 2) u8, codes of 4 bits as `linear` takes them. */
+  out: Tensor<'i8'> | Tensor<'u8'>
+  /** Out: (n) f32 with an `out` of i8, (n, k / group) f16 with one of u8. */
+  scales: Tensor<'f32'> | Tensor<'f16'>
+  /** (n, k / group) u8, out: with an `out` of u8 alone. */
+  zeros?: Tensor<'u8'> | undefined
 }
 
 /**
  * A weight in 8 bits: of each row scale = max|x| / 127 and codes x / scale, rounded to the nearest, ties
  * to even. The scale of a row that holds NaN or infinity is NaN.
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
+ * Or one in 4 bits: of each group of 32, 64 or 128 elements, which the shape of `scales` says, scale =
+ * (hi - lo) / 15, rounded up to float16, zero = -lo / scale and codes x / scale + zero, 0 to 15, each
+ * rounded to the nearest, ties to even. lo and hi are the group's ends, 0 among them, or both times one
+ * of 0.95, 0.9, ... 0.65 where that leaves a smaller sum of squared errors. The scale of a group that
+ * holds NaN or infinity is NaN. It is for CPUs: a GPU answers `ERR_ZC_UNSUPPORTED` when the op runs.
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT` for an `out` of u8 without zeros.
  */
 export function quantizeWeight(args: QuantizeWeightArgs): void {
   checkArguments(args)
-  const { x, out, scales } = args
-  loadAddon().quantizeWeight(handleOf(x), handleOf(out), handleOf(scales))
+  const { x, out, scales, zeros } = args
+  loadAddon().quantizeWeight(handleOf(x), handleOf(out), handleOf(scales), handleOf(zeros))
 }

@@ -4,8 +4,8 @@ import { roundHalfEven } from './float16.js'
 /**
  * A linear layer: out = x W^T + bias, added to `accumulate` where that is given.
  *
- * - `x` (m, k); `weight` (n, k), one row per output, times `scales` (n) where they are given; `bias`
- *   (n); `accumulate` (m, n)
+ * - `x` (m, k); `weight` (n, k), one row per output, times `scales` (n) where they are given (one of 4
+ *   bits as `dequantizeInt4Weight` gives it); `bias` (n); `accumulate` (m, n)
  * - returns (m, n)
  */
 export function linear(options: {

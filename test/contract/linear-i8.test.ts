@@ -315,7 +315,8 @@ describeBackends('linear with a weight of i8', (backend) => {
   const refused: [string, (t: DeviceTensors) => object, ErrorCode, string][] = [
     ['a weight of i8 without scales', () => ({ scales: undefined }), 'ERR_ZC_DTYPE', 'weight'],
     ['scales of floats', (t) => ({ weight: t.output('f32', [5, 7]) }), 'ERR_ZC_DTYPE', 'weight'],
-    ['bytes for weight', (t) => ({ weight: t.output('u8', [5, 7]) }), 'ERR_ZC_DTYPE', 'weight'],
+    ['codes of 4 bits', (t) => ({ weight: t.output('u8', [5, 7]) }), 'ERR_ZC_ARGUMENT', 'zeros'],
+    ['zeros', (t) => ({ zeros: t.output('u8', [5, 1]) }), 'ERR_ZC_DTYPE', 'weight'],
     [
       'a weight of another k',
       (t) => ({ weight: t.output('i8', [5, 6]) }),

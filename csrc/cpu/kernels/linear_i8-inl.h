@@ -1,64 +1,13 @@
-// y = x W^T + b with weights of 8 bits and one scale a row. A row of x is rounded to 16 bits, with
-// a step for every kPanelDepth elements of its own; integers are multiplied two a lane and
-// instruction and summed without an error, which is half the bytes of a 16-bit weight and half the
-// instructions of floats. The sums of a block become floats, times its step, and the blocks are
-// added in order, then the lanes: the same bits for any number of rows, on any number of threads.
+// y = x W^T + b with weights of 8 bits and one scale a row. x is rounded to 16 bits; integers are
+// multiplied two a lane and instruction and summed without an error, which is half the bytes of a
+// 16-bit weight and half the instructions of floats. The sums of a block become floats, times its
+// step, and the blocks are added in order, then the lanes: the same bits for any number of rows, on
+// any number of threads.
 namespace zc::cpu {
 namespace ZC_ISA {
 
 inline constexpr int kCodeStep = 2 * kWideLanes;  // elements of k that are taken in one step
 
-// Rows of x in 16 bits.
-struct RoundedRows {
-  int16_t* factors;  // (depths, rows, kPanelDepth), zeros behind k
-  float* steps;      // (depths, rows)
-  int rows;
-
-  const int16_t* at(int64_t depth, int r) const {
-    return factors + (depth * rows + r) * kPanelDepth;
-  }
-};
-
-// The step of a block of x, whose largest magnitude is kMaxFactor steps: 0 where that is nothing
-// beside any weight, NaN where an element is no finite number, so that all of the row's products
-// are.
-inline float factor_step(const float* x) {
-  const float largest = largest_magnitude(x, kPanelDepth);
-  return largest <= 1e-33f ? 0.0f : largest / kMaxFactor;
-}
-
-inline RoundedRows round_rows(const LinearArgs& a, const LinearTile& tile) {
-  const int rows = static_cast<int>(tile.r1 - tile.r0);
-  const int64_t k = a.x.size(1);
-  const int64_t n_depths = (k + kPanelDepth - 1) / kPanelDepth;
-  const int64_t blocks = n_depths * rows;
-  RoundedRows out{};
-  out.factors =
-      reinterpret_cast<int16_t*>(thread_scratch(0, static_cast<size_t>(blocks * kPanelDepth / 2)));
-  out.steps = thread_scratch(1, static_cast<size_t>(blocks));
-  out.rows = rows;
-  for (int64_t depth = 0; depth < n_depths; ++depth)
-    for (int r = 0; r < rows; ++r) {
-      const int64_t first = depth * kPanelDepth;
-      const int64_t n = std::min<int64_t>(kPanelDepth, k - first);
-      float x[kPanelDepth] = {};
-      widen_from(a.x, tile.x_row(tile.r0 + r) * k + first, x, n);
-      const float step = factor_step(x);
-      int16_t* to = out.factors + (depth * rows + r) * kPanelDepth;
-      if (step > 0.0f)
-        round_to_factors(x, kPanelDepth, step, to);
-      else
-        std::memset(to, 0, kPanelDepth * sizeof(int16_t));
-      out.steps[depth * rows + r] = step;
-    }
-  return out;
-}
-
-inline WideHalves load_halves(const int16_t* p) {
-  WideHalves v;
-  std::memcpy(&v, p, sizeof(v));
-  return v;
-}
 inline WideHalves load_codes(const int8_t* p) {
 #if defined(ZC_ISA_AVX512)
   return reinterpret_cast<WideHalves>(_mm512_maskz_cvtepi8_epi16(
@@ -180,33 +129,6 @@ inline void linear_codes_tile(const LinearArgs& a, const LinearTile& tile) {
       write_row(a, y, bias, tile.out_row(tile.r0 + r), c, columns);
     }
   }
-}
-
-inline void linear_tile(const LinearArgs& a, const LinearTile& tile) {
-  if (a.weight.dtype == DType::kI8)
-    linear_codes_tile(a, tile);
-  else
-    linear_float_tile(a, tile);
-}
-
-// y = x W^T + b, optionally added to what y holds. A task is a tile of y.
-void linear(const OpContext& ctx, const LinearArgs& a) {
-  const int64_t m = a.x.size(0);
-  const int64_t n = a.weight.size(0);
-  if (m == 0 || n == 0) return;
-  const int64_t row_blocks = (m + kLinearRows - 1) / kLinearRows;
-  const int64_t columns =
-      columns_of_task(ctx, n, a.x.size(1), row_blocks, std::min<int64_t>(m, kLinearRows));
-  const int64_t column_blocks = (n + columns - 1) / columns;
-  ctx.threads->parallel_for(row_blocks * column_blocks, [&](int64_t task) {
-    const int64_t r0 = task / column_blocks * kLinearRows;
-    const int64_t c0 = task % column_blocks * columns;
-    linear_tile(a, {r0, std::min(m, r0 + kLinearRows), c0, std::min(n, c0 + columns)});
-  });
-}
-
-void grouped_linear(const OpContext& ctx, const GroupedLinearArgs& a) {
-  for (int i = 0; i < a.n_products; ++i) linear(ctx, a.product(i));
 }
 
 }  // namespace ZC_ISA

@@ -229,20 +229,82 @@ inline void weight_codes(const float* x, int64_t n, float scale, int8_t* codes) 
   for (; i < n; ++i) codes[i] = static_cast<int8_t>(weight_code(x[i], scale));
 }
 
-// Codes and scales of the rows of a weight. The scale of a row with what is no finite number is
-// NaN.
+// The squared error of a group's n elements in one order (int4_error).
+inline float int4_group_error(const float* w, int64_t n, Int4Params p) {
+  const float inverse = int4_inverse(p);
+  float sums[kInt4Words] = {};
+  for (int64_t i = 0; i < n; ++i)
+    sums[i % kInt4Words] += int4_error(w[i], int4_code(w[i], p, inverse), p);
+  for (int half = kInt4Words / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  return sums[0];
+}
+
+// A row of a weight in 4 bits: codes, and of each group a scale and a zero. The scale of a group
+// with what is no finite number is NaN, its codes and its zero are 0.
+inline void quantize_int4_row(const float* w, int64_t k, int64_t group, uint8_t* codes, f16* scales,
+                              uint8_t* zeros) {
+  std::memset(codes, 0, static_cast<size_t>(k / 2));
+  for (int64_t first = 0; first < k; first += group) {
+    const float* own = w + first;
+    Int4Range range{0.0f, 0.0f};
+    float poison = 0.0f;
+    for (int64_t i = 0; i < group; ++i) {
+      range.lo = own[i] < range.lo ? own[i] : range.lo;
+      range.hi = own[i] > range.hi ? own[i] : range.hi;
+      poison += own[i] * 0.0f;
+    }
+    if (poison != poison) {
+      scales[first / group] = to_f16(NAN);
+      zeros[first / group] = 0;
+      continue;
+    }
+    Int4Params best = int4_params(range, 0);
+    float least = int4_group_error(own, group, best);
+    for (int candidate = 1; candidate < kInt4Candidates; ++candidate) {
+      const Int4Params p = int4_params(range, candidate);
+      const float error = int4_group_error(own, group, p);
+      if (!(error < least)) continue;
+      best = p;
+      least = error;
+    }
+    scales[first / group] = to_f16(best.scale);  // exact
+    zeros[first / group] = static_cast<uint8_t>(best.zero);
+    const float inverse = int4_inverse(best);
+    for (int64_t i = 0; i < group; ++i) {
+      const auto code = static_cast<uint32_t>(int4_code(own[i], best, inverse));
+      const int at = static_cast<int>((first + i) % kInt4Unit);
+      const uint32_t bits = code << int4_shift(at);  // of a word of 16, the low byte first
+      uint8_t* word = codes + (first + i) / kInt4Unit * (kInt4Unit / 2) + at % kInt4Words * 2;
+      word[0] = static_cast<uint8_t>(word[0] | (bits & 0xffu));
+      word[1] = static_cast<uint8_t>(word[1] | bits >> 8);
+    }
+  }
+}
+
+// A row of a weight in 8 bits: codes and a scale, which is NaN where the row holds what is no
+// finite number.
+inline float quantize_int8_row(const float* w, int64_t k, int8_t* codes) {
+  const float scale = weight_scale(largest_magnitude(w, k));
+  if (scale > 0.0f)
+    weight_codes(w, k, scale, codes);
+  else
+    std::memset(codes, 0, static_cast<size_t>(k));
+  return scale;
+}
+
 void quantize_weight(const OpContext& ctx, const QuantizeWeightArgs& a) {
   const int64_t k = a.x.size(1);
   parallel_rows(ctx, a.x.size(0), [&](int64_t r) {
-    float* x = thread_scratch(0, static_cast<size_t>(k));
-    widen_from(a.x, r * k, x, k);
-    const float scale = weight_scale(largest_magnitude(x, k));
-    int8_t* codes = a.out.as<int8_t>() + r * k;
-    if (scale > 0.0f)
-      weight_codes(x, k, scale, codes);
-    else
-      std::memset(codes, 0, static_cast<size_t>(k));
-    a.scales.as<float>()[r] = scale;
+    float* w = thread_scratch(0, static_cast<size_t>(k));
+    widen_from(a.x, r * k, w, k);
+    if (a.out.dtype == DType::kI8) {
+      a.scales.as<float>()[r] = quantize_int8_row(w, k, a.out.as<int8_t>() + r * k);
+      return;
+    }
+    const int64_t groups = a.scales.size(1);
+    quantize_int4_row(w, k, a.group(), a.out.as<uint8_t>() + r * (k / 2),
+                      a.scales.as<f16>() + r * groups, a.zeros.as<uint8_t>() + r * groups);
   });
 }
 

@@ -36,7 +36,7 @@ bool launch_together(Context& context, const GroupedLinearArgs& a) {
 void grouped_linear(Context& context, const GroupedLinearArgs& a) {
   bool done = false;
   const DType weight = a.products[0].weight.dtype;
-  if (weight != DType::kF32)
+  if (weight != DType::kF32 && weight != DType::kU8)
     dispatch_float(a.x.dtype, [&](auto type) {
       using X = typename decltype(type)::type;
       done = weight == DType::kI8    ? launch_together<X, CodeProduct<X>, int8_t>(context, a)

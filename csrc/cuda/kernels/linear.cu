@@ -125,6 +125,8 @@ void multiply_16(Context& context, const LinearArgs& a, const Rows& rows) {
 
 template <typename Rows>
 void multiply(Context& context, const LinearArgs& a, const Rows& rows) {
+  ZC_CHECK(a.weight.dtype != DType::kU8, ErrorCode::kUnsupported,
+           "weight: codes of 4 bits are multiplied on a CPU only");
   if (a.out.length() == 0) return;
   ZC_CHECK(a.x.size(1) < 1 << 23, ErrorCode::kUnsupported, "x: rows of %lld, expected below 2^23",
            static_cast<long long>(a.x.size(1)));

@@ -51,6 +51,8 @@ __global__ void __launch_bounds__(kThreads)
 
 void quantize_weight(Context& context, const QuantizeWeightArgs& a) {
   const int64_t k = a.x.size(1);
+  ZC_CHECK(a.out.dtype != DType::kU8, ErrorCode::kUnsupported,
+           "out: codes of 4 bits are made on a CPU only");
   if (a.x.size(0) == 0) return;
   dispatch_float(a.x.dtype, [&](auto type) {
     using T = typename decltype(type)::type;

@@ -92,7 +92,7 @@ void expert_test(DType x, DType weight, int64_t m, int64_t k, int n_experts, int
                             offsets, n_chosen % 2 == 0});
     run.op(&Backend::expert_linear,
            ExpertLinearArgs{run.normals(x, {m, k}), run.normals(weight, {n_experts, n, k}),
-                            TensorView{}, pairs, offsets, y});
+                            TensorView{}, TensorView{}, pairs, offsets, y});
     const TensorView sum = run.normals(DType::kF32, {m, n});
     run.compare("sum", sum, {1e-5, 1e-3});
     run.op(&Backend::add_experts, AddExpertsArgs{y, weights, sum});
@@ -142,7 +142,8 @@ void linear_test(DType x, DType weight, DType out, Shape mnk, bool bias, bool ac
                     out == DType::kF32 ? Tolerance{1e-5, 1e-3} : one_rounding(out, 1e-4));
         run.op(&Backend::linear,
                LinearArgs{run.normals(x, {m, k}), run.normals(weight, {n, k}), TensorView{},
-                          bias ? run.normals(weight, {n}) : TensorView{}, to, accumulates});
+                          TensorView{}, bias ? run.normals(weight, {n}) : TensorView{}, to,
+                          accumulates});
       },
       ordinals);
 }
@@ -170,9 +171,10 @@ void linear_codes_test(DType x, DType out, Shape mnk, bool bias, bool accumulate
         // A CPU rounds x to 16 bits.
         run.compare("out", to,
                     out == DType::kF32 ? Tolerance{1e-4, 1e-1} : one_rounding(out, 1e-3));
-        run.op(&Backend::linear,
-               LinearArgs{run.normals(x, {m, k}), codes(run, {n, k}), code_scales(run, n),
-                          bias ? run.normals(x, {n}) : TensorView{}, to, accumulates});
+        run.op(
+            &Backend::linear,
+            LinearArgs{run.normals(x, {m, k}), codes(run, {n, k}), code_scales(run, n),
+                       TensorView{}, bias ? run.normals(x, {n}) : TensorView{}, to, accumulates});
       },
       {0, 1});
 }
@@ -200,7 +202,8 @@ ZC_OP_TESTS(linear_codes_tests) {
             const TensorView scales = run.result("scales", DType::kF32, {5});
             const TensorView weight = run.normals(x, {5, k}, 0.1f);
             out.dtype = DType::kI8;
-            run.op(&Backend::quantize_weight, QuantizeWeightArgs{weight, out, scales});
+            run.op(&Backend::quantize_weight,
+                   QuantizeWeightArgs{weight, out, scales, TensorView{}});
           },
           {0, 1});
 }
@@ -247,7 +250,7 @@ ZC_OP_TESTS(grouped_linear_tests) {
       const int64_t k = 80;
       const auto product = [&](const char* name, int64_t n) {
         return GroupedLinearArgs::Product{
-            codes(run, {n, k}), code_scales(run, n), TensorView{},
+            codes(run, {n, k}), code_scales(run, n), TensorView{}, TensorView{},
             run.result(name, DType::kF32, {4, n}, Tolerance{1e-4, 1e-1})};
       };
       run.op(&Backend::grouped_linear,
@@ -262,7 +265,7 @@ ZC_OP_TESTS(grouped_linear_tests) {
                       const int64_t k = 72;
                       const auto product = [&](const char* name, int64_t n, DType out, bool bias) {
                         return GroupedLinearArgs::Product{
-                            run.normals(weight, {n, k}), TensorView{},
+                            run.normals(weight, {n, k}), TensorView{}, TensorView{},
                             bias ? run.normals(weight, {n}) : TensorView{},
                             run.result(name, out, {m, n},
                                        out == DType::kF32 ? Tolerance{1e-5, 1e-3}

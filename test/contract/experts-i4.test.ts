@@ -1,0 +1,150 @@
+import type { ErrorCode } from '../../lib/errors.js'
+import { expertLinear, linear, type Tensor } from '../../lib/ops/index.js'
+import {
+  dequantizeInt4Weight,
+  type FloatDtype,
+  fromF16,
+  packInt4Codes,
+  expertLinear as reference,
+  routeExperts,
+  toF16,
+} from '../../lib/reference/index.js'
+import { describeBackends, isHost } from '../support/backends.js'
+import { expectClose, expectIdentical } from '../support/compare.js'
+import { type DeviceTensors, floatDtypes } from '../support/device-tensors.js'
+import { expectRefused, expectRejected } from '../support/errors.js'
+import { integers, normals, storeAs } from '../support/random-data.js'
+import { tolerance } from '../support/tolerance.js'
+
+const [nExperts, nChosen, n] = [5, 2, 53]
+
+/** A call with matrices of 4 bits, as a backend has it, and what the reference says. */
+function callOf(tensors: DeviceTensors, m: number, k: number, group: number, dtype: FloatDtype) {
+  const seed = m + k + group
+  const nGroups = (nExperts * n * k) / group
+  const routing = routeExperts({ logits: normals(seed, m * nExperts), nExperts, nChosen })
+  const x = storeAs(dtype, normals(seed + 1, m * k))
+  const stored = {
+    weight: packInt4Codes(integers(seed + 2, nExperts * n * k, 16)),
+    scales: toF16(normals(seed + 3, nGroups).map((s) => (1 + Math.abs(s)) / 12)),
+    zeros: Uint8Array.from(integers(seed + 4, nGroups, 16)),
+  }
+  const args = {
+    x: tensors.input(dtype, x.stored as Uint16Array, [m, k]),
+    weight: tensors.input('u8', stored.weight, [nExperts, n, k / 2]),
+    scales: tensors.input('f16', stored.scales, [nExperts, n, k / group]),
+    zeros: tensors.input('u8', stored.zeros, [nExperts, n, k / group]),
+    pairs: tensors.i32(routing.pairs),
+    offsets: tensors.i32(routing.offsets),
+    out: tensors.output('f32', [m * nChosen, n]),
+  }
+  const weight = dequantizeInt4Weight({ ...stored, scales: fromF16(stored.scales) }, group)
+  const expected = reference({ x: x.values, weight, experts: routing.experts, m, n, k })
+  return { args, expected, experts: routing.experts }
+}
+
+/** The same by `linear`, each pair by itself. */
+async function runAlone(
+  tensors: DeviceTensors,
+  { args, experts }: Pick<ReturnType<typeof callOf>, 'args' | 'experts'>,
+): Promise<Float64Array> {
+  const { x, weight, scales, zeros } = args
+  const k = x.shape[1] as number
+  const outs: Float64Array[] = []
+  for (const [pair, expert] of experts.entries()) {
+    const partOf = <T extends Tensor>(all: T) => {
+      const shape = all.shape.slice(1)
+      const own = all.view(shape, expert * (shape[0] as number) * (shape[1] as number)) as T
+      return tensors.own(own)
+    }
+    const out = tensors.output('f32', [1, n])
+    linear({
+      x: tensors.own(x.view([1, k], Math.floor(pair / nChosen) * k)),
+      ...{ weight: partOf(weight), scales: partOf(scales), zeros: partOf(zeros), out },
+    })
+    outs.push(await tensors.values(out))
+  }
+  return Float64Array.from(outs.flatMap((out) => [...out]))
+}
+
+const title = 'expertLinear with weights of 4 bits'
+
+describeBackends(title, (backend) => {
+  if (!isHost(backend.name)) {
+    test('is told that it has no kernel for it', async () => {
+      const { tensors } = backend
+      const { args } = callOf(tensors, 2, 64, 64, 'f32')
+      expertLinear(args)
+      const fault = { code: 'ERR_ZC_UNSUPPORTED', op: 'expertLinear' } as const
+      await expectRejected(tensors.read(args.out), fault)
+    })
+    return
+  }
+
+  describe.each(floatDtypes)('x of %s', (dtype) => {
+    test.each([
+      [0, 64, 64],
+      [1, 320, 64],
+      [9, 512, 128],
+      [40, 192, 32],
+      [131, 64, 64],
+    ])('%i rows of %i, groups of %i: the reference, to the bit as linear', async (m, k, group) => {
+      const { tensors } = backend
+      const call = callOf(tensors, m, k, group, dtype)
+      expertLinear(call.args)
+      const actual = await tensors.values(call.args.out)
+      const comparison = { name: 'out', shape: call.args.out.shape }
+      const within = { tolerance: tolerance.i8Linear, floor: Math.sqrt(k) }
+      expectClose(actual, call.expected, { ...comparison, ...within })
+      expectIdentical(actual, await runAlone(tensors, call), comparison)
+    })
+  })
+
+  test.each([1, 3])('the same bits on %i threads', async (threads) => {
+    const run = async (tensors: DeviceTensors) => {
+      const { args } = callOf(tensors, 67, 320, 64, 'f32')
+      expertLinear(args)
+      return tensors.values(args.out)
+    }
+    const here = await run(backend.tensors)
+    const there = await backend.withDevice({ threads }, (_, tensors) => run(tensors))
+    expectIdentical(there, here, { name: 'out', shape: [67 * nChosen, n] })
+  })
+})
+
+describeBackends(`${title}, refused`, (backend) => {
+  const refused: [string, (t: DeviceTensors) => object, ErrorCode, string][] = [
+    ['one matrix', (t) => ({ weight: t.output('u8', [5, 64]) }), 'ERR_ZC_SHAPE', 'weight'],
+    ['a byte a code', (t) => ({ weight: t.output('u8', [4, 5, 128]) }), 'ERR_ZC_SHAPE', 'weight'],
+    ['no scales', () => ({ scales: undefined }), 'ERR_ZC_ARGUMENT', 'scales'],
+    ['no zeros', () => ({ zeros: undefined }), 'ERR_ZC_ARGUMENT', 'zeros'],
+    [
+      'scales of one expert',
+      (t) => ({ scales: t.output('f16', [5, 2]) }),
+      'ERR_ZC_SHAPE',
+      'scales',
+    ],
+    [
+      'scales of other experts',
+      (t) => ({ scales: t.output('f16', [3, 5, 2]) }),
+      'ERR_ZC_SHAPE',
+      'scales',
+    ],
+    ['groups of 16', (t) => ({ scales: t.output('f16', [4, 5, 8]) }), 'ERR_ZC_SHAPE', 'scales'],
+    ['other zeros', (t) => ({ zeros: t.output('u8', [4, 5, 4]) }), 'ERR_ZC_SHAPE', 'zeros'],
+  ]
+  test.each(refused)('refuses %s', (_, fault, code, argument) => {
+    const { tensors } = backend
+    const args = {
+      x: tensors.output('f32', [3, 128]),
+      weight: tensors.output('u8', [4, 5, 64]),
+      scales: tensors.output('f16', [4, 5, 2]),
+      zeros: tensors.output('u8', [4, 5, 2]),
+      pairs: tensors.output('i32', [6]),
+      offsets: tensors.output('i32', [5]),
+      out: tensors.output('f32', [6, 5]),
+    }
+    const refuse = () => expertLinear({ ...args, ...fault(tensors) })
+    expectRefused(refuse, { code, op: 'expertLinear', argument })
+  })
+})
