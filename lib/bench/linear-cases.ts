@@ -1,6 +1,11 @@
+import { codedBytes } from '../model/weights.js'
 import { DTYPE_BYTES } from '../ops/dtype.js'
 import { linear, quantizeWeight, type Tensor } from '../ops/index.js'
-import { type FloatDtype, linear as referenceLinear } from '../reference/index.js'
+import {
+  dequantizeInt4Weight,
+  type FloatDtype,
+  linear as referenceLinear,
+} from '../reference/index.js'
 import { type BenchTensors, inTurn, valuesOf } from './bench-tensors.js'
 import { checkClose, kTolerance } from './check.js'
 import { nameOf, type OpCase } from './op-case.js'
@@ -20,9 +25,17 @@ export const linearCases: readonly OpCase[] = [1, 4, 16, 512].flatMap((m) => [
   linearCase({ m, ...kLargeSquare }, 'bf16'),
   linearCase({ m, ...kLargeSquare }, 'f32', true),
   linearCase({ m, ...kLargeSquare }, 'i8'),
+  linearCase({ m, ...kLargeSquare }, 'i4'),
   linearCase({ m, ...kSmallHead }, 'i8', m > 16),
+  linearCase({ m, ...kSmallHead }, 'i4', m > 16),
   linearCase({ m, ...kLargeGate }, 'f16', true),
 ])
+
+/** What a weight is made of. */
+type WeightType = FloatDtype | 'i8' | 'i4'
+
+/** Elements of a row that share a scale in i4, as in a model. */
+const kGroup = 32
 
 /** Rows and columns of the result that are computed again. */
 const kCheckedRows = 2
@@ -30,36 +43,34 @@ const kCheckedColumns = 40
 
 function linearCase(
   { m, n, k }: { m: number; n: number; k: number },
-  dtype: FloatDtype | 'i8',
+  dtype: WeightType,
   full = false,
 ): OpCase {
   const own = { op: 'linear', shape: `m=${m} k=${k} n=${n}`, dtype, group: `linear m=${m}`, full }
   return {
     ...own,
     async prepare(tensors) {
-      const { weights, scales } = coldWeights(tensors, dtype, n, k)
+      const { weights, ...params } = coldWeights(tensors, dtype, n, k)
       const x = tensors.normal('f32', [m, k], { seed: 2 })
       const out = tensors.output('f32', [m, n])
       const weight = inTurn(weights)
       return {
-        bytes: n * k * DTYPE_BYTES[dtype] + m * (n + k) * 4,
+        bytes: weightBytes(dtype, n, k) + m * (n + k) * 4,
         flops: 2 * m * n * k,
-        run: () => linear({ x, weight: weight(), scales, out }),
+        run: () => linear({ x, weight: weight(), ...params, out }),
         async check() {
           const columns = Math.min(n, kCheckedColumns)
-          const lastColumns = tensors.view(weights[0] as typeof x, [columns, k], (n - columns) * k)
-          const w = await valuesOf(lastColumns)
           const [xs, ys] = await Promise.all([valuesOf(x), valuesOf(out)])
-          const lastScales = scales && (await valuesOf(scales)).subarray(n - columns)
+          const w = await lastRows({ weight: weights[0] as Tensor, ...params }, columns, k)
           for (const row of [0, m - 1].slice(0, Math.min(m, kCheckedRows))) {
             const one = {
               ...{ x: xs.subarray(row * k, (row + 1) * k), weight: w, m: 1, n: columns, k },
-              ...(lastScales ? { scales: lastScales } : {}),
             }
             const end = (row + 1) * n
             checkClose(ys.subarray(end - columns, end), referenceLinear(one), {
               name: `${nameOf(own)}: row ${row}`,
-              tolerance: dtype === 'i8' ? kTolerance.i8Linear : kTolerance.f32Linear,
+              tolerance:
+                dtype === 'i8' || dtype === 'i4' ? kTolerance.i8Linear : kTolerance.f32Linear,
             })
           }
         },
@@ -68,16 +79,48 @@ function linearCase(
   }
 }
 
-/** A weight as often as it takes to be read from memory; in i8 its scales too, one tensor for all. */
-function coldWeights(tensors: BenchTensors, dtype: FloatDtype | 'i8', n: number, k: number) {
+/** A weight, as `linear` takes it. */
+interface Weight {
+  weight: Tensor
+  scales?: Tensor<'f32'> | Tensor<'f16'>
+  zeros?: Tensor<'u8'>
+}
+
+/** The last rows of a weight as it says them, (count, k). */
+async function lastRows({ weight, scales, zeros }: Weight, count: number, k: number) {
+  const all = await Promise.all(
+    [weight, ...(scales ? [scales] : []), ...(zeros ? [zeros] : [])].map(valuesOf),
+  )
+  const n = weight.shape[0] as number
+  const [w, s, z] = all.map((values) => values.subarray((values.length / n) * (n - count)))
+  if (!w) return []
+  if (z) return dequantizeInt4Weight({ weight: w, scales: s ?? [], zeros: z }, kGroup)
+  return s ? w.map((code, i) => code * (s[Math.floor(i / k)] as number)) : w
+}
+
+function weightBytes(dtype: WeightType, n: number, k: number): number {
+  return dtype === 'i4' ? codedBytes('int4', [n, k]) : n * k * DTYPE_BYTES[dtype]
+}
+
+/** A weight as often as it takes to be read from memory; of codes what goes with them is one for all. */
+function coldWeights(tensors: BenchTensors, dtype: WeightType, n: number, k: number) {
   const deviation = 1 / Math.sqrt(k)
-  if (dtype !== 'i8') return { weights: tensors.cold(dtype, [n, k], { deviation }) }
+  if (dtype !== 'i8' && dtype !== 'i4') {
+    return { weights: tensors.cold(dtype, [n, k], { deviation }) }
+  }
   const x = tensors.normal('f32', [n, k], { deviation })
-  const scales = tensors.output('f32', [n])
-  const weights = Array.from({ length: tensors.copiesOf(n * k) }, (): Tensor => {
-    const out = tensors.output('i8', [n, k])
-    quantizeWeight({ x, out, scales })
+  const params =
+    dtype === 'i8'
+      ? { scales: tensors.output('f32', [n]) }
+      : {
+          scales: tensors.output('f16', [n, k / kGroup]),
+          zeros: tensors.output('u8', [n, k / kGroup]),
+        }
+  const bytes = weightBytes(dtype, n, k)
+  const weights = Array.from({ length: tensors.copiesOf(bytes) }, (): Tensor => {
+    const out = dtype === 'i8' ? tensors.output('i8', [n, k]) : tensors.output('u8', [n, k / 2])
+    quantizeWeight({ x, out, ...params })
     return out
   })
-  return { weights, scales }
+  return { weights, ...params }
 }

@@ -3,6 +3,7 @@ import type { Model } from '../engine/model.js'
 import type { Sequence } from '../engine/sequence.js'
 import { ZipCacheError } from '../errors.js'
 import { openCheckpoint } from '../model/checkpoint.js'
+import { codedBytes } from '../model/weights.js'
 import type { PolicySpec } from '../policy/index.js'
 import { policyLabel } from '../policy/policy-label.js'
 import { toSeed, uniformInteger } from '../random.js'
@@ -269,7 +270,7 @@ async function stepWork(model: Model, dir: string) {
     const length = shape.reduce((all, size) => all * size, 1)
     const isMatrix = shape.length === 2
     // bf16 rounds the weights; else they stay as they are in the file.
-    if (isMatrix && weights === 'int8') weightBytes += length + 4 * (shape[0] as number)
+    if (isMatrix && weights !== 'stored') weightBytes += codedBytes(weights, shape)
     else weightBytes += dtype === 'bf16' ? 2 * length : sizeBytes
     if (isMatrix) products += length
   }

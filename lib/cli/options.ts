@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { type Command, InvalidArgumentError } from 'commander'
 import { reasonOf, ZipCacheError } from '../errors.js'
-import type { ComputeDtype, WeightFormat } from '../model/weights.js'
+import { type ComputeDtype, WEIGHT_FORMATS, type WeightFormat } from '../model/weights.js'
 import { type PolicySpec, resolvePolicy } from '../policy/index.js'
 import { policyLabel } from '../policy/policy-label.js'
 
@@ -164,10 +164,10 @@ export const computeDtype = choice<ComputeDtype>('f32', 'bf16')
 /** Flags of `--weights`, and what help says of it. */
 export const weightsOption = [
   '--weights <format>',
-  'matrices as they are stored, or int8, rounded to 8 bits when the model is loaded',
+  'matrices as they are stored, or int8 or int4, rounded to so many bits when the model is loaded',
 ] as const
 
-export const weightFormat = choice<WeightFormat>('stored', 'int8')
+export const weightFormat = choice<WeightFormat>(...WEIGHT_FORMATS)
 
 /** Flag of `--json`, and what help says of it. */
 export const jsonOption = ['--json', 'print one JSON document on stdout and nothing else'] as const

@@ -11,6 +11,7 @@ import {
   type ComputeDtype,
   loadWeights,
   usualDtype,
+  WEIGHT_FORMATS,
   type WeightFormat,
 } from '../model/weights.js'
 import { Device } from '../ops/index.js'
@@ -34,7 +35,10 @@ export interface LoadOptions {
   /**
    * How matrices are kept; default `stored`, in the file's type or that of `dtype`. With `int8` each row is
    * rounded to 8 bits with a scale of its own when the model is loaded: half the bytes of a 16-bit
-   * weight, which is what decoding waits for. Routers of experts stay as they are.
+   * weight, which is what decoding waits for. With `int4` each 32 elements of a row are rounded to 4 bits
+   * with a scale and a zero point of their own: half of that again, at the cost of accuracy. Matrices whose
+   * rows are no multiple of 64 are then kept in 8 bits. Routers of experts stay as they are. `int4` is for
+   * CPUs: on a GPU loading rejects with `ERR_ZC_UNSUPPORTED`.
    */
   weights?: WeightFormat | undefined
   /** Threads of a device opened by name, without effect on one that is passed; default one a core. */
@@ -78,8 +82,8 @@ export async function loadModel(dir: string | URL, options: LoadOptions = {}): P
       argument: 'dtype',
     })
   }
-  if (format !== 'stored' && format !== 'int8') {
-    const message = `weights: is ${show(format)}, expected stored or int8`
+  if (!WEIGHT_FORMATS.includes(format)) {
+    const message = `weights: is ${show(format)}, expected stored, int8 or int4`
     throw new ZipCacheError('ERR_ZC_ARGUMENT', message, { argument: 'weights' })
   }
   const folder = checkPath('dir', dir, 'the path of a model folder')

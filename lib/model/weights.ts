@@ -35,18 +35,35 @@ export function attentionDtypeOf(dtype: ComputeDtype): AttentionDtype {
 }
 
 /**
- * How the matrices of a model are kept: in the type of the file (or rounded to the model's), or as
- * codes of 8 bits with a scale for each row.
+ * How the matrices of a model are kept: in the type of the file (or rounded to the model's), as codes
+ * of 8 bits with a scale for each row, or as codes of 4 bits with a scale and a zero point for each 32
+ * elements of a row. Of the latter, matrices whose rows are no multiple of 64 are kept in 8 bits.
  */
-export type WeightFormat = 'stored' | 'int8'
+export type WeightFormat = (typeof WEIGHT_FORMATS)[number]
+
+/** Every `WeightFormat`. */
+export const WEIGHT_FORMATS = ['stored', 'int8', 'int4'] as const
+
+/** Elements of a row that share a scale in 4 bits: 4.75 bits an element (docs/decisions.md). */
+const INT4_GROUP = 32
+
+/** Codes of 4 bits are packed so many at a time: rows of another length have none. */
+const INT4_UNIT = 64
 
 /** What multiplies activations. */
 export interface Matrix {
-  /** (out, in), those of experts (n_experts, out, in); i8 where there are scales. */
+  /** (out, in), those of experts (n_experts, out, in); codes where there are scales, as `linear` takes them. */
   readonly weight: Tensor
-  /** (out), those of experts (n_experts, out). */
-  readonly scales?: Tensor<'f32'>
+  /** Of codes of 8 bits (out) f32, of codes of 4 (out, in / group) f16, with n_experts in front. */
+  readonly scales?: Tensor<'f32'> | Tensor<'f16'>
+  /** (out, in / group), with n_experts in front: of codes of 4 bits alone. */
+  readonly zeros?: Tensor<'u8'>
 }
+
+/** A matrix of codes. */
+type CodedMatrix = Matrix & { weight: Tensor<'i8'> | Tensor<'u8'> } & Required<
+    Pick<Matrix, 'scales'>
+  >
 
 const MATRICES = [
   'qProj',
@@ -91,7 +108,7 @@ const DTYPE_OF: Record<string, DType> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
  * Maps the weights of a checkpoint into memory. With `f32` every weight stays in the file's own
  * type and is widened where it is used, which loses nothing and copies nothing; with `bf16`
  * matrices of another type are rounded to it, on a GPU what follows attention to float16, unless
- * something in it is too large. With `int8` matrices are quantized instead, from what
+ * something in it is too large. With `int8` and `int4` matrices are quantized instead, from what
  * the file says, but for routers': theirs choose. Matrices of experts lie in one tensor and are copied there,
  * one after another.
  *
@@ -111,11 +128,22 @@ export async function loadWeights(
     tensors.add(tensor)
     return tensor
   }
+  const codesOf = (shape: readonly number[]): CodedMatrix => {
+    const [rows, k] = [shape.slice(0, -1), shape.at(-1) as number]
+    if (format === 'int8' || k % INT4_UNIT !== 0)
+      return { weight: make('i8', shape), scales: make('f32', rows) }
+    const groups = [...rows, k / INT4_GROUP]
+    return {
+      weight: make('u8', [...rows, k / 2]),
+      scales: make('f16', groups),
+      zeros: make('u8', groups),
+    }
+  }
   const toMatrix = async (x: Tensor, role: MatrixRole): Promise<Matrix> => {
-    if (format === 'int8' && role !== 'router') {
-      const matrix = { weight: make('i8', x.shape), scales: make('f32', x.shape.slice(0, 1)) }
-      quantizeWeight({ x, out: matrix.weight, scales: matrix.scales })
-      return matrix
+    if (format !== 'stored' && role !== 'router') {
+      const { weight, ...rest } = codesOf(x.shape)
+      quantizeWeight({ x, out: weight, ...rest })
+      return { weight, ...rest }
     }
     if (dtype === 'f32') return { weight: x }
     const rounded = (dtype: 'f16' | 'bf16') => {
@@ -135,8 +163,9 @@ export async function loadWeights(
   }
   const expertsLike = ({ dtype: stored, shape }: Tensor): Matrix => {
     const all = [config.experts?.count ?? 0, ...shape]
-    if (format !== 'int8') return { weight: make(dtype === 'f32' ? stored : 'bf16', all) }
-    return { weight: make('i8', all), scales: make('f32', all.slice(0, 2)) }
+    return format === 'stored'
+      ? { weight: make(dtype === 'f32' ? stored : 'bf16', all) }
+      : codesOf(all)
   }
   const toNorm = async (x: Tensor): Promise<Tensor> => {
     if (!config.unitOffsetNorms) return x
@@ -171,7 +200,7 @@ export async function loadWeights(
       if (isMatrix(role) && expert !== null) {
         const matrix = own[role] ?? expertsLike(stored)
         own[role] = matrix
-        if (dtype === 'f32' && format !== 'int8' && type !== matrix.weight.dtype) {
+        if (dtype === 'f32' && format === 'stored' && type !== matrix.weight.dtype) {
           const expected = `expected ${matrix.weight.dtype}, that of the layer's first expert`
           const message = `${weight.name}: dtype is ${type}, ${expected}`
           throw new ZipCacheError('ERR_ZC_CHECKPOINT', message, { argument: weight.name })
@@ -192,7 +221,7 @@ export async function loadWeights(
     // Token embeddings are looked up in the file's own type, whatever they are multiplied in.
     const lmHead =
       once.lmHead ??
-      (format === 'int8' ? await toMatrix(embedding, 'lmHead') : { weight: embedding })
+      (format === 'stored' ? { weight: embedding } : await toMatrix(embedding, 'lmHead'))
     await device.sync()
     return { embedding, layers, norm, lmHead, dispose }
   } catch (error) {
@@ -201,16 +230,28 @@ export async function loadWeights(
   }
 }
 
+/** Bytes of a matrix (out, in), or of all experts', that is kept as codes. */
+export function codedBytes(format: 'int8' | 'int4', shape: readonly number[]): number {
+  const [k, length] = [shape.at(-1) as number, shape.reduce((product, size) => product * size, 1)]
+  if (format === 'int8' || k % INT4_UNIT !== 0) return length + 4 * (length / k)
+  return length / 2 + 3 * (length / INT4_GROUP)
+}
+
 /** Writes the matrix of one expert among those of all. */
-function putExpert(x: Tensor, { weight, scales }: Matrix, expert: number): void {
-  const rows = x.shape.slice(0, 1)
-  const out = weight.view(x.shape, expert * x.length)
+function putExpert(x: Tensor, { weight, scales, zeros }: Matrix, expert: number): void {
+  const views: Tensor[] = []
+  const own = <T extends Tensor>(of: T): T => {
+    const shape = of.shape.slice(1)
+    const view = of.view(shape, expert * shape.reduce((product, size) => product * size, 1)) as T
+    views.push(view)
+    return view
+  }
+  const out = own(weight)
   if (scales) {
-    const own = scales.view(rows, expert * (rows[0] as number))
-    quantizeWeight({ x, out: out as Tensor<'i8'>, scales: own })
-    own.dispose()
+    const rest = { scales: own(scales), zeros: zeros && own(zeros) }
+    quantizeWeight({ x, out: out as CodedMatrix['weight'], ...rest })
   } else convert({ x, out })
-  out.dispose()
+  for (const view of views) view.dispose()
 }
 
 /** All tensors of a model by name, each as often as it is used. */
@@ -225,6 +266,7 @@ export function namedTensors({
     if ('weight' in own) {
       all.push([name, own.weight])
       if (own.scales) all.push([`${name}.scales`, own.scales])
+      if (own.zeros) all.push([`${name}.zeros`, own.zeros])
     } else all.push([name, own])
   }
   add('embedding', embedding)

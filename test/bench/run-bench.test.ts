@@ -167,16 +167,19 @@ test('contexts that are decoded: windows with parameters of their own, of which 
   expect(one).toBeLessThan(2 * (other as number))
 })
 
-test('weights of 8 bits: steps that read less', async () => {
+test('weights of 8 and of 4 bits: steps that read less', async () => {
   const steps = { models: [fixture], contexts: [20], tokens: 5, parts: ['decode'] as const }
-  const [stored, int8] = await Promise.all(
-    (['stored', 'int8'] as const).map((weights) => runBench({ ...base, ...steps, weights })),
+  const formats = ['stored', 'int8', 'int4'] as const
+  const reports = await Promise.all(
+    formats.map((weights) => runBench({ ...base, ...steps, weights })),
   )
-  expect([stored?.settings.weights, int8?.settings.weights]).toEqual(['stored', 'int8'])
-  const [a, b] = [stored, int8].map((report) => report?.decode[0]?.bytes as number)
+  expect(reports.map(({ settings }) => settings.weights)).toEqual(formats)
+  const [a, b, c] = reports.map((report) => report.decode[0]?.bytes as number)
   // Biases, norms, scales and the cache stay.
   expect(b).toBeLessThan(0.6 * (a as number))
   expect(b).toBeGreaterThan(0.45 * (a as number))
+  expect(c).toBeLessThan(0.4 * (a as number))
+  expect(c).toBeGreaterThan(0.28 * (a as number))
 })
 
 test('a wrong result is an error and not a row', async () => {

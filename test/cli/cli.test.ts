@@ -140,16 +140,19 @@ describe('zipcache generate', () => {
     expect(document.bytes).toMatchObject(kBytes)
   })
 
-  test('--weights int8 answers the same, with other weights', async () => {
-    const args = [...base, '--prompt', prompt.text, '--max-tokens', '13']
-    const [stored, int8] = await Promise.all(
-      ['stored', 'int8'].map((weights) => zipcacheJson([...args, '--weights', weights])),
-    )
-    expect(int8.text).toBe(prompt.answerText)
-    const logprobs = (document: typeof int8) =>
-      document.tokens.map(({ logprob }: { logprob: number }) => logprob)
-    expect(logprobs(int8)).not.toEqual(logprobs(stored))
-  })
+  test.each(['int8', 'int4'])(
+    '--weights %s answers the same, with other weights',
+    async (format) => {
+      const args = [...base, '--prompt', prompt.text, '--max-tokens', '13']
+      const [stored, rounded] = await Promise.all(
+        ['stored', format].map((weights) => zipcacheJson([...args, '--weights', weights])),
+      )
+      expect(rounded.text).toBe(prompt.answerText)
+      const logprobs = (document: typeof rounded) =>
+        document.tokens.map(({ logprob }: { logprob: number }) => logprob)
+      expect(logprobs(rounded)).not.toEqual(logprobs(stored))
+    },
+  )
 
   test('--stop ends before its text', async () => {
     const args = ['--prompt', prompt.text, '--stop', 'never', ' is']

@@ -40,6 +40,7 @@ describe.each([
   ['mixtral in bfloat16', useModel(join(kFixtures, 'mixtral'), { dtype: 'bf16' })],
   ['mixtral in 8 bits', useModel(join(kFixtures, 'mixtral'), { weights: 'int8' })],
   ['llama in bfloat16', useModel(join(kFixtures, 'llama'), { dtype: 'bf16' })],
+  ['mixtral in 4 bits', useModel(join(kFixtures, 'mixtral'), { weights: 'int4' })],
   ['qwen3 in 8 bits', useModel(join(kFixtures, 'qwen3'), { weights: 'int8' })],
   [
     'line-retrieval in bfloat16',

@@ -8,6 +8,8 @@ const kinds = [
   { device: 'cpu' },
   { device: 'cpu:baseline', dtype: 'bf16' },
   { device: 'cpu', weights: 'int8' },
+  { device: 'cpu', weights: 'int4' },
+  { device: 'cpu:baseline', weights: 'int4' },
   { device: 'cuda-emu' },
   { device: 'cuda-emu', dtype: 'f32' },
   { device: 'cuda-emu', weights: 'int8' },

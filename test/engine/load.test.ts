@@ -80,7 +80,12 @@ describe('experts', () => {
 
   test('one with a NaN is named', async () => {
     const dir = copies.copy(from, { tensors: poke(name, 0x7fc0, 77) })
-    for (const options of [{}, { dtype: 'bf16' }, { weights: 'int8' }] as const) {
+    for (const options of [
+      {},
+      { dtype: 'bf16' },
+      { weights: 'int8' },
+      { weights: 'int4' },
+    ] as const) {
       await expectUnloadable(dir, { code: 'ERR_ZC_NUMERIC', argument: name }, options)
     }
   })
@@ -106,7 +111,7 @@ describe('experts', () => {
     const dir = copies.copy(from, { tensors: mixed })
     const message = /experts\.4\.w3\.weight: dtype is f16, expected bf16/
     await expectUnloadable(dir, { code: 'ERR_ZC_CHECKPOINT', argument: name, message })
-    for (const options of [{ dtype: 'bf16' }, { weights: 'int8' }] as const) {
+    for (const options of [{ dtype: 'bf16' }, { weights: 'int8' }, { weights: 'int4' }] as const) {
       const model = await loadModel(dir, { device, ...options })
       await model.dispose()
     }

@@ -23,8 +23,9 @@ export async function models(signal: AbortSignal) {
   expectType<Equal<typeof model.dtype, 'f32' | 'bf16'>>()
   await loadModel('dir', { device: await Device.open('cpu', { threads: 1 }), kvMemory: 2 ** 30 })
   await loadModel('dir', { weights: 'int8' })
-  // @ts-expect-error There are no such weights.
   await loadModel('dir', { weights: 'int4' })
+  // @ts-expect-error There are no such weights.
+  await loadModel('dir', { weights: 'int2' })
   expectType<Equal<ReturnType<Model['estimate']>, MemoryEstimate>>()
   expectType<Equal<ReturnType<Model['logits']>, Promise<Float32Array>>>()
   await using _released = model

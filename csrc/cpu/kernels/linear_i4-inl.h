@@ -5,6 +5,227 @@
 namespace zc::cpu {
 namespace ZC_ISA {
 
+// ---- a few rows: the weight goes from memory through registers, a row after the other ----
+
+// Of each group of x's rows, padded to kLanes groups with zeros.
+struct Int4GroupSums {
+  int32_t* sums;  // (rows, stride): of its factors, which a zero point is multiplied by
+  float* steps;   // (rows, stride): of its block
+  int64_t stride;
+};
+
+inline Int4GroupSums sum_groups(const RoundedRows& x, int64_t k, int64_t group) {
+  const int64_t groups = k / group;
+  Int4GroupSums out{};
+  out.stride = (groups + kLanes - 1) / kLanes * kLanes;
+  out.sums = reinterpret_cast<int32_t*>(
+      thread_scratch(3, static_cast<size_t>(x.rows) * static_cast<size_t>(out.stride)));
+  out.steps = thread_scratch(4, static_cast<size_t>(x.rows) * static_cast<size_t>(out.stride));
+  for (int r = 0; r < x.rows; ++r)
+    for (int64_t g = 0; g < out.stride; ++g) {
+      const int64_t depth = g * group / kPanelDepth;
+      const int16_t* from = x.at(depth, r) + g * group % kPanelDepth;
+      int32_t sum = 0;
+      for (int64_t i = 0; g < groups && i < group; ++i) sum += from[i];
+      out.sums[r * out.stride + g] = sum;
+      out.steps[r * out.stride + g] = g < groups ? x.steps[depth * x.rows + r] : 0.0f;
+    }
+  return out;
+}
+
+inline constexpr int kInt4Step = 2 * kWideLanes;  // elements of k that are taken in one step
+
+// Codes of the elements [kInt4Step step, kInt4Step (step + 1)) of a unit.
+inline WideHalves load_int4(const uint8_t* unit, int step) {
+#if defined(ZC_ISA_AVX512)
+  // The 16 words twice, for two of their fields.
+  const __m512i words = _mm512_maskz_broadcast_i64x4(
+      0xff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(unit)));
+  const int64_t low = step == 0 ? 0 : 0x0008000800080008;
+  const int64_t high = low + 0x0004000400040004;
+  const __m512i shifts = _mm512_set_epi64(high, high, high, high, low, low, low, low);
+  return reinterpret_cast<WideHalves>(_mm512_maskz_srlv_epi16(0xffffffffu, words, shifts)) & 15;
+#else
+  constexpr int kSteps = kInt4Words / kInt4Step;  // that share their shift
+  WideHalves words;
+  std::memcpy(&words, unit + step % kSteps * 2 * kInt4Step, sizeof(words));
+  return words >> static_cast<uint16_t>(step / kSteps * 4) & 15;
+#endif
+}
+
+#if defined(ZC_ISA_AVX2)
+inline __m256i sum_lane_pairs(VecI a, VecI b) {
+  return _mm256_hadd_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b));
+}
+#endif
+
+// The sums of kLanes vectors, one a lane.
+inline VecI sum_lanes(const VecI* v) {
+#if defined(ZC_ISA_AVX2)
+  const __m256i a = _mm256_hadd_epi32(sum_lane_pairs(v[0], v[1]), sum_lane_pairs(v[2], v[3]));
+  const __m256i b = _mm256_hadd_epi32(sum_lane_pairs(v[4], v[5]), sum_lane_pairs(v[6], v[7]));
+  return reinterpret_cast<VecI>(_mm256_permute2x128_si256(a, b, 0x20)) +
+         reinterpret_cast<VecI>(_mm256_permute2x128_si256(a, b, 0x31));
+#elif defined(ZC_ISA_NEON)
+  return vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3]));
+#else
+  VecI out{};
+  for (int i = 0; i < kLanes; ++i)
+    for (int lane = 0; lane < kLanes; ++lane) out[i] += v[i][lane];
+  return out;
+#endif
+}
+
+inline VecI fold(WideI v) {
+#if defined(ZC_ISA_AVX512)
+  const auto wide = reinterpret_cast<__m512i>(v);
+  return reinterpret_cast<VecI>(_mm512_maskz_extracti64x4_epi64(0xff, wide, 0)) +
+         reinterpret_cast<VecI>(_mm512_maskz_extracti64x4_epi64(0xff, wide, 1));
+#else
+  return v;
+#endif
+}
+
+inline VecI widen_zeros(const uint8_t* p) {
+#if defined(ZC_ISA_AVX2)
+  int64_t bytes;
+  std::memcpy(&bytes, p, sizeof(bytes));
+  return reinterpret_cast<VecI>(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes)));
+#else
+  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+  Bytes bytes;
+  std::memcpy(&bytes, p, sizeof(bytes));
+  return __builtin_convertvector(bytes, VecI);
+#endif
+}
+
+// A row of a weight.
+struct Int4Row {
+  const uint8_t* codes;
+  const f16* scales;
+  const uint8_t* zeros;
+};
+
+// What n groups from g on, kLanes of them or fewer, of one row of the weight give with R rows of x:
+// to products[r * stride + g], which has room for kLanes. kRows counts the rows.
+template <int kGroup, int... kRows>
+inline void multiply_groups(std::integer_sequence<int, kRows...>, const RoundedRows& x,
+                            const Int4GroupSums& groups, const Int4Row& w, int64_t g, int n,
+                            float* products, int64_t stride) {
+  constexpr int kUnitGroups = kGroup < kInt4Unit ? kInt4Unit / kGroup : 1;
+  constexpr int kUnits = kGroup > kInt4Unit ? kGroup / kInt4Unit : 1;  // of a group
+  constexpr int kSteps = kInt4Unit / kInt4Step / kUnitGroups;
+  VecI sums[sizeof...(kRows)][kLanes];
+  if (n < kLanes) std::memset(sums, 0, sizeof(sums));
+  const auto add_groups = [&](int i) {  // those of a unit, or one of several
+    const int64_t first = (g + i) * kGroup;
+    const int16_t* const factors = x.at(first / kPanelDepth, 0) + first % kPanelDepth;
+    ZC_UNROLL for (int own = 0; own < kUnitGroups; ++own) {
+      WideI total[sizeof...(kRows)];
+      ((total[kRows] = WideI{}), ...);
+      ZC_UNROLL for (int unit = 0; unit < kUnits; ++unit) {
+        ZC_UNROLL for (int step = 0; step < kSteps; ++step) {
+          const WideHalves codes =
+              load_int4(w.codes + first / 2 + unit * (kInt4Unit / 2), own * kSteps + step);
+          const int16_t* const at = factors + unit * kInt4Unit + (own * kSteps + step) * kInt4Step;
+          (add_pairs(total[kRows], codes, load_halves(at + kRows * kPanelDepth)), ...);
+        }
+      }
+      ((sums[kRows][i + own] = fold(total[kRows])), ...);
+    }
+  };
+  if (n == kLanes) {
+    ZC_UNROLL for (int i = 0; i < kLanes; i += kUnitGroups) add_groups(i);
+  } else {
+    for (int i = 0; i < n; i += kUnitGroups) add_groups(i);
+  }
+  f16 last_scales[kLanes] = {};
+  uint8_t last_zeros[kLanes] = {};
+  const f16* scales = w.scales + g;
+  const uint8_t* zeros = w.zeros + g;
+  if (n < kLanes) {
+    for (int i = 0; i < n; ++i) {
+      last_scales[i] = scales[i];
+      last_zeros[i] = zeros[i];
+    }
+    scales = last_scales;
+    zeros = last_zeros;
+  }
+  const VecF scale = load(scales);
+  const VecI zero = widen_zeros(zeros);
+  const auto finish = [&](int r) {
+    const int64_t at = r * groups.stride + g;
+    VecI factor_sums;
+    std::memcpy(&factor_sums, groups.sums + at, sizeof(factor_sums));
+    const VecI sum = sum_lanes(sums[r]) - zero * factor_sums;
+    store(products + r * stride + g,
+          __builtin_convertvector(sum, VecF) * (scale * load(groups.steps + at)));
+  };
+  (finish(kRows), ...);
+}
+
+template <int kGroup, int R>
+ZC_NOINLINE void multiply_int4_row(const RoundedRows& x, const Int4GroupSums& groups,
+                                   const Int4Row& w, int64_t n_groups, float* products,
+                                   int64_t stride) {
+  constexpr std::make_integer_sequence<int, R> kRows{};
+  int64_t g = 0;
+  for (; g + kLanes <= n_groups; g += kLanes)
+    multiply_groups<kGroup>(kRows, x, groups, w, g, kLanes, products, stride);
+  if (g < n_groups)
+    multiply_groups<kGroup>(kRows, x, groups, w, g, static_cast<int>(n_groups - g), products,
+                            stride);
+}
+
+// y (kLanes): what the groups of kLanes rows gave, `stride` apart, added up in order.
+inline VecF add_in_order(const float* products, int64_t stride, int64_t n_groups) {
+  VecF total{};
+  for (int64_t g = 0; g < n_groups; g += kLanes) {
+    VecF v[kLanes];
+    for (int i = 0; i < kLanes; ++i) v[i] = load(products + i * stride + g);
+    transpose(v);
+    const int n = static_cast<int>(std::min<int64_t>(kLanes, n_groups - g));
+    for (int i = 0; i < n; ++i) total += v[i];
+  }
+  return total;
+}
+
+// Columns [c, c + columns) of a few rows of y, columns at most kLanes.
+template <int kGroup, int R>
+void stream_int4(const LinearArgs& a, const LinearTile& tile, const RoundedRows& x,
+                 const Int4GroupSums& groups, int64_t c, int columns) {
+  const int64_t k = a.x.size(1);
+  const int64_t n_groups = k / kGroup;
+  // (columns, rows, groups), zeros in columns beyond the last.
+  const int64_t stride = groups.stride;
+  float* const products =
+      thread_scratch(2, static_cast<size_t>(kLanes * R) * static_cast<size_t>(stride));
+  if (columns < kLanes) std::memset(products, 0, sizeof(float) * kLanes * R * stride);
+  for (int j = 0; j < columns; ++j) {
+    const int64_t row = c + j;
+    const Int4Row w{a.weight.as<uint8_t>() + row * (k / 2), a.scales.as<f16>() + row * n_groups,
+                    a.zeros.as<uint8_t>() + row * n_groups};
+    multiply_int4_row<kGroup, R>(x, groups, w, n_groups, products + j * R * stride, stride);
+  }
+  float bias[kLanes];
+  if (a.bias.defined()) widen_from(a.bias, c, bias, columns);
+  for (int r = 0; r < R; ++r) {
+    float y[kLanes];
+    store(y, add_in_order(products + r * stride, R * stride, n_groups));
+    write_row(a, y, bias, tile.out_row(tile.r0 + r), c, columns);
+  }
+}
+
+template <int kGroup>
+void linear_int4_few_rows(const LinearArgs& a, const LinearTile& tile, const RoundedRows& x) {
+  const Int4GroupSums groups = sum_groups(x, a.x.size(1), kGroup);
+  by_rows<kFewRows>(x.rows, [&](int, auto n_rows) {
+    for (int64_t c = tile.c0; c < tile.c1; c += kLanes)
+      stream_int4<kGroup, decltype(n_rows)::value>(
+          a, tile, x, groups, c, static_cast<int>(std::min<int64_t>(kLanes, tile.c1 - c)));
+  });
+}
+
 // ---- many rows: a panel of the weight is unpacked once for all of them ----
 
 inline constexpr int kInt4Vecs = 2;  // of a panel's columns
@@ -39,10 +260,12 @@ inline void unpack_panel(const LinearArgs& a, int64_t c, int columns, int64_t fi
     for (int64_t unit = 0; unit < n; unit += kInt4Unit)
       for (int word = 0; word < kInt4Words; word += 2 * kLanes) {
         Int4Words words[kLanes] = {};
-        for (int i = 0; i < own; ++i)
-          std::memcpy(&words[i],
-                      a.weight.as<uint8_t>() + ((row + i) * k + first + unit) / 2 + word * 2,
-                      sizeof(words[i]));
+        for (int i = 0; i < own; ++i) {
+          const uint8_t* from =
+              a.weight.as<uint8_t>() + ((row + i) * k + first + unit) / 2 + word * 2;
+          std::memcpy(&words[i], from, sizeof(words[i]));
+          __builtin_prefetch(from + kPanelDepth / 2);  // of the panel that comes next
+        }
         for (int field = 0; field < 4; ++field) {
           const int64_t at = unit + field * kInt4Words + word;
           VecF lanes[kLanes] = {};
@@ -63,7 +286,7 @@ inline void unpack_panel(const LinearArgs& a, int64_t c, int columns, int64_t fi
 // acc (R, kInt4Vecs) += what the n elements of block `depth` give of rows [r, r + R) of x and a
 // panel. kAll counts the sums, as in dot_block.
 template <int R, int... kAll>
-inline void dot_panel(std::integer_sequence<int, kAll...>, const RoundedRows& x, int64_t depth,
+inline void dot_int4_panel(std::integer_sequence<int, kAll...>, const RoundedRows& x, int64_t depth,
                       int r, const Int4Panel& panel, int64_t n, int64_t group, WideF* acc) {
   const int16_t* const factors = x.at(depth, r);
   const float* const steps = x.steps + depth * x.rows + r;
@@ -90,14 +313,14 @@ inline void dot_panel(std::integer_sequence<int, kAll...>, const RoundedRows& x,
 template <int R>
 ZC_NOINLINE void dot_int4_tile(const RoundedRows& x, int64_t depth, int r, const Int4Panel& panel,
                                int64_t n, int64_t group, WideF* acc) {
-  dot_panel<R>(std::make_integer_sequence<int, R * kInt4Vecs>{}, x, depth, r, panel, n, group, acc);
+  dot_int4_panel<R>(std::make_integer_sequence<int, R * kInt4Vecs>{}, x, depth, r, panel, n, group, acc);
 }
 
-inline void linear_int4_tile(const LinearArgs& a, const LinearTile& tile) {
+inline void linear_int4_many_rows(const LinearArgs& a, const LinearTile& tile,
+                                  const RoundedRows& x) {
   const int64_t k = a.x.size(1);
   const int64_t n_depths = (k + kPanelDepth - 1) / kPanelDepth;
-  const int rows = static_cast<int>(tile.r1 - tile.r0);
-  const RoundedRows x = round_rows(a, tile);
+  const int rows = x.rows;
   auto* acc = reinterpret_cast<WideF*>(  // (rows, kInt4Columns)
       thread_scratch(2, static_cast<size_t>(rows) * kInt4Columns));
   Int4Panel panel;
@@ -122,6 +345,18 @@ inline void linear_int4_tile(const LinearArgs& a, const LinearTile& tile) {
                   tile.out_row(tile.r0 + r), c + j, own);
     }
   }
+}
+
+inline void linear_int4_tile(const LinearArgs& a, const LinearTile& tile) {
+  const RoundedRows x = round_rows(a, tile);
+  if (x.rows > kFewRows)
+    linear_int4_many_rows(a, tile, x);
+  else if (a.group() == 32)
+    linear_int4_few_rows<32>(a, tile, x);
+  else if (a.group() == 64)
+    linear_int4_few_rows<64>(a, tile, x);
+  else
+    linear_int4_few_rows<128>(a, tile, x);
 }
 
 }  // namespace ZC_ISA

@@ -229,34 +229,49 @@ inline void weight_codes(const float* x, int64_t n, float scale, int8_t* codes) 
   for (; i < n; ++i) codes[i] = static_cast<int8_t>(weight_code(x[i], scale));
 }
 
-// The squared error of a group's n elements in one order (int4_error).
+// int4_code of each lane: adding 1.5 * 2^23 rounds to an integer.
+inline VecF int4_codes(VecF w, Int4Params p, VecF inverse) {
+  const VecF magic = broadcast(12582912.0f);
+  const VecF code = ((w * inverse + magic) - magic) + broadcast(p.zero);
+  return vmax(VecF{}, vmin(broadcast(kInt4Levels), code));
+}
+
+// The squared error of a group's n elements, in the order that int4_error says.
 inline float int4_group_error(const float* w, int64_t n, Int4Params p) {
-  const float inverse = int4_inverse(p);
-  float sums[kInt4Words] = {};
-  for (int64_t i = 0; i < n; ++i)
-    sums[i % kInt4Words] += int4_error(w[i], int4_code(w[i], p, inverse), p);
-  for (int half = kInt4Words / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
-  return sums[0];
+  constexpr int kVecs = kInt4Words / kLanes;
+  const VecF inverse = broadcast(int4_inverse(p));
+  VecF sums[kVecs] = {};
+  for (int64_t i = 0; i < n; i += kInt4Words) ZC_UNROLL for (int v = 0; v < kVecs; ++v) {
+      const VecF own = load(w + i + v * kLanes);
+      const VecF error =
+          own - (int4_codes(own, p, inverse) - broadcast(p.zero)) * broadcast(p.scale);
+      sums[v] += error * error;
+    }
+  for (int half = kVecs / 2; half > 0; half /= 2)
+    for (int v = 0; v < half; ++v) sums[v] += sums[v + half];
+  return sum(sums[0]);
 }
 
 // A row of a weight in 4 bits: codes, and of each group a scale and a zero. The scale of a group
 // with what is no finite number is NaN, its codes and its zero are 0.
 inline void quantize_int4_row(const float* w, int64_t k, int64_t group, uint8_t* codes, f16* scales,
                               uint8_t* zeros) {
-  std::memset(codes, 0, static_cast<size_t>(k / 2));
+  auto* plain =
+      reinterpret_cast<int32_t*>(thread_scratch(1, static_cast<size_t>(k)));  // a code each
   for (int64_t first = 0; first < k; first += group) {
     const float* own = w + first;
-    Int4Range range{0.0f, 0.0f};
-    float poison = 0.0f;
-    for (int64_t i = 0; i < group; ++i) {
-      range.lo = own[i] < range.lo ? own[i] : range.lo;
-      range.hi = own[i] > range.hi ? own[i] : range.hi;
-      poison += own[i] * 0.0f;
+    VecF lo{}, hi{}, poison{};
+    for (int64_t i = 0; i < group; i += kLanes) {
+      const VecF values = load(own + i);
+      lo = vmin(values, lo);
+      hi = vmax(values, hi);
+      poison += values * broadcast(0.0f);
     }
-    if (poison != poison) {
+    const Int4Range range{-max_lane(-lo), max_lane(hi)};
+    if (sum(poison) != 0.0f) {  // NaN
       scales[first / group] = to_f16(NAN);
       zeros[first / group] = 0;
+      std::memset(plain + first, 0, static_cast<size_t>(group) * sizeof(int32_t));
       continue;
     }
     Int4Params best = int4_params(range, 0);
@@ -270,16 +285,20 @@ inline void quantize_int4_row(const float* w, int64_t k, int64_t group, uint8_t*
     }
     scales[first / group] = to_f16(best.scale);  // exact
     zeros[first / group] = static_cast<uint8_t>(best.zero);
-    const float inverse = int4_inverse(best);
-    for (int64_t i = 0; i < group; ++i) {
-      const auto code = static_cast<uint32_t>(int4_code(own[i], best, inverse));
-      const int at = static_cast<int>((first + i) % kInt4Unit);
-      const uint32_t bits = code << int4_shift(at);  // of a word of 16, the low byte first
-      uint8_t* word = codes + (first + i) / kInt4Unit * (kInt4Unit / 2) + at % kInt4Words * 2;
-      word[0] = static_cast<uint8_t>(word[0] | (bits & 0xffu));
-      word[1] = static_cast<uint8_t>(word[1] | bits >> 8);
+    const VecF inverse = broadcast(int4_inverse(best));
+    for (int64_t i = 0; i < group; i += kLanes) {
+      const VecI own =
+          __builtin_convertvector(int4_codes(load(w + first + i), best, inverse), VecI);
+      std::memcpy(plain + first + i, &own, sizeof(own));
     }
   }
+  for (int64_t unit = 0; unit < k; unit += kInt4Unit)
+    for (int l = 0; l < kInt4Words; ++l) {
+      int32_t word = 0;
+      for (int i = l; i < kInt4Unit; i += kInt4Words) word |= plain[unit + i] << int4_shift(i);
+      codes[unit / 2 + 2 * l] = static_cast<uint8_t>(word);  // the low byte first
+      codes[unit / 2 + 2 * l + 1] = static_cast<uint8_t>(word >> 8);
+    }
 }
 
 // A row of a weight in 8 bits: codes and a scale, which is NaN where the row holds what is no

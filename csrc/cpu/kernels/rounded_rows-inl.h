@@ -3,8 +3,6 @@
 namespace zc::cpu {
 namespace ZC_ISA {
 
-inline constexpr int64_t kStreamedElements = 1 << 13;  // of x in a few rows: half of L1
-
 // Rows of x in 16 bits.
 struct RoundedRows {
   int16_t* factors;  // (depths, rows, kPanelDepth), zeros behind k
