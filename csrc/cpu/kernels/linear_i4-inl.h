@@ -287,7 +287,7 @@ inline void unpack_panel(const LinearArgs& a, int64_t c, int columns, int64_t fi
 // panel. kAll counts the sums, as in dot_block.
 template <int R, int... kAll>
 inline void dot_int4_panel(std::integer_sequence<int, kAll...>, const RoundedRows& x, int64_t depth,
-                      int r, const Int4Panel& panel, int64_t n, int64_t group, WideF* acc) {
+                           int r, const Int4Panel& panel, int64_t n, int64_t group, WideF* acc) {
   const int16_t* const factors = x.at(depth, r);
   const float* const steps = x.steps + depth * x.rows + r;
   for (int64_t g = 0; g * group < n; ++g) {
@@ -313,7 +313,8 @@ inline void dot_int4_panel(std::integer_sequence<int, kAll...>, const RoundedRow
 template <int R>
 ZC_NOINLINE void dot_int4_tile(const RoundedRows& x, int64_t depth, int r, const Int4Panel& panel,
                                int64_t n, int64_t group, WideF* acc) {
-  dot_int4_panel<R>(std::make_integer_sequence<int, R * kInt4Vecs>{}, x, depth, r, panel, n, group, acc);
+  dot_int4_panel<R>(std::make_integer_sequence<int, R * kInt4Vecs>{}, x, depth, r, panel, n, group,
+                    acc);
 }
 
 inline void linear_int4_many_rows(const LinearArgs& a, const LinearTile& tile,

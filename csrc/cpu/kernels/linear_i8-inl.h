@@ -6,8 +6,7 @@
 namespace zc::cpu {
 namespace ZC_ISA {
 
-inline constexpr int kCodeStep = 2 * kWideLanes;       // elements of k that are taken in one step
-inline constexpr int64_t kStreamedElements = 1 << 13;  // of x in a few rows: half of L1
+inline constexpr int kCodeStep = 2 * kWideLanes;  // elements of k that are taken in one step
 
 inline WideHalves load_codes(const int8_t* p) {
 #if defined(ZC_ISA_AVX512)
