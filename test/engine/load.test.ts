@@ -304,7 +304,7 @@ test("a folder's URL is its path", async () => {
 describe('options that are refused', () => {
   const bad: [option: string, value: unknown][] = [
     ...['f16', 'float32', 7, null].map((v): [string, unknown] => ['dtype', v]),
-    ...['i8', 'int4', 8, null].map((v): [string, unknown] => ['weights', v]),
+    ...['i8', 'int2', 8, null].map((v): [string, unknown] => ['weights', v]),
     ...[0, 1000, -1, Number.NaN, Number.POSITIVE_INFINITY, '1 GiB', {}].map(
       (v): [string, unknown] => ['kvMemory', v],
     ),
