@@ -126,7 +126,7 @@ inline LinearOut columns_of(LinearOut out, int64_t first, int64_t last) {
 inline LinearOut linear_out(const LinearArgs& a) {
   LinearOut out{};
   out.out = a.out.data;
-  out.scales = a.scales.defined() ? a.scales.as<float>() : nullptr;
+  out.scales = a.weight.dtype == DType::kI8 ? a.scales.as<float>() : nullptr;
   out.bias = a.bias.defined() ? a.bias.data : nullptr;
   out.m = a.out.size(0);
   out.n = a.out.size(1);

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "csrc/cuda/device/nibble_codes.h"
 #include "csrc/cuda/linear.h"
 
 // Products with weights of 16 bits. They meet x in the tensor cores, as the first operand of
@@ -100,15 +101,18 @@ ZC_DEVICE uint4 take_plane(float (&rest)[kVector], f16) {
   return join_bits(bits);
 }
 
-// The type in which codes of 8 bits are multiplied, which holds them exactly.
-template <typename X>
-using CodeProduct = std::conditional_t<std::is_same_v<X, f16>, f16, bf16>;
+// The type in which codes are multiplied. Either holds those of 8 bits exactly; values of 4 bits
+// are rounded to it, so that float meets them in f16, the finer one.
+template <typename W, typename X>
+using CodeProduct = std::conditional_t<
+    std::is_same_v<X, f16> || (std::is_same_v<X, float> && std::is_same_v<W, Nibbles>), f16, bf16>;
 
 // What is multiplied: weight (n, k) and x (rows, x_stride), X being T if x holds planes of a row
-// one after another, else its own type. W is T, or int8_t for codes, which become T.
+// one after another, else its own type. W is T, or int8_t or Nibbles for codes, which become T.
 template <typename T, typename X = T, typename W = T>
 struct Operands {
   const W* weight;
+  Grids<W> grids;
   const X* x;
   const float* scales;  // (rows of out, parts): `back` of planes that were scaled; else null
   int64_t n;
@@ -121,21 +125,36 @@ struct Operands {
   bool x_vectors;  // rows of x are; always where X is T
 };
 
+template <typename W>
+Grids<W> grids_of(const LinearArgs& a) {
+  Grids<W> grids{};
+  if constexpr (std::is_same_v<W, Nibbles>) {
+    grids.scales = a.scales.as<f16>();
+    grids.zeros = a.zeros.as<uint8_t>();
+    while (int64_t{1} << grids.shift < a.group()) ++grids.shift;
+  }
+  return grids;
+}
+
 // Whether rows of k elements of a weight can be read 16 bytes at a time.
 template <typename W>
 bool weight_in_vectors(const W* weight, int64_t k) {
-  return (address_bits(weight) | static_cast<uint64_t>(k) * sizeof(W)) % 16 == 0;
+  return (address_bits(weight) | static_cast<uint64_t>(k) * sizeof(W) / kElementsOf<W>) % 16 == 0;
 }
 
-// Writes 16 bytes of shared memory: the first n elements behind `from`, zeros for the rest.
+ZC_DEVICE uint32_t byte_of(int8_t code) { return static_cast<uint32_t>(code) & 0xffu; }
+ZC_DEVICE uint32_t byte_of(Nibbles codes) { return codes.bits; }
+
+// Writes 16 bytes of shared memory: the first n elements behind `from`, zeros for the rest. Of
+// codes of 4 bits n is a multiple of 32.
 template <typename Element>
 ZC_DEVICE void copy_elements(unsigned char* to, const Element* from, int64_t n) {
   uint32_t words[4];
   ZC_UNROLL for (int i = 0; i < 4; ++i) {
     if constexpr (sizeof(Element) == 1) {
       words[i] = 0;
-      ZC_UNROLL for (int j = 0; j < 4; ++j) if (4 * i + j < n) words[i] |=
-          (static_cast<uint32_t>(from[4 * i + j]) & 0xffu) << 8 * j;
+      ZC_UNROLL for (int j = 0; j < 4; ++j) if ((4 * i + j) * kElementsOf<Element> < n) words[i] |=
+          byte_of(from[4 * i + j]) << 8 * j;
     } else if constexpr (sizeof(Element) == 4) {
       words[i] = i < n ? float_to_bits(from[i]) : 0;
     } else {
@@ -188,6 +207,7 @@ template <typename W>
 struct Products {
   struct Product {
     const W* weight;
+    Grids<W> grids;
     int64_t n;
     unsigned end_block;  // blocks of this product and of those before it
     LinearOut out;
@@ -203,12 +223,16 @@ void linear_few_rows(Context& context, const Operands<T, X, W>& in, const Produc
 template <typename T, typename X, typename W, typename Rows>
 void linear_few_rows(Context& context, const Operands<T, X, W>& in, const LinearOut& out,
                      const Rows& rows) {
-  linear_few_rows(context, in, Products<W>{{{in.weight, in.n, 0, out}}, 1}, rows);
+  linear_few_rows(context, in, Products<W>{{{in.weight, in.grids, in.n, 0, out}}, 1}, rows);
 }
 
-// out = n codes as T.
+// out = n codes as T; those of 4 bits are values of whole rows, from a row's first element on.
 template <typename T>
-void widen_codes(Context& context, const int8_t* codes, int64_t n, T* out);
+void widen_codes(Context& context, const int8_t* codes, const Grids<int8_t>& grids, int64_t n,
+                 T* out);
+template <typename T>
+void widen_codes(Context& context, const Nibbles* codes, const Grids<Nibbles>& grids, int64_t n,
+                 T* out);
 
 // How tiles cover the result, for more planes than a few.
 struct Tiling {

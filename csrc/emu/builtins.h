@@ -144,6 +144,14 @@ uint32_t add_pairs(uint32_t a, uint32_t b, T) {
   };
   return pack2(half(a, 0) + half(b, 0), half(a, 1) + half(b, 1), T{});
 }
+// a b of two pairs of elements, each rounded to nearest: float holds the product.
+template <typename T>
+uint32_t multiply_pairs(uint32_t a, uint32_t b, T) {
+  const auto half = [](uint32_t pair, int i) {
+    return to_float(T{static_cast<uint16_t>(pair >> 16 * i)});
+  };
+  return pack2(half(a, 0) * half(b, 0), half(a, 1) * half(b, 1), T{});
+}
 // 2^x. What is below the normal numbers is flushed to 0.
 inline float ex2(float x) {
   const float y = exp2f(x);

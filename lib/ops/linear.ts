@@ -33,8 +33,8 @@ export interface LinearArgs {
  * `group` elements of a row: 32, 64 or 128, which the shape of `scales` says. k is a multiple of 64 and of
  * the group. A row is units of 64 codes in 32 bytes, 16 little-endian words of 16 bits: word l holds the
  * codes of elements l, 16 + l, 32 + l and 48 + l, the first one in its lowest bits. x is taken as with i8,
- * and what a group gives is added in float32. It is for CPUs: a GPU answers `ERR_ZC_UNSUPPORTED` when the
- * op runs.
+ * and what a group gives is added in float32. A GPU rounds W to the type that it multiplies: to bfloat16,
+ * as scales are before, where x is of bf16, and to float16 with other x, where it must not exceed 65504.
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT` for a weight of u8 without scales or zeros.
  */
@@ -105,7 +105,7 @@ export interface QuantizeWeightArgs {
  * (hi - lo) / 15, rounded up to float16, zero = -lo / scale and codes x / scale + zero, 0 to 15, each
  * rounded to the nearest, ties to even. lo and hi are the group's ends, 0 among them, or both times one
  * of 0.95, 0.9, ... 0.65 where that leaves a smaller sum of squared errors. The scale of a group that
- * holds NaN or infinity is NaN. It is for CPUs: a GPU answers `ERR_ZC_UNSUPPORTED` when the op runs.
+ * holds NaN or infinity is NaN.
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT` for an `out` of u8 without zeros.
  */

@@ -5,10 +5,10 @@ import {
   quantizeInt4Weight,
   quantizeWeight as reference,
 } from '../../lib/reference/index.js'
-import { describeBackends, isHost } from '../support/backends.js'
+import { describeBackends } from '../support/backends.js'
 import { expectIdentical } from '../support/compare.js'
 import { type DeviceTensors, floatDtypes } from '../support/device-tensors.js'
-import { expectRefused, expectRejected } from '../support/errors.js'
+import { expectRefused } from '../support/errors.js'
 import { normals, storeAs } from '../support/random-data.js'
 
 describeBackends('quantizeWeight', (backend) => {
@@ -137,18 +137,6 @@ describeBackends(title, (backend) => {
     expectIdentical(scales, expected.scales, { name: 'scales', shape: own.scales.shape, seed })
     expectIdentical(zeros, expected.zeros, { name: 'zeros', shape: own.zeros.shape, seed })
     expectIdentical(codes, expected.weight, { name: 'codes', shape: own.out.shape, seed })
-  }
-
-  if (!isHost(backend.name)) {
-    test('is told that it has no kernel for it', async () => {
-      const { tensors } = backend
-      const x = normals(1, 3 * 128)
-      const own = int4TensorsOf(tensors, x, 128, 64)
-      quantizeWeight({ x: tensors.f32(x, [3, 128]), ...own })
-      const fault = { code: 'ERR_ZC_UNSUPPORTED', op: 'quantizeWeight' } as const
-      await expectRejected(tensors.read(own.out), fault)
-    })
-    return
   }
 
   describe.each(floatDtypes)('of %s', (dtype) => {

@@ -17,7 +17,10 @@ export const backendNames = [
 ] as const
 
 /** Subjects of suites whose tensors are also aligned to 16 bytes for CUDA. */
-const CUDA_VECTOR_SUBJECTS = `
+const CUDA_VECTOR_SUBJECTS = [
+  'linear with a weight of 4 bits',
+  'expertLinear with weights of 4 bits',
+  ...`
   convert
   copyPages
   countNonFinite
@@ -38,8 +41,9 @@ const CUDA_VECTOR_SUBJECTS = `
   geluGate
   storeProbes
 `
-  .trim()
-  .split(/\s+/)
+    .trim()
+    .split(/\s+/),
+]
 
 /** Subjects of suites whose kernels for Hopper, as `cuda-emu` is, differ from those for others. */
 const CUDA_HOPPER_SUBJECTS = ['flashAttention', 'linear', 'probeAttention']

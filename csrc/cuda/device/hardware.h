@@ -88,6 +88,17 @@ ZC_DEVICE uint32_t add_pairs(uint32_t a, uint32_t b, bf16) {
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(0x3f803f80u), "r"(b));
   return d;
 }
+// a b of two pairs of elements, each rounded to nearest.
+ZC_DEVICE uint32_t multiply_pairs(uint32_t a, uint32_t b, f16) {
+  uint32_t d;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+ZC_DEVICE uint32_t multiply_pairs(uint32_t a, uint32_t b, bf16) {
+  uint32_t d;  // and -0: before sm_90 there is no other product
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(0x80008000u));
+  return d;
+}
 // 2^x to about 2^-22 of itself; 2^-inf = 0.
 ZC_DEVICE float ex2(float x) {
   float y;

@@ -25,7 +25,8 @@ bool launch_together(Context& context, const GroupedLinearArgs& a) {
     const LinearArgs own = a.product(i);
     if (own.weight.dtype != a.products[0].weight.dtype) return false;
     in.vectors = in.vectors && weight_in_vectors(own.weight.as<W>(), k);
-    products.of[products.count++] = {own.weight.as<W>(), own.weight.size(0), 0, linear_out(own)};
+    products.of[products.count++] = {own.weight.as<W>(), grids_of<W>(own), own.weight.size(0), 0,
+                                     linear_out(own)};
   }
   linear_few_rows(context, in, products, AllRows{});
   return true;
@@ -36,12 +37,17 @@ bool launch_together(Context& context, const GroupedLinearArgs& a) {
 void grouped_linear(Context& context, const GroupedLinearArgs& a) {
   bool done = false;
   const DType weight = a.products[0].weight.dtype;
-  if (weight != DType::kF32 && weight != DType::kU8)
+  if (weight != DType::kF32)
     dispatch_float(a.x.dtype, [&](auto type) {
       using X = typename decltype(type)::type;
-      done = weight == DType::kI8    ? launch_together<X, CodeProduct<X>, int8_t>(context, a)
-             : weight == DType::kF16 ? launch_together<X, f16, f16>(context, a)
-                                     : launch_together<X, bf16, bf16>(context, a);
+      if (weight == DType::kU8)
+        done = launch_together<X, CodeProduct<Nibbles, X>, Nibbles>(context, a);
+      else if (weight == DType::kI8)
+        done = launch_together<X, CodeProduct<int8_t, X>, int8_t>(context, a);
+      else if (weight == DType::kF16)
+        done = launch_together<X, f16, f16>(context, a);
+      else
+        done = launch_together<X, bf16, bf16>(context, a);
     });
   for (int i = 0; i < a.n_products && !done; ++i) linear(context, a.product(i));
 }

@@ -42,9 +42,9 @@ int64_t widened_columns(int64_t n, int64_t k) {
   return n < fit ? n : (fit > 256 ? fit : 256);
 }
 
-// Weights of 16 bits, and codes of 8. A few rows take x as it is; where more do not have the type
-// that is multiplied, and where x does not lie as it should, planes of it are made in scratch. More
-// rows take codes that were widened before. Of experts, `a` is the first one's product.
+// Weights of 16 bits, and codes of 8 and 4. A few rows take x as it is; where more do not have the
+// type that is multiplied, and where x does not lie as it should, planes of it are made in scratch.
+// More rows take codes that were widened before. Of experts, `a` is the first one's product.
 template <typename X, typename T, typename W, typename Rows>
 void multiply_16(Context& context, const LinearArgs& a, const Rows& rows) {
   constexpr int planes = kPlanes<X, T>;
@@ -59,6 +59,7 @@ void multiply_16(Context& context, const LinearArgs& a, const Rows& rows) {
     using Weight = std::remove_const_t<std::remove_pointer_t<decltype(weight)>>;
     Operands<T, std::remove_pointer_t<decltype(x)>, Weight> in{};
     in.weight = weight;
+    if constexpr (std::is_same_v<Weight, W>) in.grids = grids_of<W>(a);
     in.x = x;
     in.scales = scales;
     in.n = n;
@@ -101,7 +102,8 @@ void multiply_16(Context& context, const LinearArgs& a, const Rows& rows) {
         const int64_t last = first + columns < n ? first + columns : n;
         auto* const widened = reinterpret_cast<T*>(behind);
         if constexpr (kCodes)
-          widen_codes(context, a.weight.as<W>() + first * k, (last - first) * k, widened);
+          widen_codes(context, a.weight.as<W>() + first * k / kElementsOf<W>,
+                      grids_of<W>(a).behind(first, k), (last - first) * k, widened);
         auto in = operands(kCodes ? widened : a.weight.as<T>(), x, stride, scales);
         in.n = last - first;
         const Tiling own_tiling = tiling(in.n);
@@ -125,8 +127,6 @@ void multiply_16(Context& context, const LinearArgs& a, const Rows& rows) {
 
 template <typename Rows>
 void multiply(Context& context, const LinearArgs& a, const Rows& rows) {
-  ZC_CHECK(a.weight.dtype != DType::kU8, ErrorCode::kUnsupported,
-           "weight: codes of 4 bits are multiplied on a CPU only");
   if (a.out.length() == 0) return;
   ZC_CHECK(a.x.size(1) < 1 << 23, ErrorCode::kUnsupported, "x: rows of %lld, expected below 2^23",
            static_cast<long long>(a.x.size(1)));
@@ -136,8 +136,10 @@ void multiply(Context& context, const LinearArgs& a, const Rows& rows) {
   }
   dispatch_float(a.x.dtype, [&](auto type) {
     using X = typename decltype(type)::type;
-    if (a.weight.dtype == DType::kI8)
-      multiply_16<X, CodeProduct<X>, int8_t>(context, a, rows);
+    if (a.weight.dtype == DType::kU8)
+      multiply_16<X, CodeProduct<Nibbles, X>, Nibbles>(context, a, rows);
+    else if (a.weight.dtype == DType::kI8)
+      multiply_16<X, CodeProduct<int8_t, X>, int8_t>(context, a, rows);
     else if (a.weight.dtype == DType::kF16)
       multiply_16<X, f16, f16>(context, a, rows);
     else

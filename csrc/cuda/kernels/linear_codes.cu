@@ -1,4 +1,5 @@
 #include "csrc/cuda/device/byte_codes.h"
+#include "csrc/cuda/device/nibble_codes.h"
 #include "csrc/cuda/linear_16.h"
 
 namespace zc::cuda {
@@ -6,7 +7,8 @@ namespace zc::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kCodes = 16;  // of a thread: one vector of them, two of T
+constexpr int kCodes = 16;    // of a thread: one vector of them, two of T
+constexpr int kNibbles = 32;  // the like of 4 bits: one vector of them, four of T
 
 // out = n codes as T. Bound by memory.
 template <typename T>
@@ -33,16 +35,56 @@ __global__ void __launch_bounds__(kThreads)
     out[i] = from_float<T>(static_cast<float>(codes[i]));
 }
 
+// out = the values of n codes of 4 bits, of whole rows, as T. A thread takes one half of a unit:
+// eight neighbours of each of four times sixteen. Bound by memory.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    widen_nibbles_kernel(const Nibbles* codes, Grids<Nibbles> grids, T* out, int64_t n,
+                         bool vectors) {
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
+  const int64_t at = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kNibbles;
+  if (at >= n) return;
+  uint32_t words[4] = {};
+  if (vectors) {
+    const uint4 four = *reinterpret_cast<const uint4*>(codes + at / 2);
+    words[0] = four.x, words[1] = four.y, words[2] = four.z, words[3] = four.w;
+  } else {
+    ZC_UNROLL for (int i = 0; i < 16; ++i) words[i / 4] |=
+        static_cast<uint32_t>(codes[at / 2 + i].bits) << 8 * (i % 4);
+  }
+  const int64_t unit = at / kUnit * kUnit;
+  T* const to = out + unit + at % kUnit / 4;
+  ZC_UNROLL for (int two = 0; two < 2; ++two) {  // a group has 32 elements at least
+    const int64_t group = (unit + 32 * two) >> grids.shift;
+    const GridPair grid = grid_pair(grids.scales[group], grids.zeros[group], T{});
+    ZC_UNROLL for (int j = 2 * two; j < 2 * two + 2; ++j) {
+      uint32_t pairs[4];
+      ZC_UNROLL for (int i = 0; i < 4; ++i) pairs[i] = pair_of_nibbles(words[i], j, grid, T{});
+      *reinterpret_cast<uint4*>(to + 16 * j) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    }
+  }
+}
+
 }  // namespace
 
 template <typename T>
-void widen_codes(Context& context, const int8_t* codes, int64_t n, T* out) {
+void widen_codes(Context& context, const int8_t* codes, const Grids<int8_t>&, int64_t n, T* out) {
   const bool vectors = (address_bits(codes) | address_bits(out)) % 16 == 0;
   launch_early(context, &widen_codes_kernel<T>, blocks_for(n, kThreads * kCodes), kThreads, 0,
                codes, out, n, vectors);
 }
 
-template void widen_codes(Context&, const int8_t*, int64_t, f16*);
-template void widen_codes(Context&, const int8_t*, int64_t, bf16*);
+template <typename T>
+void widen_codes(Context& context, const Nibbles* codes, const Grids<Nibbles>& grids, int64_t n,
+                 T* out) {
+  launch_early(context, &widen_nibbles_kernel<T>, blocks_for(n, kThreads * kNibbles), kThreads, 0,
+               codes, grids, out, n, address_bits(codes) % 16 == 0);
+}
+
+template void widen_codes(Context&, const int8_t*, const Grids<int8_t>&, int64_t, f16*);
+template void widen_codes(Context&, const int8_t*, const Grids<int8_t>&, int64_t, bf16*);
+template void widen_codes(Context&, const Nibbles*, const Grids<Nibbles>&, int64_t, f16*);
+template void widen_codes(Context&, const Nibbles*, const Grids<Nibbles>&, int64_t, bf16*);
 
 }  // namespace zc::cuda

@@ -10,14 +10,69 @@ namespace {
 template <int kWeightTiles>
 inline constexpr int kMostRingBytes = (kWeightTiles == 1 ? 24 : 28) * 1024;
 
+// Grids of a warp's 16 kWeightTiles rows of a weight, if it has them: of four neighbouring groups
+// at a time in shared memory, (rows, 4) pairs. A lane reads one of those groups for two rows of
+// each tile, long before they are stored, so that it need not wait.
+template <typename W, int kWeightTiles>
+struct FewGrids {
+  static constexpr int kBytes = 0;
+};
+template <int kWeightTiles>
+struct FewGrids<Nibbles, kWeightTiles> {
+  static constexpr int kBytes = 16 * kWeightTiles * 4 * sizeof(GridPair);
+  static constexpr int kRows = 2 * kWeightTiles;              // of a lane: 8 i + lane / 4
+  static constexpr int kRowBytes = 8 * 4 * sizeof(GridPair);  // from one to the next
+
+  unsigned char* stored;  // of row lane / 4
+  const f16* scales;      // of the first row and group
+  const uint8_t* zeros;
+  int n_groups;     // of a row
+  int first_group;  // of the part
+  int ahead;        // the group, counted from that one, whose neighbours are read next
+  f16 next_scales[kRows];
+  uint8_t next_zeros[kRows];
+
+  ZC_DEVICE void read_next(int lane, int last_row) {
+    const int group = min(first_group + ahead + lane % 4, n_groups - 1);
+    ZC_UNROLL for (int i = 0; i < kRows; ++i) {
+      const int at = min(8 * i + lane / 4, last_row) * n_groups + group;
+      next_scales[i] = scales[at];
+      next_zeros[i] = zeros[at];
+    }
+    ahead += 4;
+  }
+  template <typename T>
+  ZC_DEVICE void store_next(int lane) {
+    unsigned char* const to = stored + lane % 4 * sizeof(GridPair);
+    ZC_UNROLL for (int i = 0; i < kRows; ++i) {
+      const GridPair pair = grid_pair(next_scales[i], next_zeros[i], T{});
+      *reinterpret_cast<uint2*>(to + i * kRowBytes) = make_uint2(pair.zero, pair.scale);
+    }
+  }
+  // Those of this lane's rows in `group`, counted from the part's first.
+  ZC_DEVICE void load(int group, GridPair (&pairs)[kRows]) const {
+    const unsigned char* const from = stored + (group & 3) * sizeof(GridPair);
+    ZC_UNROLL for (int i = 0; i < kRows; ++i) {
+      const uint2 words = *reinterpret_cast<const uint2*>(from + i * kRowBytes);
+      pairs[i].zero = words.x;
+      pairs[i].scale = words.y;
+    }
+  }
+};
+
 template <typename W, typename X, int kWeightTiles, int kXTiles>
 struct FewRing {
   static constexpr int kXRowBytes = kDepth * sizeof(X);
-  static constexpr int kWeightRowBytes = kDepth * sizeof(W);
+  static constexpr int kWeightRowBytes = kDepth * sizeof(W) / kElementsOf<W>;
   static constexpr int kWeightBytes = 16 * kWeightTiles * kWeightRowBytes;
   static constexpr int kPanelBytes = kWeightBytes + 8 * kXTiles * kXRowBytes;
-  static constexpr int kStages = kMostRingBytes<kWeightTiles> / kPanelBytes;
-  static constexpr int kBytes = kStages * kPanelBytes;
+  static constexpr int kGridBytes = FewGrids<W, kWeightTiles>::kBytes;  // behind the panels
+  static constexpr int kTogether = kElementsOf<W>;  // panels that are copied together
+  static constexpr int kCopies =
+      (kMostRingBytes<kWeightTiles> - kGridBytes) / (kTogether * kPanelBytes);
+  static constexpr int kStages = kCopies * kTogether;
+  static constexpr int kPanelsBytes = kStages * kPanelBytes;
+  static constexpr int kBytes = kPanelsBytes + kGridBytes;
 
   // Where 16 bytes of a row of x lie among those of a panel. Rows of float are read by pairs, 32
   // bytes of four rows at a time, which lie in different banks.
@@ -28,10 +83,12 @@ struct FewRing {
       return panel_offset(row, chunk);
   }
 
-  // Where a chunk of 16 bytes of a row of the weight lies. Codes are read by pairs, eight rows at a
-  // time, which lie in different banks.
+  // Where a chunk of 16 bytes of a row of the weight lies. Codes of 8 bits are read by pairs, eight
+  // rows at a time, which lie in different banks; so do chunks of eight rows of those of 4 bits.
   static ZC_DEVICE uint32_t weight_offset(int row, int chunk) {
-    if constexpr (sizeof(W) == 1)
+    if constexpr (std::is_same_v<W, Nibbles>)
+      return static_cast<uint32_t>(row * kWeightRowBytes + ((chunk ^ (row >> 2 & 1)) << 4));
+    else if constexpr (sizeof(W) == 1)
       return static_cast<uint32_t>(row * kWeightRowBytes + ((chunk ^ (row >> 1 & 3)) << 4));
     else
       return panel_offset(row, chunk);
@@ -42,6 +99,7 @@ struct FewRing {
   template <typename T>
   static ZC_DEVICE void read_weight(const unsigned char* weight, int row, int step, int lane,
                                     uint32_t (&a)[4]) {
+    static_assert(!std::is_same_v<W, Nibbles>);
     if constexpr (sizeof(W) == 1) {
       ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
         const unsigned char* const own =
@@ -85,7 +143,7 @@ struct FewRing {
 // owns a part of k: its panels come by cp.async into a ring of its own, so that warps never wait
 // for another but at the end, when the parts are added. x comes the same way, as it is: where it is
 // not of the weight's type a lane splits what it holds into planes, each of which has sums of its
-// own. Codes of 8 bits become T in registers. Rows that x does not have are whatever lies in the
+// own. Codes become T in registers. Rows that x does not have are whatever lies in the
 // ring; nobody looks at their sums.
 // Dynamic shared memory: FewRing::kBytes a warp, 24 KB to 28 KB. Bound by reading the weight: 40 KB
 // to 72 KB a block are on their way. Of experts a block multiplies tile blockIdx.y, which is known
@@ -95,6 +153,7 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
     linear_few_rows_kernel(const Operands<T, X, W> in, const __grid_constant__ Products<W> products,
                            const Rows of) {
   using Ring = FewRing<W, X, kWeightTiles, kXTiles>;
+  constexpr bool kGrids = std::is_same_v<W, Nibbles>;
   constexpr bool kSplits = !std::is_same_v<X, T>;
   constexpr int kOwnPlanes = kPlanes<X, T>;
   constexpr int kColumns = 16 * kWeightTiles;
@@ -120,14 +179,17 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
   const int k_begin = part * in.part_length;
   const int length = min(in.part_length, k - k_begin);
   const int n_panels = (length + kDepth - 1) / kDepth;
-  const W* const weight = product.weight + (tile.expert * product.n + column0) * k + k_begin;
+  const int row_length = k / kElementsOf<W>;
+  const W* const weight =
+      product.weight + (tile.expert * product.n + column0) * row_length + k_begin / kElementsOf<W>;
   const X* const x = in.x + k_begin;
   unsigned char* const ring = shared + part * Ring::kBytes;
 
-  // A lane copies one chunk of every fourth row of the weight (eighth of codes), and the like of x.
-  // Columns beyond the last are the last one again; nobody looks at their sums. 32 bits count the
-  // elements of a block's rows, at most 48 of less than 2^23: with 64, registers run short.
-  constexpr int kWeightChunk = 16 / static_cast<int>(sizeof(W));
+  // A lane copies one chunk of every fourth row of the weight (eighth or sixteenth of codes), and
+  // the like of x. Columns beyond the last are the last one again; nobody looks at their sums. 32
+  // bits count the elements of a block's rows, at most 48 of less than 2^23: with 64, registers run
+  // short.
+  constexpr int kWeightChunk = 16 / static_cast<int>(sizeof(W)) * kElementsOf<W>;
   constexpr int kWeightLanes = kDepth / kWeightChunk;  // that copy a row of the weight
   constexpr int kRowStep = 32 / kWeightLanes;
   const int row = lane / kWeightLanes;
@@ -138,7 +200,8 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
   const int x_chunk = lane % kLanes;
   const int x_stride = static_cast<int>(in.x_stride);
   const bool vectors = in.vectors && (!kSplits || in.x_vectors);
-  const W* weight_at = weight + chunk * kWeightChunk;  // of the panel that is copied next
+  const W* weight_at =
+      weight + chunk * kWeightChunk / kElementsOf<W>;  // of the panel that is copied next
   const X* x_at = x + x_chunk * kCopied;
   int left = length - chunk * kWeightChunk;
   int x_left = length - x_chunk * kCopied;
@@ -148,36 +211,57 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
     else
       return r * x_stride;
   };
-  const auto copy_panel = [&](unsigned char* to) {
+  const auto copy_panels = [&](unsigned char* to) {
     unsigned char* const x_to = to + Ring::kWeightBytes;
+    constexpr int kPanels = Ring::kTogether;
     if (vectors) {
       ZC_UNROLL for (int i = 0; i < kColumns / kRowStep; ++i) {
         const int r = row + kRowStep * i;
-        simt::cp_async_16_once(simt::smem_u32(to) + Ring::weight_offset(r, chunk),
-                               weight_at + min(r, last_column) * k, left > 0 ? 16 : 0);
+        const W* const from = weight_at + min(r, last_column) * row_length;
+        ZC_UNROLL for (int p = 0; p < kPanels; ++p) simt::cp_async_16_once(
+            simt::smem_u32(to) + Ring::weight_offset(r, chunk) + p * Ring::kPanelBytes,
+            from + p * kDepth / kElementsOf<W>, left > p * kDepth ? 16 : 0);
       }
       ZC_UNROLL for (int i = 0; i < 8 * kXTiles / kXStep; ++i) {
         const int r = x_row + kXStep * i;
-        if (r < rows)
-          simt::cp_async_16(simt::smem_u32(x_to) + Ring::x_offset(r, x_chunk), x_at + row_of_x(r),
-                            x_left > 0 ? 16 : 0);
+        if (r >= rows) continue;
+        const X* const from = x_at + row_of_x(r);
+        ZC_UNROLL for (int p = 0; p < kPanels; ++p) simt::cp_async_16(
+            simt::smem_u32(x_to) + Ring::x_offset(r, x_chunk) + p * Ring::kPanelBytes,
+            from + p * kDepth, x_left > p * kDepth ? 16 : 0);
       }
     } else {
-      ZC_NO_UNROLL for (int r = row; r < kColumns; r += kRowStep) copy_elements(
-          to + Ring::weight_offset(r, chunk), weight_at + min(r, last_column) * k, left);
-      ZC_NO_UNROLL for (int r = x_row; r < rows; r += kXStep)
-          copy_elements(x_to + Ring::x_offset(r, x_chunk), x_at + row_of_x(r), x_left);
+      ZC_NO_UNROLL for (int p = 0; p < kPanels; ++p) {
+        ZC_NO_UNROLL for (int r = row; r < kColumns; r += kRowStep) copy_elements(
+            to + p * Ring::kPanelBytes + Ring::weight_offset(r, chunk),
+            weight_at + min(r, last_column) * row_length + p * kDepth / kElementsOf<W>,
+            left - p * kDepth);
+        ZC_NO_UNROLL for (int r = x_row; r < rows; r += kXStep)
+            copy_elements(x_to + p * Ring::kPanelBytes + Ring::x_offset(r, x_chunk),
+                          x_at + row_of_x(r) + p * kDepth, x_left - p * kDepth);
+      }
     }
-    weight_at += kDepth;
-    x_at += kDepth;
-    left -= kDepth;
-    x_left -= kDepth;
+    weight_at += kPanels * kDepth / kElementsOf<W>;
+    x_at += kPanels * kDepth;
+    left -= kPanels * kDepth;
+    x_left -= kPanels * kDepth;
   };
 
   if constexpr (!Rows::kOfExperts)
-    begin_product(weight, k, last_column + 1, 8, 0, length, lane, 32);
-  ZC_NO_UNROLL for (int panel = 0; panel < Ring::kStages - 1; ++panel) {
-    if (panel < n_panels) copy_panel(ring + panel * Ring::kPanelBytes);
+    begin_product(weight, row_length, last_column + 1, 8, 0, length / kElementsOf<W>, lane, 32);
+  FewGrids<W, kWeightTiles> grids{};
+  if constexpr (kGrids) {
+    const Grids<W> of_block = product.grids.behind(tile.expert * product.n + column0, k);
+    grids.stored = ring + Ring::kPanelsBytes + lane / 4 * 4 * sizeof(GridPair);
+    grids.scales = of_block.scales;
+    grids.zeros = of_block.zeros;
+    grids.n_groups = k >> of_block.shift;
+    grids.first_group = k_begin >> of_block.shift;
+    if (n_panels > 0) grids.read_next(lane, last_column);
+  }
+  constexpr int kLast = Ring::kStages - Ring::kTogether;
+  ZC_NO_UNROLL for (int panel = 0; panel < kLast; panel += Ring::kTogether) {
+    if (panel < n_panels) copy_panels(ring + panel * Ring::kPanelBytes);
     simt::cp_async_commit();
   }
   PlaneScale scales[kXTiles] = {};  // of rows 8 t + lane / 4
@@ -199,13 +283,33 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
 
   float sums[kWeightTiles][kXTiles * kOwnPlanes][4] = {};
   unsigned char* here = ring;
-  unsigned char* before = ring + (Ring::kStages - 1) * Ring::kPanelBytes;
+  unsigned char* before = ring + kLast * Ring::kPanelBytes;
   ZC_NO_UNROLL for (int panel = 0; panel < n_panels; ++panel) {
-    simt::cp_async_wait<Ring::kStages - 2>();
-    __syncwarp();  // all lanes' copies of this panel are there, and all are done with the last one
-    if (panel + Ring::kStages - 1 < n_panels) copy_panel(before);
-    simt::cp_async_commit();
+    if (panel % Ring::kTogether == 0) {
+      simt::cp_async_wait<Ring::kCopies - 2>();
+      __syncwarp();  // all lanes' copies of this panel are there; all are done with those before it
+      if (panel + kLast < n_panels) copy_panels(before);
+      simt::cp_async_commit();
+      before = here;
+    }
+    [[maybe_unused]] uint32_t codes[kWeightTiles][4];
+    [[maybe_unused]] GridPair pairs[2 * kWeightTiles];
+    [[maybe_unused]] int group = 0;
+    if constexpr (kGrids) {
+      group = ((k_begin + panel * kDepth) >> product.grids.shift) - grids.first_group;
+      if (group + 4 == grids.ahead) {
+        __syncwarp();  // nobody reads those before any more
+        grids.template store_next<T>(lane);
+        grids.read_next(lane, last_column);
+        __syncwarp();
+      }
+      ZC_UNROLL for (int w = 0; w < kWeightTiles; ++w) simt::ldmatrix_x4(
+          codes[w], simt::smem_u32(here) + Ring::weight_offset(16 * w + lane % 16, lane / 16));
+      grids.load(group, pairs);
+    }
     ZC_UNROLL for (int two = 0; two < kDepth / 32; ++two) {  // steps of 16, two at a time
+      if constexpr (kGrids)
+        if (two == 1 && product.grids.shift == 5) grids.load(group + 1, pairs);
       uint32_t b[kXTiles * kOwnPlanes][4];
       ZC_UNROLL for (int t = 0; t < kXTiles; ++t) {
         if constexpr (kSplits) {
@@ -224,14 +328,17 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
       }
       ZC_UNROLL for (int s = 0; s < 2; ++s) ZC_UNROLL for (int w = 0; w < kWeightTiles; ++w) {
         uint32_t a[4];
-        Ring::template read_weight<T>(here, 16 * w, 2 * two + s, lane, a);
+        if constexpr (kGrids)
+          ZC_UNROLL for (int i = 0; i < 4; ++i) a[i] =
+              pair_of_nibbles(codes[w][i], 2 * two + s, pairs[2 * w + i % 2], T{});
+        else
+          Ring::template read_weight<T>(here, 16 * w, 2 * two + s, lane, a);
         ZC_UNROLL for (int t = 0; t < kXTiles * kOwnPlanes; ++t)
             simt::mma_m16n8k16(sums[w][t], a, b[t][2 * s], b[t][2 * s + 1], T{});
       }
     }
-    before = here;
     here += Ring::kPanelBytes;
-    if (here == ring + Ring::kBytes) here = ring;
+    if (here == ring + Ring::kPanelsBytes) here = ring;
   }
 
   simt::let_next_begin();
@@ -314,7 +421,7 @@ void launch_few_tiles(Context& context, const Operands<T, X, W>& in, Products<W>
                products, rows);
 }
 
-// What the busiest multiprocessor reads with such tiles, in bytes for an element of k: a block
+// What the busiest multiprocessor reads with such tiles, in bytes for a panel of k: a block
 // reads its columns of the weight, and all of x from L2.
 template <typename T, typename X, typename W>
 int64_t busiest_reads(const Context& context, const Operands<T, X, W>& in,
@@ -323,7 +430,8 @@ int64_t busiest_reads(const Context& context, const Operands<T, X, W>& in,
   int64_t blocks = 0;
   for (int i = 0; i < products.count; ++i) blocks += tiles * blocks_for(products.of[i].n, columns);
   const int64_t rows = tiles == 1 ? in.x_rows / kPlanes<X, T> : 8;
-  const int64_t of_one = columns * int64_t{sizeof(W)} + rows * int64_t{sizeof(X)};
+  const int64_t of_one =
+      columns * int64_t{sizeof(W)} * kDepth / kElementsOf<W> + rows * int64_t{sizeof(X)} * kDepth;
   return (blocks + context.n_multiprocessors - 1) / context.n_multiprocessors * of_one;
 }
 
@@ -373,6 +481,9 @@ ZC_FEW_ROWS(bf16, float, bf16)
 ZC_FEW_ROWS(f16, f16, int8_t)
 ZC_FEW_ROWS(bf16, bf16, int8_t)
 ZC_FEW_ROWS(bf16, float, int8_t)
+ZC_FEW_ROWS(f16, f16, Nibbles)
+ZC_FEW_ROWS(f16, float, Nibbles)
+ZC_FEW_ROWS(bf16, bf16, Nibbles)
 #undef ZC_FEW_ROWS
 
 }  // namespace zc::cuda

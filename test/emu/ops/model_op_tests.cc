@@ -208,6 +208,115 @@ ZC_OP_TESTS(linear_codes_tests) {
           {0, 1});
 }
 
+// A weight of 4 bits. Its scales have four bits, so that no backend rounds a value.
+struct NibbleWeight {
+  TensorView codes;
+  TensorView scales;
+  TensorView zeros;
+};
+NibbleWeight nibbles(OpRun& run, Shape shape, int64_t group) {
+  const int64_t k = shape.back();
+  shape.back() = k / 2;
+  const TensorView codes =
+      run.bytes(shape, [&](int64_t) { return static_cast<uint8_t>(run.random().below(256)); });
+  shape.back() = k / group;
+  const TensorView scales = run.floats(DType::kF16, shape, [&](int64_t) {
+    return static_cast<float>(8 + run.random().below(8)) / 128.0f;
+  });
+  return {codes, scales,
+          run.bytes(shape, [&](int64_t) { return static_cast<uint8_t>(run.random().below(16)); })};
+}
+
+struct NibbleShape {
+  int64_t m;
+  int64_t n;
+  int64_t k;
+  int64_t group;
+};
+void linear_nibbles_test(DType x, DType out, NibbleShape shape, bool bias, bool aligned) {
+  const auto [m, n, k, group] = shape;
+  add_op_test(
+      format("linear %s times nibbles to %s, (%lld, %lld, %lld) by %lld%s", dtype_name(x),
+             dtype_name(out), static_cast<long long>(m), static_cast<long long>(n),
+             static_cast<long long>(k), static_cast<long long>(group), aligned ? ", aligned" : ""),
+      [=](OpRun& run) {
+        if (aligned) run.aligned();
+        const TensorView to = run.normals(out, {m, n}, 3);
+        // A CPU rounds x to 16 bits.
+        run.compare("out", to,
+                    out == DType::kF32 ? Tolerance{1e-4, 1e-1} : one_rounding(out, 1e-3));
+        const TensorView rows = run.normals(x, {m, k});
+        const NibbleWeight weight = nibbles(run, {n, k}, group);
+        run.op(&Backend::linear, LinearArgs{rows, weight.codes, weight.scales, weight.zeros,
+                                            bias ? run.normals(x, {n}) : TensorView{}, to, bias});
+      },
+      {0, 1});
+}
+
+ZC_OP_TESTS(linear_nibbles_tests) {
+  for (const DType x : kFloatDTypes) {
+    linear_nibbles_test(x, DType::kF32, {3, 17, 64, 32}, true, false);
+    linear_nibbles_test(x, x, {5, 125, 1152, 128}, true, true);
+    linear_nibbles_test(x, DType::kF32, {11, 187, 192, 32}, false, true);
+    linear_nibbles_test(x, DType::kF32, {1, 33, 2112, 64}, false, false);
+    linear_nibbles_test(x, DType::kF32, {2, 19, 4224, 128}, false, true);  // parts within groups
+    linear_nibbles_test(x, x, {70, 36, 2112, 64}, true, true);
+    linear_nibbles_test(x, DType::kF32, {60, 40, 192, 32}, false, false);
+    linear_nibbles_test(x, DType::kF32, {260, 200, 128, 128}, false, true);
+  }
+  // More codes than are widened at a time: 256 columns, and 40 more.
+  linear_nibbles_test(DType::kBF16, DType::kBF16, {17, 296, 1024, 32}, true, true);
+
+  for (const DType x : kFloatDTypes) {
+    add_op_test(format("grouped_linear %s times nibbles", dtype_name(x)), [=](OpRun& run) {
+      const int64_t k = 256;
+      const TensorView rows = run.normals(x, {4, k});
+      const auto product = [&](const char* name, int64_t n, int64_t group) {
+        const NibbleWeight weight = nibbles(run, {n, k}, group);
+        return GroupedLinearArgs::Product{
+            weight.codes, weight.scales, weight.zeros, TensorView{},
+            run.result(name, DType::kF32, {4, n}, Tolerance{1e-4, 1e-1})};
+      };
+      run.op(&Backend::grouped_linear,
+             GroupedLinearArgs{rows, {product("q", 40, 32), product("k", 17, 128)}, 2});
+    });
+    for (const int64_t m : {3, 40})
+      add_op_test(
+          format("expert_linear %s times nibbles, %lld rows", dtype_name(x),
+                 static_cast<long long>(m)),
+          [=](OpRun& run) {
+            const int64_t n = 67, k = 320, n_experts = 5, n_chosen = 2, n_pairs = m * n_chosen;
+            if (m == 3) run.aligned();
+            const TensorView weights = run.scratch(DType::kF32, {m, n_chosen});
+            const TensorView experts = run.scratch(DType::kI32, {m, n_chosen});
+            const TensorView pairs = run.scratch(DType::kI32, {n_pairs});
+            const TensorView offsets = run.scratch(DType::kI32, {n_experts + 1});
+            run.op(&Backend::route_experts,
+                   RouteExpertsArgs{run.normals(DType::kF32, {m, n_experts}, 3), weights, experts,
+                                    pairs, offsets, false});
+            const TensorView rows = run.normals(x, {m, k});
+            const NibbleWeight weight = nibbles(run, {n_experts, n, k}, 64);
+            run.op(&Backend::expert_linear,
+                   ExpertLinearArgs{
+                       rows, weight.codes, weight.scales, weight.zeros, pairs, offsets,
+                       run.result("out", DType::kF32, {n_pairs, n}, Tolerance{1e-4, 1e-1})});
+          },
+          {0, 1});
+    for (const int64_t group : {32, 64, 128})
+      add_op_test(format("quantize_weight %s to nibbles by %lld", dtype_name(x),
+                         static_cast<long long>(group)),
+                  [=](OpRun& run) {
+                    const int64_t n = 5, k = 640;
+                    run.op(&Backend::quantize_weight,
+                           QuantizeWeightArgs{run.normals(x, {n, k}, 0.1f),
+                                              run.result("codes", DType::kU8, {n, k / 2}),
+                                              run.result("scales", DType::kF16, {n, k / group}),
+                                              run.result("zeros", DType::kU8, {n, k / group})});
+                  },
+                  {0, 1});
+  }
+}
+
 ZC_OP_TESTS(linear_tests) {
   for (const DType x : kFloatDTypes)
     for (const DType weight : kFloatDTypes)
