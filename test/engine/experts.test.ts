@@ -13,6 +13,7 @@ const kinds = [
   { device: 'cuda-emu' },
   { device: 'cuda-emu', dtype: 'f32' },
   { device: 'cuda-emu', weights: 'int8' },
+  { device: 'cuda-emu', weights: 'int4' },
 ] as const
 
 describe.each(withExperts)('%s', (name) => {

@@ -173,13 +173,30 @@ test.each([
   await device.dispose()
 })
 
-test('a GPU has no kernels for it, and nothing stays allocated', async () => {
-  const device = await Device.open('cuda-emu')
-  const load = loadModel(join(kFixtures, 'qwen3'), { device, weights: 'int4' })
-  await expectRejected(load, { code: 'ERR_ZC_UNSUPPORTED' })
-  await device.sync()
-  expect(device.memory.current).toBe(0)
-  await device.dispose()
+describe('on a GPU, emulated', () => {
+  const dir = join(kFixtures, 'qwen3')
+
+  test('the codes of a CPU, as values of 16 bits', async () => {
+    const { ids } = readReference('qwen3')
+    const load = { weights: 'int4', dtype: 'f32' } as const
+    const loads = ['cpu', 'cuda-emu'].map((device) => [dir, { ...load, device }] as const)
+    await withModels(loads, async (cpu, gpu) => {
+      const [own, expected] = await Promise.all(
+        [gpu, cpu].map((model) => model.logits(ids, { policy: 'full' })),
+      )
+      // A GPU rounds the weight to 11 bits, a CPU x to 16.
+      expect(maxDifference(own, expected)).toBeLessThan(1e-2)
+    })
+  })
+
+  const model = useModel(dir, { device: 'cuda-emu', weights: 'int4' })
+  test('tokens of a batch are those of sequences alone', async () => {
+    const prompts = [5, 130].map((n) => someIds(n, 192, n))
+    const ask = (ids: number[]) => idsOf(model(), ids, 8, { policy: 'zipcache' })
+    const alone: number[][] = []
+    for (const ids of prompts) alone.push(await ask(ids))
+    expect(await Promise.all(prompts.map(ask))).toEqual(alone)
+  })
 })
 
 /** Of the distributions that rows of logits say, from those of `p`. */
