@@ -43,13 +43,18 @@ export {
 export type { JsonSchema } from './grammar/index.js'
 export type {
   Architecture,
+  AwqQuantization,
+  CompressedTensorsQuantization,
   DefaultRope,
   ExpertNames,
   ExpertsConfig,
+  Fp8Quantization,
+  GptqQuantization,
   LinearRope,
   Llama3Rope,
   LongRope,
   ModelConfig,
+  QuantizationConfig,
   RopeConfig,
   YarnRope,
 } from './model/config.js'

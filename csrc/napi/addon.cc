@@ -29,6 +29,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("version", kVersion);
   zc::napi::register_handles(exports);
   zc::napi::register_ops(exports);
+  zc::napi::register_stored_weights(exports);
   return exports;
 }
 

@@ -69,12 +69,6 @@ std::string text_of(const Napi::Value& value, const char* argument) {
   return text;
 }
 
-// A program holds ops alone: copies between it and JavaScript belong to its runs.
-void refuse_while_recording(const DeviceHandle& handle) {
-  ZC_CHECK(!handle.recording, ErrorCode::kArgument,
-           "device: is recording a program, which holds ops alone");
-}
-
 // What crosses from the stream to the environment's thread for every marker that is passed. It is
 // made with the marker: there may be no memory by then.
 struct Settled {
@@ -569,8 +563,6 @@ Napi::Value dispose_program(const Napi::CallbackInfo& info) {
 
 // ---- mapped files ----
 
-using File = std::shared_ptr<MappedFile>;
-
 // mapFile(path) -> handle
 Napi::Value map_file(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
@@ -583,7 +575,7 @@ Napi::Value map_file(const Napi::CallbackInfo& info) {
 Napi::Value tensor_from_file(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     DevicePtr& device = device_of(info[0], "device");
-    File& file = unwrap<File>(info[1], &kFileTag, "file", "mapped file");
+    std::shared_ptr<MappedFile>& file = file_of(info[1], "file");
     const double offset_value = number_or_nan(info[2]);
     if (!is_size(offset_value))
       throw Error(ErrorCode::kCheckpoint,
@@ -636,6 +628,15 @@ std::shared_ptr<DeviceHandle> device_of(const TensorHandle& tensor, const char* 
     throw Error(ErrorCode::kHandle, std::string(argument) + ": its device was disposed", "",
                 argument);
   return handle;
+}
+
+std::shared_ptr<MappedFile>& file_of(const Napi::Value& value, const char* argument) {
+  return unwrap<std::shared_ptr<MappedFile>>(value, &kFileTag, argument, "mapped file");
+}
+
+void refuse_while_recording(const DeviceHandle& handle) {
+  ZC_CHECK(!handle.recording, ErrorCode::kArgument,
+           "device: is recording a program, which holds ops alone");
 }
 
 Napi::Value promise_at_marker(Napi::Env env, const std::shared_ptr<DeviceHandle>& handle,

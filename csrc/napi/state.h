@@ -107,6 +107,10 @@ void define(Napi::Object exports, const char* name) {
 std::shared_ptr<DeviceHandle>& device_of(const Napi::Value& value, const char* argument);
 TensorHandle& tensor_of(const Napi::Value& value, const char* argument);
 std::shared_ptr<DeviceHandle> device_of(const TensorHandle& tensor, const char* argument);
+std::shared_ptr<MappedFile>& file_of(const Napi::Value& value, const char* argument);
+
+// A program holds ops alone: copies between it and JavaScript belong to its runs.
+void refuse_while_recording(const DeviceHandle& handle);
 
 // Enqueues `command`, if there is any; a promise that is settled when it and everything before it
 // has run and `read` was read.
@@ -118,5 +122,8 @@ void register_handles(Napi::Object exports);
 
 // ---- ops.cc ----
 void register_ops(Napi::Object exports);
+
+// ---- stored_weights.cc ----
+void register_stored_weights(Napi::Object exports);
 
 }  // namespace zc::napi

@@ -1,6 +1,7 @@
 import { ZipCacheError } from '../errors.js'
 import type { ExpertsConfig, ModelConfig } from './config.js'
 import { isJsonObject, modelFile, quote, readJsonFile, regularFileSize } from './model-files.js'
+import { findQuantized, type QuantizedMatrix } from './quantized-matrix.js'
 import { readSafetensorsHeader, type SafetensorsHeader, type TensorEntry } from './safetensors.js'
 
 /** Where one tensor of a checkpoint lies. */
@@ -42,6 +43,26 @@ export type WeightRole =
   | 'norm'
   | 'lmHead'
 
+const MATRICES = [
+  'qProj',
+  'kProj',
+  'vProj',
+  'oProj',
+  'router',
+  'gateProj',
+  'upProj',
+  'downProj',
+  'lmHead',
+] as const satisfies readonly WeightRole[]
+
+/** The weights that multiply activations. */
+export type MatrixRole = (typeof MATRICES)[number]
+
+/** Whether a weight multiplies activations. */
+export function isMatrix(role: WeightRole): role is MatrixRole {
+  return (MATRICES as readonly WeightRole[]).includes(role)
+}
+
 /** A tensor that a model of some config needs. */
 export interface ExpectedTensor {
   readonly name: string
@@ -56,9 +77,12 @@ export interface ExpectedTensor {
   readonly expert: number | null
 }
 
-/** An expected tensor and where it lies; dtype is F32, F16 or BF16. */
+/** An expected tensor and where it lies: floats (F32, F16 or BF16), or codes with what belongs to them. */
 export interface ModelWeight extends ExpectedTensor {
+  /** Floats, or codes. */
   readonly tensor: CheckpointTensor
+  /** How codes are to be read; null where the weight is floats. Of matrices alone. */
+  readonly quantized: QuantizedMatrix | null
 }
 
 const kSingleFile = 'model.safetensors'
@@ -231,10 +255,10 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
 
 /**
  * Finds every tensor that a model of `config` needs and checks its shape and dtype, before anything
- * is allocated. Further tensors of the checkpoint are ignored, as transformers does (rotary
- * buffers, an lm_head beside tied embeddings, …).
+ * is allocated: floats, or where the config says so, matrices of quantized weights. Further tensors of the
+ * checkpoint are ignored, as transformers does (rotary buffers, an lm_head beside tied embeddings, …).
  * @throws ERR_ZC_CHECKPOINT naming the tensor when it is missing, has another shape, or a dtype
- *   other than F32, F16 and BF16
+ *   other than F32, F16 and BF16, or than that of quantized weights
  */
 export function checkTensors(checkpoint: Checkpoint, config: ModelConfig): ModelWeight[] {
   const nameOf = textNames(checkpoint)
@@ -242,6 +266,11 @@ export function checkTensors(checkpoint: Checkpoint, config: ModelConfig): Model
     const { shape } = expected
     const name = nameOf(expected.name)
     const tensor = checkpoint.tensors.get(name)
+    const quantized =
+      config.quantization && isMatrix(expected.role)
+        ? findQuantized(checkpoint, config.quantization, name, shape as [number, number])
+        : null
+    if (quantized) return { ...expected, name, tensor: quantized.codes, quantized }
     if (tensor === undefined) {
       const where = checkpoint.files.join(', ')
       refuse(`${where}: ${name} is missing, expected shape [${shape.join(', ')}]`, name)
@@ -258,7 +287,7 @@ export function checkTensors(checkpoint: Checkpoint, config: ModelConfig): Model
         name,
       )
     }
-    return { ...expected, name, tensor }
+    return { ...expected, name, tensor, quantized }
   })
 }
 

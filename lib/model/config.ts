@@ -9,9 +9,17 @@ import {
 import { ConfigReader } from './config-reader.js'
 import { readGenerationConfig, readTokenIds } from './generation-config.js'
 import { isJsonObject, type JsonObject, modelFile, quote, readJsonFile } from './model-files.js'
+import { type QuantizationConfig, readQuantization } from './quantization-config.js'
 import { type RopeConfig, readRopes, readRotaryDim } from './rope-config.js'
 
 export type { Architecture, ExpertNames } from './architectures.js'
+export type {
+  AwqQuantization,
+  CompressedTensorsQuantization,
+  Fp8Quantization,
+  GptqQuantization,
+  QuantizationConfig,
+} from './quantization-config.js'
 export type {
   DefaultRope,
   LinearRope,
@@ -92,6 +100,8 @@ export interface ModelConfig {
   readonly outputNorms: boolean
   /** Q, K and V lie in one tensor of the checkpoint, gate and up in another. */
   readonly fusedProjections: boolean
+  /** How the checkpoint's matrices are quantized; null: they are floats. */
+  readonly quantization: QuantizationConfig | null
   /** Channels of a head that rotate: the first so many, `headDim` in most models. */
   readonly rotaryDim: number
   /** (nLayers): how positions turn into rotations; null: not at all. Layers alike share an object. */
@@ -156,7 +166,6 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
   const whole = new ConfigReader(raw, path)
   const architecture = readArchitecture(whole)
   const traits = ARCHITECTURES[architecture]
-  refuseQuantized(whole)
   const read = readerOfText(whole, traits)
   refuseUnsupported(read, traits)
 
@@ -207,6 +216,7 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     outputNorms: traits.isGemma,
     fusedProjections: traits.fusedProjections,
     rotaryDim,
+    quantization: readQuantization(whole) ?? (traits.isTextOf ? readQuantization(read) : null),
     ropes: readRopes(read, { traits, rotaryDim, maxPositions, rotates, windows }),
   }
 }
@@ -245,14 +255,6 @@ function readArchitecture(read: ConfigReader): Architecture {
     read.refuse('model_type', `is ${quote(modelType)}, expected "${expected}" for ${name}`)
   }
   return name
-}
-
-function refuseQuantized(read: ConfigReader): void {
-  for (const key of ['quantization_config', 'compression_config']) {
-    if (read.value(key) !== undefined) {
-      read.refuse(key, 'is set; quantized checkpoints are not supported, expected F32, F16 or BF16')
-    }
-  }
 }
 
 /** Refuses, by name, what would change the arithmetic and is not computed here. */

@@ -1,16 +1,8 @@
 import { ZipCacheError } from '../errors.js'
-import {
-  convert,
-  countNonFinite,
-  type Device,
-  DTYPE_BYTES,
-  type DType,
-  type MappedFile,
-  quantizeWeight,
-  type Tensor,
-} from '../ops/index.js'
-import type { ModelWeight, WeightRole } from './checkpoint.js'
+import { convert, type Device, type DType, quantizeWeight, type Tensor } from '../ops/index.js'
+import { isMatrix, type MatrixRole, type ModelWeight, type WeightRole } from './checkpoint.js'
 import type { ModelConfig } from './config.js'
+import { WeightReader } from './weight-reader.js'
 
 /**
  * What the model computes in: the type of activations that enter products and attention; sums are
@@ -50,6 +42,9 @@ const INT4_GROUP = 32
 /** Codes of 4 bits are packed so many at a time: rows of another length have none. */
 const INT4_UNIT = 64
 
+/** Elements of a row that may share a scale in 4 bits. */
+const INT4_GROUPS = [128, 64, 32]
+
 /** What multiplies activations. */
 export interface Matrix {
   /** (out, in), those of experts (n_experts, out, in); codes where there are scales, as `linear` takes them. */
@@ -64,20 +59,6 @@ export interface Matrix {
 type CodedMatrix = Matrix & { weight: Tensor<'i8'> | Tensor<'u8'> } & Required<
     Pick<Matrix, 'scales'>
   >
-
-const MATRICES = [
-  'qProj',
-  'kProj',
-  'vProj',
-  'oProj',
-  'router',
-  'gateProj',
-  'upProj',
-  'downProj',
-  'lmHead',
-] as const satisfies readonly WeightRole[]
-
-type MatrixRole = (typeof MATRICES)[number]
 
 /** Weights that exist once a layer; biases and head norms only where the architecture has them. */
 export type LayerWeights = { [Role in MatrixRole]?: Matrix } & {
@@ -102,8 +83,6 @@ export interface WeightOptions {
   readonly signal: AbortSignal | undefined
 }
 
-const DTYPE_OF: Record<string, DType> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
-
 /**
  * Maps the weights of a checkpoint into memory. With `f32` every weight stays in the file's own
  * type and is widened where it is used, which loses nothing and copies nothing; with `bf16`
@@ -112,9 +91,13 @@ const DTYPE_OF: Record<string, DType> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
  * the file says, but for routers': theirs choose. Matrices of experts lie in one tensor and are copied there,
  * one after another.
  *
+ * Matrices that the checkpoint has quantized are unpacked: `stored` keeps codes of 8 bits where each row has one
+ * scale and no zero point, and on a CPU codes of 4 bits in groups of whole 32 elements; what else there is becomes
+ * bfloat16, whatever the model computes in.
+ *
  * Rejects with `ERR_ZC_NUMERIC` naming the first tensor that holds NaN or infinity, `ERR_ZC_IO` or
  * `ERR_ZC_CHECKPOINT` when a file has changed since its header was read, the latter also for experts of
- * several types, and with `signal.reason`
+ * several types and what is wrong inside quantized weights, and with `signal.reason`
  * when aborted; nothing stays allocated then.
  */
 export async function loadWeights(
@@ -128,17 +111,22 @@ export async function loadWeights(
     tensors.add(tensor)
     return tensor
   }
-  const codesOf = (shape: readonly number[]): CodedMatrix => {
+  /** Room for codes of 4 bits in groups; of 8 bits, a scale a row, where `group` is null. */
+  const makeCodes = (shape: readonly number[], group: number | null): CodedMatrix => {
     const [rows, k] = [shape.slice(0, -1), shape.at(-1) as number]
-    if (format === 'int8' || k % INT4_UNIT !== 0)
-      return { weight: make('i8', shape), scales: make('f32', rows) }
-    const groups = [...rows, k / INT4_GROUP]
+    if (group === null) return { weight: make('i8', shape), scales: make('f32', rows) }
+    const groups = [...rows, k / group]
     return {
       weight: make('u8', [...rows, k / 2]),
       scales: make('f16', groups),
       zeros: make('u8', groups),
     }
   }
+  const codesOf = (shape: readonly number[]): CodedMatrix =>
+    makeCodes(
+      shape,
+      format === 'int8' || (shape.at(-1) as number) % INT4_UNIT !== 0 ? null : INT4_GROUP,
+    )
   const toMatrix = async (x: Tensor, role: MatrixRole): Promise<Matrix> => {
     if (format !== 'stored' && role !== 'router') {
       const { weight, ...rest } = codesOf(x.shape)
@@ -178,41 +166,82 @@ export async function loadWeights(
   const dispose = () => {
     for (const tensor of tensors) tensor.dispose()
   }
+  const reader = new WeightReader(device, tensors)
+  const discard = (tensor: Tensor) => {
+    tensors.delete(tensor)
+    tensor.dispose()
+  }
+
+  /** A matrix, or one of each expert, as the checkpoint's own codes; null where they cannot be kept. */
+  const keep = async (parts: readonly ModelWeight[]): Promise<Matrix | null> => {
+    const [first] = parts as [ModelWeight]
+    const codes = ownCodes(first)
+    if (!codes || codes.bits === (format === 'int8' ? 4 : format === 'int4' ? 8 : 0)) return null
+    if (codes.bits === 4 && device.info.kind === 'gpu') return null
+    const { bits, group } = codes
+    const isSame = parts.every((part) => {
+      const own = ownCodes(part)
+      return own?.bits === bits && own.group === group
+    })
+    if (!isSame) return null
+    const { shape, rows, expert } = first
+    const own = [rows ? rows[1] - rows[0] : (shape[0] as number), shape[1] as number]
+    const all = expert === null ? own : [config.experts?.count ?? 0, ...own]
+    const matrix = makeCodes(all, group)
+    for (const part of parts) {
+      const views = part.expert === null ? null : expertOf(matrix, part.expert)
+      const { weight: out, ...rest } = views ?? matrix
+      const fits = await reader.unpack(part, { out, ...rest })
+      if (views) for (const view of tensorsOf(views)) view.dispose()
+      if (!fits) {
+        for (const tensor of tensorsOf(matrix)) discard(tensor)
+        return null
+      }
+      signal?.throwIfAborted()
+    }
+    return matrix
+  }
+  const toExperts = async (parts: readonly ModelWeight[], wide: 'f32' | 'bf16') => {
+    let matrix: Matrix | undefined
+    for (const { name, expert, ...part } of parts) {
+      const x = await reader.values({ name, expert, ...part }, wide)
+      matrix ??= expertsLike(x)
+      if (dtype === 'f32' && format === 'stored' && x.dtype !== matrix.weight.dtype) {
+        const expected = `expected ${matrix.weight.dtype}, that of the layer's first expert`
+        const message = `${name}: dtype is ${x.dtype}, ${expected}`
+        throw new ZipCacheError('ERR_ZC_CHECKPOINT', message, { argument: name })
+      }
+      putExpert(x, matrix, expert ?? 0)
+      discard(x)
+      signal?.throwIfAborted()
+    }
+    return matrix as Matrix
+  }
+  const load = async (parts: readonly ModelWeight[], role: MatrixRole): Promise<Matrix> => {
+    const own = role === 'router' ? null : await keep(parts)
+    if (own) return own
+    const wide = format === 'stored' || role === 'router' ? 'bf16' : 'f32'
+    const [first] = parts as [ModelWeight]
+    if (first.expert !== null) return toExperts(parts, wide)
+    const x = await reader.values(first, wide)
+    const matrix = await toMatrix(x, role)
+    if (matrix.weight !== x) discard(x)
+    return matrix
+  }
+
   try {
-    const files = new Map<string, MappedFile>()
     const once: LayerWeights = {}
     const layers: LayerWeights[] = []
-    for (const weight of weights) {
-      const { file: path, offset } = weight.tensor
-      const file = files.get(path) ?? device.mapFile(path)
-      files.set(path, file)
-      const type = storedDtype(weight)
-      const [begin, end] = weight.rows ?? [0, weight.shape[0] as number]
-      const rest = weight.shape.slice(1)
-      const rowBytes = rest.reduce((product, size) => product * size, DTYPE_BYTES[type])
-      const at = offset + begin * rowBytes
-      const stored: Tensor = device.fromFile(file, at, type, [end - begin, ...rest])
-      tensors.add(stored)
-      await refuseNonFinite(stored, weight.name)
-      const { role, layer, expert } = weight
+    for (const parts of byPlace(weights)) {
+      const [first] = parts as [ModelWeight]
+      const { role, layer } = first
       if (layer !== null) layers[layer] ??= {}
       const own = layer === null ? once : (layers[layer] as LayerWeights)
-      if (isMatrix(role) && expert !== null) {
-        const matrix = own[role] ?? expertsLike(stored)
-        own[role] = matrix
-        if (dtype === 'f32' && format === 'stored' && type !== matrix.weight.dtype) {
-          const expected = `expected ${matrix.weight.dtype}, that of the layer's first expert`
-          const message = `${weight.name}: dtype is ${type}, ${expected}`
-          throw new ZipCacheError('ERR_ZC_CHECKPOINT', message, { argument: weight.name })
-        }
-        putExpert(stored, matrix, expert)
-        tensors.delete(stored)
-        stored.dispose()
-      } else if (isMatrix(role)) {
-        const matrix = await toMatrix(stored, role)
-        if (matrix.weight !== stored) stored.dispose()
-        own[role] = matrix
-      } else own[role] = isNorm(role) ? await toNorm(stored) : stored
+      if (isMatrix(role)) own[role] = await load(parts, role)
+      else {
+        const x = await reader.values(first, 'bf16')
+        own[role] = isNorm(role) ? await toNorm(x) : x
+      }
       signal?.throwIfAborted()
     }
     const { embedding, norm } = once
@@ -238,20 +267,29 @@ export function codedBytes(format: 'int8' | 'int4', shape: readonly number[]): n
 }
 
 /** Writes the matrix of one expert among those of all. */
-function putExpert(x: Tensor, { weight, scales, zeros }: Matrix, expert: number): void {
-  const views: Tensor[] = []
+function putExpert(x: Tensor, matrix: Matrix, expert: number): void {
+  const own = expertOf(matrix, expert)
+  const { weight: out, scales, zeros } = own
+  if (scales) quantizeWeight({ x, out: out as CodedMatrix['weight'], scales, zeros })
+  else convert({ x, out })
+  for (const view of tensorsOf(own)) view.dispose()
+}
+
+/** The matrix of one expert among those of all, as views. */
+function expertOf({ weight, scales, zeros }: Matrix, expert: number): Matrix {
   const own = <T extends Tensor>(of: T): T => {
     const shape = of.shape.slice(1)
-    const view = of.view(shape, expert * shape.reduce((product, size) => product * size, 1)) as T
-    views.push(view)
-    return view
+    return of.view(shape, expert * shape.reduce((product, size) => product * size, 1)) as T
   }
-  const out = own(weight)
-  if (scales) {
-    const rest = { scales: own(scales), zeros: zeros && own(zeros) }
-    quantizeWeight({ x, out: out as CodedMatrix['weight'], ...rest })
-  } else convert({ x, out })
-  for (const view of views) view.dispose()
+  return {
+    weight: own(weight),
+    ...(scales && { scales: own(scales) }),
+    ...(zeros && { zeros: own(zeros) }),
+  }
+}
+
+function tensorsOf({ weight, scales, zeros }: Matrix): Tensor[] {
+  return [weight, scales, zeros].filter((tensor) => tensor !== undefined)
 }
 
 /** All tensors of a model by name, each as often as it is used. */
@@ -278,21 +316,37 @@ export function namedTensors({
   return all
 }
 
-function isMatrix(role: WeightRole): role is MatrixRole {
-  return (MATRICES as readonly WeightRole[]).includes(role)
-}
-
 function isNorm(role: WeightRole): boolean {
   return role === 'norm' || role.endsWith('Norm')
 }
 
-function storedDtype({ name, tensor }: ModelWeight): DType {
-  const dtype = DTYPE_OF[tensor.dtype]
-  if (dtype) return dtype
-  throw new ZipCacheError(
-    'ERR_ZC_CHECKPOINT',
-    `${name}: dtype is ${tensor.dtype}, expected F32, F16 or BF16`,
-  )
+/** Weights of one place in the model together: those of a layer's experts. */
+function byPlace(weights: readonly ModelWeight[]): Iterable<readonly ModelWeight[]> {
+  const places = new Map<string, ModelWeight[]>()
+  for (const weight of weights) {
+    const place = `${weight.layer} ${weight.role}`
+    const parts = places.get(place)
+    if (parts) parts.push(weight)
+    else places.set(place, [weight])
+  }
+  return places.values()
+}
+
+/**
+ * The codes that are kept of a weight that the checkpoint has quantized: of 8 bits with one scale for a row,
+ * or of 4 bits in groups; null where it has others. A group of the file may be several of ours.
+ */
+function ownCodes({
+  quantized,
+  shape,
+}: ModelWeight): { bits: 8; group: null } | { bits: 4; group: number } | null {
+  if (!quantized || quantized.layout === 'f8') return null
+  const k = shape[1] as number
+  const columns = Math.min(quantized.blockColumns, k)
+  if (quantized.bits === 8) return columns === k ? { bits: 8, group: null } : null
+  if (k % INT4_UNIT !== 0) return null
+  const group = INT4_GROUPS.find((own) => columns % own === 0 && k % own === 0)
+  return group === undefined ? null : { bits: 4, group }
 }
 
 /** Whether a float16 is the largest there is, which `convert` makes of all that is larger. */
@@ -301,21 +355,4 @@ async function isSaturated(x: Tensor): Promise<boolean> {
   // Without a call for each of tens of millions.
   for (let i = 0; i < bits.length; i++) if (((bits[i] as number) & 0x7fff) === 0x7bff) return true
   return false
-}
-
-async function refuseNonFinite(x: Tensor, name: string): Promise<void> {
-  const count = x.device.tensor('i32', [1])
-  try {
-    countNonFinite({ x, count })
-    const [bad] = await count.read()
-    if (bad) {
-      throw new ZipCacheError(
-        'ERR_ZC_NUMERIC',
-        `${name}: ${bad} of its ${x.length} elements are NaN or infinite`,
-        { argument: name },
-      )
-    }
-  } finally {
-    count.dispose()
-  }
 }

@@ -93,6 +93,31 @@ export interface Addon {
     dtype: number,
     shape: readonly number[],
   ): T
+  /** Of a mapped file: a handle and an offset, both absent where it has none of them. */
+  unpackWeight(
+    device: DeviceHandle,
+    out: T,
+    outScales: Optional,
+    outZeros: Optional,
+    status: T,
+    codes: FileHandle | undefined,
+    codesOffset: number | undefined,
+    scales: FileHandle | undefined,
+    scalesOffset: number | undefined,
+    zeros: FileHandle | undefined,
+    zerosOffset: number | undefined,
+    columnGroups: FileHandle | undefined,
+    columnGroupsOffset: number | undefined,
+    layout: number,
+    zeroLayout: number,
+    bits: number,
+    n: number,
+    k: number,
+    blockRows: number,
+    blockColumns: number,
+    scaleDtype: number,
+    firstRow: number,
+  ): void
 
   flashAttention(
     q: T,

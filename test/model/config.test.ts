@@ -106,6 +106,7 @@ describe('readModelConfig on the fixtures', () => {
     embeddingScale: 1,
     unitOffsetNorms: false,
     outputNorms: false,
+    quantization: null,
     fusedProjections: false,
   }
   const none = { qkv: false, output: false }
@@ -480,7 +481,6 @@ describe('refusals name the key, what it was and what it must be', () => {
       'model_type is "qwen2", expected "llama"',
     ],
     ['gelu', { ...llama, hidden_act: 'gelu' }, 'hidden_act is "gelu", expected "silu"'],
-    ['quantized weights', { ...llama, quantization_config: {} }, 'quantization_config is set'],
     ['mlp_bias', { ...llama, mlp_bias: true }, 'mlp_bias is true'],
     ['a bias mistral lacks', { ...mistral, attention_bias: true }, 'attention_bias is true'],
     ['partial rotary', { ...llama, partial_rotary_factor: 0.5 }, 'partial_rotary_factor is 0.5'],

@@ -1,0 +1,152 @@
+import { ZipCacheError } from '../errors.js'
+import {
+  countNonFinite,
+  type Device,
+  DTYPE_BYTES,
+  type DType,
+  type MappedFile,
+  type Tensor,
+  UNPACKED,
+  unpackWeight,
+} from '../ops/index.js'
+import type { CheckpointTensor, ModelWeight } from './checkpoint.js'
+import type { QuantizedMatrix } from './quantized-matrix.js'
+
+const DTYPE_OF = { F32: 'f32', F16: 'f16', BF16: 'bf16' } as const
+
+/** What codes are unpacked into, see `unpackWeight`. */
+interface UnpackedTensors {
+  readonly out: Tensor
+  readonly scales?: Tensor
+  readonly zeros?: Tensor<'u8'>
+}
+
+/** Reads weights from mapped files. */
+export class WeightReader {
+  readonly #device: Device
+  readonly #tensors: Set<Tensor>
+  readonly #files = new Map<string, MappedFile>()
+
+  /** `tensors`: where what is made is noted. */
+  constructor(device: Device, tensors: Set<Tensor>) {
+    this.#device = device
+    this.#tensors = tensors
+  }
+
+  /**
+   * The values of a weight: floats as they are, on a CPU in the file's own memory, codes unpacked to `wide`.
+   *
+   * Rejects with `ERR_ZC_NUMERIC` naming the tensor that holds NaN or infinity, `ERR_ZC_CHECKPOINT` naming
+   * one that is damaged, `ERR_ZC_IO`.
+   */
+  async values(weight: ModelWeight, wide: 'f32' | 'bf16'): Promise<Tensor> {
+    const { shape, name, tensor, quantized } = weight
+    const [begin, end] = rowsOf(weight)
+    const rest = shape.slice(1)
+    let x: Tensor
+    if (quantized) {
+      x = this.#device.tensor(wide, [end - begin, ...rest])
+      this.#tensors.add(x)
+      await this.unpack(weight, { out: x })
+    } else {
+      const type = floatType(tensor, name)
+      const rowBytes = rest.reduce((product, size) => product * size, DTYPE_BYTES[type])
+      const at = tensor.offset + begin * rowBytes
+      x = this.#device.fromFile(this.#fileOf(tensor), at, type, [end - begin, ...rest])
+      this.#tensors.add(x)
+    }
+    await refuseNonFinite(x, name)
+    return x
+  }
+
+  /**
+   * Unpacks a quantized matrix, or says that it does not fit.
+   *
+   * Rejects as `values`.
+   */
+  async unpack(weight: ModelWeight, to: UnpackedTensors): Promise<boolean> {
+    const { shape, name, quantized } = weight
+    if (!quantized) throw new ZipCacheError('ERR_ZC_INTERNAL', `${name}: is not quantized`)
+    const range = (tensor: CheckpointTensor) => ({
+      file: this.#fileOf(tensor),
+      offset: tensor.offset,
+    })
+    const { codes, scales, zeros, columnGroups, ...layout } = quantized
+    const from = {
+      ...layout,
+      n: shape[0] as number,
+      k: shape[1] as number,
+      scaleDtype: floatType(scales, scales.name),
+      codes: range(codes),
+      scales: range(scales),
+      zeros: zeros && range(zeros),
+      columnGroups: columnGroups && range(columnGroups),
+    }
+    const status = this.#device.tensor('i32', [1])
+    try {
+      unpackWeight(this.#device, { from, firstRow: rowsOf(weight)[0], ...to, status })
+      const [result] = await status.read()
+      const outcome = UNPACKED[result as number]
+      if (outcome !== 'done' && outcome !== 'does not fit') refuse(quantized, outcome)
+      return outcome === 'done'
+    } finally {
+      status.dispose()
+    }
+  }
+
+  #fileOf({ file: path }: CheckpointTensor): MappedFile {
+    const file = this.#files.get(path) ?? this.#device.mapFile(path)
+    this.#files.set(path, file)
+    return file
+  }
+}
+
+function rowsOf({ rows, shape }: ModelWeight): readonly [number, number] {
+  return rows ?? [0, shape[0] as number]
+}
+
+function floatType({ dtype }: CheckpointTensor, name: string): 'f32' | 'f16' | 'bf16' {
+  const type: DType | undefined = DTYPE_OF[dtype as keyof typeof DTYPE_OF]
+  if (type) return type
+  const message = `${name}: dtype is ${dtype}, expected F32, F16 or BF16`
+  throw new ZipCacheError('ERR_ZC_CHECKPOINT', message, { argument: name })
+}
+
+/** Complains about the tensor that is at fault. */
+function refuse(matrix: QuantizedMatrix, outcome: (typeof UNPACKED)[number] | undefined): never {
+  const { codes, scales, zeros, columnGroups } = matrix
+  const complain = (
+    code: 'ERR_ZC_CHECKPOINT' | 'ERR_ZC_NUMERIC',
+    { file, name } = codes,
+    complaint: string,
+  ): never => {
+    throw new ZipCacheError(code, `${file}: ${name} ${complaint}`, { argument: name })
+  }
+  switch (outcome) {
+    case 'bad group':
+      return complain('ERR_ZC_CHECKPOINT', columnGroups ?? codes, 'holds a group without a scale')
+    case 'bad zero':
+      return complain('ERR_ZC_CHECKPOINT', zeros ?? codes, 'holds a zero point that is no code')
+    case 'bad scale':
+      return complain('ERR_ZC_NUMERIC', scales, 'holds a scale that is NaN or infinite')
+    default:
+      return complain('ERR_ZC_CHECKPOINT', codes, 'cannot be unpacked')
+  }
+}
+
+async function refuseNonFinite(x: Tensor, name: string): Promise<void> {
+  const count = x.device.tensor('i32', [1])
+  try {
+    countNonFinite({ x, count })
+    const [bad] = await count.read()
+    if (bad) {
+      throw new ZipCacheError(
+        'ERR_ZC_NUMERIC',
+        `${name}: ${bad} of its ${x.length} elements are NaN or infinite`,
+        { argument: name },
+      )
+    }
+  } finally {
+    count.dispose()
+  }
+}
