@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "csrc/core/error.h"
@@ -52,17 +52,27 @@ float float8_value(uint32_t code) {
   return sign * std::ldexp(8.0f + mantissa, exponent - 10);
 }
 
-// What a byte of codes stands for, before zero and scale.
-std::array<float, 256> code_values(CodeLayout layout) {
+std::array<float, 256> all_float8_values() {
   std::array<float, 256> values;
-  for (uint32_t code = 0; code < 256; ++code)
-    values[code] = layout == CodeLayout::kF8 ? float8_value(code) : static_cast<float>(code);
+  for (uint32_t code = 0; code < 256; ++code) values[code] = float8_value(code);
   return values;
 }
 
-// The codes of columns [c0, c1) of a row, a byte each; signed ones plus 128.
+void put(float* to, float value) { *to = value; }
+void put(bf16* to, float value) { *to = to_bf16(value); }
+
+// The codes of a word, a byte each.
+uint64_t bytes_of(uint32_t word, int bits) {
+  uint64_t x = word;
+  if (bits == 8) return x;
+  x = (x | x << 16) & 0x0000ffff0000ffffu;
+  x = (x | x << 8) & 0x00ff00ff00ff00ffu;
+  return (x | x << 4) & 0x0f0f0f0f0f0f0f0fu;
+}
+
+// The codes of columns [c0, c1) of a row, a byte each; signed ones plus 128. c0 is where a word
+// begins.
 void read_codes(const StoredWeight& w, int64_t row, int64_t c0, int64_t c1, uint8_t* codes) {
-  const uint32_t mask = (1u << w.bits) - 1u;
   switch (w.layout) {
     case CodeLayout::kF8:
       std::memcpy(codes, w.codes + row * w.k + c0, static_cast<size_t>(c1 - c0));
@@ -77,15 +87,18 @@ void read_codes(const StoredWeight& w, int64_t row, int64_t c0, int64_t c1, uint
         std::memcpy(codes, bytes + c0, static_cast<size_t>(c1 - c0));
         return;
       }
-      for (int64_t c = c0; c < c1; ++c) codes[c - c0] = bytes[c / 2] >> 4 * (c % 2) & 15;
+      for (int64_t c = c0; c + 1 < c1; c += 2) {
+        codes[c - c0] = bytes[c / 2] & 15;
+        codes[c - c0 + 1] = bytes[c / 2] >> 4;
+      }
+      if (c1 % 2 == 1) codes[c1 - 1 - c0] = bytes[c1 / 2] & 15;
       return;
     }
     case CodeLayout::kGptq: {
       const int64_t per_word = 32 / w.bits;
-      for (int64_t c = c0; c < c1;) {
-        uint32_t word = word_at(w.codes, c / per_word * w.n + row) >> w.bits * (c % per_word);
-        const int64_t end = std::min(c1, (c / per_word + 1) * per_word);
-        for (; c < end; ++c, word >>= w.bits) codes[c - c0] = static_cast<uint8_t>(word & mask);
+      for (int64_t c = c0; c < c1; c += per_word) {
+        const uint64_t spread = bytes_of(word_at(w.codes, c / per_word * w.n + row), w.bits);
+        std::memcpy(codes + (c - c0), &spread, static_cast<size_t>(std::min(per_word, c1 - c)));
       }
       return;
     }
@@ -172,11 +185,20 @@ std::vector<int32_t> column_groups(const StoredWeight& w) {
   return groups;
 }
 
+// Of each column, where the next one with another scale is.
+std::vector<int32_t> run_ends(const std::vector<int32_t>& groups) {
+  std::vector<int32_t> ends(groups.size(), static_cast<int32_t>(groups.size()));
+  for (size_t c = groups.size() - 1; c > 0; --c)
+    ends[c - 1] = groups[c - 1] == groups[c] ? ends[c] : static_cast<int32_t>(c);
+  return ends;
+}
+
 struct Unpacker {
   const StoredWeight& from;
   const UnpackedWeight& to;
-  std::vector<int32_t> groups;    // (k)
-  std::array<float, 256> values;  // of codes
+  std::vector<int32_t> groups;           // (k)
+  std::vector<int32_t> run_ends;         // (k): where the columns of a column's scale end
+  std::array<float, 256> float8_values;  // of its codes
 
   // Whether the wanted type can say what the scales say. Codes of 4 bits share a scale with their
   // neighbours alone.
@@ -211,13 +233,15 @@ struct Unpacker {
   void put_values(int64_t r, int64_t c0, int64_t c1, const RowParams& params,
                   const uint8_t* codes) const {
     T* out = static_cast<T*>(to.weight) + r * from.k;
-    for (int64_t c = c0; c < c1; ++c) {
+    for (int64_t c = c0; c < c1;) {
       const auto own = static_cast<size_t>(groups[static_cast<size_t>(c)]);
-      const float value = (values[codes[c - c0]] - params.zeros[own]) * params.scales[own];
-      if constexpr (std::is_same_v<T, float>)
-        out[c] = value;
+      const float zero = params.zeros[own];
+      const float scale = params.scales[own];
+      const int64_t end = std::min<int64_t>(c1, run_ends[static_cast<size_t>(c)]);
+      if (from.layout == CodeLayout::kF8)
+        for (; c < end; ++c) put(out + c, float8_values[codes[c - c0]] * scale);
       else
-        out[c] = to_bf16(value);
+        for (; c < end; ++c) put(out + c, (static_cast<float>(codes[c - c0]) - zero) * scale);
     }
   }
 
@@ -301,7 +325,9 @@ int64_t StoredWeight::zero_bytes() const {
 }
 
 Unpacked unpack_weight(ThreadPool& threads, const StoredWeight& from, const UnpackedWeight& to) {
-  const Unpacker unpacker{from, to, column_groups(from), code_values(from.layout)};
+  std::vector<int32_t> groups = column_groups(from);
+  std::vector<int32_t> ends = run_ends(groups);
+  const Unpacker unpacker{from, to, std::move(groups), std::move(ends), all_float8_values()};
   for (const int32_t group : unpacker.groups)
     if (group < 0 || group >= from.scale_columns()) return Unpacked::kBadGroup;
   if (!unpacker.columns_fit()) return Unpacked::kDoesNotFit;
