@@ -176,7 +176,7 @@ export async function loadWeights(
   const keep = async (parts: readonly ModelWeight[]): Promise<Matrix | null> => {
     const [first] = parts as [ModelWeight]
     const codes = ownCodes(first)
-    if (!codes || codes.bits === (format === 'int8' ? 4 : format === 'int4' ? 8 : 0)) return null
+    if (!codes || (format !== 'stored' && format !== `int${codes.bits}`)) return null
     if (codes.bits === 4 && device.info.kind === 'gpu') return null
     const { bits, group } = codes
     const isSame = parts.every((part) => {

@@ -28,7 +28,7 @@ function inputsOf(layer: Layer) {
   return {
     ...layer,
     x: storeAs(layer.x, normals(seed, m * k)),
-    weight: Int8Array.from(integers(seed + 1, n * k, 255), (code) => code - 127),
+    weight: Int8Array.from(integers(seed + 1, n * k, 256), (code) => code - 128),
     scales: Float32Array.from(normals(seed + 2, n), (s) => (1 + Math.abs(s)) / 73),
     bias: layer.bias && storeAs(layer.bias, normals(seed + 3, n)),
     before: storeAs(layer.out, normals(seed + 4, m * n)),

@@ -2,7 +2,7 @@
 
 #include "csrc/cuda/device/simt.h"
 
-// Codes of 8 bits, -127 to 127, as operands of 16 bits, which hold them exactly.
+// Codes of 8 bits, -128 to 127, as operands of 16 bits, which hold them exactly.
 namespace zc::cuda {
 
 // Two elements of the lower half of `bytes`, the first in the lower half.
