@@ -12,6 +12,11 @@ export type Architecture =
   | 'Gemma3ForConditionalGeneration'
   | 'MixtralForCausalLM'
   | 'Qwen3MoeForCausalLM'
+  | 'MinistralForCausalLM'
+  | 'Mistral3ForConditionalGeneration'
+  | 'Qwen2_5_VLForConditionalGeneration'
+  | 'Qwen3VLForConditionalGeneration'
+  | 'SeedOssForCausalLM'
 
 /** How a checkpoint calls the tensors of a layer's experts. */
 export interface ExpertNames {
@@ -38,6 +43,14 @@ export interface ExpertTraits {
   readonly names: ExpertNames
 }
 
+/** Where the text model of one that sees images is told of. */
+export interface TextTraits {
+  /** The one `model_type` of its `text_config`. */
+  readonly modelType: string
+  /** `text_config` may be missing: the file itself is it, as hubs have older ones. */
+  readonly mayBeFlat: boolean
+}
+
 /** Where transformers differs from one architecture to the next. */
 export interface ArchitectureTraits {
   readonly modelType: string
@@ -46,15 +59,21 @@ export interface ArchitectureTraits {
    * we do not guess.
    */
   readonly defaults: JsonObject
-  /** The text model of one that sees images, too: its config is `text_config`. */
-  readonly isTextOf: boolean
-  readonly bias: 'none' | 'qkv' | 'from attention_bias'
+  /** The text model of one that sees images, too; null: it is all there is. */
+  readonly textOf: TextTraits | null
+  /** Which projections of attention have one, or which keys say so. */
+  readonly bias:
+    | 'none'
+    | 'qkv'
+    | 'from attention_bias'
+    | 'from attention_bias and attention_out_bias'
   /** RMS norm of each query and key head. */
   readonly qkNorm: boolean
   readonly window:
     | 'none'
     | 'all layers'
     | 'all layers by use_sliding_window'
+    | 'all layers or by layer_types'
     | 'by use_sliding_window'
     | 'by pattern'
   /** Which layers rotate, and how. */
@@ -74,7 +93,7 @@ export interface ArchitectureTraits {
 }
 
 const kPlain = {
-  isTextOf: false,
+  textOf: null,
   bias: 'none',
   qkNorm: false,
   window: 'none',
@@ -121,6 +140,13 @@ const kGemma3Traits = {
   isGemma: true,
 } as const satisfies ArchitectureTraits
 
+const kMistralTraits = {
+  ...kPlain,
+  modelType: 'mistral',
+  defaults: { sliding_window: 4096 },
+  window: 'all layers',
+} as const satisfies ArchitectureTraits
+
 export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> = {
   LlamaForCausalLM: {
     ...kPlain,
@@ -128,11 +154,16 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     defaults: { num_key_value_heads: null },
     bias: 'from attention_bias',
   },
-  MistralForCausalLM: {
-    ...kPlain,
-    modelType: 'mistral',
-    defaults: { sliding_window: 4096 },
-    window: 'all layers',
+  MistralForCausalLM: kMistralTraits,
+  MinistralForCausalLM: {
+    ...kMistralTraits,
+    modelType: 'ministral',
+    window: 'all layers or by layer_types',
+  },
+  Mistral3ForConditionalGeneration: {
+    ...kMistralTraits,
+    modelType: 'mistral3',
+    textOf: { modelType: 'mistral', mayBeFlat: false },
   },
   Qwen2ForCausalLM: {
     ...kPlain,
@@ -149,6 +180,33 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     bias: 'from attention_bias',
     qkNorm: true,
     window: 'by use_sliding_window',
+  },
+  Qwen2_5_VLForConditionalGeneration: {
+    ...kPlain,
+    modelType: 'qwen2_5_vl',
+    defaults: {
+      ...kQwenDefaults,
+      max_window_layers: 80,
+      rms_norm_eps: 1e-5,
+      rope_theta: 1_000_000,
+    },
+    textOf: { modelType: 'qwen2_5_vl_text', mayBeFlat: true },
+    bias: 'qkv',
+    window: 'by use_sliding_window',
+  },
+  Qwen3VLForConditionalGeneration: {
+    ...kPlain,
+    modelType: 'qwen3_vl',
+    defaults: { head_dim: 128, rope_theta: 500_000 },
+    textOf: { modelType: 'qwen3_vl_text', mayBeFlat: false },
+    bias: 'from attention_bias',
+    qkNorm: true,
+  },
+  SeedOssForCausalLM: {
+    ...kPlain,
+    modelType: 'seed_oss',
+    defaults: { attention_bias: true, head_dim: 128 },
+    bias: 'from attention_bias and attention_out_bias',
   },
   Phi3ForCausalLM: {
     ...kPlain,
@@ -178,7 +236,11 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     rope: 'some layers',
   },
   Gemma3ForCausalLM: kGemma3Traits,
-  Gemma3ForConditionalGeneration: { ...kGemma3Traits, modelType: 'gemma3', isTextOf: true },
+  Gemma3ForConditionalGeneration: {
+    ...kGemma3Traits,
+    modelType: 'gemma3',
+    textOf: { modelType: 'gemma3_text', mayBeFlat: false },
+  },
   MixtralForCausalLM: {
     ...kPlain,
     modelType: 'mixtral',

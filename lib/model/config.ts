@@ -168,7 +168,6 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
   const headDim = readHeadDim(read, hiddenSize, nHeads)
   const vocabSize = read.integer('vocab_size', 1, kMaxVocab)
   const maxPositions = read.integer('max_position_embeddings', 1, kMaxPositions)
-  const attentionBias = traits.bias !== 'none' && read.boolean('attention_bias', false)
   const [bosTokenIds, eosTokenIds] = ['bos_token_id', 'eos_token_id'].map((key) => {
     const ids = readTokenIds(key in raw ? raw : read.raw, key, path)
     checkTokenIds(ids, key, vocabSize, path)
@@ -190,13 +189,10 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     vocabSize,
     maxPositions,
     rmsNormEps: read.number('rms_norm_eps', 'a number above 0 and at most 1', kDefaultEps, isEps),
-    tieWordEmbeddings: read.boolean('tie_word_embeddings', false),
+    tieWordEmbeddings: readTie(whole, read),
     bosTokenId: bosTokenIds[0] ?? null,
     eosTokenIds,
-    attentionBias:
-      traits.bias === 'qkv'
-        ? { qkv: true, output: false }
-        : { qkv: attentionBias, output: attentionBias },
+    attentionBias: readAttentionBias(read, traits),
     qkNorm: traits.qkNorm,
     // A window as long as the context hides nothing.
     slidingWindow: windows.map((window) => (window < maxPositions ? window : 0)),
@@ -212,14 +208,37 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
 }
 
 /** The text model's keys, and what its class says where they are absent. */
-function readerOfText(
-  whole: ConfigReader,
-  { defaults, isTextOf }: ArchitectureTraits,
-): ConfigReader {
-  if (!isTextOf) return new ConfigReader({ ...defaults, ...whole.raw }, whole.path)
+function readerOfText(whole: ConfigReader, { defaults, textOf }: ArchitectureTraits): ConfigReader {
   const text = whole.value('text_config')
+  if (textOf === null || (textOf.mayBeFlat && text === undefined)) {
+    return new ConfigReader({ ...defaults, ...whole.raw }, whole.path)
+  }
   if (!isJsonObject(text)) whole.refuse('text_config', `is ${quote(text)}, expected an object`)
-  return new ConfigReader({ ...defaults, ...text }, whole.path, 'text_config.')
+  const read = new ConfigReader({ ...defaults, ...text }, whole.path, 'text_config.')
+  const modelType = read.value('model_type')
+  if (modelType !== undefined && modelType !== textOf.modelType) {
+    read.refuse('model_type', `is ${quote(modelType)}, expected "${textOf.modelType}"`)
+  }
+  return read
+}
+
+/**
+ * Whether embeddings are tied. A model that sees images may say so twice, and transformers 5 writes what
+ * a class of its own says where nobody did: a "no" counts.
+ */
+function readTie(whole: ConfigReader, read: ConfigReader): boolean {
+  const own = whole.boolean('tie_word_embeddings', true)
+  return own && read.boolean('tie_word_embeddings', whole.boolean('tie_word_embeddings', false))
+}
+
+function readAttentionBias(
+  read: ConfigReader,
+  { bias }: ArchitectureTraits,
+): ModelConfig['attentionBias'] {
+  if (bias === 'none' || bias === 'qkv') return { qkv: bias === 'qkv', output: false }
+  const qkv = read.boolean('attention_bias', false)
+  const output = bias === 'from attention_bias' ? qkv : read.boolean('attention_out_bias', false)
+  return { qkv, output }
 }
 
 const isEps = (value: number): boolean => value > 0 && value <= 1
@@ -418,6 +437,12 @@ function readSlidingWindow(
   const byType = (types: readonly string[]) =>
     types.map((type) => (type === 'sliding_attention' ? window : 0))
 
+  if (traits.window === 'all layers or by layer_types' && layerTypes !== null) {
+    if (window === 0 && hasSlidingLayer) {
+      read.refuse('layer_types', 'holds "sliding_attention" while sliding_window is null')
+    }
+    return byType(layerTypes)
+  }
   if (isInAll) {
     // transformers reads no layer_types here: each that differs from what it would do is a
     // contradiction.

@@ -177,7 +177,10 @@ function readRope(read: ConfigReader, rope: ConfigReader, facts: RopeFacts): Rop
   const named = rope.value('rope_type') ?? rope.value('type') ?? 'default'
   // transformers takes both names for it in Phi 3, and in no other.
   const isOldName = named === 'su' || named === 'yarn'
-  const type = isOldName && facts.traits.modelType === 'phi3' ? 'longrope' : named
+  const longName = isOldName && facts.traits.modelType === 'phi3' ? 'longrope' : named
+  // Positions of images have three coordinates, each of which turns pairs of its own. Those of text are
+  // one number three times.
+  const type = longName === 'mrope' && facts.traits.textOf !== null ? 'default' : longName
   const theta = readTheta(rope.value('rope_theta') === undefined ? read : rope)
   switch (type) {
     case 'default':

@@ -36,7 +36,12 @@ export class DoubleModel {
 
   static async load(dir: string): Promise<DoubleModel> {
     const tensors = readSafetensors(join(dir, 'model.safetensors'))
-    const values = [...tensors].map(([name, tensor]) => [name, valuesOf(tensor)] as const)
+    // Of a model that sees images its text model, by the names of one that does not.
+    const nameOf = (name: string) =>
+      name
+        .replace(/^(language_model\.model|model\.language_model)\./, 'model.')
+        .replace(/^language_model\./, '')
+    const values = [...tensors].map(([name, tensor]) => [nameOf(name), valuesOf(tensor)] as const)
     return new DoubleModel(await readModelConfig(dir), new Map(values))
   }
 

@@ -49,6 +49,11 @@ const models: [name: string, folder: string][] = [
   ['gemma3', join(kFixtures, 'gemma3')],
   ['qwen3-moe', join(kFixtures, 'qwen3-moe')],
   ['mixtral', join(kFixtures, 'mixtral')],
+  ['ministral', join(kFixtures, 'ministral')],
+  ['mistral3', join(kFixtures, 'mistral3')],
+  ['qwen2.5-vl', join(kFixtures, 'qwen2.5-vl')],
+  ['qwen3-vl', join(kFixtures, 'qwen3-vl')],
+  ['seed-oss', join(kFixtures, 'seed-oss')],
   [
     'gemma3, whose rows do not see the whole window that is compressed',
     copies.copy(join(kFixtures, 'gemma3'), { config: { sliding_window: 12 } }),

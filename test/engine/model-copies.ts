@@ -18,6 +18,11 @@ export const fixtureNames = [
   'gemma3',
   'qwen3-moe',
   'mixtral',
+  'ministral',
+  'mistral3',
+  'qwen2.5-vl',
+  'qwen3-vl',
+  'seed-oss',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */

@@ -77,6 +77,22 @@ const qwen3Moe = {
   num_experts_per_tok: 4,
   moe_intermediate_size: 48,
 }
+const kindsOfEyes = { vision_config: { hidden_size: 1152 } }
+const mistral3 = {
+  architectures: ['Mistral3ForConditionalGeneration'],
+  model_type: 'mistral3',
+  text_config: { ...llama, architectures: undefined, model_type: 'mistral', sliding_window: null },
+  ...kindsOfEyes,
+}
+/** As hubs have it: the text model's keys beside the others. */
+const qwen25Vl = {
+  ...llama,
+  architectures: ['Qwen2_5_VLForConditionalGeneration'],
+  model_type: 'qwen2_5_vl',
+  rope_theta: 1e6,
+  rope_scaling: { type: 'mrope', mrope_section: [4, 6, 6] },
+  ...kindsOfEyes,
+}
 const full = ['full_attention', 'full_attention', 'full_attention', 'full_attention']
 
 /** The refusal of a config; undefined where it is accepted. */
@@ -325,6 +341,29 @@ describe('rope', () => {
 })
 
 describe('architectures of their own', () => {
+  test('ministral: windows by layer, or in all', () => {
+    const ministral = {
+      ...mistral,
+      architectures: ['MinistralForCausalLM'],
+      model_type: 'ministral',
+    }
+    const windows = (changes: JsonObject) =>
+      parseModelConfig({ ...ministral, sliding_window: 99, ...changes }).slidingWindow
+    expect(windows({})).toEqual([99, 99, 99, 99])
+    expect(windows({ layer_types: ['sliding_attention', ...full.slice(1)] })).toEqual([99, 0, 0, 0])
+    expect(windows({ sliding_window: null, layer_types: full })).toEqual([0, 0, 0, 0])
+  })
+
+  test('seed-oss: biases by two keys', () => {
+    const seed = { ...llama, architectures: ['SeedOssForCausalLM'], model_type: 'seed_oss' }
+    const biases = (changes: JsonObject) => parseModelConfig({ ...seed, ...changes }).attentionBias
+    expect(biases({})).toEqual({ qkv: true, output: false })
+    expect(biases({ attention_bias: false, attention_out_bias: true })).toEqual({
+      ...{ qkv: false, output: true },
+    })
+    expect(parseModelConfig(seed).headDim).toBe(128)
+  })
+
   test('phi3: fused projections, partial rotation, factors for long contexts', () => {
     const factors = (first: number) => Array.from({ length: 12 }, (_, i) => first + i)
     const long = (type: string) => ({
@@ -455,6 +494,43 @@ describe('architectures of their own', () => {
       bosTokenId: 2,
       eosTokenIds: [1, 106],
     })
+  })
+})
+
+describe('text models of those that see images', () => {
+  test('mistral3: the one of its text_config', () => {
+    expect(parseModelConfig(mistral3)).toEqual({
+      ...parseModelConfig({ ...mistral, sliding_window: null }),
+      architecture: 'Mistral3ForConditionalGeneration',
+    })
+  })
+
+  test('qwen2.5-vl: flat or not, its rope is that of text', () => {
+    const flat = parseModelConfig(qwen25Vl)
+    expect(flat.ropes[0]).toEqual({ type: 'default', theta: 1e6 })
+    expect(flat).toMatchObject({
+      rmsNormEps: 1e-5,
+      attentionBias: { qkv: true, output: false },
+      slidingWindow: [0, 0, 0, 0],
+    })
+    const { architectures, model_type, vision_config, ...text } = qwen25Vl
+    const text_config = { ...text, model_type: 'qwen2_5_vl_text' }
+    expect(parseModelConfig({ architectures, model_type, vision_config, text_config })).toEqual(
+      flat,
+    )
+  })
+
+  test('their embeddings are tied where the file says so, and the text model says nothing else', () => {
+    const ties = (whole?: boolean, text?: boolean) =>
+      parseModelConfig({
+        ...mistral3,
+        tie_word_embeddings: whole,
+        text_config: { ...mistral3.text_config, tie_word_embeddings: text },
+      }).tieWordEmbeddings
+    expect([ties(), ties(true), ties(undefined, true), ties(true, true)]).toEqual([
+      ...[false, true, true, true],
+    ])
+    expect([ties(true, false), ties(false, true), ties(false)]).toEqual([false, false, false])
   })
 })
 
@@ -641,6 +717,27 @@ describe('refusals name the key, what it was and what it must be', () => {
       'what is wrong within the text model',
       { ...gemma3Images, text_config: { ...gemma3Images.text_config, hidden_size: -1 } },
       'text_config.hidden_size is -1',
+    ],
+    [
+      'a text model that is not the one known',
+      { ...mistral3, text_config: { ...mistral3.text_config, model_type: 'ministral3' } },
+      'text_config.model_type is "ministral3", expected "mistral"',
+    ],
+    [
+      'positions of images where there are none',
+      { ...llama, rope_scaling: { type: 'mrope', mrope_section: [4, 6, 6] } },
+      'rope_scaling.rope_type is "mrope"',
+    ],
+    [
+      'ministral: layers with a window that is none',
+      {
+        ...mistral,
+        architectures: ['MinistralForCausalLM'],
+        model_type: 'ministral',
+        sliding_window: null,
+        layer_types: ['sliding_attention', ...full.slice(1)],
+      },
+      'layer_types holds "sliding_attention" while sliding_window is null',
     ],
     [
       'rope per layer type',
