@@ -17,6 +17,11 @@ export type Architecture =
   | 'Qwen2_5_VLForConditionalGeneration'
   | 'Qwen3VLForConditionalGeneration'
   | 'SeedOssForCausalLM'
+  | 'GraniteForCausalLM'
+  | 'Olmo2ForCausalLM'
+  | 'Olmo3ForCausalLM'
+  | 'OlmoeForCausalLM'
+  | 'Exaone4ForCausalLM'
 
 /** How a checkpoint calls the tensors of a layer's experts. */
 export interface ExpertNames {
@@ -43,6 +48,21 @@ export interface ExpertTraits {
   readonly names: ExpertNames
 }
 
+/**
+ * How a checkpoint calls the norms of a layer: of what enters attention and the MLP, and of what they add
+ * to the residual stream. Null: there is none.
+ */
+export interface NormNames {
+  /** Of what enters attention. */
+  readonly attention: string | null
+  /** Of what attention adds. */
+  readonly attentionOutput: string | null
+  /** Of what enters the MLP. */
+  readonly mlp: string | null
+  /** Of what the MLP adds. */
+  readonly mlpOutput: string | null
+}
+
 /** Where the text model of one that sees images is told of. */
 export interface TextTraits {
   /** The one `model_type` of its `text_config`. */
@@ -67,8 +87,9 @@ export interface ArchitectureTraits {
     | 'qkv'
     | 'from attention_bias'
     | 'from attention_bias and attention_out_bias'
-  /** RMS norm of each query and key head. */
-  readonly qkNorm: boolean
+  /** RMS norm of queries and keys: of each head, or of all heads together. */
+  readonly qkNorm: 'none' | 'each head' | 'all heads'
+  readonly norms: NormNames
   readonly window:
     | 'none'
     | 'all layers'
@@ -76,18 +97,20 @@ export interface ArchitectureTraits {
     | 'all layers or by layer_types'
     | 'by use_sliding_window'
     | 'by pattern'
+    | 'by pattern or none'
   /** Which layers rotate, and how. */
-  readonly rope: 'one' | 'some layers' | 'one for windows'
+  readonly rope: 'one' | 'some layers' | 'one for windows' | 'windows alone'
   /** The file may say that a part of each head rotates. */
   readonly partialRotary: boolean
   /** Q, K and V lie in one tensor of the checkpoint, gate and up in another. */
   readonly fusedProjections: boolean
   /**
-   * Gemma's ways: norms multiply by 1 + weight, two more of them before the sums with the residual
-   * stream, embeddings times the root of their width, scores divided by the root of
-   * `query_pre_attn_scalar`.
+   * Gemma's ways: norms multiply by 1 + weight, embeddings times the root of their width, scores divided
+   * by the root of `query_pre_attn_scalar`.
    */
   readonly isGemma: boolean
+  /** Embeddings, scores, what is added to the residual stream and logits are multiplied as the file says. */
+  readonly isGranite: boolean
   /** MLPs are several experts, of which a router chooses some for each row; null: they are not. */
   readonly experts: ExpertTraits | null
 }
@@ -95,12 +118,19 @@ export interface ArchitectureTraits {
 const kPlain = {
   textOf: null,
   bias: 'none',
-  qkNorm: false,
+  qkNorm: 'none',
+  norms: {
+    attention: 'input_layernorm',
+    attentionOutput: null,
+    mlp: 'post_attention_layernorm',
+    mlpOutput: null,
+  },
   window: 'none',
   rope: 'one',
   partialRotary: false,
   fusedProjections: false,
   isGemma: false,
+  isGranite: false,
   experts: null,
 } as const satisfies Partial<ArchitectureTraits>
 
@@ -134,10 +164,32 @@ const kGemma3Traits = {
     rope_local_base_freq: 10_000,
   },
   bias: 'from attention_bias',
-  qkNorm: true,
+  qkNorm: 'each head',
   window: 'by pattern',
   rope: 'one for windows',
+  norms: {
+    attention: 'input_layernorm',
+    attentionOutput: 'post_attention_layernorm',
+    mlp: 'pre_feedforward_layernorm',
+    mlpOutput: 'post_feedforward_layernorm',
+  },
   isGemma: true,
+} as const satisfies ArchitectureTraits
+
+const kOutputNorms = {
+  attention: null,
+  attentionOutput: 'post_attention_layernorm',
+  mlp: null,
+  mlpOutput: 'post_feedforward_layernorm',
+} as const satisfies NormNames
+
+const kOlmo2Traits = {
+  ...kPlain,
+  modelType: 'olmo2',
+  defaults: { num_key_value_heads: null, rms_norm_eps: 1e-5 },
+  bias: 'from attention_bias',
+  qkNorm: 'all heads',
+  norms: kOutputNorms,
 } as const satisfies ArchitectureTraits
 
 const kMistralTraits = {
@@ -178,7 +230,7 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     // Without the key it is not hidden_size / num_attention_heads.
     defaults: { ...kQwenDefaults, head_dim: 128 },
     bias: 'from attention_bias',
-    qkNorm: true,
+    qkNorm: 'each head',
     window: 'by use_sliding_window',
   },
   Qwen2_5_VLForConditionalGeneration: {
@@ -200,7 +252,7 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     defaults: { head_dim: 128, rope_theta: 500_000 },
     textOf: { modelType: 'qwen3_vl_text', mayBeFlat: false },
     bias: 'from attention_bias',
-    qkNorm: true,
+    qkNorm: 'each head',
   },
   SeedOssForCausalLM: {
     ...kPlain,
@@ -264,7 +316,7 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
       norm_topk_prob: false,
     },
     bias: 'from attention_bias',
-    qkNorm: true,
+    qkNorm: 'each head',
     window: 'all layers by use_sliding_window',
     experts: {
       countKeys: ['num_experts', 'num_local_experts'],
@@ -273,5 +325,54 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
       layers: 'by decoder_sparse_step',
       names: { block: 'mlp', gateProj: 'gate_proj', upProj: 'up_proj', downProj: 'down_proj' },
     },
+  },
+  GraniteForCausalLM: {
+    ...kPlain,
+    modelType: 'granite',
+    defaults: {
+      num_key_value_heads: null,
+      embedding_multiplier: 1,
+      attention_multiplier: 1,
+      residual_multiplier: 1,
+      logits_scaling: 1,
+    },
+    bias: 'from attention_bias',
+    isGranite: true,
+  },
+  Olmo2ForCausalLM: kOlmo2Traits,
+  Olmo3ForCausalLM: {
+    ...kOlmo2Traits,
+    modelType: 'olmo3',
+    defaults: {
+      ...kOlmo2Traits.defaults,
+      sliding_window: 4096,
+      sliding_window_pattern: 4,
+      rope_theta: 500_000,
+    },
+    window: 'by pattern',
+    rope: 'one for windows',
+  },
+  OlmoeForCausalLM: {
+    ...kPlain,
+    modelType: 'olmoe',
+    defaults: { num_key_value_heads: null, rms_norm_eps: 1e-5 },
+    bias: 'from attention_bias',
+    qkNorm: 'all heads',
+    experts: {
+      countKeys: ['num_experts', 'num_local_experts'],
+      widthKey: 'intermediate_size',
+      normalized: 'from norm_topk_prob',
+      layers: 'all',
+      names: { block: 'mlp', gateProj: 'gate_proj', upProj: 'up_proj', downProj: 'down_proj' },
+    },
+  },
+  Exaone4ForCausalLM: {
+    ...kPlain,
+    modelType: 'exaone4',
+    defaults: { rms_norm_eps: 1e-5, sliding_window: 4096, sliding_window_pattern: 4 },
+    qkNorm: 'each head',
+    norms: kOutputNorms,
+    window: 'by pattern or none',
+    rope: 'windows alone',
   },
 }

@@ -145,7 +145,7 @@ function makeCheckpoint(located: Iterable<readonly [string, CheckpointTensor]>):
  */
 export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
   const { hiddenSize, intermediateSize, headDim, vocabSize, attentionBias } = config
-  const { fusedProjections, outputNorms, experts } = config
+  const { fusedProjections, norms, experts } = config
   const qWidth = config.nHeads * headDim
   const kvWidth = config.nKvHeads * headDim
   const expected: ExpectedTensor[] = []
@@ -180,7 +180,10 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
   for (let layer = 0; layer < config.nLayers; ++layer) {
     const prefix = `model.layers.${layer}`
     const attention = `${prefix}.self_attn`
-    add(layer, 'inputNorm', `${prefix}.input_layernorm.weight`, hiddenSize)
+    const norm = (role: WeightRole, name: string | null) => {
+      if (name !== null) add(layer, role, `${prefix}.${name}.weight`, hiddenSize)
+    }
+    norm('inputNorm', norms.attention)
     const qkv = [
       ['qProj', 'q_proj', qWidth],
       ['kProj', 'k_proj', kvWidth],
@@ -198,16 +201,15 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
       add(layer, 'kBias', `${attention}.k_proj.bias`, kvWidth)
       add(layer, 'vBias', `${attention}.v_proj.bias`, kvWidth)
     }
-    if (config.qkNorm) {
-      add(layer, 'qNorm', `${attention}.q_norm.weight`, headDim)
-      add(layer, 'kNorm', `${attention}.k_norm.weight`, headDim)
+    if (config.qkNorm !== 'none') {
+      const isOfAll = config.qkNorm === 'all heads'
+      add(layer, 'qNorm', `${attention}.q_norm.weight`, isOfAll ? qWidth : headDim)
+      add(layer, 'kNorm', `${attention}.k_norm.weight`, isOfAll ? kvWidth : headDim)
     }
     add(layer, 'oProj', `${attention}.o_proj.weight`, hiddenSize, qWidth)
     if (attentionBias.output) add(layer, 'oBias', `${attention}.o_proj.bias`, hiddenSize)
-    const norm = (role: WeightRole, name: string) =>
-      add(layer, role, `${prefix}.${name}_layernorm.weight`, hiddenSize)
-    if (outputNorms) norm('attentionOutputNorm', 'post_attention')
-    norm('mlpNorm', outputNorms ? 'pre_feedforward' : 'post_attention')
+    norm('attentionOutputNorm', norms.attentionOutput)
+    norm('mlpNorm', norms.mlp)
     const mlp = `${prefix}.mlp`
     if (experts?.layers[layer]) {
       addExperts(layer, prefix, experts)
@@ -222,7 +224,7 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
       add(layer, 'upProj', `${mlp}.up_proj.weight`, intermediateSize, hiddenSize)
       add(layer, 'downProj', `${mlp}.down_proj.weight`, hiddenSize, intermediateSize)
     }
-    if (outputNorms) norm('mlpOutputNorm', 'post_feedforward')
+    norm('mlpOutputNorm', norms.mlpOutput)
   }
   add(null, 'norm', 'model.norm.weight', hiddenSize)
   if (!config.tieWordEmbeddings) add(null, 'lmHead', 'lm_head.weight', vocabSize, hiddenSize)

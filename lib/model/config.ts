@@ -5,13 +5,14 @@ import {
   type Architecture,
   type ArchitectureTraits,
   type ExpertNames,
+  type NormNames,
 } from './architectures.js'
 import { ConfigReader } from './config-reader.js'
 import { readGenerationConfig, readTokenIds } from './generation-config.js'
 import { isJsonObject, type JsonObject, modelFile, quote, readJsonFile } from './model-files.js'
 import { type RopeConfig, readRopes, readRotaryDim } from './rope-config.js'
 
-export type { Architecture, ExpertNames } from './architectures.js'
+export type { Architecture, ExpertNames, NormNames } from './architectures.js'
 export type {
   DefaultRope,
   LinearRope,
@@ -61,7 +62,10 @@ export interface ModelConfig {
   readonly vocabSize: number
   /** `max_position_embeddings`: the longest context, in tokens. */
   readonly maxPositions: number
-  /** Added to the mean square in each norm. */
+  /**
+   * Added to the mean square in each norm; of a model with a `residual_multiplier`, divided by its
+   * square, as its stream is by it.
+   */
   readonly rmsNormEps: number
   /** The output projection is the embedding matrix. */
   readonly tieWordEmbeddings: boolean
@@ -76,8 +80,8 @@ export interface ModelConfig {
     /** The one of the output. */
     readonly output: boolean
   }
-  /** RMS norm over head_dim of each query and key head, before RoPE. */
-  readonly qkNorm: boolean
+  /** RMS norm of queries and keys before RoPE: over head_dim of each head, or over all of a row's heads. */
+  readonly qkNorm: 'none' | 'each head' | 'all heads'
   /** (nLayers): a row sees its last so many keys, itself included; 0 sees all. */
   readonly slidingWindow: readonly number[]
   /** What products of queries and keys are multiplied by before the softmax. */
@@ -86,10 +90,14 @@ export interface ModelConfig {
   readonly activation: 'silu' | 'gelu_tanh'
   /** What token embeddings are multiplied by. */
   readonly embeddingScale: number
+  /** That scale is rounded to the type that the model computes in. */
+  readonly roundsEmbeddingScale: boolean
+  /** What logits are multiplied by. */
+  readonly logitsScale: number
   /** Norms multiply by 1 + weight, not by weight. */
   readonly unitOffsetNorms: boolean
-  /** What attention and the MLP add to the residual stream passes a norm first. */
-  readonly outputNorms: boolean
+  /** Which norms a layer has. */
+  readonly norms: NormNames
   /** Q, K and V lie in one tensor of the checkpoint, gate and up in another. */
   readonly fusedProjections: boolean
   /** Channels of a head that rotate: the first so many, `headDim` in most models. */
@@ -173,8 +181,12 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     checkTokenIds(ids, key, vocabSize, path)
     return ids
   }) as [number[], number[]]
-  const rotates = readRotatingLayers(read, traits, nLayers)
-  const windows = readSlidingWindow(read, traits, architecture, rotates)
+  const turning = readRotatingLayers(read, traits, nLayers)
+  const windows = readSlidingWindow(read, traits, architecture, turning)
+  const rotates =
+    traits.rope === 'windows alone' && read.value('sliding_window') !== undefined
+      ? windows.map((window) => window > 0)
+      : turning
   const rotaryDim = readRotaryDim(read, traits, headDim)
 
   return {
@@ -188,7 +200,6 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     headDim,
     vocabSize,
     maxPositions,
-    rmsNormEps: read.number('rms_norm_eps', 'a number above 0 and at most 1', kDefaultEps, isEps),
     tieWordEmbeddings: readTie(whole, read),
     bosTokenId: bosTokenIds[0] ?? null,
     eosTokenIds,
@@ -196,11 +207,10 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     qkNorm: traits.qkNorm,
     // A window as long as the context hides nothing.
     slidingWindow: windows.map((window) => (window < maxPositions ? window : 0)),
-    softmaxScale: 1 / Math.sqrt(traits.isGemma ? read.positive('query_pre_attn_scalar') : headDim),
+    ...readScales(read, traits, hiddenSize, headDim),
     activation: readActivation(read, traits.isGemma ? 'hidden_activation' : 'hidden_act'),
-    embeddingScale: traits.isGemma ? Math.sqrt(hiddenSize) : 1,
     unitOffsetNorms: traits.isGemma,
-    outputNorms: traits.isGemma,
+    norms: traits.norms,
     fusedProjections: traits.fusedProjections,
     rotaryDim,
     ropes: readRopes(read, { traits, rotaryDim, maxPositions, rotates, windows }),
@@ -239,6 +249,29 @@ function readAttentionBias(
   const qkv = read.boolean('attention_bias', false)
   const output = bias === 'from attention_bias' ? qkv : read.boolean('attention_out_bias', false)
   return { qkv, output }
+}
+
+/**
+ * What numbers are multiplied by on their way. A stream x to which r f(norm(x)) is added is r times a
+ * stream y to which f(norm(r y)) is, and norm(r y) is norm(y) with eps / r^2: so r costs nothing.
+ */
+function readScales(
+  read: ConfigReader,
+  { isGemma, isGranite }: ArchitectureTraits,
+  hiddenSize: number,
+  headDim: number,
+) {
+  const eps = read.number('rms_norm_eps', 'a number above 0 and at most 1', kDefaultEps, isEps)
+  const residual = isGranite ? read.positive('residual_multiplier') : 1
+  const embedding = isGranite ? read.positive('embedding_multiplier') : 1
+  const usual = 1 / Math.sqrt(isGemma ? read.positive('query_pre_attn_scalar') : headDim)
+  return {
+    rmsNormEps: eps / residual ** 2,
+    softmaxScale: isGranite ? read.positive('attention_multiplier') : usual,
+    embeddingScale: isGemma ? Math.sqrt(hiddenSize) : embedding / residual,
+    roundsEmbeddingScale: isGemma,
+    logitsScale: isGranite ? 1 / read.positive('logits_scaling') : 1,
+  }
 }
 
 const isEps = (value: number): boolean => value > 0 && value <= 1
@@ -281,6 +314,9 @@ function refuseUnsupported(read: ConfigReader, traits: ArchitectureTraits): void
   }
   if (traits.bias === 'none' && read.boolean('attention_bias', false)) {
     read.refuse('attention_bias', `is true; ${traits.modelType} has no attention bias`)
+  }
+  if (read.value('clip_qkv') !== undefined) {
+    read.refuse('clip_qkv', `is ${quote(read.value('clip_qkv'))}; clipping is not supported`)
   }
   for (const key of ['attn_logit_softcapping', 'final_logit_softcapping']) {
     if (read.value(key) !== undefined) {
@@ -335,6 +371,11 @@ function readExperts(
     names: experts.names,
   }
   return layers.includes(true) ? config : null
+}
+
+/** Whether what attention or the MLP adds to the residual stream passes a norm first. */
+export function hasOutputNorms({ norms }: ModelConfig): boolean {
+  return norms.attentionOutput !== null || norms.mlpOutput !== null
 }
 
 /** Elements a row of the widest gate of any layer. */
@@ -453,7 +494,13 @@ function readSlidingWindow(
     return full.fill(window)
   }
 
-  if (traits.window === 'by pattern') {
+  if (traits.window === 'by pattern or none' && window === 0) {
+    if (hasSlidingLayer) {
+      read.refuse('layer_types', 'holds "sliding_attention" while sliding_window is null')
+    }
+    return full
+  }
+  if (traits.window === 'by pattern' || traits.window === 'by pattern or none') {
     if (window === 0) read.refuse('sliding_window', 'is null, expected an integer')
     if (layerTypes !== null) return byType(layerTypes)
     const pattern = read.integer('sliding_window_pattern', 1, kMaxInt32)

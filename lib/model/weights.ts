@@ -79,7 +79,7 @@ export interface ModelWeights {
 
 /** How weights are kept. */
 export interface WeightOptions {
-  readonly config: Pick<ModelConfig, 'unitOffsetNorms' | 'experts'>
+  readonly config: Pick<ModelConfig, 'unitOffsetNorms' | 'logitsScale' | 'experts'>
   readonly dtype: ComputeDtype
   readonly format: WeightFormat
   readonly signal: AbortSignal | undefined
@@ -138,11 +138,14 @@ export async function loadWeights(
     if (format !== 'int8') return { weight: make(dtype === 'f32' ? stored : 'bf16', all) }
     return { weight: make('i8', all), scales: make('f32', all.slice(0, 2)) }
   }
-  const toNorm = async (x: Tensor): Promise<Tensor> => {
-    if (!config.unitOffsetNorms) return x
+  const toNorm = async (x: Tensor, role: WeightRole): Promise<Tensor> => {
+    // Logits are products with what the last norm gives.
+    const scale = role === 'norm' ? config.logitsScale : 1
+    const offset = config.unitOffsetNorms ? 1 : 0
+    if (scale === 1 && offset === 0) return x
     const out = make('f32', x.shape)
     convert({ x, out })
-    out.write((await out.read()).map((weight) => 1 + weight))
+    out.write((await out.read()).map((weight) => scale * (offset + weight)))
     x.dispose()
     return out
   }
@@ -183,7 +186,7 @@ export async function loadWeights(
         const matrix = await toMatrix(stored, role)
         if (matrix.weight !== stored) stored.dispose()
         own[role] = matrix
-      } else own[role] = isNorm(role) ? await toNorm(stored) : stored
+      } else own[role] = isNorm(role) ? await toNorm(stored, role) : stored
       signal?.throwIfAborted()
     }
     const { embedding, norm } = once

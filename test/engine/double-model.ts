@@ -116,9 +116,10 @@ export class DoubleModel {
 
   /** Logits of rows of the residual stream. */
   logits(x: Float64Array): Float64Array {
-    const { hiddenSize, tieWordEmbeddings } = this.config
+    const { hiddenSize, tieWordEmbeddings, logitsScale } = this.config
     const head = tieWordEmbeddings ? 'model.embed_tokens' : 'lm_head'
-    return this.project(head, this.norm('model.norm', x, hiddenSize), hiddenSize)
+    const logits = this.project(head, this.norm('model.norm', x, hiddenSize), hiddenSize)
+    return logits.map((logit) => logitsScale * logit)
   }
 }
 
@@ -172,24 +173,20 @@ export class DoubleSequence {
     const isPrompt =
       n > 1 && this.#compression !== null && this.#tailLength + n >= this.#compression.window
     const embeddings = this.#model.weight('model.embed_tokens.weight')!
-    const { embeddingScale: scale, outputNorms } = config
+    const { embeddingScale: scale, norms } = config
     let x = embedding({ ids, weight: embeddings, width: hiddenSize, scale })
     for (let layer = 0; layer < config.nLayers; layer++) {
       const name = `model.layers.${layer}`
-      const normed = this.#model.norm(`${name}.input_layernorm`, x, hiddenSize)
-      const heads = this.#heads(layer, name, normed)
+      const norm = (which: string | null, y: Float64Array) =>
+        which === null ? y : this.#model.norm(`${name}.${which}`, y, hiddenSize)
+      const heads = this.#heads(layer, name, norm(norms.attention, x))
       const attended = isPrompt
         ? this.#attendPrompt(layer, heads, n)
         : this.#attendTail(layer, heads, n)
-      // What is added to the stream has a norm of its own, or none.
-      const outputNorm = (which: string, y: Float64Array) =>
-        outputNorms ? this.#model.norm(`${name}.post_${which}_layernorm`, y, hiddenSize) : y
       const qWidth = config.nHeads * config.headDim
       const output = this.#model.project(`${name}.self_attn.o_proj`, attended, qWidth)
-      x = add(x, outputNorm('attention', output))
-      const inputNorm = outputNorms ? 'pre_feedforward' : 'post_attention'
-      const wide = this.#model.norm(`${name}.${inputNorm}_layernorm`, x, hiddenSize)
-      x = add(x, outputNorm('feedforward', this.#model.mlp(layer, wide)))
+      x = add(x, norm(norms.attentionOutput, output))
+      x = add(x, norm(norms.mlpOutput, this.#model.mlp(layer, norm(norms.mlp, x))))
     }
     this.#tailLength += n
     if (isPrompt || (n === 1 && this.#tailLength === this.#compression?.window)) this.#endGroup()
@@ -207,7 +204,8 @@ export class DoubleSequence {
     })
     const rotated = (which: 'q' | 'k', count: number) => {
       const raw = this.#model.project(`${name}.self_attn.${which}_proj`, normed, hiddenSize)
-      const x = this.#model.norm(`${name}.self_attn.${which}_norm`, raw, headDim)
+      const width = config.qkNorm === 'all heads' ? count * headDim : headDim
+      const x = this.#model.norm(`${name}.self_attn.${which}_norm`, raw, width)
       return rope({ x, ...table, nHeads: count, headDim })
     }
     const v = this.#model.project(`${name}.self_attn.v_proj`, normed, hiddenSize)

@@ -54,6 +54,11 @@ const models: [name: string, folder: string][] = [
   ['qwen2.5-vl', join(kFixtures, 'qwen2.5-vl')],
   ['qwen3-vl', join(kFixtures, 'qwen3-vl')],
   ['seed-oss', join(kFixtures, 'seed-oss')],
+  ['granite', join(kFixtures, 'granite')],
+  ['olmo2', join(kFixtures, 'olmo2')],
+  ['olmo3', join(kFixtures, 'olmo3')],
+  ['olmoe', join(kFixtures, 'olmoe')],
+  ['exaone4', join(kFixtures, 'exaone4')],
   [
     'gemma3, whose rows do not see the whole window that is compressed',
     copies.copy(join(kFixtures, 'gemma3'), { config: { sliding_window: 12 } }),

@@ -23,10 +23,15 @@ export const fixtureNames = [
   'qwen2.5-vl',
   'qwen3-vl',
   'seed-oss',
+  'granite',
+  'olmo2',
+  'olmo3',
+  'olmoe',
+  'exaone4',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */
-export const withExperts: readonly string[] = ['qwen3-moe', 'mixtral']
+export const withExperts: readonly string[] = ['qwen3-moe', 'mixtral', 'olmoe']
 
 /** One tensor of a safetensors file. */
 export interface StoredTensor {

@@ -203,7 +203,7 @@ describe('expectedTensors', () => {
     const shapes = byName({
       ...config,
       attentionBias: { qkv: true, output: true },
-      qkNorm: true,
+      qkNorm: 'each head',
       headDim: 64,
     })
     expect(shapes).toMatchObject({
@@ -217,6 +217,19 @@ describe('expectedTensors', () => {
       'model.layers.0.self_attn.k_norm.weight': [64],
     })
   })
+})
+
+test('norms of what is added to the stream alone, and of all heads together', () => {
+  const norms = { attention: null, attentionOutput: 'a', mlp: null, mlpOutput: 'b' }
+  const shapes = expectedTensors({ ...config, norms, qkNorm: 'all heads' })
+    .filter(({ layer, role }) => layer === 1 && role.endsWith('Norm'))
+    .map(({ name, role, shape }) => [name, role, shape])
+  expect(shapes).toEqual([
+    ['model.layers.1.self_attn.q_norm.weight', 'qNorm', [32]],
+    ['model.layers.1.self_attn.k_norm.weight', 'kNorm', [16]],
+    ['model.layers.1.a.weight', 'attentionOutputNorm', [32]],
+    ['model.layers.1.b.weight', 'mlpOutputNorm', [32]],
+  ])
 })
 
 describe('weights that lie in one tensor', () => {

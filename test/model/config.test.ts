@@ -120,8 +120,16 @@ describe('readModelConfig on the fixtures', () => {
     slidingWindow: [0, 0, 0],
     activation: 'silu',
     embeddingScale: 1,
+    roundsEmbeddingScale: false,
+    logitsScale: 1,
     unitOffsetNorms: false,
-    outputNorms: false,
+    norms: {
+      attention: 'input_layernorm',
+      attentionOutput: null,
+      mlp: 'post_attention_layernorm',
+      mlpOutput: null,
+    },
+
     fusedProjections: false,
   }
   const none = { qkv: false, output: false }
@@ -132,7 +140,7 @@ describe('readModelConfig on the fixtures', () => {
       rmsNormEps: 1e-5,
       tieWordEmbeddings: false,
       attentionBias: none,
-      qkNorm: false,
+      qkNorm: 'none',
       rope: { type: 'default', theta: 10000 },
     },
     'llama3-rope': {
@@ -141,7 +149,7 @@ describe('readModelConfig on the fixtures', () => {
       rmsNormEps: 1e-5,
       tieWordEmbeddings: true,
       attentionBias: none,
-      qkNorm: false,
+      qkNorm: 'none',
       rope: {
         type: 'llama3',
         theta: 500000,
@@ -157,7 +165,7 @@ describe('readModelConfig on the fixtures', () => {
       rmsNormEps: 1e-6,
       tieWordEmbeddings: false,
       attentionBias: none,
-      qkNorm: false,
+      qkNorm: 'none',
       rope: { type: 'default', theta: 1e6 },
     },
     qwen2: {
@@ -166,7 +174,7 @@ describe('readModelConfig on the fixtures', () => {
       rmsNormEps: 1e-6,
       tieWordEmbeddings: true,
       attentionBias: { qkv: true, output: false },
-      qkNorm: false,
+      qkNorm: 'none',
       rope: { type: 'default', theta: 1e6 },
     },
     qwen3: {
@@ -175,7 +183,7 @@ describe('readModelConfig on the fixtures', () => {
       rmsNormEps: 1e-6,
       tieWordEmbeddings: false,
       attentionBias: none,
-      qkNorm: true,
+      qkNorm: 'each head',
       rope: { type: 'default', theta: 1e6 },
     },
   }
@@ -364,6 +372,82 @@ describe('architectures of their own', () => {
     expect(parseModelConfig(seed).headDim).toBe(128)
   })
 
+  test('granite: four numbers by which it multiplies, one of them for free', () => {
+    const granite = { ...llama, architectures: ['GraniteForCausalLM'], model_type: 'granite' }
+    const scales = {
+      embedding_multiplier: 12,
+      attention_multiplier: 0.015625,
+      residual_multiplier: 0.25,
+      logits_scaling: 8,
+      rms_norm_eps: 1e-5,
+    }
+    const none = { embeddingScale: 1, logitsScale: 1, softmaxScale: 1, rmsNormEps: 1e-6 }
+    expect(parseModelConfig({ ...granite, ...scales })).toMatchObject({
+      embeddingScale: 48,
+      roundsEmbeddingScale: false,
+      rmsNormEps: 16e-5,
+      softmaxScale: 0.015625,
+      logitsScale: 0.125,
+    })
+    expect(parseModelConfig(granite)).toMatchObject(none)
+    // No other architecture reads them.
+    expect(parseModelConfig({ ...llama, ...scales }).logitsScale).toBe(1)
+  })
+
+  test('olmo: norms behind attention and the MLP, and of all heads together', () => {
+    const olmo2 = { ...llama, architectures: ['Olmo2ForCausalLM'], model_type: 'olmo2' }
+    const norms = {
+      ...{ attention: null, attentionOutput: 'post_attention_layernorm' },
+      ...{ mlp: null, mlpOutput: 'post_feedforward_layernorm' },
+    }
+    const config = parseModelConfig(olmo2)
+    expect(config).toMatchObject({ norms, qkNorm: 'all heads', rmsNormEps: 1e-5 })
+    const olmo3 = { ...olmo2, architectures: ['Olmo3ForCausalLM'], model_type: 'olmo3' }
+    const yarn = { rope_type: 'yarn', factor: 8, original_max_position_embeddings: 512 }
+    const own = parseModelConfig({ ...olmo3, sliding_window: 99, rope_scaling: yarn })
+    expect(own).toMatchObject({ norms, slidingWindow: [99, 99, 99, 0] })
+    const local = { type: 'default', theta: 500_000 }
+    expect(own.ropes).toMatchObject([local, local, local, { type: 'yarn', factor: 8 }])
+  })
+
+  test('exaone4: what has a window rotates, and nothing else where there are any', () => {
+    const exaone4 = { ...llama, architectures: ['Exaone4ForCausalLM'], model_type: 'exaone4' }
+    const layers = (changes: JsonObject) => {
+      const { ropes, slidingWindow } = parseModelConfig({ ...exaone4, ...changes })
+      return ropes.map((rope, layer) => [rope !== null, slidingWindow[layer]])
+    }
+    expect(layers({ sliding_window: 99, sliding_window_pattern: 2 })).toEqual([
+      ...[
+        [true, 99],
+        [false, 0],
+        [true, 99],
+        [false, 0],
+      ],
+    ])
+    // As long as the context: it hides nothing, and says still which layers rotate.
+    expect(layers({})).toEqual([
+      [true, 0],
+      [true, 0],
+      [true, 0],
+      [false, 0],
+    ])
+    expect(layers({ sliding_window: null })).toEqual(full.map(() => [true, 0]))
+    expect(layers({ sliding_window: null, layer_types: full })).toEqual(full.map(() => [true, 0]))
+    const byText = { sliding_window: 99, sliding_window_pattern: 'LLLG' }
+    expect(layers({ ...byText, layer_types: full })).toEqual(full.map(() => [false, 0]))
+    expectZipCacheError(
+      refusal({ ...exaone4, ...byText }),
+      'ERR_ZC_CONFIG',
+      'sliding_window_pattern is "LLLG", expected an integer',
+    )
+    const sliding = ['sliding_attention', ...full.slice(1)]
+    expectZipCacheError(
+      refusal({ ...exaone4, sliding_window: null, layer_types: sliding }),
+      'ERR_ZC_CONFIG',
+      'layer_types holds "sliding_attention" while sliding_window is null',
+    )
+  })
+
   test('phi3: fused projections, partial rotation, factors for long contexts', () => {
     const factors = (first: number) => Array.from({ length: 12 }, (_, i) => first + i)
     const long = (type: string) => ({
@@ -407,11 +491,11 @@ describe('architectures of their own', () => {
     const config = parseModelConfig(gemma3)
     expect(config).toMatchObject({
       headDim: 256,
-      qkNorm: true,
+      qkNorm: 'each head',
       activation: 'gelu_tanh',
       embeddingScale: Math.sqrt(128),
       unitOffsetNorms: true,
-      outputNorms: true,
+      norms: { attentionOutput: 'post_attention_layernorm', mlp: 'pre_feedforward_layernorm' },
       softmaxScale: 1 / 16,
       tieWordEmbeddings: true,
     })
@@ -448,7 +532,7 @@ describe('architectures of their own', () => {
       },
       rmsNormEps: 1e-5,
       slidingWindow: [0, 0, 0, 0],
-      qkNorm: false,
+      qkNorm: 'none',
     })
     const { rope_theta, ...rest } = mixtral as JsonObject
     expect(parseModelConfig(rest).ropes[0]).toEqual({ type: 'default', theta: 1e6 })
@@ -470,7 +554,7 @@ describe('architectures of their own', () => {
     expect(experts({ mlp_only_layers: [0, 3] })?.layers).toEqual([false, true, true, false])
     expect(experts({ mlp_only_layers: null })?.layers).toEqual([true, true, true, true])
     expect(experts({ decoder_sparse_step: 2, mlp_only_layers: [1, 3] })).toBeNull()
-    expect(parseModelConfig(qwen3Moe)).toMatchObject({ qkNorm: true, headDim: 64 })
+    expect(parseModelConfig(qwen3Moe)).toMatchObject({ qkNorm: 'each head', headDim: 64 })
   })
 
   test('qwen3-moe: a window is that of all layers, as transformers has it', () => {
@@ -738,6 +822,21 @@ describe('refusals name the key, what it was and what it must be', () => {
         layer_types: ['sliding_attention', ...full.slice(1)],
       },
       'layer_types holds "sliding_attention" while sliding_window is null',
+    ],
+    [
+      'queries, keys and values within bounds',
+      { ...llama, clip_qkv: 8 },
+      'clip_qkv is 8; clipping is not supported',
+    ],
+    [
+      'a multiplier that is none',
+      {
+        ...llama,
+        architectures: ['GraniteForCausalLM'],
+        model_type: 'granite',
+        residual_multiplier: 0,
+      },
+      'residual_multiplier is 0, expected a number > 0',
     ],
     [
       'rope per layer type',
