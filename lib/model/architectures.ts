@@ -22,6 +22,9 @@ export type Architecture =
   | 'Olmo3ForCausalLM'
   | 'OlmoeForCausalLM'
   | 'Exaone4ForCausalLM'
+  | 'Ernie4_5ForCausalLM'
+  | 'GlmForCausalLM'
+  | 'Glm4ForCausalLM'
 
 /** How a checkpoint calls the tensors of a layer's experts. */
 export interface ExpertNames {
@@ -86,6 +89,7 @@ export interface ArchitectureTraits {
     | 'none'
     | 'qkv'
     | 'from attention_bias'
+    | 'qkv from attention_bias'
     | 'from attention_bias and attention_out_bias'
   /** RMS norm of queries and keys: of each head, or of all heads together. */
   readonly qkNorm: 'none' | 'each head' | 'all heads'
@@ -102,8 +106,10 @@ export interface ArchitectureTraits {
   readonly rope: 'one' | 'some layers' | 'one for windows' | 'windows alone'
   /** The file may say that a part of each head rotates. */
   readonly partialRotary: boolean
-  /** Q, K and V lie in one tensor of the checkpoint, gate and up in another. */
-  readonly fusedProjections: boolean
+  /** Channels 2i and 2i + 1 of a head rotate together, where others' are i and i + half of them. */
+  readonly interleavedRope: boolean
+  /** What lies in one tensor of the checkpoint: gate and up; Q, K and V in another. */
+  readonly fusedProjections: 'none' | 'gate and up' | 'all'
   /**
    * Gemma's ways: norms multiply by 1 + weight, embeddings times the root of their width, scores divided
    * by the root of `query_pre_attn_scalar`.
@@ -128,7 +134,8 @@ const kPlain = {
   window: 'none',
   rope: 'one',
   partialRotary: false,
-  fusedProjections: false,
+  interleavedRope: false,
+  fusedProjections: 'none',
   isGemma: false,
   isGranite: false,
   experts: null,
@@ -190,6 +197,21 @@ const kOlmo2Traits = {
   bias: 'from attention_bias',
   qkNorm: 'all heads',
   norms: kOutputNorms,
+} as const satisfies ArchitectureTraits
+
+const kGlmTraits = {
+  ...kPlain,
+  modelType: 'glm',
+  defaults: {
+    head_dim: 128,
+    attention_bias: true,
+    rms_norm_eps: 1.5625e-7,
+    partial_rotary_factor: 0.5,
+  },
+  bias: 'qkv from attention_bias',
+  partialRotary: true,
+  interleavedRope: true,
+  fusedProjections: 'gate and up',
 } as const satisfies ArchitectureTraits
 
 const kMistralTraits = {
@@ -271,7 +293,7 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     },
     window: 'all layers',
     partialRotary: true,
-    fusedProjections: true,
+    fusedProjections: 'all',
   },
   SmolLM3ForCausalLM: {
     ...kPlain,
@@ -374,5 +396,27 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     norms: kOutputNorms,
     window: 'by pattern or none',
     rope: 'windows alone',
+  },
+  Ernie4_5ForCausalLM: {
+    ...kPlain,
+    modelType: 'ernie4_5',
+    defaults: {
+      head_dim: 128,
+      rms_norm_eps: 1e-5,
+      tie_word_embeddings: true,
+      rope_theta: 500_000,
+    },
+    interleavedRope: true,
+  },
+  GlmForCausalLM: kGlmTraits,
+  Glm4ForCausalLM: {
+    ...kGlmTraits,
+    modelType: 'glm4',
+    norms: {
+      attention: 'input_layernorm',
+      attentionOutput: 'post_self_attn_layernorm',
+      mlp: 'post_attention_layernorm',
+      mlpOutput: 'post_mlp_layernorm',
+    },
   },
 }

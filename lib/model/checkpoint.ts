@@ -189,7 +189,7 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
       ['kProj', 'k_proj', kvWidth],
       ['vProj', 'v_proj', kvWidth],
     ] as const
-    if (fusedProjections) {
+    if (fusedProjections === 'all') {
       const parts = qkv.map(([role, , height]): [WeightRole, number] => [role, height])
       addFused(layer, `${attention}.qkv_proj.weight`, hiddenSize, parts)
     } else {
@@ -213,7 +213,7 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
     const mlp = `${prefix}.mlp`
     if (experts?.layers[layer]) {
       addExperts(layer, prefix, experts)
-    } else if (fusedProjections) {
+    } else if (fusedProjections !== 'none') {
       addFused(layer, `${mlp}.gate_up_proj.weight`, hiddenSize, [
         ['gateProj', intermediateSize],
         ['upProj', intermediateSize],

@@ -98,10 +98,15 @@ export interface ModelConfig {
   readonly unitOffsetNorms: boolean
   /** Which norms a layer has. */
   readonly norms: NormNames
-  /** Q, K and V lie in one tensor of the checkpoint, gate and up in another. */
-  readonly fusedProjections: boolean
+  /** What lies in one tensor of the checkpoint: gate and up; Q, K and V in another. */
+  readonly fusedProjections: 'none' | 'gate and up' | 'all'
   /** Channels of a head that rotate: the first so many, `headDim` in most models. */
   readonly rotaryDim: number
+  /**
+   * In the checkpoint channels 2i and 2i + 1 of a head rotate together. Loaded, they are i and
+   * i + rotaryDim / 2, as everyone's: the order of channels is nothing to a product of Q and K.
+   */
+  readonly interleavedRope: boolean
   /** (nLayers): how positions turn into rotations; null: not at all. Layers alike share an object. */
   readonly ropes: readonly (RopeConfig | null)[]
 }
@@ -213,6 +218,7 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     norms: traits.norms,
     fusedProjections: traits.fusedProjections,
     rotaryDim,
+    interleavedRope: traits.interleavedRope,
     ropes: readRopes(read, { traits, rotaryDim, maxPositions, rotates, windows }),
   }
 }
@@ -247,8 +253,9 @@ function readAttentionBias(
 ): ModelConfig['attentionBias'] {
   if (bias === 'none' || bias === 'qkv') return { qkv: bias === 'qkv', output: false }
   const qkv = read.boolean('attention_bias', false)
-  const output = bias === 'from attention_bias' ? qkv : read.boolean('attention_out_bias', false)
-  return { qkv, output }
+  if (bias === 'from attention_bias') return { qkv, output: qkv }
+  const hasKey = bias === 'from attention_bias and attention_out_bias'
+  return { qkv, output: hasKey && read.boolean('attention_out_bias', false) }
 }
 
 /**
@@ -309,8 +316,10 @@ function refuseQuantized(read: ConfigReader): void {
 
 /** Refuses, by name, what would change the arithmetic and is not computed here. */
 function refuseUnsupported(read: ConfigReader, traits: ArchitectureTraits): void {
-  if (read.boolean('mlp_bias', false)) {
-    read.refuse('mlp_bias', 'is true; biases in the MLP are not supported')
+  for (const key of ['mlp_bias', 'use_bias']) {
+    if (read.boolean(key, false)) {
+      read.refuse(key, 'is true; biases in the MLP are not supported')
+    }
   }
   if (traits.bias === 'none' && read.boolean('attention_bias', false)) {
     read.refuse('attention_bias', `is true; ${traits.modelType} has no attention bias`)

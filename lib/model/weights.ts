@@ -8,6 +8,7 @@ import {
   type MappedFile,
   quantizeWeight,
   type Tensor,
+  type TypedArrays,
 } from '../ops/index.js'
 import type { ModelWeight, WeightRole } from './checkpoint.js'
 import type { ModelConfig } from './config.js'
@@ -60,6 +61,9 @@ const MATRICES = [
   'lmHead',
 ] as const satisfies readonly WeightRole[]
 
+/** What makes channels that rotate. */
+const ROTATED: readonly WeightRole[] = ['qProj', 'kProj', 'qBias', 'kBias']
+
 type MatrixRole = (typeof MATRICES)[number]
 
 /** Weights that exist once a layer; biases and head norms only where the architecture has them. */
@@ -79,7 +83,10 @@ export interface ModelWeights {
 
 /** How weights are kept. */
 export interface WeightOptions {
-  readonly config: Pick<ModelConfig, 'unitOffsetNorms' | 'logitsScale' | 'experts'>
+  readonly config: Pick<
+    ModelConfig,
+    'unitOffsetNorms' | 'logitsScale' | 'experts' | 'interleavedRope' | 'headDim' | 'rotaryDim'
+  >
   readonly dtype: ComputeDtype
   readonly format: WeightFormat
   readonly signal: AbortSignal | undefined
@@ -149,6 +156,12 @@ export async function loadWeights(
     x.dispose()
     return out
   }
+  const inHalves = async (x: Tensor): Promise<Tensor> => {
+    const out = make(x.dtype, x.shape)
+    out.write(halvesOf(await x.read(), x.shape[0] as number, config))
+    x.dispose()
+    return out
+  }
   const dispose = () => {
     for (const tensor of tensors) tensor.dispose()
   }
@@ -165,10 +178,11 @@ export async function loadWeights(
       const rest = weight.shape.slice(1)
       const rowBytes = rest.reduce((product, size) => product * size, DTYPE_BYTES[type])
       const at = offset + begin * rowBytes
-      const stored: Tensor = device.fromFile(file, at, type, [end - begin, ...rest])
+      const { role, layer, expert } = weight
+      let stored: Tensor = device.fromFile(file, at, type, [end - begin, ...rest])
       tensors.add(stored)
       await refuseNonFinite(stored, weight.name)
-      const { role, layer, expert } = weight
+      if (config.interleavedRope && ROTATED.includes(role)) stored = await inHalves(stored)
       if (layer !== null) layers[layer] ??= {}
       const own = layer === null ? once : (layers[layer] as LayerWeights)
       if (isMatrix(role) && expert !== null) {
@@ -202,6 +216,26 @@ export async function loadWeights(
     dispose()
     throw error
   }
+}
+
+/**
+ * Rows of heads, of which 2i and 2i + 1 rotate together, in the order in which i and
+ * i + rotaryDim / 2 do.
+ */
+function halvesOf<T extends TypedArrays[DType]>(
+  x: T,
+  nRows: number,
+  { headDim, rotaryDim }: Pick<ModelConfig, 'headDim' | 'rotaryDim'>,
+): T {
+  const width = x.length / nRows
+  const out = x.slice() as T
+  for (let row = 0; row < nRows; ++row) {
+    const channel = row % headDim
+    if (channel >= rotaryDim) continue
+    const to = row - channel + (channel >> 1) + (channel % 2) * (rotaryDim / 2)
+    out.set(x.subarray(row * width, (row + 1) * width), to * width)
+  }
+  return out
 }
 
 /** Writes the matrix of one expert among those of all. */

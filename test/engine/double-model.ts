@@ -51,8 +51,10 @@ export class DoubleModel {
    */
   weight(name: string): Float64Array | undefined {
     const fused = name.match(/^(.*)\.(q|k|v|gate|up)_proj\.weight$/)
-    if (!this.config.fusedProjections || !fused) return this.#weights.get(name)
+    const { fusedProjections } = this.config
+    if (fusedProjections === 'none' || !fused) return this.#weights.get(name)
     const [, prefix, which] = fused as unknown as [string, string, string]
+    if (fusedProjections !== 'all' && which.length === 1) return this.#weights.get(name)
     const { hiddenSize, headDim, nHeads, nKvHeads, intermediateSize } = this.config
     const [joint, parts] =
       which.length === 1
@@ -206,10 +208,22 @@ export class DoubleSequence {
       const raw = this.#model.project(`${name}.self_attn.${which}_proj`, normed, hiddenSize)
       const width = config.qkNorm === 'all heads' ? count * headDim : headDim
       const x = this.#model.norm(`${name}.self_attn.${which}_norm`, raw, width)
-      return rope({ x, ...table, nHeads: count, headDim })
+      return rope({ x: this.#inHalves(x), ...table, nHeads: count, headDim })
     }
     const v = this.#model.project(`${name}.self_attn.v_proj`, normed, hiddenSize)
     return { q: rotated('q', nHeads), k: rotated('k', nKvHeads), v }
+  }
+
+  /** Channels of heads, the first of each pair that rotates before the second ones. */
+  #inHalves(x: Float64Array): Float64Array {
+    const { interleavedRope, headDim, rotaryDim } = this.#model.config
+    if (!interleavedRope) return x
+    const half = rotaryDim / 2
+    return x.map((_, i) => {
+      const channel = i % headDim
+      if (channel >= rotaryDim) return x[i]
+      return x[i - channel + (channel < half ? 2 * channel : 2 * (channel - half) + 1)]
+    })
   }
 
   /** A row sees itself and what came before, packed or not. */

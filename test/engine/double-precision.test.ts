@@ -59,6 +59,9 @@ const models: [name: string, folder: string][] = [
   ['olmo3', join(kFixtures, 'olmo3')],
   ['olmoe', join(kFixtures, 'olmoe')],
   ['exaone4', join(kFixtures, 'exaone4')],
+  ['ernie4.5', join(kFixtures, 'ernie4.5')],
+  ['glm', join(kFixtures, 'glm')],
+  ['glm4', join(kFixtures, 'glm4')],
   [
     'gemma3, whose rows do not see the whole window that is compressed',
     copies.copy(join(kFixtures, 'gemma3'), { config: { sliding_window: 12 } }),

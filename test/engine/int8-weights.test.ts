@@ -19,7 +19,8 @@ import { idsOf, maxDifference, someIds, useModel } from './running'
 const copies = new ModelCopies()
 afterAll(() => copies.remove())
 
-const isMatrix = (name: string) => /_proj\.weight$|\.w[123]\.weight$|^lm_head\.weight$/.test(name)
+const isMatrix = (name: string) =>
+  /_proj\.weight$|\.w[123]\.weight$|(^|\.)lm_head\.weight$/.test(name)
 
 /** Matrices as their codes and scales say, in float32. */
 function asInt8(tensors: StoredTensors): StoredTensors {

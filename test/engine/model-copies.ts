@@ -28,6 +28,9 @@ export const fixtureNames = [
   'olmo3',
   'olmoe',
   'exaone4',
+  'ernie4.5',
+  'glm',
+  'glm4',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */

@@ -234,7 +234,7 @@ test('norms of what is added to the stream alone, and of all heads together', ()
 
 describe('weights that lie in one tensor', () => {
   test('are its rows, in order', () => {
-    const fused = expectedTensors({ ...config, fusedProjections: true })
+    const fused = expectedTensors({ ...config, fusedProjections: 'all' })
     const rowsIn = (name: string) =>
       fused
         .filter((own) => own.name.endsWith(name))

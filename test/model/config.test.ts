@@ -130,7 +130,8 @@ describe('readModelConfig on the fixtures', () => {
       mlpOutput: null,
     },
 
-    fusedProjections: false,
+    interleavedRope: false,
+    fusedProjections: 'none',
   }
   const none = { qkv: false, output: false }
   const cases = {
@@ -448,6 +449,31 @@ describe('architectures of their own', () => {
     )
   })
 
+  test('glm and ernie: pairs of neighbours rotate, of glm in half of each head', () => {
+    const glm = {
+      ...{ ...llama, architectures: ['GlmForCausalLM'], model_type: 'glm' },
+      ...{ head_dim: 64, attention_bias: true },
+    }
+    const interleavedRope = true
+    const own = { interleavedRope, rotaryDim: 32, fusedProjections: 'gate and up' }
+    const attentionBias = { qkv: true, output: false }
+    expect(parseModelConfig(glm)).toMatchObject({ ...own, attentionBias, rmsNormEps: 1.5625e-7 })
+    const glm4 = { ...glm, architectures: ['Glm4ForCausalLM'], model_type: 'glm4' }
+    expect(parseModelConfig({ ...glm4, attention_bias: false })).toMatchObject({
+      ...own,
+      norms: { mlp: 'post_attention_layernorm', mlpOutput: 'post_mlp_layernorm' },
+      attentionBias: { qkv: false, output: false },
+    })
+    const ernie = { ...llama, architectures: ['Ernie4_5ForCausalLM'], model_type: 'ernie4_5' }
+    const plain = { interleavedRope, headDim: 128, rotaryDim: 128, tieWordEmbeddings: true }
+    expect(parseModelConfig(ernie)).toMatchObject(plain)
+    expectZipCacheError(
+      refusal({ ...ernie, use_bias: true }),
+      'ERR_ZC_CONFIG',
+      'use_bias is true; biases in the MLP are not supported',
+    )
+  })
+
   test('phi3: fused projections, partial rotation, factors for long contexts', () => {
     const factors = (first: number) => Array.from({ length: 12 }, (_, i) => first + i)
     const long = (type: string) => ({
@@ -460,7 +486,7 @@ describe('architectures of their own', () => {
       rope_scaling: { type, short_factor: factors(1), long_factor: factors(2) },
     })
     const config = parseModelConfig(long('longrope'))
-    expect(config).toMatchObject({ fusedProjections: true, headDim: 32, rotaryDim: 24 })
+    expect(config).toMatchObject({ fusedProjections: 'all', headDim: 32, rotaryDim: 24 })
     expect(config).toMatchObject({ rmsNormEps: 1e-5, slidingWindow: [0, 0, 0, 0] })
     expect(config.ropes[0]).toEqual({
       type: 'longrope',
