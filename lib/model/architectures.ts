@@ -25,17 +25,37 @@ export type Architecture =
   | 'Ernie4_5ForCausalLM'
   | 'GlmForCausalLM'
   | 'Glm4ForCausalLM'
+  | 'GraniteMoeForCausalLM'
+  | 'Qwen3VLMoeForConditionalGeneration'
 
 /** How a checkpoint calls the tensors of a layer's experts. */
 export interface ExpertNames {
   /** The part of a layer that holds them, and the router: `block.experts.0`, `block.gate`. */
   readonly block: string
+  /** In the place of `gate`, the router. */
+  readonly router: string
+  /** Of the tensors: each expert's own, or those of all experts. */
+  readonly tensors: OwnExpertNames | JointExpertNames
+}
+
+/** Where each expert has tensors of its own, `block.experts.0.NAME.weight`. */
+export interface OwnExpertNames {
   /** In the place of `gate_proj`. */
   readonly gateProj: string
   /** In the place of `up_proj`. */
   readonly upProj: string
   /** In the place of `down_proj`. */
   readonly downProj: string
+}
+
+/** Where those of all experts lie in one, `block.NAME`. */
+export interface JointExpertNames {
+  /** (n_experts, 2 x intermediate_size, hidden_size): each expert's gate, then its up. */
+  readonly gateUp: string
+  /** (n_experts, hidden_size, intermediate_size). */
+  readonly down: string
+  /** Files may have each matrix as (in, out). */
+  readonly mayBeTransposed: boolean
 }
 
 /** What config.json of a model with experts says of them. */
@@ -121,6 +141,12 @@ export interface ArchitectureTraits {
   readonly experts: ExpertTraits | null
 }
 
+const kUsualExpertNames = {
+  block: 'mlp',
+  router: 'gate',
+  tensors: { gateProj: 'gate_proj', upProj: 'up_proj', downProj: 'down_proj' },
+} as const satisfies ExpertNames
+
 const kPlain = {
   textOf: null,
   bias: 'none',
@@ -197,6 +223,20 @@ const kOlmo2Traits = {
   bias: 'from attention_bias',
   qkNorm: 'all heads',
   norms: kOutputNorms,
+} as const satisfies ArchitectureTraits
+
+const kGraniteTraits = {
+  ...kPlain,
+  modelType: 'granite',
+  defaults: {
+    num_key_value_heads: null,
+    embedding_multiplier: 1,
+    attention_multiplier: 1,
+    residual_multiplier: 1,
+    logits_scaling: 1,
+  },
+  bias: 'from attention_bias',
+  isGranite: true,
 } as const satisfies ArchitectureTraits
 
 const kGlmTraits = {
@@ -276,6 +316,29 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     bias: 'from attention_bias',
     qkNorm: 'each head',
   },
+  Qwen3VLMoeForConditionalGeneration: {
+    ...kPlain,
+    modelType: 'qwen3_vl_moe',
+    defaults: { rope_theta: 500_000, decoder_sparse_step: 1 },
+    textOf: { modelType: 'qwen3_vl_moe_text', mayBeFlat: false },
+    bias: 'from attention_bias',
+    qkNorm: 'each head',
+    experts: {
+      countKeys: ['num_experts', 'num_local_experts'],
+      widthKey: 'moe_intermediate_size',
+      normalized: 'yes',
+      layers: 'by decoder_sparse_step',
+      names: {
+        block: 'mlp',
+        router: 'gate',
+        tensors: {
+          gateUp: 'experts.gate_up_proj',
+          down: 'experts.down_proj',
+          mayBeTransposed: true,
+        },
+      },
+    },
+  },
   SeedOssForCausalLM: {
     ...kPlain,
     modelType: 'seed_oss',
@@ -325,7 +388,11 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
       widthKey: 'intermediate_size',
       normalized: 'yes',
       layers: 'all',
-      names: { block: 'block_sparse_moe', gateProj: 'w1', upProj: 'w3', downProj: 'w2' },
+      names: {
+        block: 'block_sparse_moe',
+        router: 'gate',
+        tensors: { gateProj: 'w1', upProj: 'w3', downProj: 'w2' },
+      },
     },
   },
   Qwen3MoeForCausalLM: {
@@ -345,21 +412,28 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
       widthKey: 'moe_intermediate_size',
       normalized: 'from norm_topk_prob',
       layers: 'by decoder_sparse_step',
-      names: { block: 'mlp', gateProj: 'gate_proj', upProj: 'up_proj', downProj: 'down_proj' },
+      names: kUsualExpertNames,
     },
   },
-  GraniteForCausalLM: {
-    ...kPlain,
-    modelType: 'granite',
-    defaults: {
-      num_key_value_heads: null,
-      embedding_multiplier: 1,
-      attention_multiplier: 1,
-      residual_multiplier: 1,
-      logits_scaling: 1,
+  GraniteForCausalLM: kGraniteTraits,
+  GraniteMoeForCausalLM: {
+    ...kGraniteTraits,
+    modelType: 'granitemoe',
+    experts: {
+      countKeys: ['num_local_experts'],
+      widthKey: 'intermediate_size',
+      normalized: 'yes',
+      layers: 'all',
+      names: {
+        block: 'block_sparse_moe',
+        router: 'router.layer',
+        tensors: {
+          gateUp: 'input_linear.weight',
+          down: 'output_linear.weight',
+          mayBeTransposed: false,
+        },
+      },
     },
-    bias: 'from attention_bias',
-    isGranite: true,
   },
   Olmo2ForCausalLM: kOlmo2Traits,
   Olmo3ForCausalLM: {
@@ -385,7 +459,7 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
       widthKey: 'intermediate_size',
       normalized: 'from norm_topk_prob',
       layers: 'all',
-      names: { block: 'mlp', gateProj: 'gate_proj', upProj: 'up_proj', downProj: 'down_proj' },
+      names: kUsualExpertNames,
     },
   },
   Exaone4ForCausalLM: {

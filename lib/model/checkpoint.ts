@@ -45,13 +45,18 @@ export type WeightRole =
 /** A tensor that a model of some config needs. */
 export interface ExpectedTensor {
   readonly name: string
-  /** Row-major, matrices as (out, in). */
+  /** Row-major, matrices as (out, in), those of all experts (n_experts, out, in). */
   readonly shape: readonly number[]
   readonly role: WeightRole
   /** From 0; null for what exists once a model. */
   readonly layer: number | null
-  /** The weight is these rows of the tensor, from the first to before the last; null: all of it. */
+  /**
+   * The weight is these rows of the tensor, or of its expert's matrix, from the first to before the
+   * last; null: all of it.
+   */
   readonly rows: readonly [begin: number, end: number] | null
+  /** Files may have each expert's matrix as (in, out): `ModelWeight.isTransposed`. */
+  readonly mayBeTransposed?: true
   /** Whose matrix it is, from 0; null: not an expert's. */
   readonly expert: number | null
 }
@@ -59,6 +64,8 @@ export interface ExpectedTensor {
 /** An expected tensor and where it lies; dtype is F32, F16 or BF16. */
 export interface ModelWeight extends ExpectedTensor {
   readonly tensor: CheckpointTensor
+  /** In the file the matrices of all experts are (n_experts, in, out). */
+  readonly isTransposed: boolean
 }
 
 const kSingleFile = 'model.safetensors'
@@ -163,12 +170,26 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
 
   const addExperts = (layer: number, prefix: string, { count, names, ...own }: ExpertsConfig) => {
     const block = `${prefix}.${names.block}`
-    add(layer, 'router', `${block}.gate.weight`, count, hiddenSize)
+    const { tensors } = names
+    const width = own.intermediateSize
+    const joint = [count, 2 * width, hiddenSize]
+    add(layer, 'router', `${block}.${names.router}.weight`, count, hiddenSize)
     for (let expert = 0; expert < count; ++expert) {
+      if ('gateUp' in tensors) {
+        for (const [role, name, shape, rows] of [
+          ['gateProj', tensors.gateUp, joint, [0, width]],
+          ['upProj', tensors.gateUp, joint, [width, 2 * width]],
+          ['downProj', tensors.down, [count, hiddenSize, width], null],
+        ] as const) {
+          const all = { name: `${block}.${name}`, shape, role, layer, rows, expert }
+          expected.push(tensors.mayBeTransposed ? { ...all, mayBeTransposed: true } : all)
+        }
+        continue
+      }
       for (const [role, name, ...shape] of [
-        ['gateProj', names.gateProj, own.intermediateSize, hiddenSize],
-        ['upProj', names.upProj, own.intermediateSize, hiddenSize],
-        ['downProj', names.downProj, hiddenSize, own.intermediateSize],
+        ['gateProj', tensors.gateProj, width, hiddenSize],
+        ['upProj', tensors.upProj, width, hiddenSize],
+        ['downProj', tensors.downProj, hiddenSize, width],
       ] as const) {
         const path = `${block}.experts.${expert}.${name}.weight`
         expected.push({ name: path, shape, role, layer, rows: null, expert })
@@ -252,16 +273,26 @@ export function checkTensors(checkpoint: Checkpoint, config: ModelConfig): Model
       const allowed = kWeightDtypes.join(', ')
       refuse(`${tensor.file}: ${name} has dtype ${tensor.dtype}, expected one of ${allowed}`, name)
     }
-    const isSameShape =
-      tensor.shape.length === shape.length && tensor.shape.every((size, i) => size === shape[i])
-    if (!isSameShape) {
+    const isSameShape = hasShape(tensor, shape)
+    // Where (out, in) and (in, out) are one shape it is the former, as transformers has it.
+    const isTransposed =
+      !isSameShape && expected.mayBeTransposed === true && hasShape(tensor, transposed(shape))
+    if (!isSameShape && !isTransposed) {
       refuse(
         `${tensor.file}: ${name} has shape [${tensor.shape.join(', ')}], expected [${shape.join(', ')}]`,
         name,
       )
     }
-    return { ...expected, name, tensor }
+    return { ...expected, name, tensor, isTransposed }
   })
+}
+
+function hasShape(tensor: CheckpointTensor, shape: readonly number[]): boolean {
+  return tensor.shape.length === shape.length && tensor.shape.every((size, i) => size === shape[i])
+}
+
+function transposed([count, out, input]: readonly number[]): number[] {
+  return [count, input, out] as number[]
 }
 
 /** How the text model's tensors are called in files of models that see images, too. */

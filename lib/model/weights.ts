@@ -162,6 +162,16 @@ export async function loadWeights(
     x.dispose()
     return out
   }
+  const transposedRows = async (x: Tensor, rows: ModelWeight['rows']): Promise<Tensor> => {
+    const [nColumns, nRows] = x.shape as [number, number]
+    const [begin, end] = rows ?? [0, nRows]
+    const out = device.tensor(x.dtype, [end - begin, nColumns])
+    tensors.add(out)
+    out.write(transposedOf(await x.read(), [nColumns, nRows], [begin, end]))
+    tensors.delete(x)
+    x.dispose()
+    return out
+  }
   const dispose = () => {
     for (const tensor of tensors) tensor.dispose()
   }
@@ -174,14 +184,12 @@ export async function loadWeights(
       const file = files.get(path) ?? device.mapFile(path)
       files.set(path, file)
       const type = storedDtype(weight)
-      const [begin, end] = weight.rows ?? [0, weight.shape[0] as number]
-      const rest = weight.shape.slice(1)
-      const rowBytes = rest.reduce((product, size) => product * size, DTYPE_BYTES[type])
-      const at = offset + begin * rowBytes
       const { role, layer, expert } = weight
-      let stored: Tensor = device.fromFile(file, at, type, [end - begin, ...rest])
+      const { at, shape } = placeOf(weight)
+      let stored: Tensor = device.fromFile(file, offset + at * DTYPE_BYTES[type], type, shape)
       tensors.add(stored)
       await refuseNonFinite(stored, weight.name)
+      if (weight.isTransposed) stored = await transposedRows(stored, weight.rows)
       if (config.interleavedRope && ROTATED.includes(role)) stored = await inHalves(stored)
       if (layer !== null) layers[layer] ??= {}
       const own = layer === null ? once : (layers[layer] as LayerWeights)
@@ -216,6 +224,48 @@ export async function loadWeights(
     dispose()
     throw error
   }
+}
+
+/**
+ * Which elements of its tensor a weight is: the first one and the shape. What lies transposed is all of
+ * its expert's matrix.
+ */
+function placeOf(weight: ModelWeight): { at: number; shape: number[] } {
+  const { shape, rows, expert, isTransposed } = weight
+  const [count, ...rest] = shape as [number, ...number[]]
+  if (shape.length < 3 || expert === null) {
+    const [begin, end] = rows ?? [0, count]
+    const width = rest.reduce((product, size) => product * size, 1)
+    return { at: begin * width, shape: [end - begin, ...rest] }
+  }
+  const [height, width] = rest as [number, number]
+  const first = expert * height * width
+  if (isTransposed) return { at: first, shape: [width, height] }
+  const [begin, end] = rows ?? [0, height]
+  return { at: first + begin * width, shape: [end - begin, width] }
+}
+
+/** Columns of x (nRows, nColumns) from `begin` to before `end`, each a row. */
+function transposedOf<T extends TypedArrays[DType]>(
+  x: T,
+  [nRows, nColumns]: readonly [number, number],
+  [begin, end]: readonly [number, number],
+): T {
+  const out = x.slice(0, nRows * (end - begin)) as T
+  // In squares, so that what is read and what is written stay in the cache.
+  const kSquare = 32
+  for (let row = 0; row < nRows; row += kSquare) {
+    const rowsEnd = Math.min(nRows, row + kSquare)
+    for (let column = begin; column < end; column += kSquare) {
+      const columnsEnd = Math.min(end, column + kSquare)
+      for (let c = column; c < columnsEnd; ++c) {
+        for (let r = row; r < rowsEnd; ++r) {
+          out[(c - begin) * nRows + r] = x[r * nColumns + c] as number
+        }
+      }
+    }
+  }
+  return out
 }
 
 /**

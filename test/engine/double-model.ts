@@ -96,20 +96,35 @@ export class DoubleModel {
     }
     const { names, count: nExperts, perRow: nChosen, normalized } = experts
     const block = `${name}.${names.block}`
-    const logits = this.project(`${block}.gate`, x, hiddenSize)
+    const logits = this.project(`${block}.${names.router}`, x, hiddenSize)
     const { weights, experts: chosen } = routeExperts({ logits, nExperts, nChosen, normalized })
     const out = new Float64Array(x.length)
     for (const [pair, expert] of chosen.entries()) {
       const row = Math.floor(pair / nChosen)
       const own = x.subarray(row * hiddenSize, (row + 1) * hiddenSize)
-      const path = `${block}.experts.${expert}`
-      const gate = this.project(`${path}.${names.gateProj}`, own, hiddenSize)
-      const up = this.project(`${path}.${names.upProj}`, own, hiddenSize)
-      const gated = this.#gated({ gate, up })
-      const given = this.project(`${path}.${names.downProj}`, gated, experts.intermediateSize)
+      const [gateProj, upProj, downProj] = this.#matricesOf(block, expert)
+      const gate = product(own, gateProj)
+      const up = product(own, upProj)
+      const given = product(this.#gated({ gate, up }), downProj)
       for (const [c, value] of given.entries()) out[row * hiddenSize + c] += weights[pair] * value
     }
     return out
+  }
+
+  /** Gate, up and down of an expert, (out, in) each. */
+  #matricesOf(block: string, expert: number): [Float64Array, Float64Array, Float64Array] {
+    const { names, count } = this.config.experts!
+    const { tensors } = names
+    if ('gateProj' in tensors) {
+      const { gateProj, upProj, downProj } = tensors
+      const own = (name: string) => this.weight(`${block}.experts.${expert}.${name}.weight`)!
+      return [own(gateProj), own(upProj), own(downProj)]
+    }
+    const [both, down] = [tensors.gateUp, tensors.down].map((name) => {
+      const all = this.weight(`${block}.${name}`)!
+      return all.subarray((expert * all.length) / count, ((expert + 1) * all.length) / count)
+    })
+    return [both.subarray(0, both.length / 2), both.subarray(both.length / 2), down]
   }
 
   #gated(rows: { gate: Float64Array; up: Float64Array }): Float64Array {
@@ -359,6 +374,11 @@ function formatsOf({ keyBits, valueBits, keyRange, valueRange }: PrecisionClass)
 function plainMetric(metric: SaliencyMetric): 'normalized' | 'accumulated' {
   if (metric === 'normalized' || metric === 'accumulated') return metric
   throw new Error(`the double-precision twin has no metric ${metric}`)
+}
+
+/** W x of one row. */
+function product(x: Float64Array, weight: Float64Array): Float64Array {
+  return linear({ x, weight, m: 1, n: weight.length / x.length, k: x.length })
 }
 
 function add(a: Float64Array, b: Float64Array): Float64Array {

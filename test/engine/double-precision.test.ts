@@ -62,6 +62,8 @@ const models: [name: string, folder: string][] = [
   ['ernie4.5', join(kFixtures, 'ernie4.5')],
   ['glm', join(kFixtures, 'glm')],
   ['glm4', join(kFixtures, 'glm4')],
+  ['granite-moe', join(kFixtures, 'granite-moe')],
+  ['qwen3-vl-moe', join(kFixtures, 'qwen3-vl-moe')],
   [
     'gemma3, whose rows do not see the whole window that is compressed',
     copies.copy(join(kFixtures, 'gemma3'), { config: { sliding_window: 12 } }),

@@ -31,10 +31,18 @@ export const fixtureNames = [
   'ernie4.5',
   'glm',
   'glm4',
+  'granite-moe',
+  'qwen3-vl-moe',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */
-export const withExperts: readonly string[] = ['qwen3-moe', 'mixtral', 'olmoe']
+export const withExperts: readonly string[] = [
+  'qwen3-moe',
+  'mixtral',
+  'olmoe',
+  'granite-moe',
+  'qwen3-vl-moe',
+]
 
 /** One tensor of a safetensors file. */
 export interface StoredTensor {

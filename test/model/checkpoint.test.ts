@@ -276,6 +276,24 @@ describe('experts', () => {
     ])
   })
 
+  test('lie in two tensors, the gate of each before its up', () => {
+    const granite = { architectures: ['GraniteMoeForCausalLM'], num_local_experts: 2 }
+    const block = 'model.layers.1.block_sparse_moe'
+    const [both, down] = [`${block}.input_linear.weight`, `${block}.output_linear.weight`]
+    expect(mlpOf(granite, 1)).toEqual([
+      [`${block}.router.layer.weight`, 'router', [2, 32], null],
+      ...[0, 1].flatMap((expert) => [
+        [both, 'gateProj', [2, 96, 32], expert],
+        [both, 'upProj', [2, 96, 32], expert],
+        [down, 'downProj', [2, 32, 48], expert],
+      ]),
+    ])
+    const rows = expectedTensors(parseModelConfig({ ...sizes, ...granite }))
+      .filter(({ expert, layer }) => expert === 1 && layer === 0)
+      .map((own) => own.rows)
+    expect(rows).toEqual([[0, 48], [48, 96], null])
+  })
+
   test('are not in every layer', () => {
     const qwen = {
       ...{ architectures: ['Qwen3MoeForCausalLM'], num_experts: 2, moe_intermediate_size: 16 },

@@ -554,7 +554,7 @@ describe('architectures of their own', () => {
       experts: {
         ...{ count: 8, perRow: 2, intermediateSize: 256, normalized: true },
         layers: [true, true, true, true],
-        names: { block: 'block_sparse_moe', gateProj: 'w1', upProj: 'w3', downProj: 'w2' },
+        names: { tensors: { gateProj: 'w1', upProj: 'w3', downProj: 'w2' } },
       },
       rmsNormEps: 1e-5,
       slidingWindow: [0, 0, 0, 0],
@@ -581,6 +581,27 @@ describe('architectures of their own', () => {
     expect(experts({ mlp_only_layers: null })?.layers).toEqual([true, true, true, true])
     expect(experts({ decoder_sparse_step: 2, mlp_only_layers: [1, 3] })).toBeNull()
     expect(parseModelConfig(qwen3Moe)).toMatchObject({ qkNorm: 'each head', headDim: 64 })
+  })
+
+  test('granite with experts, and those of qwen3-vl: whose matrices lie in one tensor', () => {
+    const granite = {
+      ...{ ...mixtral, architectures: ['GraniteMoeForCausalLM'], model_type: 'granitemoe' },
+      logits_scaling: 8,
+    }
+    expect(parseModelConfig(granite)).toMatchObject({
+      experts: { count: 8, perRow: 2, intermediateSize: 256, normalized: true },
+      logitsScale: 0.125,
+    })
+    const { architectures, ...text } = qwen3Moe
+    const images = {
+      architectures: ['Qwen3VLMoeForConditionalGeneration'],
+      model_type: 'qwen3_vl_moe',
+      text_config: { ...text, model_type: 'qwen3_vl_moe_text' },
+    }
+    expect(parseModelConfig(images).experts).toMatchObject({
+      ...{ count: 16, perRow: 4, intermediateSize: 48, normalized: true },
+      names: { tensors: { gateUp: 'experts.gate_up_proj', mayBeTransposed: true } },
+    })
   })
 
   test('qwen3-moe: a window is that of all layers, as transformers has it', () => {
