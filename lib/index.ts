@@ -46,10 +46,13 @@ export type {
   DefaultRope,
   ExpertNames,
   ExpertsConfig,
+  JointExpertNames,
   LinearRope,
   Llama3Rope,
   LongRope,
   ModelConfig,
+  NormNames,
+  OwnExpertNames,
   RopeConfig,
   YarnRope,
 } from './model/config.js'

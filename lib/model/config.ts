@@ -12,7 +12,13 @@ import { readGenerationConfig, readTokenIds } from './generation-config.js'
 import { isJsonObject, type JsonObject, modelFile, quote, readJsonFile } from './model-files.js'
 import { type RopeConfig, readRopes, readRotaryDim } from './rope-config.js'
 
-export type { Architecture, ExpertNames, NormNames } from './architectures.js'
+export type {
+  Architecture,
+  ExpertNames,
+  JointExpertNames,
+  NormNames,
+  OwnExpertNames,
+} from './architectures.js'
 export type {
   DefaultRope,
   LinearRope,
