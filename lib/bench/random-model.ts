@@ -48,7 +48,9 @@ export async function withRandomModel<T>(
   { dtype = 'f16', parent = tmpdir() }: RandomModelOptions = {},
 ): Promise<T> {
   const parsed = parseModelConfig(config as Parameters<typeof parseModelConfig>[0])
-  const tensors = expectedTensors(parsed).map(({ name, shape }) => {
+  // Some are several weights.
+  const shapes = new Map(expectedTensors(parsed).map(({ name, shape }) => [name, shape]))
+  const tensors = [...shapes].map(([name, shape]) => {
     const length = shape.reduce((all, size) => all * size, 1)
     return { name, shape, length }
   })

@@ -11,7 +11,7 @@ import {
   TableArena,
   tableWords,
 } from '../cache/index.js'
-import { gateWidth } from '../model/config.js'
+import { gateWidth, hasOutputNorms } from '../model/config.js'
 import type { ForwardModel } from '../model/forward.js'
 import { namedTensors } from '../model/weights.js'
 import { DTYPE_BYTES } from '../ops/index.js'
@@ -99,7 +99,7 @@ function probeRowBytes({ config, attentionDtype }: ForwardModel): number {
 
 /** What every pass of `n` rows allocates, but for K and V. */
 function passBytes(model: ForwardModel, n: number): { bytes: number; nSlices: number } {
-  const { hiddenSize, experts, headDim, nHeads, nKvHeads, outputNorms } = model.config
+  const { hiddenSize, experts, headDim, nHeads, nKvHeads } = model.config
   const compute = DTYPE_BYTES[model.dtype]
   const attention = DTYPE_BYTES[model.attentionDtype]
   const rounds = model.attentionDtype !== 'f32'
@@ -113,7 +113,7 @@ function passBytes(model: ForwardModel, n: number): { bytes: number; nSlices: nu
   // logits; of each chosen one its weight, which it is, its pair, and what it gives
   const routed = experts ? 4 * (experts.count + experts.perRow * (3 + hiddenSize)) : 0
   const offsets = experts ? 4 * (experts.count + 1) : 0
-  const branch = outputNorms ? 4 * hiddenSize : 0
+  const branch = hasOutputNorms(model.config) ? 4 * hiddenSize : 0
   const slice = perSlice * (compute * hiddenSize + query + key + mlp + routed + branch) + offsets
   return { bytes: stream + slice, nSlices: Math.ceil(n / perSlice) }
 }

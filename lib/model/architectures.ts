@@ -12,17 +12,50 @@ export type Architecture =
   | 'Gemma3ForConditionalGeneration'
   | 'MixtralForCausalLM'
   | 'Qwen3MoeForCausalLM'
+  | 'MinistralForCausalLM'
+  | 'Mistral3ForConditionalGeneration'
+  | 'Qwen2_5_VLForConditionalGeneration'
+  | 'Qwen3VLForConditionalGeneration'
+  | 'SeedOssForCausalLM'
+  | 'GraniteForCausalLM'
+  | 'Olmo2ForCausalLM'
+  | 'Olmo3ForCausalLM'
+  | 'OlmoeForCausalLM'
+  | 'Exaone4ForCausalLM'
+  | 'Ernie4_5ForCausalLM'
+  | 'GlmForCausalLM'
+  | 'Glm4ForCausalLM'
+  | 'GraniteMoeForCausalLM'
+  | 'Qwen3VLMoeForConditionalGeneration'
 
 /** How a checkpoint calls the tensors of a layer's experts. */
 export interface ExpertNames {
   /** The part of a layer that holds them, and the router: `block.experts.0`, `block.gate`. */
   readonly block: string
+  /** In the place of `gate`, the router. */
+  readonly router: string
+  /** Of the tensors: each expert's own, or those of all experts. */
+  readonly tensors: OwnExpertNames | JointExpertNames
+}
+
+/** Where each expert has tensors of its own, `block.experts.0.NAME.weight`. */
+export interface OwnExpertNames {
   /** In the place of `gate_proj`. */
   readonly gateProj: string
   /** In the place of `up_proj`. */
   readonly upProj: string
   /** In the place of `down_proj`. */
   readonly downProj: string
+}
+
+/** Where those of all experts lie in one, `block.NAME`. */
+export interface JointExpertNames {
+  /** (n_experts, 2 x intermediate_size, hidden_size): each expert's gate, then its up. */
+  readonly gateUp: string
+  /** (n_experts, hidden_size, intermediate_size). */
+  readonly down: string
+  /** Files may have each matrix as (in, out). */
+  readonly mayBeTransposed: boolean
 }
 
 /** What config.json of a model with experts says of them. */
@@ -38,6 +71,29 @@ export interface ExpertTraits {
   readonly names: ExpertNames
 }
 
+/**
+ * How a checkpoint calls the norms of a layer: of what enters attention and the MLP, and of what they add
+ * to the residual stream. Null: there is none.
+ */
+export interface NormNames {
+  /** Of what enters attention. */
+  readonly attention: string | null
+  /** Of what attention adds. */
+  readonly attentionOutput: string | null
+  /** Of what enters the MLP. */
+  readonly mlp: string | null
+  /** Of what the MLP adds. */
+  readonly mlpOutput: string | null
+}
+
+/** Where the text model of one that sees images is told of. */
+export interface TextTraits {
+  /** The one `model_type` of its `text_config`. */
+  readonly modelType: string
+  /** `text_config` may be missing: the file itself is it, as hubs have older ones. */
+  readonly mayBeFlat: boolean
+}
+
 /** Where transformers differs from one architecture to the next. */
 export interface ArchitectureTraits {
   readonly modelType: string
@@ -46,42 +102,68 @@ export interface ArchitectureTraits {
    * we do not guess.
    */
   readonly defaults: JsonObject
-  /** The text model of one that sees images, too: its config is `text_config`. */
-  readonly isTextOf: boolean
-  readonly bias: 'none' | 'qkv' | 'from attention_bias'
-  /** RMS norm of each query and key head. */
-  readonly qkNorm: boolean
+  /** The text model of one that sees images, too; null: it is all there is. */
+  readonly textOf: TextTraits | null
+  /** Which projections of attention have one, or which keys say so. */
+  readonly bias:
+    | 'none'
+    | 'qkv'
+    | 'from attention_bias'
+    | 'qkv from attention_bias'
+    | 'from attention_bias and attention_out_bias'
+  /** RMS norm of queries and keys: of each head, or of all heads together. */
+  readonly qkNorm: 'none' | 'each head' | 'all heads'
+  readonly norms: NormNames
   readonly window:
     | 'none'
     | 'all layers'
     | 'all layers by use_sliding_window'
+    | 'all layers or by layer_types'
     | 'by use_sliding_window'
     | 'by pattern'
+    | 'by pattern or none'
   /** Which layers rotate, and how. */
-  readonly rope: 'one' | 'some layers' | 'one for windows'
+  readonly rope: 'one' | 'some layers' | 'one for windows' | 'windows alone'
   /** The file may say that a part of each head rotates. */
   readonly partialRotary: boolean
-  /** Q, K and V lie in one tensor of the checkpoint, gate and up in another. */
-  readonly fusedProjections: boolean
+  /** Channels 2i and 2i + 1 of a head rotate together, where others' are i and i + half of them. */
+  readonly interleavedRope: boolean
+  /** What lies in one tensor of the checkpoint: gate and up; Q, K and V in another. */
+  readonly fusedProjections: 'none' | 'gate and up' | 'all'
   /**
-   * Gemma's ways: norms multiply by 1 + weight, two more of them before the sums with the residual
-   * stream, embeddings times the root of their width, scores divided by the root of
-   * `query_pre_attn_scalar`.
+   * Gemma's ways: norms multiply by 1 + weight, embeddings times the root of their width, scores divided
+   * by the root of `query_pre_attn_scalar`.
    */
   readonly isGemma: boolean
+  /** Embeddings, scores, what is added to the residual stream and logits are multiplied as the file says. */
+  readonly isGranite: boolean
   /** MLPs are several experts, of which a router chooses some for each row; null: they are not. */
   readonly experts: ExpertTraits | null
 }
 
+const kUsualExpertNames = {
+  block: 'mlp',
+  router: 'gate',
+  tensors: { gateProj: 'gate_proj', upProj: 'up_proj', downProj: 'down_proj' },
+} as const satisfies ExpertNames
+
 const kPlain = {
-  isTextOf: false,
+  textOf: null,
   bias: 'none',
-  qkNorm: false,
+  qkNorm: 'none',
+  norms: {
+    attention: 'input_layernorm',
+    attentionOutput: null,
+    mlp: 'post_attention_layernorm',
+    mlpOutput: null,
+  },
   window: 'none',
   rope: 'one',
   partialRotary: false,
-  fusedProjections: false,
+  interleavedRope: false,
+  fusedProjections: 'none',
   isGemma: false,
+  isGranite: false,
   experts: null,
 } as const satisfies Partial<ArchitectureTraits>
 
@@ -115,10 +197,68 @@ const kGemma3Traits = {
     rope_local_base_freq: 10_000,
   },
   bias: 'from attention_bias',
-  qkNorm: true,
+  qkNorm: 'each head',
   window: 'by pattern',
   rope: 'one for windows',
+  norms: {
+    attention: 'input_layernorm',
+    attentionOutput: 'post_attention_layernorm',
+    mlp: 'pre_feedforward_layernorm',
+    mlpOutput: 'post_feedforward_layernorm',
+  },
   isGemma: true,
+} as const satisfies ArchitectureTraits
+
+const kOutputNorms = {
+  attention: null,
+  attentionOutput: 'post_attention_layernorm',
+  mlp: null,
+  mlpOutput: 'post_feedforward_layernorm',
+} as const satisfies NormNames
+
+const kOlmo2Traits = {
+  ...kPlain,
+  modelType: 'olmo2',
+  defaults: { num_key_value_heads: null, rms_norm_eps: 1e-5 },
+  bias: 'from attention_bias',
+  qkNorm: 'all heads',
+  norms: kOutputNorms,
+} as const satisfies ArchitectureTraits
+
+const kGraniteTraits = {
+  ...kPlain,
+  modelType: 'granite',
+  defaults: {
+    num_key_value_heads: null,
+    embedding_multiplier: 1,
+    attention_multiplier: 1,
+    residual_multiplier: 1,
+    logits_scaling: 1,
+  },
+  bias: 'from attention_bias',
+  isGranite: true,
+} as const satisfies ArchitectureTraits
+
+const kGlmTraits = {
+  ...kPlain,
+  modelType: 'glm',
+  defaults: {
+    head_dim: 128,
+    attention_bias: true,
+    rms_norm_eps: 1.5625e-7,
+    partial_rotary_factor: 0.5,
+  },
+  bias: 'qkv from attention_bias',
+  partialRotary: true,
+  interleavedRope: true,
+  fusedProjections: 'gate and up',
+} as const satisfies ArchitectureTraits
+
+const kMistralTraits = {
+  ...kPlain,
+  modelType: 'mistral',
+  defaults: { sliding_window: 4096 },
+  window: 'all layers',
 } as const satisfies ArchitectureTraits
 
 export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> = {
@@ -128,11 +268,16 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     defaults: { num_key_value_heads: null },
     bias: 'from attention_bias',
   },
-  MistralForCausalLM: {
-    ...kPlain,
-    modelType: 'mistral',
-    defaults: { sliding_window: 4096 },
-    window: 'all layers',
+  MistralForCausalLM: kMistralTraits,
+  MinistralForCausalLM: {
+    ...kMistralTraits,
+    modelType: 'ministral',
+    window: 'all layers or by layer_types',
+  },
+  Mistral3ForConditionalGeneration: {
+    ...kMistralTraits,
+    modelType: 'mistral3',
+    textOf: { modelType: 'mistral', mayBeFlat: false },
   },
   Qwen2ForCausalLM: {
     ...kPlain,
@@ -147,8 +292,58 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     // Without the key it is not hidden_size / num_attention_heads.
     defaults: { ...kQwenDefaults, head_dim: 128 },
     bias: 'from attention_bias',
-    qkNorm: true,
+    qkNorm: 'each head',
     window: 'by use_sliding_window',
+  },
+  Qwen2_5_VLForConditionalGeneration: {
+    ...kPlain,
+    modelType: 'qwen2_5_vl',
+    defaults: {
+      ...kQwenDefaults,
+      max_window_layers: 80,
+      rms_norm_eps: 1e-5,
+      rope_theta: 1_000_000,
+    },
+    textOf: { modelType: 'qwen2_5_vl_text', mayBeFlat: true },
+    bias: 'qkv',
+    window: 'by use_sliding_window',
+  },
+  Qwen3VLForConditionalGeneration: {
+    ...kPlain,
+    modelType: 'qwen3_vl',
+    defaults: { head_dim: 128, rope_theta: 500_000 },
+    textOf: { modelType: 'qwen3_vl_text', mayBeFlat: false },
+    bias: 'from attention_bias',
+    qkNorm: 'each head',
+  },
+  Qwen3VLMoeForConditionalGeneration: {
+    ...kPlain,
+    modelType: 'qwen3_vl_moe',
+    defaults: { rope_theta: 500_000, decoder_sparse_step: 1 },
+    textOf: { modelType: 'qwen3_vl_moe_text', mayBeFlat: false },
+    bias: 'from attention_bias',
+    qkNorm: 'each head',
+    experts: {
+      countKeys: ['num_experts', 'num_local_experts'],
+      widthKey: 'moe_intermediate_size',
+      normalized: 'yes',
+      layers: 'by decoder_sparse_step',
+      names: {
+        block: 'mlp',
+        router: 'gate',
+        tensors: {
+          gateUp: 'experts.gate_up_proj',
+          down: 'experts.down_proj',
+          mayBeTransposed: true,
+        },
+      },
+    },
+  },
+  SeedOssForCausalLM: {
+    ...kPlain,
+    modelType: 'seed_oss',
+    defaults: { attention_bias: true, head_dim: 128 },
+    bias: 'from attention_bias and attention_out_bias',
   },
   Phi3ForCausalLM: {
     ...kPlain,
@@ -161,7 +356,7 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     },
     window: 'all layers',
     partialRotary: true,
-    fusedProjections: true,
+    fusedProjections: 'all',
   },
   SmolLM3ForCausalLM: {
     ...kPlain,
@@ -178,7 +373,11 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     rope: 'some layers',
   },
   Gemma3ForCausalLM: kGemma3Traits,
-  Gemma3ForConditionalGeneration: { ...kGemma3Traits, modelType: 'gemma3', isTextOf: true },
+  Gemma3ForConditionalGeneration: {
+    ...kGemma3Traits,
+    modelType: 'gemma3',
+    textOf: { modelType: 'gemma3_text', mayBeFlat: false },
+  },
   MixtralForCausalLM: {
     ...kPlain,
     modelType: 'mixtral',
@@ -189,7 +388,11 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
       widthKey: 'intermediate_size',
       normalized: 'yes',
       layers: 'all',
-      names: { block: 'block_sparse_moe', gateProj: 'w1', upProj: 'w3', downProj: 'w2' },
+      names: {
+        block: 'block_sparse_moe',
+        router: 'gate',
+        tensors: { gateProj: 'w1', upProj: 'w3', downProj: 'w2' },
+      },
     },
   },
   Qwen3MoeForCausalLM: {
@@ -202,14 +405,92 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
       norm_topk_prob: false,
     },
     bias: 'from attention_bias',
-    qkNorm: true,
+    qkNorm: 'each head',
     window: 'all layers by use_sliding_window',
     experts: {
       countKeys: ['num_experts', 'num_local_experts'],
       widthKey: 'moe_intermediate_size',
       normalized: 'from norm_topk_prob',
       layers: 'by decoder_sparse_step',
-      names: { block: 'mlp', gateProj: 'gate_proj', upProj: 'up_proj', downProj: 'down_proj' },
+      names: kUsualExpertNames,
+    },
+  },
+  GraniteForCausalLM: kGraniteTraits,
+  GraniteMoeForCausalLM: {
+    ...kGraniteTraits,
+    modelType: 'granitemoe',
+    experts: {
+      countKeys: ['num_local_experts'],
+      widthKey: 'intermediate_size',
+      normalized: 'yes',
+      layers: 'all',
+      names: {
+        block: 'block_sparse_moe',
+        router: 'router.layer',
+        tensors: {
+          gateUp: 'input_linear.weight',
+          down: 'output_linear.weight',
+          mayBeTransposed: false,
+        },
+      },
+    },
+  },
+  Olmo2ForCausalLM: kOlmo2Traits,
+  Olmo3ForCausalLM: {
+    ...kOlmo2Traits,
+    modelType: 'olmo3',
+    defaults: {
+      ...kOlmo2Traits.defaults,
+      sliding_window: 4096,
+      sliding_window_pattern: 4,
+      rope_theta: 500_000,
+    },
+    window: 'by pattern',
+    rope: 'one for windows',
+  },
+  OlmoeForCausalLM: {
+    ...kPlain,
+    modelType: 'olmoe',
+    defaults: { num_key_value_heads: null, rms_norm_eps: 1e-5 },
+    bias: 'from attention_bias',
+    qkNorm: 'all heads',
+    experts: {
+      countKeys: ['num_experts', 'num_local_experts'],
+      widthKey: 'intermediate_size',
+      normalized: 'from norm_topk_prob',
+      layers: 'all',
+      names: kUsualExpertNames,
+    },
+  },
+  Exaone4ForCausalLM: {
+    ...kPlain,
+    modelType: 'exaone4',
+    defaults: { rms_norm_eps: 1e-5, sliding_window: 4096, sliding_window_pattern: 4 },
+    qkNorm: 'each head',
+    norms: kOutputNorms,
+    window: 'by pattern or none',
+    rope: 'windows alone',
+  },
+  Ernie4_5ForCausalLM: {
+    ...kPlain,
+    modelType: 'ernie4_5',
+    defaults: {
+      head_dim: 128,
+      rms_norm_eps: 1e-5,
+      tie_word_embeddings: true,
+      rope_theta: 500_000,
+    },
+    interleavedRope: true,
+  },
+  GlmForCausalLM: kGlmTraits,
+  Glm4ForCausalLM: {
+    ...kGlmTraits,
+    modelType: 'glm4',
+    norms: {
+      attention: 'input_layernorm',
+      attentionOutput: 'post_self_attn_layernorm',
+      mlp: 'post_attention_layernorm',
+      mlpOutput: 'post_mlp_layernorm',
     },
   },
 }

@@ -66,13 +66,18 @@ export function isMatrix(role: WeightRole): role is MatrixRole {
 /** A tensor that a model of some config needs. */
 export interface ExpectedTensor {
   readonly name: string
-  /** Row-major, matrices as (out, in). */
+  /** Row-major, matrices as (out, in), those of all experts (n_experts, out, in). */
   readonly shape: readonly number[]
   readonly role: WeightRole
   /** From 0; null for what exists once a model. */
   readonly layer: number | null
-  /** The weight is these rows of the tensor, from the first to before the last; null: all of it. */
+  /**
+   * The weight is these rows of the tensor, or of its expert's matrix, from the first to before the
+   * last; null: all of it.
+   */
   readonly rows: readonly [begin: number, end: number] | null
+  /** Files may have each expert's matrix as (in, out): `ModelWeight.isTransposed`. */
+  readonly mayBeTransposed?: true
   /** Whose matrix it is, from 0; null: not an expert's. */
   readonly expert: number | null
 }
@@ -83,6 +88,8 @@ export interface ModelWeight extends ExpectedTensor {
   readonly tensor: CheckpointTensor
   /** How codes are to be read; null where the weight is floats. Of matrices alone. */
   readonly quantized: QuantizedMatrix | null
+  /** In the file the matrices of all experts are (n_experts, in, out). */
+  readonly isTransposed: boolean
 }
 
 const kSingleFile = 'model.safetensors'
@@ -169,7 +176,7 @@ function makeCheckpoint(located: Iterable<readonly [string, CheckpointTensor]>):
  */
 export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
   const { hiddenSize, intermediateSize, headDim, vocabSize, attentionBias } = config
-  const { fusedProjections, outputNorms, experts } = config
+  const { fusedProjections, norms, experts } = config
   const qWidth = config.nHeads * headDim
   const kvWidth = config.nKvHeads * headDim
   const expected: ExpectedTensor[] = []
@@ -187,12 +194,26 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
 
   const addExperts = (layer: number, prefix: string, { count, names, ...own }: ExpertsConfig) => {
     const block = `${prefix}.${names.block}`
-    add(layer, 'router', `${block}.gate.weight`, count, hiddenSize)
+    const { tensors } = names
+    const width = own.intermediateSize
+    const joint = [count, 2 * width, hiddenSize]
+    add(layer, 'router', `${block}.${names.router}.weight`, count, hiddenSize)
     for (let expert = 0; expert < count; ++expert) {
+      if ('gateUp' in tensors) {
+        for (const [role, name, shape, rows] of [
+          ['gateProj', tensors.gateUp, joint, [0, width]],
+          ['upProj', tensors.gateUp, joint, [width, 2 * width]],
+          ['downProj', tensors.down, [count, hiddenSize, width], null],
+        ] as const) {
+          const all = { name: `${block}.${name}`, shape, role, layer, rows, expert }
+          expected.push(tensors.mayBeTransposed ? { ...all, mayBeTransposed: true } : all)
+        }
+        continue
+      }
       for (const [role, name, ...shape] of [
-        ['gateProj', names.gateProj, own.intermediateSize, hiddenSize],
-        ['upProj', names.upProj, own.intermediateSize, hiddenSize],
-        ['downProj', names.downProj, hiddenSize, own.intermediateSize],
+        ['gateProj', tensors.gateProj, width, hiddenSize],
+        ['upProj', tensors.upProj, width, hiddenSize],
+        ['downProj', tensors.downProj, hiddenSize, width],
       ] as const) {
         const path = `${block}.experts.${expert}.${name}.weight`
         expected.push({ name: path, shape, role, layer, rows: null, expert })
@@ -204,13 +225,16 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
   for (let layer = 0; layer < config.nLayers; ++layer) {
     const prefix = `model.layers.${layer}`
     const attention = `${prefix}.self_attn`
-    add(layer, 'inputNorm', `${prefix}.input_layernorm.weight`, hiddenSize)
+    const norm = (role: WeightRole, name: string | null) => {
+      if (name !== null) add(layer, role, `${prefix}.${name}.weight`, hiddenSize)
+    }
+    norm('inputNorm', norms.attention)
     const qkv = [
       ['qProj', 'q_proj', qWidth],
       ['kProj', 'k_proj', kvWidth],
       ['vProj', 'v_proj', kvWidth],
     ] as const
-    if (fusedProjections) {
+    if (fusedProjections === 'all') {
       const parts = qkv.map(([role, , height]): [WeightRole, number] => [role, height])
       addFused(layer, `${attention}.qkv_proj.weight`, hiddenSize, parts)
     } else {
@@ -222,20 +246,19 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
       add(layer, 'kBias', `${attention}.k_proj.bias`, kvWidth)
       add(layer, 'vBias', `${attention}.v_proj.bias`, kvWidth)
     }
-    if (config.qkNorm) {
-      add(layer, 'qNorm', `${attention}.q_norm.weight`, headDim)
-      add(layer, 'kNorm', `${attention}.k_norm.weight`, headDim)
+    if (config.qkNorm !== 'none') {
+      const isOfAll = config.qkNorm === 'all heads'
+      add(layer, 'qNorm', `${attention}.q_norm.weight`, isOfAll ? qWidth : headDim)
+      add(layer, 'kNorm', `${attention}.k_norm.weight`, isOfAll ? kvWidth : headDim)
     }
     add(layer, 'oProj', `${attention}.o_proj.weight`, hiddenSize, qWidth)
     if (attentionBias.output) add(layer, 'oBias', `${attention}.o_proj.bias`, hiddenSize)
-    const norm = (role: WeightRole, name: string) =>
-      add(layer, role, `${prefix}.${name}_layernorm.weight`, hiddenSize)
-    if (outputNorms) norm('attentionOutputNorm', 'post_attention')
-    norm('mlpNorm', outputNorms ? 'pre_feedforward' : 'post_attention')
+    norm('attentionOutputNorm', norms.attentionOutput)
+    norm('mlpNorm', norms.mlp)
     const mlp = `${prefix}.mlp`
     if (experts?.layers[layer]) {
       addExperts(layer, prefix, experts)
-    } else if (fusedProjections) {
+    } else if (fusedProjections !== 'none') {
       addFused(layer, `${mlp}.gate_up_proj.weight`, hiddenSize, [
         ['gateProj', intermediateSize],
         ['upProj', intermediateSize],
@@ -246,7 +269,7 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
       add(layer, 'upProj', `${mlp}.up_proj.weight`, intermediateSize, hiddenSize)
       add(layer, 'downProj', `${mlp}.down_proj.weight`, hiddenSize, intermediateSize)
     }
-    if (outputNorms) norm('mlpOutputNorm', 'post_feedforward')
+    norm('mlpOutputNorm', norms.mlpOutput)
   }
   add(null, 'norm', 'model.norm.weight', hiddenSize)
   if (!config.tieWordEmbeddings) add(null, 'lmHead', 'lm_head.weight', vocabSize, hiddenSize)
@@ -267,10 +290,12 @@ export function checkTensors(checkpoint: Checkpoint, config: ModelConfig): Model
     const name = nameOf(expected.name)
     const tensor = checkpoint.tensors.get(name)
     const quantized =
-      config.quantization && isMatrix(expected.role)
+      config.quantization && isMatrix(expected.role) && shape.length === 2
         ? findQuantized(checkpoint, config.quantization, name, shape as [number, number])
         : null
-    if (quantized) return { ...expected, name, tensor: quantized.codes, quantized }
+    if (quantized) {
+      return { ...expected, name, tensor: quantized.codes, quantized, isTransposed: false }
+    }
     if (tensor === undefined) {
       const where = checkpoint.files.join(', ')
       refuse(`${where}: ${name} is missing, expected shape [${shape.join(', ')}]`, name)
@@ -279,16 +304,26 @@ export function checkTensors(checkpoint: Checkpoint, config: ModelConfig): Model
       const allowed = kWeightDtypes.join(', ')
       refuse(`${tensor.file}: ${name} has dtype ${tensor.dtype}, expected one of ${allowed}`, name)
     }
-    const isSameShape =
-      tensor.shape.length === shape.length && tensor.shape.every((size, i) => size === shape[i])
-    if (!isSameShape) {
+    const isSameShape = hasShape(tensor, shape)
+    // Where (out, in) and (in, out) are one shape it is the former, as transformers has it.
+    const isTransposed =
+      !isSameShape && expected.mayBeTransposed === true && hasShape(tensor, transposed(shape))
+    if (!isSameShape && !isTransposed) {
       refuse(
         `${tensor.file}: ${name} has shape [${tensor.shape.join(', ')}], expected [${shape.join(', ')}]`,
         name,
       )
     }
-    return { ...expected, name, tensor, quantized }
+    return { ...expected, name, tensor, quantized, isTransposed }
   })
+}
+
+function hasShape(tensor: CheckpointTensor, shape: readonly number[]): boolean {
+  return tensor.shape.length === shape.length && tensor.shape.every((size, i) => size === shape[i])
+}
+
+function transposed([count, out, input]: readonly number[]): number[] {
+  return [count, input, out] as number[]
 }
 
 /** How the text model's tensors are called in files of models that see images, too. */

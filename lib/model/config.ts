@@ -5,6 +5,7 @@ import {
   type Architecture,
   type ArchitectureTraits,
   type ExpertNames,
+  type NormNames,
 } from './architectures.js'
 import { ConfigReader } from './config-reader.js'
 import { readGenerationConfig, readTokenIds } from './generation-config.js'
@@ -12,7 +13,13 @@ import { isJsonObject, type JsonObject, modelFile, quote, readJsonFile } from '.
 import { type QuantizationConfig, readQuantization } from './quantization-config.js'
 import { type RopeConfig, readRopes, readRotaryDim } from './rope-config.js'
 
-export type { Architecture, ExpertNames } from './architectures.js'
+export type {
+  Architecture,
+  ExpertNames,
+  JointExpertNames,
+  NormNames,
+  OwnExpertNames,
+} from './architectures.js'
 export type {
   AwqQuantization,
   CompressedTensorsQuantization,
@@ -69,7 +76,10 @@ export interface ModelConfig {
   readonly vocabSize: number
   /** `max_position_embeddings`: the longest context, in tokens. */
   readonly maxPositions: number
-  /** Added to the mean square in each norm. */
+  /**
+   * Added to the mean square in each norm; of a model with a `residual_multiplier`, divided by its
+   * square, as its stream is by it.
+   */
   readonly rmsNormEps: number
   /** The output projection is the embedding matrix. */
   readonly tieWordEmbeddings: boolean
@@ -84,8 +94,8 @@ export interface ModelConfig {
     /** The one of the output. */
     readonly output: boolean
   }
-  /** RMS norm over head_dim of each query and key head, before RoPE. */
-  readonly qkNorm: boolean
+  /** RMS norm of queries and keys before RoPE: over head_dim of each head, or over all of a row's heads. */
+  readonly qkNorm: 'none' | 'each head' | 'all heads'
   /** (nLayers): a row sees its last so many keys, itself included; 0 sees all. */
   readonly slidingWindow: readonly number[]
   /** What products of queries and keys are multiplied by before the softmax. */
@@ -94,16 +104,25 @@ export interface ModelConfig {
   readonly activation: 'silu' | 'gelu_tanh'
   /** What token embeddings are multiplied by. */
   readonly embeddingScale: number
+  /** That scale is rounded to the type that the model computes in. */
+  readonly roundsEmbeddingScale: boolean
+  /** What logits are multiplied by. */
+  readonly logitsScale: number
   /** Norms multiply by 1 + weight, not by weight. */
   readonly unitOffsetNorms: boolean
-  /** What attention and the MLP add to the residual stream passes a norm first. */
-  readonly outputNorms: boolean
-  /** Q, K and V lie in one tensor of the checkpoint, gate and up in another. */
-  readonly fusedProjections: boolean
+  /** Which norms a layer has. */
+  readonly norms: NormNames
+  /** What lies in one tensor of the checkpoint: gate and up; Q, K and V in another. */
+  readonly fusedProjections: 'none' | 'gate and up' | 'all'
   /** How the checkpoint's matrices are quantized; null: they are floats. */
   readonly quantization: QuantizationConfig | null
   /** Channels of a head that rotate: the first so many, `headDim` in most models. */
   readonly rotaryDim: number
+  /**
+   * In the checkpoint channels 2i and 2i + 1 of a head rotate together. Loaded, they are i and
+   * i + rotaryDim / 2, as everyone's: the order of channels is nothing to a product of Q and K.
+   */
+  readonly interleavedRope: boolean
   /** (nLayers): how positions turn into rotations; null: not at all. Layers alike share an object. */
   readonly ropes: readonly (RopeConfig | null)[]
 }
@@ -177,14 +196,17 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
   const headDim = readHeadDim(read, hiddenSize, nHeads)
   const vocabSize = read.integer('vocab_size', 1, kMaxVocab)
   const maxPositions = read.integer('max_position_embeddings', 1, kMaxPositions)
-  const attentionBias = traits.bias !== 'none' && read.boolean('attention_bias', false)
   const [bosTokenIds, eosTokenIds] = ['bos_token_id', 'eos_token_id'].map((key) => {
     const ids = readTokenIds(key in raw ? raw : read.raw, key, path)
     checkTokenIds(ids, key, vocabSize, path)
     return ids
   }) as [number[], number[]]
-  const rotates = readRotatingLayers(read, traits, nLayers)
-  const windows = readSlidingWindow(read, traits, architecture, rotates)
+  const turning = readRotatingLayers(read, traits, nLayers)
+  const windows = readSlidingWindow(read, traits, architecture, turning)
+  const rotates =
+    traits.rope === 'windows alone' && read.value('sliding_window') !== undefined
+      ? windows.map((window) => window > 0)
+      : turning
   const rotaryDim = readRotaryDim(read, traits, headDim)
 
   return {
@@ -198,38 +220,81 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     headDim,
     vocabSize,
     maxPositions,
-    rmsNormEps: read.number('rms_norm_eps', 'a number above 0 and at most 1', kDefaultEps, isEps),
-    tieWordEmbeddings: read.boolean('tie_word_embeddings', false),
+    tieWordEmbeddings: readTie(whole, read),
     bosTokenId: bosTokenIds[0] ?? null,
     eosTokenIds,
-    attentionBias:
-      traits.bias === 'qkv'
-        ? { qkv: true, output: false }
-        : { qkv: attentionBias, output: attentionBias },
+    attentionBias: readAttentionBias(read, traits),
     qkNorm: traits.qkNorm,
     // A window as long as the context hides nothing.
     slidingWindow: windows.map((window) => (window < maxPositions ? window : 0)),
-    softmaxScale: 1 / Math.sqrt(traits.isGemma ? read.positive('query_pre_attn_scalar') : headDim),
+    ...readScales(read, traits, hiddenSize, headDim),
     activation: readActivation(read, traits.isGemma ? 'hidden_activation' : 'hidden_act'),
-    embeddingScale: traits.isGemma ? Math.sqrt(hiddenSize) : 1,
     unitOffsetNorms: traits.isGemma,
-    outputNorms: traits.isGemma,
+    norms: traits.norms,
     fusedProjections: traits.fusedProjections,
     rotaryDim,
-    quantization: readQuantization(whole) ?? (traits.isTextOf ? readQuantization(read) : null),
+    quantization: readQuantization(whole) ?? (traits.textOf ? readQuantization(read) : null),
+    interleavedRope: traits.interleavedRope,
     ropes: readRopes(read, { traits, rotaryDim, maxPositions, rotates, windows }),
   }
 }
 
 /** The text model's keys, and what its class says where they are absent. */
-function readerOfText(
-  whole: ConfigReader,
-  { defaults, isTextOf }: ArchitectureTraits,
-): ConfigReader {
-  if (!isTextOf) return new ConfigReader({ ...defaults, ...whole.raw }, whole.path)
+function readerOfText(whole: ConfigReader, { defaults, textOf }: ArchitectureTraits): ConfigReader {
   const text = whole.value('text_config')
+  if (textOf === null || (textOf.mayBeFlat && text === undefined)) {
+    return new ConfigReader({ ...defaults, ...whole.raw }, whole.path)
+  }
   if (!isJsonObject(text)) whole.refuse('text_config', `is ${quote(text)}, expected an object`)
-  return new ConfigReader({ ...defaults, ...text }, whole.path, 'text_config.')
+  const read = new ConfigReader({ ...defaults, ...text }, whole.path, 'text_config.')
+  const modelType = read.value('model_type')
+  if (modelType !== undefined && modelType !== textOf.modelType) {
+    read.refuse('model_type', `is ${quote(modelType)}, expected "${textOf.modelType}"`)
+  }
+  return read
+}
+
+/**
+ * Whether embeddings are tied. A model that sees images may say so twice, and transformers 5 writes what
+ * a class of its own says where nobody did: a "no" counts.
+ */
+function readTie(whole: ConfigReader, read: ConfigReader): boolean {
+  const own = whole.boolean('tie_word_embeddings', true)
+  return own && read.boolean('tie_word_embeddings', whole.boolean('tie_word_embeddings', false))
+}
+
+function readAttentionBias(
+  read: ConfigReader,
+  { bias }: ArchitectureTraits,
+): ModelConfig['attentionBias'] {
+  if (bias === 'none' || bias === 'qkv') return { qkv: bias === 'qkv', output: false }
+  const qkv = read.boolean('attention_bias', false)
+  if (bias === 'from attention_bias') return { qkv, output: qkv }
+  const hasKey = bias === 'from attention_bias and attention_out_bias'
+  return { qkv, output: hasKey && read.boolean('attention_out_bias', false) }
+}
+
+/**
+ * What numbers are multiplied by on their way. A stream x to which r f(norm(x)) is added is r times a
+ * stream y to which f(norm(r y)) is, and norm(r y) is norm(y) with eps / r^2: so r costs nothing.
+ */
+function readScales(
+  read: ConfigReader,
+  { isGemma, isGranite }: ArchitectureTraits,
+  hiddenSize: number,
+  headDim: number,
+) {
+  const eps = read.number('rms_norm_eps', 'a number above 0 and at most 1', kDefaultEps, isEps)
+  const residual = isGranite ? read.positive('residual_multiplier') : 1
+  const embedding = isGranite ? read.positive('embedding_multiplier') : 1
+  const usual = 1 / Math.sqrt(isGemma ? read.positive('query_pre_attn_scalar') : headDim)
+  return {
+    rmsNormEps: eps / residual ** 2,
+    softmaxScale: isGranite ? read.positive('attention_multiplier') : usual,
+    embeddingScale: isGemma ? Math.sqrt(hiddenSize) : embedding / residual,
+    roundsEmbeddingScale: isGemma,
+    logitsScale: isGranite ? 1 / read.positive('logits_scaling') : 1,
+  }
 }
 
 const isEps = (value: number): boolean => value > 0 && value <= 1
@@ -259,11 +324,16 @@ function readArchitecture(read: ConfigReader): Architecture {
 
 /** Refuses, by name, what would change the arithmetic and is not computed here. */
 function refuseUnsupported(read: ConfigReader, traits: ArchitectureTraits): void {
-  if (read.boolean('mlp_bias', false)) {
-    read.refuse('mlp_bias', 'is true; biases in the MLP are not supported')
+  for (const key of ['mlp_bias', 'use_bias']) {
+    if (read.boolean(key, false)) {
+      read.refuse(key, 'is true; biases in the MLP are not supported')
+    }
   }
   if (traits.bias === 'none' && read.boolean('attention_bias', false)) {
     read.refuse('attention_bias', `is true; ${traits.modelType} has no attention bias`)
+  }
+  if (read.value('clip_qkv') !== undefined) {
+    read.refuse('clip_qkv', `is ${quote(read.value('clip_qkv'))}; clipping is not supported`)
   }
   for (const key of ['attn_logit_softcapping', 'final_logit_softcapping']) {
     if (read.value(key) !== undefined) {
@@ -318,6 +388,11 @@ function readExperts(
     names: experts.names,
   }
   return layers.includes(true) ? config : null
+}
+
+/** Whether what attention or the MLP adds to the residual stream passes a norm first. */
+export function hasOutputNorms({ norms }: ModelConfig): boolean {
+  return norms.attentionOutput !== null || norms.mlpOutput !== null
 }
 
 /** Elements a row of the widest gate of any layer. */
@@ -420,6 +495,12 @@ function readSlidingWindow(
   const byType = (types: readonly string[]) =>
     types.map((type) => (type === 'sliding_attention' ? window : 0))
 
+  if (traits.window === 'all layers or by layer_types' && layerTypes !== null) {
+    if (window === 0 && hasSlidingLayer) {
+      read.refuse('layer_types', 'holds "sliding_attention" while sliding_window is null')
+    }
+    return byType(layerTypes)
+  }
   if (isInAll) {
     // transformers reads no layer_types here: each that differs from what it would do is a
     // contradiction.
@@ -430,7 +511,13 @@ function readSlidingWindow(
     return full.fill(window)
   }
 
-  if (traits.window === 'by pattern') {
+  if (traits.window === 'by pattern or none' && window === 0) {
+    if (hasSlidingLayer) {
+      read.refuse('layer_types', 'holds "sliding_attention" while sliding_window is null')
+    }
+    return full
+  }
+  if (traits.window === 'by pattern' || traits.window === 'by pattern or none') {
     if (window === 0) read.refuse('sliding_window', 'is null, expected an integer')
     if (layerTypes !== null) return byType(layerTypes)
     const pattern = read.integer('sliding_window_pattern', 1, kMaxInt32)

@@ -4,6 +4,7 @@
  */
 import {
   addExperts,
+  convert,
   type Device,
   embedding,
   expertLinear,
@@ -18,7 +19,7 @@ import {
   siluGate,
   type Tensor,
 } from '../ops/index.js'
-import { gateWidth, type ModelConfig } from './config.js'
+import { gateWidth, hasOutputNorms, type ModelConfig } from './config.js'
 import type { Scratch } from './scratch.js'
 import type {
   AttentionDtype,
@@ -183,7 +184,7 @@ export function makeWorkspace(
     offsets: scratch.tensor('i32', [experts.count + 1]),
     given: scratch.tensor('f32', [capacity * experts.perRow, hiddenSize]),
   }
-  const branch = config.outputNorms ? scratch.tensor('f32', [capacity, hiddenSize]) : null
+  const branch = hasOutputNorms(config) ? scratch.tensor('f32', [capacity, hiddenSize]) : null
 
   return (nRows, stream) => {
     const view = <T extends Tensor>(tensor: T, ...rest: number[]) =>
@@ -239,7 +240,8 @@ export function embedRows(
   ids: Tensor<'i32'>,
   positions: Tensor<'i32'>,
 ): void {
-  const scale = roundedTo(model.dtype, model.config.embeddingScale)
+  const { embeddingScale, roundsEmbeddingScale } = model.config
+  const scale = roundsEmbeddingScale ? roundedTo(model.dtype, embeddingScale) : embeddingScale
   embedding({ ids, weight: model.weights.embedding, out: x, scale })
   for (const [i, own] of model.ropes.entries()) {
     if (own.invFreq.length > 0) ropeTable({ positions, ...own, ...(ropes[i] as RopeTable) })
@@ -276,25 +278,25 @@ export function runLayer(
   block: RowBlock,
   attend: () => void,
 ): void {
-  const { rmsNormEps: eps, activation } = model.config
+  const { rmsNormEps: eps, activation, qkNorm } = model.config
   const w = model.weights.layers[layer] as LayerWeights
-  const { x, normed, rawQ, rawK, headRows } = block
-  rmsNorm({ x, weight: need(w.inputNorm), out: normed, eps })
+  const { rawQ, rawK } = block
   const qkv = [
     { ...need(w.qProj), bias: w.qBias, out: rawQ },
     { ...need(w.kProj), bias: w.kBias, out: rawK },
     { ...need(w.vProj), bias: w.vBias, out: block.vRows },
   ]
-  groupedLinear({ x: normed, products: qkv })
-  if (w.qNorm) rmsNorm({ x: headRows.q, weight: w.qNorm, out: headRows.q, eps })
-  if (w.kNorm) rmsNorm({ x: headRows.k, weight: w.kNorm, out: headRows.k, eps })
+  groupedLinear({ x: enterBranch(block, w.inputNorm, eps), products: qkv })
+  const { q, k } = qkNorm === 'all heads' ? { q: rawQ, k: rawK } : block.headRows
+  if (w.qNorm) rmsNorm({ x: q, weight: w.qNorm, out: q, eps })
+  if (w.kNorm) rmsNorm({ x: k, weight: w.kNorm, out: k, eps })
   attend()
   const attention = { ...need(w.oProj), bias: w.oBias }
   addBranch(block, block.attended, attention, w.attentionOutputNorm, eps)
   // x += down(activation(gate(norm(x))) * up(norm(x)))
-  rmsNorm({ x, weight: need(w.mlpNorm), out: normed, eps })
+  const input = enterBranch(block, w.mlpNorm, eps)
   if (w.router) {
-    runExperts(model, w, w.router, block, need(block.experts))
+    runExperts(model, w, w.router, { x: block.x, input }, need(block.experts))
     return
   }
   const rows = need(block.plain)
@@ -302,7 +304,7 @@ export function runLayer(
     { ...need(w.gateProj), out: rows.gate },
     { ...need(w.upProj), out: rows.up },
   ]
-  groupedLinear({ x: normed, products: gateUp })
+  groupedLinear({ x: input, products: gateUp })
   applyGate(activation, rows)
   addBranch(block, rows.gated, need(w.downProj), w.mlpOutputNorm, eps)
 }
@@ -312,16 +314,16 @@ function runExperts(
   { config }: ForwardModel,
   w: LayerWeights,
   router: Matrix,
-  { x, normed }: RowBlock,
+  { x, input }: { readonly x: Tensor<'f32'>; readonly input: Tensor },
   rows: ExpertRows,
 ): void {
   const { logits, weights, chosen: experts, pairs, offsets, given } = rows
-  linear({ x: normed, ...router, out: logits })
+  linear({ x: input, ...router, out: logits })
   const { normalized } = need(config.experts)
   routeExperts({ logits, weights, experts, pairs, offsets, normalized })
   const routed = { pairs, offsets }
-  expertLinear({ x: normed, ...need(w.gateProj), ...routed, out: rows.gate })
-  expertLinear({ x: normed, ...need(w.upProj), ...routed, out: rows.up })
+  expertLinear({ x: input, ...need(w.gateProj), ...routed, out: rows.gate })
+  expertLinear({ x: input, ...need(w.upProj), ...routed, out: rows.up })
   applyGate(config.activation, rows)
   expertLinear({ x: rows.gated, ...need(w.downProj), ...routed, out: given })
   addExperts({ x: given, weights, out: x })
@@ -330,6 +332,14 @@ function runExperts(
 function applyGate(activation: ModelConfig['activation'], { gate, up, gated }: GatedRows): void {
   if (activation === 'silu') siluGate({ gate, up, out: gated })
   else geluGate({ gate, up, out: gated })
+}
+
+/** What attention or the MLP reads of the residual stream: normalized where there is a norm. */
+function enterBranch({ x, normed }: RowBlock, weight: Tensor | undefined, eps: number): Tensor {
+  if (weight) rmsNorm({ x, weight, out: normed, eps })
+  else if (normed.dtype === 'f32') return x
+  else convert({ x, out: normed })
+  return normed
 }
 
 /** Adds a product to the residual stream, normalized where there is a norm. */

@@ -144,7 +144,9 @@ function readerWithin(read: ConfigReader, key: string, value: JsonObject): Confi
 
 /** Of layers that see everything, and of those with a window. */
 function readRopesByType(read: ConfigReader, facts: RopeFacts): [RopeConfig, RopeConfig] {
-  const local: RopeConfig = { type: 'default', theta: readTheta(read, 'rope_local_base_freq') }
+  const hasOwn = read.value('rope_local_base_freq') !== undefined
+  const theta = readTheta(read, hasOwn ? 'rope_local_base_freq' : 'rope_theta')
+  const local: RopeConfig = { type: 'default', theta }
   const byType = read.value('rope_parameters')
   if (!isJsonObject(byType)) return [readRope(read, parametersOf(read), facts), local]
   const [full, sliding] = ['full_attention', 'sliding_attention'].map((type) => {
@@ -153,9 +155,8 @@ function readRopesByType(read: ConfigReader, facts: RopeFacts): [RopeConfig, Rop
     if (isJsonObject(parameters)) return readerWithin(within, type, parameters)
     return within.refuse(type, `is ${quote(parameters)}, expected an object`)
   }) as [ConfigReader, ConfigReader]
-  const theta = sliding.value('rope_theta') ?? local.theta
   const slidingRope = new ConfigReader(
-    { ...sliding.raw, rope_theta: theta },
+    { ...sliding.raw, rope_theta: sliding.value('rope_theta') ?? theta },
     sliding.path,
     sliding.prefix,
   )
@@ -177,7 +178,10 @@ function readRope(read: ConfigReader, rope: ConfigReader, facts: RopeFacts): Rop
   const named = rope.value('rope_type') ?? rope.value('type') ?? 'default'
   // transformers takes both names for it in Phi 3, and in no other.
   const isOldName = named === 'su' || named === 'yarn'
-  const type = isOldName && facts.traits.modelType === 'phi3' ? 'longrope' : named
+  const longName = isOldName && facts.traits.modelType === 'phi3' ? 'longrope' : named
+  // Positions of images have three coordinates, each of which turns pairs of its own. Those of text are
+  // one number three times.
+  const type = longName === 'mrope' && facts.traits.textOf !== null ? 'default' : longName
   const theta = readTheta(rope.value('rope_theta') === undefined ? read : rope)
   switch (type) {
     case 'default':

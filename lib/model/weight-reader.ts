@@ -6,6 +6,7 @@ import {
   type DType,
   type MappedFile,
   type Tensor,
+  type TypedArrays,
   UNPACKED,
   unpackWeight,
 } from '../ops/index.js'
@@ -40,23 +41,21 @@ export class WeightReader {
    * one that is damaged, `ERR_ZC_IO`.
    */
   async values(weight: ModelWeight, wide: 'f32' | 'bf16'): Promise<Tensor> {
-    const { shape, name, tensor, quantized } = weight
-    const [begin, end] = rowsOf(weight)
-    const rest = shape.slice(1)
+    const { name, tensor, quantized } = weight
+    const { at, shape } = placeOf(weight)
     let x: Tensor
     if (quantized) {
-      x = this.#device.tensor(wide, [end - begin, ...rest])
+      x = this.#device.tensor(wide, shape)
       this.#tensors.add(x)
       await this.unpack(weight, { out: x })
     } else {
       const type = floatType(tensor, name)
-      const rowBytes = rest.reduce((product, size) => product * size, DTYPE_BYTES[type])
-      const at = tensor.offset + begin * rowBytes
-      x = this.#device.fromFile(this.#fileOf(tensor), at, type, [end - begin, ...rest])
+      const offset = tensor.offset + at * DTYPE_BYTES[type]
+      x = this.#device.fromFile(this.#fileOf(tensor), offset, type, shape)
       this.#tensors.add(x)
     }
     await refuseNonFinite(x, name)
-    return x
+    return weight.isTransposed ? this.#transposed(x, weight.rows) : x
   }
 
   /**
@@ -94,6 +93,18 @@ export class WeightReader {
     }
   }
 
+  /** x (in, out) as (out, in), of which rows may be chosen. x is disposed. */
+  async #transposed(x: Tensor, rows: ModelWeight['rows']): Promise<Tensor> {
+    const [nColumns, nRows] = x.shape as [number, number]
+    const [begin, end] = rows ?? [0, nRows]
+    const out = this.#device.tensor(x.dtype, [end - begin, nColumns])
+    this.#tensors.add(out)
+    out.write(transposedOf(await x.read(), [nColumns, nRows], [begin, end]))
+    this.#tensors.delete(x)
+    x.dispose()
+    return out
+  }
+
   #fileOf({ file: path }: CheckpointTensor): MappedFile {
     const file = this.#files.get(path) ?? this.#device.mapFile(path)
     this.#files.set(path, file)
@@ -103,6 +114,48 @@ export class WeightReader {
 
 function rowsOf({ rows, shape }: ModelWeight): readonly [number, number] {
   return rows ?? [0, shape[0] as number]
+}
+
+/**
+ * Which elements of its tensor a weight is: the first one and the shape. What lies transposed is all of
+ * its expert's matrix.
+ */
+function placeOf(weight: ModelWeight): { at: number; shape: number[] } {
+  const { shape, rows, expert, isTransposed } = weight
+  const [count, ...rest] = shape as [number, ...number[]]
+  if (shape.length < 3 || expert === null) {
+    const [begin, end] = rows ?? [0, count]
+    const width = rest.reduce((product, size) => product * size, 1)
+    return { at: begin * width, shape: [end - begin, ...rest] }
+  }
+  const [height, width] = rest as [number, number]
+  const first = expert * height * width
+  if (isTransposed) return { at: first, shape: [width, height] }
+  const [begin, end] = rows ?? [0, height]
+  return { at: first + begin * width, shape: [end - begin, width] }
+}
+
+/** Columns of x (nRows, nColumns) from `begin` to before `end`, each a row. */
+function transposedOf<T extends TypedArrays[DType]>(
+  x: T,
+  [nRows, nColumns]: readonly [number, number],
+  [begin, end]: readonly [number, number],
+): T {
+  const out = x.slice(0, nRows * (end - begin)) as T
+  // In squares, so that what is read and what is written stay in the cache.
+  const kSquare = 32
+  for (let row = 0; row < nRows; row += kSquare) {
+    const rowsEnd = Math.min(nRows, row + kSquare)
+    for (let column = begin; column < end; column += kSquare) {
+      const columnsEnd = Math.min(end, column + kSquare)
+      for (let c = column; c < columnsEnd; ++c) {
+        for (let r = row; r < rowsEnd; ++r) {
+          out[(c - begin) * nRows + r] = x[r * nColumns + c] as number
+        }
+      }
+    }
+  }
+  return out
 }
 
 function floatType({ dtype }: CheckpointTensor, name: string): 'f32' | 'f16' | 'bf16' {

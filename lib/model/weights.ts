@@ -1,5 +1,12 @@
 import { ZipCacheError } from '../errors.js'
-import { convert, type Device, type DType, quantizeWeight, type Tensor } from '../ops/index.js'
+import {
+  convert,
+  type Device,
+  type DType,
+  quantizeWeight,
+  type Tensor,
+  type TypedArrays,
+} from '../ops/index.js'
 import { isMatrix, type MatrixRole, type ModelWeight, type WeightRole } from './checkpoint.js'
 import type { ModelConfig } from './config.js'
 import { WeightReader } from './weight-reader.js'
@@ -60,6 +67,9 @@ type CodedMatrix = Matrix & { weight: Tensor<'i8'> | Tensor<'u8'> } & Required<
     Pick<Matrix, 'scales'>
   >
 
+/** What makes channels that rotate. */
+const ROTATED: readonly WeightRole[] = ['qProj', 'kProj', 'qBias', 'kBias']
+
 /** Weights that exist once a layer; biases and head norms only where the architecture has them. */
 export type LayerWeights = { [Role in MatrixRole]?: Matrix } & {
   [Role in Exclude<WeightRole, MatrixRole>]?: Tensor
@@ -77,7 +87,10 @@ export interface ModelWeights {
 
 /** How weights are kept. */
 export interface WeightOptions {
-  readonly config: Pick<ModelConfig, 'unitOffsetNorms' | 'experts'>
+  readonly config: Pick<
+    ModelConfig,
+    'unitOffsetNorms' | 'logitsScale' | 'experts' | 'interleavedRope' | 'headDim' | 'rotaryDim'
+  >
   readonly dtype: ComputeDtype
   readonly format: WeightFormat
   readonly signal: AbortSignal | undefined
@@ -92,7 +105,7 @@ export interface WeightOptions {
  * one after another.
  *
  * Matrices that the checkpoint has quantized are unpacked: `stored` keeps codes of 8 bits where each row has one
- * scale and no zero point, and on a CPU codes of 4 bits in groups of whole 32 elements; what else there is becomes
+ * scale and no zero point, and codes of 4 bits in groups of whole 32 elements; what else there is becomes
  * bfloat16, whatever the model computes in.
  *
  * Rejects with `ERR_ZC_NUMERIC` naming the first tensor that holds NaN or infinity, `ERR_ZC_IO` or
@@ -155,11 +168,14 @@ export async function loadWeights(
       ? { weight: make(dtype === 'f32' ? stored : 'bf16', all) }
       : codesOf(all)
   }
-  const toNorm = async (x: Tensor): Promise<Tensor> => {
-    if (!config.unitOffsetNorms) return x
+  const toNorm = async (x: Tensor, role: WeightRole): Promise<Tensor> => {
+    // Logits are products with what the last norm gives.
+    const scale = role === 'norm' ? config.logitsScale : 1
+    const offset = config.unitOffsetNorms ? 1 : 0
+    if (scale === 1 && offset === 0) return x
     const out = make('f32', x.shape)
     convert({ x, out })
-    out.write((await out.read()).map((weight) => 1 + weight))
+    out.write((await out.read()).map((weight) => scale * (offset + weight)))
     x.dispose()
     return out
   }
@@ -171,13 +187,21 @@ export async function loadWeights(
     tensors.delete(tensor)
     tensor.dispose()
   }
+  const isReordered = (role: WeightRole) => config.interleavedRope && ROTATED.includes(role)
+  const read = async (weight: ModelWeight, wide: 'f32' | 'bf16'): Promise<Tensor> => {
+    const x = await reader.values(weight, wide)
+    if (!isReordered(weight.role)) return x
+    const out = make(x.dtype, x.shape)
+    out.write(halvesOf(await x.read(), x.shape[0] as number, config))
+    discard(x)
+    return out
+  }
 
   /** A matrix, or one of each expert, as the checkpoint's own codes; null where they cannot be kept. */
   const keep = async (parts: readonly ModelWeight[]): Promise<Matrix | null> => {
     const [first] = parts as [ModelWeight]
-    const codes = ownCodes(first)
+    const codes = isReordered(first.role) ? null : ownCodes(first)
     if (!codes || (format !== 'stored' && format !== `int${codes.bits}`)) return null
-    if (codes.bits === 4 && device.info.kind === 'gpu') return null
     const { bits, group } = codes
     const isSame = parts.every((part) => {
       const own = ownCodes(part)
@@ -204,7 +228,7 @@ export async function loadWeights(
   const toExperts = async (parts: readonly ModelWeight[], wide: 'f32' | 'bf16') => {
     let matrix: Matrix | undefined
     for (const { name, expert, ...part } of parts) {
-      const x = await reader.values({ name, expert, ...part }, wide)
+      const x = await read({ name, expert, ...part }, wide)
       matrix ??= expertsLike(x)
       if (dtype === 'f32' && format === 'stored' && x.dtype !== matrix.weight.dtype) {
         const expected = `expected ${matrix.weight.dtype}, that of the layer's first expert`
@@ -223,7 +247,7 @@ export async function loadWeights(
     const wide = format === 'stored' || role === 'router' ? 'bf16' : 'f32'
     const [first] = parts as [ModelWeight]
     if (first.expert !== null) return toExperts(parts, wide)
-    const x = await reader.values(first, wide)
+    const x = await read(first, wide)
     const matrix = await toMatrix(x, role)
     if (matrix.weight !== x) discard(x)
     return matrix
@@ -239,8 +263,8 @@ export async function loadWeights(
       const own = layer === null ? once : (layers[layer] as LayerWeights)
       if (isMatrix(role)) own[role] = await load(parts, role)
       else {
-        const x = await reader.values(first, 'bf16')
-        own[role] = isNorm(role) ? await toNorm(x) : x
+        const x = await read(first, 'bf16')
+        own[role] = isNorm(role) ? await toNorm(x, role) : x
       }
       signal?.throwIfAborted()
     }
@@ -264,6 +288,26 @@ export function codedBytes(format: 'int8' | 'int4', shape: readonly number[]): n
   const [k, length] = [shape.at(-1) as number, shape.reduce((product, size) => product * size, 1)]
   if (format === 'int8' || k % INT4_UNIT !== 0) return length + 4 * (length / k)
   return length / 2 + 3 * (length / INT4_GROUP)
+}
+
+/**
+ * Rows of heads, of which 2i and 2i + 1 rotate together, in the order in which i and
+ * i + rotaryDim / 2 do.
+ */
+function halvesOf<T extends TypedArrays[DType]>(
+  x: T,
+  nRows: number,
+  { headDim, rotaryDim }: Pick<ModelConfig, 'headDim' | 'rotaryDim'>,
+): T {
+  const width = x.length / nRows
+  const out = x.slice() as T
+  for (let row = 0; row < nRows; ++row) {
+    const channel = row % headDim
+    if (channel >= rotaryDim) continue
+    const to = row - channel + (channel >> 1) + (channel % 2) * (rotaryDim / 2)
+    out.set(x.subarray(row * width, (row + 1) * width), to * width)
+  }
+  return out
 }
 
 /** Writes the matrix of one expert among those of all. */

@@ -6,7 +6,8 @@ import { PHI } from './tool-calls.js'
  * Messages and tools in the words of a template.
  *
  * Most have no developer, and leave out or refuse what one says: it is the system's there, as OpenAI
- * has the two for one. Phi-4-mini's takes its tools with the system's message, and knows no calls.
+ * has the two for one. Phi-4-mini's takes its tools with the system's message, and knows no calls, nor
+ * does that of Granite 3: they are the text that the model wrote.
  */
 export function inTemplateWords(
   template: string,
@@ -14,7 +15,9 @@ export function inTemplateWords(
   tools: readonly JsonObject[],
 ): readonly ChatMessage[] {
   const known = template.includes('developer') ? messages : messages.map(withoutDeveloper)
-  return template.includes("message['tools']") ? inPhiWords(known, tools) : known
+  if (template.includes("message['tools']")) return inPhiWords(known, tools)
+  const isGranite = template.includes(PHI.open) && !template.includes('tool_calls')
+  return isGranite ? known.map((message) => withCallsAsText(message, '')) : known
 }
 
 function withoutDeveloper(message: ChatMessage): ChatMessage {
@@ -32,17 +35,19 @@ function inPhiWords(
   messages: readonly ChatMessage[],
   tools: readonly JsonObject[],
 ): readonly ChatMessage[] {
-  const said = messages.map(({ tool_calls, ...message }): ChatMessage => {
-    if (!Array.isArray(tool_calls) || tool_calls.length === 0) return message
-    const calls = PHI.open + spaced(tool_calls.map(calledFunction)) + PHI.close
-    return { ...message, content: `${message.content ?? ''}${calls}` }
-  })
+  const said = messages.map((message) => withCallsAsText(message, PHI.close))
   if (tools.length === 0) return said
   const [first, ...rest] = said
   const hasSystem = first?.role === 'system'
   const system = hasSystem ? first : { role: 'system', content: PHI_SYSTEM }
   const functions = spaced(tools.map((tool) => tool.function))
   return [{ ...system, tools: functions }, ...(hasSystem ? rest : said)]
+}
+
+function withCallsAsText({ tool_calls, ...message }: ChatMessage, close: string): ChatMessage {
+  if (!Array.isArray(tool_calls) || tool_calls.length === 0) return message
+  const calls = PHI.open + spaced(tool_calls.map(calledFunction)) + close
+  return { ...message, content: `${message.content ?? ''}${calls}` }
 }
 
 function calledFunction(call: unknown): unknown {

@@ -29,7 +29,8 @@ export interface ToolCallParser {
 /**
  * How a model writes its calls:
  * - `hermes`: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, as Hermes and Qwen do
- * - `phi`: `<|tool_call|>[{"name": …, "arguments": {…}}]<|/tool_call|>`, as Phi-4-mini does
+ * - `phi`: `<|tool_call|>[{"name": …, "arguments": {…}}]<|/tool_call|>`, as Phi-4-mini does, and Granite 3
+ *   without the end
  * - `mistral`: `[TOOL_CALLS][{"name": …, "arguments": {…}}]` or `[TOOL_CALLS]name[ARGS]{…}`, to the end
  * - `llama`: an answer that is nothing but `{"name": …, "parameters": {…}}`, several with `;` between
  */
@@ -40,7 +41,7 @@ export function toolFormatOf(template: string): ToolFormat | null {
   if (template.includes('[TOOL_CALLS]')) return 'mistral'
   if (template.includes('<tool_call>')) return 'hermes'
   // Phi's says how its tools are written, and leaves its calls out.
-  if (template.includes('<|tool|>')) return 'phi'
+  if (template.includes('<|tool|>') || template.includes(PHI.open)) return 'phi'
   const isLlama = template.includes('<|python_tag|>') || template.includes('"parameters":')
   return isLlama ? 'llama' : null
 }
@@ -93,7 +94,7 @@ interface CallMarks {
 }
 
 const HERMES: CallMarks = { open: '<tool_call>', close: '</tool_call>' }
-/** Of Phi-4-mini. */
+/** Of Phi-4-mini; Granite 3 has no end of calls but that of the answer. */
 export const PHI: CallMarks = { open: '<|tool_call|>', close: '<|/tool_call|>' }
 
 /** Text with calls between marks: an object, or a list of them. */

@@ -36,7 +36,12 @@ export class DoubleModel {
 
   static async load(dir: string): Promise<DoubleModel> {
     const tensors = readSafetensors(join(dir, 'model.safetensors'))
-    const values = [...tensors].map(([name, tensor]) => [name, valuesOf(tensor)] as const)
+    // Of a model that sees images its text model, by the names of one that does not.
+    const nameOf = (name: string) =>
+      name
+        .replace(/^(language_model\.model|model\.language_model)\./, 'model.')
+        .replace(/^language_model\./, '')
+    const values = [...tensors].map(([name, tensor]) => [nameOf(name), valuesOf(tensor)] as const)
     return new DoubleModel(await readModelConfig(dir), new Map(values))
   }
 
@@ -46,8 +51,10 @@ export class DoubleModel {
    */
   weight(name: string): Float64Array | undefined {
     const fused = name.match(/^(.*)\.(q|k|v|gate|up)_proj\.weight$/)
-    if (!this.config.fusedProjections || !fused) return this.#weights.get(name)
+    const { fusedProjections } = this.config
+    if (fusedProjections === 'none' || !fused) return this.#weights.get(name)
     const [, prefix, which] = fused as unknown as [string, string, string]
+    if (fusedProjections !== 'all' && which.length === 1) return this.#weights.get(name)
     const { hiddenSize, headDim, nHeads, nKvHeads, intermediateSize } = this.config
     const [joint, parts] =
       which.length === 1
@@ -89,20 +96,35 @@ export class DoubleModel {
     }
     const { names, count: nExperts, perRow: nChosen, normalized } = experts
     const block = `${name}.${names.block}`
-    const logits = this.project(`${block}.gate`, x, hiddenSize)
+    const logits = this.project(`${block}.${names.router}`, x, hiddenSize)
     const { weights, experts: chosen } = routeExperts({ logits, nExperts, nChosen, normalized })
     const out = new Float64Array(x.length)
     for (const [pair, expert] of chosen.entries()) {
       const row = Math.floor(pair / nChosen)
       const own = x.subarray(row * hiddenSize, (row + 1) * hiddenSize)
-      const path = `${block}.experts.${expert}`
-      const gate = this.project(`${path}.${names.gateProj}`, own, hiddenSize)
-      const up = this.project(`${path}.${names.upProj}`, own, hiddenSize)
-      const gated = this.#gated({ gate, up })
-      const given = this.project(`${path}.${names.downProj}`, gated, experts.intermediateSize)
+      const [gateProj, upProj, downProj] = this.#matricesOf(block, expert)
+      const gate = product(own, gateProj)
+      const up = product(own, upProj)
+      const given = product(this.#gated({ gate, up }), downProj)
       for (const [c, value] of given.entries()) out[row * hiddenSize + c] += weights[pair] * value
     }
     return out
+  }
+
+  /** Gate, up and down of an expert, (out, in) each. */
+  #matricesOf(block: string, expert: number): [Float64Array, Float64Array, Float64Array] {
+    const { names, count } = this.config.experts!
+    const { tensors } = names
+    if ('gateProj' in tensors) {
+      const { gateProj, upProj, downProj } = tensors
+      const own = (name: string) => this.weight(`${block}.experts.${expert}.${name}.weight`)!
+      return [own(gateProj), own(upProj), own(downProj)]
+    }
+    const [both, down] = [tensors.gateUp, tensors.down].map((name) => {
+      const all = this.weight(`${block}.${name}`)!
+      return all.subarray((expert * all.length) / count, ((expert + 1) * all.length) / count)
+    })
+    return [both.subarray(0, both.length / 2), both.subarray(both.length / 2), down]
   }
 
   #gated(rows: { gate: Float64Array; up: Float64Array }): Float64Array {
@@ -111,9 +133,10 @@ export class DoubleModel {
 
   /** Logits of rows of the residual stream. */
   logits(x: Float64Array): Float64Array {
-    const { hiddenSize, tieWordEmbeddings } = this.config
+    const { hiddenSize, tieWordEmbeddings, logitsScale } = this.config
     const head = tieWordEmbeddings ? 'model.embed_tokens' : 'lm_head'
-    return this.project(head, this.norm('model.norm', x, hiddenSize), hiddenSize)
+    const logits = this.project(head, this.norm('model.norm', x, hiddenSize), hiddenSize)
+    return logits.map((logit) => logitsScale * logit)
   }
 }
 
@@ -167,24 +190,20 @@ export class DoubleSequence {
     const isPrompt =
       n > 1 && this.#compression !== null && this.#tailLength + n >= this.#compression.window
     const embeddings = this.#model.weight('model.embed_tokens.weight')!
-    const { embeddingScale: scale, outputNorms } = config
+    const { embeddingScale: scale, norms } = config
     let x = embedding({ ids, weight: embeddings, width: hiddenSize, scale })
     for (let layer = 0; layer < config.nLayers; layer++) {
       const name = `model.layers.${layer}`
-      const normed = this.#model.norm(`${name}.input_layernorm`, x, hiddenSize)
-      const heads = this.#heads(layer, name, normed)
+      const norm = (which: string | null, y: Float64Array) =>
+        which === null ? y : this.#model.norm(`${name}.${which}`, y, hiddenSize)
+      const heads = this.#heads(layer, name, norm(norms.attention, x))
       const attended = isPrompt
         ? this.#attendPrompt(layer, heads, n)
         : this.#attendTail(layer, heads, n)
-      // What is added to the stream has a norm of its own, or none.
-      const outputNorm = (which: string, y: Float64Array) =>
-        outputNorms ? this.#model.norm(`${name}.post_${which}_layernorm`, y, hiddenSize) : y
       const qWidth = config.nHeads * config.headDim
       const output = this.#model.project(`${name}.self_attn.o_proj`, attended, qWidth)
-      x = add(x, outputNorm('attention', output))
-      const inputNorm = outputNorms ? 'pre_feedforward' : 'post_attention'
-      const wide = this.#model.norm(`${name}.${inputNorm}_layernorm`, x, hiddenSize)
-      x = add(x, outputNorm('feedforward', this.#model.mlp(layer, wide)))
+      x = add(x, norm(norms.attentionOutput, output))
+      x = add(x, norm(norms.mlpOutput, this.#model.mlp(layer, norm(norms.mlp, x))))
     }
     this.#tailLength += n
     if (isPrompt || (n === 1 && this.#tailLength === this.#compression?.window)) this.#endGroup()
@@ -202,11 +221,24 @@ export class DoubleSequence {
     })
     const rotated = (which: 'q' | 'k', count: number) => {
       const raw = this.#model.project(`${name}.self_attn.${which}_proj`, normed, hiddenSize)
-      const x = this.#model.norm(`${name}.self_attn.${which}_norm`, raw, headDim)
-      return rope({ x, ...table, nHeads: count, headDim })
+      const width = config.qkNorm === 'all heads' ? count * headDim : headDim
+      const x = this.#model.norm(`${name}.self_attn.${which}_norm`, raw, width)
+      return rope({ x: this.#inHalves(x), ...table, nHeads: count, headDim })
     }
     const v = this.#model.project(`${name}.self_attn.v_proj`, normed, hiddenSize)
     return { q: rotated('q', nHeads), k: rotated('k', nKvHeads), v }
+  }
+
+  /** Channels of heads, the first of each pair that rotates before the second ones. */
+  #inHalves(x: Float64Array): Float64Array {
+    const { interleavedRope, headDim, rotaryDim } = this.#model.config
+    if (!interleavedRope) return x
+    const half = rotaryDim / 2
+    return x.map((_, i) => {
+      const channel = i % headDim
+      if (channel >= rotaryDim) return x[i]
+      return x[i - channel + (channel < half ? 2 * channel : 2 * (channel - half) + 1)]
+    })
   }
 
   /** A row sees itself and what came before, packed or not. */
@@ -342,6 +374,11 @@ function formatsOf({ keyBits, valueBits, keyRange, valueRange }: PrecisionClass)
 function plainMetric(metric: SaliencyMetric): 'normalized' | 'accumulated' {
   if (metric === 'normalized' || metric === 'accumulated') return metric
   throw new Error(`the double-precision twin has no metric ${metric}`)
+}
+
+/** W x of one row. */
+function product(x: Float64Array, weight: Float64Array): Float64Array {
+  return linear({ x, weight, m: 1, n: weight.length / x.length, k: x.length })
 }
 
 function add(a: Float64Array, b: Float64Array): Float64Array {

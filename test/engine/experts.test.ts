@@ -19,7 +19,7 @@ const kinds = [
 describe.each(withExperts)('%s', (name) => {
   test.each(kinds)('%j: tokens of a batch are those of sequences alone', async (options) => {
     const model = await loadModel(join(kFixtures, name), { ...options, kvMemory: 1 << 24 })
-    const prompts = [1, 9, 40, 130].map((n) => someIds(n, 320, n))
+    const prompts = [1, 9, 40, 130].map((n) => someIds(n, model.config.vocabSize, n))
     const ask = (ids: number[]) => idsOf(model, ids, 12, { policy: 'zipcache' })
     const alone: number[][] = []
     for (const ids of prompts) alone.push(await ask(ids))

@@ -19,14 +19,16 @@ import { idsOf, maxDifference, someIds, useModel } from './running'
 const copies = new ModelCopies()
 afterAll(() => copies.remove())
 
-const isMatrix = (name: string) => /_proj\.weight$|\.w[123]\.weight$|^lm_head\.weight$/.test(name)
+const isMatrix = (name: string) =>
+  /_proj(\.weight)?$|put_linear\.weight$|\.w[123]\.weight$|(^|\.)lm_head\.weight$/.test(name)
 
 /** Matrices as their codes and scales say, in float32. */
 function asInt8(tensors: StoredTensors): StoredTensors {
   return new Map(
     [...tensors].map(([name, tensor]) => {
       if (!isMatrix(name)) return [name, tensor]
-      const [n, k] = tensor.shape as [number, number]
+      const k = tensor.shape.at(-1)!
+      const n = valuesOf(tensor).length / k
       const { codes, scales } = quantizeWeight({ x: valuesOf(tensor), n, k })
       const values = Float32Array.from(codes, (code, i) => code * scales[Math.floor(i / k)])
       return [name, { ...tensor, dtype: 'F32', bytes: Buffer.from(values.buffer) }]

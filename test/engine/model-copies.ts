@@ -18,10 +18,31 @@ export const fixtureNames = [
   'gemma3',
   'qwen3-moe',
   'mixtral',
+  'ministral',
+  'mistral3',
+  'qwen2.5-vl',
+  'qwen3-vl',
+  'seed-oss',
+  'granite',
+  'olmo2',
+  'olmo3',
+  'olmoe',
+  'exaone4',
+  'ernie4.5',
+  'glm',
+  'glm4',
+  'granite-moe',
+  'qwen3-vl-moe',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */
-export const withExperts: readonly string[] = ['qwen3-moe', 'mixtral']
+export const withExperts: readonly string[] = [
+  'qwen3-moe',
+  'mixtral',
+  'olmoe',
+  'granite-moe',
+  'qwen3-vl-moe',
+]
 
 /** One tensor of a safetensors file. */
 export interface StoredTensor {

@@ -203,7 +203,7 @@ describe('expectedTensors', () => {
     const shapes = byName({
       ...config,
       attentionBias: { qkv: true, output: true },
-      qkNorm: true,
+      qkNorm: 'each head',
       headDim: 64,
     })
     expect(shapes).toMatchObject({
@@ -219,9 +219,22 @@ describe('expectedTensors', () => {
   })
 })
 
+test('norms of what is added to the stream alone, and of all heads together', () => {
+  const norms = { attention: null, attentionOutput: 'a', mlp: null, mlpOutput: 'b' }
+  const shapes = expectedTensors({ ...config, norms, qkNorm: 'all heads' })
+    .filter(({ layer, role }) => layer === 1 && role.endsWith('Norm'))
+    .map(({ name, role, shape }) => [name, role, shape])
+  expect(shapes).toEqual([
+    ['model.layers.1.self_attn.q_norm.weight', 'qNorm', [32]],
+    ['model.layers.1.self_attn.k_norm.weight', 'kNorm', [16]],
+    ['model.layers.1.a.weight', 'attentionOutputNorm', [32]],
+    ['model.layers.1.b.weight', 'mlpOutputNorm', [32]],
+  ])
+})
+
 describe('weights that lie in one tensor', () => {
   test('are its rows, in order', () => {
-    const fused = expectedTensors({ ...config, fusedProjections: true })
+    const fused = expectedTensors({ ...config, fusedProjections: 'all' })
     const rowsIn = (name: string) =>
       fused
         .filter((own) => own.name.endsWith(name))
@@ -261,6 +274,24 @@ describe('experts', () => {
         [`${block}.experts.${expert}.w2.weight`, 'downProj', [32, 48], expert],
       ]),
     ])
+  })
+
+  test('lie in two tensors, the gate of each before its up', () => {
+    const granite = { architectures: ['GraniteMoeForCausalLM'], num_local_experts: 2 }
+    const block = 'model.layers.1.block_sparse_moe'
+    const [both, down] = [`${block}.input_linear.weight`, `${block}.output_linear.weight`]
+    expect(mlpOf(granite, 1)).toEqual([
+      [`${block}.router.layer.weight`, 'router', [2, 32], null],
+      ...[0, 1].flatMap((expert) => [
+        [both, 'gateProj', [2, 96, 32], expert],
+        [both, 'upProj', [2, 96, 32], expert],
+        [down, 'downProj', [2, 32, 48], expert],
+      ]),
+    ])
+    const rows = expectedTensors(parseModelConfig({ ...sizes, ...granite }))
+      .filter(({ expert, layer }) => expert === 1 && layer === 0)
+      .map((own) => own.rows)
+    expect(rows).toEqual([[0, 48], [48, 96], null])
   })
 
   test('are not in every layer', () => {

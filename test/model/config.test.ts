@@ -77,6 +77,22 @@ const qwen3Moe = {
   num_experts_per_tok: 4,
   moe_intermediate_size: 48,
 }
+const kindsOfEyes = { vision_config: { hidden_size: 1152 } }
+const mistral3 = {
+  architectures: ['Mistral3ForConditionalGeneration'],
+  model_type: 'mistral3',
+  text_config: { ...llama, architectures: undefined, model_type: 'mistral', sliding_window: null },
+  ...kindsOfEyes,
+}
+/** As hubs have it: the text model's keys beside the others. */
+const qwen25Vl = {
+  ...llama,
+  architectures: ['Qwen2_5_VLForConditionalGeneration'],
+  model_type: 'qwen2_5_vl',
+  rope_theta: 1e6,
+  rope_scaling: { type: 'mrope', mrope_section: [4, 6, 6] },
+  ...kindsOfEyes,
+}
 const full = ['full_attention', 'full_attention', 'full_attention', 'full_attention']
 
 /** The refusal of a config; undefined where it is accepted. */
@@ -104,10 +120,18 @@ describe('readModelConfig on the fixtures', () => {
     slidingWindow: [0, 0, 0],
     activation: 'silu',
     embeddingScale: 1,
+    roundsEmbeddingScale: false,
+    logitsScale: 1,
     unitOffsetNorms: false,
-    outputNorms: false,
+    norms: {
+      attention: 'input_layernorm',
+      attentionOutput: null,
+      mlp: 'post_attention_layernorm',
+      mlpOutput: null,
+    },
     quantization: null,
-    fusedProjections: false,
+    interleavedRope: false,
+    fusedProjections: 'none',
   }
   const none = { qkv: false, output: false }
   const cases = {
@@ -117,7 +141,7 @@ describe('readModelConfig on the fixtures', () => {
       rmsNormEps: 1e-5,
       tieWordEmbeddings: false,
       attentionBias: none,
-      qkNorm: false,
+      qkNorm: 'none',
       rope: { type: 'default', theta: 10000 },
     },
     'llama3-rope': {
@@ -126,7 +150,7 @@ describe('readModelConfig on the fixtures', () => {
       rmsNormEps: 1e-5,
       tieWordEmbeddings: true,
       attentionBias: none,
-      qkNorm: false,
+      qkNorm: 'none',
       rope: {
         type: 'llama3',
         theta: 500000,
@@ -142,7 +166,7 @@ describe('readModelConfig on the fixtures', () => {
       rmsNormEps: 1e-6,
       tieWordEmbeddings: false,
       attentionBias: none,
-      qkNorm: false,
+      qkNorm: 'none',
       rope: { type: 'default', theta: 1e6 },
     },
     qwen2: {
@@ -151,7 +175,7 @@ describe('readModelConfig on the fixtures', () => {
       rmsNormEps: 1e-6,
       tieWordEmbeddings: true,
       attentionBias: { qkv: true, output: false },
-      qkNorm: false,
+      qkNorm: 'none',
       rope: { type: 'default', theta: 1e6 },
     },
     qwen3: {
@@ -160,7 +184,7 @@ describe('readModelConfig on the fixtures', () => {
       rmsNormEps: 1e-6,
       tieWordEmbeddings: false,
       attentionBias: none,
-      qkNorm: true,
+      qkNorm: 'each head',
       rope: { type: 'default', theta: 1e6 },
     },
   }
@@ -326,6 +350,130 @@ describe('rope', () => {
 })
 
 describe('architectures of their own', () => {
+  test('ministral: windows by layer, or in all', () => {
+    const ministral = {
+      ...mistral,
+      architectures: ['MinistralForCausalLM'],
+      model_type: 'ministral',
+    }
+    const windows = (changes: JsonObject) =>
+      parseModelConfig({ ...ministral, sliding_window: 99, ...changes }).slidingWindow
+    expect(windows({})).toEqual([99, 99, 99, 99])
+    expect(windows({ layer_types: ['sliding_attention', ...full.slice(1)] })).toEqual([99, 0, 0, 0])
+    expect(windows({ sliding_window: null, layer_types: full })).toEqual([0, 0, 0, 0])
+  })
+
+  test('seed-oss: biases by two keys', () => {
+    const seed = { ...llama, architectures: ['SeedOssForCausalLM'], model_type: 'seed_oss' }
+    const biases = (changes: JsonObject) => parseModelConfig({ ...seed, ...changes }).attentionBias
+    expect(biases({})).toEqual({ qkv: true, output: false })
+    expect(biases({ attention_bias: false, attention_out_bias: true })).toEqual({
+      ...{ qkv: false, output: true },
+    })
+    expect(parseModelConfig(seed).headDim).toBe(128)
+  })
+
+  test('granite: four numbers by which it multiplies, one of them for free', () => {
+    const granite = { ...llama, architectures: ['GraniteForCausalLM'], model_type: 'granite' }
+    const scales = {
+      embedding_multiplier: 12,
+      attention_multiplier: 0.015625,
+      residual_multiplier: 0.25,
+      logits_scaling: 8,
+      rms_norm_eps: 1e-5,
+    }
+    const none = { embeddingScale: 1, logitsScale: 1, softmaxScale: 1, rmsNormEps: 1e-6 }
+    expect(parseModelConfig({ ...granite, ...scales })).toMatchObject({
+      embeddingScale: 48,
+      roundsEmbeddingScale: false,
+      rmsNormEps: 16e-5,
+      softmaxScale: 0.015625,
+      logitsScale: 0.125,
+    })
+    expect(parseModelConfig(granite)).toMatchObject(none)
+    // No other architecture reads them.
+    expect(parseModelConfig({ ...llama, ...scales }).logitsScale).toBe(1)
+  })
+
+  test('olmo: norms behind attention and the MLP, and of all heads together', () => {
+    const olmo2 = { ...llama, architectures: ['Olmo2ForCausalLM'], model_type: 'olmo2' }
+    const norms = {
+      ...{ attention: null, attentionOutput: 'post_attention_layernorm' },
+      ...{ mlp: null, mlpOutput: 'post_feedforward_layernorm' },
+    }
+    const config = parseModelConfig(olmo2)
+    expect(config).toMatchObject({ norms, qkNorm: 'all heads', rmsNormEps: 1e-5 })
+    const olmo3 = { ...olmo2, architectures: ['Olmo3ForCausalLM'], model_type: 'olmo3' }
+    const yarn = { rope_type: 'yarn', factor: 8, original_max_position_embeddings: 512 }
+    const own = parseModelConfig({ ...olmo3, sliding_window: 99, rope_scaling: yarn })
+    expect(own).toMatchObject({ norms, slidingWindow: [99, 99, 99, 0] })
+    const local = { type: 'default', theta: 500_000 }
+    expect(own.ropes).toMatchObject([local, local, local, { type: 'yarn', factor: 8 }])
+  })
+
+  test('exaone4: what has a window rotates, and nothing else where there are any', () => {
+    const exaone4 = { ...llama, architectures: ['Exaone4ForCausalLM'], model_type: 'exaone4' }
+    const layers = (changes: JsonObject) => {
+      const { ropes, slidingWindow } = parseModelConfig({ ...exaone4, ...changes })
+      return ropes.map((rope, layer) => [rope !== null, slidingWindow[layer]])
+    }
+    expect(layers({ sliding_window: 99, sliding_window_pattern: 2 })).toEqual([
+      ...[
+        [true, 99],
+        [false, 0],
+        [true, 99],
+        [false, 0],
+      ],
+    ])
+    // As long as the context: it hides nothing, and says still which layers rotate.
+    expect(layers({})).toEqual([
+      [true, 0],
+      [true, 0],
+      [true, 0],
+      [false, 0],
+    ])
+    expect(layers({ sliding_window: null })).toEqual(full.map(() => [true, 0]))
+    expect(layers({ sliding_window: null, layer_types: full })).toEqual(full.map(() => [true, 0]))
+    const byText = { sliding_window: 99, sliding_window_pattern: 'LLLG' }
+    expect(layers({ ...byText, layer_types: full })).toEqual(full.map(() => [false, 0]))
+    expectZipCacheError(
+      refusal({ ...exaone4, ...byText }),
+      'ERR_ZC_CONFIG',
+      'sliding_window_pattern is "LLLG", expected an integer',
+    )
+    const sliding = ['sliding_attention', ...full.slice(1)]
+    expectZipCacheError(
+      refusal({ ...exaone4, sliding_window: null, layer_types: sliding }),
+      'ERR_ZC_CONFIG',
+      'layer_types holds "sliding_attention" while sliding_window is null',
+    )
+  })
+
+  test('glm and ernie: pairs of neighbours rotate, of glm in half of each head', () => {
+    const glm = {
+      ...{ ...llama, architectures: ['GlmForCausalLM'], model_type: 'glm' },
+      ...{ head_dim: 64, attention_bias: true },
+    }
+    const interleavedRope = true
+    const own = { interleavedRope, rotaryDim: 32, fusedProjections: 'gate and up' }
+    const attentionBias = { qkv: true, output: false }
+    expect(parseModelConfig(glm)).toMatchObject({ ...own, attentionBias, rmsNormEps: 1.5625e-7 })
+    const glm4 = { ...glm, architectures: ['Glm4ForCausalLM'], model_type: 'glm4' }
+    expect(parseModelConfig({ ...glm4, attention_bias: false })).toMatchObject({
+      ...own,
+      norms: { mlp: 'post_attention_layernorm', mlpOutput: 'post_mlp_layernorm' },
+      attentionBias: { qkv: false, output: false },
+    })
+    const ernie = { ...llama, architectures: ['Ernie4_5ForCausalLM'], model_type: 'ernie4_5' }
+    const plain = { interleavedRope, headDim: 128, rotaryDim: 128, tieWordEmbeddings: true }
+    expect(parseModelConfig(ernie)).toMatchObject(plain)
+    expectZipCacheError(
+      refusal({ ...ernie, use_bias: true }),
+      'ERR_ZC_CONFIG',
+      'use_bias is true; biases in the MLP are not supported',
+    )
+  })
+
   test('phi3: fused projections, partial rotation, factors for long contexts', () => {
     const factors = (first: number) => Array.from({ length: 12 }, (_, i) => first + i)
     const long = (type: string) => ({
@@ -338,7 +486,7 @@ describe('architectures of their own', () => {
       rope_scaling: { type, short_factor: factors(1), long_factor: factors(2) },
     })
     const config = parseModelConfig(long('longrope'))
-    expect(config).toMatchObject({ fusedProjections: true, headDim: 32, rotaryDim: 24 })
+    expect(config).toMatchObject({ fusedProjections: 'all', headDim: 32, rotaryDim: 24 })
     expect(config).toMatchObject({ rmsNormEps: 1e-5, slidingWindow: [0, 0, 0, 0] })
     expect(config.ropes[0]).toEqual({
       type: 'longrope',
@@ -369,11 +517,11 @@ describe('architectures of their own', () => {
     const config = parseModelConfig(gemma3)
     expect(config).toMatchObject({
       headDim: 256,
-      qkNorm: true,
+      qkNorm: 'each head',
       activation: 'gelu_tanh',
       embeddingScale: Math.sqrt(128),
       unitOffsetNorms: true,
-      outputNorms: true,
+      norms: { attentionOutput: 'post_attention_layernorm', mlp: 'pre_feedforward_layernorm' },
       softmaxScale: 1 / 16,
       tieWordEmbeddings: true,
     })
@@ -406,11 +554,11 @@ describe('architectures of their own', () => {
       experts: {
         ...{ count: 8, perRow: 2, intermediateSize: 256, normalized: true },
         layers: [true, true, true, true],
-        names: { block: 'block_sparse_moe', gateProj: 'w1', upProj: 'w3', downProj: 'w2' },
+        names: { tensors: { gateProj: 'w1', upProj: 'w3', downProj: 'w2' } },
       },
       rmsNormEps: 1e-5,
       slidingWindow: [0, 0, 0, 0],
-      qkNorm: false,
+      qkNorm: 'none',
     })
     const { rope_theta, ...rest } = mixtral as JsonObject
     expect(parseModelConfig(rest).ropes[0]).toEqual({ type: 'default', theta: 1e6 })
@@ -432,7 +580,28 @@ describe('architectures of their own', () => {
     expect(experts({ mlp_only_layers: [0, 3] })?.layers).toEqual([false, true, true, false])
     expect(experts({ mlp_only_layers: null })?.layers).toEqual([true, true, true, true])
     expect(experts({ decoder_sparse_step: 2, mlp_only_layers: [1, 3] })).toBeNull()
-    expect(parseModelConfig(qwen3Moe)).toMatchObject({ qkNorm: true, headDim: 64 })
+    expect(parseModelConfig(qwen3Moe)).toMatchObject({ qkNorm: 'each head', headDim: 64 })
+  })
+
+  test('granite with experts, and those of qwen3-vl: whose matrices lie in one tensor', () => {
+    const granite = {
+      ...{ ...mixtral, architectures: ['GraniteMoeForCausalLM'], model_type: 'granitemoe' },
+      logits_scaling: 8,
+    }
+    expect(parseModelConfig(granite)).toMatchObject({
+      experts: { count: 8, perRow: 2, intermediateSize: 256, normalized: true },
+      logitsScale: 0.125,
+    })
+    const { architectures, ...text } = qwen3Moe
+    const images = {
+      architectures: ['Qwen3VLMoeForConditionalGeneration'],
+      model_type: 'qwen3_vl_moe',
+      text_config: { ...text, model_type: 'qwen3_vl_moe_text' },
+    }
+    expect(parseModelConfig(images).experts).toMatchObject({
+      ...{ count: 16, perRow: 4, intermediateSize: 48, normalized: true },
+      names: { tensors: { gateUp: 'experts.gate_up_proj', mayBeTransposed: true } },
+    })
   })
 
   test('qwen3-moe: a window is that of all layers, as transformers has it', () => {
@@ -456,6 +625,43 @@ describe('architectures of their own', () => {
       bosTokenId: 2,
       eosTokenIds: [1, 106],
     })
+  })
+})
+
+describe('text models of those that see images', () => {
+  test('mistral3: the one of its text_config', () => {
+    expect(parseModelConfig(mistral3)).toEqual({
+      ...parseModelConfig({ ...mistral, sliding_window: null }),
+      architecture: 'Mistral3ForConditionalGeneration',
+    })
+  })
+
+  test('qwen2.5-vl: flat or not, its rope is that of text', () => {
+    const flat = parseModelConfig(qwen25Vl)
+    expect(flat.ropes[0]).toEqual({ type: 'default', theta: 1e6 })
+    expect(flat).toMatchObject({
+      rmsNormEps: 1e-5,
+      attentionBias: { qkv: true, output: false },
+      slidingWindow: [0, 0, 0, 0],
+    })
+    const { architectures, model_type, vision_config, ...text } = qwen25Vl
+    const text_config = { ...text, model_type: 'qwen2_5_vl_text' }
+    expect(parseModelConfig({ architectures, model_type, vision_config, text_config })).toEqual(
+      flat,
+    )
+  })
+
+  test('their embeddings are tied where the file says so, and the text model says nothing else', () => {
+    const ties = (whole?: boolean, text?: boolean) =>
+      parseModelConfig({
+        ...mistral3,
+        tie_word_embeddings: whole,
+        text_config: { ...mistral3.text_config, tie_word_embeddings: text },
+      }).tieWordEmbeddings
+    expect([ties(), ties(true), ties(undefined, true), ties(true, true)]).toEqual([
+      ...[false, true, true, true],
+    ])
+    expect([ties(true, false), ties(false, true), ties(false)]).toEqual([false, false, false])
   })
 })
 
@@ -641,6 +847,42 @@ describe('refusals name the key, what it was and what it must be', () => {
       'what is wrong within the text model',
       { ...gemma3Images, text_config: { ...gemma3Images.text_config, hidden_size: -1 } },
       'text_config.hidden_size is -1',
+    ],
+    [
+      'a text model that is not the one known',
+      { ...mistral3, text_config: { ...mistral3.text_config, model_type: 'ministral3' } },
+      'text_config.model_type is "ministral3", expected "mistral"',
+    ],
+    [
+      'positions of images where there are none',
+      { ...llama, rope_scaling: { type: 'mrope', mrope_section: [4, 6, 6] } },
+      'rope_scaling.rope_type is "mrope"',
+    ],
+    [
+      'ministral: layers with a window that is none',
+      {
+        ...mistral,
+        architectures: ['MinistralForCausalLM'],
+        model_type: 'ministral',
+        sliding_window: null,
+        layer_types: ['sliding_attention', ...full.slice(1)],
+      },
+      'layer_types holds "sliding_attention" while sliding_window is null',
+    ],
+    [
+      'queries, keys and values within bounds',
+      { ...llama, clip_qkv: 8 },
+      'clip_qkv is 8; clipping is not supported',
+    ],
+    [
+      'a multiplier that is none',
+      {
+        ...llama,
+        architectures: ['GraniteForCausalLM'],
+        model_type: 'granite',
+        residual_multiplier: 0,
+      },
+      'residual_multiplier is 0, expected a number > 0',
     ],
     [
       'rope per layer type',

@@ -210,6 +210,36 @@ describe('the text model of one that sees images', () => {
   })
 })
 
+test('experts whose matrices lie transposed, as hubs have them: identical logits', async () => {
+  const copies = new ModelCopies()
+  const from = join(kFixtures, 'qwen3-vl-moe')
+  const { ids, logits } = readReference('qwen3-vl-moe')
+  const tensors = (own: StoredTensors) =>
+    new Map(
+      [...own].map(([name, tensor]) => {
+        if (!/experts\.(gate_up|down)_proj$/.test(name)) return [name, tensor]
+        const [count, out, width] = tensor.shape as [number, number, number]
+        const values = new Uint16Array(tensor.bytes.buffer)
+        const turned = values.map((_, i) => {
+          const [expert, rest] = [Math.floor(i / (out * width)), i % (out * width)]
+          return values[expert * out * width + (rest % out) * width + Math.floor(rest / out)]!
+        })
+        const bytes = new Uint8Array(turned.buffer)
+        return [name, { ...tensor, shape: [count, width, out], bytes }]
+      }),
+    )
+  const dir = copies.copy(from, { tensors })
+  for (const options of [{}, { dtype: 'bf16' }, { weights: 'int8' }] as const) {
+    const expected = await withModel(from, options, (model) =>
+      lastLogits(model, ids, logits.length),
+    )
+    await withModel(dir, options, async (model) => {
+      expectSame(await lastLogits(model, ids, logits.length), expected)
+    })
+  }
+  copies.remove()
+})
+
 /** What transformers generates with either model; none for prompts of 300 lines. */
 type GreedyPrompt = FixturePrompt & Record<`greedy_${string}`, number[]>
 

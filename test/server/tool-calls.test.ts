@@ -14,6 +14,10 @@ import { post, stream } from './running'
 import { startScripted, tokenizerWith } from './scripted-model'
 
 const names = new Set(['weather', 'time'])
+/** What that of Granite 3 does with tools and messages. */
+const graniteTemplate = `{%- if tools and not available_tools %}{%- set available_tools = tools %}{%- endif %}
+{%- if available_tools %}{{- '<|start_of_role|>system<|end_of_role|>Respond only with <|tool_call|> followed by a JSON list of tools used.<|end_of_text|>\n<|start_of_role|>available_tools<|end_of_role|>' }}{{- available_tools | tojson(indent=4) }}{{- '<|end_of_text|>\n' }}{%- endif %}
+{%- for message in messages %}{{- '<|start_of_role|>' + message['role'] + '<|end_of_role|>' + message['content'] + '<|end_of_text|>\n' }}{%- if loop.last and add_generation_prompt %}{{- '<|start_of_role|>assistant' }}{%- if controls %}{{- ' ' + controls | tojson() }}{%- endif %}{{- '<|end_of_role|>' }}{%- endif %}{%- endfor %}`
 /** Phi-4-mini's own. */
 const phiTemplate = `{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message and message['tools'] is not none %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|>' + '<|end|>' }}{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}`
 const kMarks = ['[TOOL_CALLS]', '[ARGS]', '<|python_tag|>', '<|tool_call|>', '<|/tool_call|>']
@@ -215,6 +219,7 @@ describe('what a model says', () => {
   test('the format is the chat template’s', () => {
     expect(toolFormatOf("{{ '<tool_call>' }}")).toBe('hermes')
     expect(toolFormatOf(phiTemplate)).toBe('phi')
+    expect(toolFormatOf(graniteTemplate)).toBe('phi')
     expect(toolFormatOf("{{ '[TOOL_CALLS] [' }}")).toBe('mistral')
     expect(toolFormatOf('{"name": function name, "parameters": dictionary}')).toBe('llama')
     expect(toolFormatOf('{{ messages }}')).toBe(null)
@@ -430,13 +435,14 @@ describe('over HTTP', () => {
 test.each([
   ['Qwen2.5', qwenTemplate, ['<|im_end|>'], 'I look.\n'],
   ['Phi-4-mini', phiTemplate, ['<|tool_call|>', '<|/tool_call|>'], ''],
+  ['Granite 3', graniteTemplate, ['<|tool_call|>'], ''],
 ])(
   '%s is told its calls as it wrote them, so that their cache can be gone on over',
   async (_, source, specials, spoken) => {
     const call = (city: string) => `{"name": "weather", "arguments": {"city": "${city}"}}`
     const said =
       spoken === ''
-        ? `<|tool_call|>[${call('Oslo')}, ${call('Tromsø')}]<|/tool_call|>`
+        ? `<|tool_call|>[${call('Oslo')}, ${call('Tromsø')}]${specials[1] ?? ''}`
         : `${spoken}<tool_call>\n${call('Oslo')}\n</tool_call>\n<tool_call>\n${call('Tromsø')}\n</tool_call>`
     const running = await startScripted(await tokenizerWith(source, specials))
     try {
