@@ -83,3 +83,13 @@ export function someIds(n: number, vocabSize: number, seed = 1): number[] {
     return 3 + ((state >>> 8) % (vocabSize - 3))
   })
 }
+
+/**
+ * How many rows of logits, `width` each, differ by `most` or more. Where x is rounded on its way into
+ * products, a router whose experts are as good as equal chooses others for a row.
+ */
+export function rowsApart(a: Float32Array, b: Float32Array, width: number, most: number): number {
+  const starts = Array.from({ length: a.length / width }, (_, row) => row * width)
+  const rowAt = (logits: Float32Array, at: number) => logits.subarray(at, at + width)
+  return starts.filter((at) => maxDifference(rowAt(a, at), rowAt(b, at)) >= most).length
+}
