@@ -7,6 +7,7 @@ import { readFixturePrompts } from '../eval/fixture-prompts'
 import { expectRejected } from '../support/errors'
 import {
   fixtureNames,
+  isRoundedMatrix,
   kFixtures,
   kTrainedModels,
   ModelCopies,
@@ -19,14 +20,11 @@ import { idsOf, rowsApart, someIds, useModel } from './running'
 const copies = new ModelCopies()
 afterAll(() => copies.remove())
 
-const isMatrix = (name: string) =>
-  /_proj(\.weight)?$|put_linear\.weight$|\.w[123]\.weight$|(^|\.)lm_head\.weight$/.test(name)
-
 /** Matrices as their codes and scales say, in float32. */
 function asInt8(tensors: StoredTensors): StoredTensors {
   return new Map(
     [...tensors].map(([name, tensor]) => {
-      if (!isMatrix(name)) return [name, tensor]
+      if (!isRoundedMatrix(name)) return [name, tensor]
       const k = tensor.shape.at(-1)!
       const n = valuesOf(tensor).length / k
       const { codes, scales } = quantizeWeight({ x: valuesOf(tensor), n, k })

@@ -201,3 +201,8 @@ function shardName(index: number, nShards: number): string {
   const five = (n: number) => String(n).padStart(5, '0')
   return `model-${five(index + 1)}-of-${five(nShards)}.safetensors`
 }
+
+/** Whether a tensor of a checkpoint is a matrix that is rounded to fewer bits when it is loaded. */
+export function isRoundedMatrix(name: string): boolean {
+  return /_proj(\.weight)?$|put_linear\.weight$|\.w[123]\.weight$|(^|\.)lm_head\.weight$/.test(name)
+}

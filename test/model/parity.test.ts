@@ -37,7 +37,7 @@ async function withModel<R>(
   }
 }
 
-const kHaveNearTies: readonly string[] = ['phi3', 'smollm3', ...withExperts]
+const kHaveNearTies: readonly string[] = ['phi3', 'smollm3', 'olmo2', ...withExperts]
 
 describe.each(fixtureNames)('transformers and %s', (name) => {
   const dir = join(kFixtures, name)
