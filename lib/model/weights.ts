@@ -38,10 +38,10 @@ export function attentionDtypeOf(dtype: ComputeDtype): AttentionDtype {
  * of 8 bits with a scale for each row, or as codes of 4 bits with a scale and a zero point for each 32
  * elements of a row. Of the latter, matrices whose rows are no multiple of 64 are kept in 8 bits.
  */
-export type WeightFormat = (typeof WEIGHT_FORMATS)[number]
+export type WeightFormat = 'stored' | 'int8' | 'int4'
 
 /** Every `WeightFormat`. */
-export const WEIGHT_FORMATS = ['stored', 'int8', 'int4'] as const
+export const WEIGHT_FORMATS = ['stored', 'int8', 'int4'] as const satisfies readonly WeightFormat[]
 
 /** Elements of a row that share a scale in 4 bits: 4.75 bits an element (docs/decisions.md). */
 const INT4_GROUP = 32
