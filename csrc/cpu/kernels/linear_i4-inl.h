@@ -33,6 +33,14 @@ inline Int4GroupSums sum_groups(const RoundedRows& x, int64_t k, int64_t group) 
   return out;
 }
 
+// Rows up to which the weight is streamed. Each of them adds up the lanes of every group, where a
+// panel that is unpacked once has the weight's rows on the lanes.
+#if defined(ZC_ISA_AVX512)
+inline constexpr int kInt4FewRows = 2;
+#else
+inline constexpr int kInt4FewRows = kFewRows;
+#endif
+
 inline constexpr int kInt4Step = 2 * kWideLanes;  // elements of k that are taken in one step
 
 // Codes of the elements [kInt4Step step, kInt4Step (step + 1)) of a unit.
@@ -109,17 +117,21 @@ struct Int4Row {
 // What n groups from g on, kLanes of them or fewer, of one row of the weight give with R rows of x:
 // to products[r * stride + g], which has room for kLanes. kRows counts the rows.
 template <int kGroup, int... kRows>
-inline void multiply_groups(std::integer_sequence<int, kRows...>, const RoundedRows& x,
-                            const Int4GroupSums& groups, const Int4Row& w, int64_t g, int n,
-                            float* products, int64_t stride) {
+__attribute__((always_inline)) inline void multiply_groups(std::integer_sequence<int, kRows...>,
+                                                           const RoundedRows& x,
+                                                           const Int4GroupSums& groups,
+                                                           const Int4Row& w, int64_t g, int n,
+                                                           float* products, int64_t stride) {
   constexpr int kUnitGroups = kGroup < kInt4Unit ? kInt4Unit / kGroup : 1;
   constexpr int kUnits = kGroup > kInt4Unit ? kGroup / kInt4Unit : 1;  // of a group
   constexpr int kSteps = kInt4Unit / kInt4Step / kUnitGroups;
   VecI sums[sizeof...(kRows)][kLanes];
   if (n < kLanes) std::memset(sums, 0, sizeof(sums));
   const auto add_groups = [&](int i) {  // those of a unit, or one of several
-    const int64_t first = (g + i) * kGroup;
-    const int16_t* const factors = x.at(first / kPanelDepth, 0) + first % kPanelDepth;
+    // Unsigned, and by a number of rows that is known: what finds an address is no division.
+    const uint64_t first = static_cast<uint64_t>(g + i) * kGroup;
+    const int16_t* const factors =
+        x.factors + first / kPanelDepth * (sizeof...(kRows) * kPanelDepth) + first % kPanelDepth;
     ZC_UNROLL for (int own = 0; own < kUnitGroups; ++own) {
       WideI total[sizeof...(kRows)];
       ((total[kRows] = WideI{}), ...);
@@ -219,7 +231,7 @@ void stream_int4(const LinearArgs& a, const LinearTile& tile, const RoundedRows&
 template <int kGroup>
 void linear_int4_few_rows(const LinearArgs& a, const LinearTile& tile, const RoundedRows& x) {
   const Int4GroupSums groups = sum_groups(x, a.x.size(1), kGroup);
-  by_rows<kFewRows>(x.rows, [&](int, auto n_rows) {
+  by_rows<kInt4FewRows>(x.rows, [&](int, auto n_rows) {
     for (int64_t c = tile.c0; c < tile.c1; c += kLanes)
       stream_int4<kGroup, decltype(n_rows)::value>(
           a, tile, x, groups, c, static_cast<int>(std::min<int64_t>(kLanes, tile.c1 - c)));
@@ -242,42 +254,45 @@ struct Int4Panel {
 
 typedef uint16_t Int4Words __attribute__((vector_size(4 * kLanes)));
 
-// The n elements behind `first` of the weight's rows [c, c + columns). Beyond the last row a panel
-// holds zeros.
+// The n elements behind `first` of the weight's rows [c, c + columns). Beyond the last row it
+// stands again, with scales of zero.
 inline void unpack_panel(const LinearArgs& a, int64_t c, int columns, int64_t first, int64_t n,
                          Int4Panel& panel) {
   const int64_t k = a.x.size(1);
-  const int64_t group = a.group();
-  const int64_t groups = k / group;
+  const int group_bits = std::countr_zero(static_cast<uint64_t>(a.group()));
+  const int64_t groups = k >> group_bits;
   std::memset(panel.scales, 0, sizeof(panel.scales));
   for (int j = 0; j < columns; ++j)
-    for (int64_t g = 0; g * group < n; ++g)
+    for (int64_t g = 0; g < n >> group_bits; ++g)
       panel.scales[g * kInt4Columns + j] =
-          to_float(a.scales.as<f16>()[(c + j) * groups + first / group + g]);
+          to_float(a.scales.as<f16>()[(c + j) * groups + (first >> group_bits) + g]);
   for (int j = 0; j < kInt4Columns; j += kLanes) {
-    const int own = std::min(kLanes, columns - j);
-    const int64_t row = c + j;
-    for (int64_t unit = 0; unit < n; unit += kInt4Unit)
-      for (int word = 0; word < kInt4Words; word += 2 * kLanes) {
-        Int4Words words[kLanes] = {};
-        for (int i = 0; i < own; ++i) {
-          const uint8_t* from =
-              a.weight.as<uint8_t>() + ((row + i) * k + first + unit) / 2 + word * 2;
+    const uint8_t* codes[kLanes];
+    const uint8_t* zeros[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      const int64_t row = c + std::min(j + i, columns - 1);
+      codes[i] = a.weight.as<uint8_t>() + (row * k + first) / 2;
+      zeros[i] = a.zeros.as<uint8_t>() + row * groups + (first >> group_bits);
+    }
+    for (int unit = 0; unit < n; unit += kInt4Unit)
+      ZC_UNROLL for (int word = 0; word < kInt4Words; word += 2 * kLanes) {
+        Int4Words words[kLanes];
+        ZC_UNROLL for (int i = 0; i < kLanes; ++i) {
+          const uint8_t* from = codes[i] + unit / 2 + word * 2;
           std::memcpy(&words[i], from, sizeof(words[i]));
           __builtin_prefetch(from + kPanelDepth / 2);  // of the panel that comes next
         }
         for (int field = 0; field < 4; ++field) {
-          const int64_t at = unit + field * kInt4Words + word;
-          VecF lanes[kLanes] = {};
-          for (int i = 0; i < own; ++i) {
-            const uint16_t zero = a.zeros.as<uint8_t>()[(row + i) * groups + (first + at) / group];
-            const Int4Words codes = (words[i] & 15) - zero;
+          const int at = unit + field * kInt4Words + word;
+          VecF lanes[kLanes];
+          ZC_UNROLL for (int i = 0; i < kLanes; ++i) {
+            const Int4Words own = (words[i] & 15) - uint16_t{zeros[i][at >> group_bits]};
             words[i] >>= 4;
-            std::memcpy(&lanes[i], &codes, sizeof(codes));
+            std::memcpy(&lanes[i], &own, sizeof(own));
           }
           transpose(lanes);
-          for (int i = 0; i < kLanes; ++i)
-            std::memcpy(panel.pairs + (at / 2 + i) * kInt4Columns + j, &lanes[i], sizeof(lanes[i]));
+          ZC_UNROLL for (int i = 0; i < kLanes; ++i) std::memcpy(
+              panel.pairs + (at / 2 + i) * kInt4Columns + j, &lanes[i], sizeof(lanes[i]));
         }
       }
   }
@@ -350,7 +365,7 @@ inline void linear_int4_many_rows(const LinearArgs& a, const LinearTile& tile,
 
 inline void linear_int4_tile(const LinearArgs& a, const LinearTile& tile) {
   const RoundedRows x = round_rows(a, tile);
-  if (x.rows > kFewRows)
+  if (x.rows > kInt4FewRows)
     linear_int4_many_rows(a, tile, x);
   else if (a.group() == 32)
     linear_int4_few_rows<32>(a, tile, x);
