@@ -556,7 +556,7 @@ describe('command lines that make no sense', () => {
     ['--seed', ['demo', '--seed', '1.5']],
     ['--policy', ['demo', '--policy', 'zipcash']],
     ['--dtype', ['demo', '--dtype', 'f16']],
-    ['--weights', ['demo', '--weights', 'int4']],
+    ['--weights', ['demo', '--weights', 'int2']],
     ['--weights', ['bench', '--weights', 'f16']],
     ['--weights', ['serve', '--weights', '8']],
     ['--threads', ['demo', '--threads', '0']],
