@@ -7,9 +7,8 @@ import {
   type MappedFile,
   type Tensor,
   type TypedArrays,
-  UNPACKED,
-  unpackWeight,
 } from '../ops/index.js'
+import { UNPACKED, unpackWeight } from '../ops/unpack-weight.js'
 import type { CheckpointTensor, ModelWeight } from './checkpoint.js'
 import type { QuantizedMatrix } from './quantized-matrix.js'
 

@@ -79,12 +79,3 @@ export {
 export { type SelectSalientArgs, selectSalient } from './select-salient.js'
 export { type StoreProbesArgs, storeProbes } from './store-probes.js'
 export { Tensor } from './tensor.js'
-export {
-  CODE_LAYOUTS,
-  type FileRange,
-  type StoredWeight,
-  UNPACKED,
-  type UnpackWeightArgs,
-  unpackWeight,
-  ZERO_LAYOUTS,
-} from './unpack-weight.js'

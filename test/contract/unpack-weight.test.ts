@@ -2,14 +2,14 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { ErrorCode } from '../../lib/errors.js'
+import type { Tensor } from '../../lib/ops/index.js'
 import {
   type CODE_LAYOUTS,
   type StoredWeight,
-  type Tensor,
   UNPACKED,
   unpackWeight,
   type ZERO_LAYOUTS,
-} from '../../lib/ops/index.js'
+} from '../../lib/ops/unpack-weight.js'
 import { convert, f32ToBf16, f32ToF16 } from '../../lib/reference/index.js'
 import { type Backend, describeBackends } from '../support/backends.js'
 import { expectIdentical } from '../support/compare.js'

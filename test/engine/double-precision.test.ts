@@ -8,9 +8,10 @@ import { maxDifference, someIds, useModel } from './running'
  * What logits of size ~3 may differ by. Float32 sums: a few u times 100. A cached value of float32 and of double precision
  * falls to either side of a rounding boundary now and then: of float16, 5e-4 of the value; of a code, one step, and of two
  * tokens whose scores are as good as equal either may be the salient one. How often, and to what effect, depends on the
- * seed (0.006 to 0.2 over six seeds of each model), so that the middle one of three counts.
+ * seed (0.006 to 0.2 over six seeds of each model), so that the middle one of three counts. One code of gemma3 that falls
+ * otherwise with one instruction set than with another moves its logits by 0.04 to 0.065, whatever the seed.
  */
-const allowed = { exact: 2e-5, float16: 2e-3, codes: 5e-2 }
+const allowed = { exact: 2e-5, float16: 2e-3, codes: 8e-2 }
 const kSeeds = [5, 6, 7]
 
 const copies = new ModelCopies()
