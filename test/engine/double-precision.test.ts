@@ -8,10 +8,11 @@ import { maxDifference, someIds, useModel } from './running'
  * What logits of size ~3 may differ by. Float32 sums: a few u times 100. A cached value of float32 and of double precision
  * falls to either side of a rounding boundary now and then: of float16, 5e-4 of the value; of a code, one step, and of two
  * tokens whose scores are as good as equal either may be the salient one. How often, and to what effect, depends on the
- * seed (0.006 to 0.2 over six seeds of each model), so that the middle one of three counts. One code of gemma3 that falls
- * otherwise with one instruction set than with another moves its logits by 0.04 to 0.065, whatever the seed.
+ * seed (0.006 to 0.2 over six seeds of each model), so that the middle one of three counts.
  */
-const allowed = { exact: 2e-5, float16: 2e-3, codes: 8e-2 }
+const allowed = { exact: 2e-5, float16: 2e-3, codes: 5e-2 }
+/** One code that falls otherwise with one instruction set than with another is 0.04 to 0.065, whatever the seed. */
+const kAllowedOfGemma3 = { ...allowed, codes: 8e-2 }
 const kSeeds = [5, 6, 7]
 
 const copies = new ModelCopies()
@@ -82,6 +83,7 @@ const models: [name: string, folder: string][] = [
 describe.each(models)(
   'the engine computes what its double-precision twin does: %s',
   (name, dir) => {
+    const bounds = name.startsWith('gemma3') ? kAllowedOfGemma3 : allowed
     const model = useModel(dir)
     let twin: DoubleModel
     beforeAll(async () => {
@@ -117,16 +119,16 @@ describe.each(models)(
     }
 
     test.each(Object.entries(conversations))('zipcache: %s', async (_, turns) => {
-      await compare(zip, turns, allowed.codes)
+      await compare(zip, turns, bounds.codes)
     })
 
     const turns = conversations['short and long prompts in turns']
-    test('full', () => compare('full', turns, allowed.exact))
+    test('full', () => compare('full', turns, bounds.exact))
     if (name.startsWith('qwen')) return
 
-    test('fp16', () => compare('fp16', turns, allowed.float16))
+    test('fp16', () => compare('fp16', turns, bounds.float16))
     test('uniform8', () =>
-      compare({ name: 'uniform', bits: 8, window: WINDOW }, turns, allowed.codes))
+      compare({ name: 'uniform', bits: 8, window: WINDOW }, turns, bounds.codes))
 
     const others: PolicySpec[] = [
       { ...zip, saliencyRatio: 0 },
@@ -143,7 +145,7 @@ describe.each(models)(
       },
     ]
     if (name !== 'llama') return
-    test.each(others)('%j', (policy) => compare(policy, turns, allowed.codes))
+    test.each(others)('%j', (policy) => compare(policy, turns, bounds.codes))
   },
 )
 

@@ -1,21 +1,20 @@
 /** Models whose matrices are rounded to 4 bits when they are loaded. */
-import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { createEngine, Device, loadModel, type Model } from '../../lib/index'
 import { dequantizeInt4Weight, quantizeInt4Weight, quantizeWeight } from '../../lib/reference/index'
 import { readFixturePrompts } from '../eval/fixture-prompts'
 import { expectRejected } from '../support/errors'
 import {
-  fixtureNames,
   isRoundedMatrix,
   kFixtures,
   kTrainedModels,
   ModelCopies,
   readReference,
   type StoredTensors,
+  untiedFixtures,
   valuesOf,
 } from './model-copies'
-import { idsOf, rowsApart, someIds, useModel } from './running'
+import { idsOf, rowsApart, someIds, useModel, withModels } from './running'
 
 const copies = new ModelCopies()
 afterAll(() => copies.remove())
@@ -40,25 +39,7 @@ function asInt4(tensors: StoredTensors): StoredTensors {
   )
 }
 
-async function withModels<R>(
-  loads: readonly Readonly<Parameters<typeof loadModel>>[],
-  body: (...models: Model[]) => Promise<R>,
-): Promise<R> {
-  const models = await Promise.all(loads.map((load) => loadModel(...load)))
-  try {
-    return await body(...models)
-  } finally {
-    for (const model of models) await model.dispose()
-  }
-}
-
-/** Tied embeddings are looked up as they are and multiplied in 4 bits, which no file can say. */
-const untied = fixtureNames.filter((name) => {
-  const config = readFileSync(join(kFixtures, name, 'config.json'), 'utf8')
-  return JSON.parse(config).tie_word_embeddings !== true
-})
-
-test.each(untied)(
+test.each(untiedFixtures)(
   '%s computes as from a file that holds what 4 bits leave of its matrices',
   async (name) => {
     const dir = join(kFixtures, name)

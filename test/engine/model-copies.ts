@@ -206,3 +206,12 @@ function shardName(index: number, nShards: number): string {
 export function isRoundedMatrix(name: string): boolean {
   return /_proj(\.weight)?$|put_linear\.weight$|\.w[123]\.weight$|(^|\.)lm_head\.weight$/.test(name)
 }
+
+/**
+ * Fixtures with a matrix for logits. Tied embeddings are looked up as they are and multiplied in fewer bits, which no
+ * file can say.
+ */
+export const untiedFixtures = fixtureNames.filter((name) => {
+  const config = readFileSync(join(kFixtures, name, 'config.json'), 'utf8')
+  return JSON.parse(config).tie_word_embeddings !== true
+})

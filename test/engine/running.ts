@@ -39,6 +39,28 @@ export async function idsOf(
   return (await collect(source.generate(prompt as Prompt, all))).ids
 }
 
+/** Loads models for `body`. */
+export async function withModels<R>(
+  loads: readonly Readonly<Parameters<typeof loadModel>>[],
+  body: (...models: Model[]) => Promise<R>,
+): Promise<R> {
+  const models = await Promise.all(loads.map((load) => loadModel(...load)))
+  try {
+    return await body(...models)
+  } finally {
+    for (const model of models) await model.dispose()
+  }
+}
+
+/** Loads a model for `body`. */
+export function withModel<R>(
+  dir: string,
+  options: Parameters<typeof loadModel>[1],
+  body: (model: Model) => Promise<R>,
+): Promise<R> {
+  return withModels([[dir, options]], body)
+}
+
 /** Loads a model for the suite around this call. */
 export function useModel(...args: Parameters<typeof loadModel>): () => Model {
   let model: Model | undefined

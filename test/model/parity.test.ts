@@ -14,7 +14,14 @@ import {
   valuesOf,
   withExperts,
 } from '../engine/model-copies'
-import { argmaxRows, expectSame, idsOf, maxDifference, useModel } from '../engine/running'
+import {
+  argmaxRows,
+  expectSame,
+  idsOf,
+  maxDifference,
+  useModel,
+  withModel,
+} from '../engine/running'
 import { type FixturePrompt, readFixturePrompts } from '../eval/fixture-prompts'
 
 /** Logits of the last rows, as many as the reference has. */
@@ -22,19 +29,6 @@ async function lastLogits(model: Model, ids: number[], length: number): Promise<
   const logits = await model.logits(ids, { policy: 'full' })
   expect(logits).toHaveLength(ids.length * model.config.vocabSize)
   return logits.subarray(logits.length - length)
-}
-
-async function withModel<R>(
-  dir: string,
-  options: Parameters<typeof loadModel>[1],
-  body: (model: Model) => Promise<R>,
-): Promise<R> {
-  const model = await loadModel(dir, options)
-  try {
-    return await body(model)
-  } finally {
-    await model.dispose()
-  }
 }
 
 const kHaveNearTies: readonly string[] = ['phi3', 'smollm3', 'olmo2', ...withExperts]

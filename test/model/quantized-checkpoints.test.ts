@@ -8,7 +8,7 @@ import {
   type StoredTensor,
   type StoredTensors,
 } from '../engine/model-copies'
-import { expectSame, idsOf, maxDifference } from '../engine/running'
+import { expectSame, idsOf, maxDifference, withModel } from '../engine/running'
 import { expectRefusal } from './model-folder'
 
 const kFixtures = join(kPlain, '..', 'quantized')
@@ -27,19 +27,6 @@ const kKept = [
 
 /** Logits may differ from those of the widened weights by this much: sums have another order, and beside codes x is rounded to 16 bits. */
 const toleranceOf = (name: string) => (kKept.includes(name) ? 2e-3 : 1e-4)
-
-async function withModel<R>(
-  dir: string,
-  options: Parameters<typeof loadModel>[1],
-  body: (model: Model) => Promise<R>,
-): Promise<R> {
-  const model = await loadModel(dir, options)
-  try {
-    return await body(model)
-  } finally {
-    await model.dispose()
-  }
-}
 
 async function lastLogits(model: Model, ids: number[], length: number): Promise<Float32Array> {
   const logits = await model.logits(ids, { policy: 'full' })
