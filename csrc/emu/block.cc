@@ -70,7 +70,7 @@ void Block::begin(uint64_t linear) {
   index = {static_cast<unsigned>(linear % grid.x), static_cast<unsigned>(linear / grid.x % grid.y),
            static_cast<unsigned>(linear / (uint64_t{grid.x} * grid.y))};
   random = Random(settings().seed + linear * 0x10001);
-  set_ = &sets_[n_runs_++ % kThreadSets];
+  set_ = &sets_[n_runs_++ % sets_.size()];
   threads = set_->threads.data();
   if (tsan::kOn || !tokens) tokens = std::make_unique<OrderTokens>();
   shared.begin(shared_bytes_);

@@ -89,12 +89,20 @@ struct Block {
   bool holds = false;     // kernels before this one have not run: who waits for them stays
   unsigned n_held = 0;    // threads that wait for them
 
+  // Blocks of a grid are not ordered, but run one after the other on the same stacks. So that
+  // ThreadSanitizer does not take neighbours for ordered, two sets of threads take turns.
+  static constexpr int kThreadSets = tsan::kOn ? 2 : 1;
+
   Fiber host;  // who runs the grid
   void (*invoke)(void* kernel) = nullptr;
   void* kernel = nullptr;
 
-  Block() = default;
+  // One that runs a block of a grid after the other takes kThreadSets of sets of threads, one that
+  // runs a single block of each one.
+  explicit Block(int n_sets) : sets_(static_cast<size_t>(n_sets)) {}
   ~Block();
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
 
   // Runs blocks of this shape from now on.
   void prepare(dim3 grid_size, dim3 block_size, size_t shared_bytes);
@@ -109,6 +117,8 @@ struct Block {
   // Whether a thread that finds nobody to go on may return to the host instead.
   bool can_hold() const { return holds && n_held > 0; }
 
+  // ThreadSanitizer's, for its threads and for what is no thread.
+  size_t n_contexts() const { return sets_.size() * (n_threads + kProxies + 3); }
   // ThreadSanitizer's contexts for what is no thread: an asynchronous operation; wgmma as one who
   // sees only what was fenced; those of fence.cc.
   void* next_proxy() { return set_->contexts[proxy_turn_++ % kProxies]; }
@@ -122,15 +132,12 @@ struct Block {
   void leave_threads();
   void check_end();
 
-  // Blocks of a grid are not ordered, but run one after the other on the same stacks. So that
-  // ThreadSanitizer does not take neighbours for ordered, two sets of threads take turns.
   struct ThreadSet {
     std::vector<Thread> threads;
     StackPool stacks;
     void* contexts[kProxies + 3] = {};
   };
-  static constexpr int kThreadSets = tsan::kOn ? 2 : 1;
-  ThreadSet sets_[kThreadSets];
+  std::vector<ThreadSet> sets_;
   ThreadSet* set_ = nullptr;
   unsigned proxy_turn_ = 0;
   uint64_t n_runs_ = 0;

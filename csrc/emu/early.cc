@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include <algorithm>
+
 #include "csrc/emu/block.h"
 #include "csrc/emu/scheduler.h"
 
@@ -14,27 +16,43 @@ namespace {
 constexpr uint64_t kEarlyBlocks = 2;
 constexpr size_t kEarlyKernels = 2;
 
-// ThreadSanitizer knows 8,128 contexts in all, and a block takes two for each of its threads: there
-// so many threads begin early at a time, and only blocks of so many keep their contexts.
+// ThreadSanitizer knows 8,128 contexts in all, of which the block that runs grids may have 2,100:
+// there so many threads begin early at a time, and so many contexts are kept.
 constexpr uint64_t kMostEarlyThreads = tsan::kOn ? 1536 : ~uint64_t{0};
-constexpr uint64_t kMostIdleThreads = tsan::kOn ? 256 : ~uint64_t{0};
+constexpr uint64_t kMostIdleContexts = 4096;
 thread_local uint64_t early_threads = 0;
 
 uint64_t threads_of(dim3 block) { return uint64_t{block.x} * block.y * block.z; }
 
-// Blocks of this host thread that hold nothing: their stacks are used again.
-std::vector<std::unique_ptr<Block>>& idle_blocks() {
-  static thread_local std::vector<std::unique_ptr<Block>> idle;
-  return idle;
-}
+// Blocks of this host thread that hold nothing. Their stacks and contexts, which ThreadSanitizer
+// takes long to make, are used again, for as many threads: none keeps more of them than it needs.
+class IdleBlocks {
+ public:
+  // The one that waited longest: what it ran before is no neighbour of what it runs next.
+  std::unique_ptr<Block> take(uint64_t n_threads) {
+    const auto found = std::find_if(blocks_.begin(), blocks_.end(), [&](const auto& block) {
+      return block->n_threads == n_threads;
+    });
+    if (found == blocks_.end()) return std::make_unique<Block>(1);
+    std::unique_ptr<Block> block = std::move(*found);
+    blocks_.erase(found);
+    n_contexts_ -= block->n_contexts();
+    return block;
+  }
 
-std::unique_ptr<Block> take_block() {
-  auto& idle = idle_blocks();
-  if (idle.empty()) return std::make_unique<Block>();
-  std::unique_ptr<Block> block = std::move(idle.back());
-  idle.pop_back();
-  return block;
-}
+  void give(std::unique_ptr<Block> block) {
+    n_contexts_ += block->n_contexts();
+    blocks_.push_back(std::move(block));
+    for (; n_contexts_ > kMostIdleContexts; blocks_.erase(blocks_.begin()))
+      n_contexts_ -= blocks_.front()->n_contexts();
+  }
+
+ private:
+  std::vector<std::unique_ptr<Block>> blocks_;  // the one that waited longest first
+  uint64_t n_contexts_ = 0;
+};
+
+thread_local IdleBlocks idle_blocks;
 
 void invoke(void* kernel) { (*static_cast<std::function<void()>*>(kernel))(); }
 
@@ -49,7 +67,7 @@ EarlyGrid::~EarlyGrid() {
   for (auto& block : begun_) {
     early_threads -= threads_of(block_);
     if (block->holds) block->abandon();
-    if (threads_of(block_) <= kMostIdleThreads) idle_blocks().push_back(std::move(block));
+    idle_blocks.give(std::move(block));
   }
 }
 
@@ -59,7 +77,7 @@ void EarlyGrid::begin() {
   while (begun_.size() < std::min(kEarlyBlocks, n_blocks) &&
          early_threads + threads_of(block_) <= kMostEarlyThreads) {
     early_threads += threads_of(block_);
-    begun_.push_back(take_block());
+    begun_.push_back(idle_blocks.take(threads_of(block_)));
     Block& block = *begun_.back();
     block.prepare(grid_, block_, shared_bytes_);
     block.invoke = &invoke;

@@ -28,7 +28,7 @@ void add_stats(Stats& block_stats) {
 // A host thread keeps its stacks and its arena from launch to launch.
 Block& block_of_this_thread() {
   static thread_local std::unique_ptr<Block> block;
-  if (!block) block = std::make_unique<Block>();
+  if (!block) block = std::make_unique<Block>(Block::kThreadSets);
   return *block;
 }
 
