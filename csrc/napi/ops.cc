@@ -209,6 +209,9 @@ ZC_BIND("mergeAttention", merge_attention, MergeAttentionArgs, a.out_a = r.tenso
         a.lse_a = r.tensor("lseA"); a.out_b = r.tensor("outB"); a.lse_b = r.tensor("lseB");
         a.out = r.output("out"); a.lse = r.output("lse");)
 
+ZC_BIND("attentionSinks", attention_sinks, AttentionSinksArgs, a.sinks = r.tensor("sinks");
+        a.out = r.output("out"); a.lse = r.output("lse");)
+
 ZC_BIND("storeProbes", store_probes, StoreProbesArgs, a.q = r.tensor("q"); a.lse = r.tensor("lse");
         a.slots = r.tensor("slots"); a.probe_q = r.output("probeQ");
         a.probe_lse = r.output("probeLse");)
@@ -306,6 +309,7 @@ void register_ops(Napi::Object exports) {
   define<import_segment_js>(exports, "importSegment");
   define<mixed_attention_js>(exports, "mixedAttention");
   define<merge_attention_js>(exports, "mergeAttention");
+  define<attention_sinks_js>(exports, "attentionSinks");
   define<store_probes_js>(exports, "storeProbes");
   define<embedding_js>(exports, "embedding");
   define<rms_norm_js>(exports, "rmsNorm");

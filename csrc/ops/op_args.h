@@ -204,6 +204,12 @@ struct MergeAttentionArgs {
   TensorView lse;
 };
 
+struct AttentionSinksArgs {
+  TensorView sinks;  // (n_heads) f32
+  TensorView out;    // (n, n_heads, head_dim) f32|f16|bf16, in and out
+  TensorView lse;    // (n, n_heads) f32, in and out
+};
+
 struct StoreProbesArgs {
   TensorView q;          // (n_layers, rows, n_heads, head_dim), or of one layer without that axis
   TensorView lse;        // (n_layers, rows, n_heads) f32

@@ -457,6 +457,15 @@ void check(const MergeAttentionArgs& a) {
   expect_same("lse", a.lse, "lseA", a.lse_a);
 }
 
+void check(const AttentionSinksArgs& a) {
+  expect_float("out", a.out);
+  expect_shape("out", a.out, {kAny, kAny, kAny});
+  expect_dtype("lse", a.lse, DType::kF32);
+  expect_shape("lse", a.lse, {a.out.size(0), a.out.size(1)});
+  expect_dtype("sinks", a.sinks, DType::kF32);
+  expect_shape("sinks", a.sinks, {a.out.size(1)});
+}
+
 void check(const StoreProbesArgs& a) {
   const bool layered = a.q.rank == 4;
   const int64_t n_layers = a.n_layers();

@@ -211,6 +211,18 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
     checkAttention(outs, lses, expected, kTolerance.f32Attention)
   },
 
+  attentionSinks: async (tensors) => {
+    const { nHeads, headDim } = kHeads
+    const out = tensors.normal('f32', [3, nHeads, headDim], { seed: 1 })
+    const lse = tensors.normal('f32', [3, nHeads], { seed: 2 })
+    const sinks = tensors.normal('f32', [nHeads], { seed: 3 })
+    const [before, lseBefore, logits] = await valuesOfAll(out, lse, sinks)
+    ops.attentionSinks({ out, lse, sinks })
+    const [outs, lses] = await valuesOfAll(out, lse)
+    const given = { out: before, lse: lseBefore, sinks: logits, headDim }
+    checkAttention(outs, lses, reference.attentionSinks(given), kTolerance.f32Attention)
+  },
+
   selectSalient: async (tensors) => {
     const [nHeads, n, count] = [2, 61, 23]
     const scores = tensors.normal('f32', [nHeads, n])

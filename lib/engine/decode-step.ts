@@ -1,6 +1,7 @@
 import type { CacheMemory } from '../cache/index.js'
 import { ZipCacheError } from '../errors.js'
 import {
+  addSinks,
   embedRows,
   type ForwardModel,
   logitsOfAll,
@@ -233,6 +234,7 @@ export class DecodeStep {
           ropeAppend({ ...rawHeads, v, cos, sin, qOut: q, ...paged, cuSeqlens, layer })
           const options = { layer, positions, scale, slidingWindow }
           mixedAttention({ q, out, lse, ...paged, cuSeqlens, ...options })
+          addSinks(model, layer, { out, lse })
         })
       }
       storeProbes({ ...ofAll, slots, probeQ: probes.all.q, probeLse: probes.all.lse })

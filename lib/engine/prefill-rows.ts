@@ -1,4 +1,4 @@
-import { type ForwardModel, rotateHeads, runLayer } from '../model/forward.js'
+import { addSinks, type ForwardModel, rotateHeads, runLayer } from '../model/forward.js'
 import type { Scratch } from '../model/scratch.js'
 import { flashAttention, type Tensor } from '../ops/index.js'
 import { embedAll, gatherProbes, seenKeys, slicePass } from './prefill.js'
@@ -49,6 +49,7 @@ export async function prefillRows(pass: RowPass): Promise<Tensor<'f32'>> {
       runLayer(model, layer, slice.block, () => {
         rotateHeads(model, layer, slice.block)
         flashAttention({ q, out, lse, ...slice.seen, ...options, causal: true })
+        addSinks(model, layer, heads)
         probes?.store(slice, heads)
       })
     }

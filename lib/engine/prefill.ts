@@ -7,6 +7,7 @@ import type { KvCache } from '../cache/index.js'
 import { gateWidth } from '../model/config.js'
 import {
   type AttentionHeads,
+  addSinks,
   embedRows,
   type ForwardModel,
   makeStream,
@@ -143,6 +144,7 @@ export async function prefillIntoTail(
         ropeAppend({ ...rawHeads, v, cos, sin, qOut: q, kOut: k, ...paged, cuSeqlens, layer })
         if (hasPast) mixedAttention({ q, out, lse, ...paged, cuSeqlens, positions, ...options })
         else flashAttention({ q, out, lse, ...slice.seen, ...options, causal: true })
+        addSinks(model, layer, block.heads)
         if (!slice.slots) return
         const kept = probeSlots.layers[layer] as { q: Tensor; lse: Tensor }
         storeProbes({ q, lse, slots: slice.slots, probeQ: kept.q, probeLse: kept.lse })
@@ -218,6 +220,7 @@ export async function prefillCompressed(
           mixedAttention({ q, ...past, ...paged, cuSeqlens, positions, ...options, ...noTail })
           mergeAttention({ outA: out, lseA: lse, outB: past.out, lseB: past.lse, out, lse })
         }
+        addSinks(model, layer, heads)
         probes?.store(slice, heads)
       })
     }

@@ -27,6 +27,7 @@ export type Architecture =
   | 'Glm4ForCausalLM'
   | 'GraniteMoeForCausalLM'
   | 'Qwen3VLMoeForConditionalGeneration'
+  | 'GptOssForCausalLM'
 
 /** How a checkpoint calls the tensors of a layer's experts. */
 export interface ExpertNames {
@@ -114,6 +115,8 @@ export interface ArchitectureTraits {
   /** RMS norm of queries and keys: of each head, or of all heads together. */
   readonly qkNorm: 'none' | 'each head' | 'all heads'
   readonly norms: NormNames
+  /** Heads have sinks (`attentionSinks`). */
+  readonly hasSinks: boolean
   readonly window:
     | 'none'
     | 'all layers'
@@ -157,6 +160,7 @@ const kPlain = {
     mlp: 'post_attention_layernorm',
     mlpOutput: null,
   },
+  hasSinks: false,
   window: 'none',
   rope: 'one',
   partialRotary: false,
@@ -413,6 +417,36 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
       normalized: 'from norm_topk_prob',
       layers: 'by decoder_sparse_step',
       names: kUsualExpertNames,
+    },
+  },
+  GptOssForCausalLM: {
+    ...kPlain,
+    modelType: 'gpt_oss',
+    defaults: {
+      head_dim: 64,
+      attention_bias: true,
+      rms_norm_eps: 1e-5,
+      sliding_window: 128,
+      sliding_window_pattern: 2,
+      rope_theta: 150_000,
+    },
+    bias: 'from attention_bias',
+    hasSinks: true,
+    window: 'by pattern',
+    experts: {
+      countKeys: ['num_local_experts'],
+      widthKey: 'intermediate_size',
+      normalized: 'yes',
+      layers: 'all',
+      names: {
+        block: 'mlp',
+        router: 'router',
+        tensors: {
+          gateUp: 'experts.gate_up_proj',
+          down: 'experts.down_proj',
+          mayBeTransposed: true,
+        },
+      },
     },
   },
   GraniteForCausalLM: kGraniteTraits,

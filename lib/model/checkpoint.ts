@@ -33,6 +33,7 @@ export type WeightRole =
   | 'oBias'
   | 'qNorm'
   | 'kNorm'
+  | 'sinks'
   | 'attentionOutputNorm'
   | 'mlpNorm'
   | 'mlpOutputNorm'
@@ -253,6 +254,7 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
     }
     add(layer, 'oProj', `${attention}.o_proj.weight`, hiddenSize, qWidth)
     if (attentionBias.output) add(layer, 'oBias', `${attention}.o_proj.bias`, hiddenSize)
+    if (config.hasSinks) add(layer, 'sinks', `${attention}.sinks`, config.nHeads)
     norm('attentionOutputNorm', norms.attentionOutput)
     norm('mlpNorm', norms.mlp)
     const mlp = `${prefix}.mlp`

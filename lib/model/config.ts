@@ -98,6 +98,8 @@ export interface ModelConfig {
   readonly qkNorm: 'none' | 'each head' | 'all heads'
   /** (nLayers): a row sees its last so many keys, itself included; 0 sees all. */
   readonly slidingWindow: readonly number[]
+  /** Each head's softmax has a logit more, a learned one that belongs to no key (`attentionSinks`). */
+  readonly hasSinks: boolean
   /** What products of queries and keys are multiplied by before the softmax. */
   readonly softmaxScale: number
   /** Of the MLP's gate: x / (1 + e^-x), or GELU in its form by tanh. */
@@ -227,6 +229,7 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     qkNorm: traits.qkNorm,
     // A window as long as the context hides nothing.
     slidingWindow: windows.map((window) => (window < maxPositions ? window : 0)),
+    hasSinks: traits.hasSinks,
     ...readScales(read, traits, hiddenSize, headDim),
     activation: readActivation(read, traits.isGemma ? 'hidden_activation' : 'hidden_act'),
     unitOffsetNorms: traits.isGemma,

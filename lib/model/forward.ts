@@ -4,6 +4,7 @@
  */
 import {
   addExperts,
+  attentionSinks,
   convert,
   type Device,
   embedding,
@@ -266,6 +267,16 @@ export function rotateHeads(model: ForwardModel, layer: number, block: RowBlock)
   const { cos, sin } = ropeOf(model, layer, block)
   rope({ x: rawHeads.q, cos, sin, out: heads.q })
   rope({ x: rawHeads.k, cos, sin, out: heads.k })
+}
+
+/** Attention of all keys, as it is with the layer's sinks: before anything looks at it, or at its LSE. */
+export function addSinks(
+  model: ForwardModel,
+  layer: number,
+  { out, lse }: Pick<AttentionHeads, 'out' | 'lse'>,
+): void {
+  const { sinks } = model.weights.layers[layer] as LayerWeights
+  if (sinks) attentionSinks({ sinks, out, lse })
 }
 
 /**

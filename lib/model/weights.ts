@@ -168,15 +168,19 @@ export async function loadWeights(
       ? { weight: make(dtype === 'f32' ? stored : 'bf16', all) }
       : codesOf(all)
   }
+  const toFloat32 = (x: Tensor) => {
+    const out = make('f32', x.shape)
+    convert({ x, out })
+    discard(x)
+    return out
+  }
   const toNorm = async (x: Tensor, role: WeightRole): Promise<Tensor> => {
     // Logits are products with what the last norm gives.
     const scale = role === 'norm' ? config.logitsScale : 1
     const offset = config.unitOffsetNorms ? 1 : 0
     if (scale === 1 && offset === 0) return x
-    const out = make('f32', x.shape)
-    convert({ x, out })
+    const out = toFloat32(x)
     out.write((await out.read()).map((weight) => scale * (offset + weight)))
-    x.dispose()
     return out
   }
   const dispose = () => {
@@ -264,7 +268,7 @@ export async function loadWeights(
       if (isMatrix(role)) own[role] = await load(parts, role)
       else {
         const x = await read(first, 'bf16')
-        own[role] = isNorm(role) ? await toNorm(x, role) : x
+        own[role] = role === 'sinks' ? toFloat32(x) : isNorm(role) ? await toNorm(x, role) : x
       }
       signal?.throwIfAborted()
     }

@@ -244,6 +244,7 @@ export interface Addon {
     causal: boolean,
   ): void
   mergeAttention(outA: T, lseA: T, outB: T, lseB: T, out: T, lse: T): void
+  attentionSinks(sinks: T, out: T, lse: T): void
   storeProbes(q: T, lse: T, slots: T, probeQ: T, probeLse: T): void
   embedding(ids: T, weight: T, out: T, scale: number): void
   rmsNorm(x: T, weight: T, out: T, eps: number, accumulate: boolean): void

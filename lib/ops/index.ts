@@ -1,5 +1,6 @@
 /** The ops of zipcache as functions over tensors, and the devices they run on. */
 export type { Seed } from '../random.js'
+export { type AttentionSinksArgs, attentionSinks } from './attention-sinks.js'
 export { convert, countNonFinite, gatherRows } from './copy.js'
 export {
   Device,

@@ -2,6 +2,7 @@
  * Every op again in plain TypeScript and double precision, written to be read: what all backends
  * are judged by. Shapes are trusted here; the ops themselves check theirs.
  */
+export * from './attention-sinks.js'
 export * from './convert.js'
 export * from './dequantize.js'
 export * from './embedding.js'

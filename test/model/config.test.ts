@@ -130,6 +130,7 @@ describe('readModelConfig on the fixtures', () => {
       mlpOutput: null,
     },
     quantization: null,
+    hasSinks: false,
     interleavedRope: false,
     fusedProjections: 'none',
   }

@@ -21,6 +21,7 @@ const CUDA_VECTOR_SUBJECTS = [
   'linear with a weight of 4 bits',
   'expertLinear with weights of 4 bits',
   ...`
+  attentionSinks
   convert
   copyPages
   countNonFinite

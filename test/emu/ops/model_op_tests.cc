@@ -561,6 +561,24 @@ ZC_OP_TESTS(merge_attention_tests) {
     });
 }
 
+ZC_OP_TESTS(attention_sinks_tests) {
+  for (const DType dtype : kFloatDTypes)
+    add_op_test(std::string("attention_sinks ") + dtype_name(dtype), [=](OpRun& run) {
+      for (const int64_t head_dim : {16, 32, 96, 256}) {
+        if (head_dim == 96) run.aligned();
+        const Shape shape = {5, 3, head_dim};
+        const TensorView out = run.normals(dtype, shape);
+        const TensorView lse = run.floats(DType::kF32, {5, 3}, [&](int64_t i) {
+          return i % 5 == 2 ? -INFINITY : 5 * run.normal();
+        });
+        run.compare("out", out, one_rounding(dtype));
+        run.compare("lse", lse, {2e-6, 1});
+        run.op(&Backend::attention_sinks,
+               AttentionSinksArgs{run.normals(DType::kF32, {3}), out, lse});
+      }
+    });
+}
+
 ZC_OP_TESTS(store_probes_tests) {
   for (const DType dtype : kFloatDTypes)
     add_op_test(std::string("store_probes ") + dtype_name(dtype), [=](OpRun& run) {
