@@ -123,6 +123,15 @@ inline LinearOut columns_of(LinearOut out, int64_t first, int64_t last) {
   return out;
 }
 
+// Of an expert, where scales and bias are those of all, (n_experts, n).
+ZC_DEVICE LinearOut of_expert(LinearOut out, int expert) {
+  if (out.scales != nullptr) out.scales += expert * out.n;
+  if (out.bias != nullptr)
+    out.bias = static_cast<const uint8_t*>(out.bias) +
+               expert * out.n * (out.bias_dtype == DType::kF32 ? 4 : 2);
+  return out;
+}
+
 inline LinearOut linear_out(const LinearArgs& a) {
   LinearOut out{};
   out.out = a.out.data;

@@ -248,8 +248,8 @@ ZC_BIND("routeExperts", route_experts, RouteExpertsArgs, a.logits = r.tensor("lo
 
 ZC_BIND("expertLinear", expert_linear, ExpertLinearArgs, a.x = r.tensor("x");
         a.weight = r.tensor("weight"); a.scales = r.optional_tensor("scales");
-        a.zeros = r.optional_tensor("zeros"); a.pairs = r.tensor("pairs");
-        a.offsets = r.tensor("offsets"); a.out = r.output("out");)
+        a.zeros = r.optional_tensor("zeros"); a.bias = r.optional_tensor("bias");
+        a.pairs = r.tensor("pairs"); a.offsets = r.tensor("offsets"); a.out = r.output("out");)
 
 ZC_BIND("addExperts", add_experts, AddExpertsArgs, a.x = r.tensor("x");
         a.weights = r.tensor("weights"); a.out = r.output("out");)

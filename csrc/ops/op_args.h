@@ -304,6 +304,7 @@ struct ExpertLinearArgs {
   TensorView weight;   // (n_experts, n, k) f32|f16|bf16|i8, or (n_experts, n, k / 2) u8
   TensorView scales;   // as in LinearArgs, with n_experts in front
   TensorView zeros;    // as in LinearArgs, with n_experts in front
+  TensorView bias;     // (n_experts, n) f32|f16|bf16, may be undefined
   TensorView pairs;    // (n_pairs) i32
   TensorView offsets;  // (n_experts + 1) i32
   TensorView out;      // (n_pairs, n) f32|f16|bf16
@@ -325,7 +326,8 @@ struct ExpertLinearArgs {
     const auto part_if_any = [&](const TensorView& of) {
       return of.defined() ? part(of) : TensorView{};
     };
-    return {x, part(weight), part_if_any(scales), part_if_any(zeros), {}, out, false};
+    return {x,   part(weight), part_if_any(scales), part_if_any(zeros), part_if_any(bias),
+            out, false};
   }
 };
 

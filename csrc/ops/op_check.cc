@@ -555,6 +555,10 @@ void check(const ExpertLinearArgs& a) {
   if (a.n_experts() < 1 || a.n_experts() > kMaxExperts)
     fail(ErrorCode::kShape, "weight",
          std::to_string(a.n_experts()) + " experts, expected 1 to " + std::to_string(kMaxExperts));
+  if (a.bias.defined()) {
+    expect_float("bias", a.bias);
+    expect_shape("bias", a.bias, {a.n_experts(), a.weight.size(1)});
+  }
   expect_pairs(kAny, a.pairs, a.n_experts(), a.offsets);
   const int64_t m = a.x.size(0);
   if (m == 0 ? a.n_pairs() > 0 : a.n_pairs() % m != 0)

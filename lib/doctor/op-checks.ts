@@ -81,10 +81,12 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
     const { experts, pairs, offsets } = routing(tensors, { n: m, nExperts, nChosen: 2 })
     const x = tensors.normal('bf16', [m, k], { seed: 2 })
     const weight = tensors.normal('bf16', [nExperts, n, k], { deviation: 0.25 })
+    const bias = tensors.normal('bf16', [nExperts, n], { seed: 3 })
     const out = tensors.output('f32', [2 * m, n])
-    ops.expertLinear({ x, weight, pairs, offsets, out })
-    const [xs, weights, chosen, actual] = await valuesOfAll(x, weight, experts, out)
-    const expected = reference.expertLinear({ x: xs, weight: weights, experts: chosen, m, n, k })
+    ops.expertLinear({ x, weight, bias, pairs, offsets, out })
+    const [xs, ws, bs, chosen, actual] = await valuesOfAll(x, weight, bias, experts, out)
+    const values = { x: xs, weight: ws, bias: bs, experts: chosen }
+    const expected = reference.expertLinear({ ...values, m, n, k })
     checkClose(actual, expected, { name: 'out', tolerance: kTolerance.f32Linear, rowLength: n })
   },
 

@@ -267,6 +267,7 @@ export interface Addon {
     scales: Optional,
     zeros: Optional,
     pairs: T,
+    bias: Optional,
     offsets: T,
     out: T,
   ): void

@@ -50,6 +50,8 @@ export interface ExpertLinearArgs {
   scales?: Tensor<'f32'> | Tensor<'f16'> | undefined
   /** (n_experts, n, k / group) u8: of a weight of u8 alone. */
   zeros?: Tensor<'u8'> | undefined
+  /** (n_experts, n) f32, f16 or bf16; default none. */
+  bias?: Tensor | undefined
   /** (n_pairs) i32, n_pairs a multiple of m: a permutation of 0 to n_pairs - 1, by expert. */
   pairs: Tensor<'i32'>
   /** (n_experts + 1) i32, where an expert's pairs begin: from 0 to n_pairs. */
@@ -59,7 +61,7 @@ export interface ExpertLinearArgs {
 }
 
 /**
- * out[pair] = W[expert of pair] x[row of pair], each row to the bit as `linear` gives it: of
+ * out[pair] = W[expert of pair] x[row of pair] + bias[expert of pair], each row to the bit as `linear` gives it: of
  * `routeExperts`, n_chosen products of each row of x with other matrices.
  *
  * Throws as `linear`, and `ERR_ZC_ARGUMENT` for pairs or offsets out of their range.
@@ -71,6 +73,7 @@ export function expertLinear(args: ExpertLinearArgs): void {
     handleOf(args.weight),
     handleOf(args.scales),
     handleOf(args.zeros),
+    handleOf(args.bias),
     handleOf(args.pairs),
     handleOf(args.offsets),
     handleOf(args.out),

@@ -57,17 +57,18 @@ export function routeExperts(options: {
 }
 
 /**
- * Products of rows with the matrices of their experts: out[pair] = W[expert] x[row], where pair p is of
- * row p / (n_pairs / m).
+ * Products of rows with the matrices of their experts: out[pair] = W[expert] x[row] + bias[expert], where
+ * pair p is of row p / (n_pairs / m).
  *
- * - `x` (m, k); `weight` (n_experts, n, k), times `scales` (n_experts, n) where they are given; `experts`
- *   (n_pairs), one for each pair
+ * - `x` (m, k); `weight` (n_experts, n, k), times `scales` (n_experts, n) where they are given; `bias`
+ *   (n_experts, n); `experts` (n_pairs), one for each pair
  * - returns (n_pairs, n)
  */
 export function expertLinear(options: {
   x: ArrayLike<number>
   weight: ArrayLike<number>
   scales?: ArrayLike<number>
+  bias?: ArrayLike<number>
   experts: ArrayLike<number>
   m: number
   n: number
@@ -77,6 +78,7 @@ export function expertLinear(options: {
   const x = Float64Array.from(options.x)
   const weight = Float64Array.from(options.weight)
   const scales = options.scales && Float64Array.from(options.scales)
+  const bias = options.bias && Float64Array.from(options.bias)
   const experts = Int32Array.from(options.experts)
   const out = new Float64Array(experts.length * n)
   for (const [pair, expert] of experts.entries()) {
@@ -85,6 +87,7 @@ export function expertLinear(options: {
       x: x.subarray(row * k, (row + 1) * k),
       weight: weight.subarray(expert * n * k, (expert + 1) * n * k),
       ...(scales ? { scales: scales.subarray(expert * n, (expert + 1) * n) } : {}),
+      ...(bias ? { bias: bias.subarray(expert * n, (expert + 1) * n) } : {}),
       ...{ m: 1, n, k },
     })
     out.set(product, pair * n)

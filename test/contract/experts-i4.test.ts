@@ -26,6 +26,7 @@ function callOf(
   const nGroups = (nExperts * n * k) / group
   const routing = routeExperts({ logits: normals(seed, m * nExperts), nExperts, nChosen })
   const x = storeAs(dtype, normals(seed + 1, m * k))
+  const bias = storeAs('bf16', normals(seed + 5, nExperts * n))
   const stored = {
     weight: packInt4Codes(integers(seed + 2, nExperts * n * k, 16)),
     scales: toF16(normals(seed + 3, nGroups).map((s) => (1 + Math.abs(s)) / 12)),
@@ -36,12 +37,14 @@ function callOf(
     weight: tensors.input('u8', stored.weight, [nExperts, n, k / 2]),
     scales: tensors.input('f16', stored.scales, [nExperts, n, k / group]),
     zeros: tensors.input('u8', stored.zeros, [nExperts, n, k / group]),
+    bias: tensors.input('bf16', bias.stored as Uint16Array, [nExperts, n]),
     pairs: tensors.i32(routing.pairs),
     offsets: tensors.i32(routing.offsets),
     out: tensors.output('f32', [m * nChosen, n]),
   }
   const weight = int4Values(stored, group, dtype, isHost(name))
-  const expected = reference({ x: x.values, weight, experts: routing.experts, m, n, k })
+  const values = { x: x.values, weight, bias: bias.values, experts: routing.experts }
+  const expected = reference({ ...values, m, n, k })
   return { args, expected, experts: routing.experts }
 }
 
@@ -50,7 +53,7 @@ async function runAlone(
   tensors: DeviceTensors,
   { args, experts }: Pick<ReturnType<typeof callOf>, 'args' | 'experts'>,
 ): Promise<Float64Array> {
-  const { x, weight, scales, zeros } = args
+  const { x, weight, scales, zeros, bias } = args
   const k = x.shape[1] as number
   const outs: Float64Array[] = []
   for (const [pair, expert] of experts.entries()) {
@@ -63,6 +66,7 @@ async function runAlone(
     linear({
       x: tensors.own(x.view([1, k], Math.floor(pair / nChosen) * k)),
       ...{ weight: partOf(weight), scales: partOf(scales), zeros: partOf(zeros), out },
+      bias: tensors.own(bias.view([n], expert * n)),
     })
     outs.push(await tensors.values(out))
   }

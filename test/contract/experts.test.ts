@@ -164,6 +164,7 @@ interface Layer {
   x: FloatDtype
   weight: FloatDtype | 'i8'
   out: FloatDtype
+  bias?: FloatDtype
   seed: number
 }
 
@@ -195,6 +196,7 @@ function inputsOf(layer: Layer) {
     ? Float32Array.from(normals(seed + 2, nExperts * n), (s) => (1 + Math.abs(s)) / 73)
     : null
   const x = storeAs(layer.x, normals(seed + 3, xRows * k))
+  const bias = layer.bias && storeAs(layer.bias, normals(seed + 4, nExperts * n))
   return {
     ...layer,
     xRows,
@@ -204,6 +206,8 @@ function inputsOf(layer: Layer) {
     weight,
     codes,
     scales,
+    biasType: layer.bias,
+    bias,
     routing: routingOf(layer),
   }
 }
@@ -212,16 +216,17 @@ type Inputs = ReturnType<typeof inputsOf>
 
 const caseOf = once((layer: Layer) => {
   const inputs = inputsOf(layer)
-  const { x, xRows: m, n, k, weight, codes, scales, routing } = inputs
+  const { x, xRows: m, n, k, weight, codes, scales, bias, routing } = inputs
   const expected = referenceLinear({
     ...{ x: x.values, weight: weight?.values ?? codes ?? [], experts: routing.experts, m, n, k },
     ...(scales ? { scales } : {}),
+    ...(bias ? { bias: bias.values } : {}),
   })
   return { inputs, expected }
 })
 
 function tensorsOf(tensors: DeviceTensors, own: Inputs) {
-  const { n, k, nExperts, xRows, routing, scales } = own
+  const { n, k, nExperts, xRows, routing, scales, bias } = own
   const shape = [nExperts, n, k]
   const weight: Tensor = own.codes
     ? tensors.input('i8', own.codes, shape)
@@ -230,6 +235,9 @@ function tensorsOf(tensors: DeviceTensors, own: Inputs) {
     x: tensors.input(own.xType, own.x.stored as Uint16Array, [xRows, k]),
     weight,
     ...(scales ? { scales: tensors.f32(scales, [nExperts, n]) } : {}),
+    ...(bias
+      ? { bias: tensors.input(own.biasType!, bias.stored as Uint16Array, [nExperts, n]) }
+      : {}),
     pairs: tensors.i32(routing.pairs),
     offsets: tensors.i32(routing.offsets),
     out: tensors.output(own.out, [routing.pairs.length, n]),
@@ -245,7 +253,7 @@ async function run(tensors: DeviceTensors, own: Inputs) {
 /** The same by `linear`, each pair by itself. */
 async function runAlone(tensors: DeviceTensors, own: Inputs) {
   const { n, k, nExperts, routing, scales, xRows } = own
-  const { x, weight } = tensorsOf(tensors, own)
+  const { x, weight, bias } = tensorsOf(tensors, own)
   const outs: Float64Array[] = []
   for (const [pair, expert] of routing.experts.entries()) {
     const row = Math.floor(pair / (routing.experts.length / xRows))
@@ -253,7 +261,8 @@ async function runAlone(tensors: DeviceTensors, own: Inputs) {
     const views = [x.view([1, k], row * k), weight.view([n, k], expert * n * k)] as const
     for (const view of views) tensors.own(view)
     const ownScales = scales && tensors.f32(scales.slice(expert * n, (expert + 1) * n))
-    linear({ x: views[0], weight: views[1], out, ...(ownScales ? { scales: ownScales } : {}) })
+    const ownBias = bias && tensors.own(bias.view([n], expert * n))
+    linear({ x: views[0], weight: views[1], scales: ownScales ?? undefined, bias: ownBias, out })
     outs.push(await tensors.values(out))
   }
   expect(nExperts).toBeGreaterThan(0)
@@ -316,6 +325,20 @@ describeBackends('expertLinear', (backend) => {
     })
   })
 
+  // A few rows of each expert, some, and many; columns of four, which are written at once, and odd.
+  test.each(floatDtypes)('a bias of %s for each expert', async (bias) => {
+    for (const weight of [...floatDtypes, 'i8'] as const) {
+      for (const [m, n] of [
+        [2, 53],
+        [33, 132],
+        [131, 53],
+      ] as const) {
+        const x = weight === 'i8' ? 'bf16' : weight
+        await expectReference({ ...plain, x, weight, bias, m, n, k: 72 })
+      }
+    }
+  })
+
   describe('gives a pair the bits that linear gives it', () => {
     const types = floatDtypes.flatMap((x) => floatDtypes.map((weight) => ({ x, weight })))
     // A few rows of each expert, some, many of expert 1; k in one part, in several, and odd.
@@ -329,7 +352,8 @@ describeBackends('expertLinear', (backend) => {
       '$m rows of $k, x of $x, weight of $weight',
       async (own) => {
         for (const ofPairs of [false, true]) {
-          const inputs = inputsOf({ ...plain, ...own, n: 53, ofPairs, seed: 7 })
+          const bias = ofPairs ? { bias: own.x } : {}
+          const inputs = inputsOf({ ...plain, ...own, ...bias, n: 53, ofPairs, seed: 7 })
           const together = await run(backend.tensors, inputs)
           expectIdentical(together, await runAlone(backend.tensors, inputs), {
             name: 'out',
@@ -370,7 +394,7 @@ describeBackends('expertLinear', (backend) => {
           [131, 77],
         ] as const) {
           await expectReference({ ...codes, m, k, x })
-          const inputs = inputsOf({ ...codes, m, k, x })
+          const inputs = inputsOf({ ...codes, bias: 'f16', m, k, x })
           expectIdentical(
             await run(backend.tensors, inputs),
             await runAlone(backend.tensors, inputs),
@@ -438,6 +462,9 @@ describeBackends('expertLinear', (backend) => {
       'ERR_ZC_SHAPE',
       'scales',
     ],
+    ['a bias of integers', (t) => ({ bias: t.output('i32', [4, 5]) }), 'ERR_ZC_DTYPE', 'bias'],
+    ['a bias of one expert', (t) => ({ bias: t.output('f32', [5]) }), 'ERR_ZC_SHAPE', 'bias'],
+    ['a bias of k', (t) => ({ bias: t.output('f32', [4, 7]) }), 'ERR_ZC_SHAPE', 'bias'],
     ['float pairs', (t) => ({ pairs: t.output('f32', [6]) }), 'ERR_ZC_DTYPE', 'pairs'],
     [
       'pairs of a row and a half',

@@ -45,10 +45,12 @@ describe('expertLinear', () => {
     expect([...out]).toEqual([11, 3, 430, 430])
   })
 
-  test('or a row for each pair; scales are those of the expert', () => {
+  test('or a row for each pair; scales and bias are those of the expert', () => {
     const x = [1, 0, 0, 1]
     const out = expertLinear({ x, weight, scales: [1, 2, 3], experts: [2, 1], m: 2, ...shape })
     expect([...out]).toEqual([15, 8])
+    const added = { x, weight, bias: [7, 0.5, -1], experts: [2, 1], m: 2, ...shape }
+    expect([...expertLinear(added)]).toEqual([4, 4.5])
   })
 })
 

@@ -70,6 +70,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     own_tile = find_tile<kRows, kRows>(of, static_cast<int>(tile % m_tiles), kRows, 1);
     if (own_tile.rows == 0) return;
     weight += own_tile.expert * out.n * k;
+    out = of_expert(out, own_tile.expert);
   }
   const int64_t rows = Rows::kOfExperts ? own_tile.rows : out.m - row0;
   const int64_t columns = out.n - column0;

@@ -387,8 +387,7 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
       ZC_UNROLL for (int j = 0; j < 4; ++j) y[j] = plane == 0 ? sum[j] : y[j] + sum[j];
     }
     if constexpr (Rows::kOfExperts) {
-      LinearOut out = product.out;
-      if (out.scales != nullptr) out.scales += tile.expert * product.n;
+      const LinearOut out = of_expert(product.out, tile.expert);
       if (tile.out_rows[out_row] >= 0) out.write4(tile.out_rows[out_row], column0 + column, y);
     } else {
       product.out.write4(out_row, column0 + column, y);

@@ -187,6 +187,7 @@ __global__ void __launch_bounds__(kTileThreads, TileShape<kRows>::kBlocks)
   __syncthreads();
   const int column = lane * 4;
   if (column > last_column) return;
+  if constexpr (Rows::kOfExperts) out = of_expert(out, own_tile.expert);
   for (int r = warp; r < rows && (Rows::kOfExperts ? r < own_tile.rows : row0 + r < out.m);
        r += kTileWarps) {
     float y[4] = {};

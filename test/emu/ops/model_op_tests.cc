@@ -92,7 +92,8 @@ void expert_test(DType x, DType weight, int64_t m, int64_t k, int n_experts, int
                             offsets, n_chosen % 2 == 0});
     run.op(&Backend::expert_linear,
            ExpertLinearArgs{run.normals(x, {m, k}), run.normals(weight, {n_experts, n, k}),
-                            TensorView{}, TensorView{}, pairs, offsets, y});
+                            TensorView{}, TensorView{}, run.normals(x, {n_experts, n}), pairs,
+                            offsets, y});
     const TensorView sum = run.normals(DType::kF32, {m, n});
     run.compare("sum", sum, {1e-5, 1e-3});
     run.op(&Backend::add_experts, AddExpertsArgs{y, weights, sum});
@@ -298,7 +299,8 @@ ZC_OP_TESTS(linear_nibbles_tests) {
             const NibbleWeight weight = nibbles(run, {n_experts, n, k}, 64);
             run.op(&Backend::expert_linear,
                    ExpertLinearArgs{
-                       rows, weight.codes, weight.scales, weight.zeros, pairs, offsets,
+                       rows, weight.codes, weight.scales, weight.zeros,
+                       run.normals(DType::kF16, {n_experts, n}), pairs, offsets,
                        run.result("out", DType::kF32, {n_pairs, n}, Tolerance{1e-4, 1e-1})});
           },
           {0, 1});
