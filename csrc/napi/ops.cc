@@ -267,6 +267,10 @@ ZC_BIND("siluGate", silu_gate, GateArgs, a.gate = r.tensor("gate"); a.up = r.ten
 ZC_BIND("geluGate", gelu_gate, GateArgs, a.gate = r.tensor("gate"); a.up = r.tensor("up");
         a.out = r.output("out");)
 
+ZC_BIND("clampedSwiglu", clamped_swiglu, ClampedSwigluArgs, a.gate = r.tensor("gate");
+        a.up = r.tensor("up"); a.out = r.output("out"); a.alpha = r.f32("alpha");
+        a.limit = r.f32("limit");)
+
 ZC_BIND("sample", sample, SampleArgs, a.logits = r.tensor("logits"); a.params = r.tensor("params");
         a.seen = r.output("seen"); a.contexts = r.tensor("contexts"); a.ids = r.output("ids");
         a.logprobs = r.output("logprobs");)
@@ -323,6 +327,7 @@ void register_ops(Napi::Object exports) {
   define<rope_js>(exports, "rope");
   define<silu_gate_js>(exports, "siluGate");
   define<gelu_gate_js>(exports, "geluGate");
+  define<clamped_swiglu_js>(exports, "clampedSwiglu");
   define<sample_js>(exports, "sample");
   define<feed_tokens_js>(exports, "feedTokens");
   define<convert_js>(exports, "convert");

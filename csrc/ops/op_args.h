@@ -359,6 +359,16 @@ struct GateArgs {
   TensorView out;   // gate's shape, f32|f16|bf16; may be gate or up
 };
 
+struct ClampedSwigluArgs {
+  TensorView gate;  // (n, width) f32|f16|bf16
+  TensorView up;    // the same
+  TensorView out;   // gate's shape, f32|f16|bf16; may be gate or up
+  float alpha;
+  float limit;  // above 0
+
+  GateArgs rows() const { return {gate, up, out}; }
+};
+
 // Columns of SampleArgs.params, bit patterns for the integers (lib/ops/sample.ts writes them).
 enum SampleParam : int32_t {
   kSampleTemperature = 0,

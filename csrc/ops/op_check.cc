@@ -605,6 +605,13 @@ void check(const GateArgs& a) {
   expect_shape("out", a.out, {a.gate.size(0), a.gate.size(1)});
 }
 
+void check(const ClampedSwigluArgs& a) {
+  check(a.rows());
+  expect(std::isfinite(a.alpha), "alpha", "expected a finite number");
+  expect(std::isfinite(a.limit) && a.limit > 0.0f, "limit",
+         "is " + std::to_string(a.limit) + ", expected a positive number");
+}
+
 void check(const SampleArgs& a) {
   expect_dtype("logits", a.logits, DType::kF32);
   expect_shape("logits", a.logits, {kAny, kAny});

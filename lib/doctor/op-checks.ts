@@ -172,6 +172,14 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
 
   siluGate: (tensors) => checkGate(tensors, ops.siluGate, reference.siluGate),
   geluGate: (tensors) => checkGate(tensors, ops.geluGate, reference.geluGate),
+  clampedSwiglu: (tensors) => {
+    const own = { alpha: 1.702, limit: 1.5 }
+    return checkGate(
+      tensors,
+      (args) => ops.clampedSwiglu({ ...args, ...own }),
+      (args) => reference.clampedSwiglu({ ...args, ...own }),
+    )
+  },
 
   flashAttention: async (tensors) => {
     const { q, k, v, out, lse } = promptAttention(tensors)

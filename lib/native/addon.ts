@@ -277,6 +277,7 @@ export interface Addon {
   siluGate(gate: T, up: T, out: T): void
   geluGate(gate: T, up: T, out: T): void
   sample(logits: T, params: T, seen: T, contexts: T, ids: T, logprobs: T): void
+  clampedSwiglu(gate: T, up: T, out: T, alpha: number, limit: number): void
   feedTokens(sampled: T, source: T, given: T, out: T): void
   convert(x: T, out: T): void
   gatherRows(x: T, rows: T, out: T): void

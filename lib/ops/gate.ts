@@ -32,3 +32,23 @@ export function geluGate(args: GateArgs): void {
   checkArguments(args)
   loadAddon().geluGate(handleOf(args.gate), handleOf(args.up), handleOf(args.out))
 }
+
+/** Arguments of `clampedSwiglu`. */
+export interface ClampedSwigluArgs extends GateArgs {
+  /** Slope of the sigmoid. */
+  alpha: number
+  /** Above 0: what gate is at most, and the size of up. */
+  limit: number
+}
+
+/**
+ * out = (clamp(up, -limit, limit) + 1) g / (1 + e^(-alpha g)), g = min(gate, limit). NaN stays.
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT` for an alpha or limit that is no such number.
+ * Source: gpt-oss (https://github.com/openai/gpt-oss), whose alpha is 1.702 and limit 7.
+ */
+export function clampedSwiglu(args: ClampedSwigluArgs): void {
+  checkArguments(args)
+  const { gate, up, out, alpha, limit } = args
+  loadAddon().clampedSwiglu(handleOf(gate), handleOf(up), handleOf(out), alpha, limit)
+}

@@ -23,7 +23,7 @@ export {
 } from './experts.js'
 export { type FeedTokensArgs, feedTokens } from './feed-tokens.js'
 export { type FlashAttentionArgs, flashAttention } from './flash-attention.js'
-export { type GateArgs, geluGate, siluGate } from './gate.js'
+export { type ClampedSwigluArgs, clampedSwiglu, type GateArgs, geluGate, siluGate } from './gate.js'
 export {
   type GroupedLinearArgs,
   groupedLinear,

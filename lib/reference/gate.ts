@@ -33,3 +33,26 @@ export function geluGate(options: {
     x / (1 + Math.exp(-2 * Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)))
   return Float64Array.from(gate, (g, i) => gelu(g) * up[i])
 }
+
+/**
+ * The gated activation of gpt-oss: out = (clamp(up, -limit, limit) + 1) g / (1 + exp(-alpha g)), g =
+ * min(gate, limit).
+ *
+ * - `gate`, `up` (n, width)
+ * - returns (n, width)
+ *
+ * Source: https://github.com/openai/gpt-oss, swiglu in gpt_oss/torch/model.py.
+ */
+export function clampedSwiglu(options: {
+  gate: ArrayLike<number>
+  up: ArrayLike<number>
+  alpha: number
+  limit: number
+}): Float64Array {
+  const { gate, up, alpha, limit } = options
+  return Float64Array.from(gate, (value, i) => {
+    const g = Math.min(value, limit)
+    const u = Math.max(-limit, Math.min(up[i] as number, limit))
+    return (u + 1) * (g / (1 + Math.exp(-alpha * g)))
+  })
+}

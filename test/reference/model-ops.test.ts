@@ -1,4 +1,5 @@
 import {
+  clampedSwiglu,
   embedding,
   gatherRows,
   geluGate,
@@ -120,6 +121,19 @@ test('siluGate by hand', () => {
     shape: [5, 1],
     tolerance: tolerance.double,
   })
+})
+
+test('clampedSwiglu by hand', () => {
+  const log3 = Math.log(3) // sigmoid is 3 / 4
+  const gate = [log3 / 2, 0, 10, -log3 / 2, 1, Number.NaN, 1]
+  const up = [1, 5, -10, 0.5, 10, 1, Number.NaN]
+  const out = clampedSwiglu({ gate, up, alpha: 2, limit: log3 / 2 })
+  const half = log3 / 2
+  const expected = [
+    ...[(1 + half) * half * 0.75, 0, (1 - half) * half * 0.75, 1.5 * -half * 0.25],
+    ...[(1 + half) * half * 0.75, Number.NaN, Number.NaN],
+  ]
+  for (const [i, y] of out.entries()) expect(y).toBeCloseTo(expected[i] as number, 14)
 })
 
 test('geluGate by hand', () => {

@@ -60,6 +60,8 @@ export const tolerance = {
   f32Activation: 2e-6,
   /** The same where e^x is of a cubic in f32: at |x| ~ 90 its error of 3 u becomes relative. */
   f32Gelu: 2e-5,
+  /** The same where e^x is of a product rounded in f32: at |x| ~ 50 its error of u / 2 becomes relative. */
+  f32ClampedSwiglu: 6e-6,
   /** Rotation of a pair by stored f32 cosines: two products, one sum. */
   f32Rope: 5e-7,
   /**

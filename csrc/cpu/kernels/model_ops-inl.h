@@ -131,19 +131,31 @@ inline VecF sigmoid(VecF g) {
 namespace {
 
 struct Silu {
-  VecF operator()(VecF g) const { return g * sigmoid(g); }
+  VecF operator()(VecF g, VecF u) const { return g * sigmoid(g) * u; }
 };
 
 // tanh's form of GELU (arXiv 1606.08415), by (1 + tanh(y)) / 2 = sigmoid(2y).
 struct Gelu {
-  VecF operator()(VecF g) const {
-    return g * sigmoid(broadcast(kGeluSlope) * (g + broadcast(kGeluCubic) * g * g * g));
+  VecF operator()(VecF g, VecF u) const {
+    return g * sigmoid(broadcast(kGeluSlope) * (g + broadcast(kGeluCubic) * g * g * g)) * u;
+  }
+};
+
+// A comparison with NaN is false, so that NaN stays.
+struct ClampedSwiglu {
+  VecF alpha, limit;
+
+  VecF operator()(VecF g, VecF u) const {
+    g = g > limit ? limit : g;
+    u = u > limit ? limit : u;
+    u = u < -limit ? -limit : u;
+    return (u + broadcast(1.0f)) * (g * sigmoid(alpha * g));
   }
 };
 
 }  // namespace
 
-// out = activation(gate) * up.
+// out = activation(gate, up).
 template <typename Activation>
 void gated(const OpContext& ctx, const GateArgs& a, Activation activation) {
   const int64_t width = a.gate.size(1);
@@ -156,13 +168,11 @@ void gated(const OpContext& ctx, const GateArgs& a, Activation activation) {
         const T* up = a.up.as<T>() + r * width;
         Y* out = a.out.as<Y>() + r * width;
         int64_t c = 0;
-        for (; c + kLanes <= width; c += kLanes) {
-          const VecF g = load(gate + c);
-          store(out + c, activation(g) * load(up + c));
-        }
+        for (; c + kLanes <= width; c += kLanes)
+          store(out + c, activation(load(gate + c), load(up + c)));
         for (; c < width; ++c) {
           const VecF g = broadcast(to_float(gate[c]));
-          out[c] = from_float<Y>(activation(g)[0] * to_float(up[c]));
+          out[c] = from_float<Y>(activation(g, broadcast(to_float(up[c])))[0]);
         }
       });
     });
@@ -171,6 +181,9 @@ void gated(const OpContext& ctx, const GateArgs& a, Activation activation) {
 
 void silu_gate(const OpContext& ctx, const GateArgs& a) { gated(ctx, a, Silu{}); }
 void gelu_gate(const OpContext& ctx, const GateArgs& a) { gated(ctx, a, Gelu{}); }
+void clamped_swiglu(const OpContext& ctx, const ClampedSwigluArgs& a) {
+  gated(ctx, a.rows(), ClampedSwiglu{broadcast(a.alpha), broadcast(a.limit)});
+}
 
 // Keeps q and LSE of the rows that are probes, until their window is scored.
 void store_probes(const OpContext&, const StoreProbesArgs& a) {

@@ -15,19 +15,33 @@ ZC_DEVICE float sigmoid(float x) {
 }
 
 struct Silu {
-  ZC_DEVICE float operator()(float x) const { return x * sigmoid(x); }
+  ZC_DEVICE float operator()(float g, float u) const { return g * sigmoid(g) * u; }
 };
 
 struct Gelu {
-  ZC_DEVICE float operator()(float x) const {
-    return x * sigmoid(kGeluSlope * (x + kGeluCubic * x * x * x));
+  ZC_DEVICE float operator()(float g, float u) const {
+    return g * sigmoid(kGeluSlope * (g + kGeluCubic * g * g * g)) * u;
   }
 };
 
-// out = activation(gate) * up, of n elements. A thread owns kVector neighbours; bound by memory.
+// A comparison with NaN is false, so that NaN stays.
+struct ClampedSwiglu {
+  float alpha;
+  float limit;
+
+  ZC_DEVICE float operator()(float g, float u) const {
+    g = g > limit ? limit : g;
+    u = u > limit ? limit : u;
+    u = u < -limit ? -limit : u;
+    return (u + 1.0f) * (g * sigmoid(alpha * g));
+  }
+};
+
+// out = activation(gate, up), of n elements. A thread owns kVector neighbours; bound by memory.
 template <typename Activation, typename T, typename Out>
 __global__ void __launch_bounds__(kThreads)
-    gate_kernel(const T* gate, const T* up, Out* out, int64_t n, bool vectors) {
+    gate_kernel(const T* gate, const T* up, Out* out, int64_t n, bool vectors,
+                Activation activation) {
   simt::let_next_begin();
   simt::wait_for_kernels_before();
   const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kVector;
@@ -36,12 +50,12 @@ __global__ void __launch_bounds__(kThreads)
   float u[kVector];
   load_floats(gate + i, n - i, vectors, g);
   load_floats(up + i, n - i, vectors, u);
-  ZC_UNROLL for (int j = 0; j < kVector; ++j) g[j] = Activation{}(g[j]) * u[j];
+  ZC_UNROLL for (int j = 0; j < kVector; ++j) g[j] = activation(g[j], u[j]);
   store_floats(out + i, n - i, vectors, g);
 }
 
 template <typename Activation>
-void gate(Context& context, const GateArgs& a) {
+void gate(Context& context, const GateArgs& a, const Activation& activation) {
   const int64_t n = a.out.length();
   const bool vectors =
       (address_bits(a.gate.data) | address_bits(a.up.data) | address_bits(a.out.data)) % 16 == 0;
@@ -50,14 +64,18 @@ void gate(Context& context, const GateArgs& a) {
       using T = typename decltype(in)::type;
       using Out = typename decltype(out)::type;
       launch_early(context, &gate_kernel<Activation, T, Out>, blocks_for(n, kThreads * kVector),
-                   kThreads, 0, a.gate.as<T>(), a.up.as<T>(), a.out.as<Out>(), n, vectors);
+                   kThreads, 0, a.gate.as<T>(), a.up.as<T>(), a.out.as<Out>(), n, vectors,
+                   activation);
     });
   });
 }
 
 }  // namespace
 
-void silu_gate(Context& context, const GateArgs& a) { gate<Silu>(context, a); }
-void gelu_gate(Context& context, const GateArgs& a) { gate<Gelu>(context, a); }
+void silu_gate(Context& context, const GateArgs& a) { gate(context, a, Silu{}); }
+void gelu_gate(Context& context, const GateArgs& a) { gate(context, a, Gelu{}); }
+void clamped_swiglu(Context& context, const ClampedSwigluArgs& a) {
+  gate(context, a.rows(), ClampedSwiglu{a.alpha, a.limit});
+}
 
 }  // namespace zc::cuda

@@ -28,6 +28,17 @@ void add_gate_tests(const char* name, Op op, double of_largest) {
 ZC_OP_TESTS(gate_tests) {
   add_gate_tests("silu_gate", &Backend::silu_gate, 2e-6);
   add_gate_tests("gelu_gate", &Backend::gelu_gate, 3e-6);
+  for (const DType in : kFloatDTypes)
+    for (const DType out : kFloatDTypes)
+      add_op_test(pair_name("clamped_swiglu", in, out), [=](OpRun& run) {
+        for (const int64_t width : {0, 1, 8, 37, 1031}) {
+          if (width == 8) run.aligned();
+          run.op(&Backend::clamped_swiglu,
+                 ClampedSwigluArgs{run.normals(in, {3, width}, 4), run.normals(in, {3, width}, 4),
+                                   run.result("out", out, {3, width}, one_rounding(out, 2e-6)),
+                                   1.702f, 5.0f});
+        }
+      });
 }
 
 ZC_OP_TESTS(rms_norm_tests) {
