@@ -58,12 +58,12 @@ const char* pointer(Source& source, std::shared_ptr<const MappedRange> range) {
   return data;
 }
 
-// Arguments 5 to 21.
+// Arguments 5 to 20.
 Source read_source(const Napi::CallbackInfo& info) {
   Source source;
   StoredWeight& w = source.weight;
   Numbers numbers(info, 13);
-  w.layout = static_cast<CodeLayout>(numbers.integer(0, 4));
+  w.layout = static_cast<CodeLayout>(numbers.integer(0, 5));
   w.zero_layout = static_cast<ZeroLayout>(numbers.integer(0, 5));
   w.bits = static_cast<int>(numbers.integer(4, 8));
   ZC_CHECK(w.bits == 4 || w.bits == 8, ErrorCode::kArgument, "bits: is %d, expected 4 or 8",
@@ -72,7 +72,13 @@ Source read_source(const Napi::CallbackInfo& info) {
   w.k = numbers.integer(1, kMaxExtent);
   w.block_rows = numbers.integer(1, kMaxExtent);
   w.block_columns = numbers.integer(1, kMaxExtent);
-  w.scale_dtype = static_cast<DType>(numbers.integer(0, 2));
+  w.scale_dtype = static_cast<DType>(numbers.integer(0, static_cast<int64_t>(DType::kU8)));
+  const bool is_mx = w.layout == CodeLayout::kMxfp4;
+  ZC_CHECK(is_mx ? w.scale_dtype == DType::kU8 : w.scale_dtype <= DType::kBF16,
+           ErrorCode::kArgument, "scaleDtype: is %s, expected %s", dtype_name(w.scale_dtype),
+           is_mx ? "u8" : "f32, f16 or bf16");
+  ZC_CHECK(!is_mx || (w.bits == 4 && w.zero_layout == ZeroLayout::kNone), ErrorCode::kArgument,
+           "unpackWeight: float4 has 4 bits and no zero points");
   w.codes = pointer(source, range_of(info, 5, "codes", w.code_bytes()));
   w.scales = pointer(source, range_of(info, 7, "scales", w.scale_bytes()));
   w.zeros = pointer(source, range_of(info, 9, "zeros", w.zero_bytes()));
@@ -129,9 +135,10 @@ struct Unpacking {
     to.n_rows = n;
     to.dtype = weight.view.dtype;
     to.group = 0;
-    ZC_CHECK(to.first_row + n <= source.weight.n, ErrorCode::kShape,
+    const int64_t end = n == 0 ? to.first_row : to.first_row + (n - 1) * to.row_step + 1;
+    ZC_CHECK(end <= source.weight.n, ErrorCode::kShape,
              "out: rows %lld to %lld, expected them within %lld",
-             static_cast<long long>(to.first_row), static_cast<long long>(to.first_row + n),
+             static_cast<long long>(to.first_row), static_cast<long long>(end),
              static_cast<long long>(source.weight.n));
     switch (to.dtype) {
       case DType::kF32:
@@ -150,7 +157,8 @@ struct Unpacking {
         to.group = scales.view.defined() && scales.view.rank == 2 && scales.view.size(1) > 0
                        ? k / scales.view.size(1)
                        : 0;
-        ZC_CHECK(source.weight.bits == 4 && k % 64 == 0 && to.group > 0 && k % to.group == 0,
+        ZC_CHECK(source.weight.bits == 4 && source.weight.layout != CodeLayout::kMxfp4 &&
+                     k % 64 == 0 && to.group > 0 && k % to.group == 0,
                  ErrorCode::kArgument, "out: codes of 4 bits in such groups are not stored");
         expect(scales, "scales", DType::kF16, n, k / to.group);
         expect(zeros, "zeros", DType::kU8, n, k / to.group);
@@ -181,7 +189,8 @@ struct Unpacking {
 
 // unpackWeight(device, out, scales, zeros, status, codes, codesOffset, scales, scalesOffset, zeros,
 // zerosOffset, columnGroups, columnGroupsOffset, layout, zeroLayout, bits, n, k, blockRows,
-// blockColumns, scaleDtype, firstRow): enqueued; the codes of lib/ops/unpack-weight.ts go to status
+// blockColumns, scaleDtype, firstRow, rowStep): enqueued; the codes of lib/ops/unpack-weight.ts go
+// to status
 Napi::Value unpack_weight_js(const Napi::CallbackInfo& info) {
   return guarded(
       info.Env(),
@@ -190,7 +199,9 @@ Napi::Value unpack_weight_js(const Napi::CallbackInfo& info) {
         refuse_while_recording(*handle);
         auto own = std::make_shared<Unpacking>();
         own->source = read_source(info);
-        own->to.first_row = Numbers(info, 21).integer(0, kMaxExtent);
+        Numbers rows(info, 21);
+        own->to.first_row = rows.integer(0, kMaxExtent);
+        own->to.row_step = rows.integer(1, kMaxExtent);
         own->weight = target_of(info, 1, "out", handle);
         own->scales = target_of(info, 2, "scales", handle);
         own->zeros = target_of(info, 3, "zeros", handle);

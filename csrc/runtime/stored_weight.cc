@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kBandRows = 128;  // 64 bytes of a line of AWQ's, whole cache lines of GPTQ's
 constexpr int64_t kBandColumns = 512;
+constexpr int64_t kMxBlock = 32;                                  // elements of a scale of MXFP4
 constexpr int64_t kUnit = 64;                                     // codes of LinearArgs' units
 constexpr std::array<int, 8> kAwqPlaces{0, 4, 1, 5, 2, 6, 3, 7};  // where a row's code stands
 
@@ -27,8 +28,21 @@ uint32_t word_at(const char* base, int64_t i) {
   return word;
 }
 
+// Bytes of a row of MXFP4.
+int64_t mx_row_bytes(int64_t k) { return (k + kMxBlock - 1) / kMxBlock * (kMxBlock / 2); }
+
+bool has_float_codes(CodeLayout layout) {
+  return layout == CodeLayout::kF8 || layout == CodeLayout::kMxfp4;
+}
+
+// float8 e8m0 (OCP Microscaling Formats 1.0, §5.4.1)
+float power_of_two(uint8_t code) {
+  return code == 255 ? std::nanf("") : std::ldexp(1.0f, code - 127);
+}
+
 float scale_at(const StoredWeight& w, int64_t i) {
   const char* at = w.scales + i * static_cast<int64_t>(dtype_size(w.scale_dtype));
+  if (w.scale_dtype == DType::kU8) return power_of_two(static_cast<uint8_t>(*at));
   if (w.scale_dtype == DType::kF32) {
     float scale;
     std::memcpy(&scale, at, sizeof(scale));
@@ -52,9 +66,20 @@ float float8_value(uint32_t code) {
   return sign * std::ldexp(8.0f + mantissa, exponent - 10);
 }
 
-std::array<float, 256> all_float8_values() {
+// float4 e2m1 (OCP Microscaling Formats 1.0, §5.3.3): 0, 0.5, 1, 1.5, 2, 3, 4, 6 and negative
+float float4_value(uint32_t code) {
+  const float sign = code & 8u ? -1.0f : 1.0f;
+  const int exponent = static_cast<int>(code >> 1 & 3u);
+  const auto mantissa = static_cast<float>(code & 1u);
+  if (exponent == 0) return sign * mantissa / 2.0f;
+  return sign * std::ldexp(2.0f + mantissa, exponent - 2);
+}
+
+std::array<float, 256> all_float_values(CodeLayout layout) {
   std::array<float, 256> values;
-  for (uint32_t code = 0; code < 256; ++code) values[code] = float8_value(code);
+  const bool is_mx = layout == CodeLayout::kMxfp4;
+  for (uint32_t code = 0; code < 256; ++code)
+    values[code] = is_mx ? float4_value(code & 15u) : float8_value(code);
   return values;
 }
 
@@ -81,8 +106,11 @@ void read_codes(const StoredWeight& w, int64_t row, int64_t c0, int64_t c1, uint
       for (int64_t c = c0; c < c1; ++c)
         codes[c - c0] = static_cast<uint8_t>(w.codes[row * w.k + c]) ^ 0x80u;
       return;
-    case CodeLayout::kPacked: {
-      const auto* bytes = reinterpret_cast<const uint8_t*>(w.codes + 4 * row * words(w.k, w.bits));
+    case CodeLayout::kPacked:
+    case CodeLayout::kMxfp4: {
+      const int64_t row_bytes =
+          w.layout == CodeLayout::kMxfp4 ? mx_row_bytes(w.k) : 4 * words(w.k, w.bits);
+      const auto* bytes = reinterpret_cast<const uint8_t*>(w.codes + row * row_bytes);
       if (w.bits == 8) {
         std::memcpy(codes, bytes + c0, static_cast<size_t>(c1 - c0));
         return;
@@ -123,7 +151,7 @@ int zero_at(const StoredWeight& w, int64_t row, int64_t group) {
   };
   switch (w.zero_layout) {
     case ZeroLayout::kNone:
-      return w.layout == CodeLayout::kF8 ? 0 : middle;
+      return has_float_codes(w.layout) ? 0 : middle;
     case ZeroLayout::kI8:
       return middle + static_cast<int8_t>(w.zeros[row / w.block_rows * w.scale_columns() + group]);
     case ZeroLayout::kPacked: {
@@ -196,9 +224,9 @@ std::vector<int32_t> run_ends(const std::vector<int32_t>& groups) {
 struct Unpacker {
   const StoredWeight& from;
   const UnpackedWeight& to;
-  std::vector<int32_t> groups;           // (k)
-  std::vector<int32_t> run_ends;         // (k): where the columns of a column's scale end
-  std::array<float, 256> float8_values;  // of its codes
+  std::vector<int32_t> groups;          // (k)
+  std::vector<int32_t> run_ends;        // (k): where the columns of a column's scale end
+  std::array<float, 256> float_values;  // of codes that are floats
 
   // Whether the wanted type can say what the scales say. Codes of 4 bits share a scale with their
   // neighbours alone.
@@ -238,8 +266,8 @@ struct Unpacker {
       const float zero = params.zeros[own];
       const float scale = params.scales[own];
       const int64_t end = std::min<int64_t>(c1, run_ends[static_cast<size_t>(c)]);
-      if (from.layout == CodeLayout::kF8)
-        for (; c < end; ++c) put(out + c, float8_values[codes[c - c0]] * scale);
+      if (has_float_codes(from.layout))
+        for (; c < end; ++c) put(out + c, float_values[codes[c - c0]] * scale);
       else
         for (; c < end; ++c) put(out + c, (static_cast<float>(codes[c - c0]) - zero) * scale);
     }
@@ -265,7 +293,7 @@ struct Unpacker {
     std::vector<RowParams> params(static_cast<size_t>(r1 - r0));
     for (int64_t r = r0; r < r1; ++r) {
       RowParams& own = params[static_cast<size_t>(r - r0)];
-      Unpacked result = own.read(from, to.first_row + r);
+      Unpacked result = own.read(from, to.first_row + r * to.row_step);
       if (result == Unpacked::kDone) result = put_params(r, own);
       if (result != Unpacked::kDone) return result;
     }
@@ -274,7 +302,7 @@ struct Unpacker {
       const int64_t c1 = std::min(from.k, c0 + kBandColumns);
       for (int64_t r = r0; r < r1; ++r) {
         const RowParams& own = params[static_cast<size_t>(r - r0)];
-        read_codes(from, to.first_row + r, c0, c1, codes);
+        read_codes(from, to.first_row + r * to.row_step, c0, c1, codes);
         if (to.dtype == DType::kF32)
           put_values<float>(r, c0, c1, own, codes);
         else if (to.dtype == DType::kBF16)
@@ -300,6 +328,8 @@ int64_t StoredWeight::code_bytes() const {
       return 4 * words(k, bits) * n;
     case CodeLayout::kAwq:
       return 4 * k * words(n, bits);
+    case CodeLayout::kMxfp4:
+      return n * mx_row_bytes(k);
   }
   throw Error(ErrorCode::kInternal, "unpack_weight: unknown layout");
 }
@@ -327,7 +357,8 @@ int64_t StoredWeight::zero_bytes() const {
 Unpacked unpack_weight(ThreadPool& threads, const StoredWeight& from, const UnpackedWeight& to) {
   std::vector<int32_t> groups = column_groups(from);
   std::vector<int32_t> ends = run_ends(groups);
-  const Unpacker unpacker{from, to, std::move(groups), std::move(ends), all_float8_values()};
+  const Unpacker unpacker{from, to, std::move(groups), std::move(ends),
+                          all_float_values(from.layout)};
   for (const int32_t group : unpacker.groups)
     if (group < 0 || group >= from.scale_columns()) return Unpacked::kBadGroup;
   if (!unpacker.columns_fit()) return Unpacked::kDoesNotFit;

@@ -16,6 +16,7 @@ enum class CodeLayout : int32_t {
   kPacked = 2,  // (n, k * bits / 32) words: compressed-tensors; a code is a value + 2^(bits - 1)
   kGptq = 3,    // (k * bits / 32, n) words of codes that lie below each other
   kAwq = 4,     // (k, n / 8) words of eight rows' codes, in the order 0, 2, 4, 6, 1, 3, 5, 7
+  kMxfp4 = 5,   // (n, k / 32 rounded up, 16) bytes of two float4 e2m1, the first in the low bits
 };
 
 // And of its zero points, one for each scale.
@@ -37,7 +38,7 @@ struct StoredWeight {
   int bits;  // 8, or 4 of packed codes
   int64_t n, k;
   int64_t block_rows, block_columns;
-  DType scale_dtype;  // f32|f16|bf16
+  DType scale_dtype;  // f32|f16|bf16; of MXFP4 u8: float8 e8m0, 2^(byte - 127), 255 is NaN
   const char* codes = nullptr;
   const char* scales = nullptr;
   const char* zeros = nullptr;
@@ -52,9 +53,9 @@ struct StoredWeight {
   int64_t column_group_bytes() const { return 4 * k; }
 };
 
-// What a weight is unpacked to, of rows [first_row, first_row + n_rows).
+// What a weight is unpacked to, of rows first_row, first_row + row_step and so on, n_rows of them.
 struct UnpackedWeight {
-  int64_t first_row, n_rows;
+  int64_t first_row, row_step, n_rows;
   DType dtype;   // f32|bf16: values; i8: codes with a scale a row; u8: codes of 4 bits
   void* weight;  // (n_rows, k), of u8 (n_rows, k / 2) in the order of LinearArgs
   void* scales;  // (n_rows) f32, with u8 (n_rows, k / group) f16; else null

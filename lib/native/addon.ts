@@ -117,6 +117,7 @@ export interface Addon {
     blockColumns: number,
     scaleDtype: number,
     firstRow: number,
+    rowStep: number,
   ): void
 
   flashAttention(
@@ -266,8 +267,8 @@ export interface Addon {
     weight: T,
     scales: Optional,
     zeros: Optional,
-    pairs: T,
     bias: Optional,
+    pairs: T,
     offsets: T,
     out: T,
   ): void
@@ -276,8 +277,8 @@ export interface Addon {
   rope(x: T, cos: T, sin: T, out: T): void
   siluGate(gate: T, up: T, out: T): void
   geluGate(gate: T, up: T, out: T): void
-  sample(logits: T, params: T, seen: T, contexts: T, ids: T, logprobs: T): void
   clampedSwiglu(gate: T, up: T, out: T, alpha: number, limit: number): void
+  sample(logits: T, params: T, seen: T, contexts: T, ids: T, logprobs: T): void
   feedTokens(sampled: T, source: T, given: T, out: T): void
   convert(x: T, out: T): void
   gatherRows(x: T, rows: T, out: T): void

@@ -5,7 +5,7 @@ import { DTYPES } from './dtype.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** How codes lie in a file; the native enum numbers them in this order. */
-export const CODE_LAYOUTS = ['f8', 'i8', 'packed', 'gptq', 'awq'] as const
+export const CODE_LAYOUTS = ['f8', 'i8', 'packed', 'gptq', 'awq', 'mxfp4'] as const
 
 /** How zero points do; the native enum numbers them in this order. */
 export const ZERO_LAYOUTS = ['none', 'i8', 'packed', 'gptq', 'gptq - 1', 'awq'] as const
@@ -31,12 +31,14 @@ export interface StoredWeight {
    * - `packed`: (n, ceil(k * bits / 32)) words of compressed-tensors, of values + 2^(bits - 1)
    * - `gptq`: (ceil(k * bits / 32), n) words
    * - `awq`: (k, ceil(n / 8)) words, of eight rows in the order 0, 2, 4, 6, 1, 3, 5, 7
+   * - `mxfp4`: (n, ceil(k / 32), 16) bytes of two float4 e2m1, the first in the low bits (OCP Microscaling
+   *   Formats 1.0, §5.3.3)
    */
   readonly layout: (typeof CODE_LAYOUTS)[number]
   /**
    * Of zero points, one for each scale.
    *
-   * - `none`: they are 2^(bits - 1), or 0 with `f8`
+   * - `none`: they are 2^(bits - 1), or 0 with `f8` and `mxfp4`
    * - `i8`: signed bytes in the order of scales, less 2^(bits - 1)
    * - `packed`: (ceil(rows of scales * bits / 32), columns of scales) words
    * - `gptq`: (columns of scales, ceil(n * bits / 32)) words; `gptq - 1`: from which a 1 was subtracted at
@@ -44,7 +46,7 @@ export interface StoredWeight {
    * - `awq`: (columns of scales, ceil(n / 8)) words, in the order of `awq` above
    */
   readonly zeroLayout: (typeof ZERO_LAYOUTS)[number]
-  /** Of a code: 8, or 4 where codes lie in words. */
+  /** Of a code: 8, or 4 where codes lie in words or are `mxfp4`. */
   readonly bits: 4 | 8
   /** Rows. */
   readonly n: number
@@ -54,8 +56,8 @@ export interface StoredWeight {
   readonly blockRows: number
   /** Columns that a scale serves. Scales are (ceil(n / blockRows), ceil(k / blockColumns)); of `gptq` and `awq` (…, n). */
   readonly blockColumns: number
-  /** Type of scales. */
-  readonly scaleDtype: 'f32' | 'f16' | 'bf16'
+  /** Type of scales; u8, with `mxfp4` alone, are float8 e8m0: 2^(byte - 127), 255 is NaN. */
+  readonly scaleDtype: 'f32' | 'f16' | 'bf16' | 'u8'
   /** Where codes lie. */
   readonly codes: FileRange
   /** Where scales lie. */
@@ -72,6 +74,8 @@ export interface UnpackWeightArgs {
   from: StoredWeight
   /** The first row that is. */
   firstRow: number
+  /** How many rows of the weight lie from one that is to the next. Default 1. */
+  rowStep?: number | undefined
   /**
    * Out, as many rows as it has: (rows, k) f32 or bf16, the values; i8, codes of 8 bits with one scale for
    * all columns, where all zero points are 128; (rows, k / 2) u8, codes of 4 bits as `linear` takes them.
@@ -98,7 +102,7 @@ export interface UnpackWeightArgs {
  */
 export function unpackWeight(device: Device, args: UnpackWeightArgs): void {
   checkArguments(args)
-  const { from, firstRow, out, scales, zeros, status } = args
+  const { from, firstRow, rowStep = 1, out, scales, zeros, status } = args
   const at = (range: FileRange | null) => [range?.file.handle, range?.offset] as const
   loadAddon().unpackWeight(
     device.handle,
@@ -119,5 +123,6 @@ export function unpackWeight(device: Device, args: UnpackWeightArgs): void {
     from.blockColumns,
     DTYPES.indexOf(from.scaleDtype),
     firstRow,
+    rowStep,
   )
 }

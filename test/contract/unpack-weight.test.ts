@@ -16,7 +16,8 @@ import { expectIdentical } from '../support/compare.js'
 import { expectRefused } from '../support/errors.js'
 import { integers, normals } from '../support/random-data.js'
 
-type Layout = (typeof CODE_LAYOUTS)[number]
+/** MXFP4 has its own tests: its scales are no floats of ours. */
+type Layout = Exclude<(typeof CODE_LAYOUTS)[number], 'mxfp4'>
 type ZeroLayout = (typeof ZERO_LAYOUTS)[number]
 
 const root = mkdtempSync(join(tmpdir(), 'zipcache-unpack-'))
@@ -360,6 +361,86 @@ describeBackends('unpackWeight', (backend) => {
         })
       }
     }
+  })
+
+  describe('MXFP4', () => {
+    const kValues = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    /** Codes and scales (n, blocks), at odd offsets of a file. */
+    const storeMxfp4 = (n: number, k: number, codes: Uint8Array, scales: Uint8Array) => {
+      const path = join(root, `${nFiles++}`)
+      writeFileSync(path, Buffer.concat([Buffer.of(7), codes, scales]))
+      const file = backend.device.mapFile(path)
+      return {
+        ...({ layout: 'mxfp4', zeroLayout: 'none', bits: 4, scaleDtype: 'u8' } as const),
+        ...{ n, k, blockRows: 1, blockColumns: 32, zeros: null, columnGroups: null },
+        ...{ codes: { file, offset: 1 }, scales: { file, offset: 1 + codes.length } },
+      }
+    }
+
+    test.each([
+      [1, 32],
+      [5, 40],
+      [33, 1088],
+      [262, 576],
+    ])('%i rows of %i: all, and every other one', async (n, k) => {
+      const blocks = Math.ceil(k / 32)
+      const codes = Uint8Array.from(integers(n, n * blocks * 16, 256))
+      const scales = Uint8Array.from(integers(k, n * blocks, 60), (scale) => 97 + scale)
+      const from = storeMxfp4(n, k, codes, scales)
+      const element = (row: number, column: number) => {
+        const byte = codes[row * blocks * 16 + Math.floor(column / 2)]!
+        const code = column % 2 === 0 ? byte % 16 : Math.floor(byte / 16)
+        const scale = 2 ** (scales[row * blocks + Math.floor(column / 32)]! - 127)
+        return (code < 8 ? 1 : -1) * kValues[code % 8]! * scale
+      }
+      for (const [firstRow, rowStep] of [
+        [0, 1],
+        [0, 2],
+        [1, 2],
+      ] as const) {
+        const rows = Math.ceil((n - firstRow) / rowStep)
+        for (const dtype of ['f32', 'bf16'] as const) {
+          const out = backend.tensors.output(dtype, [rows, k])
+          const status = backend.tensors.output('i32', [1])
+          unpackWeight(backend.device, { from, firstRow, rowStep, out, status })
+          expect(await status.read()).toEqual(Int32Array.of(0))
+          const expected = Float64Array.from({ length: rows * k }, (_, i) =>
+            element(firstRow + rowStep * Math.floor(i / k), i % k),
+          )
+          expectIdentical(await backend.tensors.values(out), expected, {
+            ...{ name: 'out', shape: out.shape },
+          })
+        }
+      }
+    })
+
+    test('scales of every size; that of NaN is refused', async () => {
+      const codes = Uint8Array.from({ length: 3 * 16 }, (_, i) => (i % 16 === 0 ? 0x97 : 0))
+      const scales = Uint8Array.of(0, 1, 252)
+      const out = backend.tensors.output('f32', [3, 32])
+      expect(await unpack(storeMxfp4(3, 32, codes, scales), 0, { out })).toBe('done')
+      const values = await out.read()
+      expect([0, 32, 64].map((i) => values[i])).toEqual(
+        [6, 6, 6].map((x, i) => x * 2 ** (scales[i]! - 127)),
+      )
+      expect(values[33]).toBe(-0.5 * 2 ** -126)
+      scales[1] = 255
+      expect(await unpack(storeMxfp4(3, 32, codes, scales), 0, { out })).toBe('bad scale')
+    })
+
+    test('has no codes of ours, and nothing behind its last row', () => {
+      const from = storeMxfp4(4, 64, new Uint8Array(4 * 32), new Uint8Array(8))
+      const status = backend.tensors.output('i32', [1])
+      const call = (args: Partial<Parameters<typeof unpackWeight>[1]>) => () =>
+        unpackWeight(backend.device, { from, firstRow: 0, ...four(4, 64, 32), status, ...args })
+      const own = { op: 'unpackWeight' }
+      expectRefused(call({}), { ...own, code: 'ERR_ZC_ARGUMENT' })
+      const out = backend.tensors.output('f32', [2, 64])
+      expectRefused(call({ out, firstRow: 2, rowStep: 2 }), { ...own, code: 'ERR_ZC_SHAPE' })
+      expectRefused(call({ out, rowStep: 0 }), { ...own, code: 'ERR_ZC_ARGUMENT' })
+      const others = { ...from, scaleDtype: 'f32' } as const
+      expectRefused(call({ from: others, out }), { ...own, code: 'ERR_ZC_ARGUMENT' })
+    })
   })
 
   test('all numbers of float8', async () => {
