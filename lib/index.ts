@@ -44,6 +44,7 @@ export type { JsonSchema } from './grammar/index.js'
 export type {
   Architecture,
   AwqQuantization,
+  ClampedSwiglu,
   CompressedTensorsQuantization,
   DefaultRope,
   ExpertNames,
@@ -55,6 +56,7 @@ export type {
   Llama3Rope,
   LongRope,
   ModelConfig,
+  Mxfp4Quantization,
   NormNames,
   OwnExpertNames,
   QuantizationConfig,

@@ -2,7 +2,7 @@ import { mkdtemp, open, rm, statfs, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { ZipCacheError } from '../errors.js'
-import { expectedTensors } from '../model/checkpoint.js'
+import { expectedTensors, storedShape } from '../model/checkpoint.js'
 import { parseModelConfig } from '../model/config.js'
 import { toBf16, toF16 } from '../reference/index.js'
 import { outlierNormals } from './bench-tensors.js'
@@ -49,7 +49,7 @@ export async function withRandomModel<T>(
 ): Promise<T> {
   const parsed = parseModelConfig(config as Parameters<typeof parseModelConfig>[0])
   // Some are several weights.
-  const shapes = new Map(expectedTensors(parsed).map(({ name, shape }) => [name, shape]))
+  const shapes = new Map(expectedTensors(parsed).map((own) => [own.name, storedShape(own)]))
   const tensors = [...shapes].map(([name, shape]) => {
     const length = shape.reduce((all, size) => all * size, 1)
     return { name, shape, length }

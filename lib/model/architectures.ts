@@ -51,12 +51,20 @@ export interface OwnExpertNames {
 
 /** Where those of all experts lie in one, `block.NAME`. */
 export interface JointExpertNames {
-  /** (n_experts, 2 x intermediate_size, hidden_size): each expert's gate, then its up. */
+  /** (n_experts, 2 x intermediate_size, hidden_size): each expert's gate, and its up. */
   readonly gateUp: string
   /** (n_experts, hidden_size, intermediate_size). */
   readonly down: string
-  /** Files may have each matrix as (in, out). */
-  readonly mayBeTransposed: boolean
+  /**
+   * How files have each matrix: (out, in), one of that and (in, out), or (in, out) where quantized ones are
+   * (out, in).
+   */
+  readonly order: 'out, in' | 'either' | 'in, out'
+  /**
+   * Outputs of gate and up take turns, a gate's first, and there are biases, of the router and of both
+   * matrices: `ROUTER.bias`, `NAME_bias`. Else all of the gate's come first.
+   */
+  readonly inTurnsWithBiases: boolean
 }
 
 /** What config.json of a model with experts says of them. */
@@ -133,6 +141,8 @@ export interface ArchitectureTraits {
   readonly interleavedRope: boolean
   /** What lies in one tensor of the checkpoint: gate and up; Q, K and V in another. */
   readonly fusedProjections: 'none' | 'gate and up' | 'all'
+  /** Of the MLP's gate. */
+  readonly activation: 'by name' | 'clamped swiglu'
   /**
    * Gemma's ways: norms multiply by 1 + weight, embeddings times the root of their width, scores divided
    * by the root of `query_pre_attn_scalar`.
@@ -166,6 +176,7 @@ const kPlain = {
   partialRotary: false,
   interleavedRope: false,
   fusedProjections: 'none',
+  activation: 'by name',
   isGemma: false,
   isGranite: false,
   experts: null,
@@ -338,7 +349,7 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
         tensors: {
           gateUp: 'experts.gate_up_proj',
           down: 'experts.down_proj',
-          mayBeTransposed: true,
+          ...{ order: 'either', inTurnsWithBiases: false },
         },
       },
     },
@@ -429,10 +440,12 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
       sliding_window: 128,
       sliding_window_pattern: 2,
       rope_theta: 150_000,
+      swiglu_limit: 7,
     },
     bias: 'from attention_bias',
     hasSinks: true,
     window: 'by pattern',
+    activation: 'clamped swiglu',
     experts: {
       countKeys: ['num_local_experts'],
       widthKey: 'intermediate_size',
@@ -444,7 +457,7 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
         tensors: {
           gateUp: 'experts.gate_up_proj',
           down: 'experts.down_proj',
-          mayBeTransposed: true,
+          ...{ order: 'in, out', inTurnsWithBiases: true },
         },
       },
     },
@@ -464,7 +477,7 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
         tensors: {
           gateUp: 'input_linear.weight',
           down: 'output_linear.weight',
-          mayBeTransposed: false,
+          ...{ order: 'out, in', inTurnsWithBiases: false },
         },
       },
     },

@@ -1,7 +1,7 @@
 import { ZipCacheError } from '../errors.js'
-import type { ExpertsConfig, ModelConfig } from './config.js'
+import type { ExpertsConfig, JointExpertNames, ModelConfig, QuantizationConfig } from './config.js'
 import { isJsonObject, modelFile, quote, readJsonFile, regularFileSize } from './model-files.js'
-import { findQuantized, type QuantizedMatrix } from './quantized-matrix.js'
+import { findQuantized, findQuantizedExpert, type QuantizedMatrix } from './quantized-matrix.js'
 import { readSafetensorsHeader, type SafetensorsHeader, type TensorEntry } from './safetensors.js'
 
 /** Where one tensor of a checkpoint lies. */
@@ -38,9 +38,13 @@ export type WeightRole =
   | 'mlpNorm'
   | 'mlpOutputNorm'
   | 'router'
+  | 'routerBias'
   | 'gateProj'
   | 'upProj'
   | 'downProj'
+  | 'gateBias'
+  | 'upBias'
+  | 'downBias'
   | 'norm'
   | 'lmHead'
 
@@ -77,8 +81,13 @@ export interface ExpectedTensor {
    * last; null: all of it.
    */
   readonly rows: readonly [begin: number, end: number] | null
-  /** Files may have each expert's matrix as (in, out): `ModelWeight.isTransposed`. */
-  readonly mayBeTransposed?: true
+  /**
+   * The weight is every other row of the tensor, or of its expert's matrix, from this one on: of biases
+   * every other column. Absent: `rows` are all.
+   */
+  readonly everyOther?: 0 | 1
+  /** How files have each expert's matrix; absent: (out, in). */
+  readonly order?: 'either' | 'in, out'
   /** Whose matrix it is, from 0; null: not an expert's. */
   readonly expert: number | null
 }
@@ -198,16 +207,24 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
     const { tensors } = names
     const width = own.intermediateSize
     const joint = [count, 2 * width, hiddenSize]
-    add(layer, 'router', `${block}.${names.router}.weight`, count, hiddenSize)
+    const router = `${block}.${names.router}`
+    add(layer, 'router', `${router}.weight`, count, hiddenSize)
+    if ('gateUp' in tensors && tensors.inTurnsWithBiases) {
+      addExpertBiases(layer, block, router, tensors)
+    }
     for (let expert = 0; expert < count; ++expert) {
       if ('gateUp' in tensors) {
-        for (const [role, name, shape, rows] of [
-          ['gateProj', tensors.gateUp, joint, [0, width]],
-          ['upProj', tensors.gateUp, joint, [width, 2 * width]],
-          ['downProj', tensors.down, [count, hiddenSize, width], null],
+        const { gateUp, down, order, inTurnsWithBiases } = tensors
+        const [gate, up] = inTurnsWithBiases
+          ? ([{ everyOther: 0 }, { everyOther: 1 }] as const)
+          : ([{ rows: [0, width] }, { rows: [width, 2 * width] }] as const)
+        for (const [role, name, shape, part] of [
+          ['gateProj', gateUp, joint, gate],
+          ['upProj', gateUp, joint, up],
+          ['downProj', down, [count, hiddenSize, width], {}],
         ] as const) {
-          const all = { name: `${block}.${name}`, shape, role, layer, rows, expert }
-          expected.push(tensors.mayBeTransposed ? { ...all, mayBeTransposed: true } : all)
+          const all = { name: `${block}.${name}`, shape, role, layer, rows: null, expert, ...part }
+          expected.push(order === 'out, in' ? all : { ...all, order })
         }
         continue
       }
@@ -220,6 +237,21 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
         expected.push({ name: path, shape, role, layer, rows: null, expert })
       }
     }
+  }
+
+  const addExpertBiases = (
+    layer: number,
+    block: string,
+    router: string,
+    { gateUp, down }: JointExpertNames,
+  ) => {
+    const { count, intermediateSize: width } = experts as ExpertsConfig
+    add(layer, 'routerBias', `${router}.bias`, count)
+    const own = { layer, rows: null, expert: null }
+    const joint = { name: `${block}.${gateUp}_bias`, shape: [count, 2 * width], ...own }
+    expected.push({ ...joint, role: 'gateBias', everyOther: 0 })
+    expected.push({ ...joint, role: 'upBias', everyOther: 1 })
+    add(layer, 'downBias', `${block}.${down}_bias`, count, hiddenSize)
   }
 
   add(null, 'embedding', 'model.embed_tokens.weight', vocabSize, hiddenSize)
@@ -288,12 +320,12 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
 export function checkTensors(checkpoint: Checkpoint, config: ModelConfig): ModelWeight[] {
   const nameOf = textNames(checkpoint)
   return expectedTensors(config).map((expected) => {
-    const { shape } = expected
+    const { shape, order, expert } = expected
     const name = nameOf(expected.name)
     const tensor = checkpoint.tensors.get(name)
     const quantized =
-      config.quantization && isMatrix(expected.role) && shape.length === 2
-        ? findQuantized(checkpoint, config.quantization, name, shape as [number, number])
+      config.quantization && isMatrix(expected.role)
+        ? findCodes(checkpoint, config.quantization, { name, shape, expert })
         : null
     if (quantized) {
       return { ...expected, name, tensor: quantized.codes, quantized, isTransposed: false }
@@ -306,18 +338,34 @@ export function checkTensors(checkpoint: Checkpoint, config: ModelConfig): Model
       const allowed = kWeightDtypes.join(', ')
       refuse(`${tensor.file}: ${name} has dtype ${tensor.dtype}, expected one of ${allowed}`, name)
     }
-    const isSameShape = hasShape(tensor, shape)
-    // Where (out, in) and (in, out) are one shape it is the former, as transformers has it.
+    // Where (out, in) and (in, out) are one shape and may be either it is the former, as transformers has it.
     const isTransposed =
-      !isSameShape && expected.mayBeTransposed === true && hasShape(tensor, transposed(shape))
-    if (!isSameShape && !isTransposed) {
+      order === 'in, out' ||
+      (order === 'either' && !hasShape(tensor, shape) && hasShape(tensor, transposed(shape)))
+    const stored = isTransposed ? transposed(shape) : shape
+    if (!hasShape(tensor, stored)) {
       refuse(
-        `${tensor.file}: ${name} has shape [${tensor.shape.join(', ')}], expected [${shape.join(', ')}]`,
+        `${tensor.file}: ${name} has shape [${tensor.shape.join(', ')}], expected [${stored.join(', ')}]`,
         name,
       )
     }
     return { ...expected, name, tensor, quantized, isTransposed }
   })
+}
+
+function findCodes(
+  checkpoint: Checkpoint,
+  quantization: QuantizationConfig,
+  { name, shape, expert }: Pick<ExpectedTensor, 'name' | 'shape' | 'expert'>,
+): QuantizedMatrix | null {
+  if (shape.length === 2)
+    return findQuantized(checkpoint, quantization, name, shape as [number, number])
+  return findQuantizedExpert(checkpoint, quantization, { name, shape, expert: expert ?? 0 })
+}
+
+/** Of a tensor of floats, as files have it. */
+export function storedShape({ shape, order }: ExpectedTensor): readonly number[] {
+  return order === 'in, out' ? transposed(shape) : shape
 }
 
 function hasShape(tensor: CheckpointTensor, shape: readonly number[]): boolean {

@@ -25,6 +25,7 @@ export type {
   CompressedTensorsQuantization,
   Fp8Quantization,
   GptqQuantization,
+  Mxfp4Quantization,
   QuantizationConfig,
 } from './quantization-config.js'
 export type {
@@ -50,6 +51,14 @@ export interface ExpertsConfig {
   readonly layers: readonly boolean[]
   /** What the checkpoint calls their tensors. */
   readonly names: ExpertNames
+}
+
+/** The activation of gpt-oss, see `clampedSwiglu`. */
+export interface ClampedSwiglu {
+  /** Slope of the sigmoid. */
+  readonly alpha: number
+  /** What the gate is at most, and the size of up. */
+  readonly limit: number
 }
 
 /**
@@ -102,8 +111,8 @@ export interface ModelConfig {
   readonly hasSinks: boolean
   /** What products of queries and keys are multiplied by before the softmax. */
   readonly softmaxScale: number
-  /** Of the MLP's gate: x / (1 + e^-x), or GELU in its form by tanh. */
-  readonly activation: 'silu' | 'gelu_tanh'
+  /** Of the MLP's gate: x / (1 + e^-x), GELU in its form by tanh, or what `clampedSwiglu` computes. */
+  readonly activation: 'silu' | 'gelu_tanh' | ClampedSwiglu
   /** What token embeddings are multiplied by. */
   readonly embeddingScale: number
   /** That scale is rounded to the type that the model computes in. */
@@ -140,6 +149,8 @@ const kMaxVocab = 1 << 22
 const kMaxPositions = 1 << 27
 const kMaxInt32 = 2 ** 31 - 1
 const kDefaultEps = 1e-6
+/** No config says it (transformers' GptOssExperts). */
+const kSwigluAlpha = 1.702
 const kActivations = { silu: 'silu', gelu_pytorch_tanh: 'gelu_tanh' } as const
 
 /**
@@ -231,7 +242,7 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     slidingWindow: windows.map((window) => (window < maxPositions ? window : 0)),
     hasSinks: traits.hasSinks,
     ...readScales(read, traits, hiddenSize, headDim),
-    activation: readActivation(read, traits.isGemma ? 'hidden_activation' : 'hidden_act'),
+    activation: readActivation(read, traits),
     unitOffsetNorms: traits.isGemma,
     norms: traits.norms,
     fusedProjections: traits.fusedProjections,
@@ -351,8 +362,16 @@ function refuseUnsupported(read: ConfigReader, traits: ArchitectureTraits): void
   }
 }
 
-function readActivation(read: ConfigReader, key: string): ModelConfig['activation'] {
+function readActivation(
+  read: ConfigReader,
+  { activation, isGemma }: ArchitectureTraits,
+): ModelConfig['activation'] {
+  const key = isGemma ? 'hidden_activation' : 'hidden_act'
   const name = read.value(key) ?? 'silu'
+  if (activation === 'clamped swiglu') {
+    if (name !== 'silu') read.refuse(key, `is ${quote(name)}, expected "silu"`)
+    return { alpha: kSwigluAlpha, limit: read.positive('swiglu_limit') }
+  }
   if (typeof name === 'string' && Object.hasOwn(kActivations, name)) {
     return kActivations[name as keyof typeof kActivations]
   }

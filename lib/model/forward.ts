@@ -5,6 +5,7 @@
 import {
   addExperts,
   attentionSinks,
+  clampedSwiglu,
   convert,
   type Device,
   embedding,
@@ -329,20 +330,22 @@ function runExperts(
   rows: ExpertRows,
 ): void {
   const { logits, weights, chosen: experts, pairs, offsets, given } = rows
-  linear({ x: input, ...router, out: logits })
+  linear({ x: input, ...router, bias: w.routerBias, out: logits })
   const { normalized } = need(config.experts)
   routeExperts({ logits, weights, experts, pairs, offsets, normalized })
   const routed = { pairs, offsets }
-  expertLinear({ x: input, ...need(w.gateProj), ...routed, out: rows.gate })
-  expertLinear({ x: input, ...need(w.upProj), ...routed, out: rows.up })
+  expertLinear({ x: input, ...need(w.gateProj), bias: w.gateBias, ...routed, out: rows.gate })
+  expertLinear({ x: input, ...need(w.upProj), bias: w.upBias, ...routed, out: rows.up })
   applyGate(config.activation, rows)
-  expertLinear({ x: rows.gated, ...need(w.downProj), ...routed, out: given })
+  expertLinear({ x: rows.gated, ...need(w.downProj), bias: w.downBias, ...routed, out: given })
   addExperts({ x: given, weights, out: x })
 }
 
 function applyGate(activation: ModelConfig['activation'], { gate, up, gated }: GatedRows): void {
-  if (activation === 'silu') siluGate({ gate, up, out: gated })
-  else geluGate({ gate, up, out: gated })
+  const rows = { gate, up, out: gated }
+  if (activation === 'silu') siluGate(rows)
+  else if (activation === 'gelu_tanh') geluGate(rows)
+  else clampedSwiglu({ ...rows, ...activation })
 }
 
 /** What attention or the MLP reads of the residual stream: normalized where there is a norm. */

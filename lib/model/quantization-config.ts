@@ -10,6 +10,7 @@ export type QuantizationConfig =
   | CompressedTensorsQuantization
   | GptqQuantization
   | AwqQuantization
+  | Mxfp4Quantization
 
 /** Float8, by transformers and DeepSeek (a scale for each block) or AutoFP8 (one for all). */
 export interface Fp8Quantization {
@@ -47,10 +48,16 @@ export interface AwqQuantization {
   readonly groupSize: number | null
 }
 
+/** Experts' matrices in MXFP4: float4 with a scale for each 32 elements, as gpt-oss is published. */
+export interface Mxfp4Quantization {
+  /** `quant_method`. */
+  readonly method: 'mxfp4'
+}
+
 const kKeys = ['quantization_config', 'compression_config']
 const kMaxBlock = 1 << 20
 const kFormats = ['int-quantized', 'float-quantized', 'naive-quantized', 'pack-quantized']
-const kMethods = ['fp8', 'compressed-tensors', 'gptq', 'awq']
+const kMethods = ['fp8', 'compressed-tensors', 'gptq', 'awq', 'mxfp4']
 
 /**
  * What config.json says of quantized weights; null: nothing. How activations and the cache were
@@ -74,6 +81,8 @@ export function readQuantization(read: ConfigReader): QuantizationConfig | null 
       return readGptq(own)
     case 'awq':
       return readAwq(own)
+    case 'mxfp4':
+      return { method }
     default:
       own.refuse('quant_method', `is ${quote(method)}, expected one of ${kMethods.join(', ')}`)
   }

@@ -74,6 +74,41 @@ export function findQuantized(
       const scaleName = tensors.has('weight_scale_inv') ? 'weight_scale_inv' : 'weight_scale'
       return findFloat8(tensors, scaleName, blocks, n, k)
     }
+    case 'mxfp4':
+      return null // matrices of experts alone
+  }
+}
+
+/** Elements of a row that share a scale, and the bytes that hold them. */
+const kMxBlock = { elements: 32, bytes: 16 }
+
+/**
+ * How the matrix of an expert is stored where those of all, (count, n, k), that a plain checkpoint calls
+ * `name` are quantized together; null where they are a plain tensor, or not there at all.
+ *
+ * Source: OCP Microscaling Formats 1.0, §5 and 6; transformers' integrations/mxfp4.py.
+ * @throws ERR_ZC_CHECKPOINT naming the tensor that is missing or has another shape or dtype
+ */
+export function findQuantizedExpert(
+  checkpoint: Checkpoint,
+  quantization: QuantizationConfig,
+  { name, expert, shape }: { name: string; expert: number; shape: Shape },
+): QuantizedMatrix | null {
+  const tensors = new TensorsOf(checkpoint, name, '_')
+  if (quantization.method !== 'mxfp4') return null
+  if (!tensors.has('blocks') && !tensors.has('scales')) return null
+  const [count, n, k] = shape as [number, number, number]
+  const grid = [n, Math.ceil(k / kMxBlock.elements)]
+  const own = (suffix: string, rest: Shape): NamedTensor => {
+    const all = tensors.get(suffix, ['U8'], [[count, ...rest]])
+    const sizeBytes = all.sizeBytes / count
+    return { ...all, shape: [...rest], offset: all.offset + expert * sizeBytes, sizeBytes }
+  }
+  return {
+    ...{ layout: 'mxfp4', zeroLayout: 'none', bits: 4, blockRows: 1, zeros: null },
+    ...{ blockColumns: kMxBlock.elements, columnGroups: null },
+    codes: own('blocks', [...grid, kMxBlock.bytes]),
+    scales: own('scales', grid),
   }
 }
 
@@ -172,6 +207,7 @@ class TensorsOf {
   constructor(
     readonly checkpoint: Checkpoint,
     readonly base: string,
+    readonly joint: '.' | '_' = '.',
   ) {}
 
   has(suffix: string): boolean {
@@ -179,7 +215,7 @@ class TensorsOf {
   }
 
   dtypeOf(suffix: string): string | undefined {
-    return this.checkpoint.tensors.get(`${this.base}.${suffix}`)?.dtype
+    return this.checkpoint.tensors.get(this.#nameOf(suffix))?.dtype
   }
 
   /** The tensor, which must have one of these dtypes and shapes; null where there is none. */
@@ -188,7 +224,7 @@ class TensorsOf {
   }
 
   get(suffix: string, dtypes: readonly string[], shapes: readonly Shape[]): NamedTensor {
-    const name = `${this.base}.${suffix}`
+    const name = this.#nameOf(suffix)
     const tensor = this.checkpoint.tensors.get(name)
     const text = [...new Set(shapes.map((shape) => `[${shape.join(', ')}]`))].join(' or ')
     if (tensor === undefined) {
@@ -204,6 +240,10 @@ class TensorsOf {
       refuse(`${tensor.file}: ${name} has shape [${shape}], expected ${text}`, name)
     }
     return { ...tensor, name }
+  }
+
+  #nameOf(suffix: string): string {
+    return `${this.base}${this.joint}${suffix}`
   }
 }
 

@@ -41,20 +41,22 @@ export class WeightReader {
    */
   async values(weight: ModelWeight, wide: 'f32' | 'bf16'): Promise<Tensor> {
     const { name, tensor, quantized } = weight
-    const { at, shape } = placeOf(weight)
     let x: Tensor
     if (quantized) {
-      x = this.#device.tensor(wide, shape)
+      x = this.#device.tensor(wide, [countOf(rowsOf(weight)), weight.shape.at(-1) as number])
       this.#tensors.add(x)
       await this.unpack(weight, { out: x })
     } else {
+      const { at, shape } = placeOf(weight)
       const type = floatType(tensor, name)
       const offset = tensor.offset + at * DTYPE_BYTES[type]
       x = this.#device.fromFile(this.#fileOf(tensor), offset, type, shape)
       this.#tensors.add(x)
     }
     await refuseNonFinite(x, name)
-    return weight.isTransposed ? this.#transposed(x, weight.rows) : x
+    if (quantized) return x
+    if (weight.isTransposed) return this.#transposed(x, weight)
+    return weight.everyOther === undefined ? x : this.#everyOther(x, weight.everyOther)
   }
 
   /**
@@ -72,9 +74,9 @@ export class WeightReader {
     const { codes, scales, zeros, columnGroups, ...layout } = quantized
     const from = {
       ...layout,
-      n: shape[0] as number,
-      k: shape[1] as number,
-      scaleDtype: floatType(scales, scales.name),
+      n: shape.at(-2) as number,
+      k: shape.at(-1) as number,
+      scaleDtype: scales.dtype === 'U8' ? ('u8' as const) : floatType(scales, scales.name),
       codes: range(codes),
       scales: range(scales),
       zeros: zeros && range(zeros),
@@ -82,7 +84,8 @@ export class WeightReader {
     }
     const status = this.#device.tensor('i32', [1])
     try {
-      unpackWeight(this.#device, { from, firstRow: rowsOf(weight)[0], ...to, status })
+      const { begin, step } = rowsOf(weight)
+      unpackWeight(this.#device, { from, firstRow: begin, rowStep: step, ...to, status })
       const [result] = await status.read()
       const outcome = UNPACKED[result as number]
       if (outcome !== 'done' && outcome !== 'does not fit') refuse(quantized, outcome)
@@ -93,12 +96,27 @@ export class WeightReader {
   }
 
   /** x (in, out) as (out, in), of which rows may be chosen. x is disposed. */
-  async #transposed(x: Tensor, rows: ModelWeight['rows']): Promise<Tensor> {
+  async #transposed(x: Tensor, weight: ModelWeight): Promise<Tensor> {
     const [nColumns, nRows] = x.shape as [number, number]
-    const [begin, end] = rows ?? [0, nRows]
-    const out = this.#device.tensor(x.dtype, [end - begin, nColumns])
+    const rows = rowsOf(weight)
+    return this.#replaced(
+      x,
+      [countOf(rows), nColumns],
+      transposedOf(await x.read(), [nColumns, nRows], rows),
+    )
+  }
+
+  /** Every other column of x, from one on. x is disposed. */
+  async #everyOther(x: Tensor, first: 0 | 1): Promise<Tensor> {
+    const [nRows, nColumns] = x.shape as [number, number]
+    const own = (await x.read()).filter((_, i) => i % 2 === first)
+    return this.#replaced(x, [nRows, nColumns / 2], own)
+  }
+
+  #replaced(x: Tensor, shape: readonly number[], values: TypedArrays[DType]): Tensor {
+    const out = this.#device.tensor(x.dtype, shape)
     this.#tensors.add(out)
-    out.write(transposedOf(await x.read(), [nColumns, nRows], [begin, end]))
+    out.write(values)
     this.#tensors.delete(x)
     x.dispose()
     return out
@@ -111,46 +129,61 @@ export class WeightReader {
   }
 }
 
-function rowsOf({ rows, shape }: ModelWeight): readonly [number, number] {
-  return rows ?? [0, shape[0] as number]
+/** Rows from `begin` to before `end`, each `step` behind the one before. */
+interface Rows {
+  readonly begin: number
+  readonly end: number
+  readonly step: 1 | 2
+}
+
+/** Which rows of its matrix a weight is. */
+function rowsOf({ rows, everyOther, shape, expert }: ModelWeight): Rows {
+  const height = shape[shape.length > 2 && expert !== null ? 1 : 0] as number
+  if (everyOther !== undefined) return { begin: everyOther, end: height, step: 2 }
+  const [begin, end] = rows ?? [0, height]
+  return { begin, end, step: 1 }
+}
+
+function countOf({ begin, end, step }: Rows): number {
+  return Math.ceil((end - begin) / step)
 }
 
 /**
- * Which elements of its tensor a weight is: the first one and the shape. What lies transposed is all of
- * its expert's matrix.
+ * Which elements of its tensor a weight is: the first one and the shape. What lies transposed, and what
+ * shares a tensor of biases, is all of it.
  */
 function placeOf(weight: ModelWeight): { at: number; shape: number[] } {
-  const { shape, rows, expert, isTransposed } = weight
+  const { shape, expert, everyOther, isTransposed } = weight
   const [count, ...rest] = shape as [number, ...number[]]
+  const { begin, end } = rowsOf(weight)
   if (shape.length < 3 || expert === null) {
-    const [begin, end] = rows ?? [0, count]
+    if (everyOther !== undefined) return { at: 0, shape: [count, ...rest] }
     const width = rest.reduce((product, size) => product * size, 1)
     return { at: begin * width, shape: [end - begin, ...rest] }
   }
   const [height, width] = rest as [number, number]
   const first = expert * height * width
   if (isTransposed) return { at: first, shape: [width, height] }
-  const [begin, end] = rows ?? [0, height]
   return { at: first + begin * width, shape: [end - begin, width] }
 }
 
-/** Columns of x (nRows, nColumns) from `begin` to before `end`, each a row. */
+/** Columns of x (nRows, nColumns), each a row. */
 function transposedOf<T extends TypedArrays[DType]>(
   x: T,
   [nRows, nColumns]: readonly [number, number],
-  [begin, end]: readonly [number, number],
+  rows: Rows,
 ): T {
-  const out = x.slice(0, nRows * (end - begin)) as T
+  const { begin, end, step } = rows
+  const out = x.slice(0, nRows * countOf(rows)) as T
   // In squares, so that what is read and what is written stay in the cache.
   const kSquare = 32
   for (let row = 0; row < nRows; row += kSquare) {
     const rowsEnd = Math.min(nRows, row + kSquare)
     for (let column = begin; column < end; column += kSquare) {
       const columnsEnd = Math.min(end, column + kSquare)
-      for (let c = column; c < columnsEnd; ++c) {
-        for (let r = row; r < rowsEnd; ++r) {
-          out[(c - begin) * nRows + r] = x[r * nColumns + c] as number
-        }
+      for (let c = column; c < columnsEnd; c += step) {
+        const to = ((c - begin) / step) * nRows
+        for (let r = row; r < rowsEnd; ++r) out[to + r] = x[r * nColumns + c] as number
       }
     }
   }

@@ -388,7 +388,7 @@ function ownCodes({
   quantized,
   shape,
 }: ModelWeight): { bits: 8; group: null } | { bits: 4; group: number } | null {
-  if (!quantized || quantized.layout === 'f8') return null
+  if (!quantized || quantized.layout === 'f8' || quantized.layout === 'mxfp4') return null
   const k = shape[1] as number
   const columns = Math.min(quantized.blockColumns, k)
   if (quantized.bits === 8) return columns === k ? { bits: 8, group: null } : null

@@ -5,6 +5,8 @@ import { type PolicySpec, resolvePolicy } from '../../lib/policy/index'
 import type { Compression, PrecisionClass, SaliencyMetric } from '../../lib/policy/policy'
 import { deriveSeed, type Seed, toSeed } from '../../lib/random'
 import {
+  attentionSinks,
+  clampedSwiglu,
   embedding,
   f32ToF16,
   fromF16,
@@ -28,6 +30,7 @@ import { readSafetensors, valuesOf } from './model-copies'
 export class DoubleModel {
   readonly config: ModelConfig
   readonly #weights: ReadonlyMap<string, Float64Array>
+  readonly #experts = new Map<string, [Float64Array, Float64Array, Float64Array]>()
 
   private constructor(config: ModelConfig, weights: ReadonlyMap<string, Float64Array>) {
     this.config = config
@@ -103,9 +106,10 @@ export class DoubleModel {
       const row = Math.floor(pair / nChosen)
       const own = x.subarray(row * hiddenSize, (row + 1) * hiddenSize)
       const [gateProj, upProj, downProj] = this.#matricesOf(block, expert)
-      const gate = product(own, gateProj)
-      const up = product(own, upProj)
-      const given = product(this.#gated({ gate, up }), downProj)
+      const [gateBias, upBias, downBias] = this.#biasesOf(block, expert)
+      const gate = product(own, gateProj, gateBias)
+      const up = product(own, upProj, upBias)
+      const given = product(this.#gated({ gate, up }), downProj, downBias)
       for (const [c, value] of given.entries()) out[row * hiddenSize + c] += weights[pair] * value
     }
     return out
@@ -113,7 +117,17 @@ export class DoubleModel {
 
   /** Gate, up and down of an expert, (out, in) each. */
   #matricesOf(block: string, expert: number): [Float64Array, Float64Array, Float64Array] {
-    const { names, count } = this.config.experts!
+    const key = `${block}.${expert}`
+    const known = this.#experts.get(key)
+    if (known) return known
+    const matrices = this.#readMatricesOf(block, expert)
+    this.#experts.set(key, matrices)
+    return matrices
+  }
+
+  #readMatricesOf(block: string, expert: number): [Float64Array, Float64Array, Float64Array] {
+    const experts = this.config.experts!
+    const { names, count } = experts
     const { tensors } = names
     if ('gateProj' in tensors) {
       const { gateProj, upProj, downProj } = tensors
@@ -124,11 +138,29 @@ export class DoubleModel {
       const all = this.weight(`${block}.${name}`)!
       return all.subarray((expert * all.length) / count, ((expert + 1) * all.length) / count)
     })
+    if (tensors.inTurnsWithBiases) {
+      const rows = transposed(both, this.config.hiddenSize)
+      const [gate, up] = everyOther(rows, this.config.hiddenSize)
+      return [gate, up, transposed(down, experts.intermediateSize)]
+    }
     return [both.subarray(0, both.length / 2), both.subarray(both.length / 2), down]
   }
 
+  /** Biases of the same; none where the architecture has none. */
+  #biasesOf(block: string, expert: number): (Float64Array | undefined)[] {
+    const { names, intermediateSize } = this.config.experts!
+    const { tensors } = names
+    if (!('gateUp' in tensors && tensors.inTurnsWithBiases)) return []
+    const own = (name: string, width: number) =>
+      this.weight(`${block}.${name}_bias`)!.subarray(expert * width, (expert + 1) * width)
+    const [gate, up] = everyOther(own(tensors.gateUp, 2 * intermediateSize), 1)
+    return [gate, up, own(tensors.down, this.config.hiddenSize)]
+  }
+
   #gated(rows: { gate: Float64Array; up: Float64Array }): Float64Array {
-    return this.config.activation === 'silu' ? siluGate(rows) : geluGate(rows)
+    const { activation } = this.config
+    if (activation === 'silu') return siluGate(rows)
+    return activation === 'gelu_tanh' ? geluGate(rows) : clampedSwiglu({ ...rows, ...activation })
   }
 
   /** Logits of rows of the residual stream. */
@@ -244,7 +276,7 @@ export class DoubleSequence {
   /** A row sees itself and what came before, packed or not. */
   #attend(layer: number, q: Float64Array, n: number, newest: Segment) {
     const { nHeads, nKvHeads, headDim, slidingWindow, softmaxScale } = this.#model.config
-    return mixedAttention({
+    const attended = mixedAttention({
       q,
       segments: [...this.#layers[layer].packed, newest],
       nHeads,
@@ -254,6 +286,8 @@ export class DoubleSequence {
       queryPositions: Array.from({ length: n }, (_, i) => this.length + i),
       slidingWindow: slidingWindow[layer],
     })
+    const sinks = this.#model.weight(`model.layers.${layer}.self_attn.sinks`)
+    return sinks ? attentionSinks({ ...attended, sinks, headDim }) : attended
   }
 
   /** Alg. 2: exact attention among the prompt and the tail before it, then both are compressed. */
@@ -377,8 +411,20 @@ function plainMetric(metric: SaliencyMetric): 'normalized' | 'accumulated' {
 }
 
 /** W x of one row. */
-function product(x: Float64Array, weight: Float64Array): Float64Array {
-  return linear({ x, weight, m: 1, n: weight.length / x.length, k: x.length })
+function product(x: Float64Array, weight: Float64Array, bias?: Float64Array): Float64Array {
+  return linear({ x, weight, bias, m: 1, n: weight.length / x.length, k: x.length })
+}
+
+/** A matrix (height, n) as (n, height). */
+function transposed(x: Float64Array, height: number): Float64Array {
+  const n = x.length / height
+  return x.map((_, i) => x[(i % height) * n + Math.floor(i / height)])
+}
+
+/** Of rows of `width` those with even numbers, and the others. */
+function everyOther(x: Float64Array, width: number): [Float64Array, Float64Array] {
+  const rows = (odd: number) => x.filter((_, i) => Math.floor(i / width) % 2 === odd)
+  return [rows(0), rows(1)]
 }
 
 function add(a: Float64Array, b: Float64Array): Float64Array {

@@ -66,6 +66,7 @@ const models: [name: string, folder: string][] = [
   ['glm4', join(kFixtures, 'glm4')],
   ['granite-moe', join(kFixtures, 'granite-moe')],
   ['qwen3-vl-moe', join(kFixtures, 'qwen3-vl-moe')],
+  ['gpt-oss', join(kFixtures, 'gpt-oss')],
   [
     'gemma3, whose rows do not see the whole window that is compressed',
     copies.copy(join(kFixtures, 'gemma3'), { config: { sliding_window: 12 } }),

@@ -5,14 +5,13 @@ import { dequantizeInt4Weight, quantizeInt4Weight, quantizeWeight } from '../../
 import { readFixturePrompts } from '../eval/fixture-prompts'
 import { expectRejected } from '../support/errors'
 import {
-  isRoundedMatrix,
   kFixtures,
   kTrainedModels,
   ModelCopies,
   readReference,
   type StoredTensors,
   untiedFixtures,
-  valuesOf,
+  withRoundedMatrices,
 } from './model-copies'
 import { idsOf, rowsApart, someIds, useModel, withModels } from './running'
 
@@ -28,15 +27,7 @@ function roundedValues(x: ArrayLike<number>, n: number, k: number): Float32Array
 
 /** Matrices as their codes say, in float32. */
 function asInt4(tensors: StoredTensors): StoredTensors {
-  return new Map(
-    [...tensors].map(([name, tensor]) => {
-      if (!isRoundedMatrix(name)) return [name, tensor]
-      const stored = valuesOf(tensor)
-      const k = tensor.shape.at(-1)!
-      const values = roundedValues(stored, stored.length / k, k)
-      return [name, { ...tensor, dtype: 'F32', bytes: Buffer.from(values.buffer) }]
-    }),
-  )
+  return withRoundedMatrices(tensors, roundedValues)
 }
 
 test.each(untiedFixtures)(

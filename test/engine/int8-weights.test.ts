@@ -5,14 +5,13 @@ import { quantizeWeight } from '../../lib/reference/index'
 import { readFixturePrompts } from '../eval/fixture-prompts'
 import { expectRejected } from '../support/errors'
 import {
-  isRoundedMatrix,
   kFixtures,
   kTrainedModels,
   ModelCopies,
   readReference,
   type StoredTensors,
   untiedFixtures,
-  valuesOf,
+  withRoundedMatrices,
 } from './model-copies'
 import { idsOf, rowsApart, someIds, useModel, withModels } from './running'
 
@@ -21,16 +20,10 @@ afterAll(() => copies.remove())
 
 /** Matrices as their codes and scales say, in float32. */
 function asInt8(tensors: StoredTensors): StoredTensors {
-  return new Map(
-    [...tensors].map(([name, tensor]) => {
-      if (!isRoundedMatrix(name)) return [name, tensor]
-      const k = tensor.shape.at(-1)!
-      const n = valuesOf(tensor).length / k
-      const { codes, scales } = quantizeWeight({ x: valuesOf(tensor), n, k })
-      const values = Float32Array.from(codes, (code, i) => code * scales[Math.floor(i / k)])
-      return [name, { ...tensor, dtype: 'F32', bytes: Buffer.from(values.buffer) }]
-    }),
-  )
+  return withRoundedMatrices(tensors, (x, n, k) => {
+    const { codes, scales } = quantizeWeight({ x, n, k })
+    return Float32Array.from(codes, (code, i) => code * scales[Math.floor(i / k)]!)
+  })
 }
 
 test.each(untiedFixtures)(

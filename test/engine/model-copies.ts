@@ -33,6 +33,7 @@ export const fixtureNames = [
   'glm4',
   'granite-moe',
   'qwen3-vl-moe',
+  'gpt-oss',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */
@@ -42,6 +43,7 @@ export const withExperts: readonly string[] = [
   'olmoe',
   'granite-moe',
   'qwen3-vl-moe',
+  'gpt-oss',
 ]
 
 /** One tensor of a safetensors file. */
@@ -202,8 +204,43 @@ function shardName(index: number, nShards: number): string {
   return `model-${five(index + 1)}-of-${five(nShards)}.safetensors`
 }
 
-/** Whether a tensor of a checkpoint is a matrix that is rounded to fewer bits when it is loaded. */
-export function isRoundedMatrix(name: string): boolean {
+/**
+ * Tensors of a checkpoint with matrices (n, k) as `round` leaves them, in float32: those that are rounded to fewer bits
+ * when they are loaded.
+ */
+export function withRoundedMatrices(
+  tensors: StoredTensors,
+  round: (x: Float64Array, n: number, k: number) => ArrayLike<number>,
+): StoredTensors {
+  return new Map(
+    [...tensors].map(([name, tensor]) => {
+      if (!isRoundedMatrix(name)) return [name, tensor]
+      const { shape } = tensor
+      const stored = valuesOf(tensor)
+      // gpt-oss alone has biases of experts, and its matrices as (in, out).
+      const isTransposed = tensors.has(`${name}_bias`)
+      const [n, k] = shape.slice(-2) as [number, number]
+      const [height, width] = isTransposed ? [k, n] : [n, k]
+      const x = isTransposed ? transposedMatrices(stored, [n, k]) : stored
+      const rounded = Float32Array.from(round(x, x.length / width, width))
+      const values = isTransposed ? transposedMatrices(rounded, [height, width]) : rounded
+      return [name, { ...tensor, dtype: 'F32', bytes: Buffer.from(values.buffer) }]
+    }),
+  )
+}
+
+/** Matrices (n, k) one after another, each as (k, n). */
+export function transposedMatrices<T extends Float64Array | Float32Array | Uint16Array>(
+  x: T,
+  [n, k]: readonly [number, number],
+): T {
+  return x.map((_, i) => {
+    const [matrix, rest] = [Math.floor(i / (n * k)), i % (n * k)]
+    return x[matrix * n * k + (rest % n) * k + Math.floor(rest / n)]!
+  }) as T
+}
+
+function isRoundedMatrix(name: string): boolean {
   return /_proj(\.weight)?$|put_linear\.weight$|\.w[123]\.weight$|(^|\.)lm_head\.weight$/.test(name)
 }
 

@@ -5,6 +5,7 @@ import {
   checkTensors,
   expectedTensors,
   openCheckpoint,
+  storedShape,
 } from '../../lib/model/checkpoint'
 import { type ModelConfig, parseModelConfig, readModelConfig } from '../../lib/model/config'
 import {
@@ -292,6 +293,53 @@ describe('experts', () => {
       .filter(({ expert, layer }) => expert === 1 && layer === 0)
       .map((own) => own.rows)
     expect(rows).toEqual([[0, 48], [48, 96], null])
+  })
+
+  test('of gpt-oss: gate and up in turns, with biases, (in, out) but where they are quantized', async () => {
+    const raw = { ...sizes, architectures: ['GptOssForCausalLM'], num_local_experts: 2 }
+    const own = parseModelConfig({ ...raw, head_dim: 16 })
+    const block = 'model.layers.1.mlp'
+    const [both, down] = [`${block}.experts.gate_up_proj`, `${block}.experts.down_proj`]
+    const expected = expectedTensors(own).filter(({ layer }) => layer === 1)
+    const of = (pattern: RegExp) =>
+      expected
+        .filter(({ role }) => pattern.test(role))
+        .map(({ name, role, shape, expert, everyOther }) => [name, role, shape, expert, everyOther])
+    expect(of(/router|(gate|up|down)(Proj|Bias)/)).toEqual([
+      [`${block}.router.weight`, 'router', [2, 32], null, undefined],
+      [`${block}.router.bias`, 'routerBias', [2], null, undefined],
+      [`${both}_bias`, 'gateBias', [2, 96], null, 0],
+      [`${both}_bias`, 'upBias', [2, 96], null, 1],
+      [`${down}_bias`, 'downBias', [2, 32], null, undefined],
+      ...[0, 1].flatMap((expert) => [
+        [both, 'gateProj', [2, 96, 32], expert, 0],
+        [both, 'upProj', [2, 96, 32], expert, 1],
+        [down, 'downProj', [2, 32, 48], expert, undefined],
+      ]),
+    ])
+    const stored = Object.fromEntries(
+      expectedTensors(own).map((one) => [one.name, storedShape(one)] as const),
+    )
+    expect([stored[both], stored[down]]).toEqual([
+      [2, 32, 96],
+      [2, 48, 32],
+    ])
+    const specs = (changes: Record<string, number[]>) =>
+      Object.fromEntries(
+        Object.entries({ ...stored, ...changes }).map(([name, shape]): [string, TensorSpec] => {
+          const sizeBytes = 2 * shape.reduce((product, size) => product * size, 1)
+          return [name, { dtype: 'BF16', shape: [...shape], sizeBytes }]
+        }),
+      )
+    const check = async (changes: Record<string, number[]>) =>
+      checkTensors(
+        await openCheckpoint(folders.write({ 'model.safetensors': safetensors(specs(changes)) })),
+        own,
+      )
+    const transposed = (await check({})).filter(({ isTransposed }) => isTransposed)
+    expect(transposed).toHaveLength(2 * 2 * 3)
+    const message = `${both} has shape [2, 96, 32], expected [2, 32, 96]`
+    await expect(check({ [both]: [2, 96, 32] })).rejects.toThrow(message)
   })
 
   test('are not in every layer', () => {

@@ -601,8 +601,28 @@ describe('architectures of their own', () => {
     }
     expect(parseModelConfig(images).experts).toMatchObject({
       ...{ count: 16, perRow: 4, intermediateSize: 48, normalized: true },
-      names: { tensors: { gateUp: 'experts.gate_up_proj', mayBeTransposed: true } },
+      names: { tensors: { gateUp: 'experts.gate_up_proj', order: 'either' } },
     })
+  })
+
+  test('gpt-oss: its own activation, gate and up in turns with biases', () => {
+    const oss = (changes: JsonObject) =>
+      parseModelConfig({
+        ...{ ...mixtral, architectures: ['GptOssForCausalLM'], model_type: 'gpt_oss' },
+        ...changes,
+      })
+    expect(oss({})).toMatchObject({
+      activation: { alpha: 1.702, limit: 7 },
+      experts: {
+        ...{ count: 8, perRow: 2, intermediateSize: 256, normalized: true },
+        names: { router: 'router', tensors: { order: 'in, out', inTurnsWithBiases: true } },
+      },
+    })
+    expect(oss({ swiglu_limit: 5.5 }).activation).toEqual({ alpha: 1.702, limit: 5.5 })
+    const refused = (changes: JsonObject, message: string) =>
+      expect(() => oss(changes)).toThrow(message)
+    refused({ swiglu_limit: 0 }, 'swiglu_limit is 0, expected')
+    refused({ hidden_act: 'gelu' }, 'hidden_act is "gelu", expected "silu"')
   })
 
   test('qwen3-moe: a window is that of all layers, as transformers has it', () => {

@@ -11,6 +11,7 @@ import {
   readSafetensors,
   type StoredTensors,
   storedAs,
+  transposedMatrices,
   valuesOf,
   withExperts,
 } from '../engine/model-copies'
@@ -213,11 +214,7 @@ test('experts whose matrices lie transposed, as hubs have them: identical logits
       [...own].map(([name, tensor]) => {
         if (!/experts\.(gate_up|down)_proj$/.test(name)) return [name, tensor]
         const [count, out, width] = tensor.shape as [number, number, number]
-        const values = new Uint16Array(tensor.bytes.buffer)
-        const turned = values.map((_, i) => {
-          const [expert, rest] = [Math.floor(i / (out * width)), i % (out * width)]
-          return values[expert * out * width + (rest % out) * width + Math.floor(rest / out)]!
-        })
+        const turned = transposedMatrices(new Uint16Array(tensor.bytes.buffer), [out, width])
         const bytes = new Uint8Array(turned.buffer)
         return [name, { ...tensor, shape: [count, width, out], bytes }]
       }),

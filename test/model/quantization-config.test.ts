@@ -50,6 +50,11 @@ test.each([
     { quant_method: 'fp8', activation_scheme: 'static', ignored_layers: ['lm_head'] },
     { method: 'fp8', block: null },
   ],
+  [
+    'gpt-oss',
+    { quant_method: 'mxfp4', modules_to_not_convert: ['model.layers.*.self_attn', 'lm_head'] },
+    { method: 'mxfp4' },
+  ],
   ['groups', ct(int4), { method: 'compressed-tensors', blocks: [[1, 128]] }],
   [
     'channels',
@@ -126,7 +131,7 @@ test.each([
     { quant_method: 'bitsandbytes' },
     'quant_method is "bitsandbytes", expected one of',
   ],
-  ['mxfp4', { quant_method: 'mxfp4' }, 'quant_method is "mxfp4", expected one of'],
+  ['mxfp8', { quant_method: 'mxfp8' }, 'quant_method is "mxfp8", expected one of'],
   ['e5m2', { quant_method: 'fp8', fmt: 'e5m2' }, 'fmt is "e5m2", expected one of e4m3'],
   ['ue8m0', { quant_method: 'fp8', scale_fmt: 'ue8m0' }, 'scale_fmt is "ue8m0", expected "float"'],
   [

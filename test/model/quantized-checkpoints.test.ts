@@ -34,7 +34,7 @@ async function lastLogits(model: Model, ids: number[], length: number): Promise<
 }
 
 test('there is a checkpoint of every format', () => {
-  expect(names).toHaveLength(15)
+  expect(names).toHaveLength(16)
 })
 
 describe.each(names)('%s', (name) => {
@@ -90,11 +90,13 @@ const withByte = (at: number, byte: number) => (tensor: StoredTensor) => ({
   ...tensor,
   bytes: tensor.bytes.map((own, index) => (index === at ? byte : own)),
 })
+const ofOnes = (tensor: StoredTensor) => ({ ...tensor, bytes: tensor.bytes.map(() => 0xff) })
 const kLayer = 'model.layers.0'
 
 describe('what is damaged is refused, and named', () => {
   const q = `${kLayer}.self_attn.q_proj`
   const down = `${kLayer}.mlp.down_proj`
+  const gateUp = `${kLayer}.mlp.experts.gate_up_proj`
   const gone = () => undefined
   test.each([
     ['fp8-block', `${q}.weight_scale_inv`, gone, 'weight_scale is missing, expected shape'],
@@ -146,6 +148,22 @@ describe('what is damaged is refused, and named', () => {
     ['gptq-4', `${q}.qweight`, as({ shape: [32, 64] }), 'has shape [32, 64], expected [16, 128]'],
     ['gptq-4', `${q}.g_idx`, withByte(7, 255), 'holds a group without a scale'],
     ['gptq-4-order', `${q}.g_idx`, withByte(0, 2), 'holds a group without a scale'],
+    ['mxfp4', `${gateUp}_scales`, gone, 'is missing, expected shape [4, 192, 2]'],
+    ['mxfp4', `${gateUp}_blocks`, gone, 'is missing, expected shape [4, 192, 2, 16]'],
+    [
+      'mxfp4',
+      `${gateUp}_blocks`,
+      as({ shape: [4, 192, 4, 8] }),
+      'has shape [4, 192, 4, 8], expected [4, 192, 2, 16]',
+    ],
+    ['mxfp4', `${gateUp}_blocks`, as({ dtype: 'I8' }), 'has dtype I8, expected one of U8'],
+    [
+      'mxfp4',
+      `${gateUp}_scales`,
+      as({ dtype: 'F8_E4M3' }),
+      'has dtype F8_E4M3, expected one of U8',
+    ],
+    ['mxfp4', `${gateUp}_bias`, as({ shape: [192, 4] }), 'has shape [192, 4], expected [4, 192]'],
     ['awq', `${q}.qweight`, as({ shape: [16, 128] }), 'has shape [16, 128], expected [128, 16]'],
     [
       'awq-experts',
@@ -192,6 +210,8 @@ describe('what is damaged is refused, and named', () => {
       withByte(1, 0x7f),
       'holds a scale that is NaN or infinite',
     ],
+    ['mxfp4', `${gateUp}_scales`, withByte(700, 0xff), 'holds a scale that is NaN or infinite'],
+    ['mxfp4', `${gateUp}_bias`, ofOnes, 'elements are NaN or infinite'],
     ['awq', `${q}.scales`, withByte(9, 0x7e), 'holds a scale that is NaN or infinite'],
   ] as const)('%s: %s is no number', async (name, tensor, change, message) => {
     const twice = (own: StoredTensor) => {
@@ -253,6 +273,17 @@ describe('memory', () => {
     expect(await bytesOf(changed('awq-experts', name, large))).toBe(before + more)
   })
 
+  test('float4 is widened to 16 bits, or rounded to codes', async () => {
+    const elements = 2 * 4 * 3 * 64 * 96 // of two layers' experts
+    const [wide, byte, nibble] = await Promise.all([
+      bytesOf(folder('mxfp4')),
+      bytesOf(folder('mxfp4'), { weights: 'int8' }),
+      bytesOf(folder('mxfp4'), { weights: 'int4' }),
+    ])
+    expect(wide - byte!).toBeGreaterThan(0.9 * elements)
+    expect(byte! - nibble!).toBeGreaterThan(0.2 * elements)
+  })
+
   test('int4 keeps 4 bits, and makes 4 bits of others', async () => {
     const head = 2 * 96 * 128 - (96 * 128) / 2 - (3 * 96 * 128) / 32
     const own = await bytesOf(folder('w4a16-group'), { weights: 'int4' })
@@ -272,7 +303,7 @@ describe('memory', () => {
 })
 
 test('a GPU unpacks on the host: the same argmax', async () => {
-  for (const name of ['fp8-block', 'int8-channel', 'gptq-4', 'awq-experts']) {
+  for (const name of ['fp8-block', 'int8-channel', 'gptq-4', 'awq-experts', 'mxfp4']) {
     const { ids, logits } = referenceOf(name)
     await withModel(folder(name), { device: 'cuda-emu', dtype: 'f32' }, async (model) => {
       const own = await lastLogits(model, ids, logits.length)
