@@ -266,8 +266,8 @@ export interface Addon {
     weight: T,
     scales: Optional,
     zeros: Optional,
-    pairs: T,
     bias: Optional,
+    pairs: T,
     offsets: T,
     out: T,
   ): void
