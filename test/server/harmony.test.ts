@@ -538,6 +538,26 @@ test('JSON behind a prompt that has begun the answer', async () => {
   }
 })
 
+test('a session whose thoughts are not in the next prompt begins anew', async () => {
+  const running = await startScripted(tokenizer)
+  try {
+    running.script.next = { say: answered }
+    const url = `${running.url}/v1/chat/completions`
+    const session = { 'x-session-id': 'a' }
+    const first = (await post(url, { messages }, session)).body.choices[0].message
+    const next = [...messages, first, { role: 'user', content: 'Sure?' }]
+    const { status, body } = await post(url, { messages: next }, session)
+    // The thoughts are not in the prompt any more, and the cache with them is not gone on over.
+    expect({ status, cached: body.usage.prompt_tokens_details.cached_tokens }).toEqual({
+      status: 200,
+      cached: 0,
+    })
+    expect(running.prompts.at(-1)).not.toContain('They ask.')
+  } finally {
+    await running.server.close()
+  }
+})
+
 describe('responses', () => {
   let running: Awaited<ReturnType<typeof startScripted>>
   let client: OpenAI
@@ -620,6 +640,20 @@ describe('responses', () => {
       'response.output_item.done',
       'response.completed',
     ])
+  })
+
+  test('OpenAI’s client puts a stream together', async () => {
+    running.script.next = { say: called }
+    const whole = await client.responses.stream({ ...asked, input: 'Hi' }).finalResponse()
+    expect(whole.output).toMatchObject([
+      { type: 'reasoning', content: [{ text: 'They ask.' }] },
+      { type: 'message', content: [{ text: 'I look.' }] },
+      { type: 'function_call', name: 'weather', arguments: oslo },
+    ])
+    // Thoughts that come one after the other are items of their own.
+    running.script.next = { say: `${thought}<|start|>assistant${answered}` }
+    const { output } = await client.responses.create({ ...asked, input: 'Hi' })
+    expect(output.map(({ type }) => type)).toEqual(['reasoning', 'reasoning', 'message'])
   })
 
   test('a reasoning that is cut, and how much there is to be', async () => {
