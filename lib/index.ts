@@ -23,6 +23,7 @@ export type {
   GenerateOptions,
   TokenStream,
 } from './engine/generation.js'
+export type { HarmonyOptions } from './engine/harmony-constraint.js'
 export { type LoadOptions, loadModel } from './engine/load-model.js'
 export { createEngine, Model } from './engine/model.js'
 export { type Prompt, Sequence } from './engine/sequence.js'

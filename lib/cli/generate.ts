@@ -3,6 +3,7 @@ import type { Model } from '../engine/model.js'
 import { exampleModel } from '../model/example-model.js'
 import type { PolicySpec } from '../policy/index.js'
 import { policyLabel } from '../policy/policy-label.js'
+import { channelsOf } from './channels.js'
 import {
   addModelOptions,
   decimal,
@@ -80,20 +81,33 @@ async function generate(
   const sequence = model.createSequence({ policy, seed: options.seed })
   try {
     const tokens: { id: number; text: string; logprob: number }[] = []
-    for await (const token of sequence.generate(prompt, { ...samplingOf(options), signal })) {
+    const channels = options.chat ? channelsOf(model, prompt, options.stop ?? []) : null
+    const { stop, ignoreEos, ...sampling } = samplingOf(options)
+    const ends = channels
+      ? { ignoreEos, stopTokens: ignoreEos ? [] : channels.stopTokens }
+      : { ignoreEos, stop }
+    for await (const token of sequence.generate(prompt, { ...sampling, ...ends, signal })) {
       const { id, text, logprob } = token
       tokens.push({ id, text, logprob })
+      // What was held back of a text comes with a stop token: the channels have it, and not that.
+      const said = channels ? (token.isStop ? '' : channels.push(id)) : text
       // A model without a tokenizer has ids only.
-      if (!json) print(model.tokenizer === null ? `${tokens.length > 1 ? ' ' : ''}${id}` : text)
+      if (!json) print(model.tokenizer === null ? `${tokens.length > 1 ? ' ' : ''}${id}` : said)
+      if (channels?.isStopped) break
     }
-    const { bytes, finishReason } = sequence
+    const { bytes } = sequence
+    const finishReason = channels?.isStopped ? 'stop' : sequence.finishReason
+    const rest = channels?.end(finishReason === 'length') ?? ''
     if (json) {
+      const text = channels ? channels.text : tokens.map((token) => token.text).join('')
       printJson({
         ...{ schema: 'zipcache-generate-1', model: options.model, policy: policyLabel(policy) },
-        ...{ text: tokens.map(({ text }) => text).join(''), finishReason, tokens, bytes },
+        ...(channels ? { reasoning: channels.reasoning } : {}),
+        ...{ text, finishReason, tokens, bytes },
       })
       return
     }
+    print(rest)
     print('\n')
     if (process.stderr.isTTY) {
       const size = `${formatBytes(bytes.resident)}, ${formatRatio(bytes.ratio)} smaller than fp16`

@@ -1,6 +1,7 @@
 import { argumentError, show, ZipCacheError } from '../errors.js'
 import { type JsonSchema, sharedGrammar, TokenMasker, TokenTrie } from '../grammar/index.js'
 import type { ModelConfig } from '../model/config.js'
+import { harmonyMarks } from '../model/harmony.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { SampleParams } from '../ops/index.js'
 import { toSeed } from '../random.js'
@@ -10,6 +11,7 @@ import {
   type TokenConstraint,
   type TokenProbability,
 } from './adjust-logits.js'
+import { HarmonyConstraint, type HarmonyOptions } from './harmony-constraint.js'
 import { checkInteger, checkOptions } from './options.js'
 
 /** How tokens are chosen, and when to stop. */
@@ -42,6 +44,11 @@ export interface GenerateOptions {
    * docs/server.md lists. The generation ends with it.
    */
   json?: true | JsonSchema | undefined
+  /**
+   * As `json`, for a model that answers in OpenAI's harmony format (gpt-oss) to a prompt that ends with
+   * `<|start|>assistant`: it may think first. Not beside `json`.
+   */
+  harmony?: HarmonyOptions | undefined
   /** Same seed, same tokens; an integer, taken modulo 2^64. Default 0. */
   seed?: number | bigint | undefined
   /** Aborting rejects with `signal.reason`. */
@@ -128,6 +135,7 @@ export const GENERATE_OPTIONS: readonly string[] = [
   'logitBias',
   'topLogprobs',
   'json',
+  'harmony',
   'seed',
   'signal',
   'ignoreEos',
@@ -154,7 +162,7 @@ export function planGeneration(
   const stopTokens = listOf('stopTokens', options.stopTokens, isTokenId, expected)
   const maxTokens = checkInteger('maxTokens', options.maxTokens ?? 256, 0, 2 ** 31 - 1)
   const endTokens = new Set([...(options.ignoreEos ? [] : eosTokenIds), ...stopTokens])
-  const constraint = constraintOf(options.json, tokenizer, endTokens, vocabSize)
+  const constraint = constraintOf(options, tokenizer, endTokens, vocabSize)
   const repetitionPenalty = check('repetitionPenalty', options.repetitionPenalty ?? 1, 0.01, 100)
   const adjustments: LogitAdjustments = {
     repetitionPenalty,
@@ -190,27 +198,55 @@ export function planGeneration(
 }
 
 function constraintOf(
-  json: GenerateOptions['json'],
+  { json, harmony }: GenerateOptions,
   tokenizer: ModelTokenizer | null,
   endTokens: ReadonlySet<number>,
   vocabSize: number,
 ): TokenConstraint | null {
-  if (json === undefined) return null
-  if (tokenizer === null) throw argumentError('json', 'is given, but the model has no tokenizer')
-  const vocabulary = vocabularyOf(tokenizer, vocabSize)
-  return new TokenMasker(sharedGrammar(json), vocabulary, endTokens)
+  if (json === undefined && harmony === undefined) return null
+  const option = json === undefined ? 'harmony' : 'json'
+  if (tokenizer === null) {
+    throw argumentError(option, 'is given, but the model has no tokenizer')
+  }
+  if (harmony === undefined) {
+    const vocabulary = vocabularyOf(tokenizer, vocabSize, option)
+    return new TokenMasker(sharedGrammar(json as true | JsonSchema), vocabulary, endTokens)
+  }
+  if (json !== undefined) throw argumentError('json', 'is given beside harmony, which has its own')
+  checkHarmony(harmony)
+  const marks = harmonyMarks(tokenizer)
+  if (!marks) {
+    throw argumentError(
+      'harmony',
+      "is given, but the vocabulary lacks that format's special tokens",
+    )
+  }
+  const trie = vocabularyOf(tokenizer, vocabSize, option)
+  const encode = (text: string) => tokenizer.encode(text, { addSpecialTokens: false })
+  return new HarmonyConstraint(harmony, { marks, trie, endTokens, encode })
+}
+
+function checkHarmony(harmony: HarmonyOptions): void {
+  const { final, calls = {} } = (harmony ?? {}) as HarmonyOptions
+  const isMap = typeof calls === 'object' && calls !== null && !Array.isArray(calls)
+  const hasText = final !== undefined || (isMap && Object.keys(calls).length > 0)
+  if (typeof harmony !== 'object' || !isMap || !hasText) {
+    throw argumentError(
+      'harmony',
+      `is ${show(harmony)}, expected { final, calls }, one of them at least`,
+    )
+  }
 }
 
 /** Tokens as bytes, one for a tokenizer. */
 const vocabularies = new WeakMap<ModelTokenizer, TokenTrie>()
 
-function vocabularyOf(tokenizer: ModelTokenizer, vocabSize: number): TokenTrie {
+function vocabularyOf(tokenizer: ModelTokenizer, vocabSize: number, option: string): TokenTrie {
   let trie = vocabularies.get(tokenizer)
   if (!trie) {
     if (!tokenizer.knowsBytes) {
-      const message =
-        'json: needs a byte-level or byte-fallback vocabulary, whose single tokens have bytes of their own'
-      throw new ZipCacheError('ERR_ZC_UNSUPPORTED', message, { argument: 'json' })
+      const message = `${option}: needs a byte-level or byte-fallback vocabulary, whose single tokens have bytes of their own`
+      throw new ZipCacheError('ERR_ZC_UNSUPPORTED', message, { argument: option })
     }
     trie = new TokenTrie(vocabSize, (id) => tokenizer.bytesOf(id))
     vocabularies.set(tokenizer, trie)

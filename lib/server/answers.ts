@@ -1,6 +1,8 @@
 import type { FinishReason, GeneratedToken } from '../engine/generation.js'
+import { StopMatcher } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { ChoiceEvent, Usage } from './generation.js'
+import type { HarmonyParser, HarmonyPart } from './harmony.js'
 import type { Said, ToolCall, ToolCallParser } from './tool-calls.js'
 
 /** Why a choice ended, as clients are told: calls are to be made, or as the engine has it. */
@@ -9,6 +11,10 @@ export type AnswerReason = FinishReason | 'tool_calls'
 /** What happens to one choice, as it is written: its tool calls are told from its text. */
 export type AnswerEvent =
   | Extract<ChoiceEvent, { kind: 'token' | 'text' }>
+  /** Text that the model thinks by itself. */
+  | { readonly kind: 'reasoning'; readonly choice: number; readonly text: string }
+  /** Another message of the model's begins. */
+  | { readonly kind: 'message'; readonly choice: number }
   | { readonly kind: 'call'; readonly choice: number; readonly call: ToolCall }
   | { readonly kind: 'end'; readonly choice: number; readonly finishReason: AnswerReason }
 
@@ -43,6 +49,100 @@ export async function* withToolCalls(
   }
 }
 
+/** What an answer of messages in harmony's format is read with. */
+export interface HarmonyReading {
+  /** A parser for the answer of a choice. */
+  makeParser(choice: number): HarmonyParser
+  /** Texts that end a choice, looked for in what it says to people alone. */
+  readonly stop: readonly string[]
+  /** See `withToolCalls`. */
+  readonly isNamed: boolean
+  /** See `withToolCalls`. */
+  readonly isParallel: boolean
+  /** Told of a choice that such a text has ended. */
+  stopChoice(choice: number): void
+  /** Told of every token of a reasoning. */
+  countReasoning(): void
+}
+
+/** Tells apart what an answer in harmony's format thinks, says and calls. */
+export async function* withHarmony(
+  events: AsyncIterable<ChoiceEvent>,
+  reading: HarmonyReading,
+): AsyncGenerator<AnswerEvent, void, undefined> {
+  const choices = new Map<number, HarmonyChoice>()
+  for await (const event of events) {
+    const choice = choices.get(event.choice) ?? new HarmonyChoice(event.choice, reading)
+    choices.set(event.choice, choice)
+    yield* choice.read(event)
+  }
+}
+
+/** One choice of an answer in harmony's format. */
+class HarmonyChoice {
+  readonly #choice: number
+  readonly #reading: HarmonyReading
+  readonly #parser: HarmonyParser
+  #matcher: StopMatcher
+  #hasCalled = false
+  #isStopped = false
+
+  constructor(choice: number, reading: HarmonyReading) {
+    this.#choice = choice
+    this.#reading = reading
+    this.#parser = reading.makeParser(choice)
+    this.#matcher = new StopMatcher(reading.stop)
+  }
+
+  *read(event: ChoiceEvent): Generator<AnswerEvent> {
+    if (event.kind === 'token' && !this.#isStopped) {
+      const { token } = event
+      if (this.#parser.isReasoning && !this.#parser.isMark(token.id)) this.#reading.countReasoning()
+      const own = this.#parser.isMark(token.id) ? null : token
+      for (const part of this.#parser.push(token.id)) yield* this.#tell(part, own)
+    }
+    // The parser has all tokens, and so what was held back of their text.
+    if (event.kind !== 'end') return
+    if (!this.#isStopped) {
+      const parts = this.#parser.end(event.finishReason === 'length')
+      for (const part of parts) yield* this.#tell(part, null)
+      yield* this.#endText()
+    }
+    const isStop = event.finishReason === 'stop' || this.#isStopped
+    const isCalling = this.#hasCalled && !this.#reading.isNamed && isStop
+    const finishReason = isStop ? 'stop' : event.finishReason
+    yield { ...event, finishReason: isCalling ? 'tool_calls' : finishReason }
+  }
+
+  /** `token`: whose text it is; null for one that was held back until now. */
+  *#tell(part: HarmonyPart, token: GeneratedToken | null): Generator<AnswerEvent> {
+    const choice = this.#choice
+    if (this.#isStopped) return
+    if (part.kind === 'text') {
+      const { text, stop } = this.#matcher.push(part.text)
+      if (token) yield { kind: 'token', choice, token: { ...token, text } }
+      else if (text !== '') yield { kind: 'text', choice, text }
+      if (stop === null) return
+      this.#isStopped = true
+      this.#reading.stopChoice(choice)
+      return
+    }
+    yield* this.#endText()
+    if (part.kind === 'reasoning') yield { kind: 'reasoning', choice, text: part.text }
+    else if (part.kind === 'message') yield { kind: 'message', choice }
+    else if (this.#reading.isParallel || !this.#hasCalled) {
+      this.#hasCalled = true
+      yield { kind: 'call', choice, call: part.call }
+    }
+  }
+
+  /** No text that ends the choice goes on from one message to the next. */
+  *#endText(): Generator<AnswerEvent> {
+    const text = this.#matcher.flush()
+    if (text !== '') yield { kind: 'text', choice: this.#choice, text }
+  }
+}
+
 function tell(parser: ToolCallParser, event: ChoiceEvent): Said {
   if (event.kind === 'end') return parser.end()
   return event.kind === 'text'
@@ -73,6 +173,8 @@ export interface AnswerFormat {
   opening(choice: number): object | null
   /** A piece of a stream; null for a token without text. */
   piece(choice: number, text: string, logprobs: object | null): object
+  /** What the model thinks by itself as a piece of a stream. */
+  reasoning(choice: number, text: string): object
   /** A tool call as a piece of a stream; `index`: its number in the choice. */
   call(choice: number, call: ToolCall, index: number): object
   ending(choice: number, finishReason: AnswerReason): object
@@ -104,18 +206,26 @@ export function chatFormat({ tokenizer }: AnswerOptions): AnswerFormat {
       logprobs: null,
       finish_reason: finishReason,
     }),
+    // vLLM's name for it.
+    reasoning: (index, text) => ({
+      index,
+      delta: { reasoning_content: text },
+      logprobs: null,
+      finish_reason: null,
+    }),
     call: (choice, call, index) => ({
       index: choice,
       delta: { tool_calls: [{ index, ...callObject(call) }] },
       logprobs: null,
       finish_reason: null,
     }),
-    whole: (index, { text, calls, finishReason }, logprobs) => ({
+    whole: (index, { text, reasoning, calls, finishReason }, logprobs) => ({
       index,
       message: {
         role: 'assistant',
         content: calls.length > 0 && text === '' ? null : text,
         refusal: null,
+        ...(reasoning === '' ? {} : { reasoning_content: reasoning }),
         ...(calls.length > 0 ? { tool_calls: calls.map(callObject) } : {}),
       },
       logprobs,
@@ -153,6 +263,9 @@ export function textFormat({ tokenizer }: AnswerOptions, echoes: readonly string
       logprobs: null,
       finish_reason: finishReason,
     }),
+    reasoning: () => {
+      throw new Error('text completions are what the model wrote')
+    },
     call: () => {
       throw new Error('text completions have no tools')
     },
@@ -207,6 +320,8 @@ function callObject({ id, name, arguments: args }: ToolCall): object {
 /** What one choice said. */
 export interface WholeChoice {
   readonly text: string
+  /** What it thought by itself; '': nothing that was told apart. */
+  readonly reasoning: string
   readonly calls: readonly ToolCall[]
   readonly finishReason: AnswerReason
 }
@@ -214,6 +329,7 @@ export interface WholeChoice {
 /** One choice so far. */
 class ChoiceState implements WholeChoice {
   text = ''
+  reasoning = ''
   readonly calls: ToolCall[] = []
   readonly tokens: GeneratedToken[] = []
   finishReason: AnswerReason = 'stop'
@@ -239,6 +355,11 @@ export async function wholeAnswer(
         break
       case 'text':
         state.text += event.text
+        break
+      case 'reasoning':
+        state.reasoning += event.text
+        break
+      case 'message':
         break
       case 'token':
         state.text += event.token.text
@@ -294,6 +415,11 @@ export async function* answerChunks(
       yield chunk([format.call(choice, event.call, index)])
       continue
     }
+    if (event.kind === 'message') continue
+    if (event.kind === 'reasoning') {
+      yield chunk([format.reasoning(choice, event.text)])
+      continue
+    }
     if (event.kind === 'text') {
       yield chunk([format.piece(choice, event.text, null)])
       continue
@@ -309,7 +435,7 @@ export async function* answerChunks(
 
 /** A request's usage in OpenAI's words, with what its caches took at the end. */
 export function usageObject(
-  { promptTokens, cachedTokens, completionTokens, ...cache }: Readonly<Usage>,
+  { promptTokens, cachedTokens, completionTokens, reasoningTokens, ...cache }: Readonly<Usage>,
   policy: string,
 ): object {
   return {
@@ -317,6 +443,7 @@ export function usageObject(
     completion_tokens: completionTokens,
     total_tokens: promptTokens + completionTokens,
     prompt_tokens_details: { cached_tokens: cachedTokens },
+    completion_tokens_details: { reasoning_tokens: reasoningTokens },
     kv_cache: cacheObject(cache, policy),
   }
 }

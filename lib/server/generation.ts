@@ -27,6 +27,8 @@ export interface Usage {
   cachedTokens: number
   /** Tokens of all choices. */
   completionTokens: number
+  /** Of those, how many the model thought by itself; 0 where that is not told apart. */
+  reasoningTokens: number
   /** Bytes of the caches of all choices, when they ended. */
   cacheBytes: number
   /** Bytes that 16-bit caches of the same would take. */
@@ -86,6 +88,7 @@ export class Generation {
     promptTokens: 0,
     cachedTokens: 0,
     completionTokens: 0,
+    reasoningTokens: 0,
     cacheBytes: 0,
     fp16Bytes: 0,
     bytesByClass: noBytes(),
@@ -100,6 +103,8 @@ export class Generation {
   readonly #observer: GenerationObserver
   /** The sequences of choices under way; those that have ended are counted, and gone. */
   readonly #sequences = new Set<Sequence>()
+  /** Choices that are to say no more. */
+  readonly #stopped = new Set<number>()
   /** The session, once it is taken. */
   #entered: SessionName | null = null
   /** The text of what its cache held before this request. */
@@ -159,6 +164,11 @@ export class Generation {
     }
   }
 
+  /** Ends a choice before its next token. */
+  stop(choice: number): void {
+    this.#stopped.add(choice)
+  }
+
   /** The choices of one prompt. */
   async #open(p: number, prompt: PromptTokens, signal: AbortSignal): Promise<Choice[]> {
     const { n, seed } = this.#request
@@ -213,6 +223,7 @@ export class Generation {
   async *#run({ index, sequence, ids, seed }: Choice, signal: AbortSignal) {
     const options = { ...this.#request.sampling, seed, signal }
     for await (const token of sequence.generate(ids, options)) {
+      if (this.#stopped.has(index)) break
       if (token.isStop) {
         yield { kind: 'text' as const, choice: index, text: token.text }
         continue

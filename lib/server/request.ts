@@ -60,7 +60,18 @@ export interface ChatRequest extends GenerationRequest {
   readonly cacheKey: string | undefined
   /** Further variables for the model's chat template. */
   readonly templateVariables: JsonObject | undefined
+  /** How much the model is to think, and the field that says so; null: as it is used to. */
+  readonly effort: ReasoningEffort | null
 }
+
+/** How much a model is to think, as chat templates take it in `reasoning_effort`. */
+export interface ReasoningEffort {
+  /** The field of the request. */
+  readonly field: string
+  readonly value: (typeof EFFORTS)[number]
+}
+
+const EFFORTS = ['low', 'medium', 'high'] as const
 
 /** `POST /v1/completions`. */
 export interface TextRequest extends GenerationRequest, StreamRequest {
@@ -99,6 +110,7 @@ export function readChatRequest(body: unknown, rules: RequestRules): ChatRequest
   const logprobs = fields.boolean('logprobs') ?? false
   const topLogprobs = readTopLogprobs(fields, logprobs, '"logprobs": true')
   const chat = readChatOptions(fields)
+  const effort = readEffort(fields, 'reasoning_effort')
   const maxTokens =
     fields.integer('max_completion_tokens', 1, Number.MAX_SAFE_INTEGER) ??
     fields.integer('max_tokens', 1, Number.MAX_SAFE_INTEGER)
@@ -107,7 +119,14 @@ export function readChatRequest(body: unknown, rules: RequestRules): ChatRequest
   const sampling = { ...completion.sampling, topLogprobs, ...json.sampling }
   const { jsonField } = json
   const messagesField = 'messages'
-  return { ...completion, ...chat, messages, messagesField, jsonField, tooling, logprobs, sampling }
+  const asked = { ...completion, ...chat, messages, messagesField, jsonField, tooling }
+  return { ...asked, logprobs, sampling, effort }
+}
+
+/** `reasoning_effort`, or `effort` of `reasoning`. */
+export function readEffort(fields: Fields | undefined, name: string): ReasoningEffort | null {
+  const value = fields?.choice(name, EFFORTS)
+  return value === undefined || !fields ? null : { field: fields.path(name), value }
 }
 
 /** What chats say in every API. */

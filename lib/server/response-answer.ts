@@ -41,12 +41,20 @@ interface OpenMessage {
   readonly logprobs: object[]
 }
 
+/** A reasoning that is being written. */
+interface OpenReasoning {
+  readonly id: string
+  text: string
+}
+
 /** Writes an answer as the events of the Responses API, the last of which has all of it. */
 export class ResponseAnswer {
   readonly #options: ResponseOptions
   readonly #createdAt = now()
   readonly #output: OutputItem[] = []
   #open: OpenMessage | null = null
+  /** Never beside an open message. */
+  #reasoning: OpenReasoning | null = null
   /** Of tokens whose text has not come yet; those of a call's tokens are nobody's. */
   #held: object[] = []
   #nEvents = 0
@@ -78,11 +86,14 @@ export class ResponseAnswer {
       if (event.kind === 'token') yield* this.#token(event.token)
       else if (event.kind === 'text') yield* this.#say(event.text)
       else if (event.kind === 'call') yield* this.#call(event.call)
+      else if (event.kind === 'reasoning') yield* this.#think(event.text)
+      else if (event.kind === 'message') yield* this.#close('completed')
       else isCut = event.finishReason === 'length'
     }
     const status = isCut ? 'incomplete' : 'completed'
     // An answer without a word is a message, too.
-    if (this.#output.length === 0 || this.#open) yield* this.#say('')
+    const isEmpty = this.#output.length === 0 && !this.#reasoning
+    if (isEmpty || this.#open) yield* this.#say('')
     yield* this.#close(status)
     const response = this.#response(status)
     end(response)
@@ -116,6 +127,7 @@ export class ResponseAnswer {
 
   *#begin(): Generator<ResponseEvent> {
     if (this.#open) return
+    yield* this.#closeReasoning('completed')
     const id = itemId('msg', this.#options.id, this.#output.length)
     const message = { id, text: '', logprobs: [] }
     this.#open = message
@@ -125,7 +137,37 @@ export class ResponseAnswer {
     yield this.#event('response.content_part.added', { ...this.#place(message), part })
   }
 
+  *#think(delta: string): Generator<ResponseEvent> {
+    yield* this.#closeMessage('completed')
+    let reasoning = this.#reasoning
+    if (!reasoning) {
+      reasoning = { id: itemId('rs', this.#options.id, this.#output.length), text: '' }
+      this.#reasoning = reasoning
+      const item = { ...reasoningItem(reasoning, 'in_progress'), content: [] }
+      yield this.#event('response.output_item.added', { output_index: this.#output.length, item })
+      const part = reasoningPart(reasoning)
+      yield this.#event('response.content_part.added', { ...this.#place(reasoning), part })
+    }
+    reasoning.text += delta
+    yield this.#event('response.reasoning_text.delta', { ...this.#place(reasoning), delta })
+  }
+
+  *#closeReasoning(status: Status): Generator<ResponseEvent> {
+    const reasoning = this.#reasoning
+    if (!reasoning) return
+    this.#reasoning = null
+    const place = this.#place(reasoning)
+    yield this.#event('response.reasoning_text.done', { ...place, text: reasoning.text })
+    yield this.#event('response.content_part.done', { ...place, part: reasoningPart(reasoning) })
+    yield* this.#done(reasoningItem(reasoning, status))
+  }
+
   *#close(status: Status): Generator<ResponseEvent> {
+    yield* this.#closeReasoning(status)
+    yield* this.#closeMessage(status)
+  }
+
+  *#closeMessage(status: Status): Generator<ResponseEvent> {
     const message = this.#open
     if (!message) return
     this.#open = null
@@ -157,7 +199,7 @@ export class ResponseAnswer {
     yield this.#event('response.output_item.done', { output_index, item })
   }
 
-  #place({ id }: OpenMessage): object {
+  #place({ id }: { readonly id: string }): object {
     return { item_id: id, output_index: this.#output.length, content_index: 0 }
   }
 
@@ -167,7 +209,10 @@ export class ResponseAnswer {
 
   #response(status: Status, error: object | null = null): object {
     const { id, model, echo, usage } = this.#options
-    const open = this.#open && [messageItem(this.#open, 'incomplete')]
+    const open = [
+      ...(this.#reasoning ? [reasoningItem(this.#reasoning, 'incomplete')] : []),
+      ...(this.#open ? [messageItem(this.#open, 'incomplete')] : []),
+    ]
     return {
       id,
       object: 'response',
@@ -179,7 +224,7 @@ export class ResponseAnswer {
       incomplete_details: status === 'incomplete' ? { reason: 'max_output_tokens' } : null,
       model,
       ...echo,
-      output: [...this.#output, ...(open ?? [])],
+      output: [...this.#output, ...open],
       usage: status === 'in_progress' ? null : usage(),
     }
   }
@@ -194,20 +239,29 @@ function messageItem(message: OpenMessage, status: Status): OutputItem {
   return { id, type: 'message', status, role: 'assistant', content: [textPart(message)] }
 }
 
+function reasoningItem(reasoning: OpenReasoning, status: Status): OutputItem {
+  const { id } = reasoning
+  return { id, type: 'reasoning', status, summary: [], content: [reasoningPart(reasoning)] }
+}
+
+function reasoningPart({ text }: OpenReasoning): object {
+  return { type: 'reasoning_text', text }
+}
+
 function textPart({ text, logprobs }: OpenMessage): object {
   return { type: 'output_text', text, annotations: [], logprobs: [...logprobs] }
 }
 
 /** A request's usage in the words of the Responses API, with what its caches took at the end. */
 export function responseUsage(
-  { promptTokens, cachedTokens, completionTokens, ...cache }: Readonly<Usage>,
+  { promptTokens, cachedTokens, completionTokens, reasoningTokens, ...cache }: Readonly<Usage>,
   policy: string,
 ): object {
   return {
     input_tokens: promptTokens,
     input_tokens_details: { cached_tokens: cachedTokens },
     output_tokens: completionTokens,
-    output_tokens_details: { reasoning_tokens: 0 },
+    output_tokens_details: { reasoning_tokens: reasoningTokens },
     total_tokens: promptTokens + completionTokens,
     kv_cache: cacheObject(cache, policy),
   }

@@ -6,6 +6,8 @@ import { MAX_MESSAGES, MAX_NAME_LENGTH, readArguments } from './request.js'
 /** One thing of a conversation, as `input` and `output` of the Responses API have it. */
 export type Item =
   | { readonly kind: 'message'; readonly role: string; readonly text: string }
+  /** What the model thought by itself. */
+  | { readonly kind: 'reasoning'; readonly text: string }
   /** The model asks for a call. */
   | {
       readonly kind: 'call'
@@ -19,6 +21,7 @@ export type Item =
 const ROLES = ['user', 'assistant', 'system', 'developer']
 /** Parts of messages that are texts. */
 const TEXT_PARTS = ['input_text', 'output_text', 'text']
+const REASONING_PARTS = ['reasoning_text']
 
 /**
  * The items of an `input`: a text of the user's, or a list.
@@ -74,8 +77,13 @@ function readItem(item: unknown, where: string, known: Item | null): Item | null
       const message = `${where}.id: there is no item ${describe(id)}; responses are kept for a while, and with "store" alone`
       throw new ApiError(404, message, { param: `${where}.id`, code: 'item_not_found' })
     }
-    case 'reasoning': // another model's, or encrypted: a chat has no place for it
-      return null
+    case 'reasoning': {
+      const { content } = item
+      // Another model's, or encrypted.
+      if (content === undefined || content === null) return null
+      const text = readText(content, `${where}.content`, REASONING_PARTS)
+      return { kind: 'reasoning', text }
+    }
     default: {
       const types = 'message, function_call, function_call_output, item_reference or reasoning'
       throw invalid(`${where}.type`, `is ${describe(type)}, expected ${types}`)
@@ -89,14 +97,14 @@ function readName(item: JsonObject, field: string, where: string): string {
   throw invalid(`${where}.${field}`, 'is missing, expected a text')
 }
 
-function readText(content: unknown, where: string): string {
+function readText(content: unknown, where: string, parts = TEXT_PARTS): string {
   if (typeof content === 'string') return content
   if (!Array.isArray(content)) {
     throw invalid(where, `is ${describe(content)}, expected a text or a list of parts`)
   }
   const texts = content.map((part, i) => {
     const { type, text } = isObject(part) ? part : {}
-    if (TEXT_PARTS.includes(type as string) && typeof text === 'string') return text
+    if (parts.includes(type as string) && typeof text === 'string') return text
     throw invalid(`${where}[${i}]`, `is ${describe(type)}; this model reads texts only`)
   })
   return texts.join('')
@@ -120,15 +128,26 @@ export function messagesOf(
   const content = [head, ...more].map((one) => one?.text).join('\n\n')
   const messages: WrittenMessage[] = head ? [{ role: head.role, content }] : []
   const names = new Map<string, string>()
+  /** What was thought before what comes next; nobody's if that is not the model's. */
+  let thought = ''
   for (const item of items.slice(nSystem)) {
     const last = messages.at(-1)
-    if (item.kind === 'message') messages.push({ role: item.role, content: item.text })
-    else if (item.kind === 'call') {
+    if (item.kind === 'reasoning') {
+      thought += item.text
+      continue
+    }
+    // Under the name that templates know.
+    const thinking = thought === '' ? {} : { reasoning_content: thought }
+    thought = ''
+    if (item.kind === 'message') {
+      const { role, text } = item
+      messages.push({ role, content: text, ...(role === 'assistant' ? thinking : {}) })
+    } else if (item.kind === 'call') {
       const { id, name, arguments: args } = item
       names.set(id, name)
       const call = { id, type: 'function', function: { name, arguments: args } }
-      if (last?.role !== 'assistant') {
-        messages.push({ role: 'assistant', content: null, tool_calls: [call] })
+      if (last?.role !== 'assistant' || 'reasoning_content' in thinking) {
+        messages.push({ role: 'assistant', content: null, ...thinking, tool_calls: [call] })
       } else last.tool_calls = [...(last.tool_calls ?? []), call]
     } else {
       const name = names.get(item.id)

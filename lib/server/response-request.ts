@@ -6,8 +6,10 @@ import {
   fieldsOf,
   MAX_NAME_LENGTH,
   PLATFORM_FIELDS,
+  type ReasoningEffort,
   type RequestRules,
   readChatOptions,
+  readEffort,
   readFormat,
   readGeneration,
   readJson,
@@ -83,7 +85,7 @@ export function readResponseRequest(
   fields.choice('truncation', ['disabled'])
   if (fields.boolean('background'))
     throw invalid('background', 'is true; answers are given at once')
-  readReasoning(fields.nested('reasoning'))
+  const effort = readReasoning(fields.nested('reasoning'))
   const streamOptions = fields.nested('stream_options')
   streamOptions?.ignore(['include_obfuscation'])
   streamOptions?.done()
@@ -104,6 +106,7 @@ export function readResponseRequest(
     conversation,
     past,
     store,
+    effort,
     echo: {
       instructions: instructions ?? null,
       max_output_tokens: maxTokens ?? null,
@@ -111,7 +114,7 @@ export function readResponseRequest(
       parallel_tool_calls: tooling.isParallel,
       previous_response_id: previous?.name.id ?? null,
       prompt_cache_key: options.cacheKey ?? null,
-      reasoning: { effort: null, summary: null },
+      reasoning: { effort: effort?.value ?? null, summary: null },
       store,
       temperature: sampling.temperature,
       text: { format: text?.object('format') ?? { type: 'text' } },
@@ -125,10 +128,12 @@ export function readResponseRequest(
   }
 }
 
-/** There is no reasoning apart from the answer, and so none to summarize; effort would be lost. */
-function readReasoning(reasoning: Fields | undefined): void {
+/** A reasoning is told as it is, and there is no summary of it. */
+function readReasoning(reasoning: Fields | undefined): ReasoningEffort | null {
+  const effort = readEffort(reasoning, 'effort')
   reasoning?.ignore(['summary', 'generate_summary'])
   reasoning?.done()
+  return effort
 }
 
 function readPrevious(fields: Fields, stored: StoredResponses, owner: string) {

@@ -1,7 +1,11 @@
 import { randomUUID } from 'node:crypto'
 import type { Engine } from '../engine/engine.js'
+import type { HarmonyOptions } from '../engine/harmony-constraint.js'
 import type { Model } from '../engine/model.js'
 import { argumentError } from '../errors.js'
+import type { JsonSchema } from '../grammar/index.js'
+import { type HarmonyMarks, harmonyMarks, isHarmonyTemplate } from '../model/harmony.js'
+import type { ModelTokenizer } from '../model/tokenizer.js'
 import {
   type AnswerEvent,
   type AnswerFormat,
@@ -12,6 +16,7 @@ import {
   textFormat,
   usageObject,
   wholeAnswer,
+  withHarmony,
   withToolCalls,
 } from './answers.js'
 import { type ApiError, invalid } from './api-error.js'
@@ -22,6 +27,7 @@ import {
   type GenerationObserver,
   type Usage,
 } from './generation.js'
+import { HarmonyParser } from './harmony.js'
 import {
   chatPrompt,
   checkLength,
@@ -45,8 +51,9 @@ import { describeCache } from './session-cache.js'
 import type { SessionName, Sessions } from './sessions.js'
 import { Beginnings, countShared } from './shared-tokens.js'
 import { newResponseId, type StoredResponses } from './stored-responses.js'
-import { inTemplateWords } from './template-messages.js'
+import { inTemplateWords, toolsInTemplateWords } from './template-messages.js'
 import { makeForcedParser, makeToolCallParser, toolFormatOf } from './tool-calls.js'
+import { callSchemas, type ToolRequest } from './tools.js'
 
 /** What a service answers from. */
 export interface ServiceParts {
@@ -153,7 +160,7 @@ export class OpenAiService {
   async chat(body: unknown, call: Call): Promise<Answer> {
     checkCall(call)
     const request = readChatRequest(body, this.#parts.rules)
-    return this.#complete(request, this.#chat(request, call), chatFormat)
+    return this.#complete(request, this.#chat(request, call, '\n'), chatFormat)
   }
 
   /** `POST /v1/completions`. */
@@ -186,7 +193,7 @@ export class OpenAiService {
     const own = request.store && !call.session ? name : null
     const session = call.session ?? own
     const from = call.session ? null : request.past
-    const { generation, events } = this.#chat(request, { ...call, session, from })
+    const { generation, events } = this.#chat(request, { ...call, session, from }, '')
     const answer = new ResponseAnswer({
       id,
       model: request.model,
@@ -249,18 +256,68 @@ export class OpenAiService {
     await this.#parts.engine.dispose()
   }
 
-  /** An answer to messages. Throws an `ApiError` 400 for a prompt that cannot be made of them. */
-  #chat(asked: ChatRequest, call: FromCall): Started {
+  /**
+   * An answer to messages; `separator`: what stands between two of the model's own whose texts are taken
+   * together. Throws an `ApiError` 400 for a prompt that cannot be made of them.
+   */
+  #chat(asked: ChatRequest, call: FromCall, separator: string): Started {
     const { model, chatTemplate, maxPromptTokens } = this.#parts
     this.#checkJson(asked, asked.jsonField)
     const template = this.#templateOf(asked)
-    const messages = inTemplateWords(template, asked.messages, asked.tooling.tools)
-    const request = { ...asked, messages }
+    const { tooling } = asked
+    const request = {
+      ...asked,
+      messages: inTemplateWords(template, asked.messages, tooling.tools),
+      tooling: { ...tooling, tools: toolsInTemplateWords(template, tooling.tools) },
+      templateVariables: variablesOf(asked, template),
+    }
     const prompt = chatPrompt(model, request, chatTemplate, maxPromptTokens)
     checkLength(prompt.ids, request.messagesField, maxPromptTokens)
     const shared = this.#sharedOf(request, prompt, call)
-    const started = this.#generate(request, [shared ? { ...prompt, shared } : prompt], call)
+    const prompts = [shared ? { ...prompt, shared } : prompt]
+    const marks = isHarmonyTemplate(template) && model.tokenizer && harmonyMarks(model.tokenizer)
+    if (marks) return this.#harmony(request, prompts, marks, call, separator)
+    const started = this.#generate(request, prompts, call)
     return { ...started, events: this.#findCalls(request, template, started.events) }
+  }
+
+  /** An answer whose format tells what the model thinks from what it says and calls. */
+  #harmony(
+    { sampling: asked, tooling, ...request }: ChatRequest,
+    prompts: readonly PromptTokens[],
+    marks: HarmonyMarks,
+    call: FromCall,
+    separator: string,
+  ): Started {
+    // Texts that end the answer are looked for where it is told apart: headers and thoughts may have them.
+    const { json, stop = [], ...own } = asked
+    const tokenizer = this.#parts.model.tokenizer as ModelTokenizer
+    const prompt = prompts[0]?.ids ?? []
+    if (json !== undefined && !isAtHeader(prompt, marks, tokenizer)) {
+      throw invalid(
+        request.jsonField,
+        'needs a chat template that ends with <|start|>assistant, which that of this model does not',
+      )
+    }
+    const ends = asked.ignoreEos ? [] : [marks.call, marks.return].filter((id) => id !== null)
+    const sampling = {
+      ...own,
+      stopTokens: [...(asked.stopTokens ?? []), ...ends],
+      ...(json === undefined ? {} : { harmony: constraintOf(json, tooling) }),
+    }
+    const started = this.#generate({ ...request, sampling }, prompts, call)
+    const { names, forced, isParallel } = tooling
+    const events = withHarmony(started.events, {
+      makeParser: () => new HarmonyParser({ marks, tokenizer, names, separator, prompt }),
+      stop: [stop].flat(),
+      isNamed: typeof forced === 'string',
+      isParallel,
+      stopChoice: (choice) => started.generation.stop(choice),
+      countReasoning: () => {
+        started.generation.usage.reasoningTokens++
+      },
+    })
+    return { ...started, events }
   }
 
   /** Begins to answer; nothing runs before the events are read. */
@@ -369,6 +426,35 @@ export class OpenAiService {
       max_model_len: maxPositions,
     }
   }
+}
+
+/**
+ * The variables of a chat's template, with how much the model is to think. Throws an `ApiError` 400 where
+ * the template does not say that.
+ */
+function variablesOf({ templateVariables, effort }: ChatRequest, template: string) {
+  if (!effort) return templateVariables
+  const { field, value } = effort
+  if (template.includes('reasoning_effort'))
+    return { ...templateVariables, reasoning_effort: value }
+  throw invalid(field, 'is given, but the chat template of this model does not read it')
+}
+
+/** Whether a prompt ends where the model says to which channel it writes. */
+function isAtHeader(
+  prompt: readonly number[],
+  { start }: HarmonyMarks,
+  tokenizer: ModelTokenizer,
+): boolean {
+  const end = [start, ...tokenizer.encode('assistant', { addSpecialTokens: false })]
+  const tail = prompt.slice(-end.length)
+  return tail.length === end.length && tail.every((id, i) => id === end[i])
+}
+
+/** What an answer has to be in harmony's format that has to be JSON, or a call. */
+function constraintOf(json: true | JsonSchema, tooling: ToolRequest): HarmonyOptions {
+  const calls = callSchemas(tooling)
+  return tooling.forced === undefined ? { final: json, calls } : { calls }
 }
 
 /** Throws `ERR_ZC_ARGUMENT`: a caller without types may give anything. */

@@ -13,7 +13,7 @@ export interface StoredResponse {
 }
 
 /** Ids of items are made of their response's, and their number in its output. */
-const ITEM_ID = /^(?:msg|fc)_([0-9a-f]{32})_(\d{1,6})$/
+const ITEM_ID = /^(?:msg|fc|rs)_([0-9a-f]{32})_(\d{1,6})$/
 const RESPONSE = 'resp_'
 
 /** The id of a new response. */
@@ -21,8 +21,8 @@ export function newResponseId(): string {
   return `${RESPONSE}${randomUUID().replaceAll('-', '')}`
 }
 
-/** The id of the i-th item of a response's output, a message or a call. */
-export function itemId(kind: 'msg' | 'fc', response: string, i: number): string {
+/** The id of the i-th item of a response's output: a message, a call or a reasoning. */
+export function itemId(kind: 'msg' | 'fc' | 'rs', response: string, i: number): string {
   return `${kind}_${response.slice(RESPONSE.length)}_${i}`
 }
 

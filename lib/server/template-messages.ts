@@ -1,3 +1,4 @@
+import { isHarmonyTemplate } from '../model/harmony.js'
 import type { ChatMessage } from '../model/tokenizer.js'
 import { isObject, type JsonObject } from './fields.js'
 import { PHI } from './tool-calls.js'
@@ -7,17 +8,85 @@ import { PHI } from './tool-calls.js'
  *
  * Most have no developer, and leave out or refuse what one says: it is the system's there, as OpenAI
  * has the two for one. Phi-4-mini's takes its tools with the system's message, and knows no calls, nor
- * does that of Granite 3: they are the text that the model wrote.
+ * does that of Granite 3: they are the text that the model wrote. That of gpt-oss has a message for each
+ * call, and the reasoning before it under another name.
  */
 export function inTemplateWords(
   template: string,
   messages: readonly ChatMessage[],
   tools: readonly JsonObject[],
 ): readonly ChatMessage[] {
+  if (isHarmonyTemplate(template)) return inHarmonyWords(messages)
   const known = template.includes('developer') ? messages : messages.map(withoutDeveloper)
   if (template.includes("message['tools']")) return inPhiWords(known, tools)
   const isGranite = template.includes(PHI.open) && !template.includes('tool_calls')
   return isGranite ? known.map((message) => withCallsAsText(message, '')) : known
+}
+
+/** Tools in the words of a template: that of gpt-oss joins their descriptions to texts, also where there is none. */
+export function toolsInTemplateWords(
+  template: string,
+  tools: readonly JsonObject[],
+): readonly JsonObject[] {
+  if (!isHarmonyTemplate(template)) return tools
+  return tools.map((tool) => {
+    const called = tool.function as JsonObject
+    return { ...tool, function: { ...called, description: called.description ?? '' } }
+  })
+}
+
+/**
+ * Source: https://huggingface.co/openai/gpt-oss-20b, chat_template.jinja. It reads one message of a
+ * system alone, the first call of a message and, for results, the name of the last one; `thinking` where
+ * clients have `reasoning_content`; and texts that are there.
+ */
+function inHarmonyWords(messages: readonly ChatMessage[]): readonly ChatMessage[] {
+  const isSystem = ({ role }: ChatMessage) => role === 'system' || role === 'developer'
+  const first = messages.findIndex((message) => !isSystem(message))
+  const nSystem = first < 0 ? messages.length : first
+  const system = messages.slice(0, nSystem)
+  const content = system.map((message) => message.content).join('\n\n')
+  const said = system.length > 1 ? [{ ...system[0], role: system[0]?.role ?? '', content }] : system
+  return [...said, ...callByCall(messages.slice(nSystem))]
+}
+
+/** Each call in a message of its own, its results after it. */
+function callByCall(messages: readonly ChatMessage[]): ChatMessage[] {
+  const all: ChatMessage[] = []
+  for (let i = 0; i < messages.length; i++) {
+    const message = messages[i] as ChatMessage
+    if (message.role !== 'assistant') {
+      all.push(message)
+      continue
+    }
+    const { tool_calls, reasoning_content, ...own } = message
+    const calls: unknown[] = Array.isArray(tool_calls) ? tool_calls : []
+    const thinking = textOf(own.thinking) || textOf(reasoning_content)
+    const content = textOf(own.content)
+    if (calls.length === 0) {
+      all.push({ ...own, content, ...(thinking === '' ? {} : { thinking }) })
+      continue
+    }
+    let end = i + 1
+    while (messages[end]?.role === 'tool') end++
+    const results = messages.slice(i + 1, end)
+    const ids = calls.map((call) => (isObject(call) ? call.id : undefined))
+    for (const [c, call] of calls.entries()) {
+      // What was said before a call is thinking there, and stands once.
+      const before = c > 0 ? '' : [thinking, content].filter((text) => text !== '').join('\n')
+      all.push({ role: 'assistant', content: '', thinking: before, tool_calls: [call] })
+      const isLast = c === calls.length - 1
+      const isOfCall = ({ tool_call_id: id }: ChatMessage) =>
+        id === ids[c] || (isLast && !ids.includes(id))
+      all.push(...results.filter(isOfCall))
+    }
+    i = end - 1
+  }
+  return all
+}
+
+function textOf(value: unknown): string {
+  return typeof value === 'string' ? value : ''
 }
 
 function withoutDeveloper(message: ChatMessage): ChatMessage {

@@ -359,7 +359,7 @@ function readMarked(json: string): ToolCall[] | null {
 }
 
 /** A call of a function, if its arguments are the text of an object. */
-function makeCall(name: string, args: string): ToolCall | null {
+export function makeCall(name: string, args: string): ToolCall | null {
   return isObject(parse(args)) ? { id: newId(), name, arguments: args.trim() } : null
 }
 

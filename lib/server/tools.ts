@@ -132,6 +132,17 @@ export function forcedSchema({ tools, forced, style }: ToolRequest): JsonSchema 
   }
 }
 
+/**
+ * The schemas of the calls that an answer may make, by their functions, for a format that tells these
+ * apart by itself: held to where the answer has to be a call, else any object.
+ */
+export function callSchemas({ tools, forced }: ToolRequest): Record<string, true | JsonSchema> {
+  const meant = tools.filter((own) => typeof forced !== 'string' || nameOf(own) === forced)
+  return Object.fromEntries(
+    meant.map((own) => [nameOf(own), forced === undefined ? true : parametersOf(own)]),
+  )
+}
+
 /** A schema whose references into itself go on to find what they mean at another place. */
 function moved(schema: unknown, to: string): unknown {
   if (Array.isArray(schema)) return schema.map((one) => moved(one, to))

@@ -1,5 +1,6 @@
 /** A model that says what a test wants it to, token by token, with a real tokenizer and template. */
 import type { Engine } from '../../lib/engine/engine'
+import type { GenerateOptions } from '../../lib/engine/generation'
 import type { Model } from '../../lib/engine/model'
 import { TextStream } from '../../lib/model/text-stream'
 import { loadTokenizer, type ModelTokenizer } from '../../lib/model/tokenizer'
@@ -28,23 +29,26 @@ export async function tokenizerWith(
   return (await loadTokenizer(dir)) as ModelTokenizer
 }
 
-/** What the next generation says, and the error that it ends with, if any. */
+/** What the next generation says, and the error that it ends with, if any; default reason: stop. */
 export interface Script {
   say: string
   fail?: Error
+  finishReason?: 'stop' | 'length'
 }
 
 /**
- * A server whose model follows `script.next`; `prompts` are what it was asked, as texts, `open` the
- * sequences that were not disposed of.
+ * A server whose model follows `script.next`; `prompts` are what it was asked, as texts, `asked` how,
+ * `said` how many tokens were taken of it, `open` the sequences that were not disposed of.
  */
 export async function startScripted(tokenizer: ModelTokenizer, options: ServerOptions = {}) {
   const script: { next: Script } = { next: { say: '' } }
   const prompts: string[] = []
+  const asked: GenerateOptions[] = []
+  const said = { count: 0 }
   const shape = { nLayers: 1, nKvHeads: 1, headDim: 4, slidingWindow: [0] }
   const config = { maxPositions: 4096, vocabSize: 400, ...shape }
   const open = new Set<object>()
-  const createSequence = () => {
+  const createSequence = (): object => {
     const sequence = makeSequence()
     open.add(sequence)
     return sequence
@@ -55,15 +59,24 @@ export async function startScripted(tokenizer: ModelTokenizer, options: ServerOp
     isUsable: true,
     bytes: kBytes,
     bytesHeld: kBytes,
-    finishReason: 'stop',
+    get finishReason() {
+      return script.next.finishReason ?? 'stop'
+    },
     dispose() {
       open.delete(this)
     },
-    async *generate(ids: readonly number[]) {
+    async prefill(ids: readonly number[]) {
       prompts.push(tokenizer.decode(ids))
+    },
+    fork: () => createSequence(),
+    async *generate(ids: readonly number[] | null, options: GenerateOptions) {
+      if (ids) prompts.push(tokenizer.decode(ids))
+      asked.push(options)
+      said.count = 0
       const { next } = script
       const stream = new TextStream(tokenizer, { skip: tokenizer.specialIds })
       for (const id of tokenizer.encode(next.say, { addSpecialTokens: false })) {
+        said.count++
         yield { id, text: stream.push(id), logprob: -1 }
       }
       if (next.fail) throw next.fail
@@ -79,5 +92,5 @@ export async function startScripted(tokenizer: ModelTokenizer, options: ServerOp
   const server = new Server({ port: 0, logLevel: 'silent', ...options })
   const url = await server.listen()
   server.serve(model as unknown as Model)
-  return { url, server, script, prompts, open }
+  return { url, server, script, prompts, asked, said, open }
 }

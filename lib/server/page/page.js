@@ -174,7 +174,8 @@ async function send() {
   try {
     const response = await ask('v1/chat/completions', { body, signal: own.signal })
     for await (const { choices, usage } of eventsOf(response)) {
-      view.take(choices[0]?.delta.content ?? '', usage)
+      const { content = '', reasoning_content: thought = '' } = choices[0]?.delta ?? {}
+      view.take(content, thought, usage)
     }
     $('message').value = ''
   } catch (error) {
@@ -203,16 +204,21 @@ function makeAnswerView(content) {
   const startedAt = performance.now()
   const clock = { firstAt: 0, tokensThen: 0 }
   const asked = session
+  /** What the model thinks by itself, before what it says; made when there is any. */
+  let thoughts = null
+  let thought = ''
   let arrived = []
   let usage = null
   let lastTail = 0
   let frame = 0
   const view = {
     text: '',
-    take(piece, now) {
+    take(said, thinking, now) {
       if (asked !== session) return
       usage = now
-      view.text += piece
+      view.text += said
+      thought += thinking
+      const piece = thinking + said
       if (clock.firstAt === 0 && usage.completion_tokens > 0) {
         clock.firstAt = performance.now()
         clock.tokensThen = usage.completion_tokens
@@ -230,6 +236,13 @@ function makeAnswerView(content) {
       frame = 0
       if (usage === null || asked !== session) return
       content.textContent = view.text
+      if (thought !== '') {
+        if (thoughts === null) {
+          thoughts = element('p', '', 'thought')
+          content.before(thoughts)
+        }
+        thoughts.textContent = thought
+      }
       $('log').scrollTop = $('log').scrollHeight
       const seconds = (performance.now() - clock.firstAt) / 1000
       const made = usage.completion_tokens - clock.tokensThen
