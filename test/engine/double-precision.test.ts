@@ -13,6 +13,12 @@ import { maxDifference, someIds, useModel } from './running'
 const allowed = { exact: 2e-5, float16: 2e-3, codes: 5e-2 }
 /** One code that falls otherwise with one instruction set than with another is 0.04 to 0.065, whatever the seed. */
 const kAllowedOfGemma3 = { ...allowed, codes: 8e-2 }
+/** Its gates and ups are four times as large as others', so that some are cut off, and sums of them err by more. */
+const kAllowedOfGptOss = { ...allowed, exact: 4e-5 }
+const boundsOf = (name: string) => {
+  if (name.startsWith('gemma3')) return kAllowedOfGemma3
+  return name === 'gpt-oss' ? kAllowedOfGptOss : allowed
+}
 const kSeeds = [5, 6, 7]
 
 const copies = new ModelCopies()
@@ -84,7 +90,7 @@ const models: [name: string, folder: string][] = [
 describe.each(models)(
   'the engine computes what its double-precision twin does: %s',
   (name, dir) => {
-    const bounds = name.startsWith('gemma3') ? kAllowedOfGemma3 : allowed
+    const bounds = boundsOf(name)
     const model = useModel(dir)
     let twin: DoubleModel
     beforeAll(async () => {
