@@ -210,6 +210,38 @@ describe('in Chromium', () => {
     await page.close()
   })
 
+  inBrowser('what a model thinks stands before what it says, and is not sent again', async () => {
+    const { page, problems } = await open()
+    const kv_cache = { bytes: 0, fp16_bytes: 0, ratio: 1, bytes_by_class: { tail: 0 } }
+    const sent: { messages: object[] }[] = []
+    const deltas = [{ reasoning_content: 'They ' }, { reasoning_content: 'ask.' }, { content: '4' }]
+    await page.route('**/v1/chat/completions', (route) => {
+      sent.push(route.request().postDataJSON())
+      const events = deltas.map((delta, i) => {
+        const usage = { completion_tokens: i + 1, total_tokens: i + 9, kv_cache }
+        return `data: ${JSON.stringify({ choices: [{ delta }], usage })}\n\n`
+      })
+      return route.fulfill({
+        contentType: 'text/event-stream',
+        body: `${events.join('')}data: [DONE]\n\n`,
+      })
+    })
+    for (const question of ['2 + 2?', 'and?']) {
+      await page.getByLabel('Message').fill(question)
+      await send(page)
+    }
+    const answer = page.locator('#log article').nth(1).locator('p')
+    expect(await answer.allTextContents()).toEqual(['They ask.', '4'])
+    expect(await answer.first().getAttribute('class')).toBe('thought')
+    expect(sent[1].messages).toEqual([
+      { role: 'user', content: '2 + 2?' },
+      { role: 'assistant', content: '4' },
+      { role: 'user', content: 'and?' },
+    ])
+    expect(problems).toEqual([])
+    await page.close()
+  })
+
   inBrowser('texts are texts: markup does nothing; an error is told', async () => {
     const { page, problems } = await open()
     const attack = '<img src=x onerror="document.title=1"><script>document.title=2</script> line'
