@@ -3,6 +3,7 @@ import { StopMatcher } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { ChoiceEvent, Usage } from './generation.js'
 import type { HarmonyParser, HarmonyPart } from './harmony.js'
+import type { ThoughtEvent } from './thoughts.js'
 import type { Said, ToolCall, ToolCallParser } from './tool-calls.js'
 
 /** Why a choice ended, as clients are told: calls are to be made, or as the engine has it. */
@@ -25,7 +26,7 @@ export type AnswerEvent =
  * - `isParallel`: whether a choice may have more than its first call; those after it are left out
  */
 export async function* withToolCalls(
-  events: AsyncIterable<ChoiceEvent>,
+  events: AsyncIterable<ThoughtEvent>,
   makeParser: () => ToolCallParser,
   { isNamed, isParallel }: { readonly isNamed: boolean; readonly isParallel: boolean },
 ): AsyncGenerator<AnswerEvent, void, undefined> {
@@ -33,6 +34,10 @@ export async function* withToolCalls(
   const called = new Set<number>()
   for await (const event of events) {
     const { choice } = event
+    if (event.kind === 'reasoning') {
+      yield event
+      continue
+    }
     const parser = parsers.get(choice) ?? makeParser()
     parsers.set(choice, parser)
     const { text, calls } = tell(parser, event)

@@ -52,6 +52,7 @@ import type { SessionName, Sessions } from './sessions.js'
 import { Beginnings, countShared } from './shared-tokens.js'
 import { newResponseId, type StoredResponses } from './stored-responses.js'
 import { inTemplateWords, toolsInTemplateWords } from './template-messages.js'
+import { type ThoughtEvent, withThoughts, writesThoughts } from './thoughts.js'
 import { makeForcedParser, makeToolCallParser, toolFormatOf } from './tool-calls.js'
 import { callSchemas, type ToolRequest } from './tools.js'
 
@@ -278,7 +279,15 @@ export class OpenAiService {
     const marks = isHarmonyTemplate(template) && model.tokenizer && harmonyMarks(model.tokenizer)
     if (marks) return this.#harmony(request, prompts, marks, call, separator)
     const started = this.#generate(request, prompts, call)
-    return { ...started, events: this.#findCalls(request, template, started.events) }
+    // What has to be JSON from its first token on has no thoughts.
+    const mayThink = writesThoughts(template) && request.sampling.json === undefined
+    const { usage } = started.generation
+    const events = mayThink
+      ? withThoughts(started.events, prompt.text ?? '', () => {
+          usage.reasoningTokens++
+        })
+      : started.events
+    return { ...started, events: this.#findCalls(request, template, events) }
   }
 
   /** An answer whose format tells what the model thinks from what it says and calls. */
@@ -383,7 +392,7 @@ export class OpenAiService {
   #findCalls(
     { tooling: { tools, names, forced, isParallel } }: ChatRequest,
     template: string,
-    events: AsyncIterable<ChoiceEvent>,
+    events: AsyncIterable<ThoughtEvent>,
   ): AsyncIterable<AnswerEvent> {
     if (forced !== undefined) {
       const isNamed = forced !== null

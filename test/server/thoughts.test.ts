@@ -1,0 +1,210 @@
+/** Answers whose model thinks between `<think>` and `</think>`, read and over HTTP. */
+import fc from 'fast-check'
+import OpenAI from 'openai'
+import type { ChoiceEvent } from '../../lib/server/generation'
+import { type ThoughtEvent, withThoughts, writesThoughts } from '../../lib/server/thoughts'
+import { propertyRuns } from '../support/properties'
+import { post, stream } from './running'
+import { startScripted, tokenizerWith } from './scripted-model'
+
+/** What an answer in these pieces, each of a token, turns out to be; `events` as they are given out. */
+async function read(pieces: readonly string[], prompt = '', rest = '') {
+  async function* answer(): AsyncGenerator<ChoiceEvent> {
+    for (const [id, text] of pieces.entries()) {
+      yield { kind: 'token', choice: 0, token: { id, text, logprob: -1 } }
+    }
+    if (rest !== '') yield { kind: 'text', choice: 0, text: rest }
+    yield { kind: 'end', choice: 0, finishReason: 'stop' }
+  }
+  const events: ThoughtEvent[] = []
+  let counted = 0
+  for await (const event of withThoughts(answer(), prompt, () => counted++)) events.push(event)
+  const saidOf = (event: ThoughtEvent) => {
+    if (event.kind === 'token') return event.token.text
+    return event.kind === 'text' ? event.text : ''
+  }
+  const thought = events.map((event) => (event.kind === 'reasoning' ? event.text : '')).join('')
+  return { thought, said: events.map(saidOf).join(''), counted, events }
+}
+
+const plain = (said: string) => ({ thought: '', said })
+
+describe('what an answer thinks and says', () => {
+  test.each<[string, string, string, { thought: string; said: string }]>([
+    [
+      'a thought',
+      '',
+      '<think>\nSo.\n\nYes?\n</think>\n\nYes.',
+      { thought: 'So.\n\nYes?', said: 'Yes.' },
+    ],
+    ['white space before it', '', '\n <think>So.</think>Yes.', { thought: 'So.', said: 'Yes.' }],
+    ['an empty thought', '', '<think>\n\n</think>\n\nYes.', plain('Yes.')],
+    ['none', '', '\n Yes, <think> and </think>.', plain('\n Yes, <think> and </think>.')],
+    [
+      'one that the prompt begins',
+      '…<think>\n',
+      'So.</think> Yes.',
+      { thought: 'So.', said: 'Yes.' },
+    ],
+    ['one that the prompt has whole', '<think>\n\n</think>\n\n', 'Yes.', plain('Yes.')],
+    ['one that does not end', '', '<think> So </thi', { thought: 'So </thi', said: '' }],
+    ['one without anything', '', ' <think>', plain('')],
+    ['what begins like one', '', '<thin', plain('<thin')],
+    [
+      'what is said of the marks',
+      '',
+      '<think>a</think>b</think>c',
+      { thought: 'a', said: 'b</think>c' },
+    ],
+    [
+      'what looks like its end',
+      '',
+      '<think>a </th </think >b</think>\n',
+      { thought: 'a </th </think >b', said: '' },
+    ],
+    ['nothing', '', '', plain('')],
+  ])('%s', async (_, prompt, text, expected) => {
+    expect(await read([text], prompt)).toMatchObject(expected)
+    expect(await read([...text], prompt)).toMatchObject(expected)
+    expect(await read([], prompt, text)).toMatchObject(expected)
+  })
+
+  test('the same however it comes in pieces, and no mark or part of one is thought', async () => {
+    const part = fc.constantFrom('<think>', '</think>', '<', '</', 'think>', ' ', '\n', 'a', 'é')
+    const piece = fc.array(part, { maxLength: 4 }).map((parts) => parts.join(''))
+    await fc.assert(
+      fc.asyncProperty(fc.array(piece, { maxLength: 9 }), fc.boolean(), async (pieces, isOpen) => {
+        const prompt = isOpen ? '<think>' : ''
+        const text = pieces.join('')
+        const { thought, said, events } = await read(pieces, prompt)
+        expect(await read([...text], prompt)).toMatchObject({ thought, said })
+        expect(events.at(-1)?.kind).toBe('end')
+        // The plain way.
+        const begun = prompt + text
+        const thinks = /^\s*<think>\s*(.*?)\s*<\/think>\s*(.*)$/s.exec(begun)
+        const open = /^\s*<think>\s*(.*?)\s*$/s.exec(begun)
+        if (thinks) expect([thought, said]).toEqual([thinks[1], thinks[2]])
+        else if (open) expect([thought, said]).toEqual([open[1], ''])
+        else expect([thought, said]).toEqual(['', text])
+      }),
+      propertyRuns(300),
+    )
+  })
+
+  test('tokens of a thought are counted, and are none of what it says', async () => {
+    const { counted, events } = await read([
+      '<think>',
+      '\n',
+      'So',
+      '.',
+      '</think>',
+      '\n',
+      'Yes',
+      '.',
+    ])
+    expect(counted).toBe(3)
+    const ids = events.flatMap((event) => (event.kind === 'token' ? [event.token.id] : []))
+    expect(ids).toEqual([5, 6, 7])
+  })
+
+  test('by the template', () => {
+    expect(writesThoughts("{% if '</think>' in content %}")).toBe(true)
+    expect(writesThoughts('{{ content }}')).toBe(false)
+  })
+})
+
+/** As Qwen 3's: thoughts of earlier answers, calls, and a prompt that may begin one. */
+const template = `{%- for message in messages -%}
+[{{ message.role }}]{% if message.reasoning_content %}<think>{{ message.reasoning_content }}</think>{% endif %}{{ message.content }}
+{%- endfor -%}
+{%- if tools %}<tool_call>{% endif -%}
+[assistant]{% if thinks %}<think>
+{% endif %}`
+
+describe('over HTTP', () => {
+  let running: Awaited<ReturnType<typeof startScripted>>
+  beforeAll(async () => {
+    running = await startScripted(await tokenizerWith(template))
+  })
+  afterAll(() => running.server.close())
+  const url = () => `${running.url}/v1/chat/completions`
+  const messages = [{ role: 'user' as const, content: 'Well?' }]
+  const name = 'weather'
+  const tools = [{ type: 'function' as const, function: { name, parameters: { type: 'object' } } }]
+  const call = '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
+
+  test('whole and streamed, with what was thought counted', async () => {
+    running.script.next = { say: '<think>\nHm.\n</think>\n\nYes.' }
+    const { choices, usage } = (await post(url(), { messages, logprobs: true })).body
+    expect(choices[0]).toMatchObject({
+      finish_reason: 'stop',
+      message: { content: 'Yes.', reasoning_content: 'Hm.' },
+    })
+    const said = choices[0].logprobs.content.map(({ token }: { token: string }) => token).join('')
+    expect(said.trimStart()).toBe('Yes.')
+    const { reasoning_tokens } = usage.completion_tokens_details
+    expect(reasoning_tokens).toBeGreaterThan(0)
+    expect(reasoning_tokens).toBeLessThan(usage.completion_tokens - 3)
+    const deltas = (await stream(url(), { messages }))
+      .slice(0, -1)
+      .map(({ choices: [{ delta }] }) => delta)
+    const all = (key: string) => deltas.map((delta) => delta[key] ?? '').join('')
+    expect([all('reasoning_content'), all('content')]).toEqual(['Hm.', 'Yes.'])
+  })
+
+  test('a prompt that begins the thought', async () => {
+    running.script.next = { say: 'Hm.</think>Yes.' }
+    const own = { messages, chat_template_kwargs: { thinks: true } }
+    const message = { content: 'Yes.', reasoning_content: 'Hm.' }
+    expect((await post(url(), own)).body.choices[0]).toMatchObject({ message })
+    const { message: other } = (await post(url(), { messages })).body.choices[0]
+    expect(other.content).toBe('Hm.</think>Yes.')
+    expect(other.reasoning_content).toBeUndefined()
+  })
+
+  test('a call that is thought of is none, one behind the thought is', async () => {
+    running.script.next = { say: `<think>${call}?</think>${call}` }
+    const { choices } = (await post(url(), { messages, tools })).body
+    expect(choices[0]).toMatchObject({
+      finish_reason: 'tool_calls',
+      message: { content: null, reasoning_content: `${call}?` },
+    })
+    expect(choices[0].message.tool_calls).toHaveLength(1)
+  })
+
+  test('JSON has no thoughts, nor has what a tool_choice asks for', async () => {
+    const own = { messages, chat_template_kwargs: { thinks: true } }
+    running.script.next = { say: '{"a": 1}' }
+    const json = { ...own, response_format: { type: 'json_object' } }
+    expect((await post(url(), json)).body.choices[0].message.content).toBe('{"a": 1}')
+    running.script.next = { say: '{}' }
+    const forced = { ...own, tools, tool_choice: { type: 'function', function: { name } } }
+    const { message } = (await post(url(), forced)).body.choices[0]
+    expect(message.tool_calls[0].function).toEqual({ name, arguments: '{}' })
+  })
+
+  test('a text completion is what the model wrote', async () => {
+    running.script.next = { say: '<think>Hm.</think>Yes.' }
+    const { choices } = (await post(`${running.url}/v1/completions`, { prompt: 'Well?' })).body
+    expect(choices[0].text).toBe('<think>Hm.</think>Yes.')
+  })
+
+  test('a response has an item of it, which the next turn gives back to the template', async () => {
+    running.script.next = { say: '<think>Hm.</think>Yes.' }
+    const client = new OpenAI({ baseURL: `${running.url}/v1`, apiKey: 'none' })
+    const first = await client.responses.create({ model: 'zipcache', input: 'Well?' })
+    expect(first.output_text).toBe('Yes.')
+    expect(first.output).toMatchObject([
+      { type: 'reasoning', content: [{ type: 'reasoning_text', text: 'Hm.' }] },
+      { type: 'message', status: 'completed' },
+    ])
+    await client.responses.create({
+      model: 'zipcache',
+      input: 'And?',
+      previous_response_id: first.id,
+    })
+    expect(running.prompts.at(-1)).toContain(
+      '[user]Well?[assistant]<think>Hm.</think>Yes.[user]And?',
+    )
+  })
+})
