@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include <algorithm>
-
 #include "csrc/emu/block.h"
 #include "csrc/emu/scheduler.h"
 
