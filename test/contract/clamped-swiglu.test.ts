@@ -1,42 +1,31 @@
 import type { ErrorCode } from '../../lib/errors.js'
 import { clampedSwiglu } from '../../lib/ops/index.js'
-import { type FloatDtype, clampedSwiglu as reference } from '../../lib/reference/index.js'
+import { clampedSwiglu as reference } from '../../lib/reference/index.js'
 import { describeBackends } from '../support/backends.js'
 import { expectClose, expectIdentical } from '../support/compare.js'
 import { type DeviceTensors, floatDtypes } from '../support/device-tensors.js'
 import { expectRefused } from '../support/errors.js'
-import { normals, storeAs } from '../support/random-data.js'
+import { type Gate, runGate } from '../support/gates.js'
+import { normals } from '../support/random-data.js'
 import { tolerance } from '../support/tolerance.js'
 
-interface Gate {
-  gate: ArrayLike<number>
-  up: ArrayLike<number>
-  width: number
+interface Clamped extends Gate {
   alpha?: number
   limit?: number
-  dtype?: FloatDtype
-  out?: FloatDtype
-  /** which input the result overwrites */
-  into?: 'gate' | 'up'
 }
 
-async function run(tensors: DeviceTensors, own: Gate) {
-  const { width, dtype = 'f32', into, alpha = 1.702, limit = 7 } = own
-  const shape = [own.gate.length / width, width]
-  const gate = storeAs(dtype, own.gate)
-  const up = storeAs(dtype, own.up)
-  const inputs = {
-    gate: tensors.input(dtype, gate.stored as Uint16Array, shape),
-    up: tensors.input(dtype, up.stored as Uint16Array, shape),
-  }
-  const out = into ? inputs[into] : tensors.output(own.out ?? dtype, shape)
-  clampedSwiglu({ ...inputs, out, alpha, limit })
-  const expected = reference({ gate: gate.values, up: up.values, alpha, limit })
-  return { actual: await tensors.values(out), expected, shape }
-}
+const run = (tensors: DeviceTensors, { alpha = 1.702, limit = 7, ...own }: Clamped) =>
+  runGate(
+    {
+      op: (args) => clampedSwiglu({ ...args, alpha, limit }),
+      reference: (rows) => reference({ ...rows, alpha, limit }),
+    },
+    tensors,
+    own,
+  )
 
 describeBackends('clampedSwiglu', (backend) => {
-  async function expectReference(own: Gate) {
+  async function expectReference(own: Clamped) {
     const { actual, expected, shape } = await run(backend.tensors, own)
     const dtype = own.out ?? own.dtype ?? 'f32'
     const within = { f32: 'f32ClampedSwiglu', f16: 'f16Output', bf16: 'bf16Output' } as const

@@ -1,15 +1,12 @@
 import type { ErrorCode } from '../../lib/errors.js'
 import { geluGate, siluGate } from '../../lib/ops/index.js'
-import {
-  type FloatDtype,
-  geluGate as geluReference,
-  siluGate as siluReference,
-} from '../../lib/reference/index.js'
+import { geluGate as geluReference, siluGate as siluReference } from '../../lib/reference/index.js'
 import { describeBackends } from '../support/backends.js'
 import { expectClose, expectIdentical } from '../support/compare.js'
 import { type DeviceTensors, floatDtypes } from '../support/device-tensors.js'
 import { expectRefused } from '../support/errors.js'
-import { normals, storeAs } from '../support/random-data.js'
+import { type Gate, runGate } from '../support/gates.js'
+import { normals } from '../support/random-data.js'
 import { tolerance } from '../support/tolerance.js'
 
 const gates = { siluGate, geluGate }
@@ -21,30 +18,8 @@ const allowed = {
   bf16: tolerance.bf16Output,
 }
 
-interface Gate {
-  gate: ArrayLike<number>
-  up: ArrayLike<number>
-  width: number
-  dtype?: FloatDtype
-  out?: FloatDtype
-  /** which input the result overwrites */
-  into?: 'gate' | 'up'
-}
-
-async function run(op: keyof typeof gates, tensors: DeviceTensors, own: Gate) {
-  const { width, dtype = 'f32', into } = own
-  const shape = [own.gate.length / width, width]
-  const gate = storeAs(dtype, own.gate)
-  const up = storeAs(dtype, own.up)
-  const inputs = {
-    gate: tensors.input(dtype, gate.stored as Uint16Array, shape),
-    up: tensors.input(dtype, up.stored as Uint16Array, shape),
-  }
-  const out = into ? inputs[into] : tensors.output(own.out ?? dtype, shape)
-  gates[op]({ ...inputs, out })
-  const expected = references[op]({ gate: gate.values, up: up.values })
-  return { actual: await tensors.values(out), expected, shape }
-}
+const run = (op: keyof typeof gates, tensors: DeviceTensors, own: Gate) =>
+  runGate({ op: gates[op], reference: references[op] }, tensors, own)
 
 describe.each(['siluGate', 'geluGate'] as const)('%s', (op) => {
   describeBackends(op, (backend) => {
