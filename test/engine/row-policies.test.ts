@@ -152,6 +152,26 @@ test('groups that do not divide the heads are refused', () => {
   })
 })
 
+describe('a model with sinks', () => {
+  const gptOss = useModel(join(kFixtures, 'gpt-oss'))
+
+  test.each<PolicySpec>([
+    { name: 'kivi', residual: 1024 },
+    { name: 'rotated', window: 1000 },
+    { name: 'gear', window: 1000 },
+  ])('%j, as long as nothing is quantized, is fp16', async (policy) => {
+    const ids = someIds(120, gptOss().config.vocabSize)
+    const logits: Float32Array[] = []
+    for (const own of [policy, 'fp16'] as const) {
+      const sequence = gptOss().createSequence({ policy: own })
+      await sequence.prefill(ids.slice(0, 90))
+      logits.push(await sequence.logits(ids.slice(90)))
+      sequence.dispose()
+    }
+    expect(maxDifference(logits[0], logits[1])).toBeLessThan(float16)
+  })
+})
+
 describe('a model with a sliding window', () => {
   const dir = copies.copy(join(kFixtures, 'mistral'), { config: { sliding_window: 24 } })
   const mistral = useModel(dir)
