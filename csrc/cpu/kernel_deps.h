@@ -25,6 +25,7 @@
 #include "csrc/core/error.h"
 #include "csrc/math/expert_key.h"
 #include "csrc/math/float16.h"
+#include "csrc/math/float4_weight.h"
 #include "csrc/math/int4_weight.h"
 #include "csrc/math/key_range.h"
 #include "csrc/math/range_search.h"

@@ -101,14 +101,16 @@ ZC_DEVICE uint4 take_plane(float (&rest)[kVector], f16) {
   return join_bits(bits);
 }
 
-// The type in which codes are multiplied. Either holds those of 8 bits exactly; values of 4 bits
-// are rounded to it, so that float meets them in f16, the finer one.
+// The type in which codes are multiplied. Either holds those of 8 bits exactly; values of integers
+// of 4 bits are rounded to it, so that float meets them in f16, the finer one. bf16 holds float4
+// times any power of two.
 template <typename W, typename X>
 using CodeProduct = std::conditional_t<
     std::is_same_v<X, f16> || (std::is_same_v<X, float> && std::is_same_v<W, Nibbles>), f16, bf16>;
 
 // What is multiplied: weight (n, k) and x (rows, x_stride), X being T if x holds planes of a row
-// one after another, else its own type. W is T, or int8_t or Nibbles for codes, which become T.
+// one after another, else its own type. W is T, or int8_t, Nibbles or Float4s for codes, which
+// become T.
 template <typename T, typename X = T, typename W = T>
 struct Operands {
   const W* weight;
@@ -132,6 +134,8 @@ Grids<W> grids_of(const LinearArgs& a) {
     grids.scales = a.scales.as<f16>();
     grids.zeros = a.zeros.as<uint8_t>();
     while (int64_t{1} << grids.shift < a.group()) ++grids.shift;
+  } else if constexpr (std::is_same_v<W, Float4s>) {
+    grids.exponents = a.scales.as<uint8_t>();
   }
   return grids;
 }
@@ -144,6 +148,7 @@ bool weight_in_vectors(const W* weight, int64_t k) {
 
 ZC_DEVICE uint32_t byte_of(int8_t code) { return static_cast<uint32_t>(code) & 0xffu; }
 ZC_DEVICE uint32_t byte_of(Nibbles codes) { return codes.bits; }
+ZC_DEVICE uint32_t byte_of(Float4s codes) { return codes.bits; }
 
 // Writes 16 bytes of shared memory: the first n elements behind `from`, zeros for the rest. Of
 // codes of 4 bits n is a multiple of 32.
@@ -230,9 +235,8 @@ void linear_few_rows(Context& context, const Operands<T, X, W>& in, const Linear
 template <typename T>
 void widen_codes(Context& context, const int8_t* codes, const Grids<int8_t>& grids, int64_t n,
                  T* out);
-template <typename T>
-void widen_codes(Context& context, const Nibbles* codes, const Grids<Nibbles>& grids, int64_t n,
-                 T* out);
+template <typename T, typename W>
+void widen_codes(Context& context, const W* codes, const Grids<W>& grids, int64_t n, T* out);
 
 // How tiles cover the result, for more planes than a few.
 struct Tiling {

@@ -2,6 +2,7 @@
 #include <utility>
 #include <vector>
 
+#include "csrc/math/float4_weight.h"
 #include "csrc/napi/state.h"
 #include "csrc/runtime/limits.h"
 #include "csrc/runtime/stored_weight.h"
@@ -157,9 +158,15 @@ struct Unpacking {
         to.group = scales.view.defined() && scales.view.rank == 2 && scales.view.size(1) > 0
                        ? k / scales.view.size(1)
                        : 0;
-        ZC_CHECK(source.weight.bits == 4 && source.weight.layout != CodeLayout::kMxfp4 &&
-                     k % 64 == 0 && to.group > 0 && k % to.group == 0,
+        ZC_CHECK(source.weight.bits == 4 && k % 64 == 0 && to.group > 0 && k % to.group == 0,
                  ErrorCode::kArgument, "out: codes of 4 bits in such groups are not stored");
+        if (source.weight.layout == CodeLayout::kMxfp4) {
+          ZC_CHECK(to.group == kFloat4Group && source.weight.block_columns == kFloat4Group,
+                   ErrorCode::kArgument, "out: float4 shares a scale with 32 elements");
+          ZC_CHECK(!zeros.view.defined(), ErrorCode::kArgument, "zeros: is given, float4 has none");
+          expect(scales, "scales", DType::kU8, n, k / to.group);
+          break;
+        }
         expect(scales, "scales", DType::kF16, n, k / to.group);
         expect(zeros, "zeros", DType::kU8, n, k / to.group);
         break;

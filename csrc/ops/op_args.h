@@ -239,22 +239,24 @@ struct RmsNormArgs {
 };
 
 // A weight (n, k) is one of floats, one of i8 with a scale a row, or one of 4 bits. That is a u8
-// tensor (n, k / 2) with a scale and a zero point for each `group` elements of a row, value = (code
-// - zero) * scale: a row is units of 64 codes in 32 bytes, 16 little-endian words of 16 bits, of
+// tensor (n, k / 2): a row is units of 64 codes in 32 bytes, 16 little-endian words of 16 bits, of
 // which word l holds the codes of the unit's elements l, 16 + l, 32 + l and 48 + l, the first one
-// in its lowest bits. k is a multiple of 64 and of the group, which is 32, 64 or 128.
+// in its lowest bits; k is a multiple of 64. `group` elements of a row, 32, 64 or 128, share a
+// scale of f16 and a zero point, value = (code - zero) * scale. Or codes are float4 e2m1 and 32
+// elements share a scale of u8, which is float8 e8m0 (MXFP4): value = float4 * 2^(scale - 127).
 struct LinearArgs {
   TensorView x;       // (m, k) f32|f16|bf16
   TensorView weight;  // (n, k) f32|f16|bf16|i8, or (n, k / 2) u8
-  TensorView
-      scales;        // (n) f32, of a weight of i8; (n, k / group) f16, of one of u8; else undefined
-  TensorView zeros;  // (n, k / group) u8, 0 to 15, of a weight of u8; else undefined
+  // (n) f32, of a weight of i8; (n, k / group) f16|u8, of one of u8; else undefined
+  TensorView scales;
+  TensorView zeros;  // (n, k / group) u8, 0 to 15, beside scales of f16; else undefined
   TensorView bias;   // (n) f32|f16|bf16, may be undefined
   TensorView out;    // (m, n) f32|f16|bf16
   bool accumulate;
 
   // Elements that share a scale, of a weight of u8.
   int64_t group() const { return x.size(1) / scales.size(1); }
+  bool is_float4() const { return scales.defined() && scales.dtype == DType::kU8; }
 };
 
 inline constexpr int kMaxProducts = 3;

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "csrc/core/error.h"
+#include "csrc/math/float4_weight.h"
 #include "csrc/math/int4_weight.h"
 #include "csrc/ops/kv_table.h"
 
@@ -216,7 +217,8 @@ void expect_kv_rows(const TensorView& k, const TensorView& v) {
 }
 
 // A weight (n, k), of experts (n_experts, n, k), where n may be any: floats have no scales, codes
-// of 8 bits have scales, codes of 4 have scales and zeros (LinearArgs).
+// of 8 bits have scales, codes of 4 have scales and zeros or, where they are floats, scales of u8
+// (LinearArgs).
 void expect_weight(const char* name, const TensorView& weight, const TensorView& scales,
                    const TensorView& zeros, int rank, int64_t n, int64_t k) {
   const auto expect_rows = [&](const char* own, const TensorView& t, int64_t experts, int64_t rows,
@@ -234,16 +236,27 @@ void expect_weight(const char* name, const TensorView& weight, const TensorView&
     return;
   }
   expect(scales.defined(), "scales", "is undefined, expected f16 beside zeros");
-  expect(zeros.defined(), "zeros", "is undefined, expected u8 with a weight of u8");
   expect_dtype(name, weight, DType::kU8);
+  const bool are_floats = scales.dtype == DType::kU8;
+  if (are_floats)
+    expect(!zeros.defined(), "zeros", "is given, expected only with scales of f16");
+  else
+    expect(zeros.defined(), "zeros", "is undefined, expected u8 with scales of f16");
   if (k % kInt4Unit != 0)
     fail(ErrorCode::kShape, name,
          "has codes of 4 bits of rows of " + std::to_string(k) + ", expected a multiple of " +
              std::to_string(kInt4Unit));
   expect_rows(name, weight, kAny, n, k / 2);
-  expect_dtype("scales", scales, DType::kF16);
+  if (!are_floats) expect_dtype("scales", scales, DType::kF16);
   expect_rows("scales", scales, weight.size(0), weight.size(rank - 2), kAny);
   const int64_t groups = scales.size(rank - 1);
+  if (are_floats) {
+    if (k == 0 || groups * kFloat4Group != k)
+      fail(ErrorCode::kShape, "scales",
+           std::to_string(groups) + " of a row of " + std::to_string(k) +
+               ", expected one for each " + std::to_string(kFloat4Group) + " elements");
+    return;
+  }
   if (k == 0 || (groups * 32 != k && groups * 64 != k && groups * 128 != k))
     fail(ErrorCode::kShape, "scales",
          std::to_string(groups) + " of a row of " + std::to_string(k) +
@@ -526,6 +539,8 @@ void check(const GroupedLinearArgs& a) {
 void check(const QuantizeWeightArgs& a) {
   expect_float("x", a.x);
   expect_shape("x", a.x, {kAny, kAny});
+  if (a.scales.defined() && a.scales.dtype == DType::kU8)
+    expect_dtype("scales", a.scales, a.out.dtype == DType::kU8 ? DType::kF16 : DType::kF32);
   expect_weight("out", a.out, a.scales, a.zeros, 2, a.x.size(0), a.x.size(1));
 }
 

@@ -9,6 +9,7 @@
 
 #include "csrc/core/error.h"
 #include "csrc/math/float16.h"
+#include "csrc/math/float4_weight.h"
 
 namespace zc {
 
@@ -16,7 +17,6 @@ namespace {
 
 constexpr int64_t kBandRows = 128;  // 64 bytes of a line of AWQ's, whole cache lines of GPTQ's
 constexpr int64_t kBandColumns = 512;
-constexpr int64_t kMxBlock = 32;                                  // elements of a scale of MXFP4
 constexpr int64_t kUnit = 64;                                     // codes of LinearArgs' units
 constexpr std::array<int, 8> kAwqPlaces{0, 4, 1, 5, 2, 6, 3, 7};  // where a row's code stands
 
@@ -29,20 +29,17 @@ uint32_t word_at(const char* base, int64_t i) {
 }
 
 // Bytes of a row of MXFP4.
-int64_t mx_row_bytes(int64_t k) { return (k + kMxBlock - 1) / kMxBlock * (kMxBlock / 2); }
+int64_t mx_row_bytes(int64_t k) {
+  return (k + kFloat4Group - 1) / kFloat4Group * (kFloat4Group / 2);
+}
 
 bool has_float_codes(CodeLayout layout) {
   return layout == CodeLayout::kF8 || layout == CodeLayout::kMxfp4;
 }
 
-// float8 e8m0 (OCP Microscaling Formats 1.0, §5.4.1)
-float power_of_two(uint8_t code) {
-  return code == 255 ? std::nanf("") : std::ldexp(1.0f, code - 127);
-}
-
 float scale_at(const StoredWeight& w, int64_t i) {
   const char* at = w.scales + i * static_cast<int64_t>(dtype_size(w.scale_dtype));
-  if (w.scale_dtype == DType::kU8) return power_of_two(static_cast<uint8_t>(*at));
+  if (w.scale_dtype == DType::kU8) return float8_power(static_cast<uint8_t>(*at));
   if (w.scale_dtype == DType::kF32) {
     float scale;
     std::memcpy(&scale, at, sizeof(scale));
@@ -66,20 +63,11 @@ float float8_value(uint32_t code) {
   return sign * std::ldexp(8.0f + mantissa, exponent - 10);
 }
 
-// float4 e2m1 (OCP Microscaling Formats 1.0, §5.3.3): 0, 0.5, 1, 1.5, 2, 3, 4, 6 and negative
-float float4_value(uint32_t code) {
-  const float sign = code & 8u ? -1.0f : 1.0f;
-  const int exponent = static_cast<int>(code >> 1 & 3u);
-  const auto mantissa = static_cast<float>(code & 1u);
-  if (exponent == 0) return sign * mantissa / 2.0f;
-  return sign * std::ldexp(2.0f + mantissa, exponent - 2);
-}
-
 std::array<float, 256> all_float_values(CodeLayout layout) {
   std::array<float, 256> values;
   const bool is_mx = layout == CodeLayout::kMxfp4;
   for (uint32_t code = 0; code < 256; ++code)
-    values[code] = is_mx ? float4_value(code & 15u) : float8_value(code);
+    values[code] = is_mx ? float4_value(code) : float8_value(code);
   return values;
 }
 
@@ -239,7 +227,14 @@ struct Unpacker {
   }
 
   Unpacked put_params(int64_t r, const RowParams& params) const {
-    if (to.dtype == DType::kI8) {
+    if (to.dtype == DType::kU8 && from.layout == CodeLayout::kMxfp4) {
+      const int64_t row = (to.first_row + r * to.row_step) / from.block_rows;
+      const auto* exponents =
+          reinterpret_cast<const uint8_t*>(from.scales) + row * from.scale_columns();
+      for (int64_t g = 0; g < from.k / to.group; ++g)
+        static_cast<uint8_t*>(to.scales)[r * (from.k / to.group) + g] =
+            exponents[groups[static_cast<size_t>(g * to.group)]];
+    } else if (to.dtype == DType::kI8) {
       if (params.zeros[0] != 128.0f) return Unpacked::kDoesNotFit;
       static_cast<float*>(to.scales)[r] = params.scales[0];
     } else if (to.dtype == DType::kU8) {

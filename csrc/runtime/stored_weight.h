@@ -58,8 +58,8 @@ struct UnpackedWeight {
   int64_t first_row, row_step, n_rows;
   DType dtype;   // f32|bf16: values; i8: codes with a scale a row; u8: codes of 4 bits
   void* weight;  // (n_rows, k), of u8 (n_rows, k / 2) in the order of LinearArgs
-  void* scales;  // (n_rows) f32, with u8 (n_rows, k / group) f16; else null
-  void* zeros;   // (n_rows, k / group) u8 with u8; else null
+  void* scales;  // (n_rows) f32, with u8 (n_rows, k / group) f16, of MXFP4 u8; else null
+  void* zeros;   // (n_rows, k / group) u8 with scales of f16; else null
   int64_t group;
 };
 

@@ -1,7 +1,8 @@
 import { codedBytes } from '../model/weights.js'
 import { DTYPE_BYTES } from '../ops/dtype.js'
-import { linear, quantizeWeight, type Tensor } from '../ops/index.js'
+import { linear, quantizeWeight, type Tensor, type WeightScales } from '../ops/index.js'
 import {
+  dequantizeFloat4Weight,
   dequantizeInt4Weight,
   type FloatDtype,
   linear as referenceLinear,
@@ -26,15 +27,16 @@ export const linearCases: readonly OpCase[] = [1, 4, 16, 512].flatMap((m) => [
   linearCase({ m, ...kLargeSquare }, 'f32', true),
   linearCase({ m, ...kLargeSquare }, 'i8'),
   linearCase({ m, ...kLargeSquare }, 'i4'),
+  linearCase({ m, ...kLargeSquare }, 'mxfp4'),
   linearCase({ m, ...kSmallHead }, 'i8', m > 16),
   linearCase({ m, ...kSmallHead }, 'i4', m > 16),
   linearCase({ m, ...kLargeGate }, 'f16', true),
 ])
 
 /** What a weight is made of. */
-type WeightType = FloatDtype | 'i8' | 'i4'
+type WeightType = FloatDtype | 'i8' | 'i4' | 'mxfp4'
 
-/** Elements of a row that share a scale in i4, as in a model. */
+/** Elements of a row that share a scale in 4 bits, as in a model. */
 const kGroup = 32
 
 /** Rows and columns of the result that are computed again. */
@@ -70,7 +72,7 @@ function linearCase(
             checkClose(ys.subarray(end - columns, end), referenceLinear(one), {
               name: `${nameOf(own)}: row ${row}`,
               tolerance:
-                dtype === 'i8' || dtype === 'i4' ? kTolerance.i8Linear : kTolerance.f32Linear,
+                dtype === 'i8' || is4Bits(dtype) ? kTolerance.i8Linear : kTolerance.f32Linear,
             })
           }
         },
@@ -82,8 +84,12 @@ function linearCase(
 /** A weight, as `linear` takes it. */
 interface Weight {
   weight: Tensor
-  scales?: Tensor<'f32'> | Tensor<'f16'>
+  scales?: WeightScales
   zeros?: Tensor<'u8'>
+}
+
+function is4Bits(dtype: WeightType): dtype is 'i4' | 'mxfp4' {
+  return dtype === 'i4' || dtype === 'mxfp4'
 }
 
 /** The last rows of a weight as it says them, (count, k). */
@@ -95,16 +101,29 @@ async function lastRows({ weight, scales, zeros }: Weight, count: number, k: num
   const [w, s, z] = all.map((values) => values.subarray((values.length / n) * (n - count)))
   if (!w) return []
   if (z) return dequantizeInt4Weight({ weight: w, scales: s ?? [], zeros: z }, kGroup)
+  if (s && scales?.dtype === 'u8') return dequantizeFloat4Weight({ weight: w, scales: s })
   return s ? w.map((code, i) => code * (s[Math.floor(i / k)] as number)) : w
 }
 
 function weightBytes(dtype: WeightType, n: number, k: number): number {
+  if (dtype === 'mxfp4') return (n * k) / 2 + (n * k) / kGroup
   return dtype === 'i4' ? codedBytes('int4', [n, k]) : n * k * DTYPE_BYTES[dtype]
 }
 
 /** A weight as often as it takes to be read from memory; of codes what goes with them is one for all. */
 function coldWeights(tensors: BenchTensors, dtype: WeightType, n: number, k: number) {
   const deviation = 1 / Math.sqrt(k)
+  if (dtype === 'mxfp4') {
+    // Every code and some exponents are as good as any.
+    const codes = Uint8Array.from(
+      { length: (n * k) / 2 },
+      (_, i) => Math.imul(i, 0x9e3779b1) >>> 24,
+    )
+    const exponents = Uint8Array.from({ length: (n * k) / kGroup }, (_, i) => 118 + (i % 5))
+    const scales = tensors.output('u8', [n, k / kGroup]).write(exponents)
+    const weights = tensors.coldBytesOf(codes).map((bytes) => tensors.view(bytes, [n, k / 2]))
+    return { weights, scales }
+  }
   if (dtype !== 'i8' && dtype !== 'i4') {
     return { weights: tensors.cold(dtype, [n, k], { deviation }) }
   }

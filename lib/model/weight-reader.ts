@@ -43,7 +43,7 @@ export class WeightReader {
     const { name, tensor, quantized } = weight
     let x: Tensor
     if (quantized) {
-      x = this.#device.tensor(wide, [countOf(rowsOf(weight)), weight.shape.at(-1) as number])
+      x = this.#device.tensor(wide, [rowCountOf(weight), weight.shape.at(-1) as number])
       this.#tensors.add(x)
       await this.unpack(weight, { out: x })
     } else {
@@ -142,6 +142,11 @@ function rowsOf({ rows, everyOther, shape, expert }: ModelWeight): Rows {
   if (everyOther !== undefined) return { begin: everyOther, end: height, step: 2 }
   const [begin, end] = rows ?? [0, height]
   return { begin, end, step: 1 }
+}
+
+/** How many rows a weight has. */
+export function rowCountOf(weight: ModelWeight): number {
+  return countOf(rowsOf(weight))
 }
 
 function countOf({ begin, end, step }: Rows): number {

@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util'
 import { ZipCacheError } from '../errors.js'
 import {
   convert,
@@ -6,10 +7,11 @@ import {
   quantizeWeight,
   type Tensor,
   type TypedArrays,
+  type WeightScales,
 } from '../ops/index.js'
 import { isMatrix, type MatrixRole, type ModelWeight, type WeightRole } from './checkpoint.js'
 import type { ModelConfig } from './config.js'
-import { WeightReader } from './weight-reader.js'
+import { rowCountOf, WeightReader } from './weight-reader.js'
 
 /**
  * What the model computes in: the type of activations that enter products and attention; sums are
@@ -36,7 +38,8 @@ export function attentionDtypeOf(dtype: ComputeDtype): AttentionDtype {
 /**
  * How the matrices of a model are kept: in the type of the file (or rounded to the model's), as codes
  * of 8 bits with a scale for each row, or as codes of 4 bits with a scale and a zero point for each 32
- * elements of a row. Of the latter, matrices whose rows are no multiple of 64 are kept in 8 bits.
+ * elements of a row. Of the latter, matrices whose rows are no multiple of 64 are kept in 8 bits. Codes of
+ * the file that have no more bits than are asked for stay what they are.
  */
 export type WeightFormat = 'stored' | 'int8' | 'int4'
 
@@ -52,20 +55,33 @@ const INT4_UNIT = 64
 /** Elements of a row that may share a scale in 4 bits. */
 const INT4_GROUPS = [128, 64, 32]
 
+/** Elements of a row that share a power of two in MXFP4. */
+const FLOAT4_GROUP = 32
+
+/** What a matrix is kept as: codes of 8 bits with a scale a row, or of 4 bits in groups. */
+type Codes =
+  | { readonly kind: 'int8' }
+  | { readonly kind: 'int4'; readonly group: number }
+  | { readonly kind: 'mxfp4' }
+
 /** What multiplies activations. */
 export interface Matrix {
   /** (out, in), those of experts (n_experts, out, in); codes where there are scales, as `linear` takes them. */
   readonly weight: Tensor
-  /** Of codes of 8 bits (out) f32, of codes of 4 (out, in / group) f16, with n_experts in front. */
-  readonly scales?: Tensor<'f32'> | Tensor<'f16'>
-  /** (out, in / group), with n_experts in front: of codes of 4 bits alone. */
+  /**
+   * Of codes of 8 bits (out) f32, of codes of 4 (out, in / group) f16, of MXFP4 (out, in / 32) u8, with
+   * n_experts in front.
+   */
+  readonly scales?: WeightScales
+  /** (out, in / group), with n_experts in front: beside scales of f16 alone. */
   readonly zeros?: Tensor<'u8'>
 }
 
-/** A matrix of codes. */
-type CodedMatrix = Matrix & { weight: Tensor<'i8'> | Tensor<'u8'> } & Required<
-    Pick<Matrix, 'scales'>
-  >
+/** A matrix of codes that `quantizeWeight` makes. */
+type RoundedMatrix = Matrix & {
+  readonly weight: Tensor<'i8'> | Tensor<'u8'>
+  readonly scales: Tensor<'f32'> | Tensor<'f16'>
+}
 
 /** What makes channels that rotate. */
 const ROTATED: readonly WeightRole[] = ['qProj', 'kProj', 'qBias', 'kBias']
@@ -105,7 +121,7 @@ export interface WeightOptions {
  * one after another.
  *
  * Matrices that the checkpoint has quantized are unpacked: `stored` keeps codes of 8 bits where each row has one
- * scale and no zero point, and codes of 4 bits in groups of whole 32 elements; what else there is becomes
+ * scale and no zero point, codes of 4 bits in groups of whole 32 elements, and MXFP4; what else there is becomes
  * bfloat16, whatever the model computes in.
  *
  * Rejects with `ERR_ZC_NUMERIC` naming the first tensor that holds NaN or infinity, `ERR_ZC_IO` or
@@ -124,25 +140,22 @@ export async function loadWeights(
     tensors.add(tensor)
     return tensor
   }
-  /** Room for codes of 4 bits in groups; of 8 bits, a scale a row, where `group` is null. */
-  const makeCodes = (shape: readonly number[], group: number | null): CodedMatrix => {
+  const roomFor = (shape: readonly number[], codes: Codes): Matrix => {
     const [rows, k] = [shape.slice(0, -1), shape.at(-1) as number]
-    if (group === null) return { weight: make('i8', shape), scales: make('f32', rows) }
-    const groups = [...rows, k / group]
-    return {
-      weight: make('u8', [...rows, k / 2]),
-      scales: make('f16', groups),
-      zeros: make('u8', groups),
-    }
+    if (codes.kind === 'int8') return { weight: make('i8', shape), scales: make('f32', rows) }
+    const weight = make('u8', [...rows, k / 2])
+    if (codes.kind === 'mxfp4') return { weight, scales: make('u8', [...rows, k / FLOAT4_GROUP]) }
+    const groups = [...rows, k / codes.group]
+    return { weight, scales: make('f16', groups), zeros: make('u8', groups) }
   }
-  const codesOf = (shape: readonly number[]): CodedMatrix =>
-    makeCodes(
-      shape,
-      format === 'int8' || (shape.at(-1) as number) % INT4_UNIT !== 0 ? null : INT4_GROUP,
-    )
+  const roomForRounded = (shape: readonly number[]): RoundedMatrix => {
+    const isInt4 = format === 'int4' && (shape.at(-1) as number) % INT4_UNIT === 0
+    const codes: Codes = isInt4 ? { kind: 'int4', group: INT4_GROUP } : { kind: 'int8' }
+    return roomFor(shape, codes) as RoundedMatrix
+  }
   const toMatrix = async (x: Tensor, role: MatrixRole): Promise<Matrix> => {
     if (format !== 'stored' && role !== 'router') {
-      const { weight, ...rest } = codesOf(x.shape)
+      const { weight, ...rest } = roomForRounded(x.shape)
       quantizeWeight({ x, out: weight, ...rest })
       return { weight, ...rest }
     }
@@ -166,7 +179,7 @@ export async function loadWeights(
     const all = [config.experts?.count ?? 0, ...shape]
     return format === 'stored'
       ? { weight: make(dtype === 'f32' ? stored : 'bf16', all) }
-      : codesOf(all)
+      : roomForRounded(all)
   }
   const toFloat32 = (x: Tensor) => {
     const out = make('f32', x.shape)
@@ -205,17 +218,11 @@ export async function loadWeights(
   const keep = async (parts: readonly ModelWeight[]): Promise<Matrix | null> => {
     const [first] = parts as [ModelWeight]
     const codes = isReordered(first.role) ? null : ownCodes(first)
-    if (!codes || (format !== 'stored' && format !== `int${codes.bits}`)) return null
-    const { bits, group } = codes
-    const isSame = parts.every((part) => {
-      const own = ownCodes(part)
-      return own?.bits === bits && own.group === group
-    })
-    if (!isSame) return null
-    const { shape, rows, expert } = first
-    const own = [rows ? rows[1] - rows[0] : (shape[0] as number), shape[1] as number]
-    const all = expert === null ? own : [config.experts?.count ?? 0, ...own]
-    const matrix = makeCodes(all, group)
+    if (!codes || (format === 'int4' && codes.kind === 'int8')) return null
+    if (!parts.every((part) => isDeepStrictEqual(ownCodes(part), codes))) return null
+    const own = [rowCountOf(first), first.shape.at(-1) as number]
+    const all = first.expert === null ? own : [config.experts?.count ?? 0, ...own]
+    const matrix = roomFor(all, codes)
     for (const part of parts) {
       const views = part.expert === null ? null : expertOf(matrix, part.expert)
       const { weight: out, ...rest } = views ?? matrix
@@ -317,9 +324,10 @@ function halvesOf<T extends TypedArrays[DType]>(
 /** Writes the matrix of one expert among those of all. */
 function putExpert(x: Tensor, matrix: Matrix, expert: number): void {
   const own = expertOf(matrix, expert)
-  const { weight: out, scales, zeros } = own
-  if (scales) quantizeWeight({ x, out: out as CodedMatrix['weight'], scales, zeros })
-  else convert({ x, out })
+  if (own.scales) {
+    const { weight, ...rest } = own as RoundedMatrix
+    quantizeWeight({ x, out: weight, ...rest })
+  } else convert({ x, out: own.weight })
   for (const view of tensorsOf(own)) view.dispose()
 }
 
@@ -381,20 +389,18 @@ function byPlace(weights: readonly ModelWeight[]): Iterable<readonly ModelWeight
 }
 
 /**
- * The codes that are kept of a weight that the checkpoint has quantized: of 8 bits with one scale for a row,
- * or of 4 bits in groups; null where it has others. A group of the file may be several of ours.
+ * The codes that are kept of a weight that the checkpoint has quantized; null where they cannot be. A group
+ * of the file may be several of ours.
  */
-function ownCodes({
-  quantized,
-  shape,
-}: ModelWeight): { bits: 8; group: null } | { bits: 4; group: number } | null {
-  if (!quantized || quantized.layout === 'f8' || quantized.layout === 'mxfp4') return null
-  const k = shape[1] as number
+function ownCodes({ quantized, shape }: ModelWeight): Codes | null {
+  if (!quantized || quantized.layout === 'f8') return null
+  const k = shape.at(-1) as number
   const columns = Math.min(quantized.blockColumns, k)
-  if (quantized.bits === 8) return columns === k ? { bits: 8, group: null } : null
+  if (quantized.bits === 8) return columns === k ? { kind: 'int8' } : null
   if (k % INT4_UNIT !== 0) return null
+  if (quantized.layout === 'mxfp4') return columns === FLOAT4_GROUP ? { kind: 'mxfp4' } : null
   const group = INT4_GROUPS.find((own) => columns % own === 0 && k % own === 0)
-  return group === undefined ? null : { bits: 4, group }
+  return group === undefined ? null : { kind: 'int4', group }
 }
 
 /** Whether a float16 is the largest there is, which `convert` makes of all that is larger. */

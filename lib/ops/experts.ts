@@ -1,5 +1,6 @@
 import { loadAddon } from '../native/load.js'
 import { checkArguments } from './arguments.js'
+import type { WeightScales } from './linear.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `routeExperts`. */
@@ -46,9 +47,9 @@ export interface ExpertLinearArgs {
   x: Tensor
   /** A weight as in `LinearArgs` for each expert: (n_experts, n, k), or (n_experts, n, k / 2) u8. */
   weight: Tensor
-  /** (n_experts, n) f32, of a weight of i8, or (n_experts, n, k / group) f16, of one of u8. */
-  scales?: Tensor<'f32'> | Tensor<'f16'> | undefined
-  /** (n_experts, n, k / group) u8: of a weight of u8 alone. */
+  /** As in `LinearArgs`, with n_experts in front. */
+  scales?: WeightScales | undefined
+  /** As in `LinearArgs`, with n_experts in front. */
   zeros?: Tensor<'u8'> | undefined
   /** (n_experts, n) f32, f16 or bf16; default none. */
   bias?: Tensor | undefined

@@ -31,6 +31,7 @@ export {
   linear,
   type QuantizeWeightArgs,
   quantizeWeight,
+  type WeightScales,
 } from './linear.js'
 export { type MergeAttentionArgs, mergeAttention } from './merge-attention.js'
 export { type MixedAttentionArgs, mixedAttention } from './mixed-attention.js'

@@ -2,15 +2,21 @@ import { loadAddon } from '../native/load.js'
 import { checkArguments, listOfArguments } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
 
+/** What codes of a weight are multiplied by, see `LinearArgs`. */
+export type WeightScales = Tensor<'f32'> | Tensor<'f16'> | Tensor<'u8'>
+
 /** Arguments of `linear`. */
 export interface LinearArgs {
   /** (m, k) f32, f16 or bf16. */
   x: Tensor
   /** (n, k) f32, f16 or bf16, i8 with `scales`, or (n, k / 2) u8 with `scales` and `zeros`. */
   weight: Tensor
-  /** (n) f32, of a weight of i8, or (n, k / group) f16, of one of u8, as `quantizeWeight` gives them. */
-  scales?: Tensor<'f32'> | Tensor<'f16'> | undefined
-  /** (n, k / group) u8, 0 to 15: of a weight of u8 alone. */
+  /**
+   * (n) f32, of a weight of i8, or (n, k / group) f16, of one of u8, as `quantizeWeight` gives them; or
+   * (n, k / 32) u8, of one in MXFP4.
+   */
+  scales?: WeightScales | undefined
+  /** (n, k / group) u8, 0 to 15: beside scales of f16 alone. */
   zeros?: Tensor<'u8'> | undefined
   /** (n) f32, f16 or bf16; default none. */
   bias?: Tensor | undefined
@@ -36,7 +42,12 @@ export interface LinearArgs {
  * and what a group gives is added in float32. A GPU rounds W to the type that it multiplies: to bfloat16,
  * as scales are before, where x is of bf16, and to float16 with other x, where it must not exceed 65504.
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT` for a weight of u8 without scales or zeros.
+ * With a weight of u8 and scales of u8, W is in MXFP4 (OCP Microscaling Formats 1.0): codes are float4 e2m1,
+ * 0, 0.5, 1, 1.5, 2, 3, 4, 6 and from 8 on the same less than 0, times 2^(scale - 127) of their 32 elements; a
+ * scale of 255 is NaN. They lie and are multiplied as those above. A GPU's bfloat16 holds W as it is; float16,
+ * where x is of f16, is to hold it.
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT` for a weight of u8 without scales or, of f16, zeros.
  */
 export function linear(args: LinearArgs): void {
   checkArguments(args)
@@ -60,7 +71,7 @@ export interface GroupedLinearArgs {
     /** As in `LinearArgs`; n is each product's own. */
     readonly weight: Tensor
     /** As in `LinearArgs`. */
-    readonly scales?: Tensor<'f32'> | Tensor<'f16'> | undefined
+    readonly scales?: WeightScales | undefined
     /** As in `LinearArgs`. */
     readonly zeros?: Tensor<'u8'> | undefined
     /** (n) f32, f16 or bf16; default none. */

@@ -81,9 +81,9 @@ export interface UnpackWeightArgs {
    * all columns, where all zero points are 128; (rows, k / 2) u8, codes of 4 bits as `linear` takes them.
    */
   out: Tensor
-  /** Out: (rows) f32 with an `out` of i8, (rows, k / group) f16 with one of u8. */
+  /** Out: (rows) f32 with an `out` of i8, (rows, k / group) f16 with one of u8, (rows, k / 32) u8 of `mxfp4`. */
   scales?: Tensor | undefined
-  /** Out: (rows, k / group) u8 with an `out` of u8. */
+  /** Out: (rows, k / group) u8 beside `scales` of f16. */
   zeros?: Tensor<'u8'> | undefined
   /** Out: (1) i32, the index in `UNPACKED`. But for `done`, nothing else is whole. */
   status: Tensor<'i32'>

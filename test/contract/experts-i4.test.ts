@@ -1,48 +1,44 @@
 import type { ErrorCode } from '../../lib/errors.js'
-import { expertLinear, linear, type Tensor } from '../../lib/ops/index.js'
+import { expertLinear, linear, type Tensor, type WeightScales } from '../../lib/ops/index.js'
 import {
   type FloatDtype,
-  packInt4Codes,
   expertLinear as reference,
   routeExperts,
-  toF16,
 } from '../../lib/reference/index.js'
 import { describeBackends, isHost } from '../support/backends.js'
 import { expectClose, expectIdentical } from '../support/compare.js'
 import { type DeviceTensors, floatDtypes } from '../support/device-tensors.js'
 import { expectRefused } from '../support/errors.js'
-import { int4Values } from '../support/int4-weights.js'
-import { integers, normals, storeAs } from '../support/random-data.js'
+import { normals, storeAs } from '../support/random-data.js'
 import { tolerance } from '../support/tolerance.js'
+import {
+  type Grouping,
+  makeWeightOf4Bits,
+  tensorsOf4Bits,
+  valuesOf4Bits,
+} from '../support/weights-of-4-bits.js'
 
 const [nExperts, nChosen, n] = [5, 2, 53]
 
 /** A call with matrices of 4 bits, as a backend has it, and what the reference says. */
 function callOf(
   { name, tensors }: { name: string; tensors: DeviceTensors },
-  { m, k, group, dtype }: { m: number; k: number; group: number; dtype: FloatDtype },
+  { m, k, group, dtype }: { m: number; k: number; group: Grouping; dtype: FloatDtype },
 ) {
-  const seed = m + k + group
-  const nGroups = (nExperts * n * k) / group
+  const seed = m + k + (group === 'mxfp4' ? 0 : group)
   const routing = routeExperts({ logits: normals(seed, m * nExperts), nExperts, nChosen })
   const x = storeAs(dtype, normals(seed + 1, m * k))
   const bias = storeAs('bf16', normals(seed + 5, nExperts * n))
-  const stored = {
-    weight: packInt4Codes(integers(seed + 2, nExperts * n * k, 16)),
-    scales: toF16(normals(seed + 3, nGroups).map((s) => (1 + Math.abs(s)) / 12)),
-    zeros: Uint8Array.from(integers(seed + 4, nGroups, 16)),
-  }
+  const stored = makeWeightOf4Bits(group, nExperts * n * k, seed + 2)
   const args = {
     x: tensors.input(dtype, x.stored as Uint16Array, [m, k]),
-    weight: tensors.input('u8', stored.weight, [nExperts, n, k / 2]),
-    scales: tensors.input('f16', stored.scales, [nExperts, n, k / group]),
-    zeros: tensors.input('u8', stored.zeros, [nExperts, n, k / group]),
+    ...tensorsOf4Bits(tensors, stored, group, [nExperts, n, k]),
     bias: tensors.input('bf16', bias.stored as Uint16Array, [nExperts, n]),
     pairs: tensors.i32(routing.pairs),
     offsets: tensors.i32(routing.offsets),
     out: tensors.output('f32', [m * nChosen, n]),
   }
-  const weight = int4Values(stored, group, dtype, isHost(name))
+  const weight = valuesOf4Bits(stored, group, dtype, isHost(name))
   const values = { x: x.values, weight, bias: bias.values, experts: routing.experts }
   const expected = reference({ ...values, m, n, k })
   return { args, expected, experts: routing.experts }
@@ -65,7 +61,8 @@ async function runAlone(
     const out = tensors.output('f32', [1, n])
     linear({
       x: tensors.own(x.view([1, k], Math.floor(pair / nChosen) * k)),
-      ...{ weight: partOf(weight), scales: partOf(scales), zeros: partOf(zeros), out },
+      ...{ weight: partOf(weight), scales: partOf<WeightScales>(scales), out },
+      ...(zeros && { zeros: partOf(zeros) }),
       bias: tensors.own(bias.view([n], expert * n)),
     })
     outs.push(await tensors.values(out))
@@ -83,16 +80,22 @@ describeBackends(title, (backend) => {
       [9, 512, 128],
       [40, 192, 32],
       [131, 64, 64],
-    ])('%i rows of %i, groups of %i: the reference, to the bit as linear', async (m, k, group) => {
-      const { tensors } = backend
-      const call = callOf(backend, { m, k, group, dtype })
-      expertLinear(call.args)
-      const actual = await tensors.values(call.args.out)
-      const comparison = { name: 'out', shape: call.args.out.shape }
-      const within = { tolerance: tolerance.i8Linear, floor: Math.sqrt(k) }
-      expectClose(actual, call.expected, { ...comparison, ...within })
-      expectIdentical(actual, await runAlone(tensors, call), comparison)
-    })
+      [1, 320, 'mxfp4'],
+      [40, 192, 'mxfp4'],
+      [131, 64, 'mxfp4'],
+    ] as const)(
+      '%i rows of %i, groups of %s: the reference, to the bit as linear',
+      async (m, k, group) => {
+        const { tensors } = backend
+        const call = callOf(backend, { m, k, group, dtype })
+        expertLinear(call.args)
+        const actual = await tensors.values(call.args.out)
+        const comparison = { name: 'out', shape: call.args.out.shape }
+        const within = { tolerance: tolerance.i8Linear, floor: Math.sqrt(k) }
+        expectClose(actual, call.expected, { ...comparison, ...within })
+        expectIdentical(actual, await runAlone(tensors, call), comparison)
+      },
+    )
   })
 
   test.each([1, 3])('the same bits on %i threads', async (threads) => {
@@ -114,6 +117,12 @@ describeBackends(`${title}, refused`, (backend) => {
     ['a byte a code', (t) => ({ weight: t.output('u8', [4, 5, 128]) }), 'ERR_ZC_SHAPE', 'weight'],
     ['no scales', () => ({ scales: undefined }), 'ERR_ZC_ARGUMENT', 'scales'],
     ['no zeros', () => ({ zeros: undefined }), 'ERR_ZC_ARGUMENT', 'zeros'],
+    [
+      'float4 in 64',
+      (t) => ({ scales: t.output('u8', [4, 5, 2]), zeros: undefined }),
+      'ERR_ZC_SHAPE',
+      'scales',
+    ],
     [
       'scales of one expert',
       (t) => ({ scales: t.output('f16', [5, 2]) }),

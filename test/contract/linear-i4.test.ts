@@ -10,16 +10,23 @@ import { describeBackends, isHost, once } from '../support/backends.js'
 import { expectClose, expectIdentical } from '../support/compare.js'
 import { type DeviceTensors, floatDtypes } from '../support/device-tensors.js'
 import { expectRefused } from '../support/errors.js'
-import { int4Values } from '../support/int4-weights.js'
 import { integers, normals, storeAs } from '../support/random-data.js'
 import { tolerance } from '../support/tolerance.js'
+import {
+  type Grouping,
+  groupings,
+  groupLength,
+  makeWeightOf4Bits,
+  tensorsOf4Bits,
+  valuesOf4Bits,
+} from '../support/weights-of-4-bits.js'
 
 /** One call with a weight of 4 bits. */
 interface Layer {
   m: number
   n: number
   k: number
-  group: number
+  group: Grouping
   x: FloatDtype
   bias: FloatDtype | null
   out: FloatDtype
@@ -32,16 +39,12 @@ const plain = { x: 'f32', bias: null, out: 'f32', accumulate: false, group: 64 }
 /** Inputs as the dtypes store them: products are of size 1. */
 function inputsOf(layer: Layer) {
   const { m, n, k, group, seed } = layer
-  const nGroups = (n * k) / group
-  const scales = toF16(normals(seed + 2, nGroups).map((s) => (1 + Math.abs(s)) / 12))
-  const zeros = Uint8Array.from(integers(seed + 5, nGroups, 16))
-  const weight = packInt4Codes(integers(seed + 1, n * k, 16))
   return {
     ...layer,
     x: storeAs(layer.x, normals(seed, m * k)),
-    ...{ weight, scales, zeros },
-    bias: layer.bias && storeAs(layer.bias, normals(seed + 3, n)),
-    before: storeAs(layer.out, normals(seed + 4, m * n)),
+    ...makeWeightOf4Bits(group, n * k, seed + 1),
+    bias: layer.bias && storeAs(layer.bias, normals(seed + 4, n)),
+    before: storeAs(layer.out, normals(seed + 5, m * n)),
     dtypes: { x: layer.x, bias: layer.bias, out: layer.out },
   }
 }
@@ -52,7 +55,7 @@ function expectedOf(inputs: Inputs, onHost: boolean) {
   const { m, n, k, group, accumulate, dtypes, bias, before } = inputs
   return reference({
     ...{ x: inputs.x.values, m, n, k },
-    weight: int4Values(inputs, group, dtypes.x, onHost),
+    weight: valuesOf4Bits(inputs, group, dtypes.x, onHost),
     ...(bias ? { bias: bias.values } : {}),
     ...(accumulate ? { accumulate: before.values } : {}),
   })
@@ -67,9 +70,7 @@ function tensorsOf(tensors: DeviceTensors, own: Inputs) {
   const { m, n, k, group, dtypes } = own
   return {
     x: tensors.input(dtypes.x, own.x.stored as Uint16Array, [m, k]),
-    weight: tensors.input('u8', own.weight, [n, k / 2]),
-    scales: tensors.input('f16', own.scales, [n, k / group]),
-    zeros: tensors.input('u8', own.zeros, [n, k / group]),
+    ...tensorsOf4Bits(tensors, own, group, [n, k]),
     ...(own.bias && dtypes.bias
       ? { bias: tensors.input(dtypes.bias, own.bias.stored as Uint16Array, [n]) }
       : {}),
@@ -99,8 +100,6 @@ const allowed = {
   f16: tolerance.f16Output,
   bf16: tolerance.bf16Output,
 }
-
-const groups = [32, 64, 128] as const
 
 /** (m, n, k): nothing, one, primes, under / at / over vectors, panels (16 of n) and blocks (256 of k). */
 const shapes: readonly (readonly [m: number, n: number, k: number])[] = [
@@ -151,7 +150,7 @@ describeBackends(title, (backend) => {
     backend.tensors.dispose()
   }
 
-  describe.each(groups)('groups of %i', (group) => {
+  describe.each(groupings)('groups of %s', (group) => {
     test.each(shapes)('(%i, %i, %i) equals the reference', async (m, n, k) => {
       const seed = m * 10_000 + n * 100 + k
       for (const bias of [null, 'f32'] as const) {
@@ -174,7 +173,19 @@ describeBackends(title, (backend) => {
       for (const bias of [null, ...floatDtypes]) {
         for (const accumulate of [false, true]) {
           for (const m of [1, 7]) {
-            await expectReference({ ...plain, x, bias, out, accumulate, m, n: 53, k: 192, seed: 8 })
+            for (const group of [64, 'mxfp4'] as const) {
+              const shape = { m, n: 53, k: 192 }
+              await expectReference({
+                ...plain,
+                ...shape,
+                group,
+                x,
+                bias,
+                out,
+                accumulate,
+                seed: 8,
+              })
+            }
           }
         }
       }
@@ -182,13 +193,13 @@ describeBackends(title, (backend) => {
   })
 
   // x holds whole numbers of its block's step, which is a power of two.
-  test.each(groups)('is exact where x is one of 16 bits, groups of %i', async (group) => {
+  test.each(groupings)('is exact where x is one of 16 bits, groups of %s', async (group) => {
     const [n, k] = [31, 640]
     for (const m of [1, 2, 5]) {
       const own = inputsOf({ ...plain, group, m, n, k, seed: 3 })
       const x = Float32Array.from(integers(4, m * k, 65535), (factor) => factor - 32767)
       for (let i = 0; i < x.length; i += 64) x[i] = 32767
-      own.scales.fill(toF16([2 ** -10])[0] as number)
+      own.scales.fill(group === 'mxfp4' ? 117 : (toF16([2 ** -10])[0] as number))
       const exact = { ...own, x: { stored: x, values: Float64Array.from(x) } }
       // Groups of integers are exact, and added in float32.
       const comparison = { name: 'out', shape: [m, n], tolerance: 5e-7 }
@@ -199,15 +210,16 @@ describeBackends(title, (backend) => {
   // Of equal elements what a group gives is the largest there is, and zero points cancel it.
   test('sums of the largest codes and elements do not overflow', async () => {
     const [m, n, k] = [3, 17, 512]
-    for (const group of groups) {
+    for (const group of groupings) {
       for (const [code, zero] of [
         [15, 0],
         [0, 15],
         [15, 15],
-      ]) {
+        [7, 0],
+      ] as const) {
         const own = inputsOf({ ...plain, group, m, n, k, seed: 5 })
         own.weight.fill(code * 17)
-        own.zeros.fill(zero)
+        own.zeros?.fill(zero)
         const x = Float32Array.from({ length: m * k }, () => -1)
         const same = { ...own, x: { stored: x, values: Float64Array.from(x) } }
         const comparison = { name: 'out', shape: [m, n], tolerance: 1e-6 }
@@ -218,7 +230,7 @@ describeBackends(title, (backend) => {
 
   describe('gives a row the same bits', () => {
     test.each([192, 512, 2048, 4160])('however many rows there are, k = %i', async (k) => {
-      for (const group of k % 128 === 0 ? groups : ([32, 64] as const)) {
+      for (const group of k % 128 === 0 ? groupings : ([32, 64, 'mxfp4'] as const)) {
         for (const x of floatDtypes) {
           const layer = { ...plain, group, x, m: 101, n: 53, k, bias: 'f32', seed: 17 } as const
           const { inputs } = caseOf({ ...layer, onHost })
@@ -244,15 +256,16 @@ describeBackends(title, (backend) => {
       }
     })
 
-    test('however many columns there are', async () => {
-      const inputs = inputsOf({ ...plain, m: 5, n: 53, k: 320, seed: 17 })
+    test.each([64, 'mxfp4'] as const)('however many columns there are, of %s', async (group) => {
+      const inputs = inputsOf({ ...plain, group, m: 5, n: 53, k: 320, seed: 17 })
+      const nGroups = 320 / groupLength(group)
       const together = await run(backend.tensors, inputs)
       for (const n of [1, 2, 3, 7, 8, 24, 50]) {
         const few = await run(backend.tensors, {
           ...{ ...inputs, n },
           weight: inputs.weight.slice(0, n * 160),
-          scales: inputs.scales.slice(0, n * 5),
-          zeros: inputs.zeros.slice(0, n * 5),
+          scales: inputs.scales.slice(0, n * nGroups),
+          zeros: inputs.zeros?.slice(0, n * nGroups) ?? null,
         })
         const expected = together.filter((_, i) => i % 53 < n)
         expectIdentical(few, expected, { name: 'out', shape: [5, n] })
@@ -261,26 +274,33 @@ describeBackends(title, (backend) => {
 
     test.each([1, 2, 3, 5])('with %i threads', async (threads) => {
       for (const m of [1, 3, 67]) {
-        const inputs = inputsOf({ ...plain, m, n: 1013, k: 192, seed: 18 })
-        const here = await run(backend.tensors, inputs)
-        const there = await backend.withDevice({ threads }, (_, tensors) => run(tensors, inputs))
-        expectIdentical(there, here, { name: 'out', shape: [m, 1013] })
+        for (const group of [64, 'mxfp4'] as const) {
+          const inputs = inputsOf({ ...plain, group, m, n: 1013, k: 192, seed: 18 })
+          const here = await run(backend.tensors, inputs)
+          const there = await backend.withDevice({ threads }, (_, tensors) => run(tensors, inputs))
+          expectIdentical(there, here, { name: 'out', shape: [m, 1013] })
+        }
       }
     })
 
-    test('alone and in a group', async () => {
+    test.each([
+      [64, 64, 64],
+      ['mxfp4', 'mxfp4', 'mxfp4'],
+      [64, 'mxfp4', 32],
+      [128, 'mxfp4', null],
+    ] as const)('alone and in a group of %s, %s and %s', async (...groups) => {
       const { tensors } = backend
-      const layers = [40, 0, 23].map((n, i) => inputsOf({ ...plain, m: 3, n, k: 192, seed: i }))
-      const [first] = layers.map((own) => tensorsOf(tensors, own))
-      const x = first!.x
-      const floats = {
-        weight: tensors.f32(normals(9, 5 * 192), [5, 192]),
-        out: tensors.output('f32', [3, 5]),
-      }
-      const products = [
-        ...layers.map((own) => ({ ...tensorsOf(tensors, own), x: undefined })),
-        floats,
-      ].slice(1)
+      const [m, k] = [3, 384]
+      const x = tensors.f32(normals(8, m * k), [m, k])
+      const products = groups.map((group, i) => {
+        const n = [40, 0, 23][i] as number
+        const out = tensors.output('f32', [m, n])
+        if (group === null) return { weight: tensors.f32(normals(9, n * k), [n, k]), out }
+        return {
+          ...tensorsOf4Bits(tensors, makeWeightOf4Bits(group, n * k, i), group, [n, k]),
+          out,
+        }
+      })
       groupedLinear({ x, products })
       for (const [i, product] of products.entries()) {
         const out = tensors.output('f32', product.out.shape)
@@ -329,13 +349,32 @@ describeBackends(title, (backend) => {
   })
 
   test.each([1, 7])('a scale of NaN reaches its column and no other, of %i rows', async (m) => {
-    const own = inputsOf({ ...plain, m, n: 19, k: 320, seed: 2 })
-    const good = await run(backend.tensors, own)
-    const scales = own.scales.slice()
-    scales[3 * 5 + 4] = 0x7e00
-    const out = await run(backend.tensors, { ...own, scales })
-    const expected = good.map((y, i) => (i % 19 === 3 ? Number.NaN : y))
-    expectIdentical(out, expected, { name: 'out', shape: [m, 19] })
+    for (const [group, scaleOfNaN] of [
+      [64, 0x7e00],
+      ['mxfp4', 255],
+    ] as const) {
+      const own = inputsOf({ ...plain, group, m, n: 19, k: 320, seed: 2 })
+      const good = await run(backend.tensors, own)
+      const scales = own.scales.slice()
+      scales[(4 * 320) / groupLength(group) - 1] = scaleOfNaN
+      const out = await run(backend.tensors, { ...own, scales })
+      const expected = good.map((y, i) => (i % 19 === 3 ? Number.NaN : y))
+      expectIdentical(out, expected, { name: 'out', shape: [m, 19] })
+    }
+  })
+
+  // Of x one element of a row is not 0, and is a whole number of steps.
+  test('all codes and exponents of MXFP4', async () => {
+    // Below 2 there are subnormals of bfloat16.
+    const exponents = [...(onHost ? [0, 1] : []), 2, 3, 100, 126, 127, 128, 150, 200, 230]
+    const [n, k, largest] = [exponents.length, 64, 32767]
+    const own = inputsOf({ ...plain, group: 'mxfp4', m: k, n, k, seed: 1 })
+    own.scales.set(exponents.flatMap((exponent) => [exponent, exponent]))
+    own.weight.set(packInt4Codes(Array.from({ length: n * k }, (_, i) => i % 16)))
+    const x = Float32Array.from({ length: k * k }, (_, i) => (i % (k + 1) === 0 ? largest : 0))
+    const diagonal = { ...own, x: { stored: x, values: Float64Array.from(x) } }
+    const comparison = { name: 'out', shape: [k, n] }
+    expectIdentical(await run(backend.tensors, diagonal), expectedOf(diagonal, onHost), comparison)
   })
 })
 
@@ -343,6 +382,10 @@ describeBackends(`${title}, refused`, (backend) => {
   const refused: [string, (t: DeviceTensors) => object, ErrorCode, string][] = [
     ['no scales', () => ({ scales: undefined }), 'ERR_ZC_ARGUMENT', 'scales'],
     ['no zeros', () => ({ zeros: undefined }), 'ERR_ZC_ARGUMENT', 'zeros'],
+    ['zeros of float4', (t) => ({ scales: t.output('u8', [5, 6]) }), 'ERR_ZC_ARGUMENT', 'zeros'],
+    ['float4 in 64', (t) => float4(t.output('u8', [5, 3])), 'ERR_ZC_SHAPE', 'scales'],
+    ['float4 of another n', (t) => float4(t.output('u8', [4, 6])), 'ERR_ZC_SHAPE', 'scales'],
+    ['float4 with a scale a row', (t) => float4(t.output('u8', [5])), 'ERR_ZC_SHAPE', 'scales'],
     ['neither', () => ({ scales: undefined, zeros: undefined }), 'ERR_ZC_DTYPE', 'weight'],
     ['signed bytes', (t) => ({ weight: t.output('i8', [5, 96]) }), 'ERR_ZC_DTYPE', 'weight'],
     ['floats', (t) => ({ weight: t.output('f32', [5, 192]) }), 'ERR_ZC_DTYPE', 'weight'],
@@ -360,6 +403,7 @@ describeBackends(`${title}, refused`, (backend) => {
     ['zeros of another n', (t) => ({ zeros: t.output('u8', [6, 3]) }), 'ERR_ZC_SHAPE', 'zeros'],
     ['an out of u8', (t) => ({ out: t.output('u8', [3, 5]) }), 'ERR_ZC_DTYPE', 'out'],
   ]
+  const float4 = (scales: object) => ({ scales, zeros: undefined })
   const emptyRows = (t: DeviceTensors) => ({
     x: t.output('f32', [3, 0]),
     weight: t.output('u8', [5, 0]),

@@ -10,7 +10,7 @@ import {
   unpackWeight,
   type ZERO_LAYOUTS,
 } from '../../lib/ops/unpack-weight.js'
-import { convert, f32ToBf16, f32ToF16 } from '../../lib/reference/index.js'
+import { convert, f32ToBf16, f32ToF16, packInt4Codes } from '../../lib/reference/index.js'
 import { type Backend, describeBackends } from '../support/backends.js'
 import { expectIdentical } from '../support/compare.js'
 import { expectRefused } from '../support/errors.js'
@@ -428,13 +428,59 @@ describeBackends('unpackWeight', (backend) => {
       expect(await unpack(storeMxfp4(3, 32, codes, scales), 0, { out })).toBe('bad scale')
     })
 
-    test('has no codes of ours, and nothing behind its last row', () => {
+    test.each([
+      [1, 64],
+      [35, 1088],
+      [262, 576],
+    ])('%i rows of %i: codes and scales as they are', async (n, k) => {
+      const codes = integers(n, n * k, 16)
+      const bytes = Uint8Array.from({ length: (n * k) / 2 }, (_, i) => {
+        return codes[2 * i]! | (codes[2 * i + 1]! << 4)
+      })
+      const exponents = Uint8Array.from(integers(k, (n * k) / 32, 255))
+      const from = storeMxfp4(n, k, bytes, exponents)
+      for (const [firstRow, rowStep] of [
+        [0, 1],
+        [0, 2],
+        [1, 2],
+      ] as const) {
+        const rows = Array.from({ length: n }, (_, row) => row).filter(
+          (row) => row >= firstRow && (row - firstRow) % rowStep === 0,
+        )
+        const out = backend.tensors.output('u8', [rows.length, k / 2])
+        const scales = backend.tensors.output('u8', [rows.length, k / 32])
+        const status = backend.tensors.output('i32', [1])
+        unpackWeight(backend.device, { from, firstRow, rowStep, out, scales, status })
+        expect(await status.read()).toEqual(Int32Array.of(0))
+        const rowsOf = (all: ArrayLike<number>, width: number) =>
+          rows.flatMap((row) => Array.from(all).slice(row * width, (row + 1) * width))
+        const packed = Float64Array.from(packInt4Codes(rowsOf(codes, k)))
+        expectIdentical(await backend.tensors.values(out), packed, {
+          ...{ name: 'out', shape: out.shape },
+        })
+        expectIdentical(
+          await backend.tensors.values(scales),
+          Float64Array.from(rowsOf(exponents, k / 32)),
+          { name: 'scales', shape: scales.shape },
+        )
+      }
+    })
+
+    test('what it has no room for, and nothing behind its last row', () => {
       const from = storeMxfp4(4, 64, new Uint8Array(4 * 32), new Uint8Array(8))
       const status = backend.tensors.output('i32', [1])
       const call = (args: Partial<Parameters<typeof unpackWeight>[1]>) => () =>
         unpackWeight(backend.device, { from, firstRow: 0, ...four(4, 64, 32), status, ...args })
       const own = { op: 'unpackWeight' }
-      expectRefused(call({}), { ...own, code: 'ERR_ZC_ARGUMENT' })
+      expectRefused(call({}), { ...own, code: 'ERR_ZC_ARGUMENT' }) // zeros
+      expectRefused(call({ zeros: undefined }), { ...own, code: 'ERR_ZC_DTYPE' }) // scales of f16
+      const inGroups = (group: number) => ({
+        scales: backend.tensors.output('u8', [4, 64 / group]),
+        zeros: undefined,
+      })
+      expectRefused(call(inGroups(64)), { ...own, code: 'ERR_ZC_ARGUMENT' })
+      const inLarger = { from: { ...from, blockColumns: 64 }, ...inGroups(64) }
+      expectRefused(call(inLarger), { ...own, code: 'ERR_ZC_ARGUMENT' })
       const out = backend.tensors.output('f32', [2, 64])
       expectRefused(call({ out, firstRow: 2, rowStep: 2 }), { ...own, code: 'ERR_ZC_SHAPE' })
       expectRefused(call({ out, rowStep: 0 }), { ...own, code: 'ERR_ZC_ARGUMENT' })

@@ -1,6 +1,9 @@
 import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { Device, loadModel, type Model } from '../../lib/index'
+import { checkTensors, openCheckpoint } from '../../lib/model/checkpoint'
+import { readModelConfig } from '../../lib/model/config'
+import { loadWeights, type Matrix } from '../../lib/model/weights'
 import {
   kFixtures as kPlain,
   ModelCopies,
@@ -22,7 +25,7 @@ const referenceOf = (name: string) => readReference(join('..', 'quantized', name
 /** Whose matrices stay as codes; those of the others are widened. */
 const kKept = [
   ...['int8-channel', 'gptq-8-channel', 'w4a16-group', 'w4a16-zeros', 'w4a16-channel'],
-  ...['gptq-4', 'gptq-4-v2', 'awq', 'awq-experts'],
+  ...['gptq-4', 'gptq-4-v2', 'awq', 'awq-experts', 'mxfp4'],
 ]
 
 /** Logits may differ from those of the widened weights by this much: sums have another order, and beside codes x is rounded to 16 bits. */
@@ -273,15 +276,39 @@ describe('memory', () => {
     expect(await bytesOf(changed('awq-experts', name, large))).toBe(before + more)
   })
 
-  test('float4 is widened to 16 bits, or rounded to codes', async () => {
-    const elements = 2 * 4 * 3 * 64 * 96 // of two layers' experts
-    const [wide, byte, nibble] = await Promise.all([
-      bytesOf(folder('mxfp4')),
-      bytesOf(folder('mxfp4'), { weights: 'int8' }),
-      bytesOf(folder('mxfp4'), { weights: 'int4' }),
-    ])
-    expect(wide - byte!).toBeGreaterThan(0.9 * elements)
-    expect(byte! - nibble!).toBeGreaterThan(0.2 * elements)
+  // Rows of down_proj are 96 long, which units of 64 do not fill.
+  test.each([
+    ['stored', 'bf16', undefined],
+    ['int8', 'i8', 'f32'],
+    ['int4', 'i8', 'f32'],
+  ] as const)('MXFP4 as %s: stays what it is, in rows of whole units', async (...expected) => {
+    const [format, codes, scales] = expected
+    const device = await Device.open('cpu')
+    const config = await readModelConfig(folder('mxfp4'))
+    const own = checkTensors(await openCheckpoint(folder('mxfp4')), config)
+    const options = { config, dtype: 'f32', format, signal: undefined } as const
+    const weights = await loadWeights(device, own, options)
+    const typesOf = ({ weight, scales, zeros }: Matrix) => [
+      ...[weight.dtype, weight.shape, scales?.dtype, scales?.shape, zeros],
+    ]
+    for (const { gateProj, upProj, downProj } of weights.layers) {
+      const halves = ['u8', [4, 96, 32], 'u8', [4, 96, 2], undefined]
+      expect([gateProj, upProj].map((matrix) => matrix && typesOf(matrix))).toEqual([
+        halves,
+        halves,
+      ])
+      const scaleShape = scales && [4, 64]
+      const wide = [codes, [4, 64, 96], scales, scaleShape, undefined]
+      expect(downProj && typesOf(downProj)).toEqual(wide)
+    }
+    weights.dispose()
+    await device.dispose()
+  })
+
+  test('int8 keeps codes of 4 bits', async () => {
+    const head = 2 * 96 * 128 - 96 * 128 - 4 * 96
+    const own = await bytesOf(folder('w4a16-group'), { weights: 'int8' })
+    expect(own).toBe((await bytesOf(folder('w4a16-group'))) - head)
   })
 
   test('int4 keeps 4 bits, and makes 4 bits of others', async () => {

@@ -1,9 +1,86 @@
-// y = x W^T + b with weights of 4 bits, (code - zero) * scale, a scale and a zero for a group of
-// 32, 64 or 128 elements (LinearArgs). x is rounded to 16 bits. What a group gives is summed in
-// integers, without an error, becomes a float, and the groups are added in order: the same bits for
-// any number of rows, on any number of threads.
+// y = x W^T + b with weights of 4 bits, (level - zero) * scale, of which a code is the level or
+// says it, with a scale for a group of 32, 64 or 128 elements (LinearArgs). x is rounded to 16
+// bits. What a group gives is summed in integers, without an error, becomes a float, and the groups
+// are added in order: the same bits for any number of rows, on any number of threads.
 namespace zc::cpu {
 namespace ZC_ISA {
+
+// ---- what a code says ----
+
+inline VecI widen_bytes(const uint8_t* p) {
+#if defined(ZC_ISA_AVX2)
+  int64_t bytes;
+  std::memcpy(&bytes, p, sizeof(bytes));
+  return reinterpret_cast<VecI>(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes)));
+#else
+  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+  Bytes bytes;
+  std::memcpy(&bytes, p, sizeof(bytes));
+  return __builtin_convertvector(bytes, VecI);
+#endif
+}
+
+// Integers with zero points.
+struct Int4Codes {
+  using Scale = f16;
+  static constexpr bool kHasZeros = true;
+
+  static float scale(f16 scale) { return to_float(scale); }
+  static VecF scales(const f16* p) { return load(p); }
+  static VecI zeros(const uint8_t* p) { return widen_bytes(p); }
+  template <typename Halves>
+  static Halves levels(Halves codes) {
+    return codes;
+  }
+};
+
+// Float4: levels are twice what they say, from 12 on, so that all zero points are 12.
+struct Float4Codes {
+  using Scale = uint8_t;
+  static constexpr bool kHasZeros = false;
+  static constexpr int kZero = 12;
+
+  static float scale(uint8_t exponent) { return 0.5f * float8_power(exponent); }
+  // As float8_power says of each lane.
+  static VecF scales(const uint8_t* p) {
+    const VecI exponents = widen_bytes(p);
+    const VecI is_special = (exponents == 0) | (exponents == 255);
+    const VecI bits = exponents << 23 | (is_special & 0x00400000);
+    return broadcast(0.5f) * reinterpret_cast<VecF>(bits);
+  }
+  static VecI zeros(const uint8_t*) { return VecI{} + kZero; }
+  template <typename Halves>
+  static Halves levels(Halves codes) {
+#if defined(ZC_ISA_AVX2) || defined(ZC_ISA_NEON)
+    alignas(16) static constexpr uint8_t kLevels[16] = {12, 13, 14, 15, 16, 18, 20, 24,
+                                                        12, 11, 10, 9,  8,  6,  4,  0};
+    const Halves places = codes | 0x8000;  // of upper bytes, where 128 and more look up a 0
+#endif
+#if defined(ZC_ISA_AVX2)
+    const __m128i levels = _mm_load_si128(reinterpret_cast<const __m128i*>(kLevels));
+#if defined(ZC_ISA_AVX512)
+    if constexpr (sizeof(Halves) == 64)
+      return reinterpret_cast<Halves>(
+          _mm512_maskz_shuffle_epi8(~uint64_t{0}, _mm512_maskz_broadcast_i32x4(0xffff, levels),
+                                    reinterpret_cast<__m512i>(places)));
+    else
+#endif
+      return reinterpret_cast<Halves>(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(levels),
+                                                          reinterpret_cast<__m256i>(places)));
+#elif defined(ZC_ISA_NEON)
+    return reinterpret_cast<Halves>(
+        vqtbl1q_u8(vld1q_u8(kLevels), reinterpret_cast<uint8x16_t>(places)));
+#else
+    // Below 4 magnitudes are their own double; from there on, and again from 6 on, steps double.
+    const Halves magnitude = codes & 7;
+    const Halves from_4 = reinterpret_cast<Halves>(magnitude > 4) & (magnitude - 4);
+    const Halves from_6 = reinterpret_cast<Halves>(magnitude > 6) & (magnitude - 6);
+    const Halves twice = magnitude + from_4 + 2 * from_6;
+    const Halves sign = codes >> 3;
+    return (twice ^ (0 - sign)) + sign + kZero;
+#endif
+  }
+};
 
 // ---- a few rows: the weight goes from memory through registers, a row after the other ----
 
@@ -94,34 +171,27 @@ inline VecI fold(WideI v) {
 #endif
 }
 
-inline VecI widen_zeros(const uint8_t* p) {
-#if defined(ZC_ISA_AVX2)
-  int64_t bytes;
-  std::memcpy(&bytes, p, sizeof(bytes));
-  return reinterpret_cast<VecI>(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes)));
-#else
-  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
-  Bytes bytes;
-  std::memcpy(&bytes, p, sizeof(bytes));
-  return __builtin_convertvector(bytes, VecI);
-#endif
-}
-
 // A row of a weight.
+template <typename Codes>
 struct Int4Row {
   const uint8_t* codes;
-  const f16* scales;
-  const uint8_t* zeros;
+  const typename Codes::Scale* scales;
+  const uint8_t* zeros;  // or null
+
+  Int4Row(const LinearArgs& a, int64_t row, int64_t k, int64_t n_groups)
+      : codes(a.weight.as<uint8_t>() + row * (k / 2)),
+        scales(a.scales.as<typename Codes::Scale>() + row * n_groups),
+        zeros(Codes::kHasZeros ? a.zeros.as<uint8_t>() + row * n_groups : nullptr) {}
 };
 
 // What n groups from g on, kLanes of them or fewer, of one row of the weight give with R rows of x:
 // to products[r * stride + g], which has room for kLanes. kRows counts the rows.
-template <int kGroup, int... kRows>
+template <typename Codes, int kGroup, int... kRows>
 __attribute__((always_inline)) inline void multiply_groups(std::integer_sequence<int, kRows...>,
                                                            const RoundedRows& x,
                                                            const Int4GroupSums& groups,
-                                                           const Int4Row& w, int64_t g, int n,
-                                                           float* products, int64_t stride) {
+                                                           const Int4Row<Codes>& w, int64_t g,
+                                                           int n, float* products, int64_t stride) {
   constexpr int kUnitGroups = kGroup < kInt4Unit ? kInt4Unit / kGroup : 1;
   constexpr int kUnits = kGroup > kInt4Unit ? kGroup / kInt4Unit : 1;  // of a group
   constexpr int kSteps = kInt4Unit / kInt4Step / kUnitGroups;
@@ -137,10 +207,10 @@ __attribute__((always_inline)) inline void multiply_groups(std::integer_sequence
       ((total[kRows] = WideI{}), ...);
       ZC_UNROLL for (int unit = 0; unit < kUnits; ++unit) {
         ZC_UNROLL for (int step = 0; step < kSteps; ++step) {
-          const WideHalves codes =
-              load_int4(w.codes + first / 2 + unit * (kInt4Unit / 2), own * kSteps + step);
+          const WideHalves levels = Codes::levels(
+              load_int4(w.codes + first / 2 + unit * (kInt4Unit / 2), own * kSteps + step));
           const int16_t* const at = factors + unit * kInt4Unit + (own * kSteps + step) * kInt4Step;
-          (add_pairs(total[kRows], codes, load_halves(at + kRows * kPanelDepth)), ...);
+          (add_pairs(total[kRows], levels, load_halves(at + kRows * kPanelDepth)), ...);
         }
       }
       ((sums[kRows][i + own] = fold(total[kRows])), ...);
@@ -151,20 +221,20 @@ __attribute__((always_inline)) inline void multiply_groups(std::integer_sequence
   } else {
     for (int i = 0; i < n; i += kUnitGroups) add_groups(i);
   }
-  f16 last_scales[kLanes] = {};
+  typename Codes::Scale last_scales[kLanes] = {};
   uint8_t last_zeros[kLanes] = {};
-  const f16* scales = w.scales + g;
-  const uint8_t* zeros = w.zeros + g;
+  const auto* scales = w.scales + g;
+  const uint8_t* zeros = Codes::kHasZeros ? w.zeros + g : nullptr;
   if (n < kLanes) {
     for (int i = 0; i < n; ++i) {
       last_scales[i] = scales[i];
-      last_zeros[i] = zeros[i];
+      if constexpr (Codes::kHasZeros) last_zeros[i] = zeros[i];
     }
     scales = last_scales;
     zeros = last_zeros;
   }
-  const VecF scale = load(scales);
-  const VecI zero = widen_zeros(zeros);
+  const VecF scale = Codes::scales(scales);
+  const VecI zero = Codes::zeros(zeros);
   const auto finish = [&](int r) {
     const int64_t at = r * groups.stride + g;
     VecI factor_sums;
@@ -176,17 +246,17 @@ __attribute__((always_inline)) inline void multiply_groups(std::integer_sequence
   (finish(kRows), ...);
 }
 
-template <int kGroup, int R>
+template <typename Codes, int kGroup, int R>
 ZC_NOINLINE void multiply_int4_row(const RoundedRows& x, const Int4GroupSums& groups,
-                                   const Int4Row& w, int64_t n_groups, float* products,
+                                   const Int4Row<Codes>& w, int64_t n_groups, float* products,
                                    int64_t stride) {
   constexpr std::make_integer_sequence<int, R> kRows{};
   int64_t g = 0;
   for (; g + kLanes <= n_groups; g += kLanes)
-    multiply_groups<kGroup>(kRows, x, groups, w, g, kLanes, products, stride);
+    multiply_groups<Codes, kGroup>(kRows, x, groups, w, g, kLanes, products, stride);
   if (g < n_groups)
-    multiply_groups<kGroup>(kRows, x, groups, w, g, static_cast<int>(n_groups - g), products,
-                            stride);
+    multiply_groups<Codes, kGroup>(kRows, x, groups, w, g, static_cast<int>(n_groups - g), products,
+                                   stride);
 }
 
 // y (kLanes): what the groups of kLanes rows gave, `stride` apart, added up in order.
@@ -203,7 +273,7 @@ inline VecF add_in_order(const float* products, int64_t stride, int64_t n_groups
 }
 
 // Columns [c, c + columns) of a few rows of y, columns at most kLanes.
-template <int kGroup, int R>
+template <typename Codes, int kGroup, int R>
 void stream_int4(const LinearArgs& a, const LinearTile& tile, const RoundedRows& x,
                  const Int4GroupSums& groups, int64_t c, int columns) {
   const int64_t k = a.x.size(1);
@@ -214,10 +284,8 @@ void stream_int4(const LinearArgs& a, const LinearTile& tile, const RoundedRows&
       thread_scratch(2, static_cast<size_t>(kLanes * R) * static_cast<size_t>(stride));
   if (columns < kLanes) std::memset(products, 0, sizeof(float) * kLanes * R * stride);
   for (int j = 0; j < columns; ++j) {
-    const int64_t row = c + j;
-    const Int4Row w{a.weight.as<uint8_t>() + row * (k / 2), a.scales.as<f16>() + row * n_groups,
-                    a.zeros.as<uint8_t>() + row * n_groups};
-    multiply_int4_row<kGroup, R>(x, groups, w, n_groups, products + j * R * stride, stride);
+    const Int4Row<Codes> w(a, c + j, k, n_groups);
+    multiply_int4_row<Codes, kGroup, R>(x, groups, w, n_groups, products + j * R * stride, stride);
   }
   float bias[kLanes];
   if (a.bias.defined()) widen_from(a.bias, c, bias, columns);
@@ -228,12 +296,12 @@ void stream_int4(const LinearArgs& a, const LinearTile& tile, const RoundedRows&
   }
 }
 
-template <int kGroup>
+template <typename Codes, int kGroup>
 void linear_int4_few_rows(const LinearArgs& a, const LinearTile& tile, const RoundedRows& x) {
   const Int4GroupSums groups = sum_groups(x, a.x.size(1), kGroup);
   by_rows<kInt4FewRows>(x.rows, [&](int, auto n_rows) {
     for (int64_t c = tile.c0; c < tile.c1; c += kLanes)
-      stream_int4<kGroup, decltype(n_rows)::value>(
+      stream_int4<Codes, kGroup, decltype(n_rows)::value>(
           a, tile, x, groups, c, static_cast<int>(std::min<int64_t>(kLanes, tile.c1 - c)));
   });
 }
@@ -248,7 +316,7 @@ inline constexpr int kInt4Rows = 6;  // of a tile: with kInt4Vecs sums each they
 
 // A block of kInt4Columns rows of a weight, with the rows on the lanes.
 struct Int4Panel {
-  int32_t pairs[kInt4Pairs * kInt4Columns];  // (pairs of elements, columns): code - zero, 16 bits
+  int32_t pairs[kInt4Pairs * kInt4Columns];  // (pairs of elements, columns): level - zero, 16 bits
   float scales[kInt4Groups * kInt4Columns];  // (groups, columns)
 };
 
@@ -256,23 +324,24 @@ typedef uint16_t Int4Words __attribute__((vector_size(4 * kLanes)));
 
 // The n elements behind `first` of the weight's rows [c, c + columns). Beyond the last row it
 // stands again, with scales of zero.
-inline void unpack_panel(const LinearArgs& a, int64_t c, int columns, int64_t first, int64_t n,
-                         Int4Panel& panel) {
+template <typename Codes>
+void unpack_panel(const LinearArgs& a, int64_t c, int columns, int64_t first, int64_t n,
+                  Int4Panel& panel) {
   const int64_t k = a.x.size(1);
   const int group_bits = std::countr_zero(static_cast<uint64_t>(a.group()));
   const int64_t groups = k >> group_bits;
   std::memset(panel.scales, 0, sizeof(panel.scales));
   for (int j = 0; j < columns; ++j)
     for (int64_t g = 0; g < n >> group_bits; ++g)
-      panel.scales[g * kInt4Columns + j] =
-          to_float(a.scales.as<f16>()[(c + j) * groups + (first >> group_bits) + g]);
+      panel.scales[g * kInt4Columns + j] = Codes::scale(
+          a.scales.as<typename Codes::Scale>()[(c + j) * groups + (first >> group_bits) + g]);
   for (int j = 0; j < kInt4Columns; j += kLanes) {
     const uint8_t* codes[kLanes];
-    const uint8_t* zeros[kLanes];
+    [[maybe_unused]] const uint8_t* zeros[kLanes];
     for (int i = 0; i < kLanes; ++i) {
-      const int64_t row = c + std::min(j + i, columns - 1);
-      codes[i] = a.weight.as<uint8_t>() + (row * k + first) / 2;
-      zeros[i] = a.zeros.as<uint8_t>() + row * groups + (first >> group_bits);
+      const Int4Row<Codes> row(a, c + std::min(j + i, columns - 1), k, groups);
+      codes[i] = row.codes + first / 2;
+      if constexpr (Codes::kHasZeros) zeros[i] = row.zeros + (first >> group_bits);
     }
     for (int unit = 0; unit < n; unit += kInt4Unit)
       ZC_UNROLL for (int word = 0; word < kInt4Words; word += 2 * kLanes) {
@@ -286,7 +355,9 @@ inline void unpack_panel(const LinearArgs& a, int64_t c, int columns, int64_t fi
           const int at = unit + field * kInt4Words + word;
           VecF lanes[kLanes];
           ZC_UNROLL for (int i = 0; i < kLanes; ++i) {
-            const Int4Words own = (words[i] & 15) - uint16_t{zeros[i][at >> group_bits]};
+            uint16_t zero = Float4Codes::kZero;
+            if constexpr (Codes::kHasZeros) zero = zeros[i][at >> group_bits];
+            const Int4Words own = Codes::levels(Int4Words(words[i] & 15)) - zero;
             words[i] >>= 4;
             std::memcpy(&lanes[i], &own, sizeof(own));
           }
@@ -332,8 +403,8 @@ ZC_NOINLINE void dot_int4_tile(const RoundedRows& x, int64_t depth, int r, const
                     acc);
 }
 
-inline void linear_int4_many_rows(const LinearArgs& a, const LinearTile& tile,
-                                  const RoundedRows& x) {
+template <typename Codes>
+void linear_int4_many_rows(const LinearArgs& a, const LinearTile& tile, const RoundedRows& x) {
   const int64_t k = a.x.size(1);
   const int64_t n_depths = (k + kPanelDepth - 1) / kPanelDepth;
   const int rows = x.rows;
@@ -346,7 +417,7 @@ inline void linear_int4_many_rows(const LinearArgs& a, const LinearTile& tile,
     for (int64_t depth = 0; depth < n_depths; ++depth) {
       const int64_t first = depth * kPanelDepth;
       const int64_t n = std::min<int64_t>(kPanelDepth, k - first);
-      unpack_panel(a, c, columns, first, n, panel);
+      unpack_panel<Codes>(a, c, columns, first, n, panel);
       by_rows<kInt4Rows>(rows, [&](int r, auto n_rows) {
         dot_int4_tile<decltype(n_rows)::value>(x, depth, r, panel, n, a.group(),
                                                acc + r * kInt4Vecs);
@@ -365,14 +436,18 @@ inline void linear_int4_many_rows(const LinearArgs& a, const LinearTile& tile,
 
 inline void linear_int4_tile(const LinearArgs& a, const LinearTile& tile) {
   const RoundedRows x = round_rows(a, tile);
-  if (x.rows > kInt4FewRows)
-    linear_int4_many_rows(a, tile, x);
+  const bool few = x.rows <= kInt4FewRows;
+  if (a.is_float4())
+    few ? linear_int4_few_rows<Float4Codes, kFloat4Group>(a, tile, x)
+        : linear_int4_many_rows<Float4Codes>(a, tile, x);
+  else if (!few)
+    linear_int4_many_rows<Int4Codes>(a, tile, x);
   else if (a.group() == 32)
-    linear_int4_few_rows<32>(a, tile, x);
+    linear_int4_few_rows<Int4Codes, 32>(a, tile, x);
   else if (a.group() == 64)
-    linear_int4_few_rows<64>(a, tile, x);
+    linear_int4_few_rows<Int4Codes, 64>(a, tile, x);
   else
-    linear_int4_few_rows<128>(a, tile, x);
+    linear_int4_few_rows<Int4Codes, 128>(a, tile, x);
 }
 
 }  // namespace ZC_ISA

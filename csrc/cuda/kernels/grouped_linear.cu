@@ -20,10 +20,12 @@ bool launch_together(Context& context, const GroupedLinearArgs& a) {
   in.x_vectors = in_vectors(address_bits(a.x.data), k);
   if (in.x_rows == 0 || in.x_rows > kFewPlanes || k >= 1 << 23) return false;
   if (std::is_same_v<X, T> && !in.x_vectors) return false;  // linear copies such an x first
+  const LinearArgs first = a.product(0);
   Products<W> products{};
   for (int i = 0; i < a.n_products; ++i) {
     const LinearArgs own = a.product(i);
-    if (own.weight.dtype != a.products[0].weight.dtype) return false;
+    if (own.weight.dtype != a.products[0].weight.dtype || own.is_float4() != first.is_float4())
+      return false;
     in.vectors = in.vectors && weight_in_vectors(own.weight.as<W>(), k);
     products.of[products.count++] = {own.weight.as<W>(), grids_of<W>(own), own.weight.size(0), 0,
                                      linear_out(own)};
@@ -40,7 +42,9 @@ void grouped_linear(Context& context, const GroupedLinearArgs& a) {
   if (weight != DType::kF32)
     dispatch_float(a.x.dtype, [&](auto type) {
       using X = typename decltype(type)::type;
-      if (weight == DType::kU8)
+      if (a.product(0).is_float4())
+        done = launch_together<X, CodeProduct<Float4s, X>, Float4s>(context, a);
+      else if (weight == DType::kU8)
         done = launch_together<X, CodeProduct<Nibbles, X>, Nibbles>(context, a);
       else if (weight == DType::kI8)
         done = launch_together<X, CodeProduct<int8_t, X>, int8_t>(context, a);

@@ -136,7 +136,9 @@ void multiply(Context& context, const LinearArgs& a, const Rows& rows) {
   }
   dispatch_float(a.x.dtype, [&](auto type) {
     using X = typename decltype(type)::type;
-    if (a.weight.dtype == DType::kU8)
+    if (a.is_float4())
+      multiply_16<X, CodeProduct<Float4s, X>, Float4s>(context, a, rows);
+    else if (a.weight.dtype == DType::kU8)
       multiply_16<X, CodeProduct<Nibbles, X>, Nibbles>(context, a, rows);
     else if (a.weight.dtype == DType::kI8)
       multiply_16<X, CodeProduct<int8_t, X>, int8_t>(context, a, rows);

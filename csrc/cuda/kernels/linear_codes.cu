@@ -37,10 +37,9 @@ __global__ void __launch_bounds__(kThreads)
 
 // out = the values of n codes of 4 bits, of whole rows, as T. A thread takes one half of a unit:
 // eight neighbours of each of four times sixteen. Bound by memory.
-template <typename T>
+template <typename T, typename W>
 __global__ void __launch_bounds__(kThreads)
-    widen_nibbles_kernel(const Nibbles* codes, Grids<Nibbles> grids, T* out, int64_t n,
-                         bool vectors) {
+    widen_nibbles_kernel(const W* codes, Grids<W> grids, T* out, int64_t n, bool vectors) {
   simt::let_next_begin();
   simt::wait_for_kernels_before();
   const int64_t at = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kNibbles;
@@ -56,11 +55,10 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t unit = at / kUnit * kUnit;
   T* const to = out + unit + at % kUnit / 4;
   ZC_UNROLL for (int two = 0; two < 2; ++two) {  // a group has 32 elements at least
-    const int64_t group = (unit + 32 * two) >> grids.shift;
-    const GridPair grid = grid_pair(grids.scales[group], grids.zeros[group], T{});
+    const auto grid = grid_pair(grids.at((unit + 32 * two) >> grids.shift), T{});
     ZC_UNROLL for (int j = 2 * two; j < 2 * two + 2; ++j) {
       uint32_t pairs[4];
-      ZC_UNROLL for (int i = 0; i < 4; ++i) pairs[i] = pair_of_nibbles(words[i], j, grid, T{});
+      ZC_UNROLL for (int i = 0; i < 4; ++i) pairs[i] = value_pair(words[i], j, grid, T{});
       *reinterpret_cast<uint4*>(to + 16 * j) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
     }
   }
@@ -75,16 +73,17 @@ void widen_codes(Context& context, const int8_t* codes, const Grids<int8_t>&, in
                codes, out, n, vectors);
 }
 
-template <typename T>
-void widen_codes(Context& context, const Nibbles* codes, const Grids<Nibbles>& grids, int64_t n,
-                 T* out) {
-  launch_early(context, &widen_nibbles_kernel<T>, blocks_for(n, kThreads * kNibbles), kThreads, 0,
-               codes, grids, out, n, address_bits(codes) % 16 == 0);
+template <typename T, typename W>
+void widen_codes(Context& context, const W* codes, const Grids<W>& grids, int64_t n, T* out) {
+  launch_early(context, &widen_nibbles_kernel<T, W>, blocks_for(n, kThreads * kNibbles), kThreads,
+               0, codes, grids, out, n, address_bits(codes) % 16 == 0);
 }
 
 template void widen_codes(Context&, const int8_t*, const Grids<int8_t>&, int64_t, f16*);
 template void widen_codes(Context&, const int8_t*, const Grids<int8_t>&, int64_t, bf16*);
 template void widen_codes(Context&, const Nibbles*, const Grids<Nibbles>&, int64_t, f16*);
 template void widen_codes(Context&, const Nibbles*, const Grids<Nibbles>&, int64_t, bf16*);
+template void widen_codes(Context&, const Float4s*, const Grids<Float4s>&, int64_t, f16*);
+template void widen_codes(Context&, const Float4s*, const Grids<Float4s>&, int64_t, bf16*);
 
 }  // namespace zc::cuda

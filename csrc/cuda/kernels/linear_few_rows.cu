@@ -13,50 +13,38 @@ inline constexpr int kMostRingBytes = (kWeightTiles == 1 ? 24 : 28) * 1024;
 // Grids of a warp's 16 kWeightTiles rows of a weight, if it has them: of four neighbouring groups
 // at a time in shared memory, (rows, 4) pairs. A lane reads one of those groups for two rows of
 // each tile, long before they are stored, so that it need not wait.
-template <typename W, int kWeightTiles>
+template <typename W, int kWeightTiles, bool = kHasGrids<W>>
 struct FewGrids {
   static constexpr int kBytes = 0;
 };
-template <int kWeightTiles>
-struct FewGrids<Nibbles, kWeightTiles> {
-  static constexpr int kBytes = 16 * kWeightTiles * 4 * sizeof(GridPair);
-  static constexpr int kRows = 2 * kWeightTiles;              // of a lane: 8 i + lane / 4
-  static constexpr int kRowBytes = 8 * 4 * sizeof(GridPair);  // from one to the next
+template <typename W, int kWeightTiles>
+struct FewGrids<W, kWeightTiles, true> {
+  using Pair = typename Grids<W>::Pair;
+  static constexpr int kBytes = 16 * kWeightTiles * 4 * sizeof(Pair);
+  static constexpr int kRows = 2 * kWeightTiles;  // of a lane: 8 i + lane / 4
+  static constexpr int kNextRow = 8 * 4;          // pairs from one to the next
 
-  unsigned char* stored;  // of row lane / 4
-  const f16* scales;      // of the first row and group
-  const uint8_t* zeros;
+  Pair* stored;     // of row lane / 4
+  Grids<W> grids;   // from the first row and group on
   int n_groups;     // of a row
   int first_group;  // of the part
   int ahead;        // the group, counted from that one, whose neighbours are read next
-  f16 next_scales[kRows];
-  uint8_t next_zeros[kRows];
+  typename Grids<W>::Grid next[kRows];
 
   ZC_DEVICE void read_next(int lane, int last_row) {
     const int group = min(first_group + ahead + lane % 4, n_groups - 1);
-    ZC_UNROLL for (int i = 0; i < kRows; ++i) {
-      const int at = min(8 * i + lane / 4, last_row) * n_groups + group;
-      next_scales[i] = scales[at];
-      next_zeros[i] = zeros[at];
-    }
+    ZC_UNROLL for (int i = 0; i < kRows; ++i) next[i] =
+        grids.at(min(8 * i + lane / 4, last_row) * n_groups + group);
     ahead += 4;
   }
   template <typename T>
   ZC_DEVICE void store_next(int lane) {
-    unsigned char* const to = stored + lane % 4 * sizeof(GridPair);
-    ZC_UNROLL for (int i = 0; i < kRows; ++i) {
-      const GridPair pair = grid_pair(next_scales[i], next_zeros[i], T{});
-      *reinterpret_cast<uint2*>(to + i * kRowBytes) = make_uint2(pair.zero, pair.scale);
-    }
+    ZC_UNROLL for (int i = 0; i < kRows; ++i) stored[lane % 4 + i * kNextRow] =
+        grid_pair(next[i], T{});
   }
   // Those of this lane's rows in `group`, counted from the part's first.
-  ZC_DEVICE void load(int group, GridPair (&pairs)[kRows]) const {
-    const unsigned char* const from = stored + (group & 3) * sizeof(GridPair);
-    ZC_UNROLL for (int i = 0; i < kRows; ++i) {
-      const uint2 words = *reinterpret_cast<const uint2*>(from + i * kRowBytes);
-      pairs[i].zero = words.x;
-      pairs[i].scale = words.y;
-    }
+  ZC_DEVICE void load(int group, Pair (&pairs)[kRows]) const {
+    ZC_UNROLL for (int i = 0; i < kRows; ++i) pairs[i] = stored[(group & 3) + i * kNextRow];
   }
 };
 
@@ -86,7 +74,7 @@ struct FewRing {
   // Where a chunk of 16 bytes of a row of the weight lies. Codes of 8 bits are read by pairs, eight
   // rows at a time, which lie in different banks; so do chunks of eight rows of those of 4 bits.
   static ZC_DEVICE uint32_t weight_offset(int row, int chunk) {
-    if constexpr (std::is_same_v<W, Nibbles>)
+    if constexpr (kHasGrids<W>)
       return static_cast<uint32_t>(row * kWeightRowBytes + ((chunk ^ (row >> 2 & 1)) << 4));
     else if constexpr (sizeof(W) == 1)
       return static_cast<uint32_t>(row * kWeightRowBytes + ((chunk ^ (row >> 1 & 3)) << 4));
@@ -99,7 +87,7 @@ struct FewRing {
   template <typename T>
   static ZC_DEVICE void read_weight(const unsigned char* weight, int row, int step, int lane,
                                     uint32_t (&a)[4]) {
-    static_assert(!std::is_same_v<W, Nibbles>);
+    static_assert(!kHasGrids<W>);
     if constexpr (sizeof(W) == 1) {
       ZC_UNROLL for (int hi = 0; hi < 2; ++hi) {
         const unsigned char* const own =
@@ -153,7 +141,7 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
     linear_few_rows_kernel(const Operands<T, X, W> in, const __grid_constant__ Products<W> products,
                            const Rows of) {
   using Ring = FewRing<W, X, kWeightTiles, kXTiles>;
-  constexpr bool kGrids = std::is_same_v<W, Nibbles>;
+  constexpr bool kGrids = kHasGrids<W>;
   constexpr bool kSplits = !std::is_same_v<X, T>;
   constexpr int kOwnPlanes = kPlanes<X, T>;
   constexpr int kColumns = 16 * kWeightTiles;
@@ -251,12 +239,11 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
     begin_product(weight, row_length, last_column + 1, 8, 0, length / kElementsOf<W>, lane, 32);
   FewGrids<W, kWeightTiles> grids{};
   if constexpr (kGrids) {
-    const Grids<W> of_block = product.grids.behind(tile.expert * product.n + column0, k);
-    grids.stored = ring + Ring::kPanelsBytes + lane / 4 * 4 * sizeof(GridPair);
-    grids.scales = of_block.scales;
-    grids.zeros = of_block.zeros;
-    grids.n_groups = k >> of_block.shift;
-    grids.first_group = k_begin >> of_block.shift;
+    using Pair = typename Grids<W>::Pair;
+    grids.stored = reinterpret_cast<Pair*>(ring + Ring::kPanelsBytes) + lane / 4 * 4;
+    grids.grids = product.grids.behind(tile.expert * product.n + column0, k);
+    grids.n_groups = k >> product.grids.shift;
+    grids.first_group = k_begin >> product.grids.shift;
     if (n_panels > 0) grids.read_next(lane, last_column);
   }
   constexpr int kLast = Ring::kStages - Ring::kTogether;
@@ -293,7 +280,7 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
       before = here;
     }
     [[maybe_unused]] uint32_t codes[kWeightTiles][4];
-    [[maybe_unused]] GridPair pairs[2 * kWeightTiles];
+    [[maybe_unused]] typename Grids<W>::Pair pairs[2 * kWeightTiles];
     [[maybe_unused]] int group = 0;
     if constexpr (kGrids) {
       group = ((k_begin + panel * kDepth) >> product.grids.shift) - grids.first_group;
@@ -330,7 +317,7 @@ __global__ void __launch_bounds__(kMaxParts * 32, 2)
         uint32_t a[4];
         if constexpr (kGrids)
           ZC_UNROLL for (int i = 0; i < 4; ++i) a[i] =
-              pair_of_nibbles(codes[w][i], 2 * two + s, pairs[2 * w + i % 2], T{});
+              value_pair(codes[w][i], 2 * two + s, pairs[2 * w + i % 2], T{});
         else
           Ring::template read_weight<T>(here, 16 * w, 2 * two + s, lane, a);
         ZC_UNROLL for (int t = 0; t < kXTiles * kOwnPlanes; ++t)
@@ -483,6 +470,9 @@ ZC_FEW_ROWS(bf16, float, int8_t)
 ZC_FEW_ROWS(f16, f16, Nibbles)
 ZC_FEW_ROWS(f16, float, Nibbles)
 ZC_FEW_ROWS(bf16, bf16, Nibbles)
+ZC_FEW_ROWS(f16, f16, Float4s)
+ZC_FEW_ROWS(bf16, bf16, Float4s)
+ZC_FEW_ROWS(bf16, float, Float4s)
 #undef ZC_FEW_ROWS
 
 }  // namespace zc::cuda

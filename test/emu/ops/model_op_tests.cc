@@ -1,7 +1,10 @@
 // The ops of a decode step around attention.
 #include <cmath>
 #include <cstring>
+#include <utility>
+#include <vector>
 
+#include "csrc/math/float4_weight.h"
 #include "test/emu/ops/op_run.h"
 
 namespace zc::test {
@@ -220,23 +223,36 @@ ZC_OP_TESTS(linear_codes_tests) {
           {0, 1});
 }
 
-// A weight of 4 bits. Its scales have four bits, so that no backend rounds a value.
+// A weight of 4 bits, of integers by their groups or of float4. Scales have four bits, so that no
+// backend rounds a value.
 struct NibbleWeight {
   TensorView codes;
   TensorView scales;
   TensorView zeros;
 };
+constexpr int64_t kFloat4 = 0;  // for a group
 NibbleWeight nibbles(OpRun& run, Shape shape, int64_t group) {
   const int64_t k = shape.back();
   shape.back() = k / 2;
   const TensorView codes =
       run.bytes(shape, [&](int64_t) { return static_cast<uint8_t>(run.random().below(256)); });
+  if (group == kFloat4) {
+    shape.back() = k / kFloat4Group;
+    return {codes,
+            run.bytes(shape,
+                      [&](int64_t) { return static_cast<uint8_t>(122 + run.random().below(5)); }),
+            TensorView{}};
+  }
   shape.back() = k / group;
   const TensorView scales = run.floats(DType::kF16, shape, [&](int64_t) {
     return static_cast<float>(8 + run.random().below(8)) / 128.0f;
   });
   return {codes, scales,
           run.bytes(shape, [&](int64_t) { return static_cast<uint8_t>(run.random().below(16)); })};
+}
+
+std::string group_name(int64_t group) {
+  return group == kFloat4 ? " of float4" : format(" by %lld", static_cast<long long>(group));
 }
 
 struct NibbleShape {
@@ -248,9 +264,9 @@ struct NibbleShape {
 void linear_nibbles_test(DType x, DType out, NibbleShape shape, bool bias, bool aligned) {
   const auto [m, n, k, group] = shape;
   add_op_test(
-      format("linear %s times nibbles to %s, (%lld, %lld, %lld) by %lld%s", dtype_name(x),
+      format("linear %s times nibbles to %s, (%lld, %lld, %lld)%s%s", dtype_name(x),
              dtype_name(out), static_cast<long long>(m), static_cast<long long>(n),
-             static_cast<long long>(k), static_cast<long long>(group), aligned ? ", aligned" : ""),
+             static_cast<long long>(k), group_name(group).c_str(), aligned ? ", aligned" : ""),
       [=](OpRun& run) {
         if (aligned) run.aligned();
         const TensorView to = run.normals(out, {m, n}, 3);
@@ -275,6 +291,11 @@ ZC_OP_TESTS(linear_nibbles_tests) {
     linear_nibbles_test(x, x, {70, 36, 2112, 64}, true, true);
     linear_nibbles_test(x, DType::kF32, {60, 40, 192, 32}, false, false);
     linear_nibbles_test(x, DType::kF32, {260, 200, 128, 128}, false, true);
+    linear_nibbles_test(x, DType::kF32, {3, 17, 64, kFloat4}, true, false);
+    linear_nibbles_test(x, x, {5, 125, 1152, kFloat4}, true, true);
+    linear_nibbles_test(x, DType::kF32, {11, 187, 192, kFloat4}, false, true);
+    linear_nibbles_test(x, DType::kF32, {1, 33, 2112, kFloat4}, false, false);
+    linear_nibbles_test(x, x, {70, 36, 2112, kFloat4}, true, true);
   }
   // More codes than are widened at a time: 256 columns, and 40 more.
   linear_nibbles_test(DType::kBF16, DType::kBF16, {17, 296, 1024, 32}, true, true);
@@ -291,12 +312,16 @@ ZC_OP_TESTS(linear_nibbles_tests) {
       };
       run.op(&Backend::grouped_linear,
              GroupedLinearArgs{rows, {product("q", 40, 32), product("k", 17, 128)}, 2});
+      run.op(
+          &Backend::grouped_linear,
+          GroupedLinearArgs{rows, {product("up", 40, kFloat4), product("down", 17, kFloat4)}, 2});
     });
-    for (const int64_t m : {3, 40})
+    for (const auto& [m, group] :
+         std::vector<std::pair<int64_t, int64_t>>{{3, 64}, {40, 64}, {3, kFloat4}, {40, kFloat4}})
       add_op_test(
-          format("expert_linear %s times nibbles, %lld rows", dtype_name(x),
-                 static_cast<long long>(m)),
-          [=](OpRun& run) {
+          format("expert_linear %s times nibbles%s, %lld rows", dtype_name(x),
+                 group_name(group).c_str(), static_cast<long long>(m)),
+          [x, m = m, group = group](OpRun& run) {
             const int64_t n = 67, k = 320, n_experts = 5, n_chosen = 2, n_pairs = m * n_chosen;
             if (m == 3) run.aligned();
             const TensorView weights = run.scratch(DType::kF32, {m, n_chosen});
@@ -307,7 +332,7 @@ ZC_OP_TESTS(linear_nibbles_tests) {
                    RouteExpertsArgs{run.normals(DType::kF32, {m, n_experts}, 3), weights, experts,
                                     pairs, offsets, false});
             const TensorView rows = run.normals(x, {m, k});
-            const NibbleWeight weight = nibbles(run, {n_experts, n, k}, 64);
+            const NibbleWeight weight = nibbles(run, {n_experts, n, k}, group);
             run.op(&Backend::expert_linear,
                    ExpertLinearArgs{
                        rows, weight.codes, weight.scales, weight.zeros,
