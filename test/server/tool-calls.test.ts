@@ -7,7 +7,7 @@ import {
   makeToolCallParser,
   type ToolFormat,
   toolFormatOf,
-} from '../../lib/server/tool-calls'
+} from '../../lib/chat/tool-calls'
 import { CHAT_TOOLS, forcedSchema } from '../../lib/server/tools'
 import { propertyRuns } from '../support/properties'
 import { post, stream } from './running'
