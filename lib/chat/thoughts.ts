@@ -13,15 +13,21 @@ export interface ThoughtMarks {
   readonly close: string
 }
 
-/** Qwen 3's, DeepSeek-R1's, GLM-Z1's and others'. */
-const THINK: ThoughtMarks = { open: '<think>', close: '</think>' }
+const MARKS: readonly ThoughtMarks[] = [
+  // Of Qwen 3, DeepSeek-R1, GLM-Z1 and others.
+  { open: '<think>', close: '</think>' },
+  // Of Magistral.
+  { open: '[THINK]', close: '[/THINK]' },
+  // Of Seed-OSS.
+  { open: '<seed:think>', close: '</seed:think>' },
+]
 
 /**
  * The marks that a chat template's models write what they think between, before what they say: it knows
  * where that ends. null: it knows none.
  */
 export function thoughtMarks(template: string): ThoughtMarks | null {
-  return template.includes(THINK.close) ? THINK : null
+  return MARKS.find(({ close }) => template.includes(close)) ?? null
 }
 
 /** What a parser has to know. */

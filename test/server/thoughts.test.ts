@@ -155,6 +155,11 @@ describe('what an answer thinks and says', () => {
   test('by the template', () => {
     expect(thoughtMarks("{% if '</think>' in content %}")).toEqual(marks)
     expect(thoughtMarks('{{ content }}')).toBe(null)
+    // Magistral's has an example of a thought in its system message; Seed-OSS's names its marks.
+    const magistral = thoughtMarks('[SYSTEM_PROMPT]First draft: [THINK]…[/THINK]Here, …')
+    expect(magistral).toEqual({ open: '[THINK]', close: '[/THINK]' })
+    const seed = thoughtMarks("{%- set think_end_token = '</seed:think>' -%}")
+    expect(seed).toEqual({ open: '<seed:think>', close: '</seed:think>' })
   })
 })
 
