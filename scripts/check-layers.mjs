@@ -25,12 +25,14 @@ const typescriptLayers = {
   cache: ['ops', ...shared],
   model: ['ops', 'cache', ...shared],
   engine: belowEngine,
-  eval: ['engine', ...belowEngine],
+  // What a model's answer to a chat thinks, says and calls.
+  chat: ['model', ...shared],
+  eval: ['chat', 'engine', ...belowEngine],
   bench: ['engine', 'reference', ...belowEngine],
-  server: ['engine', ...belowEngine],
+  server: ['chat', 'engine', ...belowEngine],
   // Looks at how the addon and its plugins were found, which nobody else above ops may.
   doctor: ['bench', 'reference', 'native', ...belowEngine],
-  cli: ['bench', 'doctor', 'eval', 'server', 'engine', ...belowEngine],
+  cli: ['bench', 'doctor', 'eval', 'server', 'chat', 'engine', ...belowEngine],
 }
 // The public surface gathers from everywhere, and nobody below imports it.
 typescriptLayers.index = Object.keys(typescriptLayers)

@@ -24,6 +24,10 @@ const kForm = new Option(
   'words of the models of this package, or sentences (default: as the vocabulary is)',
 ).argParser(choice('words', 'longeval'))
 const kChat = new Option('--chat', "ask through the model's chat template")
+const kNumberTokens = new Option(
+  '--max-tokens <n>',
+  'most tokens of an answer (default: those of a number, with some words around it)',
+).argParser(integer(1))
 const kData = (what: string) => new Option('--data <file>', what)
 const kLines = (lines: readonly number[]) =>
   new Option('--lines <list>', 'lines of the prompts')
@@ -42,6 +46,7 @@ export const kTaskCommands: readonly TaskCommand[] = [
       kForm,
       kData("LongEval's own prompts (JSONL), instead of lines made of the seed").conflicts('lines'),
       kChat,
+      kNumberTokens,
     ],
     tasksOf: ({
       lines,
@@ -70,6 +75,7 @@ export const kTaskCommands: readonly TaskCommand[] = [
         .argParser(integer(1))
         .default(4096),
       kChat,
+      kNumberTokens,
     ],
     tasksOf: ({
       lines,
@@ -214,9 +220,17 @@ function command<T>(
   return { ...task, tasksOf: (given) => task.tasksOf(given as T) }
 }
 
-type Options<T> = T & { readonly form?: 'words' | 'longeval'; readonly chat?: boolean }
+type Options<T> = T & {
+  readonly form?: 'words' | 'longeval'
+  readonly chat?: boolean
+  readonly maxTokens?: number
+}
 
 /** What is not given is left out: it is part of what a question depends on. */
-function shared({ form, chat }: Options<object>) {
-  return { ...(form === undefined ? {} : { form }), ...(chat === undefined ? {} : { chat }) }
+function shared({ form, chat, maxTokens }: Options<object>) {
+  return {
+    ...(form === undefined ? {} : { form }),
+    ...(chat === undefined ? {} : { chat }),
+    ...(maxTokens === undefined ? {} : { maxTokens }),
+  }
 }

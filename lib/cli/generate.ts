@@ -1,9 +1,9 @@
 import type { Command } from 'commander'
+import { answerReader } from '../chat/answer-reader.js'
 import type { Model } from '../engine/model.js'
 import { exampleModel } from '../model/example-model.js'
 import type { PolicySpec } from '../policy/index.js'
 import { policyLabel } from '../policy/policy-label.js'
-import { channelsOf } from './channels.js'
 import {
   addModelOptions,
   decimal,
@@ -81,28 +81,27 @@ async function generate(
   const sequence = model.createSequence({ policy, seed: options.seed })
   try {
     const tokens: { id: number; text: string; logprob: number }[] = []
-    const channels = options.chat ? channelsOf(model, prompt, options.stop ?? []) : null
     const { stop, ignoreEos, ...sampling } = samplingOf(options)
-    const ends = channels
-      ? { ignoreEos, stopTokens: ignoreEos ? [] : channels.stopTokens }
+    const reader = readerOf(model, prompt, options)
+    const ends = reader
+      ? { ignoreEos, stopTokens: ignoreEos ? [] : reader.stopTokens }
       : { ignoreEos, stop }
     for await (const token of sequence.generate(prompt, { ...sampling, ...ends, signal })) {
       const { id, text, logprob } = token
       tokens.push({ id, text, logprob })
-      // What was held back of a text comes with a stop token: the channels have it, and not that.
-      const said = channels ? (token.isStop ? '' : channels.push(id)) : text
+      const said = reader ? reader.push(token) : text
       // A model without a tokenizer has ids only.
       if (!json) print(model.tokenizer === null ? `${tokens.length > 1 ? ' ' : ''}${id}` : said)
-      if (channels?.isStopped) break
+      if (reader?.isStopped) break
     }
     const { bytes } = sequence
-    const finishReason = channels?.isStopped ? 'stop' : sequence.finishReason
-    const rest = channels?.end(finishReason === 'length') ?? ''
+    const finishReason = reader?.isStopped ? 'stop' : sequence.finishReason
+    const rest = reader?.end(finishReason === 'length') ?? ''
     if (json) {
-      const text = channels ? channels.text : tokens.map((token) => token.text).join('')
+      const text = reader ? reader.text : tokens.map((token) => token.text).join('')
       printJson({
         ...{ schema: 'zipcache-generate-1', model: options.model, policy: policyLabel(policy) },
-        ...(channels ? { reasoning: channels.reasoning } : {}),
+        ...(reader ? { reasoning: reader.reasoning } : {}),
         ...{ text, finishReason, tokens, bytes },
       })
       return
@@ -116,6 +115,16 @@ async function generate(
   } finally {
     sequence.dispose()
   }
+}
+
+/** Tells a chat's thoughts from what it says; null where nothing is to be told apart. */
+function readerOf(
+  { tokenizer }: Model,
+  prompt: string | number[],
+  { chat, stop }: GenerateCommandOptions,
+) {
+  const isChat = chat && tokenizer && typeof prompt !== 'string'
+  return isChat ? answerReader(tokenizer, prompt, stop ?? []) : null
 }
 
 /** The policy as it was given, with what else was asked of it. */

@@ -1,6 +1,6 @@
 import { checkInteger } from '../engine/options.js'
 import { deriveSeed, sampleWithoutReplacement, toSeed } from '../random.js'
-import { encodeTurns, expectFits, prefillTurns, writeAnswer } from './prompt.js'
+import { chatKey, encodeTurns, expectFits, prefillTurns, writeAnswer } from './prompt.js'
 import { drawItems, questionSeed } from './questions.js'
 import type { Asked, Outcome, Task, TaskSetting } from './task.js'
 import { readTaskFile, type TaskLine } from './task-file.js'
@@ -57,7 +57,13 @@ export async function gsm8k(spec: Gsm8kSpec, setting: TaskSetting): Promise<Task
     facts: { data: spec.data, shots },
     key: JSON.stringify([
       'gsm8k',
-      { digest: file.digest, shotsDigest: shotsFile?.digest, shots, maxTokens, chat },
+      {
+        digest: file.digest,
+        shotsDigest: shotsFile?.digest,
+        shots,
+        maxTokens,
+        chat: chatKey(setting.tokenizer, chat),
+      },
     ]),
     measure: 'hits',
     count: chosen.length,
@@ -89,9 +95,14 @@ async function solve(
   const turns = encodeTurns(asked.tokenizer, [prompt], { chat })
   expectFits(asked.model, turns.flat().length + maxTokens, 'data')
   await prefillTurns(asked, turns)
-  const answer = await writeAnswer(asked, { maxTokens, stop: [`\n${kQuestion}`] })
-  const given = answeredNumber(answer)
-  return { score: given !== null && equal(given, number) ? 1 : 0, answer, expected: number }
+  const { text, said, values } = await writeAnswer(asked, {
+    maxTokens,
+    stop: [`\n${kQuestion}`],
+    chat: chat ? turns.flat() : null,
+  })
+  const given = answeredNumber(said)
+  const score = given !== null && equal(given, number) ? 1 : 0
+  return { score, answer: text, expected: number, values }
 }
 
 function readProblem(line: TaskLine): Problem {

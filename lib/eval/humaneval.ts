@@ -86,7 +86,7 @@ async function program(
   const turns = encodeTurns(asked.tokenizer, [prompt])
   expectFits(asked.model, turns.flat().length + maxTokens, 'data')
   await prefillTurns(asked, turns)
-  const answer = await writeAnswer(asked, { maxTokens, stop: kStop })
+  const { text: answer } = await writeAnswer(asked, { maxTokens, stop: kStop })
   const source = `${prompt}${answer}\n\n${test}\n\ncheck(${entryPoint})\n`
   const end = await runPython(source, limits, asked.signal)
   return {

@@ -3,7 +3,7 @@ import { show } from '../errors.js'
 import { deriveSeed, toSeed } from '../random.js'
 import { check } from './check.js'
 import type { LineRetrievalPrompt } from './line-retrieval-prompt.js'
-import { expectFits, prefillTurns, writeAnswer } from './prompt.js'
+import { chatKey, expectFits, prefillTurns, writeAnswer } from './prompt.js'
 import { questionSeed } from './questions.js'
 import {
   firstFiveDigits,
@@ -38,6 +38,8 @@ export interface LineRetrievalSpec {
   readonly data?: string | undefined
   /** Ask through the model's chat template. Default false. */
   readonly chat?: boolean | undefined
+  /** Most tokens of an answer; default those of a number, with some words around it. */
+  readonly maxTokens?: number | undefined
 }
 
 const kMaxLines = 4096
@@ -55,14 +57,20 @@ export async function lineRetrieval(spec: LineRetrievalSpec, setting: TaskSettin
   const { tokenizer } = setting
   check('ask', ask === 'inside' || ask === 'after', `is ${show(ask)}, expected inside or after`)
   checkBoolean('chat', chat)
-  if (spec.data !== undefined) return publishedLineRetrieval(spec.data, { ask, chat }, setting)
+  const maxTokens = checkMaxTokens(spec.maxTokens)
+  if (spec.data !== undefined) {
+    return publishedLineRetrieval(spec.data, { ask, chat, maxTokens }, setting)
+  }
   const lines = checkLines(spec.lines)
   const form = resolveForm(tokenizer, spec.form ?? 'auto')
   const seeds = deriveSeed(toSeed(setting.seed), lines)
   return {
     name: 'line-retrieval',
     facts: { lines, ask },
-    key: JSON.stringify(['line-retrieval', { lines, ask, form, chat }]),
+    key: JSON.stringify([
+      'line-retrieval',
+      { lines, ask, form, chat: chatKey(tokenizer, chat), maxTokens },
+    ]),
     measure: 'hits',
     count: setting.questions,
     question(index) {
@@ -70,7 +78,10 @@ export async function lineRetrieval(spec: LineRetrievalSpec, setting: TaskSettin
       return {
         seed,
         ask: (asked) =>
-          askRetrieval(asked, makeRetrievalPrompt(tokenizer, form, { lines, seed }, { chat }), ask),
+          askRetrieval(asked, makeRetrievalPrompt(tokenizer, form, { lines, seed }, { chat }), {
+            ask,
+            maxTokens,
+          }),
       }
     },
   }
@@ -78,7 +89,7 @@ export async function lineRetrieval(spec: LineRetrievalSpec, setting: TaskSettin
 
 async function publishedLineRetrieval(
   path: string,
-  { ask, chat }: { ask: AskMode; chat: boolean },
+  { ask, chat, maxTokens }: RetrievalAsking & { chat: boolean },
   { tokenizer, questions, seed: baseSeed }: TaskSetting,
 ): Promise<Task> {
   const { digest, prompts } = await readLongEval(path)
@@ -86,40 +97,56 @@ async function publishedLineRetrieval(
   return {
     name: 'line-retrieval',
     facts: { data: path, ask },
-    key: JSON.stringify(['line-retrieval', { digest, ask, chat }]),
+    key: JSON.stringify([
+      'line-retrieval',
+      { digest, ask, chat: chatKey(tokenizer, chat), maxTokens },
+    ]),
     measure: 'hits',
     count: Math.min(questions, prompts.length),
     question: (index) => ({
       seed: questionSeed(seeds, index),
       async ask(asked) {
         const text = prompts[index] as (typeof prompts)[number]
-        return askRetrieval(asked, longEvalPrompt(tokenizer, text, { chat }), ask)
+        return askRetrieval(asked, longEvalPrompt(tokenizer, text, { chat }), { ask, maxTokens })
       },
     }),
   }
 }
 
+/** How a prompt is asked. */
+export interface RetrievalAsking {
+  readonly ask: AskMode
+  /** undefined: as many as the prompt has it. */
+  readonly maxTokens: number | undefined
+}
+
 /** Puts a prompt into the sequence, at once or in turns, and reads the number. */
 export async function askRetrieval(
   asked: Asked,
-  { turns, number, maxTokens, readAnswer }: RetrievalPrompt,
-  ask: AskMode,
+  { turns, isChat, number, readAnswer, ...prompt }: RetrievalPrompt,
+  { ask, maxTokens = prompt.maxTokens }: RetrievalAsking,
 ): Promise<Outcome> {
   const length = turns.reduce((sum, ids) => sum + ids.length, 0)
   expectFits(asked.model, length + maxTokens, 'lines')
   await prefillTurns(asked, ask === 'inside' ? [turns.flat()] : turns)
-  const answer = await writeAnswer(asked, {
+  const { said, values } = await writeAnswer(asked, {
     maxTokens,
     isDone: (text) => readAnswer(text) !== null,
+    chat: isChat ? turns.flat() : null,
   })
   // Something stands after the last digit of what has ended.
-  const given = readAnswer(answer) ?? readAnswer(`${answer}\n`)
-  return { score: given === number ? 1 : 0, answer: given, expected: number }
+  const given = readAnswer(said) ?? readAnswer(`${said}\n`)
+  return { score: given === number ? 1 : 0, answer: given, expected: number, values }
 }
 
 /** Throws `ERR_ZC_ARGUMENT` for what is no number of lines. */
 export function checkLines(lines: number | undefined): number {
   return checkInteger('lines', lines, 1, kMaxLines)
+}
+
+/** Throws `ERR_ZC_ARGUMENT` for what is no number of tokens. */
+export function checkMaxTokens(maxTokens: number | undefined): number | undefined {
+  return maxTokens === undefined ? undefined : checkInteger('maxTokens', maxTokens, 1, 2 ** 20)
 }
 
 // ---- the demo's question ----
@@ -138,5 +165,6 @@ export async function answerLineRetrieval(
 ): Promise<string | null> {
   const maxTokens = encodeLineRetrieval(tokenizer, prompt.answerText).length + 3
   const isDone = (text: string) => firstFiveDigits(text) !== null
-  return firstFiveDigits(await writeAnswer({ sequence, signal }, { maxTokens, isDone }))
+  const { text } = await writeAnswer({ sequence, tokenizer, signal }, { maxTokens, isDone })
+  return firstFiveDigits(text)
 }

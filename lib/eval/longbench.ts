@@ -11,7 +11,7 @@ import {
   retrieval,
   rougeL,
 } from './longbench-scores.js'
-import { encodeTurns, expectFits, writeAnswer } from './prompt.js'
+import { chatKey, encodeTurns, expectFits, writeAnswer } from './prompt.js'
 import { drawItems, questionSeed } from './questions.js'
 import type { Asked, Outcome, Task, TaskSetting } from './task.js'
 import { readTaskFile, type TaskLine } from './task-file.js'
@@ -113,7 +113,10 @@ export async function longBench(spec: LongBenchSpec, setting: TaskSetting): Prom
   return {
     name: 'longbench',
     facts: { set: name, prompt: spec.prompts === undefined ? 'own' : 'published' },
-    key: JSON.stringify(['longbench', { digest, template, maxTokens, chat }]),
+    key: JSON.stringify([
+      'longbench',
+      { digest, template, maxTokens, chat: chatKey(setting.tokenizer, chat) },
+    ]),
     measure: 'score',
     count: chosen.length,
     question: (index) => ({
@@ -133,26 +136,31 @@ async function askItem(
 ): Promise<Outcome> {
   const { name, kind, template, maxTokens, chat } = options
   const fields = { context, input }
-  const text = template.replace(
+  const prompt = template.replace(
     /\{(context|input)\}/g,
     (_, key: keyof typeof fields) => fields[key],
   )
-  const ids = encodeTurns(asked.tokenizer, [text], { chat }).flat()
+  const ids = encodeTurns(asked.tokenizer, [prompt], { chat }).flat()
   const room = asked.model.config.maxPositions - maxTokens
   expectFits(asked.model, maxTokens + 2, 'maxTokens')
   const half = Math.floor(room / 2)
   const fitting = ids.length <= room ? ids : [...ids.slice(0, half), ...ids.slice(-half)]
   await asked.sequence.prefill(fitting, { signal: asked.signal })
-  const answer = await writeAnswer(asked, { maxTokens })
-  const judged = kOneLine.includes(name)
-    ? (answer.replace(/^\n+/, '').split('\n')[0] ?? '')
-    : answer
+  const {
+    text: answer,
+    said,
+    values,
+  } = await writeAnswer(asked, {
+    maxTokens,
+    chat: chat ? fitting : null,
+  })
+  const judged = kOneLine.includes(name) ? (said.replace(/^\n+/, '').split('\n')[0] ?? '') : said
   const scores = answers.map((truth) => scoreOf(kind, judged, truth, classes))
   return {
     score: Math.max(0, ...scores),
     answer,
     expected: answers[0] ?? null,
-    values: { cut: ids.length - fitting.length },
+    values: { cut: ids.length - fitting.length, ...values },
   }
 }
 

@@ -83,7 +83,7 @@ async function converse(asked: Asked, conversation: Conversation): Promise<Outco
     const ids = encodeTurns(tokenizer, texts, style).flat()
     expectFits(model, sequence.length + ids.length + maxTokens, 'lines')
     await sequence.prefill(ids, { signal })
-    const text = await writeAnswer(asked, { maxTokens, stop })
+    const { text } = await writeAnswer(asked, { maxTokens, stop })
     answer = readAnswer(`${text}\n`)
     hits.push(answer === number ? 1 : 0)
   }

@@ -2,9 +2,9 @@ import { checkInteger } from '../engine/options.js'
 import { argumentError, show } from '../errors.js'
 import { deriveSeed, toSeed, uniformInteger } from '../random.js'
 import { check } from './check.js'
-import { type AskMode, askRetrieval, checkLines } from './line-retrieval.js'
+import { type AskMode, askRetrieval, checkLines, checkMaxTokens } from './line-retrieval.js'
 import { kAdjectives, kNouns } from './line-retrieval-prompt.js'
-import { encodeTurns } from './prompt.js'
+import { chatKey, encodeTurns } from './prompt.js'
 import { questionSeed } from './questions.js'
 import {
   firstNumber,
@@ -35,6 +35,8 @@ export interface NeedleSpec {
   readonly form?: RetrievalForm | 'auto' | undefined
   /** Ask through the model's chat template. Default false. */
   readonly chat?: boolean | undefined
+  /** Most tokens of an answer; default those of a number, with some words around it. */
+  readonly maxTokens?: number | undefined
 }
 
 const kAnswerTokens = 32
@@ -50,6 +52,7 @@ export async function needle(spec: NeedleSpec, setting: TaskSetting): Promise<Ta
   const { tokenizer, questions } = setting
   check('ask', ask === 'inside' || ask === 'after', `is ${show(ask)}, expected inside or after`)
   check('depth', depth >= 0 && depth <= 100, `is ${depth}, expected percents of 0 to 100`)
+  const maxTokens = checkMaxTokens(spec.maxTokens)
   const seeds = deriveSeed(toSeed(setting.seed), Math.round(1000 * depth))
   const haystack = spec.data === undefined ? null : await readHaystack(spec, tokenizer)
   const form = haystack ? null : resolveForm(tokenizer, spec.form ?? 'auto')
@@ -64,12 +67,18 @@ export async function needle(spec: NeedleSpec, setting: TaskSetting): Promise<Ta
   return {
     name: 'needle',
     facts: { ...size, depth, ask },
-    key: JSON.stringify(['needle', { ...size, depth, ask, chat, form, digest: haystack?.digest }]),
+    key: JSON.stringify([
+      'needle',
+      {
+        ...{ ...size, depth, ask, chat: chatKey(tokenizer, chat), form },
+        ...{ digest: haystack?.digest, maxTokens },
+      },
+    ]),
     measure: 'hits',
     count: questions,
     question(index) {
       const seed = questionSeed(seeds, index)
-      return { seed, ask: (asked) => askRetrieval(asked, makePrompt(seed), ask) }
+      return { seed, ask: (asked) => askRetrieval(asked, makePrompt(seed), { ask, maxTokens }) }
     },
   }
 }
@@ -117,6 +126,7 @@ function needlePrompt(
   const question = `\n\nQuestion: what is the secret number of the ${name}?${begun}`
   return {
     turns: encodeTurns(tokenizer, [text, question], { chat }),
+    isChat: chat,
     number,
     maxTokens: kAnswerTokens,
     readAnswer: firstNumber,

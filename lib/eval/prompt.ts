@@ -1,3 +1,4 @@
+import { answerReader } from '../chat/answer-reader.js'
 import { ZipCacheError } from '../errors.js'
 import type { SubjectModel, SubjectTokenizer } from './subject.js'
 import type { Asked } from './task.js'
@@ -79,23 +80,52 @@ export async function prefillTurns({ sequence, signal }: Asked, turns: PromptTur
   for (const ids of turns) if (ids.length > 0) await sequence.prefill(ids, { signal })
 }
 
+/** What a model wrote. */
+export interface Written {
+  /** All of it. */
+  readonly text: string
+  /** Without its thoughts, where the prompt was a chat whose template tells them apart. */
+  readonly said: string
+  /** `unfinished`, there: 1 for an answer that ended within its thoughts, else 0. */
+  readonly values: Readonly<Record<string, number>>
+}
+
 /**
- * What the model writes greedily, until `isDone` of the text so far, a stop text, its own end, or
- * `maxTokens`.
+ * What the model writes greedily, until `isDone` of what it said so far, a stop text in that, its own end,
+ * or `maxTokens`.
+ *
+ * - `chat`: the prompt, where it was made by the model's chat template
  */
 export async function writeAnswer(
-  { sequence, signal }: Pick<Asked, 'sequence' | 'signal'>,
+  { sequence, tokenizer, signal }: Pick<Asked, 'sequence' | 'tokenizer' | 'signal'>,
   options: {
     readonly maxTokens: number
     readonly stop?: readonly string[]
-    readonly isDone?: (text: string) => boolean
+    readonly isDone?: (said: string) => boolean
+    readonly chat?: readonly number[] | null
   },
-): Promise<string> {
-  const { maxTokens, stop = [], isDone = () => false } = options
+): Promise<Written> {
+  const { maxTokens, stop = [], isDone = () => false, chat = null } = options
+  const reader = chat && answerReader(tokenizer, chat, stop)
+  const ends = reader ? { stopTokens: reader.stopTokens } : { stop }
   let text = ''
-  for await (const token of sequence.generate(null, { maxTokens, temperature: 0, stop, signal })) {
+  let nTokens = 0
+  for await (const token of sequence.generate(null, {
+    ...{ maxTokens, temperature: 0, signal },
+    ...ends,
+  })) {
     text += token.text
-    if (isDone(text)) break
+    if (!token.isStop) nTokens++
+    reader?.push(token)
+    if (reader?.isStopped || isDone(reader?.text ?? text)) break
   }
-  return text
+  if (!reader) return { text, said: text, values: {} }
+  reader.end(nTokens === maxTokens)
+  const isUnfinished = reader.text.trim() === '' && reader.reasoning !== ''
+  return { text, said: reader.text, values: { unfinished: isUnfinished ? 1 : 0 } }
+}
+
+/** What keys of tasks have of `chat`: answers are read differently where thoughts are told apart. */
+export function chatKey(tokenizer: SubjectTokenizer, chat: boolean): boolean | string {
+  return chat && answerReader(tokenizer, [], []) ? 'thoughts apart' : chat
 }

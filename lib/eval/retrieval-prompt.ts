@@ -15,6 +15,8 @@ export type RetrievalForm = 'words' | 'longeval'
 export interface RetrievalPrompt {
   /** The records, then the question. */
   readonly turns: PromptTurns
+  /** Whether they are a chat by the model's template. */
+  readonly isChat: boolean
   /** The digits that are right. */
   readonly number: string
   readonly maxTokens: number
@@ -62,6 +64,7 @@ export function makeRetrievalPrompt(
   const rightTokens = tokenizer.encode(answerText, { addSpecialTokens: false }).length
   return {
     turns,
+    isChat: false,
     number,
     maxTokens: rightTokens + kExtraAnswerTokens,
     readAnswer: firstFiveDigits,
@@ -142,6 +145,7 @@ export function longEvalPrompt(
 ): RetrievalPrompt {
   return {
     turns: encodeTurns(tokenizer, [recordText, questionText], style),
+    isChat: style.chat ?? false,
     number,
     maxTokens: kLongEvalAnswerTokens,
     readAnswer: firstNumber,

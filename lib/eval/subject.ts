@@ -26,8 +26,14 @@ export interface SubjectTokenizer {
   encode(text: string, options: { readonly addSpecialTokens: boolean }): number[]
   /** Token ids to text. */
   decode(ids: Iterable<number>): string
+  /** The vocabulary entry of an id; undefined where there is none. */
+  token(id: number): string | undefined
   /** The id of a vocabulary entry; undefined where there is none. */
   tokenId(token: string): number | undefined
+  /** Ids that have no text in answers: `<s>` and the like. */
+  readonly specialIds: ReadonlySet<number>
+  /** The source of the chat template, which says how thoughts are written; undefined: there is none. */
+  chatTemplateSource(): string | undefined
   /** Messages as the text that the model was taught to answer. */
   applyChatTemplate(
     messages: readonly ChatMessage[],
@@ -59,9 +65,10 @@ export interface SubjectSequence {
       readonly temperature: number
       readonly ignoreEos?: boolean
       readonly stop?: readonly string[]
+      readonly stopTokens?: readonly number[]
       readonly signal?: AbortSignal | undefined
     },
-  ): AsyncGenerator<Pick<GeneratedToken, 'id' | 'text'>>
+  ): AsyncGenerator<Pick<GeneratedToken, 'id' | 'text' | 'isStop'>>
   /** Lets go of the context. */
   dispose(): void
 }

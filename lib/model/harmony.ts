@@ -23,7 +23,9 @@ export interface HarmonyMarks {
 }
 
 /** The marks of a vocabulary; null where one that no answer can do without is no special token of it. */
-export function harmonyMarks(tokenizer: ModelTokenizer): HarmonyMarks | null {
+export function harmonyMarks(
+  tokenizer: Pick<ModelTokenizer, 'specialIds' | 'tokenId'>,
+): HarmonyMarks | null {
   const idOf = (name: string) => {
     const id = tokenizer.tokenId(`<|${name}|>`)
     return id !== undefined && tokenizer.specialIds.has(id) ? id : null

@@ -1,10 +1,10 @@
+import type { HarmonyParser, HarmonyPart } from '../chat/harmony.js'
+import type { Said, ToolCall, ToolCallParser } from '../chat/tool-calls.js'
 import type { FinishReason, GeneratedToken } from '../engine/generation.js'
 import { StopMatcher } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { ChoiceEvent, Usage } from './generation.js'
-import type { HarmonyParser, HarmonyPart } from './harmony.js'
 import type { ThoughtEvent } from './thoughts.js'
-import type { Said, ToolCall, ToolCallParser } from './tool-calls.js'
 
 /** Why a choice ended, as clients are told: calls are to be made, or as the engine has it. */
 export type AnswerReason = FinishReason | 'tool_calls'

@@ -1,3 +1,4 @@
+import type { ToolCall } from '../chat/tool-calls.js'
 import type { GeneratedToken } from '../engine/generation.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import { type AnswerEvent, cacheObject, tokenLogprobs } from './answers.js'
@@ -5,7 +6,6 @@ import type { ApiError } from './api-error.js'
 import type { JsonObject } from './fields.js'
 import type { Usage } from './generation.js'
 import { itemId } from './stored-responses.js'
-import type { ToolCall } from './tool-calls.js'
 
 /** An event of the Responses API. */
 export interface ResponseEvent {

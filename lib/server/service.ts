@@ -1,4 +1,7 @@
 import { randomUUID } from 'node:crypto'
+import { HarmonyParser } from '../chat/harmony.js'
+import { type ThoughtMarks, ThoughtParser, thoughtMarks } from '../chat/thoughts.js'
+import { makeForcedParser, makeToolCallParser, toolFormatOf } from '../chat/tool-calls.js'
 import type { Engine } from '../engine/engine.js'
 import type { HarmonyOptions } from '../engine/harmony-constraint.js'
 import type { Model } from '../engine/model.js'
@@ -27,7 +30,6 @@ import {
   type GenerationObserver,
   type Usage,
 } from './generation.js'
-import { HarmonyParser } from './harmony.js'
 import {
   chatPrompt,
   checkLength,
@@ -52,8 +54,7 @@ import type { SessionName, Sessions } from './sessions.js'
 import { Beginnings, countShared } from './shared-tokens.js'
 import { newResponseId, type StoredResponses } from './stored-responses.js'
 import { inTemplateWords, toolsInTemplateWords } from './template-messages.js'
-import { type ThoughtEvent, withThoughts, writesThoughts } from './thoughts.js'
-import { makeForcedParser, makeToolCallParser, toolFormatOf } from './tool-calls.js'
+import { type ThoughtEvent, withThoughts } from './thoughts.js'
 import { callSchemas, type ToolRequest } from './tools.js'
 
 /** What a service answers from. */
@@ -278,16 +279,33 @@ export class OpenAiService {
     const prompts = [shared ? { ...prompt, shared } : prompt]
     const marks = isHarmonyTemplate(template) && model.tokenizer && harmonyMarks(model.tokenizer)
     if (marks) return this.#harmony(request, prompts, marks, call, separator)
-    const started = this.#generate(request, prompts, call)
+    const thoughts = thoughtMarks(template)
     // What has to be JSON from its first token on has no thoughts.
-    const mayThink = writesThoughts(template) && request.sampling.json === undefined
-    const { usage } = started.generation
-    const events = mayThink
-      ? withThoughts(started.events, prompt.text ?? '', () => {
-          usage.reasoningTokens++
-        })
-      : started.events
-    return { ...started, events: this.#findCalls(request, template, events) }
+    const mayThink = thoughts && request.sampling.json === undefined
+    const started = mayThink
+      ? this.#thinking(request, prompts, thoughts, call)
+      : this.#generate(request, prompts, call)
+    return { ...started, events: this.#findCalls(request, template, started.events) }
+  }
+
+  /** An answer that may have thoughts before what it says. */
+  #thinking(
+    { sampling, ...request }: ChatRequest,
+    prompts: readonly PromptTokens[],
+    marks: ThoughtMarks,
+    call: FromCall,
+  ): Started & { events: AsyncIterable<ThoughtEvent> } {
+    // Texts that end the answer are looked for where it is told apart: thoughts may have them.
+    const { stop = [], ...own } = sampling
+    const tokenizer = this.#parts.model.tokenizer as ModelTokenizer
+    const prompt = prompts[0]?.text ?? ''
+    const started = this.#generate({ ...request, sampling: own }, prompts, call)
+    const events = withThoughts(started.events, {
+      makeParser: () => new ThoughtParser({ marks, tokenizer, prompt }),
+      stop: [stop].flat(),
+      ...toldTo(started.generation),
+    })
+    return { ...started, events }
   }
 
   /** An answer whose format tells what the model thinks from what it says and calls. */
@@ -321,10 +339,7 @@ export class OpenAiService {
       stop: [stop].flat(),
       isNamed: typeof forced === 'string',
       isParallel,
-      stopChoice: (choice) => started.generation.stop(choice),
-      countReasoning: () => {
-        started.generation.usage.reasoningTokens++
-      },
+      ...toldTo(started.generation),
     })
     return { ...started, events }
   }
@@ -447,6 +462,16 @@ function variablesOf({ templateVariables, effort }: ChatRequest, template: strin
   if (template.includes('reasoning_effort'))
     return { ...templateVariables, reasoning_effort: value }
   throw invalid(field, 'is given, but the chat template of this model does not read it')
+}
+
+/** What a generation is told by those who tell apart what it gives. */
+function toldTo(generation: Generation) {
+  return {
+    stopChoice: (choice: number) => generation.stop(choice),
+    countReasoning: () => {
+      generation.usage.reasoningTokens++
+    },
+  }
 }
 
 /** Whether a prompt ends where the model says to which channel it writes. */

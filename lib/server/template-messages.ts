@@ -1,7 +1,7 @@
+import { PHI } from '../chat/tool-calls.js'
 import { isHarmonyTemplate } from '../model/harmony.js'
 import type { ChatMessage } from '../model/tokenizer.js'
 import { isObject, type JsonObject } from './fields.js'
-import { PHI } from './tool-calls.js'
 
 /**
  * Messages and tools in the words of a template.

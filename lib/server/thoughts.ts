@@ -1,34 +1,31 @@
+import type { ThoughtParser, ThoughtPart } from '../chat/thoughts.js'
+import { StopMatcher } from '../model/text-stream.js'
 import type { AnswerEvent } from './answers.js'
 import type { ChoiceEvent } from './generation.js'
-
-const OPEN = '<think>'
-const CLOSE = '</think>'
 
 /** What an answer does whose thoughts are told apart, and whose calls are not yet. */
 export type ThoughtEvent = ChoiceEvent | Extract<AnswerEvent, { kind: 'reasoning' }>
 
-/** Whether a chat template's models write what they think before what they say: it knows where that ends. */
-export function writesThoughts(template: string): boolean {
-  return template.includes(CLOSE)
+/** What an answer with thoughts is read with. */
+export interface ThoughtReading {
+  /** A parser for the answer of a choice. */
+  makeParser(choice: number): ThoughtParser
+  /** Texts that end a choice, looked for in what it says alone. */
+  readonly stop: readonly string[]
+  /** Told of a choice that such a text has ended. */
+  stopChoice(choice: number): void
+  /** Told of every token of a thought. */
+  countReasoning(): void
 }
 
-/**
- * Tells what a model thinks from what it says, where it writes the former first and between `<think>` and
- * `</think>`: Qwen 3, DeepSeek-R1, GLM-Z1 and others. White space around thoughts is left out; an
- * answer that does not begin with `<think>` has none.
- *
- * - `prompt`: some templates begin the thought themselves, so that the answer goes on with it
- * - `count`: told of every token of a thought
- */
+/** Tells what a model thinks from what it says, where both stand in one text. */
 export async function* withThoughts(
   events: AsyncIterable<ChoiceEvent>,
-  prompt: string,
-  count: () => void,
+  reading: ThoughtReading,
 ): AsyncGenerator<ThoughtEvent, void, undefined> {
-  const isOpen = prompt.trimEnd().endsWith(OPEN)
   const choices = new Map<number, ThinkingChoice>()
   for await (const event of events) {
-    const choice = choices.get(event.choice) ?? new ThinkingChoice(event.choice, isOpen, count)
+    const choice = choices.get(event.choice) ?? new ThinkingChoice(event.choice, reading)
     choices.set(event.choice, choice)
     yield* event.kind === 'end' ? choice.end(event) : choice.read(event)
   }
@@ -39,85 +36,70 @@ type EndEvent = Extract<ChoiceEvent, { kind: 'end' }>
 
 class ThinkingChoice {
   readonly #choice: number
-  readonly #count: () => void
-  #state: 'beginning' | 'thinking' | 'after a thought' | 'saying'
-  /** What the answer begins with, while that may become `<think>`. */
+  readonly #reading: ThoughtReading
+  readonly #parser: ThoughtParser
+  readonly #matcher: StopMatcher
+  /** What the answer begins with, while that may become a thought. */
   #first: TextEvent[] = []
-  /** White space and what may become `</think>`, at the end of a thought so far. */
-  #held = ''
-  #hasThought = false
+  #isStopped = false
 
-  constructor(choice: number, isOpen: boolean, count: () => void) {
+  constructor(choice: number, reading: ThoughtReading) {
     this.#choice = choice
-    this.#count = count
-    this.#state = isOpen ? 'thinking' : 'beginning'
+    this.#reading = reading
+    this.#parser = reading.makeParser(choice)
+    this.#matcher = new StopMatcher(reading.stop)
   }
 
   *read(event: TextEvent): Generator<ThoughtEvent> {
-    if (this.#state === 'saying') yield event
-    else if (this.#state === 'beginning') yield* this.#begin(event)
-    else if (this.#state === 'thinking') yield* this.#goOn(event)
-    else {
-      const text = textOf(event).trimStart()
-      if (text !== '') this.#state = 'saying'
-      if (text !== '' || event.kind === 'token') yield withText(event, text)
+    if (this.#isStopped) return
+    const parser = this.#parser
+    if (parser.hasThoughts === false) return yield* this.#say(event)
+    const wasReasoning = parser.isReasoning
+    const isSaying = parser.hasThoughts && !wasReasoning
+    const id = event.kind === 'token' ? event.token.id : null
+    const parts = parser.push(id, textOf(event))
+    // The mark itself is no thought.
+    if (id !== null && wasReasoning && parser.isReasoning) this.#reading.countReasoning()
+    if (isSaying) return yield* this.#say(withText(event, parts[0]?.text ?? ''))
+    if (parser.hasThoughts) {
+      this.#first = []
+      yield* this.#tell(parts)
+      return
     }
+    this.#first.push(event)
+    if (parser.hasThoughts === false) yield* this.#sayFirst()
   }
 
   *end(event: EndEvent): Generator<ThoughtEvent> {
-    yield* this.#first
-    if (this.#state === 'thinking') yield* this.#think(this.#held.trimEnd())
-    yield event
+    if (this.#isStopped) return yield { ...event, finishReason: 'stop' }
+    yield* this.#sayFirst()
+    if (this.#parser.hasThoughts && !this.#isStopped) yield* this.#tell(this.#parser.end())
+    const text = this.#matcher.flush()
+    if (text !== '') yield { kind: 'text', choice: this.#choice, text }
+    yield this.#isStopped ? { ...event, finishReason: 'stop' } : event
   }
 
-  *#begin(event: TextEvent): Generator<ThoughtEvent> {
-    this.#first.push(event)
-    const text = this.#first.map(textOf).join('').trimStart()
-    if (OPEN.startsWith(text)) {
-      if (text !== OPEN) return
-    } else if (!text.startsWith(OPEN)) {
-      this.#state = 'saying'
-      yield* this.#first
-      this.#first = []
-      return
-    }
-    this.#state = 'thinking'
+  /** The answer has no thoughts: each of its tokens has its own text. */
+  *#sayFirst(): Generator<ThoughtEvent> {
+    for (const event of this.#first) yield* this.#say(event)
     this.#first = []
-    yield* this.#take(text.slice(OPEN.length))
   }
 
-  *#goOn(event: TextEvent): Generator<ThoughtEvent> {
-    yield* this.#take(textOf(event))
-    // `</think>` itself is no thought.
-    if (event.kind === 'token' && this.#state === 'thinking') this.#count()
+  *#tell(parts: readonly ThoughtPart[]): Generator<ThoughtEvent> {
+    for (const { kind, text } of parts) {
+      if (kind === 'reasoning') yield { kind, choice: this.#choice, text }
+      else yield* this.#say({ kind, choice: this.#choice, text })
+    }
   }
 
-  *#take(piece: string): Generator<ThoughtEvent> {
-    const text = this.#held + piece
-    const close = text.indexOf(CLOSE)
-    const end = close < 0 ? text.length - lengthHeld(text) : close
-    const thought = text.slice(0, end)
-    this.#held = close < 0 ? text.slice(end) : ''
-    yield* this.#think(close < 0 ? thought : thought.trimEnd())
-    if (close < 0) return
-    const rest = text.slice(close + CLOSE.length).trimStart()
-    this.#state = rest === '' ? 'after a thought' : 'saying'
-    if (rest !== '') yield { kind: 'text', choice: this.#choice, text: rest }
+  *#say(event: TextEvent): Generator<ThoughtEvent> {
+    if (this.#isStopped) return
+    const { text, stop } = this.#matcher.push(textOf(event))
+    if (text !== '' || event.kind === 'token') yield withText(event, text)
+    if (stop === null) return
+    this.#isStopped = true
+    this.#reading.stopChoice(this.#choice)
   }
-
-  *#think(thought: string): Generator<ThoughtEvent> {
-    const text = this.#hasThought ? thought : thought.trimStart()
-    if (text === '') return
-    this.#hasThought = true
-    yield { kind: 'reasoning', choice: this.#choice, text }
-  }
-}
-
-/** Units at the end of a thought that may be none of it: white space, and what may become `</think>`. */
-function lengthHeld(text: string): number {
-  let length = Math.min(CLOSE.length - 1, text.length)
-  while (!CLOSE.startsWith(text.slice(text.length - length))) length--
-  return text.length - text.slice(0, text.length - length).trimEnd().length
 }
 
 function textOf(event: TextEvent): string {

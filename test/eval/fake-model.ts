@@ -12,6 +12,9 @@ export const wordTokenizer: SubjectTokenizer = {
       .filter((word) => word !== '')
       .map((word) => words.indexOf(word)),
   decode: (ids) => Array.from(ids, (id) => words[id]).join(' '),
+  token: (id) => words[id],
+  specialIds: new Set(),
+  chatTemplateSource: () => undefined,
   tokenId: (word) => (words.includes(word) ? words.indexOf(word) : undefined),
   applyChatTemplate: ([message]) => `<s> ${message?.content} answer :`,
 }

@@ -1,15 +1,17 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import type { Answer } from '../../lib/eval/asker'
 import { evaluate } from '../../lib/eval/evaluate'
 import { answeredNumber } from '../../lib/eval/gsm8k'
 import { localAsker } from '../../lib/eval/local-asker'
 import { longEvalRecords } from '../../lib/eval/retrieval-prompt'
-import type { SubjectModel } from '../../lib/eval/subject'
+import type { SubjectModel, SubjectTokenizer } from '../../lib/eval/subject'
 import type { TaskSpec } from '../../lib/eval/task-list'
 import type { PolicySpec } from '../../lib/policy/index'
+import { tokenizerWith } from '../server/scripted-model'
 import { fakeModel } from './fake-model'
-import { textModel } from './text-model'
+import { characterTokenizer, textModel } from './text-model'
 
 let dir: string
 beforeAll(() => {
@@ -218,7 +220,10 @@ describe('perplexity', () => {
       ...Array.from(text, (letter) => 'abc'.indexOf(letter)),
     ],
     decode: (ids: Iterable<number>) => Array.from(ids, (id) => 'abc^'[id]).join(''),
+    token: (id: number) => 'abc^'[id],
     tokenId: () => undefined,
+    specialIds: new Set<number>(),
+    chatTemplateSource: () => undefined,
     applyChatTemplate: () => '',
   }
   /** fp16 takes a, b, c and ^ for equally likely; others give the last of the three half of all. */
@@ -400,6 +405,92 @@ describe('longbench', () => {
   ])('prompts that are %s are refused', async (text, message) => {
     const data = file('qasper.jsonl', [item({})])
     await refused({ task: 'longbench', data, prompts: file('p.json', text) }).toThrow(message)
+  })
+})
+
+// ---- thoughts ----
+
+describe('what a model thinks is not scored', () => {
+  const problem = { question: 'What is 2', answer: 'Two thousand.\n#### 2000' }
+  const item = { input: 'who?', context: 'x', answers: ['Lee'], all_classes: null }
+  const harmonyTemplate = `[user]{{ messages[0].content }}<|start|>assistant
+{%- if false %}<|channel|><|message|><|end|><|call|>{% endif %}`
+  const kMarks = ['<|channel|>', '<|message|>', '<|call|>']
+  const thinking: SubjectTokenizer = {
+    ...characterTokenizer,
+    chatTemplateSource: () => "{{ content.split('</think>') }}",
+  }
+  type Style = [string, () => Promise<SubjectTokenizer>, (thought: string, said: string) => string]
+  const styles: Style[] = [
+    ['between marks', async () => thinking, (thought, said) => `<think>${thought}</think>${said}`],
+    [
+      "in harmony's messages",
+      async () => tokenizerWith(harmonyTemplate, kMarks),
+      (thought, said) =>
+        `<|channel|>analysis<|message|>${thought}<|end|><|start|>assistant<|channel|>final<|message|>${said}`,
+    ],
+  ]
+
+  describe.each(styles)('%s', (_, makeTokenizer, write) => {
+    let tokenizer: SubjectTokenizer
+    beforeAll(async () => {
+      tokenizer = await makeTokenizer()
+    })
+    const gsm8k = () => ({ task: 'gsm8k', data: file('one.jsonl', [problem]), shots: 0 }) as const
+    const qasper = () => ({ task: 'longbench', data: file('qasper.jsonl', [item]) }) as const
+
+    test.each<[string, () => TaskSpec, string, (prompt: string) => string]>([
+      ['gsm8k', gsm8k, 'Is it\nQuestion: 7?\n#### 7', () => ' 2000\nQuestion: 5'],
+      ['longbench', () => ({ ...qasper(), maxTokens: 300 }), 'a b c d e f g', () => 'Lee'],
+      ['line-retrieval', () => ({ task: 'line-retrieval', lines: 9 }), '7.', readOff],
+      ['needle', () => ({ task: 'needle', depth: 50, lines: 9 }), '7.', readOff],
+    ])('%s', async (__, makeSpec, thought, answer) => {
+      const spec = { maxTokens: 300, ...makeSpec() } as TaskSpec
+      const answers = (prompt: string) => write(thought, answer(prompt))
+      const row = async (chat: boolean) => {
+        const model = textModel({ tokenizer, answer: answers })
+        return (await ask(model, { ...spec, chat } as TaskSpec, { questions: 1 }))[0]
+      }
+      expect(await row(true)).toMatchObject({ value: 100, values: { unfinished: { value: 0 } } })
+      const plain = await row(false)
+      expect(plain?.value).toBeLessThan(100)
+      expect(plain?.values.unfinished).toBeUndefined()
+    })
+
+    test('an answer that ends within its thoughts has said nothing; all of it is kept', async () => {
+      const thought = 'It may be 2000, or '
+      const model = textModel({
+        tokenizer,
+        answer: () => write(thought, '').split(/<.think|<.end/)[0]!,
+      })
+      const asker = await localAsker({
+        ...{ model, tasks: [{ ...gsm8k(), chat: true }], questions: 1, seed: 1 },
+      })
+      const answers: Answer[] = []
+      const onAnswer = async (answer: Answer) => void answers.push(answer)
+      await asker.ask({ task: 0, question: 0, policies: ['fp16'] }, onAnswer)
+      expect(answers).toMatchObject([{ score: 0, values: { unfinished: 1 } }])
+      expect(answers[0]?.answer).toContain(thought)
+    })
+
+    test('a journal of answers that were scored otherwise is not taken for it', async () => {
+      const keyOf = async (own: SubjectTokenizer) => {
+        const model = textModel({ tokenizer: own })
+        const tasks = [{ ...gsm8k(), chat: true }]
+        return (await localAsker({ model, tasks, questions: 1, seed: 1 })).tasks[0]?.key
+      }
+      expect(await keyOf(tokenizer)).not.toBe(await keyOf(characterTokenizer))
+    })
+  })
+
+  test('a number of tokens', async () => {
+    const model = textModel({ answer: readOff })
+    const spec = { task: 'line-retrieval', lines: 9, maxTokens: 1 } as const
+    expect((await ask(model, spec))[0]?.value).toBe(0)
+    await refused({ ...spec, maxTokens: 0 }).toMatchObject({ argument: 'maxTokens' })
+    await refused({ task: 'needle', depth: 1, lines: 9, maxTokens: 0.5 }).toMatchObject({
+      argument: 'maxTokens',
+    })
   })
 })
 

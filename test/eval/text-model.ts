@@ -5,7 +5,10 @@ import type { PolicySpec } from '../../lib/policy/index'
 export const characterTokenizer: SubjectTokenizer = {
   encode: (text) => Array.from(text, (character) => character.codePointAt(0) as number),
   decode: (ids) => String.fromCodePoint(...ids),
+  token: (id) => String.fromCodePoint(id),
   tokenId: () => undefined,
+  specialIds: new Set(),
+  chatTemplateSource: () => undefined,
   applyChatTemplate: ([message]) => `[user]${message?.content}[model]`,
 }
 

@@ -1,9 +1,9 @@
 /** Answers in OpenAI's harmony format: what they think, say and call, read and over HTTP. */
 import fc from 'fast-check'
 import OpenAI from 'openai'
+import { HarmonyParser, type HarmonyPart } from '../../lib/chat/harmony'
 import { type HarmonyMarks, harmonyMarks, isHarmonyTemplate } from '../../lib/model/harmony'
 import type { ModelTokenizer } from '../../lib/model/tokenizer'
-import { HarmonyParser, type HarmonyPart } from '../../lib/server/harmony'
 import { inTemplateWords, toolsInTemplateWords } from '../../lib/server/template-messages'
 import { propertyRuns } from '../support/properties'
 import { post, stream } from './running'

@@ -1,14 +1,18 @@
 /** Answers whose model thinks between `<think>` and `</think>`, read and over HTTP. */
 import fc from 'fast-check'
 import OpenAI from 'openai'
+import { type ThoughtMarks, ThoughtParser, thoughtMarks } from '../../lib/chat/thoughts'
 import type { ChoiceEvent } from '../../lib/server/generation'
-import { type ThoughtEvent, withThoughts, writesThoughts } from '../../lib/server/thoughts'
+import { type ThoughtEvent, withThoughts } from '../../lib/server/thoughts'
 import { propertyRuns } from '../support/properties'
 import { post, stream } from './running'
 import { startScripted, tokenizerWith } from './scripted-model'
 
+const marks = thoughtMarks('</think>') as ThoughtMarks
+const tokenizer = { tokenId: () => undefined, specialIds: new Set<number>() }
+
 /** What an answer in these pieces, each of a token, turns out to be; `events` as they are given out. */
-async function read(pieces: readonly string[], prompt = '', rest = '') {
+async function read(pieces: readonly string[], prompt = '', rest = '', stop: string[] = []) {
   async function* answer(): AsyncGenerator<ChoiceEvent> {
     for (const [id, text] of pieces.entries()) {
       yield { kind: 'token', choice: 0, token: { id, text, logprob: -1 } }
@@ -18,13 +22,20 @@ async function read(pieces: readonly string[], prompt = '', rest = '') {
   }
   const events: ThoughtEvent[] = []
   let counted = 0
-  for await (const event of withThoughts(answer(), prompt, () => counted++)) events.push(event)
+  const stopped: number[] = []
+  const reading = {
+    makeParser: () => new ThoughtParser({ marks, tokenizer, prompt }),
+    stop,
+    stopChoice: (choice: number) => stopped.push(choice),
+    countReasoning: () => counted++,
+  }
+  for await (const event of withThoughts(answer(), reading)) events.push(event)
   const saidOf = (event: ThoughtEvent) => {
     if (event.kind === 'token') return event.token.text
     return event.kind === 'text' ? event.text : ''
   }
   const thought = events.map((event) => (event.kind === 'reasoning' ? event.text : '')).join('')
-  return { thought, said: events.map(saidOf).join(''), counted, events }
+  return { thought, said: events.map(saidOf).join(''), counted, events, stopped }
 }
 
 const plain = (said: string) => ({ thought: '', said })
@@ -107,9 +118,48 @@ describe('what an answer thinks and says', () => {
     expect(ids).toEqual([5, 6, 7])
   })
 
+  test.each<[string, string, { thought: string; said: string; stopped: number[] }]>([
+    ['in a thought', '<think>a.b</think>c', { thought: 'a.b', said: 'c', stopped: [] }],
+    ['behind it', '<think>a.b</think>c.d', { thought: 'a.b', said: 'c', stopped: [0] }],
+    ['without one', 'c.d', { thought: '', said: 'c', stopped: [0] }],
+    ['in what looks like one', '<thi.', { thought: '', said: '<thi', stopped: [0] }],
+    ['that might come', '<think>a</think>c;', { thought: 'a', said: 'c;', stopped: [] }],
+  ])('a text that ends the answer: %s', async (_, text, expected) => {
+    for (const pieces of [[text], [...text]]) {
+      const { events, ...read_ } = await read(pieces, '', '', ['.', ';;'])
+      expect(read_).toMatchObject(expected)
+      expect(events.at(-1)).toMatchObject({ kind: 'end', finishReason: 'stop' })
+    }
+  })
+
+  test('marks that are special tokens have no text of their own', () => {
+    const ids = new Map([
+      ['<think>', 1],
+      ['</think>', 2],
+    ])
+    const own = { tokenId: (mark: string) => ids.get(mark), specialIds: new Set([1, 2]) }
+    const parser = new ThoughtParser({ marks, tokenizer: own, prompt: '' })
+    const said: [number, string][] = [
+      [1, ''],
+      [5, 'Hm.'],
+      [2, ''],
+      [6, 'Yes.'],
+    ]
+    const parts = [...said.flatMap(([id, text]) => parser.push(id, text)), ...parser.end()]
+    expect(parts).toEqual([
+      { kind: 'reasoning', text: 'Hm.' },
+      { kind: 'text', text: 'Yes.' },
+    ])
+  })
+
   test('by the template', () => {
-    expect(writesThoughts("{% if '</think>' in content %}")).toBe(true)
-    expect(writesThoughts('{{ content }}')).toBe(false)
+    expect(thoughtMarks("{% if '</think>' in content %}")).toEqual(marks)
+    expect(thoughtMarks('{{ content }}')).toBe(null)
+    // Magistral's has an example of a thought in its system message; Seed-OSS's names its marks.
+    const magistral = thoughtMarks('[SYSTEM_PROMPT]First draft: [THINK]…[/THINK]Here, …')
+    expect(magistral).toEqual({ open: '[THINK]', close: '[/THINK]' })
+    const seed = thoughtMarks("{%- set think_end_token = '</seed:think>' -%}")
+    expect(seed).toEqual({ open: '<seed:think>', close: '</seed:think>' })
   })
 })
 
@@ -160,6 +210,16 @@ describe('over HTTP', () => {
     const { message: other } = (await post(url(), { messages })).body.choices[0]
     expect(other.content).toBe('Hm.</think>Yes.')
     expect(other.reasoning_content).toBeUndefined()
+  })
+
+  test('stop is looked for in what it says alone', async () => {
+    running.script.next = { say: '<think>No. Yes.</think>Yes. No.', finishReason: 'length' }
+    const { choices } = (await post(url(), { messages, stop: '. ' })).body
+    expect(choices[0]).toMatchObject({
+      finish_reason: 'stop',
+      message: { content: 'Yes', reasoning_content: 'No. Yes.' },
+    })
+    expect(running.asked.at(-1)?.stop).toBeUndefined()
   })
 
   test('a call that is thought of is none, one behind the thought is', async () => {

@@ -1,13 +1,13 @@
 /** Calls of functions: found in what a model says, asked for, and over HTTP. */
 import fc from 'fast-check'
 import OpenAI from 'openai'
-import { withToolCalls } from '../../lib/server/answers'
 import {
   makeForcedParser,
   makeToolCallParser,
   type ToolFormat,
   toolFormatOf,
-} from '../../lib/server/tool-calls'
+} from '../../lib/chat/tool-calls'
+import { withToolCalls } from '../../lib/server/answers'
 import { CHAT_TOOLS, forcedSchema } from '../../lib/server/tools'
 import { propertyRuns } from '../support/properties'
 import { post, stream } from './running'

@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto'
-import { isObject } from './fields.js'
+import { isJsonObject } from '../model/model-files.js'
 
 /** A function that the model asks its caller to call. */
 export interface ToolCall {
@@ -334,7 +334,7 @@ function valueText(json: string, key: string): string | undefined {
 /** A call, if a text is one: its arguments are under the first of these keys that is there. */
 function readCall(json: string, keys: readonly string[]): ToolCall | null {
   const value = parse(json)
-  if (!isObject(value) || typeof value.name !== 'string' || value.name === '') return null
+  if (!isJsonObject(value) || typeof value.name !== 'string' || value.name === '') return null
   const key = keys.find((own) => value[own] !== undefined)
   if (key === undefined) return makeCall(value.name, '{}')
   const given = value[key]
@@ -360,7 +360,7 @@ function readMarked(json: string): ToolCall[] | null {
 
 /** A call of a function, if its arguments are the text of an object. */
 export function makeCall(name: string, args: string): ToolCall | null {
-  return isObject(parse(args)) ? { id: newId(), name, arguments: args.trim() } : null
+  return isJsonObject(parse(args)) ? { id: newId(), name, arguments: args.trim() } : null
 }
 
 const LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789'
