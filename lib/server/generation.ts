@@ -8,9 +8,9 @@ import { TextStream } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import { merge } from './merge.js'
 import { policyName } from './policies.js'
-import type { PromptTokens } from './prompt.js'
+import { endsWith, type PromptTokens, type SettledPrompt } from './prompt.js'
 import type { GenerationRequest } from './request.js'
-import type { Resumed, SessionName, Sessions } from './sessions.js'
+import { copyOf, type Past, type Resumed, type SessionName, type Sessions } from './sessions.js'
 
 /** What happens to one choice. */
 export type ChoiceEvent =
@@ -107,8 +107,10 @@ export class Generation {
   readonly #stopped = new Set<number>()
   /** The session, once it is taken. */
   #entered: SessionName | null = null
-  /** The text of what its cache held before this request. */
+  /** The text of what its cache held before this request, or before the answer begins. */
   #pastText: string | null = null
+  /** What it held before answers that may be told otherwise, the oldest first. */
+  #before: readonly Past[] = []
   /** Tokens of the conversation before what the model says now. */
   #saidFrom = 0
 
@@ -160,6 +162,7 @@ export class Generation {
       // A source that nobody asked for anything has nothing to end, and `return` ends it at once.
       await Promise.allSettled(sources.map((source) => source.return()))
       for (const sequence of [...this.#sequences]) this.#end(sequence)
+      this.#keepBefore([])
       if (this.#entered) this.#host.sessions.leave(this.#entered, null)
     }
   }
@@ -179,7 +182,10 @@ export class Generation {
     this.usage.cachedTokens += nCached
     this.usage.promptTokens += nTokens
     this.#saidFrom = nTokens
-    if (n === 1) return [{ index: p, sequence, ids, seed }]
+    if (n === 1) {
+      const rest = await this.#settle(sequence, ids, prompt.settled, signal)
+      return [{ index: p, sequence, ids: rest, seed }]
+    }
     await sequence.prefill(ids, { signal })
     const choices: Choice[] = [{ index: p * n, sequence, ids: null, seed }]
     for (let c = 1; c < n; c++) {
@@ -201,7 +207,36 @@ export class Generation {
     }
     if (this.#from) resumed ??= sessions.copy(this.#from, this.#policyText, prompt, encode)
     this.#pastText = resumed?.text ?? null
+    this.#before = resumed?.before ?? []
     return resumed && { ...resumed, nCached: resumed.sequence.tokens.length }
+  }
+
+  /**
+   * Runs a conversation's prompt as far as it is settled, and keeps what the cache is then, where there
+   * is memory for it. Returns what is left to run.
+   */
+  async #settle(
+    sequence: Sequence,
+    ids: readonly number[],
+    settled: SettledPrompt | undefined,
+    signal: AbortSignal,
+  ): Promise<readonly number[]> {
+    if (!settled || !this.#entered) return ids
+    const { text, rest, isUsers } = settled
+    // A second try of the last prompt is there already.
+    if (!endsWith(ids, rest)) return ids
+    await sequence.prefill(ids.slice(0, -rest.length), { signal })
+    this.#pastText = text
+    const copy = copyOf({ sequence, text })
+    // What calls and their results came behind is told as it was until the user speaks again.
+    if (copy) this.#keepBefore(isUsers ? [copy] : [...this.#before.slice(0, 1), copy])
+    return rest
+  }
+
+  /** Lets go of what a conversation held before, but for these. */
+  #keepBefore(kept: readonly Past[]): void {
+    for (const past of this.#before) if (!kept.includes(past)) past.sequence.dispose()
+    this.#before = kept
   }
 
   get #policyText(): string {
@@ -246,7 +281,9 @@ export class Generation {
       sequence.dispose()
       return
     }
-    const kept = { sequence, policy: this.#policyText, text: this.#textOf(sequence) }
+    const text = this.#textOf(sequence)
+    const kept = { sequence, policy: this.#policyText, text, before: this.#before }
+    this.#before = []
     this.#host.sessions.leave(this.#entered, kept)
     this.#entered = null
   }

@@ -18,6 +18,15 @@ export interface SharedTokens {
   readonly scope: string
 }
 
+/** What a chat's next prompt begins with, whatever its template makes of the answer to this one. */
+export interface SettledPrompt {
+  readonly text: string
+  /** What the prompt says beyond it: how the template begins an answer. */
+  readonly rest: readonly number[]
+  /** Whether it ends with what a user says. */
+  readonly isUsers: boolean
+}
+
 /** A prompt as the model reads it. */
 export interface PromptTokens {
   readonly ids: readonly number[]
@@ -25,6 +34,8 @@ export interface PromptTokens {
   readonly text: string | null
   /** The first of the ids, which other prompts begin with, too. */
   readonly shared?: SharedTokens
+  /** Where a conversation may be gone on from again; where it is not said, behind the answer alone. */
+  readonly settled?: SettledPrompt
 }
 
 /**
@@ -50,6 +61,37 @@ export function chatPrompt(
   const text = render(param, () => tokenizer.applyChatTemplate(messages, options))
   checkTextLength(text, param, maxTokens)
   return { text, ids: tokenizer.encode(text, { addSpecialTokens: false }) }
+}
+
+/**
+ * Where a chat's prompt is settled; null where the template does not show it, or writes no more to begin
+ * an answer than it writes anyway.
+ */
+export function settledPrompt(
+  { tokenizer }: PromptModel,
+  { messages, tooling: { tools }, templateVariables }: ChatRequest,
+  source: string | undefined,
+  { ids, text: whole }: PromptTokens,
+): SettledPrompt | null {
+  if (tokenizer === null || whole === null) return null
+  const options = templateOptions(tools, templateVariables, source)
+  let text: string
+  try {
+    text = tokenizer.applyChatTemplate(messages, { ...options, addGenerationPrompt: false })
+  } catch (error) {
+    if (error instanceof ZipCacheError && error.code === 'ERR_ZC_TOKENIZER') return null
+    throw error
+  }
+  if (text.length === whole.length || !whole.startsWith(text)) return null
+  const rest = tokenizer.encode(whole.slice(text.length), { addSpecialTokens: false })
+  if (!endsWith(ids, rest)) return null
+  return { text, rest, isUsers: messages.at(-1)?.role === 'user' }
+}
+
+/** Whether ids end with these, one at least, and have others before. */
+export function endsWith(ids: readonly number[], rest: readonly number[]): boolean {
+  const first = ids.length - rest.length
+  return rest.length > 0 && first > 0 && rest.every((id, i) => id === ids[first + i])
 }
 
 /** What a chat template is told beside the messages. */

@@ -35,6 +35,7 @@ import {
   checkLength,
   type PromptTokens,
   type SharedTokens,
+  settledPrompt,
   templateOptions,
   textPrompt,
 } from './prompt.js'
@@ -276,10 +277,15 @@ export class OpenAiService {
     const prompt = chatPrompt(model, request, chatTemplate, maxPromptTokens)
     checkLength(prompt.ids, request.messagesField, maxPromptTokens)
     const shared = this.#sharedOf(request, prompt, call)
-    const prompts = [shared ? { ...prompt, shared } : prompt]
     const marks = isHarmonyTemplate(template) && model.tokenizer && harmonyMarks(model.tokenizer)
-    if (marks) return this.#harmony(request, prompts, marks, call, separator)
     const thoughts = thoughtMarks(template)
+    // Most templates leave out what was thought before.
+    const settled =
+      (marks || thoughts) && call.session
+        ? settledPrompt(model, request, chatTemplate, prompt)
+        : null
+    const prompts = [{ ...prompt, ...(shared && { shared }), ...(settled && { settled }) }]
+    if (marks) return this.#harmony(request, prompts, marks, call, separator)
     // What has to be JSON from its first token on has no thoughts.
     const mayThink = thoughts && request.sampling.json === undefined
     const started = mayThink

@@ -11,12 +11,25 @@ export interface SessionLimits {
   readonly sessionTtlMs: number
 }
 
-interface Session {
+/** A cache that a prompt may go on with. */
+export interface Past {
   readonly sequence: Sequence
-  /** How its cache is kept; a request that wants another way begins anew. */
-  readonly policy: string
   /** The text of its tokens, where it is known. */
   readonly text: string | null
+}
+
+/** A conversation that is left. */
+export interface Left extends Past {
+  /** How its cache is kept; a request that wants another way begins anew. */
+  readonly policy: string
+  /**
+   * What it held before answers that a template may tell otherwise than they were said, the oldest first:
+   * most leave out what was thought.
+   */
+  readonly before: readonly Past[]
+}
+
+interface Session extends Left {
   readonly expiresAt: number
 }
 
@@ -29,18 +42,26 @@ export interface SessionName {
 }
 
 /** A conversation taken up again. */
-export interface Resumed {
-  readonly sequence: Sequence
-  /** The text of its tokens, where it is known. */
-  readonly text: string | null
+export interface Resumed extends Past {
   /** What the prompt says beyond it. */
   readonly ids: readonly number[]
+  /** What it held before, as of `Left`. */
+  readonly before: readonly Past[]
+}
+
+/** What a prompt goes on with. */
+interface Found {
+  readonly past: Past
+  readonly ids: readonly number[]
+  /** What the conversation held until then, where `past` is one of these with it. */
+  readonly before: readonly Past[]
 }
 
 /**
  * Conversations between their requests, by the client's name for them: each one's compressed cache
- * stays, and the next prompt goes on over it if it begins with what was said. A name is busy while
- * a request uses it. When the engine needs memory, the least recently used ones go.
+ * stays, and the next prompt goes on over it if it begins with what was said, or with what was there
+ * before the last answers. A name is busy while a request uses it. When the engine needs memory, the least
+ * recently used ones go.
  */
 export class Sessions {
   readonly #limits: SessionLimits
@@ -87,9 +108,16 @@ export class Sessions {
     const session = this.#idle.get(key)
     if (!session) return null
     this.#idle.delete(key)
-    const resumed = this.#resume(session, policy, prompt, encode)
-    if (!resumed) session.sequence.dispose()
-    return resumed
+    try {
+      const found = this.#find(session, policy, prompt, encode)
+      if (found) return resume(session, found)
+    } catch (error) {
+      this.#busy.delete(key)
+      letGo(session)
+      throw error
+    }
+    letGo(session)
+    return null
   }
 
   /**
@@ -105,35 +133,35 @@ export class Sessions {
     this.expire()
     const key = keyOf(name)
     const session = this.#idle.get(key)
-    const resumed = session ? this.#resume(session, policy, prompt, encode) : null
-    if (!session || !resumed) return null
+    const found = session ? this.#find(session, policy, prompt, encode) : null
+    if (!session || !found) return null
+    const copies = copiesOf([found.past, ...found.before])
     this.#idle.delete(key)
-    try {
-      const sequence = resumed.sequence.fork()
-      this.#keep(key, session)
-      return { ...resumed, sequence }
-    } catch (error) {
-      if (error instanceof ZipCacheError && error.code === 'ERR_ZC_OUT_OF_MEMORY') return resumed
-      this.#keep(key, session)
-      throw error
-    }
+    if (!copies) return resume(session, found)
+    this.#keep(key, session)
+    const [past, ...before] = copies as [Past, ...Past[]]
+    return { ...past, ids: found.ids, before }
   }
 
-  /** What a prompt goes on with, and says beyond it; null where it does not. */
-  #resume(
+  /** What a prompt goes on with; null where it does not. */
+  #find(
     session: Session,
     policy: string,
     prompt: PromptTokens,
     encode: (text: string) => number[],
-  ): Resumed | null {
-    const ids = session.policy === policy ? continuation(session, prompt, encode) : null
-    if (ids === null) {
-      this.counters.restarted++
-      return null
+  ): Found | null {
+    const { before } = session
+    for (let count = before.length + 1; session.policy === policy && count > 0; --count) {
+      // The whole of it first, then what it held before its last answer, and so on.
+      const past = before[count - 1] ?? session
+      const ids = continuation(past, prompt, encode)
+      if (ids === null) continue
+      this.counters.resumed++
+      this.counters.reusedTokens += past.sequence.tokens.length
+      return { past, ids, before: before.slice(0, count) }
     }
-    this.counters.resumed++
-    this.counters.reusedTokens += session.sequence.tokens.length
-    return { sequence: session.sequence, text: session.text, ids }
+    this.counters.restarted++
+    return null
   }
 
   /** Tells which sequence the request uses that has taken a name. */
@@ -149,20 +177,20 @@ export class Sessions {
   }
 
   /** Ends the use of a name, and keeps its conversation; null: there is none to keep. */
-  leave(name: SessionName, kept: Omit<Session, 'expiresAt'> | null): void {
+  leave(name: SessionName, kept: Left | null): void {
     const key = keyOf(name)
     this.#busy.delete(key)
     if (!kept) return
     const { maxSessions } = this.#limits
     if (maxSessions === 0) {
-      kept.sequence.dispose()
+      letGo(kept)
       return
     }
     this.#keep(key, kept)
     while (this.#idle.size > maxSessions) this.evict()
   }
 
-  #keep(key: string, kept: Omit<Session, 'expiresAt'>): void {
+  #keep(key: string, kept: Left): void {
     this.#idle.set(key, { ...kept, expiresAt: this.#now() + this.#limits.sessionTtlMs })
   }
 
@@ -174,17 +202,18 @@ export class Sessions {
     const key = keyOf(name)
     this.#expectIdle(key)
     this.expire()
-    this.#idle.get(key)?.sequence.dispose()
+    const session = this.#idle.get(key)
+    if (session) letGo(session)
     return this.#idle.delete(key)
   }
 
   /** Gives up those whose time is over. */
   expire(): void {
     const now = this.#now()
-    for (const [key, { sequence, expiresAt }] of this.#idle) {
-      if (expiresAt > now) return // the others were used later
+    for (const [key, session] of this.#idle) {
+      if (session.expiresAt > now) return // the others were used later
       this.#idle.delete(key)
-      sequence.dispose()
+      letGo(session)
       this.counters.expired++
     }
   }
@@ -193,9 +222,9 @@ export class Sessions {
   evict(): boolean {
     const [oldest] = this.#idle
     if (!oldest) return false
-    const [key, { sequence }] = oldest
+    const [key, session] = oldest
     this.#idle.delete(key)
-    sequence.dispose()
+    letGo(session)
     this.counters.evicted++
     return true
   }
@@ -209,9 +238,50 @@ export class Sessions {
   }
 
   dispose(): void {
-    for (const { sequence } of this.#idle.values()) sequence.dispose()
+    for (const session of this.#idle.values()) letGo(session)
     this.#idle.clear()
   }
+}
+
+/** Gives up a conversation, with all that it held before. */
+function letGo({ sequence, before }: Left): void {
+  for (const past of [{ sequence }, ...before]) past.sequence.dispose()
+}
+
+/** The conversation itself as a prompt goes on with it; what came after that is given up. */
+function resume(session: Session, { past, ids, before }: Found): Resumed {
+  const { sequence, text } = past
+  const copy = past === session ? null : copyOf(past)
+  for (const other of [session, ...session.before]) {
+    if (other !== past && !before.includes(other)) other.sequence.dispose()
+  }
+  if (copy) return { ...copy, ids, before }
+  return { sequence, text, ids, before: before.filter((other) => other !== past) }
+}
+
+/** A copy; null where there is no memory for it. */
+export function copyOf({ sequence, text }: Past): Past | null {
+  try {
+    return { sequence: sequence.fork(), text }
+  } catch (error) {
+    if (error instanceof ZipCacheError && error.code === 'ERR_ZC_OUT_OF_MEMORY') return null
+    throw error
+  }
+}
+
+/** Copies of all of them; null where there is no memory for that. */
+function copiesOf(pasts: readonly Past[]): Past[] | null {
+  const copies: Past[] = []
+  for (const past of pasts) {
+    const copy = copyOf(past)
+    if (copy) {
+      copies.push(copy)
+      continue
+    }
+    for (const { sequence } of copies) sequence.dispose()
+    return null
+  }
+  return copies
 }
 
 /** Names of one owner do not meet those of another. */
@@ -224,7 +294,7 @@ function keyOf({ id, owner }: SessionName): string {
  * first; else by the text, since a model's own answer may come back in other tokens than it chose.
  */
 function continuation(
-  { sequence, text }: Session,
+  { sequence, text }: Past,
   prompt: PromptTokens,
   encode: (text: string) => number[],
 ): readonly number[] | null {

@@ -538,21 +538,49 @@ test('JSON behind a prompt that has begun the answer', async () => {
   }
 })
 
-test('a session whose thoughts are not in the next prompt begins anew', async () => {
+test('a session goes on from before the answer whose thoughts are left out', async () => {
   const running = await startScripted(tokenizer)
   try {
-    running.script.next = { say: answered }
     const url = `${running.url}/v1/chat/completions`
+    const ask = async (said: object[], headers = {}) => {
+      const { status, body } = await post(url, { messages: said, tools }, headers)
+      expect(status).toBe(200)
+      const { prompt_tokens, prompt_tokens_details } = body.usage
+      const prompt = running.prompts.at(-1)
+      const { message } = body.choices[0]
+      return { message, prompt, length: prompt_tokens, cached: prompt_tokens_details.cached_tokens }
+    }
     const session = { 'x-session-id': 'a' }
-    const first = (await post(url, { messages }, session)).body.choices[0].message
-    const next = [...messages, first, { role: 'user', content: 'Sure?' }]
-    const { status, body } = await post(url, { messages: next }, session)
-    // The thoughts are not in the prompt any more, and the cache with them is not gone on over.
-    expect({ status, cached: body.usage.prompt_tokens_details.cached_tokens }).toEqual({
-      status: 200,
-      cached: 0,
-    })
-    expect(running.prompts.at(-1)).not.toContain('They ask.')
+    const begun = encode('<|start|>assistant').length
+    running.script.next = { say: answered }
+    const first = await ask(messages, session)
+    // A second try of the same.
+    expect(await ask(messages, session)).toMatchObject({ cached: first.length - begun })
+    const talk = [...messages, first.message, { role: 'user', content: 'Is it warm?' }]
+    running.script.next = { say: called }
+    const second = await ask(talk, session)
+    expect(second.cached).toBe(first.length - begun)
+    expect(second.prompt).not.toContain('They ask.')
+    expect(second.prompt).toBe((await ask(talk)).prompt)
+
+    // A call and its thoughts are told again, but not as they were said.
+    const [call] = second.message.tool_calls
+    const result = { role: 'tool', tool_call_id: call.id, content: '-3' }
+    const turn = [...talk, second.message, result]
+    running.script.next = { say: answered }
+    const third = await ask(turn, session)
+    expect(third.cached).toBe(second.length - begun)
+    expect(third.prompt).toContain('They ask.')
+    expect(third.prompt).toBe((await ask(turn)).prompt)
+    // The next prompt leaves out what was thought behind the result.
+    const last = [...turn, third.message, { role: 'user', content: 'Thanks.' }]
+    const fourth = await ask(last, session)
+    expect(fourth.cached).toBe(third.length - begun)
+    expect(fourth.prompt).toBe((await ask(last)).prompt)
+    // What somebody else says begins anew.
+    expect(await ask([{ role: 'user', content: 'Hi' }], session)).toMatchObject({ cached: 0 })
+    await fetch(`${running.url}/v1/sessions/a`, { method: 'DELETE' })
+    expect(running.open.size).toBe(0)
   } finally {
     await running.server.close()
   }

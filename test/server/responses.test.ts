@@ -246,6 +246,7 @@ describe('answers', () => {
 
   test('an error before the first token has its status, one after it ends the stream', async () => {
     const fail = new Error('an engine that is broken')
+    const nKept = running.open.size
     running.script.next = { say: '', fail }
     for (const stream of [false, true]) {
       const { status, body } = await post(url(), { ...ask, stream })
@@ -267,7 +268,7 @@ describe('answers', () => {
     })
     const { status } = await fetch(`${url()}/${last.response.id}`)
     expect(status).toBe(404)
-    await until(() => running.open.size === 0)
+    await until(() => running.open.size === nKept)
   })
 
   test('an error that comes late, before the first token, is an event of its own', async () => {

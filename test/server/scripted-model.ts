@@ -48,13 +48,13 @@ export async function startScripted(tokenizer: ModelTokenizer, options: ServerOp
   const shape = { nLayers: 1, nKvHeads: 1, headDim: 4, slidingWindow: [0] }
   const config = { maxPositions: 4096, vocabSize: 400, ...shape }
   const open = new Set<object>()
-  const createSequence = (): object => {
-    const sequence = makeSequence()
+  const createSequence = (past: readonly number[] = []): object => {
+    const sequence = makeSequence([...past])
     open.add(sequence)
     return sequence
   }
-  const makeSequence = () => ({
-    tokens: [] as number[],
+  const makeSequence = (tokens: number[]) => ({
+    tokens,
     policy: { name: 'zipcache' },
     isUsable: true,
     bytes: kBytes,
@@ -66,23 +66,29 @@ export async function startScripted(tokenizer: ModelTokenizer, options: ServerOp
       open.delete(this)
     },
     async prefill(ids: readonly number[]) {
-      prompts.push(tokenizer.decode(ids))
+      tokens.push(...ids)
     },
-    fork: () => createSequence(),
+    fork: () => createSequence(tokens),
     async *generate(ids: readonly number[] | null, options: GenerateOptions) {
-      if (ids) prompts.push(tokenizer.decode(ids))
+      tokens.push(...(ids ?? []))
+      prompts.push(tokenizer.decode(tokens))
       asked.push(options)
       said.count = 0
       const { next } = script
       const stream = new TextStream(tokenizer, { skip: tokenizer.specialIds })
       for (const id of tokenizer.encode(next.say, { addSpecialTokens: false })) {
         said.count++
+        tokens.push(id)
         yield { id, text: stream.push(id), logprob: -1 }
       }
       if (next.fail) throw next.fail
     },
   })
-  const engine = { createSequence, dispose: async () => {}, kvMemory: { used: 0, capacity: 1 } }
+  const engine = {
+    createSequence: () => createSequence(),
+    dispose: async () => {},
+    kvMemory: { used: 0, capacity: 1 },
+  }
   const model = {
     config,
     tokenizer,

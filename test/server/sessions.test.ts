@@ -26,11 +26,12 @@ const encode = () => []
 
 function keep(sessions: Sessions, id: string, sequence: ReturnType<typeof sequenceOf>): void {
   sessions.enter(name(id), 'p', prompt, encode)
-  sessions.leave(name(id), { sequence: sequence as unknown as Sequence, policy: 'p', text: null })
+  const own = sequence as unknown as Sequence
+  sessions.leave(name(id), { sequence: own, policy: 'p', text: null, before: [] })
 }
 
 test('a copy goes on with what the prompt begins with, and leaves the conversation', () => {
-  const sessions = new Sessions({ maxSessions: 2, sessionTtlMs: 10 })
+  const sessions = new Sessions({ maxSessions: 2, sessionTtlMs: 10 }, () => 0)
   const own = sequenceOf([1, 2])
   keep(sessions, 'a', own)
   for (let i = 0; i < 2; i++) {
@@ -63,9 +64,79 @@ test('a conversation that is copied is one that is used', () => {
 })
 
 test('without memory for a copy the conversation itself goes on', () => {
-  const sessions = new Sessions({ maxSessions: 2, sessionTtlMs: 10 })
+  const sessions = new Sessions({ maxSessions: 2, sessionTtlMs: 10 }, () => 0)
   const own = sequenceOf([1, 2], { isFull: true })
   keep(sessions, 'a', own)
   expect(sessions.copy(name('a'), 'p', prompt, encode)?.sequence).toBe(own)
   expect([sessions.size, own.isDisposed]).toEqual([0, false])
+})
+
+describe('what a conversation held before', () => {
+  const whole = [1, 2, 3, 4, 5]
+  const memory = { isFull: false }
+  const kept = () => {
+    const sessions = new Sessions({ maxSessions: 2, sessionTtlMs: 10 }, () => 0)
+    const all = [[1], [1, 2], whole].map((tokens) => sequenceOf(tokens, memory))
+    const [first, second, last] = all.map((own) => own as unknown as Sequence) as [
+      Sequence,
+      Sequence,
+      Sequence,
+    ]
+    sessions.enter(name('a'), 'p', prompt, encode)
+    const before = [first, second].map((sequence) => ({ sequence, text: null }))
+    sessions.leave(name('a'), { sequence: last, policy: 'p', text: null, before })
+    const enter = (ids: number[]) => sessions.enter(name('a'), 'p', { ids, text: null }, encode)
+    const copy = (ids: number[]) => sessions.copy(name('a'), 'p', { ids, text: null }, encode)
+    const gone = () => all.map(({ isDisposed }) => isDisposed)
+    return { sessions, all, first, second, last, enter, copy, gone }
+  }
+  afterEach(() => {
+    memory.isFull = false
+  })
+
+  test('is tried from the last on, and what came behind it is given up', () => {
+    const a = kept()
+    expect(a.enter([...whole, 6])).toMatchObject({ sequence: a.last, ids: [6] })
+    expect(a.gone()).toEqual([false, false, false])
+    const b = kept()
+    const resumed = b.enter([1, 2, 7])
+    expect(resumed?.ids).toEqual([7])
+    expect(resumed?.sequence).not.toBe(b.second)
+    expect(resumed?.before.map(({ sequence }) => sequence)).toEqual([b.first, b.second])
+    expect(b.gone()).toEqual([false, false, true])
+    const c = kept()
+    expect(c.enter([1, 7])?.before).toHaveLength(1)
+    expect(c.gone()).toEqual([false, true, true])
+    const d = kept()
+    expect(d.enter([7, 8])).toBe(null)
+    expect(d.gone()).toEqual([true, true, true])
+    expect(d.sessions.counters).toMatchObject({ resumed: 0, restarted: 1 })
+  })
+
+  test('goes on itself where there is no memory for a copy', () => {
+    const a = kept()
+    memory.isFull = true
+    const resumed = a.enter([1, 2, 7])
+    expect(resumed?.sequence).toBe(a.second)
+    expect(resumed?.before.map(({ sequence }) => sequence)).toEqual([a.first])
+    expect(a.gone()).toEqual([false, false, true])
+  })
+
+  test('is copied with what was before it', () => {
+    const a = kept()
+    const copy = a.copy([1, 2, 7])
+    expect(copy?.ids).toEqual([7])
+    expect(copy?.before.map(({ sequence }) => sequence.tokens)).toEqual([[1], [1, 2]])
+    expect(copy?.before.some(({ sequence }) => [a.first, a.second].includes(sequence))).toBe(false)
+    expect([a.gone(), a.sessions.size]).toEqual([[false, false, false], 1])
+    memory.isFull = true
+    expect(a.copy([1, 2, 7])).toMatchObject({ sequence: a.second, ids: [7] })
+    expect([a.gone(), a.sessions.size]).toEqual([[false, false, true], 0])
+  })
+
+  test.each(['remove', 'evict', 'dispose'] as const)('is given up with it by %s', (way) => {
+    const a = kept()
+    way === 'remove' ? a.sessions.remove(name('a')) : a.sessions[way]()
+    expect(a.gone()).toEqual([true, true, true])
+  })
 })

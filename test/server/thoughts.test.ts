@@ -268,3 +268,107 @@ describe('over HTTP', () => {
     )
   })
 })
+
+/** As Qwen 3 has it: an assistant's thoughts are told until the user speaks again. */
+const forgetful = `{%- set turn = namespace(begin=0) -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}{%- set turn.begin = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
+{%- for message in messages -%}
+[{{ message.role }}]
+{%- if message.reasoning_content and loop.index0 > turn.begin -%}
+{{- '<think>' + message.reasoning_content + '</think>' -}}
+{%- endif -%}
+{{- message.content or '' -}}
+{%- for call in message.tool_calls or [] -%}
+{{- '<tool_call>' + (call.function | tojson) + '</tool_call>' -}}
+{%- endfor -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '[assistant]<think>' -}}{%- endif -%}`
+
+describe('a conversation whose template forgets thoughts', () => {
+  const name = 'weather'
+  const tools = [{ type: 'function' as const, function: { name, parameters: { type: 'object' } } }]
+  const call = '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
+  const begun = '[assistant]<think>'
+  let running: Awaited<ReturnType<typeof startScripted>>
+  /** Tokens that begin an answer. */
+  let nBegun: number
+  beforeEach(async () => {
+    const own = await tokenizerWith(forgetful)
+    nBegun = own.encode(begun, { addSpecialTokens: false }).length
+    running = await startScripted(own)
+  })
+  afterEach(() => running.server.close())
+  const say = (text: string) => {
+    running.script.next = { say: text }
+  }
+  const ask = async (messages: object[], id?: string) => {
+    const url = `${running.url}/v1/chat/completions`
+    const { status, body } = await post(url, { messages, tools }, id ? { 'x-session-id': id } : {})
+    expect(status).toBe(200)
+    const { prompt_tokens: length, prompt_tokens_details } = body.usage
+    const prompt = running.prompts.at(-1) as string
+    const { message } = body.choices[0]
+    return { message, prompt, length, cached: prompt_tokens_details.cached_tokens }
+  }
+  const user = (content: string) => ({ role: 'user', content })
+
+  test('goes on from where its last question ended', async () => {
+    say('Hm.</think>Yes.')
+    const first = await ask([user('Well?')], 'a')
+    const talk = [user('Well?'), first.message, user('And?')]
+    const second = await ask(talk, 'a')
+    expect(second.cached).toBe(first.length - nBegun)
+    expect(second.prompt).toBe(`[user]Well?[assistant]Yes.[user]And?${begun}`)
+    expect((await ask([...talk, second.message, user('So?')], 'a')).cached).toBe(
+      second.length - nBegun,
+    )
+  })
+
+  test('in a turn of calls over what was said, then from before that turn', async () => {
+    say(`Hm.</think>${call}`)
+    const first = await ask([user('Well?')], 'a')
+    expect(first.message.tool_calls).toHaveLength(1)
+    const [{ id }] = first.message.tool_calls
+    const turn = [user('Well?'), first.message, { role: 'tool', tool_call_id: id, content: '-3' }]
+    say('So.</think>Cold.')
+    const second = await ask(turn, 'a')
+    // How the template writes a call is not how the model did.
+    expect(second.prompt).toContain('<think>Hm.</think><tool_call>{"name": "weather"')
+    const next = [...turn, second.message, user('And?')]
+    const third = await ask(next, 'a')
+    expect(third.cached).toBe(first.length - nBegun)
+    expect(third.prompt).not.toContain('Hm.')
+    expect(third.prompt).toBe((await ask(next)).prompt)
+  })
+
+  test('from one response on, more than once', async () => {
+    const client = new OpenAI({ baseURL: `${running.url}/v1`, apiKey: 'none' })
+    say('Hm.</think>Yes.')
+    const asked = { model: 'zipcache' }
+    const first = await client.responses.create({ ...asked, input: 'Well?' })
+    const nFirst = (first.usage?.input_tokens ?? 0) - nBegun
+    for (const input of ['And?', 'Really?']) {
+      const own = { ...asked, input, previous_response_id: first.id }
+      const next = await client.responses.create(own)
+      expect(running.prompts.at(-1)).toBe(`[user]Well?[assistant]Yes.[user]${input}${begun}`)
+      expect(next.usage?.input_tokens_details.cached_tokens).toBe(nFirst)
+      const last = { ...asked, input: 'So?', previous_response_id: next.id }
+      const { usage } = await client.responses.create(last)
+      const nNext = (next.usage?.input_tokens ?? 0) - nBegun
+      expect(usage?.input_tokens_details.cached_tokens).toBe(nNext)
+      await client.responses.delete(next.id)
+    }
+  })
+
+  test('nothing is kept of it once it is deleted', async () => {
+    say('Hm.</think>Yes.')
+    const first = await ask([user('Well?')], 'a')
+    await ask([user('Well?'), first.message, user('And?')], 'a')
+    await ask([user('Else?')], 'a')
+    expect(running.open.size).toBe(2) // it, and what it held before its answer
+    await fetch(`${running.url}/v1/sessions/a`, { method: 'DELETE' })
+    expect(running.open.size).toBe(0)
+  })
+})
