@@ -59,6 +59,7 @@ interface ServeOptions {
   readonly requestTimeout: number
   readonly ping: number
   readonly maxSessions: number
+  readonly matchSessions: boolean
   readonly sessionTtl: number
   readonly apiKeyFile?: string
   readonly corsOrigin?: string[]
@@ -173,6 +174,10 @@ function serveOptions(): Option[] {
       1024,
     ),
     seconds('--session-ttl <s>', 'a conversation, or a response, is kept so long', 3600),
+    flag(
+      '--match-sessions',
+      'a chat that names no session goes on with the one that its prompt begins with',
+    ).default(false),
 
     flag('--api-key-file <file>', 'keys that requests must show one of, one a line'),
     flag(
@@ -359,6 +364,7 @@ async function serverOptions(dir: string, options: ServeOptions): Promise<Server
     requestTimeoutMs: milliseconds(options.requestTimeout),
     pingMs: milliseconds(options.ping),
     maxSessions: options.maxSessions,
+    matchSessions: options.matchSessions,
     sessionTtlMs: milliseconds(options.sessionTtl),
     drainDelayMs: milliseconds(options.drainDelay),
     drainTimeoutMs: milliseconds(options.drainTimeout),

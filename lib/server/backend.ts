@@ -38,6 +38,7 @@ export function createBackend(
     responses,
     chatTemplate: settings.chatTemplate,
     keepsPrefixes: settings.prefixMemory > 0,
+    matchesSessions: settings.matchSessions,
     maxPromptTokens: Math.min(settings.maxPromptTokens ?? maxPositions, maxPositions - 1),
     observer,
     rules: {
@@ -57,6 +58,7 @@ const SERVICE_OPTIONS = [
   'chatTemplate',
   'defaultMaxTokens',
   'kvMemory',
+  'matchSessions',
   'maxBatch',
   'maxChoices',
   'maxPromptTokens',

@@ -55,6 +55,8 @@ export interface GenerationHost {
 export interface GenerationCall {
   /** The conversation that it goes on with, and is left in. */
   readonly session: SessionName | null
+  /** Without a session: whose unnamed conversations it may go on with, and is left among. */
+  readonly matching?: string | null
   /** One that it goes on from, and leaves as it is; not with a session that has a past. */
   readonly from?: SessionName | null
   readonly signal: AbortSignal
@@ -98,6 +100,7 @@ export class Generation {
   readonly #request: GenerationRequest
   readonly #prompts: readonly PromptTokens[]
   readonly #session: SessionName | null
+  readonly #matching: string | null
   readonly #from: SessionName | null
   readonly #signal: AbortSignal
   readonly #observer: GenerationObserver
@@ -124,6 +127,7 @@ export class Generation {
     this.#request = request
     this.#prompts = prompts
     this.#session = call.session
+    this.#matching = call.matching ?? null
     this.#from = call.from ?? null
     this.#signal = call.signal
     this.#observer = call.observer
@@ -201,9 +205,13 @@ export class Generation {
     const { sessions, tokenizer } = this.#host
     const encode = (text: string) => tokenizer?.encode(text, { addSpecialTokens: false }) ?? []
     let resumed: Resumed | null = null
-    if (this.#session) {
-      resumed = sessions.enter(this.#session, this.#policyText, prompt, encode)
-      this.#entered = this.#session
+    let name = this.#session
+    if (this.#matching !== null) {
+      name ??= sessions.match(this.#matching, this.#policyText, prompt, encode)
+    }
+    if (name) {
+      resumed = sessions.enter(name, this.#policyText, prompt, encode)
+      this.#entered = name
     }
     if (this.#from) resumed ??= sessions.copy(this.#from, this.#policyText, prompt, encode)
     this.#pastText = resumed?.text ?? null
@@ -247,7 +255,7 @@ export class Generation {
   async #begin({ ids, shared }: PromptTokens, signal: AbortSignal): Promise<Opened> {
     const { engine } = this.#host
     // Whoever has a session may ask how its tokens are kept.
-    const options = { policy: this.#request.policy, recordSaliency: this.#entered !== null }
+    const options = { policy: this.#request.policy, recordSaliency: this.#session !== null }
     if (!shared) return { sequence: engine.createSequence(options), ids, nCached: 0 }
     const { count, scope } = shared
     const prefix = ids.slice(0, count)

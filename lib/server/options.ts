@@ -63,6 +63,11 @@ export interface ServerOptions {
   readonly maxSessions?: number | undefined
   /** How long a conversation, or a response, is kept; default an hour. */
   readonly sessionTtlMs?: number | undefined
+  /**
+   * Whether a chat that names no session is one: it goes on over the cache that an earlier one of its key
+   * left, if its prompt begins with what is there. Default false, where each begins anew.
+   */
+  readonly matchSessions?: boolean | undefined
 
   /** How long a server that ends still takes requests, for routers to notice. Default 0. */
   readonly drainDelayMs?: number | undefined
@@ -171,6 +176,7 @@ const CHECKS: { readonly [Name in keyof ServerOptions]-?: Check } = {
   sampling: (_, value) => checkSampling(value as Partial<SamplingDefaults>),
   maxSessions: whole(0),
   sessionTtlMs: whole(0),
+  matchSessions: truth,
   drainDelayMs: timer,
   drainTimeoutMs: timer,
   page: truth,
@@ -220,6 +226,7 @@ export function settingsOf(
     pingMs: 15_000,
     maxSessions: 1024,
     sessionTtlMs: 3_600_000,
+    matchSessions: false,
     drainDelayMs: 0,
     drainTimeoutMs: 30_000,
     page: true,

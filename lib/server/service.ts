@@ -69,6 +69,8 @@ export interface ServiceParts {
   readonly chatTemplate: string | undefined
   /** Whether the engine keeps what chats begin with. */
   readonly keepsPrefixes: boolean
+  /** Whether chats that name no session go on with others that do not. */
+  readonly matchesSessions: boolean
   /** Most tokens of a prompt. */
   readonly maxPromptTokens: number
   readonly observer: ServiceObserver
@@ -263,7 +265,7 @@ export class OpenAiService {
    * An answer to messages; `separator`: what stands between two of the model's own whose texts are taken
    * together. Throws an `ApiError` 400 for a prompt that cannot be made of them.
    */
-  #chat(asked: ChatRequest, call: FromCall, separator: string): Started {
+  #chat(asked: ChatRequest, asCalled: FromCall, separator: string): Started {
     const { model, chatTemplate, maxPromptTokens } = this.#parts
     this.#checkJson(asked, asked.jsonField)
     const template = this.#templateOf(asked)
@@ -276,15 +278,16 @@ export class OpenAiService {
     }
     const prompt = chatPrompt(model, request, chatTemplate, maxPromptTokens)
     checkLength(prompt.ids, request.messagesField, maxPromptTokens)
-    const shared = this.#sharedOf(request, prompt, call)
+    const shared = this.#sharedOf(request, prompt, asCalled)
     const marks = isHarmonyTemplate(template) && model.tokenizer && harmonyMarks(model.tokenizer)
     const thoughts = thoughtMarks(template)
     // Most templates leave out what was thought before.
+    const matching = this.#matchingOf(request, asCalled)
+    const isKept = asCalled.session !== null || matching !== null
     const settled =
-      (marks || thoughts) && call.session
-        ? settledPrompt(model, request, chatTemplate, prompt)
-        : null
+      (marks || thoughts) && isKept ? settledPrompt(model, request, chatTemplate, prompt) : null
     const prompts = [{ ...prompt, ...(shared && { shared }), ...(settled && { settled }) }]
+    const call = { ...asCalled, matching }
     if (marks) return this.#harmony(request, prompts, marks, call, separator)
     // What has to be JSON from its first token on has no thoughts.
     const mayThink = thoughts && request.sampling.json === undefined
@@ -437,6 +440,11 @@ export class OpenAiService {
     if (cacheKey === undefined || !keepsPrefixes) return null
     const count = countShared(model, request, chatTemplate, prompt, this.#beginnings)
     return count === 0 ? null : { count, scope: JSON.stringify([owner, cacheKey]) }
+  }
+
+  /** Among whose conversations a chat that names none looks for one to go on with. */
+  #matchingOf({ n }: ChatRequest, { session, from, owner = '' }: FromCall): string | null {
+    return this.#parts.matchesSessions && !session && !from && n === 1 ? owner : null
   }
 
   /** Throws an `ApiError` 400 for JSON that this model's vocabulary cannot be held to. */

@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import type { Sequence } from '../engine/sequence.js'
 import { ZipCacheError } from '../errors.js'
 import { ApiError } from './api-error.js'
@@ -30,6 +31,7 @@ export interface Left extends Past {
 }
 
 interface Session extends Left {
+  readonly name: SessionName
   readonly expiresAt: number
 }
 
@@ -39,6 +41,8 @@ export interface SessionName {
   readonly id: string
   /** Whose name it is: what tells one key from another. */
   readonly owner: string
+  /** Whether requests that name no session may go on with it: its client does not know the name. */
+  readonly isMatched?: true
 }
 
 /** A conversation taken up again. */
@@ -138,9 +142,30 @@ export class Sessions {
     const copies = copiesOf([found.past, ...found.before])
     this.#idle.delete(key)
     if (!copies) return resume(session, found)
-    this.#keep(key, session)
+    this.#keep(session.name, session)
     const [past, ...before] = copies as [Past, ...Past[]]
     return { ...past, ids: found.ids, before }
+  }
+
+  /**
+   * A name for a request that names no session: of the conversations of others like it that wait, that
+   * which has most of what its prompt begins with, or a new one.
+   */
+  match(
+    owner: string,
+    policy: string,
+    prompt: PromptTokens,
+    encode: (text: string) => number[],
+  ): SessionName {
+    this.expire()
+    let best: { name: SessionName; length: number } | null = null
+    for (const session of this.#idle.values()) {
+      const { name } = session
+      if (!name.isMatched || name.owner !== owner) continue
+      const length = findPast(session, policy, prompt, encode)?.past.sequence.tokens.length ?? 0
+      if (length > (best?.length ?? 0)) best = { name, length }
+    }
+    return best?.name ?? { id: randomUUID(), owner, isMatched: true }
   }
 
   /** What a prompt goes on with; null where it does not. */
@@ -150,18 +175,14 @@ export class Sessions {
     prompt: PromptTokens,
     encode: (text: string) => number[],
   ): Found | null {
-    const { before } = session
-    for (let count = before.length + 1; session.policy === policy && count > 0; --count) {
-      // The whole of it first, then what it held before its last answer, and so on.
-      const past = before[count - 1] ?? session
-      const ids = continuation(past, prompt, encode)
-      if (ids === null) continue
+    const found = findPast(session, policy, prompt, encode)
+    if (found) {
       this.counters.resumed++
-      this.counters.reusedTokens += past.sequence.tokens.length
-      return { past, ids, before: before.slice(0, count) }
+      this.counters.reusedTokens += found.past.sequence.tokens.length
+    } else {
+      this.counters.restarted++
     }
-    this.counters.restarted++
-    return null
+    return found
   }
 
   /** Tells which sequence the request uses that has taken a name. */
@@ -186,12 +207,13 @@ export class Sessions {
       letGo(kept)
       return
     }
-    this.#keep(key, kept)
+    this.#keep(name, kept)
     while (this.#idle.size > maxSessions) this.evict()
   }
 
-  #keep(key: string, kept: Left): void {
-    this.#idle.set(key, { ...kept, expiresAt: this.#now() + this.#limits.sessionTtlMs })
+  #keep(name: SessionName, kept: Left): void {
+    const expiresAt = this.#now() + this.#limits.sessionTtlMs
+    this.#idle.set(keyOf(name), { ...kept, name, expiresAt })
   }
 
   /**
@@ -246,6 +268,23 @@ export class Sessions {
 /** Gives up a conversation, with all that it held before. */
 function letGo({ sequence, before }: Left): void {
   for (const past of [{ sequence }, ...before]) past.sequence.dispose()
+}
+
+/** What of a conversation a prompt goes on with: the whole of it, or what it held last before that. */
+function findPast(
+  session: Session,
+  policy: string,
+  prompt: PromptTokens,
+  encode: (text: string) => number[],
+): Found | null {
+  const { before } = session
+  if (session.policy !== policy) return null
+  for (let count = before.length + 1; count > 0; --count) {
+    const past = before[count - 1] ?? session
+    const ids = continuation(past, prompt, encode)
+    if (ids !== null) return { past, ids, before: before.slice(0, count) }
+  }
+  return null
 }
 
 /** The conversation itself as a prompt goes on with it; what came after that is given up. */

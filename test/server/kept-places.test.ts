@@ -1,6 +1,6 @@
 /** A conversation of a real model whose answers come back otherwise than they were said. */
 import { generateLineRetrieval, loadModel, type Model } from '../../lib/index.js'
-import { createService } from '../../lib/server/index.js'
+import { createService, type OpenAiService } from '../../lib/server/index.js'
 import { kLineRetrieval } from './running.js'
 
 let model: Model
@@ -19,37 +19,72 @@ const first = generateLineRetrieval({ lines: 20, seed: 1 })
 const second = generateLineRetrieval({ lines: 20, seed: 1, targetLine: 3 })
 const numberOf = ({ number }: { number: string }) => number.split('').join(' ')
 
+interface Body {
+  readonly choices: readonly [{ readonly message: { readonly content: string } }]
+  readonly usage: {
+    readonly prompt_tokens: number
+    readonly prompt_tokens_details: { readonly cached_tokens: number }
+  }
+}
+
+/** What an answer says, of how many tokens of a prompt how many were there already. */
+async function ask(service: OpenAiService, messages: object[], more: object, owner = '', id = '') {
+  const request = { messages, max_tokens: 14, temperature: 0, ...more }
+  const session = id === '' ? null : { id, owner }
+  const call = { signal: new AbortController().signal, session, owner }
+  const answer = await service.chat(request, call)
+  if (answer.kind !== 'whole') throw new Error('not a whole answer')
+  const { choices, usage } = answer.body as Body
+  const cached = usage.prompt_tokens_details.cached_tokens
+  return { said: choices[0].message.content, length: usage.prompt_tokens, cached }
+}
+
 test.each(['zipcache', 'kivi2', 'fp16'])('%s: the next question is answered', async (policy) => {
   const service = createService(model, { kvMemory: 2 ** 26, chatTemplate })
-  const ask = async (messages: object[], id: string) => {
-    const request = { messages, max_tokens: 14, temperature: 0, kv_cache: policy }
-    const call = { signal: new AbortController().signal, session: { id, owner: '' }, owner: '' }
-    const answer = await service.chat(request, call)
-    if (answer.kind !== 'whole') throw new Error('not a whole answer')
-    const { choices, usage } = answer.body as {
-      choices: [{ message: { content: string } }]
-      usage: { prompt_tokens: number; prompt_tokens_details: { cached_tokens: number } }
-    }
-    const cached = usage.prompt_tokens_details.cached_tokens
-    return { said: choices[0].message.content, length: usage.prompt_tokens, cached }
-  }
+  const say = (messages: object[], id: string) =>
+    ask(service, messages, { kv_cache: policy }, '', id)
   try {
     const messages = [asked(first.text)]
-    const answer = await ask(messages, 'a')
+    const answer = await say(messages, 'a')
     expect(answer).toMatchObject({ said: expect.stringContaining(numberOf(first)), cached: 0 })
     // The same again, by the cache as it was when the prompt ended: the same to the token.
-    expect(await ask(messages, 'a')).toEqual({ ...answer, cached: answer.length - 2 })
+    expect(await say(messages, 'a')).toEqual({ ...answer, cached: answer.length - 2 })
     const next = [
       ...messages,
       { role: 'assistant', content: answer.said.replace(/^.*: /, '') },
       asked(second.questionText),
     ]
-    const other = await ask(next, 'a')
+    const other = await say(next, 'a')
     expect(other).toMatchObject({ said: expect.stringContaining(numberOf(second)) })
     expect(other.cached).toBe(answer.length - 2)
-    expect(await ask(next, 'a')).toEqual({ ...other, cached: other.length - 2 })
-    expect((await ask(next, 'b')).said).toBe(other.said)
+    expect(await say(next, 'a')).toEqual({ ...other, cached: other.length - 2 })
+    expect((await say(next, 'b')).said).toBe(other.said)
   } finally {
     await service.dispose()
+  }
+})
+
+test('chats that name no session go on with each other, if asked for', async () => {
+  const messages = [{ role: 'user', content: first.text }]
+  for (const matchSessions of [true, false]) {
+    const service = createService(model, { kvMemory: 2 ** 26, matchSessions })
+    const say = (said: object[], more: object = {}, owner = '') => ask(service, said, more, owner)
+    try {
+      const answer = await say(messages)
+      const next = [
+        ...messages,
+        { role: 'assistant', content: answer.said },
+        { role: 'user', content: second.questionText },
+      ]
+      // Of another key, in another policy, and of two choices: anew.
+      expect((await say(next, {}, 'other')).cached).toBe(0)
+      expect((await say(next, { kv_cache: 'fp16' })).cached).toBe(0)
+      expect((await say(next, { n: 2 })).cached).toBe(0)
+      const other = await say(next)
+      expect(other.cached > 0).toBe(matchSessions)
+      expect(other.said).toContain(numberOf(second))
+    } finally {
+      await service.dispose()
+    }
   }
 })

@@ -172,6 +172,7 @@ test.each<[string, unknown]>([
   ['requestTimeoutMs', 'x'],
   ['pingMs', 2 ** 31],
   ['maxSessions', -1],
+  ['matchSessions', 1],
   ['sessionTtlMs', NaN],
   ['drainDelayMs', -1],
   ['drainTimeoutMs', -1],

@@ -140,3 +140,51 @@ describe('what a conversation held before', () => {
     expect(a.gone()).toEqual([true, true, true])
   })
 })
+
+describe('a request that names no session', () => {
+  const setUp = (...all: { tokens: number[]; owner?: string }[]) => {
+    const sessions = new Sessions({ maxSessions: 4, sessionTtlMs: 10 }, () => 0)
+    const names = all.map(({ tokens, owner = '' }) => {
+      const own = sessions.match(owner, 'p', { ids: [], text: null }, encode)
+      sessions.enter(own, 'p', prompt, encode)
+      const sequence = sequenceOf(tokens) as unknown as Sequence
+      sessions.leave(own, { sequence, policy: 'p', text: null, before: [] })
+      return own
+    })
+    const match = (ids: number[], owner = '', policy = 'p') =>
+      sessions.match(owner, policy, { ids, text: null }, encode)
+    return { sessions, names, match }
+  }
+
+  test('finds the one that has most of its prompt, among those of its owner and policy', () => {
+    const { match, names } = setUp(
+      { tokens: [1] },
+      { tokens: [1, 2] },
+      { tokens: [1, 2, 3], owner: 'b' },
+      { tokens: [1, 4] },
+    )
+    expect(match([1, 2, 3, 4])).toBe(names[1])
+    expect(match([1, 5])).toBe(names[0])
+    expect(match([1, 2, 3, 4], 'b')).toBe(names[2])
+    for (const other of [
+      match([1, 2]),
+      match([2]),
+      match([1, 2, 3], '', 'q'),
+      match([1, 2], 'c'),
+    ]) {
+      const isFirst = other === names[0] // [1, 2] goes on with [1]
+      if (!isFirst) expect(names).not.toContain(other)
+    }
+    expect(match([1, 2])).toBe(names[0])
+  })
+
+  test('finds none that is named, and none that another one uses', () => {
+    const { sessions, match, names } = setUp({ tokens: [1, 2] })
+    keep(sessions, 'a', sequenceOf([1, 2, 3]))
+    expect(match([1, 2, 3, 4])).toBe(names[0])
+    sessions.enter(names[0]!, 'p', prompt, encode)
+    const other = match([1, 2, 3, 4])
+    expect([other.id === 'a', other.id === names[0]?.id]).toEqual([false, false])
+    expect(sessions.enter(other, 'p', prompt, encode)).toBe(null)
+  })
+})
