@@ -4,6 +4,7 @@ import {
   anyArray,
   anyObject,
   arrayOf,
+  arrayOfEach,
   integer,
   number,
   objectOf,
@@ -11,42 +12,57 @@ import {
   text,
   value,
 } from './json-values.js'
-import { numberBetween } from './number-range.js'
+import { measuredText } from './measured.js'
+import {
+  inTodaysWords,
+  isAnnotation,
+  isOf,
+  isSchemaObject,
+  type JsonSchema,
+  MergeError,
+  meet,
+  SchemaMerger,
+  type SchemaObject,
+  TYPES,
+  type Type,
+} from './merge-schemas.js'
+import { type NumberBounds, numberBetween } from './number-range.js'
 import { FORMATS, PatternError, patternText } from './pattern.js'
 
-/** A JSON schema: true, false, or an object of keywords. */
-export type JsonSchema = boolean | { readonly [keyword: string]: unknown }
-
-/** Keywords that describe and do not restrict. */
-const ANNOTATIONS = new Set([
-  ...['title', 'description', 'default', 'examples', 'deprecated', 'readOnly', 'writeOnly'],
-  ...['$schema', '$id', '$comment', '$defs', 'definitions', 'strict', 'name'],
-  // OpenAPI's, and what texts are to be taken for.
-  ...['example', 'contentEncoding', 'contentMediaType'],
-  // Says which alternative is meant by which value of a property; pydantic writes it.
-  'discriminator',
-])
-
-/** The types of values, as the keyword `type` has them. */
-const TYPES = ['object', 'array', 'string', 'number', 'integer', 'boolean', 'null'] as const
-type Type = (typeof TYPES)[number]
+export type { JsonSchema } from './merge-schemas.js'
 
 /** What no text is. */
 const NOTHING: Item = new Choice(() => [])
 
 const MAX_NODES = 5000
 const MAX_LENGTH = 10_000
+/** Of a list whose items are each once: any of their sets may be there already. */
+const MAX_UNIQUE = 10
+
+/** Formats that say what a text is for, or that any text is of; pydantic's and OpenAPI's. */
+const FREE_FORMATS = new Set(['password', 'binary', 'path'])
+
+/** Bounds that OpenAPI's formats of numbers have; of whole ones that we write none needs 64 bits. */
+const NUMBER_FORMATS: ReadonlyMap<string, NumberBounds> = new Map([
+  ['int32', { min: -(2 ** 31), max: 2 ** 31 - 1 }],
+  ['uint32', { min: 0, max: 2 ** 32 - 1 }],
+  ['int64', {}],
+  ['uint64', { min: 0 }],
+  ['float', {}],
+  ['double', {}],
+])
 
 /**
  * The grammar of JSON objects (`true`), or of what a schema allows. Names of properties come in the
  * schema's order, those required always; a schema with `properties` gets no others. White space is
  * free up to a line break and an indent.
  *
- * Keywords: type, properties, required, additionalProperties, propertyNames that are an enum,
- * items, prefixItems, minItems, maxItems, enum, const,
- * anyOf, oneOf (as anyOf), allOf of one, $ref into the schema itself, minLength and maxLength, or pattern,
- * or one of the formats of `FORMATS`; minimum, maximum, exclusiveMinimum, exclusiveMaximum. A type
- * beside enum, const, alternatives or $ref holds as well.
+ * Keywords: type, properties, required, additionalProperties, patternProperties (one, or beside properties),
+ * propertyNames (an enum, or what texts may be without properties), minProperties (1, or with properties),
+ * maxProperties, items, prefixItems, minItems, maxItems, uniqueItems (of an enum), enum, const, anyOf, oneOf
+ * (as anyOf), allOf, $ref into the schema itself, `not` of what any value is, minLength, maxLength, pattern,
+ * one of the formats of `FORMATS`; minimum, maximum, exclusiveMinimum, exclusiveMaximum, multipleOf; and
+ * nullable, as OpenAPI 3.0 has it. What stands beside alternatives or $ref holds as well.
  *
  * Throws `ERR_ZC_UNSUPPORTED` for another keyword that restricts, `ERR_ZC_ARGUMENT` for what is no
  * schema, and for one that allows no value.
@@ -63,7 +79,8 @@ class SchemaReader {
   /** Schemas under way or done, by the types that they are held to: for recursion through $ref. */
   readonly #items = new Map<object, Map<string, Item>>()
   /** Texts by their patterns: hundreds of properties may be dates, of 120 items each. */
-  readonly #patterns = new Map<string, Item>()
+  readonly #patterns = new Map<string, Item | null>()
+  readonly #merger = new SchemaMerger({ resolve: (ref) => this.#resolve(ref, '#') })
   #nNodes = 0
 
   constructor(root: JsonSchema) {
@@ -74,9 +91,7 @@ class SchemaReader {
   item(schema: unknown, at: string, within: readonly Type[] | null = null): Item {
     if (schema === false) return NOTHING
     if (schema === true) return within === null ? value : this.item({}, at, within)
-    if (typeof schema !== 'object' || schema === null || Array.isArray(schema)) {
-      throw bad(at, 'is no schema')
-    }
+    if (!isSchemaObject(schema)) throw bad(at, 'is no schema')
     const items = this.#items.get(schema) ?? new Map<string, Item>()
     this.#items.set(schema, items)
     const key = String(within)
@@ -87,21 +102,21 @@ class SchemaReader {
     const item = new Choice(() => choices.map((choice) => [choice]))
     // Before its parts are read: they may refer to it.
     items.set(key, item)
-    const keywords = new Keywords(schema as Record<string, unknown>, at)
-    choices = this.#choices(keywords, at, within).filter((choice) => choice !== NOTHING)
+    choices = this.#choices(schema, at, within).filter((choice) => choice !== NOTHING)
     if (choices.length === 0) items.set(key, NOTHING)
     return choices.length === 0 ? NOTHING : item
   }
 
-  #choices(keywords: Keywords, at: string, within: readonly Type[] | null): Item[] {
+  #choices(schema: SchemaObject, at: string, within: readonly Type[] | null): Item[] {
+    const merged = this.#merged(schema, at)
+    if (merged !== null) return [this.item(merged, at, within)]
+    const keywords = new Keywords(inTodaysWords(schema), at)
     const types = keywords.types()
     const both = types && within ? meet(types, within) : (types ?? within)
+    if (isAnything(keywords.take('not'), at)) return []
     const alternatives = keywords.take('anyOf') ?? keywords.take('oneOf') ?? keywords.take('allOf')
     if (alternatives !== undefined) {
       const list = asList(alternatives, at)
-      if (keywords.had('allOf') && list.length > 1) {
-        throw unsupported(at, 'allOf of more than one schema')
-      }
       keywords.done()
       return list.map((one, i) => this.item(one, `${at}/${i}`, both))
     }
@@ -127,6 +142,16 @@ class SchemaReader {
     })
     keywords.done()
     return items ?? [value]
+  }
+
+  /** A schema of those that hold at once here; null: one does. */
+  #merged(schema: SchemaObject, at: string): JsonSchema | null {
+    try {
+      return this.#merger.merge(schema)
+    } catch (error) {
+      if (error instanceof MergeError) throw unsupported(at, error.message)
+      throw error
+    }
   }
 
   #ofType(type: Type, keywords: Keywords, at: string): Item {
@@ -160,29 +185,46 @@ class SchemaReader {
     const nPossible = [...all, of].indexOf(NOTHING)
     const most = nPossible < 0 ? max : Math.min(nPossible, max)
     if (min > most) return NOTHING
+    if (keywords.take('uniqueItems') === true && most > 1) {
+      const values = first.length === 0 ? this.#valuesOf(others) : null
+      const isPlain = values?.every((one) => typeof one !== 'object' || one === null)
+      const each = [...new Set(values)]
+      if (!isPlain || each.length > MAX_UNIQUE) {
+        throw unsupported(at, `uniqueItems other than of an enum of at most ${MAX_UNIQUE} values`)
+      }
+      return min > each.length ? NOTHING : arrayOfEach(each, min, Math.min(most, each.length))
+    }
     const isAny = all.length === 0 && of === value && min === 0 && most === Number.POSITIVE_INFINITY
     return isAny ? anyArray : arrayOf(of, min, most, all)
   }
 
   #text(keywords: Keywords, at: string): Item {
+    const [min, max] = keywords.range('minLength', 'maxLength')
     // A pattern beside a format says more of it: zod writes both.
     const format = keywords.take('format')
+    const isFree = FREE_FORMATS.has(String(format))
     const pattern =
       keywords.take('pattern') ?? (format === undefined ? undefined : FORMATS.get(String(format)))
     if (pattern === undefined) {
-      if (format !== undefined) throw unsupported(at, `the format ${JSON.stringify(format)}`)
-      return text(...keywords.range('minLength', 'maxLength'))
-    }
-    if (keywords.has('minLength') || keywords.has('maxLength')) {
-      throw unsupported(at, 'a length beside a pattern or a format')
+      if (format === undefined || isFree) return text(min, max)
+      throw unsupported(at, `the format ${JSON.stringify(format)}`)
     }
     if (typeof pattern !== 'string') {
       throw bad(at, `has the pattern ${JSON.stringify(pattern)}, expected a regular expression`)
     }
+    return this.#patternText(pattern, min, max, at)
+  }
+
+  #patternText(pattern: string, min: number, max: number, at: string): Item {
+    const key = `${min} ${max} ${pattern}`
     try {
-      const item = this.#patterns.get(pattern) ?? patternText(pattern)
-      this.#patterns.set(pattern, item)
-      return item
+      let item = this.#patterns.get(key)
+      if (item === undefined) {
+        item = patternText(pattern)
+        if (min > 0 || Number.isFinite(max)) item = measuredText(item, min, max)
+        this.#patterns.set(key, item)
+      }
+      return item ?? NOTHING
     } catch (error) {
       if (!(error instanceof PatternError)) throw error
       if (!error.isUnsupported) throw bad(at, `has a pattern that is none: ${error.message}`)
@@ -191,40 +233,95 @@ class SchemaReader {
   }
 
   #number(type: 'number' | 'integer', keywords: Keywords, at: string): Item {
+    const format = keywords.take('format')
+    const ofFormat = format === undefined ? {} : NUMBER_FORMATS.get(String(format))
+    if (!ofFormat) throw unsupported(at, `the format ${JSON.stringify(format)}`)
+    const [min, max] = [keywords.number('minimum'), keywords.number('maximum')]
     const bounds = {
-      min: keywords.number('minimum'),
-      max: keywords.number('maximum'),
+      min: largest(min, ofFormat.min),
+      max: largest(max, ofFormat.max, -1),
       above: keywords.number('exclusiveMinimum'),
       below: keywords.number('exclusiveMaximum'),
+      multipleOf: keywords.number('multipleOf'),
     }
     const isWhole = type === 'integer'
     if (Object.values(bounds).every((bound) => bound === undefined)) {
       return isWhole ? integer : number
     }
+    if (bounds.multipleOf !== undefined && bounds.multipleOf <= 0) {
+      throw bad(at, `has the multipleOf ${bounds.multipleOf}, expected a number above 0`)
+    }
     const item = numberBetween(bounds, isWhole)
     if (item) return item
-    throw bad(at, `has bounds that no ${type} of ${isWhole ? 16 : 15} digits is between`)
+    const rule = bounds.multipleOf === undefined ? 'bounds that' : 'bounds and a multipleOf that'
+    throw bad(at, `has ${rule} no ${type} of ${isWhole ? 16 : 15} digits is between`)
   }
 
   #object(keywords: Keywords, at: string): Item {
     const required = asList(keywords.take('required') ?? [], at)
     const additional = keywords.take('additionalProperties')
-    const names = namesOf(keywords.take('propertyNames'), at)
-    if (names && keywords.has('properties'))
+    const count = keywords.range('minProperties', 'maxProperties')
+    const propertyNames = keywords.take('propertyNames')
+    const patterns = keywords.take('patternProperties') ?? {}
+    if (!isSchemaObject(patterns)) throw bad(at, 'has patternProperties that are no object')
+    if (isRestricting(propertyNames) && keywords.has('properties'))
       throw unsupported(at, 'propertyNames beside properties')
+    const names = this.#valuesOf(propertyNames)?.filter((name) => typeof name === 'string')
+    // No other names, where there are no properties: that is within what the schema allows.
+    const given = names ?? (required.length > 0 ? required.map(String) : undefined)
     const properties =
       keywords.take('properties') ??
-      (names && Object.fromEntries(names.map((name) => [name, additional ?? true])))
+      (given && Object.fromEntries(given.map((name) => [name, additional ?? true])))
     if (properties === undefined) {
-      if (required.length > 0) throw unsupported(at, 'required without properties')
-      const of = this.item(additional ?? true, `${at}/additionalProperties`)
-      if (of === NOTHING) return new Literal('{}')
-      return of === value ? anyObject : objectOf(of)
+      return this.#record(propertyNames, patterns, additional ?? true, count, at)
     }
-    if (typeof properties !== 'object' || properties === null || Array.isArray(properties)) {
-      throw bad(at, 'has properties that are no object')
+    if (!names && isRestricting(propertyNames)) {
+      throw unsupported(at, 'propertyNames other than an enum beside required')
     }
-    const entries = Object.entries(properties)
+    if (!isSchemaObject(properties)) throw bad(at, 'has properties that are no object')
+    const entries = Object.entries(properties).map(([name, schema]): [string, unknown] => {
+      const rules = Object.entries(patterns).filter(([pattern]) => matches(pattern, name, at))
+      return [
+        name,
+        rules.length === 0 ? schema : { allOf: [schema, ...rules.map(([, one]) => one)] },
+      ]
+    })
+    return this.#withProperties(entries, required, count, at)
+  }
+
+  /** An object of names that are not listed. */
+  #record(
+    propertyNames: unknown,
+    patterns: SchemaObject,
+    additional: unknown,
+    [min, max]: readonly [number, number],
+    at: string,
+  ): Item {
+    const [rule, ...others] = Object.entries(patterns)
+    if (others.length > 0) throw unsupported(at, 'more than one of patternProperties')
+    if (rule && isRestricting(propertyNames)) {
+      throw unsupported(at, 'patternProperties beside propertyNames')
+    }
+    // Of two pairs of one name only one counts.
+    if (min > 1) throw unsupported(at, 'minProperties above 1 without properties')
+    const name = rule
+      ? this.#patternText(rule[0], 0, Number.POSITIVE_INFINITY, at)
+      : this.item(propertyNames ?? true, `${at}/propertyNames`, ['string'])
+    const of = this.item(rule ? rule[1] : additional, `${at}/additionalProperties`)
+    if (of === NOTHING || name === NOTHING) return min > 0 ? NOTHING : new Literal('{}')
+    const isAny = of === value && !rule && !isRestricting(propertyNames) && min === 0
+    if (isAny && max === Number.POSITIVE_INFINITY) return anyObject
+    const isNamed = rule !== undefined || isRestricting(propertyNames)
+    return objectOf(of, { min, max, ...(isNamed ? { name } : {}) })
+  }
+
+  /** An object of these properties, in their order. */
+  #withProperties(
+    entries: readonly (readonly [string, unknown])[],
+    required: readonly unknown[],
+    [min, max]: readonly [number, number],
+    at: string,
+  ): Item {
     const missing = required.find((name) => !entries.some(([key]) => key === name))
     if (missing !== undefined) throw bad(at, `requires ${JSON.stringify(missing)}, no property`)
     const colon = new Literal(':')
@@ -240,27 +337,60 @@ class SchemaReader {
     })
     if (all.some(({ isRequired, canBe }) => isRequired && !canBe)) return NOTHING
     const pairs = all.filter(({ canBe }) => canBe)
+    /** Pairs that come from the first `i` on: as few, and as many. */
+    const fewest = (i: number) => pairs.slice(i).filter(({ isRequired }) => isRequired).length
+    if (pairs.length < min || fewest(0) > max) return NOTHING
     const close = new Literal('}')
     const comma = new Literal(',')
-    /** What follows the first `i` properties, with a pair before or without. */
-    const rest = (i: number, hasPair: boolean): Item =>
+    /** More pairs than that make no difference. */
+    const counted = Number.isFinite(max) ? max : Math.max(min, 1)
+    /** What follows the first `i` properties, with `n` pairs before. */
+    const rest = (i: number, n: number): Item =>
       new Choice(() => {
         const pair = pairs[i]
         if (!pair) return [[close]]
-        const withPair = [...(hasPair ? [comma, space] : []), ...pair.items, memo(i + 1, true)]
-        return pair.isRequired ? [withPair] : [withPair, [memo(i + 1, hasPair)]]
+        const canCome = n < max && n + 1 + fewest(i + 1) <= max
+        const canMiss = !pair.isRequired && n + pairs.length - i - 1 >= min
+        const separator = n > 0 ? [comma, space] : []
+        return [
+          ...(canCome ? [[...separator, ...pair.items, memo(i + 1, n + 1)]] : []),
+          ...(canMiss ? [[memo(i + 1, n)]] : []),
+        ]
       })
     const rests = new Map<string, Item>()
-    const memo = (i: number, hasPair: boolean): Item => {
-      const key = `${i} ${hasPair}`
+    const memo = (i: number, nPairs: number): Item => {
+      const n = Math.min(nPairs, counted)
+      const key = `${i} ${n}`
       let item = rests.get(key)
       if (!item) {
-        item = rest(i, hasPair)
+        item = rest(i, n)
         rests.set(key, item)
       }
       return item
     }
-    return new Choice(() => [[new Literal('{'), space, memo(0, false)]])
+    return new Choice(() => [[new Literal('{'), space, memo(0, 0)]])
+  }
+
+  /** The values of an enum, a const, or alternatives of these, where a schema is nothing else; null: it is. */
+  #valuesOf(schema: unknown): readonly unknown[] | null {
+    if (!isSchemaObject(schema)) return null
+    const { enum: list, const: one, anyOf, $ref, type, ...others } = schema
+    if (!Object.keys(others).every(isAnnotation)) return null
+    const [rule, ...more] = [list, one, anyOf, $ref].filter((keyword) => keyword !== undefined)
+    if (more.length > 0) return null
+    if (rule === undefined) return type === 'boolean' ? [true, false] : null
+    const isTyped = (value: unknown) =>
+      type === undefined || isOf(typeOf(value), [type].flat() as Type[])
+    const values =
+      list !== undefined
+        ? asList(list, '#')
+        : $ref !== undefined
+          ? this.#valuesOf(this.#resolve($ref, '#'))
+          : anyOf === undefined
+            ? [one]
+            : asList(anyOf, '#').map((each) => this.#valuesOf(each))
+    if (!values || (anyOf !== undefined && values.includes(null))) return null
+    return (anyOf === undefined ? values : values.flat()).filter(isTyped)
   }
 
   #resolve(ref: unknown, at: string): unknown {
@@ -280,37 +410,51 @@ class SchemaReader {
   }
 }
 
-/** The names that `propertyNames` lists, as zod writes records; undefined where any may come. */
-function namesOf(schema: unknown, at: string): readonly string[] | undefined {
-  if (schema === undefined) return undefined
-  const isObject = typeof schema === 'object' && schema !== null
-  const { type, enum: names, ...others } = (isObject ? schema : {}) as Record<string, unknown>
-  const isOfTexts = type === 'string' || (type === undefined && names !== undefined)
-  const isList = Array.isArray(names) && names.every((name) => typeof name === 'string')
-  if (isOfTexts && Object.keys(others).length === 0 && (names === undefined || isList)) {
-    return names as readonly string[] | undefined
+/** Whether names of properties are not just any texts. */
+function isRestricting(propertyNames: unknown): boolean {
+  if (propertyNames === undefined || propertyNames === true) return false
+  if (!isSchemaObject(propertyNames)) return true
+  return Object.entries(propertyNames).some(
+    ([name, one]) => !isAnnotation(name) && !(name === 'type' && one === 'string'),
+  )
+}
+
+/** Whether a pattern finds something in a name. */
+function matches(pattern: string, name: string, at: string): boolean {
+  try {
+    return new RegExp(pattern, 'u').test(name)
+  } catch (error) {
+    throw bad(at, `has a pattern that is none: ${(error as Error).message}`)
   }
-  throw unsupported(at, 'propertyNames other than an enum')
+}
+
+/** What `not` says: that no value is right, or nothing (it is not there). */
+function isAnything(not: unknown, at: string): boolean {
+  if (not === undefined || not === false) return false
+  const isAny = isSchemaObject(not) && Object.keys(not).every(isAnnotation)
+  if (not === true || isAny) return true
+  throw unsupported(at, 'a not other than of any value')
+}
+
+/** The larger of two bounds, or the lesser with the sign -1. */
+function largest(a: number | undefined, b: number | undefined, sign = 1): number | undefined {
+  if (a === undefined || b === undefined) return a ?? b
+  return sign * Math.max(sign * a, sign * b)
 }
 
 /** The keywords of one schema; those that nobody takes restrict in a way that we cannot hold to. */
 class Keywords {
-  readonly #schema: Record<string, unknown>
+  readonly #schema: SchemaObject
   readonly #at: string
   readonly #taken = new Set<string>()
 
-  constructor(schema: Record<string, unknown>, at: string) {
+  constructor(schema: SchemaObject, at: string) {
     this.#schema = schema
     this.#at = at
   }
 
   has(name: string): boolean {
     return Object.hasOwn(this.#schema, name)
-  }
-
-  /** Whether it was there and has been taken. */
-  had(name: string): boolean {
-    return this.has(name) && this.#taken.has(name)
   }
 
   take(name: string): unknown {
@@ -351,7 +495,7 @@ class Keywords {
 
   done(): void {
     for (const name of Object.keys(this.#schema)) {
-      if (this.#taken.has(name) || ANNOTATIONS.has(name)) continue
+      if (this.#taken.has(name) || isAnnotation(name)) continue
       throw unsupported(this.#at, `the keyword ${JSON.stringify(name)}`)
     }
   }
@@ -366,19 +510,6 @@ function typeOf(value: unknown): Type {
   if (value === null) return 'null'
   if (Array.isArray(value)) return 'array'
   return Number.isInteger(value) ? 'integer' : (typeof value as Type)
-}
-
-/** Whether a value of a type is of one of these: whole numbers are numbers, too. */
-function isOf(type: Type, types: readonly Type[]): boolean {
-  return types.includes(type) || (type === 'integer' && types.includes('number'))
-}
-
-/** The types that are among both. */
-function meet(types: readonly Type[], others: readonly Type[]): Type[] {
-  return types.flatMap((type) => {
-    if (isOf(type, others)) return [type]
-    return type === 'number' && others.includes('integer') ? ['integer'] : []
-  })
 }
 
 /** A part of a $ref, which is a URI. */

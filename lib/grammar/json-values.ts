@@ -147,15 +147,38 @@ export const value: Item = new Choice(() => [
   [new Literal('null')],
 ])
 
-/** `{` and pairs of any names with values `of` a kind. */
-export function objectOf(of: Item): Item {
-  const pair: Item[] = [anyText, space, new Literal(':'), space, of, space]
+/** `{` and [min, max] pairs of names, any unless `name` says which, with values `of` a kind. */
+export function objectOf(
+  of: Item,
+  { name = anyText, min = 0, max = Number.POSITIVE_INFINITY }: PairRules = {},
+): Item {
+  const pair: Item[] = [name, space, new Literal(':'), space, of, space]
   const comma = new Literal(',')
-  const more: Item = new Choice(() => [[comma, space, ...pair, more], []])
-  return new Choice(() => [
-    [new Literal('{'), space, new Literal('}')],
-    [new Literal('{'), space, ...pair, more, new Literal('}')],
-  ])
+  const close = new Literal('}')
+  const rests = new Map<number, Item>()
+  const counted = Number.isFinite(max) ? max : Math.max(min, 1)
+  /** What follows n pairs. */
+  const after = (n: number): Item => {
+    const place = Math.min(n, counted)
+    let rest = rests.get(place)
+    if (!rest) {
+      const more = place === 0 ? [] : [comma, space]
+      rest = new Choice(() => [
+        ...(place >= min ? [[close]] : []),
+        ...(place < max || counted !== max ? [[...more, ...pair, after(place + 1)]] : []),
+      ])
+      rests.set(place, rest)
+    }
+    return rest
+  }
+  return new Choice(() => [[new Literal('{'), space, after(0)]])
+}
+
+/** Which pairs an object may have. */
+export interface PairRules {
+  readonly name?: Item
+  readonly min?: number
+  readonly max?: number
 }
 
 /** `[` and [min, max] values: `first` those of a kind of their own, the others `of` one kind. */
@@ -188,6 +211,32 @@ export function arrayOf(
     ...(min === 0 ? [[new Literal('['), space, close]] : []),
     ...(max > 0 ? [[new Literal('['), ...itemAt(0)]] : []),
   ])
+}
+
+/** `[` and [min, max] of these values, each once at most. max is no more than they are. */
+export function arrayOfEach(values: readonly unknown[], min: number, max: number): Item {
+  const items = values.map((one) => new Literal(JSON.stringify(one)))
+  const close = new Literal(']')
+  const comma = new Literal(',')
+  const rests = new Map<number, Item>()
+  /** What follows values; `used` has a bit for each. */
+  const after = (used: number): Item => {
+    let rest = rests.get(used)
+    if (!rest) {
+      const n = items.filter((_, i) => used & (1 << i)).length
+      const left = items.flatMap((item, i) => (used & (1 << i) ? [] : [{ item, bit: 1 << i }]))
+      const separator = n === 0 ? [] : [comma, space]
+      rest = new Choice(() => [
+        ...(n >= min ? [[close]] : []),
+        ...(n < max
+          ? left.map(({ item, bit }) => [...separator, item, space, after(used | bit)])
+          : []),
+      ])
+      rests.set(used, rest)
+    }
+    return rest
+  }
+  return new Choice(() => [[new Literal('['), space, after(0)]])
 }
 
 export const anyObject: Item = objectOf(value)

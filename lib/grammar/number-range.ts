@@ -1,12 +1,14 @@
 /** Numbers of JSON between bounds, as items of an automaton. */
 import { DONE, type Item, Machine } from './automaton.js'
 
-/** The keywords `minimum`, `maximum`, `exclusiveMinimum` and `exclusiveMaximum` of a schema. */
+/** The keywords `minimum`, `maximum`, `exclusiveMinimum`, `exclusiveMaximum` and `multipleOf` of a schema. */
 export interface NumberBounds {
   readonly min?: number | undefined
   readonly max?: number | undefined
   readonly above?: number | undefined
   readonly below?: number | undefined
+  /** Above 0. */
+  readonly multipleOf?: number | undefined
 }
 
 /** As many as doubles tell apart: what is within the bounds as a text is so as a number. */
@@ -16,7 +18,7 @@ const INTEGER_DIGITS = 16
 
 /**
  * A number within bounds, written without an exponent, of at most 15 digits; a whole one of at most
- * 16. null where there is none.
+ * 16. null where there is none, or its multiples cannot be told with so many digits.
  *
  * A state is the text so far, or how many digits it has once all that can follow is within the
  * bounds. Values are counted in units of the last digit, so that all comparisons are exact.
@@ -25,16 +27,20 @@ export function numberBetween(bounds: NumberBounds, isWhole: boolean): Item | nu
   const maxDigits = isWhole ? INTEGER_DIGITS : NUMBER_DIGITS
   const unitDigits = isWhole ? 0 : NUMBER_DIGITS - 1
   const range = unitsOf(bounds, unitDigits)
+  const multiple =
+    bounds.multipleOf === undefined ? null : exactUnits(bounds.multipleOf, unitDigits)
+  if (multiple === 0n) return null
 
   /** Digits behind the point of a number with so many before it. */
   const maxPart = (nWhole: number) => (isWhole ? 0 : maxDigits - nWhole)
 
   /** The values of a text's completions with `more` digits before the point, sign aside. */
   const completions = ({ whole, part }: Written, more: number) => {
-    const step = 10n ** BigInt(unitDigits - maxPart(whole.length + more))
+    const unit = 10n ** BigInt(unitDigits - maxPart(whole.length + more))
     const digits = BigInt(whole + (part ?? ''))
     const width = 10n ** BigInt(more + unitDigits - (part?.length ?? 0))
-    return { low: digits * width, high: (digits + 1n) * width - step, step }
+    const step = multiple === null ? unit : commonMultiple(unit, multiple)
+    return { low: digits * width, high: (digits + 1n) * width - unit, step }
   }
   /** How many more digits may stand before the point, each number of them. */
   const mores = ({ whole, part }: Written) => {
@@ -54,7 +60,7 @@ export function numberBetween(bounds: NumberBounds, isWhole: boolean): Item | nu
   }
   const isWithin = (text: string): boolean => {
     const written = read(text)
-    if (written.whole === '' || written.whole === '0') return false
+    if (multiple !== null || written.whole === '' || written.whole === '0') return false
     const { low: a, high: b } = magnitudes(range, written.isNegative)
     return mores(written).every((more) => {
       const { low, high } = completions(written, more)
@@ -83,7 +89,7 @@ export function numberBetween(bounds: NumberBounds, isWhole: boolean): Item | nu
     if (whole === '' || part === '') return false
     const value = BigInt(whole + (part ?? '')) * 10n ** BigInt(unitDigits - (part?.length ?? 0))
     const { low, high } = magnitudes(range, isNegative)
-    return value >= low && value <= high
+    return value >= low && value <= high && value % (multiple ?? 1n) === 0n
   }
   const step = (state: string, byte: number): string | typeof DONE | null => {
     const next = follow(state, String.fromCharCode(byte))
@@ -141,6 +147,18 @@ function unitsOf({ min, max, above, below }: NumberBounds, unitDigits: number): 
 function magnitudes({ low, high }: Units, isNegative: boolean): Units {
   const [from, to] = isNegative ? [-high, -low] : [low, high]
   return { low: from > 0n ? from : 0n, high: to }
+}
+
+/** value 10^unitDigits; 0: it is no whole number, or value is not above 0. */
+function exactUnits(value: number, unitDigits: number): bigint {
+  const units = floorUnits(value, unitDigits)
+  return units > 0n && -floorUnits(-value, unitDigits) === units ? units : 0n
+}
+
+function commonMultiple(a: bigint, b: bigint): bigint {
+  let [divisor, rest] = [a, b]
+  while (rest > 0n) [divisor, rest] = [rest, divisor % rest]
+  return (a / divisor) * b
 }
 
 /** floor(value 10^unitDigits), of the value as JSON writes it. */

@@ -149,7 +149,8 @@ function star(item: Item): Item {
  * Takes characters, classes, groups, alternatives, counts. Throws a `PatternError` for what looks
  * around or back (`\b`, `(?=`, `\1`), and for what is no expression.
  */
-export function patternText(source: string): Item {
+export function patternText(given: string): Item {
+  const source = EQUIVALENTS.get(given) ?? given
   // Behind a backslash other dialects take signs that mean nothing, for themselves.
   const strict = source.replace(/\\([^\w^$\\.*+?()[\]{}|/])/gu, '$1')
   try {
@@ -387,7 +388,24 @@ const MINUTES = `\\d{1,9}M(?:${SECONDS})?`
 const CLOCK = `T(?:${SECONDS}|${MINUTES}|\\d{1,9}H(?:${MINUTES})?)`
 const DAYS = '\\d{1,9}D'
 const MONTHS = `\\d{1,9}M(?:${DAYS})?`
+const ANY_SECONDS = '\\d+(?:[.,]\\d+)?S'
+const ANY_CLOCK = `T(?:\\d+H(?:\\d+M)?(?:${ANY_SECONDS})?|\\d+M(?:${ANY_SECONDS})?|${ANY_SECONDS})`
 const DURATION = `P(?:(?:${DAYS}|${MONTHS}|\\d{1,9}Y(?:${MONTHS})?)(?:${CLOCK})?|${CLOCK}|\\d{1,9}W)`
+
+const BASE64 = '^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$'
+const uuidOf = (version: number) =>
+  `^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-${version}[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}$`
+
+/** Patterns that libraries write, with others for the same texts that do not look around. */
+const EQUIVALENTS: ReadonlyMap<string, string> = new Map([
+  // pydantic's Decimal.
+  ['^(?!^[-+.]*$)[+-]?0*\\d*\\.?\\d*$', '^[+-]?(?:\\d+\\.?\\d*|\\.\\d+)$'],
+  // zod's durations.
+  [
+    '^P(?:(\\d+W)|(?!.*W)(?=\\d|T\\d)(\\d+Y)?(\\d+M)?(\\d+D)?(T(?=\\d)(\\d+H)?(\\d+M)?(\\d+([.,]\\d+)?S)?)?)$',
+    `^P(?:\\d+W|(?:\\d+Y(?:\\d+M)?(?:\\d+D)?|\\d+M(?:\\d+D)?|\\d+D)(?:${ANY_CLOCK})?|${ANY_CLOCK})$`,
+  ],
+])
 
 /**
  * Patterns for JSON schema's `format`, each narrower than its definition: what matches is of the
@@ -402,6 +420,11 @@ export const FORMATS: ReadonlyMap<string, string> = new Map([
   ['ipv6', `^(?:${IPV6})$`],
   ['uri', `^${URI}$`],
   ['uuid', '^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$'],
+  ...[1, 3, 4, 5, 6, 7, 8].map((version): [string, string] => [`uuid${version}`, uuidOf(version)]),
+  ['ipvanyaddress', `^(?:${IPV4}|${IPV6})$`],
+  ['base64', BASE64],
+  ['byte', BASE64],
+  ['base64url', '^(?:[\\w-]{4})*(?:[\\w-]{2}==|[\\w-]{3}=)?$'],
   ['hostname', `^${LABEL}(?:\\.${LABEL}){0,3}$`],
   ['email', `^[\\w+-]+(?:\\.[\\w+-]+)*@${LABEL}(?:\\.${LABEL}){1,3}$`],
 ])

@@ -7,41 +7,12 @@ import fc from 'fast-check'
 import { Literal } from '../../lib/grammar/automaton'
 import { type JsonSchema, jsonGrammar, type StateSet } from '../../lib/grammar/index'
 import { expectRefused } from '../support/errors'
+import { accepts, after, walk } from './texts'
 
 /** Collects garbage at once, which takes a flag that is not given. */
 function garbageCollector(): () => void {
   setFlagsFromString('--expose-gc')
   return runInNewContext('gc') as () => void
-}
-
-/** The state after a text, or null. */
-function after(schema: true | JsonSchema, text: string): StateSet | null {
-  let state: StateSet | null = jsonGrammar(schema).start
-  for (const byte of Buffer.from(text)) state = state?.next(byte) ?? null
-  return state
-}
-
-const accepts = (schema: true | JsonSchema, text: string) =>
-  after(schema, text)?.isAccepting === true
-
-/** A text that the grammar allows, byte by byte, as numbers choose; short ways once it is long. */
-function walk(schema: true | JsonSchema, choices: readonly number[]): string | null {
-  const bytes: number[] = []
-  let state = jsonGrammar(schema).start
-  for (let i = 0; bytes.length < 2000; i++) {
-    if (state.isAccepting && (state.isFinal || (choices[i % choices.length] as number) % 4 === 0)) {
-      return Buffer.from(bytes).toString()
-    }
-    const open: number[] = []
-    for (let byte = 0; byte < 256; byte++) if (state.next(byte)) open.push(byte)
-    // Closing what is open ends a walk; letters go on with it.
-    const closing = open.filter((byte) => '"]},:'.includes(String.fromCharCode(byte)))
-    const from = i > choices.length && closing.length > 0 ? closing : open
-    const byte = from[(choices[i % choices.length] as number) % from.length] as number
-    bytes.push(byte)
-    state = state.next(byte) as StateSet
-  }
-  return null
 }
 
 const person = {
@@ -87,12 +58,85 @@ const schemas: readonly (true | JsonSchema)[] = [
   { type: 'string', pattern: '^[A-Z]{2,3}-(?:\\d+|x{0,2})$' },
   { type: 'string', pattern: '^(?<sign>[+\\-]?)(é|"|\\\\|\\u{1F600}|\\n)*?[^\\W\\d_]$' },
   { type: 'string', format: 'date-time' },
+  { type: 'integer', multipleOf: 7, minimum: -30, maximum: 1000 },
+  { type: 'integer', multipleOf: 12, exclusiveMinimum: 1e6 },
+  { type: 'number', multipleOf: 0.05, minimum: 0, maximum: 1 },
+  { type: 'number', multipleOf: 250, maximum: -1 },
+  // Of 3, 6, 9 … characters 6 alone.
+  { type: 'string', pattern: '^(?:aé"|\\d{3})+$', minLength: 4, maxLength: 8 },
+  { type: 'string', format: 'email', minLength: 12, maxLength: 14 },
+  { type: 'array', items: { enum: ['a', 'b', 1, null] }, uniqueItems: true, minItems: 2 },
+  { type: 'array', items: { type: 'boolean' }, uniqueItems: true },
+  {
+    type: 'object',
+    properties: { a: { type: 'null' }, b: { type: 'null' }, c: { type: 'null' }, d: { const: 1 } },
+    required: ['b', 'd'],
+    minProperties: 3,
+    maxProperties: 3,
+  },
+  {
+    type: 'object',
+    propertyNames: { pattern: '^[a-z]+$' },
+    additionalProperties: { type: 'null' },
+    minProperties: 1,
+    maxProperties: 3,
+  },
+  { type: 'object', patternProperties: { '^x-\\d+$': { type: 'boolean' } } },
+  {
+    type: 'object',
+    properties: { a1: { type: 'integer' }, b: { type: 'null' } },
+    patternProperties: { '^a': { minimum: 3, type: 'number' } },
+    required: ['a1'],
+  },
+  { type: 'object', additionalProperties: { type: 'null' }, required: ['a', 'b'] },
+  {
+    allOf: [{ $ref: '#/$defs/named' }, { properties: { n: { type: 'integer' } }, required: ['n'] }],
+    $defs: {
+      named: {
+        type: 'object',
+        properties: { name: { type: 'string' }, n: { minimum: 3, type: 'number' } },
+        required: ['name'],
+      },
+    },
+  },
+  {
+    type: 'object',
+    properties: { a: { type: 'null' } },
+    anyOf: [
+      { properties: { b: { const: 1 } }, required: ['b'] },
+      { properties: { c: { const: 2 } }, required: ['c', 'a'] },
+    ],
+  },
+  // A tree, each of whose nodes is two schemas at once.
+  {
+    $ref: '#/$defs/node',
+    $defs: {
+      node: {
+        allOf: [
+          {
+            type: 'object',
+            properties: { kids: { type: 'array', items: { $ref: '#/$defs/node' } } },
+          },
+          {
+            properties: { kids: { maxItems: 2, type: 'array' }, v: { type: 'null' } },
+            required: ['kids'],
+          },
+        ],
+      },
+    },
+  },
+  {
+    allOf: [
+      { type: 'array', prefixItems: [{ type: 'number' }], items: { type: 'integer' }, minItems: 2 },
+      { items: { minimum: 2, type: 'number' }, maxItems: 3, type: 'array' },
+    ],
+  },
 ]
 
 test.each(schemas.map((schema) => [JSON.stringify(schema).slice(0, 60), schema] as const))(
   'walks of %s parse and satisfy it',
   (_, schema) => {
-    const validate = new Ajv2020({ strict: false }).compile(
+    const validate = new Ajv2020({ strict: false, multipleOfPrecision: 9 }).compile(
       schema === true ? { type: 'object' } : schema,
     )
     let whole = 0
@@ -244,6 +288,49 @@ test.each([
   [{ type: 'integer', $ref: '#/$defs/n', $defs: { n: { type: 'number', maximum: 3 } } }, 2],
   [{ type: 'number', enum: ['a', 1.5] }, 1.5],
   [{ $ref: '#/$defs/a%20b%25', $defs: { 'a b%': { type: 'integer' } } }, 1],
+  // Several at once.
+  [
+    {
+      allOf: [
+        { type: 'number', minimum: 1 },
+        { type: 'integer', maximum: 5 },
+      ],
+    },
+    5,
+  ],
+  [
+    {
+      allOf: [
+        { multipleOf: 4, type: 'integer' },
+        { multipleOf: 6, type: 'integer' },
+      ],
+    },
+    24,
+  ],
+  [{ allOf: [{ enum: [1, 2] }, { enum: [2, 3] }] }, 2],
+  [{ allOf: [true, { type: 'null' }, {}] }, null],
+  [{ type: 'string', allOf: [{ minLength: 2 }, { minLength: 3, maxLength: 4 }] }, 'abc'],
+  [{ $ref: '#/$defs/a', minimum: 2, $defs: { a: { type: 'integer', minimum: 1 } } }, 2],
+  // As OpenAPI 3.0 and draft 4 have it.
+  [{ type: 'string', nullable: true }, null],
+  [{ type: 'string', nullable: false }, 'a'],
+  [{ allOf: [{ $ref: '#/$defs/a' }], nullable: true, $defs: { a: { type: 'integer' } } }, null],
+  [{ allOf: [{ $ref: '#/$defs/a' }], nullable: true, $defs: { a: { type: 'integer' } } }, 1],
+  [{ type: 'number', minimum: 0, exclusiveMinimum: true, maximum: 2, exclusiveMaximum: false }, 2],
+  [{ type: 'integer', format: 'int32' }, -2147483648],
+  [{ type: 'integer', format: 'int64', 'x-order': 1 }, 1234567890123456],
+  [{ type: 'string', format: 'password' }, 'x'],
+  [{ type: 'string', format: 'uuid4' }, '0f8fad5b-d9cb-469f-a165-70867728950e'],
+  [{ type: 'string', pattern: '^a+$', minLength: 2 }, 'aa'],
+  [{ type: 'string', pattern: '^.*$', maxLength: 1 }, '\n'.slice(1)],
+  [{ type: 'object', properties: { a: { not: {} }, b: { type: 'null' } } }, { b: null }],
+  [
+    { type: 'object', propertyNames: { $ref: '#/$defs/k' }, $defs: { k: { enum: ['a'] } } },
+    { a: 1 },
+  ],
+  [{ type: 'object', propertyNames: { anyOf: [{ const: 'a' }, { const: 'b' }] } }, { b: 1 }],
+  [{ type: 'object', propertyNames: { minLength: 2 } }, { ab: 1 }],
+  [{ type: 'object', propertyNames: false }, {}],
   // What nothing satisfies, beside something.
   [{ type: 'array', items: false }, []],
   [{ type: 'object', additionalProperties: { enum: [] } }, {}],
@@ -414,6 +501,38 @@ test.each([
   [{ type: 'object', propertyNames: { enum: ['a'] }, required: ['a'] }, '{}'],
   [{ type: 'object', propertyNames: { enum: ['a'] } }, '{"b":1}'],
   [{ type: 'string', format: 'date' }, '"2025-02-30"'],
+  [{ type: 'integer', multipleOf: 5 }, '12'],
+  [{ type: 'number', multipleOf: 0.01 }, '0.125'],
+  [{ type: 'string', pattern: '^a+$', minLength: 2 }, '"a"'],
+  [{ type: 'string', pattern: 'a', maxLength: 2 }, '"aaa"'],
+  [{ type: 'string', pattern: '^.*$', maxLength: 1 }, '"\\n\\n"'],
+  [{ type: 'string', pattern: '^é*$', maxLength: 1 }, '"éé"'],
+  [{ type: 'string', format: 'uuid4' }, '"0f8fad5b-d9cb-169f-a165-70867728950e"'],
+  [{ type: 'integer', format: 'int32' }, '2147483648'],
+  [{ type: 'string', enum: ['a'], nullable: true }, 'null'],
+  [{ type: 'object', propertyNames: { minLength: 2 } }, '{"a":1}'],
+  [{ type: 'object', additionalProperties: true, minProperties: 1 }, '{}'],
+  [{ type: 'object', additionalProperties: true, maxProperties: 1 }, '{"a":1,"b":1}'],
+  [{ type: 'array', items: { enum: [1, 2] }, uniqueItems: true }, '[1,1]'],
+  // Strict ones know no properties of each other.
+  [
+    {
+      allOf: [
+        { type: 'object', properties: { a: {} }, additionalProperties: false },
+        { type: 'object', properties: { a: {}, b: {} } },
+      ],
+    },
+    '{"b":1}',
+  ],
+  [
+    {
+      allOf: [
+        { type: 'object', properties: { a: {} }, additionalProperties: { type: 'null' } },
+        { type: 'object', properties: { b: { type: ['null', 'integer'] } } },
+      ],
+    },
+    '{"b":1}',
+  ],
   [{ type: 'string', format: 'uuid' }, '"0f8fad5b-d9cb-469f-a165-7086"'],
 ] as const)('%j does not allow %s', (schema, text) => {
   expect(accepts(schema, text)).toBe(false)
@@ -437,18 +556,36 @@ test('what cannot be held to is refused', () => {
     refuse({ type: 'string', pattern }, 'ERR_ZC_UNSUPPORTED')
   }
   refuse({ type: 'string', pattern: '(' }, 'ERR_ZC_ARGUMENT')
-  refuse({ type: 'string', pattern: '^a$', minLength: 1 }, 'ERR_ZC_UNSUPPORTED')
   refuse({ type: 'string', format: 'iri' }, 'ERR_ZC_UNSUPPORTED')
-  for (const propertyNames of [{ maxLength: 3 }, { type: 'string', minLength: 1 }, false, {}]) {
-    refuse({ type: 'object', propertyNames }, 'ERR_ZC_UNSUPPORTED')
+  refuse({ type: 'integer', format: 'int7' }, 'ERR_ZC_UNSUPPORTED')
+  refuse(
+    { type: 'object', propertyNames: { minLength: 2 }, required: ['ab'] },
+    'ERR_ZC_UNSUPPORTED',
+  )
+  refuse({ type: 'object', patternProperties: { a: {}, b: {} } }, 'ERR_ZC_UNSUPPORTED')
+  refuse({ type: 'object', minProperties: 2 }, 'ERR_ZC_UNSUPPORTED')
+  refuse({ type: 'object', properties: {}, patternProperties: [] }, 'ERR_ZC_ARGUMENT')
+  refuse(
+    { type: 'object', properties: { a: {} }, patternProperties: { '(': {} } },
+    'ERR_ZC_ARGUMENT',
+  )
+  for (const items of [{ type: 'string' }, { enum: [[1]] }, { enum: [...Array(11).keys()] }]) {
+    refuse({ type: 'array', items, uniqueItems: true }, 'ERR_ZC_UNSUPPORTED')
   }
+  refuse({ type: 'string', not: { const: 'a' } }, 'ERR_ZC_UNSUPPORTED')
+  refuse({ allOf: [{ type: 'string', pattern: 'a' }, { pattern: 'b' }] }, 'ERR_ZC_UNSUPPORTED')
+  refuse({ allOf: [{ type: 'string', pattern: 'a' }, { format: 'uri' }] }, 'ERR_ZC_UNSUPPORTED')
+  refuse({ allOf: [{ const: 1 }, { enum: [1] }] }, 'ERR_ZC_UNSUPPORTED')
+  refuse({ allOf: [{ if: {} }, { if: true }] }, 'ERR_ZC_UNSUPPORTED')
+  refuse({ allOf: [{ type: 'object' }, 1] }, 'ERR_ZC_UNSUPPORTED')
   refuse({ properties: {}, propertyNames: { enum: ['a'] } }, 'ERR_ZC_UNSUPPORTED')
-  refuse({ type: 'integer', multipleOf: 2 }, 'ERR_ZC_UNSUPPORTED')
+  refuse({ type: 'integer', multipleOf: 0 }, 'ERR_ZC_ARGUMENT')
+  refuse({ type: 'number', multipleOf: 1e-20 }, 'ERR_ZC_ARGUMENT')
+  refuse({ type: 'integer', multipleOf: 7, minimum: 1, maximum: 6 }, 'ERR_ZC_ARGUMENT')
   refuse({ type: 'number', maximum: -1e21, minimum: -1e300 }, 'ERR_ZC_ARGUMENT')
   refuse({ type: 'integer', minimum: '1' }, 'ERR_ZC_ARGUMENT')
   refuse({ type: 'integer', minimum: 1.2, maximum: 1.8 }, 'ERR_ZC_ARGUMENT')
   refuse({ $ref: 'https://a.example/schema' }, 'ERR_ZC_UNSUPPORTED')
-  refuse({ allOf: [{ type: 'object' }, { type: 'object' }] }, 'ERR_ZC_UNSUPPORTED')
   refuse({ type: 'date' }, 'ERR_ZC_ARGUMENT')
   for (const nothing of [
     false,
@@ -458,6 +595,14 @@ test('what cannot be held to is refused', () => {
     { type: 'null', anyOf: [{ type: 'string' }, false] },
     { type: 'array', items: { enum: [] }, minItems: 1 },
     { type: 'object', properties: { a: false }, required: ['a'] },
+    { not: {} },
+    { type: 'string', not: true },
+    { allOf: [{ type: 'string' }, { type: 'null' }] },
+    { allOf: [{ const: 1 }, { const: 2 }] },
+    { type: 'string', pattern: '^(?:aaa)+$', minLength: 4, maxLength: 5 },
+    { type: 'object', properties: { a: {} }, minProperties: 2 },
+    { type: 'object', propertyNames: false, minProperties: 1 },
+    { type: 'array', items: { enum: [1] }, uniqueItems: true, minItems: 2 },
   ]) {
     refuse(nothing, 'ERR_ZC_ARGUMENT')
   }

@@ -1,0 +1,323 @@
+/** JSON schemas that hold at once, as one. */
+
+/** A JSON schema: true, false, or an object of keywords. */
+export type JsonSchema = boolean | SchemaObject
+
+/** Keywords by their names. */
+export interface SchemaObject {
+  readonly [keyword: string]: unknown
+}
+
+/** Keywords that describe and do not restrict. */
+const ANNOTATIONS = new Set([
+  ...['title', 'description', 'default', 'examples', 'deprecated', 'readOnly', 'writeOnly'],
+  ...['$schema', '$id', '$comment', '$defs', 'definitions', 'strict', 'name'],
+  // OpenAPI's, and what texts are to be taken for.
+  ...['example', 'contentEncoding', 'contentMediaType', 'contentSchema'],
+  // Says which alternative is meant by which value of a property; pydantic writes it.
+  'discriminator',
+])
+
+/** Whether a keyword describes and does not restrict; `x-…` are extensions, as OpenAPI has them. */
+export function isAnnotation(keyword: string): boolean {
+  return ANNOTATIONS.has(keyword) || keyword.startsWith('x-')
+}
+
+/** The types of values, as the keyword `type` has them. */
+export const TYPES = ['object', 'array', 'string', 'number', 'integer', 'boolean', 'null'] as const
+export type Type = (typeof TYPES)[number]
+
+/** Whether a value of a type is of one of these: whole numbers are numbers, too. */
+export function isOf(type: Type, types: readonly Type[]): boolean {
+  return types.includes(type) || (type === 'integer' && types.includes('number'))
+}
+
+/** The types that are among both. */
+export function meet(types: readonly Type[], others: readonly Type[]): Type[] {
+  return types.flatMap((type) => {
+    if (isOf(type, others)) return [type]
+    return type === 'number' && others.includes('integer') ? ['integer'] : []
+  })
+}
+
+export function isSchemaObject(schema: unknown): schema is SchemaObject {
+  return typeof schema === 'object' && schema !== null && !Array.isArray(schema)
+}
+
+/** Keywords of older drafts and of OpenAPI 3.0 in today's words; the same object where there are none. */
+export function inTodaysWords(schema: SchemaObject): SchemaObject {
+  const { nullable, exclusiveMinimum, exclusiveMaximum, minimum, maximum, ...others } = schema
+  const isOld = typeof exclusiveMinimum === 'boolean' || typeof exclusiveMaximum === 'boolean'
+  if (typeof nullable !== 'boolean' && !isOld) return schema
+  const bounds = {
+    minimum: exclusiveMinimum === true ? undefined : minimum,
+    maximum: exclusiveMaximum === true ? undefined : maximum,
+    exclusiveMinimum: typeof exclusiveMinimum === 'boolean' ? undefined : exclusiveMinimum,
+    exclusiveMaximum: typeof exclusiveMaximum === 'boolean' ? undefined : exclusiveMaximum,
+    ...(exclusiveMinimum === true ? { exclusiveMinimum: minimum } : {}),
+    ...(exclusiveMaximum === true ? { exclusiveMaximum: maximum } : {}),
+  }
+  const own = Object.entries(bounds).filter(([, bound]) => bound !== undefined)
+  const plain: SchemaObject = { ...others, ...Object.fromEntries(own) }
+  if (nullable !== true) return plain
+  const { type } = plain
+  if (type !== undefined) return { ...plain, type: [...[type].flat(), 'null'] }
+  return { anyOf: [plain, { type: 'null' }] }
+}
+
+/** Why schemas that hold at once are not taken. */
+export class MergeError extends Error {}
+
+/** What a merger needs to know. */
+export interface MergeContext {
+  /** The schema that a $ref names; throws where there is none. */
+  resolve(ref: unknown): unknown
+}
+
+/** Alternatives, one of which holds. */
+interface Either {
+  readonly anyOf: readonly unknown[]
+}
+
+const COMBINERS: ReadonlySet<string> = new Set(['allOf', 'anyOf', 'oneOf', '$ref'])
+
+/** Makes one schema of several that hold at once. */
+export class SchemaMerger {
+  readonly #resolve: MergeContext['resolve']
+  readonly #ids = new WeakMap<object, number>()
+  #nIds = 0
+  /** By the schemas that they are made of: they may refer to themselves. */
+  readonly #merged = new Map<string, JsonSchema>()
+  readonly #plain = new WeakMap<object, SchemaObject>()
+  /** Schemas without what they combine. */
+  readonly #own = new WeakMap<object, SchemaObject>()
+  readonly #eithers = new WeakMap<object, Either>()
+
+  constructor({ resolve }: MergeContext) {
+    this.#resolve = resolve
+  }
+
+  /**
+   * A schema in which one keyword alone combines others, if any does, and none beside it restricts but
+   * `type`; null: it is so already. Throws a `MergeError` where keywords of several cannot be made one.
+   */
+  merge(schema: SchemaObject): JsonSchema | null {
+    const combiners = [...COMBINERS].filter((name) => Object.hasOwn(schema, name))
+    const { allOf } = schema
+    const isOne = combiners.length === 1 && !(Array.isArray(allOf) && allOf.length > 1)
+    const isAlone = Object.keys(schema).every(
+      (name) => COMBINERS.has(name) || isAnnotation(name) || name === 'type',
+    )
+    if (combiners.length === 0 || (isOne && isAlone)) return null
+    const parts = this.#partsOf([schema])
+    const key = parts.map((part) => this.#idOf(part)).join()
+    let merged = this.#merged.get(key)
+    if (merged === undefined) {
+      merged = this.#join(parts)
+      this.#merged.set(key, merged)
+    }
+    return merged
+  }
+
+  #idOf(part: SchemaObject | Either | false): number {
+    if (part === false) return -1
+    const id = this.#ids.get(part) ?? this.#nIds++
+    this.#ids.set(part, id)
+    return id
+  }
+
+  /** What has to hold, each without a keyword that combines, or alternatives; each once. */
+  #partsOf(schemas: readonly unknown[]): (SchemaObject | Either | false)[] {
+    const parts = new Set<SchemaObject | Either | false>()
+    const seen = new Set<unknown>()
+    const add = (given: unknown): void => {
+      if (given === true || seen.has(given)) return
+      seen.add(given)
+      if (given === false) parts.add(false)
+      else if (!isSchemaObject(given)) throw new MergeError('what is no schema')
+      else {
+        const schema = this.#plainOf(given)
+        const { allOf = [], anyOf, oneOf, $ref, ...own } = schema
+        if (Object.keys(own).some((name) => !isAnnotation(name)))
+          parts.add(this.#ownOf(schema, own))
+        if ($ref !== undefined) add(this.#resolve($ref))
+        for (const one of listOf(allOf)) add(one)
+        for (const list of [anyOf, oneOf]) if (list !== undefined) parts.add(this.#either(list))
+      }
+    }
+    schemas.forEach(add)
+    return [...parts]
+  }
+
+  #plainOf(schema: SchemaObject): SchemaObject {
+    const plain = this.#plain.get(schema) ?? inTodaysWords(schema)
+    this.#plain.set(schema, plain)
+    return plain
+  }
+
+  #ownOf(schema: SchemaObject, own: SchemaObject): SchemaObject {
+    const known = this.#own.get(schema) ?? own
+    this.#own.set(schema, known)
+    return known
+  }
+
+  #either(given: unknown): Either {
+    const list = listOf(given)
+    const either = this.#eithers.get(list) ?? { anyOf: list }
+    this.#eithers.set(list, either)
+    return either
+  }
+
+  #join(parts: readonly (SchemaObject | Either | false)[]): JsonSchema {
+    let plain: SchemaObject = {}
+    const eithers: Either[] = []
+    for (const part of parts) {
+      if (part === false) return false
+      if ('anyOf' in part) eithers.push(part as Either)
+      else {
+        const both = bothOf(plain, part)
+        if (both === false) return false
+        plain = both
+      }
+    }
+    const [first, ...others] = eithers
+    if (!first) return plain
+    return { anyOf: first.anyOf.map((one) => ({ allOf: [plain, ...others, one] })) }
+  }
+}
+
+function listOf(list: unknown): readonly unknown[] {
+  if (Array.isArray(list)) return list
+  throw new MergeError('no list where one is needed')
+}
+
+/** Keywords whose bounds the greater, or the lesser, of two holds. */
+const LEAST = new Set(['minimum', 'exclusiveMinimum', 'minLength', 'minItems', 'minProperties'])
+const MOST = new Set(['maximum', 'exclusiveMaximum', 'maxLength', 'maxItems', 'maxProperties'])
+/** Which properties there may be: taken together below. */
+const OF_OBJECTS = ['properties', 'additionalProperties', 'patternProperties', 'propertyNames']
+/** Which items there may be. */
+const OF_ARRAYS = ['items', 'prefixItems', 'additionalItems']
+
+/** What both of two schemas allow that combine no others; false: nothing, as far as their types tell. */
+function bothOf(a: SchemaObject, b: SchemaObject): SchemaObject | false {
+  const both: Record<string, unknown> = { ...b, ...a }
+  for (const name of Object.keys(a)) {
+    if (!Object.hasOwn(b, name) || isAnnotation(name)) continue
+    if (OF_OBJECTS.includes(name) || OF_ARRAYS.includes(name)) continue
+    const joined = joinedKeyword(name, a[name], b[name])
+    if (joined === false) return false
+    both[name] = joined
+  }
+  // A pattern would be taken for the format beside it.
+  if (differ(a, b, 'pattern', 'format') || differ(b, a, 'pattern', 'format')) {
+    throw new MergeError('a pattern and a format of several schemas')
+  }
+  if (differ(a, b, 'const', 'enum') || differ(b, a, 'const', 'enum')) {
+    throw new MergeError('a const and an enum of several schemas')
+  }
+  if (hasAny(a, OF_OBJECTS) && hasAny(b, OF_OBJECTS)) Object.assign(both, propertiesOfBoth(a, b))
+  if (hasAny(a, OF_ARRAYS) && hasAny(b, OF_ARRAYS)) {
+    delete both.additionalItems
+    Object.assign(both, itemsOfBoth(a, b))
+  }
+  return both
+}
+
+function differ(a: SchemaObject, b: SchemaObject, one: string, other: string): boolean {
+  const isApart = Object.hasOwn(a, one) && Object.hasOwn(b, other)
+  return isApart && !(Object.hasOwn(a, other) && Object.hasOwn(b, one))
+}
+
+const hasAny = (schema: SchemaObject, names: readonly string[]) =>
+  names.some((name) => Object.hasOwn(schema, name))
+
+/** A keyword that both have; false: nothing is of both. */
+function joinedKeyword(name: string, a: unknown, b: unknown): unknown {
+  if (sameJson(a, b)) return a
+  if (name === 'type') {
+    const types = meet([a].flat() as Type[], [b].flat() as Type[])
+    return types.length > 0 && types
+  }
+  if (name === 'required') return [...new Set([...listOf(a), ...listOf(b)])]
+  if (name === 'enum') return listOf(a).filter((one) => listOf(b).some((two) => sameJson(one, two)))
+  if (name === 'const') return false
+  if (name === 'uniqueItems') return a === true || b === true
+  const areNumbers = typeof a === 'number' && typeof b === 'number'
+  if (areNumbers && LEAST.has(name)) return Math.max(a, b)
+  if (areNumbers && MOST.has(name)) return Math.min(a, b)
+  if (areNumbers && name === 'multipleOf' && Number.isSafeInteger(a) && Number.isSafeInteger(b)) {
+    const common = (a / divisorOf(a, b)) * b
+    if (Number.isSafeInteger(common)) return common
+  }
+  throw new MergeError(`the keyword ${JSON.stringify(name)} of several schemas`)
+}
+
+function divisorOf(a: number, b: number): number {
+  return b === 0 ? a : divisorOf(b, a % b)
+}
+
+const sameJson = (a: unknown, b: unknown) => JSON.stringify(a) === JSON.stringify(b)
+
+/** The keywords of properties that both allow. */
+function propertiesOfBoth(a: SchemaObject, b: SchemaObject): SchemaObject {
+  const others = ['patternProperties', 'propertyNames'].filter(
+    (name) => Object.hasOwn(a, name) || Object.hasOwn(b, name),
+  )
+  const [rule] = others.filter((name) => !isOfAnyText(a[name]) || !isOfAnyText(b[name]))
+  if (rule !== undefined) throw new MergeError(`the keyword ${JSON.stringify(rule)} beside others`)
+  const named = [a, b].map(({ properties = {} }) => {
+    if (isSchemaObject(properties)) return properties
+    throw new MergeError('properties that are no object')
+  }) as [SchemaObject, SchemaObject]
+  const additional = allOf([a.additionalProperties ?? true, b.additionalProperties ?? true])
+  const names = new Set(named.flatMap((properties) => Object.keys(properties)))
+  const ruleOf = (
+    name: string,
+    properties: SchemaObject,
+    { additionalProperties }: SchemaObject,
+  ) => (Object.hasOwn(properties, name) ? properties[name] : (additionalProperties ?? true))
+  const properties = [...names].map((name) => [
+    name,
+    allOf([ruleOf(name, named[0], a), ruleOf(name, named[1], b)]),
+  ])
+  return {
+    ...(names.size > 0 ? { properties: Object.fromEntries(properties) } : {}),
+    additionalProperties: additional,
+  }
+}
+
+/** Whether names may be any, as zod says of records. */
+function isOfAnyText(names: unknown): boolean {
+  return names === undefined || sameJson(names, { type: 'string' })
+}
+
+/** The keywords of items that both allow. */
+function itemsOfBoth(a: SchemaObject, b: SchemaObject): SchemaObject {
+  const [first, second] = [a, b].map(({ prefixItems = [], items = true, additionalItems }) => {
+    const isOld = Array.isArray(items)
+    return isOld
+      ? { first: items as readonly unknown[], of: additionalItems ?? true }
+      : { first: listOf(prefixItems), of: items }
+  }) as [ItemRules, ItemRules]
+  const count = Math.max(first.first.length, second.first.length)
+  const ruleOf = ({ first, of }: ItemRules, i: number) => first[i] ?? of
+  return {
+    prefixItems: Array.from({ length: count }, (_, i) =>
+      allOf([ruleOf(first, i), ruleOf(second, i)]),
+    ),
+    items: allOf([first.of, second.of]),
+  }
+}
+
+interface ItemRules {
+  readonly first: readonly unknown[]
+  readonly of: unknown
+}
+
+function allOf(schemas: readonly unknown[]): unknown {
+  if (schemas.includes(false)) return false
+  const rules = schemas.filter((schema) => schema !== true && !sameJson(schema, {}))
+  if (rules.length <= 1) return rules[0] ?? true
+  return { allOf: rules }
+}
