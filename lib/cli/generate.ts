@@ -108,6 +108,12 @@ async function generate(
     }
     print(rest)
     print('\n')
+    if (reader?.reasoning && reader.text.trim() === '') {
+      const why = finishReason === 'length' ? '; --max-tokens leaves it more room' : ''
+      say(
+        `zipcache: it has said nothing: ${tokens.length} tokens of thoughts, --json has them${why}`,
+      )
+    }
     if (process.stderr.isTTY) {
       const size = `${formatBytes(bytes.resident)}, ${formatRatio(bytes.ratio)} smaller than fp16`
       say(`${tokens.length} tokens; cache ${size}`)

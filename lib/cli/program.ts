@@ -114,7 +114,8 @@ function namingOption({ message, argument = '' }: ZipCacheError, command?: Comma
       return option.attributeName() === key && (isThere || option.isBoolean())
     })
   const option = optionOf(part) ?? optionOf(name)
-  const isNamed = option?.long && message.startsWith(`${name}: `)
+  const isNamed =
+    option?.long && (message.startsWith(`${name}: `) || message.startsWith(`${name}[`))
   return isNamed ? option.long + message.slice(name.length) : message
 }
 

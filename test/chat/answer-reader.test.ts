@@ -96,6 +96,13 @@ test.each([
     expect(answer.tokens).toHaveLength(12)
     const plain = await zipcache(args)
     expect(plain.stdout).toBe(`${answer.text}\n`)
+    // Nobody is left before an empty line.
+    const hint = /^zipcache: it has said nothing: 12 tokens of thoughts.*--max-tokens/
+    if (answer.text === '') expect(plain.stderr).toMatch(hint)
+    else expect(plain.stderr).toBe('')
+    const empty = await zipcache([...args, '--stop', ''])
+    expect(empty.stderr).toMatch(/^zipcache: --stop\[0\]: is an empty string/)
+    expect(empty.exitCode).toBe(2)
   } finally {
     rmSync(folder, { recursive: true })
   }
