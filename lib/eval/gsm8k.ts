@@ -1,4 +1,4 @@
-import { checkInteger } from '../engine/options.js'
+import { checkBoolean, checkInteger } from '../engine/options.js'
 import { deriveSeed, sampleWithoutReplacement, toSeed } from '../random.js'
 import { chatKey, encodeTurns, expectFits, prefillTurns, writeAnswer } from './prompt.js'
 import { drawItems, questionSeed } from './questions.js'
@@ -43,6 +43,7 @@ export async function gsm8k(spec: Gsm8kSpec, setting: TaskSetting): Promise<Task
   const shots = checkInteger('shots', spec.shots ?? 8, 0, 64)
   const maxTokens = checkInteger('maxTokens', spec.maxTokens ?? 400, 1, 2 ** 20)
   const { chat = false } = spec
+  checkBoolean('chat', chat)
   const file = await readTaskFile(spec.data)
   const problems = file.lines.map(readProblem)
   const shotsFile = spec.shotsData === undefined ? null : await readTaskFile(spec.shotsData)

@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises'
 import { basename } from 'node:path'
-import { checkInteger } from '../engine/options.js'
+import { checkBoolean, checkInteger } from '../engine/options.js'
 import { argumentError, reasonOf, ZipCacheError } from '../errors.js'
 import { toSeed } from '../random.js'
 import {
@@ -95,6 +95,7 @@ interface Item {
  */
 export async function longBench(spec: LongBenchSpec, setting: TaskSetting): Promise<Task> {
   const { chat = false } = spec
+  checkBoolean('chat', chat)
   const { digest, lines } = await readTaskFile(spec.data)
   const name = basename(spec.data).replace(/(_e)?\.jsonl(\.gz)?$/, '')
   const set = kDataSets[name]

@@ -1,4 +1,4 @@
-import { checkInteger } from '../engine/options.js'
+import { checkBoolean, checkInteger } from '../engine/options.js'
 import { argumentError, show } from '../errors.js'
 import { deriveSeed, toSeed, uniformInteger } from '../random.js'
 import { check } from './check.js'
@@ -53,6 +53,7 @@ export async function needle(spec: NeedleSpec, setting: TaskSetting): Promise<Ta
   check('ask', ask === 'inside' || ask === 'after', `is ${show(ask)}, expected inside or after`)
   check('depth', depth >= 0 && depth <= 100, `is ${depth}, expected percents of 0 to 100`)
   const maxTokens = checkMaxTokens(spec.maxTokens)
+  checkBoolean('chat', chat)
   const seeds = deriveSeed(toSeed(setting.seed), Math.round(1000 * depth))
   const haystack = spec.data === undefined ? null : await readHaystack(spec, tokenizer)
   const form = haystack ? null : resolveForm(tokenizer, spec.form ?? 'auto')

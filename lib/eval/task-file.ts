@@ -1,7 +1,8 @@
 import { createHash } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import { gunzipSync } from 'node:zlib'
-import { argumentError, reasonOf, ZipCacheError } from '../errors.js'
+import { argumentError, reasonOf, show, ZipCacheError } from '../errors.js'
+import { check } from './check.js'
 
 /** A JSONL file of a task, read and checked line by line. */
 export interface TaskFile {
@@ -89,6 +90,7 @@ export async function readTaskText(path: string): Promise<{ text: string; digest
 }
 
 async function readBytes(path: string): Promise<Buffer> {
+  check('data', typeof path === 'string', `is ${show(path)}, expected the path of a file`)
   let bytes: Buffer
   try {
     bytes = await readFile(path)

@@ -149,8 +149,8 @@ class SchemaReader {
     try {
       return this.#merger.merge(schema)
     } catch (error) {
-      if (error instanceof MergeError) throw unsupported(at, error.message)
-      throw error
+      if (!(error instanceof MergeError)) throw error
+      throw error.isUnsupported ? unsupported(at, error.message) : bad(at, error.message)
     }
   }
 

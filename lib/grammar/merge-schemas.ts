@@ -66,7 +66,15 @@ export function inTodaysWords(schema: SchemaObject): SchemaObject {
 }
 
 /** Why schemas that hold at once are not taken. */
-export class MergeError extends Error {}
+export class MergeError extends Error {
+  /** Whether they mean something, which we do not take. */
+  readonly isUnsupported: boolean
+
+  constructor(what: string, isUnsupported = true) {
+    super(what)
+    this.isUnsupported = isUnsupported
+  }
+}
 
 /** What a merger needs to know. */
 export interface MergeContext {
@@ -134,7 +142,7 @@ export class SchemaMerger {
       if (given === true || seen.has(given)) return
       seen.add(given)
       if (given === false) parts.add(false)
-      else if (!isSchemaObject(given)) throw new MergeError('what is no schema')
+      else if (!isSchemaObject(given)) throw new MergeError('has what is no schema', false)
       else {
         const schema = this.#plainOf(given)
         const { allOf = [], anyOf, oneOf, $ref, ...own } = schema
@@ -188,7 +196,7 @@ export class SchemaMerger {
 
 function listOf(list: unknown): readonly unknown[] {
   if (Array.isArray(list)) return list
-  throw new MergeError('no list where one is needed')
+  throw new MergeError('has no list where one is needed', false)
 }
 
 /** Keywords whose bounds the greater, or the lesser, of two holds. */
@@ -236,6 +244,11 @@ const hasAny = (schema: SchemaObject, names: readonly string[]) =>
 function joinedKeyword(name: string, a: unknown, b: unknown): unknown {
   if (sameJson(a, b)) return a
   if (name === 'type') {
+    for (const type of [a, b].flat()) {
+      if (TYPES.includes(type as Type)) continue
+      const what = `has the type ${JSON.stringify(type)}, expected ${TYPES.join(', ')}`
+      throw new MergeError(what, false)
+    }
     const types = meet([a].flat() as Type[], [b].flat() as Type[])
     return types.length > 0 && types
   }
@@ -268,7 +281,7 @@ function propertiesOfBoth(a: SchemaObject, b: SchemaObject): SchemaObject {
   if (rule !== undefined) throw new MergeError(`the keyword ${JSON.stringify(rule)} beside others`)
   const named = [a, b].map(({ properties = {} }) => {
     if (isSchemaObject(properties)) return properties
-    throw new MergeError('properties that are no object')
+    throw new MergeError('has properties that are no object', false)
   }) as [SchemaObject, SchemaObject]
   const additional = allOf([a.additionalProperties ?? true, b.additionalProperties ?? true])
   const names = new Set(named.flatMap((properties) => Object.keys(properties)))

@@ -139,8 +139,8 @@ export function resolvePolicy(spec: PolicySpec): CachePolicy {
   const options = optionsOf(spec)
   const { name } = options
   if (typeof name !== 'string' || !Object.hasOwn(POLICIES, name)) {
-    const [given, known] =
-      typeof spec === 'string' ? [spec, POLICY_NAMES] : [name, Object.keys(POLICIES)]
+    const isOptions = typeof spec === 'object' && spec !== null
+    const [given, known] = isOptions ? [name, Object.keys(POLICIES)] : [spec, POLICY_NAMES]
     throw argumentError('policy', `is ${show(given)}, expected one of ${known.join(', ')}`)
   }
   const make = POLICIES[name as PolicyName] as (options: object) => CachePolicy

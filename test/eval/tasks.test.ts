@@ -494,6 +494,14 @@ describe('what a model thinks is not scored', () => {
   })
 })
 
+test.each([
+  [{ task: 'gsm8k', data: 5 }, 'data'],
+  [{ task: 'needle', depth: 50, lines: 9, chat: 'yes' }, 'chat'],
+  [{ task: 'line-retrieval', lines: 9, chat: 1 }, 'chat'],
+])('%j is refused', async (spec, argument) => {
+  await refused(spec).toMatchObject({ code: 'ERR_ZC_ARGUMENT', argument })
+})
+
 test('an unknown task is named', async () => {
   await refused({ task: 'poetry' }).toThrow(/task: is "poetry", expected line-retrieval, /)
 })

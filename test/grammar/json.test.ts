@@ -577,7 +577,14 @@ test('what cannot be held to is refused', () => {
   refuse({ allOf: [{ type: 'string', pattern: 'a' }, { format: 'uri' }] }, 'ERR_ZC_UNSUPPORTED')
   refuse({ allOf: [{ const: 1 }, { enum: [1] }] }, 'ERR_ZC_UNSUPPORTED')
   refuse({ allOf: [{ if: {} }, { if: true }] }, 'ERR_ZC_UNSUPPORTED')
-  refuse({ allOf: [{ type: 'object' }, 1] }, 'ERR_ZC_UNSUPPORTED')
+  for (const allOf of [
+    [{ type: 'object' }, 1],
+    [{ type: 'object' }, { type: 5 }],
+    [{ required: 5 }, { required: ['a'] }],
+    [{ properties: [] }, { properties: {} }],
+  ]) {
+    refuse({ allOf }, 'ERR_ZC_ARGUMENT')
+  }
   refuse({ properties: {}, propertyNames: { enum: ['a'] } }, 'ERR_ZC_UNSUPPORTED')
   refuse({ type: 'integer', multipleOf: 0 }, 'ERR_ZC_ARGUMENT')
   refuse({ type: 'number', multipleOf: 1e-20 }, 'ERR_ZC_ARGUMENT')

@@ -236,6 +236,15 @@ describe('options that are read', () => {
     expect(JSON.stringify(policy)).toBe(JSON.stringify(resolvePolicy('zipcache')))
   })
 
+  test.each([
+    [5, 'policy: is 5, expected one of full, '],
+    [null, 'policy: is null, expected'],
+    [{}, 'policy: is undefined, expected'],
+    ['none', 'policy: is "none", expected'],
+  ])('%j is no policy', (given, message) => {
+    expect(() => resolvePolicy(given as PolicySpec)).toThrow(message)
+  })
+
   test('the bounds themselves are allowed', () => {
     for (const saliencyRatio of [0, 1]) resolvePolicy({ name: 'zipcache', saliencyRatio })
     for (const window of [1, 65536]) resolvePolicy({ name: 'uniform', window })
