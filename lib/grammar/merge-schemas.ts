@@ -1,12 +1,10 @@
 /** JSON schemas that hold at once, as one. */
 
 /** A JSON schema: true, false, or an object of keywords. */
-export type JsonSchema = boolean | SchemaObject
+export type JsonSchema = boolean | { readonly [keyword: string]: unknown }
 
 /** Keywords by their names. */
-export interface SchemaObject {
-  readonly [keyword: string]: unknown
-}
+export type SchemaObject = Exclude<JsonSchema, boolean>
 
 /** Keywords that describe and do not restrict. */
 const ANNOTATIONS = new Set([
