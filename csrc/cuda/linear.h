@@ -52,6 +52,7 @@ struct LinearOut {
   int64_t m;
   int64_t n;
   int64_t stride;
+  int64_t params_stride;  // from an expert's scales and bias to the next one's
   DType out_dtype;
   DType bias_dtype;
   bool accumulate;
@@ -123,12 +124,13 @@ inline LinearOut columns_of(LinearOut out, int64_t first, int64_t last) {
   return out;
 }
 
-// Of an expert, where scales and bias are those of all, (n_experts, n).
+// Of an expert, where scales and bias are those of all.
 ZC_DEVICE LinearOut of_expert(LinearOut out, int expert) {
-  if (out.scales != nullptr) out.scales += expert * out.n;
+  const int64_t first = expert * out.params_stride;
+  if (out.scales != nullptr) out.scales += first;
   if (out.bias != nullptr)
-    out.bias = static_cast<const uint8_t*>(out.bias) +
-               expert * out.n * (out.bias_dtype == DType::kF32 ? 4 : 2);
+    out.bias =
+        static_cast<const uint8_t*>(out.bias) + first * (out.bias_dtype == DType::kF32 ? 4 : 2);
   return out;
 }
 
@@ -140,6 +142,7 @@ inline LinearOut linear_out(const LinearArgs& a) {
   out.m = a.out.size(0);
   out.n = a.out.size(1);
   out.stride = out.n;
+  out.params_stride = out.n;
   out.out_dtype = a.out.dtype;
   out.bias_dtype = a.bias.dtype;
   out.accumulate = a.accumulate;

@@ -231,12 +231,20 @@ void linear_few_rows(Context& context, const Operands<T, X, W>& in, const Linear
   linear_few_rows(context, in, Products<W>{{{in.weight, in.grids, in.n, 0, out}}, 1}, rows);
 }
 
-// out = n codes as T; those of 4 bits are values of whole rows, from a row's first element on.
+// Codes that become values: n from each of `count` matrices, whose first elements lie `step` apart.
+struct WidenedCodes {
+  int64_t n;
+  int64_t step;
+  int count;
+};
+// out (count, n) = codes as T; those of 4 bits are values of whole rows, from a row's first element
+// on.
 template <typename T>
-void widen_codes(Context& context, const int8_t* codes, const Grids<int8_t>& grids, int64_t n,
-                 T* out);
+void widen_codes(Context& context, const int8_t* codes, const Grids<int8_t>& grids,
+                 const WidenedCodes& shape, T* out);
 template <typename T, typename W>
-void widen_codes(Context& context, const W* codes, const Grids<W>& grids, int64_t n, T* out);
+void widen_codes(Context& context, const W* codes, const Grids<W>& grids, const WidenedCodes& shape,
+                 T* out);
 
 // How tiles cover the result, for more planes than a few.
 struct Tiling {

@@ -83,6 +83,8 @@ describeBackends(title, (backend) => {
       [1, 320, 'mxfp4'],
       [40, 192, 'mxfp4'],
       [131, 64, 'mxfp4'],
+      [200, 320, 64],
+      [200, 192, 'mxfp4'],
     ] as const)(
       '%i rows of %i, groups of %s: the reference, to the bit as linear',
       async (m, k, group) => {

@@ -364,6 +364,21 @@ describeBackends('expertLinear', (backend) => {
       },
     )
 
+    // So many rows of each that a GPU widens codes first, some columns of all experts at a time.
+    test.each([
+      { n: 53, k: 83 },
+      { n: 300, k: 1160 },
+    ])('many rows of $k, $n columns of codes', async ({ n, k }) => {
+      for (const x of floatDtypes) {
+        const layer = { ...plain, m: 200, n, k, x, weight: 'i8', bias: 'f32', seed: 9 } as const
+        const inputs = inputsOf(layer)
+        const together = await run(backend.tensors, inputs)
+        const alone = await runAlone(backend.tensors, inputs)
+        expectIdentical(together, alone, { name: `x of ${x}`, shape: [200 * 2, n] })
+        backend.tensors.dispose()
+      }
+    })
+
     test('with many experts, and columns', async () => {
       const layer = { ...plain, m: 23, n: 300, k: 64, nExperts: 40, nChosen: 8, x: 'bf16' } as const
       const inputs = inputsOf({ ...layer, weight: 'bf16', seed: 8 })

@@ -9,15 +9,15 @@ namespace {
 
 int64_t padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
-// Whether rows of x are a few, however many there are. Codes of experts are multiplied as such:
-// what tiles would take, widened before, is all of their matrices.
+// Whether rows of x are a few. Of experts it is what one has on average: to widen codes of all of
+// them takes as long as to read them for some more eights of rows (docs/decisions.md).
 template <bool kCodes>
 bool are_few(const AllRows&, int64_t x_rows) {
   return x_rows <= kFewPlanes;
 }
 template <bool kCodes>
 bool are_few(const ExpertRows& rows, int64_t) {
-  return kCodes || rows.n_pairs / rows.n_experts <= 8;
+  return rows.n_pairs / rows.n_experts <= (kCodes ? 64 : 8);
 }
 
 Tiling tiling_of(const Context& context, const AllRows&, int64_t m, int64_t n, int64_t k,
@@ -37,9 +37,22 @@ constexpr int64_t kWidenedElements = int64_t{1} << 24;
 constexpr int64_t kWidenedElements = int64_t{1} << 18;  // so that small tests widen several times
 #endif
 
-int64_t widened_columns(int64_t n, int64_t k) {
+// Of one matrix, or of each expert's.
+int64_t widened_columns(const AllRows&, int64_t n, int64_t k) {
   const int64_t fit = kWidenedElements / std::max<int64_t>(k, 1) / 256 * 256;
   return n < fit ? n : (fit > 256 ? fit : 256);
+}
+int64_t widened_columns(const ExpertRows& rows, int64_t n, int64_t k) {
+  constexpr int64_t kTile = 128;
+  const int64_t fit = kWidenedElements / (std::max<int64_t>(k, 1) * rows.n_experts);
+  return std::min(n, (fit / kTile + 1) * kTile);
+}
+
+WidenedCodes widened_of(const AllRows&, int64_t columns, int64_t, int64_t k) {
+  return {columns * k, 0, 1};
+}
+WidenedCodes widened_of(const ExpertRows& rows, int64_t columns, int64_t n, int64_t k) {
+  return {columns * k, n * k, rows.n_experts};
 }
 
 // Weights of 16 bits, and codes of 8 and 4. A few rows take x as it is; where more do not have the
@@ -76,7 +89,7 @@ void multiply_16(Context& context, const LinearArgs& a, const Rows& rows) {
   const bool few = are_few<kCodes>(rows, x_rows);
   const bool as_it_is = std::is_same_v<X, T> ? x_vectors : few;
   const int64_t stride = as_it_is ? k : (k + kVector - 1) / kVector * kVector;
-  const int64_t columns = few || !kCodes ? n : widened_columns(n, k);
+  const int64_t columns = few || !kCodes ? n : widened_columns(rows, n, k);
   const bool vectors = kCodes ? in_vectors(0, k) : weight_in_vectors(a.weight.as<W>(), k);
   const auto tiling = [&](int64_t of) {
     return tiling_of(context, rows, m, of, k, planes, vectors);
@@ -87,7 +100,9 @@ void multiply_16(Context& context, const LinearArgs& a, const Rows& rows) {
   const int64_t scale_bytes =
       !as_it_is && kScaled<X, T> ? padded(m * part_count(k) * int64_t{sizeof(float)}) : 0;
   const int64_t plane_bytes = as_it_is ? 0 : padded(x_rows * stride * int64_t{sizeof(T)});
-  const int64_t widened_bytes = few || !kCodes ? 0 : padded(columns * k * int64_t{sizeof(T)});
+  const WidenedCodes most = widened_of(rows, columns, n, k);
+  const int64_t widened_bytes =
+      few || !kCodes ? 0 : padded(most.count * most.n * int64_t{sizeof(T)});
   auto* const scratch = static_cast<uint8_t*>(
       context.scratch(scale_bytes + plane_bytes + widened_bytes + tiling_bytes));
 
@@ -103,7 +118,8 @@ void multiply_16(Context& context, const LinearArgs& a, const Rows& rows) {
         auto* const widened = reinterpret_cast<T*>(behind);
         if constexpr (kCodes)
           widen_codes(context, a.weight.as<W>() + first * k / kElementsOf<W>,
-                      grids_of<W>(a).behind(first, k), (last - first) * k, widened);
+                      grids_of<W>(a).behind(first, k), widened_of(rows, last - first, n, k),
+                      widened);
         auto in = operands(kCodes ? widened : a.weight.as<T>(), x, stride, scales);
         in.n = last - first;
         const Tiling own_tiling = tiling(in.n);

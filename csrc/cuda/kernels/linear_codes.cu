@@ -10,12 +10,15 @@ constexpr int kThreads = 256;
 constexpr int kCodes = 16;    // of a thread: one vector of them, two of T
 constexpr int kNibbles = 32;  // the like of 4 bits: one vector of them, four of T
 
-// out = n codes as T. Bound by memory.
+// out = codes as T; a row of blocks takes those of one matrix. Bound by memory.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    widen_codes_kernel(const int8_t* codes, T* out, int64_t n, bool vectors) {
+    widen_codes_kernel(const int8_t* codes, T* out, WidenedCodes shape, bool vectors) {
   simt::let_next_begin();
   simt::wait_for_kernels_before();
+  const int64_t n = shape.n;
+  codes += blockIdx.y * shape.step;
+  out += blockIdx.y * n;
   const int64_t at = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kCodes;
   if (at >= n) return;
   if (vectors && at + kCodes <= n) {
@@ -35,13 +38,16 @@ __global__ void __launch_bounds__(kThreads)
     out[i] = from_float<T>(static_cast<float>(codes[i]));
 }
 
-// out = the values of n codes of 4 bits, of whole rows, as T. A thread takes one half of a unit:
+// The same of the values of codes of 4 bits, of whole rows. A thread takes one half of a unit:
 // eight neighbours of each of four times sixteen. Bound by memory.
 template <typename T, typename W>
 __global__ void __launch_bounds__(kThreads)
-    widen_nibbles_kernel(const W* codes, Grids<W> grids, T* out, int64_t n, bool vectors) {
+    widen_nibbles_kernel(const W* codes, Grids<W> grids, T* out, WidenedCodes shape, bool vectors) {
   simt::let_next_begin();
   simt::wait_for_kernels_before();
+  const int64_t n = shape.n;
+  codes += blockIdx.y * shape.step / 2;
+  out += blockIdx.y * n;
   const int64_t at = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kNibbles;
   if (at >= n) return;
   uint32_t words[4] = {};
@@ -53,9 +59,10 @@ __global__ void __launch_bounds__(kThreads)
         static_cast<uint32_t>(codes[at / 2 + i].bits) << 8 * (i % 4);
   }
   const int64_t unit = at / kUnit * kUnit;
+  const int64_t first_group = blockIdx.y * shape.step >> grids.shift;
   T* const to = out + unit + at % kUnit / 4;
   ZC_UNROLL for (int two = 0; two < 2; ++two) {  // a group has 32 elements at least
-    const auto grid = grid_pair(grids.at((unit + 32 * two) >> grids.shift), T{});
+    const auto grid = grid_pair(grids.at(first_group + ((unit + 32 * two) >> grids.shift)), T{});
     ZC_UNROLL for (int j = 2 * two; j < 2 * two + 2; ++j) {
       uint32_t pairs[4];
       ZC_UNROLL for (int i = 0; i < 4; ++i) pairs[i] = value_pair(words[i], j, grid, T{});
@@ -66,24 +73,39 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
+namespace {
+
+dim3 blocks_of(const WidenedCodes& shape, int64_t codes_of_block) {
+  return {blocks_for(shape.n, codes_of_block), static_cast<unsigned>(shape.count)};
+}
+
+}  // namespace
+
 template <typename T>
-void widen_codes(Context& context, const int8_t* codes, const Grids<int8_t>&, int64_t n, T* out) {
-  const bool vectors = (address_bits(codes) | address_bits(out)) % 16 == 0;
-  launch_early(context, &widen_codes_kernel<T>, blocks_for(n, kThreads * kCodes), kThreads, 0,
-               codes, out, n, vectors);
+void widen_codes(Context& context, const int8_t* codes, const Grids<int8_t>&,
+                 const WidenedCodes& shape, T* out) {
+  const auto strides = static_cast<uint64_t>(shape.count > 1 ? shape.step | 2 * shape.n : 0);
+  const bool vectors = (address_bits(codes) | address_bits(out) | strides) % 16 == 0;
+  launch_early(context, &widen_codes_kernel<T>, blocks_of(shape, kThreads * kCodes), kThreads, 0,
+               codes, out, shape, vectors);
 }
 
 template <typename T, typename W>
-void widen_codes(Context& context, const W* codes, const Grids<W>& grids, int64_t n, T* out) {
-  launch_early(context, &widen_nibbles_kernel<T, W>, blocks_for(n, kThreads * kNibbles), kThreads,
-               0, codes, grids, out, n, address_bits(codes) % 16 == 0);
+void widen_codes(Context& context, const W* codes, const Grids<W>& grids, const WidenedCodes& shape,
+                 T* out) {
+  const bool vectors = address_bits(codes) % 16 == 0;  // rows are whole units of 32 bytes
+  launch_early(context, &widen_nibbles_kernel<T, W>, blocks_of(shape, kThreads * kNibbles),
+               kThreads, 0, codes, grids, out, shape, vectors);
 }
 
-template void widen_codes(Context&, const int8_t*, const Grids<int8_t>&, int64_t, f16*);
-template void widen_codes(Context&, const int8_t*, const Grids<int8_t>&, int64_t, bf16*);
-template void widen_codes(Context&, const Nibbles*, const Grids<Nibbles>&, int64_t, f16*);
-template void widen_codes(Context&, const Nibbles*, const Grids<Nibbles>&, int64_t, bf16*);
-template void widen_codes(Context&, const Float4s*, const Grids<Float4s>&, int64_t, f16*);
-template void widen_codes(Context&, const Float4s*, const Grids<Float4s>&, int64_t, bf16*);
+#define ZC_WIDEN(T, W) \
+  template void widen_codes(Context&, const W*, const Grids<W>&, const WidenedCodes&, T*);
+ZC_WIDEN(f16, int8_t)
+ZC_WIDEN(bf16, int8_t)
+ZC_WIDEN(f16, Nibbles)
+ZC_WIDEN(bf16, Nibbles)
+ZC_WIDEN(f16, Float4s)
+ZC_WIDEN(bf16, Float4s)
+#undef ZC_WIDEN
 
 }  // namespace zc::cuda
