@@ -47,6 +47,7 @@ export type {
   AwqQuantization,
   ClampedSwiglu,
   CompressedTensorsQuantization,
+  CorrectionName,
   DefaultRope,
   ExpertNames,
   ExpertsConfig,
@@ -62,6 +63,7 @@ export type {
   OwnExpertNames,
   QuantizationConfig,
   RopeConfig,
+  SharedExpertNames,
   YarnRope,
 } from './model/config.js'
 export { exampleModel } from './model/example-model.js'

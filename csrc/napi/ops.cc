@@ -242,9 +242,11 @@ ZC_BIND("quantizeWeight", quantize_weight, QuantizeWeightArgs, a.x = r.tensor("x
         a.zeros = r.optional_output("zeros");)
 
 ZC_BIND("routeExperts", route_experts, RouteExpertsArgs, a.logits = r.tensor("logits");
-        a.weights = r.output("weights"); a.experts = r.output("experts");
-        a.pairs = r.output("pairs"); a.offsets = r.output("offsets");
-        a.normalized = r.boolean("normalized");)
+        a.correction = r.optional_tensor("correction"); a.weights = r.output("weights");
+        a.experts = r.output("experts"); a.pairs = r.output("pairs");
+        a.offsets = r.output("offsets"); a.sigmoid = r.boolean("scores");
+        a.normalized = r.boolean("normalized"); a.least_sum = r.f32("leastSum");
+        a.scale = r.f32("scale");)
 
 ZC_BIND("expertLinear", expert_linear, ExpertLinearArgs, a.x = r.tensor("x");
         a.weight = r.tensor("weight"); a.scales = r.optional_tensor("scales");

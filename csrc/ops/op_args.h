@@ -293,12 +293,16 @@ struct QuantizeWeightArgs {
 inline constexpr int kMaxExperts = 1024;
 
 struct RouteExpertsArgs {
-  TensorView logits;   // (n, n_experts) f32
-  TensorView weights;  // (n, n_chosen) f32 out
-  TensorView experts;  // (n, n_chosen) i32 out
-  TensorView pairs;    // (n * n_chosen) i32 out: places in `experts`, those of expert 0 first
-  TensorView offsets;  // (n_experts + 1) i32 out: where an expert's pairs begin
-  bool normalized;
+  TensorView logits;      // (n, n_experts) f32
+  TensorView correction;  // (n_experts) f32, added to scores that choose; may be undefined
+  TensorView weights;     // (n, n_chosen) f32 out
+  TensorView experts;     // (n, n_chosen) i32 out
+  TensorView pairs;       // (n * n_chosen) i32 out: places in `experts`, those of expert 0 first
+  TensorView offsets;     // (n_experts + 1) i32 out: where an expert's pairs begin
+  bool sigmoid;           // scores are sigmoid(logits), not softmax(logits)
+  bool normalized;        // a row's weights are divided by their sum, or by
+  float least_sum;        // this, where that is smaller; at least 0
+  float scale;            // multiplies weights
 };
 
 struct ExpertLinearArgs {

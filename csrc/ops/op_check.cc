@@ -552,6 +552,11 @@ void check(const RouteExpertsArgs& a) {
   if (n_experts < 1 || n_experts > kMaxExperts)
     fail(ErrorCode::kShape, "logits",
          std::to_string(n_experts) + " experts, expected 1 to " + std::to_string(kMaxExperts));
+  if (a.correction.defined()) {
+    expect_dtype("correction", a.correction, DType::kF32);
+    expect_shape("correction", a.correction, {n_experts});
+  }
+  expect(a.least_sum >= 0.0f, "leastSum", "must be at least 0");
   expect_dtype("weights", a.weights, DType::kF32);
   expect_shape("weights", a.weights, {n, kAny});
   const int64_t n_chosen = a.weights.size(1);

@@ -5,6 +5,7 @@ import {
   type Architecture,
   type ArchitectureTraits,
   type ExpertNames,
+  type ExpertTraits,
   type NormNames,
 } from './architectures.js'
 import { ConfigReader } from './config-reader.js'
@@ -15,10 +16,12 @@ import { type RopeConfig, readRopes, readRotaryDim } from './rope-config.js'
 
 export type {
   Architecture,
+  CorrectionName,
   ExpertNames,
   JointExpertNames,
   NormNames,
   OwnExpertNames,
+  SharedExpertNames,
 } from './architectures.js'
 export type {
   AwqQuantization,
@@ -45,8 +48,16 @@ export interface ExpertsConfig {
   readonly perRow: number
   /** Width of each one's gated MLP. */
   readonly intermediateSize: number
-  /** The weights of a row's experts are divided by their sum. */
+  /** Width of the gated MLP that all rows pass, too; 0: there is none. */
+  readonly sharedSize: number
+  /** What their weights are made of. */
+  readonly scores: 'softmax' | 'sigmoid'
+  /** The weights of a row's experts are divided by their sum, or by `leastSum` where that is smaller. */
   readonly normalized: boolean
+  /** At least 0. */
+  readonly leastSum: number
+  /** What their weights are multiplied by. */
+  readonly scale: number
   /** (nLayers): whether a layer has experts; others have a plain MLP. */
   readonly layers: readonly boolean[]
   /** What the checkpoint calls their tensors. */
@@ -237,7 +248,7 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     bosTokenId: bosTokenIds[0] ?? null,
     eosTokenIds,
     attentionBias: readAttentionBias(read, traits),
-    qkNorm: traits.qkNorm,
+    qkNorm: readQkNorm(read, traits),
     // A window as long as the context hides nothing.
     slidingWindow: windows.map((window) => (window < maxPositions ? window : 0)),
     hasSinks: traits.hasSinks,
@@ -277,11 +288,17 @@ function readTie(whole: ConfigReader, read: ConfigReader): boolean {
   return own && read.boolean('tie_word_embeddings', whole.boolean('tie_word_embeddings', false))
 }
 
+function readQkNorm(read: ConfigReader, { qkNorm }: ArchitectureTraits): ModelConfig['qkNorm'] {
+  if (qkNorm !== 'each head by use_qk_norm') return qkNorm
+  return read.boolean('use_qk_norm', false) ? 'each head' : 'none'
+}
+
 function readAttentionBias(
   read: ConfigReader,
   { bias }: ArchitectureTraits,
 ): ModelConfig['attentionBias'] {
   if (bias === 'none' || bias === 'qkv') return { qkv: bias === 'qkv', output: false }
+  if (bias === 'qkv from qkv_bias') return { qkv: read.boolean('qkv_bias', false), output: false }
   const qkv = read.boolean('attention_bias', false)
   if (bias === 'from attention_bias') return { qkv, output: qkv }
   const hasKey = bias === 'from attention_bias and attention_out_bias'
@@ -390,26 +407,70 @@ function readExperts(
   if (other !== undefined && read.value(other) !== count) {
     read.refuse(other, `is ${quote(read.value(other))}, but ${key} is ${count}`)
   }
-  const layers = new Array<boolean>(nLayers).fill(true)
+  // Some are chosen in groups, of which some are chosen before.
+  const nGroups = read.value('n_group') ?? 1
+  if (nGroups !== 1)
+    read.refuse('n_group', `is ${quote(nGroups)}; groups of experts are not supported`)
+  const layers = readLayersWithExperts(read, experts, nLayers)
+  const intermediateSize = read.integer(experts.widthKey, 1, kMaxWidth)
+  const { leastSum } = experts
+  const isLeast = (value: number) => value >= 0 && value <= 1
+  const config = {
+    count,
+    perRow: read.integer(experts.perRowKey, 1, count),
+    intermediateSize,
+    sharedSize: readSharedSize(read, experts, intermediateSize),
+    scores: experts.scores,
+    normalized: experts.normalized === 'yes' || read.boolean('norm_topk_prob', false),
+    leastSum:
+      typeof leastSum === 'number'
+        ? leastSum
+        : read.number(leastSum, 'a number from 0 to 1', undefined, isLeast),
+    scale: read.positive('routed_scaling_factor', 1),
+    layers,
+    names: experts.names,
+  }
+  return layers.includes(true) ? config : null
+}
+
+/** (nLayers): whether a layer has experts. */
+function readLayersWithExperts(
+  read: ConfigReader,
+  experts: ExpertTraits,
+  nLayers: number,
+): boolean[] {
+  const all = new Array<boolean>(nLayers).fill(true)
+  if (experts.layers === 'from first_k_dense_replace') {
+    const first = read.integer('first_k_dense_replace', 0, kMaxInt32)
+    return all.map((_, layer) => layer >= first)
+  }
+  if (experts.layers === 'by moe_layer_interval') {
+    const first = read.integer('moe_layer_start_index', 0, kMaxInt32)
+    const end = read.integer('moe_layer_end_index', -1, kMaxInt32)
+    const last = end === -1 ? nLayers - 1 : end
+    const interval = read.integer('moe_layer_interval', 1, kMaxInt32)
+    return all.map((_, layer) => (layer + 1) % interval === 0 && layer >= first && layer <= last)
+  }
   if (experts.layers === 'by decoder_sparse_step') {
     const step = read.integer('decoder_sparse_step', 1, kMaxInt32)
     const plain = read.value('mlp_only_layers') ?? []
     if (!Array.isArray(plain) || !plain.every(Number.isInteger)) {
       read.refuse('mlp_only_layers', `is ${quote(plain)}, expected an array of layers`)
     }
-    for (const layer of layers.keys()) {
-      layers[layer] = (layer + 1) % step === 0 && !plain.includes(layer)
-    }
+    return all.map((_, layer) => (layer + 1) % step === 0 && !plain.includes(layer))
   }
-  const config = {
-    count,
-    perRow: read.integer('num_experts_per_tok', 1, count),
-    intermediateSize: read.integer(experts.widthKey, 1, kMaxWidth),
-    normalized: experts.normalized === 'yes' || read.boolean('norm_topk_prob', false),
-    layers,
-    names: experts.names,
-  }
-  return layers.includes(true) ? config : null
+  return all
+}
+
+/** Width of the MLP of all rows: said, or that of so many experts. */
+function readSharedSize(
+  read: ConfigReader,
+  { sharedKey }: ExpertTraits,
+  intermediateSize: number,
+): number {
+  if (sharedKey === null) return 0
+  if ('width' in sharedKey) return read.integer(sharedKey.width, 1, kMaxWidth)
+  return intermediateSize * read.integer(sharedKey.count, 0, kMaxWidth / intermediateSize)
 }
 
 /** Whether what attention or the MLP adds to the residual stream passes a norm first. */
@@ -419,7 +480,9 @@ export function hasOutputNorms({ norms }: ModelConfig): boolean {
 
 /** Elements a row of the widest gate of any layer. */
 export function gateWidth({ intermediateSize, experts }: ModelConfig): number {
-  const ofExperts = experts ? experts.perRow * experts.intermediateSize : 0
+  const ofExperts = experts
+    ? Math.max(experts.perRow * experts.intermediateSize, experts.sharedSize)
+    : 0
   const isPlain = experts === null || experts.layers.includes(false)
   return Math.max(ofExperts, isPlain ? intermediateSize : 0)
 }
@@ -508,8 +571,10 @@ function readSlidingWindow(
   }
 
   const isInAll = traits.window.startsWith('all layers')
+  // What such a class writes of a window that is off is 0.
   const isOff =
-    traits.window === 'all layers by use_sliding_window' &&
+    (traits.window === 'all layers by use_sliding_window' ||
+      traits.window === 'every other layer by use_sliding_window') &&
     !read.boolean('use_sliding_window', false)
   // null switches the window off, where the file says so or the class.
   const window =
@@ -557,6 +622,9 @@ function readSlidingWindow(
   if (layerTypes !== null) return byType(layerTypes)
   if (traits.rope === 'some layers') return rotates.map((turns) => (turns ? 0 : window))
   const firstLayer = read.integer('max_window_layers', 0, kMaxInt32)
+  if (traits.window === 'every other layer by use_sliding_window') {
+    return full.map((_, layer) => (layer % 2 === 0 && layer < firstLayer ? window : 0))
+  }
   return full.map((_, layer) => (layer >= firstLayer ? window : 0))
 }
 

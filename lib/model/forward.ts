@@ -97,6 +97,18 @@ export interface GatedRows {
   readonly gated: Tensor
 }
 
+/** Rows on their way through the expert that multiplies all of them. */
+export interface SharedExpertRows extends GatedRows {
+  /** (rows, hidden_size) f32: what it gives, where a gate multiplies that. */
+  readonly given: Tensor<'f32'>
+  /** What its gate needs as a router of one expert: as in `ExpertRows`. */
+  readonly gateLogits: Tensor<'f32'>
+  readonly weights: Tensor<'f32'>
+  readonly chosen: Tensor<'i32'>
+  readonly pairs: Tensor<'i32'>
+  readonly offsets: Tensor<'i32'>
+}
+
 /** Rows on their way through a layer's experts. */
 export interface ExpertRows extends GatedRows {
   /** (rows, n_experts) f32 */
@@ -111,6 +123,8 @@ export interface ExpertRows extends GatedRows {
   readonly offsets: Tensor<'i32'>
   /** (rows * n_chosen, hidden_size) f32: what they give. */
   readonly given: Tensor<'f32'>
+  /** The same memory, once the others are done; null: no expert multiplies all rows. */
+  readonly shared: SharedExpertRows | null
 }
 
 /** Rows on their way through a layer: the stream, and views of the work space as the ops want it. */
@@ -225,6 +239,18 @@ export function makeWorkspace(
         pairs: scratch.keep(routed.pairs.view([nRows * experts.perRow])),
         offsets: routed.offsets,
         given: scratch.keep(routed.given.view([nRows * experts.perRow, hiddenSize])),
+        shared:
+          experts.sharedSize === 0
+            ? null
+            : {
+                ...gatedRows(nRows, experts.sharedSize),
+                given: view(routed.given, hiddenSize),
+                gateLogits: view(routed.logits, 1),
+                weights: view(routed.weights, 1),
+                chosen: view(routed.chosen, 1),
+                pairs: view(routed.pairs),
+                offsets: scratch.keep(routed.offsets.view([2])),
+              },
       },
       branch: branch && view(branch, hiddenSize),
     }
@@ -290,7 +316,7 @@ export function runLayer(
   block: RowBlock,
   attend: () => void,
 ): void {
-  const { rmsNormEps: eps, activation, qkNorm } = model.config
+  const { rmsNormEps: eps, qkNorm } = model.config
   const w = model.weights.layers[layer] as LayerWeights
   const { rawQ, rawK } = block
   const qkv = [
@@ -308,16 +334,14 @@ export function runLayer(
   // x += down(activation(gate(norm(x))) * up(norm(x)))
   const input = enterBranch(block, w.mlpNorm, eps)
   if (w.router) {
-    runExperts(model, w, w.router, { x: block.x, input }, need(block.experts))
+    const stream = { x: block.x, input }
+    const rows = need(block.experts)
+    runExperts(model, w, w.router, stream, rows)
+    if (rows.shared) runSharedExpert(model, w, stream, rows.shared)
     return
   }
   const rows = need(block.plain)
-  const gateUp = [
-    { ...need(w.gateProj), out: rows.gate },
-    { ...need(w.upProj), out: rows.up },
-  ]
-  groupedLinear({ x: input, products: gateUp })
-  applyGate(activation, rows)
+  enterMlp(model.config, [w.gateProj, w.upProj], input, rows)
   addBranch(block, rows.gated, need(w.downProj), w.mlpOutputNorm, eps)
 }
 
@@ -331,14 +355,53 @@ function runExperts(
 ): void {
   const { logits, weights, chosen: experts, pairs, offsets, given } = rows
   linear({ x: input, ...router, bias: w.routerBias, out: logits })
-  const { normalized } = need(config.experts)
-  routeExperts({ logits, weights, experts, pairs, offsets, normalized })
+  const { scores, normalized, leastSum, scale } = need(config.experts)
   const routed = { pairs, offsets }
+  const scoring = { correction: w.routerCorrection, scores, normalized, leastSum, scale }
+  routeExperts({ logits, weights, experts, ...routed, ...scoring })
   expertLinear({ x: input, ...need(w.gateProj), bias: w.gateBias, ...routed, out: rows.gate })
   expertLinear({ x: input, ...need(w.upProj), bias: w.upBias, ...routed, out: rows.up })
   applyGate(config.activation, rows)
   expertLinear({ x: rows.gated, ...need(w.downProj), bias: w.downBias, ...routed, out: given })
   addExperts({ x: given, weights, out: x })
+}
+
+/**
+ * x += down(activation(gate(norm(x))) * up(norm(x))) of the expert of all rows, times sigmoid(w norm(x)) where it has
+ * such a gate: the weight that a router gives to its only expert.
+ */
+function runSharedExpert(
+  { config }: ForwardModel,
+  w: LayerWeights,
+  { x, input }: { readonly x: Tensor<'f32'>; readonly input: Tensor },
+  rows: SharedExpertRows,
+): void {
+  enterMlp(config, [w.sharedGateProj, w.sharedUpProj], input, rows)
+  const down = { x: rows.gated, ...need(w.sharedDownProj) }
+  if (!w.sharedGate) {
+    linear({ ...down, out: x, accumulate: true })
+    return
+  }
+  const { gateLogits: logits, given, weights, chosen: experts, pairs, offsets } = rows
+  linear({ ...down, out: given })
+  linear({ x: input, ...w.sharedGate, out: logits })
+  routeExperts({ logits, weights, experts, pairs, offsets, scores: 'sigmoid' })
+  addExperts({ x: given, weights, out: x })
+}
+
+/** gated = activation(gate x) * up x */
+function enterMlp(
+  { activation }: ModelConfig,
+  [gate, up]: readonly [gate: Matrix | undefined, up: Matrix | undefined],
+  x: Tensor,
+  rows: GatedRows,
+): void {
+  const products = [
+    { ...need(gate), out: rows.gate },
+    { ...need(up), out: rows.up },
+  ]
+  groupedLinear({ x, products })
+  applyGate(activation, rows)
 }
 
 function applyGate(activation: ModelConfig['activation'], { gate, up, gated }: GatedRows): void {

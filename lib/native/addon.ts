@@ -261,7 +261,19 @@ export interface Addon {
   /** Of each product: weight, scales, zeros, bias, out. */
   groupedLinear(x: T, nProducts: number, ...products: Optional[]): void
   quantizeWeight(x: T, out: T, scales: T, zeros: Optional): void
-  routeExperts(logits: T, weights: T, experts: T, pairs: T, offsets: T, normalized: boolean): void
+  /** `scores`: whether they are sigmoids. */
+  routeExperts(
+    logits: T,
+    correction: Optional,
+    weights: T,
+    experts: T,
+    pairs: T,
+    offsets: T,
+    scores: boolean,
+    normalized: boolean,
+    leastSum: number,
+    scale: number,
+  ): void
   expertLinear(
     x: T,
     weight: T,

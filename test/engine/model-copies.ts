@@ -34,6 +34,9 @@ export const fixtureNames = [
   'granite-moe',
   'qwen3-vl-moe',
   'gpt-oss',
+  'qwen2-moe',
+  'glm4-moe',
+  'ernie4.5-moe',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */
@@ -44,6 +47,9 @@ export const withExperts: readonly string[] = [
   'granite-moe',
   'qwen3-vl-moe',
   'gpt-oss',
+  'qwen2-moe',
+  'glm4-moe',
+  'ernie4.5-moe',
 ]
 
 /** One tensor of a safetensors file. */

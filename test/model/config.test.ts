@@ -77,6 +77,111 @@ const qwen3Moe = {
   num_experts_per_tok: 4,
   moe_intermediate_size: 48,
 }
+/** As it is published: Qwen1.5-MoE-A2.7B. */
+const qwen15Moe = {
+  architectures: ['Qwen2MoeForCausalLM'],
+  attention_dropout: 0,
+  bos_token_id: 151_643,
+  eos_token_id: 151_643,
+  hidden_act: 'silu',
+  hidden_size: 2048,
+  initializer_range: 0.02,
+  intermediate_size: 5632,
+  max_position_embeddings: 8192,
+  max_window_layers: 21,
+  model_type: 'qwen2_moe',
+  num_attention_heads: 16,
+  num_hidden_layers: 24,
+  num_key_value_heads: 16,
+  rms_norm_eps: 1e-6,
+  rope_theta: 1_000_000,
+  sliding_window: 32_768,
+  tie_word_embeddings: false,
+  torch_dtype: 'bfloat16',
+  transformers_version: '4.39.0.dev0',
+  use_cache: true,
+  use_sliding_window: false,
+  vocab_size: 151_936,
+  decoder_sparse_step: 1,
+  moe_intermediate_size: 1408,
+  shared_expert_intermediate_size: 5632,
+  num_experts_per_tok: 4,
+  num_experts: 60,
+  norm_topk_prob: false,
+  output_router_logits: false,
+  router_aux_loss_coef: 0.001,
+}
+/** As it is published: GLM-4.5-Air. */
+const glm45Air = {
+  architectures: ['Glm4MoeForCausalLM'],
+  attention_bias: true,
+  attention_dropout: 0,
+  pad_token_id: 151_329,
+  eos_token_id: [151_329, 151_336, 151_338],
+  head_dim: 128,
+  hidden_act: 'silu',
+  hidden_size: 4096,
+  partial_rotary_factor: 0.5,
+  initializer_range: 0.02,
+  intermediate_size: 10_944,
+  max_position_embeddings: 131_072,
+  model_type: 'glm4_moe',
+  moe_intermediate_size: 1408,
+  norm_topk_prob: true,
+  num_attention_heads: 96,
+  n_group: 1,
+  topk_group: 1,
+  n_routed_experts: 128,
+  n_shared_experts: 1,
+  routed_scaling_factor: 1,
+  num_experts_per_tok: 8,
+  first_k_dense_replace: 1,
+  num_hidden_layers: 46,
+  num_key_value_heads: 8,
+  num_nextn_predict_layers: 1,
+  rms_norm_eps: 1e-5,
+  rope_scaling: null,
+  rope_theta: 1_000_000,
+  tie_word_embeddings: false,
+  torch_dtype: 'bfloat16',
+  transformers_version: '4.54.0',
+  use_cache: true,
+  use_qk_norm: false,
+  vocab_size: 151_552,
+}
+/** As it is published: ERNIE-4.5-21B-A3B-PT. */
+const ernie45Moe = {
+  architectures: ['Ernie4_5_MoeForCausalLM'],
+  bos_token_id: 1,
+  eos_token_id: 2,
+  hidden_act: 'silu',
+  hidden_size: 2560,
+  intermediate_size: 12_288,
+  max_position_embeddings: 131_072,
+  model_type: 'ernie4_5_moe',
+  moe_capacity: [64, 64, 64],
+  moe_gate: 'topk',
+  moe_intermediate_size: 1536,
+  moe_k: 6,
+  moe_layer_interval: 1,
+  moe_layer_start_index: 1,
+  moe_num_experts: 64,
+  moe_num_shared_experts: 2,
+  moe_use_aux_free: true,
+  num_attention_heads: 20,
+  num_hidden_layers: 28,
+  num_key_value_heads: 4,
+  num_nextn_predict_layers: 1,
+  pad_token_id: 0,
+  rms_norm_eps: 1e-5,
+  rope_scaling: null,
+  rope_theta: 500_000,
+  tie_word_embeddings: true,
+  torch_dtype: 'bfloat16',
+  use_bias: false,
+  use_cache: true,
+  vocab_size: 103_424,
+}
 const kindsOfEyes = { vision_config: { hidden_size: 1152 } }
 const mistral3 = {
   architectures: ['Mistral3ForConditionalGeneration'],
@@ -582,6 +687,82 @@ describe('architectures of their own', () => {
     expect(experts({ mlp_only_layers: null })?.layers).toEqual([true, true, true, true])
     expect(experts({ decoder_sparse_step: 2, mlp_only_layers: [1, 3] })).toBeNull()
     expect(parseModelConfig(qwen3Moe)).toMatchObject({ qkNorm: 'each head', headDim: 64 })
+  })
+
+  test('qwen2-moe: an expert of all rows, behind a gate', () => {
+    const own = (changes: JsonObject) => parseModelConfig({ ...qwen15Moe, ...changes })
+    expect(own({})).toMatchObject({
+      experts: {
+        ...{ count: 60, perRow: 4, intermediateSize: 1408, sharedSize: 5632 },
+        ...{ scores: 'softmax', normalized: false, scale: 1, layers: new Array(24).fill(true) },
+        names: { correction: null, shared: { name: 'shared_expert', gate: 'shared_expert_gate' } },
+      },
+      attentionBias: { qkv: true, output: false },
+      ...{ qkNorm: 'none', headDim: 128, slidingWindow: new Array(24).fill(0) },
+    })
+    expect(own({ qkv_bias: false }).attentionBias).toEqual({ qkv: false, output: false })
+    expect(own({ decoder_sparse_step: 2 }).experts?.layers.slice(0, 4)).toEqual([
+      ...[false, true, false, true],
+    ])
+    // What transformers writes of one that is off.
+    expect(own({ sliding_window: 0 }).slidingWindow).toEqual(new Array(24).fill(0))
+    const used = { use_sliding_window: true, sliding_window: 64, max_window_layers: 4 }
+    expect(own(used).slidingWindow.slice(0, 7)).toEqual([64, 0, 64, 0, 0, 0, 0])
+  })
+
+  test('glm4-moe: experts by sigmoids and a correction, behind layers without', () => {
+    const own = (changes: JsonObject) => parseModelConfig({ ...glm45Air, ...changes })
+    expect(own({})).toMatchObject({
+      experts: {
+        ...{ count: 128, perRow: 8, intermediateSize: 1408, sharedSize: 1408 },
+        ...{ scores: 'sigmoid', normalized: true, leastSum: 1e-20, scale: 1 },
+        layers: [false, ...new Array(45).fill(true)],
+        names: {
+          correction: { name: 'gate.e_score_correction_bias', isRow: false },
+          shared: { name: 'shared_experts', gate: null },
+        },
+      },
+      attentionBias: { qkv: true, output: false },
+      ...{ qkNorm: 'none', headDim: 128, rotaryDim: 64, interleavedRope: false },
+    })
+    const large = {
+      ...{ hidden_size: 5120, n_routed_experts: 160, moe_intermediate_size: 1536 },
+      ...{ first_k_dense_replace: 3, num_hidden_layers: 92, routed_scaling_factor: 2.5 },
+      ...{ use_qk_norm: true, n_shared_experts: 2 },
+    }
+    expect(own(large)).toMatchObject({
+      qkNorm: 'each head',
+      experts: { count: 160, sharedSize: 3072, scale: 2.5 },
+    })
+    expect(own(large).experts?.layers.filter((has) => has)).toHaveLength(89)
+    expect(() => own({ n_group: 8, topk_group: 4 })).toThrow(
+      'n_group is 8; groups of experts are not supported',
+    )
+    expect(() => own({ routed_scaling_factor: -1 })).toThrow('routed_scaling_factor is -1')
+    expect(() => own({ n_shared_experts: 1e6 })).toThrow('n_shared_experts is 1000000')
+  })
+
+  test('ernie4.5-moe: softmax and a correction; which layers have experts', () => {
+    const own = (changes: JsonObject) => parseModelConfig({ ...ernie45Moe, ...changes })
+    expect(own({})).toMatchObject({
+      experts: {
+        ...{ count: 64, perRow: 6, intermediateSize: 1536, sharedSize: 3072 },
+        ...{ scores: 'softmax', normalized: true, leastSum: 1e-12, scale: 1 },
+        layers: [false, ...new Array(27).fill(true)],
+        names: { correction: { isRow: true }, shared: { gate: null } },
+      },
+      ...{ headDim: 128, interleavedRope: true, tieWordEmbeddings: true },
+    })
+    const layers = (changes: JsonObject) =>
+      [...own({ ...changes, num_hidden_layers: 6 }).experts!.layers.keys()].filter(
+        (layer) => own({ ...changes, num_hidden_layers: 6 }).experts!.layers[layer],
+      )
+    expect(layers({ moe_layer_end_index: 3 })).toEqual([1, 2, 3])
+    expect(layers({ moe_layer_end_index: -1, moe_layer_interval: 2 })).toEqual([1, 3, 5])
+    expect(layers({ moe_layer_start_index: 4 })).toEqual([4, 5])
+    expect(own({ moe_num_shared_experts: 0 }).experts?.sharedSize).toBe(0)
+    expect(() => own({ use_bias: true })).toThrow('use_bias is true')
+    expect(() => own({ moe_norm_min: -1 })).toThrow('moe_norm_min is -1, expected a number from 0')
   })
 
   test('granite with experts, and those of qwen3-vl: whose matrices lie in one tensor', () => {

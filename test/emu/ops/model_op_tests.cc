@@ -102,8 +102,10 @@ void expert_test(DType x, DType weight, int64_t m, int64_t k, int n_experts, int
     const TensorView offsets = run.result("offsets", DType::kI32, {n_experts + 1});
     const TensorView y = run.scratch(DType::kF32, {n_pairs, n});
     run.op(&Backend::route_experts,
-           RouteExpertsArgs{run.normals(DType::kF32, {m, n_experts}, 3), weights, experts, pairs,
-                            offsets, n_chosen % 2 == 0});
+           RouteExpertsArgs{
+               run.normals(DType::kF32, {m, n_experts}, 3),
+               n_experts > 3 ? run.normals(DType::kF32, {n_experts}, 0.5f) : TensorView{}, weights,
+               experts, pairs, offsets, n_chosen == 3, n_chosen % 2 == 0, 1e-3f, 1.5f});
     run.op(&Backend::expert_linear,
            ExpertLinearArgs{run.normals(x, {m, k}), run.normals(weight, {n_experts, n, k}),
                             TensorView{}, TensorView{}, run.normals(x, {n_experts, n}), pairs,
@@ -329,8 +331,8 @@ ZC_OP_TESTS(linear_nibbles_tests) {
             const TensorView pairs = run.scratch(DType::kI32, {n_pairs});
             const TensorView offsets = run.scratch(DType::kI32, {n_experts + 1});
             run.op(&Backend::route_experts,
-                   RouteExpertsArgs{run.normals(DType::kF32, {m, n_experts}, 3), weights, experts,
-                                    pairs, offsets, false});
+                   RouteExpertsArgs{run.normals(DType::kF32, {m, n_experts}, 3), TensorView{},
+                                    weights, experts, pairs, offsets, false, false, 0.0f, 1.0f});
             const TensorView rows = run.normals(x, {m, k});
             const NibbleWeight weight = nibbles(run, {n_experts, n, k}, group);
             run.op(&Backend::expert_linear,
