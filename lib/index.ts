@@ -62,6 +62,7 @@ export type {
   NormNames,
   OwnExpertNames,
   QuantizationConfig,
+  QueryGrowth,
   RopeConfig,
   SharedExpertNames,
   YarnRope,

@@ -156,7 +156,8 @@ ZC_BIND("appendKv", append_kv, AppendKvArgs, a.k = r.tensor("k"); a.v = r.tensor
 
 ZC_BIND("ropeAppend", rope_append, RopeAppendArgs, a.q = r.tensor("q"); a.k = r.tensor("k");
         a.v = r.tensor("v"); a.cos = r.tensor("cos"); a.sin = r.tensor("sin");
-        a.q_out = r.output("qOut"); a.k_out = r.optional_output("kOut"); a.pool = r.output("pool");
+        a.q_cos = r.tensor("qCos"); a.q_sin = r.tensor("qSin"); a.q_out = r.output("qOut");
+        a.k_out = r.optional_output("kOut"); a.pool = r.output("pool");
         a.tables = r.tensor("tables"); a.starts = r.tensor("starts");
         a.cu_seqlens = r.tensor("cuSeqlens"); a.layer = r.i32("layer");)
 
@@ -258,7 +259,8 @@ ZC_BIND("addExperts", add_experts, AddExpertsArgs, a.x = r.tensor("x");
 
 ZC_BIND("ropeTable", rope_table, RopeTableArgs, a.positions = r.tensor("positions");
         a.inv_freq = r.tensor("invFreq"); a.cos = r.output("cos"); a.sin = r.output("sin");
-        a.attention_scale = r.f32("attentionScale");)
+        a.attention_scale = r.f32("attentionScale"); a.growth = r.f32("growth");
+        a.period = r.i32("period");)
 
 ZC_BIND("rope", rope, RopeArgs, a.x = r.tensor("x"); a.cos = r.tensor("cos");
         a.sin = r.tensor("sin"); a.out = r.output("out");)

@@ -94,6 +94,8 @@ struct RopeAppendArgs {
   TensorView v;           // k's shape, q_out's dtype
   TensorView cos;         // (rows, rotary_dim / 2) f32, rotary_dim at most head_dim
   TensorView sin;         // the same
+  TensorView q_cos;       // (rows, rotary_dim / 2) f32, of q where cos is of k; may be cos
+  TensorView q_sin;       // the same
   TensorView q_out;       // q's shape, f32|f16|bf16; may be q
   TensorView k_out;       // k's shape, q_out's dtype; may be k, may be undefined
   TensorView pool;        // (bytes) u8
@@ -349,6 +351,8 @@ struct RopeTableArgs {
   TensorView cos;        // (n, rotary_dim / 2) f32
   TensorView sin;        // (n, rotary_dim / 2) f32
   float attention_scale;
+  float growth;    // both are times 1 + growth ln(1 + floor(position / period)), too
+  int32_t period;  // 1 or more
 };
 
 struct RopeArgs {

@@ -31,6 +31,7 @@ export type Architecture =
   | 'Qwen2MoeForCausalLM'
   | 'Glm4MoeForCausalLM'
   | 'Ernie4_5_MoeForCausalLM'
+  | 'Ministral3ForCausalLM'
 
 /** How a checkpoint calls the tensors of a layer's experts. */
 export interface ExpertNames {
@@ -136,6 +137,8 @@ export interface TextTraits {
   readonly modelType: string
   /** `text_config` may be missing: the file itself is it, as hubs have older ones. */
   readonly mayBeFlat: boolean
+  /** What else it may be, with another `model_type`; absent: nothing. */
+  readonly other?: ArchitectureTraits
 }
 
 /** Where transformers differs from one architecture to the next. */
@@ -172,6 +175,8 @@ export interface ArchitectureTraits {
     | 'by pattern or none'
   /** Which layers rotate, and how. */
   readonly rope: 'one' | 'some layers' | 'one for windows' | 'windows alone'
+  /** Queries of far positions are multiplied, as rope parameters say (`llama_4_scaling_beta`). */
+  readonly scalesQueries: boolean
   /** The file may say that a part of each head rotates. */
   readonly partialRotary: boolean
   /** Channels 2i and 2i + 1 of a head rotate together, where others' are i and i + half of them. */
@@ -248,6 +253,7 @@ const kPlain = {
   hasSinks: false,
   window: 'none',
   rope: 'one',
+  scalesQueries: false,
   partialRotary: false,
   interleavedRope: false,
   fusedProjections: 'none',
@@ -358,6 +364,14 @@ const kMistralTraits = {
   window: 'all layers',
 } as const satisfies ArchitectureTraits
 
+const kMinistral3Traits = {
+  ...kPlain,
+  modelType: 'ministral3',
+  defaults: { head_dim: 128, rms_norm_eps: 1e-5, sliding_window: null },
+  window: 'all layers',
+  scalesQueries: true,
+} as const satisfies ArchitectureTraits
+
 export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> = {
   LlamaForCausalLM: {
     ...kPlain,
@@ -374,8 +388,17 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
   Mistral3ForConditionalGeneration: {
     ...kMistralTraits,
     modelType: 'mistral3',
-    textOf: { modelType: 'mistral', mayBeFlat: false },
+    textOf: {
+      modelType: 'mistral',
+      mayBeFlat: false,
+      other: {
+        ...kMinistral3Traits,
+        modelType: 'mistral3',
+        textOf: { modelType: 'ministral3', mayBeFlat: false },
+      },
+    },
   },
+  Ministral3ForCausalLM: kMinistral3Traits,
   Qwen2ForCausalLM: {
     ...kPlain,
     modelType: 'qwen2',

@@ -12,7 +12,7 @@ import { ConfigReader } from './config-reader.js'
 import { readGenerationConfig, readTokenIds } from './generation-config.js'
 import { isJsonObject, type JsonObject, modelFile, quote, readJsonFile } from './model-files.js'
 import { type QuantizationConfig, readQuantization } from './quantization-config.js'
-import { type RopeConfig, readRopes, readRotaryDim } from './rope-config.js'
+import { type RopeConfig, readQueryGrowth, readRopes, readRotaryDim } from './rope-config.js'
 
 export type {
   Architecture,
@@ -62,6 +62,14 @@ export interface ExpertsConfig {
   readonly layers: readonly boolean[]
   /** What the checkpoint calls their tensors. */
   readonly names: ExpertNames
+}
+
+/** What queries are multiplied by: 1 + growth ln(1 + floor(position / period)). */
+export interface QueryGrowth {
+  /** Above 0. */
+  readonly growth: number
+  /** In tokens. */
+  readonly period: number
 }
 
 /** The activation of gpt-oss, see `clampedSwiglu`. */
@@ -122,6 +130,8 @@ export interface ModelConfig {
   readonly hasSinks: boolean
   /** What products of queries and keys are multiplied by before the softmax. */
   readonly softmaxScale: number
+  /** How the queries of far positions are multiplied, see `ropeTable`; null: they are not. */
+  readonly queryGrowth: QueryGrowth | null
   /** Of the MLP's gate: x / (1 + e^-x), GELU in its form by tanh, or what `clampedSwiglu` computes. */
   readonly activation: 'silu' | 'gelu_tanh' | ClampedSwiglu
   /** What token embeddings are multiplied by. */
@@ -208,7 +218,7 @@ async function whyMissing(dir: string, path: string): Promise<string> {
 export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelConfig {
   const whole = new ConfigReader(raw, path)
   const architecture = readArchitecture(whole)
-  const traits = ARCHITECTURES[architecture]
+  const traits = traitsOf(whole, architecture)
   const read = readerOfText(whole, traits)
   refuseUnsupported(read, traits)
 
@@ -260,8 +270,17 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     rotaryDim,
     quantization: readQuantization(whole) ?? (traits.textOf ? readQuantization(read) : null),
     interleavedRope: traits.interleavedRope,
+    queryGrowth: readQueryGrowth(read, traits),
     ropes: readRopes(read, { traits, rotaryDim, maxPositions, rotates, windows }),
   }
+}
+
+/** Of a model that sees images those of the text model that it has. */
+function traitsOf(whole: ConfigReader, architecture: Architecture): ArchitectureTraits {
+  const traits = ARCHITECTURES[architecture]
+  const text = whole.value('text_config')
+  const other = traits.textOf?.other
+  return other && isJsonObject(text) && text.model_type === other.textOf?.modelType ? other : traits
 }
 
 /** The text model's keys, and what its class says where they are absent. */

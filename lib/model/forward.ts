@@ -61,9 +61,15 @@ export interface Rope {
 }
 
 /** The rotations of rows, (rows, rotary_dim / 2) f32. */
-export interface RopeTable {
+export interface RopeTurns {
   readonly cos: Tensor<'f32'>
   readonly sin: Tensor<'f32'>
+}
+
+/** Those of keys and of queries: the same object, but where queries are multiplied as well. */
+export interface RopeTable {
+  readonly key: RopeTurns
+  readonly query: RopeTurns
 }
 
 /** What attention reads and writes: q and k after RoPE. */
@@ -160,10 +166,14 @@ export function makeStream(
     x: scratch.tensor('f32', [nRows, hiddenSize]),
     k: scratch.tensor(model.attentionDtype, kv),
     v: scratch.tensor(model.attentionDtype, kv),
-    ropes: model.ropes.map(({ invFreq }) => ({
-      cos: scratch.tensor('f32', [nRows, invFreq.length]),
-      sin: scratch.tensor('f32', [nRows, invFreq.length]),
-    })),
+    ropes: model.ropes.map(({ invFreq }) => {
+      const turns = () => ({
+        cos: scratch.tensor('f32', [nRows, invFreq.length]),
+        sin: scratch.tensor('f32', [nRows, invFreq.length]),
+      })
+      const key = turns()
+      return { key, query: model.config.queryGrowth ? turns() : key }
+    }),
   }
 }
 
@@ -268,11 +278,14 @@ export function embedRows(
   ids: Tensor<'i32'>,
   positions: Tensor<'i32'>,
 ): void {
-  const { embeddingScale, roundsEmbeddingScale } = model.config
+  const { embeddingScale, roundsEmbeddingScale, queryGrowth } = model.config
   const scale = roundsEmbeddingScale ? roundedTo(model.dtype, embeddingScale) : embeddingScale
   embedding({ ids, weight: model.weights.embedding, out: x, scale })
   for (const [i, own] of model.ropes.entries()) {
-    if (own.invFreq.length > 0) ropeTable({ positions, ...own, ...(ropes[i] as RopeTable) })
+    if (own.invFreq.length === 0) continue
+    const { key, query } = ropes[i] as RopeTable
+    ropeTable({ positions, ...own, ...key })
+    if (queryGrowth) ropeTable({ positions, ...own, ...query, ...queryGrowth })
   }
 }
 
@@ -284,16 +297,22 @@ export function roundedTo(dtype: ComputeDtype, scale: number): number {
 }
 
 /** The rotations of a block's rows in a layer. */
-export function ropeOf(model: ForwardModel, layer: number, { ropes }: StreamRows): RopeTable {
+function ropeOf(model: ForwardModel, layer: number, { ropes }: StreamRows): RopeTable {
   return ropes[model.ropeOfLayer[layer] as number] as RopeTable
+}
+
+/** The rotations of a block's rows in a layer, as `ropeAppend` takes them. */
+export function turnsOf(model: ForwardModel, layer: number, block: StreamRows) {
+  const { key, query } = ropeOf(model, layer, block)
+  return { ...key, qCos: query.cos, qSin: query.sin }
 }
 
 /** RoPE of a block's q and k, where no tail takes k and v (`ropeAppend`). */
 export function rotateHeads(model: ForwardModel, layer: number, block: RowBlock): void {
   const { rawHeads, heads } = block
-  const { cos, sin } = ropeOf(model, layer, block)
-  rope({ x: rawHeads.q, cos, sin, out: heads.q })
-  rope({ x: rawHeads.k, cos, sin, out: heads.k })
+  const { key, query } = ropeOf(model, layer, block)
+  rope({ x: rawHeads.q, ...query, out: heads.q })
+  rope({ x: rawHeads.k, ...key, out: heads.k })
 }
 
 /** Attention of all keys, as it is with the layer's sinks: before anything looks at it, or at its LSE. */

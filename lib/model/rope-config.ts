@@ -100,6 +100,28 @@ export function readRotaryDim(
   return reader.refuse('partial_rotary_factor', complaint)
 }
 
+/**
+ * How the queries of far positions are multiplied, which Ministral 3 has among its rope parameters; null: they are
+ * not.
+ * @throws ERR_ZC_CONFIG naming the key: missing where the architecture has it, or there where it has not
+ */
+export function readQueryGrowth(
+  read: ConfigReader,
+  { scalesQueries }: ArchitectureTraits,
+): { growth: number; period: number } | null {
+  const rope = parametersOf(read)
+  const key = 'llama_4_scaling_beta'
+  if (!scalesQueries) {
+    const value = rope.value(key)
+    if (value !== undefined)
+      rope.refuse(key, `is ${quote(value)}; queries that grow are not supported`)
+    return null
+  }
+  const growth = rope.number(key, 'a number from 0 to 100', undefined, (x) => x >= 0 && x <= 100)
+  const period = rope.integer('original_max_position_embeddings', 1, kMaxPositions)
+  return growth === 0 ? null : { growth, period }
+}
+
 function refusePartialRotary(reader: ConfigReader): void {
   const factor = reader.value('partial_rotary_factor') ?? 1
   if (factor !== 1) reader.refuse('partial_rotary_factor', `is ${quote(factor)}, expected 1`)

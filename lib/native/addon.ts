@@ -173,6 +173,8 @@ export interface Addon {
     v: T,
     cos: T,
     sin: T,
+    qCos: T,
+    qSin: T,
     qOut: T,
     kOut: Optional,
     pool: T,
@@ -285,7 +287,15 @@ export interface Addon {
     out: T,
   ): void
   addExperts(x: T, weights: T, out: T): void
-  ropeTable(positions: T, invFreq: T, cos: T, sin: T, attentionScale: number): void
+  ropeTable(
+    positions: T,
+    invFreq: T,
+    cos: T,
+    sin: T,
+    attentionScale: number,
+    growth: number,
+    period: number,
+  ): void
   rope(x: T, cos: T, sin: T, out: T): void
   siluGate(gate: T, up: T, out: T): void
   geluGate(gate: T, up: T, out: T): void

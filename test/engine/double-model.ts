@@ -266,11 +266,10 @@ export class DoubleSequence {
     const { headDim, hiddenSize, nHeads, nKvHeads } = config
     const n = normed.length / hiddenSize
     const positions = Array.from({ length: n }, (_, i) => this.length + i)
-    const table = ropeTable({
-      positions,
-      ...ropeFrequencies(config.ropes[layer]!, config.rotaryDim, config.maxPositions),
-    })
+    const frequencies = ropeFrequencies(config.ropes[layer]!, config.rotaryDim, config.maxPositions)
     const rotated = (which: 'q' | 'k', count: number) => {
+      const growth = which === 'q' ? (config.queryGrowth ?? {}) : {}
+      const table = ropeTable({ positions, ...frequencies, ...growth })
       const raw = this.#model.project(`${name}.self_attn.${which}_proj`, normed, hiddenSize)
       const width = config.qkNorm === 'all heads' ? count * headDim : headDim
       const x = this.#model.norm(`${name}.self_attn.${which}_norm`, raw, width)

@@ -76,6 +76,7 @@ const models: [name: string, folder: string][] = [
   ['qwen2-moe', join(kFixtures, 'qwen2-moe')],
   ['glm4-moe', join(kFixtures, 'glm4-moe')],
   ['ernie4.5-moe', join(kFixtures, 'ernie4.5-moe')],
+  ['ministral3', join(kFixtures, 'ministral3')],
   [
     'gemma3, whose rows do not see the whole window that is compressed',
     copies.copy(join(kFixtures, 'gemma3'), { config: { sliding_window: 12 } }),

@@ -39,6 +39,7 @@ describe.each([
   ['qwen3-moe', useModel(join(kFixtures, 'qwen3-moe'))],
   ['qwen2-moe', useModel(join(kFixtures, 'qwen2-moe'))],
   ['glm4-moe in 8 bits', useModel(join(kFixtures, 'glm4-moe'), { weights: 'int8' })],
+  ['ministral3', useModel(join(kFixtures, 'ministral3'))],
   ['mixtral in bfloat16', useModel(join(kFixtures, 'mixtral'), { dtype: 'bf16' })],
   ['mixtral in 8 bits', useModel(join(kFixtures, 'mixtral'), { weights: 'int8' })],
   ['llama in bfloat16', useModel(join(kFixtures, 'llama'), { dtype: 'bf16' })],
@@ -54,7 +55,7 @@ describe.each([
   const blind = (policy: PolicySpec) =>
     ['mikv-paper', 'h2o', 'snapkv'].includes(typeof policy === 'string' ? policy : policy.name)
   // Their K and V are 32 channels of a token; it asks for whole 64.
-  const isNarrow = /^(qwen2|glm4)-moe/.test(name)
+  const isNarrow = /^((qwen2|glm4)-moe|ministral3)/.test(name)
   const own = policies
     .filter((policy) => !(name.startsWith('gemma3') && blind(policy)))
     .filter((policy) => !(isNarrow && policy === 'gear2'))

@@ -37,6 +37,7 @@ export const fixtureNames = [
   'qwen2-moe',
   'glm4-moe',
   'ernie4.5-moe',
+  'ministral3',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */

@@ -111,6 +111,54 @@ const qwen15Moe = {
   output_router_logits: false,
   router_aux_loss_coef: 0.001,
 }
+/** As it is published, but for its eyes: Ministral-3-8B-Instruct-2512. */
+const ministral3 = {
+  architectures: ['Mistral3ForConditionalGeneration'],
+  dtype: 'bfloat16',
+  image_token_index: 10,
+  model_type: 'mistral3',
+  multimodal_projector_bias: false,
+  projector_hidden_act: 'gelu',
+  quantization_config: {
+    activation_scheme: 'static',
+    dequantize: false,
+    modules_to_not_convert: ['model.vision_tower', 'model.multi_modal_projector', 'lm_head'],
+    quant_method: 'fp8',
+    weight_block_size: null,
+  },
+  spatial_merge_size: 2,
+  text_config: {
+    attention_dropout: 0,
+    head_dim: 128,
+    hidden_act: 'silu',
+    hidden_size: 4096,
+    initializer_range: 0.02,
+    intermediate_size: 14_336,
+    max_position_embeddings: 262_144,
+    model_type: 'ministral3',
+    num_attention_heads: 32,
+    num_hidden_layers: 34,
+    num_key_value_heads: 8,
+    rms_norm_eps: 1e-5,
+    rope_parameters: {
+      beta_fast: 32,
+      beta_slow: 1,
+      factor: 16,
+      llama_4_scaling_beta: 0.1,
+      mscale: 1,
+      mscale_all_dim: 1,
+      original_max_position_embeddings: 16_384,
+      rope_theta: 1_000_000,
+      rope_type: 'yarn',
+      type: 'yarn',
+    },
+    sliding_window: null,
+    use_cache: true,
+    vocab_size: 131_072,
+  },
+  transformers_version: '5.0.0.dev0',
+  vision_feature_layer: -1,
+}
 /** As it is published: GLM-4.5-Air. */
 const glm45Air = {
   architectures: ['Glm4MoeForCausalLM'],
@@ -227,6 +275,7 @@ describe('readModelConfig on the fixtures', () => {
     embeddingScale: 1,
     roundsEmbeddingScale: false,
     logitsScale: 1,
+    queryGrowth: null,
     unitOffsetNorms: false,
     norms: {
       attention: 'input_layernorm',
@@ -838,6 +887,40 @@ describe('text models of those that see images', () => {
     })
   })
 
+  test('ministral 3: the other one that mistral3 has, whose queries grow', () => {
+    const own = parseModelConfig(ministral3)
+    expect(own).toMatchObject({
+      architecture: 'Mistral3ForConditionalGeneration',
+      queryGrowth: { growth: 0.1, period: 16_384 },
+      ...{ nLayers: 34, headDim: 128, maxPositions: 262_144, tieWordEmbeddings: false },
+      slidingWindow: new Array(34).fill(0),
+      quantization: { method: 'fp8', block: null },
+    })
+    const yarn = { type: 'yarn', theta: 1e6, factor: 16, originalMaxPositions: 16_384 }
+    expect(own.ropes[33]).toMatchObject({ ...yarn, mscale: 1, mscaleAllDim: 1 })
+    const { text_config } = ministral3
+    const alone = { ...text_config, architectures: ['Ministral3ForCausalLM'] }
+    expect(parseModelConfig(alone)).toEqual({
+      ...{ ...own, architecture: 'Ministral3ForCausalLM', quantization: null },
+    })
+    const tied = { ...ministral3, text_config: { ...text_config, tie_word_embeddings: true } }
+    expect(parseModelConfig(tied).tieWordEmbeddings).toBe(true)
+    const withRope = (changes: JsonObject) => {
+      const rope_parameters = { ...text_config.rope_parameters, ...changes }
+      return () => parseModelConfig({ ...alone, rope_parameters })
+    }
+    expect(withRope({ llama_4_scaling_beta: 0 })().queryGrowth).toBeNull()
+    const named = 'rope_parameters.llama_4_scaling_beta is '
+    expect(withRope({ llama_4_scaling_beta: null })).toThrow(`${named}missing, expected a number`)
+    expect(withRope({ llama_4_scaling_beta: -1 })).toThrow(`${named}-1`)
+    expect(withRope({ original_max_position_embeddings: null })).toThrow(
+      'rope_parameters.original_max_position_embeddings is missing',
+    )
+    expect(() =>
+      parseModelConfig({ ...mistral, rope_scaling: { llama_4_scaling_beta: 1 } }),
+    ).toThrow('rope_scaling.llama_4_scaling_beta is 1; queries that grow are not supported')
+  })
+
   test('qwen2.5-vl: flat or not, its rope is that of text', () => {
     const flat = parseModelConfig(qwen25Vl)
     expect(flat.ropes[0]).toEqual({ type: 'default', theta: 1e6 })
@@ -1052,8 +1135,8 @@ describe('refusals name the key, what it was and what it must be', () => {
     ],
     [
       'a text model that is not the one known',
-      { ...mistral3, text_config: { ...mistral3.text_config, model_type: 'ministral3' } },
-      'text_config.model_type is "ministral3", expected "mistral"',
+      { ...mistral3, text_config: { ...mistral3.text_config, model_type: 'mixtral' } },
+      'text_config.model_type is "mixtral", expected "mistral"',
     ],
     [
       'positions of images where there are none',

@@ -79,7 +79,7 @@ ZC_OP_TESTS(rope_tests) {
                                           [&](int64_t i) {
                                             return std::pow(10000.0f, -2.0f * i / rotary_dim);
                                           }),
-                               cos, sin, 1.0f});
+                               cos, sin, 1.0f, rotary_dim == 96 ? 0.1f : 0.0f, 700});
           run.op(&Backend::rope,
                  RopeArgs{run.normals(in, {n, 3, head_dim}), cos, sin,
                           run.result("out", out, {n, 3, head_dim}, one_rounding(out, 2e-6))});
