@@ -32,6 +32,9 @@ export type Architecture =
   | 'Glm4MoeForCausalLM'
   | 'Ernie4_5_MoeForCausalLM'
   | 'Ministral3ForCausalLM'
+  | 'Glm4vMoeForConditionalGeneration'
+  | 'Dots1ForCausalLM'
+  | 'MiniMaxM2ForCausalLM'
 
 /** How a checkpoint calls the tensors of a layer's experts. */
 export interface ExpertNames {
@@ -149,6 +152,8 @@ export interface ArchitectureTraits {
    * we do not guess.
    */
   readonly defaults: JsonObject
+  /** What keys say that the class does not read, as files of the model have them: another value is another model. */
+  readonly expects: JsonObject
   /** The text model of one that sees images, too; null: it is all there is. */
   readonly textOf: TextTraits | null
   /** Which projections of attention have one, or which keys say so. */
@@ -170,6 +175,7 @@ export interface ArchitectureTraits {
     | 'all layers by use_sliding_window'
     | 'all layers or by layer_types'
     | 'by use_sliding_window'
+    | 'from max_window_layers'
     | 'every other layer by use_sliding_window'
     | 'by pattern'
     | 'by pattern or none'
@@ -202,6 +208,12 @@ const kUsualExpertNames = {
   correction: null,
   tensors: { gateProj: 'gate_proj', upProj: 'up_proj', downProj: 'down_proj' },
   shared: null,
+} as const satisfies ExpertNames
+
+const kMixtralNames = {
+  ...kUsualExpertNames,
+  block: 'block_sparse_moe',
+  tensors: { gateProj: 'w1', upProj: 'w3', downProj: 'w2' },
 } as const satisfies ExpertNames
 
 const kUsualExperts = {
@@ -241,6 +253,7 @@ const kLocalExperts = {
 } as const satisfies ExpertTraits
 
 const kPlain = {
+  expects: {},
   textOf: null,
   bias: 'none',
   qkNorm: 'none',
@@ -370,6 +383,26 @@ const kMinistral3Traits = {
   defaults: { head_dim: 128, rms_norm_eps: 1e-5, sliding_window: null },
   window: 'all layers',
   scalesQueries: true,
+} as const satisfies ArchitectureTraits
+
+const kGlm4MoeTraits = {
+  ...kPlain,
+  modelType: 'glm4_moe',
+  defaults: {
+    rms_norm_eps: 1e-5,
+    partial_rotary_factor: 0.5,
+    use_qk_norm: false,
+    n_shared_experts: 1,
+    routed_scaling_factor: 1,
+    n_group: 1,
+    topk_group: 1,
+    first_k_dense_replace: 1,
+    norm_topk_prob: true,
+  },
+  bias: 'qkv from attention_bias',
+  qkNorm: 'each head by use_qk_norm',
+  partialRotary: true,
+  experts: kDeepSeekExperts,
 } as const satisfies ArchitectureTraits
 
 export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> = {
@@ -502,11 +535,7 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     window: 'all layers',
     experts: {
       ...kLocalExperts,
-      names: {
-        ...kUsualExpertNames,
-        block: 'block_sparse_moe',
-        tensors: { gateProj: 'w1', upProj: 'w3', downProj: 'w2' },
-      },
+      names: kMixtralNames,
     },
   },
   Qwen3MoeForCausalLM: {
@@ -661,23 +690,51 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
       mlpOutput: 'post_mlp_layernorm',
     },
   },
-  Glm4MoeForCausalLM: {
+  Dots1ForCausalLM: {
     ...kPlain,
-    modelType: 'glm4_moe',
+    modelType: 'dots1',
     defaults: {
-      rms_norm_eps: 1e-5,
-      partial_rotary_factor: 0.5,
-      use_qk_norm: false,
-      n_shared_experts: 1,
-      routed_scaling_factor: 1,
-      n_group: 1,
-      topk_group: 1,
-      first_k_dense_replace: 1,
-      norm_topk_prob: true,
+      num_key_value_heads: null,
+      sliding_window: 4096,
+      max_window_layers: 62,
+      first_k_dense_replace: 0,
+      norm_topk_prob: false,
     },
-    bias: 'qkv from attention_bias',
-    qkNorm: 'each head by use_qk_norm',
-    partialRotary: true,
+    expects: { scoring_func: 'noaux_tc', moe_layer_freq: 1 },
+    bias: 'from attention_bias',
+    qkNorm: 'each head',
+    window: 'from max_window_layers',
     experts: kDeepSeekExperts,
+  },
+  MiniMaxM2ForCausalLM: {
+    ...kPlain,
+    modelType: 'minimax_m2',
+    defaults: { head_dim: 128, rope_theta: 5_000_000 },
+    expects: {
+      scoring_func: 'sigmoid',
+      use_qk_norm: true,
+      qk_norm_type: 'per_layer',
+      use_routing_bias: true,
+      shared_intermediate_size: 0,
+    },
+    qkNorm: 'all heads',
+    partialRotary: true,
+    experts: {
+      ...kLocalExperts,
+      scores: 'sigmoid',
+      names: {
+        ...kMixtralNames,
+        correction: { name: 'e_score_correction_bias', isRow: false },
+      },
+    },
+  },
+  Glm4MoeForCausalLM: kGlm4MoeTraits,
+  Glm4vMoeForConditionalGeneration: {
+    ...kGlm4MoeTraits,
+    modelType: 'glm4v_moe',
+    defaults: { ...kGlm4MoeTraits.defaults, attention_bias: true },
+    expects: { use_qk_norm: false },
+    textOf: { modelType: 'glm4v_moe_text', mayBeFlat: false },
+    qkNorm: 'none',
   },
 }

@@ -390,6 +390,10 @@ function refuseUnsupported(read: ConfigReader, traits: ArchitectureTraits): void
       read.refuse(key, `is ${quote(read.value(key))}; logit soft-capping is not supported`)
     }
   }
+  for (const [key, expected] of Object.entries(traits.expects)) {
+    const value = read.value(key) ?? expected
+    if (value !== expected) read.refuse(key, `is ${quote(value)}, expected ${quote(expected)}`)
+  }
   if (read.boolean('use_bidirectional_attention', false)) {
     read.refuse(
       'use_bidirectional_attention',
@@ -630,7 +634,8 @@ function readSlidingWindow(
     return full.map((_, layer) => ((layer + 1) % pattern === 0 ? 0 : window))
   }
 
-  const enabled = read.boolean('use_sliding_window', false)
+  const isOfLast = traits.window === 'from max_window_layers'
+  const enabled = isOfLast || read.boolean('use_sliding_window', false)
   if (!enabled || window === 0) {
     if (hasSlidingLayer) {
       const why = enabled ? 'sliding_window is null' : 'use_sliding_window is false'

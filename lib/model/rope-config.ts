@@ -93,6 +93,14 @@ export function readRotaryDim(
   }
   const within = parametersOf(read)
   const reader = within.value('partial_rotary_factor') === undefined ? read : within
+  // MiniMax-M2 says how many they are.
+  const isCounted =
+    read.value('rotary_dim') !== undefined && reader.value('partial_rotary_factor') === undefined
+  if (isCounted) {
+    const rotaryDim = read.integer('rotary_dim', 2, headDim)
+    if (rotaryDim % 2 === 0) return rotaryDim
+    return read.refuse('rotary_dim', `is ${rotaryDim}, expected an even number`)
+  }
   const factor = reader.positive('partial_rotary_factor', 1)
   const rotaryDim = Math.trunc(headDim * factor)
   if (rotaryDim >= 2 && rotaryDim <= headDim && rotaryDim % 2 === 0) return rotaryDim

@@ -38,6 +38,9 @@ export const fixtureNames = [
   'glm4-moe',
   'ernie4.5-moe',
   'ministral3',
+  'dots1',
+  'minimax-m2',
+  'glm4v-moe',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */
@@ -51,6 +54,9 @@ export const withExperts: readonly string[] = [
   'qwen2-moe',
   'glm4-moe',
   'ernie4.5-moe',
+  'dots1',
+  'minimax-m2',
+  'glm4v-moe',
 ]
 
 /** One tensor of a safetensors file. */

@@ -197,6 +197,82 @@ const glm45Air = {
   use_qk_norm: false,
   vocab_size: 151_552,
 }
+/** What files of dots.llm1 say. */
+const dots1 = {
+  architectures: ['Dots1ForCausalLM'],
+  attention_bias: false,
+  attention_dropout: 0,
+  eos_token_id: 151_645,
+  first_k_dense_replace: 1,
+  hidden_act: 'silu',
+  hidden_size: 4096,
+  initializer_range: 0.02,
+  intermediate_size: 10_944,
+  max_position_embeddings: 32_768,
+  max_window_layers: 62,
+  model_type: 'dots1',
+  moe_intermediate_size: 1408,
+  moe_layer_freq: 1,
+  n_routed_experts: 128,
+  n_shared_experts: 2,
+  norm_topk_prob: true,
+  num_attention_heads: 32,
+  num_experts_per_tok: 6,
+  num_hidden_layers: 62,
+  num_key_value_heads: 32,
+  pretraining_tp: 1,
+  rms_norm_eps: 1e-5,
+  rope_scaling: null,
+  rope_theta: 10_000_000,
+  routed_scaling_factor: 2.5,
+  sliding_window: null,
+  scoring_func: 'noaux_tc',
+  tie_word_embeddings: false,
+  torch_dtype: 'bfloat16',
+  use_cache: true,
+  use_sliding_window: false,
+  vocab_size: 152_064,
+}
+/** What files of MiniMax-M2 say. */
+const minimaxM2 = {
+  architectures: ['MiniMaxM2ForCausalLM'],
+  attention_dropout: 0,
+  head_dim: 128,
+  hidden_act: 'silu',
+  hidden_size: 3072,
+  initializer_range: 0.02,
+  intermediate_size: 1536,
+  max_position_embeddings: 196_608,
+  model_type: 'minimax_m2',
+  num_attention_heads: 48,
+  num_experts_per_tok: 8,
+  num_hidden_layers: 62,
+  num_key_value_heads: 8,
+  num_local_experts: 256,
+  num_mtp_modules: 3,
+  output_router_logits: false,
+  qk_norm_type: 'per_layer',
+  quantization_config: {
+    activation_scheme: 'dynamic',
+    fmt: 'float8_e4m3fn',
+    modules_to_not_convert: ['gate', 'e_score_correction_bias', 'lm_head'],
+    quant_method: 'fp8',
+    weight_block_size: [128, 128],
+  },
+  rms_norm_eps: 1e-6,
+  rope_theta: 5_000_000,
+  rotary_dim: 64,
+  router_jitter_noise: 0,
+  scoring_func: 'sigmoid',
+  shared_intermediate_size: 0,
+  sliding_window: null,
+  tie_word_embeddings: false,
+  use_cache: true,
+  use_mtp: true,
+  use_qk_norm: true,
+  use_routing_bias: true,
+  vocab_size: 200_064,
+}
 /** As it is published: ERNIE-4.5-21B-A3B-PT. */
 const ernie45Moe = {
   architectures: ['Ernie4_5_MoeForCausalLM'],
@@ -814,6 +890,52 @@ describe('architectures of their own', () => {
     expect(() => own({ moe_norm_min: -1 })).toThrow('moe_norm_min is -1, expected a number from 0')
   })
 
+  test('dots1: as GLM-4.5 chooses, windows in the last layers', () => {
+    const own = (changes: JsonObject) => parseModelConfig({ ...dots1, ...changes })
+    expect(own({})).toMatchObject({
+      experts: {
+        ...{ count: 128, perRow: 6, intermediateSize: 1408, sharedSize: 2816 },
+        ...{ scores: 'sigmoid', normalized: true, leastSum: 1e-20, scale: 2.5 },
+        layers: [false, ...new Array(61).fill(true)],
+      },
+      ...{ qkNorm: 'each head', headDim: 128, nKvHeads: 32 },
+      slidingWindow: new Array(62).fill(0),
+    })
+    const windows = own({ sliding_window: 64, max_window_layers: 60 }).slidingWindow
+    expect(windows).toEqual([...new Array(60).fill(0), 64, 64])
+    const refused = (changes: JsonObject, message: string) =>
+      expect(() => own(changes)).toThrow(message)
+    refused({ scoring_func: 'softmax' }, 'scoring_func is "softmax", expected "noaux_tc"')
+    refused({ moe_layer_freq: 2 }, 'moe_layer_freq is 2, expected 1')
+  })
+
+  test('minimax-m2: sigmoids and a correction, no expert of all rows', () => {
+    const own = (changes: JsonObject) => parseModelConfig({ ...minimaxM2, ...changes })
+    expect(own({})).toMatchObject({
+      experts: {
+        ...{ count: 256, perRow: 8, intermediateSize: 1536, sharedSize: 0 },
+        ...{ scores: 'sigmoid', normalized: true, scale: 1 },
+        names: {
+          block: 'block_sparse_moe',
+          correction: { name: 'e_score_correction_bias', isRow: false },
+          shared: null,
+        },
+      },
+      ...{ qkNorm: 'all heads', headDim: 128, rotaryDim: 64, interleavedRope: false },
+      quantization: { method: 'fp8', block: [128, 128] },
+    })
+    expect(own({ rotary_dim: null, partial_rotary_factor: 0.25 }).rotaryDim).toBe(32)
+    const refused = (changes: JsonObject, message: string) =>
+      expect(() => own(changes)).toThrow(message)
+    refused({ rotary_dim: 63 }, 'rotary_dim is 63, expected an even number')
+    refused({ rotary_dim: 256 }, 'rotary_dim is 256, expected an integer from 2 to 128')
+    refused({ use_qk_norm: false }, 'use_qk_norm is false, expected true')
+    refused({ qk_norm_type: 'per_head' }, 'qk_norm_type is "per_head", expected "per_layer"')
+    refused({ scoring_func: 'softmax' }, 'scoring_func is "softmax", expected "sigmoid"')
+    refused({ shared_intermediate_size: 8 }, 'shared_intermediate_size is 8, expected 0')
+    refused({ use_routing_bias: false }, 'use_routing_bias is false, expected true')
+  })
+
   test('granite with experts, and those of qwen3-vl: whose matrices lie in one tensor', () => {
     const granite = {
       ...{ ...mixtral, architectures: ['GraniteMoeForCausalLM'], model_type: 'granitemoe' },
@@ -933,6 +1055,24 @@ describe('text models of those that see images', () => {
     const text_config = { ...text, model_type: 'qwen2_5_vl_text' }
     expect(parseModelConfig({ architectures, model_type, vision_config, text_config })).toEqual(
       flat,
+    )
+  })
+
+  test('glm4v-moe: as glm4-moe, but that no norm of queries is known', () => {
+    const { architectures, model_type, ...text } = glm45Air
+    const rope_scaling = { rope_type: 'default', mrope_section: [8, 12, 12] }
+    const own = (changes: JsonObject) =>
+      parseModelConfig({
+        architectures: ['Glm4vMoeForConditionalGeneration'],
+        model_type: 'glm4v_moe',
+        text_config: { ...text, model_type: 'glm4v_moe_text', rope_scaling, ...changes },
+        ...kindsOfEyes,
+      })
+    expect(own({})).toEqual({
+      ...{ ...parseModelConfig(glm45Air), architecture: 'Glm4vMoeForConditionalGeneration' },
+    })
+    expect(() => own({ use_qk_norm: true })).toThrow(
+      'text_config.use_qk_norm is true, expected false',
     )
   })
 
