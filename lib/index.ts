@@ -47,6 +47,7 @@ export type {
   AwqQuantization,
   ClampedSwiglu,
   CompressedTensorsQuantization,
+  CorrectionName,
   DefaultRope,
   ExpertNames,
   ExpertsConfig,
@@ -61,7 +62,9 @@ export type {
   NormNames,
   OwnExpertNames,
   QuantizationConfig,
+  QueryGrowth,
   RopeConfig,
+  SharedExpertNames,
   YarnRope,
 } from './model/config.js'
 export { exampleModel } from './model/example-model.js'

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
 #include "csrc/math/hd.h"
 
@@ -49,6 +50,13 @@ ZC_HD RopeTurn rope_turn(float angle) {
   const double s = odd ? cos : sin;
   return {static_cast<float>(quadrant == 1.0 || quadrant == 2.0 ? -c : c),
           static_cast<float>(quadrant >= 2.0 ? -s : s)};
+}
+
+// What the queries of far positions are multiplied by, Llama 4's way: the longer a context, the
+// sharper attention has to be to find the same.
+ZC_HD float query_growth(int32_t position, float growth, int32_t period) {
+  if (growth == 0.0f) return 1.0f;
+  return static_cast<float>(1.0 + double{growth} * log(1.0 + position / period));
 }
 
 }  // namespace zc

@@ -156,7 +156,8 @@ ZC_BIND("appendKv", append_kv, AppendKvArgs, a.k = r.tensor("k"); a.v = r.tensor
 
 ZC_BIND("ropeAppend", rope_append, RopeAppendArgs, a.q = r.tensor("q"); a.k = r.tensor("k");
         a.v = r.tensor("v"); a.cos = r.tensor("cos"); a.sin = r.tensor("sin");
-        a.q_out = r.output("qOut"); a.k_out = r.optional_output("kOut"); a.pool = r.output("pool");
+        a.q_cos = r.tensor("qCos"); a.q_sin = r.tensor("qSin"); a.q_out = r.output("qOut");
+        a.k_out = r.optional_output("kOut"); a.pool = r.output("pool");
         a.tables = r.tensor("tables"); a.starts = r.tensor("starts");
         a.cu_seqlens = r.tensor("cuSeqlens"); a.layer = r.i32("layer");)
 
@@ -242,9 +243,11 @@ ZC_BIND("quantizeWeight", quantize_weight, QuantizeWeightArgs, a.x = r.tensor("x
         a.zeros = r.optional_output("zeros");)
 
 ZC_BIND("routeExperts", route_experts, RouteExpertsArgs, a.logits = r.tensor("logits");
-        a.weights = r.output("weights"); a.experts = r.output("experts");
-        a.pairs = r.output("pairs"); a.offsets = r.output("offsets");
-        a.normalized = r.boolean("normalized");)
+        a.correction = r.optional_tensor("correction"); a.weights = r.output("weights");
+        a.experts = r.output("experts"); a.pairs = r.output("pairs");
+        a.offsets = r.output("offsets"); a.sigmoid = r.boolean("scores");
+        a.normalized = r.boolean("normalized"); a.least_sum = r.f32("leastSum");
+        a.scale = r.f32("scale");)
 
 ZC_BIND("expertLinear", expert_linear, ExpertLinearArgs, a.x = r.tensor("x");
         a.weight = r.tensor("weight"); a.scales = r.optional_tensor("scales");
@@ -256,7 +259,8 @@ ZC_BIND("addExperts", add_experts, AddExpertsArgs, a.x = r.tensor("x");
 
 ZC_BIND("ropeTable", rope_table, RopeTableArgs, a.positions = r.tensor("positions");
         a.inv_freq = r.tensor("invFreq"); a.cos = r.output("cos"); a.sin = r.output("sin");
-        a.attention_scale = r.f32("attentionScale");)
+        a.attention_scale = r.f32("attentionScale"); a.growth = r.f32("growth");
+        a.period = r.i32("period");)
 
 ZC_BIND("rope", rope, RopeArgs, a.x = r.tensor("x"); a.cos = r.tensor("cos");
         a.sin = r.tensor("sin"); a.out = r.output("out");)

@@ -94,6 +94,8 @@ struct RopeAppendArgs {
   TensorView v;           // k's shape, q_out's dtype
   TensorView cos;         // (rows, rotary_dim / 2) f32, rotary_dim at most head_dim
   TensorView sin;         // the same
+  TensorView q_cos;       // (rows, rotary_dim / 2) f32, of q where cos is of k; may be cos
+  TensorView q_sin;       // the same
   TensorView q_out;       // q's shape, f32|f16|bf16; may be q
   TensorView k_out;       // k's shape, q_out's dtype; may be k, may be undefined
   TensorView pool;        // (bytes) u8
@@ -293,12 +295,16 @@ struct QuantizeWeightArgs {
 inline constexpr int kMaxExperts = 1024;
 
 struct RouteExpertsArgs {
-  TensorView logits;   // (n, n_experts) f32
-  TensorView weights;  // (n, n_chosen) f32 out
-  TensorView experts;  // (n, n_chosen) i32 out
-  TensorView pairs;    // (n * n_chosen) i32 out: places in `experts`, those of expert 0 first
-  TensorView offsets;  // (n_experts + 1) i32 out: where an expert's pairs begin
-  bool normalized;
+  TensorView logits;      // (n, n_experts) f32
+  TensorView correction;  // (n_experts) f32, added to scores that choose; may be undefined
+  TensorView weights;     // (n, n_chosen) f32 out
+  TensorView experts;     // (n, n_chosen) i32 out
+  TensorView pairs;       // (n * n_chosen) i32 out: places in `experts`, those of expert 0 first
+  TensorView offsets;     // (n_experts + 1) i32 out: where an expert's pairs begin
+  bool sigmoid;           // scores are sigmoid(logits), not softmax(logits)
+  bool normalized;        // a row's weights are divided by their sum, or by
+  float least_sum;        // this, where that is smaller; at least 0
+  float scale;            // multiplies weights
 };
 
 struct ExpertLinearArgs {
@@ -345,6 +351,8 @@ struct RopeTableArgs {
   TensorView cos;        // (n, rotary_dim / 2) f32
   TensorView sin;        // (n, rotary_dim / 2) f32
   float attention_scale;
+  float growth;    // both are times 1 + growth ln(1 + floor(position / period)), too
+  int32_t period;  // 1 or more
 };
 
 struct RopeArgs {

@@ -369,6 +369,8 @@ void check(const RopeAppendArgs& a) {
   expect_shape("v", a.v, {rows, a.k.size(1), a.k.size(2)});
   if (a.k_out.defined()) expect_same("kOut", a.k_out, "v", a.v);
   expect_turns(a.cos, a.sin, rows, a.q.size(2));
+  expect_same("qCos", a.q_cos, "cos", a.cos);
+  expect_same("qSin", a.q_sin, "cos", a.cos);
   expect_pool(a.pool);
   expect_tables(a.tables, a.starts);
   expect_dtype("cuSeqlens", a.cu_seqlens, DType::kI32);
@@ -552,6 +554,11 @@ void check(const RouteExpertsArgs& a) {
   if (n_experts < 1 || n_experts > kMaxExperts)
     fail(ErrorCode::kShape, "logits",
          std::to_string(n_experts) + " experts, expected 1 to " + std::to_string(kMaxExperts));
+  if (a.correction.defined()) {
+    expect_dtype("correction", a.correction, DType::kF32);
+    expect_shape("correction", a.correction, {n_experts});
+  }
+  expect(a.least_sum >= 0.0f, "leastSum", "must be at least 0");
   expect_dtype("weights", a.weights, DType::kF32);
   expect_shape("weights", a.weights, {n, kAny});
   const int64_t n_chosen = a.weights.size(1);
@@ -601,6 +608,7 @@ void check(const RopeTableArgs& a) {
   expect_dtype("cos", a.cos, DType::kF32);
   expect_shape("cos", a.cos, {a.positions.size(0), a.inv_freq.size(0)});
   expect_same("sin", a.sin, "cos", a.cos);
+  expect(a.period >= 1, "period", "must be at least 1");
 }
 
 void check(const RopeArgs& a) {

@@ -66,14 +66,21 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
 
   routeExperts: async (tensors) => {
     const [n, nExperts, nChosen] = [5, 12, 3]
-    const { logits, weights, experts, pairs, offsets } = routing(tensors, { n, nExperts, nChosen })
-    const actual = await valuesOfAll(logits, weights, experts, pairs, offsets)
-    const expected = reference.routeExperts({ logits: actual[0], nExperts, nChosen })
-    const within = { tolerance: kTolerance.f32Activation, rowLength: nChosen }
-    checkClose(actual[1], expected.weights, { name: 'weights', ...within })
-    exactly('experts', actual[2], expected.experts)
-    exactly('pairs', actual[3], expected.pairs)
-    exactly('offsets', actual[4], expected.offsets)
+    const shape = { n, nExperts, nChosen }
+    const scoring = { scores: 'sigmoid', normalized: true, scale: 2.5 } as const
+    const correction = tensors.normal('f32', [nExperts], { seed: 6 })
+    for (const isCorrected of [false, true]) {
+      const routed = routing(tensors, shape, isCorrected ? { ...scoring, correction } : {})
+      const { logits, weights, experts, pairs, offsets } = routed
+      const actual = await valuesOfAll(logits, weights, experts, pairs, offsets)
+      const own = isCorrected ? { ...scoring, correction: await valuesOf(correction) } : {}
+      const expected = reference.routeExperts({ logits: actual[0], nExperts, nChosen, ...own })
+      const within = { tolerance: kTolerance.f32Activation, rowLength: nChosen }
+      checkClose(actual[1], expected.weights, { name: 'weights', ...within })
+      exactly('experts', actual[2], expected.experts)
+      exactly('pairs', actual[3], expected.pairs)
+      exactly('offsets', actual[4], expected.offsets)
+    }
   },
 
   expertLinear: async (tensors) => {
@@ -480,6 +487,7 @@ async function checkGate(
 function routing(
   tensors: BenchTensors,
   { n, nExperts, nChosen }: { n: number; nExperts: number; nChosen: number },
+  scoring: Pick<ops.RouteExpertsArgs, 'scores' | 'correction' | 'normalized' | 'scale'> = {},
 ) {
   const routed = {
     logits: tensors.normal('f32', [n, nExperts], { seed: 5 }),
@@ -488,7 +496,7 @@ function routing(
     pairs: tensors.output('i32', [n * nChosen]),
     offsets: tensors.output('i32', [nExperts + 1]),
   }
-  ops.routeExperts(routed)
+  ops.routeExperts({ ...routed, ...scoring })
   return routed
 }
 

@@ -7,8 +7,8 @@ import {
   logitsOfAll,
   makeStream,
   makeWorkspace,
-  ropeOf,
   runLayer,
+  turnsOf,
 } from '../model/forward.js'
 import { Scratch } from '../model/scratch.js'
 import {
@@ -229,9 +229,9 @@ export class DecodeStep {
       for (let layer = 0; layer < nLayers; layer++) {
         const slidingWindow = config.slidingWindow[layer] ?? 0
         const { q, lse } = attended[layer] as (typeof attended)[number]
-        const { cos, sin } = ropeOf(model, layer, block)
+        const turns = turnsOf(model, layer, block)
         runLayer(model, layer, block, () => {
-          ropeAppend({ ...rawHeads, v, cos, sin, qOut: q, ...paged, cuSeqlens, layer })
+          ropeAppend({ ...rawHeads, v, ...turns, qOut: q, ...paged, cuSeqlens, layer })
           const options = { layer, positions, scale, slidingWindow }
           mixedAttention({ q, out, lse, ...paged, cuSeqlens, ...options })
           addSinks(model, layer, { out, lse })

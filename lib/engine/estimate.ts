@@ -104,7 +104,8 @@ function passBytes(model: ForwardModel, n: number): { bytes: number; nSlices: nu
   const attention = DTYPE_BYTES[model.attentionDtype]
   const rounds = model.attentionDtype !== 'f32'
   const perSlice = Math.min(n, sliceRows(model))
-  const angles = model.ropes.reduce((sum, { invFreq }) => sum + invFreq.length, 0)
+  const nTables = model.config.queryGrowth ? 2 : 1
+  const angles = nTables * model.ropes.reduce((sum, { invFreq }) => sum + invFreq.length, 0)
   // residual stream, RoPE's tables, token ids, positions
   const stream = n * (4 * hiddenSize + 8 * angles + 8)
   const query = nHeads * headDim * (4 + attention + (rounds ? attention : 0)) + 4 * nHeads

@@ -12,11 +12,12 @@ import {
   type ForwardModel,
   makeStream,
   makeWorkspace,
+  type RopeTurns,
   type RowBlock,
-  ropeOf,
   rotateHeads,
   runLayer,
   type StreamRows,
+  turnsOf,
 } from '../model/forward.js'
 import type { Scratch } from '../model/scratch.js'
 import {
@@ -137,11 +138,11 @@ export async function prefillIntoTail(
       await turn()
       const { block, cuSeqlens, positions } = slice
       const { rawHeads } = block
-      const { cos, sin } = ropeOf(model, layer, block)
+      const turns = turnsOf(model, layer, block)
       const { q, k, v, out, lse } = block.heads
       runLayer(model, layer, block, () => {
         setTailLengths({ ...paged, lengths: slice.tailLength })
-        ropeAppend({ ...rawHeads, v, cos, sin, qOut: q, kOut: k, ...paged, cuSeqlens, layer })
+        ropeAppend({ ...rawHeads, v, ...turns, qOut: q, kOut: k, ...paged, cuSeqlens, layer })
         if (hasPast) mixedAttention({ q, out, lse, ...paged, cuSeqlens, positions, ...options })
         else flashAttention({ q, out, lse, ...slice.seen, ...options, causal: true })
         addSinks(model, layer, block.heads)
@@ -314,11 +315,15 @@ export function slicePass(
       const width = rest.reduce((product, size) => product * size, 1)
       return scratch.keep(tensor.view([n, ...rest], at * width) as T)
     }
+    const turns = ({ cos, sin }: RopeTurns) => ({ cos: rowsOf(cos, row), sin: rowsOf(sin, row) })
     const block = makeBlock(n, {
       x: rowsOf(stream.x, row),
       k: rowsOf(stream.k, nBefore + row),
       v: rowsOf(stream.v, nBefore + row),
-      ropes: stream.ropes.map(({ cos, sin }) => ({ cos: rowsOf(cos, row), sin: rowsOf(sin, row) })),
+      ropes: stream.ropes.map(({ key, query }) => {
+        const own = turns(key)
+        return { key: own, query: query === key ? own : turns(query) }
+      }),
     })
     slices.push({
       first: row,

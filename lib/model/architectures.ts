@@ -28,6 +28,13 @@ export type Architecture =
   | 'GraniteMoeForCausalLM'
   | 'Qwen3VLMoeForConditionalGeneration'
   | 'GptOssForCausalLM'
+  | 'Qwen2MoeForCausalLM'
+  | 'Glm4MoeForCausalLM'
+  | 'Ernie4_5_MoeForCausalLM'
+  | 'Ministral3ForCausalLM'
+  | 'Glm4vMoeForConditionalGeneration'
+  | 'Dots1ForCausalLM'
+  | 'MiniMaxM2ForCausalLM'
 
 /** How a checkpoint calls the tensors of a layer's experts. */
 export interface ExpertNames {
@@ -35,8 +42,28 @@ export interface ExpertNames {
   readonly block: string
   /** In the place of `gate`, the router. */
   readonly router: string
+  /** What is added to scores before some experts are chosen, `block.NAME`; null: nothing. */
+  readonly correction: CorrectionName | null
   /** Of the tensors: each expert's own, or those of all experts. */
   readonly tensors: OwnExpertNames | JointExpertNames
+  /** The expert of all rows, `block.NAME.gate_proj.weight`; null: there is none. */
+  readonly shared: SharedExpertNames | null
+}
+
+/** A bias of each expert's. */
+export interface CorrectionName {
+  /** Behind the block's. */
+  readonly name: string
+  /** Its shape is (1, n_experts), not (n_experts). */
+  readonly isRow: boolean
+}
+
+/** How a checkpoint calls the MLP that all rows pass beside the experts that are chosen for them. */
+export interface SharedExpertNames {
+  /** Behind the block's. */
+  readonly name: string
+  /** (1, hidden_size), `block.NAME.weight`: the sigmoid of its product multiplies what the MLP gives; null: nothing does. */
+  readonly gate: string | null
 }
 
 /** Where each expert has tensors of its own, `block.experts.0.NAME.weight`. */
@@ -71,12 +98,24 @@ export interface JointExpertNames {
 export interface ExpertTraits {
   /** Keys of their number: the second is what transformers 5 writes. */
   readonly countKeys: readonly string[]
+  /** Key of the number that multiplies a row. */
+  readonly perRowKey: string
   /** Key of their width. */
   readonly widthKey: string
+  /** What weights are made of. */
+  readonly scores: 'softmax' | 'sigmoid'
   /** Whether the weights of a row's experts are divided by their sum. */
   readonly normalized: 'yes' | 'from norm_topk_prob'
+  /** What that sum is at least: a number, or the key of it. */
+  readonly leastSum: number | string
   /** Which layers have them. */
-  readonly layers: 'all' | 'by decoder_sparse_step'
+  readonly layers:
+    | 'all'
+    | 'by decoder_sparse_step'
+    | 'from first_k_dense_replace'
+    | 'by moe_layer_interval'
+  /** Key of the shared expert's width, or of how many experts wide it is; null: there is none. */
+  readonly sharedKey: { readonly width: string } | { readonly count: string } | null
   readonly names: ExpertNames
 }
 
@@ -101,6 +140,8 @@ export interface TextTraits {
   readonly modelType: string
   /** `text_config` may be missing: the file itself is it, as hubs have older ones. */
   readonly mayBeFlat: boolean
+  /** What else it may be, with another `model_type`; absent: nothing. */
+  readonly other?: ArchitectureTraits
 }
 
 /** Where transformers differs from one architecture to the next. */
@@ -111,6 +152,8 @@ export interface ArchitectureTraits {
    * we do not guess.
    */
   readonly defaults: JsonObject
+  /** What keys say that the class does not read, as files of the model have them: another value is another model. */
+  readonly expects: JsonObject
   /** The text model of one that sees images, too; null: it is all there is. */
   readonly textOf: TextTraits | null
   /** Which projections of attention have one, or which keys say so. */
@@ -119,9 +162,10 @@ export interface ArchitectureTraits {
     | 'qkv'
     | 'from attention_bias'
     | 'qkv from attention_bias'
+    | 'qkv from qkv_bias'
     | 'from attention_bias and attention_out_bias'
   /** RMS norm of queries and keys: of each head, or of all heads together. */
-  readonly qkNorm: 'none' | 'each head' | 'all heads'
+  readonly qkNorm: 'none' | 'each head' | 'all heads' | 'each head by use_qk_norm'
   readonly norms: NormNames
   /** Heads have sinks (`attentionSinks`). */
   readonly hasSinks: boolean
@@ -131,10 +175,14 @@ export interface ArchitectureTraits {
     | 'all layers by use_sliding_window'
     | 'all layers or by layer_types'
     | 'by use_sliding_window'
+    | 'from max_window_layers'
+    | 'every other layer by use_sliding_window'
     | 'by pattern'
     | 'by pattern or none'
   /** Which layers rotate, and how. */
   readonly rope: 'one' | 'some layers' | 'one for windows' | 'windows alone'
+  /** Queries of far positions are multiplied, as rope parameters say (`llama_4_scaling_beta`). */
+  readonly scalesQueries: boolean
   /** The file may say that a part of each head rotates. */
   readonly partialRotary: boolean
   /** Channels 2i and 2i + 1 of a head rotate together, where others' are i and i + half of them. */
@@ -157,10 +205,55 @@ export interface ArchitectureTraits {
 const kUsualExpertNames = {
   block: 'mlp',
   router: 'gate',
+  correction: null,
   tensors: { gateProj: 'gate_proj', upProj: 'up_proj', downProj: 'down_proj' },
+  shared: null,
 } as const satisfies ExpertNames
 
+const kMixtralNames = {
+  ...kUsualExpertNames,
+  block: 'block_sparse_moe',
+  tensors: { gateProj: 'w1', upProj: 'w3', downProj: 'w2' },
+} as const satisfies ExpertNames
+
+const kUsualExperts = {
+  countKeys: ['num_experts', 'num_local_experts'],
+  perRowKey: 'num_experts_per_tok',
+  widthKey: 'moe_intermediate_size',
+  scores: 'softmax',
+  normalized: 'from norm_topk_prob',
+  leastSum: 0,
+  layers: 'by decoder_sparse_step',
+  sharedKey: null,
+  names: kUsualExpertNames,
+} as const satisfies ExpertTraits
+
+/** As DeepSeek-V3 chooses (arXiv 2412.19437, §2.1.2), of one group. */
+const kDeepSeekExperts = {
+  ...kUsualExperts,
+  countKeys: ['n_routed_experts', 'num_local_experts'],
+  scores: 'sigmoid',
+  leastSum: 1e-20,
+  layers: 'from first_k_dense_replace',
+  sharedKey: { count: 'n_shared_experts' },
+  names: {
+    ...kUsualExpertNames,
+    correction: { name: 'gate.e_score_correction_bias', isRow: false },
+    shared: { name: 'shared_experts', gate: null },
+  },
+} as const satisfies ExpertTraits
+
+/** Every layer has experts, as wide as its MLP would be. */
+const kLocalExperts = {
+  ...kUsualExperts,
+  countKeys: ['num_local_experts'],
+  widthKey: 'intermediate_size',
+  normalized: 'yes',
+  layers: 'all',
+} as const satisfies ExpertTraits
+
 const kPlain = {
+  expects: {},
   textOf: null,
   bias: 'none',
   qkNorm: 'none',
@@ -173,6 +266,7 @@ const kPlain = {
   hasSinks: false,
   window: 'none',
   rope: 'one',
+  scalesQueries: false,
   partialRotary: false,
   interleavedRope: false,
   fusedProjections: 'none',
@@ -269,11 +363,46 @@ const kGlmTraits = {
   fusedProjections: 'gate and up',
 } as const satisfies ArchitectureTraits
 
+const kErnieTraits = {
+  ...kPlain,
+  modelType: 'ernie4_5',
+  defaults: { rms_norm_eps: 1e-5, tie_word_embeddings: true, rope_theta: 500_000 },
+  interleavedRope: true,
+} as const satisfies ArchitectureTraits
+
 const kMistralTraits = {
   ...kPlain,
   modelType: 'mistral',
   defaults: { sliding_window: 4096 },
   window: 'all layers',
+} as const satisfies ArchitectureTraits
+
+const kMinistral3Traits = {
+  ...kPlain,
+  modelType: 'ministral3',
+  defaults: { head_dim: 128, rms_norm_eps: 1e-5, sliding_window: null },
+  window: 'all layers',
+  scalesQueries: true,
+} as const satisfies ArchitectureTraits
+
+const kGlm4MoeTraits = {
+  ...kPlain,
+  modelType: 'glm4_moe',
+  defaults: {
+    rms_norm_eps: 1e-5,
+    partial_rotary_factor: 0.5,
+    use_qk_norm: false,
+    n_shared_experts: 1,
+    routed_scaling_factor: 1,
+    n_group: 1,
+    topk_group: 1,
+    first_k_dense_replace: 1,
+    norm_topk_prob: true,
+  },
+  bias: 'qkv from attention_bias',
+  qkNorm: 'each head by use_qk_norm',
+  partialRotary: true,
+  experts: kDeepSeekExperts,
 } as const satisfies ArchitectureTraits
 
 export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> = {
@@ -292,8 +421,17 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
   Mistral3ForConditionalGeneration: {
     ...kMistralTraits,
     modelType: 'mistral3',
-    textOf: { modelType: 'mistral', mayBeFlat: false },
+    textOf: {
+      modelType: 'mistral',
+      mayBeFlat: false,
+      other: {
+        ...kMinistral3Traits,
+        modelType: 'mistral3',
+        textOf: { modelType: 'ministral3', mayBeFlat: false },
+      },
+    },
   },
+  Ministral3ForCausalLM: kMinistral3Traits,
   Qwen2ForCausalLM: {
     ...kPlain,
     modelType: 'qwen2',
@@ -339,13 +477,10 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     bias: 'from attention_bias',
     qkNorm: 'each head',
     experts: {
-      countKeys: ['num_experts', 'num_local_experts'],
-      widthKey: 'moe_intermediate_size',
+      ...kUsualExperts,
       normalized: 'yes',
-      layers: 'by decoder_sparse_step',
       names: {
-        block: 'mlp',
-        router: 'gate',
+        ...kUsualExpertNames,
         tensors: {
           gateUp: 'experts.gate_up_proj',
           down: 'experts.down_proj',
@@ -399,15 +534,8 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     defaults: { rms_norm_eps: 1e-5, sliding_window: null, rope_theta: 1_000_000 },
     window: 'all layers',
     experts: {
-      countKeys: ['num_local_experts'],
-      widthKey: 'intermediate_size',
-      normalized: 'yes',
-      layers: 'all',
-      names: {
-        block: 'block_sparse_moe',
-        router: 'gate',
-        tensors: { gateProj: 'w1', upProj: 'w3', downProj: 'w2' },
-      },
+      ...kLocalExperts,
+      names: kMixtralNames,
     },
   },
   Qwen3MoeForCausalLM: {
@@ -422,12 +550,26 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     bias: 'from attention_bias',
     qkNorm: 'each head',
     window: 'all layers by use_sliding_window',
+    experts: kUsualExperts,
+  },
+  Qwen2MoeForCausalLM: {
+    ...kPlain,
+    modelType: 'qwen2_moe',
+    defaults: {
+      ...kQwenDefaults,
+      qkv_bias: true,
+      decoder_sparse_step: 1,
+      norm_topk_prob: false,
+    },
+    bias: 'qkv from qkv_bias',
+    window: 'every other layer by use_sliding_window',
     experts: {
-      countKeys: ['num_experts', 'num_local_experts'],
-      widthKey: 'moe_intermediate_size',
-      normalized: 'from norm_topk_prob',
-      layers: 'by decoder_sparse_step',
-      names: kUsualExpertNames,
+      ...kUsualExperts,
+      sharedKey: { width: 'shared_expert_intermediate_size' },
+      names: {
+        ...kUsualExpertNames,
+        shared: { name: 'shared_expert', gate: 'shared_expert_gate' },
+      },
     },
   },
   GptOssForCausalLM: {
@@ -447,12 +589,9 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     window: 'by pattern',
     activation: 'clamped swiglu',
     experts: {
-      countKeys: ['num_local_experts'],
-      widthKey: 'intermediate_size',
-      normalized: 'yes',
-      layers: 'all',
+      ...kLocalExperts,
       names: {
-        block: 'mlp',
+        ...kUsualExpertNames,
         router: 'router',
         tensors: {
           gateUp: 'experts.gate_up_proj',
@@ -467,11 +606,9 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     ...kGraniteTraits,
     modelType: 'granitemoe',
     experts: {
-      countKeys: ['num_local_experts'],
-      widthKey: 'intermediate_size',
-      normalized: 'yes',
-      layers: 'all',
+      ...kLocalExperts,
       names: {
+        ...kUsualExpertNames,
         block: 'block_sparse_moe',
         router: 'router.layer',
         tensors: {
@@ -501,13 +638,7 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     defaults: { num_key_value_heads: null, rms_norm_eps: 1e-5 },
     bias: 'from attention_bias',
     qkNorm: 'all heads',
-    experts: {
-      countKeys: ['num_experts', 'num_local_experts'],
-      widthKey: 'intermediate_size',
-      normalized: 'from norm_topk_prob',
-      layers: 'all',
-      names: kUsualExpertNames,
-    },
+    experts: { ...kUsualExperts, widthKey: 'intermediate_size', layers: 'all' },
   },
   Exaone4ForCausalLM: {
     ...kPlain,
@@ -519,15 +650,34 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     rope: 'windows alone',
   },
   Ernie4_5ForCausalLM: {
-    ...kPlain,
-    modelType: 'ernie4_5',
+    ...kErnieTraits,
+    defaults: { ...kErnieTraits.defaults, head_dim: 128 },
+  },
+  Ernie4_5_MoeForCausalLM: {
+    ...kErnieTraits,
+    modelType: 'ernie4_5_moe',
     defaults: {
-      head_dim: 128,
-      rms_norm_eps: 1e-5,
-      tie_word_embeddings: true,
-      rope_theta: 500_000,
+      ...kErnieTraits.defaults,
+      moe_num_shared_experts: 2,
+      moe_layer_start_index: 1,
+      moe_layer_end_index: -1,
+      moe_layer_interval: 1,
+      moe_norm_min: 1e-12,
     },
-    interleavedRope: true,
+    experts: {
+      ...kUsualExperts,
+      countKeys: ['moe_num_experts'],
+      perRowKey: 'moe_k',
+      normalized: 'yes',
+      leastSum: 'moe_norm_min',
+      layers: 'by moe_layer_interval',
+      sharedKey: { count: 'moe_num_shared_experts' },
+      names: {
+        ...kUsualExpertNames,
+        correction: { name: 'moe_statics.e_score_correction_bias', isRow: true },
+        shared: { name: 'shared_experts', gate: null },
+      },
+    },
   },
   GlmForCausalLM: kGlmTraits,
   Glm4ForCausalLM: {
@@ -539,5 +689,52 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
       mlp: 'post_attention_layernorm',
       mlpOutput: 'post_mlp_layernorm',
     },
+  },
+  Dots1ForCausalLM: {
+    ...kPlain,
+    modelType: 'dots1',
+    defaults: {
+      num_key_value_heads: null,
+      sliding_window: 4096,
+      max_window_layers: 62,
+      first_k_dense_replace: 0,
+      norm_topk_prob: false,
+    },
+    expects: { scoring_func: 'noaux_tc', moe_layer_freq: 1 },
+    bias: 'from attention_bias',
+    qkNorm: 'each head',
+    window: 'from max_window_layers',
+    experts: kDeepSeekExperts,
+  },
+  MiniMaxM2ForCausalLM: {
+    ...kPlain,
+    modelType: 'minimax_m2',
+    defaults: { head_dim: 128, rope_theta: 5_000_000 },
+    expects: {
+      scoring_func: 'sigmoid',
+      use_qk_norm: true,
+      qk_norm_type: 'per_layer',
+      use_routing_bias: true,
+      shared_intermediate_size: 0,
+    },
+    qkNorm: 'all heads',
+    partialRotary: true,
+    experts: {
+      ...kLocalExperts,
+      scores: 'sigmoid',
+      names: {
+        ...kMixtralNames,
+        correction: { name: 'e_score_correction_bias', isRow: false },
+      },
+    },
+  },
+  Glm4MoeForCausalLM: kGlm4MoeTraits,
+  Glm4vMoeForConditionalGeneration: {
+    ...kGlm4MoeTraits,
+    modelType: 'glm4v_moe',
+    defaults: { ...kGlm4MoeTraits.defaults, attention_bias: true },
+    expects: { use_qk_norm: false },
+    textOf: { modelType: 'glm4v_moe_text', mayBeFlat: false },
+    qkNorm: 'none',
   },
 }

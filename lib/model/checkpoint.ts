@@ -39,12 +39,17 @@ export type WeightRole =
   | 'mlpOutputNorm'
   | 'router'
   | 'routerBias'
+  | 'routerCorrection'
   | 'gateProj'
   | 'upProj'
   | 'downProj'
   | 'gateBias'
   | 'upBias'
   | 'downBias'
+  | 'sharedGate'
+  | 'sharedGateProj'
+  | 'sharedUpProj'
+  | 'sharedDownProj'
   | 'norm'
   | 'lmHead'
 
@@ -57,6 +62,10 @@ const MATRICES = [
   'gateProj',
   'upProj',
   'downProj',
+  'sharedGate',
+  'sharedGateProj',
+  'sharedUpProj',
+  'sharedDownProj',
   'lmHead',
 ] as const satisfies readonly WeightRole[]
 
@@ -66,6 +75,11 @@ export type MatrixRole = (typeof MATRICES)[number]
 /** Whether a weight multiplies activations. */
 export function isMatrix(role: WeightRole): role is MatrixRole {
   return (MATRICES as readonly WeightRole[]).includes(role)
+}
+
+/** Whether a weight decides which experts are chosen, or how much one is: it is not rounded to codes. */
+export function isRouter(role: WeightRole): boolean {
+  return role === 'router' || role === 'sharedGate'
 }
 
 /** A tensor that a model of some config needs. */
@@ -209,6 +223,10 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
     const joint = [count, 2 * width, hiddenSize]
     const router = `${block}.${names.router}`
     add(layer, 'router', `${router}.weight`, count, hiddenSize)
+    if (names.correction) {
+      const { name, isRow } = names.correction
+      add(layer, 'routerCorrection', `${block}.${name}`, ...(isRow ? [1, count] : [count]))
+    }
     if ('gateUp' in tensors && tensors.inTurnsWithBiases) {
       addExpertBiases(layer, block, router, tensors)
     }
@@ -237,6 +255,17 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
         expected.push({ name: path, shape, role, layer, rows: null, expert })
       }
     }
+  }
+
+  const addSharedExpert = (layer: number, prefix: string, { names, sharedSize }: ExpertsConfig) => {
+    if (names.shared === null || sharedSize === 0) return
+    const block = `${prefix}.${names.block}`
+    const { name, gate } = names.shared
+    if (gate !== null) add(layer, 'sharedGate', `${block}.${gate}.weight`, 1, hiddenSize)
+    const shared = `${block}.${name}`
+    add(layer, 'sharedGateProj', `${shared}.gate_proj.weight`, sharedSize, hiddenSize)
+    add(layer, 'sharedUpProj', `${shared}.up_proj.weight`, sharedSize, hiddenSize)
+    add(layer, 'sharedDownProj', `${shared}.down_proj.weight`, hiddenSize, sharedSize)
   }
 
   const addExpertBiases = (
@@ -292,6 +321,7 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
     const mlp = `${prefix}.mlp`
     if (experts?.layers[layer]) {
       addExperts(layer, prefix, experts)
+      addSharedExpert(layer, prefix, experts)
     } else if (fusedProjections !== 'none') {
       addFused(layer, `${mlp}.gate_up_proj.weight`, hiddenSize, [
         ['gateProj', intermediateSize],

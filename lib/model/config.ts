@@ -5,20 +5,23 @@ import {
   type Architecture,
   type ArchitectureTraits,
   type ExpertNames,
+  type ExpertTraits,
   type NormNames,
 } from './architectures.js'
 import { ConfigReader } from './config-reader.js'
 import { readGenerationConfig, readTokenIds } from './generation-config.js'
 import { isJsonObject, type JsonObject, modelFile, quote, readJsonFile } from './model-files.js'
 import { type QuantizationConfig, readQuantization } from './quantization-config.js'
-import { type RopeConfig, readRopes, readRotaryDim } from './rope-config.js'
+import { type RopeConfig, readQueryGrowth, readRopes, readRotaryDim } from './rope-config.js'
 
 export type {
   Architecture,
+  CorrectionName,
   ExpertNames,
   JointExpertNames,
   NormNames,
   OwnExpertNames,
+  SharedExpertNames,
 } from './architectures.js'
 export type {
   AwqQuantization,
@@ -45,12 +48,28 @@ export interface ExpertsConfig {
   readonly perRow: number
   /** Width of each one's gated MLP. */
   readonly intermediateSize: number
-  /** The weights of a row's experts are divided by their sum. */
+  /** Width of the gated MLP that all rows pass, too; 0: there is none. */
+  readonly sharedSize: number
+  /** What their weights are made of. */
+  readonly scores: 'softmax' | 'sigmoid'
+  /** The weights of a row's experts are divided by their sum, or by `leastSum` where that is smaller. */
   readonly normalized: boolean
+  /** At least 0. */
+  readonly leastSum: number
+  /** What their weights are multiplied by. */
+  readonly scale: number
   /** (nLayers): whether a layer has experts; others have a plain MLP. */
   readonly layers: readonly boolean[]
   /** What the checkpoint calls their tensors. */
   readonly names: ExpertNames
+}
+
+/** What queries are multiplied by: 1 + growth ln(1 + floor(position / period)). */
+export interface QueryGrowth {
+  /** Above 0. */
+  readonly growth: number
+  /** In tokens. */
+  readonly period: number
 }
 
 /** The activation of gpt-oss, see `clampedSwiglu`. */
@@ -111,6 +130,8 @@ export interface ModelConfig {
   readonly hasSinks: boolean
   /** What products of queries and keys are multiplied by before the softmax. */
   readonly softmaxScale: number
+  /** How the queries of far positions are multiplied, see `ropeTable`; null: they are not. */
+  readonly queryGrowth: QueryGrowth | null
   /** Of the MLP's gate: x / (1 + e^-x), GELU in its form by tanh, or what `clampedSwiglu` computes. */
   readonly activation: 'silu' | 'gelu_tanh' | ClampedSwiglu
   /** What token embeddings are multiplied by. */
@@ -197,7 +218,7 @@ async function whyMissing(dir: string, path: string): Promise<string> {
 export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelConfig {
   const whole = new ConfigReader(raw, path)
   const architecture = readArchitecture(whole)
-  const traits = ARCHITECTURES[architecture]
+  const traits = traitsOf(whole, architecture)
   const read = readerOfText(whole, traits)
   refuseUnsupported(read, traits)
 
@@ -237,7 +258,7 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     bosTokenId: bosTokenIds[0] ?? null,
     eosTokenIds,
     attentionBias: readAttentionBias(read, traits),
-    qkNorm: traits.qkNorm,
+    qkNorm: readQkNorm(read, traits),
     // A window as long as the context hides nothing.
     slidingWindow: windows.map((window) => (window < maxPositions ? window : 0)),
     hasSinks: traits.hasSinks,
@@ -249,8 +270,17 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     rotaryDim,
     quantization: readQuantization(whole) ?? (traits.textOf ? readQuantization(read) : null),
     interleavedRope: traits.interleavedRope,
+    queryGrowth: readQueryGrowth(read, traits),
     ropes: readRopes(read, { traits, rotaryDim, maxPositions, rotates, windows }),
   }
+}
+
+/** Of a model that sees images those of the text model that it has. */
+function traitsOf(whole: ConfigReader, architecture: Architecture): ArchitectureTraits {
+  const traits = ARCHITECTURES[architecture]
+  const text = whole.value('text_config')
+  const other = traits.textOf?.other
+  return other && isJsonObject(text) && text.model_type === other.textOf?.modelType ? other : traits
 }
 
 /** The text model's keys, and what its class says where they are absent. */
@@ -277,11 +307,17 @@ function readTie(whole: ConfigReader, read: ConfigReader): boolean {
   return own && read.boolean('tie_word_embeddings', whole.boolean('tie_word_embeddings', false))
 }
 
+function readQkNorm(read: ConfigReader, { qkNorm }: ArchitectureTraits): ModelConfig['qkNorm'] {
+  if (qkNorm !== 'each head by use_qk_norm') return qkNorm
+  return read.boolean('use_qk_norm', false) ? 'each head' : 'none'
+}
+
 function readAttentionBias(
   read: ConfigReader,
   { bias }: ArchitectureTraits,
 ): ModelConfig['attentionBias'] {
   if (bias === 'none' || bias === 'qkv') return { qkv: bias === 'qkv', output: false }
+  if (bias === 'qkv from qkv_bias') return { qkv: read.boolean('qkv_bias', false), output: false }
   const qkv = read.boolean('attention_bias', false)
   if (bias === 'from attention_bias') return { qkv, output: qkv }
   const hasKey = bias === 'from attention_bias and attention_out_bias'
@@ -354,6 +390,10 @@ function refuseUnsupported(read: ConfigReader, traits: ArchitectureTraits): void
       read.refuse(key, `is ${quote(read.value(key))}; logit soft-capping is not supported`)
     }
   }
+  for (const [key, expected] of Object.entries(traits.expects)) {
+    const value = read.value(key) ?? expected
+    if (value !== expected) read.refuse(key, `is ${quote(value)}, expected ${quote(expected)}`)
+  }
   if (read.boolean('use_bidirectional_attention', false)) {
     read.refuse(
       'use_bidirectional_attention',
@@ -390,26 +430,70 @@ function readExperts(
   if (other !== undefined && read.value(other) !== count) {
     read.refuse(other, `is ${quote(read.value(other))}, but ${key} is ${count}`)
   }
-  const layers = new Array<boolean>(nLayers).fill(true)
+  // Some are chosen in groups, of which some are chosen before.
+  const nGroups = read.value('n_group') ?? 1
+  if (nGroups !== 1)
+    read.refuse('n_group', `is ${quote(nGroups)}; groups of experts are not supported`)
+  const layers = readLayersWithExperts(read, experts, nLayers)
+  const intermediateSize = read.integer(experts.widthKey, 1, kMaxWidth)
+  const { leastSum } = experts
+  const isLeast = (value: number) => value >= 0 && value <= 1
+  const config = {
+    count,
+    perRow: read.integer(experts.perRowKey, 1, count),
+    intermediateSize,
+    sharedSize: readSharedSize(read, experts, intermediateSize),
+    scores: experts.scores,
+    normalized: experts.normalized === 'yes' || read.boolean('norm_topk_prob', false),
+    leastSum:
+      typeof leastSum === 'number'
+        ? leastSum
+        : read.number(leastSum, 'a number from 0 to 1', undefined, isLeast),
+    scale: read.positive('routed_scaling_factor', 1),
+    layers,
+    names: experts.names,
+  }
+  return layers.includes(true) ? config : null
+}
+
+/** (nLayers): whether a layer has experts. */
+function readLayersWithExperts(
+  read: ConfigReader,
+  experts: ExpertTraits,
+  nLayers: number,
+): boolean[] {
+  const all = new Array<boolean>(nLayers).fill(true)
+  if (experts.layers === 'from first_k_dense_replace') {
+    const first = read.integer('first_k_dense_replace', 0, kMaxInt32)
+    return all.map((_, layer) => layer >= first)
+  }
+  if (experts.layers === 'by moe_layer_interval') {
+    const first = read.integer('moe_layer_start_index', 0, kMaxInt32)
+    const end = read.integer('moe_layer_end_index', -1, kMaxInt32)
+    const last = end === -1 ? nLayers - 1 : end
+    const interval = read.integer('moe_layer_interval', 1, kMaxInt32)
+    return all.map((_, layer) => (layer + 1) % interval === 0 && layer >= first && layer <= last)
+  }
   if (experts.layers === 'by decoder_sparse_step') {
     const step = read.integer('decoder_sparse_step', 1, kMaxInt32)
     const plain = read.value('mlp_only_layers') ?? []
     if (!Array.isArray(plain) || !plain.every(Number.isInteger)) {
       read.refuse('mlp_only_layers', `is ${quote(plain)}, expected an array of layers`)
     }
-    for (const layer of layers.keys()) {
-      layers[layer] = (layer + 1) % step === 0 && !plain.includes(layer)
-    }
+    return all.map((_, layer) => (layer + 1) % step === 0 && !plain.includes(layer))
   }
-  const config = {
-    count,
-    perRow: read.integer('num_experts_per_tok', 1, count),
-    intermediateSize: read.integer(experts.widthKey, 1, kMaxWidth),
-    normalized: experts.normalized === 'yes' || read.boolean('norm_topk_prob', false),
-    layers,
-    names: experts.names,
-  }
-  return layers.includes(true) ? config : null
+  return all
+}
+
+/** Width of the MLP of all rows: said, or that of so many experts. */
+function readSharedSize(
+  read: ConfigReader,
+  { sharedKey }: ExpertTraits,
+  intermediateSize: number,
+): number {
+  if (sharedKey === null) return 0
+  if ('width' in sharedKey) return read.integer(sharedKey.width, 1, kMaxWidth)
+  return intermediateSize * read.integer(sharedKey.count, 0, kMaxWidth / intermediateSize)
 }
 
 /** Whether what attention or the MLP adds to the residual stream passes a norm first. */
@@ -419,7 +503,9 @@ export function hasOutputNorms({ norms }: ModelConfig): boolean {
 
 /** Elements a row of the widest gate of any layer. */
 export function gateWidth({ intermediateSize, experts }: ModelConfig): number {
-  const ofExperts = experts ? experts.perRow * experts.intermediateSize : 0
+  const ofExperts = experts
+    ? Math.max(experts.perRow * experts.intermediateSize, experts.sharedSize)
+    : 0
   const isPlain = experts === null || experts.layers.includes(false)
   return Math.max(ofExperts, isPlain ? intermediateSize : 0)
 }
@@ -508,8 +594,10 @@ function readSlidingWindow(
   }
 
   const isInAll = traits.window.startsWith('all layers')
+  // What such a class writes of a window that is off is 0.
   const isOff =
-    traits.window === 'all layers by use_sliding_window' &&
+    (traits.window === 'all layers by use_sliding_window' ||
+      traits.window === 'every other layer by use_sliding_window') &&
     !read.boolean('use_sliding_window', false)
   // null switches the window off, where the file says so or the class.
   const window =
@@ -546,7 +634,8 @@ function readSlidingWindow(
     return full.map((_, layer) => ((layer + 1) % pattern === 0 ? 0 : window))
   }
 
-  const enabled = read.boolean('use_sliding_window', false)
+  const isOfLast = traits.window === 'from max_window_layers'
+  const enabled = isOfLast || read.boolean('use_sliding_window', false)
   if (!enabled || window === 0) {
     if (hasSlidingLayer) {
       const why = enabled ? 'sliding_window is null' : 'use_sliding_window is false'
@@ -557,6 +646,9 @@ function readSlidingWindow(
   if (layerTypes !== null) return byType(layerTypes)
   if (traits.rope === 'some layers') return rotates.map((turns) => (turns ? 0 : window))
   const firstLayer = read.integer('max_window_layers', 0, kMaxInt32)
+  if (traits.window === 'every other layer by use_sliding_window') {
+    return full.map((_, layer) => (layer % 2 === 0 && layer < firstLayer ? window : 0))
+  }
   return full.map((_, layer) => (layer >= firstLayer ? window : 0))
 }
 

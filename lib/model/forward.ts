@@ -61,9 +61,15 @@ export interface Rope {
 }
 
 /** The rotations of rows, (rows, rotary_dim / 2) f32. */
-export interface RopeTable {
+export interface RopeTurns {
   readonly cos: Tensor<'f32'>
   readonly sin: Tensor<'f32'>
+}
+
+/** Those of keys and of queries: the same object, but where queries are multiplied as well. */
+export interface RopeTable {
+  readonly key: RopeTurns
+  readonly query: RopeTurns
 }
 
 /** What attention reads and writes: q and k after RoPE. */
@@ -97,6 +103,18 @@ export interface GatedRows {
   readonly gated: Tensor
 }
 
+/** Rows on their way through the expert that multiplies all of them. */
+export interface SharedExpertRows extends GatedRows {
+  /** (rows, hidden_size) f32: what it gives, where a gate multiplies that. */
+  readonly given: Tensor<'f32'>
+  /** What its gate needs as a router of one expert: as in `ExpertRows`. */
+  readonly gateLogits: Tensor<'f32'>
+  readonly weights: Tensor<'f32'>
+  readonly chosen: Tensor<'i32'>
+  readonly pairs: Tensor<'i32'>
+  readonly offsets: Tensor<'i32'>
+}
+
 /** Rows on their way through a layer's experts. */
 export interface ExpertRows extends GatedRows {
   /** (rows, n_experts) f32 */
@@ -111,6 +129,8 @@ export interface ExpertRows extends GatedRows {
   readonly offsets: Tensor<'i32'>
   /** (rows * n_chosen, hidden_size) f32: what they give. */
   readonly given: Tensor<'f32'>
+  /** The same memory, once the others are done; null: no expert multiplies all rows. */
+  readonly shared: SharedExpertRows | null
 }
 
 /** Rows on their way through a layer: the stream, and views of the work space as the ops want it. */
@@ -146,10 +166,14 @@ export function makeStream(
     x: scratch.tensor('f32', [nRows, hiddenSize]),
     k: scratch.tensor(model.attentionDtype, kv),
     v: scratch.tensor(model.attentionDtype, kv),
-    ropes: model.ropes.map(({ invFreq }) => ({
-      cos: scratch.tensor('f32', [nRows, invFreq.length]),
-      sin: scratch.tensor('f32', [nRows, invFreq.length]),
-    })),
+    ropes: model.ropes.map(({ invFreq }) => {
+      const turns = () => ({
+        cos: scratch.tensor('f32', [nRows, invFreq.length]),
+        sin: scratch.tensor('f32', [nRows, invFreq.length]),
+      })
+      const key = turns()
+      return { key, query: model.config.queryGrowth ? turns() : key }
+    }),
   }
 }
 
@@ -225,6 +249,18 @@ export function makeWorkspace(
         pairs: scratch.keep(routed.pairs.view([nRows * experts.perRow])),
         offsets: routed.offsets,
         given: scratch.keep(routed.given.view([nRows * experts.perRow, hiddenSize])),
+        shared:
+          experts.sharedSize === 0
+            ? null
+            : {
+                ...gatedRows(nRows, experts.sharedSize),
+                given: view(routed.given, hiddenSize),
+                gateLogits: view(routed.logits, 1),
+                weights: view(routed.weights, 1),
+                chosen: view(routed.chosen, 1),
+                pairs: view(routed.pairs),
+                offsets: scratch.keep(routed.offsets.view([2])),
+              },
       },
       branch: branch && view(branch, hiddenSize),
     }
@@ -242,11 +278,14 @@ export function embedRows(
   ids: Tensor<'i32'>,
   positions: Tensor<'i32'>,
 ): void {
-  const { embeddingScale, roundsEmbeddingScale } = model.config
+  const { embeddingScale, roundsEmbeddingScale, queryGrowth } = model.config
   const scale = roundsEmbeddingScale ? roundedTo(model.dtype, embeddingScale) : embeddingScale
   embedding({ ids, weight: model.weights.embedding, out: x, scale })
   for (const [i, own] of model.ropes.entries()) {
-    if (own.invFreq.length > 0) ropeTable({ positions, ...own, ...(ropes[i] as RopeTable) })
+    if (own.invFreq.length === 0) continue
+    const { key, query } = ropes[i] as RopeTable
+    ropeTable({ positions, ...own, ...key })
+    if (queryGrowth) ropeTable({ positions, ...own, ...query, ...queryGrowth })
   }
 }
 
@@ -258,16 +297,22 @@ export function roundedTo(dtype: ComputeDtype, scale: number): number {
 }
 
 /** The rotations of a block's rows in a layer. */
-export function ropeOf(model: ForwardModel, layer: number, { ropes }: StreamRows): RopeTable {
+function ropeOf(model: ForwardModel, layer: number, { ropes }: StreamRows): RopeTable {
   return ropes[model.ropeOfLayer[layer] as number] as RopeTable
+}
+
+/** The rotations of a block's rows in a layer, as `ropeAppend` takes them. */
+export function turnsOf(model: ForwardModel, layer: number, block: StreamRows) {
+  const { key, query } = ropeOf(model, layer, block)
+  return { ...key, qCos: query.cos, qSin: query.sin }
 }
 
 /** RoPE of a block's q and k, where no tail takes k and v (`ropeAppend`). */
 export function rotateHeads(model: ForwardModel, layer: number, block: RowBlock): void {
   const { rawHeads, heads } = block
-  const { cos, sin } = ropeOf(model, layer, block)
-  rope({ x: rawHeads.q, cos, sin, out: heads.q })
-  rope({ x: rawHeads.k, cos, sin, out: heads.k })
+  const { key, query } = ropeOf(model, layer, block)
+  rope({ x: rawHeads.q, ...query, out: heads.q })
+  rope({ x: rawHeads.k, ...key, out: heads.k })
 }
 
 /** Attention of all keys, as it is with the layer's sinks: before anything looks at it, or at its LSE. */
@@ -290,7 +335,7 @@ export function runLayer(
   block: RowBlock,
   attend: () => void,
 ): void {
-  const { rmsNormEps: eps, activation, qkNorm } = model.config
+  const { rmsNormEps: eps, qkNorm } = model.config
   const w = model.weights.layers[layer] as LayerWeights
   const { rawQ, rawK } = block
   const qkv = [
@@ -308,16 +353,14 @@ export function runLayer(
   // x += down(activation(gate(norm(x))) * up(norm(x)))
   const input = enterBranch(block, w.mlpNorm, eps)
   if (w.router) {
-    runExperts(model, w, w.router, { x: block.x, input }, need(block.experts))
+    const stream = { x: block.x, input }
+    const rows = need(block.experts)
+    runExperts(model, w, w.router, stream, rows)
+    if (rows.shared) runSharedExpert(model, w, stream, rows.shared)
     return
   }
   const rows = need(block.plain)
-  const gateUp = [
-    { ...need(w.gateProj), out: rows.gate },
-    { ...need(w.upProj), out: rows.up },
-  ]
-  groupedLinear({ x: input, products: gateUp })
-  applyGate(activation, rows)
+  enterMlp(model.config, [w.gateProj, w.upProj], input, rows)
   addBranch(block, rows.gated, need(w.downProj), w.mlpOutputNorm, eps)
 }
 
@@ -331,14 +374,53 @@ function runExperts(
 ): void {
   const { logits, weights, chosen: experts, pairs, offsets, given } = rows
   linear({ x: input, ...router, bias: w.routerBias, out: logits })
-  const { normalized } = need(config.experts)
-  routeExperts({ logits, weights, experts, pairs, offsets, normalized })
+  const { scores, normalized, leastSum, scale } = need(config.experts)
   const routed = { pairs, offsets }
+  const scoring = { correction: w.routerCorrection, scores, normalized, leastSum, scale }
+  routeExperts({ logits, weights, experts, ...routed, ...scoring })
   expertLinear({ x: input, ...need(w.gateProj), bias: w.gateBias, ...routed, out: rows.gate })
   expertLinear({ x: input, ...need(w.upProj), bias: w.upBias, ...routed, out: rows.up })
   applyGate(config.activation, rows)
   expertLinear({ x: rows.gated, ...need(w.downProj), bias: w.downBias, ...routed, out: given })
   addExperts({ x: given, weights, out: x })
+}
+
+/**
+ * x += down(activation(gate(norm(x))) * up(norm(x))) of the expert of all rows, times sigmoid(w norm(x)) where it has
+ * such a gate: the weight that a router gives to its only expert.
+ */
+function runSharedExpert(
+  { config }: ForwardModel,
+  w: LayerWeights,
+  { x, input }: { readonly x: Tensor<'f32'>; readonly input: Tensor },
+  rows: SharedExpertRows,
+): void {
+  enterMlp(config, [w.sharedGateProj, w.sharedUpProj], input, rows)
+  const down = { x: rows.gated, ...need(w.sharedDownProj) }
+  if (!w.sharedGate) {
+    linear({ ...down, out: x, accumulate: true })
+    return
+  }
+  const { gateLogits: logits, given, weights, chosen: experts, pairs, offsets } = rows
+  linear({ ...down, out: given })
+  linear({ x: input, ...w.sharedGate, out: logits })
+  routeExperts({ logits, weights, experts, pairs, offsets, scores: 'sigmoid' })
+  addExperts({ x: given, weights, out: x })
+}
+
+/** gated = activation(gate x) * up x */
+function enterMlp(
+  { activation }: ModelConfig,
+  [gate, up]: readonly [gate: Matrix | undefined, up: Matrix | undefined],
+  x: Tensor,
+  rows: GatedRows,
+): void {
+  const products = [
+    { ...need(gate), out: rows.gate },
+    { ...need(up), out: rows.up },
+  ]
+  groupedLinear({ x, products })
+  applyGate(activation, rows)
 }
 
 function applyGate(activation: ModelConfig['activation'], { gate, up, gated }: GatedRows): void {

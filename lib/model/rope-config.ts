@@ -93,11 +93,41 @@ export function readRotaryDim(
   }
   const within = parametersOf(read)
   const reader = within.value('partial_rotary_factor') === undefined ? read : within
+  // MiniMax-M2 says how many they are.
+  const isCounted =
+    read.value('rotary_dim') !== undefined && reader.value('partial_rotary_factor') === undefined
+  if (isCounted) {
+    const rotaryDim = read.integer('rotary_dim', 2, headDim)
+    if (rotaryDim % 2 === 0) return rotaryDim
+    return read.refuse('rotary_dim', `is ${rotaryDim}, expected an even number`)
+  }
   const factor = reader.positive('partial_rotary_factor', 1)
   const rotaryDim = Math.trunc(headDim * factor)
   if (rotaryDim >= 2 && rotaryDim <= headDim && rotaryDim % 2 === 0) return rotaryDim
   const complaint = `is ${factor}, expected an even number of the ${headDim} channels of a head`
   return reader.refuse('partial_rotary_factor', complaint)
+}
+
+/**
+ * How the queries of far positions are multiplied, which Ministral 3 has among its rope parameters; null: they are
+ * not.
+ * @throws ERR_ZC_CONFIG naming the key: missing where the architecture has it, or there where it has not
+ */
+export function readQueryGrowth(
+  read: ConfigReader,
+  { scalesQueries }: ArchitectureTraits,
+): { growth: number; period: number } | null {
+  const rope = parametersOf(read)
+  const key = 'llama_4_scaling_beta'
+  if (!scalesQueries) {
+    const value = rope.value(key)
+    if (value !== undefined)
+      rope.refuse(key, `is ${quote(value)}; queries that grow are not supported`)
+    return null
+  }
+  const growth = rope.number(key, 'a number from 0 to 100', undefined, (x) => x >= 0 && x <= 100)
+  const period = rope.integer('original_max_position_embeddings', 1, kMaxPositions)
+  return growth === 0 ? null : { growth, period }
 }
 
 function refusePartialRotary(reader: ConfigReader): void {

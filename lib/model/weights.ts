@@ -9,7 +9,13 @@ import {
   type TypedArrays,
   type WeightScales,
 } from '../ops/index.js'
-import { isMatrix, type MatrixRole, type ModelWeight, type WeightRole } from './checkpoint.js'
+import {
+  isMatrix,
+  isRouter,
+  type MatrixRole,
+  type ModelWeight,
+  type WeightRole,
+} from './checkpoint.js'
 import type { ModelConfig } from './config.js'
 import { rowCountOf, WeightReader } from './weight-reader.js'
 
@@ -154,7 +160,7 @@ export async function loadWeights(
     return roomFor(shape, codes) as RoundedMatrix
   }
   const toMatrix = async (x: Tensor, role: MatrixRole): Promise<Matrix> => {
-    if (format !== 'stored' && role !== 'router') {
+    if (format !== 'stored' && !isRouter(role)) {
       const { weight, ...rest } = roomForRounded(x.shape)
       quantizeWeight({ x, out: weight, ...rest })
       return { weight, ...rest }
@@ -181,9 +187,12 @@ export async function loadWeights(
       ? { weight: make(dtype === 'f32' ? stored : 'bf16', all) }
       : roomForRounded(all)
   }
+  /** A vector, which may lie in a row of a matrix. */
   const toFloat32 = (x: Tensor) => {
-    const out = make('f32', x.shape)
-    convert({ x, out })
+    const out = make('f32', [x.length])
+    const flat = x.view([x.length])
+    convert({ x: flat, out })
+    flat.dispose()
     discard(x)
     return out
   }
@@ -253,9 +262,9 @@ export async function loadWeights(
     return matrix as Matrix
   }
   const load = async (parts: readonly ModelWeight[], role: MatrixRole): Promise<Matrix> => {
-    const own = role === 'router' ? null : await keep(parts)
+    const own = isRouter(role) ? null : await keep(parts)
     if (own) return own
-    const wide = format === 'stored' || role === 'router' ? 'bf16' : 'f32'
+    const wide = format === 'stored' || isRouter(role) ? 'bf16' : 'f32'
     const [first] = parts as [ModelWeight]
     if (first.expert !== null) return toExperts(parts, wide)
     const x = await read(first, wide)
@@ -275,7 +284,7 @@ export async function loadWeights(
       if (isMatrix(role)) own[role] = await load(parts, role)
       else {
         const x = await read(first, 'bf16')
-        own[role] = role === 'sinks' ? toFloat32(x) : isNorm(role) ? await toNorm(x, role) : x
+        own[role] = isWide(role) ? toFloat32(x) : isNorm(role) ? await toNorm(x, role) : x
       }
       signal?.throwIfAborted()
     }
@@ -370,6 +379,11 @@ export function namedTensors({
     for (const [role, own] of Object.entries(layer)) add(`${index}.${role}`, own)
   }
   return all
+}
+
+/** Whether the op that takes it has it in float32. */
+function isWide(role: WeightRole): boolean {
+  return role === 'sinks' || role === 'routerCorrection'
 }
 
 function isNorm(role: WeightRole): boolean {

@@ -173,6 +173,8 @@ export interface Addon {
     v: T,
     cos: T,
     sin: T,
+    qCos: T,
+    qSin: T,
     qOut: T,
     kOut: Optional,
     pool: T,
@@ -261,7 +263,19 @@ export interface Addon {
   /** Of each product: weight, scales, zeros, bias, out. */
   groupedLinear(x: T, nProducts: number, ...products: Optional[]): void
   quantizeWeight(x: T, out: T, scales: T, zeros: Optional): void
-  routeExperts(logits: T, weights: T, experts: T, pairs: T, offsets: T, normalized: boolean): void
+  /** `scores`: whether they are sigmoids. */
+  routeExperts(
+    logits: T,
+    correction: Optional,
+    weights: T,
+    experts: T,
+    pairs: T,
+    offsets: T,
+    scores: boolean,
+    normalized: boolean,
+    leastSum: number,
+    scale: number,
+  ): void
   expertLinear(
     x: T,
     weight: T,
@@ -273,7 +287,15 @@ export interface Addon {
     out: T,
   ): void
   addExperts(x: T, weights: T, out: T): void
-  ropeTable(positions: T, invFreq: T, cos: T, sin: T, attentionScale: number): void
+  ropeTable(
+    positions: T,
+    invFreq: T,
+    cos: T,
+    sin: T,
+    attentionScale: number,
+    growth: number,
+    period: number,
+  ): void
   rope(x: T, cos: T, sin: T, out: T): void
   siluGate(gate: T, up: T, out: T): void
   geluGate(gate: T, up: T, out: T): void

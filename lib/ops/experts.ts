@@ -1,3 +1,4 @@
+import { argumentError, show } from '../errors.js'
 import { loadAddon } from '../native/load.js'
 import { checkArguments } from './arguments.js'
 import type { WeightScales } from './linear.js'
@@ -7,9 +8,11 @@ import { handleOf, type Tensor } from './tensor.js'
 export interface RouteExpertsArgs {
   /** (n, n_experts) f32; at most 1024 experts. */
   logits: Tensor<'f32'>
+  /** (n_experts) f32: added to scores to choose by the sums, not to weights. Default none. */
+  correction?: Tensor | undefined
   /** (n, n_chosen) f32, out. */
   weights: Tensor<'f32'>
-  /** (n, n_chosen) i32, out: of each row the largest logit's expert first. */
+  /** (n, n_chosen) i32, out: of each row the one that is chosen first. */
   experts: Tensor<'i32'>
   /**
    * (n * n_chosen) i32, out: the places in `experts`, row * n_chosen + choice, of expert 0 first, an
@@ -18,26 +21,42 @@ export interface RouteExpertsArgs {
   pairs: Tensor<'i32'>
   /** (n_experts + 1) i32, out: where an expert's pairs begin in `pairs`. */
   offsets: Tensor<'i32'>
+  /** What weights are: `softmax(logits)`, the default, or `sigmoid(logits)`. */
+  scores?: 'softmax' | 'sigmoid' | undefined
   /** Divides a row's weights by their sum. Default false. */
   normalized?: boolean | undefined
+  /** Divides them by this where their sum is smaller: 0, the default, or more. */
+  leastSum?: number | undefined
+  /** Multiplies weights, after that. Default 1. */
+  scale?: number | undefined
 }
 
 /**
- * Which experts multiply a row: those of its `n_chosen` largest logits, with weights softmax(logits) in
- * float32, of equal logits the smaller expert. A row with a NaN gets weights of NaN.
+ * Which experts multiply a row: those of its `n_chosen` largest logits, or with a correction of its largest
+ * sums of score and correction, of equal ones the smaller expert. Their weights are scores, in float32. A
+ * row with a NaN gets weights of NaN.
  *
- * Throws `ERR_ZC_SHAPE`, also for more experts a row than there are, and `ERR_ZC_DTYPE`. Source: Shazeer
- * et al. (arXiv 1701.06538), §2.1; softmax first, as in Mixtral (arXiv 2401.04088) and Qwen3.
+ * Throws `ERR_ZC_SHAPE`, also for more experts a row than there are, `ERR_ZC_DTYPE`, and `ERR_ZC_ARGUMENT`
+ * for other scores and a negative `leastSum`. Source: Shazeer et al. (arXiv 1701.06538), §2.1; softmax first,
+ * as in Mixtral (arXiv 2401.04088) and Qwen3; sigmoid and correction: DeepSeek-V3 (arXiv 2412.19437), §2.1.2.
  */
 export function routeExperts(args: RouteExpertsArgs): void {
   checkArguments(args)
+  const { scores = 'softmax' } = args
+  if (scores !== 'softmax' && scores !== 'sigmoid') {
+    throw argumentError('scores', `is ${show(scores)}, expected 'softmax' or 'sigmoid'`)
+  }
   loadAddon().routeExperts(
     handleOf(args.logits),
+    handleOf(args.correction),
     handleOf(args.weights),
     handleOf(args.experts),
     handleOf(args.pairs),
     handleOf(args.offsets),
+    scores === 'sigmoid',
     args.normalized ?? false,
+    args.leastSum ?? 0,
+    args.scale ?? 1,
   )
 }
 

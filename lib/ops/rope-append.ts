@@ -14,6 +14,10 @@ export interface RopeAppendArgs {
   cos: Tensor
   /** (rows, rotary_dim / 2) f32, by `ropeTable`; rotary_dim is head_dim or less. */
   sin: Tensor
+  /** As `cos`, of q alone, where that is of k alone. Default `cos`. */
+  qCos?: Tensor | undefined
+  /** As `sin`, of q alone, where that is of k alone. Default `sin`. */
+  qSin?: Tensor | undefined
   /** As `q` or of another of its dtypes, out; may be `q`. */
   qOut: Tensor
   /** (rows, n_kv_heads, head_dim), qOut's dtype, out; may be `k`. Default: K goes to the tail alone. */
@@ -46,6 +50,8 @@ export function ropeAppend(args: RopeAppendArgs): void {
     handleOf(args.v),
     handleOf(args.cos),
     handleOf(args.sin),
+    handleOf(args.qCos ?? args.cos),
+    handleOf(args.qSin ?? args.sin),
     handleOf(args.qOut),
     handleOf(args.kOut),
     handleOf(args.pool),

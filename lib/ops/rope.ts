@@ -14,13 +14,17 @@ export interface RopeTableArgs {
   sin: Tensor
   /** Multiplies both tables: YaRN's factor. Default 1. */
   attentionScale?: number | undefined
+  /** Of queries in Ministral 3: multiplies both by 1 + growth ln(1 + floor(position / period)), too. Default 0. */
+  growth?: number | undefined
+  /** In positions, 1 or more. Default 1. */
+  period?: number | undefined
 }
 
 /**
  * Cosines and sines of the rotary embedding, computed once a step for all layers: angle = position
  * * invFreq, in float32 as transformers does.
  *
- * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`. Source: Su et al. (arXiv 2104.09864), Eq. 34; YaRN (arXiv
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`. Source: Su et al. (arXiv 2104.09864), Eq. 34; YaRN (arXiv
  * 2309.00071).
  */
 export function ropeTable(args: RopeTableArgs): void {
@@ -31,6 +35,8 @@ export function ropeTable(args: RopeTableArgs): void {
     handleOf(args.cos),
     handleOf(args.sin),
     args.attentionScale ?? 1,
+    args.growth ?? 0,
+    args.period ?? 1,
   )
 }
 

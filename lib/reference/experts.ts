@@ -13,37 +13,41 @@ export interface Routing {
 }
 
 /**
- * Routes rows to experts: those of the `nChosen` largest logits, of equal ones the smaller expert, with
- * weights softmax(logits), divided by their sum where they are `normalized`. A row with a NaN has
- * weights of NaN.
+ * Routes rows to experts: those of the `nChosen` largest logits, or with a `correction` of the largest sums of
+ * score and correction, of equal ones the smaller expert. Weights are scores, softmax(logits) or
+ * sigmoid(logits), divided by their sum, or by `leastSum` where that is smaller, where they are `normalized`,
+ * times `scale`. A row with a NaN has weights of NaN.
  *
- * - `logits` (n, n_experts)
+ * - `logits` (n, n_experts); `correction` (n_experts)
  *
- * Source: Mixtral (arXiv 2401.04088) §2.1.
+ * Source: Mixtral (arXiv 2401.04088) §2.1, DeepSeek-V3 (arXiv 2412.19437) §2.1.2.
  */
 export function routeExperts(options: {
   logits: ArrayLike<number>
   nExperts: number
   nChosen: number
+  scores?: 'softmax' | 'sigmoid'
+  correction?: ArrayLike<number> | undefined
   normalized?: boolean
+  leastSum?: number
+  scale?: number
 }): Routing {
-  const { logits, nExperts, nChosen, normalized = false } = options
+  const { logits, nExperts, nChosen, scores = 'softmax', correction } = options
+  const { normalized = false, leastSum = 0, scale = 1 } = options
   const n = logits.length / nExperts
   const weights = new Float64Array(n * nChosen)
   const experts = new Int32Array(n * nChosen)
   for (let row = 0; row < n; row++) {
     const own = Array.from({ length: nExperts }, (_, e) => logits[row * nExperts + e] as number)
-    const rank = (e: number) => (Number.isNaN(own[e]) ? -Infinity : (own[e] as number))
-    const order = own.map((_, e) => e).sort((a, b) => rank(b) - rank(a) || a - b)
-    const most = own[order[0] as number] as number
-    const exponentials = own.map((logit) => Math.exp(logit - most))
-    const total = exponentials.reduce((sum, e) => sum + e, 0)
-    const chosen = order.slice(0, nChosen)
-    const probabilities = chosen.map((e) => (exponentials[e] as number) / total)
-    const divisor = normalized ? probabilities.reduce((sum, p) => sum + p, 0) : 1
+    const scored = scores === 'softmax' ? softmax(own) : sigmoid(own)
+    const ranks = correction ? scored.map((score, e) => score + (correction[e] as number)) : own
+    const chosen = orderOf(ranks).slice(0, nChosen)
+    const ofChosen = chosen.map((e) => scored[e] as number)
+    const sum = ofChosen.reduce((all, score) => all + score, 0)
+    const divisor = normalized ? Math.max(sum, leastSum) : 1
     experts.set(chosen, row * nChosen)
     weights.set(
-      probabilities.map((p) => p / divisor),
+      ofChosen.map((score) => (score / divisor) * scale),
       row * nChosen,
     )
   }
@@ -54,6 +58,26 @@ export function routeExperts(options: {
     (_, e) => experts.filter((expert) => expert < e).length,
   )
   return { weights, experts, pairs, offsets }
+}
+
+/** Places of numbers, the largest first, of equal ones the smaller place, NaN behind all. */
+function orderOf(x: readonly number[]): number[] {
+  const rank = (i: number) => (Number.isNaN(x[i]) ? -Infinity : (x[i] as number))
+  return [...x.keys()].sort((a, b) => rank(b) - rank(a) || a - b)
+}
+
+function softmax(x: readonly number[]): number[] {
+  const most = x[orderOf(x)[0] as number] as number
+  const exponentials = x.map((logit) => Math.exp(logit - most))
+  const total = exponentials.reduce((sum, e) => sum + e, 0)
+  return exponentials.map((e) => e / total)
+}
+
+/** 1 / (1 + e^-x); all are NaN where one is. */
+function sigmoid(x: readonly number[]): number[] {
+  return x.some(Number.isNaN)
+    ? x.map(() => Number.NaN)
+    : x.map((logit) => 1 / (1 + Math.exp(-logit)))
 }
 
 /**

@@ -12,6 +12,7 @@ export interface RopeTable {
  *
  * - `positions` (n), absolute, from 0; `invFreq` (rotary_dim / 2), radians per position
  * - `attentionScale`: 1, or YaRN's factor on both tables (so that q . k grows by its square)
+ * - `growth`, `period`: both are times 1 + growth ln(1 + floor(position / period)), too; default 0
  * - returns cos, sin (n, rotary_dim / 2)
  *
  * Source: RoFormer (arXiv 2104.09864) eq. 34; YaRN (arXiv 2309.00071) §3.4 for the scale.
@@ -20,16 +21,19 @@ export function ropeTable(options: {
   positions: ArrayLike<number>
   invFreq: ArrayLike<number>
   attentionScale: number
+  growth?: number
+  period?: number
 }): RopeTable {
-  const { positions, invFreq, attentionScale } = options
+  const { positions, invFreq, attentionScale, growth = 0, period = 1 } = options
   const half = invFreq.length
   const cos = new Float64Array(positions.length * half)
   const sin = new Float64Array(positions.length * half)
   for (let i = 0; i < positions.length; i++) {
+    const scale = attentionScale * (1 + growth * Math.log(1 + Math.floor(positions[i] / period)))
     for (let c = 0; c < half; c++) {
       const angle = positions[i] * invFreq[c]
-      cos[i * half + c] = Math.cos(angle) * attentionScale
-      sin[i * half + c] = Math.sin(angle) * attentionScale
+      cos[i * half + c] = Math.cos(angle) * scale
+      sin[i * half + c] = Math.sin(angle) * scale
     }
   }
   return { cos, sin }

@@ -17,10 +17,14 @@ interface Router {
   nExperts: number
   nChosen: number
   normalized?: boolean
+  scores?: 'softmax' | 'sigmoid'
+  correction?: ArrayLike<number>
+  leastSum?: number
+  scale?: number
 }
 
 async function route(tensors: DeviceTensors, logits: ArrayLike<number>, router: Router) {
-  const { nExperts, nChosen, normalized = false } = router
+  const { nExperts, nChosen, correction, ...scoring } = router
   const n = logits.length / nExperts
   const out = {
     weights: tensors.output('f32', [n, nChosen]),
@@ -28,7 +32,10 @@ async function route(tensors: DeviceTensors, logits: ArrayLike<number>, router: 
     pairs: tensors.output('i32', [n * nChosen]),
     offsets: tensors.output('i32', [nExperts + 1]),
   }
-  routeExperts({ logits: tensors.f32(logits, [n, nExperts]), ...out, normalized })
+  routeExperts({
+    ...{ logits: tensors.f32(logits, [n, nExperts]), ...out, ...scoring },
+    correction: correction && tensors.f32(correction, [nExperts]),
+  })
   return {
     weights: await tensors.values(out.weights),
     experts: await tensors.read(out.experts),
@@ -73,6 +80,52 @@ describeBackends('routeExperts', (backend) => {
     }
   })
 
+  test.each([
+    [1, 1],
+    [7, 3],
+    [32, 32],
+    [33, 8],
+    [160, 8],
+    [1024, 10],
+  ])('of %i experts %i, by other scores and with a correction', async (nExperts, nChosen) => {
+    const own = normals(nExperts, nExperts)
+    for (const n of [0, 1, 17, 133]) {
+      const logits = normals(n + nExperts, n * nExperts).map((x) => 3 * x)
+      const sizes = { nExperts, nChosen, scale: 2.5 }
+      await expectReference(logits, { ...sizes, scores: 'sigmoid', normalized: true })
+      for (const scores of ['softmax', 'sigmoid'] as const) {
+        const correction = own.map((x) => x / 4)
+        await expectReference(logits, { ...sizes, scores, correction })
+        const least = { leastSum: scores === 'softmax' ? 0.05 : 3, normalized: true }
+        await expectReference(logits, { ...sizes, scores, correction, ...least })
+      }
+    }
+  })
+
+  test('a correction chooses, and weighs nothing', async () => {
+    const router = { nExperts: 4, nChosen: 2, correction: [0, 2, 0, 1] }
+    const { experts, weights } = await route(backend.tensors, [9, 0, 1, 0], {
+      ...router,
+      scores: 'sigmoid',
+    })
+    expect([...experts]).toEqual([1, 3])
+    expect([...weights]).toEqual([0.5, 0.5])
+  })
+
+  test('sigmoids of logits of every size; sums that are as good as 0 divide nothing', async () => {
+    const minus = Number.NEGATIVE_INFINITY
+    const rows = [
+      [1e30, -1e30, 3, 0],
+      [minus, minus, minus, minus],
+      [-50, -51, -60, -1e30],
+      [Number.POSITIVE_INFINITY, 1, minus, 0],
+    ]
+    const router = { nExperts: 4, nChosen: 3, scores: 'sigmoid', normalized: true } as const
+    await expectReference(Float32Array.from(rows.flat()), { ...router, leastSum: 1e-20 })
+    const { weights } = await route(backend.tensors, rows[1], { ...router, leastSum: 1e-20 })
+    expect([...weights]).toEqual([0, 0, 0])
+  })
+
   test('of equal logits the smaller expert is first', async () => {
     const logits = [0, -0, 1, 1, -0, 0, 1, -5, 2, 2, 2, 2, 2, 2, 2, 2].map((x) => x)
     const { experts, weights } = await route(backend.tensors, logits, { nExperts: 8, nChosen: 6 })
@@ -97,12 +150,21 @@ describeBackends('routeExperts', (backend) => {
   test('a NaN makes the weights of its row NaN, and none of its experts anything but one', async () => {
     const nan = Number.NaN
     const logits = [1, nan, 3, 4, 1, 2, 3, 4, nan, nan, nan, nan]
-    for (const normalized of [false, true]) {
-      const router = { nExperts: 4, nChosen: 2, normalized }
-      const { experts, weights, offsets } = await route(backend.tensors, logits, router)
-      expect([...experts]).toEqual([3, 2, 3, 2, 0, 1])
-      expect([...weights].map(Number.isNaN)).toEqual([true, true, false, false, true, true])
-      expect([...offsets]).toEqual([0, 1, 2, 4, 6])
+    for (const scores of ['softmax', 'sigmoid'] as const) {
+      for (const normalized of [false, true]) {
+        const router = { nExperts: 4, nChosen: 2, scores, normalized, leastSum: 1e-20 }
+        const { experts, weights, offsets } = await route(backend.tensors, logits, router)
+        expect([...experts]).toEqual([3, 2, 3, 2, 0, 1])
+        expect([...weights].map(Number.isNaN)).toEqual([true, true, false, false, true, true])
+        expect([...offsets]).toEqual([0, 1, 2, 4, 6])
+        const corrected = await route(backend.tensors, logits, {
+          ...router,
+          correction: [0, 0, 9, 9],
+        })
+        expect([...corrected.experts]).toEqual([0, 1, 3, 2, 0, 1])
+        const spoiled = [...corrected.weights].map(Number.isNaN)
+        expect(spoiled).toEqual([true, true, false, false, true, true])
+      }
     }
   })
 
@@ -136,6 +198,15 @@ describeBackends('routeExperts', (backend) => {
     ['float experts', (t) => ({ experts: t.output('f32', [3, 2]) }), 'ERR_ZC_DTYPE', 'experts'],
     ['other experts', (t) => ({ experts: t.output('i32', [3, 3]) }), 'ERR_ZC_SHAPE', 'experts'],
     ['too few pairs', (t) => ({ pairs: t.output('i32', [5]) }), 'ERR_ZC_SHAPE', 'pairs'],
+    [
+      'an f16 correction',
+      (t) => ({ correction: t.output('f16', [8]) }),
+      'ERR_ZC_DTYPE',
+      'correction',
+    ],
+    ['a short one', (t) => ({ correction: t.output('f32', [7]) }), 'ERR_ZC_SHAPE', 'correction'],
+    ['a least sum below 0', () => ({ leastSum: -1e-9 }), 'ERR_ZC_ARGUMENT', 'leastSum'],
+    ['a scale of NaN', () => ({ scale: Number.NaN }), 'ERR_ZC_ARGUMENT', 'scale'],
     ['eight offsets', (t) => ({ offsets: t.output('i32', [8]) }), 'ERR_ZC_SHAPE', 'offsets'],
   ]
   test.each(refused)('refuses %s', (_, fault, code, argument) => {
@@ -149,6 +220,12 @@ describeBackends('routeExperts', (backend) => {
     }
     const refuse = () => routeExperts({ ...args, ...fault(tensors) })
     expectRefused(refuse, { code, op: 'routeExperts', argument })
+  })
+
+  test('refuses other scores', () => {
+    const logits = backend.tensors.output('f32', [3, 8])
+    const refuse = () => routeExperts({ logits, scores: 'logits' } as never)
+    expectRefused(refuse, { code: 'ERR_ZC_ARGUMENT', argument: 'scores' })
   })
 })
 

@@ -24,6 +24,8 @@ interface Call {
   tail: FloatDtype
   sequences: readonly { before: number; rows: number; masked?: boolean }[]
   keepsRows: boolean
+  /** q has angles of its own */
+  turnsApart?: boolean
   seed: number
 }
 
@@ -61,7 +63,9 @@ function prepare(tensors: DeviceTensors, call: Call) {
     return { values, tensor: tensors.input(type, stored as Uint16Array, [rows, heads, headDim]) }
   }
   const angles = randomNumbers(seed + 9)
-  const turn = Float32Array.from({ length: (rows * headDim) / 2 }, () => angles() * 6.28)
+  const someTurns = () => Float32Array.from({ length: (rows * headDim) / 2 }, () => angles() * 6.28)
+  const turn = someTurns()
+  const ofQ = call.turnsApart ? someTurns() : turn
   const table = [rows, headDim / 2]
   return {
     q: made(nHeads, dtype, 1),
@@ -69,6 +73,8 @@ function prepare(tensors: DeviceTensors, call: Call) {
     v: made(nKvHeads, out, 3),
     cos: tensors.f32(turn.map(Math.cos), table),
     sin: tensors.f32(turn.map(Math.sin), table),
+    qCos: tensors.f32(ofQ.map(Math.cos), table),
+    qSin: tensors.f32(ofQ.map(Math.sin), table),
     qOut: tensors.output(out, [rows, nHeads, headDim]),
     kOut: tensors.output(out, [rows, nKvHeads, headDim]),
     pool: cache.pool,
@@ -88,13 +94,14 @@ describeBackends('ropeAppend', (backend) => {
   async function expectParts(call: Call) {
     const { tensors } = backend
     const whole = prepare(tensors, call)
-    const { cos, sin, paged } = whole
+    const { cos, sin, qCos, qSin, paged } = whole
     const rows = call.keepsRows ? { kOut: whole.kOut } : {}
+    const ofQ = call.turnsApart ? { qCos, qSin } : {}
     const input = { q: whole.q.tensor, k: whole.k.tensor, v: whole.v.tensor }
-    ropeAppend({ ...input, cos, sin, qOut: whole.qOut, ...rows, ...paged })
+    ropeAppend({ ...input, cos, sin, ...ofQ, qOut: whole.qOut, ...rows, ...paged })
 
     const parts = prepare(tensors, call)
-    rope({ x: parts.q.tensor, cos, sin, out: parts.qOut })
+    rope({ x: parts.q.tensor, cos: qCos, sin: qSin, out: parts.qOut })
     rope({ x: parts.k.tensor, cos, sin, out: parts.kOut })
     appendKv({ k: parts.kOut, v: parts.v.tensor, ...parts.paged })
 
@@ -115,6 +122,14 @@ describeBackends('ropeAppend', (backend) => {
 
   test.each([16, 32, 48, 64, 96, 128, 256])('head_dim %i', async (headDim) => {
     for (const heads of headCounts) await expectParts({ ...usual, ...heads, headDim })
+  })
+
+  test('q and k with angles of their own', async () => {
+    for (const keepsRows of [false, true]) {
+      for (const headDim of [16, 64, 128]) {
+        await expectParts({ ...usual, headDim, keepsRows, turnsApart: true })
+      }
+    }
   })
 
   test('more heads in a group than a block has threads for', async () => {
@@ -275,6 +290,8 @@ describeBackends('ropeAppend', (backend) => {
     ['another kOut', (t) => ({ kOut: t.output('f16', [1, 8, 64]) }), 'ERR_ZC_SHAPE', 'kOut'],
     ['f16 cos', (t) => ({ cos: t.output('f16', [1, 32]) }), 'ERR_ZC_DTYPE', 'cos'],
     ['cos of whole heads', (t) => ({ cos: t.output('f32', [1, 64]) }), 'ERR_ZC_SHAPE', 'cos'],
+    ['another qCos', (t) => ({ qCos: t.output('f32', [2, 32]) }), 'ERR_ZC_SHAPE', 'qCos'],
+    ['f16 qSin', (t) => ({ qSin: t.output('f16', [1, 32]) }), 'ERR_ZC_DTYPE', 'qSin'],
     ['another sin', (t) => ({ sin: t.output('f32', [2, 32]) }), 'ERR_ZC_SHAPE', 'sin'],
     ['a pool of floats', (t) => ({ pool: t.output('f32', [64]) }), 'ERR_ZC_DTYPE', 'pool'],
     ['float tables', (t) => ({ tables: t.output('f32', [99]) }), 'ERR_ZC_DTYPE', 'tables'],

@@ -59,6 +59,23 @@ describeBackends('ropeTable', (backend) => {
     }
   })
 
+  test.each([
+    [0.1, 16_384],
+    [0.5, 1],
+    [3, 7],
+  ])('growth of %d every %i positions', async (growth, period) => {
+    const positions = [0, 1, 6, 7, 13, 14, 16_383, 16_384, 262_143, 2 ** 31 - 1]
+    const { tensors } = backend
+    const [cos, sin] = [tensors.output('f32', [10, 1]), tensors.output('f32', [10, 1])]
+    const invFreq = tensors.f32([0])
+    const options = { attentionScale: 1.25, growth, period }
+    ropeTable({ positions: tensors.i32(positions), invFreq, cos, sin, ...options })
+    const expected = referenceTable({ positions, invFreq: [0], ...options })
+    const comparison = { shape: [10, 1], tolerance: tolerance.ropeTable, rowLength: 1 }
+    expectClose(await tensors.values(cos), expected.cos, { ...comparison, name: 'cos' })
+    expect([...(await tensors.values(sin))]).toEqual(new Array(10).fill(0))
+  })
+
   test('position 0 turns nothing', async () => {
     const { cos, sin } = await run(backend.tensors, [0], frequencies(32))
     expect(cos.every((x) => x === 1)).toBe(true)
@@ -95,6 +112,8 @@ describeBackends('ropeTable', (backend) => {
       'invFreq',
     ],
     ['f16 cos', (t) => ({ cos: t.output('f16', [2, 4]) }), 'ERR_ZC_DTYPE', 'cos'],
+    ['a period of 0', () => ({ period: 0 }), 'ERR_ZC_ARGUMENT', 'period'],
+    ['half a period', () => ({ period: 1.5 }), 'ERR_ZC_ARGUMENT', 'period'],
     ['other sin', (t) => ({ sin: t.output('f32', [4, 2]) }), 'ERR_ZC_SHAPE', 'sin'],
   ]
   test.each(refused)('refuses %s', (_, fault, code, argument) => {

@@ -97,11 +97,16 @@ export class DoubleModel {
       const up = this.project(`${name}.mlp.up_proj`, x, hiddenSize)
       return this.project(`${name}.mlp.down_proj`, this.#gated({ gate, up }), intermediateSize)
     }
-    const { names, count: nExperts, perRow: nChosen, normalized } = experts
+    const { names, count: nExperts, perRow: nChosen, scores, normalized, leastSum, scale } = experts
     const block = `${name}.${names.block}`
     const logits = this.project(`${block}.${names.router}`, x, hiddenSize)
-    const { weights, experts: chosen } = routeExperts({ logits, nExperts, nChosen, normalized })
-    const out = new Float64Array(x.length)
+    const correction = names.correction
+      ? { correction: this.weight(`${block}.${names.correction.name}`)! }
+      : {}
+    const { weights, experts: chosen } = routeExperts({
+      ...{ logits, nExperts, nChosen, ...correction, scores, normalized, leastSum, scale },
+    })
+    const out = this.#shared(block, x)
     for (const [pair, expert] of chosen.entries()) {
       const row = Math.floor(pair / nChosen)
       const own = x.subarray(row * hiddenSize, (row + 1) * hiddenSize)
@@ -113,6 +118,20 @@ export class DoubleModel {
       for (const [c, value] of given.entries()) out[row * hiddenSize + c] += weights[pair] * value
     }
     return out
+  }
+
+  /** What the expert of all rows makes of them; 0 where there is none. */
+  #shared(block: string, x: Float64Array): Float64Array {
+    const { names, sharedSize } = this.config.experts!
+    const { hiddenSize } = this.config
+    if (names.shared === null || sharedSize === 0) return new Float64Array(x.length)
+    const name = `${block}.${names.shared.name}`
+    const gate = this.project(`${name}.gate_proj`, x, hiddenSize)
+    const up = this.project(`${name}.up_proj`, x, hiddenSize)
+    const given = this.project(`${name}.down_proj`, this.#gated({ gate, up }), sharedSize)
+    if (names.shared.gate === null) return given
+    const logits = this.project(`${block}.${names.shared.gate}`, x, hiddenSize)
+    return given.map((value, i) => value / (1 + Math.exp(-logits[Math.floor(i / hiddenSize)]!)))
   }
 
   /** Gate, up and down of an expert, (out, in) each. */
@@ -247,11 +266,10 @@ export class DoubleSequence {
     const { headDim, hiddenSize, nHeads, nKvHeads } = config
     const n = normed.length / hiddenSize
     const positions = Array.from({ length: n }, (_, i) => this.length + i)
-    const table = ropeTable({
-      positions,
-      ...ropeFrequencies(config.ropes[layer]!, config.rotaryDim, config.maxPositions),
-    })
+    const frequencies = ropeFrequencies(config.ropes[layer]!, config.rotaryDim, config.maxPositions)
     const rotated = (which: 'q' | 'k', count: number) => {
+      const growth = which === 'q' ? (config.queryGrowth ?? {}) : {}
+      const table = ropeTable({ positions, ...frequencies, ...growth })
       const raw = this.#model.project(`${name}.self_attn.${which}_proj`, normed, hiddenSize)
       const width = config.qkNorm === 'all heads' ? count * headDim : headDim
       const x = this.#model.norm(`${name}.self_attn.${which}_norm`, raw, width)

@@ -73,6 +73,13 @@ const models: [name: string, folder: string][] = [
   ['granite-moe', join(kFixtures, 'granite-moe')],
   ['qwen3-vl-moe', join(kFixtures, 'qwen3-vl-moe')],
   ['gpt-oss', join(kFixtures, 'gpt-oss')],
+  ['qwen2-moe', join(kFixtures, 'qwen2-moe')],
+  ['glm4-moe', join(kFixtures, 'glm4-moe')],
+  ['ernie4.5-moe', join(kFixtures, 'ernie4.5-moe')],
+  ['ministral3', join(kFixtures, 'ministral3')],
+  ['dots1', join(kFixtures, 'dots1')],
+  ['minimax-m2', join(kFixtures, 'minimax-m2')],
+  ['glm4v-moe', join(kFixtures, 'glm4v-moe')],
   [
     'gemma3, whose rows do not see the whole window that is compressed',
     copies.copy(join(kFixtures, 'gemma3'), { config: { sliding_window: 12 } }),

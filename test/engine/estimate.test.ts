@@ -37,6 +37,9 @@ describe.each([
   ['smollm3', useModel(join(kFixtures, 'smollm3'))],
   ['gemma3 in bfloat16', useModel(join(kFixtures, 'gemma3'), { dtype: 'bf16' })],
   ['qwen3-moe', useModel(join(kFixtures, 'qwen3-moe'))],
+  ['qwen2-moe', useModel(join(kFixtures, 'qwen2-moe'))],
+  ['glm4-moe in 8 bits', useModel(join(kFixtures, 'glm4-moe'), { weights: 'int8' })],
+  ['ministral3', useModel(join(kFixtures, 'ministral3'))],
   ['mixtral in bfloat16', useModel(join(kFixtures, 'mixtral'), { dtype: 'bf16' })],
   ['mixtral in 8 bits', useModel(join(kFixtures, 'mixtral'), { weights: 'int8' })],
   ['llama in bfloat16', useModel(join(kFixtures, 'llama'), { dtype: 'bf16' })],
@@ -51,13 +54,17 @@ describe.each([
   // They keep no positions of tokens, which a sliding window looks at.
   const blind = (policy: PolicySpec) =>
     ['mikv-paper', 'h2o', 'snapkv'].includes(typeof policy === 'string' ? policy : policy.name)
-  const own = name.startsWith('gemma3') ? policies.filter((policy) => !blind(policy)) : policies
+  // Their K and V are 32 channels of a token; it asks for whole 64.
+  const isNarrow = /^((qwen2|glm4)-moe|ministral3)/.test(name)
+  const own = policies
+    .filter((policy) => !(name.startsWith('gemma3') && blind(policy)))
+    .filter((policy) => !(isNarrow && policy === 'gear2'))
 
   test.each(own)('is what a prompt then takes, to the byte: %j', async (policy) => {
     for (const tokens of lengths) {
       const { weights, cache, peak } = model().estimate({ tokens, policy })
       const sequence = model().createSequence({ policy })
-      await sequence.prefill(someIds(tokens, 192))
+      await sequence.prefill(someIds(tokens, 160))
       expect([tokens, sequence.bytes.resident]).toEqual([tokens, cache])
       expect([tokens, sequence.bytes.peak]).toEqual([tokens, peak - weights])
       sequence.dispose()
@@ -77,7 +84,7 @@ describe.each(['f32', 'bf16'] as const)('of one token, and a window of one (%s)'
     for (const tokens of [1, 2]) {
       const { weights, cache, peak } = model().estimate({ tokens, policy })
       const sequence = model().createSequence({ policy })
-      await sequence.prefill(someIds(tokens, 192))
+      await sequence.prefill(someIds(tokens, 160))
       expect([tokens, sequence.bytes.resident]).toEqual([tokens, cache])
       expect([tokens, sequence.bytes.peak]).toEqual([tokens, peak - weights])
       sequence.dispose()

@@ -122,21 +122,24 @@ test.each([
 describe('on a GPU, emulated', () => {
   const dir = join(kFixtures, 'qwen3')
 
-  test.each(['qwen3', 'mixtral'])('%s: the codes of a CPU, x as it is', async (name) => {
-    const { ids } = readReference(name)
-    const load = { weights: 'int8', dtype: 'f32' } as const
-    const loads = ['cpu', 'cuda-emu'].map(
-      (device) => [join(kFixtures, name), { ...load, device }] as const,
-    )
-    await withModels(loads, async (cpu, gpu) => {
-      const [own, expected] = await Promise.all(
-        [gpu, cpu].map((model) => model.logits(ids, { policy: 'full' })),
+  test.each(['qwen3', 'mixtral', 'qwen2-moe', 'glm4-moe'])(
+    '%s: the codes of a CPU, x as it is',
+    async (name) => {
+      const { ids } = readReference(name)
+      const load = { weights: 'int8', dtype: 'f32' } as const
+      const loads = ['cpu', 'cuda-emu'].map(
+        (device) => [join(kFixtures, name), { ...load, device }] as const,
       )
-      // A CPU rounds x to 16 bits on its way into every product.
-      const { vocabSize, experts } = cpu.config
-      expect(rowsApart(own, expected, vocabSize, 5e-3)).toBeLessThanOrEqual(experts ? 1 : 0)
-    })
-  })
+      await withModels(loads, async (cpu, gpu) => {
+        const [own, expected] = await Promise.all(
+          [gpu, cpu].map((model) => model.logits(ids, { policy: 'full' })),
+        )
+        // A CPU rounds x to 16 bits on its way into every product.
+        const { vocabSize, experts } = cpu.config
+        expect(rowsApart(own, expected, vocabSize, 5e-3)).toBeLessThanOrEqual(experts ? 1 : 0)
+      })
+    },
+  )
 
   const model = useModel(dir, { device: 'cuda-emu', weights: 'int8' })
   test('tokens of a batch are those of sequences alone', async () => {

@@ -34,6 +34,13 @@ export const fixtureNames = [
   'granite-moe',
   'qwen3-vl-moe',
   'gpt-oss',
+  'qwen2-moe',
+  'glm4-moe',
+  'ernie4.5-moe',
+  'ministral3',
+  'dots1',
+  'minimax-m2',
+  'glm4v-moe',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */
@@ -44,6 +51,12 @@ export const withExperts: readonly string[] = [
   'granite-moe',
   'qwen3-vl-moe',
   'gpt-oss',
+  'qwen2-moe',
+  'glm4-moe',
+  'ernie4.5-moe',
+  'dots1',
+  'minimax-m2',
+  'glm4v-moe',
 ]
 
 /** One tensor of a safetensors file. */

@@ -15,7 +15,7 @@ const small = {
 }
 
 const expertsOf = (count: number, perRow: number, intermediateSize: number) => ({
-  experts: { count, perRow, intermediateSize, layers: [true] },
+  experts: { count, perRow, intermediateSize, sharedSize: 0, layers: [true] },
 })
 // 30B-A3B, of which 32 rows would choose two an expert.
 const qwen3Moe = {

@@ -277,6 +277,33 @@ describe('experts', () => {
     ])
   })
 
+  test('with one of all rows, its gate, and what corrects scores', () => {
+    const widths = { moe_intermediate_size: 8, shared_expert_intermediate_size: 24, moe_k: 1 }
+    const of = (raw: Parameters<typeof parseModelConfig>[0]) =>
+      expectedTensors(parseModelConfig({ ...sizes, ...widths, ...raw }))
+        .filter(({ layer, role }) => layer === 1 && /^(shared|routerC)/.test(role))
+        .map(({ name, role, shape }) => [name, role, shape])
+    const mlp = 'model.layers.1.mlp'
+    const shared = (name: string, width: number) => [
+      [`${mlp}.${name}.gate_proj.weight`, 'sharedGateProj', [width, 32]],
+      [`${mlp}.${name}.up_proj.weight`, 'sharedUpProj', [width, 32]],
+      [`${mlp}.${name}.down_proj.weight`, 'sharedDownProj', [32, width]],
+    ]
+    expect(of({ architectures: ['Qwen2MoeForCausalLM'], num_experts: 3 })).toEqual([
+      [`${mlp}.shared_expert_gate.weight`, 'sharedGate', [1, 32]],
+      ...shared('shared_expert', 24),
+    ])
+    const glm = { architectures: ['Glm4MoeForCausalLM'], n_routed_experts: 3, head_dim: 16 }
+    expect(of(glm)).toEqual([
+      [`${mlp}.gate.e_score_correction_bias`, 'routerCorrection', [3]],
+      ...shared('shared_experts', 8),
+    ])
+    const ernie = { architectures: ['Ernie4_5_MoeForCausalLM'], moe_num_experts: 3 }
+    const correction = [`${mlp}.moe_statics.e_score_correction_bias`, 'routerCorrection', [1, 3]]
+    expect(of(ernie)).toEqual([correction, ...shared('shared_experts', 16)])
+    expect(of({ ...ernie, moe_num_shared_experts: 0 })).toEqual([correction])
+  })
+
   test('lie in two tensors, the gate of each before its up', () => {
     const granite = { architectures: ['GraniteMoeForCausalLM'], num_local_experts: 2 }
     const block = 'model.layers.1.block_sparse_moe'

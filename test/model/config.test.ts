@@ -77,6 +77,235 @@ const qwen3Moe = {
   num_experts_per_tok: 4,
   moe_intermediate_size: 48,
 }
+/** As it is published: Qwen1.5-MoE-A2.7B. */
+const qwen15Moe = {
+  architectures: ['Qwen2MoeForCausalLM'],
+  attention_dropout: 0,
+  bos_token_id: 151_643,
+  eos_token_id: 151_643,
+  hidden_act: 'silu',
+  hidden_size: 2048,
+  initializer_range: 0.02,
+  intermediate_size: 5632,
+  max_position_embeddings: 8192,
+  max_window_layers: 21,
+  model_type: 'qwen2_moe',
+  num_attention_heads: 16,
+  num_hidden_layers: 24,
+  num_key_value_heads: 16,
+  rms_norm_eps: 1e-6,
+  rope_theta: 1_000_000,
+  sliding_window: 32_768,
+  tie_word_embeddings: false,
+  torch_dtype: 'bfloat16',
+  transformers_version: '4.39.0.dev0',
+  use_cache: true,
+  use_sliding_window: false,
+  vocab_size: 151_936,
+  decoder_sparse_step: 1,
+  moe_intermediate_size: 1408,
+  shared_expert_intermediate_size: 5632,
+  num_experts_per_tok: 4,
+  num_experts: 60,
+  norm_topk_prob: false,
+  output_router_logits: false,
+  router_aux_loss_coef: 0.001,
+}
+/** As it is published, but for its eyes: Ministral-3-8B-Instruct-2512. */
+const ministral3 = {
+  architectures: ['Mistral3ForConditionalGeneration'],
+  dtype: 'bfloat16',
+  image_token_index: 10,
+  model_type: 'mistral3',
+  multimodal_projector_bias: false,
+  projector_hidden_act: 'gelu',
+  quantization_config: {
+    activation_scheme: 'static',
+    dequantize: false,
+    modules_to_not_convert: ['model.vision_tower', 'model.multi_modal_projector', 'lm_head'],
+    quant_method: 'fp8',
+    weight_block_size: null,
+  },
+  spatial_merge_size: 2,
+  text_config: {
+    attention_dropout: 0,
+    head_dim: 128,
+    hidden_act: 'silu',
+    hidden_size: 4096,
+    initializer_range: 0.02,
+    intermediate_size: 14_336,
+    max_position_embeddings: 262_144,
+    model_type: 'ministral3',
+    num_attention_heads: 32,
+    num_hidden_layers: 34,
+    num_key_value_heads: 8,
+    rms_norm_eps: 1e-5,
+    rope_parameters: {
+      beta_fast: 32,
+      beta_slow: 1,
+      factor: 16,
+      llama_4_scaling_beta: 0.1,
+      mscale: 1,
+      mscale_all_dim: 1,
+      original_max_position_embeddings: 16_384,
+      rope_theta: 1_000_000,
+      rope_type: 'yarn',
+      type: 'yarn',
+    },
+    sliding_window: null,
+    use_cache: true,
+    vocab_size: 131_072,
+  },
+  transformers_version: '5.0.0.dev0',
+  vision_feature_layer: -1,
+}
+/** As it is published: GLM-4.5-Air. */
+const glm45Air = {
+  architectures: ['Glm4MoeForCausalLM'],
+  attention_bias: true,
+  attention_dropout: 0,
+  pad_token_id: 151_329,
+  eos_token_id: [151_329, 151_336, 151_338],
+  head_dim: 128,
+  hidden_act: 'silu',
+  hidden_size: 4096,
+  partial_rotary_factor: 0.5,
+  initializer_range: 0.02,
+  intermediate_size: 10_944,
+  max_position_embeddings: 131_072,
+  model_type: 'glm4_moe',
+  moe_intermediate_size: 1408,
+  norm_topk_prob: true,
+  num_attention_heads: 96,
+  n_group: 1,
+  topk_group: 1,
+  n_routed_experts: 128,
+  n_shared_experts: 1,
+  routed_scaling_factor: 1,
+  num_experts_per_tok: 8,
+  first_k_dense_replace: 1,
+  num_hidden_layers: 46,
+  num_key_value_heads: 8,
+  num_nextn_predict_layers: 1,
+  rms_norm_eps: 1e-5,
+  rope_scaling: null,
+  rope_theta: 1_000_000,
+  tie_word_embeddings: false,
+  torch_dtype: 'bfloat16',
+  transformers_version: '4.54.0',
+  use_cache: true,
+  use_qk_norm: false,
+  vocab_size: 151_552,
+}
+/** What files of dots.llm1 say. */
+const dots1 = {
+  architectures: ['Dots1ForCausalLM'],
+  attention_bias: false,
+  attention_dropout: 0,
+  eos_token_id: 151_645,
+  first_k_dense_replace: 1,
+  hidden_act: 'silu',
+  hidden_size: 4096,
+  initializer_range: 0.02,
+  intermediate_size: 10_944,
+  max_position_embeddings: 32_768,
+  max_window_layers: 62,
+  model_type: 'dots1',
+  moe_intermediate_size: 1408,
+  moe_layer_freq: 1,
+  n_routed_experts: 128,
+  n_shared_experts: 2,
+  norm_topk_prob: true,
+  num_attention_heads: 32,
+  num_experts_per_tok: 6,
+  num_hidden_layers: 62,
+  num_key_value_heads: 32,
+  pretraining_tp: 1,
+  rms_norm_eps: 1e-5,
+  rope_scaling: null,
+  rope_theta: 10_000_000,
+  routed_scaling_factor: 2.5,
+  sliding_window: null,
+  scoring_func: 'noaux_tc',
+  tie_word_embeddings: false,
+  torch_dtype: 'bfloat16',
+  use_cache: true,
+  use_sliding_window: false,
+  vocab_size: 152_064,
+}
+/** What files of MiniMax-M2 say. */
+const minimaxM2 = {
+  architectures: ['MiniMaxM2ForCausalLM'],
+  attention_dropout: 0,
+  head_dim: 128,
+  hidden_act: 'silu',
+  hidden_size: 3072,
+  initializer_range: 0.02,
+  intermediate_size: 1536,
+  max_position_embeddings: 196_608,
+  model_type: 'minimax_m2',
+  num_attention_heads: 48,
+  num_experts_per_tok: 8,
+  num_hidden_layers: 62,
+  num_key_value_heads: 8,
+  num_local_experts: 256,
+  num_mtp_modules: 3,
+  output_router_logits: false,
+  qk_norm_type: 'per_layer',
+  quantization_config: {
+    activation_scheme: 'dynamic',
+    fmt: 'float8_e4m3fn',
+    modules_to_not_convert: ['gate', 'e_score_correction_bias', 'lm_head'],
+    quant_method: 'fp8',
+    weight_block_size: [128, 128],
+  },
+  rms_norm_eps: 1e-6,
+  rope_theta: 5_000_000,
+  rotary_dim: 64,
+  router_jitter_noise: 0,
+  scoring_func: 'sigmoid',
+  shared_intermediate_size: 0,
+  sliding_window: null,
+  tie_word_embeddings: false,
+  use_cache: true,
+  use_mtp: true,
+  use_qk_norm: true,
+  use_routing_bias: true,
+  vocab_size: 200_064,
+}
+/** As it is published: ERNIE-4.5-21B-A3B-PT. */
+const ernie45Moe = {
+  architectures: ['Ernie4_5_MoeForCausalLM'],
+  bos_token_id: 1,
+  eos_token_id: 2,
+  hidden_act: 'silu',
+  hidden_size: 2560,
+  intermediate_size: 12_288,
+  max_position_embeddings: 131_072,
+  model_type: 'ernie4_5_moe',
+  moe_capacity: [64, 64, 64],
+  moe_gate: 'topk',
+  moe_intermediate_size: 1536,
+  moe_k: 6,
+  moe_layer_interval: 1,
+  moe_layer_start_index: 1,
+  moe_num_experts: 64,
+  moe_num_shared_experts: 2,
+  moe_use_aux_free: true,
+  num_attention_heads: 20,
+  num_hidden_layers: 28,
+  num_key_value_heads: 4,
+  num_nextn_predict_layers: 1,
+  pad_token_id: 0,
+  rms_norm_eps: 1e-5,
+  rope_scaling: null,
+  rope_theta: 500_000,
+  tie_word_embeddings: true,
+  torch_dtype: 'bfloat16',
+  use_bias: false,
+  use_cache: true,
+  vocab_size: 103_424,
+}
 const kindsOfEyes = { vision_config: { hidden_size: 1152 } }
 const mistral3 = {
   architectures: ['Mistral3ForConditionalGeneration'],
@@ -122,6 +351,7 @@ describe('readModelConfig on the fixtures', () => {
     embeddingScale: 1,
     roundsEmbeddingScale: false,
     logitsScale: 1,
+    queryGrowth: null,
     unitOffsetNorms: false,
     norms: {
       attention: 'input_layernorm',
@@ -584,6 +814,128 @@ describe('architectures of their own', () => {
     expect(parseModelConfig(qwen3Moe)).toMatchObject({ qkNorm: 'each head', headDim: 64 })
   })
 
+  test('qwen2-moe: an expert of all rows, behind a gate', () => {
+    const own = (changes: JsonObject) => parseModelConfig({ ...qwen15Moe, ...changes })
+    expect(own({})).toMatchObject({
+      experts: {
+        ...{ count: 60, perRow: 4, intermediateSize: 1408, sharedSize: 5632 },
+        ...{ scores: 'softmax', normalized: false, scale: 1, layers: new Array(24).fill(true) },
+        names: { correction: null, shared: { name: 'shared_expert', gate: 'shared_expert_gate' } },
+      },
+      attentionBias: { qkv: true, output: false },
+      ...{ qkNorm: 'none', headDim: 128, slidingWindow: new Array(24).fill(0) },
+    })
+    expect(own({ qkv_bias: false }).attentionBias).toEqual({ qkv: false, output: false })
+    expect(own({ decoder_sparse_step: 2 }).experts?.layers.slice(0, 4)).toEqual([
+      ...[false, true, false, true],
+    ])
+    // What transformers writes of one that is off.
+    expect(own({ sliding_window: 0 }).slidingWindow).toEqual(new Array(24).fill(0))
+    const used = { use_sliding_window: true, sliding_window: 64, max_window_layers: 4 }
+    expect(own(used).slidingWindow.slice(0, 7)).toEqual([64, 0, 64, 0, 0, 0, 0])
+  })
+
+  test('glm4-moe: experts by sigmoids and a correction, behind layers without', () => {
+    const own = (changes: JsonObject) => parseModelConfig({ ...glm45Air, ...changes })
+    expect(own({})).toMatchObject({
+      experts: {
+        ...{ count: 128, perRow: 8, intermediateSize: 1408, sharedSize: 1408 },
+        ...{ scores: 'sigmoid', normalized: true, leastSum: 1e-20, scale: 1 },
+        layers: [false, ...new Array(45).fill(true)],
+        names: {
+          correction: { name: 'gate.e_score_correction_bias', isRow: false },
+          shared: { name: 'shared_experts', gate: null },
+        },
+      },
+      attentionBias: { qkv: true, output: false },
+      ...{ qkNorm: 'none', headDim: 128, rotaryDim: 64, interleavedRope: false },
+    })
+    const large = {
+      ...{ hidden_size: 5120, n_routed_experts: 160, moe_intermediate_size: 1536 },
+      ...{ first_k_dense_replace: 3, num_hidden_layers: 92, routed_scaling_factor: 2.5 },
+      ...{ use_qk_norm: true, n_shared_experts: 2 },
+    }
+    expect(own(large)).toMatchObject({
+      qkNorm: 'each head',
+      experts: { count: 160, sharedSize: 3072, scale: 2.5 },
+    })
+    expect(own(large).experts?.layers.filter((has) => has)).toHaveLength(89)
+    expect(() => own({ n_group: 8, topk_group: 4 })).toThrow(
+      'n_group is 8; groups of experts are not supported',
+    )
+    expect(() => own({ routed_scaling_factor: -1 })).toThrow('routed_scaling_factor is -1')
+    expect(() => own({ n_shared_experts: 1e6 })).toThrow('n_shared_experts is 1000000')
+  })
+
+  test('ernie4.5-moe: softmax and a correction; which layers have experts', () => {
+    const own = (changes: JsonObject) => parseModelConfig({ ...ernie45Moe, ...changes })
+    expect(own({})).toMatchObject({
+      experts: {
+        ...{ count: 64, perRow: 6, intermediateSize: 1536, sharedSize: 3072 },
+        ...{ scores: 'softmax', normalized: true, leastSum: 1e-12, scale: 1 },
+        layers: [false, ...new Array(27).fill(true)],
+        names: { correction: { isRow: true }, shared: { gate: null } },
+      },
+      ...{ headDim: 128, interleavedRope: true, tieWordEmbeddings: true },
+    })
+    const layers = (changes: JsonObject) =>
+      [...own({ ...changes, num_hidden_layers: 6 }).experts!.layers.keys()].filter(
+        (layer) => own({ ...changes, num_hidden_layers: 6 }).experts!.layers[layer],
+      )
+    expect(layers({ moe_layer_end_index: 3 })).toEqual([1, 2, 3])
+    expect(layers({ moe_layer_end_index: -1, moe_layer_interval: 2 })).toEqual([1, 3, 5])
+    expect(layers({ moe_layer_start_index: 4 })).toEqual([4, 5])
+    expect(own({ moe_num_shared_experts: 0 }).experts?.sharedSize).toBe(0)
+    expect(() => own({ use_bias: true })).toThrow('use_bias is true')
+    expect(() => own({ moe_norm_min: -1 })).toThrow('moe_norm_min is -1, expected a number from 0')
+  })
+
+  test('dots1: as GLM-4.5 chooses, windows in the last layers', () => {
+    const own = (changes: JsonObject) => parseModelConfig({ ...dots1, ...changes })
+    expect(own({})).toMatchObject({
+      experts: {
+        ...{ count: 128, perRow: 6, intermediateSize: 1408, sharedSize: 2816 },
+        ...{ scores: 'sigmoid', normalized: true, leastSum: 1e-20, scale: 2.5 },
+        layers: [false, ...new Array(61).fill(true)],
+      },
+      ...{ qkNorm: 'each head', headDim: 128, nKvHeads: 32 },
+      slidingWindow: new Array(62).fill(0),
+    })
+    const windows = own({ sliding_window: 64, max_window_layers: 60 }).slidingWindow
+    expect(windows).toEqual([...new Array(60).fill(0), 64, 64])
+    const refused = (changes: JsonObject, message: string) =>
+      expect(() => own(changes)).toThrow(message)
+    refused({ scoring_func: 'softmax' }, 'scoring_func is "softmax", expected "noaux_tc"')
+    refused({ moe_layer_freq: 2 }, 'moe_layer_freq is 2, expected 1')
+  })
+
+  test('minimax-m2: sigmoids and a correction, no expert of all rows', () => {
+    const own = (changes: JsonObject) => parseModelConfig({ ...minimaxM2, ...changes })
+    expect(own({})).toMatchObject({
+      experts: {
+        ...{ count: 256, perRow: 8, intermediateSize: 1536, sharedSize: 0 },
+        ...{ scores: 'sigmoid', normalized: true, scale: 1 },
+        names: {
+          block: 'block_sparse_moe',
+          correction: { name: 'e_score_correction_bias', isRow: false },
+          shared: null,
+        },
+      },
+      ...{ qkNorm: 'all heads', headDim: 128, rotaryDim: 64, interleavedRope: false },
+      quantization: { method: 'fp8', block: [128, 128] },
+    })
+    expect(own({ rotary_dim: null, partial_rotary_factor: 0.25 }).rotaryDim).toBe(32)
+    const refused = (changes: JsonObject, message: string) =>
+      expect(() => own(changes)).toThrow(message)
+    refused({ rotary_dim: 63 }, 'rotary_dim is 63, expected an even number')
+    refused({ rotary_dim: 256 }, 'rotary_dim is 256, expected an integer from 2 to 128')
+    refused({ use_qk_norm: false }, 'use_qk_norm is false, expected true')
+    refused({ qk_norm_type: 'per_head' }, 'qk_norm_type is "per_head", expected "per_layer"')
+    refused({ scoring_func: 'softmax' }, 'scoring_func is "softmax", expected "sigmoid"')
+    refused({ shared_intermediate_size: 8 }, 'shared_intermediate_size is 8, expected 0')
+    refused({ use_routing_bias: false }, 'use_routing_bias is false, expected true')
+  })
+
   test('granite with experts, and those of qwen3-vl: whose matrices lie in one tensor', () => {
     const granite = {
       ...{ ...mixtral, architectures: ['GraniteMoeForCausalLM'], model_type: 'granitemoe' },
@@ -657,6 +1009,40 @@ describe('text models of those that see images', () => {
     })
   })
 
+  test('ministral 3: the other one that mistral3 has, whose queries grow', () => {
+    const own = parseModelConfig(ministral3)
+    expect(own).toMatchObject({
+      architecture: 'Mistral3ForConditionalGeneration',
+      queryGrowth: { growth: 0.1, period: 16_384 },
+      ...{ nLayers: 34, headDim: 128, maxPositions: 262_144, tieWordEmbeddings: false },
+      slidingWindow: new Array(34).fill(0),
+      quantization: { method: 'fp8', block: null },
+    })
+    const yarn = { type: 'yarn', theta: 1e6, factor: 16, originalMaxPositions: 16_384 }
+    expect(own.ropes[33]).toMatchObject({ ...yarn, mscale: 1, mscaleAllDim: 1 })
+    const { text_config } = ministral3
+    const alone = { ...text_config, architectures: ['Ministral3ForCausalLM'] }
+    expect(parseModelConfig(alone)).toEqual({
+      ...{ ...own, architecture: 'Ministral3ForCausalLM', quantization: null },
+    })
+    const tied = { ...ministral3, text_config: { ...text_config, tie_word_embeddings: true } }
+    expect(parseModelConfig(tied).tieWordEmbeddings).toBe(true)
+    const withRope = (changes: JsonObject) => {
+      const rope_parameters = { ...text_config.rope_parameters, ...changes }
+      return () => parseModelConfig({ ...alone, rope_parameters })
+    }
+    expect(withRope({ llama_4_scaling_beta: 0 })().queryGrowth).toBeNull()
+    const named = 'rope_parameters.llama_4_scaling_beta is '
+    expect(withRope({ llama_4_scaling_beta: null })).toThrow(`${named}missing, expected a number`)
+    expect(withRope({ llama_4_scaling_beta: -1 })).toThrow(`${named}-1`)
+    expect(withRope({ original_max_position_embeddings: null })).toThrow(
+      'rope_parameters.original_max_position_embeddings is missing',
+    )
+    expect(() =>
+      parseModelConfig({ ...mistral, rope_scaling: { llama_4_scaling_beta: 1 } }),
+    ).toThrow('rope_scaling.llama_4_scaling_beta is 1; queries that grow are not supported')
+  })
+
   test('qwen2.5-vl: flat or not, its rope is that of text', () => {
     const flat = parseModelConfig(qwen25Vl)
     expect(flat.ropes[0]).toEqual({ type: 'default', theta: 1e6 })
@@ -669,6 +1055,24 @@ describe('text models of those that see images', () => {
     const text_config = { ...text, model_type: 'qwen2_5_vl_text' }
     expect(parseModelConfig({ architectures, model_type, vision_config, text_config })).toEqual(
       flat,
+    )
+  })
+
+  test('glm4v-moe: as glm4-moe, but that no norm of queries is known', () => {
+    const { architectures, model_type, ...text } = glm45Air
+    const rope_scaling = { rope_type: 'default', mrope_section: [8, 12, 12] }
+    const own = (changes: JsonObject) =>
+      parseModelConfig({
+        architectures: ['Glm4vMoeForConditionalGeneration'],
+        model_type: 'glm4v_moe',
+        text_config: { ...text, model_type: 'glm4v_moe_text', rope_scaling, ...changes },
+        ...kindsOfEyes,
+      })
+    expect(own({})).toEqual({
+      ...{ ...parseModelConfig(glm45Air), architecture: 'Glm4vMoeForConditionalGeneration' },
+    })
+    expect(() => own({ use_qk_norm: true })).toThrow(
+      'text_config.use_qk_norm is true, expected false',
     )
   })
 
@@ -871,8 +1275,8 @@ describe('refusals name the key, what it was and what it must be', () => {
     ],
     [
       'a text model that is not the one known',
-      { ...mistral3, text_config: { ...mistral3.text_config, model_type: 'ministral3' } },
-      'text_config.model_type is "ministral3", expected "mistral"',
+      { ...mistral3, text_config: { ...mistral3.text_config, model_type: 'mixtral' } },
+      'text_config.model_type is "mixtral", expected "mistral"',
     ],
     [
       'positions of images where there are none',

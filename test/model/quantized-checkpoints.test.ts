@@ -4,12 +4,14 @@ import { Device, loadModel, type Model } from '../../lib/index'
 import { checkTensors, openCheckpoint } from '../../lib/model/checkpoint'
 import { readModelConfig } from '../../lib/model/config'
 import { loadWeights, type Matrix } from '../../lib/model/weights'
+import { quantizeWeight } from '../../lib/reference/index'
 import {
   kFixtures as kPlain,
   ModelCopies,
   readReference,
   type StoredTensor,
   type StoredTensors,
+  valuesOf,
 } from '../engine/model-copies'
 import { expectSame, idsOf, maxDifference, withModel } from '../engine/running'
 import { expectRefusal } from './model-folder'
@@ -69,6 +71,42 @@ describe.each(names)('%s', (name) => {
     )
     expectSame(a!, b!)
   })
+})
+
+test('experts of all rows are read as others: codes of 8 bits are those that rounding makes', async () => {
+  const dir = join(kPlain, 'qwen2-moe')
+  const quantization_config = {
+    quant_method: 'compressed-tensors',
+    format: 'int-quantized',
+    config_groups: { group_0: { weights: { num_bits: 8, type: 'int', strategy: 'channel' } } },
+  }
+  const coded = copies.copy(dir, {
+    config: { quantization_config },
+    tensors: (tensors) => {
+      const all: StoredTensors = new Map()
+      for (const [name, tensor] of tensors) {
+        if (!/_proj\.weight$|lm_head/.test(name)) {
+          all.set(name, tensor)
+          continue
+        }
+        const [n, k] = tensor.shape as [number, number]
+        const { codes, scales } = quantizeWeight({ x: valuesOf(tensor), n, k })
+        const bytes = (values: Int8Array | Float32Array) => new Uint8Array(values.buffer)
+        all.set(name, { dtype: 'I8', shape: [n, k], bytes: bytes(Int8Array.from(codes)) })
+        const scale = { dtype: 'F32', shape: [n, 1], bytes: bytes(Float32Array.from(scales)) }
+        all.set(`${name}_scale`, scale)
+      }
+      return all
+    },
+  })
+  const { ids, logits } = readReference('qwen2-moe')
+  const [own, expected] = await Promise.all([
+    withModel(coded, {}, async (model) => (await lastLogits(model, ids, logits.length)).slice()),
+    withModel(dir, { weights: 'int8' }, async (model) =>
+      (await lastLogits(model, ids, logits.length)).slice(),
+    ),
+  ])
+  expectSame(own!, expected!)
 })
 
 /** A copy with a change of one tensor; undefined leaves it out. */

@@ -34,6 +34,42 @@ describe('routeExperts', () => {
   })
 })
 
+describe('routeExperts by sigmoids', () => {
+  // Sigmoids 1/4, 3/4, 1/5, 1/2.
+  const logits = [-Math.log(3), Math.log(3), -Math.log(4), 0]
+  const sizes = { logits, nExperts: 4, nChosen: 2, scores: 'sigmoid' } as const
+  const route = (options: object) => routeExperts({ ...sizes, ...options })
+  const expectWeights = ({ weights }: { weights: Float64Array }, expected: number[]) => {
+    for (const [i, own] of expected.entries()) expect(weights[i]).toBeCloseTo(own, 14)
+  }
+
+  test('weights are those of the largest, divided by their sum, and scaled', () => {
+    const plain = route({})
+    expect([...plain.experts]).toEqual([1, 3])
+    expectWeights(plain, [3 / 4, 1 / 2])
+    expectWeights(route({ normalized: true, scale: 2.5 }), [1.5, 1])
+    expectWeights(route({ normalized: true, leastSum: 5 }), [3 / 20, 1 / 10])
+    expectWeights(route({ normalized: true, leastSum: 1 }), [3 / 5, 2 / 5])
+  })
+
+  test('a correction chooses others, whose weights are as without', () => {
+    const corrected = route({ correction: [0.6, 0, 0.5, 0] })
+    expect([...corrected.experts]).toEqual([0, 1])
+    expectWeights(corrected, [1 / 4, 3 / 4])
+    const softmax = routeExperts({
+      ...{ logits: [Math.log(2), 0, 0], nExperts: 3, nChosen: 1, correction: [0, 0, 0.3] },
+    })
+    expect([...softmax.experts]).toEqual([2])
+    expectWeights(softmax, [1 / 4])
+  })
+
+  test('a NaN spoils its row', () => {
+    const { weights, experts } = route({ logits: [0, Number.NaN, 2, 1], normalized: true })
+    expect([...experts]).toEqual([2, 3])
+    expect([...weights]).toEqual([Number.NaN, Number.NaN])
+  })
+})
+
 describe('expertLinear', () => {
   // Experts (1, 2), (3, 4) and (5, 6), each of one column.
   const weight = [1, 2, 3, 4, 5, 6]

@@ -83,6 +83,12 @@ describe('rope', () => {
     expect([...sin]).toEqual([0, 3 * Math.sin(1)])
   })
 
+  test('tables grow with the logarithm of whole periods', () => {
+    const options = { invFreq: [0], attentionScale: 2, growth: 0.5, period: 10 }
+    const { cos } = ropeTable({ positions: [0, 9, 10, 35], ...options })
+    expect([...cos]).toEqual([2, 2, 2 + Math.log(2), 2 + Math.log(4)])
+  })
+
   test('all heads of a row turn by its position; q . k depends on the distance alone', () => {
     const [nHeads, headDim] = [3, 8]
     const invFreq = [1, 0.1, 0.01, 0.001]

@@ -17,33 +17,54 @@ inline float exponentials(const float* logits, float most, int64_t n, float* p) 
   return total;
 }
 
-// The n_chosen experts of a row, one after the other the first behind the one before; a NaN among
-// the logits makes all weights NaN.
+// p (n) = sigmoid(logits), and a sum that is NaN if one of them is, else 1.
+inline float sigmoids(const float* logits, int64_t n, float* p) {
+  float total = 0.0f;
+  for (int64_t i = 0; i < n; ++i) total += p[i] = sigmoid(broadcast(logits[i]))[0];
+  return total != total ? total : 1.0f;
+}
+
+// The first key behind the one before.
+inline uint64_t next_key(const float* ranks, int64_t n_experts, uint64_t before) {
+  uint64_t best = 0;
+  for (int64_t e = 0; e < n_experts; ++e) {
+    const uint64_t key = expert_key(ranks[e], static_cast<int32_t>(e));
+    if (key < before && key > best) best = key;
+  }
+  return best;
+}
+
+// The n_chosen experts of a row, one after the other; a NaN among the logits makes all weights NaN.
 inline void route_row(const RouteExpertsArgs& a, int64_t row) {
   const int64_t n_experts = a.logits.size(1);
   const int64_t n_chosen = a.weights.size(1);
   const float* logits = a.logits.as<float>() + row * n_experts;
   float* weights = a.weights.as<float>() + row * n_chosen;
   int32_t* experts = a.experts.as<int32_t>() + row * n_chosen;
-  uint64_t before = UINT64_MAX;
-  for (int64_t i = 0; i < n_chosen; ++i) {
-    uint64_t best = 0;
-    for (int64_t e = 0; e < n_experts; ++e) {
-      const uint64_t key = expert_key(logits[e], static_cast<int32_t>(e));
-      if (key < before && key > best) best = key;
-    }
-    experts[i] = expert_of(best);
-    before = best;
+  const auto room = static_cast<size_t>(n_experts);
+  float* p = thread_scratch(0, room);
+  const float most = logits[expert_of(next_key(logits, n_experts, UINT64_MAX))];
+  const float total =
+      a.sigmoid ? sigmoids(logits, n_experts, p) : exponentials(logits, most, n_experts, p);
+  const float* ranks = logits;
+  if (a.correction.defined()) {
+    float* corrected = thread_scratch(1, room);
+    for (int64_t e = 0; e < n_experts; ++e)
+      corrected[e] = p[e] / total + a.correction.as<float>()[e];
+    ranks = corrected;
   }
-  float* p = thread_scratch(0, static_cast<size_t>(n_experts));
-  const float total = exponentials(logits, logits[experts[0]], n_experts, p);
+  uint64_t before = UINT64_MAX;
   float chosen = 0.0f;
-  for (int64_t i = 0; i < n_chosen; ++i) chosen += weights[i] = p[experts[i]] / total;
-  if (a.normalized)
-    for (int64_t i = 0; i < n_chosen; ++i) weights[i] /= chosen;
+  for (int64_t i = 0; i < n_chosen; ++i) {
+    before = next_key(ranks, n_experts, before);
+    experts[i] = expert_of(before);
+    chosen += weights[i] = p[experts[i]] / total;
+  }
+  const float divisor = !a.normalized ? 1.0f : chosen < a.least_sum ? a.least_sum : chosen;
+  for (int64_t i = 0; i < n_chosen; ++i) weights[i] = weights[i] / divisor * a.scale;
 }
 
-// weights, experts = the largest of softmax(logits), and the pairs ordered by expert.
+// weights, experts = the largest of the scores, and the pairs ordered by expert.
 void route_experts(const OpContext& ctx, const RouteExpertsArgs& a) {
   const int64_t n_experts = a.logits.size(1);
   parallel_rows(ctx, a.logits.size(0), [&](int64_t row) { route_row(a, row); });

@@ -75,11 +75,12 @@ void rms_norm(const OpContext& ctx, const RmsNormArgs& a) {
 void rope_table(const OpContext& ctx, const RopeTableArgs& a) {
   const int64_t half = a.inv_freq.size(0);
   parallel_rows(ctx, a.positions.size(0), [&](int64_t r) {
-    const float position = static_cast<float>(a.positions.as<int32_t>()[r]);
+    const int32_t position = a.positions.as<int32_t>()[r];
+    const float scale = a.attention_scale * query_growth(position, a.growth, a.period);
     for (int64_t i = 0; i < half; ++i) {
-      const RopeTurn turn = rope_turn(position * a.inv_freq.as<float>()[i]);
-      a.cos.as<float>()[r * half + i] = turn.cos * a.attention_scale;
-      a.sin.as<float>()[r * half + i] = turn.sin * a.attention_scale;
+      const RopeTurn turn = rope_turn(static_cast<float>(position) * a.inv_freq.as<float>()[i]);
+      a.cos.as<float>()[r * half + i] = turn.cos * scale;
+      a.sin.as<float>()[r * half + i] = turn.sin * scale;
     }
   });
 }

@@ -4,7 +4,7 @@ namespace zc::cpu {
 namespace ZC_ISA {
 
 void rope_append(const OpContext& ctx, const RopeAppendArgs& a) {
-  rope(ctx, {a.q, a.cos, a.sin, a.q_out});
+  rope(ctx, {a.q, a.q_cos, a.q_sin, a.q_out});
   TensorView k = a.k_out;
   if (!k.defined()) {
     k = a.k;

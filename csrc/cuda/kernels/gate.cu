@@ -1,3 +1,4 @@
+#include "csrc/cuda/device/sigmoid.h"
 #include "csrc/cuda/device/vector.h"
 #include "csrc/cuda/launchers.h"
 #include "csrc/math/activation.h"
@@ -7,12 +8,6 @@ namespace zc::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-// e^-|x| never overflows: sigmoid(x) = (x < 0 ? e^-|x| : 1) / (1 + e^-|x|).
-ZC_DEVICE float sigmoid(float x) {
-  const float e = expf(-fabsf(x));
-  return (x < 0.0f ? e : 1.0f) / (1.0f + e);
-}
 
 struct Silu {
   ZC_DEVICE float operator()(float g, float u) const { return g * sigmoid(g) * u; }

@@ -14,8 +14,10 @@ struct RopeAppendRows {
   const void* q;     // (rows, n_kv_heads, group, 2 half) of in_dtype
   const void* k;     // (rows, n_kv_heads, 2 half) of in_dtype
   const void* v;     // the same of out_dtype
-  const float* cos;  // (rows, turned)
+  const float* cos;  // (rows, turned), of k
   const float* sin;
+  const float* q_cos;  // the same, of q
+  const float* q_sin;
   void* q_out;  // of out_dtype
   void* k_out;  // of out_dtype, or null
   DType in_dtype;
@@ -68,8 +70,9 @@ __global__ void __launch_bounds__(kMaxThreads)
     const DType dtype = is_v ? a.out_dtype : a.in_dtype;
     Pair pair{load_float(x, dtype, first), load_float(x, dtype, second), 1.0f, 0.0f};
     if (is_v || c >= turned) return pair;
-    pair.cos = a.cos[row * turned + c];
-    pair.sin = a.sin[row * turned + c];
+    const bool is_q = h < group;
+    pair.cos = (is_q ? a.q_cos : a.cos)[row * turned + c];
+    pair.sin = (is_q ? a.q_sin : a.sin)[row * turned + c];
     return pair;
   };
   const int64_t first_row = rows.begin + blockIdx.z;
@@ -119,12 +122,12 @@ void rope_append(Context& context, const RopeAppendArgs& a) {
   const int32_t half = static_cast<int32_t>(a.q.size(2) / 2);
   const int n_pairs = (group + 2) * half;
   const int threads = std::min(kMaxThreads, (n_pairs + 31) / 32 * 32);
-  launch_early(
-      context, &rope_append_kernel, append_grid(context, place, kRowsPerBlock),
-      dim3(static_cast<unsigned>(threads)), 0, context.faults(),
-      RopeAppendRows{place, a.q.data, a.k.data, a.v.data, a.cos.as<float>(), a.sin.as<float>(),
-                     a.q_out.data, a.k_out.defined() ? a.k_out.data : nullptr, a.q.dtype,
-                     a.q_out.dtype, group, half, static_cast<int32_t>(a.cos.size(1))});
+  launch_early(context, &rope_append_kernel, append_grid(context, place, kRowsPerBlock),
+               dim3(static_cast<unsigned>(threads)), 0, context.faults(),
+               RopeAppendRows{place, a.q.data, a.k.data, a.v.data, a.cos.as<float>(),
+                              a.sin.as<float>(), a.q_cos.as<float>(), a.q_sin.as<float>(),
+                              a.q_out.data, a.k_out.defined() ? a.k_out.data : nullptr, a.q.dtype,
+                              a.q_out.dtype, group, half, static_cast<int32_t>(a.cos.size(1))});
 }
 
 }  // namespace zc::cuda

@@ -190,10 +190,12 @@ ZC_OP_TESTS(rope_append_tests) {
                                         cache.table({Format::kF16, 3}, {})});
                       const TensorView angles =
                           run.normals(DType::kF32, {25, head_dim == 80 ? 24 : head_dim / 2});
+                      const TensorView of_q = run.normals(DType::kF32, {25, angles.size(1)});
                       run.op(&Backend::rope_append,
                              RopeAppendArgs{run.normals(DType::kF32, {25, 6, head_dim}),
                                             run.normals(DType::kF32, {25, 2, head_dim}, 100),
                                             run.normals(out, {25, 2, head_dim}), angles, angles,
+                                            keeps_rows ? of_q : angles, angles,
                                             run.result("q", out, {25, 6, head_dim}),
                                             keeps_rows ? run.result("k", out, {25, 2, head_dim})
                                                        : TensorView{},

@@ -79,7 +79,7 @@ ZC_OP_TESTS(rope_tests) {
                                           [&](int64_t i) {
                                             return std::pow(10000.0f, -2.0f * i / rotary_dim);
                                           }),
-                               cos, sin, 1.0f});
+                               cos, sin, 1.0f, rotary_dim == 96 ? 0.1f : 0.0f, 700});
           run.op(&Backend::rope,
                  RopeArgs{run.normals(in, {n, 3, head_dim}), cos, sin,
                           run.result("out", out, {n, 3, head_dim}, one_rounding(out, 2e-6))});
@@ -102,8 +102,10 @@ void expert_test(DType x, DType weight, int64_t m, int64_t k, int n_experts, int
     const TensorView offsets = run.result("offsets", DType::kI32, {n_experts + 1});
     const TensorView y = run.scratch(DType::kF32, {n_pairs, n});
     run.op(&Backend::route_experts,
-           RouteExpertsArgs{run.normals(DType::kF32, {m, n_experts}, 3), weights, experts, pairs,
-                            offsets, n_chosen % 2 == 0});
+           RouteExpertsArgs{
+               run.normals(DType::kF32, {m, n_experts}, 3),
+               n_experts > 3 ? run.normals(DType::kF32, {n_experts}, 0.5f) : TensorView{}, weights,
+               experts, pairs, offsets, n_chosen == 3, n_chosen % 2 == 0, 1e-3f, 1.5f});
     run.op(&Backend::expert_linear,
            ExpertLinearArgs{run.normals(x, {m, k}), run.normals(weight, {n_experts, n, k}),
                             TensorView{}, TensorView{}, run.normals(x, {n_experts, n}), pairs,
@@ -318,30 +320,30 @@ ZC_OP_TESTS(linear_nibbles_tests) {
     });
     for (const auto& [m, group] : std::vector<std::pair<int64_t, int64_t>>{
              {3, 64}, {40, 64}, {170, 64}, {3, kFloat4}, {40, kFloat4}, {170, kFloat4}})
-      add_op_test(format("expert_linear %s times nibbles%s, %lld rows", dtype_name(x),
-                         group_name(group).c_str(), static_cast<long long>(m)),
-                  [x, m = m, group = group](OpRun& run) {
-                    // So many rows that codes are widened, those of 256 columns at a time.
-                    const int64_t n = m > 64 ? 300 : 67;
-                    const int64_t k = 320, n_experts = 5, n_chosen = 2, n_pairs = m * n_chosen;
-                    if (m == 3) run.aligned();
-                    const TensorView weights = run.scratch(DType::kF32, {m, n_chosen});
-                    const TensorView experts = run.scratch(DType::kI32, {m, n_chosen});
-                    const TensorView pairs = run.scratch(DType::kI32, {n_pairs});
-                    const TensorView offsets = run.scratch(DType::kI32, {n_experts + 1});
-                    run.op(&Backend::route_experts,
-                           RouteExpertsArgs{run.normals(DType::kF32, {m, n_experts}, 3), weights,
-                                            experts, pairs, offsets, false});
-                    const TensorView rows = run.normals(x, {m, k});
-                    const NibbleWeight weight = nibbles(run, {n_experts, n, k}, group);
-                    run.op(
-                        &Backend::expert_linear,
-                        ExpertLinearArgs{
-                            rows, weight.codes, weight.scales, weight.zeros,
-                            run.normals(DType::kF16, {n_experts, n}), pairs, offsets,
-                            run.result("out", DType::kF32, {n_pairs, n}, Tolerance{1e-4, 1e-1})});
-                  },
-                  {0, 1});
+      add_op_test(
+          format("expert_linear %s times nibbles%s, %lld rows", dtype_name(x),
+                 group_name(group).c_str(), static_cast<long long>(m)),
+          [x, m = m, group = group](OpRun& run) {
+            // So many rows that codes are widened, those of 256 columns at a time.
+            const int64_t n = m > 64 ? 300 : 67;
+            const int64_t k = 320, n_experts = 5, n_chosen = 2, n_pairs = m * n_chosen;
+            if (m == 3) run.aligned();
+            const TensorView weights = run.scratch(DType::kF32, {m, n_chosen});
+            const TensorView experts = run.scratch(DType::kI32, {m, n_chosen});
+            const TensorView pairs = run.scratch(DType::kI32, {n_pairs});
+            const TensorView offsets = run.scratch(DType::kI32, {n_experts + 1});
+            run.op(&Backend::route_experts,
+                   RouteExpertsArgs{run.normals(DType::kF32, {m, n_experts}, 3), TensorView{},
+                                    weights, experts, pairs, offsets, false, false, 0.0f, 1.0f});
+            const TensorView rows = run.normals(x, {m, k});
+            const NibbleWeight weight = nibbles(run, {n_experts, n, k}, group);
+            run.op(&Backend::expert_linear,
+                   ExpertLinearArgs{
+                       rows, weight.codes, weight.scales, weight.zeros,
+                       run.normals(DType::kF16, {n_experts, n}), pairs, offsets,
+                       run.result("out", DType::kF32, {n_pairs, n}, Tolerance{1e-4, 1e-1})});
+          },
+          {0, 1});
     for (const int64_t group : {32, 64, 128})
       add_op_test(format("quantize_weight %s to nibbles by %lld", dtype_name(x),
                          static_cast<long long>(group)),
