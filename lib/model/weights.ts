@@ -123,7 +123,7 @@ export interface WeightOptions {
  * type and is widened where it is used, which loses nothing and copies nothing; with `bf16`
  * matrices of another type are rounded to it, on a GPU what follows attention to float16, unless
  * something in it is too large. With `int8` and `int4` matrices are quantized instead, from what
- * the file says, but for routers': theirs choose. Matrices of experts lie in one tensor and are copied there,
+ * the file says. Those of routers stay what they are: theirs choose. Matrices of experts lie in one tensor and are copied there,
  * one after another.
  *
  * Matrices that the checkpoint has quantized are unpacked: `stored` keeps codes of 8 bits where each row has one
@@ -165,7 +165,8 @@ export async function loadWeights(
       quantizeWeight({ x, out: weight, ...rest })
       return { weight, ...rest }
     }
-    if (dtype === 'f32') return { weight: x }
+    // A router chooses: rounded otherwise than the checkpoint has it, it chooses others.
+    if (dtype === 'f32' || isRouter(role)) return { weight: x }
     const rounded = (dtype: 'f16' | 'bf16') => {
       if (x.dtype === dtype) return x
       const out = make(dtype, x.shape)

@@ -77,7 +77,7 @@ const qwen3Moe = {
   num_experts_per_tok: 4,
   moe_intermediate_size: 48,
 }
-/** As it is published: Qwen1.5-MoE-A2.7B. */
+/** The fields of Qwen1.5-MoE-A2.7B. */
 const qwen15Moe = {
   architectures: ['Qwen2MoeForCausalLM'],
   attention_dropout: 0,
@@ -111,7 +111,7 @@ const qwen15Moe = {
   output_router_logits: false,
   router_aux_loss_coef: 0.001,
 }
-/** As it is published, but for its eyes: Ministral-3-8B-Instruct-2512. */
+/** The fields of Ministral-3-8B-Instruct-2512, but for its eyes. */
 const ministral3 = {
   architectures: ['Mistral3ForConditionalGeneration'],
   dtype: 'bfloat16',
@@ -159,7 +159,7 @@ const ministral3 = {
   transformers_version: '5.0.0.dev0',
   vision_feature_layer: -1,
 }
-/** As it is published: GLM-4.5-Air. */
+/** The fields of GLM-4.5-Air. */
 const glm45Air = {
   architectures: ['Glm4MoeForCausalLM'],
   attention_bias: true,
@@ -273,7 +273,7 @@ const minimaxM2 = {
   use_routing_bias: true,
   vocab_size: 200_064,
 }
-/** As it is published: ERNIE-4.5-21B-A3B-PT. */
+/** The fields of ERNIE-4.5-21B-A3B-PT. */
 const ernie45Moe = {
   architectures: ['Ernie4_5_MoeForCausalLM'],
   bos_token_id: 1,
