@@ -123,8 +123,9 @@ export class Scheduler {
       if (inFlight) await this.#steps.finish(inFlight)
       inFlight = step
       if (!this.#isAwake && !inFlight && !this.#stopped) await this.#sleep()
-      // Consumers ask for their next tokens before the next step is put together.
-      else await new Promise((resolve) => setImmediate(resolve))
+      // Consumers ask for their next tokens before the next step is put together, and give memory back
+      // before somebody is let in who needs it.
+      await new Promise((resolve) => setImmediate(resolve))
     }
     this.#steps.dispose()
     this.#chooser.dispose()

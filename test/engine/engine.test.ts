@@ -242,6 +242,14 @@ describe('admission', () => {
     (_, nSuperblocks, policies) => expectAllServed(nSuperblocks, policies),
   )
 
+  test('requests of which one fits at a time are served one by one', async () => {
+    await withEngine({ kvMemory: 4 * superblock }, async (engine) => {
+      const prompts = [1, 2, 3, 4].map((seed) => someIds(900, 320, seed))
+      const serve = (prompt: number[]) => idsOf(engine, prompt, 20, { policy: 'fp16' })
+      for (const ids of await Promise.all(prompts.map(serve))) expect(ids).toHaveLength(20)
+    })
+  })
+
   /** 200 probes a window, of 640 that all windows may have together. */
   const observant: PolicySpec = { name: 'zipcache', window: 400, probes: { random: 0.5 } }
 
