@@ -93,6 +93,14 @@ export class Admission {
     )
   }
 
+  /**
+   * Whether what all runs can grow to still fits, beside memory that was taken outside of any; frees some
+   * for that.
+   */
+  keepsPromises(): boolean {
+    return this.#makeRoom(() => {})
+  }
+
   /** Whether a run and all others can grow to their full length; alone, it is let try. */
   #fits({ context, promptEnd, maxLength }: Run): boolean {
     const add = (demand: CacheDemand) => addGrowth(demand, context, promptEnd, maxLength)

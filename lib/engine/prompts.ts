@@ -19,14 +19,20 @@ export class Prompts {
 
   /** Takes a run from its prompt to its first token; whoever waits for it is told of an error. */
   async start(run: Run): Promise<void> {
-    const { context, ids, sampling } = run
+    const { context, ids, sampling, lastTurn } = run
     run.phase = 'prefill'
     let isDecoding = false
     try {
       if (ids.length > 0) {
         const slicing = this.#slices.of(run)
         const { inspect } = run
-        await context.prefill(ids, slicing, inspect && ((x) => inspect(x, slicing.turn)))
+        const nFirst = ids.length - (lastTurn?.count ?? 0)
+        if (lastTurn) {
+          await context.prefill(ids.subarray(0, nFirst), slicing)
+          lastTurn.begins()
+        }
+        const rest = lastTurn ? ids.subarray(nFirst) : ids
+        await context.prefill(rest, slicing, inspect && ((x) => inspect(x, slicing.turn)))
         this.nTokens += ids.length
       }
       if (sampling && sampling.maxTokens > 0) {

@@ -21,12 +21,22 @@ export interface Sampling {
   readonly adjuster: LogitAdjuster | null
 }
 
+/** The last tokens of a prompt, run as a turn of their own, as a second prompt would be. */
+export interface LastTurn {
+  /** How many; fewer than the prompt has. */
+  readonly count: number
+  /** Called when the context holds what is before them. */
+  readonly begins: () => void
+}
+
 /** How a run is asked for. */
 export interface RunOptions {
   /** Tokens to append first. */
   readonly ids: Int32Array
   /** null: the prompt alone. */
   readonly sampling: Sampling | null
+  /** What of `ids` is a turn of its own; default: all of them are one. */
+  readonly lastTurn?: LastTurn | undefined
   /** See `Context.prefill`. */
   readonly inspect?: ((x: Tensor<'f32'>, turn: () => Promise<void>) => Promise<void>) | undefined
 }
@@ -42,6 +52,7 @@ export class Run {
   readonly context: Context
   readonly ids: Int32Array
   readonly sampling: Sampling | null
+  readonly lastTurn: LastTurn | null
   readonly inspect: RunOptions['inspect']
   phase: 'queued' | 'prefill' | 'decode' | 'ended' = 'queued'
   /** The most tokens there can be, for want of positions or because no more are wanted. */
@@ -62,7 +73,7 @@ export class Run {
   #failure: { error: unknown } | null = null
   /** Told when there is more to do. */
   readonly #wake: () => void
-  /** Tokens that the context holds once the prompt is in it. */
+  /** Tokens that the context holds once the prompt is in it, or what is before its last turn. */
   readonly promptEnd: number
   /** Tokens that the context may come to hold; fewer than are wanted, where there is no room. */
   readonly maxLength: number
@@ -77,11 +88,13 @@ export class Run {
     this.context = context
     this.ids = options.ids
     this.sampling = options.sampling
+    this.lastTurn = options.lastTurn ?? null
     this.inspect = options.inspect
     this.#wake = wake
-    this.promptEnd = context.length + this.ids.length
+    const nLast = this.lastTurn?.count ?? 0
+    this.promptEnd = context.length + this.ids.length - nLast
     const { maxPositions } = context.model.config
-    const wanted = this.promptEnd + (this.sampling?.maxTokens ?? 0)
+    const wanted = this.promptEnd + nLast + (this.sampling?.maxTokens ?? 0)
     this.maxLength = longestFitting(context, this.promptEnd, Math.min(wanted, maxPositions))
   }
 

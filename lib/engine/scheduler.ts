@@ -95,6 +95,11 @@ export class Scheduler {
     this.wake()
   }
 
+  /** As `Admission.keepsPromises`. */
+  keepsPromises(): boolean {
+    return this.#admission.keepsPromises()
+  }
+
   /** As `Admission.reserve`. */
   reserve(add: (demand: CacheDemand) => void): void {
     this.#admission.reserve(add)

@@ -34,6 +34,17 @@ export type Prompt = ArrayLike<number> | string
 /** Rows whose logits are computed at a time by `Sequence.logits`. */
 const LOGIT_ROWS = 256
 
+/** @internal The last tokens of a prompt, run as a turn of their own, as a second prompt would be. */
+export interface PromptEnd {
+  /** How many; fewer than the prompt has. */
+  readonly count: number
+  /**
+   * Told when the sequence holds what is before them. `fork`: as `Sequence.fork`, of that; out of memory,
+   * too, where requests under way may need what it takes.
+   */
+  readonly begins: (before: Pick<Sequence, 'fork'>) => void
+}
+
 /** What a sequence needs of its engine. */
 export interface SequenceHost {
   readonly scheduler: Scheduler
@@ -169,13 +180,21 @@ export class Sequence {
    * Throws when it is read: as `prefill`; `ERR_ZC_ARGUMENT` for options out of range,
    * `ERR_ZC_NUMERIC` when the model's logits are NaN.
    */
-  generate(prompt: Prompt | null, options: GenerateOptions = {}): TokenStream {
-    return tokenStream(this.#generate(prompt, options))
+  generate(prompt: Prompt | null, options?: GenerateOptions): TokenStream
+  /** @internal Memory for the answer is promised before the prompt runs, as if it were one turn. */
+  generate(prompt: Prompt | null, options: GenerateOptions, end: PromptEnd | null): TokenStream
+  generate(
+    prompt: Prompt | null,
+    options: GenerateOptions = {},
+    end: PromptEnd | null = null,
+  ): TokenStream {
+    return tokenStream(this.#generate(prompt, options, end))
   }
 
   async *#generate(
     prompt: Prompt | null,
     options: GenerateOptions,
+    end: PromptEnd | null,
   ): AsyncGenerator<GeneratedToken, FinishReason | null, undefined> {
     const { tokenizer } = this.#host
     const plan = planGeneration(options, this.#context.model.config, tokenizer)
@@ -189,7 +208,9 @@ export class Sequence {
     try {
       plan.signal?.throwIfAborted()
       const ids = this.#idsToRun(prompt === null ? [] : this.#idsOf(prompt))
-      run = this.#submit({ ids, sampling: plan }, plan.signal)
+      const begins = () => end?.begins({ fork: () => this.#forkBeside() })
+      const lastTurn = end ? { count: end.count, begins } : undefined
+      run = this.#submit({ ids, sampling: plan, lastTurn }, plan.signal)
       const before = plan.continueText ? [...this.#context.tokens, ...ids] : []
       const text = tokenizer && new TextStream(tokenizer, { skip: tokenizer.specialIds, before })
       const matcher = new StopMatcher(plan.stopTexts)
@@ -236,7 +257,7 @@ export class Sequence {
    */
   fork(): Sequence {
     this.#refuseUnusable()
-    return this.#host.adopt(this.#context.fork())
+    return this.#fork()
   }
 
   /**
@@ -356,6 +377,24 @@ export class Sequence {
     const all = Int32Array.from(context.pending === null ? ids : [context.pending, ...ids])
     checkPromptLength('prompt', context.length + all.length, context.model.config)
     return all
+  }
+
+  #fork(): Sequence {
+    return this.#host.adopt(this.#context.fork())
+  }
+
+  /** A fork while a call is under way: of memory that was promised to nobody. */
+  #forkBeside(): Sequence {
+    const fork = this.#fork()
+    let isKept = false
+    try {
+      isKept = this.#host.scheduler.keepsPromises()
+    } finally {
+      if (!isKept) fork.dispose()
+    }
+    if (isKept) return fork
+    const why = 'kvMemory: what is free is promised to requests that run'
+    throw new ZipCacheError('ERR_ZC_OUT_OF_MEMORY', why, { argument: 'kvMemory' })
   }
 
   #submit(options: RunOptions, signal: AbortSignal | undefined): Run {

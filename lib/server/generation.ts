@@ -3,12 +3,12 @@ import { onAbort } from '../engine/abort.js'
 import type { CacheBytes } from '../engine/context.js'
 import type { Engine } from '../engine/engine.js'
 import type { FinishReason, GeneratedToken } from '../engine/generation.js'
-import type { Sequence } from '../engine/sequence.js'
+import type { PromptEnd, Sequence } from '../engine/sequence.js'
 import { TextStream } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import { merge } from './merge.js'
 import { policyName } from './policies.js'
-import { endsWith, type PromptTokens, type SettledPrompt } from './prompt.js'
+import { endsWith, type PromptTokens } from './prompt.js'
 import type { GenerationRequest } from './request.js'
 import { copyOf, type Past, type Resumed, type SessionName, type Sessions } from './sessions.js'
 
@@ -78,6 +78,8 @@ interface Choice {
   readonly sequence: Sequence
   /** null: after what the sequence holds. */
   readonly ids: readonly number[] | null
+  /** What of them is a turn of its own. */
+  readonly end: PromptEnd | null
   readonly seed: bigint
 }
 
@@ -187,15 +189,15 @@ export class Generation {
     this.usage.promptTokens += nTokens
     this.#saidFrom = nTokens
     if (n === 1) {
-      const rest = await this.#settle(sequence, ids, prompt.settled, signal)
-      return [{ index: p, sequence, ids: rest, seed }]
+      return [{ index: p, sequence, ids, end: this.#endOf(ids, prompt), seed }]
     }
     await sequence.prefill(ids, { signal })
-    const choices: Choice[] = [{ index: p * n, sequence, ids: null, seed }]
+    const choices: Choice[] = [{ index: p * n, sequence, ids: null, end: null, seed }]
     for (let c = 1; c < n; c++) {
       const fork = sequence.fork()
       this.#sequences.add(fork)
-      choices.push({ index: p * n + c, sequence: fork, ids: null, seed: seed + BigInt(c) })
+      const own = { index: p * n + c, sequence: fork, seed: seed + BigInt(c) }
+      choices.push({ ...own, ids: null, end: null })
     }
     return choices
   }
@@ -220,25 +222,21 @@ export class Generation {
   }
 
   /**
-   * Runs a conversation's prompt as far as it is settled, and keeps what the cache is then, where there
-   * is memory for it. Returns what is left to run.
+   * What a conversation's prompt ends with beyond what is settled: what the cache is before that is kept,
+   * where there is memory for it.
    */
-  async #settle(
-    sequence: Sequence,
-    ids: readonly number[],
-    settled: SettledPrompt | undefined,
-    signal: AbortSignal,
-  ): Promise<readonly number[]> {
-    if (!settled || !this.#entered) return ids
+  #endOf(ids: readonly number[], { settled }: PromptTokens): PromptEnd | null {
+    if (!settled || !this.#entered) return null
     const { text, rest, isUsers } = settled
     // A second try of the last prompt is there already.
-    if (!endsWith(ids, rest)) return ids
-    await sequence.prefill(ids.slice(0, -rest.length), { signal })
-    this.#pastText = text
-    const copy = copyOf({ sequence, text })
-    // What calls and their results came behind is told as it was until the user speaks again.
-    if (copy) this.#keepBefore(isUsers ? [copy] : [...this.#before.slice(0, 1), copy])
-    return rest
+    if (!endsWith(ids, rest)) return null
+    const begins: PromptEnd['begins'] = (sequence) => {
+      this.#pastText = text
+      const copy = copyOf({ sequence, text })
+      // What calls and their results came behind is told as it was until the user speaks again.
+      if (copy) this.#keepBefore(isUsers ? [copy] : [...this.#before.slice(0, 1), copy])
+    }
+    return { count: rest.length, begins }
   }
 
   /** Lets go of what a conversation held before, but for these. */
@@ -263,9 +261,9 @@ export class Generation {
     return { sequence, ids: ids.slice(count), nCached: isKept ? count : 0 }
   }
 
-  async *#run({ index, sequence, ids, seed }: Choice, signal: AbortSignal) {
+  async *#run({ index, sequence, ids, end, seed }: Choice, signal: AbortSignal) {
     const options = { ...this.#request.sampling, seed, signal }
-    for await (const token of sequence.generate(ids, options)) {
+    for await (const token of sequence.generate(ids, options, end)) {
       if (this.#stopped.has(index)) break
       if (token.isStop) {
         yield { kind: 'text' as const, choice: index, text: token.text }

@@ -299,7 +299,13 @@ function resume(session: Session, { past, ids, before }: Found): Resumed {
 }
 
 /** A copy; null where there is no memory for it. */
-export function copyOf({ sequence, text }: Past): Past | null {
+export function copyOf({
+  sequence,
+  text,
+}: {
+  readonly sequence: Pick<Sequence, 'fork'>
+  readonly text: string | null
+}): Past | null {
   try {
     return { sequence: sequence.fork(), text }
   } catch (error) {

@@ -23,6 +23,7 @@ interface Body {
   readonly choices: readonly [{ readonly message: { readonly content: string } }]
   readonly usage: {
     readonly prompt_tokens: number
+    readonly completion_tokens: number
     readonly prompt_tokens_details: { readonly cached_tokens: number }
   }
 }
@@ -36,7 +37,8 @@ async function ask(service: OpenAiService, messages: object[], more: object, own
   if (answer.kind !== 'whole') throw new Error('not a whole answer')
   const { choices, usage } = answer.body as Body
   const cached = usage.prompt_tokens_details.cached_tokens
-  return { said: choices[0].message.content, length: usage.prompt_tokens, cached }
+  const { prompt_tokens: length, completion_tokens: nSaid } = usage
+  return { said: choices[0].message.content, length, nSaid, cached }
 }
 
 test.each(['zipcache', 'kivi2', 'fp16'])('%s: the next question is answered', async (policy) => {
@@ -87,4 +89,35 @@ test('chats that name no session go on with each other, if asked for', async () 
       await service.dispose()
     }
   }
+})
+
+describe('with little memory', () => {
+  const long = [1, 2, 3, 4].map((seed) => asked(generateLineRetrieval({ lines: 40, seed }).text))
+  /** Tokens that each is answered with, all at a time, under names of their own. */
+  const lengths = async (kvMemory: number, kv_cache: string, chatTemplate: string, all = long) => {
+    const service = createService(model, { kvMemory, chatTemplate })
+    try {
+      const more = { kv_cache, ignore_eos: true, max_tokens: 300 }
+      const answers = all.map((message, i) => ask(service, [message], more, '', `${i}`))
+      return (await Promise.all(answers)).map(({ nSaid }) => nSaid)
+    } finally {
+      await service.dispose()
+    }
+  }
+
+  test('chats whose prompts fit at a time and whose answers do not wait for each other', async () => {
+    const all = await lengths(2.3 * 2 ** 20, 'fp16', chatTemplate)
+    expect(all).toEqual(long.map(() => 300))
+  })
+
+  test.each([
+    ['fp16', 1.25],
+    ['h2o', 1],
+  ])('%s: what is kept takes nothing of an answer', async (policy, mib) => {
+    const without = chatTemplate.replace('</think>', '')
+    for (const template of [without, chatTemplate]) {
+      const [n] = await lengths(mib * 2 ** 20, policy, template, long.slice(0, 1))
+      expect(n).toBe(policy === 'fp16' ? 130 : 300)
+    }
+  })
 })

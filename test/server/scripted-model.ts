@@ -2,6 +2,7 @@
 import type { Engine } from '../../lib/engine/engine'
 import type { GenerateOptions } from '../../lib/engine/generation'
 import type { Model } from '../../lib/engine/model'
+import type { PromptEnd, Sequence } from '../../lib/engine/sequence'
 import { TextStream } from '../../lib/model/text-stream'
 import { loadTokenizer, type ModelTokenizer } from '../../lib/model/tokenizer'
 import { Server, type ServerOptions } from '../../lib/server/index'
@@ -69,8 +70,15 @@ export async function startScripted(tokenizer: ModelTokenizer, options: ServerOp
       tokens.push(...ids)
     },
     fork: () => createSequence(tokens),
-    async *generate(ids: readonly number[] | null, options: GenerateOptions) {
-      tokens.push(...(ids ?? []))
+    async *generate(
+      ids: readonly number[] | null,
+      options: GenerateOptions,
+      end: PromptEnd | null,
+    ) {
+      const nFirst = (ids?.length ?? 0) - (end?.count ?? 0)
+      tokens.push(...(ids?.slice(0, nFirst) ?? []))
+      end?.begins(this as unknown as Sequence)
+      tokens.push(...(ids?.slice(nFirst) ?? []))
       prompts.push(tokenizer.decode(tokens))
       asked.push(options)
       said.count = 0
