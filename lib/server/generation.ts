@@ -218,6 +218,7 @@ export class Generation {
     if (this.#from) resumed ??= sessions.copy(this.#from, this.#policyText, prompt, encode)
     this.#pastText = resumed?.text ?? null
     this.#before = resumed?.before ?? []
+    if (!this.#entered) this.#keepBefore([]) // nobody goes on with what it is left in
     return resumed && { ...resumed, nCached: resumed.sequence.tokens.length }
   }
 

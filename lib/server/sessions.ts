@@ -126,7 +126,8 @@ export class Sessions {
 
   /**
    * A copy of a conversation that waits, if the prompt goes on with it: others may go on from the same
-   * place. It is the conversation itself where there is no memory for a copy, and nothing waits then.
+   * place. It is the conversation itself where there is no memory for a copy, and nothing waits then; what
+   * it held before is there as far as there is memory for copies.
    */
   copy(
     name: SessionName,
@@ -139,11 +140,11 @@ export class Sessions {
     const session = this.#idle.get(key)
     const found = session ? this.#find(session, policy, prompt, encode) : null
     if (!session || !found) return null
-    const copies = copiesOf([found.past, ...found.before])
+    const past = copyOf(found.past)
     this.#idle.delete(key)
-    if (!copies) return resume(session, found)
+    if (!past) return resume(session, found)
     this.#keep(session.name, session)
-    const [past, ...before] = copies as [Past, ...Past[]]
+    const before = found.before.map(copyOf).filter((copy) => copy !== null)
     return { ...past, ids: found.ids, before }
   }
 
@@ -290,10 +291,10 @@ function findPast(
 /** The conversation itself as a prompt goes on with it; what came after that is given up. */
 function resume(session: Session, { past, ids, before }: Found): Resumed {
   const { sequence, text } = past
-  const copy = past === session ? null : copyOf(past)
   for (const other of [session, ...session.before]) {
     if (other !== past && !before.includes(other)) other.sequence.dispose()
   }
+  const copy = past === session ? null : copyOf(past)
   if (copy) return { ...copy, ids, before }
   return { sequence, text, ids, before: before.filter((other) => other !== past) }
 }
@@ -312,21 +313,6 @@ export function copyOf({
     if (error instanceof ZipCacheError && error.code === 'ERR_ZC_OUT_OF_MEMORY') return null
     throw error
   }
-}
-
-/** Copies of all of them; null where there is no memory for that. */
-function copiesOf(pasts: readonly Past[]): Past[] | null {
-  const copies: Past[] = []
-  for (const past of pasts) {
-    const copy = copyOf(past)
-    if (copy) {
-      copies.push(copy)
-      continue
-    }
-    for (const { sequence } of copies) sequence.dispose()
-    return null
-  }
-  return copies
 }
 
 /** Names of one owner do not meet those of another. */

@@ -122,6 +122,32 @@ describe('what a conversation held before', () => {
     expect(a.gone()).toEqual([false, false, true])
   })
 
+  test('is copied into the memory of what is given up', () => {
+    const a = kept()
+    memory.isFull = true
+    const { dispose } = a.all[2]!
+    a.all[2]!.dispose = () => {
+      memory.isFull = false
+      dispose()
+    }
+    const resumed = a.enter([1, 2, 7])
+    expect(resumed?.sequence).not.toBe(a.second)
+    expect(resumed?.before.map(({ sequence }) => sequence)).toEqual([a.first, a.second])
+  })
+
+  test('is left where there is memory for a copy, though not for all', () => {
+    const a = kept()
+    const { fork } = a.all[1]!
+    a.all[1]!.fork = () => {
+      const copy = fork()
+      memory.isFull = true
+      return copy
+    }
+    const copy = a.copy([1, 2, 7])
+    expect(copy?.sequence).not.toBe(a.second)
+    expect([copy?.before, a.gone(), a.sessions.size]).toEqual([[], [false, false, false], 1])
+  })
+
   test('is copied with what was before it', () => {
     const a = kept()
     const copy = a.copy([1, 2, 7])

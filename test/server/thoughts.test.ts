@@ -362,6 +362,23 @@ describe('a conversation whose template forgets thoughts', () => {
     }
   })
 
+  test('from a response on into one that is not stored, of which nothing is left', async () => {
+    const client = new OpenAI({ baseURL: `${running.url}/v1`, apiKey: 'none' })
+    say('Hm.</think>Yes.')
+    const { id } = await client.responses.create({ model: 'zipcache', input: 'Well?' })
+    const nOpen = running.open.size
+    let nAnswering = 0
+    running.script.next = {
+      get say() {
+        nAnswering = running.open.size
+        return 'Hm.</think>No.'
+      },
+    }
+    const own = { model: 'zipcache', input: 'And?', previous_response_id: id, store: false }
+    await client.responses.create(own)
+    expect([nAnswering, running.open.size]).toEqual([nOpen + 1, nOpen])
+  })
+
   test('nothing is kept of it once it is deleted', async () => {
     say('Hm.</think>Yes.')
     const first = await ask([user('Well?')], 'a')
