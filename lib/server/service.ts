@@ -281,9 +281,9 @@ export class OpenAiService {
     const shared = this.#sharedOf(request, prompt, asCalled)
     const marks = isHarmonyTemplate(template) && model.tokenizer && harmonyMarks(model.tokenizer)
     const thoughts = thoughtMarks(template)
-    // Most templates leave out what was thought before.
     const matching = this.#matchingOf(request, asCalled)
-    const isKept = asCalled.session !== null || matching !== null
+    const isKept = this.#parts.sessions.isOn && (asCalled.session !== null || matching !== null)
+    // Most templates leave out what was thought before.
     const settled =
       (marks || thoughts) && isKept ? settledPrompt(model, request, chatTemplate, prompt) : null
     const prompts = [{ ...prompt, ...(shared && { shared }), ...(settled && { settled }) }]

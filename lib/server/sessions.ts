@@ -81,6 +81,11 @@ export class Sessions {
     this.#now = now
   }
 
+  /** Whether any is kept at all. */
+  get isOn(): boolean {
+    return this.#limits.maxSessions > 0
+  }
+
   /** Conversations that are kept now. */
   get size(): number {
     return this.#idle.size

@@ -121,3 +121,16 @@ describe('with little memory', () => {
     }
   })
 })
+
+test('where no conversation is kept, none is kept before its answer either', async () => {
+  const service = createService(model, { kvMemory: 2 ** 26, chatTemplate, maxSessions: 0 })
+  try {
+    const messages = [asked(first.text)]
+    for (let i = 0; i < 2; i++) {
+      const answer = await ask(service, messages, {}, '', 'a')
+      expect(answer).toMatchObject({ said: expect.stringContaining(numberOf(first)), cached: 0 })
+    }
+  } finally {
+    await service.dispose()
+  }
+})
