@@ -12,7 +12,8 @@ enum class DType : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kI32 = 3, kU8 = 4, k
 
 inline constexpr int kDTypeCount = 6;
 
-inline size_t dtype_size(DType dtype) {
+// Inlined always: kernels call it, of which no instruction set may have a copy that others share.
+[[gnu::always_inline]] inline size_t dtype_size(DType dtype) {
   switch (dtype) {
     case DType::kF32:
     case DType::kI32:
@@ -24,7 +25,7 @@ inline size_t dtype_size(DType dtype) {
     case DType::kI8:
       return 1;
   }
-  throw Error(ErrorCode::kInternal, "dtype_size: unknown dtype");
+  throw_internal("dtype_size: unknown dtype");
 }
 
 inline const char* dtype_name(DType dtype) {

@@ -28,6 +28,8 @@ Error::~Error() = default;
 
 const char* Error::what() const noexcept { return message.c_str(); }
 
+void throw_internal(const char* message) { throw Error(ErrorCode::kInternal, message); }
+
 Error current_error() noexcept {
   try {
     try {

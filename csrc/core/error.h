@@ -37,6 +37,9 @@ class Error : public std::exception {
 // that there is no memory needs none.
 Error current_error() noexcept;
 
+// Throws kInternal. For functions that are always inlined: not even a message is made in them.
+[[noreturn]] void throw_internal(const char* message);
+
 // printf into a std::string.
 [[gnu::format(printf, 1, 2)]] std::string format(const char* fmt, ...);
 
