@@ -192,16 +192,10 @@ describe('a request that names no session', () => {
     expect(match([1, 2, 3, 4])).toBe(names[1])
     expect(match([1, 5])).toBe(names[0])
     expect(match([1, 2, 3, 4], 'b')).toBe(names[2])
-    for (const other of [
-      match([1, 2]),
-      match([2]),
-      match([1, 2, 3], '', 'q'),
-      match([1, 2], 'c'),
-    ]) {
-      const isFirst = other === names[0] // [1, 2] goes on with [1]
-      if (!isFirst) expect(names).not.toContain(other)
+    expect(match([1, 2])).toBe(names[0]) // one token at least has to run
+    for (const other of [match([2]), match([1, 2, 3], '', 'q'), match([1, 2], 'c')]) {
+      expect(names).not.toContain(other)
     }
-    expect(match([1, 2])).toBe(names[0])
   })
 
   test('finds none that is named, and none that another one uses', () => {
