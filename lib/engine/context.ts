@@ -283,6 +283,12 @@ export class Context {
     return compression !== null && this.cache.tailLength + 1 === compression.window
   }
 
+  /** How many tokens can still be taken back when they have come: those that leave the window open. */
+  get openRoom(): number {
+    const { compression } = this.policy
+    return compression ? compression.window - 1 - this.cache.tailLength : Number.POSITIVE_INFINITY
+  }
+
   /**
    * Makes room for one more token, which a decode step is about to write. `keepsLogits`: all that
    * follows the last prompt or window may be taken back, not the step alone that runs ahead.

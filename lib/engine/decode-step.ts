@@ -27,7 +27,7 @@ import {
 } from '../ops/index.js'
 import type { StepPlace } from './context.js'
 
-/** One sequence's part of a step. */
+/** One token's part of a step. Rows of one sequence follow each other, in the order of its tokens. */
 export interface StepRow extends StepPlace {
   /** Row of the step before whose token this one runs; -1: `token` is given. */
   readonly source: number
@@ -44,8 +44,8 @@ export interface StepResult {
   readonly logprobs: Float32Array
 }
 
-/** Words of `StepRow` that are whole numbers. */
-const ROW_WORDS = 7
+/** Words of a step of so many rows; see `columnsOf`. */
+const stepWords = (nRows: number) => nRows * (8 + SAMPLE_PARAMS) + 1
 
 /** Steps until more rows are tried again, where there was no memory for them: a GPU waits for each try. */
 const STEPS_BEFORE_NEXT_TRY = 64
@@ -61,8 +61,8 @@ interface Bucket {
 }
 
 /**
- * The decode step of a batch: every row runs one token through the model, over its own sequence's
- * cache, and samples the next one. It is recorded once for 1, 2, 4 … rows and replayed with one
+ * The decode step of a batch: every row runs one token through the model, over its sequence's cache
+ * and the rows of it before, and samples the next one. It is recorded once for 1, 2, 4 … rows and replayed with one
  * awaited call; rows beyond the batch are masked. All that changes from step to step is one small
  * array. A row's result does not depend on the others.
  */
@@ -129,24 +129,30 @@ export class DecodeStep {
    */
   run(rows: readonly StepRow[]): { result: Promise<StepResult>; logits: Tensor<'f32'> } {
     const bucket = this.#bucket(rows.length)
-    const words = new Int32Array(bucket.nRows * (ROW_WORDS + SAMPLE_PARAMS))
-    const column = (index: number) => words.subarray(index * bucket.nRows)
-    const [given, source, starts, tailLengths, positions, probeSlots, contexts] = Array.from(
-      { length: ROW_WORDS },
-      (_, index) => column(index),
-    ) as [Int32Array, Int32Array, Int32Array, Int32Array, Int32Array, Int32Array, Int32Array]
-    for (const masked of [source, starts, probeSlots, contexts]) masked.fill(-1, 0, bucket.nRows)
-    const params = new Float32Array(words.buffer, ROW_WORDS * bucket.nRows * 4)
+    const words = new Int32Array(stepWords(bucket.nRows))
+    const { params: paramWords, ...columns } = columnsOf(bucket.nRows, (first, n) =>
+      words.subarray(first, first + n),
+    )
+    const { given, source, starts, lengths, positions, slots, contexts, cuSeqlens } = columns
+    for (const masked of [source, starts, slots, contexts]) masked.fill(-1)
+    const params = new Float32Array(words.buffer, paramWords.byteOffset, paramWords.length)
+    let nSeqs = 0
     rows.forEach((row, r) => {
       given[r] = row.token
       source[r] = row.source
-      starts[r] = row.start
-      tailLengths[r] = row.tailLength
       positions[r] = row.position
-      probeSlots[r] = row.probeSlot
+      slots[r] = row.probeSlot
       contexts[r] = row.context
       params.set(packSampleParams(row.params), r * SAMPLE_PARAMS)
+      if (row.start !== rows[r - 1]?.start) {
+        starts[nSeqs] = row.start
+        cuSeqlens[nSeqs++] = r
+      }
+      lengths[nSeqs - 1] = row.tailLength
     })
+    // The rows that are left are those of one more sequence, without a table; others have none.
+    if (nSeqs < bucket.nRows) cuSeqlens[nSeqs++] = rows.length
+    cuSeqlens.fill(bucket.nRows, nSeqs)
     const output = bucket.program.run(bucket.input, words, this.#chosen)
     const result = output.then((chosen) => ({
       ids: chosen.subarray(0, rows.length),
@@ -187,20 +193,16 @@ export class DecodeStep {
     const model = this.#model
     const { config, device } = model
     const { pool, tables, probes } = this.#memory
-    const input = scratch.tensor('i32', [nRows * (ROW_WORDS + SAMPLE_PARAMS)])
-    const column = (index: number) => scratch.keep(input.view([nRows], index * nRows))
-    const [given, source, starts, lengths, positions, slots, contexts] = Array.from(
-      { length: ROW_WORDS },
-      (_, index) => column(index),
-    ) as [Words, Words, Words, Words, Words, Words, Words]
-    const params = scratch.keep(input.reinterpret('f32', [nRows, SAMPLE_PARAMS], ROW_WORDS * nRows))
+    const input = scratch.tensor('i32', [stepWords(nRows)])
+    const columns = columnsOf(nRows, (first, n) => scratch.keep(input.view([n], first)))
+    const { given, source, starts, lengths, positions, slots, contexts, cuSeqlens } = columns
+    const params = scratch.keep(columns.params.reinterpret('f32', [nRows, SAMPLE_PARAMS]))
     const chosen = {
       ids: scratch.keep(this.#chosen.view([nRows])),
       logprobs: scratch.keep(this.#chosen.reinterpret('f32', [nRows], this.#maxRows)),
     }
     const sampled = scratch.keep(this.#chosen.view([this.#maxRows]))
     const ids = scratch.tensor('i32', [nRows])
-    const cuSeqlens = scratch.ints(new Int32Array(nRows + 1).map((_, row) => row))
     const stream = makeStream(model, nRows, nRows, scratch)
     const block = makeWorkspace(model, nRows, scratch)(nRows, stream)
     const { rawHeads } = block
@@ -245,7 +247,21 @@ export class DecodeStep {
   }
 }
 
-type Words = Tensor<'i32'>
+/** The parts of a step's words, each by its first word and how many it has. */
+function columnsOf<T>(nRows: number, part: (first: number, n: number) => T) {
+  const column = (index: number) => part(index * nRows, nRows)
+  return {
+    given: column(0),
+    source: column(1),
+    starts: column(2),
+    lengths: column(3),
+    positions: column(4),
+    slots: column(5),
+    contexts: column(6),
+    params: part(7 * nRows, SAMPLE_PARAMS * nRows),
+    cuSeqlens: part((7 + SAMPLE_PARAMS) * nRows, nRows + 1),
+  }
+}
 
 function isFull(error: unknown): boolean {
   return error instanceof ZipCacheError && error.code === 'ERR_ZC_OUT_OF_MEMORY'

@@ -13,6 +13,7 @@ import {
 } from './adjust-logits.js'
 import { HarmonyConstraint, type HarmonyOptions } from './harmony-constraint.js'
 import { checkInteger, checkOptions } from './options.js'
+import { MOST_DRAFTED } from './prompt-lookup.js'
 
 /** How tokens are chosen, and when to stop. */
 export interface GenerateOptions {
@@ -51,6 +52,17 @@ export interface GenerateOptions {
   harmony?: HarmonyOptions | undefined
   /** Same seed, same tokens; an integer, taken modulo 2^64. Default 0. */
   seed?: number | bigint | undefined
+  /**
+   * Drafts up to so many tokens, at most 15, from what followed the newest ones where they stood before
+   * in the prompt or the answer, and runs them through the model in one step: those that it would have
+   * generated itself are kept, so that the answer stays the same and comes sooner where it repeats what
+   * was there. Default 0, off. Nothing is drafted beside `json`, `logitBias`, penalties and
+   * `topLogprobs`, under policies whose attention is `dequantized`, and in a step of 16 rows.
+   *
+   * On a CPU tokens are the same to the bit; on a GPU the drafts' attention may be added up in another
+   * order. Source: prompt lookup decoding (A. Saxena, 2023).
+   */
+  promptLookup?: number | undefined
   /** Aborting rejects with `signal.reason`. */
   signal?: AbortSignal | undefined
   /** Go on after the model's end-of-text tokens; default false. */
@@ -115,6 +127,7 @@ export interface GenerationPlan {
   readonly params: Omit<SampleParams, 'step'>
   readonly stopTokens: ReadonlySet<number>
   readonly stopTexts: readonly string[]
+  readonly promptLookup: number
   readonly continueText: boolean
   /** null: `sample` alone decides. */
   readonly adjuster: LogitAdjuster | null
@@ -137,6 +150,7 @@ export const GENERATE_OPTIONS: readonly string[] = [
   'json',
   'harmony',
   'seed',
+  'promptLookup',
   'signal',
   'ignoreEos',
   'stop',
@@ -178,6 +192,7 @@ export function planGeneration(
     adjustments.frequencyPenalty !== 0 ||
     adjustments.nTop > 0 ||
     constraint !== null
+  const promptLookup = checkInteger('promptLookup', options.promptLookup ?? 0, 0, MOST_DRAFTED)
   return {
     maxTokens,
     adjuster: isAdjusted ? new LogitAdjuster(adjustments) : null,
@@ -192,6 +207,7 @@ export function planGeneration(
     },
     stopTokens: endTokens,
     stopTexts,
+    promptLookup: isAdjusted || repetitionPenalty !== 1 ? 0 : promptLookup,
     continueText: options.continueText ?? false,
     signal: options.signal,
   }

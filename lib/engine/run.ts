@@ -3,6 +3,7 @@ import { deferred } from './abort.js'
 import type { LogitAdjuster, TokenProbability } from './adjust-logits.js'
 import type { Context } from './context.js'
 import { longestFitting } from './growth.js'
+import { PromptLookup } from './prompt-lookup.js'
 
 /** A token as the device chose it. */
 export interface Sampled {
@@ -19,6 +20,8 @@ export interface Sampling {
   readonly stopTexts: readonly string[]
   /** Changes the logits between step and choice; null for most. */
   readonly adjuster: LogitAdjuster | null
+  /** The most tokens to draft for a step; 0: none. */
+  readonly promptLookup: number
 }
 
 /** The last tokens of a prompt, run as a turn of their own, as a second prompt would be. */
@@ -46,7 +49,8 @@ export interface RunOptions {
  *
  * The scheduler runs at most one token ahead of its consumer: token j enters the cache once j is
  * asked for, and a token that fills a window only once its successor is, because a compression
- * cannot be taken back. So a consumer that leaves finds the context as if nothing had run ahead.
+ * cannot be taken back. Drafts enter it with the token before them, where none fills a window. So a
+ * consumer that leaves finds the context as if nothing had run ahead.
  */
 export class Run {
   readonly context: Context
@@ -77,6 +81,8 @@ export class Run {
   readonly promptEnd: number
   /** Tokens that the context may come to hold; fewer than are wanted, where there is no room. */
   readonly maxLength: number
+  /** null: nothing is drafted. */
+  #lookup: PromptLookup | null = null
   isSettled = false
   /** A token is on its way into a row store. */
   isFeeding = false
@@ -183,8 +189,30 @@ export class Run {
     this.context.retract(nTokens)
   }
 
+  /** Whether steps may try tokens that were drafted: each waits for the one before it then. */
+  get drafts(): boolean {
+    return (this.sampling?.promptLookup ?? 0) > 0 && this.context.rows === null
+  }
+
+  /** Tokens, `room` at most, that may follow the one that is fed next. */
+  draft(room: number): Int32Array {
+    if (!this.drafts || !this.sampling) return new Int32Array(0)
+    const { context, known, fed, limit } = this
+    this.#lookup ??= new PromptLookup([...context.tokens, ...known], this.sampling.promptLookup)
+    // A token is fed only if it has a successor; those of a window that closes are fed by themselves.
+    return this.#lookup.draft(Math.min(room, limit - fed - 2, context.openRoom - 1))
+  }
+
+  /** The first `nRight` of the `nDrafted` tokens that were fed last are the run's; the others go. */
+  judge(nDrafted: number, nRight: number): void {
+    if (nDrafted === 0) return
+    this.retract(nDrafted - nRight)
+    this.#lookup?.judge(nDrafted, nRight)
+  }
+
   push(token: Sampled): void {
     this.known.push(token.id)
+    this.#lookup?.push(token.id)
     if (this.#waiting) {
       this.#delivered++
       this.#waiting.resolve(token)
@@ -200,7 +228,7 @@ export class Run {
     const next = this.fed + 1
     const closes = this.context.closesNext
     const isKnown = next <= this.known.length
-    const waits = closes || this.sampling?.adjuster != null
+    const waits = closes || this.sampling?.adjuster != null || this.drafts
     if (!isKnown && (waits || this.row < 0 || next > this.known.length + 1)) return false
     return this.#demand >= (closes ? next + 1 : next)
   }

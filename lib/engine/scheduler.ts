@@ -21,6 +21,10 @@ export interface SchedulerCounters {
   narrowedSteps: number
   /** Windows that were compressed. */
   windowsClosed: number
+  /** Tokens that were drafted and tried (`promptLookup`). */
+  draftTokens: number
+  /** Those of them that the model chose, too. */
+  acceptedTokens: number
 }
 
 /**

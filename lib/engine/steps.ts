@@ -2,21 +2,35 @@ import type { CacheMemory } from '../cache/index.js'
 import type { ForwardModel } from '../model/forward.js'
 import type { Device, Tensor } from '../ops/index.js'
 import { DecodeStep, type StepResult, type StepRow } from './decode-step.js'
+import { MOST_DRAFTED } from './prompt-lookup.js'
 import type { Run, Sampling } from './run.js'
 import type { Slices } from './slices.js'
 import type { TokenChooser } from './token-chooser.js'
 
+/** A run's part of a step: the row of its next token, and behind it a row for each that was drafted. */
+interface Taken {
+  readonly run: Run
+  readonly row: number
+  readonly drafted: Int32Array
+}
+
 /** A step that was enqueued, for `Steps.finish`. */
 export interface Step {
-  readonly runs: readonly Run[]
+  readonly taken: readonly Taken[]
   readonly result: Promise<StepResult>
 }
 
-/** A run whose next token can be decoded. */
+/** A run whose next token can be decoded, and what may come behind that. */
 interface Ready {
   readonly run: Run
   readonly sampling: Sampling
+  readonly drafted: Int32Array
 }
+
+/** Rows up to which a step takes drafts: as many as one pass over the weights serves on every device. */
+const ROWS_WITH_DRAFTS = 1 + MOST_DRAFTED
+
+const NOTHING = new Int32Array(0)
 
 /** Decode steps: puts their rows together, and tells the runs what came of them. */
 export class Steps {
@@ -26,7 +40,13 @@ export class Steps {
   readonly #chooser: TokenChooser
   /** Told when a token that was decoded by itself is there. */
   readonly #wake: () => void
-  readonly counters = { steps: 0, narrowedSteps: 0, windowsClosed: 0 }
+  readonly counters = {
+    steps: 0,
+    narrowedSteps: 0,
+    windowsClosed: 0,
+    draftTokens: 0,
+    acceptedTokens: 0,
+  }
 
   constructor(
     { model, memory, maxBatch }: { model: ForwardModel; memory: CacheMemory; maxBatch: number },
@@ -35,7 +55,8 @@ export class Steps {
     wake: () => void,
   ) {
     this.#device = model.device
-    this.#step = new DecodeStep(model, memory, maxBatch, chooser.seen)
+    const maxRows = Math.max(maxBatch, ROWS_WITH_DRAFTS)
+    this.#step = new DecodeStep(model, memory, maxRows, chooser.seen)
     this.#slices = slices
     this.#chooser = chooser
     this.#wake = wake
@@ -56,45 +77,67 @@ export class Steps {
    */
   enqueue(active: Set<Run>): Step | null {
     const rows: StepRow[] = []
-    const runs: Run[] = []
-    const closing: Run[] = []
-    for (const { run, sampling } of this.#nextRows(active)) {
-      const { context, known, fed, seenRow } = run
-      const closes = context.closesNext
+    const taken: Taken[] = []
+    const closing: Taken[] = []
+    for (const { run, sampling, drafted } of this.#nextRows(active)) {
+      const { known, fed } = run
+      const closes = run.context.closesNext
+      const row = rows.length
       const isKnown = fed < known.length
+      const source = isKnown ? -1 : run.row
       try {
-        const place = context.extend(sampling.stopTexts.length > 0)
-        rows.push({
-          ...place,
-          source: isKnown ? -1 : run.row,
-          token: isKnown ? (known[fed] as number) : 0,
-          // What the step chooses for a run whose logits are adjusted is not its token.
-          context: sampling.adjuster ? -1 : seenRow,
-          params: { ...sampling.params, step: place.position + 1 },
-        })
-        runs.push(run)
-        if (closes) closing.push(run)
+        rows.push(
+          this.#rowOf(run, sampling, { source, token: isKnown ? (known[fed] as number) : 0 }),
+        )
       } catch (error) {
         // Running ahead may have to wait for memory; a token that somebody waits for may not.
         if (run.mustFeed) run.fail(error)
+        continue
       }
+      for (const token of drafted) {
+        try {
+          rows.push(this.#rowOf(run, sampling, { source: -1, token }, true))
+        } catch {
+          break // nobody waits for these
+        }
+      }
+      const one = { run, row, drafted: drafted.subarray(0, rows.length - row - 1) }
+      taken.push(one)
+      if (closes) closing.push(one)
     }
     for (const run of active) run.row = -1
-    if (runs.length === 0) return null
-    for (const run of runs) run.fed++
+    if (taken.length === 0) return null
+    for (const { run, drafted } of taken) run.fed += 1 + drafted.length
     try {
       const { result, logits } = this.#step.run(rows)
       this.counters.steps++
       result.catch(() => {}) // read one step later
-      runs.forEach((run, row) => {
-        run.row = row
-      })
-      for (const run of runs) if (run.sampling?.adjuster) void this.#deliverAdjusted(run, logits)
-      for (const run of closing) this.#closeWindow(run, logits)
-      return { runs, result }
+      for (const { run, row } of taken) run.row = row
+      for (const { run } of taken) {
+        if (run.sampling?.adjuster) void this.#deliverAdjusted(run, logits)
+      }
+      for (const { run } of closing) this.#closeWindow(run, logits)
+      return { taken, result }
     } catch (error) {
-      for (const run of runs) run.fail(error)
+      for (const { run } of taken) run.fail(error)
       return null
+    }
+  }
+
+  /** The row of a run's next token; of one that was `drafted`, what is before it may be taken back, too. */
+  #rowOf(
+    run: Run,
+    sampling: Sampling,
+    fed: { source: number; token: number },
+    isDrafted = false,
+  ): StepRow {
+    const place = run.context.extend(isDrafted || sampling.stopTexts.length > 0)
+    return {
+      ...place,
+      ...fed,
+      // What the step chooses for a run whose logits are adjusted is not its token.
+      context: sampling.adjuster ? -1 : run.seenRow,
+      params: { ...sampling.params, step: place.position + 1 },
     }
   }
 
@@ -104,13 +147,13 @@ export class Steps {
     for (const run of active) {
       const { sampling } = run
       if (!run.canFeed || !sampling) continue
-      if (!run.context.rows) ready.push({ run, sampling })
+      if (!run.context.rows) ready.push({ run, sampling, drafted: NOTHING })
       else if (!run.isFeeding) void this.#feedRow(run)
     }
     if (ready.length === 0) return ready
     try {
       const room = this.#step.roomFor(ready.length)
-      if (room === ready.length) return ready
+      if (room === ready.length) return this.#withDrafts(ready)
       this.counters.narrowedSteps++
       const taken = ready.slice(0, room)
       for (const { run } of taken) {
@@ -122,6 +165,17 @@ export class Steps {
       for (const { run } of ready) if (run.mustFeed) run.fail(error)
       return []
     }
+  }
+
+  /** Drafts for those that want some, where a step of more rows costs little and there is memory for it. */
+  #withDrafts(ready: Ready[]): Ready[] {
+    let nRows = ready.length
+    const drafting = ready.map((one) => {
+      const drafted = one.run.draft(ROWS_WITH_DRAFTS - nRows)
+      nRows += drafted.length
+      return { ...one, drafted }
+    })
+    return nRows > ready.length && this.#step.roomFor(nRows) === nRows ? drafting : ready
   }
 
   /** Decodes one token by itself: rows of a row store are in no batch. */
@@ -183,22 +237,31 @@ export class Steps {
   }
 
   /** Waits for a step, and gives its tokens to those runs that are still there. */
-  async finish({ runs, result }: Step): Promise<void> {
+  async finish({ taken, result }: Step): Promise<void> {
     let chosen: StepResult
     try {
       chosen = await result
     } catch (error) {
-      for (const run of runs) {
+      for (const { run } of taken) {
         // What the step has written is unknown.
         run.context.failure ??= error
         run.fail(error)
       }
       return
     }
-    runs.forEach((run, row) => {
-      if (run.ended || run.sampling?.adjuster) return
-      const id = chosen.ids[row] as number
-      this.#chooser.deliver(run, { id, logprob: chosen.logprobs[row] as number })
-    })
+    const { ids, logprobs } = chosen
+    for (const { run, row, drafted } of taken) {
+      if (run.ended || run.sampling?.adjuster) continue
+      // Each row chose what comes behind it: a draft is right if the row in front chose it.
+      const isWrong = (token: number, i: number) => token !== ids[row + i]
+      const firstWrong = drafted.findIndex(isWrong)
+      const nRight = firstWrong < 0 ? drafted.length : firstWrong
+      this.counters.draftTokens += drafted.length
+      this.counters.acceptedTokens += nRight
+      run.judge(drafted.length, nRight)
+      for (let i = row; i <= row + nRight && !run.ended; i++) {
+        this.#chooser.deliver(run, { id: ids[i] as number, logprob: logprobs[i] as number })
+      }
+    }
   }
 }

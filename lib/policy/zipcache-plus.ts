@@ -10,7 +10,8 @@ export interface ZipCachePlusOptions extends SaliencyOptions {
 /**
  * Our recipe over the paper's algorithm: K, whose noise is nearly all of the loss, keeps 4 bits for
  * salient tokens and 3 for the others, each channel in the range that minimises the sum of
- * |error|^3; V keeps the paper's 4 and 2. One token of ten is salient.
+ * |error|^3; V keeps the paper's 4 and 2. One token of ten is salient, and a window is 160 tokens,
+ * of which both classes fill their pages of 16.
  *
  * Throws `ERR_ZC_ARGUMENT` for an unknown option or a value out of range.
  */
@@ -18,6 +19,7 @@ export function zipcachePlus(given: ZipCachePlusOptions): CachePolicy {
   return bySaliency('zipcache-plus', given, {
     ...PAPER,
     saliencyRatio: 0.1,
+    window: 160,
     keyBits: { high: 4, low: 3 },
     keyRange: { norm: 3 },
   })

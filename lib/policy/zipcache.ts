@@ -89,6 +89,7 @@ export interface ZipCacheOptions extends SaliencyOptions {
 /** What a policy of this kind is where its options do not say otherwise. */
 interface SaliencyDefaults extends PrecisionDefaults {
   readonly saliencyRatio: number
+  readonly window: number
   readonly probes: ProbeStrategy
   readonly metric: SaliencyMetric
   /** Options that this policy does not have. */
@@ -98,6 +99,7 @@ interface SaliencyDefaults extends PrecisionDefaults {
 /** The paper's settings (§5.1), which the policies of its kin depart from. */
 export const PAPER: SaliencyDefaults = {
   saliencyRatio: 0.6,
+  window: 100,
   keyBits: { high: 4, low: 2 },
   valueBits: { high: 4, low: 2 },
   keyRange: 'minmax',
@@ -126,7 +128,7 @@ export function zipcache(given: ZipCacheOptions): CachePolicy {
 export function bySaliency(name: string, given: object, defaults: SaliencyDefaults): CachePolicy {
   const options = new PolicyOptions(name, given)
   const { ratio, auto } = readRatio(options, defaults.saliencyRatio)
-  const window = options.number('window', 100, 1, 65536, true)
+  const window = options.number('window', defaults.window, 1, 65536, true)
   const isOption = (key: 'probes' | 'metric') => !defaults.fixed?.includes(key)
   const metric = isOption('metric')
     ? options.choice('metric', auto ? 'accumulated' : defaults.metric, METRICS)

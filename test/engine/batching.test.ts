@@ -21,6 +21,7 @@ const plain: Request = {
   seed: 0,
   temperature: 0,
   repetitionPenalty: 1,
+  promptLookup: 0,
   maxTokens: 30,
   joinAt: 0,
   pause: 0,

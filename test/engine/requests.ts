@@ -19,6 +19,7 @@ export interface Request {
   seed: number
   temperature: number
   repetitionPenalty: number
+  promptLookup: number
   maxTokens: number
   /** when it comes */
   joinAt: number
@@ -79,6 +80,7 @@ export const requests: fc.Arbitrary<Request> = fc.record({
   seed: fc.integer({ min: 0, max: 5 }),
   temperature: fc.constantFrom(0, 0, 0.7, 1.5),
   repetitionPenalty: fc.constantFrom(1, 1, 1.3),
+  promptLookup: fc.constantFrom(0, 0, 1, 5, 15),
   maxTokens: fc.integer({ min: 1, max: 60 }),
   joinAt: fc.oneof(fc.constant(0), fc.integer({ min: 0, max: 120 })),
   pause: fc.constantFrom(0, 0, 0, 1, 7),
@@ -96,8 +98,9 @@ export function promptOf({ promptLength, promptSeed }: Request, vocabSize: numbe
 }
 
 export function optionsOf(request: Request): GenerateOptions & SequenceOptions {
-  const { policy, seed, temperature, repetitionPenalty, maxTokens } = request
-  return { policy, seed, temperature, repetitionPenalty, maxTokens, ignoreEos: true }
+  const { policy, seed, temperature, repetitionPenalty, promptLookup, maxTokens } = request
+  const how = { policy, seed, temperature, repetitionPenalty, promptLookup, maxTokens }
+  return { ...how, ignoreEos: true }
 }
 
 /** Makes a request of an engine as its client would: what it got until it ended, left or aborted. */
@@ -127,7 +130,10 @@ export async function serve(
   return answer
 }
 
-/** What requests get alone, each on an engine of its own; known answers are remembered. */
+/**
+ * What requests get alone, each on an engine of its own and a token a step; known answers are
+ * remembered.
+ */
 export class Oracle {
   readonly #model: () => Model
   readonly #known = new Map<string, Answer>()
@@ -137,14 +143,14 @@ export class Oracle {
   }
 
   async answer(request: Request): Promise<Answer> {
-    const { joinAt, pause, leaveAfter, abortAfter, ...asked } = request
+    const { joinAt, pause, leaveAfter, abortAfter, promptLookup, ...asked } = request
     const key = JSON.stringify(asked)
     let answer = this.#known.get(key)
     if (!answer) {
       const model = this.#model()
       await using engine = createEngine({ model, kvMemory: 1 << 26, maxBatch: 1 })
-      const patient = { ...request, joinAt: 0, pause: 0, leaveAfter: 1e9, abortAfter: 0 }
-      answer = await serve(engine, patient, model.config.vocabSize)
+      const patient = { joinAt: 0, pause: 0, leaveAfter: 1e9, abortAfter: 0, promptLookup: 0 }
+      answer = await serve(engine, { ...request, ...patient }, model.config.vocabSize)
       this.#known.set(key, answer)
     }
     return answer
