@@ -26,6 +26,7 @@ interface GenerateCommandOptions extends ModelOptions, PromptOptions {
   readonly minP?: number
   readonly repetitionPenalty?: number
   readonly seed: number
+  readonly promptLookup?: number
   readonly stop?: string[]
   readonly ignoreEos?: boolean
   readonly policy: PolicySpec
@@ -55,6 +56,11 @@ export function addGenerateCommand(program: Command, signal: AbortSignal): void 
     )
     .option('--repetition-penalty <x>', 'make tokens that were there unlikelier', decimal(0))
     .option('--seed <n>', 'makes other samples', seed, 0)
+    .option(
+      '--prompt-lookup <n>',
+      'draft up to n tokens of a step from the text so far',
+      integer(0),
+    )
     .option('--stop <text...>', 'end before any of these texts')
     .option('--ignore-eos', 'do not end at an end-of-text token')
     .option('--policy <spec>', 'a cache policy: its name, or a JSON object', policySpec, 'zipcache')
@@ -146,6 +152,7 @@ function policyOf(options: GenerateCommandOptions): PolicySpec {
 
 function samplingOf(options: GenerateCommandOptions) {
   const { maxTokens, temperature, topK, topP, minP, repetitionPenalty, seed, stop } = options
-  const { ignoreEos = false } = options
-  return { maxTokens, temperature, topK, topP, minP, repetitionPenalty, seed, stop, ignoreEos }
+  const { ignoreEos = false, promptLookup } = options
+  const sampled = { maxTokens, temperature, topK, topP, minP, repetitionPenalty, seed }
+  return { ...sampled, promptLookup, stop, ignoreEos }
 }

@@ -1,6 +1,6 @@
 import { type Command, InvalidArgumentError } from 'commander'
 import type { Model } from '../engine/model.js'
-import { tokenIds } from '../engine/sequence.js'
+import { tokenIds } from '../engine/prompt.js'
 import { inspectSaliency, type SaliencyReport } from '../eval/inspect.js'
 import { exampleModel } from '../model/example-model.js'
 import type { PolicySpec } from '../policy/index.js'

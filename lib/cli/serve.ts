@@ -53,6 +53,7 @@ interface ServeOptions {
   readonly maxPromptTokens?: number
   readonly maxTokens?: number
   readonly defaultMaxTokens: number
+  readonly promptLookup: number
   readonly maxChoices: number
   readonly bodyLimit: number
   readonly bodyTimeout: number
@@ -158,6 +159,12 @@ function serveOptions(): Option[] {
       "new tokens of a chat's answer that asks for no number",
       1,
       1024,
+    ),
+    whole(
+      '--prompt-lookup <n>',
+      'draft up to n tokens (15 at most) of a step from the text so far',
+      0,
+      0,
     ),
     whole('--max-choices <n>', 'most choices of one request', 1, 16),
     flag('--body-limit <bytes>', "most bytes of a request's body")
@@ -358,6 +365,7 @@ async function serverOptions(dir: string, options: ServeOptions): Promise<Server
     maxPromptTokens: options.maxPromptTokens,
     maxTokens: options.maxTokens,
     defaultMaxTokens: options.defaultMaxTokens,
+    promptLookup: options.promptLookup,
     maxChoices: options.maxChoices,
     bodyLimit: options.bodyLimit,
     bodyTimeoutMs: milliseconds(options.bodyTimeout),

@@ -19,9 +19,10 @@ import {
 } from './generation.js'
 import { checkBoolean, checkInteger, checkOptions } from './options.js'
 import { PrefixCache, type PrefixKey } from './prefix-cache.js'
+import { type Prompt, tokenIds } from './prompt.js'
 import { busyError, disposedError } from './refusals.js'
 import { Scheduler, type SchedulerCounters } from './scheduler.js'
-import { type Prompt, Sequence, tokenIds } from './sequence.js'
+import { Sequence } from './sequence.js'
 import { restoreContext } from './snapshot.js'
 
 /** Settings of one sequence. */

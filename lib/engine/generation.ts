@@ -13,6 +13,7 @@ import {
 } from './adjust-logits.js'
 import { HarmonyConstraint, type HarmonyOptions } from './harmony-constraint.js'
 import { checkInteger, checkOptions } from './options.js'
+import type { Prompt } from './prompt.js'
 import { MOST_DRAFTED } from './prompt-lookup.js'
 
 /** How tokens are chosen, and when to stop. */
@@ -63,6 +64,12 @@ export interface GenerateOptions {
    * order. Source: prompt lookup decoding (A. Saxena, 2023).
    */
   promptLookup?: number | undefined
+  /**
+   * What the answer may repeat for the most part, as a text that is to be changed a little, or token
+   * ids: drafted from as if it had followed the prompt once. `promptLookup` is 15 then, unless it is
+   * given.
+   */
+  prediction?: Prompt | undefined
   /** Aborting rejects with `signal.reason`. */
   signal?: AbortSignal | undefined
   /** Go on after the model's end-of-text tokens; default false. */
@@ -151,6 +158,7 @@ export const GENERATE_OPTIONS: readonly string[] = [
   'harmony',
   'seed',
   'promptLookup',
+  'prediction',
   'signal',
   'ignoreEos',
   'stop',
@@ -192,7 +200,9 @@ export function planGeneration(
     adjustments.frequencyPenalty !== 0 ||
     adjustments.nTop > 0 ||
     constraint !== null
-  const promptLookup = checkInteger('promptLookup', options.promptLookup ?? 0, 0, MOST_DRAFTED)
+  const fromPrediction = options.prediction === undefined ? 0 : MOST_DRAFTED
+  const nDrafted = options.promptLookup ?? fromPrediction
+  const promptLookup = checkInteger('promptLookup', nDrafted, 0, MOST_DRAFTED)
   return {
     maxTokens,
     adjuster: isAdjusted ? new LogitAdjuster(adjustments) : null,

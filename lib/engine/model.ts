@@ -24,8 +24,9 @@ import {
   tokenStream,
 } from './generation.js'
 import { checkOptions } from './options.js'
+import { checkPromptLength, type Prompt } from './prompt.js'
 import { disposedError } from './refusals.js'
-import { checkPromptLength, type Prompt, type Sequence } from './sequence.js'
+import type { Sequence } from './sequence.js'
 
 /**
  * A checkpoint loaded onto a device, ready to run. Made by `loadModel`. Its methods use an engine of

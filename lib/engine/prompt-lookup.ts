@@ -5,7 +5,7 @@ export const MOST_DRAFTED = 15
 const LEAST_MATCH = 2
 
 /** A match of so many is as good as any longer one. */
-const MOST_MATCH = 8
+export const MOST_MATCH = 8
 
 /** How many tokens the first draft has at most. */
 const FIRST_DRAFT = 4

@@ -3,7 +3,7 @@ import { deferred } from './abort.js'
 import type { LogitAdjuster, TokenProbability } from './adjust-logits.js'
 import type { Context } from './context.js'
 import { longestFitting } from './growth.js'
-import { PromptLookup } from './prompt-lookup.js'
+import { MOST_MATCH, PromptLookup } from './prompt-lookup.js'
 
 /** A token as the device chose it. */
 export interface Sampled {
@@ -22,6 +22,8 @@ export interface Sampling {
   readonly adjuster: LogitAdjuster | null
   /** The most tokens to draft for a step; 0: none. */
   readonly promptLookup: number
+  /** What may follow the prompt. */
+  readonly predicted: readonly number[]
 }
 
 /** The last tokens of a prompt, run as a turn of their own, as a second prompt would be. */
@@ -197,10 +199,17 @@ export class Run {
   /** Tokens, `room` at most, that may follow the one that is fed next. */
   draft(room: number): Int32Array {
     if (!this.drafts || !this.sampling) return new Int32Array(0)
-    const { context, known, fed, limit } = this
-    this.#lookup ??= new PromptLookup([...context.tokens, ...known], this.sampling.promptLookup)
+    const { context, fed, limit } = this
+    this.#lookup ??= this.#startLookup(this.sampling)
     // A token is fed only if it has a successor; those of a window that closes are fed by themselves.
     return this.#lookup.draft(Math.min(room, limit - fed - 2, context.openRoom - 1))
+  }
+
+  #startLookup({ promptLookup, predicted }: Sampling): PromptLookup {
+    const { tokens } = this.context
+    // What is predicted stands where it would be found: behind the prompt's end.
+    const before = predicted.length > 0 ? [...tokens.slice(-MOST_MATCH), ...predicted] : []
+    return new PromptLookup([...before, ...tokens, ...this.known], promptLookup)
   }
 
   /** The first `nRight` of the `nDrafted` tokens that were fed last are the run's; the others go. */

@@ -1,6 +1,5 @@
 import type { CacheSegment } from '../cache/index.js'
-import { argumentError, show, ZipCacheError } from '../errors.js'
-import type { ModelConfig } from '../model/config.js'
+import { argumentError, ZipCacheError } from '../errors.js'
 import { logitsOf } from '../model/forward.js'
 import { checkPath } from '../model/model-files.js'
 import { Scratch } from '../model/scratch.js'
@@ -18,18 +17,13 @@ import {
   tokenStream,
 } from './generation.js'
 import { checkOptions } from './options.js'
+import { checkPromptLength, type Prompt, tokenIds } from './prompt.js'
 import { disposedError, failedError } from './refusals.js'
 import { Run, type RunOptions } from './run.js'
 import { salientTokens } from './salient-tokens.js'
 import type { Scheduler } from './scheduler.js'
 import { saveContext } from './snapshot.js'
 import { mapTokens, type TokenMap } from './token-map.js'
-
-/**
- * Token ids, or a text for the model's tokenizer, which adds what its authors put before a text
- * (`<s>`) where a sequence begins with it, and nothing where it goes on.
- */
-export type Prompt = ArrayLike<number> | string
 
 /** Rows whose logits are computed at a time by `Sequence.logits`. */
 const LOGIT_ROWS = 256
@@ -210,7 +204,8 @@ export class Sequence {
       const ids = this.#idsToRun(prompt === null ? [] : this.#idsOf(prompt))
       const begins = () => end?.begins({ fork: () => this.#forkBeside() })
       const lastTurn = end ? { count: end.count, begins } : undefined
-      run = this.#submit({ ids, sampling: plan, lastTurn }, plan.signal)
+      const sampling = { ...plan, predicted: this.#predictedBy(options) }
+      run = this.#submit({ ids, sampling, lastTurn }, plan.signal)
       const before = plan.continueText ? [...this.#context.tokens, ...ids] : []
       const text = tokenizer && new TextStream(tokenizer, { skip: tokenizer.specialIds, before })
       const matcher = new StopMatcher(plan.stopTexts)
@@ -437,57 +432,18 @@ export class Sequence {
     this.#released.resolve()
   }
 
+  #predictedBy({ prediction }: GenerateOptions): number[] {
+    if (prediction === undefined) return []
+    const { vocabSize } = this.#context.model.config
+    const style = { argument: 'prediction', addSpecialTokens: false }
+    return tokenIds(prediction, this.#host.tokenizer, vocabSize, style)
+  }
+
   #idsOf(prompt: Prompt): number[] {
     const { tokens, model } = this.#context
     const style = { addSpecialTokens: tokens.length === 0 }
     return tokenIds(prompt, this.#host.tokenizer, model.config.vocabSize, style)
   }
-}
-
-/** Throws `ERR_ZC_CONTEXT_LENGTH` for more tokens than the model has positions for. */
-export function checkPromptLength(
-  argument: string,
-  nTokens: number,
-  { maxPositions }: Pick<ModelConfig, 'maxPositions'>,
-): void {
-  if (nTokens <= maxPositions) return
-  throw new ZipCacheError(
-    'ERR_ZC_CONTEXT_LENGTH',
-    `${argument}: ${nTokens} tokens, the model's context holds ${maxPositions}`,
-    { argument },
-  )
-}
-
-/**
- * The token ids of a prompt; `style` is the tokenizer's, for a text.
- *
- * Throws `ERR_ZC_ARGUMENT` for a text without a tokenizer, and for an id that is no whole number of
- * [0, vocab_size).
- */
-export function tokenIds(
-  prompt: Prompt,
-  tokenizer: ModelTokenizer | null,
-  vocabSize: number,
-  style: { readonly addSpecialTokens?: boolean } = {},
-): number[] {
-  if (typeof prompt === 'string') {
-    if (tokenizer) return tokenizer.encode(prompt, style)
-    throw argumentError('prompt', 'is a text, but the model has no tokenizer.json; give token ids')
-  }
-  if (Buffer.isBuffer(prompt)) {
-    throw argumentError('prompt', 'is a Buffer, whose bytes are no token ids; give its text')
-  }
-  // 2^32: what an array can hold.
-  if (!Number.isInteger(prompt?.length) || prompt.length < 0 || prompt.length >= 2 ** 32) {
-    throw argumentError('prompt', 'is neither a text nor a list of token ids')
-  }
-  return Array.from(prompt, (id, i) => {
-    if (Number.isInteger(id) && id >= 0 && id < vocabSize) return id
-    throw argumentError(
-      'prompt',
-      `token ${i} is ${show(id)}, expected a whole number below ${vocabSize}`,
-    )
-  })
 }
 
 /** How many tokens, from the first on, have their whole text in the first `length` characters. */

@@ -46,6 +46,7 @@ export function createBackend(
       sampling: samplingOf(settings, model.generationConfig),
       maxTokens: settings.maxTokens ?? maxPositions,
       defaultMaxTokens: settings.defaultMaxTokens,
+      promptLookup: settings.promptLookup,
       maxChoices: settings.maxChoices,
       modelNames: settings.modelNames,
     },
@@ -68,6 +69,7 @@ const SERVICE_OPTIONS = [
   'modelNames',
   'policy',
   'prefixMemory',
+  'promptLookup',
   'sampling',
   'sessionTtlMs',
 ] as const satisfies readonly (keyof ServerOptions)[]

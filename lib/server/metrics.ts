@@ -146,6 +146,18 @@ const COUNTERS: readonly Reading[] = [
     read: (stats) => stats.windowsClosed,
   },
   {
+    name: 'draft_tokens_total',
+    help: 'Tokens that were drafted from the text so far and tried.',
+    read: (stats) => stats.draftTokens,
+    vllm: ['spec_decode_num_draft_tokens_total'],
+  },
+  {
+    name: 'accepted_tokens_total',
+    help: 'Drafted tokens that the model chose, too.',
+    read: (stats) => stats.acceptedTokens,
+    vllm: ['spec_decode_num_accepted_tokens_total'],
+  },
+  {
     name: 'sessions_resumed_total',
     help: 'Requests that went on with a kept conversation.',
     read: (_, { sessions }) => sessions.counters.resumed,

@@ -1,6 +1,7 @@
 import { checkKvMemory } from '../engine/engine.js'
 import { planGeneration } from '../engine/generation.js'
 import { checkInteger, checkOptions } from '../engine/options.js'
+import { MOST_DRAFTED } from '../engine/prompt-lookup.js'
 import { argumentError, show, ZipCacheError } from '../errors.js'
 import type { GenerationConfig } from '../model/generation-config.js'
 import { POLICY_NAMES, type PolicySpec, resolvePolicy } from '../policy/index.js'
@@ -43,6 +44,11 @@ export interface ServerOptions {
   readonly maxTokens?: number | undefined
   /** New tokens of a chat's answer whose request does not say; default 1024. */
   readonly defaultMaxTokens?: number | undefined
+  /**
+   * Tokens to draft for a step from the text so far, at most 15, where a request says neither
+   * `prompt_lookup` nor `prediction`; default 0, none. See `GenerateOptions.promptLookup`.
+   */
+  readonly promptLookup?: number | undefined
   /** Most choices of one request; default 16. */
   readonly maxChoices?: number | undefined
   /** Most bytes of a request's body; default 2 MiB. */
@@ -168,6 +174,7 @@ const CHECKS: { readonly [Name in keyof ServerOptions]-?: Check } = {
   maxPromptTokens: whole(1),
   maxTokens: whole(1),
   defaultMaxTokens: whole(1),
+  promptLookup: whole(0, MOST_DRAFTED),
   maxChoices: whole(1),
   bodyLimit: whole(1),
   bodyTimeoutMs: timer,
@@ -219,6 +226,7 @@ export function settingsOf(
     maxBatch: 64,
     maxQueue: 256,
     defaultMaxTokens: 1024,
+    promptLookup: 0,
     maxChoices: 16,
     bodyLimit: 2 * 2 ** 20,
     bodyTimeoutMs: 30_000,

@@ -1,4 +1,5 @@
 import type { GenerateOptions } from '../engine/generation.js'
+import { MOST_DRAFTED } from '../engine/prompt-lookup.js'
 import { type ChatMessage, NEED_CONTENT } from '../model/tokenizer.js'
 import type { PolicySpec } from '../policy/index.js'
 import { ApiError, invalid } from './api-error.js'
@@ -19,6 +20,8 @@ export interface RequestRules {
   /** Most new tokens of a choice; a request that says nothing gets `defaultMaxTokens`. */
   readonly maxTokens: number
   readonly defaultMaxTokens: number
+  /** Tokens to draft for a step of a request that does not say; 0: none, unless it has a prediction. */
+  readonly promptLookup: number
   /** Most choices of one request. */
   readonly maxChoices: number
   readonly modelNames: readonly string[]
@@ -115,12 +118,26 @@ export function readChatRequest(body: unknown, rules: RequestRules): ChatRequest
     fields.integer('max_completion_tokens', 1, Number.MAX_SAFE_INTEGER) ??
     fields.integer('max_tokens', 1, Number.MAX_SAFE_INTEGER)
   fields.ignore(['max_tokens'])
+  const prediction = readPrediction(fields.nested('prediction'))
   const completion = readCompletion(fields, rules, maxTokens ?? rules.defaultMaxTokens)
-  const sampling = { ...completion.sampling, topLogprobs, ...json.sampling }
+  const sampling = { ...completion.sampling, ...prediction, topLogprobs, ...json.sampling }
   const { jsonField } = json
   const messagesField = 'messages'
   const asked = { ...completion, ...chat, messages, messagesField, jsonField, tooling }
   return { ...asked, logprobs, sampling, effort }
+}
+
+/** What the answer is predicted to be: a text, or OpenAI's parts of one. */
+function readPrediction(prediction: Fields | undefined): Pick<GenerateOptions, 'prediction'> {
+  if (!prediction) return {}
+  if (prediction.choice('type', ['content']) === undefined) {
+    throw invalid(prediction.path('type'), 'is missing')
+  }
+  const where = prediction.path('content')
+  const content = readContent(prediction.raw('content'), where)
+  prediction.done()
+  if (content === null) throw invalid(where, 'is missing')
+  return { prediction: content }
 }
 
 /** `reasoning_effort`, or `effort` of `reasoning`. */
@@ -215,6 +232,9 @@ export function readGeneration(
         fields.number('repetition_penalty', 0.01, 100) ?? sampling.repetitionPenalty,
       stopTokens: readStopTokens(fields.list('stop_token_ids', MAX_STOPS)),
       ignoreEos: fields.boolean('ignore_eos') ?? false,
+      // Without a number a prediction decides.
+      promptLookup:
+        fields.integer('prompt_lookup', 0, MOST_DRAFTED) ?? (rules.promptLookup || undefined),
     },
     policy: choosePolicy(fields.raw('kv_cache'), rules.policies),
   }
@@ -352,7 +372,7 @@ function readMessages(fields: Fields): ChatMessage[] {
       throw invalid(`messages[${i}].content`, 'is missing, expected a text or a list of parts')
     }
     const calls = readCalls(message.tool_calls, i)
-    return { ...message, ...calls, role, content: readContent(content, i) }
+    return { ...message, ...calls, role, content: readContent(content, `messages[${i}].content`) }
   })
 }
 
@@ -384,11 +404,10 @@ export function readArguments(given: unknown, where: string): JsonObject {
 }
 
 /** A text, or OpenAI's parts of one, which templates take as one text. */
-function readContent(content: unknown, i: number): string | null {
+function readContent(content: unknown, where: string): string | null {
   if (typeof content === 'string') return content
   // An assistant's message that is all tool calls has none.
   if (content === null || content === undefined) return null
-  const where = `messages[${i}].content`
   if (!Array.isArray(content)) {
     throw invalid(where, `is ${describe(content)}, expected a text or a list of parts`)
   }

@@ -3,6 +3,7 @@ import { HarmonyParser } from '../chat/harmony.js'
 import { type ThoughtMarks, ThoughtParser, thoughtMarks } from '../chat/thoughts.js'
 import { makeForcedParser, makeToolCallParser, toolFormatOf } from '../chat/tool-calls.js'
 import type { Engine } from '../engine/engine.js'
+import type { GenerateOptions } from '../engine/generation.js'
 import type { HarmonyOptions } from '../engine/harmony-constraint.js'
 import type { Model } from '../engine/model.js'
 import { argumentError } from '../errors.js'
@@ -275,6 +276,7 @@ export class OpenAiService {
       messages: inTemplateWords(template, asked.messages, tooling.tools),
       tooling: { ...tooling, tools: toolsInTemplateWords(template, tooling.tools) },
       templateVariables: variablesOf(asked, template),
+      sampling: this.#withPrediction(asked.sampling),
     }
     const prompt = chatPrompt(model, request, chatTemplate, maxPromptTokens)
     checkLength(prompt.ids, request.messagesField, maxPromptTokens)
@@ -403,6 +405,15 @@ export class OpenAiService {
     const streamUsage = { last: usage, now: request.continuousUsage ? now : null }
     const used = request.includeUsage ? streamUsage : null
     return { kind: 'stream', chunks: answerChunks(events, used, head, format, options) }
+  }
+
+  /** With a prediction as tokens, of which all choices are drafted. Throws an `ApiError` 400 for too many. */
+  #withPrediction({ prediction, ...sampling }: GenerateOptions): GenerateOptions {
+    const { tokenizer } = this.#parts.model
+    if (typeof prediction !== 'string' || prediction === '' || !tokenizer) return sampling
+    const ids = tokenizer.encode(prediction, { addSpecialTokens: false })
+    checkLength(ids, 'prediction', this.#parts.maxPromptTokens)
+    return { ...sampling, prediction: ids }
   }
 
   /** The source of the chat template that a request's messages are written by; '': there is none. */

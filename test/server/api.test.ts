@@ -105,6 +105,70 @@ describe('answers', () => {
     expect(new Set(texts(large)).size).toBe(4)
   })
 
+  test('what is drafted changes no answer, and saves steps where it is right', async () => {
+    const counted = async () => {
+      const metrics = await (await fetch(`${running().url}/metrics`)).text()
+      const value = (name: string) =>
+        Number(new RegExp(`^zipcache_${name} (\\d+)$`, 'm').exec(metrics)![1])
+      return ['draft_tokens_total', 'accepted_tokens_total', 'decode_steps_total'].map(value)
+    }
+    /** What an answer says, and how much was drafted, was right and was run for it. */
+    const said = async (more: object) => {
+      const before = await counted()
+      const { body } = await post(chatUrl(), { ...chat(), ...more })
+      const after = await counted()
+      return [
+        body.choices.map(({ message }: { message: object }) => message),
+        ...after.map((n, i) => n - before[i]),
+      ]
+    }
+    const [plain, ...none] = await said({})
+    expect(none).toEqual([0, 0, 13])
+    // Four, then all that are left.
+    const prediction = { type: 'content', content: answer }
+    expect(await said({ prediction })).toEqual([plain, 11, 11, 2])
+    const parts = [
+      { type: 'text', text: answer.slice(0, 9) },
+      { type: 'text', text: answer.slice(9) },
+    ]
+    expect(await said({ prediction: { type: 'content', content: parts } })).toEqual([
+      plain,
+      11,
+      11,
+      2,
+    ])
+    const wrong = { type: 'content', content: answer.replace(/\d/g, 'a') }
+    const [same, drafted, right, steps] = await said({ prediction: wrong })
+    expect(same).toEqual(plain)
+    expect(drafted).toBeGreaterThan(right as number)
+    expect(steps).toBe(13 - (right as number))
+    expect(await said({ prediction, prompt_lookup: 0 })).toEqual([plain, 0, 0, 13])
+    expect(await said({ prediction: { type: 'content', content: '' } })).toEqual([plain, 0, 0, 13])
+    const looked = await said({ prompt_lookup: 4 })
+    expect(looked[0]).toEqual(plain)
+    expect(looked[3]).toBe(13 - (looked[2] as number))
+  })
+
+  test.each([
+    [{ prompt_lookup: 16 }, 'prompt_lookup'],
+    [{ prompt_lookup: 'yes' }, 'prompt_lookup'],
+    [{ prediction: 'text' }, 'prediction'],
+    [{ prediction: { content: 'text' } }, 'prediction.type'],
+    [{ prediction: { type: 'other', content: 'text' } }, 'prediction.type'],
+    [{ prediction: { type: 'content' } }, 'prediction.content'],
+    [{ prediction: { type: 'content', content: [{ type: 'image' }] } }, 'prediction.content'],
+    [{ prediction: { type: 'content', content: 'x', more: 1 } }, 'prediction.more'],
+  ])('%j is refused', async (more, param) => {
+    const { status, body } = await post(chatUrl(), { ...chat(), ...more })
+    expect([status, body.error.param]).toEqual([400, param])
+  })
+
+  test('a prediction that is longer than a prompt may be is refused', async () => {
+    const prediction = { type: 'content', content: 'line '.repeat(20_000) }
+    const { status, body } = await post(chatUrl(), { ...chat(), prediction })
+    expect([status, body.error.param]).toEqual([400, 'prediction'])
+  })
+
   test('stop texts, stop tokens, log-probabilities', async () => {
     const stopped = await post(chatUrl(), { ...chat(), stop: [' REGISTER_CONTENT', 'never'] })
     expect(stopped.body.choices[0]).toMatchObject({

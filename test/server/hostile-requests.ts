@@ -72,6 +72,7 @@ function isJson(text: string): boolean {
 const FIELDS = [
   ...['messages', 'prompt', 'model', 'max_tokens', 'temperature', 'top_p', 'top_k', 'n', 'stop'],
   ...['seed', 'stream', 'stream_options', 'logprobs', 'kv_cache', 'tools', 'min_p', 'echo'],
+  ...['prompt_lookup', 'prediction'],
   ...['tool_choice', 'response_format', 'logit_bias', 'input', 'instructions', 'text', 'include'],
   ...['store', 'previous_response_id', 'metadata', 'reasoning', 'background'],
 ]

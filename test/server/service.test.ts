@@ -166,6 +166,7 @@ test.each<[string, unknown]>([
   ['maxPromptTokens', 0],
   ['maxTokens', -5],
   ['defaultMaxTokens', 0],
+  ['promptLookup', 16],
   ['maxChoices', 0],
   ['bodyLimit', -1],
   ['bodyTimeoutMs', -1],
