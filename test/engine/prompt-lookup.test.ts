@@ -14,7 +14,7 @@ describe('what is drafted', () => {
   const draftOf = (tokens: number[], room = 4) => [...new PromptLookup(tokens, 15).draft(room)]
 
   test('is what followed the newest tokens before', () => {
-    expect(draftOf([1, 2, 3, 4, 5, 6, 7, 2, 3])).toEqual([4, 5, 6, 7])
+    expect(draftOf([1, 2, 3, 4, 5, 6, 7, 2, 3])).toEqual([4, 5, 6])
     expect(draftOf([1, 2, 3, 4, 5, 6, 7, 2, 3], 2)).toEqual([4, 5])
   })
 
@@ -24,8 +24,8 @@ describe('what is drafted', () => {
   })
 
   test('goes on as a text that repeats itself', () => {
-    expect(draftOf([1, 2, 1, 2])).toEqual([1, 2, 1, 2])
-    expect(draftOf([5, 5, 5])).toEqual([5, 5, 5, 5])
+    expect(draftOf([1, 2, 1, 2])).toEqual([1, 2, 1])
+    expect(draftOf([5, 5, 5])).toEqual([5, 5, 5])
   })
 
   test.each([[[]], [[1]], [[1, 1]], [[1, 2, 3]], [[1, 2, 3, 1]], [[1, 2, 3, 2]], [[2, 3, 3, 2]]])(
@@ -40,23 +40,32 @@ describe('what is drafted', () => {
     expect(draftOf([1, 2, 1, 2], -1)).toEqual([])
   })
 
-  test('grows where it was right, and is one longer than it was right else', () => {
+  test('grows where all was right, and becomes shorter where less than half was', () => {
     const lookup = new PromptLookup([1, 2, 1, 2], 15)
     const length = () => lookup.draft(100).length
     const lengths = [length()]
-    for (const [nDrafted, nRight] of [
-      [4, 4],
-      [8, 8],
-      [15, 15],
-      [15, 6],
-      [7, 0],
-      [1, 1],
-    ]) {
-      lookup.judge(nDrafted, nRight)
+    for (const nRight of [3, 7, 15, 15, 8, 7, 4, 3, 2, 1, 0, 0, 1]) {
+      lookup.judge(length(), nRight)
       lengths.push(length())
     }
-    expect(lengths).toEqual([4, 8, 15, 15, 7, 1, 2])
-    expect(new PromptLookup([1, 2, 1, 2], 3).draft(100)).toHaveLength(3)
+    expect(lengths).toEqual([3, 7, 15, 15, 15, 15, 7, 7, 3, 3, 1, 1, 1, 3])
+    const bounded = new PromptLookup([1, 2, 1, 2], 5)
+    bounded.judge(3, 3)
+    expect(bounded.draft(100)).toHaveLength(5)
+  })
+
+  test('goes on behind a token that was another, twice', () => {
+    const lookup = new PromptLookup([1, 2, 3, 4, 5, 6, 7, 8, 90, 1, 2], 15)
+    expect([...lookup.draft(4)]).toEqual([3, 4, 5])
+    lookup.judge(3, 2) // 3 and 4, then 70 instead of 5
+    for (const id of [3, 4, 70]) lookup.push(id)
+    expect([...lookup.draft(4)]).toEqual([6, 7, 8])
+    lookup.judge(3, 0)
+    lookup.push(71)
+    expect([...lookup.draft(4)]).toEqual([7])
+    lookup.judge(1, 0)
+    lookup.push(72)
+    expect([...lookup.draft(4)]).toEqual([])
   })
 
   test('property: the same for tokens that were there and for those that came', () => {

@@ -124,18 +124,18 @@ describe('answers', () => {
     }
     const [plain, ...none] = await said({})
     expect(none).toEqual([0, 0, 13])
-    // Four, then all that are left.
+    // Three, then seven; the last but one has none behind it.
     const prediction = { type: 'content', content: answer }
-    expect(await said({ prediction })).toEqual([plain, 11, 11, 2])
+    expect(await said({ prediction })).toEqual([plain, 10, 10, 3])
     const parts = [
       { type: 'text', text: answer.slice(0, 9) },
       { type: 'text', text: answer.slice(9) },
     ]
     expect(await said({ prediction: { type: 'content', content: parts } })).toEqual([
       plain,
-      11,
-      11,
-      2,
+      10,
+      10,
+      3,
     ])
     const wrong = { type: 'content', content: answer.replace(/\d/g, 'a') }
     const [same, drafted, right, steps] = await said({ prediction: wrong })
