@@ -152,7 +152,7 @@ describe('options that are read', () => {
   test("zipcache-plus's defaults are its own, options change them one by one", () => {
     const cube = { keyRange: { norm: 3 }, valueRange: 'minmax' }
     expect(compressionOf('zipcache-plus')).toMatchObject({
-      window: 100,
+      window: 160,
       metric: 'normalized',
       high: { keyBits: 4, valueBits: 4, ...cube },
       low: { keyBits: 3, valueBits: 2, ...cube },
