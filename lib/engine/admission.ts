@@ -102,8 +102,8 @@ export class Admission {
   }
 
   /** Whether a run and all others can grow to their full length; alone, it is let try. */
-  #fits({ context, promptEnd, maxLength }: Run): boolean {
-    const add = (demand: CacheDemand) => addGrowth(demand, context, promptEnd, maxLength)
+  #fits({ context, turnEnds, maxLength }: Run): boolean {
+    const add = (demand: CacheDemand) => addGrowth(demand, context, turnEnds, maxLength)
     return this.#makeRoom(add) || this.active.size === 0
   }
 
@@ -112,8 +112,8 @@ export class Admission {
     for (;;) {
       const demand = new CacheDemand(this.#memory.shape)
       add(demand)
-      for (const { context, promptEnd, maxLength, isSettled } of this.active) {
-        if (!isSettled) addGrowth(demand, context, promptEnd, maxLength)
+      for (const { context, turnEnds, maxLength, isSettled } of this.active) {
+        if (!isSettled) addGrowth(demand, context, turnEnds, maxLength)
       }
       if (this.#memory.hasRoomFor(demand)) return true
       if (!this.#reclaim()) return false

@@ -26,12 +26,12 @@ export interface Sampling {
   readonly predicted: readonly number[]
 }
 
-/** The last tokens of a prompt, run as a turn of their own, as a second prompt would be. */
-export interface LastTurn {
-  /** How many; fewer than the prompt has. */
-  readonly count: number
-  /** Called when the context holds what is before them. */
-  readonly begins: () => void
+/** A place in a prompt: what is before it runs as a turn of its own, as one prompt before another would. */
+export interface Place {
+  /** Tokens of the prompt behind it, fewer than there are; 0: it is the prompt's end. */
+  readonly nBehind: number
+  /** Called when the context holds what is before it. */
+  readonly reached: () => void
 }
 
 /** How a run is asked for. */
@@ -40,8 +40,8 @@ export interface RunOptions {
   readonly ids: Int32Array
   /** null: the prompt alone. */
   readonly sampling: Sampling | null
-  /** What of `ids` is a turn of its own; default: all of them are one. */
-  readonly lastTurn?: LastTurn | undefined
+  /** Where turns of `ids` end, in their order; default: all of them are one. */
+  readonly places?: readonly Place[] | undefined
   /** See `Context.prefill`. */
   readonly inspect?: ((x: Tensor<'f32'>, turn: () => Promise<void>) => Promise<void>) | undefined
 }
@@ -58,7 +58,7 @@ export class Run {
   readonly context: Context
   readonly ids: Int32Array
   readonly sampling: Sampling | null
-  readonly lastTurn: LastTurn | null
+  readonly places: readonly Place[]
   readonly inspect: RunOptions['inspect']
   phase: 'queued' | 'prefill' | 'decode' | 'ended' = 'queued'
   /** The most tokens there can be, for want of positions or because no more are wanted. */
@@ -79,8 +79,8 @@ export class Run {
   #failure: { error: unknown } | null = null
   /** Told when there is more to do. */
   readonly #wake: () => void
-  /** Tokens that the context holds once the prompt is in it, or what is before its last turn. */
-  readonly promptEnd: number
+  /** Tokens that the context holds after each turn of the prompt. */
+  readonly turnEnds: readonly number[]
   /** Tokens that the context may come to hold; fewer than are wanted, where there is no room. */
   readonly maxLength: number
   /** null: nothing is drafted. */
@@ -96,14 +96,14 @@ export class Run {
     this.context = context
     this.ids = options.ids
     this.sampling = options.sampling
-    this.lastTurn = options.lastTurn ?? null
+    this.places = options.places ?? []
     this.inspect = options.inspect
     this.#wake = wake
-    const nLast = this.lastTurn?.count ?? 0
-    this.promptEnd = context.length + this.ids.length - nLast
+    const promptEnd = context.length + this.ids.length
+    this.turnEnds = [...this.places.map(({ nBehind }) => promptEnd - nBehind), promptEnd]
+    const wanted = promptEnd + (this.sampling?.maxTokens ?? 0)
     const { maxPositions } = context.model.config
-    const wanted = this.promptEnd + nLast + (this.sampling?.maxTokens ?? 0)
-    this.maxLength = longestFitting(context, this.promptEnd, Math.min(wanted, maxPositions))
+    this.maxLength = longestFitting(context, this.turnEnds, Math.min(wanted, maxPositions))
   }
 
   get ended(): boolean {

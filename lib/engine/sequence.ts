@@ -28,15 +28,15 @@ import { mapTokens, type TokenMap } from './token-map.js'
 /** Rows whose logits are computed at a time by `Sequence.logits`. */
 const LOGIT_ROWS = 256
 
-/** @internal The last tokens of a prompt, run as a turn of their own, as a second prompt would be. */
-export interface PromptEnd {
-  /** How many; fewer than the prompt has. */
-  readonly count: number
+/** @internal A place in a prompt: what is before it runs as a turn of its own, as one prompt before another would. */
+export interface PromptPlace {
+  /** Tokens of the prompt behind it, fewer than there are; 0: it is the prompt's end. */
+  readonly nBehind: number
   /**
-   * Told when the sequence holds what is before them. `fork`: as `Sequence.fork`, of that; out of memory,
+   * Told when the sequence holds what is before it. `fork`: as `Sequence.fork`, of that; out of memory,
    * too, where requests under way may need what it takes.
    */
-  readonly begins: (before: Pick<Sequence, 'fork'>) => void
+  readonly reached: (there: Pick<Sequence, 'fork'>) => void
 }
 
 /** What a sequence needs of its engine. */
@@ -175,20 +175,24 @@ export class Sequence {
    * `ERR_ZC_NUMERIC` when the model's logits are NaN.
    */
   generate(prompt: Prompt | null, options?: GenerateOptions): TokenStream
-  /** @internal Memory for the answer is promised before the prompt runs, as if it were one turn. */
-  generate(prompt: Prompt | null, options: GenerateOptions, end: PromptEnd | null): TokenStream
+  /** @internal Memory for the answer is promised before the first turn of the prompt runs. */
+  generate(
+    prompt: Prompt | null,
+    options: GenerateOptions,
+    places: readonly PromptPlace[],
+  ): TokenStream
   generate(
     prompt: Prompt | null,
     options: GenerateOptions = {},
-    end: PromptEnd | null = null,
+    places: readonly PromptPlace[] = [],
   ): TokenStream {
-    return tokenStream(this.#generate(prompt, options, end))
+    return tokenStream(this.#generate(prompt, options, places))
   }
 
   async *#generate(
     prompt: Prompt | null,
     options: GenerateOptions,
-    end: PromptEnd | null,
+    places: readonly PromptPlace[],
   ): AsyncGenerator<GeneratedToken, FinishReason | null, undefined> {
     const { tokenizer } = this.#host
     const plan = planGeneration(options, this.#context.model.config, tokenizer)
@@ -202,10 +206,13 @@ export class Sequence {
     try {
       plan.signal?.throwIfAborted()
       const ids = this.#idsToRun(prompt === null ? [] : this.#idsOf(prompt))
-      const begins = () => end?.begins({ fork: () => this.#forkBeside() })
-      const lastTurn = end ? { count: end.count, begins } : undefined
+      const there = { fork: () => this.#forkBeside() }
+      const told = places.map(({ nBehind, reached }) => ({
+        nBehind,
+        reached: () => reached(there),
+      }))
       const sampling = { ...plan, predicted: this.#predictedBy(options) }
-      run = this.#submit({ ids, sampling, lastTurn }, plan.signal)
+      run = this.#submit({ ids, sampling, places: told }, plan.signal)
       const before = plan.continueText ? [...this.#context.tokens, ...ids] : []
       const text = tokenizer && new TextStream(tokenizer, { skip: tokenizer.specialIds, before })
       const matcher = new StopMatcher(plan.stopTexts)

@@ -3,7 +3,7 @@ import { onAbort } from '../engine/abort.js'
 import type { CacheBytes } from '../engine/context.js'
 import type { Engine } from '../engine/engine.js'
 import type { FinishReason, GeneratedToken } from '../engine/generation.js'
-import type { PromptEnd, Sequence } from '../engine/sequence.js'
+import type { PromptPlace, Sequence } from '../engine/sequence.js'
 import { TextStream } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import { merge } from './merge.js'
@@ -78,8 +78,8 @@ interface Choice {
   readonly sequence: Sequence
   /** null: after what the sequence holds. */
   readonly ids: readonly number[] | null
-  /** What of them is a turn of its own. */
-  readonly end: PromptEnd | null
+  /** Where turns of them end. */
+  readonly places: readonly PromptPlace[]
   readonly seed: bigint
 }
 
@@ -189,15 +189,15 @@ export class Generation {
     this.usage.promptTokens += nTokens
     this.#saidFrom = nTokens
     if (n === 1) {
-      return [{ index: p, sequence, ids, end: this.#endOf(ids, prompt), seed }]
+      return [{ index: p, sequence, ids, places: this.#placesIn(ids, prompt), seed }]
     }
     await sequence.prefill(ids, { signal })
-    const choices: Choice[] = [{ index: p * n, sequence, ids: null, end: null, seed }]
+    const choices: Choice[] = [{ index: p * n, sequence, ids: null, places: [], seed }]
     for (let c = 1; c < n; c++) {
       const fork = sequence.fork()
       this.#sequences.add(fork)
       const own = { index: p * n + c, sequence: fork, seed: seed + BigInt(c) }
-      choices.push({ ...own, ids: null, end: null })
+      choices.push({ ...own, ids: null, places: [] })
     }
     return choices
   }
@@ -223,21 +223,21 @@ export class Generation {
   }
 
   /**
-   * What a conversation's prompt ends with beyond what is settled: what the cache is before that is kept,
-   * where there is memory for it.
+   * Where a conversation's prompt is settled: what the cache is there is kept, where there is memory for
+   * it.
    */
-  #endOf(ids: readonly number[], { settled }: PromptTokens): PromptEnd | null {
-    if (!settled || !this.#entered) return null
+  #placesIn(ids: readonly number[], { settled }: PromptTokens): readonly PromptPlace[] {
+    if (!settled || !this.#entered) return []
     const { text, rest, isUsers } = settled
     // A second try of the last prompt is there already.
-    if (!endsWith(ids, rest)) return null
-    const begins: PromptEnd['begins'] = (sequence) => {
+    if (!endsWith(ids, rest)) return []
+    const reached: PromptPlace['reached'] = (there) => {
       this.#pastText = text
-      const copy = copyOf({ sequence, text })
+      const copy = copyOf({ sequence: there, text })
       // What calls and their results came behind is told as it was until the user speaks again.
       if (copy) this.#keepBefore(isUsers ? [copy] : [...this.#before.slice(0, 1), copy])
     }
-    return { count: rest.length, begins }
+    return [{ nBehind: rest.length, reached }]
   }
 
   /** Lets go of what a conversation held before, but for these. */
@@ -262,9 +262,9 @@ export class Generation {
     return { sequence, ids: ids.slice(count), nCached: isKept ? count : 0 }
   }
 
-  async *#run({ index, sequence, ids, end, seed }: Choice, signal: AbortSignal) {
+  async *#run({ index, sequence, ids, places, seed }: Choice, signal: AbortSignal) {
     const options = { ...this.#request.sampling, seed, signal }
-    for await (const token of sequence.generate(ids, options, end)) {
+    for await (const token of sequence.generate(ids, options, places)) {
       if (this.#stopped.has(index)) break
       if (token.isStop) {
         yield { kind: 'text' as const, choice: index, text: token.text }
