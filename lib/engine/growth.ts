@@ -107,8 +107,8 @@ export function longestFitting(
   turnEnds: readonly number[],
   maxLength: number,
 ): number {
-  const { cache, policy } = context
-  if (policy.rows || policy.compression?.auto) return maxLength
+  const { cache } = context
+  if (!isGrowthKnown(context)) return maxLength
   const fits = (length: number) => {
     const demand = new CacheDemand(cache.shape)
     cache.addHeldTo(demand)
@@ -123,6 +123,11 @@ export function longestFitting(
     else beyond = length
   }
   return fitting
+}
+
+/** Whether what a context takes is known before, and not an upper bound of it alone. */
+export function isGrowthKnown({ policy }: Context): boolean {
+  return !policy.rows && !policy.compression?.auto
 }
 
 /** No more than this: all rows in 16 bits, and beside them what they are quantized to. */

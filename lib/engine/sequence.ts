@@ -19,7 +19,7 @@ import {
 import { checkOptions } from './options.js'
 import { checkPromptLength, type Prompt, tokenIds } from './prompt.js'
 import { disposedError, failedError } from './refusals.js'
-import { Run, type RunOptions } from './run.js'
+import { type Place, Run, type RunOptions, type RunStart } from './run.js'
 import { salientTokens } from './salient-tokens.js'
 import type { Scheduler } from './scheduler.js'
 import { saveContext } from './snapshot.js'
@@ -37,6 +37,25 @@ export interface PromptPlace {
    * too, where requests under way may need what it takes.
    */
   readonly reached: (there: Pick<Sequence, 'fork'>) => void
+}
+
+/** @internal How a prompt runs that a sequence is given. */
+export interface PromptCourse {
+  /** Where turns of it end, in their order; default: it is one. */
+  readonly places?: readonly PromptPlace[]
+  /**
+   * How the sequence's past and the prompt run as one prompt. That is done where memory is wanted while
+   * the call waits to be let in, and there is none but what the past takes; without it nobody gives that up.
+   */
+  readonly anew?: PromptAnew
+}
+
+/** @internal A past and the prompt behind it, as one prompt. */
+export interface PromptAnew {
+  readonly ids: readonly number[]
+  readonly places: readonly PromptPlace[]
+  /** Told when the sequence has given its past up. */
+  readonly begins: () => void
 }
 
 /** What a sequence needs of its engine. */
@@ -58,7 +77,7 @@ export interface SequenceHost {
  */
 export class Sequence {
   readonly #host: SequenceHost
-  readonly #context: Context
+  #context: Context
   /** The call that has not ended; it may be waiting for its caller to ask for the next token. */
   #run: Run | null = null
   #isBusy = false
@@ -176,23 +195,19 @@ export class Sequence {
    */
   generate(prompt: Prompt | null, options?: GenerateOptions): TokenStream
   /** @internal Memory for the answer is promised before the first turn of the prompt runs. */
-  generate(
-    prompt: Prompt | null,
-    options: GenerateOptions,
-    places: readonly PromptPlace[],
-  ): TokenStream
+  generate(prompt: Prompt | null, options: GenerateOptions, course: PromptCourse): TokenStream
   generate(
     prompt: Prompt | null,
     options: GenerateOptions = {},
-    places: readonly PromptPlace[] = [],
+    course: PromptCourse = {},
   ): TokenStream {
-    return tokenStream(this.#generate(prompt, options, places))
+    return tokenStream(this.#generate(prompt, options, course))
   }
 
   async *#generate(
     prompt: Prompt | null,
     options: GenerateOptions,
-    places: readonly PromptPlace[],
+    { places = [], anew }: PromptCourse,
   ): AsyncGenerator<GeneratedToken, FinishReason | null, undefined> {
     const { tokenizer } = this.#host
     const plan = planGeneration(options, this.#context.model.config, tokenizer)
@@ -206,21 +221,19 @@ export class Sequence {
     try {
       plan.signal?.throwIfAborted()
       const ids = this.#idsToRun(prompt === null ? [] : this.#idsOf(prompt))
-      const there = { fork: () => this.#forkBeside() }
-      const told = places.map(({ nBehind, reached }) => ({
-        nBehind,
-        reached: () => reached(there),
-      }))
       const sampling = { ...plan, predicted: this.#predictedBy(options) }
-      run = this.#submit({ ids, sampling, places: told }, plan.signal)
-      const before = plan.continueText ? [...this.#context.tokens, ...ids] : []
-      const text = tokenizer && new TextStream(tokenizer, { skip: tokenizer.specialIds, before })
+      const parts = { ids, sampling, places: this.#placesOf(places) }
+      run = this.#submit({ ...parts, anew: anew && (() => this.#beginAnew(anew)) }, plan.signal)
+      let text: TextStream | null = null
       const matcher = new StopMatcher(plan.stopTexts)
       if (plan.maxTokens === 0) await run.finished()
 
       for (let isLast = plan.maxTokens === 0; !isLast; ) {
         const { id, logprob, top } = await run.next()
         const token = top ? { id, logprob, top } : { id, logprob }
+        // Those of the prompt are the context's by now.
+        const before = plan.continueText ? this.#context.tokens : []
+        text ??= tokenizer && new TextStream(tokenizer, { skip: tokenizer.specialIds, before })
         if (plan.stopTokens.has(id)) {
           this.#finishReason = 'stop'
           const rest = (text?.flush() ?? '') as string
@@ -399,9 +412,23 @@ export class Sequence {
     throw new ZipCacheError('ERR_ZC_OUT_OF_MEMORY', why, { argument: 'kvMemory' })
   }
 
-  #submit(options: RunOptions, signal: AbortSignal | undefined): Run {
+  #placesOf(places: readonly PromptPlace[]): Place[] {
+    const there = { fork: () => this.#forkBeside() }
+    return places.map(({ nBehind, reached }) => ({ nBehind, reached: () => reached(there) }))
+  }
+
+  /** Gives the past up for a call that waits. Throws `ERR_ZC_OUT_OF_MEMORY`, with the past as it was. */
+  #beginAnew({ ids, places, begins }: PromptAnew): RunStart {
+    const past = this.#context
+    this.#context = past.blank()
+    past.dispose()
+    begins()
+    return { context: this.#context, ids: Int32Array.from(ids), places: this.#placesOf(places) }
+  }
+
+  #submit(options: Omit<RunOptions, 'context'>, signal: AbortSignal | undefined): Run {
     const { scheduler } = this.#host
-    const run = new Run(this.#context, options, scheduler.wake)
+    const run = new Run({ context: this.#context, ...options }, scheduler.wake)
     scheduler.submit(run)
     this.#run = run
     if (!signal) return run

@@ -3,7 +3,7 @@ import { onAbort } from '../engine/abort.js'
 import type { CacheBytes } from '../engine/context.js'
 import type { Engine } from '../engine/engine.js'
 import type { FinishReason, GeneratedToken } from '../engine/generation.js'
-import type { PromptPlace, Sequence } from '../engine/sequence.js'
+import type { PromptAnew, PromptCourse, PromptPlace, Sequence } from '../engine/sequence.js'
 import { TextStream } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import { merge } from './merge.js'
@@ -78,8 +78,7 @@ interface Choice {
   readonly sequence: Sequence
   /** null: after what the sequence holds. */
   readonly ids: readonly number[] | null
-  /** Where turns of them end. */
-  readonly places: readonly PromptPlace[]
+  readonly course: PromptCourse
   readonly seed: bigint
 }
 
@@ -185,19 +184,19 @@ export class Generation {
     this.#sequences.add(sequence)
     if (this.#entered) this.#host.sessions.hold(this.#entered, sequence)
     const nTokens = sequence.tokens.length + ids.length
-    this.usage.cachedTokens += nCached
-    this.usage.promptTokens += nTokens
-    this.#saidFrom = nTokens
+    this.#countPrompt(nTokens, nCached)
     if (n === 1) {
-      return [{ index: p, sequence, ids, places: this.#placesIn(ids, prompt), seed }]
+      const anew = this.#anewOf(prompt, { nTokens, nCached })
+      const course = { places: this.#placesIn(ids, prompt), anew }
+      return [{ index: p, sequence, ids, course, seed }]
     }
     await sequence.prefill(ids, { signal })
-    const choices: Choice[] = [{ index: p * n, sequence, ids: null, places: [], seed }]
+    const choices: Choice[] = [{ index: p * n, sequence, ids: null, course: {}, seed }]
     for (let c = 1; c < n; c++) {
       const fork = sequence.fork()
       this.#sequences.add(fork)
       const own = { index: p * n + c, sequence: fork, seed: seed + BigInt(c) }
-      choices.push({ ...own, ids: null, places: [] })
+      choices.push({ ...own, ids: null, course: {} })
     }
     return choices
   }
@@ -226,7 +225,7 @@ export class Generation {
    * Where a conversation's prompt is settled: what the cache is there is kept, where there is memory for
    * it.
    */
-  #placesIn(ids: readonly number[], { settled }: PromptTokens): readonly PromptPlace[] {
+  #placesIn(ids: readonly number[], { settled }: PromptTokens): PromptPlace[] {
     if (!settled || !this.#entered) return []
     const { text, rest, isUsers } = settled
     // A second try of the last prompt is there already.
@@ -238,6 +237,27 @@ export class Generation {
       if (copy) this.#keepBefore(isUsers ? [copy] : [...this.#before.slice(0, 1), copy])
     }
     return [{ nBehind: rest.length, reached }]
+  }
+
+  /** How a prompt runs whose sequence's past was given up, as one that never had any. */
+  #anewOf(prompt: PromptTokens, counted: { nTokens: number; nCached: number }): PromptAnew {
+    const { ids, shared } = prompt
+    const places = this.#placesIn(ids, prompt)
+    // What is shared is a turn of its own for all who share it.
+    if (shared) places.unshift({ nBehind: ids.length - shared.count, reached: () => {} })
+    const begins = () => {
+      this.#countPrompt(-counted.nTokens, -counted.nCached)
+      this.#countPrompt(ids.length, 0)
+      this.#pastText = null
+      if (this.#entered) this.#host.sessions.counters.evicted++
+    }
+    return { ids, places, begins }
+  }
+
+  #countPrompt(nTokens: number, nCached: number): void {
+    this.usage.promptTokens += nTokens
+    this.usage.cachedTokens += nCached
+    this.#saidFrom = nTokens
   }
 
   /** Lets go of what a conversation held before, but for these. */
@@ -262,9 +282,9 @@ export class Generation {
     return { sequence, ids: ids.slice(count), nCached: isKept ? count : 0 }
   }
 
-  async *#run({ index, sequence, ids, places, seed }: Choice, signal: AbortSignal) {
+  async *#run({ index, sequence, ids, course, seed }: Choice, signal: AbortSignal) {
     const options = { ...this.#request.sampling, seed, signal }
-    for await (const token of sequence.generate(ids, options, places)) {
+    for await (const token of sequence.generate(ids, options, course)) {
       if (this.#stopped.has(index)) break
       if (token.isStop) {
         yield { kind: 'text' as const, choice: index, text: token.text }

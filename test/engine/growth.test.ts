@@ -136,7 +136,7 @@ describe.each([
       const places = turns.map((_, i) => ({ nBehind: sum(turns.slice(i + 1)), reached: () => {} }))
       const options = { maxTokens: 130, ignoreEos: true }
       const ids = someIds(sum(turns), 320)
-      for await (const _ of sequence.generate(ids, options, places));
+      for await (const _ of sequence.generate(ids, options, { places }));
       expect([turns, watched.untold()]).toEqual([turns, new Map()])
     }
     sequence.dispose()

@@ -2,7 +2,7 @@
 import type { Engine } from '../../lib/engine/engine'
 import type { GenerateOptions } from '../../lib/engine/generation'
 import type { Model } from '../../lib/engine/model'
-import type { PromptPlace, Sequence } from '../../lib/engine/sequence'
+import type { PromptCourse, Sequence } from '../../lib/engine/sequence'
 import { TextStream } from '../../lib/model/text-stream'
 import { loadTokenizer, type ModelTokenizer } from '../../lib/model/tokenizer'
 import { Server, type ServerOptions } from '../../lib/server/index'
@@ -73,7 +73,7 @@ export async function startScripted(tokenizer: ModelTokenizer, options: ServerOp
     async *generate(
       ids: readonly number[] | null,
       options: GenerateOptions,
-      places: readonly PromptPlace[],
+      { places = [] }: PromptCourse,
     ) {
       const rest = [...(ids ?? [])]
       for (const { nBehind, reached } of places) {
