@@ -10,7 +10,7 @@ import { merge } from './merge.js'
 import { policyName } from './policies.js'
 import { endsWith, type PromptTokens } from './prompt.js'
 import type { GenerationRequest } from './request.js'
-import { copyOf, type Past, type Resumed, type SessionName, type Sessions } from './sessions.js'
+import { copyOf, type Resumed, type SessionName, type Sessions } from './sessions.js'
 
 /** What happens to one choice. */
 export type ChoiceEvent =
@@ -113,8 +113,6 @@ export class Generation {
   #entered: SessionName | null = null
   /** The text of what its cache held before this request, or before the answer begins. */
   #pastText: string | null = null
-  /** What it held before answers that may be told otherwise, the oldest first. */
-  #before: readonly Past[] = []
   /** Tokens of the conversation before what the model says now. */
   #saidFrom = 0
 
@@ -167,7 +165,6 @@ export class Generation {
       // A source that nobody asked for anything has nothing to end, and `return` ends it at once.
       await Promise.allSettled(sources.map((source) => source.return()))
       for (const sequence of [...this.#sequences]) this.#end(sequence)
-      this.#keepBefore([])
       if (this.#entered) this.#host.sessions.leave(this.#entered, null)
     }
   }
@@ -214,10 +211,10 @@ export class Generation {
       resumed = sessions.enter(name, this.#policyText, prompt, encode)
       this.#entered = name
     }
-    if (this.#from) resumed ??= sessions.copy(this.#from, this.#policyText, prompt, encode)
+    if (this.#from) {
+      resumed ??= sessions.copy(this.#from, this.#entered, this.#policyText, prompt, encode)
+    }
     this.#pastText = resumed?.text ?? null
-    this.#before = resumed?.before ?? []
-    if (!this.#entered) this.#keepBefore([]) // nobody goes on with what it is left in
     return resumed && { ...resumed, nCached: resumed.sequence.tokens.length }
   }
 
@@ -226,15 +223,15 @@ export class Generation {
    * it.
    */
   #placesIn(ids: readonly number[], { settled }: PromptTokens): PromptPlace[] {
-    if (!settled || !this.#entered) return []
+    const name = this.#entered
+    if (!settled || !name) return []
     const { text, rest, isUsers } = settled
     // A second try of the last prompt is there already.
     if (!endsWith(ids, rest)) return []
     const reached: PromptPlace['reached'] = (there) => {
       this.#pastText = text
       const copy = copyOf({ sequence: there, text })
-      // What calls and their results came behind is told as it was until the user speaks again.
-      if (copy) this.#keepBefore(isUsers ? [copy] : [...this.#before.slice(0, 1), copy])
+      if (copy) this.#host.sessions.keepBefore(name, copy, isUsers)
     }
     return [{ nBehind: rest.length, reached }]
   }
@@ -258,12 +255,6 @@ export class Generation {
     this.usage.promptTokens += nTokens
     this.usage.cachedTokens += nCached
     this.#saidFrom = nTokens
-  }
-
-  /** Lets go of what a conversation held before, but for these. */
-  #keepBefore(kept: readonly Past[]): void {
-    for (const past of this.#before) if (!kept.includes(past)) past.sequence.dispose()
-    this.#before = kept
   }
 
   get #policyText(): string {
@@ -309,8 +300,7 @@ export class Generation {
       return
     }
     const text = this.#textOf(sequence)
-    const kept = { sequence, policy: this.#policyText, text, before: this.#before }
-    this.#before = []
+    const kept = { sequence, policy: this.#policyText, text }
     this.#host.sessions.leave(this.#entered, kept)
     this.#entered = null
   }

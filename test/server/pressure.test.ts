@@ -67,6 +67,37 @@ async function converse(kvMemory: number, kv_cache: string) {
   }
 }
 
+/** The model's own format, by a template that says that it knows thoughts. */
+const chatTemplate = `{# </think> #}{% for m in messages %}{{ m.content }}{% endfor %}{%
+  if add_generation_prompt %}{{ ' ' }}answer : {% endif %}`
+
+test('what a conversation held before its answer is given up while it is answered', async () => {
+  const { chat, service, sessions, engine } = setUp({ kvMemory: 2 ** 21, chatTemplate })
+  const asked = (seed: number) => {
+    const { text } = generateLineRetrieval({ lines: 20, seed })
+    return [{ role: 'user', content: text.slice(0, -' answer :'.length) }]
+  }
+  const more = { kv_cache: 'fp16', ignore_eos: true, temperature: 0 }
+  try {
+    const request = { messages: asked(1), ...more, max_tokens: 60, stream: true }
+    const session = { id: 'first', owner: '' }
+    const call = { signal: new AbortController().signal, session }
+    const first = await service.chat(request, call)
+    if (first.kind !== 'stream') throw new Error('not a stream')
+    for (let i = 0; i < 3; i++) await first.chunks.next()
+    expect([sessions.size, sessions.bytes > 0]).toEqual([0, true])
+    const second = chat(asked(2), { ...more, max_tokens: 1000 }, 'second')
+    while (engine.stats().queued === 0) await new Promise((resolve) => setImmediate(resolve))
+    expect(sessions.bytes).toBe(0)
+    let nMore = 0
+    for await (const _ of first.chunks) nMore++
+    expect(nMore).toBeGreaterThan(40)
+    expect((await second).choices[0]?.finish_reason).toBe('length')
+  } finally {
+    await service.dispose()
+  }
+})
+
 test.each(['fp16', 'zipcache', 'h2o'])('%s: none of 36 requests fails', async (policy) => {
   const free = await converse(2 ** 26, policy)
   const scarce = await converse(1.25 * 2 ** 20, policy)
