@@ -1,5 +1,5 @@
 import { addBytes, type BytesByClass, noBytes } from '../cache/index.js'
-import { onAbort } from '../engine/abort.js'
+import { deferred, onAbort, orAborted } from '../engine/abort.js'
 import type { CacheBytes } from '../engine/context.js'
 import type { Engine } from '../engine/engine.js'
 import type { FinishReason, GeneratedToken } from '../engine/generation.js'
@@ -72,14 +72,20 @@ interface Opened {
   readonly nCached: number
 }
 
-/** One choice under way. */
-interface Choice {
-  readonly index: number
+/** What a choice runs on. */
+interface Start {
   readonly sequence: Sequence
   /** null: after what the sequence holds. */
   readonly ids: readonly number[] | null
   readonly course: PromptCourse
+}
+
+/** One choice. */
+interface Choice {
+  readonly index: number
   readonly seed: bigint
+  /** Resolves once it can run. */
+  readonly start: () => Promise<Start>
 }
 
 /**
@@ -177,25 +183,60 @@ export class Generation {
   /** The choices of one prompt. */
   async #open(p: number, prompt: PromptTokens, signal: AbortSignal): Promise<Choice[]> {
     const { n, seed } = this.#request
-    const { sequence, ids, nCached } = this.#resume(prompt) ?? (await this.#begin(prompt, signal))
+    const resumed = this.#resume(prompt)
+    const { sequence, ids, nCached } = resumed ?? (await this.#begin(prompt, signal))
     this.#sequences.add(sequence)
     if (this.#entered) this.#host.sessions.hold(this.#entered, sequence)
     const nTokens = sequence.tokens.length + ids.length
     this.#countPrompt(nTokens, nCached)
-    if (n === 1) {
-      const anew = this.#anewOf(prompt, { nTokens, nCached })
-      const course = { places: this.#placesIn(ids, prompt), anew }
-      return [{ index: p, sequence, ids, course, seed }]
+
+    const others = n > 1 ? this.#othersOf(prompt, n - 1, signal) : null
+    const end = others ? [others.place] : []
+    const fresh = freshCourse(prompt)
+    const anew: PromptAnew = {
+      ids: fresh.ids,
+      places: [...fresh.places, ...this.#placesIn(fresh.ids, prompt), ...end],
+      begins: () => {
+        this.#countPrompt(-nTokens, -nCached)
+        this.#countPrompt(fresh.ids.length, 0)
+        this.#pastText = null
+        if (resumed) this.#host.sessions.counters.evicted++
+      },
     }
-    await sequence.prefill(ids, { signal })
-    const choices: Choice[] = [{ index: p * n, sequence, ids: null, course: {}, seed }]
-    for (let c = 1; c < n; c++) {
-      const fork = sequence.fork()
-      this.#sequences.add(fork)
-      const own = { index: p * n + c, sequence: fork, seed: seed + BigInt(c) }
-      choices.push({ ...own, ids: null, course: {} })
+    const course = { places: [...this.#placesIn(ids, prompt), ...end], anew }
+    const starts = [async () => ({ sequence, ids, course }), ...(others?.starts ?? [])]
+    return starts.map((start, c) => ({ index: p * n + c, seed: seed + BigInt(c), start }))
+  }
+
+  /**
+   * The further choices of a prompt: copies of the first one's sequence, made where that has run the
+   * prompt. One that there is no memory for runs the prompt by itself.
+   */
+  #othersOf(prompt: PromptTokens, count: number, signal: AbortSignal) {
+    const copies: Sequence[] = []
+    const { promise: prompted, resolve } = deferred()
+    const reached: PromptPlace['reached'] = (there) => {
+      for (let c = 0; c < count; c++) {
+        const copy = copyOf({ sequence: there, text: null })
+        if (!copy) break
+        this.#sequences.add(copy.sequence)
+        copies.push(copy.sequence)
+      }
+      resolve()
     }
-    return choices
+    const { ids, places } = freshCourse(prompt)
+    const start = async (c: number): Promise<Start> => {
+      await orAborted(prompted, signal)
+      const copy = copies[c]
+      if (copy) {
+        return { sequence: copy, ids: null, course: { anew: { ids, places, begins: () => {} } } }
+      }
+      const sequence = this.#host.engine.createSequence({ policy: this.#request.policy })
+      this.#sequences.add(sequence)
+      return { sequence, ids, course: { places } }
+    }
+    const starts = Array.from({ length: count }, (_, c) => () => start(c))
+    return { place: { nBehind: 0, reached }, starts }
   }
 
   /** A kept conversation's sequence, where the prompt goes on with it. */
@@ -236,21 +277,6 @@ export class Generation {
     return [{ nBehind: rest.length, reached }]
   }
 
-  /** How a prompt runs whose sequence's past was given up, as one that never had any. */
-  #anewOf(prompt: PromptTokens, counted: { nTokens: number; nCached: number }): PromptAnew {
-    const { ids, shared } = prompt
-    const places = this.#placesIn(ids, prompt)
-    // What is shared is a turn of its own for all who share it.
-    if (shared) places.unshift({ nBehind: ids.length - shared.count, reached: () => {} })
-    const begins = () => {
-      this.#countPrompt(-counted.nTokens, -counted.nCached)
-      this.#countPrompt(ids.length, 0)
-      this.#pastText = null
-      if (this.#entered) this.#host.sessions.counters.evicted++
-    }
-    return { ids, places, begins }
-  }
-
   #countPrompt(nTokens: number, nCached: number): void {
     this.usage.promptTokens += nTokens
     this.usage.cachedTokens += nCached
@@ -273,7 +299,8 @@ export class Generation {
     return { sequence, ids: ids.slice(count), nCached: isKept ? count : 0 }
   }
 
-  async *#run({ index, sequence, ids, course, seed }: Choice, signal: AbortSignal) {
+  async *#run({ index, seed, start }: Choice, signal: AbortSignal) {
+    const { sequence, ids, course } = await start()
     const options = { ...this.#request.sampling, seed, signal }
     for await (const token of sequence.generate(ids, options, course)) {
       if (this.#stopped.has(index)) break
@@ -323,6 +350,13 @@ export class Generation {
       said.flush()
     )
   }
+}
+
+/** How a prompt runs in a sequence that holds nothing: what it shares is a turn of its own for all who do. */
+function freshCourse({ ids, shared }: PromptTokens) {
+  const places: PromptPlace[] = []
+  if (shared) places.push({ nBehind: ids.length - shared.count, reached: () => {} })
+  return { ids, places }
 }
 
 function addCache(usage: Usage, { resident, fp16, byClass }: CacheBytes): void {

@@ -108,3 +108,53 @@ test.each(['fp16', 'zipcache', 'h2o'])('%s: none of 36 requests fails', async (p
   const content = (said: string) => said.replace(/ \w+$/, '')
   if (policy === 'fp16') expect(scarce.said.map(content)).toEqual(free.said.map(content))
 })
+
+describe('requests that run their prompt before the answers', () => {
+  const many = [1, 2, 3, 4, 5, 6]
+
+  test.each(['fp16', 'zipcache', 'h2o'])('%s: of several choices', async (kv_cache) => {
+    const all = async (kvMemory: number) => {
+      const { chat, service, engine } = setUp({ kvMemory })
+      try {
+        const answers = many.map((seed) => {
+          const messages = [
+            { role: 'user', content: generateLineRetrieval({ lines: 14, seed }).text },
+          ]
+          const more = { kv_cache, n: 3, max_tokens: 90, ignore_eos: true, temperature: 1, seed: 1 }
+          return chat(messages, more)
+        })
+        const choices = (await Promise.all(answers)).flatMap((answer) => answer.choices)
+        expect(choices.every((one) => one.finish_reason === 'length')).toBe(true)
+        expect(engine.stats()).toMatchObject({ sequences: 0, kvMemory: { used: 0 } })
+        return choices.map(({ message }) => message.content)
+      } finally {
+        await service.dispose()
+      }
+    }
+    expect(await all(2 ** 20)).toEqual(await all(2 ** 26))
+  })
+
+  test.each(['fp16', 'zipcache', 'h2o'])('%s: with a beginning of their own', async (kv_cache) => {
+    const all = async (kvMemory: number) => {
+      const { chat, service, engine } = setUp({ kvMemory, prefixMemory: kvMemory / 4 })
+      try {
+        const answers = many.map((seed) => {
+          const { text, questionText } = generateLineRetrieval({ lines: 14, seed })
+          const messages = [
+            { role: 'system', content: text },
+            { role: 'user', content: questionText },
+          ]
+          const more = { kv_cache, prompt_cache_key: `${seed}`, max_tokens: 90, ignore_eos: true }
+          return chat(messages, more, seed % 2 === 0 ? `${seed}` : null)
+        })
+        const choices = (await Promise.all(answers)).flatMap((answer) => answer.choices)
+        expect(choices.every((one) => one.finish_reason === 'length')).toBe(true)
+        expect(engine.stats()).toMatchObject({ decoding: 0, queued: 0 })
+        return choices.map(({ message }) => message.content)
+      } finally {
+        await service.dispose()
+      }
+    }
+    expect(await all(2 ** 20)).toEqual(await all(2 ** 26))
+  })
+})
