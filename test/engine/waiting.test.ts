@@ -72,3 +72,19 @@ test('a past that nobody said how to run again is not given up', async () => {
   expect(await answer).toHaveLength(12)
   expect(waiting.length).toBeGreaterThanOrEqual(n + 40)
 })
+
+test.each(policies)(
+  'requests over beginnings of their own are all answered: %j',
+  async (policy) => {
+    const n = await tokensIn(0.4, policy)
+    const all = async (kvMemory: number) => {
+      await using engine = createEngine({ model: model(), kvMemory, prefixMemory: 2 ** 19 })
+      const answers = [1, 2, 3, 4].map((seed) => {
+        const prompt = ids(n + 60, seed)
+        return collect(engine.generate(prompt, { ...options, policy, prefixTokens: n }))
+      })
+      return (await Promise.all(answers)).map((answer) => answer.ids)
+    }
+    expect(await all(2 ** 20)).toEqual(await all(2 ** 26))
+  },
+)
