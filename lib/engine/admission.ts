@@ -1,6 +1,6 @@
 import { CacheDemand, type CacheMemory } from '../cache/index.js'
 import { ZipCacheError } from '../errors.js'
-import { addGrowth } from './growth.js'
+import { addGrowth, isGrowthKnown } from './growth.js'
 import { busyError } from './refusals.js'
 import type { Run } from './run.js'
 
@@ -102,9 +102,17 @@ export class Admission {
   }
 
   /** Whether a run and all others can grow to their full length; alone, it is let try. */
-  #fits({ context, promptEnd, maxLength }: Run): boolean {
-    const add = (demand: CacheDemand) => addGrowth(demand, context, promptEnd, maxLength)
-    return this.#makeRoom(add) || this.active.size === 0
+  #fits(run: Run): boolean {
+    const add = (demand: CacheDemand) => addGrowth(demand, run.context, run.turnEnds, run.maxLength)
+    if (this.#makeRoom(add)) return true
+    if (this.active.size > 0) return false // they give memory back
+    // Those that wait hold it: what is let in last loses its past first.
+    for (const other of this.#queue.slice(1).reverse()) {
+      if (other.beginAnew() && this.#makeRoom(add)) return true
+    }
+    // It would fit by itself: what it holds lies scattered.
+    if (isGrowthKnown(run.context)) run.beginAnew()
+    return true
   }
 
   /** Frees memory until what `add` wants fits beside what all runs can grow to; whether it does. */
@@ -112,8 +120,8 @@ export class Admission {
     for (;;) {
       const demand = new CacheDemand(this.#memory.shape)
       add(demand)
-      for (const { context, promptEnd, maxLength, isSettled } of this.active) {
-        if (!isSettled) addGrowth(demand, context, promptEnd, maxLength)
+      for (const { context, turnEnds, maxLength, isSettled } of this.active) {
+        if (!isSettled) addGrowth(demand, context, turnEnds, maxLength)
       }
       if (this.#memory.hasRoomFor(demand)) return true
       if (!this.#reclaim()) return false

@@ -146,6 +146,12 @@ export class Context {
     return new Context({ model, spec, policy, seed, cache, rows, saliency })
   }
 
+  /** An empty one of the same settings. Throws as `open`. */
+  blank(): Context {
+    const { model, cache, spec, seed, saliency } = this
+    return Context.open(model, cache.memory, spec, seed, saliency !== null)
+  }
+
   /** Tokens in the cache. */
   get length(): number {
     return this.rows?.length ?? this.cache.length

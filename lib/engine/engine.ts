@@ -297,7 +297,10 @@ export class Engine {
         : (await this.#prefix(ids.slice(0, prefixTokens), { policy, seed, signal: rest.signal }))
             .sequence
     try {
-      yield* sequence.generate(ids.slice(sequence.length), { ...rest, seed })
+      const beginning = { nBehind: ids.length - prefixTokens, reached: () => {} }
+      const places = prefixTokens > 0 ? [beginning] : []
+      const anew = { ids, places, begins: () => {} }
+      yield* sequence.generate(ids.slice(sequence.length), { ...rest, seed }, { anew })
       return sequence.finishReason
     } finally {
       this.#keepPrefix(key, sequence)

@@ -7,13 +7,14 @@ import { groupPlan } from './group-plan.js'
 import { BLOCK_ROWS } from './quantized-rows.js'
 
 /**
- * Adds the most that a context may still take until it holds `maxLength` tokens, those up to
- * `promptEnd` in one prompt. It counts the moment in which a window is both packed and in the tail.
+ * Adds the most that a context may still take until it holds `maxLength` tokens; `turnEnds`: how many it
+ * holds after each turn of the prompt that is to come. It counts the moment in which a window is both packed
+ * and in the tail.
  */
 export function addGrowth(
   demand: CacheDemand,
   context: Context,
-  promptEnd: number,
+  turnEnds: readonly number[],
   maxLength: number,
 ): void {
   const { cache, policy, nWindowProbes } = context
@@ -25,16 +26,43 @@ export function addGrowth(
   }
   const { compression } = policy
   const window = compression?.window ?? Number.POSITIVE_INFINITY
-  const nPrompt = Math.max(0, promptEnd - context.length)
-  // As `Context` chooses the road.
-  const isPrompt = nPrompt > 1 && tailLength + nPrompt >= window
-  /** Tokens that go through the tail, what it holds included. */
-  const nThrough = isPrompt ? maxLength - promptEnd : tailLength + maxLength - context.length
-  const nWindows = Math.floor(nThrough / window)
-  const inTail = (nTokens: number) => Math.max(0, Math.min(window, nTokens))
+  /** Compressions to come: tokens of each, and how many there are of them. */
+  const groups: { readonly nTokens: number; readonly count: number }[] = []
+  let inTail = tailLength
   /** The most that the tail holds until it is emptied first, and from then on. */
-  const before = isPrompt ? tailLength : inTail(nThrough)
-  const after = inTail(isPrompt ? nThrough : nThrough - window)
+  let before = tailLength
+  let after = 0
+  const note = (nTokens: number) => {
+    if (groups.length === 0) before = Math.max(before, nTokens)
+    else after = Math.max(after, nTokens)
+  }
+  /** So many tokens go through the tail. */
+  const pass = (nTokens: number) => {
+    const nThrough = inTail + nTokens
+    const count = Math.floor(nThrough / window)
+    note(Math.min(window, nThrough))
+    if (count > 0) {
+      groups.push({ nTokens: window, count })
+      note(Math.min(window, nThrough - window))
+    }
+    inTail = count > 0 ? nThrough % window : nThrough
+  }
+  let length = context.length
+  /** Whether the first compression is of the turn that runs now or next. */
+  let isPromptFirst = false
+  for (const end of turnEnds) {
+    const nTurn = end - length
+    // As `Context` chooses the road.
+    if (nTurn > 1 && inTail + nTurn >= window) {
+      isPromptFirst ||= groups.length === 0 && length === context.length
+      groups.push({ nTokens: inTail + nTurn, count: 1 })
+      inTail = 0
+    } else if (nTurn > 0) {
+      pass(nTurn)
+    }
+    length = Math.max(length, end)
+  }
+  pass(maxLength - length)
 
   const nShared = cache.nSharedTailPages
   const nOwn = pageCount(tailLength) - nShared
@@ -48,22 +76,21 @@ export function addGrowth(
 
   let nPages = nMore
   let nSegments = 0
-  const addGroups = (nTokens: number, count: number) => {
-    if (!compression || count === 0) return
+  for (const [index, { nTokens, count }] of groups.entries()) {
+    // Staged pages are given out already, except where heads differ: those get theirs layer by layer.
+    const isStaged = index === 0 && isPromptFirst && cache.isStaged
+    if (!compression || (isStaged && !compression.auto)) continue
     const group = groupPlan(compression, nTokens)
     nPages += count * (pageCount(nTokens) + 1)
     nSegments += count * 2
     if (!compression.auto) {
       demand.addGroups(group, count)
-      return
+      continue
     }
     // Any share of a head's tokens may be of either class.
     for (const nSalient of [0, nTokens]) demand.addGroups({ ...group, nSalient }, count, true)
     demand.addEach(bitmapBytes(nTokens), count)
   }
-  // Staged pages are given out already, except where heads differ: those get theirs layer by layer.
-  if (isPrompt && (!cache.isStaged || compression?.auto)) addGroups(tailLength + nPrompt, 1)
-  addGroups(window, nWindows)
   demand.otherBytes += cache.tableBytesWith(nSegments, nPages) - cache.tableBytesWith(0, 0)
 
   const nProbes = Math.min(nWindowProbes, Math.max(before, after))
@@ -75,23 +102,32 @@ export function addGrowth(
  * one beyond the prompt. For policies that keep rows, and where r is chosen head by head, only an
  * upper bound of their memory is known: no answer is cut short by that.
  */
-export function longestFitting(context: Context, promptEnd: number, maxLength: number): number {
-  const { cache, policy } = context
-  if (policy.rows || policy.compression?.auto) return maxLength
+export function longestFitting(
+  context: Context,
+  turnEnds: readonly number[],
+  maxLength: number,
+): number {
+  const { cache } = context
+  if (!isGrowthKnown(context)) return maxLength
   const fits = (length: number) => {
     const demand = new CacheDemand(cache.shape)
     cache.addHeldTo(demand)
-    addGrowth(demand, context, promptEnd, length)
+    addGrowth(demand, context, turnEnds, length)
     return cache.memory.canHold(demand)
   }
   if (fits(maxLength)) return maxLength
-  let fitting = Math.min(promptEnd + 1, maxLength)
+  let fitting = Math.min((turnEnds.at(-1) ?? context.length) + 1, maxLength)
   for (let beyond = maxLength; beyond - fitting > 1; ) {
     const length = Math.floor((fitting + beyond) / 2)
     if (fits(length)) fitting = length
     else beyond = length
   }
   return fitting
+}
+
+/** Whether what a context takes is known before, and not an upper bound of it alone. */
+export function isGrowthKnown({ policy }: Context): boolean {
+  return !policy.rows && !policy.compression?.auto
 }
 
 /** No more than this: all rows in 16 bits, and beside them what they are quantized to. */

@@ -19,20 +19,24 @@ export class Prompts {
 
   /** Takes a run from its prompt to its first token; whoever waits for it is told of an error. */
   async start(run: Run): Promise<void> {
-    const { context, ids, sampling, lastTurn } = run
+    const { context, ids, sampling, places } = run
     run.phase = 'prefill'
     let isDecoding = false
     try {
       if (ids.length > 0) {
         const slicing = this.#slices.of(run)
         const { inspect } = run
-        const nFirst = ids.length - (lastTurn?.count ?? 0)
-        if (lastTurn) {
-          await context.prefill(ids.subarray(0, nFirst), slicing)
-          lastTurn.begins()
+        let done = 0
+        for (const { nBehind, reached } of places) {
+          const turn = ids.subarray(done, ids.length - nBehind)
+          if (turn.length > 0) await context.prefill(turn, slicing)
+          done += turn.length
+          reached()
         }
-        const rest = lastTurn ? ids.subarray(nFirst) : ids
-        await context.prefill(rest, slicing, inspect && ((x) => inspect(x, slicing.turn)))
+        const last = ids.subarray(done)
+        if (last.length > 0) {
+          await context.prefill(last, slicing, inspect && ((x) => inspect(x, slicing.turn)))
+        }
         this.nTokens += ids.length
       }
       if (sampling && sampling.maxTokens > 0) {

@@ -26,22 +26,32 @@ export interface Sampling {
   readonly predicted: readonly number[]
 }
 
-/** The last tokens of a prompt, run as a turn of their own, as a second prompt would be. */
-export interface LastTurn {
-  /** How many; fewer than the prompt has. */
-  readonly count: number
-  /** Called when the context holds what is before them. */
-  readonly begins: () => void
+/** A place in a prompt: what is before it runs as a turn of its own, as one prompt before another would. */
+export interface Place {
+  /** Tokens of the prompt behind it, fewer than there are; 0: it is the prompt's end. */
+  readonly nBehind: number
+  /** Called when the context holds what is before it. */
+  readonly reached: () => void
+}
+
+/** What a run begins with. */
+export interface RunStart {
+  readonly context: Context
+  /** Tokens to append first. */
+  readonly ids: Int32Array
+  /** Where turns of `ids` end, in their order; default: all of them are one. */
+  readonly places?: readonly Place[] | undefined
 }
 
 /** How a run is asked for. */
-export interface RunOptions {
-  /** Tokens to append first. */
-  readonly ids: Int32Array
+export interface RunOptions extends RunStart {
   /** null: the prompt alone. */
   readonly sampling: Sampling | null
-  /** What of `ids` is a turn of its own; default: all of them are one. */
-  readonly lastTurn?: LastTurn | undefined
+  /**
+   * Gives up what the context holds, and tells how all that it held runs anew; without it nobody may do
+   * so. Not called once the run is under way.
+   */
+  readonly anew?: (() => RunStart) | undefined
   /** See `Context.prefill`. */
   readonly inspect?: ((x: Tensor<'f32'>, turn: () => Promise<void>) => Promise<void>) | undefined
 }
@@ -55,10 +65,9 @@ export interface RunOptions {
  * consumer that leaves finds the context as if nothing had run ahead.
  */
 export class Run {
-  readonly context: Context
-  readonly ids: Int32Array
+  #start: RunStart
+  readonly #anew: RunOptions['anew']
   readonly sampling: Sampling | null
-  readonly lastTurn: LastTurn | null
   readonly inspect: RunOptions['inspect']
   phase: 'queued' | 'prefill' | 'decode' | 'ended' = 'queued'
   /** The most tokens there can be, for want of positions or because no more are wanted. */
@@ -79,10 +88,10 @@ export class Run {
   #failure: { error: unknown } | null = null
   /** Told when there is more to do. */
   readonly #wake: () => void
-  /** Tokens that the context holds once the prompt is in it, or what is before its last turn. */
-  readonly promptEnd: number
+  /** Tokens that the context holds after each turn of the prompt. */
+  turnEnds: readonly number[] = []
   /** Tokens that the context may come to hold; fewer than are wanted, where there is no room. */
-  readonly maxLength: number
+  maxLength = 0
   /** null: nothing is drafted. */
   #lookup: PromptLookup | null = null
   isSettled = false
@@ -92,18 +101,48 @@ export class Run {
   /** Resolves when nothing touches the context any more; never rejects. */
   readonly settled = this.#settled.promise
 
-  constructor(context: Context, options: RunOptions, wake: () => void) {
-    this.context = context
-    this.ids = options.ids
+  constructor(options: RunOptions, wake: () => void) {
+    this.#start = options
+    this.#anew = options.anew
     this.sampling = options.sampling
-    this.lastTurn = options.lastTurn ?? null
     this.inspect = options.inspect
     this.#wake = wake
-    const nLast = this.lastTurn?.count ?? 0
-    this.promptEnd = context.length + this.ids.length - nLast
+    this.#plan()
+  }
+
+  get context(): Context {
+    return this.#start.context
+  }
+
+  /** Tokens to append first. */
+  get ids(): Int32Array {
+    return this.#start.ids
+  }
+
+  /** Where turns of them end. */
+  get places(): readonly Place[] {
+    return this.#start.places ?? []
+  }
+
+  #plan(): void {
+    const { context, ids, places } = this
+    const promptEnd = context.length + ids.length
+    this.turnEnds = [...places.map(({ nBehind }) => promptEnd - nBehind), promptEnd]
+    const wanted = promptEnd + (this.sampling?.maxTokens ?? 0)
     const { maxPositions } = context.model.config
-    const wanted = this.promptEnd + nLast + (this.sampling?.maxTokens ?? 0)
-    this.maxLength = longestFitting(context, this.promptEnd, Math.min(wanted, maxPositions))
+    this.maxLength = longestFitting(context, this.turnEnds, Math.min(wanted, maxPositions))
+  }
+
+  /** Gives up what the context of a run that waits holds, if it can run anew; whether it was so. */
+  beginAnew(): boolean {
+    if (this.phase !== 'queued' || !this.#anew || this.context.length === 0) return false
+    try {
+      this.#start = this.#anew()
+      this.#plan()
+    } catch (error) {
+      this.fail(error)
+    }
+    return true
   }
 
   get ended(): boolean {

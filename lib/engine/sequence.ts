@@ -19,7 +19,7 @@ import {
 import { checkOptions } from './options.js'
 import { checkPromptLength, type Prompt, tokenIds } from './prompt.js'
 import { disposedError, failedError } from './refusals.js'
-import { Run, type RunOptions } from './run.js'
+import { type Place, Run, type RunOptions, type RunStart } from './run.js'
 import { salientTokens } from './salient-tokens.js'
 import type { Scheduler } from './scheduler.js'
 import { saveContext } from './snapshot.js'
@@ -28,15 +28,34 @@ import { mapTokens, type TokenMap } from './token-map.js'
 /** Rows whose logits are computed at a time by `Sequence.logits`. */
 const LOGIT_ROWS = 256
 
-/** @internal The last tokens of a prompt, run as a turn of their own, as a second prompt would be. */
-export interface PromptEnd {
-  /** How many; fewer than the prompt has. */
-  readonly count: number
+/** @internal A place in a prompt: what is before it runs as a turn of its own, as one prompt before another would. */
+export interface PromptPlace {
+  /** Tokens of the prompt behind it, fewer than there are; 0: it is the prompt's end. */
+  readonly nBehind: number
   /**
-   * Told when the sequence holds what is before them. `fork`: as `Sequence.fork`, of that; out of memory,
+   * Told when the sequence holds what is before it. `fork`: as `Sequence.fork`, of that; out of memory,
    * too, where requests under way may need what it takes.
    */
-  readonly begins: (before: Pick<Sequence, 'fork'>) => void
+  readonly reached: (there: Pick<Sequence, 'fork'>) => void
+}
+
+/** @internal How a prompt runs that a sequence is given. */
+export interface PromptCourse {
+  /** Where turns of it end, in their order; default: it is one. */
+  readonly places?: readonly PromptPlace[]
+  /**
+   * How the sequence's past and the prompt run as one prompt. That is done where memory is wanted while
+   * the call waits to be let in, and there is none but what the past takes; without it nobody gives that up.
+   */
+  readonly anew?: PromptAnew
+}
+
+/** @internal A past and the prompt behind it, as one prompt. */
+export interface PromptAnew {
+  readonly ids: readonly number[]
+  readonly places: readonly PromptPlace[]
+  /** Told when the sequence has given its past up. */
+  readonly begins: () => void
 }
 
 /** What a sequence needs of its engine. */
@@ -58,7 +77,7 @@ export interface SequenceHost {
  */
 export class Sequence {
   readonly #host: SequenceHost
-  readonly #context: Context
+  #context: Context
   /** The call that has not ended; it may be waiting for its caller to ask for the next token. */
   #run: Run | null = null
   #isBusy = false
@@ -175,20 +194,20 @@ export class Sequence {
    * `ERR_ZC_NUMERIC` when the model's logits are NaN.
    */
   generate(prompt: Prompt | null, options?: GenerateOptions): TokenStream
-  /** @internal Memory for the answer is promised before the prompt runs, as if it were one turn. */
-  generate(prompt: Prompt | null, options: GenerateOptions, end: PromptEnd | null): TokenStream
+  /** @internal Memory for the answer is promised before the first turn of the prompt runs. */
+  generate(prompt: Prompt | null, options: GenerateOptions, course: PromptCourse): TokenStream
   generate(
     prompt: Prompt | null,
     options: GenerateOptions = {},
-    end: PromptEnd | null = null,
+    course: PromptCourse = {},
   ): TokenStream {
-    return tokenStream(this.#generate(prompt, options, end))
+    return tokenStream(this.#generate(prompt, options, course))
   }
 
   async *#generate(
     prompt: Prompt | null,
     options: GenerateOptions,
-    end: PromptEnd | null,
+    { places = [], anew }: PromptCourse,
   ): AsyncGenerator<GeneratedToken, FinishReason | null, undefined> {
     const { tokenizer } = this.#host
     const plan = planGeneration(options, this.#context.model.config, tokenizer)
@@ -202,18 +221,19 @@ export class Sequence {
     try {
       plan.signal?.throwIfAborted()
       const ids = this.#idsToRun(prompt === null ? [] : this.#idsOf(prompt))
-      const begins = () => end?.begins({ fork: () => this.#forkBeside() })
-      const lastTurn = end ? { count: end.count, begins } : undefined
       const sampling = { ...plan, predicted: this.#predictedBy(options) }
-      run = this.#submit({ ids, sampling, lastTurn }, plan.signal)
-      const before = plan.continueText ? [...this.#context.tokens, ...ids] : []
-      const text = tokenizer && new TextStream(tokenizer, { skip: tokenizer.specialIds, before })
+      const parts = { ids, sampling, places: this.#placesOf(places) }
+      run = this.#submit({ ...parts, anew: anew && (() => this.#beginAnew(anew)) }, plan.signal)
+      let text: TextStream | null = null
       const matcher = new StopMatcher(plan.stopTexts)
       if (plan.maxTokens === 0) await run.finished()
 
       for (let isLast = plan.maxTokens === 0; !isLast; ) {
         const { id, logprob, top } = await run.next()
         const token = top ? { id, logprob, top } : { id, logprob }
+        // Those of the prompt are the context's by now.
+        const before = plan.continueText ? this.#context.tokens : []
+        text ??= tokenizer && new TextStream(tokenizer, { skip: tokenizer.specialIds, before })
         if (plan.stopTokens.has(id)) {
           this.#finishReason = 'stop'
           const rest = (text?.flush() ?? '') as string
@@ -392,9 +412,23 @@ export class Sequence {
     throw new ZipCacheError('ERR_ZC_OUT_OF_MEMORY', why, { argument: 'kvMemory' })
   }
 
-  #submit(options: RunOptions, signal: AbortSignal | undefined): Run {
+  #placesOf(places: readonly PromptPlace[]): Place[] {
+    const there = { fork: () => this.#forkBeside() }
+    return places.map(({ nBehind, reached }) => ({ nBehind, reached: () => reached(there) }))
+  }
+
+  /** Gives the past up for a call that waits. Throws `ERR_ZC_OUT_OF_MEMORY`, with the past as it was. */
+  #beginAnew({ ids, places, begins }: PromptAnew): RunStart {
+    const past = this.#context
+    this.#context = past.blank()
+    past.dispose()
+    begins()
+    return { context: this.#context, ids: Int32Array.from(ids), places: this.#placesOf(places) }
+  }
+
+  #submit(options: Omit<RunOptions, 'context'>, signal: AbortSignal | undefined): Run {
     const { scheduler } = this.#host
-    const run = new Run(this.#context, options, scheduler.wake)
+    const run = new Run({ context: this.#context, ...options }, scheduler.wake)
     scheduler.submit(run)
     this.#run = run
     if (!signal) return run

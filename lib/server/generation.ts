@@ -1,16 +1,16 @@
 import { addBytes, type BytesByClass, noBytes } from '../cache/index.js'
-import { onAbort } from '../engine/abort.js'
+import { deferred, onAbort, orAborted } from '../engine/abort.js'
 import type { CacheBytes } from '../engine/context.js'
 import type { Engine } from '../engine/engine.js'
 import type { FinishReason, GeneratedToken } from '../engine/generation.js'
-import type { PromptEnd, Sequence } from '../engine/sequence.js'
+import type { PromptAnew, PromptCourse, PromptPlace, Sequence } from '../engine/sequence.js'
 import { TextStream } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import { merge } from './merge.js'
 import { policyName } from './policies.js'
 import { endsWith, type PromptTokens } from './prompt.js'
 import type { GenerationRequest } from './request.js'
-import { copyOf, type Past, type Resumed, type SessionName, type Sessions } from './sessions.js'
+import { copyOf, type Resumed, type SessionName, type Sessions } from './sessions.js'
 
 /** What happens to one choice. */
 export type ChoiceEvent =
@@ -72,15 +72,20 @@ interface Opened {
   readonly nCached: number
 }
 
-/** One choice under way. */
-interface Choice {
-  readonly index: number
+/** What a choice runs on. */
+interface Start {
   readonly sequence: Sequence
   /** null: after what the sequence holds. */
   readonly ids: readonly number[] | null
-  /** What of them is a turn of its own. */
-  readonly end: PromptEnd | null
+  readonly course: PromptCourse
+}
+
+/** One choice. */
+interface Choice {
+  readonly index: number
   readonly seed: bigint
+  /** Resolves once it can run. */
+  readonly start: () => Promise<Start>
 }
 
 /**
@@ -114,8 +119,6 @@ export class Generation {
   #entered: SessionName | null = null
   /** The text of what its cache held before this request, or before the answer begins. */
   #pastText: string | null = null
-  /** What it held before answers that may be told otherwise, the oldest first. */
-  #before: readonly Past[] = []
   /** Tokens of the conversation before what the model says now. */
   #saidFrom = 0
 
@@ -168,7 +171,6 @@ export class Generation {
       // A source that nobody asked for anything has nothing to end, and `return` ends it at once.
       await Promise.allSettled(sources.map((source) => source.return()))
       for (const sequence of [...this.#sequences]) this.#end(sequence)
-      this.#keepBefore([])
       if (this.#entered) this.#host.sessions.leave(this.#entered, null)
     }
   }
@@ -181,25 +183,60 @@ export class Generation {
   /** The choices of one prompt. */
   async #open(p: number, prompt: PromptTokens, signal: AbortSignal): Promise<Choice[]> {
     const { n, seed } = this.#request
-    const { sequence, ids, nCached } = this.#resume(prompt) ?? (await this.#begin(prompt, signal))
+    const resumed = this.#resume(prompt)
+    const { sequence, ids, nCached } = resumed ?? (await this.#begin(prompt, signal))
     this.#sequences.add(sequence)
     if (this.#entered) this.#host.sessions.hold(this.#entered, sequence)
     const nTokens = sequence.tokens.length + ids.length
-    this.usage.cachedTokens += nCached
-    this.usage.promptTokens += nTokens
-    this.#saidFrom = nTokens
-    if (n === 1) {
-      return [{ index: p, sequence, ids, end: this.#endOf(ids, prompt), seed }]
+    this.#countPrompt(nTokens, nCached)
+
+    const others = n > 1 ? this.#othersOf(prompt, n - 1, signal) : null
+    const end = others ? [others.place] : []
+    const fresh = freshCourse(prompt)
+    const anew: PromptAnew = {
+      ids: fresh.ids,
+      places: [...fresh.places, ...this.#placesIn(fresh.ids, prompt), ...end],
+      begins: () => {
+        this.#countPrompt(-nTokens, -nCached)
+        this.#countPrompt(fresh.ids.length, 0)
+        this.#pastText = null
+        if (resumed) this.#host.sessions.counters.evicted++
+      },
     }
-    await sequence.prefill(ids, { signal })
-    const choices: Choice[] = [{ index: p * n, sequence, ids: null, end: null, seed }]
-    for (let c = 1; c < n; c++) {
-      const fork = sequence.fork()
-      this.#sequences.add(fork)
-      const own = { index: p * n + c, sequence: fork, seed: seed + BigInt(c) }
-      choices.push({ ...own, ids: null, end: null })
+    const course = { places: [...this.#placesIn(ids, prompt), ...end], anew }
+    const starts = [async () => ({ sequence, ids, course }), ...(others?.starts ?? [])]
+    return starts.map((start, c) => ({ index: p * n + c, seed: seed + BigInt(c), start }))
+  }
+
+  /**
+   * The further choices of a prompt: copies of the first one's sequence, made where that has run the
+   * prompt. One that there is no memory for runs the prompt by itself.
+   */
+  #othersOf(prompt: PromptTokens, count: number, signal: AbortSignal) {
+    const copies: Sequence[] = []
+    const { promise: prompted, resolve } = deferred()
+    const reached: PromptPlace['reached'] = (there) => {
+      for (let c = 0; c < count; c++) {
+        const copy = copyOf({ sequence: there, text: null })
+        if (!copy) break
+        this.#sequences.add(copy.sequence)
+        copies.push(copy.sequence)
+      }
+      resolve()
     }
-    return choices
+    const { ids, places } = freshCourse(prompt)
+    const start = async (c: number): Promise<Start> => {
+      await orAborted(prompted, signal)
+      const copy = copies[c]
+      if (copy) {
+        return { sequence: copy, ids: null, course: { anew: { ids, places, begins: () => {} } } }
+      }
+      const sequence = this.#host.engine.createSequence({ policy: this.#request.policy })
+      this.#sequences.add(sequence)
+      return { sequence, ids, course: { places } }
+    }
+    const starts = Array.from({ length: count }, (_, c) => () => start(c))
+    return { place: { nBehind: 0, reached }, starts }
   }
 
   /** A kept conversation's sequence, where the prompt goes on with it. */
@@ -215,35 +252,35 @@ export class Generation {
       resumed = sessions.enter(name, this.#policyText, prompt, encode)
       this.#entered = name
     }
-    if (this.#from) resumed ??= sessions.copy(this.#from, this.#policyText, prompt, encode)
+    if (this.#from) {
+      resumed ??= sessions.copy(this.#from, this.#entered, this.#policyText, prompt, encode)
+    }
     this.#pastText = resumed?.text ?? null
-    this.#before = resumed?.before ?? []
-    if (!this.#entered) this.#keepBefore([]) // nobody goes on with what it is left in
     return resumed && { ...resumed, nCached: resumed.sequence.tokens.length }
   }
 
   /**
-   * What a conversation's prompt ends with beyond what is settled: what the cache is before that is kept,
-   * where there is memory for it.
+   * Where a conversation's prompt is settled: what the cache is there is kept, where there is memory for
+   * it.
    */
-  #endOf(ids: readonly number[], { settled }: PromptTokens): PromptEnd | null {
-    if (!settled || !this.#entered) return null
+  #placesIn(ids: readonly number[], { settled }: PromptTokens): PromptPlace[] {
+    const name = this.#entered
+    if (!settled || !name) return []
     const { text, rest, isUsers } = settled
     // A second try of the last prompt is there already.
-    if (!endsWith(ids, rest)) return null
-    const begins: PromptEnd['begins'] = (sequence) => {
+    if (!endsWith(ids, rest)) return []
+    const reached: PromptPlace['reached'] = (there) => {
       this.#pastText = text
-      const copy = copyOf({ sequence, text })
-      // What calls and their results came behind is told as it was until the user speaks again.
-      if (copy) this.#keepBefore(isUsers ? [copy] : [...this.#before.slice(0, 1), copy])
+      const copy = copyOf({ sequence: there, text })
+      if (copy) this.#host.sessions.keepBefore(name, copy, isUsers)
     }
-    return { count: rest.length, begins }
+    return [{ nBehind: rest.length, reached }]
   }
 
-  /** Lets go of what a conversation held before, but for these. */
-  #keepBefore(kept: readonly Past[]): void {
-    for (const past of this.#before) if (!kept.includes(past)) past.sequence.dispose()
-    this.#before = kept
+  #countPrompt(nTokens: number, nCached: number): void {
+    this.usage.promptTokens += nTokens
+    this.usage.cachedTokens += nCached
+    this.#saidFrom = nTokens
   }
 
   get #policyText(): string {
@@ -262,9 +299,10 @@ export class Generation {
     return { sequence, ids: ids.slice(count), nCached: isKept ? count : 0 }
   }
 
-  async *#run({ index, sequence, ids, end, seed }: Choice, signal: AbortSignal) {
+  async *#run({ index, seed, start }: Choice, signal: AbortSignal) {
+    const { sequence, ids, course } = await start()
     const options = { ...this.#request.sampling, seed, signal }
-    for await (const token of sequence.generate(ids, options, end)) {
+    for await (const token of sequence.generate(ids, options, course)) {
       if (this.#stopped.has(index)) break
       if (token.isStop) {
         yield { kind: 'text' as const, choice: index, text: token.text }
@@ -289,8 +327,7 @@ export class Generation {
       return
     }
     const text = this.#textOf(sequence)
-    const kept = { sequence, policy: this.#policyText, text, before: this.#before }
-    this.#before = []
+    const kept = { sequence, policy: this.#policyText, text }
     this.#host.sessions.leave(this.#entered, kept)
     this.#entered = null
   }
@@ -313,6 +350,13 @@ export class Generation {
       said.flush()
     )
   }
+}
+
+/** How a prompt runs in a sequence that holds nothing: what it shares is a turn of its own for all who do. */
+function freshCourse({ ids, shared }: PromptTokens) {
+  const places: PromptPlace[] = []
+  if (shared) places.push({ nBehind: ids.length - shared.count, reached: () => {} })
+  return { ids, places }
 }
 
 function addCache(usage: Usage, { resident, fp16, byClass }: CacheBytes): void {

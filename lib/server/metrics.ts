@@ -92,7 +92,7 @@ const GAUGES: readonly Reading[] = [
   },
   {
     name: 'session_bytes',
-    help: 'Caches of sessions that wait.',
+    help: 'Caches of sessions that wait, and of what is kept from before an answer under way; shared pages count in each.',
     read: (_, { sessions }) => sessions.bytes,
   },
   {

@@ -23,16 +23,24 @@ export interface Past {
 export interface Left extends Past {
   /** How its cache is kept; a request that wants another way begins anew. */
   readonly policy: string
+}
+
+interface Session extends Left {
   /**
    * What it held before answers that a template may tell otherwise than they were said, the oldest first:
    * most leave out what was thought.
    */
   readonly before: readonly Past[]
-}
-
-interface Session extends Left {
   readonly name: SessionName
   readonly expiresAt: number
+}
+
+/** A conversation that a request uses. */
+interface Use {
+  /** Once there is one. */
+  sequence: Sequence | null
+  /** As a session's. */
+  before: readonly Past[]
 }
 
 /** Whose conversation is meant: a client's name for it, among those of one key. */
@@ -49,8 +57,6 @@ export interface SessionName {
 export interface Resumed extends Past {
   /** What the prompt says beyond it. */
   readonly ids: readonly number[]
-  /** What it held before, as of `Left`. */
-  readonly before: readonly Past[]
 }
 
 /** What a prompt goes on with. */
@@ -64,16 +70,16 @@ interface Found {
 /**
  * Conversations between their requests, by the client's name for them: each one's compressed cache
  * stays, and the next prompt goes on over it if it begins with what was said, or with what was there
- * before the last answers. A name is busy while a request uses it. When the engine needs memory, the least
- * recently used ones go.
+ * before the last answers. A name is busy while a request uses it. When the engine needs memory, what busy
+ * ones held before goes, and then the least recently used ones.
  */
 export class Sessions {
   readonly #limits: SessionLimits
   readonly #now: () => number
   /** Least recently used first. */
   readonly #idle = new Map<string, Session>()
-  /** Those that a request uses, with its sequence once there is one. */
-  readonly #busy = new Map<string, Sequence | null>()
+  /** Those that a request uses, the first one that began first. */
+  readonly #busy = new Map<string, Use>()
   readonly counters = { resumed: 0, restarted: 0, evicted: 0, expired: 0, reusedTokens: 0 }
 
   constructor(limits: SessionLimits, now: () => number = Date.now) {
@@ -91,11 +97,13 @@ export class Sessions {
     return this.#idle.size
   }
 
-  /** Bytes of their caches. */
+  /** Bytes of their caches, and of what those held before that a request uses; shared pages count in each. */
   get bytes(): number {
-    let bytes = 0
-    for (const { sequence } of this.#idle.values()) bytes += sequence.bytes.resident
-    return bytes
+    const kept = [
+      ...this.#idle.values(),
+      ...[...this.#busy.values(), ...this.#idle.values()].flatMap(({ before }) => before),
+    ]
+    return kept.reduce((bytes, { sequence }) => bytes + sequence.bytes.resident, 0)
   }
 
   /**
@@ -113,13 +121,14 @@ export class Sessions {
     const key = keyOf(name)
     this.#expectIdle(key)
     this.expire()
-    this.#busy.set(key, null)
+    const use: Use = { sequence: null, before: [] }
+    this.#busy.set(key, use)
     const session = this.#idle.get(key)
     if (!session) return null
     this.#idle.delete(key)
     try {
       const found = this.#find(session, policy, prompt, encode)
-      if (found) return resume(session, found)
+      if (found) return resume(session, found, use)
     } catch (error) {
       this.#busy.delete(key)
       letGo(session)
@@ -131,11 +140,12 @@ export class Sessions {
 
   /**
    * A copy of a conversation that waits, if the prompt goes on with it: others may go on from the same
-   * place. It is the conversation itself where there is no memory for a copy, and nothing waits then; what
-   * it held before is there as far as there is memory for copies.
+   * place. It is the conversation itself where there is no memory for a copy, and nothing waits then. What
+   * it held before is `own`'s then, whose name the request has taken, as far as there is memory for copies.
    */
   copy(
     name: SessionName,
+    own: SessionName | null,
     policy: string,
     prompt: PromptTokens,
     encode: (text: string) => number[],
@@ -147,10 +157,11 @@ export class Sessions {
     if (!session || !found) return null
     const past = copyOf(found.past)
     this.#idle.delete(key)
-    if (!past) return resume(session, found)
+    const use = own && this.#busy.get(keyOf(own))
+    if (!past) return resume(session, found, use)
     this.#keep(session.name, session)
-    const before = found.before.map(copyOf).filter((copy) => copy !== null)
-    return { ...past, ids: found.ids, before }
+    if (use) use.before = found.before.map(copyOf).filter((copy) => copy !== null)
+    return { ...past, ids: found.ids }
   }
 
   /**
@@ -193,31 +204,45 @@ export class Sessions {
 
   /** Tells which sequence the request uses that has taken a name. */
   hold(name: SessionName, sequence: Sequence): void {
-    this.#busy.set(keyOf(name), sequence)
+    this.#useOf(name).sequence = sequence
+  }
+
+  /**
+   * Keeps what a conversation that a request uses holds before its answer. `isUsers`: a user spoke last; what
+   * calls and their results come behind is told as it was until then.
+   */
+  keepBefore(name: SessionName, past: Past, isUsers: boolean): void {
+    const use = this.#useOf(name)
+    const { before } = use
+    use.before = isUsers ? [past] : [...before.slice(0, 1), past]
+    for (const other of before) if (!use.before.includes(other)) other.sequence.dispose()
+  }
+
+  #useOf(name: SessionName): Use {
+    return this.#busy.get(keyOf(name)) as Use
   }
 
   /** The conversation of a name, whether it waits or a request uses it; null: there is none. */
   find(name: SessionName): Sequence | null {
     this.expire()
     const key = keyOf(name)
-    return this.#busy.get(key) ?? this.#idle.get(key)?.sequence ?? null
+    return this.#busy.get(key)?.sequence ?? this.#idle.get(key)?.sequence ?? null
   }
 
   /** Ends the use of a name, and keeps its conversation; null: there is none to keep. */
   leave(name: SessionName, kept: Left | null): void {
-    const key = keyOf(name)
-    this.#busy.delete(key)
-    if (!kept) return
+    const { before } = this.#useOf(name)
+    this.#busy.delete(keyOf(name))
     const { maxSessions } = this.#limits
-    if (maxSessions === 0) {
-      letGo(kept)
+    if (!kept || maxSessions === 0) {
+      disposeAll(kept ? [kept, ...before] : before)
       return
     }
-    this.#keep(name, kept)
-    while (this.#idle.size > maxSessions) this.evict()
+    this.#keep(name, { ...kept, before })
+    while (this.#idle.size > maxSessions) this.#evictOldest()
   }
 
-  #keep(name: SessionName, kept: Left): void {
+  #keep(name: SessionName, kept: Omit<Session, 'name' | 'expiresAt'>): void {
     const expiresAt = this.#now() + this.#limits.sessionTtlMs
     this.#idle.set(keyOf(name), { ...kept, name, expiresAt })
   }
@@ -246,8 +271,15 @@ export class Sessions {
     }
   }
 
-  /** Gives up the least recently used one; whether there was one. */
+  /**
+   * Gives memory up: what a conversation that a request uses held before or, where there is nothing of that,
+   * the least recently used one of those that wait; whether there was any.
+   */
   evict(): boolean {
+    return this.#evictBefore() || this.#evictOldest()
+  }
+
+  #evictOldest(): boolean {
     const [oldest] = this.#idle
     if (!oldest) return false
     const [key, session] = oldest
@@ -255,6 +287,17 @@ export class Sessions {
     letGo(session)
     this.counters.evicted++
     return true
+  }
+
+  #evictBefore(): boolean {
+    for (const use of this.#busy.values()) {
+      const [oldest, ...others] = use.before
+      if (!oldest) continue
+      use.before = others
+      oldest.sequence.dispose()
+      return true
+    }
+    return false
   }
 
   #expectIdle(key: string): void {
@@ -272,8 +315,12 @@ export class Sessions {
 }
 
 /** Gives up a conversation, with all that it held before. */
-function letGo({ sequence, before }: Left): void {
-  for (const past of [{ sequence }, ...before]) past.sequence.dispose()
+function letGo(session: Session): void {
+  disposeAll([session, ...session.before])
+}
+
+function disposeAll(pasts: readonly Past[]): void {
+  for (const { sequence } of pasts) sequence.dispose()
 }
 
 /** What of a conversation a prompt goes on with: the whole of it, or what it held last before that. */
@@ -293,15 +340,22 @@ function findPast(
   return null
 }
 
-/** The conversation itself as a prompt goes on with it; what came after that is given up. */
-function resume(session: Session, { past, ids, before }: Found): Resumed {
+/**
+ * The conversation itself as a prompt goes on with it; what came after that is given up, and what was before
+ * is that of `use`, without which it is given up, too.
+ */
+function resume(
+  session: Session,
+  { past, ids, before }: Found,
+  use: Use | null | undefined,
+): Resumed {
   const { sequence, text } = past
-  for (const other of [session, ...session.before]) {
-    if (other !== past && !before.includes(other)) other.sequence.dispose()
-  }
-  const copy = past === session ? null : copyOf(past)
-  if (copy) return { ...copy, ids, before }
-  return { sequence, text, ids, before: before.filter((other) => other !== past) }
+  const all = [session, ...session.before].filter((other) => other !== past)
+  const kept = use ? before.filter((other) => other !== past) : []
+  disposeAll(all.filter((other) => !kept.includes(other)))
+  const copy = past === session || !use ? null : copyOf(past)
+  if (use) use.before = copy ? [...kept, past] : kept
+  return { ...(copy ?? { sequence, text }), ids }
 }
 
 /** A copy; null where there is no memory for it. */

@@ -116,3 +116,29 @@ describe.each([
     for (const each of [sequence, ...kept]) each.dispose()
   })
 })
+
+describe.each([
+  ['of full attention', model],
+  ['with sliding windows', windowed],
+])('%s', (_, model) => {
+  test.each(policies)('nor by a prompt of several turns: %j', async (policy) => {
+    const watched = watch()
+    await using engine = createEngine({ model: model(), kvMemory: 1 << 25 })
+    const sequence = engine.createSequence({ policy })
+    for (const turns of [
+      [20, 300, 40],
+      [130, 1, 250, 7],
+      [1, 70, 0],
+      [60, 400],
+    ]) {
+      watched.begin()
+      const sum = (some: number[]) => some.reduce((all, n) => all + n, 0)
+      const places = turns.map((_, i) => ({ nBehind: sum(turns.slice(i + 1)), reached: () => {} }))
+      const options = { maxTokens: 130, ignoreEos: true }
+      const ids = someIds(sum(turns), 320)
+      for await (const _ of sequence.generate(ids, options, { places }));
+      expect([turns, watched.untold()]).toEqual([turns, new Map()])
+    }
+    sequence.dispose()
+  })
+})

@@ -2,7 +2,7 @@
 import type { Engine } from '../../lib/engine/engine'
 import type { GenerateOptions } from '../../lib/engine/generation'
 import type { Model } from '../../lib/engine/model'
-import type { PromptEnd, Sequence } from '../../lib/engine/sequence'
+import type { PromptCourse, Sequence } from '../../lib/engine/sequence'
 import { TextStream } from '../../lib/model/text-stream'
 import { loadTokenizer, type ModelTokenizer } from '../../lib/model/tokenizer'
 import { Server, type ServerOptions } from '../../lib/server/index'
@@ -73,12 +73,14 @@ export async function startScripted(tokenizer: ModelTokenizer, options: ServerOp
     async *generate(
       ids: readonly number[] | null,
       options: GenerateOptions,
-      end: PromptEnd | null,
+      { places = [] }: PromptCourse,
     ) {
-      const nFirst = (ids?.length ?? 0) - (end?.count ?? 0)
-      tokens.push(...(ids?.slice(0, nFirst) ?? []))
-      end?.begins(this as unknown as Sequence)
-      tokens.push(...(ids?.slice(nFirst) ?? []))
+      const rest = [...(ids ?? [])]
+      for (const { nBehind, reached } of places) {
+        tokens.push(...rest.splice(0, rest.length - nBehind))
+        reached(this as unknown as Sequence)
+      }
+      tokens.push(...rest)
       prompts.push(tokenizer.decode(tokens))
       asked.push(options)
       said.count = 0

@@ -3,20 +3,22 @@ import type { Sequence } from '../../lib/engine/sequence'
 import { ZipCacheError } from '../../lib/errors'
 import { Sessions } from '../../lib/server/sessions'
 
-/** A sequence of these tokens, which can be copied as long as there is memory. */
-function sequenceOf(tokens: number[], memory = { isFull: false }) {
+/** A sequence of these tokens, which can be copied as long as there is memory; `alive`: it and its copies. */
+function sequenceOf(tokens: number[], memory = { isFull: false }, alive = new Set<object>()) {
   const sequence = {
     tokens,
     isDisposed: false,
     bytes: { resident: 1 },
     fork: () => {
       if (memory.isFull) throw new ZipCacheError('ERR_ZC_OUT_OF_MEMORY', 'full')
-      return sequenceOf(tokens, memory)
+      return sequenceOf(tokens, memory, alive)
     },
     dispose: () => {
       sequence.isDisposed = true
+      alive.delete(sequence)
     },
   }
+  alive.add(sequence)
   return sequence
 }
 
@@ -27,7 +29,7 @@ const encode = () => []
 function keep(sessions: Sessions, id: string, sequence: ReturnType<typeof sequenceOf>): void {
   sessions.enter(name(id), 'p', prompt, encode)
   const own = sequence as unknown as Sequence
-  sessions.leave(name(id), { sequence: own, policy: 'p', text: null, before: [] })
+  sessions.leave(name(id), { sequence: own, policy: 'p', text: null })
 }
 
 test('a copy goes on with what the prompt begins with, and leaves the conversation', () => {
@@ -35,13 +37,13 @@ test('a copy goes on with what the prompt begins with, and leaves the conversati
   const own = sequenceOf([1, 2])
   keep(sessions, 'a', own)
   for (let i = 0; i < 2; i++) {
-    const copy = sessions.copy(name('a'), 'p', prompt, encode)
+    const copy = sessions.copy(name('a'), null, 'p', prompt, encode)
     expect(copy).toMatchObject({ ids: [3, 4], text: null })
     expect(copy?.sequence).not.toBe(own)
   }
-  expect(sessions.copy(name('a'), 'other', prompt, encode)).toBe(null)
-  expect(sessions.copy(name('a'), 'p', { ids: [1, 3], text: null }, encode)).toBe(null)
-  expect(sessions.copy(name('b'), 'p', prompt, encode)).toBe(null)
+  expect(sessions.copy(name('a'), null, 'other', prompt, encode)).toBe(null)
+  expect(sessions.copy(name('a'), null, 'p', { ids: [1, 3], text: null }, encode)).toBe(null)
+  expect(sessions.copy(name('b'), null, 'p', prompt, encode)).toBe(null)
   expect([sessions.size, own.isDisposed]).toEqual([1, false])
   expect(sessions.counters).toMatchObject({ resumed: 2, restarted: 2, reusedTokens: 4 })
 })
@@ -53,7 +55,7 @@ test('a conversation that is copied is one that is used', () => {
   keep(sessions, 'a', a)
   keep(sessions, 'b', b)
   now = 6
-  sessions.copy(name('a'), 'p', prompt, encode)
+  sessions.copy(name('a'), null, 'p', prompt, encode)
   keep(sessions, 'c', c)
   expect([a.isDisposed, b.isDisposed]).toEqual([false, true])
   now = 15
@@ -67,7 +69,7 @@ test('without memory for a copy the conversation itself goes on', () => {
   const sessions = new Sessions({ maxSessions: 2, sessionTtlMs: 10 }, () => 0)
   const own = sequenceOf([1, 2], { isFull: true })
   keep(sessions, 'a', own)
-  expect(sessions.copy(name('a'), 'p', prompt, encode)?.sequence).toBe(own)
+  expect(sessions.copy(name('a'), null, 'p', prompt, encode)?.sequence).toBe(own)
   expect([sessions.size, own.isDisposed]).toEqual([0, false])
 })
 
@@ -76,19 +78,22 @@ describe('what a conversation held before', () => {
   const memory = { isFull: false }
   const kept = () => {
     const sessions = new Sessions({ maxSessions: 2, sessionTtlMs: 10 }, () => 0)
-    const all = [[1], [1, 2], whole].map((tokens) => sequenceOf(tokens, memory))
+    const alive = new Set<object>()
+    const all = [[1], [1, 2], whole].map((tokens) => sequenceOf(tokens, memory, alive))
     const [first, second, last] = all.map((own) => own as unknown as Sequence) as [
       Sequence,
       Sequence,
       Sequence,
     ]
     sessions.enter(name('a'), 'p', prompt, encode)
-    const before = [first, second].map((sequence) => ({ sequence, text: null }))
-    sessions.leave(name('a'), { sequence: last, policy: 'p', text: null, before })
+    sessions.keepBefore(name('a'), { sequence: first, text: null }, true)
+    sessions.keepBefore(name('a'), { sequence: second, text: null }, false)
+    sessions.leave(name('a'), { sequence: last, policy: 'p', text: null })
     const enter = (ids: number[]) => sessions.enter(name('a'), 'p', { ids, text: null }, encode)
-    const copy = (ids: number[]) => sessions.copy(name('a'), 'p', { ids, text: null }, encode)
+    const copy = (ids: number[], own: { id: string; owner: string } | null = null) =>
+      sessions.copy(name('a'), own, 'p', { ids, text: null }, encode)
     const gone = () => all.map(({ isDisposed }) => isDisposed)
-    return { sessions, all, first, second, last, enter, copy, gone }
+    return { sessions, all, first, second, last, enter, copy, gone, alive }
   }
   afterEach(() => {
     memory.isFull = false
@@ -102,11 +107,12 @@ describe('what a conversation held before', () => {
     const resumed = b.enter([1, 2, 7])
     expect(resumed?.ids).toEqual([7])
     expect(resumed?.sequence).not.toBe(b.second)
-    expect(resumed?.before.map(({ sequence }) => sequence)).toEqual([b.first, b.second])
-    expect(b.gone()).toEqual([false, false, true])
+    expect([b.gone(), b.alive.size]).toEqual([[false, false, true], 3])
     const c = kept()
-    expect(c.enter([1, 7])?.before).toHaveLength(1)
-    expect(c.gone()).toEqual([false, true, true])
+    expect(c.enter([1, 7])?.sequence).not.toBe(c.first)
+    expect([c.gone(), c.alive.size]).toEqual([[false, true, true], 2])
+    c.sessions.leave(name('a'), null)
+    expect([c.gone(), c.alive.size]).toEqual([[true, true, true], 1])
     const d = kept()
     expect(d.enter([7, 8])).toBe(null)
     expect(d.gone()).toEqual([true, true, true])
@@ -118,8 +124,9 @@ describe('what a conversation held before', () => {
     memory.isFull = true
     const resumed = a.enter([1, 2, 7])
     expect(resumed?.sequence).toBe(a.second)
-    expect(resumed?.before.map(({ sequence }) => sequence)).toEqual([a.first])
     expect(a.gone()).toEqual([false, false, true])
+    a.sessions.leave(name('a'), null)
+    expect(a.gone()).toEqual([true, false, true]) // what is resumed is the request's
   })
 
   test('is copied into the memory of what is given up', () => {
@@ -132,7 +139,7 @@ describe('what a conversation held before', () => {
     }
     const resumed = a.enter([1, 2, 7])
     expect(resumed?.sequence).not.toBe(a.second)
-    expect(resumed?.before.map(({ sequence }) => sequence)).toEqual([a.first, a.second])
+    expect([a.gone(), a.alive.size]).toEqual([[false, false, true], 3])
   })
 
   test('is left where there is memory for a copy, though not for all', () => {
@@ -143,21 +150,46 @@ describe('what a conversation held before', () => {
       memory.isFull = true
       return copy
     }
-    const copy = a.copy([1, 2, 7])
+    a.sessions.enter(name('b'), 'p', prompt, encode)
+    const copy = a.copy([1, 2, 7], name('b'))
     expect(copy?.sequence).not.toBe(a.second)
-    expect([copy?.before, a.gone(), a.sessions.size]).toEqual([[], [false, false, false], 1])
+    expect([a.alive.size, a.gone(), a.sessions.size]).toEqual([4, [false, false, false], 1])
   })
 
-  test('is copied with what was before it', () => {
+  test('is copied with what was before it, where the copy is left under a name', () => {
     const a = kept()
-    const copy = a.copy([1, 2, 7])
-    expect(copy?.ids).toEqual([7])
-    expect(copy?.before.map(({ sequence }) => sequence.tokens)).toEqual([[1], [1, 2]])
-    expect(copy?.before.some(({ sequence }) => [a.first, a.second].includes(sequence))).toBe(false)
-    expect([a.gone(), a.sessions.size]).toEqual([[false, false, false], 1])
+    expect(a.copy([1, 2, 7])?.ids).toEqual([7])
+    expect([a.gone(), a.alive.size]).toEqual([[false, false, false], 4])
+    a.sessions.enter(name('b'), 'p', prompt, encode)
+    const copy = a.copy([1, 2, 7], name('b'))
+    expect([copy?.ids, a.gone(), a.alive.size]).toEqual([[7], [false, false, false], 7])
+    expect(a.sessions.bytes).toBe(5)
+    a.sessions.leave(name('b'), null)
+    expect([a.gone(), a.alive.size, a.sessions.size]).toEqual([[false, false, false], 5, 1])
     memory.isFull = true
     expect(a.copy([1, 2, 7])).toMatchObject({ sequence: a.second, ids: [7] })
-    expect([a.gone(), a.sessions.size]).toEqual([[false, false, true], 0])
+    expect([a.gone(), a.sessions.size]).toEqual([[true, false, true], 0])
+  })
+
+  test('is counted and, while it is answered, given up before those that wait', () => {
+    const a = kept()
+    expect(a.sessions.bytes).toBe(3)
+    a.enter([...whole, 6])
+    const other = sequenceOf([1])
+    keep(a.sessions, 'b', other)
+    const bytes = [a.sessions.bytes]
+    expect([a.sessions.evict(), a.gone(), other.isDisposed]).toEqual([
+      true,
+      [true, false, false],
+      false,
+    ])
+    bytes.push(a.sessions.bytes)
+    while (a.sessions.evict()) bytes.push(a.sessions.bytes)
+    expect(bytes).toEqual([3, 2, 1, 0])
+    expect(a.gone()).toEqual([true, true, false])
+    expect(a.sessions.counters.evicted).toBe(1)
+    a.sessions.leave(name('a'), { sequence: a.last, policy: 'p', text: null })
+    expect(a.enter([1, 2, 7])).toBe(null)
   })
 
   test.each(['remove', 'evict', 'dispose'] as const)('is given up with it by %s', (way) => {
@@ -174,7 +206,7 @@ describe('a request that names no session', () => {
       const own = sessions.match(owner, 'p', { ids: [], text: null }, encode)
       sessions.enter(own, 'p', prompt, encode)
       const sequence = sequenceOf(tokens) as unknown as Sequence
-      sessions.leave(own, { sequence, policy: 'p', text: null, before: [] })
+      sessions.leave(own, { sequence, policy: 'p', text: null })
       return own
     })
     const match = (ids: number[], owner = '', policy = 'p') =>
