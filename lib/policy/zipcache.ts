@@ -90,6 +90,8 @@ export interface ZipCacheOptions extends SaliencyOptions {
 interface SaliencyDefaults extends PrecisionDefaults {
   readonly saliencyRatio: number
   readonly window: number
+  /** Whether as many more of a window's tokens are salient as fill their last page. */
+  readonly fillsPages?: boolean
   readonly probes: ProbeStrategy
   readonly metric: SaliencyMetric
   /** Options that this policy does not have. */
@@ -106,6 +108,9 @@ export const PAPER: SaliencyDefaults = {
   probes: 'random+recent',
   metric: 'normalized',
 }
+
+/** Tokens of a page of the cache, which holds one class of a KV head. */
+const PAGE_TOKENS = 16
 
 const METRICS: readonly SaliencyMetric[] = ['normalized', 'accumulated', 'causal', 'locality']
 
@@ -145,7 +150,8 @@ export function bySaliency(name: string, given: object, defaults: SaliencyDefaul
     throw options.error('metric', metric, 'one that looks at attention, to choose r or correct it')
   }
   const correctsPosition = correct === 'position'
-  const plan = { ratio, auto, correctsPosition, window, metric, ...precision, probes }
+  const { fillsPages = false } = defaults
+  const plan = { ratio, auto, correctsPosition, window, fillsPages, metric, ...precision, probes }
   return {
     name,
     tail: 'f16',
@@ -182,12 +188,17 @@ function saliencyCompression(plan: {
   auto: AutoRatio | null
   correctsPosition: boolean
   window: number
+  fillsPages: boolean
   metric: SaliencyMetric
   high: PrecisionClass
   low: PrecisionClass
   probes: ProbePlan
 }): Compression {
   const { ratio, auto, correctsPosition, window, metric, high, low, probes } = plan
+  // As the authors' code counts: the regular share is rounded down.
+  const nSalient = (nTokens: number) => nTokens - Math.floor((1 - ratio) * nTokens + 1e-9)
+  const inPages = (n: number) => (plan.fillsPages ? Math.ceil(n / PAGE_TOKENS) * PAGE_TOKENS : n)
+  const nOfWindow = Math.min(window, inPages(nSalient(window)))
   const looks = metric !== 'locality'
   return {
     window,
@@ -198,8 +209,7 @@ function saliencyCompression(plan: {
     auto,
     correctsPosition,
     usesSpecialTokens: looks && probes.prompt.special > 0,
-    // As the authors' code counts: the regular share is rounded down.
-    nSalient: (nTokens) => nTokens - Math.floor((1 - ratio) * nTokens + 1e-9),
+    nSalient: (nTokens) => (nTokens === window ? nOfWindow : nSalient(nTokens)),
     promptProbes: (nTokens, seed, layer, specialRows = null) =>
       looks ? promptProbes(probes.prompt, nTokens, seed, layer, specialRows) : new Int32Array(0),
     windowProbes: (seed) => {

@@ -152,12 +152,24 @@ describe('options that are read', () => {
   test("zipcache-plus's defaults are its own, options change them one by one", () => {
     const cube = { keyRange: { norm: 3 }, valueRange: 'minmax' }
     expect(compressionOf('zipcache-plus')).toMatchObject({
-      window: 160,
+      window: 112,
       metric: 'normalized',
       high: { keyBits: 4, valueBits: 4, ...cube },
       low: { keyBits: 3, valueBits: 2, ...cube },
     })
     expect(compressionOf('zipcache-plus').nSalient(1000)).toBe(100)
+    // Salient tokens of a window fill their pages.
+    for (const [window, saliencyRatio, nSalient] of [
+      [112, undefined, 16],
+      [160, undefined, 16],
+      [161, undefined, 32],
+      [112, 0, 0],
+      [112, 1, 112],
+      [10, 0.5, 10],
+    ] as const) {
+      const plan = compressionOf({ name: 'zipcache-plus', window, saliencyRatio })
+      expect(plan.nSalient(window)).toBe(nSalient)
+    }
     expect(
       compressionOf({
         name: 'zipcache-plus',
