@@ -20,27 +20,24 @@ inline VecI widen_bytes(const uint8_t* p) {
 #endif
 }
 
+// Twice each, in 16 bits.
+inline VecI widen_twice(const uint8_t* p) { return widen_bytes(p) * 0x10001; }
+
 // Integers with zero points.
 struct Int4Codes {
   using Scale = f16;
   static constexpr bool kHasZeros = true;
 
-  static float scale(f16 scale) { return to_float(scale); }
   static VecF scales(const f16* p) { return load(p); }
-  static VecI zeros(const uint8_t* p) { return widen_bytes(p); }
-  template <typename Halves>
-  static Halves levels(Halves codes) {
-    return codes;
-  }
+  // Of words whose last 4 bits are a code; zeros has their zero points.
+  static WideHalves levels(WideHalves words, WideHalves zeros) { return (words & 15) - zeros; }
 };
 
-// Float4: levels are twice what they say, from 12 on, so that all zero points are 12.
+// Float4: twice what they say.
 struct Float4Codes {
   using Scale = uint8_t;
   static constexpr bool kHasZeros = false;
-  static constexpr int kZero = 12;
 
-  static float scale(uint8_t exponent) { return 0.5f * float8_power(exponent); }
   // As float8_power says of each lane.
   static VecF scales(const uint8_t* p) {
     const VecI exponents = widen_bytes(p);
@@ -48,75 +45,64 @@ struct Float4Codes {
     const VecI bits = exponents << 23 | (is_special & 0x00400000);
     return broadcast(0.5f) * reinterpret_cast<VecF>(bits);
   }
-  static VecI zeros(const uint8_t*) { return VecI{} + kZero; }
-  template <typename Halves>
-  static Halves levels(Halves codes) {
-#if defined(ZC_ISA_AVX2) || defined(ZC_ISA_NEON)
+  static WideHalves levels(WideHalves words, WideHalves) {
+#if defined(ZC_ISA_AVX512)
+    // Five bits of a word find their level: the fifth changes nothing.
+    const __m512i levels = _mm512_maskz_broadcast_i64x4(
+        0xff, _mm256_setr_epi16(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12));
+    return reinterpret_cast<WideHalves>(
+        _mm512_maskz_permutexvar_epi16(0xffffffffu, reinterpret_cast<__m512i>(words), levels));
+#elif defined(ZC_ISA_AVX2) || defined(ZC_ISA_NEON)
+    // 12 more, so that bytes have no sign. Of upper bytes 128 and more look up a 0.
     alignas(16) static constexpr uint8_t kLevels[16] = {12, 13, 14, 15, 16, 18, 20, 24,
                                                         12, 11, 10, 9,  8,  6,  4,  0};
-    const Halves places = codes | 0x8000;  // of upper bytes, where 128 and more look up a 0
-#endif
+    const WideHalves places = (words & 15) | 0x8000;
 #if defined(ZC_ISA_AVX2)
     const __m128i levels = _mm_load_si128(reinterpret_cast<const __m128i*>(kLevels));
-#if defined(ZC_ISA_AVX512)
-    if constexpr (sizeof(Halves) == 64)
-      return reinterpret_cast<Halves>(
-          _mm512_maskz_shuffle_epi8(~uint64_t{0}, _mm512_maskz_broadcast_i32x4(0xffff, levels),
-                                    reinterpret_cast<__m512i>(places)));
-    else
+    return reinterpret_cast<WideHalves>(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(levels),
+                                                            reinterpret_cast<__m256i>(places))) -
+           12;
+#else
+    return reinterpret_cast<WideHalves>(
+               vqtbl1q_u8(vld1q_u8(kLevels), reinterpret_cast<uint8x16_t>(places))) -
+           12;
 #endif
-      return reinterpret_cast<Halves>(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(levels),
-                                                          reinterpret_cast<__m256i>(places)));
-#elif defined(ZC_ISA_NEON)
-    return reinterpret_cast<Halves>(
-        vqtbl1q_u8(vld1q_u8(kLevels), reinterpret_cast<uint8x16_t>(places)));
 #else
     // Below 4 magnitudes are their own double; from there on, and again from 6 on, steps double.
-    const Halves magnitude = codes & 7;
-    const Halves from_4 = reinterpret_cast<Halves>(magnitude > 4) & (magnitude - 4);
-    const Halves from_6 = reinterpret_cast<Halves>(magnitude > 6) & (magnitude - 6);
-    const Halves twice = magnitude + from_4 + 2 * from_6;
-    const Halves sign = codes >> 3;
-    return (twice ^ (0 - sign)) + sign + kZero;
+    const WideHalves magnitude = words & 7;
+    const WideHalves from_4 = reinterpret_cast<WideHalves>(magnitude > 4) & (magnitude - 4);
+    const WideHalves from_6 = reinterpret_cast<WideHalves>(magnitude > 6) & (magnitude - 6);
+    const WideHalves twice = magnitude + from_4 + 2 * from_6;
+    const WideHalves sign = words >> 3 & 1;
+    return (twice ^ (0 - sign)) + sign;
 #endif
   }
 };
 
-// ---- a few rows: the weight goes from memory through registers, a row after the other ----
+// ---- one row: the weight goes from memory through registers, a row after the other ----
 
-// Of each group of x's rows, padded to kLanes groups with zeros.
+// Of each group of a row of x, padded to kLanes groups with zeros.
 struct Int4GroupSums {
-  int32_t* sums;  // (rows, stride): of its factors, which a zero point is multiplied by
-  float* steps;   // (rows, stride): of its block
-  int64_t stride;
+  int32_t* sums;  // of its factors, which a zero point is multiplied by
+  float* steps;   // of its block
+  int64_t padded;
 };
 
 inline Int4GroupSums sum_groups(const RoundedRows& x, int64_t k, int64_t group) {
   const int64_t groups = k / group;
   Int4GroupSums out{};
-  out.stride = (groups + kLanes - 1) / kLanes * kLanes;
-  out.sums = reinterpret_cast<int32_t*>(
-      thread_scratch(3, static_cast<size_t>(x.rows) * static_cast<size_t>(out.stride)));
-  out.steps = thread_scratch(4, static_cast<size_t>(x.rows) * static_cast<size_t>(out.stride));
-  for (int r = 0; r < x.rows; ++r)
-    for (int64_t g = 0; g < out.stride; ++g) {
-      const int64_t depth = g * group / kPanelDepth;
-      const int16_t* from = x.at(depth, r) + g * group % kPanelDepth;
-      int32_t sum = 0;
-      for (int64_t i = 0; g < groups && i < group; ++i) sum += from[i];
-      out.sums[r * out.stride + g] = sum;
-      out.steps[r * out.stride + g] = g < groups ? x.steps[depth * x.rows + r] : 0.0f;
-    }
+  out.padded = (groups + kLanes - 1) / kLanes * kLanes;
+  out.sums = reinterpret_cast<int32_t*>(thread_scratch(3, static_cast<size_t>(out.padded)));
+  out.steps = thread_scratch(4, static_cast<size_t>(out.padded));
+  for (int64_t g = 0; g < out.padded; ++g) {
+    const int16_t* from = x.factors + g * group;
+    int32_t sum = 0;
+    for (int64_t i = 0; g < groups && i < group; ++i) sum += from[i];
+    out.sums[g] = sum;
+    out.steps[g] = g < groups ? x.steps[g * group / kPanelDepth] : 0.0f;
+  }
   return out;
 }
-
-// Rows up to which the weight is streamed. Each of them adds up the lanes of every group, where a
-// panel that is unpacked once has the weight's rows on the lanes.
-#if defined(ZC_ISA_AVX512)
-inline constexpr int kInt4FewRows = 2;
-#else
-inline constexpr int kInt4FewRows = kFewRows;
-#endif
 
 inline constexpr int kInt4Step = 2 * kWideLanes;  // elements of k that are taken in one step
 
@@ -184,36 +170,33 @@ struct Int4Row {
         zeros(Codes::kHasZeros ? a.zeros.as<uint8_t>() + row * n_groups : nullptr) {}
 };
 
-// What n groups from g on, kLanes of them or fewer, of one row of the weight give with R rows of x:
-// to products[r * stride + g], which has room for kLanes. kRows counts the rows.
-template <typename Codes, int kGroup, int... kRows>
-__attribute__((always_inline)) inline void multiply_groups(std::integer_sequence<int, kRows...>,
-                                                           const RoundedRows& x,
+// What n groups from g on, kLanes of them or fewer, of one row of the weight give: to products[g],
+// which has room for kLanes.
+template <typename Codes, int kGroup>
+__attribute__((always_inline)) inline void multiply_groups(const RoundedRows& x,
                                                            const Int4GroupSums& groups,
                                                            const Int4Row<Codes>& w, int64_t g,
-                                                           int n, float* products, int64_t stride) {
+                                                           int n, float* products) {
   constexpr int kUnitGroups = kGroup < kInt4Unit ? kInt4Unit / kGroup : 1;
   constexpr int kUnits = kGroup > kInt4Unit ? kGroup / kInt4Unit : 1;  // of a group
   constexpr int kSteps = kInt4Unit / kInt4Step / kUnitGroups;
-  VecI sums[sizeof...(kRows)][kLanes];
+  VecI sums[kLanes];
   if (n < kLanes) std::memset(sums, 0, sizeof(sums));
   const auto add_groups = [&](int i) {  // those of a unit, or one of several
-    // Unsigned, and by a number of rows that is known: what finds an address is no division.
-    const uint64_t first = static_cast<uint64_t>(g + i) * kGroup;
-    const int16_t* const factors =
-        x.factors + first / kPanelDepth * (sizeof...(kRows) * kPanelDepth) + first % kPanelDepth;
+    const int64_t first = (g + i) * kGroup;
     ZC_UNROLL for (int own = 0; own < kUnitGroups; ++own) {
-      WideI total[sizeof...(kRows)];
-      ((total[kRows] = WideI{}), ...);
+      WideI total{};
       ZC_UNROLL for (int unit = 0; unit < kUnits; ++unit) {
         ZC_UNROLL for (int step = 0; step < kSteps; ++step) {
           const WideHalves levels = Codes::levels(
-              load_int4(w.codes + first / 2 + unit * (kInt4Unit / 2), own * kSteps + step));
-          const int16_t* const at = factors + unit * kInt4Unit + (own * kSteps + step) * kInt4Step;
-          (add_pairs(total[kRows], levels, load_halves(at + kRows * kPanelDepth)), ...);
+              load_int4(w.codes + first / 2 + unit * (kInt4Unit / 2), own * kSteps + step),
+              WideHalves{});
+          add_pairs(total, levels,
+                    load_halves(x.factors + first + unit * kInt4Unit +
+                                (own * kSteps + step) * kInt4Step));
         }
       }
-      ((sums[kRows][i + own] = fold(total[kRows])), ...);
+      sums[i + own] = fold(total);
     }
   };
   if (n == kLanes) {
@@ -233,30 +216,24 @@ __attribute__((always_inline)) inline void multiply_groups(std::integer_sequence
     scales = last_scales;
     zeros = last_zeros;
   }
-  const VecF scale = Codes::scales(scales);
-  const VecI zero = Codes::zeros(zeros);
-  const auto finish = [&](int r) {
-    const int64_t at = r * groups.stride + g;
+  VecI sum = sum_lanes(sums);
+  if constexpr (Codes::kHasZeros) {
     VecI factor_sums;
-    std::memcpy(&factor_sums, groups.sums + at, sizeof(factor_sums));
-    const VecI sum = sum_lanes(sums[r]) - zero * factor_sums;
-    store(products + r * stride + g,
-          __builtin_convertvector(sum, VecF) * (scale * load(groups.steps + at)));
-  };
-  (finish(kRows), ...);
+    std::memcpy(&factor_sums, groups.sums + g, sizeof(factor_sums));
+    sum -= widen_bytes(zeros) * factor_sums;
+  }
+  store(products + g,
+        __builtin_convertvector(sum, VecF) * (Codes::scales(scales) * load(groups.steps + g)));
 }
 
-template <typename Codes, int kGroup, int R>
+template <typename Codes, int kGroup>
 ZC_NOINLINE void multiply_int4_row(const RoundedRows& x, const Int4GroupSums& groups,
-                                   const Int4Row<Codes>& w, int64_t n_groups, float* products,
-                                   int64_t stride) {
-  constexpr std::make_integer_sequence<int, R> kRows{};
+                                   const Int4Row<Codes>& w, int64_t n_groups, float* products) {
   int64_t g = 0;
   for (; g + kLanes <= n_groups; g += kLanes)
-    multiply_groups<Codes, kGroup>(kRows, x, groups, w, g, kLanes, products, stride);
+    multiply_groups<Codes, kGroup>(x, groups, w, g, kLanes, products);
   if (g < n_groups)
-    multiply_groups<Codes, kGroup>(kRows, x, groups, w, g, static_cast<int>(n_groups - g), products,
-                                   stride);
+    multiply_groups<Codes, kGroup>(x, groups, w, g, static_cast<int>(n_groups - g), products);
 }
 
 // y (kLanes): what the groups of kLanes rows gave, `stride` apart, added up in order.
@@ -272,182 +249,294 @@ inline VecF add_in_order(const float* products, int64_t stride, int64_t n_groups
   return total;
 }
 
-// Columns [c, c + columns) of a few rows of y, columns at most kLanes.
-template <typename Codes, int kGroup, int R>
-void stream_int4(const LinearArgs& a, const LinearTile& tile, const RoundedRows& x,
-                 const Int4GroupSums& groups, int64_t c, int columns) {
+template <typename Codes, int kGroup>
+void stream_int4(const LinearArgs& a, const LinearTile& tile, const RoundedRows& x) {
   const int64_t k = a.x.size(1);
   const int64_t n_groups = k / kGroup;
-  // (columns, rows, groups), zeros in columns beyond the last.
-  const int64_t stride = groups.stride;
-  float* const products =
-      thread_scratch(2, static_cast<size_t>(kLanes * R) * static_cast<size_t>(stride));
-  if (columns < kLanes) std::memset(products, 0, sizeof(float) * kLanes * R * stride);
-  for (int j = 0; j < columns; ++j) {
-    const Int4Row<Codes> w(a, c + j, k, n_groups);
-    multiply_int4_row<Codes, kGroup, R>(x, groups, w, n_groups, products + j * R * stride, stride);
-  }
-  float bias[kLanes];
-  if (a.bias.defined()) widen_from(a.bias, c, bias, columns);
-  for (int r = 0; r < R; ++r) {
+  const Int4GroupSums groups = sum_groups(x, k, kGroup);
+  // (columns, groups), zeros in columns beyond the last.
+  float* const products = thread_scratch(2, static_cast<size_t>(kLanes * groups.padded));
+  for (int64_t c = tile.c0; c < tile.c1; c += kLanes) {
+    const int columns = static_cast<int>(std::min<int64_t>(kLanes, tile.c1 - c));
+    if (columns < kLanes) std::memset(products, 0, sizeof(float) * kLanes * groups.padded);
+    for (int j = 0; j < columns; ++j) {
+      const Int4Row<Codes> w(a, c + j, k, n_groups);
+      multiply_int4_row<Codes, kGroup>(x, groups, w, n_groups, products + j * groups.padded);
+    }
+    float bias[kLanes];
+    if (a.bias.defined()) widen_from(a.bias, c, bias, columns);
     float y[kLanes];
-    store(y, add_in_order(products + r * stride, R * stride, n_groups));
-    write_row(a, y, bias, tile.out_row(tile.r0 + r), c, columns);
+    store(y, add_in_order(products, groups.padded, n_groups));
+    write_row(a, y, bias, tile.out_row(tile.r0), c, columns);
   }
 }
 
-template <typename Codes, int kGroup>
-void linear_int4_few_rows(const LinearArgs& a, const LinearTile& tile, const RoundedRows& x) {
-  const Int4GroupSums groups = sum_groups(x, a.x.size(1), kGroup);
-  by_rows<kInt4FewRows>(x.rows, [&](int, auto n_rows) {
-    for (int64_t c = tile.c0; c < tile.c1; c += kLanes)
-      stream_int4<Codes, kGroup, decltype(n_rows)::value>(
-          a, tile, x, groups, c, static_cast<int>(std::min<int64_t>(kLanes, tile.c1 - c)));
-  });
-}
+// ---- a block of the weight, with its rows on the lanes ----
 
-// ---- many rows: a panel of the weight is unpacked once for all of them ----
+inline constexpr int kInt4Half = kInt4Unit / 2;  // elements: the least group
+inline constexpr int kInt4Halves = kPanelDepth / kInt4Half;
+inline constexpr int kInt4Pairs = kInt4Words / 2;
 
-inline constexpr int kInt4Vecs = 2;  // of a panel's columns
-inline constexpr int kInt4Columns = kInt4Vecs * kWideLanes;
-inline constexpr int kInt4Pairs = kPanelDepth / 2;
-inline constexpr int kInt4Groups = kPanelDepth / 32;  // of a block, at most
-inline constexpr int kInt4Rows = 6;  // of a tile: with kInt4Vecs sums each they fill 16 registers
-
-// A block of kInt4Columns rows of a weight, with the rows on the lanes.
+// kPanelDepth elements of V vectors of rows of a weight. One vector is for a few rows of x, beside
+// which codes are unpacked as they are multiplied; two are for many, and unpacked once.
+template <int V>
 struct Int4Panel {
-  int32_t pairs[kInt4Pairs * kInt4Columns];  // (pairs of elements, columns): level - zero, 16 bits
-  float scales[kInt4Groups * kInt4Columns];  // (groups, columns)
+  static constexpr bool kUnpacked = V > 1;
+  static constexpr int kStep = kUnpacked ? 2 : 4;  // elements of which a lane has the codes
+
+  // Pairs of elements, 16 bits each. Packed they are words of a half of a unit: their last 4 bits
+  // are elements 2 i and 2 i + 1, the next ones the two that are kInt4Words behind them.
+  WideI words[kPanelDepth / kStep][V];
+  // Of each group; a zero point twice, in 16 bits.
+  WideF scales[kInt4Halves][V];
+  WideI zeros[kInt4Halves][V];
+
+  // What the codes say of the elements from `at` + 2 i on, `at` a multiple of kInt4Words. i stays
+  // below kInt4Pairs.
+  template <typename Codes>
+  WideHalves levels(int64_t at, int64_t group, int i, int v) const {
+    if constexpr (kUnpacked) return reinterpret_cast<WideHalves>(words[at / 2 + i][v]);
+    const int64_t half = at / kInt4Half * kInt4Half;
+    return Codes::levels(reinterpret_cast<WideHalves>(words[half / 4 + i][v]) >> (at - half) / 4,
+                         reinterpret_cast<WideHalves>(zeros[group][v]));
+  }
 };
 
-typedef uint16_t Int4Words __attribute__((vector_size(4 * kLanes)));
+// Asks for memory from p on.
+template <int kBytes>
+inline void ask_for(const uint8_t* p) {
+  ZC_UNROLL for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(p + line);
+}
 
-// The n elements behind `first` of the weight's rows [c, c + columns). Beyond the last row it
-// stands again, with scales of zero.
+// kWideLanes rows of a weight from c on. Beyond the last column the last one stands again, and
+// nobody looks.
 template <typename Codes>
-void unpack_panel(const LinearArgs& a, int64_t c, int columns, int64_t first, int64_t n,
-                  Int4Panel& panel) {
-  const int64_t k = a.x.size(1);
-  const int group_bits = std::countr_zero(static_cast<uint64_t>(a.group()));
-  const int64_t groups = k >> group_bits;
-  std::memset(panel.scales, 0, sizeof(panel.scales));
-  for (int j = 0; j < columns; ++j)
-    for (int64_t g = 0; g < n >> group_bits; ++g)
-      panel.scales[g * kInt4Columns + j] = Codes::scale(
-          a.scales.as<typename Codes::Scale>()[(c + j) * groups + (first >> group_bits) + g]);
-  for (int j = 0; j < kInt4Columns; j += kLanes) {
-    const uint8_t* codes[kLanes];
-    [[maybe_unused]] const uint8_t* zeros[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
-      const Int4Row<Codes> row(a, c + std::min(j + i, columns - 1), k, groups);
-      codes[i] = row.codes + first / 2;
-      if constexpr (Codes::kHasZeros) zeros[i] = row.zeros + (first >> group_bits);
+struct Int4Rows {
+  using Scale = typename Codes::Scale;
+  const uint8_t* codes[kWideLanes];
+  const Scale* scales[kWideLanes];
+  const uint8_t* zeros[kWideLanes];  // if there are any
+  // Of those that come next, `ahead` rows behind.
+  const uint8_t* next_codes;
+  const Scale* next_scales;
+  const uint8_t* next_zeros = nullptr;
+
+  Int4Rows() = default;
+  Int4Rows(const LinearArgs& a, int64_t c, int64_t end, int64_t ahead) {
+    const int64_t row_codes = a.weight.size(1);
+    const int64_t groups = a.scales.size(1);
+    for (int j = 0; j < kWideLanes; ++j) {
+      const int64_t row = std::min(c + j, end - 1);
+      codes[j] = a.weight.as<uint8_t>() + row * row_codes;
+      scales[j] = a.scales.as<Scale>() + row * groups;
+      if constexpr (Codes::kHasZeros) zeros[j] = a.zeros.as<uint8_t>() + row * groups;
     }
-    for (int unit = 0; unit < n; unit += kInt4Unit)
-      ZC_UNROLL for (int word = 0; word < kInt4Words; word += 2 * kLanes) {
-        Int4Words words[kLanes];
-        ZC_UNROLL for (int i = 0; i < kLanes; ++i) {
-          const uint8_t* from = codes[i] + unit / 2 + word * 2;
-          std::memcpy(&words[i], from, sizeof(words[i]));
-          __builtin_prefetch(from + kPanelDepth / 2);  // of the panel that comes next
-        }
-        for (int field = 0; field < 4; ++field) {
-          const int at = unit + field * kInt4Words + word;
-          VecF lanes[kLanes];
-          ZC_UNROLL for (int i = 0; i < kLanes; ++i) {
-            uint16_t zero = Float4Codes::kZero;
-            if constexpr (Codes::kHasZeros) zero = zeros[i][at >> group_bits];
-            const Int4Words own = Codes::levels(Int4Words(words[i] & 15)) - zero;
-            words[i] >>= 4;
-            std::memcpy(&lanes[i], &own, sizeof(own));
-          }
-          transpose(lanes);
-          ZC_UNROLL for (int i = 0; i < kLanes; ++i) std::memcpy(
-              panel.pairs + (at / 2 + i) * kInt4Columns + j, &lanes[i], sizeof(lanes[i]));
-        }
+    next_codes = a.weight.as<uint8_t>() + (c + ahead) * row_codes;
+    next_scales = a.scales.as<Scale>() + (c + ahead) * groups;
+    if constexpr (Codes::kHasZeros) next_zeros = a.zeros.as<uint8_t>() + (c + ahead) * groups;
+  }
+
+  // What goes with n groups of as many rows as these from `first` on.
+  void ask_for_groups(int64_t first, int64_t n) const {
+    for (int64_t i = first * kWideLanes; i < (first + n) * kWideLanes; i += 64) {
+      if constexpr (Codes::kHasZeros) __builtin_prefetch(next_zeros + i);
+      for (int64_t line = 0; line < 64; line += 64 / int64_t{sizeof(Scale)})
+        __builtin_prefetch(next_scales + i + line);
+    }
+  }
+};
+
+// v[i]: the words i, of 32 bits, of what row_at(0) to row_at(kWideLanes - 1) point to.
+template <typename RowAt>
+inline void load_across(const RowAt& row_at, WideF (&v)[kLanes]) {
+#if defined(ZC_ISA_AVX512)
+  ZC_UNROLL for (int i = 0; i < kLanes; ++i) {
+    const int row = i % 4 + i / 4 * 8;  // as transpose takes them
+    v[i] = _mm512_maskz_insertf32x8(
+        0xffff,
+        _mm512_castps256_ps512(_mm256_loadu_ps(reinterpret_cast<const float*>(row_at(row)))),
+        _mm256_loadu_ps(reinterpret_cast<const float*>(row_at(row + 4))), 1);
+  }
+#else
+  ZC_UNROLL for (int i = 0; i < kLanes; ++i) std::memcpy(&v[i], row_at(i), sizeof(v[i]));
+#endif
+  transpose(v);
+}
+
+// to[g * stride]: what kWideLanes rows have for each of n groups from `at` on, in 32 bits.
+template <typename T, typename Wide, typename Widen>
+inline void load_groups(const T* const (&rows)[kWideLanes], int64_t at, int64_t n,
+                        const Widen& widen_each, Wide* to, int stride) {
+  for (int64_t g = 0; g < n; g += kLanes) {
+    alignas(64) int32_t words[kWideLanes][kLanes];
+    const auto widen_all = [&](const auto& groups_at) {
+      for (int j = 0; j < kWideLanes; ++j) {
+        const auto wide = widen_each(groups_at(j));
+        std::memcpy(words[j], &wide, sizeof(wide));
       }
+    };
+    if (n - g >= kLanes) {
+      widen_all([&](int j) { return rows[j] + at + g; });
+    } else {
+      T last[kWideLanes][kLanes] = {};
+      for (int j = 0; j < kWideLanes; ++j)
+        for (int64_t i = g; i < n; ++i) last[j][i - g] = rows[j][at + i];
+      widen_all([&](int j) { return last[j]; });
+    }
+    WideF v[kLanes];
+    load_across([&](int j) { return words[j]; }, v);
+    ZC_UNROLL for (int i = 0; i < kLanes; ++i) to[(g + i) * stride] = reinterpret_cast<Wide>(v[i]);
   }
 }
 
-// acc (R, kInt4Vecs) += what the n elements of block `depth` give of rows [r, r + R) of x and a
-// panel. kAll counts the sums, as in dot_block.
-template <int R, int... kAll>
+// Vector v of a panel: the n elements from `first` on. As much of the rows that come next is asked
+// for meanwhile, in the order of memory, since the machine does not see so many streams.
+template <int V, typename Codes>
+ZC_NOINLINE void load_panel(const Int4Rows<Codes>& rows, int64_t first, int64_t n, int group_bits,
+                            int v, Int4Panel<V>& panel) {
+  const int64_t group = first >> group_bits;
+  const int64_t groups = n >> group_bits;
+  const auto load_zeros = [&] {
+    if constexpr (Codes::kHasZeros)
+      load_groups(rows.zeros, group, groups, widen_twice, &panel.zeros[0][v], V);
+  };
+  if constexpr (Int4Panel<V>::kUnpacked) load_zeros();
+  for (int64_t unit = 0; unit < n; unit += kInt4Unit) {
+    const int64_t at = (first + unit) / 2;
+    ask_for<kWideLanes * kInt4Unit / 2>(rows.next_codes + at * kWideLanes);
+    for (int pair = 0; pair < kInt4Pairs; pair += kLanes) {
+      WideF words[kLanes];
+      load_across([&](int j) { return rows.codes[j] + at + 4 * pair; }, words);
+      if constexpr (Int4Panel<V>::kUnpacked) {
+        ZC_UNROLL for (int field = 0; field < 4; ++field) {
+          const int64_t first_of = unit + field * kInt4Words;
+          const auto zero = reinterpret_cast<WideHalves>(panel.zeros[first_of >> group_bits][v]);
+          ZC_UNROLL for (int i = 0; i < kLanes; ++i) {
+            const auto own = reinterpret_cast<WideHalves>(words[i]) >> 4 * field;
+            panel.words[first_of / 2 + pair + i][v] =
+                reinterpret_cast<WideI>(Codes::levels(own, zero));
+          }
+        }
+      } else {
+        ZC_UNROLL for (int i = 0; i < kLanes; ++i) {
+          const auto own = reinterpret_cast<WideHalves>(words[i]);
+          panel.words[unit / 4 + pair + i][v] = reinterpret_cast<WideI>(own);
+          panel.words[unit / 4 + kInt4Pairs + pair + i][v] = reinterpret_cast<WideI>(own >> 8);
+        }
+      }
+    }
+  }
+  if constexpr (!Int4Panel<V>::kUnpacked) load_zeros();
+  load_groups(rows.scales, group, groups, Codes::scales, &panel.scales[0][v], V);
+  rows.ask_for_groups(group, groups);
+}
+
+// ---- rows of x pass by ----
+
+// acc (R, V) += what the n elements of block `depth` give of rows [r, r + R) of x and a panel. kAll
+// counts the sums, as in dot_block.
+template <typename Codes, int V, int... kAll>
 inline void dot_int4_panel(std::integer_sequence<int, kAll...>, const RoundedRows& x, int64_t depth,
-                           int r, const Int4Panel& panel, int64_t n, int64_t group, WideF* acc) {
-  const int16_t* const factors = x.at(depth, r);
+                           int r, const Int4Panel<V>& panel, int64_t n, int group_bits,
+                           WideF* acc) {
+  const int16_t* factors = x.at(depth, r);
   const float* const steps = x.steps + depth * x.rows + r;
-  for (int64_t g = 0; g * group < n; ++g) {
-    WideI sums[R * kInt4Vecs];
-    ((sums[kAll] = WideI{}), ...);
-    for (int64_t at = g * group; at < (g + 1) * group; at += 2) {
-      const auto* pair = reinterpret_cast<const int16_t*>(panel.pairs + at / 2 * kInt4Columns);
-      WideHalves codes[kInt4Vecs];
-      ZC_UNROLL for (int v = 0; v < kInt4Vecs; ++v) codes[v] =
-          load_halves(pair + 2 * v * kWideLanes);
-      (add_pairs(sums[kAll], codes[kAll % kInt4Vecs],
-                 broadcast_pair(factors + kAll / kInt4Vecs * kPanelDepth + at)),
+  const int64_t in_group = (int64_t{1} << group_bits) - 1;
+  WideI sums[sizeof...(kAll)];
+  ((sums[kAll] = WideI{}), ...);
+  for (int64_t at = 0; at < n; at += kInt4Half, factors += kInt4Half) {
+    const int64_t g = at >> group_bits;
+    ZC_UNROLL for (int i = 0; i < kInt4Pairs; ++i) {
+      WideHalves levels[V];
+      ZC_UNROLL for (int v = 0; v < V; ++v) levels[v] = panel.template levels<Codes>(at, g, i, v);
+      (add_pairs(sums[kAll], levels[kAll % V],
+                 broadcast_pair(factors + kAll / V * kPanelDepth + 2 * i)),
+       ...);
+      ZC_UNROLL for (int v = 0; v < V; ++v) levels[v] =
+          panel.template levels<Codes>(at + kInt4Words, g, i, v);
+      (add_pairs(sums[kAll], levels[kAll % V],
+                 broadcast_pair(factors + kAll / V * kPanelDepth + kInt4Words + 2 * i)),
        ...);
     }
-    const auto finish = [&](int t, WideI sum) {
-      const WideF scale = load_wide(panel.scales + g * kInt4Columns + t % kInt4Vecs * kWideLanes);
-      acc[t] +=
-          __builtin_convertvector(sum, WideF) * (scale * broadcast_wide(steps[t / kInt4Vecs]));
+    if (((at + kInt4Half) & in_group) != 0) continue;
+    const auto finish = [&](int t, WideI& sum) {
+      acc[t] += __builtin_convertvector(sum, WideF) *
+                (panel.scales[g][t % V] * broadcast_wide(steps[t / V]));
+      sum = WideI{};
     };
     (finish(kAll, sums[kAll]), ...);
   }
 }
-template <int R>
-ZC_NOINLINE void dot_int4_tile(const RoundedRows& x, int64_t depth, int r, const Int4Panel& panel,
-                               int64_t n, int64_t group, WideF* acc) {
-  dot_int4_panel<R>(std::make_integer_sequence<int, R * kInt4Vecs>{}, x, depth, r, panel, n, group,
-                    acc);
+template <typename Codes, int R, int V>
+ZC_NOINLINE void dot_int4_tile(const RoundedRows& x, int64_t depth, int r,
+                               const Int4Panel<V>& panel, int64_t n, int group_bits, WideF* acc) {
+  dot_int4_panel<Codes, V>(std::make_integer_sequence<int, R * V>{}, x, depth, r, panel, n,
+                           group_bits, acc);
 }
 
-template <typename Codes>
-void linear_int4_many_rows(const LinearArgs& a, const LinearTile& tile, const RoundedRows& x) {
+// By panels of V vectors of columns, up to kMost rows at a time.
+template <typename Codes, int V, int kMost>
+void linear_int4_panels(const LinearArgs& a, const LinearTile& tile, const RoundedRows& x) {
+  constexpr int kColumns = V * kWideLanes;
   const int64_t k = a.x.size(1);
-  const int64_t n_depths = (k + kPanelDepth - 1) / kPanelDepth;
-  const int rows = x.rows;
-  auto* acc = reinterpret_cast<WideF*>(  // (rows, kInt4Columns)
-      thread_scratch(2, static_cast<size_t>(rows) * kInt4Columns));
-  Int4Panel panel;
-  for (int64_t c = tile.c0; c < tile.c1; c += kInt4Columns) {
-    const int columns = static_cast<int>(std::min<int64_t>(kInt4Columns, tile.c1 - c));
-    std::memset(acc, 0, static_cast<size_t>(rows) * kInt4Columns * sizeof(float));
-    for (int64_t depth = 0; depth < n_depths; ++depth) {
-      const int64_t first = depth * kPanelDepth;
+  const int group_bits = std::countr_zero(static_cast<uint64_t>(a.group()));
+  auto* acc = reinterpret_cast<WideF*>(  // (rows, V)
+      thread_scratch(2, static_cast<size_t>(x.rows) * kColumns));
+  Int4Panel<V> panel;
+  for (int64_t c = tile.c0; c < tile.c1; c += kColumns) {
+    Int4Rows<Codes> rows[V];
+    for (int v = 0; v < V; ++v) rows[v] = {a, c + v * kWideLanes, tile.c1, kColumns};
+    std::memset(acc, 0, static_cast<size_t>(x.rows) * kColumns * sizeof(float));
+    for (int64_t first = 0; first < k; first += kPanelDepth) {
       const int64_t n = std::min<int64_t>(kPanelDepth, k - first);
-      unpack_panel<Codes>(a, c, columns, first, n, panel);
-      by_rows<kInt4Rows>(rows, [&](int r, auto n_rows) {
-        dot_int4_tile<decltype(n_rows)::value>(x, depth, r, panel, n, a.group(),
-                                               acc + r * kInt4Vecs);
+      for (int v = 0; v < V; ++v) load_panel(rows[v], first, n, group_bits, v, panel);
+      by_rows<kMost>(x.rows, [&](int r, auto n_rows) {
+        dot_int4_tile<Codes, decltype(n_rows)::value>(x, first / kPanelDepth, r, panel, n,
+                                                      group_bits, acc + r * V);
       });
     }
-    for (int j = 0; j < columns; j += kWideLanes) {
-      const int own = std::min(kWideLanes, columns - j);
+    for (int64_t j = c; j < std::min(tile.c1, c + kColumns); j += kWideLanes) {
+      const int columns = static_cast<int>(std::min<int64_t>(kWideLanes, tile.c1 - j));
       float bias[kWideLanes];
-      if (a.bias.defined()) widen_from(a.bias, c + j, bias, own);
-      for (int r = 0; r < rows; ++r)
-        write_row(a, reinterpret_cast<float*>(acc) + r * kInt4Columns + j, bias,
-                  tile.out_row(tile.r0 + r), c + j, own);
+      if (a.bias.defined()) widen_from(a.bias, j, bias, columns);
+      for (int r = 0; r < x.rows; ++r)
+        write_row(a, reinterpret_cast<float*>(acc + r * V) + (j - c), bias,
+                  tile.out_row(tile.r0 + r), j, columns);
     }
   }
 }
 
-inline void linear_int4_tile(const LinearArgs& a, const LinearTile& tile) {
+// Whether one row of x meets the weight as a stream: with AVX-512 a panel is as fast.
+#if defined(ZC_ISA_AVX512)
+inline constexpr bool kInt4Streamed = false;
+#else
+inline constexpr bool kInt4Streamed = true;
+#endif
+
+// Fewer rows of the weight side by side are read faster; two vectors of them share what is read of
+// x, and are unpacked once for all of its rows. Up to so many rows of x the former counts.
+inline constexpr int kInt4FewRows = kWideLanes;
+
+// Rows of x that are multiplied at once: with two vectors each their sums fill 16 registers.
+inline constexpr int kInt4FewTogether = std::min(kInt4FewRows, 8);
+inline constexpr int kInt4ManyTogether = 6;
+
+template <typename Codes>
+void linear_int4(const LinearArgs& a, const LinearTile& tile) {
   const RoundedRows x = round_rows(a, tile);
-  const bool few = x.rows <= kInt4FewRows;
-  if (a.is_float4())
-    few ? linear_int4_few_rows<Float4Codes, kFloat4Group>(a, tile, x)
-        : linear_int4_many_rows<Float4Codes>(a, tile, x);
-  else if (!few)
-    linear_int4_many_rows<Int4Codes>(a, tile, x);
-  else if (a.group() == 32)
-    linear_int4_few_rows<Int4Codes, 32>(a, tile, x);
-  else if (a.group() == 64)
-    linear_int4_few_rows<Int4Codes, 64>(a, tile, x);
-  else
-    linear_int4_few_rows<Int4Codes, 128>(a, tile, x);
+  if (x.rows > kInt4FewRows) return linear_int4_panels<Codes, 2, kInt4ManyTogether>(a, tile, x);
+  if constexpr (kInt4Streamed)
+    if (x.rows == 1) {
+      if (a.group() == 32) return stream_int4<Codes, 32>(a, tile, x);
+      if constexpr (Codes::kHasZeros)
+        return a.group() == 64 ? stream_int4<Codes, 64>(a, tile, x)
+                               : stream_int4<Codes, 128>(a, tile, x);
+    }
+  linear_int4_panels<Codes, 1, kInt4FewTogether>(a, tile, x);
+}
+
+inline void linear_int4_tile(const LinearArgs& a, const LinearTile& tile) {
+  a.is_float4() ? linear_int4<Float4Codes>(a, tile) : linear_int4<Int4Codes>(a, tile);
 }
 
 }  // namespace ZC_ISA

@@ -285,6 +285,26 @@ inline void transpose(VecF* v) {
 #endif
 }
 
+#if defined(ZC_ISA_AVX512)
+// The same of 16 rows of 8, of which v[i] has two: i and i + 4, from v[4] on i + 4 and i + 8.
+inline void transpose(WideF* v) {
+  WideF pairs[8];
+  ZC_UNROLL for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm512_maskz_unpacklo_ps(0xffff, v[i], v[i + 1]);
+    pairs[i + 1] = _mm512_maskz_unpackhi_ps(0xffff, v[i], v[i + 1]);
+  }
+  WideF fours[8];
+  ZC_UNROLL for (int i = 0; i < 8; i += 4) ZC_UNROLL for (int j = 0; j < 2; ++j) {
+    fours[i + 2 * j] = _mm512_maskz_shuffle_ps(0xffff, pairs[i + j], pairs[i + j + 2], 0x44);
+    fours[i + 2 * j + 1] = _mm512_maskz_shuffle_ps(0xffff, pairs[i + j], pairs[i + j + 2], 0xee);
+  }
+  ZC_UNROLL for (int i = 0; i < 4; ++i) {
+    v[i] = _mm512_maskz_shuffle_f32x4(0xffff, fours[i], fours[i + 4], 0x88);
+    v[i + 4] = _mm512_maskz_shuffle_f32x4(0xffff, fours[i], fours[i + 4], 0xdd);
+  }
+}
+#endif
+
 // e^x for x <= 0 (and small positive x), relative error below 2e-7; 0 for x below -87.3 and for
 // -inf; NaN stays NaN, so that a broken activation reaches the logits, where it is reported.
 // Cody-Waite reduction by ln 2 and the minimax polynomial of degree 5 of Cephes' expf.
