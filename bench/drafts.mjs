@@ -1,7 +1,7 @@
 // What drafts save (`promptLookup`, `prediction`): a model with random weights is told beforehand what it
 // will answer, with so many tokens right between two wrong ones. Cases take turns; tokens a second of the
 // fastest of three rounds, beside decoding without drafts.
-//   npm run bench:drafts -- [--context N] [--tokens N] [--weights stored|int8|int4] [--threads N]
+//   npm run bench:drafts -- [--context N] [--tokens N] [--weights stored|int8|int4] [--threads N] [--device NAME]
 import { createRequire } from 'node:module'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
@@ -36,6 +36,7 @@ const { values } = parseArgs({
     tokens: { type: 'string', default: '160' },
     weights: { type: 'string', default: 'stored' },
     threads: { type: 'string' },
+    device: { type: 'string', default: 'cpu' },
   },
 })
 
@@ -46,11 +47,12 @@ const { withRandomModel } = require(path.join(root, 'dist', 'bench', 'random-mod
 
 await withRandomModel(kConfig, async (dir) => {
   const threads = values.threads === undefined ? undefined : Number(values.threads)
-  const model = await loadModel(dir, { weights: values.weights, threads })
+  const { weights, device } = values
+  const model = await loadModel(dir, { weights, device, threads })
   const prompt = Array.from({ length: Number(values.context) }, (_, i) => (i * 7919) % 6144)
   const asked = { maxTokens: Number(values.tokens), ignoreEos: true }
   const say = (line) => process.stdout.write(`${line}\n`)
-  say(`${values.context} tokens, weights ${values.weights}, ${threads ?? 'all'} threads\n`)
+  say(`${device}, ${values.context} tokens, weights ${weights}, ${threads ?? 'all'} threads\n`)
   say('| cache | right between two wrong | tokens a step | tokens a second | against none |')
   say('| --- | ---: | ---: | ---: | ---: |')
   for (const policy of kPolicies) {
