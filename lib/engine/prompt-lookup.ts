@@ -1,11 +1,11 @@
 /** The most tokens that may be drafted: with the one before them, a step of the rows that cost least. */
 export const MOST_DRAFTED = 15
 
-/** The fewest tokens that have to repeat before what followed them is drafted. */
-const LEAST_MATCH = 2
-
 /** A match of so many is as good as any longer one. */
 export const MOST_MATCH = 8
+
+/** Of repetitions of the newest two tokens so many are looked at, the newest ones. */
+const MOST_TRIED = 128
 
 /** How many tokens the first draft has at most. */
 const FIRST_DRAFT = 3
@@ -23,8 +23,13 @@ export class PromptLookup {
   /** The most tokens of a draft. */
   readonly #most: number
   #next = FIRST_DRAFT
-  #tokens: Int32Array
-  #length: number
+  #tokens = new Int32Array(0)
+  /** Where two tokens of one hash stood last, by hash, and before that, by place; -1: nowhere. */
+  #heads = new Int32Array(0)
+  #before = new Int32Array(0)
+  #length = 0
+  /** Of a hash of 32 bits, what is not looked at. */
+  #shift = 0
   /** Where the text of the last draft goes on; -1: drafts of it were wrong. */
   #goesOn = -1
   /** Drafts without a right token, one after the other. */
@@ -32,19 +37,15 @@ export class PromptLookup {
 
   constructor(tokens: readonly number[], most: number) {
     this.#most = most
-    this.#tokens = new Int32Array(tokens.length + 256)
-    this.#tokens.set(tokens)
-    this.#length = tokens.length
+    this.#grow(tokens.length + 256)
+    for (const id of tokens) this.push(id)
   }
 
   /** The text goes on with this token. */
   push(id: number): void {
-    if (this.#length === this.#tokens.length) {
-      const grown = new Int32Array(2 * this.#length)
-      grown.set(this.#tokens)
-      this.#tokens = grown
-    }
+    if (this.#length === this.#tokens.length) this.#grow(2 * this.#length)
     this.#tokens[this.#length++] = id
+    this.#note(this.#length - 1)
     if (this.#goesOn >= 0) this.#goesOn++
   }
 
@@ -74,20 +75,46 @@ export class PromptLookup {
     else if (2 * nRight < nDrafted) this.#next = Math.max(1, this.#next >> 1)
   }
 
-  /** What is behind the longest repetition of the newest tokens, the newest of several; -1: none is. */
+  /** What is behind the longest repetition of the newest tokens, two at least; -1: there is none. */
   #longestMatch(): number {
     const tokens = this.#tokens
     const last = this.#length - 1
     let best = -1
-    let longest = LEAST_MATCH - 1
-    for (let end = last - 1; end >= longest && longest < MOST_MATCH; end--) {
+    let longest = 0
+    let nTried = 0
+    let end = this.#before[last] ?? -1
+    while (end >= 0 && longest < MOST_MATCH && nTried < MOST_TRIED) {
       let n = 0
       while (n < MOST_MATCH && n <= end && tokens[end - n] === tokens[last - n]) n++
-      if (n > longest) {
+      if (n > 1) nTried++ // else others of the same hash
+      if (n > 1 && n > longest) {
         longest = n
         best = end + 1
       }
+      end = this.#before[end] as number
     }
     return best
+  }
+
+  /** Makes the tokens at `end` and in front of it found. */
+  #note(end: number): void {
+    if (end === 0) {
+      this.#before[end] = -1
+      return
+    }
+    const [a, b] = [this.#tokens[end - 1] as number, this.#tokens[end] as number]
+    const hash = Math.imul(Math.imul(a, 0x9e3779b1) + b, 0x85ebca6b) >>> this.#shift
+    this.#before[end] = this.#heads[hash] as number
+    this.#heads[hash] = end
+  }
+
+  #grow(capacity: number): void {
+    const tokens = new Int32Array(capacity)
+    tokens.set(this.#tokens)
+    this.#tokens = tokens
+    this.#shift = Math.clz32(capacity) // as many hashes as tokens, about
+    this.#heads = new Int32Array(2 ** (32 - this.#shift)).fill(-1)
+    this.#before = new Int32Array(capacity)
+    for (let end = 0; end < this.#length; end++) this.#note(end)
   }
 }
