@@ -214,26 +214,30 @@ describe('an answer', () => {
 describeDevices(
   'on a device',
   (device) => {
-    test('an answer with drafts is that without', async () => {
-      const options = { device, dtype: 'f32', kvMemory: 1 << 24 } as const
-      await withModel(join(kTrainedModels, 'line-retrieval'), options, async (model) => {
-        const prompt = repeating(130, model.config.vocabSize)
-        const policy = { name: 'zipcache', window: 32 } as const
-        const asked = { maxTokens: 48, ignoreEos: true, policy }
-        const plain = await collect(model.generate(prompt, asked))
-        const { steps } = model.stats()
-        const drafted = await collect(model.generate(prompt, { ...asked, promptLookup: 7 }))
-        expect(drafted.ids).toEqual(plain.ids)
-        drafted.logprobs.forEach((logprob, i) => {
-          expect(Math.abs(logprob - plain.logprobs[i])).toBeLessThan(
-            device === 'cpu' ? 1e-30 : 1e-3,
-          )
+    test.each(['f32', 'bf16'] as const)(
+      '%s: an answer with drafts is that without',
+      async (dtype) => {
+        const options = { device, dtype, kvMemory: 1 << 24 }
+        await withModel(join(kTrainedModels, 'line-retrieval'), options, async (model) => {
+          const prompt = repeating(130, model.config.vocabSize)
+          const policy = { name: 'zipcache', window: 32 } as const
+          const asked = { maxTokens: 48, ignoreEos: true, policy }
+          const plain = await collect(model.generate(prompt, asked))
+          const { steps } = model.stats()
+          const drafted = await collect(model.generate(prompt, { ...asked, promptLookup: 7 }))
+          expect(drafted.ids).toEqual(plain.ids)
+          drafted.logprobs.forEach((logprob, i) => {
+            expect(Math.abs(logprob - plain.logprobs[i])).toBeLessThan(
+              device === 'cpu' ? 1e-30 : 1e-3,
+            )
+          })
+          const { acceptedTokens } = model.stats()
+          expect(acceptedTokens).toBeGreaterThan(10)
+          expect(model.stats().steps - steps).toBe(steps - acceptedTokens)
         })
-        const { acceptedTokens } = model.stats()
-        expect(acceptedTokens).toBeGreaterThan(10)
-        expect(model.stats().steps - steps).toBe(steps - acceptedTokens)
-      })
-    }, 240_000)
+      },
+      240_000,
+    )
   },
   ['cpu', 'cuda-emu', 'cuda'],
 )
