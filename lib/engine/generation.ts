@@ -98,6 +98,8 @@ export interface GeneratedToken {
   readonly logprob: number
   /** The likeliest tokens in its place, where `topLogprobs` asks for them; the likeliest first. */
   readonly top?: readonly TokenProbability[]
+  /** Set on a token that was drafted (`promptLookup`, `prediction`). */
+  readonly isDrafted?: true
   /**
    * Set on a stop token, which is not part of the generation. It is yielded only where text was held
    * back when it came, which is then its `text`.

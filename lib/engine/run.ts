@@ -10,6 +10,8 @@ export interface Sampled {
   readonly id: number
   readonly logprob: number
   readonly top?: readonly TokenProbability[]
+  /** Set on one that was drafted. */
+  readonly isDrafted?: true
 }
 
 /** What a run is to do after its prompt. */

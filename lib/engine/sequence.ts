@@ -229,8 +229,8 @@ export class Sequence {
       if (plan.maxTokens === 0) await run.finished()
 
       for (let isLast = plan.maxTokens === 0; !isLast; ) {
-        const { id, logprob, top } = await run.next()
-        const token = top ? { id, logprob, top } : { id, logprob }
+        const token = await run.next()
+        const { id } = token
         // Those of the prompt are the context's by now.
         const before = plan.continueText ? this.#context.tokens : []
         text ??= tokenizer && new TextStream(tokenizer, { skip: tokenizer.specialIds, before })

@@ -259,8 +259,9 @@ export class Steps {
       this.counters.draftTokens += drafted.length
       this.counters.acceptedTokens += nRight
       run.judge(drafted.length, nRight)
-      for (let i = row; i <= row + nRight && !run.ended; i++) {
-        this.#chooser.deliver(run, { id: ids[i] as number, logprob: logprobs[i] as number })
+      for (let i = 0; i <= nRight && !run.ended; i++) {
+        const token = { id: ids[row + i] as number, logprob: logprobs[row + i] as number }
+        this.#chooser.deliver(run, i < nRight ? { ...token, isDrafted: true } : token)
       }
     }
   }

@@ -439,16 +439,19 @@ export async function* answerChunks(
 }
 
 /** A request's usage in OpenAI's words, with what its caches took at the end. */
-export function usageObject(
-  { promptTokens, cachedTokens, completionTokens, reasoningTokens, ...cache }: Readonly<Usage>,
-  policy: string,
-): object {
+export function usageObject(usage: Readonly<Usage>, policy: string): object {
+  const { promptTokens, cachedTokens, completionTokens, reasoningTokens, ...others } = usage
+  const { draftedTokens, predictedTokens, ...cache } = others
+  const predicted = predictedTokens !== null && {
+    accepted_prediction_tokens: draftedTokens,
+    rejected_prediction_tokens: Math.max(0, predictedTokens - draftedTokens),
+  }
   return {
     prompt_tokens: promptTokens,
     completion_tokens: completionTokens,
     total_tokens: promptTokens + completionTokens,
     prompt_tokens_details: { cached_tokens: cachedTokens },
-    completion_tokens_details: { reasoning_tokens: reasoningTokens },
+    completion_tokens_details: { reasoning_tokens: reasoningTokens, ...predicted },
     kv_cache: cacheObject(cache, policy),
   }
 }

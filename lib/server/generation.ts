@@ -29,6 +29,10 @@ export interface Usage {
   completionTokens: number
   /** Of those, how many the model thought by itself; 0 where that is not told apart. */
   reasoningTokens: number
+  /** Of those, how many had been drafted. */
+  draftedTokens: number
+  /** Tokens of a prediction, once for each choice; null: there was none. */
+  predictedTokens: number | null
   /** Bytes of the caches of all choices, when they ended. */
   cacheBytes: number
   /** Bytes that 16-bit caches of the same would take. */
@@ -98,6 +102,8 @@ export class Generation {
     cachedTokens: 0,
     completionTokens: 0,
     reasoningTokens: 0,
+    draftedTokens: 0,
+    predictedTokens: null,
     cacheBytes: 0,
     fp16Bytes: 0,
     bytesByClass: noBytes(),
@@ -137,6 +143,8 @@ export class Generation {
     this.#signal = call.signal
     this.#observer = call.observer
     this.policy = policyName(request.policy)
+    const { prediction } = request.sampling
+    if (prediction) this.usage.predictedTokens = prediction.length * request.n * prompts.length
   }
 
   /** `usage` so far, with what the caches of choices under way take at this moment. */
@@ -309,6 +317,7 @@ export class Generation {
         continue
       }
       this.usage.completionTokens++
+      if (token.isDrafted) this.usage.draftedTokens++
       this.#observer.token(index)
       yield { kind: 'token' as const, choice: index, token }
     }

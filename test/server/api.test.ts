@@ -122,6 +122,8 @@ describe('answers', () => {
         ...after.map((n, i) => n - before[i]),
       ]
     }
+    const detailsOf = async (more: object) =>
+      (await post(chatUrl(), { ...chat(), ...more })).body.usage.completion_tokens_details
     const [plain, ...none] = await said({})
     expect(none).toEqual([0, 0, 13])
     // Three, then seven; the last but one has none behind it.
@@ -137,6 +139,12 @@ describe('answers', () => {
       10,
       3,
     ])
+    expect(await detailsOf({})).toEqual({ reasoning_tokens: 0 })
+    expect(await detailsOf({ prediction, n: 2 })).toEqual({
+      reasoning_tokens: 0,
+      accepted_prediction_tokens: 20,
+      rejected_prediction_tokens: 2 * (14 - 10),
+    })
     const wrong = { type: 'content', content: answer.replace(/\d/g, 'a') }
     const [same, drafted, right, steps] = await said({ prediction: wrong })
     expect(same).toEqual(plain)
