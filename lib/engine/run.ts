@@ -82,6 +82,8 @@ export class Run {
   row = -1
   /** Row of the seen tokens, for the repetition penalty; -1 without. */
   seenRow = -1
+  /** (vocab_size) what that row holds once the step in flight is through; null without. */
+  seen: Uint8Array | null = null
   /** How many tokens were asked for. */
   #demand = 0
   #delivered = 0

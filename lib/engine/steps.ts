@@ -79,6 +79,7 @@ export class Steps {
     const rows: StepRow[] = []
     const taken: Taken[] = []
     const closing: Taken[] = []
+    let nDrafted = 0
     for (const { run, sampling, drafted } of this.#nextRows(active)) {
       const { known, fed } = run
       const closes = run.context.closesNext
@@ -94,9 +95,12 @@ export class Steps {
         if (run.mustFeed) run.fail(error)
         continue
       }
-      for (const token of drafted) {
+      for (const [i, token] of drafted.entries()) {
         try {
-          rows.push(this.#rowOf(run, sampling, { source: -1, token }, true))
+          const fed = { source: -1, token }
+          const seenRow = this.#chooser.seenWith(run, drafted.subarray(0, i + 1), nDrafted)
+          rows.push(this.#rowOf(run, sampling, fed, { isDrafted: true, seenRow }))
+          nDrafted++
         } catch {
           break // nobody waits for these
         }
@@ -129,14 +133,14 @@ export class Steps {
     run: Run,
     sampling: Sampling,
     fed: { source: number; token: number },
-    isDrafted = false,
+    { isDrafted = false, seenRow = run.seenRow } = {},
   ): StepRow {
     const place = run.context.extend(isDrafted || sampling.stopTexts.length > 0)
     return {
       ...place,
       ...fed,
       // What the step chooses for a run whose logits are adjusted is not its token.
-      context: sampling.adjuster ? -1 : run.seenRow,
+      context: sampling.adjuster ? -1 : seenRow,
       params: { ...sampling.params, step: place.position + 1 },
     }
   }
@@ -261,7 +265,7 @@ export class Steps {
       run.judge(drafted.length, nRight)
       for (let i = 0; i <= nRight && !run.ended; i++) {
         const token = { id: ids[row + i] as number, logprob: logprobs[row + i] as number }
-        this.#chooser.deliver(run, i < nRight ? { ...token, isDrafted: true } : token)
+        this.#chooser.deliver(run, i < nRight ? { ...token, isDrafted: true } : token, i > 0)
       }
     }
   }

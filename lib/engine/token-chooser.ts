@@ -11,13 +11,18 @@ import {
 } from '../ops/index.js'
 import type { LogitAdjuster } from './adjust-logits.js'
 import { inSlices } from './in-slices.js'
+import { MOST_DRAFTED } from './prompt-lookup.js'
 import type { Run, Sampled, Sampling } from './run.js'
 
 /** Chooses tokens of single runs, after prompts and where logits are adjusted, and hands all tokens on. */
 export class TokenChooser {
   readonly #model: ForwardModel
-  /** (rows, vocab_size): the tokens that contexts of runs with a repetition penalty hold. */
+  /**
+   * (rows, vocab_size): the tokens that contexts of runs with a repetition penalty hold, and behind
+   * them those that they would hold with drafts.
+   */
   readonly seen: Tensor<'u8'>
+  readonly #maxRuns: number
   readonly #freeSeenRows: number[]
   /** Tokens that were sampled. */
   nDelivered = 0
@@ -25,7 +30,8 @@ export class TokenChooser {
   /** `maxRuns`: the most that are under way at a time. */
   constructor(model: ForwardModel, maxRuns: number) {
     this.#model = model
-    this.seen = model.device.reserve('u8', [maxRuns, model.config.vocabSize])
+    this.#maxRuns = maxRuns
+    this.seen = model.device.reserve('u8', [maxRuns + MOST_DRAFTED, model.config.vocabSize])
     this.#freeSeenRows = Array.from({ length: maxRuns }, (_, row) => row)
   }
 
@@ -37,6 +43,7 @@ export class TokenChooser {
   forget(run: Run): void {
     if (run.seenRow >= 0) this.#freeSeenRows.push(run.seenRow)
     run.seenRow = -1
+    run.seen = null
   }
 
   /** A token after what the context holds. */
@@ -51,6 +58,7 @@ export class TokenChooser {
       const seen = new Uint8Array(config.vocabSize)
       for (const id of context.tokens) seen[id] = 1
       this.seen.write(seen, run.seenRow * config.vocabSize)
+      run.seen = seen
     }
     const scratch = new Scratch(device)
     try {
@@ -109,8 +117,26 @@ export class TokenChooser {
     return { id: id as number, logprob: logprob as number }
   }
 
+  /**
+   * The row of seen tokens for the last of those that were drafted for a run, the `nth` one of a step; -1
+   * without a repetition penalty.
+   */
+  seenWith(run: Run, drafted: Int32Array, nth: number): number {
+    if (!run.seen) return -1
+    const seen = run.seen.slice()
+    for (const id of drafted) seen[id] = 1
+    const row = this.#maxRuns + nth
+    this.seen.write(seen, row * seen.length)
+    return row
+  }
+
+  /** A token was right that a drafted one's row has chosen: that of the run does not know it. */
+  #mark(run: Run, id: number): void {
+    if (run.seen) this.seen.write(Uint8Array.of(1), run.seenRow * run.seen.length + id)
+  }
+
   /** Gives a run its token, whoever chose it; one that is none fails the run. */
-  deliver(run: Run, token: Sampled): void {
+  deliver(run: Run, token: Sampled, isOfDraft = false): void {
     if (token.id < 0) {
       run.fail(
         new ZipCacheError('ERR_ZC_NUMERIC', 'logits: hold NaN or infinity, no token can be chosen'),
@@ -118,6 +144,8 @@ export class TokenChooser {
       return
     }
     this.nDelivered++
+    if (isOfDraft) this.#mark(run, token.id)
+    if (run.seen) run.seen[token.id] = 1
     run.sampling?.adjuster?.accept(token.id)
     run.push(token)
   }

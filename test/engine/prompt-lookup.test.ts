@@ -99,11 +99,16 @@ describe('an answer', () => {
     { name: 'zipcache', window: 2 },
     { name: 'zipcache', saliencyRatio: 'auto', window: 24 },
   ]
-  test.each(policies.flatMap((policy) => [0, 0.6].map((temperature) => ({ policy, temperature }))))(
+  const ways = [
+    { temperature: 0 },
+    { temperature: 0.6 },
+    { temperature: 0, repetitionPenalty: 1.02 },
+  ]
+  test.each(policies.flatMap((policy) => ways.map((way) => ({ policy, ...way }))))(
     'is the same with drafts and without, in fewer steps: %j',
-    async ({ policy, temperature }) => {
+    async ({ policy, ...way }) => {
       const prompt = repeating(150, model().config.vocabSize)
-      const asked = { policy, temperature, seed: 4, maxTokens: 140, ignoreEos: true }
+      const asked = { policy, ...way, seed: 4, maxTokens: 140, ignoreEos: true }
       const answer = async (promptLookup: number) => {
         await using engine = createEngine({ model: model(), kvMemory: 1 << 26, maxBatch: 1 })
         const { ids, logprobs } = await collect(engine.generate(prompt, { ...asked, promptLookup }))
@@ -121,7 +126,7 @@ describe('an answer', () => {
       const { draftTokens, acceptedTokens } = (await answer(15)).stats
       const isWindowOfFew = typeof policy === 'object' && 'window' in policy && policy.window! < 3
       if (isWindowOfFew) expect(draftTokens).toBe(0)
-      else if (temperature === 0) expect(acceptedTokens).toBeGreaterThan(20)
+      else if (way.temperature === 0) expect(acceptedTokens).toBeGreaterThan(20)
       else expect(draftTokens).toBeGreaterThan(acceptedTokens)
     },
   )
@@ -186,7 +191,6 @@ describe('an answer', () => {
   test('drafts nothing beside what changes logits, and in rows', async () => {
     const prompt = repeating(120, model().config.vocabSize)
     const changes: (GenerateOptions & { policy?: PolicySpec })[] = [
-      { repetitionPenalty: 1.1 },
       { presencePenalty: 0.5 },
       { logitBias: { 3: 1 } },
       { topLogprobs: 2 },
