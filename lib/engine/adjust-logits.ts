@@ -105,6 +105,11 @@ export class LogitAdjuster {
     }))
   }
 
+  /** Whether nothing can follow any more. */
+  get isDone(): boolean {
+    return this.#plan.constraint?.isDone ?? false
+  }
+
   /** Takes note of the token that was chosen. */
   accept(id: number): void {
     this.#seen.add(id)

@@ -57,8 +57,8 @@ export interface GenerateOptions {
    * Drafts up to so many tokens, at most 15, from what followed the newest ones where they stood before
    * in the prompt or the answer, and runs them through the model in one step: those that it would have
    * generated itself are kept, so that the answer stays the same and comes sooner where it repeats what
-   * was there. Default 0, off. Nothing is drafted beside `json`, `logitBias`, `presencePenalty`,
-   * `frequencyPenalty` and `topLogprobs`, under policies whose attention is `dequantized`, and in a step of 16 rows.
+   * was there. Default 0, off. Nothing is drafted under policies whose attention is `dequantized`, and
+   * in a step of 16 rows.
    *
    * On a CPU tokens are the same to the bit; on a GPU the drafts' attention may be added up in another
    * order. Source: prompt lookup decoding (A. Saxena, 2023).
@@ -219,7 +219,7 @@ export function planGeneration(
     },
     stopTokens: endTokens,
     stopTexts,
-    promptLookup: isAdjusted ? 0 : promptLookup,
+    promptLookup,
     continueText: options.continueText ?? false,
     signal: options.signal,
   }

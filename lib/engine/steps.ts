@@ -117,8 +117,8 @@ export class Steps {
       this.counters.steps++
       result.catch(() => {}) // read one step later
       for (const { run, row } of taken) run.row = row
-      for (const { run } of taken) {
-        if (run.sampling?.adjuster) void this.#deliverAdjusted(run, logits)
+      for (const one of taken) {
+        if (one.run.sampling?.adjuster) void this.#deliverAdjusted(one, logits)
       }
       for (const { run } of closing) this.#closeWindow(run, logits)
       return { taken, result }
@@ -231,13 +231,30 @@ export class Steps {
     })
   }
 
-  async #deliverAdjusted(run: Run, logits: Tensor<'f32'>): Promise<void> {
+  /** Chooses tokens of adjusted logits one after the other, as long as they are the drafted ones. */
+  async #deliverAdjusted({ run, row, drafted }: Taken, logits: Tensor<'f32'>): Promise<void> {
     try {
-      const token = await this.#chooser.adjusted(run, logits, run.row)
-      if (!run.ended) this.#chooser.deliver(run, token)
+      let i = 0
+      for await (const token of this.#chooser.adjusted(run, logits, row, 1 + drafted.length)) {
+        if (run.ended) return
+        const isDrafted = token.id === drafted[i]
+        if (!isDrafted) this.#judge(run, drafted.length, i)
+        this.#chooser.deliver(run, isDrafted ? { ...token, isDrafted } : token)
+        if (!isDrafted || run.ended) return
+        i++
+        if (!run.sampling?.adjuster?.isDone) continue
+        this.#judge(run, drafted.length, i)
+        return
+      }
     } catch (error) {
       run.fail(error)
     }
+  }
+
+  #judge(run: Run, nDrafted: number, nRight: number): void {
+    this.counters.draftTokens += nDrafted
+    this.counters.acceptedTokens += nRight
+    run.judge(nDrafted, nRight)
   }
 
   /** Waits for a step, and gives its tokens to those runs that are still there. */
@@ -260,9 +277,7 @@ export class Steps {
       const isWrong = (token: number, i: number) => token !== ids[row + i]
       const firstWrong = drafted.findIndex(isWrong)
       const nRight = firstWrong < 0 ? drafted.length : firstWrong
-      this.counters.draftTokens += drafted.length
-      this.counters.acceptedTokens += nRight
-      run.judge(drafted.length, nRight)
+      this.#judge(run, drafted.length, nRight)
       for (let i = 0; i <= nRight && !run.ended; i++) {
         const token = { id: ids[row + i] as number, logprob: logprobs[row + i] as number }
         this.#chooser.deliver(run, i < nRight ? { ...token, isDrafted: true } : token, i > 0)

@@ -52,7 +52,7 @@ export class TokenChooser {
     const { device, config } = this.#model
     const logits = context.nextLogits
     if (!sampling || !logits) throw new ZipCacheError('ERR_ZC_INTERNAL', 'run: it has no logits')
-    if (sampling.adjuster) return this.adjusted(run, logits, 0)
+    if (sampling.adjuster) for await (const token of this.adjusted(run, logits, 0, 1)) return token
     if (sampling.params.repetitionPenalty !== 1 && run.seenRow < 0) {
       run.seenRow = this.#freeSeenRows.pop() ?? -1
       const seen = new Uint8Array(config.vocabSize)
@@ -70,27 +70,44 @@ export class TokenChooser {
   }
 
   /**
-   * A token of one row of logits (rows, vocab_size) that are changed first: they cross to JavaScript
-   * and back.
+   * Tokens of `nRows` rows of logits (rows, vocab_size), from `row` on, that are changed first: they cross
+   * to JavaScript and back. Each is chosen behind the one before, when that was delivered.
    */
-  async adjusted(run: Run, logits: Tensor<'f32'>, row: number): Promise<Sampled> {
+  async *adjusted(
+    run: Run,
+    logits: Tensor<'f32'>,
+    row: number,
+    nRows: number,
+  ): AsyncGenerator<Sampled> {
     const { context, sampling } = run
     const { device, config } = this.#model
-    const step = context.length
+    const { params, adjuster } = sampling as Sampling & { adjuster: LogitAdjuster }
+    const firstStep = context.length - (nRows - 1)
     const scratch = new Scratch(device)
     try {
-      const own = scratch.tensor('f32', [1, config.vocabSize])
-      gatherRows({ x: logits, rows: scratch.ints(Int32Array.of(row)), out: own })
-      const { params, adjuster } = sampling as Sampling & { adjuster: LogitAdjuster }
-      const [values] = await Promise.all([
-        own.read(),
-        inSlices(adjuster.prepare(), () => run.throwIfFailed()),
-      ])
-      adjuster.adjust(values)
-      own.write(values)
-      const chosen = await this.#choose(own, { ...params, repetitionPenalty: 1, step }, -1, scratch)
-      const top = adjuster.top(values, params)
-      return top.length > 0 ? { ...chosen, top } : chosen
+      const own = scratch.tensor('f32', [nRows, config.vocabSize])
+      const rows = scratch.ints(Int32Array.from({ length: nRows }, (_, i) => row + i))
+      gatherRows({ x: logits, rows, out: own })
+      const read = own.read()
+      for (let i = 0; i < nRows; i++) {
+        const [all] = await Promise.all([
+          read,
+          inSlices(adjuster.prepare(), () => run.throwIfFailed()),
+        ])
+        const values = all.subarray(i * config.vocabSize, (i + 1) * config.vocabSize)
+        adjuster.adjust(values)
+        own.write(values)
+        const step = firstStep + i
+        const one = scratch.keep(own.view([1, config.vocabSize]))
+        const chosen = await this.#choose(
+          one,
+          { ...params, repetitionPenalty: 1, step },
+          -1,
+          scratch,
+        )
+        const top = adjuster.top(values, params)
+        yield top.length > 0 ? { ...chosen, top } : chosen
+      }
     } finally {
       scratch.dispose()
     }

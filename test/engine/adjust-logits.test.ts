@@ -128,6 +128,41 @@ describe('json', () => {
     }
   })
 
+  test.each(['full', 'zipcache'])(
+    '%s: drafts change nothing of it, and save steps',
+    async (policy) => {
+      let nSaved = 0
+      for (let seed = 0; seed < 6; seed++) {
+        const asked = { json: schema, temperature: 1.5, seed, maxTokens: 400 }
+        const answer = async (more: GenerateOptions) => {
+          using sequence = model.createSequence({ policy })
+          const { steps, acceptedTokens } = model.stats()
+          const { ids, text, logprobs } = await collect(
+            sequence.generate(prompt, { ...asked, ...more }),
+          )
+          const next = await collect(
+            sequence.generate([5, 6, 7], { maxTokens: 4, ignoreEos: true }),
+          )
+          const { length, finishReason, tokens } = sequence
+          const after = model.stats()
+          nSaved += after.acceptedTokens - acceptedTokens
+          return [{ ids, text, logprobs, next, length, finishReason, tokens }, after.steps - steps]
+        }
+        const [plain, nSteps] = await answer({})
+        expect(nSaved).toBe(0)
+        // Right, right but for some tokens, and nothing that JSON allows.
+        const { ids } = plain as { ids: number[] }
+        for (const prediction of [ids, ids.map((id, i) => (i % 5 === 3 ? 40 : id)), prompt]) {
+          const [drafted, nLess] = await answer({ prediction })
+          expect(drafted).toEqual(plain)
+          expect(nLess).toBeLessThanOrEqual(nSteps as number)
+        }
+        expect(nSaved).toBeGreaterThan(ids.length / 2)
+        nSaved = 0
+      }
+    },
+  )
+
   test('any object: what is there when the tokens run out is the beginning of one', async () => {
     const { text } = await run(60, { json: true, temperature: 1, seed: 1 })
     expect(text).toMatch(/^\{/)
