@@ -159,6 +159,29 @@ describe('an answer', () => {
     },
   )
 
+  test("is the same where drafts make a page table move, and another's takes its place", async () => {
+    const { vocabSize } = model().config
+    const asked = { maxTokens: 6, ignoreEos: true }
+    // The third token of a draft is the first of a page; the other's first token is, too, and its table
+    // grows to what this one's was for some of these lengths.
+    for (const nPages of [13, 17, 21, 24]) {
+      const prompt = someIds(16 * nPages - 2, vocabSize, 2)
+      const plain = await collect(model().generate(prompt, { ...asked, policy: 'fp16' }))
+      for (let nOthers = 1; nOthers < nPages; nOthers += 3) {
+        await using engine = createEngine({ model: model(), kvMemory: 1 << 24 })
+        const [one, other] = [1, 2].map(() => engine.createSequence({ policy: 'fp16' }))
+        await one.prefill(prompt)
+        await other.prefill(someIds(16 * nOthers, vocabSize, 3))
+        const [found] = await Promise.all([
+          collect(one.generate(null, { ...asked, prediction: plain.ids })),
+          collect(other.generate(null, asked)),
+        ])
+        expect(found).toEqual(plain)
+        expect(engine.stats().acceptedTokens).toBeGreaterThan(0)
+      }
+    }
+  })
+
   test('ends at the same place by length, stop token and the end of the context', async () => {
     const { vocabSize, maxPositions } = model().config
     const prompt = repeating(100, vocabSize)
