@@ -53,6 +53,8 @@ type Reserve = (add: (demand: CacheDemand) => void) => void
 interface SnapshotHeader {
   readonly fingerprint: string
   readonly policy: PolicySpec
+  /** Tokens of a window, which a policy's name alone may not always say; null: it has none. */
+  readonly window?: number | null
   readonly seed: { readonly lo: number; readonly hi: number }
   readonly nTokens: number
   readonly pending: number | null
@@ -88,6 +90,7 @@ export async function saveContext(context: Context, file: string): Promise<void>
   const header: SnapshotHeader = {
     fingerprint: await fingerprintOf(model),
     policy: spec,
+    window: context.policy.compression?.window ?? null,
     seed,
     nTokens: tokens.length,
     pending,
@@ -124,8 +127,14 @@ export async function restoreContext(
     if (header.fingerprint !== (await fingerprintOf(model))) {
       throw snapshotError(file, 'is of another model, or of other weights or another compute type')
     }
-    if (policyOf(file, header).rows) {
-      throw snapshotError(file, 'is of a policy whose sequences are not saved')
+    const policy = policyOf(file, header)
+    if (policy.rows) throw snapshotError(file, 'is of a policy whose sequences are not saved')
+    const window = policy.compression?.window ?? null
+    const saved = header.window === undefined ? window && windowBefore(header) : header.window
+    if (saved !== window) {
+      // Other tokens of the running window would be probes, and it would end elsewhere.
+      const what = `is of ${policy.name} with windows of ${saved} tokens, which are of ${window} now`
+      throw snapshotError(file, what)
     }
     const context = Context.open(model, memory, header.policy, header.seed)
     try {
@@ -140,6 +149,11 @@ export async function restoreContext(
       throw error
     }
   })
+}
+
+/** The windows of files that do not say: of 100 tokens, unless the policy was given others. */
+function windowBefore({ policy }: SnapshotHeader): unknown {
+  return (policy as { readonly window?: unknown }).window ?? 100
 }
 
 function policyOf(file: string, { policy }: SnapshotHeader): CachePolicy {
@@ -482,6 +496,7 @@ function checkHeader(file: string, raw: unknown, model: ForwardModel): SnapshotH
     (pending === null || isCount(pending, vocabSize - 1)) &&
     isCount(header.nGroups, maxPositions) &&
     isCount(header.tailTokens, maxPositions) &&
+    (header.window == null || isCount(header.window, 65536)) &&
     typeof header.hasLogits === 'boolean' &&
     Array.isArray(groups) &&
     groups.every(isGroup)

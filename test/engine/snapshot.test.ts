@@ -291,6 +291,32 @@ describe('a file that cannot be trusted', () => {
     await expect(engine.restore(path)).rejects.toThrow(message)
   })
 
+  test.each([
+    ['zipcache-plus', 100],
+    ['zipcache-plus', undefined],
+    ['fp16', 100],
+    [{ name: 'zipcache', window: 12 }, 13],
+    [{ name: 'zipcache', window: 12 }, null],
+  ])(
+    'of %j whose windows were of %p tokens, and are of others, says so',
+    async (policy, window) => {
+      const message = /with windows of (100|13|null) tokens, which are of (112|12|null) now/
+      const lie = () => ({ policy, window })
+      await expectRefusedFile(forge(lie), { message })
+    },
+  )
+
+  test('that does not say how long its windows are is of those that were', async () => {
+    const path = join(folder, 'older')
+    writeFileSync(
+      path,
+      forge(() => ({ window: undefined })),
+    )
+    const restored = await engine.restore(path)
+    expect(restored.length).toBe(44)
+    restored.dispose()
+  })
+
   const faults: [string, (body: Buffer) => unknown][] = [
     ['a token out of range', (body) => body.writeInt32LE(320, 8)],
     ['a bitmap of another count', (body) => body.writeUInt8(body.readUInt8(4 * 44) ^ 1, 4 * 44)],
