@@ -200,8 +200,9 @@ export class PageTable {
 
   /** Writes what is stale: at 128k tokens a table has megabytes, of which a window changes little. */
   #write(): void {
-    const { header, entries, tail, groupsFrom } = this.#stale
+    const { header, entries, tail } = this.#stale
     if (!header) return
+    const groupsFrom = this.#withRoom(this.#stale.groupsFrom)
     const tables = this.#tables
     const words = this.#writtenWords()
     this.#fillHeader(words)
@@ -212,6 +213,12 @@ export class PageTable {
     if (tail) this.#writeLists(0, 1)
     this.#writeLists(groupsFrom, this.#books.segments.length)
     this.#stale = { ...NOTHING_STALE }
+  }
+
+  /** The segment whose room a segment's lists lie in: of an uneven group that is the first. */
+  #withRoom(index: number): number {
+    const segment = this.#books.segments[index]
+    return segment?.counts && segment.roomPages === 0 ? index - 1 : index
   }
 
   /** Header and entries as they were written, to be amended. */

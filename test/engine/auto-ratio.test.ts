@@ -36,6 +36,7 @@ afterEach(() => {
 })
 
 const model = useModel(join(kFixtures, 'llama'))
+const windowed = useModel(join(kFixtures, 'gemma3'))
 const ids = someIds(150, 320)
 const common = { name: 'zipcache', window: 20, metric: 'accumulated' } as const
 
@@ -53,6 +54,19 @@ test('heads that are given as many as r says are those of a fixed r, to the bit'
     expect([name, auto.bytes.byClass[name]]).toEqual([name, fixed.bytes.byClass[name]])
   }
   expect(auto.bytes.paperRatio).toBeCloseTo(fixed.bytes.paperRatio as number, 1)
+  auto.dispose()
+  fixed.dispose()
+})
+
+test('so they are where sliding windows hide a class alone', async () => {
+  const fixed = windowed().createSequence({ policy: { ...common, saliencyRatio: 0.1 }, seed: 3 })
+  mockCounts = (n, nHeads) => new Array<number>(nHeads).fill(n - Math.floor(0.9 * n))
+  const auto = windowed().createSequence({ policy: { ...common, saliencyRatio: 'auto' }, seed: 3 })
+  // Of a window 2 tokens are salient; the 18 others lie in two pages, of which the first goes first.
+  for (const turn of [ids.slice(0, 53), ids.slice(53, 60)]) {
+    expect(await auto.logits(turn)).toEqual(await fixed.logits(turn))
+    expect(await idsOf(auto, null, 90)).toEqual(await idsOf(fixed, null, 90))
+  }
   auto.dispose()
   fixed.dispose()
 })
