@@ -31,6 +31,7 @@ export class Prompts {
           const turn = ids.subarray(done, ids.length - nBehind)
           if (turn.length > 0) await context.prefill(turn, slicing)
           done += turn.length
+          run.throwIfFailed() // one that was given up meanwhile has reached nothing
           reached()
         }
         const last = ids.subarray(done)

@@ -55,6 +55,26 @@ test.each(policies)('the last one that waits gives its past up: %j', async (poli
   expect(waiting.segments).toEqual(fresh.segments)
 })
 
+test('a call that is given up where a turn ends is told of no other', async () => {
+  await using engine = createEngine({ model: model(), kvMemory: 2 ** 24 })
+  const sequence = engine.createSequence()
+  const abort = new AbortController()
+  const told: string[] = []
+  const first = () => {
+    told.push('first')
+    abort.abort(new Error('enough'))
+  }
+  const places = [
+    { nBehind: 10, reached: first },
+    { nBehind: 10, reached: () => told.push('second') },
+  ]
+  const answer = sequence.generate(ids(30, 1), { ...options, signal: abort.signal }, { places })
+  await expect(collect(answer)).rejects.toThrow('enough')
+  expect(told).toEqual(['first'])
+  expect(sequence.length).toBe(20)
+  expect(engine.stats()).toMatchObject({ prefilling: 0, decoding: 0 })
+})
+
 test('a past that nobody said how to run again is not given up', async () => {
   const n = await tokensIn(0.4, 'fp16')
   await using engine = createEngine({ model: model(), kvMemory: 2 ** 20 })
