@@ -489,8 +489,8 @@ export class Context {
     }
   }
 
+  /** Of the tokens that were told apart; before there are any, as of one prompt of n. */
   #salientShare(compression: Compression, n: number): number {
-    if (!compression.auto) return compression.nSalient(n) / n
     const count = (precision: 'high' | 'low') =>
       this.cache.segments.reduce((sum, s) => sum + (s.precision === precision ? s.nTokens : 0), 0)
     const [salient, regular] = [count('high'), count('low')]

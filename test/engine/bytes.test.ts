@@ -300,6 +300,19 @@ describe("the paper's ratio", () => {
       expect(ratio).toBeLessThan(own!) // which leaves out bitmaps, page holes and tables
     }
   })
+
+  test('counts the tokens of windows that fill their pages', async () => {
+    const sequence = model().createSequence({ policy: 'zipcache-plus' })
+    await idsOf(sequence, [5, 6, 7], 226)
+    expect(sequence.length).toBe(228)
+    const classes: { share: number; bits: [number, number] }[] = [
+      { share: 16 / 112, bits: [4, 4] },
+      { share: 96 / 112, bits: [3, 2] },
+    ]
+    const expected = paperRatio(228, nKvHeads * headDim, classes)
+    expect(sequence.bytes.paperRatio).toBeCloseTo(expected, 10)
+    sequence.dispose()
+  })
 })
 
 test('2,000 decoded tokens leave resident memory flat but for the cache itself', async () => {
