@@ -140,7 +140,6 @@ export interface GenerationPlan {
   readonly continueText: boolean
   /** null: `sample` alone decides. */
   readonly adjuster: LogitAdjuster | null
-  readonly constraint: TokenConstraint | null
   readonly signal: AbortSignal | undefined
 }
 
@@ -208,7 +207,6 @@ export function planGeneration(
   return {
     maxTokens,
     adjuster: isAdjusted ? new LogitAdjuster(adjustments) : null,
-    constraint,
     params: {
       temperature: check('temperature', options.temperature ?? 0, 0, 1000),
       topK: checkInteger('topK', options.topK ?? 0, 0, 2 ** 31 - 1),

@@ -12,6 +12,8 @@ export interface Sampled {
   readonly top?: readonly TokenProbability[]
   /** Set on one that was drafted. */
   readonly isDrafted?: true
+  /** Set on one behind which a constraint lets nothing follow: others may be known when it is read. */
+  readonly isComplete?: true
 }
 
 /** What a run is to do after its prompt. */

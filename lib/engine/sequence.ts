@@ -229,7 +229,7 @@ export class Sequence {
       if (plan.maxTokens === 0) await run.finished()
 
       for (let isLast = plan.maxTokens === 0; !isLast; ) {
-        const token = await run.next()
+        const { isComplete, ...token } = await run.next()
         const { id } = token
         // Those of the prompt are the context's by now.
         const before = plan.continueText ? this.#context.tokens : []
@@ -241,8 +241,7 @@ export class Sequence {
           if (tail !== '') yield { ...token, text: tail, isStop: true }
           return this.#finishReason
         }
-        const isComplete = plan.constraint?.isDone === true
-        isLast = ++nAccepted === run.limit || isComplete
+        isLast = ++nAccepted === run.limit || isComplete === true
         const certain = (text?.push(id) ?? '') + (isLast ? (text?.flush() ?? '') : '')
         ends.push((ends.at(-1) ?? 0) + certain.length)
         const match = matcher.push(certain)

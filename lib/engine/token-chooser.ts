@@ -163,7 +163,8 @@ export class TokenChooser {
     this.nDelivered++
     if (isOfDraft) this.#mark(run, token.id)
     if (run.seen) run.seen[token.id] = 1
-    run.sampling?.adjuster?.accept(token.id)
-    run.push(token)
+    const adjuster = run.sampling?.adjuster
+    adjuster?.accept(token.id)
+    run.push(adjuster?.isDone ? { ...token, isComplete: true } : token)
   }
 }

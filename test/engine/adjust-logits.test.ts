@@ -163,6 +163,21 @@ describe('json', () => {
     },
   )
 
+  test('whoever reads slowly is given all of what was drafted', async () => {
+    for (let seed = 0; seed < 3; seed++) {
+      const asked = { json: schema, temperature: 1.5, seed, maxTokens: 400 }
+      const plain = await collect(model.generate(prompt, asked))
+      const ids: number[] = []
+      const drafted = model.generate(prompt, { ...asked, prediction: plain.ids })
+      for await (const { id } of drafted) {
+        ids.push(id)
+        await new Promise((resolve) => setTimeout(resolve, 4)) // steps run on meanwhile
+      }
+      expect(ids).toEqual(plain.ids)
+      expect(drafted.finishReason).toBe('stop')
+    }
+  })
+
   test('any object: what is there when the tokens run out is the beginning of one', async () => {
     const { text } = await run(60, { json: true, temperature: 1, seed: 1 })
     expect(text).toMatch(/^\{/)
