@@ -58,7 +58,8 @@ export interface GenerateOptions {
    * in the prompt or the answer, and runs them through the model in one step: those that it would have
    * generated itself are kept, so that the answer stays the same and comes sooner where it repeats what
    * was there. Default 0, off. Nothing is drafted under policies whose attention is `dequantized`, and
-   * in a step of 16 rows.
+   * in a step of 16 rows. Beside requests that draft nothing it joins every second step, as it waits
+   * for each of its own.
    *
    * On a CPU tokens are the same to the bit; on a GPU the drafts' attention may be added up in another
    * order. Source: prompt lookup decoding (A. Saxena, 2023).
