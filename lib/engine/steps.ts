@@ -242,6 +242,7 @@ export class Steps {
         if (run.ended) return
         const isDrafted = token.id === drafted[i]
         if (!isDrafted) this.#judge(run, drafted.length, i)
+        if (run.ended) return
         this.#chooser.deliver(run, isDrafted ? { ...token, isDrafted } : token)
         if (!isDrafted || run.ended) return
         i++
@@ -257,7 +258,12 @@ export class Steps {
   #judge(run: Run, nDrafted: number, nRight: number): void {
     this.counters.draftTokens += nDrafted
     this.counters.acceptedTokens += nRight
-    run.judge(nDrafted, nRight)
+    try {
+      run.judge(nDrafted, nRight)
+    } catch (error) {
+      run.context.failure ??= error // the device is gone
+      run.fail(error)
+    }
   }
 
   /** Waits for a step, and gives its tokens to those runs that are still there. */
