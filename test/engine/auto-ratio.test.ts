@@ -1,6 +1,6 @@
 /** Heads with different shares of salient tokens, and corrected scores, in a model. */
 import { join } from 'node:path'
-import { createEngine, type PolicySpec, type Sequence } from '../../lib/index'
+import { createEngine, type Model, type PolicySpec, type Sequence } from '../../lib/index'
 import { type Tensor, unpackSegment } from '../../lib/ops/index'
 import type { MixedAttentionArgs } from '../../lib/ops/mixed-attention'
 import { expectRejected } from '../support/errors'
@@ -40,10 +40,16 @@ const windowed = useModel(join(kFixtures, 'gemma3'))
 const ids = someIds(150, 320)
 const common = { name: 'zipcache', window: 20, metric: 'accumulated' } as const
 
+/** Sequences of a fixed r, and of heads that are each given as many tokens as that says. */
+function fixedAndAuto(own: Model, r: number) {
+  mockCounts = (n, nHeads) => new Array<number>(nHeads).fill(n - Math.floor((1 - r) * n + 1e-9))
+  const open = (saliencyRatio: number | 'auto') =>
+    own.createSequence({ policy: { ...common, saliencyRatio }, seed: 3 })
+  return [open(r), open('auto')] as const
+}
+
 test('heads that are given as many as r says are those of a fixed r, to the bit', async () => {
-  const fixed = model().createSequence({ policy: { ...common, saliencyRatio: 0.6 }, seed: 3 })
-  mockCounts = (n, nHeads) => new Array<number>(nHeads).fill(n - Math.floor(0.4 * n))
-  const auto = model().createSequence({ policy: { ...common, saliencyRatio: 'auto' }, seed: 3 })
+  const [fixed, auto] = fixedAndAuto(model(), 0.6)
   for (const turn of [ids.slice(0, 100), ids.slice(100, 130)]) {
     expect(await auto.logits(turn)).toEqual(await fixed.logits(turn))
     // Two windows close: they go on with the prompt's share.
@@ -59,9 +65,7 @@ test('heads that are given as many as r says are those of a fixed r, to the bit'
 })
 
 test('so they are where sliding windows hide a class alone', async () => {
-  const fixed = windowed().createSequence({ policy: { ...common, saliencyRatio: 0.1 }, seed: 3 })
-  mockCounts = (n, nHeads) => new Array<number>(nHeads).fill(n - Math.floor(0.9 * n))
-  const auto = windowed().createSequence({ policy: { ...common, saliencyRatio: 'auto' }, seed: 3 })
+  const [fixed, auto] = fixedAndAuto(windowed(), 0.1)
   // Of a window 2 tokens are salient; the 18 others lie in two pages, of which the first goes first.
   for (const turn of [ids.slice(0, 53), ids.slice(53, 60)]) {
     expect(await auto.logits(turn)).toEqual(await fixed.logits(turn))

@@ -1,3 +1,4 @@
+import { PAGE_TOKENS } from '../../lib/cache/index'
 import { ZipCacheError } from '../../lib/errors'
 import { type PolicySpec, resolvePolicy } from '../../lib/policy/index'
 import { toSeed } from '../../lib/random'
@@ -170,6 +171,7 @@ describe('options that are read', () => {
       const plan = compressionOf({ name: 'zipcache-plus', window, saliencyRatio })
       expect(plan.nSalient(window)).toBe(nSalient)
     }
+    expect(compressionOf('zipcache-plus').nSalient(112)).toBe(PAGE_TOKENS)
     expect(
       compressionOf({
         name: 'zipcache-plus',
