@@ -13,6 +13,8 @@ export interface TokenConstraint {
   apply(logits: Float32Array): void
   /** Takes note of the token that was chosen. */
   accept(id: number): void
+  /** Tokens that are likely to come next, since hardly anything else may; often none. */
+  likely(): readonly number[]
   /** Whether the text is complete and nothing can follow. */
   readonly isDone: boolean
 }
@@ -108,6 +110,16 @@ export class LogitAdjuster {
   /** Whether nothing can follow any more. */
   get isDone(): boolean {
     return this.#plan.constraint?.isDone ?? false
+  }
+
+  /** Whether what may come is held to something, so that it can be `likely`. */
+  get isConstrained(): boolean {
+    return this.#plan.constraint !== null
+  }
+
+  /** Tokens that are likely to come next, since the constraint allows hardly anything else; often none. */
+  likely(): readonly number[] {
+    return this.#plan.constraint?.likely() ?? []
   }
 
   /** Takes note of the token that was chosen. */

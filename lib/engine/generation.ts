@@ -1,5 +1,11 @@
 import { argumentError, show, ZipCacheError } from '../errors.js'
-import { type JsonSchema, sharedGrammar, TokenMasker, TokenTrie } from '../grammar/index.js'
+import {
+  type JsonSchema,
+  sharedGrammar,
+  TokenMasker,
+  TokenTrie,
+  type Vocabulary,
+} from '../grammar/index.js'
 import type { ModelConfig } from '../model/config.js'
 import { harmonyMarks } from '../model/harmony.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
@@ -11,10 +17,10 @@ import {
   type TokenConstraint,
   type TokenProbability,
 } from './adjust-logits.js'
+import { MOST_DRAFTED } from './drafts.js'
 import { HarmonyConstraint, type HarmonyOptions } from './harmony-constraint.js'
 import { checkInteger, checkOptions } from './options.js'
 import type { Prompt } from './prompt.js'
-import { MOST_DRAFTED } from './prompt-lookup.js'
 
 /** How tokens are chosen, and when to stop. */
 export interface GenerateOptions {
@@ -43,7 +49,8 @@ export interface GenerateOptions {
   topLogprobs?: number | undefined
   /**
    * Only JSON may be generated: `true`, any object; or by a schema of the keywords that
-   * docs/server.md lists. The generation ends with it.
+   * docs/server.md lists. The generation ends with it. Names and signs that a schema leaves no choice
+   * about are drafted as `promptLookup` does, so that the same answer takes fewer steps.
    */
   json?: true | JsonSchema | undefined
   /**
@@ -99,7 +106,7 @@ export interface GeneratedToken {
   readonly logprob: number
   /** The likeliest tokens in its place, where `topLogprobs` asks for them; the likeliest first. */
   readonly top?: readonly TokenProbability[]
-  /** Set on a token that was drafted (`promptLookup`, `prediction`). */
+  /** Set on a token that was drafted (`promptLookup`, `prediction`, `json`). */
   readonly isDrafted?: true
   /**
    * Set on a stop token, which is not part of the generation. It is yielded only where text was held
@@ -248,9 +255,8 @@ function constraintOf(
       "is given, but the vocabulary lacks that format's special tokens",
     )
   }
-  const trie = vocabularyOf(tokenizer, vocabSize, option)
-  const encode = (text: string) => tokenizer.encode(text, { addSpecialTokens: false })
-  return new HarmonyConstraint(harmony, { marks, trie, endTokens, encode })
+  const vocabulary = vocabularyOf(tokenizer, vocabSize, option)
+  return new HarmonyConstraint(harmony, { ...vocabulary, marks, endTokens })
 }
 
 function checkHarmony(harmony: HarmonyOptions): void {
@@ -265,20 +271,23 @@ function checkHarmony(harmony: HarmonyOptions): void {
   }
 }
 
-/** Tokens as bytes, one for a tokenizer. */
-const vocabularies = new WeakMap<ModelTokenizer, TokenTrie>()
+/** One for a tokenizer. */
+const vocabularies = new WeakMap<ModelTokenizer, Vocabulary>()
 
-function vocabularyOf(tokenizer: ModelTokenizer, vocabSize: number, option: string): TokenTrie {
-  let trie = vocabularies.get(tokenizer)
-  if (!trie) {
+function vocabularyOf(tokenizer: ModelTokenizer, vocabSize: number, option: string): Vocabulary {
+  let vocabulary = vocabularies.get(tokenizer)
+  if (!vocabulary) {
     if (!tokenizer.knowsBytes) {
       const message = `${option}: needs a byte-level or byte-fallback vocabulary, whose single tokens have bytes of their own`
       throw new ZipCacheError('ERR_ZC_UNSUPPORTED', message, { argument: option })
     }
-    trie = new TokenTrie(vocabSize, (id) => tokenizer.bytesOf(id))
-    vocabularies.set(tokenizer, trie)
+    vocabulary = {
+      trie: new TokenTrie(vocabSize, (id) => tokenizer.bytesOf(id)),
+      encode: (text) => tokenizer.encode(text, { addSpecialTokens: false }),
+    }
+    vocabularies.set(tokenizer, vocabulary)
   }
-  return trie
+  return vocabulary
 }
 
 function checkBias(

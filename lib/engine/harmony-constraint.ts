@@ -4,7 +4,7 @@ import {
   type Steps,
   sharedGrammar,
   TokenMasker,
-  type TokenTrie,
+  type Vocabulary,
 } from '../grammar/index.js'
 import type { HarmonyMarks } from '../model/harmony.js'
 import type { TokenConstraint } from './adjust-logits.js'
@@ -18,12 +18,10 @@ export interface HarmonyOptions {
 }
 
 /** What the constraint has to know of a model. */
-export interface HarmonyVocabulary {
+export interface HarmonyVocabulary extends Vocabulary {
   readonly marks: HarmonyMarks
-  readonly trie: TokenTrie
   /** Tokens that end an answer. */
   readonly endTokens: ReadonlySet<number>
-  encode(text: string): readonly number[]
 }
 
 /** A header, as its tokens, and what holds the text behind it; null: the model's own thoughts. */
@@ -52,13 +50,13 @@ export class HarmonyConstraint implements TokenConstraint {
 
   /** Throws `ERR_ZC_ARGUMENT` and `ERR_ZC_UNSUPPORTED` as `jsonGrammar`. */
   constructor({ final, calls = {} }: HarmonyOptions, vocabulary: HarmonyVocabulary) {
-    const { marks, trie, endTokens, encode } = vocabulary
+    const { marks, endTokens, encode } = vocabulary
     this.#endMark = marks.end
     const { end: _, ...others } = marks
     const known = Object.values(others).filter((id): id is number => id !== null)
     this.#noThought = [...new Set([...known, ...endTokens])].filter((id) => id !== marks.end)
     const masker = (schema: true | JsonSchema, ends: Iterable<number>) =>
-      new TokenMasker(sharedGrammar(schema), trie, new Set(ends))
+      new TokenMasker(sharedGrammar(schema), vocabulary, new Set(ends))
     const headers: Header[] = []
     const channel = (name: string) => [marks.channel, ...encode(name)]
     if (final !== undefined) {
@@ -103,6 +101,17 @@ export class HarmonyConstraint implements TokenConstraint {
       for (const [i, id] of next.entries()) logits[id] = kept[i] as number
     } else if (this.#text) this.#text.apply(logits)
     else for (const id of this.#noThought) logits[id] = Number.NEGATIVE_INFINITY
+  }
+
+  /** What all headers that are left have next, and behind the last one what its text begins with. */
+  likely(): readonly number[] {
+    const [first, ...others] = this.#headers ?? []
+    if (!first) return this.#text?.likely() ?? []
+    const { ids, text } = first
+    let end = this.#at
+    while (end < ids.length && others.every((other) => other.ids[end] === ids[end])) end++
+    const next = ids.slice(this.#at, end)
+    return end === ids.length && text ? [...next, ...text.likely()] : next
   }
 
   /** Takes note of a token that was chosen. */

@@ -1,5 +1,4 @@
-/** The most tokens that may be drafted: with the one before them, a step of the rows that cost least. */
-export const MOST_DRAFTED = 15
+import { type Drafter, DraftLength } from './drafts.js'
 
 /** A match of so many is as good as any longer one. */
 export const MOST_MATCH = 8
@@ -13,16 +12,15 @@ const FIRST_DRAFT = 3
 /**
  * Drafts what comes next in a text from the text itself: where its newest tokens stood before, what
  * followed them then; or, where they stood nowhere, what comes next in the text of a draft that was right
- * in part: one token may have been another. Drafts become longer where all of the last one was right, and shorter
- * where less than half was: with the token before them 2, 4, 8 or 16, as many as steps are recorded for.
+ * in part: one token may have been another.
  *
  * Source: prompt lookup decoding (A. Saxena, 2023), a form of speculative decoding (Leviathan et al.,
  * arXiv 2211.17192) without a second model.
  */
-export class PromptLookup {
+export class PromptLookup implements Drafter {
   /** The most tokens of a draft. */
   readonly #most: number
-  #next = FIRST_DRAFT
+  readonly #draftLength = new DraftLength(FIRST_DRAFT)
   #tokens = new Int32Array(0)
   /** Where two tokens of one hash stood last, by hash, and before that, by place; -1: nowhere. */
   #heads = new Int32Array(0)
@@ -51,7 +49,7 @@ export class PromptLookup {
 
   /** What may come next, `room` tokens at most; none where nothing like it was there before. */
   draft(room: number): Int32Array {
-    const count = Math.min(room, this.#next, this.#most)
+    const count = Math.min(room, this.#draftLength.value, this.#most)
     if (count <= 0) return new Int32Array(0)
     const match = this.#longestMatch()
     const start = match >= 0 ? match : this.#goesOn
@@ -71,8 +69,7 @@ export class PromptLookup {
   judge(nDrafted: number, nRight: number): void {
     this.#nWrong = nRight === 0 ? this.#nWrong + 1 : 0
     if (this.#nWrong > 1) this.#goesOn = -1
-    if (nRight === nDrafted) this.#next = Math.min(2 * this.#next + 1, MOST_DRAFTED)
-    else if (2 * nRight < nDrafted) this.#next = Math.max(1, this.#next >> 1)
+    this.#draftLength.judge(nDrafted, nRight)
   }
 
   /** What is behind the longest repetition of the newest tokens, two at least; -1: there is none. */

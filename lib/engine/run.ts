@@ -2,6 +2,7 @@ import type { SampleParams, Tensor } from '../ops/index.js'
 import { deferred } from './abort.js'
 import type { LogitAdjuster, TokenProbability } from './adjust-logits.js'
 import type { Context } from './context.js'
+import { ConstraintDrafts, type Drafter } from './drafts.js'
 import { longestFitting } from './growth.js'
 import { MOST_MATCH, PromptLookup } from './prompt-lookup.js'
 
@@ -98,8 +99,12 @@ export class Run {
   turnEnds: readonly number[] = []
   /** Tokens that the context may come to hold; fewer than are wanted, where there is no room. */
   maxLength = 0
-  /** null: nothing is drafted. */
+  /** Made when it is first asked for drafts. */
+  #drafters: readonly Drafter[] | null = null
+  /** Told of each token; null: nothing is looked up. */
   #lookup: PromptLookup | null = null
+  /** Whose draft was tried last. */
+  #drafter: Drafter | null = null
   isSettled = false
   /** A token is on its way into a row store. */
   isFeeding = false
@@ -238,30 +243,46 @@ export class Run {
 
   /** Whether steps may try tokens that were drafted: each waits for the one before it then. */
   get drafts(): boolean {
-    return (this.sampling?.promptLookup ?? 0) > 0 && this.context.rows === null
+    const { sampling, context } = this
+    if (!sampling || context.rows) return false
+    return sampling.promptLookup > 0 || sampling.adjuster?.isConstrained === true
   }
 
-  /** Tokens, `room` at most, that may follow the one that is fed next. */
+  /** Tokens, `room` at most, that may follow the one that is fed next: the longest draft of all. */
   draft(room: number): Int32Array {
-    if (!this.drafts || !this.sampling) return new Int32Array(0)
+    let longest: Int32Array = new Int32Array(0)
+    if (!this.drafts || !this.sampling) return longest
     const { context, fed, limit } = this
-    this.#lookup ??= this.#startLookup(this.sampling)
+    this.#drafters ??= this.#startDrafters(this.sampling)
     // A token is fed only if it has a successor; those of a window that closes are fed by themselves.
-    return this.#lookup.draft(Math.min(room, limit - fed - 2, context.openRoom - 1))
+    const most = Math.min(room, limit - fed - 2, context.openRoom - 1)
+    for (const drafter of this.#drafters) {
+      const drafted = drafter.draft(most)
+      if (drafted.length <= longest.length) continue
+      longest = drafted
+      this.#drafter = drafter
+    }
+    return longest
   }
 
-  #startLookup({ promptLookup, predicted }: Sampling): PromptLookup {
-    const { tokens } = this.context
-    // What is predicted stands where it would be found: behind the prompt's end.
-    const before = predicted.length > 0 ? [...tokens.slice(-MOST_MATCH), ...predicted] : []
-    return new PromptLookup([...before, ...tokens, ...this.known], promptLookup)
+  #startDrafters({ promptLookup, predicted, adjuster }: Sampling): Drafter[] {
+    const drafters: Drafter[] = []
+    if (adjuster?.isConstrained) drafters.push(new ConstraintDrafts(adjuster))
+    if (promptLookup > 0) {
+      const { tokens } = this.context
+      // What is predicted stands where it would be found: behind the prompt's end.
+      const before = predicted.length > 0 ? [...tokens.slice(-MOST_MATCH), ...predicted] : []
+      this.#lookup = new PromptLookup([...before, ...tokens, ...this.known], promptLookup)
+      drafters.push(this.#lookup)
+    }
+    return drafters
   }
 
   /** The first `nRight` of the `nDrafted` tokens that were fed last are the run's; the others go. */
   judge(nDrafted: number, nRight: number): void {
     if (nDrafted === 0) return
     this.retract(nDrafted - nRight)
-    this.#lookup?.judge(nDrafted, nRight)
+    this.#drafter?.judge(nDrafted, nRight)
   }
 
   push(token: Sampled): void {

@@ -2,7 +2,7 @@ import type { CacheMemory } from '../cache/index.js'
 import type { ForwardModel } from '../model/forward.js'
 import type { Device, Tensor } from '../ops/index.js'
 import { DecodeStep, type StepResult, type StepRow } from './decode-step.js'
-import { MOST_DRAFTED } from './prompt-lookup.js'
+import { MOST_DRAFTED } from './drafts.js'
 import type { Run, Sampling } from './run.js'
 import type { Slices } from './slices.js'
 import type { TokenChooser } from './token-chooser.js'
@@ -158,9 +158,23 @@ export class Steps {
       else if (!run.isFeeding) void this.#feedRow(run)
     }
     if (ready.length === 0) return ready
+    // Drafts fill a step up to as many rows as one pass over the weights serves.
+    let nRows = ready.length
+    const drafting = ready.map((one) => {
+      const drafted = one.run.draft(ROWS_WITH_DRAFTS - nRows)
+      nRows += drafted.length
+      return { ...one, drafted }
+    })
     try {
-      const room = this.#step.roomFor(ready.length)
-      if (room === ready.length) return this.#withDrafts(ready)
+      const room = this.#step.roomFor(nRows)
+      let left = room - ready.length
+      if (left >= 0) {
+        return drafting.map(({ drafted: all, ...one }) => {
+          const drafted = all.subarray(0, left)
+          left -= drafted.length
+          return { ...one, drafted }
+        })
+      }
       this.counters.narrowedSteps++
       const taken = ready.slice(0, room)
       for (const { run } of taken) {
@@ -172,17 +186,6 @@ export class Steps {
       for (const { run } of ready) if (run.mustFeed) run.fail(error)
       return []
     }
-  }
-
-  /** Drafts for those that want some, where a step of more rows costs little and there is memory for it. */
-  #withDrafts(ready: Ready[]): Ready[] {
-    let nRows = ready.length
-    const drafting = ready.map((one) => {
-      const drafted = one.run.draft(ROWS_WITH_DRAFTS - nRows)
-      nRows += drafted.length
-      return { ...one, drafted }
-    })
-    return nRows > ready.length && this.#step.roomFor(nRows) === nRows ? drafting : ready
   }
 
   /** Decodes one token by itself: rows of a row store are in no batch. */

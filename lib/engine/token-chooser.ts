@@ -10,8 +10,8 @@ import {
   type Tensor,
 } from '../ops/index.js'
 import type { LogitAdjuster } from './adjust-logits.js'
+import { MOST_DRAFTED } from './drafts.js'
 import { inSlices } from './in-slices.js'
-import { MOST_DRAFTED } from './prompt-lookup.js'
 import type { Run, Sampled, Sampling } from './run.js'
 
 /** Chooses tokens of single runs, after prompts and where logits are adjusted, and hands all tokens on. */

@@ -30,6 +30,11 @@ export abstract class Item {
   get mayEnd(): boolean {
     return false
   }
+
+  /** Whether it is white space that says nothing. */
+  get isBlank(): boolean {
+    return false
+  }
 }
 
 /** The item is complete. */
@@ -60,6 +65,7 @@ export class StateSet {
   readonly #grammar: Grammar
   /** By byte, as far as it was asked for. */
   readonly #next: (StateSet | null | undefined)[] = []
+  #onlyByte: number | null | undefined
 
   /** @internal Use `Grammar.start` and `next`. */
   constructor(grammar: Grammar, isAccepting: boolean, belows: ReadonlyMap<Item, StateSet>) {
@@ -76,6 +82,29 @@ export class StateSet {
     if (this.belows.size === 0 || !this.isAccepting) return this.belows.size === 0
     for (let byte = 0; byte < 256; byte++) if (this.next(byte)) return false
     return true
+  }
+
+  /**
+   * The only byte that may come, white space between tokens left out; null where there is another one,
+   * or where the text may end. Tops alone are asked: `next` may find that it leads nowhere.
+   */
+  get onlyByte(): number | null {
+    if (this.#onlyByte === undefined) this.#onlyByte = this.#findOnlyByte()
+    return this.#onlyByte
+  }
+
+  #findOnlyByte(): number | null {
+    if (this.isAccepting) return null
+    let only: number | null = null
+    for (const top of this.belows.keys()) {
+      if (top.isBlank) continue
+      for (let byte = 0; byte < 256; byte++) {
+        if (byte === only || top.read(byte) === null) continue
+        if (only !== null) return null
+        only = byte
+      }
+    }
+    return only
   }
 
   /** Whether it was found out before where a byte leads; it is looked up then. */
@@ -354,17 +383,20 @@ export class Machine<S extends string | number> extends Item {
   readonly #step: (state: S, byte: number) => S | typeof DONE | null
   readonly #ends: (state: S) => boolean
   readonly #family: Map<S, Machine<S>>
+  readonly #isBlank: boolean
 
   constructor(
     state: S,
     step: (state: S, byte: number) => S | typeof DONE | null,
     ends: (state: S) => boolean,
+    isBlank = false,
     family = new Map<S, Machine<S>>(),
   ) {
     super()
     this.#state = state
     this.#step = step
     this.#ends = ends
+    this.#isBlank = isBlank
     this.#family = family
     family.set(state, this)
   }
@@ -373,9 +405,16 @@ export class Machine<S extends string | number> extends Item {
     return this.#ends(this.#state)
   }
 
+  override get isBlank(): boolean {
+    return this.#isBlank
+  }
+
   override read(byte: number): Item | typeof DONE | null {
     const next = this.#step(this.#state, byte)
     if (next === null || next === DONE) return next
-    return this.#family.get(next) ?? new Machine(next, this.#step, this.#ends, this.#family)
+    return (
+      this.#family.get(next) ??
+      new Machine(next, this.#step, this.#ends, this.#isBlank, this.#family)
+    )
   }
 }

@@ -2,5 +2,5 @@
 export { type Grammar, StateSet } from './automaton.js'
 export { sharedGrammar } from './grammar-cache.js'
 export { type JsonSchema, jsonGrammar } from './json-schema.js'
-export { TokenMasker } from './token-masker.js'
+export { TokenMasker, type Vocabulary } from './token-masker.js'
 export { type Steps, TokenTrie } from './token-trie.js'

@@ -18,6 +18,7 @@ export const space: Item = new Machine<number>(
     return goesOn ? state + 1 : null
   },
   () => true,
+  true,
 )
 
 /** The largest double is 1.7976931348623157e308. */

@@ -442,9 +442,11 @@ export async function* answerChunks(
 export function usageObject(usage: Readonly<Usage>, policy: string): object {
   const { promptTokens, cachedTokens, completionTokens, reasoningTokens, ...others } = usage
   const { draftedTokens, predictedTokens, ...cache } = others
+  // A schema's names are drafted, too, whether they were predicted or not.
+  const accepted = Math.min(draftedTokens, predictedTokens ?? 0)
   const predicted = predictedTokens !== null && {
-    accepted_prediction_tokens: draftedTokens,
-    rejected_prediction_tokens: Math.max(0, predictedTokens - draftedTokens),
+    accepted_prediction_tokens: accepted,
+    rejected_prediction_tokens: predictedTokens - accepted,
   }
   return {
     prompt_tokens: promptTokens,

@@ -1,7 +1,7 @@
+import { MOST_DRAFTED } from '../engine/drafts.js'
 import { checkKvMemory } from '../engine/engine.js'
 import { planGeneration } from '../engine/generation.js'
 import { checkInteger, checkOptions } from '../engine/options.js'
-import { MOST_DRAFTED } from '../engine/prompt-lookup.js'
 import { argumentError, show, ZipCacheError } from '../errors.js'
 import type { GenerationConfig } from '../model/generation-config.js'
 import { POLICY_NAMES, type PolicySpec, resolvePolicy } from '../policy/index.js'

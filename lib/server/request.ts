@@ -1,5 +1,5 @@
+import { MOST_DRAFTED } from '../engine/drafts.js'
 import type { GenerateOptions } from '../engine/generation.js'
-import { MOST_DRAFTED } from '../engine/prompt-lookup.js'
 import { type ChatMessage, NEED_CONTENT } from '../model/tokenizer.js'
 import type { PolicySpec } from '../policy/index.js'
 import { ApiError, invalid } from './api-error.js'

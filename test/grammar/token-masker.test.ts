@@ -28,6 +28,9 @@ function vocabulary(size: number): Uint8Array[] {
   return tokens
 }
 
+/** Tokens that are bytes, as the first of `vocabulary` are. */
+const encode = (text: string) => [...Buffer.from(text)]
+
 /** The bits of a mask, token by token, without a trie. */
 function allowedOneByOne(tokens: readonly Uint8Array[], start: StateSet): number[] {
   return tokens.flatMap((token, id) => {
@@ -166,7 +169,7 @@ test('tokens that end the text are allowed where it may end, with or without a p
   const tokens = vocabulary(2000)
   const trie = new TokenTrie(tokens.length, (id) => tokens[id])
   for (const isPrepared of [true, false]) {
-    const masker = new TokenMasker(jsonGrammar({ const: 1 }), trie, new Set([1999]))
+    const masker = new TokenMasker(jsonGrammar({ const: 1 }), { trie, encode }, new Set([1999]))
     const allowed = () => {
       if (isPrepared) drive(masker.prepare())
       const logits = new Float32Array(tokens.length)
@@ -185,7 +188,7 @@ test('a number by itself is done when it has all its digits', () => {
   const tokens = vocabulary(256)
   const trie = new TokenTrie(tokens.length, (id) => tokens[id])
   const isDoneAfter = (schema: JsonSchema, text: string) => {
-    const masker = new TokenMasker(jsonGrammar(schema), trie, new Set())
+    const masker = new TokenMasker(jsonGrammar(schema), { trie, encode }, new Set())
     drive(masker.prepare())
     for (const byte of Buffer.from(text)) masker.accept(byte)
     return masker.isDone
@@ -194,4 +197,75 @@ test('a number by itself is done when it has all its digits', () => {
   expect(isDoneAfter({ type: 'integer' }, '123456789012345')).toBe(false)
   expect(isDoneAfter({ type: 'number' }, '-1.5e-123')).toBe(true)
   expect(isDoneAfter({ type: 'integer', minimum: 10, maximum: 20 }, '15')).toBe(true)
+})
+
+describe('what is likely', () => {
+  const words = ['name', '":', ' "', '{"', '",', ' "of', 'of', 'tü', '"}', 'other', '  "']
+  const tokens = [
+    ...Array.from({ length: 256 }, (_, byte) => Uint8Array.of(byte)),
+    ...words.map((word) => Buffer.from(word)),
+  ]
+  const trie = new TokenTrie(tokens.length, (id) => tokens[id] as Uint8Array)
+  drive(trie.mask(jsonGrammar(true).start))
+
+  /** The longest word that comes, again and again. */
+  const longestFirst = (text: string): number[] => {
+    const ids: number[] = []
+    for (let rest = Buffer.from(text); rest.length > 0; ) {
+      const fits = words.flatMap((word, i) => (rest.toString().startsWith(word) ? [256 + i] : []))
+      const id = fits.sort((a, b) => tokens[b].length - tokens[a].length)[0] ?? (rest[0] as number)
+      ids.push(id)
+      rest = rest.subarray(tokens[id].length)
+    }
+    return ids
+  }
+
+  /** What is likely behind a text that was parted so. */
+  function likely(schema: true | JsonSchema, text: string, tokenize = longestFirst): string[] {
+    const masker = new TokenMasker(jsonGrammar(schema), { trie, encode: tokenize }, new Set())
+    for (const id of longestFirst(text)) masker.accept(id)
+    return masker.likely().map((id) => Buffer.from(tokens[id]).toString())
+  }
+
+  test.each<[string, true | JsonSchema, string, string[]]>([
+    ['names and signs up to a value', person, '{"', ['name', '":', ' "']],
+    ['nothing for the end alone', { ...person, required: [] }, '{"name": "a", "of": "a"', []],
+    ['what an enumeration leaves', person, '{"name": "", "of": "t', ['\ufffd', '\ufffd', 't', 'e']],
+    ['nothing where a text is free', person, '{"name": "a', []],
+    ['nothing where values differ', person, '{"name": "a", "of": "', []],
+    ['the next line, as the lines before', person, '{\n "name":"",\n', [' "of', '":', '"']],
+    ['nothing in any object', true, '{', []],
+    ['nothing where a number may go on', { const: 1 }, '1', []],
+    ['a text within which there is white space', { const: 'a b' }, '"', ['a', ' ', 'b']],
+  ])('%s', (_, schema, text, expected) => {
+    expect(likely(schema, text)).toEqual(expected)
+  })
+
+  test('a tokenizer that puts a space in front of every text', () => {
+    const spaced = (text: string) => [0x20, ...longestFirst(text)]
+    expect(likely(person, '{"', spaced)).toEqual(['name', '":', ' "'])
+  })
+
+  test('nothing where the tokenizer would have parted the text elsewhere, and nothing else fits', () => {
+    const joined = () => [265]
+    expect(likely(person, '{"', joined)).toEqual([])
+  })
+
+  test('a byte is the only one where no other may come but white space', () => {
+    const open = (state: StateSet) =>
+      Array.from({ length: 256 }, (_, byte) => byte).filter((byte) => state.next(byte))
+    for (const text of [
+      '',
+      '{',
+      '{"na',
+      '{"name": ""',
+      '{"name": "",',
+      '{"name":"","of":"tü',
+      '{"name": "", "of": "a',
+    ]) {
+      const state = after(jsonGrammar(person), text)
+      const choices = open(state).filter((byte) => !(byte === 0x20 || byte === 0x0a))
+      expect(state.onlyByte).toBe(choices.length === 1 ? choices[0] : null)
+    }
+  })
 })

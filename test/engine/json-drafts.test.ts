@@ -1,0 +1,111 @@
+/** What a schema leaves no choice about is drafted: the answer is what it is without, in fewer steps. */
+import { copyFileSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import fc from 'fast-check'
+import { TokenMasker } from '../../lib/grammar/index'
+import { createEngine, type GenerateOptions, loadModel, type Model } from '../../lib/index'
+import { byteLevelTokenizer } from '../model/tokenizer-files'
+import { propertyRuns } from '../support/properties'
+import { kFixtures } from './model-copies'
+import { collect, someIds } from './running'
+
+const schema = {
+  type: 'object',
+  properties: {
+    temperature: { type: 'integer', minimum: 0, maximum: 99 },
+    conditions: { enum: ['clear', 'cloudy'] },
+    'wind speed': { type: 'object', properties: { kmh: { type: 'boolean' } }, required: ['kmh'] },
+  },
+  required: ['temperature', 'conditions', 'wind speed'],
+}
+
+let model: Model
+beforeAll(async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'zipcache-json-'))
+  for (const name of ['config.json', 'model.safetensors']) {
+    copyFileSync(join(kFixtures, 'llama', name), join(folder, name))
+  }
+  writeFileSync(join(folder, 'tokenizer.json'), JSON.stringify(byteLevelTokenizer()))
+  try {
+    model = await loadModel(folder, { threads: 1, kvMemory: 2 ** 26 })
+  } finally {
+    rmSync(folder, { recursive: true })
+  }
+})
+afterAll(() => model.dispose())
+afterEach(() => jest.restoreAllMocks())
+
+const prompt = () => someIds(60, 256)
+
+async function answer(options: GenerateOptions & { policy?: string }, likely?: () => number[]) {
+  const { policy = 'zipcache', ...asked } = options
+  const spy = likely && jest.spyOn(TokenMasker.prototype, 'likely').mockImplementation(likely)
+  await using engine = createEngine({ model, kvMemory: 2 ** 24, maxBatch: 1 })
+  const stream = engine.generate(prompt(), { json: schema, policy, maxTokens: 300, ...asked })
+  const { ids, logprobs, text } = await collect(stream)
+  spy?.mockRestore()
+  return { ids, logprobs, text, stats: engine.stats(), finishReason: stream.finishReason }
+}
+
+describe.each(['fp16', 'zipcache', 'full'])('%s', (policy) => {
+  test.each([
+    { temperature: 0 },
+    { temperature: 1.5, seed: 3 },
+    { temperature: 1, seed: 5, topLogprobs: 3, presencePenalty: 0.5 },
+    { temperature: 0, repetitionPenalty: 1.3 },
+    { temperature: 0, promptLookup: 15 },
+    { temperature: 0, maxTokens: 40 },
+  ])('%j', async (way) => {
+    const plain = await answer({ ...way, policy, promptLookup: 0 }, () => [])
+    expect(plain.stats.draftTokens).toBe(0)
+    const { stats, ...found } = await answer({ ...way, policy })
+    expect(found).toEqual({ ...plain, stats: undefined })
+    // A byte is a token here: what the schema leaves no choice about is right, white space is anything.
+    expect(stats.acceptedTokens).toBeGreaterThan(10)
+    expect(stats.steps).toBe(plain.stats.steps - stats.acceptedTokens)
+  })
+})
+
+test('half of a small answer is what its schema says', async () => {
+  const { text, ids, stats } = await answer({ temperature: 0 })
+  expect(Object.keys(JSON.parse(text))).toEqual(['temperature', 'conditions', 'wind speed'])
+  expect(stats.steps).toBeLessThan(ids.length / 2)
+})
+
+test('property: whatever is drafted, the answer is the same', async () => {
+  const plain = await answer({ temperature: 1.2, seed: 1 }, () => [])
+  const anything = fc.array(fc.array(fc.nat(255), { maxLength: 20 }), {
+    minLength: 1,
+    maxLength: 8,
+  })
+  await fc.assert(
+    fc.asyncProperty(anything, fc.boolean(), async (drafts, isRightAtTimes) => {
+      let n = 0
+      const original = TokenMasker.prototype.likely
+      const likely = function (this: TokenMasker): number[] {
+        const right = isRightAtTimes && n % 2 === 0 ? original.call(this) : []
+        return [...right.slice(0, 3), ...(drafts[n++ % drafts.length] as number[])]
+      }
+      const { ids, logprobs } = await answer(
+        { temperature: 1.2, seed: 1 },
+        likely as () => number[],
+      )
+      expect({ ids, logprobs }).toEqual({ ids: plain.ids, logprobs: plain.logprobs })
+    }),
+    propertyRuns(20),
+  )
+})
+
+test('requests of one batch draft beside others that do not', async () => {
+  await using engine = createEngine({ model, kvMemory: 2 ** 24 })
+  const alone = await answer({ temperature: 0 }, () => [])
+  const others = await collect(engine.generate(prompt(), { maxTokens: 80, ignoreEos: true }))
+  const free = () => collect(engine.generate(prompt(), { maxTokens: 80, ignoreEos: true }))
+  const held = () =>
+    collect(engine.generate(prompt(), { json: schema, policy: 'zipcache', maxTokens: 300 }))
+  const [a, b, c, d] = await Promise.all([free(), held(), held(), free()])
+  expect([a.ids, d.ids]).toEqual([others.ids, others.ids])
+  expect([b.ids, c.ids]).toEqual([alone.ids, alone.ids])
+  expect(engine.stats().acceptedTokens).toBeGreaterThan(40)
+})
