@@ -99,7 +99,11 @@ ZC_NOINLINE void dot_tile(const float* x, int64_t ldx, const W* w, int64_t ldw, 
 // Part `part` of a step of x that was brought into the order of the weight, and of one as it lies
 // in memory, whose weight is bfloat16 too.
 inline WideF load_x(const float* x, int part) { return load_wide(x + part * kWideLanes); }
-inline WideF load_x(const bf16* x, int part) { return load_part(x, part); }
+inline WideF load_x(const bf16* x, int part) {
+  WideU words;
+  std::memcpy(&words, x, sizeof(words));
+  return part_of(words, part);
+}
 
 // acc (columns) = x (n) w (columns, n)^T, row after row of the weight. Blocks do not wait for each
 // other's sums, so that the processor multiplies some of them at a time by itself.

@@ -152,18 +152,31 @@ inline WideF load_wide(const T* p) {
 inline VecF fold(WideF v) { return v; }
 #endif
 
-// Of the 2 kWideLanes elements from p on those at even places (part 0) or at odd ones (1). Two of
-// bfloat16 are one word, of which either is the upper half of a float: no lane moves.
-inline WideF load_part(const bf16* p, int part) {
+// As many bytes of a weight as a WideF has, from memory: on AVX-512 in halves. Files lay weights
+// where they like, and 64 bytes that lie in two lines are loads of both: a Zen 5 then reads 15 GB/s
+// with one core instead of 28 (25 where all lie in one).
+inline WideU load_streamed(const void* p) {
+#if defined(ZC_ISA_AVX512)
+  const auto* half = static_cast<const float*>(p);
+  return reinterpret_cast<WideU>(_mm512_maskz_insertf32x8(
+      0xffff, _mm512_castps256_ps512(_mm256_loadu_ps(half)), _mm256_loadu_ps(half + 8), 1));
+#else
   WideU words;
   std::memcpy(&words, p, sizeof(words));
+  return words;
+#endif
+}
+
+// Two elements of bfloat16 are one word, of which either is the upper half of a float: that at the
+// even place (part 0) or at the odd one (1). No lane moves.
+inline WideF part_of(WideU words, int part) {
   return reinterpret_cast<WideF>(part == 0 ? words << 16 : words & 0xffff0000u);
 }
-// Other types have one part, the kWideLanes elements from p on.
-template <typename T>
-inline WideF load_part(const T* p, int) {
-  return load_wide(p);
-}
+// Of the elements of a weight from p on that are taken in one step those of a part: of bfloat16 2
+// kWideLanes, of other types, which have one part, kWideLanes.
+inline WideF load_part(const bf16* p, int part) { return part_of(load_streamed(p), part); }
+inline WideF load_part(const float* p, int) { return reinterpret_cast<WideF>(load_streamed(p)); }
+inline WideF load_part(const f16* p, int) { return load_wide(p); }
 
 // Pairwise, so that the order of summation is the same whatever the compiler does.
 inline float sum(VecF v) {
