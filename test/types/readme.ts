@@ -1,4 +1,4 @@
-/** The TypeScript of README.md: `test/readme.test.ts` holds it to that. */
+/** The TypeScript of README.md and docs/library.md: `test/readme.test.ts` holds it to that. */
 import { createEngine, generateLineRetrieval, loadModel } from '../../lib/index.js'
 
 export async function fromAProgram(ids: number[], nextTurn: string): Promise<void> {
