@@ -41,7 +41,7 @@ export async function typicalIds(model, length) {
  */
 export async function lineRetrievalPrompts(model, lines, count) {
   const { generateLineRetrieval, loadModel } = await import('../../dist/index.mjs')
-  const loaded = await loadModel(model.folder, { threads: 1 })
+  const loaded = await loadModel(model.folder, { device: 'cpu', threads: 1 })
   const { tokenizer } = loaded
   await loaded.dispose()
   const encode = (text) => tokenizer.encode(text, { addSpecialTokens: false })

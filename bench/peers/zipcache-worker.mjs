@@ -17,7 +17,12 @@ function fresh() {
 serve({
   async open(args) {
     cell = args
-    model = await loadModel(cell.folder, { dtype: cell.dtype, weights: cell.weights, threads: 1 })
+    model = await loadModel(cell.folder, {
+      device: 'cpu',
+      dtype: cell.dtype,
+      weights: cell.weights,
+      threads: 1,
+    })
     return { info: `${model.device.info.name} (${model.device.info.isa})` }
   },
 

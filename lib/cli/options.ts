@@ -133,7 +133,7 @@ function range(min: number, max: number): string {
 
 /** Where and in what a model computes. */
 export interface DeviceOptions {
-  readonly device: string
+  readonly device?: string
   readonly dtype?: ComputeDtype
   readonly weights: WeightFormat
   readonly threads?: number
@@ -147,11 +147,17 @@ export interface ModelOptions extends DeviceOptions {
 /** Adds `--device`, `--dtype`, `--weights` and `--threads` to a command. */
 export function addDeviceOptions(command: Command): Command {
   return command
-    .option('--device <name>', 'device that computes', 'cpu')
+    .option(...deviceOption)
     .option(...dtypeOption, computeDtype)
     .option(...weightsOption, weightFormat, 'stored')
     .option('--threads <n>', 'threads that compute (default: one a core)', integer(1, 1024))
 }
+
+/** Flags of `--device`, and what help says of it. */
+export const deviceOption = [
+  '--device <name>',
+  'device that computes: cuda, cuda:1, cpu (default: a GPU that can be used, else the CPU)',
+] as const
 
 /** Flags of `--dtype`, and what help says of it. */
 export const dtypeOption = [

@@ -21,6 +21,7 @@ import {
   choice,
   computeDtype,
   decimal,
+  deviceOption,
   dtypeOption,
   integer,
   list,
@@ -123,7 +124,7 @@ function serveOptions(): Option[] {
     flag('--host <address>', 'address to listen on; 0.0.0.0 for all').default('127.0.0.1'),
     flag('--port <n>', '0 takes a free one').argParser(integer(0, 65535)).default(8000),
 
-    flag('--device <name>', 'device that computes').default('cpu'),
+    flag(...deviceOption),
     flag(...dtypeOption).argParser(computeDtype),
     flag(...weightsOption)
       .argParser(weightFormat)
@@ -321,7 +322,7 @@ async function serve(command: Command, options: ServeOptions, signal: AbortSigna
       try {
         server.serve(model, { examples: examplesOf(model) })
         const seconds = (performance.now() - startedAt) / 1000
-        server.log.info({ model: dir, device: name, seconds }, 'ready')
+        server.log.info({ model: dir, device: device.info.name, seconds }, 'ready')
         await aborted(signal)
         server.log.info('draining')
         const nCut = await server.drain()

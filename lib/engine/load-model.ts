@@ -22,8 +22,9 @@ import { checkOptions } from './options.js'
 /** Settings of `loadModel`. */
 export interface LoadOptions {
   /**
-   * A device by name, opened for this model: `cpu`, `cuda`, `auto`, or another that `Device.open`
-   * takes, as `cuda:1` and `cpu:avx512`; or one that the caller keeps. Default `cpu`.
+   * A device by name, opened for this model: `auto`, `cuda`, `cpu`, or another that `Device.open`
+   * takes, as `cuda:1` and `cpu:avx512`; or one that the caller keeps. Default what the environment
+   * variable `ZIPCACHE_DEVICE` names, else `auto`: a GPU that can be used, else the CPU.
    */
   device?: string | Device | undefined
   /**
@@ -98,7 +99,7 @@ export async function loadModel(dir: string | URL, options: LoadOptions = {}): P
   const device =
     options.device instanceof Device
       ? options.device
-      : await Device.open(options.device ?? 'cpu', { threads: options.threads })
+      : await Device.open(options.device, { threads: options.threads })
   const disposers: (() => void)[] = []
   const release = async () => {
     for (const dispose of disposers) dispose()

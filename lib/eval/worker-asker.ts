@@ -11,7 +11,7 @@ export interface WorkerSetting {
   /** The checkpoint's folder. */
   readonly dir: string
   /** As `Device.open` takes it. */
-  readonly device: string
+  readonly device?: string | undefined
   /** What the model computes in. */
   readonly dtype?: ComputeDtype | undefined
   /** How its matrices are kept; default `stored`. */

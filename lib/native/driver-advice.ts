@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs'
-import { kMinimumDriver } from './driver.js'
+import { type Driver, findDriver, kMinimumDriver } from './driver.js'
 
 /** What the advice looks at beside the reason. */
 export interface DriverFacts {
@@ -75,6 +75,22 @@ export function withAdvice(reason: string, facts: DriverFacts = factsHere()): st
   const advice = kAdvice.find(([pattern]) => pattern.test(reason))?.[1]
   if (advice === undefined) return reason
   return `${reason}; ${typeof advice === 'string' ? advice : advice(facts)}`
+}
+
+let hasWarned = false
+
+/**
+ * Warns once that the CPU computes although there is an NVIDIA GPU, as its driver's module in the kernel
+ * shows, and why: nobody would find out before it is slow.
+ */
+export function warnOfUnusedGpu(
+  reason: string,
+  driver: Pick<Driver, 'kernel'> = findDriver(),
+): void {
+  if (hasWarned || driver.kernel === null) return
+  hasWarned = true
+  const message = `the CPU computes, since no GPU can be used: ${reason}`
+  process.emitWarning(message, { type: 'ZipCacheWarning', code: 'ZC_GPU_UNUSED' })
 }
 
 function factsHere(): DriverFacts {

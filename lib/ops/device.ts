@@ -1,5 +1,6 @@
 import { argumentError, show, ZipCacheError } from '../errors.js'
 import type { DeviceHandle, FileHandle } from '../native/addon.js'
+import { warnOfUnusedGpu } from '../native/driver-advice.js'
 import { loadAddon } from '../native/load.js'
 import { listPlugin, pluginFolder, requirePlugin } from '../native/plugin.js'
 import { checkArguments } from './arguments.js'
@@ -86,17 +87,17 @@ export class Device {
   }
 
   /**
-   * Opens a device:
-   * - `cpu`, or `cpu:baseline`, `cpu:avx2`, `cpu:avx512` or `cpu:neon` to pin the instruction set.
-   *   `cpu` does not choose AVX-512 by itself: decode steps were no faster with it.
-   * - `cuda`, an NVIDIA GPU; `cuda:1` is the second one.
+   * Opens a device; default what the environment variable `ZIPCACHE_DEVICE` names, else `auto`:
    * - `auto`: the first GPU that can be used, else the CPU; `info.name` says which it is.
+   * - `cuda`, an NVIDIA GPU; `cuda:1` is the second one.
+   * - `cpu`, or `cpu:baseline`, `cpu:avx2`, `cpu:avx512` or `cpu:neon` to pin the instruction set.
+   *   `cpu` chooses AVX-512 by itself where the units are 512 bits wide.
    * - `cuda-emu`: the kernels of `cuda`, run on the CPU. For tests of them, slow.
    *
    * Rejects with `ERR_ZC_DEVICE` when this machine has no such device, with the reason;
    * `ERR_ZC_ARGUMENT` for a bad option, `ERR_ZC_NATIVE` when the addon cannot be loaded.
    */
-  static async open(name = 'cpu', options: DeviceOptions = {}): Promise<Device> {
+  static async open(name = usualDevice(), options: DeviceOptions = {}): Promise<Device> {
     checkArguments(options, 'options')
     const fromEnvironment = process.env.ZIPCACHE_THREADS
     const threads = options.threads ?? (fromEnvironment ? Number(fromEnvironment) : 0)
@@ -291,10 +292,18 @@ export class Device {
   }
 }
 
+/** What is opened where no name is given. */
+function usualDevice(): string {
+  return process.env.ZIPCACHE_DEVICE || 'auto'
+}
+
 /** What `auto` means here. */
 async function chooseDevice(): Promise<string> {
-  const usable = (await listPlugin('cuda')).find(({ reason }) => reason === '')
-  return usable?.name ?? 'cpu'
+  const listed = await listPlugin('cuda')
+  const usable = listed.find(({ reason }) => reason === '')
+  if (usable) return usable.name
+  warnOfUnusedGpu(listed[0]?.reason ?? '')
+  return 'cpu'
 }
 
 /** 13.1 of 13010, as CUDA counts. */

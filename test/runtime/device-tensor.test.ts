@@ -63,6 +63,32 @@ describe('opening a device', () => {
     },
   )
 
+  describe('without a name', () => {
+    const before = process.env.ZIPCACHE_DEVICE
+    afterEach(() => {
+      process.env.ZIPCACHE_DEVICE = before
+    })
+
+    test.each(['cpu:baseline', 'cpu'])('takes %s, that of the environment', async (name) => {
+      process.env.ZIPCACHE_DEVICE = name
+      await using device = await Device.open()
+      expect(device.info.name).toBe(name)
+    })
+
+    test.each(['', undefined])('takes auto where that is %j', async (name) => {
+      if (name === undefined) delete process.env.ZIPCACHE_DEVICE
+      else process.env.ZIPCACHE_DEVICE = name
+      await using device = await Device.open()
+      await using other = await Device.open('auto')
+      expect(device.info).toEqual(other.info)
+    })
+
+    test('refuses what that misspells', async () => {
+      process.env.ZIPCACHE_DEVICE = 'gpu'
+      await expectRejected(Device.open(), { code: 'ERR_ZC_DEVICE', message: /expected auto, cpu/ })
+    })
+  })
+
   test('says what it became', async () => {
     const other = await Device.open('cpu:baseline', { threads: 3 })
     const expected = { name: 'cpu:baseline', kind: 'cpu', isa: 'baseline', nThreads: 3 }

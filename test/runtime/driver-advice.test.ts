@@ -1,5 +1,5 @@
 /** What users are told to do about a driver that cannot be used. */
-import { withAdvice } from '../../lib/native/driver-advice.js'
+import { warnOfUnusedGpu, withAdvice } from '../../lib/native/driver-advice.js'
 
 const facts = { visibleDevices: undefined, hasUvm: true }
 const failed = (name: string) => `device: cudaGetDeviceCount: some text (${name})`
@@ -33,5 +33,18 @@ test('what is seen here is part of it', () => {
 test('a reason that nobody knows what to do about stays as it is', () => {
   expect(withAdvice('device: is of version 2, expected 1', facts)).toBe(
     'device: is of version 2, expected 1',
+  )
+})
+
+test('a GPU that is not used is warned of, once; a machine without one is not', () => {
+  const warn = jest.spyOn(process, 'emitWarning').mockImplementation(() => {})
+  warnOfUnusedGpu('some reason', { kernel: null })
+  expect(warn).not.toHaveBeenCalled()
+  warnOfUnusedGpu('some reason', { kernel: '570.1' })
+  warnOfUnusedGpu('some reason', { kernel: '570.1' })
+  expect(warn).toHaveBeenCalledTimes(1)
+  expect(warn).toHaveBeenCalledWith(
+    'the CPU computes, since no GPU can be used: some reason',
+    expect.objectContaining({ code: 'ZC_GPU_UNUSED' }),
   )
 })
