@@ -18,11 +18,8 @@ void read_stream(const OpContext& ctx, const ReadStreamArgs& a) {
     const int64_t end = std::min(n, i + length);
     WideI sums[kReadStreams] = {};
     for (; i + kReadStreams * kWideLanes <= end; i += kReadStreams * kWideLanes)
-      for (int s = 0; s < kReadStreams; ++s) {
-        WideI words;
-        std::memcpy(&words, x + i + s * kWideLanes, sizeof(words));
-        sums[s] ^= words;
-      }
+      for (int s = 0; s < kReadStreams; ++s)
+        sums[s] ^= reinterpret_cast<WideI>(load_streamed(x + i + s * kWideLanes));
     int32_t total = 0;
     for (; i < end; ++i) total ^= x[i];
     for (int s = 0; s < kReadStreams; ++s)
