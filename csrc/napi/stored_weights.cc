@@ -59,12 +59,17 @@ const char* pointer(Source& source, std::shared_ptr<const MappedRange> range) {
   return data;
 }
 
-// Arguments 5 to 20.
+float number_at(const Napi::CallbackInfo& info, size_t at, const char* argument) {
+  ZC_CHECK(info[at].IsNumber(), ErrorCode::kArgument, "%s: is no number", argument);
+  return info[at].As<Napi::Number>().FloatValue();
+}
+
+// Arguments 5 to 22.
 Source read_source(const Napi::CallbackInfo& info) {
   Source source;
   StoredWeight& w = source.weight;
   Numbers numbers(info, 13);
-  w.layout = static_cast<CodeLayout>(numbers.integer(0, 5));
+  w.layout = static_cast<CodeLayout>(numbers.integer(0, 6));
   w.zero_layout = static_cast<ZeroLayout>(numbers.integer(0, 5));
   w.bits = static_cast<int>(numbers.integer(4, 8));
   ZC_CHECK(w.bits == 4 || w.bits == 8, ErrorCode::kArgument, "bits: is %d, expected 4 or 8",
@@ -74,11 +79,13 @@ Source read_source(const Napi::CallbackInfo& info) {
   w.block_rows = numbers.integer(1, kMaxExtent);
   w.block_columns = numbers.integer(1, kMaxExtent);
   w.scale_dtype = static_cast<DType>(numbers.integer(0, static_cast<int64_t>(DType::kU8)));
-  const bool is_mx = w.layout == CodeLayout::kMxfp4;
-  ZC_CHECK(is_mx ? w.scale_dtype == DType::kU8 : w.scale_dtype <= DType::kBF16,
+  const bool is_float4 = w.layout == CodeLayout::kMxfp4 || w.layout == CodeLayout::kNvfp4;
+  ZC_CHECK(is_float4 ? w.scale_dtype == DType::kU8 : w.scale_dtype <= DType::kBF16,
            ErrorCode::kArgument, "scaleDtype: is %s, expected %s", dtype_name(w.scale_dtype),
-           is_mx ? "u8" : "f32, f16 or bf16");
-  ZC_CHECK(!is_mx || (w.bits == 4 && w.zero_layout == ZeroLayout::kNone), ErrorCode::kArgument,
+           is_float4 ? "u8" : "f32, f16 or bf16");
+  w.scale_factor = number_at(info, 21, "scaleFactor");
+  w.scale_divisor = number_at(info, 22, "scaleDivisor");
+  ZC_CHECK(!is_float4 || (w.bits == 4 && w.zero_layout == ZeroLayout::kNone), ErrorCode::kArgument,
            "unpackWeight: float4 has 4 bits and no zero points");
   w.codes = pointer(source, range_of(info, 5, "codes", w.code_bytes()));
   w.scales = pointer(source, range_of(info, 7, "scales", w.scale_bytes()));
@@ -158,7 +165,8 @@ struct Unpacking {
         to.group = scales.view.defined() && scales.view.rank == 2 && scales.view.size(1) > 0
                        ? k / scales.view.size(1)
                        : 0;
-        ZC_CHECK(source.weight.bits == 4 && k % 64 == 0 && to.group > 0 && k % to.group == 0,
+        ZC_CHECK(source.weight.bits == 4 && source.weight.layout != CodeLayout::kNvfp4 &&
+                     k % 64 == 0 && to.group > 0 && k % to.group == 0,
                  ErrorCode::kArgument, "out: codes of 4 bits in such groups are not stored");
         if (source.weight.layout == CodeLayout::kMxfp4) {
           ZC_CHECK(to.group == kFloat4Group && source.weight.block_columns == kFloat4Group,
@@ -196,8 +204,8 @@ struct Unpacking {
 
 // unpackWeight(device, out, scales, zeros, status, codes, codesOffset, scales, scalesOffset, zeros,
 // zerosOffset, columnGroups, columnGroupsOffset, layout, zeroLayout, bits, n, k, blockRows,
-// blockColumns, scaleDtype, firstRow, rowStep): enqueued; the codes of lib/ops/unpack-weight.ts go
-// to status
+// blockColumns, scaleDtype, scaleFactor, scaleDivisor, firstRow, rowStep): enqueued; the codes of
+// lib/ops/unpack-weight.ts go to status
 Napi::Value unpack_weight_js(const Napi::CallbackInfo& info) {
   return guarded(
       info.Env(),
@@ -206,7 +214,7 @@ Napi::Value unpack_weight_js(const Napi::CallbackInfo& info) {
         refuse_while_recording(*handle);
         auto own = std::make_shared<Unpacking>();
         own->source = read_source(info);
-        Numbers rows(info, 21);
+        Numbers rows(info, 23);
         own->to.first_row = rows.integer(0, kMaxExtent);
         own->to.row_step = rows.integer(1, kMaxExtent);
         own->weight = target_of(info, 1, "out", handle);

@@ -33,12 +33,26 @@ int64_t mx_row_bytes(int64_t k) {
   return (k + kFloat4Group - 1) / kFloat4Group * (kFloat4Group / 2);
 }
 
+bool has_float4_codes(CodeLayout layout) {
+  return layout == CodeLayout::kMxfp4 || layout == CodeLayout::kNvfp4;
+}
 bool has_float_codes(CodeLayout layout) {
-  return layout == CodeLayout::kF8 || layout == CodeLayout::kMxfp4;
+  return layout == CodeLayout::kF8 || has_float4_codes(layout);
+}
+
+float float8_value(uint32_t code) {
+  const float sign = code & 0x80u ? -1.0f : 1.0f;
+  const int exponent = static_cast<int>(code >> 3 & 15u);
+  const auto mantissa = static_cast<float>(code & 7u);
+  if ((code & 0x7fu) == 0x7fu) return std::nanf("");
+  if (exponent == 0) return sign * std::ldexp(mantissa, -9);
+  return sign * std::ldexp(8.0f + mantissa, exponent - 10);
 }
 
 float scale_at(const StoredWeight& w, int64_t i) {
   const char* at = w.scales + i * static_cast<int64_t>(dtype_size(w.scale_dtype));
+  if (w.layout == CodeLayout::kNvfp4)
+    return float8_value(static_cast<uint8_t>(*at)) * w.scale_factor / w.scale_divisor;
   if (w.scale_dtype == DType::kU8) return float8_power(static_cast<uint8_t>(*at));
   if (w.scale_dtype == DType::kF32) {
     float scale;
@@ -54,20 +68,10 @@ bool has_rows_inside(CodeLayout layout) {
   return layout == CodeLayout::kGptq || layout == CodeLayout::kAwq;
 }
 
-float float8_value(uint32_t code) {
-  const float sign = code & 0x80u ? -1.0f : 1.0f;
-  const int exponent = static_cast<int>(code >> 3 & 15u);
-  const auto mantissa = static_cast<float>(code & 7u);
-  if ((code & 0x7fu) == 0x7fu) return std::nanf("");
-  if (exponent == 0) return sign * std::ldexp(mantissa, -9);
-  return sign * std::ldexp(8.0f + mantissa, exponent - 10);
-}
-
 std::array<float, 256> all_float_values(CodeLayout layout) {
   std::array<float, 256> values;
-  const bool is_mx = layout == CodeLayout::kMxfp4;
   for (uint32_t code = 0; code < 256; ++code)
-    values[code] = is_mx ? float4_value(code) : float8_value(code);
+    values[code] = has_float4_codes(layout) ? float4_value(code) : float8_value(code);
   return values;
 }
 
@@ -95,10 +99,9 @@ void read_codes(const StoredWeight& w, int64_t row, int64_t c0, int64_t c1, uint
         codes[c - c0] = static_cast<uint8_t>(w.codes[row * w.k + c]) ^ 0x80u;
       return;
     case CodeLayout::kPacked:
-    case CodeLayout::kMxfp4: {
-      const int64_t row_bytes =
-          w.layout == CodeLayout::kMxfp4 ? mx_row_bytes(w.k) : 4 * words(w.k, w.bits);
-      const auto* bytes = reinterpret_cast<const uint8_t*>(w.codes + row * row_bytes);
+    case CodeLayout::kMxfp4:
+    case CodeLayout::kNvfp4: {
+      const auto* bytes = reinterpret_cast<const uint8_t*>(w.codes + row * (w.code_bytes() / w.n));
       if (w.bits == 8) {
         std::memcpy(codes, bytes + c0, static_cast<size_t>(c1 - c0));
         return;
@@ -325,6 +328,8 @@ int64_t StoredWeight::code_bytes() const {
       return 4 * k * words(n, bits);
     case CodeLayout::kMxfp4:
       return n * mx_row_bytes(k);
+    case CodeLayout::kNvfp4:
+      return n * ((k + 1) / 2);
   }
   throw Error(ErrorCode::kInternal, "unpack_weight: unknown layout");
 }

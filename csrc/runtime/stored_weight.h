@@ -17,6 +17,7 @@ enum class CodeLayout : int32_t {
   kGptq = 3,    // (k * bits / 32, n) words of codes that lie below each other
   kAwq = 4,     // (k, n / 8) words of eight rows' codes, in the order 0, 2, 4, 6, 1, 3, 5, 7
   kMxfp4 = 5,   // (n, k / 32 rounded up, 16) bytes of two float4 e2m1, the first in the low bits
+  kNvfp4 = 6,   // (n, k / 2) bytes of the same
 };
 
 // And of its zero points, one for each scale.
@@ -38,7 +39,11 @@ struct StoredWeight {
   int bits;  // 8, or 4 of packed codes
   int64_t n, k;
   int64_t block_rows, block_columns;
-  DType scale_dtype;  // f32|f16|bf16; of MXFP4 u8: float8 e8m0, 2^(byte - 127), 255 is NaN
+  // f32|f16|bf16; u8 of MXFP4: float8 e8m0, 2^(byte - 127), 255 is NaN; u8 of NVFP4: float8 e4m3,
+  // to be multiplied by scale_factor and divided by scale_divisor.
+  DType scale_dtype;
+  float scale_factor = 1.0f;
+  float scale_divisor = 1.0f;
   const char* codes = nullptr;
   const char* scales = nullptr;
   const char* zeros = nullptr;

@@ -11,6 +11,7 @@ export type QuantizationConfig =
   | GptqQuantization
   | AwqQuantization
   | Mxfp4Quantization
+  | ModelOptQuantization
 
 /** Float8, by transformers and DeepSeek (a scale for each block) or AutoFP8 (one for all). */
 export interface Fp8Quantization {
@@ -54,10 +55,19 @@ export interface Mxfp4Quantization {
   readonly method: 'mxfp4'
 }
 
+/** By NVIDIA's Model Optimizer: float8 with a scale for all, or NVFP4. */
+export interface ModelOptQuantization {
+  /** `quant_method`. */
+  readonly method: 'modelopt'
+}
+
 const kKeys = ['quantization_config', 'compression_config']
 const kMaxBlock = 1 << 20
-const kFormats = ['int-quantized', 'float-quantized', 'naive-quantized', 'pack-quantized']
-const kMethods = ['fp8', 'compressed-tensors', 'gptq', 'awq', 'mxfp4']
+const kFormats = [
+  ...['int-quantized', 'float-quantized', 'naive-quantized', 'pack-quantized'],
+  ...['nvfp4-pack-quantized', 'mxfp4-pack-quantized'],
+]
+const kMethods = ['fp8', 'compressed-tensors', 'gptq', 'awq', 'mxfp4', 'modelopt']
 
 /**
  * What config.json says of quantized weights; null: nothing. How activations and the cache were
@@ -82,6 +92,9 @@ export function readQuantization(read: ConfigReader): QuantizationConfig | null 
     case 'awq':
       return readAwq(own)
     case 'mxfp4':
+      return { method }
+    case 'modelopt':
+      refuseOthers(own, 'quant_algo', ['FP8', 'NVFP4'])
       return { method }
     default:
       own.refuse('quant_method', `is ${quote(method)}, expected one of ${kMethods.join(', ')}`)
@@ -132,7 +145,7 @@ function readWeightArgs(read: ConfigReader): readonly [number, number] | null {
   if (type !== 'int' && type !== 'float') {
     read.refuse('type', `is ${quote(type)}, expected "int" or "float"`)
   }
-  readBits(read, 'num_bits', type === 'int' ? [4, 8] : [8])
+  readBits(read, 'num_bits', [4, 8])
   const size = read.value('group_size')
   const hasGroups = size !== undefined && size !== -1
   const strategy = read.value('strategy') ?? (hasGroups ? 'group' : 'tensor')
@@ -141,13 +154,14 @@ function readWeightArgs(read: ConfigReader): readonly [number, number] | null {
     case 'channel':
       return null
     case 'group':
+    case 'tensor_group':
       return hasGroups ? [1, read.integer('group_size', 1, kMaxBlock)] : null
     case 'block':
       return readBlock(read, 'block_structure')
     default:
       read.refuse(
         'strategy',
-        `is ${quote(strategy)}, expected "tensor", "channel", "group" or "block"`,
+        `is ${quote(strategy)}, expected "tensor", "channel", "group", "tensor_group" or "block"`,
       )
   }
 }

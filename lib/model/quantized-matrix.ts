@@ -22,6 +22,8 @@ export interface QuantizedMatrix {
   readonly blockColumns: number
   readonly codes: NamedTensor
   readonly scales: NamedTensor
+  /** What all scales are multiplied or divided by besides; null: nothing. */
+  readonly ofAllScales: { readonly by: 'factor' | 'divisor'; readonly tensor: NamedTensor } | null
   readonly zeros: NamedTensor | null
   readonly columnGroups: NamedTensor | null
 }
@@ -37,7 +39,7 @@ const kWeight = '.weight'
  * activations and the cache are left aside.
  *
  * Sources: AutoGPTQ's and GPTQModel's qlinear modules, AutoAWQ's WQLinear_GEMM, compressed-tensors'
- * compressors, transformers' finegrained_fp8.
+ * compressors, transformers' finegrained_fp8, Model Optimizer's NVFP4QTensor.
  * @throws ERR_ZC_CHECKPOINT naming the tensor that is missing or has another shape or dtype
  */
 export function findQuantized(
@@ -53,6 +55,16 @@ export function findQuantized(
     case 'awq':
       return tensors.has('qweight') ? findColumnwise(tensors, quantization, n, k) : null
     case 'compressed-tensors':
+      if (tensors.dtypeOf('weight_packed') === 'U8') {
+        const global = tensors.find('weight_global_scale', ['F32'], [[], [1]])
+        return findFloat4(
+          tensors,
+          'weight_packed',
+          global && { by: 'divisor', tensor: global },
+          n,
+          k,
+        )
+      }
       if (tensors.has('weight_packed')) return findPacked(tensors, quantization.blocks, n, k)
       if (tensors.dtypeOf('weight') === 'I8') {
         const codes = tensors.get('weight', ['I8'], [[n, k]])
@@ -64,6 +76,7 @@ export function findQuantized(
         const zeros = tensors.find('weight_zero_point', ['I8'], [scales.shape])
         return {
           ...{ layout: 'i8', zeroLayout: zeros ? 'i8' : 'none', bits: 8, codes, scales, zeros },
+          ofAllScales: null,
           ...blockOf(scales.shape, quantization.blocks, n, k),
           columnGroups: tensors.find('weight_g_idx', ['I32'], [[k]]),
         }
@@ -74,12 +87,38 @@ export function findQuantized(
       const scaleName = tensors.has('weight_scale_inv') ? 'weight_scale_inv' : 'weight_scale'
       return findFloat8(tensors, scaleName, blocks, n, k)
     }
+    case 'modelopt': {
+      if (tensors.dtypeOf('weight') !== 'U8') return findFloat8(tensors, 'weight_scale', [], n, k)
+      const tensor = tensors.get('weight_scale_2', ['F32'], [[], [1]])
+      return findFloat4(tensors, 'weight', { by: 'factor', tensor }, n, k)
+    }
     case 'mxfp4':
       return null // matrices of experts alone
   }
 }
 
-/** Elements of a row that share a scale, and the bytes that hold them. */
+/** Elements of a row that share a scale in NVFP4. */
+const kNvBlock = 16
+
+/** Float4 of one matrix: NVFP4, where all scales have a float32 besides, else MXFP4. */
+function findFloat4(
+  tensors: TensorsOf,
+  codesName: string,
+  ofAllScales: QuantizedMatrix['ofAllScales'],
+  n: number,
+  k: number,
+): QuantizedMatrix {
+  const blockColumns = ofAllScales ? kNvBlock : kMxBlock.elements
+  const codes = tensors.get(codesName, ['U8'], [[n, k / 2]])
+  const dtypes = ofAllScales ? ['F8_E4M3'] : ['U8', 'F8_E8M0']
+  const scales = tensors.get('weight_scale', dtypes, [[n, k / blockColumns]])
+  return {
+    ...{ layout: ofAllScales ? 'nvfp4' : 'mxfp4', zeroLayout: 'none', bits: 4, blockRows: 1 },
+    ...{ blockColumns, codes, scales, ofAllScales, zeros: null, columnGroups: null },
+  }
+}
+
+/** Elements of a row that share a scale in MXFP4, and the bytes that hold them. */
 const kMxBlock = { elements: 32, bytes: 16 }
 
 /**
@@ -106,7 +145,7 @@ export function findQuantizedExpert(
   }
   return {
     ...{ layout: 'mxfp4', zeroLayout: 'none', bits: 4, blockRows: 1, zeros: null },
-    ...{ blockColumns: kMxBlock.elements, columnGroups: null },
+    ...{ blockColumns: kMxBlock.elements, columnGroups: null, ofAllScales: null },
     codes: own('blocks', [...grid, kMxBlock.bytes]),
     scales: own('scales', grid),
   }
@@ -123,7 +162,7 @@ function findFloat8(
   const codes = tensors.get('weight', ['F8_E4M3'], [[n, k]])
   const scales = tensors.get(scaleName, kScaleDtypes, scaleShapes(blocks, n, k))
   return {
-    ...{ layout: 'f8', zeroLayout: 'none', bits: 8, codes, scales, zeros: null },
+    ...{ layout: 'f8', zeroLayout: 'none', bits: 8, codes, scales, zeros: null, ofAllScales: null },
     ...blockOf(scales.shape, blocks, n, k),
     columnGroups: null,
   }
@@ -149,7 +188,8 @@ function findPacked(
   let zeroLayout: QuantizedMatrix['zeroLayout'] = 'none'
   if (zeros) zeroLayout = zeros.dtype === 'I8' ? 'i8' : 'packed'
   const columnGroups = tensors.find('weight_g_idx', ['I32'], [[k]])
-  return { layout: 'packed', zeroLayout, bits, ...block, codes, scales, zeros, columnGroups }
+  const rest = { codes, scales, ofAllScales: null, zeros, columnGroups }
+  return { layout: 'packed', zeroLayout, bits, ...block, ...rest }
 }
 
 function findColumnwise(
@@ -161,7 +201,7 @@ function findColumnwise(
   const blockColumns = quantization.groupSize ?? k
   const nGroups = Math.ceil(k / blockColumns)
   const scales = tensors.get('scales', kScaleDtypes, [[nGroups, n]])
-  const own = { blockRows: 1, blockColumns, scales }
+  const own = { blockRows: 1, blockColumns, scales, ofAllScales: null }
   if (quantization.method === 'awq') {
     const codes = tensors.get('qweight', ['I32'], [[k, words(n, 4)]])
     const zeros = tensors.get('qzeros', ['I32'], [[nGroups, words(n, 4)]])

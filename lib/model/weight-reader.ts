@@ -10,7 +10,7 @@ import {
 } from '../ops/index.js'
 import { UNPACKED, unpackWeight } from '../ops/unpack-weight.js'
 import type { CheckpointTensor, ModelWeight } from './checkpoint.js'
-import type { QuantizedMatrix } from './quantized-matrix.js'
+import type { NamedTensor, QuantizedMatrix } from './quantized-matrix.js'
 
 const DTYPE_OF = { F32: 'f32', F16: 'f16', BF16: 'bf16' } as const
 
@@ -71,12 +71,17 @@ export class WeightReader {
       file: this.#fileOf(tensor),
       offset: tensor.offset,
     })
-    const { codes, scales, zeros, columnGroups, ...layout } = quantized
+    const { codes, scales, ofAllScales, zeros, columnGroups, ...layout } = quantized
+    const ofAll = ofAllScales && (await this.#numberOf(ofAllScales.tensor))
     const from = {
       ...layout,
       n: shape.at(-2) as number,
       k: shape.at(-1) as number,
-      scaleDtype: scales.dtype === 'U8' ? ('u8' as const) : floatType(scales, scales.name),
+      scaleDtype: quantized.layout.endsWith('fp4')
+        ? ('u8' as const)
+        : floatType(scales, scales.name),
+      scaleFactor: ofAllScales?.by === 'factor' ? (ofAll as number) : 1,
+      scaleDivisor: ofAllScales?.by === 'divisor' ? (ofAll as number) : 1,
       codes: range(codes),
       scales: range(scales),
       zeros: zeros && range(zeros),
@@ -92,6 +97,19 @@ export class WeightReader {
       return outcome === 'done'
     } finally {
       status.dispose()
+    }
+  }
+
+  /** The number that a tensor of one element holds. */
+  async #numberOf(tensor: NamedTensor): Promise<number> {
+    const x = this.#device.fromFile(this.#fileOf(tensor), tensor.offset, 'f32', [1])
+    try {
+      const [value] = await x.read()
+      if (Number.isFinite(value) && value !== 0) return value as number
+      const message = `${tensor.file}: ${tensor.name} is ${value}, expected a finite number other than 0`
+      throw new ZipCacheError('ERR_ZC_NUMERIC', message, { argument: tensor.name })
+    } finally {
+      x.dispose()
     }
   }
 

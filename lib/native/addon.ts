@@ -116,6 +116,8 @@ export interface Addon {
     blockRows: number,
     blockColumns: number,
     scaleDtype: number,
+    scaleFactor: number,
+    scaleDivisor: number,
     firstRow: number,
     rowStep: number,
   ): void

@@ -5,7 +5,7 @@ import { DTYPES } from './dtype.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** How codes lie in a file; the native enum numbers them in this order. */
-export const CODE_LAYOUTS = ['f8', 'i8', 'packed', 'gptq', 'awq', 'mxfp4'] as const
+export const CODE_LAYOUTS = ['f8', 'i8', 'packed', 'gptq', 'awq', 'mxfp4', 'nvfp4'] as const
 
 /** How zero points do; the native enum numbers them in this order. */
 export const ZERO_LAYOUTS = ['none', 'i8', 'packed', 'gptq', 'gptq - 1', 'awq'] as const
@@ -33,12 +33,13 @@ export interface StoredWeight {
    * - `awq`: (k, ceil(n / 8)) words, of eight rows in the order 0, 2, 4, 6, 1, 3, 5, 7
    * - `mxfp4`: (n, ceil(k / 32), 16) bytes of two float4 e2m1, the first in the low bits (OCP Microscaling
    *   Formats 1.0, §5.3.3)
+   * - `nvfp4`: (n, ceil(k / 2)) bytes of the same
    */
   readonly layout: (typeof CODE_LAYOUTS)[number]
   /**
    * Of zero points, one for each scale.
    *
-   * - `none`: they are 2^(bits - 1), or 0 with `f8` and `mxfp4`
+   * - `none`: they are 2^(bits - 1), or 0 with `f8`, `mxfp4` and `nvfp4`
    * - `i8`: signed bytes in the order of scales, less 2^(bits - 1)
    * - `packed`: (ceil(rows of scales * bits / 32), columns of scales) words
    * - `gptq`: (columns of scales, ceil(n * bits / 32)) words; `gptq - 1`: from which a 1 was subtracted at
@@ -46,7 +47,7 @@ export interface StoredWeight {
    * - `awq`: (columns of scales, ceil(n / 8)) words, in the order of `awq` above
    */
   readonly zeroLayout: (typeof ZERO_LAYOUTS)[number]
-  /** Of a code: 8, or 4 where codes lie in words or are `mxfp4`. */
+  /** Of a code: 8, or 4 where codes lie in words or are float4. */
   readonly bits: 4 | 8
   /** Rows. */
   readonly n: number
@@ -56,8 +57,15 @@ export interface StoredWeight {
   readonly blockRows: number
   /** Columns that a scale serves. Scales are (ceil(n / blockRows), ceil(k / blockColumns)); of `gptq` and `awq` (…, n). */
   readonly blockColumns: number
-  /** Type of scales; u8, with `mxfp4` alone, are float8 e8m0: 2^(byte - 127), 255 is NaN. */
+  /**
+   * Type of scales; u8 are float8, with `mxfp4` e8m0: 2^(byte - 127), 255 is NaN; with `nvfp4` e4m3, to be
+   * multiplied by `scaleFactor` and divided by `scaleDivisor`.
+   */
   readonly scaleDtype: 'f32' | 'f16' | 'bf16' | 'u8'
+  /** Of all scales of `nvfp4`, as float32. Default 1. */
+  readonly scaleFactor?: number | undefined
+  /** Of all scales of `nvfp4`, as float32. Default 1. */
+  readonly scaleDivisor?: number | undefined
   /** Where codes lie. */
   readonly codes: FileRange
   /** Where scales lie. */
@@ -122,6 +130,8 @@ export function unpackWeight(device: Device, args: UnpackWeightArgs): void {
     from.blockRows,
     from.blockColumns,
     DTYPES.indexOf(from.scaleDtype),
+    from.scaleFactor ?? 1,
+    from.scaleDivisor ?? 1,
     firstRow,
     rowStep,
   )

@@ -17,7 +17,7 @@ import { expectRefused } from '../support/errors.js'
 import { integers, normals } from '../support/random-data.js'
 
 /** MXFP4 has its own tests: its scales are no floats of ours. */
-type Layout = Exclude<(typeof CODE_LAYOUTS)[number], 'mxfp4'>
+type Layout = Exclude<(typeof CODE_LAYOUTS)[number], 'mxfp4' | 'nvfp4'>
 type ZeroLayout = (typeof ZERO_LAYOUTS)[number]
 
 const root = mkdtempSync(join(tmpdir(), 'zipcache-unpack-'))
@@ -361,6 +361,73 @@ describeBackends('unpackWeight', (backend) => {
         })
       }
     }
+  })
+
+  describe('NVFP4', () => {
+    const kValues = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    const float8 = (code: number) => {
+      const [exponent, mantissa] = [(code >> 3) & 15, code & 7]
+      const size = exponent === 0 ? mantissa / 512 : (8 + mantissa) * 2 ** (exponent - 10)
+      return code < 128 ? size : -size
+    }
+
+    /** Codes and scales (n, k / 16), at odd offsets of a file. */
+    const storeNvfp4 = (n: number, k: number, codes: Uint8Array, scales: Uint8Array) => {
+      const path = join(root, `${nFiles++}`)
+      writeFileSync(path, Buffer.concat([Buffer.of(7), codes, scales]))
+      const file = backend.device.mapFile(path)
+      return {
+        ...({ layout: 'nvfp4', zeroLayout: 'none', bits: 4, scaleDtype: 'u8' } as const),
+        ...{ n, k, blockRows: 1, blockColumns: 16, zeros: null, columnGroups: null },
+        ...{ codes: { file, offset: 1 }, scales: { file, offset: 1 + codes.length } },
+      }
+    }
+
+    test.each([
+      [1, 16, { scaleFactor: 0.75 }],
+      [5, 48, { scaleDivisor: 3 }],
+      [262, 1040, { scaleFactor: 2 ** -9, scaleDivisor: 1 }],
+      [33, 576, {}],
+    ])('%i rows of %i, scales besides %j', async (n, k, ofAll) => {
+      const codes = Uint8Array.from(integers(n, (n * k) / 2, 256))
+      const scales = Uint8Array.from(integers(k, (n * k) / 16, 256), (scale) => scale & 0xfe)
+      const { scaleFactor = 1, scaleDivisor = 1 } = ofAll as Record<string, number>
+      const from = { ...storeNvfp4(n, k, codes, scales), ...ofAll }
+      const element = (i: number) => {
+        const code = i % 2 === 0 ? codes[i >> 1]! % 16 : codes[i >> 1]! >> 4
+        const scale = Math.fround((float8(scales[i >> 4]!) * scaleFactor) / scaleDivisor)
+        return (code < 8 ? 1 : -1) * kValues[code % 8]! * scale
+      }
+      for (const [firstRow, rowStep] of [
+        [0, 1],
+        [0, 2],
+      ] as const) {
+        const rows = Math.ceil((n - firstRow) / rowStep)
+        for (const dtype of ['f32', 'bf16'] as const) {
+          const out = backend.tensors.output(dtype, [rows, k])
+          expect(await unpack(from, firstRow, { out, rowStep } as never)).toBe('done')
+          const x = Float64Array.from({ length: rows * k }, (_, i) =>
+            element((firstRow + rowStep * Math.floor(i / k)) * k + (i % k)),
+          )
+          expectIdentical(await backend.tensors.values(out), convert({ x, dtype }), {
+            ...{ name: 'out', shape: out.shape },
+          })
+        }
+      }
+    })
+
+    test('a scale that is NaN is refused, and codes are not kept', async () => {
+      const codes = new Uint8Array(2 * 32)
+      const [good, bad] = [new Uint8Array(8).fill(0x38), new Uint8Array(8).fill(0x38)]
+      bad[5] = 0x7f
+      const out = backend.tensors.output('f32', [2, 64])
+      expect(await unpack(storeNvfp4(2, 64, codes, bad), 0, { out })).toBe('bad scale')
+      const kept = { out: backend.tensors.output('u8', [2, 32]) }
+      const scales = backend.tensors.output('u8', [2, 4])
+      await expect(unpack(storeNvfp4(2, 64, codes, good), 0, { ...kept, scales })).rejects.toThrow(
+        expect.objectContaining({ code: 'ERR_ZC_ARGUMENT', message: expect.stringMatching(/codes of 4 bits/) }),
+      )
+    })
   })
 
   describe('MXFP4', () => {

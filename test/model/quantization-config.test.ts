@@ -55,6 +55,24 @@ test.each([
     { quant_method: 'mxfp4', modules_to_not_convert: ['model.layers.*.self_attn', 'lm_head'] },
     { method: 'mxfp4' },
   ],
+  [
+    'NVFP4 of compressed-tensors',
+    ct(
+      { num_bits: 4, type: 'float', strategy: 'tensor_group', group_size: 16 },
+      { format: 'nvfp4-pack-quantized' },
+    ),
+    { method: 'compressed-tensors', blocks: [[1, 16]] },
+  ],
+  [
+    'NVFP4 of Model Optimizer',
+    { quant_method: 'modelopt', quant_algo: 'NVFP4', config_groups: {}, ignore: ['lm_head'] },
+    { method: 'modelopt' },
+  ],
+  [
+    'FP8 of Model Optimizer',
+    { quant_method: 'modelopt', quant_algo: 'FP8', kv_cache_scheme: { num_bits: 8 } },
+    { method: 'modelopt' },
+  ],
   ['groups', ct(int4), { method: 'compressed-tensors', blocks: [[1, 128]] }],
   [
     'channels',
@@ -150,9 +168,9 @@ test.each([
     'config_groups is missing, expected an object',
   ],
   [
-    'nvfp4',
-    ct(int4, { format: 'nvfp4-pack-quantized' }),
-    'format is "nvfp4-pack-quantized", expected one of',
+    'NVFP4 with another smoothing',
+    { quant_method: 'modelopt', quant_algo: 'NVFP4_AWQ' },
+    'quant_algo is "NVFP4_AWQ", expected one of FP8, NVFP4',
   ],
   ['marlin-24', ct(int4, { format: 'marlin-24' }), 'format is "marlin-24"'],
   [
@@ -162,13 +180,9 @@ test.each([
   ],
   ['weights', ct(7), 'config_groups.group_0.weights is 7, expected an object'],
   ['3 bits', ct({ ...int4, num_bits: 3 }), 'weights.num_bits is 3, expected 4 or 8'],
-  ['float4', ct({ ...fp8, num_bits: 4 }), 'weights.num_bits is 4, expected 8'],
+  ['float6', ct({ ...fp8, num_bits: 6 }), 'weights.num_bits is 6, expected 4 or 8'],
   ['a type', ct({ ...int4, type: 'lut' }), 'weights.type is "lut", expected "int" or "float"'],
-  [
-    'a strategy',
-    ct({ ...int4, strategy: 'tensor_group' }),
-    'weights.strategy is "tensor_group", expected',
-  ],
+  ['a strategy', ct({ ...int4, strategy: 'token' }), 'weights.strategy is "token", expected'],
   ['a group', ct({ ...int4, group_size: 0.5 }), 'weights.group_size is 0.5, expected an integer'],
   [
     'transforms',

@@ -27,7 +27,7 @@ const referenceOf = (name: string) => readReference(join('..', 'quantized', name
 /** Whose matrices stay as codes; those of the others are widened. */
 const kKept = [
   ...['int8-channel', 'gptq-8-channel', 'w4a16-group', 'w4a16-zeros', 'w4a16-channel'],
-  ...['gptq-4', 'gptq-4-v2', 'awq', 'awq-experts', 'mxfp4'],
+  ...['gptq-4', 'gptq-4-v2', 'awq', 'awq-experts', 'mxfp4', 'mxfp4-packed'],
 ]
 
 /** Logits may differ from those of the widened weights by this much: sums have another order, and beside codes x is rounded to 16 bits. */
@@ -39,7 +39,7 @@ async function lastLogits(model: Model, ids: number[], length: number): Promise<
 }
 
 test('there is a checkpoint of every format', () => {
-  expect(names).toHaveLength(16)
+  expect(names).toHaveLength(20)
 })
 
 describe.each(names)('%s', (name) => {
@@ -107,6 +107,29 @@ test('experts of all rows are read as others: codes of 8 bits are those that rou
     ),
   ])
   expectSame(own!, expected!)
+})
+
+test("Model Optimizer's float8 is that of others", async () => {
+  const quantization_config = { quant_method: 'modelopt', quant_algo: 'FP8', ignore: ['lm_head'] }
+  const scalar = (tensors: StoredTensors): StoredTensors =>
+    new Map(
+      [...tensors].map(([name, tensor]) => {
+        if (!name.endsWith('.weight_scale')) return [name, tensor]
+        const scale = Float32Array.from(valuesOf(tensor))
+        return [name, { dtype: 'F32', shape: [], bytes: new Uint8Array(scale.buffer) }]
+      }),
+    )
+  const { ids, logits } = referenceOf('fp8-tensor')
+  const other = copies.copy(folder('fp8-tensor'), {
+    config: { quantization_config },
+    tensors: scalar,
+  })
+  const [a, b] = await Promise.all(
+    [folder('fp8-tensor'), other].map((dir) =>
+      withModel(dir, {}, async (model) => (await lastLogits(model, ids, logits.length)).slice()),
+    ),
+  )
+  expectSame(a!, b!)
 })
 
 /** A copy with a change of one tensor; undefined leaves it out. */
@@ -205,6 +228,27 @@ describe('what is damaged is refused, and named', () => {
       'has dtype F8_E4M3, expected one of U8',
     ],
     ['mxfp4', `${gateUp}_bias`, as({ shape: [192, 4] }), 'has shape [192, 4], expected [4, 192]'],
+    ['nvfp4', `${q}.weight_scale`, gone, 'is missing, expected shape [128, 8]'],
+    ['nvfp4', `${q}.weight_scale`, as({ dtype: 'U8' }), 'has dtype U8, expected one of F8_E4M3'],
+    ['nvfp4', `${q}.weight_packed`, as({ shape: [64, 128] }), 'expected [128, 64]'],
+    [
+      'nvfp4',
+      `${q}.weight_global_scale`,
+      as({ shape: [1, 1] }),
+      'has shape [1, 1], expected [] or',
+    ],
+    [
+      'nvfp4-modelopt',
+      `${kLayer}.self_attn.o_proj.weight_scale_2`,
+      gone,
+      'is missing, expected shape []',
+    ],
+    [
+      'mxfp4-packed',
+      `${q}.weight_scale`,
+      as({ shape: [4, 128] }),
+      'has shape [4, 128], expected [128, 4]',
+    ],
     ['awq', `${q}.qweight`, as({ shape: [16, 128] }), 'has shape [16, 128], expected [128, 16]'],
     [
       'awq-experts',
@@ -253,6 +297,7 @@ describe('what is damaged is refused, and named', () => {
     ],
     ['mxfp4', `${gateUp}_scales`, withByte(700, 0xff), 'holds a scale that is NaN or infinite'],
     ['mxfp4', `${gateUp}_bias`, ofOnes, 'elements are NaN or infinite'],
+    ['nvfp4', `${q}.weight_global_scale`, ofOnes, 'expected a finite number other than 0'],
     ['awq', `${q}.scales`, withByte(9, 0x7e), 'holds a scale that is NaN or infinite'],
   ] as const)('%s: %s is no number', async (name, tensor, change, message) => {
     const twice = (own: StoredTensor) => {
