@@ -97,6 +97,15 @@ test('property: whatever is drafted, the answer is the same', async () => {
   )
 })
 
+test('a grammar that cannot be followed so far ahead drafts nothing', async () => {
+  const plain = await answer({ temperature: 0 }, () => [])
+  const { stats, ...found } = await answer({ temperature: 0 }, () => {
+    throw new Error('too many ways')
+  })
+  expect(found).toEqual({ ...plain, stats: undefined })
+  expect(stats.draftTokens).toBe(0)
+})
+
 test('requests of one batch draft beside others that do not', async () => {
   await using engine = createEngine({ model, kvMemory: 2 ** 24 })
   const alone = await answer({ temperature: 0 }, () => [])
