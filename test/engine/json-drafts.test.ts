@@ -4,8 +4,15 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import { TokenMasker } from '../../lib/grammar/index'
-import { createEngine, type GenerateOptions, loadModel, type Model } from '../../lib/index'
+import {
+  createEngine,
+  type GenerateOptions,
+  type LoadOptions,
+  loadModel,
+  type Model,
+} from '../../lib/index'
 import { byteLevelTokenizer } from '../model/tokenizer-files'
+import { describeDevices } from '../support/backends'
 import { propertyRuns } from '../support/properties'
 import { kFixtures } from './model-copies'
 import { collect, someIds } from './running'
@@ -20,18 +27,23 @@ const schema = {
   required: ['temperature', 'conditions', 'wind speed'],
 }
 
-let model: Model
-beforeAll(async () => {
+/** A model of bytes; what it says is anything. */
+async function load(options: LoadOptions): Promise<Model> {
   const folder = mkdtempSync(join(tmpdir(), 'zipcache-json-'))
   for (const name of ['config.json', 'model.safetensors']) {
     copyFileSync(join(kFixtures, 'llama', name), join(folder, name))
   }
   writeFileSync(join(folder, 'tokenizer.json'), JSON.stringify(byteLevelTokenizer()))
   try {
-    model = await loadModel(folder, { threads: 1, kvMemory: 2 ** 26 })
+    return await loadModel(folder, { kvMemory: 2 ** 26, ...options })
   } finally {
     rmSync(folder, { recursive: true })
   }
+}
+
+let model: Model
+beforeAll(async () => {
+  model = await load({ threads: 1 })
 })
 afterAll(() => model.dispose())
 afterEach(() => jest.restoreAllMocks())
@@ -118,3 +130,31 @@ test('requests of one batch draft beside others that do not', async () => {
   expect([b.ids, c.ids]).toEqual([alone.ids, alone.ids])
   expect(engine.stats().acceptedTokens).toBeGreaterThan(40)
 })
+
+describeDevices(
+  'on a device',
+  (device) => {
+    test('the answer is that without', async () => {
+      const own = await load({ device, dtype: 'f32' })
+      try {
+        const asked = {
+          json: schema,
+          policy: { name: 'zipcache', window: 32 },
+          maxTokens: 90,
+        } as const
+        const spy = jest.spyOn(TokenMasker.prototype, 'likely').mockReturnValue([])
+        const plain = await collect(own.generate(prompt(), asked))
+        spy.mockRestore()
+        const { steps } = own.stats()
+        const found = await collect(own.generate(prompt(), asked))
+        expect(found.ids).toEqual(plain.ids)
+        const { acceptedTokens } = own.stats()
+        expect(acceptedTokens).toBeGreaterThan(10)
+        expect(own.stats().steps - steps).toBe(steps - acceptedTokens)
+      } finally {
+        await own.dispose()
+      }
+    }, 240_000)
+  },
+  ['cpu', 'cuda-emu', 'cuda'],
+)
