@@ -11,7 +11,11 @@ import {
 import { ConfigReader } from './config-reader.js'
 import { readGenerationConfig, readTokenIds } from './generation-config.js'
 import { isJsonObject, type JsonObject, modelFile, quote, readJsonFile } from './model-files.js'
-import { type QuantizationConfig, readQuantization } from './quantization-config.js'
+import {
+  type QuantizationConfig,
+  readModelOptFile,
+  readQuantization,
+} from './quantization-config.js'
 import { type RopeConfig, readQueryGrowth, readRopes, readRotaryDim } from './rope-config.js'
 
 export type {
@@ -190,7 +194,9 @@ export async function readModelConfig(dir: string): Promise<ModelConfig> {
     throw new ZipCacheError('ERR_ZC_CONFIG', message, { argument: 'config.json' })
   }
   const generation = await readGenerationConfig(dir)
-  const config = parseModelConfig(raw, path)
+  const parsed = parseModelConfig(raw, path)
+  const quantization = parsed.quantization ?? (await readModelOptFile(dir))
+  const config = { ...parsed, quantization }
   if (generation === null) return config
   const eosTokenIds =
     generation.eosTokenIds.length > 0 ? generation.eosTokenIds : config.eosTokenIds

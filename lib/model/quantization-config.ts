@@ -1,5 +1,5 @@
 import { ConfigReader } from './config-reader.js'
-import { isJsonObject, quote } from './model-files.js'
+import { isJsonObject, modelFile, quote, readJsonFile } from './model-files.js'
 
 /**
  * How the matrices of a checkpoint are quantized: what its files cannot say by themselves. A matrix that has
@@ -63,6 +63,7 @@ export interface ModelOptQuantization {
 
 const kKeys = ['quantization_config', 'compression_config']
 const kMaxBlock = 1 << 20
+const kMaxFileBytes = 1 << 24
 const kFormats = [
   ...['int-quantized', 'float-quantized', 'naive-quantized', 'pack-quantized'],
   ...['nvfp4-pack-quantized', 'mxfp4-pack-quantized'],
@@ -94,11 +95,30 @@ export function readQuantization(read: ConfigReader): QuantizationConfig | null 
     case 'mxfp4':
       return { method }
     case 'modelopt':
-      refuseOthers(own, 'quant_algo', ['FP8', 'NVFP4'])
-      return { method }
+      return readModelOpt(own)
     default:
       own.refuse('quant_method', `is ${quote(method)}, expected one of ${kMethods.join(', ')}`)
   }
+}
+
+/**
+ * What hf_quant_config.json says, where Model Optimizer once wrote what config.json has now; null where there
+ * is none.
+ * @throws ERR_ZC_CONFIG naming the key, its value and what it must be; ERR_ZC_IO when it cannot be read
+ */
+export async function readModelOptFile(dir: string): Promise<ModelOptQuantization | null> {
+  const path = modelFile(dir, 'hf_quant_config.json')
+  const raw = await readJsonFile(path, 'ERR_ZC_CONFIG', kMaxFileBytes)
+  if (raw === null) return null
+  const read: ConfigReader = new ConfigReader(raw, path)
+  const own = read.value('quantization')
+  if (!isJsonObject(own)) read.refuse('quantization', `is ${quote(own)}, expected an object`)
+  return readModelOpt(new ConfigReader(own, path, 'quantization.'))
+}
+
+function readModelOpt(read: ConfigReader): ModelOptQuantization {
+  refuseOthers(read, 'quant_algo', ['FP8', 'NVFP4'])
+  return { method: 'modelopt' }
 }
 
 function readFp8(read: ConfigReader): Fp8Quantization {

@@ -1,4 +1,4 @@
-import { readdirSync } from 'node:fs'
+import { readdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Device, loadModel, type Model } from '../../lib/index'
 import { checkTensors, openCheckpoint } from '../../lib/model/checkpoint'
@@ -107,6 +107,27 @@ test('experts of all rows are read as others: codes of 8 bits are those that rou
     ),
   ])
   expectSame(own!, expected!)
+})
+
+test('what Model Optimizer once wrote into a file of its own', async () => {
+  const older = copies.copy(folder('nvfp4-modelopt'), { config: { quantization_config: null } })
+  const write = (quantization: unknown) =>
+    writeFileSync(join(older, 'hf_quant_config.json'), JSON.stringify({ quantization }))
+  write({ quant_algo: 'NVFP4', kv_cache_quant_algo: 'FP8', exclude_modules: ['lm_head'] })
+  const { ids, logits } = referenceOf('nvfp4-modelopt')
+  const [a, b] = await Promise.all(
+    [folder('nvfp4-modelopt'), older].map((dir) =>
+      withModel(dir, {}, async (model) => (await lastLogits(model, ids, logits.length)).slice()),
+    ),
+  )
+  expectSame(a!, b!)
+  for (const [quantization, message] of [
+    [{ quant_algo: 'MIXED_PRECISION' }, 'quantization.quant_algo is "MIXED_PRECISION", expected'],
+    [7, 'quantization is 7, expected an object'],
+  ] as const) {
+    write(quantization)
+    await expectRefusal(loadModel(older), 'ERR_ZC_CONFIG', 'hf_quant_config.json', message)
+  }
 })
 
 test("Model Optimizer's float8 is that of others", async () => {
