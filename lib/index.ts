@@ -59,6 +59,7 @@ export type {
   Llama3Rope,
   LongRope,
   ModelConfig,
+  ModelOptQuantization,
   Mxfp4Quantization,
   NormNames,
   OwnExpertNames,

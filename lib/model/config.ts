@@ -32,6 +32,7 @@ export type {
   CompressedTensorsQuantization,
   Fp8Quantization,
   GptqQuantization,
+  ModelOptQuantization,
   Mxfp4Quantization,
   QuantizationConfig,
 } from './quantization-config.js'

@@ -425,7 +425,10 @@ describeBackends('unpackWeight', (backend) => {
       const kept = { out: backend.tensors.output('u8', [2, 32]) }
       const scales = backend.tensors.output('u8', [2, 4])
       await expect(unpack(storeNvfp4(2, 64, codes, good), 0, { ...kept, scales })).rejects.toThrow(
-        expect.objectContaining({ code: 'ERR_ZC_ARGUMENT', message: expect.stringMatching(/codes of 4 bits/) }),
+        expect.objectContaining({
+          code: 'ERR_ZC_ARGUMENT',
+          message: expect.stringMatching(/codes of 4 bits/),
+        }),
       )
     })
   })
