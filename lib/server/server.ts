@@ -35,6 +35,8 @@ export type ServerState = 'loading' | 'ready' | 'draining' | 'lost' | 'closed'
 /** What a client may have looked for, where it has asked for something else. */
 const API = ['/v1/responses', '/v1/chat/completions', '/v1/completions', '/v1/models']
 
+/** The beginning of one of these without its `/v1`. */
+const BARE = /^\/+(chat\/completions|completions|responses|models)(?=[/?]|$)/
 const REQUEST_ID = /^[\w.:-]{1,128}$/
 const MAX_SESSION_ID = 256
 /** How long connections may take to end by themselves, once answers are given, or given up. */
@@ -72,8 +74,14 @@ export class Server {
     )
     this.#app = fastify({
       bodyLimit: settings.bodyLimit,
-      // Names of sessions stand in paths.
-      routerOptions: { maxParamLength: 4 * MAX_SESSION_ID },
+      rewriteUrl: ({ url = '/' }) => underV1(url),
+      routerOptions: {
+        // Names of sessions stand in paths.
+        maxParamLength: 4 * MAX_SESSION_ID,
+        // Programs join a base URL and a path, each with a slash or without.
+        ignoreDuplicateSlashes: true,
+        ignoreTrailingSlash: true,
+      },
       requestTimeout: settings.bodyTimeoutMs,
       // Node looks for requests that take too long this often.
       http: {
@@ -260,7 +268,7 @@ export class Server {
         ? new ApiError(405, `${method} is no method of this path, ${methods.join(', ')} is`, {
             code: 'method_not_allowed',
           })
-        : new ApiError(404, `there is no ${describe(path)}; this server has ${API.join(', ')}`, {
+        : new ApiError(404, `there is no ${JSON.stringify(short(path))}; this server has ${API.join(', ')}`, {
             code: 'not_found',
           })
     })
@@ -427,6 +435,16 @@ export class Server {
     if (this.#refusesNew) void reply.header('connection', 'close')
     await reply.code(answer.status).send(answer.body)
   }
+}
+
+/** A path as an error names it. */
+function short(path: string): string {
+  return path.length > 100 ? `${path.slice(0, 100)}...` : path
+}
+
+/** The path of a client whose base URL lacks `/v1`, with it. */
+function underV1(url: string): string {
+  return BARE.test(url) ? `/v1/${url.replace(/^\/+/, '')}` : url
 }
 
 /** `retryAfter`: another server may take the request by then, or this one's successor. */
