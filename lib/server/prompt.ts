@@ -152,18 +152,20 @@ const MAX_TOKEN_LENGTH = 16
  */
 function checkTextLength(text: string, param: string, maxTokens: number): void {
   if (text.length <= maxTokens * MAX_TOKEN_LENGTH) return
-  throw new ApiError(
-    400,
-    `${param}: ${text.length} characters, this server takes ${maxTokens} tokens`,
-    { param, code: 'context_length_exceeded' },
-  )
+  throw tooLong(param, `${text.length} characters`, maxTokens)
 }
 
 /** Throws an `ApiError` 400 for a prompt without tokens, or one that leaves no room for an answer. */
 export function checkLength(ids: readonly number[], param: string, maxTokens: number): void {
   if (ids.length === 0) throw invalid(param, 'is empty, expected at least one token')
   if (ids.length <= maxTokens) return
-  throw new ApiError(400, `${param}: ${ids.length} tokens, this server takes ${maxTokens}`, {
+  throw tooLong(param, `${ids.length} tokens`, maxTokens)
+}
+
+/** In the words that clients look for, OpenAI's, to shorten a conversation: not all see the code. */
+function tooLong(param: string, what: string, maxTokens: number): ApiError {
+  const limit = `this model's maximum context length is ${maxTokens + 1} tokens, one for an answer`
+  return new ApiError(400, `${param}: ${what} are too many: ${limit}`, {
     param,
     code: 'context_length_exceeded',
   })

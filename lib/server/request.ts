@@ -65,6 +65,15 @@ export interface ChatRequest extends GenerationRequest {
   readonly templateVariables: JsonObject | undefined
   /** How much the model is to think, and the field that says so; null: as it is used to. */
   readonly effort: ReasoningEffort | null
+  /** Whether it is to think at all; null: as it is used to. */
+  readonly thinking: ThinkingSwitch | null
+}
+
+/** Whether a model is to think. */
+export interface ThinkingSwitch {
+  /** The field of the request. */
+  readonly field: string
+  readonly isOn: boolean
 }
 
 /** How much a model is to think, as chat templates take it in `reasoning_effort`. */
@@ -74,7 +83,8 @@ export interface ReasoningEffort {
   readonly value: (typeof EFFORTS)[number]
 }
 
-const EFFORTS = ['low', 'medium', 'high'] as const
+/** OpenAI's; which of them a model knows is its template's affair. */
+const EFFORTS = ['none', 'minimal', 'low', 'medium', 'high', 'xhigh', 'max'] as const
 
 /** `POST /v1/completions`. */
 export interface TextRequest extends GenerationRequest, StreamRequest {
@@ -83,8 +93,17 @@ export interface TextRequest extends GenerationRequest, StreamRequest {
   readonly echo: boolean
 }
 
-/** Fields of OpenAI's API that are accepted and change nothing here: bookkeeping of its platform. */
-export const PLATFORM_FIELDS = ['user', 'service_tier', 'safety_identifier']
+/**
+ * Fields of OpenAI's API that are accepted and change nothing here: bookkeeping of its platform, and how
+ * long it keeps what prompts begin with.
+ */
+export const PLATFORM_FIELDS = [
+  'user',
+  'service_tier',
+  'safety_identifier',
+  'prompt_cache_retention',
+  'prompt_cache_options',
+]
 /** Those that completions have beside them. */
 const IGNORED = [
   ...PLATFORM_FIELDS,
@@ -114,17 +133,31 @@ export function readChatRequest(body: unknown, rules: RequestRules): ChatRequest
   const topLogprobs = readTopLogprobs(fields, logprobs, '"logprobs": true')
   const chat = readChatOptions(fields)
   const effort = readEffort(fields, 'reasoning_effort')
+  const thinking = readThinking(fields)
   const maxTokens =
     fields.integer('max_completion_tokens', 1, Number.MAX_SAFE_INTEGER) ??
     fields.integer('max_tokens', 1, Number.MAX_SAFE_INTEGER)
   fields.ignore(['max_tokens'])
+  readModalities(fields)
+  readVerbosity(fields)
+  refuseFunctions(fields)
   const prediction = readPrediction(fields.nested('prediction'))
   const completion = readCompletion(fields, rules, maxTokens ?? rules.defaultMaxTokens)
   const sampling = { ...completion.sampling, ...prediction, topLogprobs, ...json.sampling }
   const { jsonField } = json
   const messagesField = 'messages'
   const asked = { ...completion, ...chat, messages, messagesField, jsonField, tooling }
-  return { ...asked, logprobs, sampling, effort }
+  return { ...asked, logprobs, sampling, effort, thinking }
+}
+
+/** Whether to think, as clients of Qwen's models say it to their vendor, or those of DeepSeek's and GLM's. */
+function readThinking(fields: Fields): ThinkingSwitch | null {
+  const isOn = fields.boolean('enable_thinking')
+  const thinking = fields.nested('thinking')
+  const type = thinking?.choice('type', ['enabled', 'disabled'])
+  thinking?.done()
+  if (isOn !== undefined) return { field: 'enable_thinking', isOn }
+  return type === undefined ? null : { field: 'thinking', isOn: type === 'enabled' }
 }
 
 /** What the answer is predicted to be: a text, or OpenAI's parts of one. */
@@ -138,6 +171,24 @@ function readPrediction(prediction: Fields | undefined): Pick<GenerateOptions, '
   prediction.done()
   if (content === null) throw invalid(where, 'is missing')
   return { prediction: content }
+}
+
+/** A model that writes texts alone can be asked for those. */
+function readModalities(fields: Fields): void {
+  const wrong = fields.list('modalities', 2)?.find((one) => one !== 'text')
+  if (wrong === undefined) return
+  throw invalid('modalities', `has ${describe(wrong)}; this model writes texts only`)
+}
+
+/** As tools were asked for before 2023 was over. */
+function refuseFunctions(fields: Fields): void {
+  const old = ['functions', 'function_call'].find((name) => fields.raw(name) !== undefined)
+  if (old !== undefined) throw invalid(old, 'is no longer known; use tools and tool_choice')
+}
+
+/** OpenAI's default may be asked for; there is nothing that would make answers shorter or longer. */
+export function readVerbosity(fields: Fields | undefined): void {
+  fields?.choice('verbosity', ['medium'])
 }
 
 /** `reasoning_effort`, or `effort` of `reasoning`. */
@@ -183,6 +234,7 @@ export function readTextRequest(body: unknown, rules: RequestRules): TextRequest
   const fields = fieldsOf(body)
   const prompts = readPrompts(fields.raw('prompt'))
   const echo = fields.boolean('echo') ?? false
+  if (fields.text('suffix', Number.MAX_SAFE_INTEGER)) throw invalid('suffix', 'is not supported')
   const topLogprobs = fields.integer('logprobs', 0, MAX_TOP_LOGPROBS)
   const logprobs = topLogprobs !== undefined
   if (echo && logprobs) throw invalid('echo', 'with logprobs is not supported')
@@ -330,14 +382,17 @@ export function readFormat(
   schemaIn: string | null,
 ): Pick<GenerateOptions, 'json'> {
   const type = format?.choice('type', ['text', 'json_object', 'json_schema'])
-  if (format === undefined || type === 'text') return {}
+  if (format === undefined) return {}
   if (type === undefined) throw invalid(format.path('type'), 'is missing')
-  if (type === 'json_object') return { json: true }
-  const named = schemaIn === null ? format : format.nested(schemaIn)
-  named?.ignore(['name', 'description', 'strict'])
+  // llama.cpp and others take the schema of an object beside its type.
+  const isNamed = type === 'json_schema' && schemaIn !== null
+  const named = isNamed ? format.nested(schemaIn) : type === 'text' ? undefined : format
+  if (type === 'json_schema') named?.ignore(['name', 'description', 'strict'])
   const schema = named?.raw('schema')
   named?.done()
   format.done()
+  if (type === 'text') return {}
+  if (type === 'json_object' && schema === undefined) return { json: true }
   const param = named?.path('schema') ?? format.path(`${schemaIn}.schema`)
   if (!isObject(schema)) throw invalid(param, 'expected a JSON schema')
   checkSchema(schema, param)
@@ -372,8 +427,21 @@ function readMessages(fields: Fields): ChatMessage[] {
       throw invalid(`messages[${i}].content`, 'is missing, expected a text or a list of parts')
     }
     const calls = readCalls(message.tool_calls, i)
-    return { ...message, ...calls, role, content: readContent(content, `messages[${i}].content`) }
+    const said = readContent(content, `messages[${i}].content`)
+    return { ...withoutEmpty(message), ...calls, role, content: said }
   })
+}
+
+/**
+ * A message without fields that are null and calls that are none, which clients send of earlier answers:
+ * some templates ask whether there are calls by the name of their field alone.
+ */
+function withoutEmpty(message: JsonObject): JsonObject {
+  const isEmpty = (name: string, value: unknown) =>
+    value === null || (name === 'tool_calls' && Array.isArray(value) && value.length === 0)
+  return Object.fromEntries(
+    Object.entries(message).filter(([name, value]) => !isEmpty(name, value)),
+  )
 }
 
 /** Calls of an earlier answer: templates write their arguments, which come as texts, as objects. */
@@ -381,6 +449,7 @@ function readCalls(calls: unknown, i: number): { tool_calls?: JsonObject[] } {
   if (calls === undefined || calls === null) return {}
   const where = `messages[${i}].tool_calls`
   if (!Array.isArray(calls)) throw invalid(where, `is ${describe(calls)}, expected a list`)
+  if (calls.length === 0) return {}
   const tool_calls = calls.map((call: unknown): JsonObject => {
     const called = isObject(call) ? call.function : undefined
     if (!isObject(call) || !isObject(called) || typeof called.name !== 'string') {
@@ -391,11 +460,14 @@ function readCalls(calls: unknown, i: number): { tool_calls?: JsonObject[] } {
   return { tool_calls }
 }
 
-/** The arguments of a call, a text of JSON or an object. Throws an `ApiError` 400. */
+/**
+ * The arguments of a call, a text of JSON or an object; an empty text, as some models write a call
+ * without any, is one without. Throws an `ApiError` 400.
+ */
 export function readArguments(given: unknown, where: string): JsonObject {
   if (isObject(given)) return given
   try {
-    const value: unknown = JSON.parse(String(given ?? '{}'))
+    const value: unknown = JSON.parse(String(given ?? '').trim() || '{}')
     if (isObject(value)) return value
   } catch {
     // told below
@@ -413,8 +485,11 @@ function readContent(content: unknown, where: string): string | null {
   }
   return content
     .map((part) => {
-      if (isObject(part) && part.type === 'text' && typeof part.text === 'string') return part.text
-      throw invalid(where, 'holds a part that is no text; this model reads texts only')
+      const { type, text, refusal } = isObject(part) ? part : {}
+      if (type === 'text' && typeof text === 'string') return text
+      // What a model said when it would not answer.
+      if (type === 'refusal' && typeof refusal === 'string') return refusal
+      throw invalid(where, `holds ${describe(type)}; this model reads texts only`)
     })
     .join('')
 }

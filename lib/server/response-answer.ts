@@ -100,12 +100,18 @@ export class ResponseAnswer {
     yield this.#event(`response.${status}`, { response })
   }
 
-  /** What a stream ends with that fails. */
-  failure(error: ApiError): ResponseEvent {
+  /**
+   * What a stream ends with that fails, as OpenAI's do: some clients look for one of the two alone. Its
+   * reference has the fields of `error` in the event itself, its API in an object.
+   */
+  failure(error: ApiError): ResponseEvent[] {
     const { code, message, param } = error
-    if (this.#nEvents === 0) return this.#event('error', { code, message, param })
+    const hasBegun = this.#nEvents > 0
+    const events = [this.#event('error', { code, message, param, ...error.body })]
+    if (!hasBegun) return events
     const failed = { code: code ?? 'server_error', message }
-    return this.#event('response.failed', { response: this.#response('failed', failed) })
+    const response = this.#response('failed', failed)
+    return [...events, this.#event('response.failed', { response })]
   }
 
   *#token(token: GeneratedToken): Generator<ResponseEvent> {

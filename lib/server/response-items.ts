@@ -103,8 +103,10 @@ function readText(content: unknown, where: string, parts = TEXT_PARTS): string {
     throw invalid(where, `is ${describe(content)}, expected a text or a list of parts`)
   }
   const texts = content.map((part, i) => {
-    const { type, text } = isObject(part) ? part : {}
+    const { type, text, refusal } = isObject(part) ? part : {}
     if (parts.includes(type as string) && typeof text === 'string') return text
+    // What a model said when it would not answer.
+    if (type === 'refusal' && typeof refusal === 'string') return refusal
     throw invalid(`${where}[${i}]`, `is ${describe(type)}; this model reads texts only`)
   })
   return texts.join('')

@@ -14,6 +14,7 @@ import {
   readGeneration,
   readJson,
   readTopLogprobs,
+  readVerbosity,
 } from './request.js'
 import { type Item, messagesOf, readItems } from './response-items.js'
 import type { SessionName } from './sessions.js'
@@ -35,9 +36,18 @@ export interface ResponseRequest extends ChatRequest {
   readonly echo: JsonObject
 }
 
-/** What `include` may name; the last is what this server has none of. */
 const LOGPROBS = 'message.output_text.logprobs'
-const INCLUDABLE = [LOGPROBS, 'reasoning.encrypted_content']
+/** What `include` may name; of all but the first no response here has anything to leave out. */
+const INCLUDABLE = [
+  LOGPROBS,
+  'reasoning.encrypted_content',
+  'file_search_call.results',
+  'web_search_call.results',
+  'web_search_call.action.sources',
+  'code_interpreter_call.outputs',
+  'computer_call_output.output.image_url',
+  'message.input_image.image_url',
+]
 
 /** What OpenAI takes in `metadata`. */
 const MAX_METADATA = 16
@@ -72,6 +82,7 @@ export function readResponseRequest(
   const tooling = readTools(fields, RESPONSE_TOOLS)
   const text = fields.nested('text')
   const format = readFormat(text?.nested('format'), null)
+  readVerbosity(text)
   text?.done()
   const json = readJson(tooling, format, 'text.format')
   const { jsonField } = json
@@ -83,6 +94,8 @@ export function readResponseRequest(
   const options = readChatOptions(fields)
   const generation = readGeneration(fields, rules, maxTokens ?? rules.defaultMaxTokens)
   fields.choice('truncation', ['disabled'])
+  // Of calls of OpenAI's own tools, which there are none of.
+  fields.integer('max_tool_calls', 1, Number.MAX_SAFE_INTEGER)
   if (fields.boolean('background'))
     throw invalid('background', 'is true; answers are given at once')
   const effort = readReasoning(fields.nested('reasoning'))
@@ -107,6 +120,7 @@ export function readResponseRequest(
     past,
     store,
     effort,
+    thinking: null,
     echo: {
       instructions: instructions ?? null,
       max_output_tokens: maxTokens ?? null,
@@ -132,6 +146,8 @@ export function readResponseRequest(
 function readReasoning(reasoning: Fields | undefined): ReasoningEffort | null {
   const effort = readEffort(reasoning, 'effort')
   reasoning?.ignore(['summary', 'generate_summary'])
+  reasoning?.choice('mode', ['standard'])
+  reasoning?.choice('context', ['auto'])
   reasoning?.done()
   return effort
 }
@@ -152,7 +168,7 @@ function readInclude(fields: Fields): boolean {
   const include = fields.list('include', INCLUDABLE.length * 8) ?? []
   const wrong = include.find((one) => !INCLUDABLE.includes(one as string))
   if (wrong === undefined) return include.includes(LOGPROBS)
-  throw invalid('include', `has ${describe(wrong)}, expected ${INCLUDABLE.join(' or ')}`)
+  throw invalid('include', `has ${describe(wrong)}, expected ${INCLUDABLE.join(', ')}`)
 }
 
 /** OpenAI's default is true; here it is, too, where anything is kept. */

@@ -24,6 +24,7 @@ import {
   withToolCalls,
 } from './answers.js'
 import { type ApiError, invalid } from './api-error.js'
+import { describe, type JsonObject } from './fields.js'
 import {
   type ChoiceEvent,
   Generation,
@@ -43,10 +44,12 @@ import {
 import {
   type ChatRequest,
   type GenerationRequest,
+  type ReasoningEffort,
   type RequestRules,
   readChatRequest,
   readTextRequest,
   type StreamRequest,
+  type ThinkingSwitch,
 } from './request.js'
 import { ResponseAnswer, type ResponseEvent, responseUsage } from './response-answer.js'
 import { readItems } from './response-items.js'
@@ -123,8 +126,8 @@ export interface EventsAnswer {
   readonly kind: 'events'
   /** Each to be sent under the name that is its `type`. */
   readonly events: AsyncGenerator<ResponseEvent, void, undefined>
-  /** The last one, where the others have ended with an error: `toApiError` makes it of that. */
-  failure(error: ApiError): ResponseEvent
+  /** The last ones, where the others have ended with an error: `toApiError` makes it of that. */
+  failure(error: ApiError): readonly ResponseEvent[]
 }
 
 /** A call that goes on from a kept conversation, and leaves that as it is. */
@@ -477,16 +480,48 @@ export class OpenAiService {
   }
 }
 
+/** What models of gpt-oss's family have learned. */
+const HARMONY_EFFORTS = ['low', 'medium', 'high']
+
 /**
- * The variables of a chat's template, with how much the model is to think. Throws an `ApiError` 400 where
- * the template does not say that.
+ * The variables of a chat's template, with whether and how much the model is to think. Throws an
+ * `ApiError` 400 where the template does not say that.
  */
-function variablesOf({ templateVariables, effort }: ChatRequest, template: string) {
-  if (!effort) return templateVariables
-  const { field, value } = effort
-  if (template.includes('reasoning_effort'))
-    return { ...templateVariables, reasoning_effort: value }
-  throw invalid(field, 'is given, but the chat template of this model does not read it')
+function variablesOf({ templateVariables, effort, thinking }: ChatRequest, template: string) {
+  if (!effort && !thinking) return templateVariables
+  const own = { ...templateVariables, ...(thinking && switchThinking(thinking, template)) }
+  return { ...own, ...(effort && variablesOfEffort(effort, template)) }
+}
+
+function variablesOfEffort({ field, value }: ReasoningEffort, template: string): JsonObject {
+  const isRead = template.includes('reasoning_effort')
+  if (value === 'none' && (!isRead || switchOf(template))) {
+    return switchThinking({ field, isOn: false }, template)
+  }
+  if (!isRead) {
+    throw invalid(field, 'is given, but the chat template of this model does not read it')
+  }
+  if (isHarmonyTemplate(template) && !HARMONY_EFFORTS.includes(value)) {
+    throw invalid(field, `is ${describe(value)}, this model knows ${HARMONY_EFFORTS.join(', ')}`)
+  }
+  return { reasoning_effort: value }
+}
+
+/** What says in a template whether the model is to think. */
+function switchOf(template: string): string | null {
+  // Of Qwen 3, GLM and others; of DeepSeek V3.1 and Granite.
+  if (template.includes('enable_thinking')) return 'enable_thinking'
+  return /\bif (not )?thinking\b/.test(template) ? 'thinking' : null
+}
+
+function switchThinking({ field, isOn }: ThinkingSwitch, template: string): JsonObject {
+  const name = switchOf(template)
+  if (name !== null) return { [name]: isOn }
+  const thinks = isHarmonyTemplate(template) || thoughtMarks(template) !== null
+  // It does so by itself.
+  if (isOn === thinks) return {}
+  const what = thinks ? 'always lets it think' : 'knows no thoughts'
+  throw invalid(field, `asks for what the chat template of this model has not: it ${what}`)
 }
 
 /** What a generation is told by those who tell apart what it gives. */

@@ -8,19 +8,21 @@ export interface EventStyle {
   write(chunk: object): string
   /** After the last one. */
   readonly end: string
-  /** The last one of a stream that fails. */
-  failure(error: ApiError): object
+  /** The last ones of a stream that fails. */
+  failure(error: ApiError): readonly object[]
 }
 
 /** As completions have them: data alone, an error's body where they fail, else `[DONE]` at the end. */
 export const PLAIN_EVENTS: EventStyle = {
   write: dataOf,
   end: 'data: [DONE]\n\n',
-  failure: (error) => error.body,
+  failure: (error) => [error.body],
 }
 
 /** As responses have them: each under the name of its `type`. */
-export function typedEvents(failure: (error: ApiError) => { readonly type: string }): EventStyle {
+export function typedEvents(
+  failure: (error: ApiError) => readonly { readonly type: string }[],
+): EventStyle {
   const write = (event: object) => `event: ${(event as { type: string }).type}\n${dataOf(event)}`
   return { write, end: '', failure }
 }
@@ -66,7 +68,7 @@ export async function* serverSentEvents(
     }
     if (style.end !== '') yield style.end
   } catch (error) {
-    yield style.write(style.failure(onError(error)))
+    for (const event of style.failure(onError(error))) yield style.write(event)
   } finally {
     await chunks.return()
   }

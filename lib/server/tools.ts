@@ -34,7 +34,7 @@ export const CHAT_TOOLS: ToolStyle = {
   at: '.function',
   example: '{ "type": "function", "function": { "name": … } }',
   functionOf: (object) => (isObject(object.function) ? object.function : undefined),
-  templateTool: (object) => object,
+  templateTool: (object) => ({ ...object, function: toldToModel(object.function as JsonObject) }),
 }
 
 /** Responses': `{ "type": "function", "name", … }`. */
@@ -42,12 +42,20 @@ export const RESPONSE_TOOLS: ToolStyle = {
   at: '',
   example: '{ "type": "function", "name": … }',
   functionOf: (object) => object,
-  templateTool({ type, strict: _, ...own }, where) {
+  templateTool({ type, ...own }, where) {
     const fields = new Fields(own, `${where}.`)
-    fields.ignore(['name', 'description', 'parameters'])
+    fields.ignore(['name', 'description', 'parameters', 'strict'])
+    if (fields.boolean('defer_loading')) {
+      throw invalid(fields.path('defer_loading'), 'is true; all tools are told at once')
+    }
     fields.done()
-    return { type, function: own }
+    return { type, function: toldToModel(own) }
   },
+}
+
+/** A function without what is said to the server alone, and without what is not said. */
+function toldToModel({ strict: _, defer_loading: __, ...own }: JsonObject): JsonObject {
+  return Object.fromEntries(Object.entries(own).filter(([, value]) => value !== null))
 }
 
 const MAX_TOOLS = 128

@@ -4,7 +4,7 @@ import { makeParseableResponseTool } from 'openai/lib/ResponsesParser'
 import { generateLineRetrieval } from '../../lib/index'
 import { StoredResponses } from '../../lib/server/stored-responses'
 import { collect } from '../engine/running'
-import { post, startServer, until, useServer } from './running'
+import { post, startServer, stream, until, useServer } from './running'
 import { startScripted, tokenizerWith } from './scripted-model'
 
 const clientOf = ({ url }: { url: string }, apiKey = 'none') =>
@@ -253,19 +253,29 @@ describe('answers', () => {
       expect([status, body.error.type]).toEqual([500, 'server_error'])
     }
     running.script.next = { say: 'Half', fail }
-    const events: OpenAI.Responses.ResponseStreamEvent[] = []
-    const stream = await clientOf(running).responses.create({ ...ask, stream: true })
-    for await (const event of stream) events.push(event)
-    const last = events.at(-1) as OpenAI.Responses.ResponseFailedEvent
+    const events = await stream(url(), ask)
+    const message = 'The server failed; its log says why.'
+    const [first, last] = events.slice(-2)
+    expect(first).toMatchObject({
+      type: 'error',
+      sequence_number: events.length - 2,
+      message,
+      error: { type: 'server_error', message },
+    })
     expect(last).toMatchObject({
       type: 'response.failed',
       sequence_number: events.length - 1,
       response: {
         status: 'failed',
-        error: { code: 'server_error', message: 'The server failed; its log says why.' },
+        error: { code: 'server_error', message },
         output: [{ status: 'incomplete', content: [{ text: 'Half' }] }],
       },
     })
+    // OpenAI's client throws at the first of the two; those that read on look for the second.
+    const read = async () => {
+      for await (const _ of await clientOf(running).responses.create({ ...ask, stream: true }));
+    }
+    await expect(read()).rejects.toMatchObject({ type: 'server_error', message })
     const { status } = await fetch(`${url()}/${last.response.id}`)
     expect(status).toBe(404)
     await until(() => running.open.size === nKept)
@@ -284,6 +294,12 @@ describe('answers', () => {
       expect(await response.text()).toMatch(
         /^(: ping\n\n)+event: error\ndata: \{"type":"error","sequence_number":0,"code":"timeout",.*\}\n\n$/,
       )
+      // Clients look for the object that other errors are, which OpenAI's reference does not have here.
+      const asked = { model: 'zipcache', input: 'line', stream: true } as const
+      const read = async () => {
+        for await (const _ of await clientOf(busy).responses.create(asked));
+      }
+      await expect(read()).rejects.toMatchObject({ code: 'timeout', type: 'server_error' })
     } finally {
       await other?.return()
       await busy.close()
@@ -344,13 +360,15 @@ describe('answers', () => {
     ],
     ['verbosity', { text: { verbosity: 'low' } }, 400, 'text.verbosity'],
     ['effort', { reasoning: { effort: 'low' } }, 400, 'reasoning.effort'],
+    ['more work', { reasoning: { mode: 'pro' } }, 400, 'reasoning.mode'],
+    ['no call', { max_tool_calls: 0 }, 400, 'max_tool_calls'],
     ['background', { background: true }, 400, 'background'],
     ['truncation', { truncation: 'auto' }, 400, 'truncation'],
     ['a conversation', { conversation: 'c' }, 400, 'conversation'],
     ['a prompt of OpenAI’s', { prompt: { id: 'p' } }, 400, 'prompt'],
     ['a seed', { seed: 1 }, 400, 'seed'],
     ['stop texts', { stop: 'a' }, 400, 'stop'],
-    ['what to include', { include: ['file_search_call.results'] }, 400, 'include'],
+    ['what to include', { include: ['message.thoughts'] }, 400, 'include'],
     ['top_logprobs alone', { top_logprobs: 2 }, 400, 'top_logprobs'],
     ['metadata', { metadata: { a: 1 } }, 400, 'metadata'],
     ['no tokens', { max_output_tokens: 0 }, 400, 'max_output_tokens'],

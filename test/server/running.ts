@@ -86,6 +86,7 @@ export async function stream(
 export function eventsOf(text: string): Json[] {
   return text
     .split('\n\n')
+    .map((event) => event.replace(/^event: .*\n/, ''))
     .filter((event) => event.startsWith('data: '))
     .map((event) => event.slice('data: '.length))
     .map((data) => (data === '[DONE]' ? data : JSON.parse(data)))

@@ -62,10 +62,10 @@ test('a response goes on with another, whole and as events; one that fails ends 
     for await (const event of cut.events) types.push(event.type)
   }
   const error = await read().catch(toApiError)
-  expect(cut.failure(error as ApiError)).toMatchObject({
-    type: 'response.failed',
-    response: { status: 'failed', previous_response_id: id },
-  })
+  expect(cut.failure(error as ApiError)).toMatchObject([
+    { type: 'error', error: { type: 'server_error' } },
+    { type: 'response.failed', response: { status: 'failed', previous_response_id: id } },
+  ])
   expect(service.deleteResponse({ id, owner: '' })).toMatchObject({ id, deleted: true })
   expect(service.response({ id, owner: '' })).toBe(null)
 })
