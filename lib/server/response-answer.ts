@@ -29,6 +29,8 @@ export interface ResponseOptions {
   /** What it says again of its request. */
   readonly echo: JsonObject
   readonly logprobs: boolean
+  /** Whether a reasoning has a summary, which is all of it. */
+  readonly summary: boolean
   readonly tokenizer: ModelTokenizer | null
   /** Its usage; read at the end. */
   usage(): object
@@ -149,13 +151,28 @@ export class ResponseAnswer {
     if (!reasoning) {
       reasoning = { id: itemId('rs', this.#options.id, this.#output.length), text: '' }
       this.#reasoning = reasoning
-      const item = { ...reasoningItem(reasoning, 'in_progress'), content: [] }
+      const item = { ...this.#reasoningItem(reasoning, 'in_progress'), summary: [], content: [] }
       yield this.#event('response.output_item.added', { output_index: this.#output.length, item })
       const part = reasoningPart(reasoning)
       yield this.#event('response.content_part.added', { ...this.#place(reasoning), part })
+      yield* this.#summarize(reasoning, 'part.added', { part: summaryPart(reasoning) })
     }
     reasoning.text += delta
     yield this.#event('response.reasoning_text.delta', { ...this.#place(reasoning), delta })
+    yield* this.#summarize(reasoning, 'text.delta', { delta })
+  }
+
+  /** An event of a summary, where there is to be one. */
+  *#summarize({ id }: OpenReasoning, what: string, fields: object): Generator<ResponseEvent> {
+    if (!this.#options.summary) return
+    const place = { item_id: id, output_index: this.#output.length, summary_index: 0 }
+    yield this.#event(`response.reasoning_summary_${what}`, { ...place, ...fields })
+  }
+
+  #reasoningItem(reasoning: OpenReasoning, status: Status): OutputItem {
+    const summary = this.#options.summary ? [summaryPart(reasoning)] : []
+    const content = [reasoningPart(reasoning)]
+    return { id: reasoning.id, type: 'reasoning', status, summary, content }
   }
 
   *#closeReasoning(status: Status): Generator<ResponseEvent> {
@@ -165,7 +182,9 @@ export class ResponseAnswer {
     const place = this.#place(reasoning)
     yield this.#event('response.reasoning_text.done', { ...place, text: reasoning.text })
     yield this.#event('response.content_part.done', { ...place, part: reasoningPart(reasoning) })
-    yield* this.#done(reasoningItem(reasoning, status))
+    yield* this.#summarize(reasoning, 'text.done', { text: reasoning.text })
+    yield* this.#summarize(reasoning, 'part.done', { part: summaryPart(reasoning) })
+    yield* this.#done(this.#reasoningItem(reasoning, status))
   }
 
   *#close(status: Status): Generator<ResponseEvent> {
@@ -216,7 +235,7 @@ export class ResponseAnswer {
   #response(status: Status, error: object | null = null): object {
     const { id, model, echo, usage } = this.#options
     const open = [
-      ...(this.#reasoning ? [reasoningItem(this.#reasoning, 'incomplete')] : []),
+      ...(this.#reasoning ? [this.#reasoningItem(this.#reasoning, 'incomplete')] : []),
       ...(this.#open ? [messageItem(this.#open, 'incomplete')] : []),
     ]
     return {
@@ -245,13 +264,12 @@ function messageItem(message: OpenMessage, status: Status): OutputItem {
   return { id, type: 'message', status, role: 'assistant', content: [textPart(message)] }
 }
 
-function reasoningItem(reasoning: OpenReasoning, status: Status): OutputItem {
-  const { id } = reasoning
-  return { id, type: 'reasoning', status, summary: [], content: [reasoningPart(reasoning)] }
-}
-
 function reasoningPart({ text }: OpenReasoning): object {
   return { type: 'reasoning_text', text }
+}
+
+function summaryPart({ text }: OpenReasoning): object {
+  return { type: 'summary_text', text }
 }
 
 function textPart({ text, logprobs }: OpenMessage): object {

@@ -30,6 +30,8 @@ export interface ResponseRequest extends ChatRequest {
    * cache; null: none that is kept.
    */
   readonly past: SessionName | null
+  /** Whether what the model thinks is told as a summary, too. */
+  readonly summary: boolean
   /** Whether it is kept. */
   readonly store: boolean
   /** What the response says again of its request. */
@@ -98,7 +100,7 @@ export function readResponseRequest(
   fields.integer('max_tool_calls', 1, Number.MAX_SAFE_INTEGER)
   if (fields.boolean('background'))
     throw invalid('background', 'is true; answers are given at once')
-  const effort = readReasoning(fields.nested('reasoning'))
+  const { effort, summary } = readReasoning(fields.nested('reasoning'))
   const streamOptions = fields.nested('stream_options')
   streamOptions?.ignore(['include_obfuscation'])
   streamOptions?.done()
@@ -121,6 +123,7 @@ export function readResponseRequest(
     store,
     effort,
     thinking: null,
+    summary: summary !== null,
     echo: {
       instructions: instructions ?? null,
       max_output_tokens: maxTokens ?? null,
@@ -128,7 +131,7 @@ export function readResponseRequest(
       parallel_tool_calls: tooling.isParallel,
       previous_response_id: previous?.name.id ?? null,
       prompt_cache_key: options.cacheKey ?? null,
-      reasoning: { effort: effort?.value ?? null, summary: null },
+      reasoning: { effort: effort?.value ?? null, summary },
       store,
       temperature: sampling.temperature,
       text: { format: text?.object('format') ?? { type: 'text' } },
@@ -142,14 +145,20 @@ export function readResponseRequest(
   }
 }
 
-/** A reasoning is told as it is, and there is no summary of it. */
-function readReasoning(reasoning: Fields | undefined): ReasoningEffort | null {
+const SUMMARIES = ['auto', 'concise', 'detailed'] as const
+
+/** A reasoning is told as it is. Many clients show its summary alone: who asks for one gets all of it again. */
+function readReasoning(reasoning: Fields | undefined): {
+  effort: ReasoningEffort | null
+  summary: string | null
+} {
   const effort = readEffort(reasoning, 'effort')
-  reasoning?.ignore(['summary', 'generate_summary'])
+  const old = reasoning?.choice('generate_summary', SUMMARIES) ?? null
+  const summary = reasoning?.choice('summary', SUMMARIES) ?? old
   reasoning?.choice('mode', ['standard'])
   reasoning?.choice('context', ['auto'])
   reasoning?.done()
-  return effort
+  return { effort, summary }
 }
 
 function readPrevious(fields: Fields, stored: StoredResponses, owner: string) {

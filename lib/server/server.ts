@@ -268,9 +268,13 @@ export class Server {
         ? new ApiError(405, `${method} is no method of this path, ${methods.join(', ')} is`, {
             code: 'method_not_allowed',
           })
-        : new ApiError(404, `there is no ${JSON.stringify(short(path))}; this server has ${API.join(', ')}`, {
-            code: 'not_found',
-          })
+        : new ApiError(
+            404,
+            `there is no ${JSON.stringify(short(path))}; this server has ${API.join(', ')}`,
+            {
+              code: 'not_found',
+            },
+          )
     })
     app.setErrorHandler<FastifyError>((error, request, reply) => this.#fail(error, request, reply))
   }

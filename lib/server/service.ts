@@ -208,6 +208,7 @@ export class OpenAiService {
       model: request.model,
       echo: request.echo,
       logprobs: request.logprobs,
+      summary: request.summary,
       tokenizer: model.tokenizer,
       usage: () => responseUsage(generation.usage, generation.policy),
     })

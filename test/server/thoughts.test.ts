@@ -267,6 +267,50 @@ describe('over HTTP', () => {
       '[user]Well?[assistant]<think>Hm.</think>Yes.[user]And?',
     )
   })
+
+  test('its summary, where one is asked for, is all of it, whole and streamed', async () => {
+    running.script.next = { say: '<think>Hm. So.</think>Yes.' }
+    const client = new OpenAI({ baseURL: `${running.url}/v1`, apiKey: 'none' })
+    const asked = { model: 'zipcache', input: 'Well?', reasoning: { summary: 'auto' as const } }
+    const text = 'Hm. So.'
+    const item = {
+      type: 'reasoning',
+      status: 'completed',
+      summary: [{ type: 'summary_text', text }],
+      content: [{ type: 'reasoning_text', text }],
+    }
+    const whole = await client.responses.create(asked)
+    expect(whole).toMatchObject({ output: [item, {}], reasoning: { summary: 'auto' } })
+    const stream = client.responses.stream(asked)
+    const told: [string, unknown][] = []
+    for await (const event of stream) {
+      if (!event.type.startsWith('response.reasoning_summary')) continue
+      const { type, sequence_number: _, ...own } = event as typeof event & { delta?: string }
+      told.push([type.slice('response.reasoning_summary_'.length), own])
+    }
+    const final = await stream.finalResponse()
+    expect(final.output).toMatchObject([item, { type: 'message' }])
+    const place = { item_id: final.output[0]?.id, output_index: 0, summary_index: 0 }
+    const part = (said: string) => ({ ...place, part: { type: 'summary_text', text: said } })
+    expect(told[0]).toEqual(['part.added', part('')])
+    expect(told.slice(-2)).toEqual([
+      ['text.done', { ...place, text }],
+      ['part.done', part(text)],
+    ])
+    const deltas = told.slice(1, -2)
+    expect(deltas.every(([type]) => type === 'text.delta')).toBe(true)
+    expect(deltas.map(([, own]) => (own as { delta: string }).delta).join('')).toBe(text)
+    // An item with both is the model's thought once.
+    await client.responses.create({
+      model: 'zipcache',
+      input: [
+        { role: 'user', content: 'Well?' },
+        ...final.output,
+      ] as OpenAI.Responses.ResponseInput,
+      store: false,
+    })
+    expect(running.prompts.at(-1)).toContain('[assistant]<think>Hm. So.</think>Yes.')
+  })
 })
 
 /** As Qwen 3 has it: an assistant's thoughts are told until the user speaks again. */
