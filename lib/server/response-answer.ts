@@ -5,6 +5,7 @@ import { type AnswerEvent, cacheObject, tokenLogprobs } from './answers.js'
 import type { ApiError } from './api-error.js'
 import type { JsonObject } from './fields.js'
 import type { Usage } from './generation.js'
+import { sealed } from './response-items.js'
 import { itemId } from './stored-responses.js'
 
 /** An event of the Responses API. */
@@ -31,6 +32,8 @@ export interface ResponseOptions {
   readonly logprobs: boolean
   /** Whether a reasoning has a summary, which is all of it. */
   readonly summary: boolean
+  /** Whether a reasoning is also there in a form that clients carry unread. */
+  readonly sealed: boolean
   readonly tokenizer: ModelTokenizer | null
   /** Its usage; read at the end. */
   usage(): object
@@ -172,7 +175,8 @@ export class ResponseAnswer {
   #reasoningItem(reasoning: OpenReasoning, status: Status): OutputItem {
     const summary = this.#options.summary ? [summaryPart(reasoning)] : []
     const content = [reasoningPart(reasoning)]
-    return { id: reasoning.id, type: 'reasoning', status, summary, content }
+    const carried = this.#options.sealed ? { encrypted_content: sealed(reasoning.text) } : {}
+    return { id: reasoning.id, type: 'reasoning', status, summary, content, ...carried }
   }
 
   *#closeReasoning(status: Status): Generator<ResponseEvent> {

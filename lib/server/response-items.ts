@@ -79,16 +79,34 @@ function readItem(item: unknown, where: string, known: Item | null): Item | null
     }
     case 'reasoning': {
       const { content } = item
-      // Another model's, or encrypted.
-      if (content === undefined || content === null) return null
-      const text = readText(content, `${where}.content`, REASONING_PARTS)
-      return { kind: 'reasoning', text }
+      const hasText = Array.isArray(content) ? content.length > 0 : (content ?? null) !== null
+      const text = hasText
+        ? readText(content, `${where}.content`, REASONING_PARTS)
+        : unsealed(item.encrypted_content)
+      // Another model's, of which there is a summary at most.
+      return text === null ? null : { kind: 'reasoning', text }
     }
     default: {
       const types = 'message, function_call, function_call_output, item_reference or reasoning'
       throw invalid(`${where}.type`, `is ${describe(type)}, expected ${types}`)
     }
   }
+}
+
+const SEAL = 'zipcache.'
+
+/**
+ * A reasoning as clients carry it that give back what they take for encrypted and nothing else. It is no
+ * secret: the item has it as a text, too.
+ */
+export function sealed(text: string): string {
+  return SEAL + Buffer.from(text).toString('base64url')
+}
+
+/** null for what was not sealed here. */
+function unsealed(content: unknown): string | null {
+  if (typeof content !== 'string' || !content.startsWith(SEAL)) return null
+  return Buffer.from(content.slice(SEAL.length), 'base64url').toString()
 }
 
 function readName(item: JsonObject, field: string, where: string): string {

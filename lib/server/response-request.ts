@@ -32,6 +32,8 @@ export interface ResponseRequest extends ChatRequest {
   readonly past: SessionName | null
   /** Whether what the model thinks is told as a summary, too. */
   readonly summary: boolean
+  /** Whether it is also told in a form that clients carry unread. */
+  readonly sealed: boolean
   /** Whether it is kept. */
   readonly store: boolean
   /** What the response says again of its request. */
@@ -39,10 +41,11 @@ export interface ResponseRequest extends ChatRequest {
 }
 
 const LOGPROBS = 'message.output_text.logprobs'
-/** What `include` may name; of all but the first no response here has anything to leave out. */
+const ENCRYPTED = 'reasoning.encrypted_content'
+/** What `include` may name; of all but the first two no response here has anything to leave out. */
 const INCLUDABLE = [
   LOGPROBS,
-  'reasoning.encrypted_content',
+  ENCRYPTED,
   'file_search_call.results',
   'web_search_call.results',
   'web_search_call.action.sources',
@@ -88,7 +91,8 @@ export function readResponseRequest(
   text?.done()
   const json = readJson(tooling, format, 'text.format')
   const { jsonField } = json
-  const logprobs = readInclude(fields)
+  const include = readInclude(fields)
+  const logprobs = include.includes(LOGPROBS)
   const topLogprobs = readTopLogprobs(fields, logprobs, `"include": ["${LOGPROBS}"]`)
   const maxTokens = fields.integer('max_output_tokens', 1, Number.MAX_SAFE_INTEGER)
   const store = readStore(fields, stored.isOn)
@@ -124,6 +128,7 @@ export function readResponseRequest(
     effort,
     thinking: null,
     summary: summary !== null,
+    sealed: include.includes(ENCRYPTED),
     echo: {
       instructions: instructions ?? null,
       max_output_tokens: maxTokens ?? null,
@@ -172,11 +177,10 @@ function readPrevious(fields: Fields, stored: StoredResponses, owner: string) {
   throw new ApiError(400, message, { param, code: 'previous_response_not_found' })
 }
 
-/** Whether log-probabilities are wanted. */
-function readInclude(fields: Fields): boolean {
+function readInclude(fields: Fields): readonly unknown[] {
   const include = fields.list('include', INCLUDABLE.length * 8) ?? []
   const wrong = include.find((one) => !INCLUDABLE.includes(one as string))
-  if (wrong === undefined) return include.includes(LOGPROBS)
+  if (wrong === undefined) return include
   throw invalid('include', `has ${describe(wrong)}, expected ${INCLUDABLE.join(', ')}`)
 }
 

@@ -209,6 +209,7 @@ export class OpenAiService {
       echo: request.echo,
       logprobs: request.logprobs,
       summary: request.summary,
+      sealed: request.sealed,
       tokenizer: model.tokenizer,
       usage: () => responseUsage(generation.usage, generation.policy),
     })

@@ -268,6 +268,34 @@ describe('over HTTP', () => {
     )
   })
 
+  test('carried as what clients take for encrypted, without its text', async () => {
+    running.script.next = { say: '<think>Hm… 😀</think>Yes.' }
+    const client = new OpenAI({ baseURL: `${running.url}/v1`, apiKey: 'none' })
+    const include = ['reasoning.encrypted_content' as const]
+    const asked = { model: 'zipcache', store: false, include }
+    const { output } = await client.responses.create({ ...asked, input: 'Well?' })
+    const [{ content, ...reasoning }, message] = output as [
+      OpenAI.Responses.ResponseReasoningItem,
+      OpenAI.Responses.ResponseOutputMessage,
+    ]
+    expect(content).toEqual([{ type: 'reasoning_text', text: 'Hm… 😀' }])
+    const ask = async (item: OpenAI.Responses.ResponseReasoningItem) => {
+      const user = (content: string) => ({ role: 'user' as const, content })
+      await client.responses.create({
+        ...asked,
+        input: [user('Well?'), item, message, user('And?')],
+      })
+      return running.prompts.at(-1)
+    }
+    const thought = '[user]Well?[assistant]<think>Hm… 😀</think>Yes.[user]And?[assistant]'
+    const none = '[user]Well?[assistant]Yes.[user]And?[assistant]'
+    expect(await ask(reasoning)).toBe(thought)
+    expect(await ask({ ...reasoning, content: [] })).toBe(thought)
+    // Of another server.
+    expect(await ask({ ...reasoning, encrypted_content: 'gAAAA' })).toBe(none)
+    expect(await ask({ ...reasoning, encrypted_content: null })).toBe(none)
+  })
+
   test('its summary, where one is asked for, is all of it, whole and streamed', async () => {
     running.script.next = { say: '<think>Hm. So.</think>Yes.' }
     const client = new OpenAI({ baseURL: `${running.url}/v1`, apiKey: 'none' })
