@@ -25,6 +25,8 @@ export interface ToolStyle {
   readonly example: string
   /** The function's fields; undefined where they are not there. */
   functionOf(object: JsonObject): JsonObject | undefined
+  /** The `mode` and `tools` of a choice among some of the tools. */
+  allowedOf(choice: JsonObject): unknown
   /** The object as chat templates take it; `where`: its own path. Throws an `ApiError` 400. */
   templateTool(object: JsonObject, where: string): JsonObject
 }
@@ -34,6 +36,7 @@ export const CHAT_TOOLS: ToolStyle = {
   at: '.function',
   example: '{ "type": "function", "function": { "name": … } }',
   functionOf: (object) => (isObject(object.function) ? object.function : undefined),
+  allowedOf: (choice) => choice.allowed_tools,
   templateTool: (object) => ({ ...object, function: toldToModel(object.function as JsonObject) }),
 }
 
@@ -42,6 +45,7 @@ export const RESPONSE_TOOLS: ToolStyle = {
   at: '',
   example: '{ "type": "function", "name": … }',
   functionOf: (object) => object,
+  allowedOf: (choice) => choice,
   templateTool({ type, ...own }, where) {
     const fields = new Fields(own, `${where}.`)
     fields.ignore(['name', 'description', 'parameters', 'strict'])
@@ -63,10 +67,14 @@ const NAME = /^[\w.-]{1,64}$/
 
 /** `tools`, `tool_choice` and `parallel_tool_calls`. Throws an `ApiError` 400. */
 export function readTools(fields: Fields, style: ToolStyle): ToolRequest {
-  const tools = (fields.list('tools', MAX_TOOLS) ?? []).map((tool, i) => readTool(tool, i, style))
-  const names = new Set(tools.map(nameOf))
+  const all = (fields.list('tools', MAX_TOOLS) ?? []).map((tool, i) => readTool(tool, i, style))
   const isParallel = fields.boolean('parallel_tool_calls') ?? true
-  const choice = fields.raw('tool_choice') ?? 'auto'
+  const asked = fields.raw('tool_choice') ?? 'auto'
+  const { choice, tools } =
+    isObject(asked) && asked.type === 'allowed_tools'
+      ? allowedTools(style.allowedOf(asked), all, style)
+      : { choice: asked, tools: all }
+  const names = new Set(tools.map(nameOf))
   const may = { tools, names, forced: undefined, isParallel, style }
   if (choice === 'none') return { ...may, tools: [], names: new Set() }
   if (choice === 'auto') return may
@@ -82,6 +90,20 @@ export function readTools(fields: Fields, style: ToolStyle): ToolRequest {
   }
   if (names.has(named.name)) return { ...may, forced: named.name }
   throw invalid('tool_choice', `names ${describe(named.name)}, which is none of the tools`)
+}
+
+/** Some of the tools, as if there were no others. */
+function allowedTools(allowed: unknown, all: readonly JsonObject[], style: ToolStyle) {
+  const { mode = 'auto', tools: some } = isObject(allowed) ? allowed : {}
+  const names = Array.isArray(some)
+    ? some.map((tool) => (isObject(tool) ? style.functionOf(tool)?.name : undefined))
+    : []
+  const tools = all.filter((tool) => names.includes(nameOf(tool)))
+  const isKnown = (name: unknown) => tools.some((tool) => nameOf(tool) === name)
+  if ((mode === 'auto' || mode === 'required') && names.length > 0 && names.every(isKnown)) {
+    return { choice: mode, tools }
+  }
+  throw invalid('tool_choice', 'allows no tools, or others than there are')
 }
 
 /** A tool as chat templates take it, which is as chat completions have it. */

@@ -374,6 +374,39 @@ describe('over HTTP', () => {
     })
   })
 
+  test('some of the tools, by both APIs', async () => {
+    const time = { name: 'time', parameters: { type: 'object' } }
+    const chatTools = [...tools, { type: 'function', function: time }]
+    const ask = async (path: string, body: object) => {
+      running.script.next = { say: '{"name": "time", "arguments": {}}' }
+      const { status, body: answer } = await post(`${running.url}/v1/${path}`, body)
+      return [status, answer.error?.param ?? running.prompts.at(-1)?.includes('"weather"')]
+    }
+    const json = () => running.asked.at(-1)?.json
+    const chat = (mode: string, ...allowed: string[]) => {
+      const some = allowed.map((name) => ({ type: 'function', function: { name } }))
+      const tool_choice = { type: 'allowed_tools', allowed_tools: { mode, tools: some } }
+      return ask('chat/completions', { messages, tools: chatTools, tool_choice })
+    }
+    const respond = (mode: string, ...allowed: string[]) => {
+      const some = allowed.map((name) => ({ type: 'function', name }))
+      const flat = chatTools.map(({ type, function: own }) => ({ type, ...own }))
+      const tool_choice = { type: 'allowed_tools', mode, tools: some }
+      return ask('responses', { input: 'Warm?', tools: flat, tool_choice })
+    }
+    for (const choose of [chat, respond]) {
+      expect(await choose('auto', 'time')).toEqual([200, false])
+      expect(json()).toBeUndefined()
+      expect(await choose('auto', 'time', 'weather')).toEqual([200, true])
+      expect(await choose('required', 'time')).toEqual([200, false])
+      expect(json()).toMatchObject({ anyOf: [{ properties: { name: { const: 'time' } } }] })
+      const wrongs: [string, ...string[]][] = [['auto'], ['auto', 'other'], ['none', 'time']]
+      for (const wrong of wrongs) {
+        expect(await choose(...wrong)).toEqual([400, 'tool_choice'])
+      }
+    }
+  })
+
   test('a function whose parameters do not say what they are takes an object', () => {
     const schemaOf = (parameters: unknown, forced: string | null) => {
       const tool = { type: 'function', function: { name: 'f', parameters } }
