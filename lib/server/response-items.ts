@@ -83,8 +83,9 @@ function readItem(item: unknown, where: string, known: Item | null): Item | null
       const text = hasText
         ? readText(content, `${where}.content`, REASONING_PARTS)
         : unsealed(item.encrypted_content)
-      // Another model's, of which there is a summary at most.
-      return text === null ? null : { kind: 'reasoning', text }
+      if (text !== null) return { kind: 'reasoning', text }
+      // Else another model's, of which there is a summary at most.
+      return known?.kind === 'reasoning' ? known : null
     }
     default: {
       const types = 'message, function_call, function_call_output, item_reference or reasoning'

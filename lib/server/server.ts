@@ -287,7 +287,7 @@ export class Server {
       if (origin !== undefined && (corsOrigins.includes(origin) || corsOrigins.includes('*'))) {
         void reply
           .header('access-control-allow-origin', origin)
-          .header('access-control-expose-headers', 'retry-after, x-request-id')
+          .header('access-control-expose-headers', 'retry-after, x-request-id, x-should-retry')
           .header('vary', 'origin')
         if (request.method === 'OPTIONS') {
           // OpenAI's client has a dozen of its own.
@@ -436,6 +436,8 @@ export class Server {
     const answer = this.#see(ours, request)
     if (answer.retryAfter !== null) void reply.header('retry-after', String(answer.retryAfter))
     if (answer.status === 401) void reply.header('www-authenticate', 'Bearer')
+    // OpenAI's clients would ask twice more, each time as long.
+    if (answer.code === 'timeout') void reply.header('x-should-retry', 'false')
     if (this.#refusesNew) void reply.header('connection', 'close')
     await reply.code(answer.status).send(answer.body)
   }

@@ -532,6 +532,18 @@ describe('limits', () => {
       const long = { ...chat('line'), max_tokens: 8000, ignore_eos: true }
       const late = await post(url, long, right)
       expect(late).toMatchObject({ status: 504, body: { error: { code: 'timeout' } } })
+      // It would take as long again.
+      const patient = new OpenAI({ baseURL: `${strict.url}/v1`, apiKey: 'secret', maxRetries: 2 })
+      const nAsked = async () => {
+        const metrics = await (await fetch(`${strict.url}/metrics`)).text()
+        const [, n] = /route="\/v1\/chat\/completions",status="504"\} (\d+)/.exec(metrics) ?? []
+        return Number(n)
+      }
+      const before = await nAsked()
+      await expect(
+        patient.post('/chat/completions', { body: long, maxRetries: 2 }),
+      ).rejects.toMatchObject({ status: 504 })
+      expect(await nAsked()).toBe(before + 1)
       const events = await stream(url, long, right)
       expect(events.at(-1)).toMatchObject({ error: { code: 'timeout' } })
 

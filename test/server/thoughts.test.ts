@@ -293,6 +293,10 @@ describe('over HTTP', () => {
     expect(await ask({ ...reasoning, content: [] })).toBe(thought)
     // Of another server.
     expect(await ask({ ...reasoning, encrypted_content: 'gAAAA' })).toBe(none)
+    // By the id of one that is kept.
+    const kept = await client.responses.create({ model: 'zipcache', input: 'Well?' })
+    const { id } = kept.output[0] as OpenAI.Responses.ResponseReasoningItem
+    expect(await ask({ type: 'reasoning', id, summary: [] })).toBe(thought)
     expect(await ask({ ...reasoning, encrypted_content: null })).toBe(none)
   })
 
