@@ -497,11 +497,15 @@ function variablesOf({ templateVariables, effort, thinking }: ChatRequest, templ
 
 function variablesOfEffort({ field, value }: ReasoningEffort, template: string): JsonObject {
   const isRead = template.includes('reasoning_effort')
-  if (value === 'none' && (!isRead || switchOf(template))) {
+  const name = switchOf(template)
+  if (value === 'none' && (!isRead || name !== null)) {
     return switchThinking({ field, isOn: false }, template)
   }
   if (!isRead) {
-    throw invalid(field, 'is given, but the chat template of this model does not read it')
+    // OpenAI's default, which clients send unasked: as the model thinks by itself.
+    if (value === 'medium') return name === null ? {} : { [name]: true }
+    const what = `is ${describe(value)}, but the chat template of this model reads no effort`
+    throw invalid(field, what)
   }
   if (isHarmonyTemplate(template) && !HARMONY_EFFORTS.includes(value)) {
     throw invalid(field, `is ${describe(value)}, this model knows ${HARMONY_EFFORTS.join(', ')}`)
