@@ -132,8 +132,10 @@ export function readChatRequest(body: unknown, rules: RequestRules): ChatRequest
   const logprobs = fields.boolean('logprobs') ?? false
   const topLogprobs = readTopLogprobs(fields, logprobs, '"logprobs": true')
   const chat = readChatOptions(fields)
-  const effort = readEffort(fields, 'reasoning_effort')
-  const thinking = readThinking(fields)
+  const reasoning = fields.nested('reasoning')
+  const effort = readEffort(fields, 'reasoning_effort') ?? readEffort(reasoning, 'effort')
+  const thinking = readThinking(fields, reasoning)
+  reasoning?.done()
   const maxTokens =
     fields.integer('max_completion_tokens', 1, Number.MAX_SAFE_INTEGER) ??
     fields.integer('max_tokens', 1, Number.MAX_SAFE_INTEGER)
@@ -150,14 +152,20 @@ export function readChatRequest(body: unknown, rules: RequestRules): ChatRequest
   return { ...asked, logprobs, sampling, effort, thinking }
 }
 
-/** Whether to think, as clients of Qwen's models say it to their vendor, or those of DeepSeek's and GLM's. */
-function readThinking(fields: Fields): ThinkingSwitch | null {
+/**
+ * Whether to think, as clients of Qwen's models say it to their vendor, or those of DeepSeek's and GLM's.
+ *
+ * - `reasoning`: OpenRouter's field, which has the effort, too
+ */
+function readThinking(fields: Fields, reasoning: Fields | undefined): ThinkingSwitch | null {
   const isOn = fields.boolean('enable_thinking')
+  const enabled = reasoning?.boolean('enabled')
   const thinking = fields.nested('thinking')
   const type = thinking?.choice('type', ['enabled', 'disabled'])
   thinking?.done()
   if (isOn !== undefined) return { field: 'enable_thinking', isOn }
-  return type === undefined ? null : { field: 'thinking', isOn: type === 'enabled' }
+  if (type !== undefined) return { field: 'thinking', isOn: type === 'enabled' }
+  return enabled === undefined ? null : { field: 'reasoning.enabled', isOn: enabled }
 }
 
 /** What the answer is predicted to be: a text, or OpenAI's parts of one. */
