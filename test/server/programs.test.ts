@@ -300,6 +300,34 @@ const responses: [program: string, body: object, prompt: RegExp][] = [
     /\|user:Look.;assistant:No and no.;user:Please.;$/,
   ],
   [
+    'VS Code',
+    {
+      model,
+      input: [
+        { role: 'system', content: [{ type: 'input_text', text: 'You code.' }] },
+        { role: 'user', content: [{ type: 'input_text', text: 'Look.' }] },
+        { type: 'reasoning', id: 'rs_2', summary: [], encrypted_content: 'gAAAA' },
+        {
+          role: 'assistant',
+          content: [{ type: 'output_text', text: 'I look.', annotations: [] }],
+          id: 'msg_123',
+          status: 'completed',
+          type: 'message',
+        },
+        { type: 'function_call', name: 'shell', arguments: '', call_id: 'c1' },
+        { type: 'function_call_output', call_id: 'c1', output: '' },
+      ],
+      stream: true,
+      tools: [{ name: 'shell', description, type: 'function', strict: false, parameters: {} }],
+      tool_choice: 'auto',
+      store: true,
+      truncation: 'disabled',
+      reasoning: { effort: 'medium', summary: 'detailed' },
+      include: ['reasoning.encrypted_content'],
+    },
+    /\|system:You code.;user:Look.;assistant:I look.\[shell \{\}\];tool:;$/,
+  ],
+  [
     'Home Assistant',
     {
       model,
