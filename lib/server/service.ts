@@ -23,7 +23,7 @@ import {
   withHarmony,
   withToolCalls,
 } from './answers.js'
-import { type ApiError, invalid } from './api-error.js'
+import { ApiError, invalid } from './api-error.js'
 import { describe, type JsonObject } from './fields.js'
 import {
   type ChoiceEvent,
@@ -58,7 +58,7 @@ import { describeCache } from './session-cache.js'
 import type { SessionName, Sessions } from './sessions.js'
 import { Beginnings, countShared } from './shared-tokens.js'
 import { newResponseId, type StoredResponses } from './stored-responses.js'
-import { inTemplateWords, toolsInTemplateWords } from './template-messages.js'
+import { inOneTurn, inTemplateWords, toolsInTemplateWords } from './template-messages.js'
 import { type ThoughtEvent, withThoughts } from './thoughts.js'
 import { callSchemas, type ToolRequest } from './tools.js'
 
@@ -276,14 +276,13 @@ export class OpenAiService {
     this.#checkJson(asked, asked.jsonField)
     const template = this.#templateOf(asked)
     const { tooling } = asked
-    const request = {
+    const { request, prompt } = this.#written({
       ...asked,
       messages: inTemplateWords(template, asked.messages, tooling.tools),
       tooling: { ...tooling, tools: toolsInTemplateWords(template, tooling.tools) },
       templateVariables: variablesOf(asked, template),
       sampling: this.#withPrediction(asked.sampling),
-    }
-    const prompt = chatPrompt(model, request, chatTemplate, maxPromptTokens)
+    })
     checkLength(prompt.ids, request.messagesField, maxPromptTokens)
     const shared = this.#sharedOf(request, prompt, asCalled)
     const marks = isHarmonyTemplate(template) && model.tokenizer && harmonyMarks(model.tokenizer)
@@ -302,6 +301,27 @@ export class OpenAiService {
       ? this.#thinking(request, prompts, thoughts, call)
       : this.#generate(request, prompts, call)
     return { ...started, events: this.#findCalls(request, template, started.events) }
+  }
+
+  /** A request with its prompt. Turns that the template does not take one after the other are said in one. */
+  #written(request: ChatRequest): { request: ChatRequest; prompt: PromptTokens } {
+    const { model, chatTemplate, maxPromptTokens } = this.#parts
+    const write = (own: ChatRequest) => ({
+      request: own,
+      prompt: chatPrompt(model, own, chatTemplate, maxPromptTokens),
+    })
+    const messages = inOneTurn(request.messages)
+    if (messages === request.messages) return write(request)
+    try {
+      return write(request)
+    } catch (refusal) {
+      if (!isRefusal(refusal)) throw refusal
+      try {
+        return write({ ...request, messages })
+      } catch (error) {
+        throw isRefusal(error) ? refusal : error
+      }
+    }
   }
 
   /** An answer that may have thoughts before what it says. */
@@ -480,6 +500,11 @@ export class OpenAiService {
       max_model_len: maxPositions,
     }
   }
+}
+
+/** Whether a template did not take the messages. */
+function isRefusal(error: unknown): boolean {
+  return error instanceof ApiError && error.code === 'invalid_prompt'
 }
 
 /** What models of gpt-oss's family have learned. */

@@ -23,6 +23,25 @@ export function inTemplateWords(
   return isGranite ? known.map((message) => withCallsAsText(message, '')) : known
 }
 
+/**
+ * Messages with one system at their beginning, and one user at a time: programs send several, and some
+ * templates refuse those. The same list where there is nothing to join.
+ */
+export function inOneTurn(messages: readonly ChatMessage[]): readonly ChatMessage[] {
+  const joined: ChatMessage[] = []
+  for (const message of messages) {
+    const last = joined.at(-1)
+    const isOfLast = last?.role === message.role
+    const isJoined = message.role === 'user' || (isSystem(message) && joined.length === 1)
+    if (last && isOfLast && isJoined) {
+      joined[joined.length - 1] = { ...last, content: `${last.content}\n\n${message.content}` }
+    } else joined.push(message)
+  }
+  return joined.length === messages.length ? messages : joined
+}
+
+const isSystem = ({ role }: ChatMessage) => role === 'system' || role === 'developer'
+
 /** Tools in the words of a template: that of gpt-oss joins their descriptions to texts, also where there is none. */
 export function toolsInTemplateWords(
   template: string,
@@ -41,7 +60,6 @@ export function toolsInTemplateWords(
  * clients have `reasoning_content`; and texts that are there.
  */
 function inHarmonyWords(messages: readonly ChatMessage[]): readonly ChatMessage[] {
-  const isSystem = ({ role }: ChatMessage) => role === 'system' || role === 'developer'
   const first = messages.findIndex((message) => !isSystem(message))
   const nSystem = first < 0 ? messages.length : first
   const system = messages.slice(0, nSystem)

@@ -507,6 +507,45 @@ test.each(['content-length', 'chunked'])(
   },
 )
 
+test('several turns of one speaker are one to a template that takes them so alone', async () => {
+  // As Gemma's and Mistral's: who speaks has to change.
+  const strict = `{%- for message in messages -%}
+{%- if loop.index0 > 0 and message.role == messages[loop.index0 - 1].role -%}{{ raise_exception('roles must alternate') }}{%- endif -%}
+{{ message.role }}:{{ message.content }};{%- endfor -%}{{ 'assistant:' if add_generation_prompt }}`
+  const say = (role: string, content: string) => ({ role, content })
+  const [a, b, c] = ['A', 'B', 'C'].map((said) => say('user', said))
+  const systems = [say('system', 'S'), say('developer', 'T')]
+  const own = await startScripted(await tokenizerWith(strict))
+  own.script.next = { say: 'Yes.' }
+  const ask = async (messages: unknown[], headers = {}) => {
+    const { status, body } = await post(`${own.url}/v1/chat/completions`, { messages }, headers)
+    return status === 200 ? own.prompts.at(-1) : body.error
+  }
+  try {
+    const assistant = say('assistant', 'Yes.')
+    expect(await ask([a, assistant, b])).toBe('user:A;assistant:Yes.;user:B;assistant:')
+    expect(await ask([...systems, a, b, assistant, c, a])).toBe(
+      'system:S\n\nT;user:A\n\nB;assistant:Yes.;user:C\n\nA;assistant:',
+    )
+    expect(await ask([a, assistant, assistant, b, c])).toMatchObject({
+      code: 'invalid_prompt',
+      message: expect.stringContaining('roles must alternate'),
+    })
+    // The beginning of a conversation is written as it was.
+    const headers = { 'x-session-id': 'talk' }
+    await ask([a, b], headers)
+    const next = { messages: [a, b, assistant, c] }
+    const { usage } = (await post(`${own.url}/v1/chat/completions`, next, headers)).body
+    expect(usage.prompt_tokens_details.cached_tokens).toBeGreaterThan(10)
+  } finally {
+    await own.server.close()
+  }
+  // Others are told each.
+  running.script.next = { say: 'Yes.' }
+  await post(`${running.url}/v1/chat/completions`, { messages: [systems[0], systems[0], a, b] })
+  expect(running.prompts.at(-1)).toBe('system:S;system:S;user:A;user:B;')
+})
+
 describe('whether to think', () => {
   const reading = (source: string) => `${source}{{ messages[0].content }}`
   const qwen = "{{ '</think>' }}{{ enable_thinking | default('as ever') }}:"
