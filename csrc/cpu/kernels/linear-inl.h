@@ -25,11 +25,9 @@ static_assert(kPanelColumns % kDotColumns == 0 && kPanelColumns % kLanes == 0);
 static_assert(kPanelDepth % (2 * kWideLanes) == 0);
 
 inline constexpr int kLinearRows = 96;              // rows of x a task takes
-inline constexpr int kFewRows = 4;                  // up to here the weight is widened in registers
+inline constexpr int kFewRows = 16;                 // up to here the weight is widened in registers
 inline constexpr int64_t kStreamedRowBytes = 6144;  // of the weight: L1 keeps x beside them
 inline constexpr int64_t kStreamedRowBytesByBf16 = 10240;  // the same where x is left in bfloat16
-inline constexpr int64_t kShortRowBytes = 2048;
-inline constexpr int64_t kStreamedElements = 1 << 13;  // of x in a few rows: half of L1
 inline constexpr int64_t kLinearTaskProducts =
     1 << 17;  // about 10 us: less is not worth waking a thread for
 
@@ -41,6 +39,16 @@ template <typename W>
 inline constexpr int kParts = kTakenApart<W> ? 2 : 1;
 template <typename W>
 inline constexpr int kStep = kParts<W> * kWideLanes;
+
+// Rows of x in a tile beside others, whose weight is widened in registers. A mask for odd places
+// takes one of sixteen: with it, tiles of four rows read x from memory for each product.
+#if defined(ZC_ISA_AVX512) || defined(ZC_ISA_NEON)
+template <typename W>
+inline constexpr int kWidenedRows = kDotRows;
+#else
+template <typename W>
+inline constexpr int kWidenedRows = kTakenApart<W> ? 3 : kDotRows;
+#endif
 
 // Brings n elements of x into the order in which those of a weight in W are taken. n is a multiple
 // of kStep<W>.
@@ -68,19 +76,19 @@ inline void widen_weight(const W* from, float* to, int64_t n) {
     widen(from, to, n);
 }
 
-// acc (R, J) of (kDotRows, kPanelColumns) += x (R, n) w (J, n)^T, block by block, lanes along n;
-// row strides given. With `ahead`, the J rows of the weight that come next in memory are fetched
+// acc (R, J) of (rows, kPanelColumns) += x (R, n) w (J, n)^T, block by block, lanes along n; row
+// strides given. With kAhead, what of the weight lies `ahead` elements further is asked for
 // meanwhile.
-template <int R, int J, bool ahead = false, typename W>
+template <int R, int J, bool kAhead = false, typename W>
 ZC_NOINLINE void dot_tile(const float* x, int64_t ldx, const W* w, int64_t ldw, int64_t n,
-                          WideF* acc) {
+                          WideF* acc, int64_t ahead = 0) {
+  constexpr int kLine = 64 / int{sizeof(W)};
   for (int64_t block = 0; block < n; block += kPanelDepth) {
     WideF sums[R][J] = {};
     const int64_t end = std::min<int64_t>(n, block + kPanelDepth);
     for (int64_t i = block; i < end; i += kStep<W>) {
-      if constexpr (ahead)
-        for (int64_t line = 0; line < J * kStep<W>; line += 64 / int64_t{sizeof(W)})
-          __builtin_prefetch(w + J * ldw + i * J + line);
+      if (kAhead && i % kLine == 0)
+        ZC_UNROLL for (int j = 0; j < J; ++j) __builtin_prefetch(w + j * ldw + i + ahead);
       // A part at a time: with both, tiles do not fit the registers.
       ZC_UNROLL for (int part = 0; part < kParts<W>; ++part) {
         WideF wv[J];
@@ -124,23 +132,59 @@ ZC_NOINLINE void dot_stream(const X* x, const W* w, int64_t ldw, int64_t n, int 
   }
 }
 
-// acc (R, kPanelColumns) += x (R, k) w (columns, k)^T of k_vectors elements, block after block of
-// k: L1 keeps a block of x while all columns pass by. What comes next of the weight, of which
-// nothing is a stream, is asked for meanwhile.
+// acc (R, kPanelColumns) += x (R, kPanelDepth) w (columns, k)^T of n elements. What of the weight
+// lies `ahead` elements further is asked for meanwhile, of 16 bits 24 to 32 lines at a time: about
+// as many as the processor waits for at once.
 template <int R, typename W>
-ZC_NOINLINE void dot_panel(const float* x, const W* w, int64_t k, int64_t k_vectors, int columns,
-                           WideF* acc) {
-  constexpr int kTogether = R == 2 ? 4 : 3;
+ZC_NOINLINE void dot_columns(const float* x, const W* w, int64_t k, int64_t n, int columns,
+                             int64_t ahead, WideF* acc) {
+  constexpr int J = R == 3 || R == 4 ? 3 : 4;
+  int j = 0;
+  for (; j + J <= columns; j += J, w += J * k) {
+    for (int i = 0; i < kPanelDepth; i += 64 / int{sizeof(W)})
+      for (int row = 0; row < J; ++row) __builtin_prefetch(w + ahead + row * k + i);
+    dot_tile<R, J>(x, kPanelDepth, w, k, n, acc + j);
+  }
+  for (; j < columns; ++j, w += k) dot_tile<R, 1>(x, kPanelDepth, w, k, n, acc + j);
+}
+
+// The same for rows of more than one tile, of which the first asks for what comes next a line or
+// two a step.
+template <typename W>
+ZC_NOINLINE void dot_tiles(const float* x, int rows, const W* w, int64_t k, int64_t n, int columns,
+                           int64_t ahead, WideF* acc) {
+  const auto multiply = [&](int j, auto n_columns) {
+    constexpr int J = decltype(n_columns)::value;
+    by_even_rows<kWidenedRows<W>>(rows, [&](int r, auto n_rows) {
+      constexpr int R = decltype(n_rows)::value;
+      const float* x_rows = x + r * kPanelDepth;
+      WideF* to = acc + r * kPanelColumns + j;
+      if (r == 0)
+        dot_tile<R, J, true>(x_rows, kPanelDepth, w + j * k, k, n, to, ahead);
+      else
+        dot_tile<R, J>(x_rows, kPanelDepth, w + j * k, k, n, to);
+    });
+  };
+  int j = 0;
+  for (; j + kDotColumns <= columns; j += kDotColumns)
+    multiply(j, std::integral_constant<int, kDotColumns>{});
+  for (; j < columns; ++j) multiply(j, std::integral_constant<int, 1>{});
+}
+
+// acc (rows, kPanelColumns) += x w (columns, k)^T of k_vectors elements, x as (blocks of k, rows,
+// kPanelDepth): L1 keeps a block of x while all columns pass by.
+template <typename W>
+void dot_panel(const float* x, int rows, const W* w, int64_t k, int64_t k_vectors, int columns,
+               WideF* acc) {
   for (int64_t at = 0; at < k_vectors; at += kPanelDepth) {
     const int64_t n = std::min<int64_t>(kPanelDepth, k_vectors - at);
-    const W* next = at + kPanelDepth < k_vectors ? w + at + kPanelDepth : w + kPanelColumns * k;
-    int j = 0;
-    for (; j + kTogether <= columns; j += kTogether) {
-      for (int i = 0; i < kPanelDepth; i += 64 / int{sizeof(W)})
-        for (int row = j; row < j + kTogether; ++row) __builtin_prefetch(next + row * k + i);
-      dot_tile<R, kTogether>(x + at, k, w + j * k + at, k, n, acc + j);
-    }
-    for (; j < columns; ++j) dot_tile<R, 1>(x + at, k, w + j * k + at, k, n, acc + j);
+    const int64_t ahead = at + kPanelDepth < k_vectors ? kPanelDepth : kPanelColumns * k - at;
+    if (rows > kDotRows)
+      dot_tiles(x + at * rows, rows, w + at, k, n, columns, ahead, acc);
+    else
+      by_rows<kDotRows>(rows, [&](int, auto n_rows) {
+        dot_columns<decltype(n_rows)::value>(x + at * rows, w + at, k, n, columns, ahead, acc);
+      });
   }
 }
 
@@ -195,54 +239,71 @@ inline void finish_row(const LinearArgs& a, const WideF* acc, const float* bias,
   write_row(a, y, bias, r, c, columns);
 }
 
-// Few rows: bound by reading the weight, which goes from memory through registers.
+// The rows of x that a tile multiplies.
+struct WidenedRows {
+  const float* blocks;  // (blocks of k, rows, kPanelDepth), in the order of the weight
+  const float* tails;   // (rows, kStep<W>), what k leaves of a step
+};
+template <typename W>
+inline WidenedRows widen_rows(const LinearArgs& a, const LinearTile& tile) {
+  const int64_t k = a.x.size(1);
+  const int64_t k_vectors = k / kStep<W> * kStep<W>;
+  const int64_t k_blocks = (k_vectors + kPanelDepth - 1) / kPanelDepth * kPanelDepth;
+  const int64_t rows = tile.r1 - tile.r0;
+  float* blocks = thread_scratch(0, static_cast<size_t>((k_blocks + kStep<W>)*rows));
+  float* tails = blocks + k_blocks * rows;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t row = tile.x_row(tile.r0 + r) * k;
+    for (int64_t at = 0; at < k_vectors; at += kPanelDepth) {
+      float* to = blocks + at * rows + r * kPanelDepth;
+      const int64_t n = std::min<int64_t>(kPanelDepth, k_vectors - at);
+      widen_from(a.x, row + at, to, n);
+      order_like<W>(to, n);
+    }
+    widen_from(a.x, row + k_vectors, tails + r * kStep<W>, k - k_vectors);
+  }
+  return {blocks, tails};
+}
+
+// Few rows: the weight goes from memory through registers.
 //
-// Rows of the weight one after the other are one stream, which the machine follows by itself: with
-// one row of x they are read nearly as fast as without multiplying. Long rows ask for an x in
-// bfloat16, so that L1 keeps it. Where it does not, or x has several rows, rows of the weight side
-// by side share what is read of x. The machine sees no streams in them where they are short, so
-// that those which come next are asked for; long ones lose by it (bfloat16, k = 4096: 15 GB/s
-// instead of 21).
+// One row of x is bound by reading the weight. Rows of the weight one after the other are one
+// stream, which the machine follows by itself: they are read nearly as fast as without multiplying.
+// Long rows ask for an x in bfloat16, so that L1 keeps it. Where it does not, rows of the weight
+// side by side share what is read of x. What comes next is not asked for there: rows so long lose
+// by it (bfloat16, k = 4096: 15 GB/s instead of 21).
+//
+// Several rows of x share what is read of the weight, and blocks of k keep them in L1.
 template <typename W>
 void linear_few_rows(const LinearArgs& a, const LinearTile& tile) {
   const int64_t k = a.x.size(1);
   const int64_t k_vectors = k / kStep<W> * kStep<W>;
   const int64_t row_bytes = k * int64_t{sizeof(W)};
   const int rows = static_cast<int>(tile.r1 - tile.r0);
-  float* x = thread_scratch(0, static_cast<size_t>(rows * k));
-  for (int r = 0; r < rows; ++r) {
-    widen_from(a.x, tile.x_row(tile.r0 + r) * k, x + r * k, k);
-    order_like<W>(x + r * k, k_vectors);
-  }
+  const auto [x, tails] = widen_rows<W>(a, tile);
   const bool streamed = rows == 1 && row_bytes <= kStreamedRowBytes;
   const bool streamed_by_bf16 = rows == 1 && kTakenApart<W> && a.x.dtype == DType::kBF16 &&
                                 row_bytes <= kStreamedRowBytesByBf16;
-  const bool by_panels = rows > 1 && rows * k > kStreamedElements;
+  WideF acc[kFewRows * kPanelColumns];
   for (int64_t c = tile.c0; c < tile.c1; c += kPanelColumns) {
     const int columns = static_cast<int>(std::min<int64_t>(kPanelColumns, tile.c1 - c));
     const W* w = a.weight.as<W>() + c * k;
-    WideF acc[kFewRows * kPanelColumns] = {};
+    std::memset(acc, 0, static_cast<size_t>(rows) * kPanelColumns * sizeof(WideF));
     if (streamed)
       dot_stream(x, w, k, k_vectors, columns, acc);
     else if (streamed_by_bf16)
       dot_stream(a.x.as<bf16>() + tile.x_row(tile.r0) * k, w, k, k_vectors, columns, acc);
-    else
-      by_rows<kFewRows>(rows, [&](int, auto n_rows) {
-        constexpr int R = decltype(n_rows)::value;
-        constexpr int kShort = R < 4 ? 2 : 3;
-        constexpr int kLong = R == 1 ? 8 : R == 2 ? 4 : 3;
-        if (by_panels) return dot_panel<R>(x, w, k, k_vectors, columns, acc);
-        int j = 0;
-        for (; row_bytes <= kShortRowBytes && j + kShort <= columns; j += kShort)
-          dot_tile<R, kShort, true>(x, k, w + j * k, k, k_vectors, acc + j);
-        for (; j + kLong <= columns; j += kLong)
-          dot_tile<R, kLong>(x, k, w + j * k, k, k_vectors, acc + j);
-        for (; j < columns; ++j) dot_tile<R, 1>(x, k, w + j * k, k, k_vectors, acc + j);
-      });
+    else if (rows > 1)
+      dot_panel(x, rows, w, k, k_vectors, columns, acc);
+    else {
+      int j = 0;
+      for (; j + 8 <= columns; j += 8) dot_tile<1, 8>(x, k, w + j * k, k, k_vectors, acc + j);
+      for (; j < columns; ++j) dot_tile<1, 1>(x, k, w + j * k, k, k_vectors, acc + j);
+    }
     float bias[kPanelColumns];
     if (a.bias.defined()) widen_from(a.bias, c, bias, columns);
     for (int r = 0; r < rows; ++r)
-      finish_row<W>(a, acc + r * kPanelColumns, bias, x + r * k + k_vectors,
+      finish_row<W>(a, acc + r * kPanelColumns, bias, tails + r * kStep<W>,
                     tile.out_row(tile.r0 + r), c, columns);
   }
 }
@@ -254,25 +315,13 @@ void linear_many_rows(const LinearArgs& a, const LinearTile& tile) {
   const int64_t k_vectors = k / kStep<W> * kStep<W>;
   const int64_t n_depths = (k_vectors + kPanelDepth - 1) / kPanelDepth;
   const int rows = static_cast<int>(tile.r1 - tile.r0);
-  // x as (n_depths, rows, kPanelDepth), and what k leaves of a step as (rows, kStep<W>).
-  float* x = thread_scratch(0, static_cast<size_t>((n_depths * kPanelDepth + kStep<W>)*rows));
-  float* tail = x + n_depths * kPanelDepth * rows;
+  const auto [x, tails] = widen_rows<W>(a, tile);
   float* panel = thread_scratch(1, kPanelColumns * kPanelDepth);
   auto* acc = reinterpret_cast<WideF*>(  // (rows, kPanelColumns)
       thread_scratch(2, static_cast<size_t>(rows) * kPanelColumns * kWideLanes));
   const auto depth_at = [&](int64_t depth) {
     return std::min<int64_t>(kPanelDepth, k_vectors - depth * kPanelDepth);
   };
-  for (int r = 0; r < rows; ++r) {
-    const int64_t row = tile.x_row(tile.r0 + r) * k;
-    for (int64_t depth = 0; depth < n_depths; ++depth) {
-      float* to = x + (depth * rows + r) * kPanelDepth;
-      widen_from(a.x, row + depth * kPanelDepth, to, depth_at(depth));
-      order_like<W>(to, depth_at(depth));
-    }
-    widen_from(a.x, row + k_vectors, tail + r * kStep<W>, k - k_vectors);
-  }
-
   for (int64_t c = tile.c0; c < tile.c1; c += kPanelColumns) {
     const int columns = static_cast<int>(std::min<int64_t>(kPanelColumns, tile.c1 - c));
     std::memset(acc, 0, static_cast<size_t>(rows) * kPanelColumns * sizeof(WideF));
@@ -304,7 +353,7 @@ void linear_many_rows(const LinearArgs& a, const LinearTile& tile) {
     float bias[kPanelColumns];
     if (a.bias.defined()) widen_from(a.bias, c, bias, columns);
     for (int r = 0; r < rows; ++r)
-      finish_row<W>(a, acc + r * kPanelColumns, bias, tail + r * kStep<W>,
+      finish_row<W>(a, acc + r * kPanelColumns, bias, tails + r * kStep<W>,
                     tile.out_row(tile.r0 + r), c, columns);
   }
 }

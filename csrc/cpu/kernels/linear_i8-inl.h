@@ -7,6 +7,8 @@ namespace zc::cpu {
 namespace ZC_ISA {
 
 inline constexpr int kCodeStep = 2 * kWideLanes;  // elements of k that are taken in one step
+inline constexpr int kStreamedCodeRows = 4;  // of x that pass by a stream, and how much of them
+inline constexpr int64_t kStreamedCodeElements = 1 << 13;
 
 inline WideHalves load_codes(const int8_t* p) {
 #if defined(ZC_ISA_AVX512)
@@ -88,7 +90,8 @@ inline void linear_codes_tile(const LinearArgs& a, const LinearTile& tile) {
   const int64_t n_depths = (k + kPanelDepth - 1) / kPanelDepth;
   const int rows = static_cast<int>(tile.r1 - tile.r0);
   const RoundedRows x = round_rows(a, tile);
-  const bool streamed = rows == 1 || (rows <= kFewRows && rows * k <= kStreamedElements);
+  const bool streamed =
+      rows == 1 || (rows <= kStreamedCodeRows && rows * k <= kStreamedCodeElements);
   auto* acc = reinterpret_cast<WideF*>(  // (rows, kPanelColumns)
       thread_scratch(2, static_cast<size_t>(rows) * kPanelColumns * kWideLanes));
   for (int64_t c = tile.c0; c < tile.c1; c += kPanelColumns) {
@@ -96,7 +99,7 @@ inline void linear_codes_tile(const LinearArgs& a, const LinearTile& tile) {
     const int8_t* w = a.weight.as<int8_t>() + c * k;
     std::memset(acc, 0, static_cast<size_t>(rows) * kPanelColumns * sizeof(WideF));
     if (streamed) {
-      by_rows<kFewRows>(rows, [&](int, auto n_rows) {
+      by_rows<kStreamedCodeRows>(rows, [&](int, auto n_rows) {
         for (int j = 0; j < columns; ++j)
           dot_code_stream<decltype(n_rows)::value>(x, w + j * k, k, acc + j);
       });

@@ -385,6 +385,16 @@ inline void by_rows(int rows, const F& f, int r = 0) {
   if constexpr (kMost > 1)
     if (r < rows) by_rows<kMost - 1>(rows, f, r);
 }
+// The same in as few calls, which differ by one row at most.
+template <int kMost, typename F>
+inline void by_even_rows(int rows, const F& f) {
+  int r = 0;
+  for (int calls = (rows + kMost - 1) / kMost; calls > 0; --calls) {
+    const int end = r + (rows - r + calls - 1) / calls;
+    by_rows<kMost>(end, f, r);
+    r = end;
+  }
+}
 
 }  // namespace ZC_ISA
 }  // namespace zc::cpu
