@@ -77,12 +77,13 @@ inline void widen_weight(const W* from, float* to, int64_t n) {
 }
 
 // acc (R, J) of (rows, kPanelColumns) += x (R, n) w (J, n)^T, block by block, lanes along n; row
-// strides given. With kAhead, what of the weight lies `ahead` elements further is asked for
-// meanwhile.
-template <int R, int J, bool kAhead = false, typename W>
+// strides given. A stride of the weight that is known beforehand is given as kLdw, too. With
+// kAhead, what of the weight lies `ahead` elements further is asked for meanwhile.
+template <int R, int J, bool kAhead = false, int kLdw = 0, typename W>
 ZC_NOINLINE void dot_tile(const float* x, int64_t ldx, const W* w, int64_t ldw, int64_t n,
                           WideF* acc, int64_t ahead = 0) {
   constexpr int kLine = 64 / int{sizeof(W)};
+  if constexpr (kLdw > 0) ldw = kLdw;
   for (int64_t block = 0; block < n; block += kPanelDepth) {
     WideF sums[R][J] = {};
     const int64_t end = std::min<int64_t>(n, block + kPanelDepth);
@@ -345,8 +346,8 @@ void linear_many_rows(const LinearArgs& a, const LinearTile& tile) {
           for (++tile_index; fetched < kPanelColumns * tile_index / n_tiles; ++fetched)
             for (int64_t i = 0; i < n; i += 64 / int64_t{sizeof(W)})
               __builtin_prefetch(next + fetched * k + i, 0, 2);
-          dot_tile<R, kDotColumns>(x_rows, kPanelDepth, panel + j * kPanelDepth, kPanelDepth, n,
-                                   acc + r * kPanelColumns + j);
+          dot_tile<R, kDotColumns, false, kPanelDepth>(x_rows, kPanelDepth, panel + j * kPanelDepth,
+                                                       kPanelDepth, n, acc + r * kPanelColumns + j);
         }
       });
     }
