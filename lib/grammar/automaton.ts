@@ -44,6 +44,9 @@ export const DONE = Symbol('done')
 const MAX_DEPTH = 64
 const MAX_STACK = MAX_DEPTH * 8
 
+/** Tops of a set that are asked for all bytes that may come: more would take milliseconds. */
+const MAX_ASKED = 32
+
 /** Entries of sets that one byte may make and look at: some 50 ms. */
 const MAX_WORK = 1 << 16
 /** Entries that a grammar may have in all: some 60 MB. */
@@ -86,7 +89,8 @@ export class StateSet {
 
   /**
    * The only byte that may come, white space between tokens left out; null where there is another one,
-   * or where the text may end. Tops alone are asked: `next` may find that it leads nowhere.
+   * where the text may end, or where too many ways are open to find out. Tops alone are asked: `next` may
+   * find that it leads nowhere.
    */
   get onlyByte(): number | null {
     if (this.#onlyByte === undefined) this.#onlyByte = this.#findOnlyByte()
@@ -94,7 +98,7 @@ export class StateSet {
   }
 
   #findOnlyByte(): number | null {
-    if (this.isAccepting) return null
+    if (this.isAccepting || this.belows.size > MAX_ASKED) return null
     let only: number | null = null
     for (const top of this.belows.keys()) {
       if (top.isBlank) continue

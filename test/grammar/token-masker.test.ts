@@ -251,6 +251,14 @@ describe('what is likely', () => {
     expect(likely(person, '{"', joined)).toEqual([])
   })
 
+  test('nothing where hundreds of ways are open, which would take seconds to look at', () => {
+    const names = Array.from({ length: 500 }, (_, n) => `${'x'.repeat(90)}${n}`)
+    const few = { anyOf: names.slice(0, 9).map((name) => ({ const: [name] })) }
+    const many = { anyOf: names.map((name) => ({ const: [name] })) }
+    expect(likely(few, '["').length).toBeGreaterThan(80)
+    expect(likely(many, '["')).toEqual([])
+  })
+
   test('a byte is the only one where no other may come but white space', () => {
     const open = (state: StateSet) =>
       Array.from({ length: 256 }, (_, byte) => byte).filter((byte) => state.next(byte))
