@@ -133,7 +133,8 @@ export function readChatRequest(body: unknown, rules: RequestRules): ChatRequest
   const topLogprobs = readTopLogprobs(fields, logprobs, '"logprobs": true')
   const chat = readChatOptions(fields)
   const reasoning = fields.nested('reasoning')
-  const effort = readEffort(fields, 'reasoning_effort') ?? readEffort(reasoning, 'effort')
+  const ofReasoning = readEffort(reasoning, 'effort')
+  const effort = readEffort(fields, 'reasoning_effort') ?? ofReasoning
   const thinking = readThinking(fields, reasoning)
   reasoning?.done()
   const maxTokens =

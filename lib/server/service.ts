@@ -517,18 +517,23 @@ const HARMONY_EFFORTS = ['low', 'medium', 'high']
 function variablesOf({ templateVariables, effort, thinking }: ChatRequest, template: string) {
   if (!effort && !thinking) return templateVariables
   const own = { ...templateVariables, ...(thinking && switchThinking(thinking, template)) }
-  return { ...own, ...(effort && variablesOfEffort(effort, template)) }
+  return { ...own, ...(effort && variablesOfEffort(effort, template, own)) }
 }
 
-function variablesOfEffort({ field, value }: ReasoningEffort, template: string): JsonObject {
+/** `own`: what else was said. */
+function variablesOfEffort(
+  { field, value }: ReasoningEffort,
+  template: string,
+  own: JsonObject,
+): JsonObject {
   const isRead = template.includes('reasoning_effort')
   const name = switchOf(template)
   if (value === 'none' && (!isRead || name !== null)) {
     return switchThinking({ field, isOn: false }, template)
   }
   if (!isRead) {
-    // OpenAI's default, which clients send unasked: as the model thinks by itself.
-    if (value === 'medium') return name === null ? {} : { [name]: true }
+    // OpenAI's default, which clients send unasked, also beside a switch that is off.
+    if (value === 'medium') return name === null || Object.hasOwn(own, name) ? {} : { [name]: true }
     const what = `is ${describe(value)}, but the chat template of this model reads no effort`
     throw invalid(field, what)
   }

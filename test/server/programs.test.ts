@@ -558,6 +558,13 @@ describe('whether to think', () => {
     [qwen, { reasoning_effort: 'none' }, '</think>false:Look.'],
     [qwen, { reasoning_effort: 'low' }, 400],
     [qwen, { reasoning_effort: 'medium' }, '</think>true:Look.'],
+    [qwen, { reasoning_effort: 'medium', enable_thinking: false }, '</think>false:Look.'],
+    [
+      qwen,
+      { reasoning_effort: 'medium', chat_template_kwargs: { enable_thinking: false } },
+      '</think>false:Look.',
+    ],
+    [qwen, { reasoning_effort: 'none', reasoning: { effort: 'high' } }, '</think>false:Look.'],
     [deepseek, { reasoning_effort: 'medium' }, '</think>true:Look.'],
     [always, { reasoning_effort: 'medium' }, '</think>Look.'],
     ['', { reasoning_effort: 'medium' }, 'Look.'],
