@@ -78,7 +78,7 @@ async function main() {
   const { kvMemory, policies, streams, quick } = options
   const machine = describeMachine()
   const startedAt = performance.now()
-  const args = ['--model', exampleModel(), '--kv-memory', kvMemory]
+  const args = ['--model', exampleModel(), '--kv-memory', kvMemory, '--device', 'cpu']
   if (options.threads !== undefined) args.push('--threads', options.threads)
   const cells = []
   const held = []

@@ -66,7 +66,8 @@ describe('opening a device', () => {
   describe('without a name', () => {
     const before = process.env.ZIPCACHE_DEVICE
     afterEach(() => {
-      process.env.ZIPCACHE_DEVICE = before
+      if (before === undefined) delete process.env.ZIPCACHE_DEVICE
+      else process.env.ZIPCACHE_DEVICE = before
     })
 
     test.each(['cpu:baseline', 'cpu'])('takes %s, that of the environment', async (name) => {
