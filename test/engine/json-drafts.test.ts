@@ -3,13 +3,16 @@ import { copyFileSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import fc from 'fast-check'
+import { DecodeStep } from '../../lib/engine/decode-step'
 import { TokenMasker } from '../../lib/grammar/index'
 import {
   createEngine,
+  type Engine,
   type GenerateOptions,
   type LoadOptions,
   loadModel,
   type Model,
+  type PolicySpec,
 } from '../../lib/index'
 import { byteLevelTokenizer } from '../model/tokenizer-files'
 import { describeDevices } from '../support/backends'
@@ -129,6 +132,76 @@ test('requests of one batch draft beside others that do not', async () => {
   expect([a.ids, d.ids]).toEqual([others.ids, others.ids])
   expect([b.ids, c.ids]).toEqual([alone.ids, alone.ids])
   expect(engine.stats().acceptedTokens).toBeGreaterThan(40)
+})
+
+interface Talk extends GenerateOptions {
+  policy: PolicySpec
+  /** Tokens of the first answer, at most: then its reader leaves. */
+  leave: number
+}
+
+/** Two answers of JSON, the first perhaps not to its end, and one that is free: tokens, and how long the sequence is. */
+async function talk(engine: Engine, { policy, leave, ...asked }: Talk): Promise<unknown[]> {
+  using sequence = engine.createSequence({ policy })
+  const said: unknown[] = []
+  for (const options of [{ json: schema }, { json: schema }, { maxTokens: 12, ignoreEos: true }]) {
+    const isFirst = said.length === 0
+    let left = isFirst ? leave : Number.POSITIVE_INFINITY
+    const prompt = isFirst ? prompts.first : prompts.next
+    for await (const { id, logprob } of sequence.generate(prompt, { ...asked, ...options })) {
+      said.push(id, logprob)
+      if (--left === 0) break
+    }
+    said.push(sequence.length)
+  }
+  return said
+}
+const prompts = { first: someIds(41, 256), next: someIds(5, 256) }
+
+test('property: many at a time, left anywhere, with room for a few rows: what each says alone without drafts', async () => {
+  const policy = fc.oneof(
+    fc.constantFrom('fp16', 'full', 'kivi2'),
+    fc.integer({ min: 4, max: 40 }).map((window) => ({ name: 'zipcache' as const, window })),
+  )
+  const someTalk: fc.Arbitrary<Talk> = fc.record({
+    policy,
+    temperature: fc.constantFrom(0, 1.3),
+    seed: fc.nat(9),
+    promptLookup: fc.constantFrom(0, 15),
+    presencePenalty: fc.constantFrom(0, 0.5),
+    stop: fc.constantFrom([], 'co', '":'),
+    maxTokens: fc.integer({ min: 1, max: 150 }),
+    leave: fc.integer({ min: 1, max: 200 }),
+  })
+  const talks = fc.array(someTalk, { minLength: 2, maxLength: 5 })
+  const rooms = fc.array(fc.integer({ min: 1, max: 16 }), { minLength: 1, maxLength: 7 })
+  let nAccepted = 0
+  await fc.assert(
+    fc.asyncProperty(talks, rooms, async (all, room) => {
+      const plain: unknown[] = []
+      {
+        const spy = jest.spyOn(TokenMasker.prototype, 'likely').mockReturnValue([])
+        await using engine = createEngine({ model, kvMemory: 2 ** 24 })
+        for (const one of all) plain.push(await talk(engine, { ...one, promptLookup: 0 }))
+        spy.mockRestore()
+      }
+      let n = 0
+      const original = DecodeStep.prototype.roomFor
+      const spy = jest.spyOn(DecodeStep.prototype, 'roomFor').mockImplementation(function (
+        this: DecodeStep,
+        nRows,
+      ) {
+        return Math.min(original.call(this, nRows), room[n++ % room.length] as number)
+      })
+      await using engine = createEngine({ model, kvMemory: 2 ** 24 })
+      const found = await Promise.all(all.map((one) => talk(engine, one)))
+      spy.mockRestore()
+      expect(found).toEqual(plain)
+      nAccepted += engine.stats().acceptedTokens
+    }),
+    propertyRuns(8),
+  )
+  expect(nAccepted).toBeGreaterThan(100)
 })
 
 describeDevices(
