@@ -38,8 +38,8 @@ export interface LoadOptions {
    * rounded to 8 bits with a scale of its own when the model is loaded: half the bytes of a 16-bit
    * weight, which is what decoding waits for. With `int4` each 32 elements of a row are rounded to 4 bits
    * with a scale and a zero point of their own: half of that again, at the cost of accuracy. Matrices whose
-   * rows are no multiple of 64 are then kept in 8 bits. Routers of experts stay as they are, and so does what a
-   * quantized checkpoint has in as many bits or fewer.
+   * rows are no multiple of 64 are then kept in 8 bits. Routers of experts stay as they are, and so do codes
+   * of a quantized checkpoint of as many bits or fewer, where `stored` keeps them.
    */
   weights?: WeightFormat | undefined
   /** Threads of a device opened by name, without effect on one that is passed; default one a core. */
