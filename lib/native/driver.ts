@@ -38,6 +38,14 @@ export function findDriver(): Driver {
   }
 }
 
+/** NVIDIA's own device, and the one by which WSL has Windows' GPUs. */
+const kDeviceFiles = ['/dev/nvidiactl', '/dev/dxg']
+
+/** Whether anything tells of a driver: without, no GPU can be used, and to try takes a process. */
+export function mayHaveGpu(driver = findDriver(), exists = existsSync): boolean {
+  return driver.kernel !== null || driver.libraries.length > 0 || kDeviceFiles.some(exists)
+}
+
 /** A file as it is now: its real path, size and date; null where there is none. */
 export function identityOf(file: string): string | null {
   try {

@@ -1,5 +1,6 @@
 import { argumentError, show, ZipCacheError } from '../errors.js'
 import type { DeviceHandle, FileHandle } from '../native/addon.js'
+import { mayHaveGpu } from '../native/driver.js'
 import { warnOfUnusedGpu } from '../native/driver-advice.js'
 import { loadAddon } from '../native/load.js'
 import { listPlugin, pluginFolder, requirePlugin } from '../native/plugin.js'
@@ -299,6 +300,8 @@ function usualDevice(): string {
 
 /** What `auto` means here. */
 async function chooseDevice(): Promise<string> {
+  // The library is on machines without a GPU, too: what cannot be there is not looked for each time.
+  if (!process.env.ZIPCACHE_PLUGIN_PATH && !mayHaveGpu()) return 'cpu'
   const listed = await listPlugin('cuda')
   const usable = listed.find(({ reason }) => reason === '')
   if (usable) return usable.name

@@ -1,4 +1,5 @@
 /** What users are told to do about a driver that cannot be used. */
+import { mayHaveGpu } from '../../lib/native/driver.js'
 import { warnOfUnusedGpu, withAdvice } from '../../lib/native/driver-advice.js'
 
 const facts = { visibleDevices: undefined, hasUvm: true }
@@ -48,3 +49,16 @@ test('a GPU that is not used is warned of, once; a machine without one is not', 
     expect.objectContaining({ code: 'ZC_GPU_UNUSED' }),
   )
 })
+
+test.each([
+  [{ kernel: null, libraries: [] }, [], false],
+  [{ kernel: '580.65.06', libraries: [] }, [], true],
+  [{ kernel: null, libraries: ['/usr/lib64/libcuda.so.580.65.06'] }, [], true],
+  [{ kernel: null, libraries: [] }, ['/dev/nvidiactl'], true],
+  [{ kernel: null, libraries: [] }, ['/dev/dxg'], true],
+] as const)(
+  'whether there may be a GPU: %j, files %j',
+  (driver, files: readonly string[], expected) => {
+    expect(mayHaveGpu(driver, (file) => files.includes(String(file)))).toBe(expected)
+  },
+)
