@@ -40,11 +40,11 @@ export interface BenchModel {
 /** Options of `runBench`. */
 export interface BenchOptions {
   readonly parts: readonly BenchPart[]
-  /** Default `cpu`. */
+  /** As `Device.open` takes it. */
   readonly device?: string | undefined
   /** Default one a core. */
   readonly threads?: number | undefined
-  /** What models compute in; default `f32`. */
+  /** What models compute in; default as `loadModel` has it. */
   readonly dtype?: ComputeDtype | undefined
   /** How matrices of models are kept; default `stored`. */
   readonly weights?: WeightFormat | undefined
