@@ -101,7 +101,8 @@ export class TokenMasker {
     const before = Buffer.concat(this.#newest.map((id) => this.#trie.bytesOf(id)))
     let ids = this.#spelled(before, text)
     if (ids.length === 0) ids = this.#spelled(Buffer.alloc(0), text)
-    return isEnd ? ids.slice(0, -1) : ids
+    // What is cut within a name is mostly not where a token ends.
+    return isEnd || text.length >= MOST_BYTES ? ids.slice(0, -1) : ids
   }
 
   #likelyText(): { text: Buffer; isEnd: boolean } {

@@ -56,14 +56,10 @@ export function findQuantized(
       return tensors.has('qweight') ? findColumnwise(tensors, quantization, n, k) : null
     case 'compressed-tensors':
       if (tensors.dtypeOf('weight_packed') === 'U8') {
-        const global = tensors.find('weight_global_scale', ['F32'], [[], [1]])
-        return findFloat4(
-          tensors,
-          'weight_packed',
-          global && { by: 'divisor', tensor: global },
-          n,
-          k,
-        )
+        const name = 'weight_global_scale'
+        const isNv = tensors.has(name) || tensors.dtypeOf('weight_scale') === 'F8_E4M3'
+        const tensor = isNv ? tensors.get(name, ['F32'], [[], [1]]) : null
+        return findFloat4(tensors, 'weight_packed', tensor && { by: 'divisor', tensor }, n, k)
       }
       if (tensors.has('weight_packed')) return findPacked(tensors, quantization.blocks, n, k)
       if (tensors.dtypeOf('weight') === 'I8') {

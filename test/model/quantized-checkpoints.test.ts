@@ -249,6 +249,7 @@ describe('what is damaged is refused, and named', () => {
       'has dtype F8_E4M3, expected one of U8',
     ],
     ['mxfp4', `${gateUp}_bias`, as({ shape: [192, 4] }), 'has shape [192, 4], expected [4, 192]'],
+    ['nvfp4', `${q}.weight_global_scale`, gone, 'is missing, expected shape [] or [1]'],
     ['nvfp4', `${q}.weight_scale`, gone, 'is missing, expected shape [128, 8]'],
     ['nvfp4', `${q}.weight_scale`, as({ dtype: 'U8' }), 'has dtype U8, expected one of F8_E4M3'],
     ['nvfp4', `${q}.weight_packed`, as({ shape: [64, 128] }), 'expected [128, 64]'],
