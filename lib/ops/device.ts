@@ -89,7 +89,8 @@ export class Device {
 
   /**
    * Opens a device; default what the environment variable `ZIPCACHE_DEVICE` names, else `auto`:
-   * - `auto`: the first GPU that can be used, else the CPU; `info.name` says which it is.
+   * - `auto`: the first GPU that can be used, else the CPU; `info.name` says which it is. Where there was
+   *   none it is the CPU for the rest of the process.
    * - `cuda`, an NVIDIA GPU; `cuda:1` is the second one.
    * - `cpu`, or `cpu:baseline`, `cpu:avx2`, `cpu:avx512` or `cpu:neon` to pin the instruction set.
    *   `cpu` chooses AVX-512 by itself where the units are 512 bits wide.
@@ -298,14 +299,19 @@ function usualDevice(): string {
   return process.env.ZIPCACHE_DEVICE || 'auto'
 }
 
+/** `auto` has found no GPU before: to try a broken driver takes up to a minute, and each model asks. */
+let hasNoGpu = false
+
 /** What `auto` means here. */
 async function chooseDevice(): Promise<string> {
+  if (hasNoGpu) return 'cpu'
   // The library is on machines without a GPU, too: what cannot be there is not looked for each time.
   if (!process.env.ZIPCACHE_PLUGIN_PATH && !mayHaveGpu()) return 'cpu'
   const listed = await listPlugin('cuda')
   const usable = listed.find(({ reason }) => reason === '')
   if (usable) return usable.name
   warnOfUnusedGpu(listed[0]?.reason ?? '')
+  hasNoGpu = true
   return 'cpu'
 }
 
