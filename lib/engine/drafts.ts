@@ -1,3 +1,4 @@
+import { ZipCacheError } from '../errors.js'
 import type { LogitAdjuster } from './adjust-logits.js'
 
 /** The most tokens that may be drafted: with the one before them, a step of the rows that cost least. */
@@ -39,7 +40,17 @@ export class ConstraintDrafts implements Drafter {
 
   draft(room: number): Int32Array {
     const count = Math.min(room, this.#length.value)
-    return count > 0 ? Int32Array.from(this.#adjuster.likely().slice(0, count)) : new Int32Array(0)
+    return Int32Array.from(count > 0 ? this.#likely().slice(0, count) : [])
+  }
+
+  #likely(): readonly number[] {
+    try {
+      return this.#adjuster.likely()
+    } catch (error) {
+      // A grammar that leaves too many ways open ahead: if the answer comes there, it is told then.
+      if (error instanceof ZipCacheError && error.code === 'ERR_ZC_UNSUPPORTED') return []
+      throw error
+    }
   }
 
   judge(nDrafted: number, nRight: number): void {

@@ -257,14 +257,10 @@ export class Run {
     // A token is fed only if it has a successor; those of a window that closes are fed by themselves.
     const most = Math.min(room, limit - fed - 2, context.openRoom - 1)
     for (const drafter of this.#drafters) {
-      try {
-        const drafted = drafter.draft(most)
-        if (drafted.length <= longest.length) continue
-        longest = drafted
-        this.#drafter = drafter
-      } catch {
-        // A grammar that leaves too many ways open: that is told where the token is chosen.
-      }
+      const drafted = drafter.draft(most)
+      if (drafted.length <= longest.length) continue
+      longest = drafted
+      this.#drafter = drafter
     }
     return longest
   }

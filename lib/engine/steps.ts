@@ -160,14 +160,21 @@ export class Steps {
     if (ready.length === 0) return ready
     // Drafts fill a step up to as many rows as one pass over the weights serves.
     let nRows = ready.length
-    const drafting = ready.map((one) => {
-      const drafted = one.run.draft(ROWS_WITH_DRAFTS - nRows)
-      nRows += drafted.length
-      return { ...one, drafted }
-    })
+    const drafting: Ready[] = []
+    for (const one of ready) {
+      try {
+        const drafted = one.run.draft(ROWS_WITH_DRAFTS - nRows)
+        nRows += drafted.length
+        drafting.push({ ...one, drafted })
+      } catch (error) {
+        one.run.fail(error)
+        nRows--
+      }
+    }
+    if (drafting.length === 0) return drafting
     try {
       const room = this.#step.roomFor(nRows)
-      let left = room - ready.length
+      let left = room - drafting.length
       if (left >= 0) {
         return drafting.map(({ drafted: all, ...one }) => {
           const drafted = all.subarray(0, left)
@@ -176,14 +183,14 @@ export class Steps {
         })
       }
       this.counters.narrowedSteps++
-      const taken = ready.slice(0, room)
+      const taken = drafting.slice(0, room).map((one) => ({ ...one, drafted: NOTHING }))
       for (const { run } of taken) {
         active.delete(run)
         active.add(run) // behind those that wait
       }
       return taken
     } catch (error) {
-      for (const { run } of ready) if (run.mustFeed) run.fail(error)
+      for (const { run } of drafting) if (run.mustFeed) run.fail(error)
       return []
     }
   }

@@ -363,25 +363,30 @@ describeBackends('unpackWeight', (backend) => {
     }
   })
 
+  const kValues = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+  type Float4Parts = [n: number, k: number, codes: Uint8Array, scales: Uint8Array]
+
+  /** Codes and scales of float4 (n, blocks), at odd offsets of a file. */
+  const storeFloat4 = (layout: 'mxfp4' | 'nvfp4', ...[n, k, codes, scales]: Float4Parts) => {
+    const path = join(root, `${nFiles++}`)
+    writeFileSync(path, Buffer.concat([Buffer.of(7), codes, scales]))
+    const file = backend.device.mapFile(path)
+    return {
+      ...({ layout, zeroLayout: 'none', bits: 4, scaleDtype: 'u8' } as const),
+      ...{ n, k, blockRows: 1, blockColumns: layout === 'nvfp4' ? 16 : 32 },
+      ...{ zeros: null, columnGroups: null },
+      ...{ codes: { file, offset: 1 }, scales: { file, offset: 1 + codes.length } },
+    }
+  }
+
   describe('NVFP4', () => {
-    const kValues = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
     const float8 = (code: number) => {
       const [exponent, mantissa] = [(code >> 3) & 15, code & 7]
       const size = exponent === 0 ? mantissa / 512 : (8 + mantissa) * 2 ** (exponent - 10)
       return code < 128 ? size : -size
     }
 
-    /** Codes and scales (n, k / 16), at odd offsets of a file. */
-    const storeNvfp4 = (n: number, k: number, codes: Uint8Array, scales: Uint8Array) => {
-      const path = join(root, `${nFiles++}`)
-      writeFileSync(path, Buffer.concat([Buffer.of(7), codes, scales]))
-      const file = backend.device.mapFile(path)
-      return {
-        ...({ layout: 'nvfp4', zeroLayout: 'none', bits: 4, scaleDtype: 'u8' } as const),
-        ...{ n, k, blockRows: 1, blockColumns: 16, zeros: null, columnGroups: null },
-        ...{ codes: { file, offset: 1 }, scales: { file, offset: 1 + codes.length } },
-      }
-    }
+    const storeNvfp4 = (...parts: Float4Parts) => storeFloat4('nvfp4', ...parts)
 
     test.each([
       [1, 16, { scaleFactor: 0.75 }],
@@ -434,18 +439,7 @@ describeBackends('unpackWeight', (backend) => {
   })
 
   describe('MXFP4', () => {
-    const kValues = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
-    /** Codes and scales (n, blocks), at odd offsets of a file. */
-    const storeMxfp4 = (n: number, k: number, codes: Uint8Array, scales: Uint8Array) => {
-      const path = join(root, `${nFiles++}`)
-      writeFileSync(path, Buffer.concat([Buffer.of(7), codes, scales]))
-      const file = backend.device.mapFile(path)
-      return {
-        ...({ layout: 'mxfp4', zeroLayout: 'none', bits: 4, scaleDtype: 'u8' } as const),
-        ...{ n, k, blockRows: 1, blockColumns: 32, zeros: null, columnGroups: null },
-        ...{ codes: { file, offset: 1 }, scales: { file, offset: 1 + codes.length } },
-      }
-    }
+    const storeMxfp4 = (...parts: Float4Parts) => storeFloat4('mxfp4', ...parts)
 
     test.each([
       [1, 32],

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import { DecodeStep } from '../../lib/engine/decode-step'
+import { ZipCacheError } from '../../lib/errors'
 import { TokenMasker } from '../../lib/grammar/index'
 import {
   createEngine,
@@ -115,10 +116,24 @@ test('property: whatever is drafted, the answer is the same', async () => {
 test('a grammar that cannot be followed so far ahead drafts nothing', async () => {
   const plain = await answer({ temperature: 0 }, () => [])
   const { stats, ...found } = await answer({ temperature: 0 }, () => {
-    throw new Error('too many ways')
+    throw new ZipCacheError('ERR_ZC_UNSUPPORTED', 'too many ways')
   })
   expect(found).toEqual({ ...plain, stats: undefined })
   expect(stats.draftTokens).toBe(0)
+})
+
+test('what fails otherwise while it is drafted fails its own request alone', async () => {
+  await using engine = createEngine({ model, kvMemory: 2 ** 24 })
+  const free = () => collect(engine.generate(prompt(), { maxTokens: 60, ignoreEos: true }))
+  const alone = await free()
+  jest.spyOn(TokenMasker.prototype, 'likely').mockImplementation(() => {
+    throw new TypeError('a fault')
+  })
+  const held = collect(engine.generate(prompt(), { json: schema, maxTokens: 60 }))
+  const [failed, other] = await Promise.allSettled([held, free()])
+  expect(failed).toMatchObject({ status: 'rejected', reason: { message: 'a fault' } })
+  expect(other).toMatchObject({ status: 'fulfilled', value: { ids: alone.ids } })
+  expect(engine.stats()).toMatchObject({ queued: 0, decoding: 0 })
 })
 
 test('requests of one batch draft beside others that do not', async () => {
