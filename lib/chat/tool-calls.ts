@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import { isJsonObject } from '../model/model-files.js'
+import { type CallTags, FUNCTION_TAGS, INVOKE_TAGS, KEY_TAGS, readTagged } from './tagged-calls.js'
 
 /** A function that the model asks its caller to call. */
 export interface ToolCall {
@@ -29,17 +30,27 @@ export interface ToolCallParser {
 /**
  * How a model writes its calls:
  * - `hermes`: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, as Hermes and Qwen do
+ * - `qwen-coder`: `<tool_call><function=NAME><parameter=KEY>VALUE</parameter></function></tool_call>`, as Qwen3-Coder does
+ * - `seed`: the same between `<seed:tool_call>` and `</seed:tool_call>`, as Seed-OSS does
+ * - `minimax`: `<minimax:tool_call><invoke name="NAME"><parameter name="KEY">VALUE</parameter></invoke></minimax:tool_call>`,
+ *   as MiniMax-M2 does
+ * - `glm`: `<tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value></tool_call>`, as GLM-4.5 does
  * - `phi`: `<|tool_call|>[{"name": …, "arguments": {…}}]<|/tool_call|>`, as Phi-4-mini does, and Granite 3
  *   without the end
  * - `mistral`: `[TOOL_CALLS][{"name": …, "arguments": {…}}]` or `[TOOL_CALLS]name[ARGS]{…}`, to the end
  * - `llama`: an answer that is nothing but `{"name": …, "parameters": {…}}`, several with `;` between
  */
-export type ToolFormat = 'hermes' | 'phi' | 'mistral' | 'llama'
+export type ToolFormat = keyof typeof MARKED | 'mistral' | 'llama'
 
 /** The format that a chat template tells its model to write; null for one that we do not know. */
 export function toolFormatOf(template: string): ToolFormat | null {
   if (template.includes('[TOOL_CALLS]')) return 'mistral'
-  if (template.includes('<tool_call>')) return 'hermes'
+  if (template.includes('minimax:tool_call')) return 'minimax'
+  if (template.includes('seed:tool_call')) return 'seed'
+  if (template.includes(TOOL_CALL.open)) {
+    if (template.includes('<arg_key>')) return 'glm'
+    return template.includes('<function=') ? 'qwen-coder' : 'hermes'
+  }
   // Phi's says how its tools are written, and leaves its calls out.
   if (template.includes('<|tool|>') || template.includes(PHI.open)) return 'phi'
   const isLlama = template.includes('<|python_tag|>') || template.includes('"parameters":')
@@ -50,6 +61,8 @@ export function toolFormatOf(template: string): ToolFormat | null {
 export interface ToolCallContext {
   /** Names of the functions there are. */
   readonly names: ReadonlySet<string>
+  /** The JSON schema of a function's arguments; undefined where there is no such function. */
+  parametersOf(name: string): unknown
   /** The id of a special token, whose text is left out of answers; undefined where it is none. */
   specialId(token: string): number | undefined
 }
@@ -57,14 +70,12 @@ export interface ToolCallContext {
 /** A parser for one answer. */
 export function makeToolCallParser(format: ToolFormat, context: ToolCallContext): ToolCallParser {
   switch (format) {
-    case 'hermes':
-      return new MarkedParser(context, HERMES)
-    case 'phi':
-      return new MarkedParser(context, PHI)
     case 'mistral':
       return new WholeParser(context, MISTRAL)
     case 'llama':
       return new WholeParser(context, LLAMA)
+    default:
+      return new MarkedParser(context, MARKED[format])
   }
 }
 
@@ -93,25 +104,42 @@ interface CallMarks {
   readonly close: string
 }
 
-const HERMES: CallMarks = { open: '<tool_call>', close: '</tool_call>' }
 /** Of Phi-4-mini; Granite 3 has no end of calls but that of the answer. */
 export const PHI: CallMarks = { open: '<|tool_call|>', close: '<|/tool_call|>' }
+const TOOL_CALL: CallMarks = { open: '<tool_call>', close: '</tool_call>' }
 
-/** Text with calls between marks: an object, or a list of them. */
+/** Text with calls between marks. */
+interface MarkedFormat extends CallMarks {
+  /** What calls begin with where a model forgets the mark before them. */
+  readonly unmarked?: string
+  /** How they are written; left out: as an object of JSON, or a list of them. */
+  readonly tags?: CallTags
+}
+
+const MARKED = {
+  hermes: TOOL_CALL,
+  phi: PHI,
+  // Qwen3-Coder's models may leave their first mark out.
+  'qwen-coder': { ...TOOL_CALL, unmarked: '<function=', tags: FUNCTION_TAGS },
+  seed: { open: '<seed:tool_call>', close: '</seed:tool_call>', tags: FUNCTION_TAGS },
+  minimax: { open: '<minimax:tool_call>', close: '</minimax:tool_call>', tags: INVOKE_TAGS },
+  glm: { ...TOOL_CALL, tags: KEY_TAGS },
+} satisfies Record<string, MarkedFormat>
+
 class MarkedParser implements ToolCallParser {
+  readonly #context: ToolCallContext
+  readonly #format: MarkedFormat
   readonly #marks: Marks
-  readonly #open: string
-  readonly #close: string
   #rest = ''
   #isInside = false
-  /** White space before the mark; it is nobody's, unless what follows is text, too. */
-  #gap = ''
+  /** What calls that may be no calls began with: white space, which is nobody's unless what follows is text, and the mark. */
+  #opened = ''
   #hasCalls = false
 
-  constructor(context: ToolCallContext, { open, close }: CallMarks) {
-    this.#marks = new Marks(context, [open, close])
-    this.#open = open
-    this.#close = close
+  constructor(context: ToolCallContext, format: MarkedFormat) {
+    this.#context = context
+    this.#format = format
+    this.#marks = new Marks(context, [format.open, format.close])
   }
 
   push(id: number | null, text: string): Said {
@@ -124,54 +152,102 @@ class MarkedParser implements ToolCallParser {
   }
 
   #read(isLast: boolean): Said {
+    const { close } = this.#format
     let text = ''
     const calls: ToolCall[] = []
     for (;;) {
-      const mark = this.#isInside ? this.#close : this.#open
-      const at = this.#isInside ? this.#closing(isLast) : this.#rest.indexOf(mark)
+      const at = this.#isInside ? this.#closing(isLast) : this.#opening()
       if (at < 0) break
       const before = this.#rest.slice(0, at)
-      this.#rest = this.#rest.slice(at + mark.length)
+      this.#rest = this.#rest.slice(at)
       if (this.#isInside) {
-        const read = readMarked(before)
+        this.#rest = this.#rest.slice(close.length)
+        const read = this.#callsOf(before)
         if (read) calls.push(...read)
-        else text += this.#gap + this.#open + before + this.#close
+        else text += this.#opened + before + close
         this.#hasCalls ||= read !== null
       } else {
         const spoken = before.trimEnd()
         text += spoken
-        this.#gap = before.slice(spoken.length)
+        this.#open(before.slice(spoken.length))
       }
       this.#isInside = !this.#isInside
     }
     if (this.#isInside) {
       if (!isLast) return { text, calls }
       // Some leave the closing mark out.
-      const unclosed = readMarked(this.#rest)
+      const unclosed = this.#callsOf(this.#rest)
       if (unclosed) return { text, calls: [...calls, ...unclosed] }
-      return { text: text + this.#gap + this.#open + this.#rest, calls }
+      return { text: text + this.#opened + this.#rest, calls }
     }
-    const certain = this.#rest.slice(0, this.#rest.length - overlap(this.#rest, this.#open))
+    const held = Math.max(...this.#openings().map((mark) => overlap(this.#rest, mark)))
+    const certain = this.#rest.slice(0, this.#rest.length - held)
     const end = isLast ? this.#rest.length : certain.trimEnd().length
     text += this.#spoken(this.#rest.slice(0, end))
     this.#rest = this.#rest.slice(end)
     return { text, calls }
   }
 
-  /** Where calls end: at the first mark outside of their strings; at last any mark will do. */
+  #openings(): readonly string[] {
+    const { open, unmarked } = this.#format
+    return unmarked === undefined ? [open] : [open, unmarked]
+  }
+
+  /** Where calls begin; below 0: nowhere. */
+  #opening(): number {
+    const places = this.#openings().map((mark) => this.#rest.indexOf(mark))
+    const found = places.filter((at) => at >= 0)
+    return found.length === 0 ? -1 : Math.min(...found)
+  }
+
+  /** Takes the mark, if calls begin with it. */
+  #open(gap: string): void {
+    const { open } = this.#format
+    this.#opened = gap
+    if (!this.#rest.startsWith(open)) return
+    this.#opened += open
+    this.#rest = this.#rest.slice(open.length)
+  }
+
+  /** Where calls end: at the first mark that is none of their own text; at last any mark will do. */
   #closing(isLast: boolean): number {
+    const { close } = this.#format
     for (let at = -1; ; ) {
-      at = this.#rest.indexOf(this.#close, at + 1)
+      at = this.#rest.indexOf(close, at + 1)
       if (at < 0) break
-      if (!endsInString(this.#rest.slice(0, at))) return at
+      if (this.#isEnd(this.#rest.slice(0, at))) return at
     }
-    return isLast && !readMarked(this.#rest) ? this.#rest.indexOf(this.#close) : -1
+    return isLast && !this.#callsOf(this.#rest) ? this.#rest.indexOf(close) : -1
+  }
+
+  /** Whether a text may be calls to their end. */
+  #isEnd(text: string): boolean {
+    const { tags } = this.#format
+    return tags && !isJson(text) ? tags.end.test(text) : !endsInString(text)
+  }
+
+  /** What stands between marks; null where it is not all calls. */
+  #callsOf(text: string): ToolCall[] | null {
+    const { tags } = this.#format
+    // Who was taught tags may write JSON nevertheless.
+    const calls =
+      tags && !isJson(text)
+        ? readTagged(text, tags, this.#context.parametersOf)?.map((call) =>
+            makeCall(call.name, call.args),
+          )
+        : readCalls(text, ['arguments', 'parameters'])
+    return calls && areAll(calls) ? calls : null
   }
 
   /** White space around calls is nobody's. */
   #spoken(text: string): string {
     return this.#hasCalls && text.trim() === '' ? '' : text
   }
+}
+
+/** Whether a text begins as an object or a list does. */
+function isJson(text: string): boolean {
+  return /^\s*[[{]/.test(text)
 }
 
 /** How many of the text's last characters may be the beginning of a mark. */
@@ -350,12 +426,6 @@ function readCalls(json: string, keys: readonly string[]): (ToolCall | null)[] {
 
 function areAll(calls: (ToolCall | null)[]): calls is ToolCall[] {
   return calls.every((call) => call !== null)
-}
-
-/** What stands between marks; null where it is not all calls. */
-function readMarked(json: string): ToolCall[] | null {
-  const calls = readCalls(json, ['arguments', 'parameters'])
-  return areAll(calls) ? calls : null
 }
 
 /** A call of a function, if its arguments are the text of an object. */

@@ -60,7 +60,7 @@ import { Beginnings, countShared } from './shared-tokens.js'
 import { newResponseId, type StoredResponses } from './stored-responses.js'
 import { inOneTurn, inTemplateWords, toolsInTemplateWords } from './template-messages.js'
 import { type ThoughtEvent, withThoughts } from './thoughts.js'
-import { callSchemas, type ToolRequest } from './tools.js'
+import { callSchemas, parametersIn, type ToolRequest } from './tools.js'
 
 /** What a service answers from. */
 export interface ServiceParts {
@@ -465,7 +465,8 @@ export class OpenAiService {
       const id = tokenizer.tokenId(token)
       return id !== undefined && tokenizer.specialIds.has(id) ? id : undefined
     }
-    const makeParser = () => makeToolCallParser(format, { names, specialId })
+    const parametersOf = (name: string) => parametersIn(tools, name)
+    const makeParser = () => makeToolCallParser(format, { names, parametersOf, specialId })
     return withToolCalls(events, makeParser, { isNamed: false, isParallel })
   }
 

@@ -1,4 +1,4 @@
-import { PHI } from '../chat/tool-calls.js'
+import { PHI, toolFormatOf } from '../chat/tool-calls.js'
 import { isHarmonyTemplate } from '../model/harmony.js'
 import type { ChatMessage } from '../model/tokenizer.js'
 import { isObject, type JsonObject } from './fields.js'
@@ -9,7 +9,8 @@ import { isObject, type JsonObject } from './fields.js'
  * Most have no developer, and leave out or refuse what one says: it is the system's there, as OpenAI
  * has the two for one. Phi-4-mini's takes its tools with the system's message, and knows no calls, nor
  * does that of Granite 3: they are the text that the model wrote. That of gpt-oss has a message for each
- * call, and the reasoning before it under another name.
+ * call, and the reasoning before it under another name. Those of Qwen3-Coder and Seed-OSS write what an
+ * argument is as Python does.
  */
 export function inTemplateWords(
   template: string,
@@ -18,6 +19,8 @@ export function inTemplateWords(
 ): readonly ChatMessage[] {
   if (isHarmonyTemplate(template)) return inHarmonyWords(messages)
   const known = template.includes('developer') ? messages : messages.map(withoutDeveloper)
+  const format = toolFormatOf(template)
+  if (format === 'qwen-coder' || format === 'seed') return known.map(withPythonsArguments)
   if (template.includes("message['tools']")) return inPhiWords(known, tools)
   const isGranite = template.includes(PHI.open) && !template.includes('tool_calls')
   return isGranite ? known.map((message) => withCallsAsText(message, '')) : known
@@ -137,7 +140,28 @@ function withCallsAsText({ tool_calls, ...message }: ChatMessage, close: string)
   return { ...message, content: `${message.content ?? ''}${calls}` }
 }
 
-function calledFunction(call: unknown): unknown {
+/**
+ * Calls whose arguments are texts where the template makes texts of them (`| string`), which its interpreter
+ * here cannot of nothing, and would of a truth in JavaScript's words.
+ */
+function withPythonsArguments(message: ChatMessage): ChatMessage {
+  if (!Array.isArray(message.tool_calls)) return message
+  const calls = message.tool_calls.map((call: unknown) => {
+    const { name, arguments: args } = calledFunction(call)
+    if (!isObject(call) || !isObject(args)) return call
+    const texts = Object.entries(args).map(([key, value]) => [key, pythonsText(value)])
+    return { ...call, function: { name, arguments: Object.fromEntries(texts) } }
+  })
+  return { ...message, tool_calls: calls }
+}
+
+function pythonsText(value: unknown): unknown {
+  if (value === null) return 'None'
+  if (typeof value === 'boolean') return value ? 'True' : 'False'
+  return isObject(value) || Array.isArray(value) ? spaced(value) : value
+}
+
+function calledFunction(call: unknown): { name: unknown; arguments: unknown } {
   const called = isObject(call) && isObject(call.function) ? call.function : {}
   return { name: called.name, arguments: called.arguments }
 }

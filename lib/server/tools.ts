@@ -138,6 +138,12 @@ function parametersOf(tool: JsonObject): JsonObject {
   return SAYS_WHAT.some((key) => key in parameters) ? parameters : { type: 'object', ...parameters }
 }
 
+/** The schema of a function's arguments, of tools as templates take them; undefined: there is no such function. */
+export function parametersIn(tools: readonly JsonObject[], name: string): JsonObject | undefined {
+  const tool = tools.find((own) => nameOf(own) === name)
+  return tool && parametersOf(tool)
+}
+
 /**
  * The schema of an answer that has to be a call, as `makeForcedParser` reads it; null where it need
  * not be one. Throws an `ApiError` 400 for parameters that answers cannot be held to.

@@ -14,6 +14,7 @@ import { post, stream } from './running'
 import { startScripted, tokenizerWith } from './scripted-model'
 
 const names = new Set(['weather', 'time'])
+const parametersOf = () => undefined
 /** What that of Granite 3 does with tools and messages. */
 const graniteTemplate = `{%- if tools and not available_tools %}{%- set available_tools = tools %}{%- endif %}
 {%- if available_tools %}{{- '<|start_of_role|>system<|end_of_role|>Respond only with <|tool_call|> followed by a JSON list of tools used.<|end_of_text|>\n<|start_of_role|>available_tools<|end_of_role|>' }}{{- available_tools | tojson(indent=4) }}{{- '<|end_of_text|>\n' }}{%- endif %}
@@ -62,7 +63,7 @@ interface Answer {
 /** What a parser makes of a text that comes in pieces; marks are special tokens, or plain text. */
 function read(format: ToolFormat, pieces: readonly string[], areSpecial = false): Answer {
   const specialId = (mark: string) => (areSpecial ? 1000 + kMarks.indexOf(mark) : undefined)
-  const parser = makeToolCallParser(format, { names, specialId })
+  const parser = makeToolCallParser(format, { names, parametersOf, specialId })
   const said = pieces.map((piece) =>
     areSpecial && kMarks.includes(piece)
       ? parser.push(1000 + kMarks.indexOf(piece), '')
@@ -168,7 +169,7 @@ describe('what a model says', () => {
       '{}',
     ]
     for (const written of args) {
-      const parser = makeToolCallParser(format, { names, specialId: () => undefined })
+      const parser = makeToolCallParser(format, { names, parametersOf, specialId: () => undefined })
       const said = [...call(written)].map((letter) => parser.push(1, letter))
       const calls = [...said, parser.end()].flatMap((one) => one.calls)
       expect(calls.map((one) => one.arguments)).toEqual([written])
@@ -203,7 +204,7 @@ describe('what a model says', () => {
     ]
     fc.assert(
       fc.property(
-        fc.constantFrom<ToolFormat>('hermes', 'phi', 'mistral', 'llama'),
+        fc.constantFrom<ToolFormat>('hermes', 'qwen-coder', 'glm', 'phi', 'mistral', 'llama'),
         fc.array(fc.constantFrom(...bits)),
         (format, said) => {
           const { text, calls } = read(format, said)
@@ -555,6 +556,28 @@ test('Phi-4-mini is told its tools with the system’s message, and its own call
   }
 })
 
+test('what an argument is, where a model writes texts alone, its function says', async () => {
+  const running = await startScripted(await tokenizerWith("{{ '<tool_call><function=' }}"))
+  try {
+    const argument = (name: string) => `<parameter=${name}>\n7\n</parameter>\n`
+    const args = argument('city') + argument('days')
+    running.script.next = {
+      say: `<tool_call>\n<function=weather>\n${args}</function>\n</tool_call>`,
+    }
+    const properties = { city: { type: 'string' }, days: { type: 'integer' } }
+    const asked = { name: 'weather', parameters: { type: 'object', properties } }
+    const body = {
+      messages: [{ role: 'user', content: 'Warm?' }],
+      tools: [{ type: 'function', function: asked }],
+    }
+    const answer = await post(`${running.url}/v1/chat/completions`, body)
+    const [call] = answer.body.choices[0].message.tool_calls
+    expect(call.function).toEqual({ name: 'weather', arguments: '{"city": "7", "days": 7}' })
+  } finally {
+    await running.server.close()
+  }
+})
+
 test('without parallel calls each choice has its first one', async () => {
   const call = (name: string) => `<tool_call>{"name": "${name}"}</tool_call>`
   async function* events() {
@@ -562,7 +585,8 @@ test('without parallel calls each choice has its first one', async () => {
       yield { kind: 'token', choice: choice % 2, token: { id: 1, logprob: 0, text } } as const
     }
   }
-  const makeParser = () => makeToolCallParser('hermes', { names, specialId: () => undefined })
+  const makeParser = () =>
+    makeToolCallParser('hermes', { names, parametersOf, specialId: () => undefined })
   const found: [number, string][] = []
   const how = { isNamed: false, isParallel: false }
   for await (const event of withToolCalls(events(), makeParser, how)) {
