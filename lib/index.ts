@@ -28,6 +28,7 @@ export { type LoadOptions, loadModel } from './engine/load-model.js'
 export { createEngine, Model } from './engine/model.js'
 export type { Prompt } from './engine/prompt.js'
 export { Sequence } from './engine/sequence.js'
+export type { ThoughtOptions } from './engine/thought-constraint.js'
 export type { TokenMap } from './engine/token-map.js'
 export { ERROR_CODES, type ErrorCode, ZipCacheError, type ZipCacheErrorFields } from './errors.js'
 export {

@@ -21,6 +21,7 @@ import { MOST_DRAFTED } from './drafts.js'
 import { HarmonyConstraint, type HarmonyOptions } from './harmony-constraint.js'
 import { checkInteger, checkOptions } from './options.js'
 import type { Prompt } from './prompt.js'
+import { single, ThoughtConstraint, type ThoughtOptions } from './thought-constraint.js'
 
 /** How tokens are chosen, and when to stop. */
 export interface GenerateOptions {
@@ -53,6 +54,8 @@ export interface GenerateOptions {
    * about are drafted as `promptLookup` does, so that the same answer takes fewer steps.
    */
   json?: true | JsonSchema | undefined
+  /** The model may think first, between these marks; beside `json`. Left out: JSON begins with the first token. */
+  thoughts?: ThoughtOptions | undefined
   /**
    * As `json`, for a model that answers in OpenAI's harmony format (gpt-oss) to a prompt that ends with
    * `<|start|>assistant`: it may think first. Not beside `json`.
@@ -106,7 +109,7 @@ export interface GeneratedToken {
   readonly logprob: number
   /** The likeliest tokens in its place, where `topLogprobs` asks for them; the likeliest first. */
   readonly top?: readonly TokenProbability[]
-  /** Set on a token that was drafted (`promptLookup`, `prediction`, `json`). */
+  /** Set on a token that was drafted (`promptLookup`, `prediction`, `json`, `harmony`). */
   readonly isDrafted?: true
   /**
    * Set on a stop token, which is not part of the generation. It is yielded only where text was held
@@ -164,6 +167,7 @@ export const GENERATE_OPTIONS: readonly string[] = [
   'logitBias',
   'topLogprobs',
   'json',
+  'thoughts',
   'harmony',
   'seed',
   'promptLookup',
@@ -232,11 +236,14 @@ export function planGeneration(
 }
 
 function constraintOf(
-  { json, harmony }: GenerateOptions,
+  { json, thoughts, harmony }: GenerateOptions,
   tokenizer: ModelTokenizer | null,
   endTokens: ReadonlySet<number>,
   vocabSize: number,
 ): TokenConstraint | null {
+  if (thoughts !== undefined && json === undefined) {
+    throw argumentError('thoughts', 'is given without json, which they stand before')
+  }
   if (json === undefined && harmony === undefined) return null
   const option = json === undefined ? 'harmony' : 'json'
   if (tokenizer === null) {
@@ -244,7 +251,11 @@ function constraintOf(
   }
   if (harmony === undefined) {
     const vocabulary = vocabularyOf(tokenizer, vocabSize, option)
-    return new TokenMasker(sharedGrammar(json as true | JsonSchema), vocabulary, endTokens)
+    const grammar = sharedGrammar(json as true | JsonSchema)
+    const masker = new TokenMasker(grammar, vocabulary, endTokens)
+    if (thoughts === undefined) return masker
+    const open = checkThoughts(thoughts, vocabulary)
+    return new ThoughtConstraint(thoughts, open, masker, { ...vocabulary, endTokens })
   }
   if (json !== undefined) throw argumentError('json', 'is given beside harmony, which has its own')
   checkHarmony(harmony)
@@ -257,6 +268,19 @@ function constraintOf(
   }
   const vocabulary = vocabularyOf(tokenizer, vocabSize, option)
   return new HarmonyConstraint(harmony, { ...vocabulary, marks, endTokens })
+}
+
+/** The token that a thought begins with; null: the prompt has it. */
+function checkThoughts(thoughts: ThoughtOptions, vocabulary: Vocabulary): number | null {
+  const { open, close } = (thoughts ?? {}) as Partial<ThoughtOptions>
+  const isMark = typeof close === 'string' && close.trim() !== ''
+  if (!isMark || (open !== undefined && typeof open !== 'string')) {
+    throw argumentError('thoughts', `is ${show(thoughts)}, expected { open, close }, two texts`)
+  }
+  if (open === undefined) return null
+  const id = single(open, vocabulary)
+  if (id !== null) return id
+  throw argumentError('thoughts', `.open is ${show(open)}, expected one token of the vocabulary`)
 }
 
 function checkHarmony(harmony: HarmonyOptions): void {

@@ -6,6 +6,7 @@ import type { Engine } from '../engine/engine.js'
 import type { GenerateOptions } from '../engine/generation.js'
 import type { HarmonyOptions } from '../engine/harmony-constraint.js'
 import type { Model } from '../engine/model.js'
+import type { ThoughtOptions } from '../engine/thought-constraint.js'
 import { argumentError } from '../errors.js'
 import type { JsonSchema } from '../grammar/index.js'
 import { type HarmonyMarks, harmonyMarks, isHarmonyTemplate } from '../model/harmony.js'
@@ -295,12 +296,10 @@ export class OpenAiService {
     const prompts = [{ ...prompt, ...(shared && { shared }), ...(settled && { settled }) }]
     const call = { ...asCalled, matching }
     if (marks) return this.#harmony(request, prompts, marks, call, separator)
-    // What has to be JSON from its first token on has no thoughts.
-    const mayThink = thoughts && request.sampling.json === undefined
-    const started = mayThink
+    const started = thoughts
       ? this.#thinking(request, prompts, thoughts, call)
       : this.#generate(request, prompts, call)
-    return { ...started, events: this.#findCalls(request, template, started.events) }
+    return { ...started, events: this.#findCalls(tooling, template, started.events) }
   }
 
   /** A request with its prompt. Turns that the template does not take one after the other are said in one. */
@@ -335,7 +334,9 @@ export class OpenAiService {
     const { stop = [], ...own } = sampling
     const tokenizer = this.#parts.model.tokenizer as ModelTokenizer
     const prompt = prompts[0]?.text ?? ''
-    const started = this.#generate({ ...request, sampling: own }, prompts, call)
+    const isJson = sampling.json !== undefined
+    const thoughts = isJson ? thoughtsBefore(marks, prompt, tokenizer) : undefined
+    const started = this.#generate({ ...request, sampling: { ...own, thoughts } }, prompts, call)
     const events = withThoughts(started.events, {
       makeParser: () => new ThoughtParser({ marks, tokenizer, prompt }),
       stop: [stop].flat(),
@@ -450,7 +451,7 @@ export class OpenAiService {
 
   /** The events of a chat's answer, with calls of its tools where there are any. */
   #findCalls(
-    { tooling: { tools, names, forced, isParallel } }: ChatRequest,
+    { tools, names, forced, isParallel }: ToolRequest,
     template: string,
     events: AsyncIterable<ThoughtEvent>,
   ): AsyncIterable<AnswerEvent> {
@@ -559,6 +560,19 @@ function switchThinking({ field, isOn }: ThinkingSwitch, template: string): Json
   if (isOn === thinks) return {}
   const what = thinks ? 'always lets it think' : 'knows no thoughts'
   throw invalid(field, `asks for what the chat template of this model has not: it ${what}`)
+}
+
+/** What a model may think before JSON that is asked for; undefined: the prompt says that it does not. */
+function thoughtsBefore(
+  { open, close }: ThoughtMarks,
+  prompt: string,
+  tokenizer: ModelTokenizer,
+): ThoughtOptions | undefined {
+  const end = prompt.trimEnd()
+  if (end.endsWith(close)) return undefined
+  if (end.endsWith(open)) return { close }
+  const isToken = tokenizer.encode(open, { addSpecialTokens: false }).length === 1
+  return isToken ? { open, close } : undefined
 }
 
 /** What a generation is told by those who tell apart what it gives. */

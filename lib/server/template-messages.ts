@@ -45,11 +45,15 @@ export function inOneTurn(messages: readonly ChatMessage[]): readonly ChatMessag
 
 const isSystem = ({ role }: ChatMessage) => role === 'system' || role === 'developer'
 
-/** Tools in the words of a template: that of gpt-oss joins their descriptions to texts, also where there is none. */
+/**
+ * Tools in the words of a template: that of gpt-oss joins their descriptions to texts, also where there is
+ * none; that of Qwen3-Coder makes texts of what a schema says beside types, as of arguments.
+ */
 export function toolsInTemplateWords(
   template: string,
   tools: readonly JsonObject[],
 ): readonly JsonObject[] {
+  if (toolFormatOf(template) === 'qwen-coder') return tools.map(withPythonsParameters)
   if (!isHarmonyTemplate(template)) return tools
   return tools.map((tool) => {
     const called = tool.function as JsonObject
@@ -149,16 +153,34 @@ function withPythonsArguments(message: ChatMessage): ChatMessage {
   const calls = message.tool_calls.map((call: unknown) => {
     const { name, arguments: args } = calledFunction(call)
     if (!isObject(call) || !isObject(args)) return call
-    const texts = Object.entries(args).map(([key, value]) => [key, pythonsText(value)])
-    return { ...call, function: { name, arguments: Object.fromEntries(texts) } }
+    return { ...call, function: { name, arguments: mapped(args, pythonsText) } }
   })
   return { ...message, tool_calls: calls }
 }
 
-function pythonsText(value: unknown): unknown {
+/** A tool whose parameters say what is nothing and what is true in Python's words: some defaults do. */
+function withPythonsParameters(tool: JsonObject): JsonObject {
+  const called = tool.function as JsonObject
+  if (!isObject(called.parameters)) return tool
+  const { properties, ...own } = called.parameters
+  const texts = isObject(properties)
+    ? { properties: mapped(properties, (one) => (isObject(one) ? mapped(one, pythonsWord) : one)) }
+    : {}
+  return { ...tool, function: { ...called, parameters: { ...mapped(own, pythonsWord), ...texts } } }
+}
+
+function mapped(object: JsonObject, map: (value: unknown) => unknown): JsonObject {
+  return Object.fromEntries(Object.entries(object).map(([key, value]) => [key, map(value)]))
+}
+
+function pythonsWord(value: unknown): unknown {
   if (value === null) return 'None'
   if (typeof value === 'boolean') return value ? 'True' : 'False'
-  return isObject(value) || Array.isArray(value) ? spaced(value) : value
+  return value
+}
+
+function pythonsText(value: unknown): unknown {
+  return isObject(value) || Array.isArray(value) ? spaced(value) : pythonsWord(value)
 }
 
 function calledFunction(call: unknown): { name: unknown; arguments: unknown } {

@@ -2,7 +2,7 @@
 import { Template } from '@huggingface/jinja'
 import fc from 'fast-check'
 import { makeToolCallParser, type ToolFormat, toolFormatOf } from '../../lib/chat/tool-calls'
-import { inTemplateWords } from '../../lib/server/template-messages'
+import { inTemplateWords, toolsInTemplateWords } from '../../lib/server/template-messages'
 import { propertyRuns } from '../support/properties'
 
 /** How chat templates of these models write an answer's calls, as published; what they say of tools is left out. */
@@ -193,4 +193,38 @@ test('words of Python, where there may be such a value', () => {
     '<tool_call>edit<arg_key>isOn</arg_key><arg_value>True</arg_value><arg_key>share</arg_key><arg_value> None </arg_value><arg_key>text</arg_key><arg_value>None</arg_value><arg_key>count</arg_key><arg_value>many</arg_value></tool_call>'
   const args = '{"isOn": true, "share": null, "text": "None", "count": "many"}'
   expect(read('glm', [said]).calls).toEqual([['edit', args]])
+})
+
+test('what Qwen3-Coder’s template says of tools, defaults that are nothing among it', () => {
+  const template = `{% macro render_extra_keys(json_dict, handled_keys) %}
+    {%- if json_dict is mapping %}
+        {%- for json_key in json_dict if json_key not in handled_keys %}
+            {%- if json_dict[json_key] is mapping or (json_dict[json_key] is sequence and json_dict[json_key] is not string) %}
+                {{- '\\n<' ~ json_key ~ '>' ~ (json_dict[json_key] | tojson | safe) ~ '</' ~ json_key ~ '>' }}
+            {%- else %}
+                {{-'\\n<' ~ json_key ~ '>' ~ (json_dict[json_key] | string) ~ '</' ~ json_key ~ '>' }}
+            {%- endif %}
+        {%- endfor %}
+    {%- endif %}
+{% endmacro %}
+{%- for tool in tools %}
+    {%- for param_name, param_fields in tool.function.parameters.properties|items %}
+        {{- '\\n' ~ param_name ~ render_extra_keys(param_fields, ['type']) }}
+    {%- endfor %}
+    {{- render_extra_keys(tool.function.parameters, ['type', 'properties']) }}
+{%- endfor %}{# <tool_call><function= #}`
+  const properties = {
+    a: { anyOf: [{ type: 'string' }, { type: 'null' }], default: null },
+    b: { type: 'boolean', default: true },
+  }
+  const own = { name: 'f', parameters: { type: 'object', properties, additionalProperties: false } }
+  const tools = toolsInTemplateWords(template, [{ type: 'function', function: own }])
+  expect(new Template(template).render({ tools }).trim().split('\n')).toEqual([
+    'a',
+    '<anyOf>[{"type": "string"}, {"type": "null"}]</anyOf>',
+    '<default>None</default>',
+    'b',
+    '<default>True</default>',
+    '<additionalProperties>False</additionalProperties>',
+  ])
 })

@@ -232,15 +232,49 @@ describe('over HTTP', () => {
     expect(choices[0].message.tool_calls).toHaveLength(1)
   })
 
-  test('JSON has no thoughts, nor has what a tool_choice asks for', async () => {
-    const own = { messages, chat_template_kwargs: { thinks: true } }
+  test('JSON comes behind thoughts, as does what a tool_choice asks for', async () => {
+    const format = { response_format: { type: 'json_object' } }
+    const forced = { tools, tool_choice: { type: 'function', function: { name } } }
+    const thinks = { chat_template_kwargs: { thinks: true } }
+    running.script.next = { say: 'Hm.</think>\n\n{"a": 1}' }
+    const { message } = (await post(url(), { messages, ...thinks, ...format })).body.choices[0]
+    expect(message).toMatchObject({ content: '{"a": 1}', reasoning_content: 'Hm.' })
+    expect(running.asked.at(-1)).toMatchObject({ json: true, thoughts: { close: '</think>' } })
+
+    running.script.next = { say: 'Hm.</think>{}' }
+    const called = (await post(url(), { messages, ...thinks, ...forced })).body.choices[0].message
+    expect(called.tool_calls[0].function).toEqual({ name, arguments: '{}' })
+    expect(called.reasoning_content).toBe('Hm.')
+    expect(running.asked.at(-1)?.thoughts).toEqual({ close: '</think>' })
+
+    // Marks that are no tokens are not known before they are whole.
     running.script.next = { say: '{"a": 1}' }
-    const json = { ...own, response_format: { type: 'json_object' } }
-    expect((await post(url(), json)).body.choices[0].message.content).toBe('{"a": 1}')
-    running.script.next = { say: '{}' }
-    const forced = { ...own, tools, tool_choice: { type: 'function', function: { name } } }
-    const { message } = (await post(url(), forced)).body.choices[0]
-    expect(message.tool_calls[0].function).toEqual({ name, arguments: '{}' })
+    const other = (await post(url(), { messages, ...format })).body.choices[0].message
+    expect(other.content).toBe('{"a": 1}')
+    expect(running.asked.at(-1)?.thoughts).toBeUndefined()
+  })
+
+  test('JSON, where the answer may begin with a thought, and where the prompt has one that is empty', async () => {
+    const end =
+      '{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}'
+    const own = await startScripted(await tokenizerWith(template + end, ['<think>', '</think>']))
+    const url = `${own.url}/v1/chat/completions`
+    const body = { messages, response_format: { type: 'json_object' } }
+    try {
+      own.script.next = { say: '<think>Hm.</think>{"a": 1}' }
+      const { message } = (await post(url, body)).body.choices[0]
+      expect(message).toMatchObject({ content: '{"a": 1}', reasoning_content: 'Hm.' })
+      expect(own.asked.at(-1)?.thoughts).toEqual({ open: '<think>', close: '</think>' })
+      own.script.next = { say: '{"a": 1}' }
+      const { message: other } = (await post(url, { ...body, reasoning_effort: 'none' })).body
+        .choices[0]
+      expect(other.content).toBe('{"a": 1}')
+      expect(own.asked.at(-1)?.thoughts).toBeUndefined()
+      await post(url, { messages })
+      expect(own.asked.at(-1)?.thoughts).toBeUndefined()
+    } finally {
+      await own.server.close()
+    }
   })
 
   test('a text completion is what the model wrote', async () => {

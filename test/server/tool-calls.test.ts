@@ -560,11 +560,11 @@ test('what an argument is, where a model writes texts alone, its function says',
   const running = await startScripted(await tokenizerWith("{{ '<tool_call><function=' }}"))
   try {
     const argument = (name: string) => `<parameter=${name}>\n7\n</parameter>\n`
-    const args = argument('city') + argument('days')
+    const args = argument('city') + argument('days').replace('7', 'None')
     running.script.next = {
       say: `<tool_call>\n<function=weather>\n${args}</function>\n</tool_call>`,
     }
-    const properties = { city: { type: 'string' }, days: { type: 'integer' } }
+    const properties = { city: { type: 'string' }, days: { type: 'integer', nullable: true } }
     const asked = { name: 'weather', parameters: { type: 'object', properties } }
     const body = {
       messages: [{ role: 'user', content: 'Warm?' }],
@@ -572,7 +572,7 @@ test('what an argument is, where a model writes texts alone, its function says',
     }
     const answer = await post(`${running.url}/v1/chat/completions`, body)
     const [call] = answer.body.choices[0].message.tool_calls
-    expect(call.function).toEqual({ name: 'weather', arguments: '{"city": "7", "days": 7}' })
+    expect(call.function).toEqual({ name: 'weather', arguments: '{"city": "7", "days": null}' })
   } finally {
     await running.server.close()
   }
