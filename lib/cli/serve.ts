@@ -53,7 +53,7 @@ interface ServeOptions {
   readonly maxQueue: number
   readonly maxPromptTokens?: number
   readonly maxTokens?: number
-  readonly defaultMaxTokens: number
+  readonly defaultMaxTokens?: number
   readonly promptLookup: number
   readonly maxChoices: number
   readonly bodyLimit: number
@@ -157,9 +157,8 @@ function serveOptions(): Option[] {
     whole('--max-tokens <n>', 'most new tokens of a choice', 1),
     whole(
       '--default-max-tokens <n>',
-      "new tokens of a chat's answer that asks for no number",
+      "new tokens of a chat's answer that asks for no number (default: 4096, 16384 of models that think)",
       1,
-      1024,
     ),
     whole(
       '--prompt-lookup <n>',

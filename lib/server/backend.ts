@@ -1,5 +1,7 @@
+import { thoughtMarks } from '../chat/thoughts.js'
 import type { Engine } from '../engine/engine.js'
 import { checkModel, createEngine, type Model } from '../engine/model.js'
+import { isHarmonyTemplate } from '../model/harmony.js'
 import { type ServerOptions, type ServerSettings, samplingOf, settingsOf } from './options.js'
 import { OpenAiService, type ServiceObserver } from './service.js'
 import { Sessions } from './sessions.js'
@@ -45,13 +47,19 @@ export function createBackend(
       policies: { default: settings.policy, allowed: settings.allowedPolicies },
       sampling: samplingOf(settings, model.generationConfig),
       maxTokens: settings.maxTokens ?? maxPositions,
-      defaultMaxTokens: settings.defaultMaxTokens,
+      defaultMaxTokens: settings.defaultMaxTokens ?? answerLength(model, settings),
       promptLookup: settings.promptLookup,
       maxChoices: settings.maxChoices,
       modelNames: settings.modelNames,
     },
   })
   return { service, engine, sessions, responses }
+}
+
+/** Tokens of an answer that nobody said the length of: what is promised to it others cannot have. */
+function answerLength({ tokenizer }: Model, { chatTemplate }: ServerSettings): number {
+  const template = chatTemplate ?? tokenizer?.chatTemplateSource() ?? ''
+  return isHarmonyTemplate(template) || thoughtMarks(template) ? 16_384 : 4096
 }
 
 const SERVICE_OPTIONS = [

@@ -42,7 +42,7 @@ export interface ServerOptions {
   readonly maxPromptTokens?: number | undefined
   /** Most new tokens of a choice; default the model's context. */
   readonly maxTokens?: number | undefined
-  /** New tokens of a chat's answer whose request does not say; default 1024. */
+  /** New tokens of a chat's answer whose request does not say; default 4096, or 16384 of models that think. */
   readonly defaultMaxTokens?: number | undefined
   /**
    * Tokens to draft for a step from the text so far, at most 15, where a request says neither
@@ -99,7 +99,13 @@ export type LogLevel = (typeof LOG_LEVELS)[number]
 /** Options with the defaults filled in; undefined where the model decides. */
 export type ServerSettings = Required<Omit<ServerOptions, ModelDecides>> &
   Pick<ServerOptions, ModelDecides>
-type ModelDecides = 'kvMemory' | 'maxPromptTokens' | 'maxTokens' | 'chatTemplate' | 'sampling'
+type ModelDecides =
+  | 'kvMemory'
+  | 'maxPromptTokens'
+  | 'maxTokens'
+  | 'defaultMaxTokens'
+  | 'chatTemplate'
+  | 'sampling'
 
 /** Throws `ERR_ZC_ARGUMENT` naming the option whose value is wrong. */
 type Check = (name: string, value: unknown) => void
@@ -225,7 +231,6 @@ export function settingsOf(
     prefixMemory: 0,
     maxBatch: 64,
     maxQueue: 256,
-    defaultMaxTokens: 1024,
     promptLookup: 0,
     maxChoices: 16,
     bodyLimit: 2 * 2 ** 20,

@@ -425,11 +425,11 @@ test('a picture is refused by its name', async () => {
 })
 
 test('too much is told in the words that programs look for', async () => {
-  const long = { role: 'user', content: 'a '.repeat(9000) }
+  const long = { role: 'user', content: 'a '.repeat(70_000) }
   const { status, body } = await post(`${running.url}/v1/chat/completions`, { messages: [long] })
   expect([status, body.error.code]).toEqual([400, 'context_length_exceeded'])
   // LiteLLM, Cline, opencode and others go by these, and not by the code.
-  expect(body.error.message).toMatch(/this model's maximum context length is 4096 tokens/)
+  expect(body.error.message).toMatch(/this model's maximum context length is 32768 tokens/)
 })
 
 test('a base URL with a slash, or without its /v1', async () => {

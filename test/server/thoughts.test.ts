@@ -277,6 +277,26 @@ describe('over HTTP', () => {
     }
   })
 
+  test('an answer that nobody said the length of has more room where the model thinks', async () => {
+    await post(url(), { messages })
+    expect(running.asked.at(-1)?.maxTokens).toBe(16_384)
+    await post(url(), { messages, max_completion_tokens: 7 })
+    expect(running.asked.at(-1)?.maxTokens).toBe(7)
+    const plain = await startScripted(await tokenizerWith("{{ messages[0]['content'] }}"))
+    const short = await startScripted(await tokenizerWith(template), { defaultMaxTokens: 9 })
+    try {
+      for (const [own, maxTokens] of [
+        [plain, 4096],
+        [short, 9],
+      ] as const) {
+        await post(`${own.url}/v1/chat/completions`, { messages })
+        expect(own.asked.at(-1)?.maxTokens).toBe(maxTokens)
+      }
+    } finally {
+      await Promise.all([plain.server.close(), short.server.close()])
+    }
+  })
+
   test('a text completion is what the model wrote', async () => {
     running.script.next = { say: '<think>Hm.</think>Yes.' }
     const { choices } = (await post(`${running.url}/v1/completions`, { prompt: 'Well?' })).body
