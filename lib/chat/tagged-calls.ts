@@ -1,41 +1,45 @@
 import { isJsonObject, type JsonObject } from '../model/model-files.js'
 
-/** How calls are written whose arguments stand between tags, each by itself and without quotes. */
-export interface CallTags {
-  /** What such calls end with, as a text between their marks does. */
-  readonly end: RegExp
-  /** All calls of a text, with the groups `name` and `body`. */
-  readonly call: RegExp
-  /** All arguments of a call's body, with the groups `key` and `value`. */
-  readonly argument: RegExp
+/** Elements one after the other, each with a name and a text. */
+interface ElementTags {
+  readonly open: string
+  /** What ends the name, and, white space apart, what else stands before the text. */
+  readonly named: readonly string[]
+  readonly close: string
 }
 
-// A value may have tags in it: one ends where another begins, or nothing is left.
+/** How calls are written whose arguments stand between tags, each by itself and without quotes. */
+export interface CallTags {
+  /** Of calls; null: a call is its name, and then its arguments. */
+  readonly call: ElementTags | null
+  /** Of the arguments of a call. */
+  readonly argument: ElementTags
+  /** Values stand in lines of their own. */
+  readonly hasLines: boolean
+}
 
 /**
  * Of Qwen3-Coder, and Seed-OSS without the newlines: `<function=NAME>`, for each argument
  * `<parameter=KEY>\nVALUE\n</parameter>`, `</function>`.
  */
 export const FUNCTION_TAGS: CallTags = {
-  end: /<\/function>\s*$/,
-  call: /<function=(?<name>[^>\s]+)>(?<body>.*?)<\/function>(?=\s*(?:<function=|$))/gs,
-  argument: /<parameter=(?<key>[^>]+)>\n?(?<value>.*?)\n?<\/parameter>(?=\s*(?:<parameter=|$))/gs,
+  call: { open: '<function=', named: ['>'], close: '</function>' },
+  argument: { open: '<parameter=', named: ['>'], close: '</parameter>' },
+  hasLines: true,
 }
 
 /** Of MiniMax-M2: `<invoke name="NAME">`, for each argument `<parameter name="KEY">VALUE</parameter>`, `</invoke>`. */
 export const INVOKE_TAGS: CallTags = {
-  end: /<\/invoke>\s*$/,
-  call: /<invoke name="?(?<name>[^">]+)"?>(?<body>.*?)<\/invoke>(?=\s*(?:<invoke |$))/gs,
-  argument:
-    /<parameter name="?(?<key>[^">]+)"?>(?<value>.*?)<\/parameter>(?=\s*(?:<parameter |$))/gs,
+  call: { open: '<invoke name="', named: ['">'], close: '</invoke>' },
+  argument: { open: '<parameter name="', named: ['">'], close: '</parameter>' },
+  hasLines: false,
 }
 
 /** Of GLM-4.5 and 4.6: NAME, for each argument `<arg_key>KEY</arg_key>\n<arg_value>VALUE</arg_value>`. */
 export const KEY_TAGS: CallTags = {
-  end: /^\s*[^\s<>{]+\s*$|<\/arg_value>\s*$/,
-  call: /^\s*(?<name>[^\s<>{]+)\s*(?<body>(?:<.*)?)$/gs,
-  argument:
-    /<arg_key>(?<key>.*?)<\/arg_key>\s*<arg_value>(?<value>.*?)<\/arg_value>(?=\s*(?:<arg_key>|$))/gs,
+  call: null,
+  argument: { open: '<arg_key>', named: ['</arg_key>', '<arg_value>'], close: '</arg_value>' },
+  hasLines: false,
 }
 
 /** A call, its arguments as the text of a JSON object. */
@@ -51,23 +55,73 @@ export interface TaggedCall {
  */
 export function readTagged(
   text: string,
-  tags: CallTags,
+  { call, argument, hasLines }: CallTags,
   parametersOf: (name: string) => unknown,
 ): TaggedCall[] | null {
-  const calls = allOf(tags.call, text)?.map(({ name = '', body = '' }) => {
-    const members = allOf(tags.argument, body)?.map(({ key = '', value = '' }) => {
-      const types = typesOfArgument(parametersOf(name), key.trim())
-      return `${JSON.stringify(key.trim())}: ${jsonOf(value, types)}`
+  const calls = call ? elementsOf(text, call) : [nameAndBody(text)]
+  const read = calls?.map(({ name, text: body }) => {
+    const members = elementsOf(body, argument)?.map((own) => {
+      const key = own.name.trim()
+      const value = hasLines ? withoutLineEnds(own.text) : own.text
+      return `${JSON.stringify(key)}: ${jsonOf(value, typesOfArgument(parametersOf(name), key))}`
     })
-    return members ? { name, args: `{${members.join(', ')}}` } : null
+    return members && /^[^\s<>]+$/.test(name) ? { name, args: `{${members.join(', ')}}` } : null
   })
-  return calls && calls.length > 0 && calls.every((call) => call !== null) ? calls : null
+  return read && read.length > 0 && read.every((own) => own !== null) ? read : null
 }
 
-/** The groups of all matches; null where there is more than these and white space. */
-function allOf(expression: RegExp, text: string): Record<string, string | undefined>[] | null {
-  if (text.replace(expression, '').trim() !== '') return null
-  return [...text.matchAll(expression)].map(({ groups }) => groups ?? {})
+/** Whether a text ends where calls may end, as far as that can be told without reading it. */
+export function mayBeTagged(text: string, { call, argument }: CallTags): boolean {
+  const end = text.trimEnd()
+  if (call) return end.endsWith(call.close)
+  return end.endsWith(argument.close) || !end.includes('<')
+}
+
+/** The elements of a text that is nothing but them; null for any other. Takes time in proportion to its length. */
+function elementsOf(
+  text: string,
+  { open, named, close }: ElementTags,
+): { name: string; text: string }[] | null {
+  const [nameTag = '', ...others] = named
+  const elements = []
+  for (let at = behindSpace(text, 0); at < text.length; ) {
+    if (!text.startsWith(open, at)) return null
+    const nameAt = at + open.length
+    const nameEnd = text.indexOf(nameTag, nameAt)
+    if (nameEnd < 0) return null
+    let from = nameEnd + nameTag.length
+    for (const tag of others) {
+      from = behindSpace(text, from)
+      if (!text.startsWith(tag, from)) return null
+      from += tag.length
+    }
+    // It may have tags in it: it ends where another one begins, or nothing is left.
+    let end = from - 1
+    do {
+      end = text.indexOf(close, end + 1)
+      if (end < 0) return null
+      at = behindSpace(text, end + close.length)
+    } while (at < text.length && !text.startsWith(open, at))
+    elements.push({ name: text.slice(nameAt, nameEnd), text: text.slice(from, end) })
+  }
+  return elements
+}
+
+/** Where white space that begins at a place has ended. */
+function behindSpace(text: string, at: number): number {
+  const space = /\s*/y
+  space.lastIndex = at
+  space.exec(text)
+  return space.lastIndex
+}
+
+function nameAndBody(text: string): { name: string; text: string } {
+  const at = text.search(/<|$/)
+  return { name: text.slice(0, at).trim(), text: text.slice(at) }
+}
+
+function withoutLineEnds(text: string): string {
+  return text.replace(/^\n/, '').replace(/\n$/, '')
 }
 
 /** JSON's words as Python has them, which templates write, too. */

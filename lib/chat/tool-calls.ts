@@ -1,6 +1,13 @@
 import { randomBytes } from 'node:crypto'
 import { isJsonObject } from '../model/model-files.js'
-import { type CallTags, FUNCTION_TAGS, INVOKE_TAGS, KEY_TAGS, readTagged } from './tagged-calls.js'
+import {
+  type CallTags,
+  FUNCTION_TAGS,
+  INVOKE_TAGS,
+  KEY_TAGS,
+  mayBeTagged,
+  readTagged,
+} from './tagged-calls.js'
 
 /** A function that the model asks its caller to call. */
 export interface ToolCall {
@@ -132,6 +139,8 @@ class MarkedParser implements ToolCallParser {
   readonly #marks: Marks
   #rest = ''
   #isInside = false
+  /** Closing marks up to here are none: each is looked at once. */
+  #lookedAt = 0
   /** What calls that may be no calls began with: white space, which is nobody's unless what follows is text, and the mark. */
   #opened = ''
   #hasCalls = false
@@ -203,6 +212,7 @@ class MarkedParser implements ToolCallParser {
   /** Takes the mark, if calls begin with it. */
   #open(gap: string): void {
     const { open } = this.#format
+    this.#lookedAt = 0
     this.#opened = gap
     if (!this.#rest.startsWith(open)) return
     this.#opened += open
@@ -212,18 +222,21 @@ class MarkedParser implements ToolCallParser {
   /** Where calls end: at the first mark that is none of their own text; at last any mark will do. */
   #closing(isLast: boolean): number {
     const { close } = this.#format
-    for (let at = -1; ; ) {
-      at = this.#rest.indexOf(close, at + 1)
+    for (;;) {
+      const at = this.#rest.indexOf(close, this.#lookedAt)
       if (at < 0) break
       if (this.#isEnd(this.#rest.slice(0, at))) return at
+      this.#lookedAt = at + 1
     }
+    // A mark may come in pieces.
+    this.#lookedAt = Math.max(this.#lookedAt, this.#rest.length - close.length + 1)
     return isLast && !this.#callsOf(this.#rest) ? this.#rest.indexOf(close) : -1
   }
 
   /** Whether a text may be calls to their end. */
   #isEnd(text: string): boolean {
     const { tags } = this.#format
-    return tags && !isJson(text) ? tags.end.test(text) : !endsInString(text)
+    return tags && !isJson(text) ? mayBeTagged(text, tags) : !endsInString(text)
   }
 
   /** What stands between marks; null where it is not all calls. */

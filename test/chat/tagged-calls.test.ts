@@ -171,6 +171,19 @@ describe.each(formats)('as %s', (format) => {
     expect(read(format, [tagged]).calls).toEqual([['edit', args]])
   })
 
+  test('what never becomes a call takes no longer the more of it there is', () => {
+    const whole = written(format, ['edit', { text: 'a' }])
+    const tags = whole.match(/<[^>]*>/g) as string[]
+    const [mark] = tags
+    for (const pair of tags.flatMap((tag) => tags.map((other) => `${tag}${other}`))) {
+      const said = `${mark} edit ${pair.repeat(2 ** 13)}`
+      const start = performance.now()
+      read(format, said.match(/.{1,1000}/gs) as string[])
+      // By an expression that tries all it can, it was minutes.
+      expect(performance.now() - start).toBeLessThan(5000)
+    }
+  })
+
   test('a value of megabytes is read', () => {
     const text = '</parameter \n<'.repeat(2 ** 17)
     const said = written(format, ['edit', { text: `a${text}b` }])
