@@ -176,11 +176,11 @@ describe.each(formats)('as %s', (format) => {
     const tags = whole.match(/<[^>]*>/g) as string[]
     const [mark] = tags
     for (const pair of tags.flatMap((tag) => tags.map((other) => `${tag}${other}`))) {
-      const said = `${mark} edit ${pair.repeat(2 ** 13)}`
+      const said = `${mark} edit ${pair.repeat(2 ** 11)}`
       const start = performance.now()
       read(format, said.match(/.{1,1000}/gs) as string[])
       // By an expression that tries all it can, it was minutes.
-      expect(performance.now() - start).toBeLessThan(5000)
+      expect(performance.now() - start).toBeLessThan(2000)
     }
   })
 
