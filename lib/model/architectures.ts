@@ -35,6 +35,7 @@ export type Architecture =
   | 'Glm4vMoeForConditionalGeneration'
   | 'Dots1ForCausalLM'
   | 'MiniMaxM2ForCausalLM'
+  | 'Qwen2VLForConditionalGeneration'
 
 /** How a checkpoint calls the tensors of a layer's experts. */
 export interface ExpertNames {
@@ -136,12 +137,14 @@ export interface NormNames {
 
 /** Where the text model of one that sees images is told of. */
 export interface TextTraits {
-  /** The one `model_type` of its `text_config`. */
+  /** The `model_type` of its `text_config`. */
   readonly modelType: string
+  /** What the first files have in its place; absent: the same. */
+  readonly firstModelType?: string
   /** `text_config` may be missing: the file itself is it, as hubs have older ones. */
   readonly mayBeFlat: boolean
-  /** What else it may be, with another `model_type`; absent: nothing. */
-  readonly other?: ArchitectureTraits
+  /** What else it may be, with another `model_type` each; absent: nothing. */
+  readonly others?: readonly ArchitectureTraits[]
 }
 
 /** Where transformers differs from one architecture to the next. */
@@ -281,6 +284,20 @@ const kQwenDefaults = {
   use_sliding_window: false,
   max_window_layers: 28,
 }
+
+const kQwen2VlTraits = {
+  ...kPlain,
+  modelType: 'qwen2_vl',
+  defaults: {
+    ...kQwenDefaults,
+    max_window_layers: 80,
+    rms_norm_eps: 1e-5,
+    rope_theta: 1_000_000,
+  },
+  textOf: { modelType: 'qwen2_vl_text', mayBeFlat: true },
+  bias: 'qkv',
+  window: 'by use_sliding_window',
+} as const satisfies ArchitectureTraits
 
 const kGemma3Traits = {
   ...kPlain,
@@ -424,11 +441,13 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     textOf: {
       modelType: 'mistral',
       mayBeFlat: false,
-      other: {
-        ...kMinistral3Traits,
-        modelType: 'mistral3',
-        textOf: { modelType: 'ministral3', mayBeFlat: false },
-      },
+      others: [
+        {
+          ...kMinistral3Traits,
+          modelType: 'mistral3',
+          textOf: { modelType: 'ministral3', mayBeFlat: false },
+        },
+      ],
     },
   },
   Ministral3ForCausalLM: kMinistral3Traits,
@@ -448,18 +467,11 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     qkNorm: 'each head',
     window: 'by use_sliding_window',
   },
+  Qwen2VLForConditionalGeneration: kQwen2VlTraits,
   Qwen2_5_VLForConditionalGeneration: {
-    ...kPlain,
+    ...kQwen2VlTraits,
     modelType: 'qwen2_5_vl',
-    defaults: {
-      ...kQwenDefaults,
-      max_window_layers: 80,
-      rms_norm_eps: 1e-5,
-      rope_theta: 1_000_000,
-    },
     textOf: { modelType: 'qwen2_5_vl_text', mayBeFlat: true },
-    bias: 'qkv',
-    window: 'by use_sliding_window',
   },
   Qwen3VLForConditionalGeneration: {
     ...kPlain,

@@ -286,8 +286,9 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
 function traitsOf(whole: ConfigReader, architecture: Architecture): ArchitectureTraits {
   const traits = ARCHITECTURES[architecture]
   const text = whole.value('text_config')
-  const other = traits.textOf?.other
-  return other && isJsonObject(text) && text.model_type === other.textOf?.modelType ? other : traits
+  if (!isJsonObject(text)) return traits
+  const others = traits.textOf?.others ?? []
+  return others.find(({ textOf }) => textOf?.modelType === text.model_type) ?? traits
 }
 
 /** The text model's keys, and what its class says where they are absent. */
@@ -298,9 +299,11 @@ function readerOfText(whole: ConfigReader, { defaults, textOf }: ArchitectureTra
   }
   if (!isJsonObject(text)) whole.refuse('text_config', `is ${quote(text)}, expected an object`)
   const read = new ConfigReader({ ...defaults, ...text }, whole.path, 'text_config.')
-  const modelType = read.value('model_type')
-  if (modelType !== undefined && modelType !== textOf.modelType) {
-    read.refuse('model_type', `is ${quote(modelType)}, expected "${textOf.modelType}"`)
+  const modelType = read.value('model_type') ?? textOf.modelType
+  if (modelType !== textOf.modelType && modelType !== textOf.firstModelType) {
+    const others = (textOf.others ?? []).map((other) => other.textOf?.modelType)
+    const expected = [textOf.modelType, ...others].map((name) => quote(name)).join(' or ')
+    read.refuse('model_type', `is ${quote(modelType)}, expected ${expected}`)
   }
   return read
 }

@@ -80,6 +80,7 @@ const models: [name: string, folder: string][] = [
   ['dots1', join(kFixtures, 'dots1')],
   ['minimax-m2', join(kFixtures, 'minimax-m2')],
   ['glm4v-moe', join(kFixtures, 'glm4v-moe')],
+  ['qwen2-vl', join(kFixtures, 'qwen2-vl')],
   [
     'gemma3, whose rows do not see the whole window that is compressed',
     copies.copy(join(kFixtures, 'gemma3'), { config: { sliding_window: 12 } }),

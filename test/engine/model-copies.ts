@@ -41,6 +41,7 @@ export const fixtureNames = [
   'dots1',
   'minimax-m2',
   'glm4v-moe',
+  'qwen2-vl',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */

@@ -1058,6 +1058,23 @@ describe('text models of those that see images', () => {
     )
   })
 
+  test('qwen2-vl: as qwen2.5-vl, flat or not', () => {
+    const { vision_config, ...flat } = qwen25Vl
+    const own = { architectures: ['Qwen2VLForConditionalGeneration'], model_type: 'qwen2_vl' }
+    const expected = {
+      ...parseModelConfig(qwen25Vl),
+      architecture: 'Qwen2VLForConditionalGeneration',
+    }
+    expect(parseModelConfig({ ...flat, vision_config, ...own })).toEqual(expected)
+    const { architectures, ...text } = flat
+    const withText = (model_type: string) =>
+      parseModelConfig({ ...own, vision_config, text_config: { ...text, model_type } })
+    expect(withText('qwen2_vl_text')).toEqual(expected)
+    expect(() => withText('qwen2_5_vl_text')).toThrow(
+      'text_config.model_type is "qwen2_5_vl_text", expected "qwen2_vl_text"',
+    )
+  })
+
   test('glm4v-moe: as glm4-moe, but that no norm of queries is known', () => {
     const { architectures, model_type, ...text } = glm45Air
     const rope_scaling = { rope_type: 'default', mrope_section: [8, 12, 12] }
