@@ -36,6 +36,8 @@ export type Architecture =
   | 'Dots1ForCausalLM'
   | 'MiniMaxM2ForCausalLM'
   | 'Qwen2VLForConditionalGeneration'
+  | 'Glm4vForConditionalGeneration'
+  | 'Exaone4_5_ForConditionalGeneration'
 
 /** How a checkpoint calls the tensors of a layer's experts. */
 export interface ExpertNames {
@@ -380,6 +382,27 @@ const kGlmTraits = {
   fusedProjections: 'gate and up',
 } as const satisfies ArchitectureTraits
 
+const kGlm4Traits = {
+  ...kGlmTraits,
+  modelType: 'glm4',
+  norms: {
+    attention: 'input_layernorm',
+    attentionOutput: 'post_self_attn_layernorm',
+    mlp: 'post_attention_layernorm',
+    mlpOutput: 'post_mlp_layernorm',
+  },
+} as const satisfies ArchitectureTraits
+
+const kExaone4Traits = {
+  ...kPlain,
+  modelType: 'exaone4',
+  defaults: { rms_norm_eps: 1e-5, sliding_window: 4096, sliding_window_pattern: 4 },
+  qkNorm: 'each head',
+  norms: kOutputNorms,
+  window: 'by pattern or none',
+  rope: 'windows alone',
+} as const satisfies ArchitectureTraits
+
 const kErnieTraits = {
   ...kPlain,
   modelType: 'ernie4_5',
@@ -652,14 +675,11 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     qkNorm: 'all heads',
     experts: { ...kUsualExperts, widthKey: 'intermediate_size', layers: 'all' },
   },
-  Exaone4ForCausalLM: {
-    ...kPlain,
-    modelType: 'exaone4',
-    defaults: { rms_norm_eps: 1e-5, sliding_window: 4096, sliding_window_pattern: 4 },
-    qkNorm: 'each head',
-    norms: kOutputNorms,
-    window: 'by pattern or none',
-    rope: 'windows alone',
+  Exaone4ForCausalLM: kExaone4Traits,
+  Exaone4_5_ForConditionalGeneration: {
+    ...kExaone4Traits,
+    modelType: 'exaone4_5',
+    textOf: { modelType: 'exaone4', firstModelType: 'exaone4_5_text', mayBeFlat: false },
   },
   Ernie4_5ForCausalLM: {
     ...kErnieTraits,
@@ -692,15 +712,13 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     },
   },
   GlmForCausalLM: kGlmTraits,
-  Glm4ForCausalLM: {
-    ...kGlmTraits,
-    modelType: 'glm4',
-    norms: {
-      attention: 'input_layernorm',
-      attentionOutput: 'post_self_attn_layernorm',
-      mlp: 'post_attention_layernorm',
-      mlpOutput: 'post_mlp_layernorm',
-    },
+  Glm4ForCausalLM: kGlm4Traits,
+  Glm4vForConditionalGeneration: {
+    ...kGlm4Traits,
+    modelType: 'glm4v',
+    defaults: { rms_norm_eps: 1e-5 },
+    textOf: { modelType: 'glm4v_text', mayBeFlat: false },
+    bias: 'qkv',
   },
   Dots1ForCausalLM: {
     ...kPlain,

@@ -42,6 +42,8 @@ export const fixtureNames = [
   'minimax-m2',
   'glm4v-moe',
   'qwen2-vl',
+  'glm4v',
+  'exaone4.5',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */

@@ -1093,6 +1093,51 @@ describe('text models of those that see images', () => {
     )
   })
 
+  test('glm4v: as glm4, with biases whatever the file says', () => {
+    const text = { ...llama, head_dim: 64, rms_norm_eps: 1e-5, partial_rotary_factor: 0.5 }
+    const own = (changes: JsonObject) =>
+      parseModelConfig({
+        architectures: ['Glm4vForConditionalGeneration'],
+        model_type: 'glm4v',
+        text_config: { ...text, model_type: 'glm4v_text', ...changes },
+        ...kindsOfEyes,
+      })
+    const expected = parseModelConfig({
+      ...{ ...text, architectures: ['Glm4ForCausalLM'], model_type: 'glm4', attention_bias: true },
+    })
+    const architecture = 'Glm4vForConditionalGeneration'
+    expect(expected).toMatchObject({ rotaryDim: 32, interleavedRope: true, qkNorm: 'none' })
+    const rope_scaling = { type: 'default', mrope_section: [8, 12, 12] }
+    expect(own({ rope_scaling })).toEqual({ ...expected, architecture })
+    expect(own({ attention_bias: false })).toEqual({ ...expected, architecture })
+    expect(own({ partial_rotary_factor: null })).toMatchObject({ rotaryDim: 64 })
+    expect(own({ num_key_value_heads: null })).toMatchObject({ nKvHeads: 4 })
+  })
+
+  test('exaone 4.5: as exaone4, by either name', () => {
+    const text = {
+      ...llama,
+      sliding_window: 99,
+      layer_types: ['sliding_attention', ...full.slice(1)],
+    }
+    const own = (model_type?: string) =>
+      parseModelConfig({
+        architectures: ['Exaone4_5_ForConditionalGeneration'],
+        model_type: 'exaone4_5',
+        text_config: { ...text, model_type },
+        ...kindsOfEyes,
+      })
+    const alone = { architectures: ['Exaone4ForCausalLM'], model_type: 'exaone4' }
+    const expected = {
+      ...parseModelConfig({ ...text, ...alone }),
+      architecture: 'Exaone4_5_ForConditionalGeneration',
+    }
+    for (const name of ['exaone4', 'exaone4_5_text', undefined]) expect(own(name)).toEqual(expected)
+    expect(() => own('exaone_moe')).toThrow(
+      'text_config.model_type is "exaone_moe", expected "exaone4"',
+    )
+  })
+
   test('their embeddings are tied where the file says so, and the text model says nothing else', () => {
     const ties = (whole?: boolean, text?: boolean) =>
       parseModelConfig({
