@@ -38,6 +38,7 @@ export type Architecture =
   | 'Qwen2VLForConditionalGeneration'
   | 'Glm4vForConditionalGeneration'
   | 'Exaone4_5_ForConditionalGeneration'
+  | 'GemmaForCausalLM'
 
 /** How a checkpoint calls the tensors of a layer's experts. */
 export interface ExpertNames {
@@ -194,11 +195,15 @@ export interface ArchitectureTraits {
   readonly interleavedRope: boolean
   /** What lies in one tensor of the checkpoint: gate and up; Q, K and V in another. */
   readonly fusedProjections: 'none' | 'gate and up' | 'all'
-  /** Of the MLP's gate. */
-  readonly activation: 'by name' | 'clamped swiglu'
+  /** Of the MLP's gate: which key names it, or what it is; of the first Gemma "gelu" is its form by tanh, too. */
+  readonly activation:
+    | 'by hidden_act'
+    | 'by hidden_act, any gelu by tanh'
+    | 'by hidden_activation'
+    | 'clamped swiglu'
   /**
    * Gemma's ways: norms multiply by 1 + weight, embeddings times the root of their width, scores divided
-   * by the root of `query_pre_attn_scalar`.
+   * by the root of `query_pre_attn_scalar`, where the class has it.
    */
   readonly isGemma: boolean
   /** Embeddings, scores, what is added to the residual stream and logits are multiplied as the file says. */
@@ -275,7 +280,7 @@ const kPlain = {
   partialRotary: false,
   interleavedRope: false,
   fusedProjections: 'none',
-  activation: 'by name',
+  activation: 'by hidden_act',
   isGemma: false,
   isGranite: false,
   experts: null,
@@ -334,6 +339,7 @@ const kGemma3Traits = {
     mlp: 'pre_feedforward_layernorm',
     mlpOutput: 'post_feedforward_layernorm',
   },
+  activation: 'by hidden_activation',
   isGemma: true,
 } as const satisfies ArchitectureTraits
 
@@ -556,6 +562,21 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     bias: 'from attention_bias',
     window: 'by use_sliding_window',
     rope: 'some layers',
+  },
+  GemmaForCausalLM: {
+    ...kPlain,
+    modelType: 'gemma',
+    defaults: {
+      head_dim: 256,
+      hidden_act: 'gelu_pytorch_tanh',
+      bos_token_id: 2,
+      eos_token_id: 1,
+      tie_word_embeddings: true,
+    },
+    expects: { query_pre_attn_scalar: null },
+    bias: 'from attention_bias',
+    activation: 'by hidden_act, any gelu by tanh',
+    isGemma: true,
   },
   Gemma3ForCausalLM: kGemma3Traits,
   Gemma3ForConditionalGeneration: {

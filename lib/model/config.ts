@@ -347,7 +347,8 @@ function readScales(
   const eps = read.number('rms_norm_eps', 'a number above 0 and at most 1', kDefaultEps, isEps)
   const residual = isGranite ? read.positive('residual_multiplier') : 1
   const embedding = isGranite ? read.positive('embedding_multiplier') : 1
-  const usual = 1 / Math.sqrt(isGemma ? read.positive('query_pre_attn_scalar') : headDim)
+  const hasScalar = isGemma && read.raw.query_pre_attn_scalar !== undefined
+  const usual = 1 / Math.sqrt(hasScalar ? read.positive('query_pre_attn_scalar') : headDim)
   return {
     rmsNormEps: eps / residual ** 2,
     softmaxScale: isGranite ? read.positive('attention_multiplier') : usual,
@@ -414,14 +415,15 @@ function refuseUnsupported(read: ConfigReader, traits: ArchitectureTraits): void
 
 function readActivation(
   read: ConfigReader,
-  { activation, isGemma }: ArchitectureTraits,
+  { activation }: ArchitectureTraits,
 ): ModelConfig['activation'] {
-  const key = isGemma ? 'hidden_activation' : 'hidden_act'
+  const key = activation === 'by hidden_activation' ? 'hidden_activation' : 'hidden_act'
   const name = read.value(key) ?? 'silu'
   if (activation === 'clamped swiglu') {
     if (name !== 'silu') read.refuse(key, `is ${quote(name)}, expected "silu"`)
     return { alpha: kSwigluAlpha, limit: read.positive('swiglu_limit') }
   }
+  if (activation === 'by hidden_act, any gelu by tanh' && name === 'gelu') return 'gelu_tanh'
   if (typeof name === 'string' && Object.hasOwn(kActivations, name)) {
     return kActivations[name as keyof typeof kActivations]
   }

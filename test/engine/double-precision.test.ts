@@ -83,6 +83,7 @@ const models: [name: string, folder: string][] = [
   ['qwen2-vl', join(kFixtures, 'qwen2-vl')],
   ['glm4v', join(kFixtures, 'glm4v')],
   ['exaone4.5', join(kFixtures, 'exaone4.5')],
+  ['gemma', join(kFixtures, 'gemma')],
   [
     'gemma3, whose rows do not see the whole window that is compressed',
     copies.copy(join(kFixtures, 'gemma3'), { config: { sliding_window: 12 } }),

@@ -44,6 +44,7 @@ export const fixtureNames = [
   'qwen2-vl',
   'glm4v',
   'exaone4.5',
+  'gemma',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */

@@ -744,6 +744,34 @@ describe('architectures of their own', () => {
     expect(parseModelConfig({ ...smollm3, ...windows }).slidingWindow).toEqual([0, 0, 0, 8])
   })
 
+  test('gemma: scales and norms of its own, and one norm before each part of a layer', () => {
+    const gemma = { ...llama, architectures: ['GemmaForCausalLM'], model_type: 'gemma' }
+    const own = (changes: JsonObject = {}) => parseModelConfig({ ...gemma, ...changes })
+    expect(own()).toMatchObject({
+      ...{ headDim: 256, qkNorm: 'none', softmaxScale: 1 / 16, tieWordEmbeddings: true },
+      ...{ embeddingScale: Math.sqrt(128), roundsEmbeddingScale: true, unitOffsetNorms: true },
+      norms: { attention: 'input_layernorm', attentionOutput: null, mlpOutput: null },
+      slidingWindow: full.map(() => 0),
+      attentionBias: { qkv: false, output: false },
+    })
+    expect(own({ head_dim: 64 }).softmaxScale).toBe(1 / 8)
+    expect(own({ attention_bias: true }).attentionBias).toEqual({ qkv: true, output: true })
+    // What the first files call "gelu" is meant by tanh.
+    const activations = [undefined, 'gelu', 'gelu_pytorch_tanh', 'silu'].map(
+      (hidden_act) => own(hidden_act === undefined ? {} : { hidden_act }).activation,
+    )
+    expect(activations).toEqual(['gelu_tanh', 'gelu_tanh', 'gelu_tanh', 'silu'])
+    expect(() => own({ hidden_act: 'relu' })).toThrow('hidden_act is "relu", expected "silu" or')
+    expect(() => own({ query_pre_attn_scalar: 64 })).toThrow(
+      'query_pre_attn_scalar is 64, expected null',
+    )
+    expect(() => own({ use_bidirectional_attention: true })).toThrow(
+      'rows that see later ones are not supported',
+    )
+    const others = { ...gemma, architectures: ['Gemma2ForCausalLM'], model_type: 'gemma2' }
+    expect(() => parseModelConfig(others)).toThrow('architectures is "Gemma2ForCausalLM", expected')
+  })
+
   test('gemma3: its norms and scales, windows by pattern, a rope for them', () => {
     const config = parseModelConfig(gemma3)
     expect(config).toMatchObject({
