@@ -39,6 +39,7 @@ export type Architecture =
   | 'Glm4vForConditionalGeneration'
   | 'Exaone4_5_ForConditionalGeneration'
   | 'GemmaForCausalLM'
+  | 'GraniteMoeHybridForCausalLM'
 
 /** How a checkpoint calls the tensors of a layer's experts. */
 export interface ExpertNames {
@@ -138,6 +139,23 @@ export interface NormNames {
   readonly mlpOutput: string | null
 }
 
+/** How a checkpoint calls the tensors of a layer's MLP, `BLOCK.NAME.weight`. */
+export interface MlpNames {
+  /** The part of a layer that it is. */
+  readonly block: string
+  /** In the place of `gate_up_proj`, where gate and up lie in one tensor. */
+  readonly gateUp: string
+  /** In the place of `down_proj`. */
+  readonly down: string
+}
+
+/** The MLP of layers without experts. */
+export interface MlpTraits {
+  /** Key of its width. */
+  readonly widthKey: string
+  readonly names: MlpNames
+}
+
 /** Where the text model of one that sees images is told of. */
 export interface TextTraits {
   /** The `model_type` of its `text_config`. */
@@ -175,8 +193,10 @@ export interface ArchitectureTraits {
   readonly norms: NormNames
   /** Heads have sinks (`attentionSinks`). */
   readonly hasSinks: boolean
+  /** What is "as layer_types says" is refused where it says nothing. */
   readonly window:
     | 'none'
+    | 'none, as layer_types says'
     | 'all layers'
     | 'all layers by use_sliding_window'
     | 'all layers or by layer_types'
@@ -186,7 +206,12 @@ export interface ArchitectureTraits {
     | 'by pattern'
     | 'by pattern or none'
   /** Which layers rotate, and how. */
-  readonly rope: 'one' | 'some layers' | 'one for windows' | 'windows alone'
+  readonly rope:
+    | 'one'
+    | 'one by position_embedding_type'
+    | 'some layers'
+    | 'one for windows'
+    | 'windows alone'
   /** Queries of far positions are multiplied, as rope parameters say (`llama_4_scaling_beta`). */
   readonly scalesQueries: boolean
   /** The file may say that a part of each head rotates. */
@@ -208,6 +233,7 @@ export interface ArchitectureTraits {
   readonly isGemma: boolean
   /** Embeddings, scores, what is added to the residual stream and logits are multiplied as the file says. */
   readonly isGranite: boolean
+  readonly mlp: MlpTraits
   /** MLPs are several experts, of which a router chooses some for each row; null: they are not. */
   readonly experts: ExpertTraits | null
 }
@@ -283,6 +309,10 @@ const kPlain = {
   activation: 'by hidden_act',
   isGemma: false,
   isGranite: false,
+  mlp: {
+    widthKey: 'intermediate_size',
+    names: { block: 'mlp', gateUp: 'gate_up_proj', down: 'down_proj' },
+  },
   experts: null,
 } as const satisfies Partial<ArchitectureTraits>
 
@@ -673,6 +703,20 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
           ...{ order: 'out, in', inTurnsWithBiases: false },
         },
       },
+    },
+  },
+  // Granite 4, as far as all layers have attention and none has experts.
+  GraniteMoeHybridForCausalLM: {
+    ...kGraniteTraits,
+    modelType: 'granitemoehybrid',
+    defaults: { ...kGraniteTraits.defaults, num_local_experts: 8 },
+    expects: { num_local_experts: 0 },
+    window: 'none, as layer_types says',
+    rope: 'one by position_embedding_type',
+    fusedProjections: 'gate and up',
+    mlp: {
+      widthKey: 'shared_intermediate_size',
+      names: { block: 'shared_mlp', gateUp: 'input_linear', down: 'output_linear' },
     },
   },
   Olmo2ForCausalLM: kOlmo2Traits,

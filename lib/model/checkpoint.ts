@@ -318,20 +318,21 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
     if (config.hasSinks) add(layer, 'sinks', `${attention}.sinks`, config.nHeads)
     norm('attentionOutputNorm', norms.attentionOutput)
     norm('mlpNorm', norms.mlp)
-    const mlp = `${prefix}.mlp`
+    const mlp = `${prefix}.${config.mlpNames.block}`
+    const { gateUp, down } = config.mlpNames
     if (experts?.layers[layer]) {
       addExperts(layer, prefix, experts)
       addSharedExpert(layer, prefix, experts)
     } else if (fusedProjections !== 'none') {
-      addFused(layer, `${mlp}.gate_up_proj.weight`, hiddenSize, [
+      addFused(layer, `${mlp}.${gateUp}.weight`, hiddenSize, [
         ['gateProj', intermediateSize],
         ['upProj', intermediateSize],
       ])
-      add(layer, 'downProj', `${mlp}.down_proj.weight`, hiddenSize, intermediateSize)
+      add(layer, 'downProj', `${mlp}.${down}.weight`, hiddenSize, intermediateSize)
     } else {
       add(layer, 'gateProj', `${mlp}.gate_proj.weight`, intermediateSize, hiddenSize)
       add(layer, 'upProj', `${mlp}.up_proj.weight`, intermediateSize, hiddenSize)
-      add(layer, 'downProj', `${mlp}.down_proj.weight`, hiddenSize, intermediateSize)
+      add(layer, 'downProj', `${mlp}.${down}.weight`, hiddenSize, intermediateSize)
     }
     norm('mlpOutputNorm', norms.mlpOutput)
   }

@@ -6,6 +6,7 @@ import {
   type ArchitectureTraits,
   type ExpertNames,
   type ExpertTraits,
+  type MlpNames,
   type NormNames,
 } from './architectures.js'
 import { ConfigReader } from './config-reader.js'
@@ -23,6 +24,7 @@ export type {
   CorrectionName,
   ExpertNames,
   JointExpertNames,
+  MlpNames,
   NormNames,
   OwnExpertNames,
   SharedExpertNames,
@@ -149,6 +151,8 @@ export interface ModelConfig {
   readonly unitOffsetNorms: boolean
   /** Which norms a layer has. */
   readonly norms: NormNames
+  /** What the checkpoint calls the MLP of layers without experts. */
+  readonly mlpNames: MlpNames
   /** What lies in one tensor of the checkpoint: gate and up; Q, K and V in another. */
   readonly fusedProjections: 'none' | 'gate and up' | 'all'
   /** How the checkpoint's matrices are quantized; null: they are floats. */
@@ -231,7 +235,7 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
 
   const nLayers = read.integer('num_hidden_layers', 1, kMaxLayers)
   const hiddenSize = read.integer('hidden_size', 1, kMaxWidth)
-  const intermediateSize = read.integer('intermediate_size', 1, kMaxWidth)
+  const intermediateSize = read.integer(traits.mlp.widthKey, 1, kMaxWidth)
   const nHeads = read.integer('num_attention_heads', 1, kMaxHeads)
   const nKvHeads = readKvHeads(read, nHeads)
   const headDim = readHeadDim(read, hiddenSize, nHeads)
@@ -273,6 +277,7 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     activation: readActivation(read, traits),
     unitOffsetNorms: traits.isGemma,
     norms: traits.norms,
+    mlpNames: traits.mlp.names,
     fusedProjections: traits.fusedProjections,
     rotaryDim,
     quantization: readQuantization(whole) ?? (traits.textOf ? readQuantization(read) : null),
@@ -571,6 +576,9 @@ function readRotatingLayers(
   nLayers: number,
 ): boolean[] {
   const all = new Array<boolean>(nLayers).fill(true)
+  if (traits.rope === 'one by position_embedding_type') {
+    return all.fill(read.value('position_embedding_type') === 'rope')
+  }
   if (traits.rope !== 'some layers') return all
   const flags = read.value('no_rope_layers')
   if (flags === undefined) {
@@ -598,7 +606,10 @@ function readSlidingWindow(
   const hasSlidingLayer = layerTypes?.includes('sliding_attention') ?? false
   const full = new Array<number>(nLayers).fill(0)
 
-  if (traits.window === 'none') {
+  if (traits.window === 'none' || traits.window === 'none, as layer_types says') {
+    if (traits.window !== 'none' && layerTypes === null) {
+      read.refuse('layer_types', `is missing, expected "full_attention" for every layer`)
+    }
     if (hasSlidingLayer) {
       read.refuse('layer_types', `holds "sliding_attention", which ${architecture} does not have`)
     }
@@ -673,15 +684,14 @@ function readLayerTypes(read: ConfigReader, nLayers: number): string[] | null {
       `is ${quote(types)}, expected one entry for each of ${nLayers} layers`,
     )
   }
-  for (const type of types) {
-    if (type !== 'full_attention' && type !== 'sliding_attention') {
-      read.refuse(
-        'layer_types',
-        `holds ${quote(type)}, expected "full_attention" or "sliding_attention"`,
-      )
-    }
-  }
-  return types as string[]
+  return types.map((type) => {
+    if (type === 'full_attention' || type === 'sliding_attention') return type
+    if (type === 'attention') return 'full_attention' // Granite 4's own word
+    return read.refuse(
+      'layer_types',
+      `holds ${quote(type)}, expected "full_attention" or "sliding_attention"`,
+    )
+  })
 }
 
 function checkTokenIds(ids: readonly number[], key: string, vocabSize: number, path: string): void {

@@ -58,14 +58,14 @@ export class DoubleModel {
     if (fusedProjections === 'none' || !fused) return this.#weights.get(name)
     const [, prefix, which] = fused as unknown as [string, string, string]
     if (fusedProjections !== 'all' && which.length === 1) return this.#weights.get(name)
-    const { hiddenSize, headDim, nHeads, nKvHeads, intermediateSize } = this.config
+    const { hiddenSize, headDim, nHeads, nKvHeads, intermediateSize, mlpNames } = this.config
     const [joint, parts] =
       which.length === 1
-        ? ['qkv', { q: nHeads * headDim, k: nKvHeads * headDim, v: nKvHeads * headDim }]
-        : ['gate_up', { gate: intermediateSize, up: intermediateSize }]
+        ? ['qkv_proj', { q: nHeads * headDim, k: nKvHeads * headDim, v: nKvHeads * headDim }]
+        : [mlpNames.gateUp, { gate: intermediateSize, up: intermediateSize }]
     let row = 0
     for (const [part, height] of Object.entries(parts as Record<string, number>)) {
-      const all = this.#weights.get(`${prefix}.${joint}_proj.weight`)!
+      const all = this.#weights.get(`${prefix}.${joint}.weight`)!
       if (part === which) return all.subarray(row * hiddenSize, (row + height) * hiddenSize)
       row += height
     }
@@ -90,12 +90,13 @@ export class DoubleModel {
 
   /** What the MLP of a layer, or its experts, makes of normed rows. */
   mlp(layer: number, x: Float64Array): Float64Array {
-    const { hiddenSize, intermediateSize, experts } = this.config
+    const { hiddenSize, intermediateSize, experts, mlpNames } = this.config
     const name = `model.layers.${layer}`
     if (!experts?.layers[layer]) {
-      const gate = this.project(`${name}.mlp.gate_proj`, x, hiddenSize)
-      const up = this.project(`${name}.mlp.up_proj`, x, hiddenSize)
-      return this.project(`${name}.mlp.down_proj`, this.#gated({ gate, up }), intermediateSize)
+      const mlp = `${name}.${mlpNames.block}`
+      const gate = this.project(`${mlp}.gate_proj`, x, hiddenSize)
+      const up = this.project(`${mlp}.up_proj`, x, hiddenSize)
+      return this.project(`${mlp}.${mlpNames.down}`, this.#gated({ gate, up }), intermediateSize)
     }
     const { names, count: nExperts, perRow: nChosen, scores, normalized, leastSum, scale } = experts
     const block = `${name}.${names.block}`

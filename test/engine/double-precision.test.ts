@@ -84,6 +84,7 @@ const models: [name: string, folder: string][] = [
   ['glm4v', join(kFixtures, 'glm4v')],
   ['exaone4.5', join(kFixtures, 'exaone4.5')],
   ['gemma', join(kFixtures, 'gemma')],
+  ['granite4', join(kFixtures, 'granite4')],
   [
     'gemma3, whose rows do not see the whole window that is compressed',
     copies.copy(join(kFixtures, 'gemma3'), { config: { sliding_window: 12 } }),

@@ -45,6 +45,7 @@ export const fixtureNames = [
   'glm4v',
   'exaone4.5',
   'gemma',
+  'granite4',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */

@@ -362,6 +362,7 @@ describe('readModelConfig on the fixtures', () => {
     quantization: null,
     hasSinks: false,
     interleavedRope: false,
+    mlpNames: { block: 'mlp', gateUp: 'gate_up_proj', down: 'down_proj' },
     fusedProjections: 'none',
   }
   const none = { qkv: false, output: false }
@@ -624,6 +625,39 @@ describe('architectures of their own', () => {
     expect(parseModelConfig(granite)).toMatchObject(none)
     // No other architecture reads them.
     expect(parseModelConfig({ ...llama, ...scales }).logitsScale).toBe(1)
+  })
+
+  test('granite 4: its dense models alone, whose MLPs have names of their own', () => {
+    const granite4 = {
+      ...{ ...llama, architectures: ['GraniteMoeHybridForCausalLM'] },
+      model_type: 'granitemoehybrid',
+      ...{ embedding_multiplier: 12, residual_multiplier: 0.25 },
+      ...{ attention_multiplier: 0.015625, logits_scaling: 8 },
+      layer_types: full.map(() => 'attention'),
+      ...{ num_local_experts: 0, num_experts_per_tok: 0, shared_intermediate_size: 192 },
+      ...{ position_embedding_type: 'rope', mamba_n_heads: 8, normalization_function: 'rmsnorm' },
+    }
+    const own = (changes: JsonObject = {}) => parseModelConfig({ ...granite4, ...changes })
+    expect(own()).toMatchObject({
+      ...{ intermediateSize: 192, experts: null, softmaxScale: 0.015625, embeddingScale: 48 },
+      mlpNames: { block: 'shared_mlp', gateUp: 'input_linear', down: 'output_linear' },
+      ...{ fusedProjections: 'gate and up', slidingWindow: full.map(() => 0) },
+      ropes: full.map(() => ({ type: 'default', theta: 500_000 })),
+    })
+    expect(own({ layer_types: full })).toEqual(own())
+    for (const position_embedding_type of ['nope', null]) {
+      expect(own({ position_embedding_type }).ropes).toEqual(full.map(() => null))
+    }
+    const refused = (changes: JsonObject, message: string) =>
+      expect(() => own(changes)).toThrow(message)
+    refused({ layer_types: ['mamba', ...full.slice(1)] }, 'layer_types holds "mamba", expected')
+    refused({ layer_types: ['linear_attention', ...full.slice(1)] }, 'holds "linear_attention"')
+    refused({ layer_types: ['sliding_attention', ...full.slice(1)] }, 'which GraniteMoeHybrid')
+    refused({ layer_types: null }, 'layer_types is missing, expected "full_attention" for every')
+    refused({ num_local_experts: 64 }, 'num_local_experts is 64, expected 0')
+    const { num_local_experts, ...unsaid } = granite4
+    expect(() => parseModelConfig(unsaid)).toThrow('num_local_experts is 8, expected 0')
+    refused({ shared_intermediate_size: null }, 'shared_intermediate_size is missing')
   })
 
   test('olmo: norms behind attention and the MLP, and of all heads together', () => {
