@@ -40,6 +40,12 @@ export type Architecture =
   | 'Exaone4_5_ForConditionalGeneration'
   | 'GemmaForCausalLM'
   | 'GraniteMoeHybridForCausalLM'
+  | 'LlavaForConditionalGeneration'
+  | 'LlavaNextForConditionalGeneration'
+  | 'LlavaOnevisionForConditionalGeneration'
+  | 'InternVLForConditionalGeneration'
+  | 'Idefics3ForConditionalGeneration'
+  | 'SmolVLMForConditionalGeneration'
 
 /** How a checkpoint calls the tensors of a layer's experts. */
 export interface ExpertNames {
@@ -322,6 +328,24 @@ const kQwenDefaults = {
   max_window_layers: 28,
 }
 
+const kQwen2Traits = {
+  ...kPlain,
+  modelType: 'qwen2',
+  defaults: kQwenDefaults,
+  bias: 'qkv',
+  window: 'by use_sliding_window',
+} as const satisfies ArchitectureTraits
+
+const kQwen3Traits = {
+  ...kPlain,
+  modelType: 'qwen3',
+  // Without the key it is not hidden_size / num_attention_heads.
+  defaults: { ...kQwenDefaults, head_dim: 128 },
+  bias: 'from attention_bias',
+  qkNorm: 'each head',
+  window: 'by use_sliding_window',
+} as const satisfies ArchitectureTraits
+
 const kQwen2VlTraits = {
   ...kPlain,
   modelType: 'qwen2_vl',
@@ -446,6 +470,13 @@ const kErnieTraits = {
   interleavedRope: true,
 } as const satisfies ArchitectureTraits
 
+const kLlamaTraits = {
+  ...kPlain,
+  modelType: 'llama',
+  defaults: { num_key_value_heads: null },
+  bias: 'from attention_bias',
+} as const satisfies ArchitectureTraits
+
 const kMistralTraits = {
   ...kPlain,
   modelType: 'mistral',
@@ -481,13 +512,43 @@ const kGlm4MoeTraits = {
   experts: kDeepSeekExperts,
 } as const satisfies ArchitectureTraits
 
+/** Sizes that classes of text models have, where files of models that see images say what differs from them alone. */
+const kTextSizes = { hidden_size: 4096, num_hidden_layers: 32, num_attention_heads: 32 }
+const kLlamaText = asText(kLlamaTraits, {
+  ...{ vocab_size: 32_000, intermediate_size: 11_008, max_position_embeddings: 2048 },
+  ...{ bos_token_id: 1, eos_token_id: 2 },
+})
+const kMistralText = asText(kMistralTraits, {
+  ...{ vocab_size: 32_000, intermediate_size: 14_336, max_position_embeddings: 131_072 },
+  ...{ num_key_value_heads: 8, bos_token_id: 1, eos_token_id: 2 },
+})
+const kQwenSizes = {
+  ...{ vocab_size: 151_936, intermediate_size: 22_016, max_position_embeddings: 32_768 },
+  num_key_value_heads: 32,
+}
+const kQwen2Text = asText(kQwen2Traits, kQwenSizes)
+const kQwen3Text = asText(kQwen3Traits, kQwenSizes)
+const kLlamaFirst = [kLlamaText, kMistralText, kQwen2Text, kQwen3Text] as const
+const kQwen2First = [kQwen2Text, kQwen3Text, kLlamaText, kMistralText] as const
+
+function asText(traits: ArchitectureTraits, sizes: JsonObject): ArchitectureTraits {
+  return {
+    ...traits,
+    defaults: { ...kTextSizes, ...sizes, ...traits.defaults },
+    textOf: { modelType: traits.modelType, mayBeFlat: false },
+  }
+}
+
+/** A model that sees images, whose text model is one of several: the first where its file does not say which. */
+function seeing(
+  modelType: string,
+  [text, ...others]: readonly [ArchitectureTraits, ...ArchitectureTraits[]],
+): ArchitectureTraits {
+  return { ...text, modelType, textOf: { modelType: text.modelType, mayBeFlat: false, others } }
+}
+
 export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> = {
-  LlamaForCausalLM: {
-    ...kPlain,
-    modelType: 'llama',
-    defaults: { num_key_value_heads: null },
-    bias: 'from attention_bias',
-  },
+  LlamaForCausalLM: kLlamaTraits,
   MistralForCausalLM: kMistralTraits,
   MinistralForCausalLM: {
     ...kMistralTraits,
@@ -510,22 +571,14 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     },
   },
   Ministral3ForCausalLM: kMinistral3Traits,
-  Qwen2ForCausalLM: {
-    ...kPlain,
-    modelType: 'qwen2',
-    defaults: kQwenDefaults,
-    bias: 'qkv',
-    window: 'by use_sliding_window',
-  },
-  Qwen3ForCausalLM: {
-    ...kPlain,
-    modelType: 'qwen3',
-    // Without the key it is not hidden_size / num_attention_heads.
-    defaults: { ...kQwenDefaults, head_dim: 128 },
-    bias: 'from attention_bias',
-    qkNorm: 'each head',
-    window: 'by use_sliding_window',
-  },
+  Qwen2ForCausalLM: kQwen2Traits,
+  Qwen3ForCausalLM: kQwen3Traits,
+  LlavaForConditionalGeneration: seeing('llava', kLlamaFirst),
+  LlavaNextForConditionalGeneration: seeing('llava_next', kLlamaFirst),
+  LlavaOnevisionForConditionalGeneration: seeing('llava_onevision', kQwen2First),
+  InternVLForConditionalGeneration: seeing('internvl', kQwen2First),
+  Idefics3ForConditionalGeneration: seeing('idefics3', kLlamaFirst),
+  SmolVLMForConditionalGeneration: seeing('smolvlm', kLlamaFirst),
   Qwen2VLForConditionalGeneration: kQwen2VlTraits,
   Qwen2_5_VLForConditionalGeneration: {
     ...kQwen2VlTraits,

@@ -412,6 +412,7 @@ function textNames({ tensors }: Checkpoint): (name: string) => string {
   const prefixed = [
     (name: string) => `language_model.${name}`,
     (name: string) => name.replace(/^model\./, 'model.language_model.'),
+    (name: string) => name.replace(/^model\./, 'model.text_model.'),
   ]
   const embedding = 'model.embed_tokens.weight'
   return prefixed.find((nameOf) => tensors.has(nameOf(embedding))) ?? ((name) => name)

@@ -42,7 +42,7 @@ export class DoubleModel {
     // Of a model that sees images its text model, by the names of one that does not.
     const nameOf = (name: string) =>
       name
-        .replace(/^(language_model\.model|model\.language_model)\./, 'model.')
+        .replace(/^(language_model\.model|model\.language_model|model\.text_model)\./, 'model.')
         .replace(/^language_model\./, '')
     const values = [...tensors].map(([name, tensor]) => [nameOf(name), valuesOf(tensor)] as const)
     return new DoubleModel(await readModelConfig(dir), new Map(values))

@@ -85,6 +85,9 @@ const models: [name: string, folder: string][] = [
   ['exaone4.5', join(kFixtures, 'exaone4.5')],
   ['gemma', join(kFixtures, 'gemma')],
   ['granite4', join(kFixtures, 'granite4')],
+  ['llava', join(kFixtures, 'llava')],
+  ['internvl', join(kFixtures, 'internvl')],
+  ['smolvlm', join(kFixtures, 'smolvlm')],
   [
     'gemma3, whose rows do not see the whole window that is compressed',
     copies.copy(join(kFixtures, 'gemma3'), { config: { sliding_window: 12 } }),

@@ -46,6 +46,9 @@ export const fixtureNames = [
   'exaone4.5',
   'gemma',
   'granite4',
+  'llava',
+  'internvl',
+  'smolvlm',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */

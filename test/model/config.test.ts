@@ -1200,6 +1200,65 @@ describe('text models of those that see images', () => {
     )
   })
 
+  test('llava: one of several, of which little is said', () => {
+    // As the file of LLaVA 1.5 is.
+    const llava15 = {
+      architectures: ['LlavaForConditionalGeneration'],
+      model_type: 'llava',
+      text_config: {
+        architectures: ['LlamaForCausalLM'],
+        max_position_embeddings: 4096,
+        model_type: 'llama',
+        rms_norm_eps: 1e-5,
+        vocab_size: 32_064,
+      },
+      tie_word_embeddings: false,
+      ...kindsOfEyes,
+    }
+    expect(parseModelConfig(llava15)).toMatchObject({
+      architecture: 'LlavaForConditionalGeneration',
+      ...{ nLayers: 32, hiddenSize: 4096, intermediateSize: 11_008, nHeads: 32, nKvHeads: 32 },
+      ...{ headDim: 128, vocabSize: 32_064, maxPositions: 4096, tieWordEmbeddings: false },
+      ...{ bosTokenId: 1, eosTokenIds: [2], rmsNormEps: 1e-5, qkNorm: 'none' },
+      attentionBias: { qkv: false, output: false },
+    })
+    const withText = (text_config: JsonObject) => parseModelConfig({ ...llava15, text_config })
+    expect(withText({ model_type: 'mistral', sliding_window: null })).toMatchObject({
+      ...{ nKvHeads: 8, intermediateSize: 14_336, maxPositions: 131_072, vocabSize: 32_000 },
+      slidingWindow: new Array(32).fill(0),
+    })
+    expect(withText({ model_type: 'mistral' }).slidingWindow).toEqual(new Array(32).fill(4096))
+    const qwen = { nKvHeads: 32, intermediateSize: 22_016, vocabSize: 151_936, eosTokenIds: [] }
+    expect(withText({ model_type: 'qwen2' })).toMatchObject({
+      ...{ ...qwen, attentionBias: { qkv: true, output: false } },
+    })
+    expect(withText({ model_type: 'qwen3' })).toMatchObject({ ...qwen, qkNorm: 'each head' })
+    expect(() => withText({ model_type: 'cohere2' })).toThrow(
+      'text_config.model_type is "cohere2", expected "llama" or "mistral" or "qwen2" or "qwen3"',
+    )
+    expect(() => withText({ model_type: 'llama', attn_logit_softcapping: 50 })).toThrow(
+      'text_config.attn_logit_softcapping is 50; logit soft-capping is not supported',
+    )
+  })
+
+  test.each([
+    ['LlavaForConditionalGeneration', 'llava', 'llama'],
+    ['LlavaNextForConditionalGeneration', 'llava_next', 'llama'],
+    ['LlavaOnevisionForConditionalGeneration', 'llava_onevision', 'qwen2'],
+    ['InternVLForConditionalGeneration', 'internvl', 'qwen2'],
+    ['Idefics3ForConditionalGeneration', 'idefics3', 'llama'],
+    ['SmolVLMForConditionalGeneration', 'smolvlm', 'llama'],
+  ])('%s: llama, mistral, qwen2 and qwen3; which, if it is not said', (name, model_type, usual) => {
+    const alone = { llama, mistral, qwen2, qwen3 }
+    const own = (text: JsonObject) =>
+      parseModelConfig({ architectures: [name], model_type, text_config: text, ...kindsOfEyes })
+    for (const text of Object.values(alone)) {
+      expect(own(text)).toEqual({ ...parseModelConfig(text), architecture: name })
+    }
+    const { model_type: _, ...unsaid } = alone[usual as keyof typeof alone]
+    expect(own(unsaid)).toEqual({ ...parseModelConfig(unsaid), architecture: name })
+  })
+
   test('their embeddings are tied where the file says so, and the text model says nothing else', () => {
     const ties = (whole?: boolean, text?: boolean) =>
       parseModelConfig({

@@ -205,6 +205,23 @@ describe('the text model of one that sees images', () => {
   })
 })
 
+test.each([
+  ['llava', 'LlavaNextForConditionalGeneration', 'llava_next'],
+  ['llava', 'LlavaOnevisionForConditionalGeneration', 'llava_onevision'],
+  ['smolvlm', 'Idefics3ForConditionalGeneration', 'idefics3'],
+])('the text model of %s, as %s has it: identical logits', async (name, architecture, type) => {
+  const copies = new ModelCopies()
+  const from = join(kFixtures, name)
+  const { ids, logits } = readReference(name)
+  const expected = await withModel(from, {}, (model) => lastLogits(model, ids, logits.length))
+  const config = { architectures: [architecture], model_type: type }
+  await withModel(copies.copy(from, { config }), {}, async (model) => {
+    expect(model.config.architecture).toBe(architecture)
+    expectSame(await lastLogits(model, ids, logits.length), expected)
+  })
+  copies.remove()
+})
+
 test('experts whose matrices lie transposed, as hubs have them: identical logits', async () => {
   const copies = new ModelCopies()
   const from = join(kFixtures, 'qwen3-vl-moe')
