@@ -110,7 +110,8 @@ export async function loadModel(dir: string | URL, options: LoadOptions = {}): P
     const dtype = asked ?? usualDtype(device)
     const weights = await loadWeights(device, checked, { config, dtype, format, signal })
     disposers.push(() => weights.dispose())
-    const distinct = [...new Set(config.ropes)]
+    const isRotated = config.qkNorm === 'each head, rotated'
+    const distinct = [...new Set(isRotated ? [...config.ropes, null] : config.ropes)]
     const ropes = distinct.map((rope) => {
       const { rotaryDim, maxPositions } = config
       const { invFreq, attentionScale } = ropeFrequencies(rope, rotaryDim, maxPositions)
@@ -127,6 +128,7 @@ export async function loadModel(dir: string | URL, options: LoadOptions = {}): P
       attentionDtype: attentionDtypeOf(dtype),
       ropes,
       ropeOfLayer: config.ropes.map((rope) => distinct.indexOf(rope)),
+      ropeOfRotated: isRotated ? distinct.indexOf(null) : null,
       specialTokens: tokenizer && specialTokensOf(tokenizer, config.vocabSize),
     }
     await device.sync() // what is still to be freed is not free

@@ -46,6 +46,7 @@ export type Architecture =
   | 'InternVLForConditionalGeneration'
   | 'Idefics3ForConditionalGeneration'
   | 'SmolVLMForConditionalGeneration'
+  | 'HunYuanDenseV1ForCausalLM'
 
 /** How a checkpoint calls the tensors of a layer's experts. */
 export interface ExpertNames {
@@ -145,6 +146,12 @@ export interface NormNames {
   readonly mlpOutput: string | null
 }
 
+/** How a checkpoint calls the norms of queries and keys, `self_attn.NAME.weight`. */
+export interface QkNormNames {
+  readonly q: string
+  readonly k: string
+}
+
 /** How a checkpoint calls the tensors of a layer's MLP, `BLOCK.NAME.weight`. */
 export interface MlpNames {
   /** The part of a layer that it is. */
@@ -194,8 +201,14 @@ export interface ArchitectureTraits {
     | 'qkv from attention_bias'
     | 'qkv from qkv_bias'
     | 'from attention_bias and attention_out_bias'
-  /** RMS norm of queries and keys: of each head, or of all heads together. */
-  readonly qkNorm: 'none' | 'each head' | 'all heads' | 'each head by use_qk_norm'
+  /** RMS norm of queries and keys: of each head, before RoPE or behind it, or of all heads together. */
+  readonly qkNorm:
+    | 'none'
+    | 'each head'
+    | 'each head, rotated'
+    | 'all heads'
+    | 'each head by use_qk_norm'
+  readonly qkNormNames: QkNormNames
   readonly norms: NormNames
   /** Heads have sinks (`attentionSinks`). */
   readonly hasSinks: boolean
@@ -214,6 +227,7 @@ export interface ArchitectureTraits {
   /** Which layers rotate, and how. */
   readonly rope:
     | 'one'
+    | 'one, of theta by alpha'
     | 'one by position_embedding_type'
     | 'some layers'
     | 'one for windows'
@@ -299,6 +313,7 @@ const kPlain = {
   textOf: null,
   bias: 'none',
   qkNorm: 'none',
+  qkNormNames: { q: 'q_norm', k: 'k_norm' },
   norms: {
     attention: 'input_layernorm',
     attentionOutput: null,
@@ -798,6 +813,17 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     ...kExaone4Traits,
     modelType: 'exaone4_5',
     textOf: { modelType: 'exaone4', firstModelType: 'exaone4_5_text', mayBeFlat: false },
+  },
+  HunYuanDenseV1ForCausalLM: {
+    ...kPlain,
+    modelType: 'hunyuan_v1_dense',
+    defaults: { num_key_value_heads: null, rms_norm_eps: 1e-5 },
+    // What the class does not read: no file of it says otherwise.
+    expects: { use_qk_norm: true, use_cla: false },
+    bias: 'from attention_bias',
+    qkNorm: 'each head, rotated',
+    qkNormNames: { q: 'query_layernorm', k: 'key_layernorm' },
+    rope: 'one, of theta by alpha',
   },
   Ernie4_5ForCausalLM: {
     ...kErnieTraits,

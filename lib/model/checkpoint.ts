@@ -310,8 +310,9 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
     }
     if (config.qkNorm !== 'none') {
       const isOfAll = config.qkNorm === 'all heads'
-      add(layer, 'qNorm', `${attention}.q_norm.weight`, isOfAll ? qWidth : headDim)
-      add(layer, 'kNorm', `${attention}.k_norm.weight`, isOfAll ? kvWidth : headDim)
+      const { q, k } = config.qkNormNames
+      add(layer, 'qNorm', `${attention}.${q}.weight`, isOfAll ? qWidth : headDim)
+      add(layer, 'kNorm', `${attention}.${k}.weight`, isOfAll ? kvWidth : headDim)
     }
     add(layer, 'oProj', `${attention}.o_proj.weight`, hiddenSize, qWidth)
     if (attentionBias.output) add(layer, 'oBias', `${attention}.o_proj.bias`, hiddenSize)

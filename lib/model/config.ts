@@ -8,6 +8,7 @@ import {
   type ExpertTraits,
   type MlpNames,
   type NormNames,
+  type QkNormNames,
 } from './architectures.js'
 import { ConfigReader } from './config-reader.js'
 import { readGenerationConfig, readTokenIds } from './generation-config.js'
@@ -27,6 +28,7 @@ export type {
   MlpNames,
   NormNames,
   OwnExpertNames,
+  QkNormNames,
   SharedExpertNames,
 } from './architectures.js'
 export type {
@@ -129,8 +131,13 @@ export interface ModelConfig {
     /** The one of the output. */
     readonly output: boolean
   }
-  /** RMS norm of queries and keys before RoPE: over head_dim of each head, or over all of a row's heads. */
-  readonly qkNorm: 'none' | 'each head' | 'all heads'
+  /**
+   * RMS norm of queries and keys before RoPE: over head_dim of each head, or over all of a row's heads. "Rotated":
+   * of each head behind RoPE, where weights meet other channels.
+   */
+  readonly qkNorm: 'none' | 'each head' | 'each head, rotated' | 'all heads'
+  /** What the checkpoint calls these norms. */
+  readonly qkNormNames: QkNormNames
   /** (nLayers): a row sees its last so many keys, itself included; 0 sees all. */
   readonly slidingWindow: readonly number[]
   /** Each head's softmax has a logit more, a learned one that belongs to no key (`attentionSinks`). */
@@ -270,6 +277,7 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     eosTokenIds,
     attentionBias: readAttentionBias(read, traits),
     qkNorm: readQkNorm(read, traits),
+    qkNormNames: traits.qkNormNames,
     // A window as long as the context hides nothing.
     slidingWindow: windows.map((window) => (window < maxPositions ? window : 0)),
     hasSinks: traits.hasSinks,

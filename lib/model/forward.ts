@@ -46,6 +46,11 @@ export interface ForwardModel {
   /** (n_layers) which of them a layer takes. */
   readonly ropeOfLayer: readonly number[]
   /**
+   * Which of them attention takes where q and k come rotated, since their norms follow RoPE: the one that rotates
+   * nothing. Null: it takes the layer's.
+   */
+  readonly ropeOfRotated: number | null
+  /**
    * Which tokens are special or punctuation, one byte a token of the vocabulary; null without a
    * tokenizer.
    */
@@ -296,9 +301,9 @@ export function roundedTo(dtype: ComputeDtype, scale: number): number {
   return Math.round(scale / unit) * unit
 }
 
-/** The rotations of a block's rows in a layer. */
+/** The rotations that attention owes to a block's rows in a layer. */
 function ropeOf(model: ForwardModel, layer: number, { ropes }: StreamRows): RopeTable {
-  return ropes[model.ropeOfLayer[layer] as number] as RopeTable
+  return ropes[model.ropeOfRotated ?? (model.ropeOfLayer[layer] as number)] as RopeTable
 }
 
 /** The rotations of a block's rows in a layer, as `ropeAppend` takes them. */
@@ -315,6 +320,13 @@ export function rotateHeads(model: ForwardModel, layer: number, block: RowBlock)
   rope({ x: rawHeads.k, ...key, out: heads.k })
 }
 
+/** RoPE of a block's q and k in their place, before norms. */
+function rotateRaw(model: ForwardModel, layer: number, { rawHeads, ropes }: RowBlock): void {
+  const { key, query } = ropes[model.ropeOfLayer[layer] as number] as RopeTable
+  rope({ x: rawHeads.q, ...query })
+  rope({ x: rawHeads.k, ...key })
+}
+
 /** Attention of all keys, as it is with the layer's sinks: before anything looks at it, or at its LSE. */
 export function addSinks(
   model: ForwardModel,
@@ -326,7 +338,7 @@ export function addSinks(
 }
 
 /**
- * One layer for one block of rows. `attend` finds q and k before RoPE (`rawHeads`) and v, and writes
+ * One layer for one block of rows. `attend` finds q and k before the RoPE that it owes (`rawHeads`) and v, and writes
  * `heads.out`; it knows where keys go.
  */
 export function runLayer(
@@ -344,6 +356,7 @@ export function runLayer(
     { ...need(w.vProj), bias: w.vBias, out: block.vRows },
   ]
   groupedLinear({ x: enterBranch(block, w.inputNorm, eps), products: qkv })
+  if (qkNorm === 'each head, rotated') rotateRaw(model, layer, block)
   const { q, k } = qkNorm === 'all heads' ? { q: rawQ, k: rawK } : block.headRows
   if (w.qNorm) rmsNorm({ x: q, weight: w.qNorm, out: q, eps })
   if (w.kNorm) rmsNorm({ x: k, weight: w.kNorm, out: k, eps })

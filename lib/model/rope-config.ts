@@ -216,6 +216,9 @@ function readRope(read: ConfigReader, rope: ConfigReader, facts: RopeFacts): Rop
   switch (type) {
     case 'default':
       return { type: 'default', theta }
+    case 'dynamic':
+      if (facts.traits.rope !== 'one, of theta by alpha') break
+      return { type: 'default', theta: thetaByAlpha(rope, theta, facts) }
     case 'linear':
       return { type: 'linear', theta, factor: rope.positive('factor') }
     case 'llama3':
@@ -224,12 +227,21 @@ function readRope(read: ConfigReader, rope: ConfigReader, facts: RopeFacts): Rop
       return readYarnRope(read, rope, theta, facts)
     case 'longrope':
       return readLongRope(read, rope, theta, facts)
-    default:
-      rope.refuse(
-        'rope_type',
-        `is ${quote(type)}, expected "default", "linear", "llama3", "yarn" or "longrope"`,
-      )
   }
+  return rope.refuse(
+    'rope_type',
+    `is ${quote(type)}, expected "default", "linear", "llama3", "yarn" or "longrope"`,
+  )
+}
+
+/**
+ * HunYuan's base for long contexts, theta alpha^(d / (d - 2)), whatever their length: transformers has it for as long as
+ * the model's longest context.
+ */
+function thetaByAlpha(rope: ConfigReader, theta: number, { rotaryDim }: RopeFacts): number {
+  const scaled = theta * rope.positive('alpha') ** (rotaryDim / (rotaryDim - 2))
+  if (scaled > 1 && scaled <= kMaxTheta) return scaled
+  return rope.refuse('alpha', `is ${quote(rope.value('alpha'))}; with it rope_theta is ${scaled}`)
 }
 
 /** Python's truth: an empty rope_scaling is none at all. */

@@ -273,8 +273,11 @@ export class DoubleSequence {
       const table = ropeTable({ positions, ...frequencies, ...growth })
       const raw = this.#model.project(`${name}.self_attn.${which}_proj`, normed, hiddenSize)
       const width = config.qkNorm === 'all heads' ? count * headDim : headDim
-      const x = this.#model.norm(`${name}.self_attn.${which}_norm`, raw, width)
-      return rope({ x: this.#inHalves(x), ...table, nHeads: count, headDim })
+      const norm = (x: Float64Array) =>
+        this.#model.norm(`${name}.self_attn.${config.qkNormNames[which]}`, x, width)
+      const turn = (x: Float64Array) =>
+        rope({ x: this.#inHalves(x), ...table, nHeads: count, headDim })
+      return config.qkNorm === 'each head, rotated' ? norm(turn(raw)) : turn(norm(raw))
     }
     const v = this.#model.project(`${name}.self_attn.v_proj`, normed, hiddenSize)
     return { q: rotated('q', nHeads), k: rotated('k', nKvHeads), v }

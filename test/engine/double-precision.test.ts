@@ -88,6 +88,7 @@ const models: [name: string, folder: string][] = [
   ['llava', join(kFixtures, 'llava')],
   ['internvl', join(kFixtures, 'internvl')],
   ['smolvlm', join(kFixtures, 'smolvlm')],
+  ['hunyuan', join(kFixtures, 'hunyuan')],
   [
     'gemma3, whose rows do not see the whole window that is compressed',
     copies.copy(join(kFixtures, 'gemma3'), { config: { sliding_window: 12 } }),

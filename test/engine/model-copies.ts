@@ -49,6 +49,7 @@ export const fixtureNames = [
   'llava',
   'internvl',
   'smolvlm',
+  'hunyuan',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */

@@ -362,6 +362,7 @@ describe('readModelConfig on the fixtures', () => {
     quantization: null,
     hasSinks: false,
     interleavedRope: false,
+    qkNormNames: { q: 'q_norm', k: 'k_norm' },
     mlpNames: { block: 'mlp', gateUp: 'gate_up_proj', down: 'down_proj' },
     fusedProjections: 'none',
   }
@@ -736,6 +737,39 @@ describe('architectures of their own', () => {
       refusal({ ...ernie, use_bias: true }),
       'ERR_ZC_CONFIG',
       'use_bias is true; biases in the MLP are not supported',
+    )
+  })
+
+  test('hunyuan: norms of rotated heads, and a base that grows with alpha', () => {
+    // As its files are.
+    const rope_scaling = {
+      ...{ alpha: 1000, beta_fast: 32, beta_slow: 1, factor: 1, mscale: 1, mscale_all_dim: 1 },
+      type: 'dynamic',
+    }
+    const hunyuan = {
+      ...{ ...llama, architectures: ['HunYuanDenseV1ForCausalLM'] },
+      ...{ model_type: 'hunyuan_v1_dense', head_dim: 64, rope_theta: 10_000, rope_scaling },
+      ...{ use_qk_norm: true, use_cla: false, attention_bias: false, mlp_bias: false },
+    }
+    const own = (changes: JsonObject = {}) => parseModelConfig({ ...hunyuan, ...changes })
+    const theta = 10_000 * 1000 ** (64 / 62)
+    expect(own()).toMatchObject({
+      ...{ qkNorm: 'each head, rotated', rmsNormEps: 1e-5, headDim: 64, rotaryDim: 64 },
+      qkNormNames: { q: 'query_layernorm', k: 'key_layernorm' },
+      ropes: full.map(() => ({ type: 'default', theta })),
+    })
+    expect(own({ rope_scaling: null }).ropes[0]).toEqual({ type: 'default', theta: 10_000 })
+    expect(own({ attention_bias: true }).attentionBias).toEqual({ qkv: true, output: true })
+    expect(own({ num_key_value_heads: null }).nKvHeads).toBe(4)
+    const refused = (changes: JsonObject, message: string) =>
+      expect(() => own(changes)).toThrow(message)
+    const withRope = (changes: JsonObject) => ({ rope_scaling: { ...rope_scaling, ...changes } })
+    refused(withRope({ alpha: null }), 'rope_scaling.alpha is missing, expected a number > 0')
+    refused(withRope({ alpha: 1e29 }), 'rope_scaling.alpha is 1e+29; with it rope_theta is ')
+    refused({ use_qk_norm: false }, 'use_qk_norm is false, expected true')
+    refused({ use_cla: true }, 'use_cla is true, expected false')
+    expect(() => parseModelConfig({ ...llama, rope_scaling })).toThrow(
+      'rope_scaling.rope_type is "dynamic", expected "default"',
     )
   })
 
