@@ -47,6 +47,10 @@ export type Architecture =
   | 'Idefics3ForConditionalGeneration'
   | 'SmolVLMForConditionalGeneration'
   | 'HunYuanDenseV1ForCausalLM'
+  | 'SolarOpenForCausalLM'
+  | 'HYV3ForCausalLM'
+  | 'ExaoneMoeForCausalLM'
+  | 'MellumForCausalLM'
 
 /** How a checkpoint calls the tensors of a layer's experts. */
 export interface ExpertNames {
@@ -120,11 +124,15 @@ export interface ExpertTraits {
   readonly normalized: 'yes' | 'from norm_topk_prob'
   /** What that sum is at least: a number, or the key of it. */
   readonly leastSum: number | string
-  /** Which layers have them. */
+  /** Key of what the weights are multiplied by; 1 where neither the file has it nor the class. */
+  readonly scaleKey: string
+  /** Which layers have them; `mlp_layer_types` is read where it is named alone. */
   readonly layers:
     | 'all'
+    | 'all, or by mlp_layer_types'
     | 'by decoder_sparse_step'
     | 'from first_k_dense_replace'
+    | 'from first_k_dense_replace, or by mlp_layer_types'
     | 'by moe_layer_interval'
   /** Key of the shared expert's width, or of how many experts wide it is; null: there is none. */
   readonly sharedKey: { readonly width: string } | { readonly count: string } | null
@@ -279,6 +287,7 @@ const kUsualExperts = {
   scores: 'softmax',
   normalized: 'from norm_topk_prob',
   leastSum: 0,
+  scaleKey: 'routed_scaling_factor',
   layers: 'by decoder_sparse_step',
   sharedKey: null,
   names: kUsualExpertNames,
@@ -825,6 +834,47 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     qkNormNames: { q: 'query_layernorm', k: 'key_layernorm' },
     rope: 'one, of theta by alpha',
   },
+  ExaoneMoeForCausalLM: {
+    ...kExaone4Traits,
+    modelType: 'exaone_moe',
+    defaults: {
+      ...kExaone4Traits.defaults,
+      first_k_dense_replace: 1,
+      num_shared_experts: 1,
+      norm_topk_prob: true,
+      routed_scaling_factor: 2.5,
+    },
+    norms: kPlain.norms,
+    experts: {
+      ...kDeepSeekExperts,
+      countKeys: ['num_experts', 'num_local_experts'],
+      layers: 'from first_k_dense_replace, or by mlp_layer_types',
+      sharedKey: { count: 'num_shared_experts' },
+      names: {
+        ...kUsualExpertNames,
+        correction: { name: 'e_score_correction_bias', isRow: false },
+        shared: { name: 'shared_experts', gate: null },
+      },
+    },
+  },
+  MellumForCausalLM: {
+    ...kPlain,
+    modelType: 'mellum',
+    defaults: {
+      head_dim: 128,
+      sliding_window: 1024,
+      // Of a file that names no layers none has a window.
+      sliding_window_pattern: 1,
+      norm_topk_prob: true,
+      rope_theta: 500_000,
+      rope_local_base_freq: 10_000,
+    },
+    bias: 'from attention_bias',
+    qkNorm: 'each head',
+    window: 'by pattern',
+    rope: 'one for windows',
+    experts: { ...kUsualExperts, layers: 'all, or by mlp_layer_types' },
+  },
   Ernie4_5ForCausalLM: {
     ...kErnieTraits,
     defaults: { ...kErnieTraits.defaults, head_dim: 128 },
@@ -903,6 +953,55 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     },
   },
   Glm4MoeForCausalLM: kGlm4MoeTraits,
+  SolarOpenForCausalLM: {
+    ...kGlm4MoeTraits,
+    modelType: 'solar_open',
+    defaults: {
+      head_dim: 128,
+      rms_norm_eps: 1e-5,
+      rope_theta: 1_000_000,
+      n_shared_experts: 1,
+      norm_topk_prob: true,
+    },
+    expects: { use_qk_norm: false, first_k_dense_replace: 0 },
+    qkNorm: 'none',
+    // No layer has another MLP, whose width need not be told.
+    mlp: { ...kPlain.mlp, widthKey: 'moe_intermediate_size' },
+    experts: { ...kDeepSeekExperts, layers: 'all' },
+  },
+  HYV3ForCausalLM: {
+    ...kPlain,
+    modelType: 'hy_v3',
+    defaults: {
+      head_dim: 128,
+      rms_norm_eps: 1e-5,
+      rope_theta: 11_158_840,
+      num_shared_experts: 1,
+      router_scaling_factor: 2.826,
+      first_k_dense_replace: 1,
+    },
+    // Of these the class reads none.
+    expects: {
+      ...{ qk_norm: true, route_norm: true, first_k_dense_replace: 1 },
+      ...{ moe_router_use_sigmoid: true, moe_router_enable_expert_bias: true },
+    },
+    bias: 'from attention_bias',
+    qkNorm: 'each head',
+    experts: {
+      ...kDeepSeekExperts,
+      countKeys: ['num_experts', 'num_local_experts'],
+      normalized: 'yes',
+      scaleKey: 'router_scaling_factor',
+      layers: 'from first_k_dense_replace, or by mlp_layer_types',
+      sharedKey: { count: 'num_shared_experts' },
+      names: {
+        ...kUsualExpertNames,
+        router: 'router.gate',
+        correction: { name: 'expert_bias', isRow: false },
+        shared: { name: 'shared_mlp', gate: null },
+      },
+    },
+  },
   Glm4vMoeForConditionalGeneration: {
     ...kGlm4MoeTraits,
     modelType: 'glm4v_moe',

@@ -474,7 +474,7 @@ function readExperts(
       typeof leastSum === 'number'
         ? leastSum
         : read.number(leastSum, 'a number from 0 to 1', undefined, isLeast),
-    scale: read.positive('routed_scaling_factor', 1),
+    scale: read.positive(experts.scaleKey, 1),
     layers,
     names: experts.names,
   }
@@ -488,7 +488,16 @@ function readLayersWithExperts(
   nLayers: number,
 ): boolean[] {
   const all = new Array<boolean>(nLayers).fill(true)
-  if (experts.layers === 'from first_k_dense_replace') {
+  const types = read.value('mlp_layer_types')
+  if (types !== undefined && experts.layers.endsWith('or by mlp_layer_types')) {
+    const isType = (type: unknown) => type === 'dense' || type === 'sparse'
+    if (Array.isArray(types) && types.length === nLayers && types.every(isType)) {
+      return types.map((type) => type === 'sparse')
+    }
+    const expected = `expected "dense" or "sparse" for each of ${nLayers} layers`
+    read.refuse('mlp_layer_types', `is ${quote(types)}, ${expected}`)
+  }
+  if (experts.layers.startsWith('from first_k_dense_replace')) {
     const first = read.integer('first_k_dense_replace', 0, kMaxInt32)
     return all.map((_, layer) => layer >= first)
   }

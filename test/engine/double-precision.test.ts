@@ -89,6 +89,10 @@ const models: [name: string, folder: string][] = [
   ['internvl', join(kFixtures, 'internvl')],
   ['smolvlm', join(kFixtures, 'smolvlm')],
   ['hunyuan', join(kFixtures, 'hunyuan')],
+  ['solar-open', join(kFixtures, 'solar-open')],
+  ['hy3', join(kFixtures, 'hy3')],
+  ['exaone-moe', join(kFixtures, 'exaone-moe')],
+  ['mellum', join(kFixtures, 'mellum')],
   [
     'gemma3, whose rows do not see the whole window that is compressed',
     copies.copy(join(kFixtures, 'gemma3'), { config: { sliding_window: 12 } }),

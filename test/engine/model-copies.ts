@@ -50,6 +50,10 @@ export const fixtureNames = [
   'internvl',
   'smolvlm',
   'hunyuan',
+  'solar-open',
+  'hy3',
+  'exaone-moe',
+  'mellum',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */
@@ -66,6 +70,10 @@ export const withExperts: readonly string[] = [
   'dots1',
   'minimax-m2',
   'glm4v-moe',
+  'solar-open',
+  'hy3',
+  'exaone-moe',
+  'mellum',
 ]
 
 /** One tensor of a safetensors file. */

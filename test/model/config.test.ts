@@ -1032,6 +1032,107 @@ describe('architectures of their own', () => {
     refused({ use_routing_bias: false }, 'use_routing_bias is false, expected true')
   })
 
+  test('solar open: as GLM-4.5 chooses, in every layer', () => {
+    const { intermediate_size, partial_rotary_factor, ...glm } = glm45Air
+    const solar: JsonObject = {
+      ...{ ...glm, architectures: ['SolarOpenForCausalLM'], model_type: 'solar_open' },
+      first_k_dense_replace: 0,
+    }
+    const own = (changes: JsonObject = {}) => parseModelConfig({ ...solar, ...changes })
+    const { experts, nLayers } = parseModelConfig(glm45Air)
+    expect(own()).toMatchObject({
+      ...{ qkNorm: 'none', rotaryDim: 128, intermediateSize: experts?.intermediateSize },
+      experts: { ...experts, layers: new Array(nLayers).fill(true) },
+    })
+    expect(own({ partial_rotary_factor: 0.5 }).rotaryDim).toBe(64)
+    const { rope_theta, ...unsaid } = solar
+    expect(parseModelConfig(unsaid).ropes[0]).toEqual({ type: 'default', theta: 1e6 })
+    const refused = (changes: JsonObject, message: string) =>
+      expect(() => own(changes)).toThrow(message)
+    refused({ use_qk_norm: true }, 'use_qk_norm is true, expected false')
+    refused({ first_k_dense_replace: 1 }, 'first_k_dense_replace is 1, expected 0')
+    refused({ n_group: 2 }, 'n_group is 2; groups of experts are not supported')
+  })
+
+  test('hy3 and exaone with experts: which layers have them is said one by one, or by the first', () => {
+    const sizes = {
+      ...{ ...llama, num_experts: 16, num_experts_per_tok: 4, moe_intermediate_size: 48 },
+      head_dim: 64,
+    }
+    const hy3 = { ...sizes, architectures: ['HYV3ForCausalLM'], model_type: 'hy_v3' }
+    const exaone = { ...sizes, architectures: ['ExaoneMoeForCausalLM'], model_type: 'exaone_moe' }
+    const usual = {
+      ...{ count: 16, perRow: 4, intermediateSize: 48, sharedSize: 48, scores: 'sigmoid' },
+      ...{ normalized: true, leastSum: 1e-20, layers: [false, true, true, true] },
+    }
+    const names = (router: string, correction: string, shared: string) => ({
+      ...{ block: 'mlp', router, correction: { name: correction, isRow: false } },
+      shared: { name: shared, gate: null },
+    })
+    expect(parseModelConfig(hy3)).toMatchObject({
+      experts: { ...usual, scale: 2.826, names: names('router.gate', 'expert_bias', 'shared_mlp') },
+      ...{ qkNorm: 'each head', rmsNormEps: 1e-5, slidingWindow: full.map(() => 0) },
+    })
+    expect(parseModelConfig({ ...hy3, router_scaling_factor: 2 }).experts?.scale).toBe(2)
+    expect(parseModelConfig({ ...exaone, sliding_window: 99 })).toMatchObject({
+      experts: {
+        ...{ ...usual, scale: 2.5 },
+        names: names('gate', 'e_score_correction_bias', 'shared_experts'),
+      },
+      ...{ qkNorm: 'each head', slidingWindow: [99, 99, 99, 0], ropes: [{}, {}, {}, null] },
+      norms: { attention: 'input_layernorm', attentionOutput: null, mlpOutput: null },
+    })
+    const layers = ['sparse', 'dense', 'sparse', 'dense']
+    for (const raw of [hy3, exaone]) {
+      const own = (changes: JsonObject) => parseModelConfig({ ...raw, ...changes })
+      expect(own({ mlp_layer_types: layers }).experts?.layers).toEqual([true, false, true, false])
+      const refused = (changes: JsonObject, message: string) =>
+        expect(() => own(changes)).toThrow(message)
+      const expected = ', expected "dense" or "sparse" for each of 4 layers'
+      refused({ mlp_layer_types: ['dense'] }, `mlp_layer_types is ["dense"]${expected}`)
+      refused({ mlp_layer_types: [...layers.slice(1), 'moe'] }, expected)
+    }
+    const refused = (raw: JsonObject, message: string) =>
+      expect(() => parseModelConfig(raw)).toThrow(message)
+    refused({ ...hy3, first_k_dense_replace: 2 }, 'first_k_dense_replace is 2, expected 1')
+    refused({ ...hy3, qk_norm: false }, 'qk_norm is false, expected true')
+    refused({ ...hy3, moe_router_use_sigmoid: false }, 'moe_router_use_sigmoid is false')
+    expect(parseModelConfig({ ...exaone, first_k_dense_replace: 3 }).experts?.layers).toEqual([
+      ...[false, false, false, true],
+    ])
+    refused({ ...exaone, n_group: 4 }, 'n_group is 4; groups of experts are not supported')
+  })
+
+  test('mellum: as qwen3-moe, with windows and ropes by layer', () => {
+    const mellum: JsonObject = {
+      ...{ ...llama, architectures: ['MellumForCausalLM'], model_type: 'mellum' },
+      ...{ num_experts: 16, num_experts_per_tok: 4, moe_intermediate_size: 48 },
+    }
+    const { rope_theta, ...unsaid } = mellum
+    const plain = parseModelConfig(unsaid)
+    expect(plain).toMatchObject({
+      ...{ headDim: 128, qkNorm: 'each head', slidingWindow: full.map(() => 0) },
+      experts: { scores: 'softmax', normalized: true, layers: full.map(() => true), sharedSize: 0 },
+    })
+    expect(plain.ropes[0]).toEqual({ type: 'default', theta: 500_000 })
+    const layer_types = ['sliding_attention', ...full.slice(1)]
+    const mlp_layer_types = ['sparse', 'sparse', 'dense', 'sparse']
+    const yarn = { rope_type: 'yarn', factor: 4, original_max_position_embeddings: 1024 }
+    const rope_parameters = {
+      full_attention: { ...yarn, rope_theta: 1e6 },
+      sliding_attention: { rope_type: 'default', rope_theta: 20_000 },
+    }
+    const own = parseModelConfig({ ...unsaid, layer_types, mlp_layer_types, rope_parameters })
+    expect(own).toMatchObject({
+      slidingWindow: [1024, 0, 0, 0],
+      experts: { layers: [true, true, false, true] },
+      ropes: [{ type: 'default', theta: 20_000 }, { type: 'yarn', theta: 1e6 }, {}, {}],
+    })
+    expect(() => parseModelConfig({ ...unsaid, mlp_layer_types: 'sparse' })).toThrow(
+      'mlp_layer_types is "sparse", expected "dense" or "sparse" for each of 4 layers',
+    )
+  })
+
   test('granite with experts, and those of qwen3-vl: whose matrices lie in one tensor', () => {
     const granite = {
       ...{ ...mixtral, architectures: ['GraniteMoeForCausalLM'], model_type: 'granitemoe' },
