@@ -156,7 +156,9 @@ export interface NormNames {
 
 /** How a checkpoint calls the norms of queries and keys, `self_attn.NAME.weight`. */
 export interface QkNormNames {
+  /** Of queries. */
   readonly q: string
+  /** Of keys. */
   readonly k: string
 }
 
