@@ -47,10 +47,10 @@ const MAX_STACK = MAX_DEPTH * 8
 /** Tops of a set that are asked for all bytes that may come: more would take milliseconds. */
 const MAX_ASKED = 32
 
-/** Entries of sets that one byte may make and look at: some 50 ms. */
-const MAX_WORK = 1 << 16
-/** Entries that a grammar may have in all: some 60 MB. */
-const MAX_SIZE = 1 << 20
+/** Entries of sets that one byte may make and look at: some 10 ms. */
+const MAX_WORK = 1 << 14
+/** Entries that a grammar remembers at a time, those of each set and one more: some 40 MB. */
+const MAX_SIZE = 1 << 15
 
 /** A set of stacks. */
 export class StateSet {
@@ -67,7 +67,7 @@ export class StateSet {
   readonly above = new Map<Item, StateSet>()
   readonly #grammar: Grammar
   /** By byte, as far as it was asked for. */
-  readonly #next: (StateSet | null | undefined)[] = []
+  #next: (StateSet | null | undefined)[] = []
   #onlyByte: number | null | undefined
 
   /** @internal Use `Grammar.start` and `next`. */
@@ -111,6 +111,16 @@ export class StateSet {
     return only
   }
 
+  /** @internal Forgets where bytes lead, and what is above it and all that is below it. */
+  forget(): void {
+    const sets = new Set<StateSet>([this])
+    for (const set of sets) {
+      set.#next = []
+      set.above.clear()
+      for (const below of set.belows.values()) sets.add(below)
+    }
+  }
+
   /** Whether it was found out before where a byte leads; it is looked up then. */
   knows(byte: number): boolean {
     return this.#next[byte] !== undefined
@@ -137,11 +147,17 @@ export class Grammar {
   /** By their entries; those of one are found from what is below. */
   readonly #sets = new Map<string, StateSet>()
   #size = 0
-  // Of the running step.
   #work = 0
+  /** Work at which the running step is given up. */
+  #mostWork = MAX_WORK
+  /** Of the running step. */
   readonly #unions = new Map<string, StateSet>()
 
-  constructor(root: Item) {
+  /** `nParts`: how many it was made of, for those who have several. */
+  constructor(
+    root: Item,
+    readonly nParts = 0,
+  ) {
     const empty = new StateSet(this, true, new Map())
     this.start = this.#close([this.#push(root, empty)])
   }
@@ -151,10 +167,17 @@ export class Grammar {
     return this.#size
   }
 
+  /** How many entries of sets were made and looked at so far. */
+  get work(): number {
+    return this.#work
+  }
+
   /** @internal Use `StateSet.next`. */
-  step({ belows }: StateSet, byte: number): StateSet | null {
-    this.#work = 0
+  step(from: StateSet, byte: number): StateSet | null {
+    this.#mostWork = this.#work + MAX_WORK
     this.#unions.clear()
+    if (this.#size > MAX_SIZE) this.#forget(from)
+    const { belows } = from
     const sets: StateSet[] = []
     for (const [top, below] of belows) {
       const after = top.read(byte)
@@ -163,6 +186,14 @@ export class Grammar {
     }
     const next = this.#close(sets)
     return next.isFinal && !next.isAccepting ? null : next
+  }
+
+  /** Begins anew: what it knows of other states goes with those who hold them. */
+  #forget(state: StateSet): void {
+    this.#size = 0
+    this.#sets.clear()
+    this.start.forget()
+    state.forget()
   }
 
   /** The set of everything that stacks stand for: all tops read bytes. */
@@ -262,19 +293,23 @@ export class Grammar {
 
   #made(isAccepting: boolean, belows: ReadonlyMap<Item, StateSet>): StateSet {
     this.#spend(belows.size)
-    this.#size += belows.size
+    this.#size += belows.size + 1
     return new StateSet(this, isAccepting, belows)
   }
 
   #spend(nEntries: number): void {
     this.#work += nEntries
-    if (this.#work <= MAX_WORK && this.#size <= MAX_SIZE) return
-    throw new ZipCacheError(
-      'ERR_ZC_UNSUPPORTED',
-      'json: the schema leaves more ways open at once than can be followed, which is not supported',
-      { argument: 'json' },
-    )
+    if (this.#work > this.#mostWork) throw tooManyWays()
   }
+}
+
+/** What is thrown where one byte would take too long. */
+export function tooManyWays(): ZipCacheError {
+  return new ZipCacheError(
+    'ERR_ZC_UNSUPPORTED',
+    'json: the schema leaves more ways open at once than can be followed, which is not supported',
+    { argument: 'json' },
+  )
 }
 
 // ---- items that every grammar is made of ----
@@ -299,29 +334,35 @@ export class Literal extends Item {
   }
 }
 
+/** Texts in the order of their bytes, each once. */
+export function inByteOrder(texts: readonly string[]): Buffer[] {
+  return [...new Set(texts)].map((text) => Buffer.from(text)).sort(Buffer.compare)
+}
+
 /**
  * The bytes of one of many texts, none of them empty. The texts are sorted, so those that begin with
  * what was read so far lie side by side.
  */
 export class OneOf extends Item {
-  /** In the order of their bytes, each once. */
   readonly #texts: readonly Uint8Array[]
+  readonly #after: ((text: Uint8Array) => Item) | null
   readonly #first: number
   readonly #last: number
   readonly #at: number
-  readonly #next = new Map<number, OneOf | typeof DONE | null>()
+  readonly #next = new Map<number, Item | typeof DONE>()
 
-  private constructor(texts: readonly Uint8Array[], first: number, last: number, at: number) {
+  /** `texts`: as `inByteOrder` has them. `after`: what follows each, where none begins another. */
+  constructor(
+    texts: readonly Uint8Array[],
+    after: ((text: Uint8Array) => Item) | null = null,
+    [first, last, at]: readonly [number, number, number] = [0, texts.length, 0],
+  ) {
     super()
     this.#texts = texts
+    this.#after = after
     this.#first = first
     this.#last = last
     this.#at = at
-  }
-
-  static of(texts: readonly string[]): OneOf {
-    const sorted = [...new Set(texts)].map((text) => Buffer.from(text)).sort(Buffer.compare)
-    return new OneOf(sorted, 0, sorted.length, 0)
   }
 
   override get mayEnd(): boolean {
@@ -329,21 +370,22 @@ export class OneOf extends Item {
   }
 
   override read(byte: number): Item | typeof DONE | null {
-    let next = this.#next.get(byte)
-    if (next === undefined) {
-      next = this.#after(byte)
-      this.#next.set(byte, next)
-    }
-    return next
-  }
-
-  #after(byte: number): OneOf | typeof DONE | null {
-    const at = this.#at
+    const known = this.#next.get(byte)
+    if (known !== undefined) return known
     const first = this.#place(byte)
     const last = this.#place(byte + 1)
     if (first === last) return null
-    const isWhole = last === first + 1 && this.#texts[first]?.length === at + 1
-    return isWhole ? DONE : new OneOf(this.#texts, first, last, at + 1)
+    const next = this.#follow(first, last)
+    this.#next.set(byte, next)
+    return next
+  }
+
+  #follow(first: number, last: number): Item | typeof DONE {
+    const at = this.#at + 1
+    const text = this.#texts[first] as Uint8Array
+    const isWhole = last === first + 1 && text.length === at
+    if (!isWhole) return new OneOf(this.#texts, this.#after, [first, last, at])
+    return this.#after ? this.#after(text) : DONE
   }
 
   /** The first text whose next byte is none below this one; those that end here come before. */

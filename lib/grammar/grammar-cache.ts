@@ -1,10 +1,10 @@
 import type { Grammar } from './automaton.js'
 import { type JsonSchema, jsonGrammar } from './json-schema.js'
 
-/** How many are kept, of how many characters and entries of sets: some tens of MiB in the worst case. */
+/** How many are kept, of how many characters each; of how many entries of sets and parts of schemas in all: some 80 MB. */
 const MAX_GRAMMARS = 16
 const MAX_CHARACTERS = 1 << 16
-const MAX_ENTRIES = 1 << 14
+const MAX_ENTRIES = 1 << 16
 
 /** By the schema's text; the one that was asked for longest ago first. */
 const kept = new Map<string, Grammar>()
@@ -16,12 +16,15 @@ const kept = new Map<string, Grammar>()
 export function sharedGrammar(schema: true | JsonSchema): Grammar {
   const key = textOf(schema)
   if (key === null) return jsonGrammar(schema)
-  let grammar = kept.get(key)
+  const grammar = kept.get(key) ?? jsonGrammar(schema)
   kept.delete(key)
-  if (!grammar || grammar.size > MAX_ENTRIES) grammar = jsonGrammar(schema)
   kept.set(key, grammar)
-  const [oldest] = kept.keys()
-  if (kept.size > MAX_GRAMMARS) kept.delete(oldest as string)
+  for (const oldest of kept.keys()) {
+    const sizes = [...kept.values()].map(({ size, nParts }) => size + nParts)
+    const isFew = sizes.reduce((sum, one) => sum + one) <= MAX_ENTRIES
+    if ((kept.size <= MAX_GRAMMARS && isFew) || kept.size === 1) break
+    kept.delete(oldest)
+  }
   return grammar
 }
 

@@ -1,5 +1,14 @@
 import { argumentError, ZipCacheError } from '../errors.js'
-import { Choice, Grammar, type Item, Literal, OneOf } from './automaton.js'
+import {
+  Choice,
+  Grammar,
+  type Item,
+  inByteOrder,
+  Literal,
+  OneOf,
+  type StateSet,
+} from './automaton.js'
+import { Budget } from './budget.js'
 import {
   anyArray,
   anyObject,
@@ -34,7 +43,6 @@ export type { JsonSchema } from './merge-schemas.js'
 /** What no text is. */
 const NOTHING: Item = new Choice(() => [])
 
-const MAX_NODES = 5000
 const MAX_LENGTH = 10_000
 /** Of a list whose items are each once: any of their sets may be there already. */
 const MAX_UNIQUE = 10
@@ -65,11 +73,13 @@ const NUMBER_FORMATS: ReadonlyMap<string, NumberBounds> = new Map([
  * nullable, as OpenAPI 3.0 has it. What stands beside alternatives or $ref holds as well.
  *
  * Throws `ERR_ZC_UNSUPPORTED` for another keyword that restricts, `ERR_ZC_ARGUMENT` for what is no
- * schema, and for one that allows no value.
+ * schema, for one that allows no value, and for one that is too large to be read at once (`MAX_PARTS`).
  */
 export function jsonGrammar(schema: true | JsonSchema): Grammar {
-  const root = schema === true ? anyObject : new SchemaReader(schema).item(schema, '#', null)
-  const grammar = new Grammar(root)
+  if (schema === true) return new Grammar(anyObject)
+  const budget = new Budget()
+  const root = new SchemaReader(schema, budget).item(schema, '#')
+  const grammar = new Grammar(root, budget.spent)
   if (grammar.start.isFinal) throw bad('#', 'allows no value')
   return grammar
 }
@@ -78,17 +88,22 @@ class SchemaReader {
   readonly #root: JsonSchema
   /** Schemas under way or done, by the types that they are held to: for recursion through $ref. */
   readonly #items = new Map<object, Map<string, Item>>()
+  readonly #budget: Budget
   /** Texts by their patterns: hundreds of properties may be dates, of 120 items each. */
   readonly #patterns = new Map<string, Item | null>()
-  readonly #merger = new SchemaMerger({ resolve: (ref) => this.#resolve(ref, '#') })
-  #nNodes = 0
+  readonly #characters = new Map<string, Item | null>()
+  readonly #merger: SchemaMerger
 
-  constructor(root: JsonSchema) {
+  constructor(root: JsonSchema, budget: Budget) {
     this.#root = root
+    this.#budget = budget
+    this.#merger = new SchemaMerger({ budget, resolve: (ref) => this.#resolve(ref, budget.at) })
   }
 
   /** `within`: the types that stand beside the schema and hold as well; null: any. */
   item(schema: unknown, at: string, within: readonly Type[] | null = null): Item {
+    this.#budget.at = at
+    this.#budget.spend(1)
     if (schema === false) return NOTHING
     if (schema === true) return within === null ? value : this.item({}, at, within)
     if (!isSchemaObject(schema)) throw bad(at, 'is no schema')
@@ -97,12 +112,13 @@ class SchemaReader {
     const key = String(within)
     const known = items.get(key)
     if (known) return known
-    if (++this.#nNodes > MAX_NODES) throw bad(at, `is one of more than ${MAX_NODES} schemas`)
+    this.#budget.spend(Object.keys(schema).length)
     let choices: Item[] = []
     const item = new Choice(() => choices.map((choice) => [choice]))
     // Before its parts are read: they may refer to it.
     items.set(key, item)
-    choices = this.#choices(schema, at, within).filter((choice) => choice !== NOTHING)
+    const all = this.#budget.within(() => this.#choices(schema, at, within))
+    choices = all.filter((choice) => choice !== NOTHING)
     if (choices.length === 0) items.set(key, NOTHING)
     return choices.length === 0 ? NOTHING : item
   }
@@ -131,7 +147,7 @@ class SchemaReader {
         : asList(keywords.take('enum'), at)
       keywords.done()
       const allowed = values.filter((one) => both === null || isOf(typeOf(one), both))
-      return allowed.length === 0 ? [] : [OneOf.of(allowed.map((one) => JSON.stringify(one)))]
+      return allowed.length === 0 ? [] : [this.#oneOf(allowed)]
     }
     const own = types ?? impliedTypes(keywords) ?? within
     const items = own?.flatMap((type) => {
@@ -142,6 +158,10 @@ class SchemaReader {
     })
     keywords.done()
     return items ?? [value]
+  }
+
+  #oneOf(values: readonly unknown[]): Item {
+    return new OneOf(inByteOrder(values.map((one) => this.#budget.json(one))))
   }
 
   /** A schema of those that hold at once here; null: one does. */
@@ -220,8 +240,9 @@ class SchemaReader {
     try {
       let item = this.#patterns.get(key)
       if (item === undefined) {
-        item = patternText(pattern)
-        if (min > 0 || Number.isFinite(max)) item = measuredText(item, min, max)
+        const budget = this.#budget
+        item = patternText(pattern, { budget, characters: this.#characters })
+        if (min > 0 || Number.isFinite(max)) item = measuredText(item, min, max, budget)
         this.#patterns.set(key, item)
       }
       return item ?? NOTHING
@@ -279,14 +300,40 @@ class SchemaReader {
       throw unsupported(at, 'propertyNames other than an enum beside required')
     }
     if (!isSchemaObject(properties)) throw bad(at, 'has properties that are no object')
+    this.#budget.spend(Object.keys(properties).length + required.length)
+    const allRules = Object.entries(patterns).map(([pattern, rule]) => ({
+      rule,
+      isOf: this.#matcher(pattern, at),
+    }))
     const entries = Object.entries(properties).map(([name, schema]): [string, unknown] => {
-      const rules = Object.entries(patterns).filter(([pattern]) => matches(pattern, name, at))
+      const rules = allRules.filter(({ isOf }) => isOf(name))
       return [
         name,
-        rules.length === 0 ? schema : { allOf: [schema, ...rules.map(([, one]) => one)] },
+        rules.length === 0 ? schema : { allOf: [schema, ...rules.map(({ rule }) => rule)] },
       ]
     })
     return this.#withProperties(entries, required, count, at)
+  }
+
+  /** Whether a pattern finds something in a name: followed as texts are, since expressions may look back without end. */
+  #matcher(pattern: string, at: string): (name: string) => boolean {
+    const grammar = new Grammar(this.#patternText(pattern, 0, Number.POSITIVE_INFINITY, at))
+    this.#budget.spend(grammar.work)
+    return (name) => {
+      const text = this.#budget.json(name)
+      // Texts of patterns have no such escapes.
+      if (text.replaceAll('\\\\', '').includes('\\u')) {
+        throw unsupported(at, `patternProperties beside the property ${text}`)
+      }
+      let state: StateSet | null = grammar.start
+      const before = grammar.work
+      for (const byte of Buffer.from(text)) {
+        state = state?.next(byte) ?? null
+        this.#budget.spend(1)
+      }
+      this.#budget.spend(grammar.work - before)
+      return state?.isAccepting === true
+    }
   }
 
   /** An object of names that are not listed. */
@@ -322,57 +369,66 @@ class SchemaReader {
     [min, max]: readonly [number, number],
     at: string,
   ): Item {
-    const missing = required.find((name) => !entries.some(([key]) => key === name))
+    const known = new Set(entries.map(([name]) => name))
+    const needed = new Set(required)
+    const missing = required.find((name) => !known.has(name as string))
     if (missing !== undefined) throw bad(at, `requires ${JSON.stringify(missing)}, no property`)
     const colon = new Literal(':')
     const all = entries.map(([name, schema]) => {
       const item = this.item(schema, `${at}/properties/${name}`)
-      // What follows a name is not looked at as long as it may be any of them.
-      const after = new Choice(() => [[space, colon, space, item, space]])
-      return {
-        items: [new Literal(JSON.stringify(name)), after],
-        isRequired: required.includes(name),
-        canBe: item !== NOTHING,
-      }
+      const [text] = inByteOrder([this.#budget.json(name)])
+      return { item, text: text as Uint8Array, isRequired: needed.has(name) }
     })
-    if (all.some(({ isRequired, canBe }) => isRequired && !canBe)) return NOTHING
-    const pairs = all.filter(({ canBe }) => canBe)
-    /** Pairs that come from the first `i` on: as few, and as many. */
-    const fewest = (i: number) => pairs.slice(i).filter(({ isRequired }) => isRequired).length
-    if (pairs.length < min || fewest(0) > max) return NOTHING
+    if (all.some(({ isRequired, item }) => isRequired && item === NOTHING)) return NOTHING
+    const pairs = all.filter(({ item }) => item !== NOTHING)
+    /** How many have to come from each on, and behind the last. */
+    const fewest = new Array<number>(pairs.length + 1).fill(0)
+    for (const [i, { isRequired }] of [...pairs.entries()].reverse()) {
+      fewest[i] = (fewest[i + 1] as number) + Number(isRequired)
+    }
+    if (pairs.length < min || (fewest[0] as number) > max) return NOTHING
+    const places = new Map(pairs.map(({ text }, i) => [text, i]))
+    const inOrder = [...places.keys()].sort(Buffer.compare)
     const close = new Literal('}')
     const comma = new Literal(',')
     /** More pairs than that make no difference. */
     const counted = Number.isFinite(max) ? max : Math.max(min, 1)
-    /** What follows the first `i` properties, with `n` pairs before. */
+    /** What follows the first `i` properties, with `n` pairs before: names that may come next, as one item. */
     const rest = (i: number, n: number): Item =>
       new Choice(() => {
-        const pair = pairs[i]
-        if (!pair) return [[close]]
-        const canCome = n < max && n + 1 + fewest(i + 1) <= max
-        const canMiss = !pair.isRequired && n + pairs.length - i - 1 >= min
+        const canMiss = (place: number) =>
+          !pairs[place]?.isRequired && n + pairs.length - place - 1 >= min
+        let last = i
+        while (last < pairs.length && canMiss(last)) last++
+        const canCome = (place: number) => n < max && n + 1 + (fewest[place + 1] as number) <= max
+        const next = inOrder.filter((text) => {
+          const place = places.get(text) as number
+          return place >= i && place <= last && canCome(place)
+        })
+        const after = (text: Uint8Array) =>
+          afterName(places.get(text) as number, Math.min(n + 1, counted))
         const separator = n > 0 ? [comma, space] : []
         return [
-          ...(canCome ? [[...separator, ...pair.items, memo(i + 1, n + 1)]] : []),
-          ...(canMiss ? [[memo(i + 1, n)]] : []),
+          ...(next.length > 0 ? [[...separator, new OneOf(next, after)]] : []),
+          ...(last === pairs.length ? [[close]] : []),
         ]
       })
-    const rests = new Map<string, Item>()
-    const memo = (i: number, nPairs: number): Item => {
-      const n = Math.min(nPairs, counted)
-      const key = `${i} ${n}`
-      let item = rests.get(key)
-      if (!item) {
-        item = rest(i, n)
-        rests.set(key, item)
-      }
-      return item
-    }
-    return new Choice(() => [[new Literal('{'), space, memo(0, 0)]])
+    const rests = memoized(rest)
+    const afterName = memoized((i, n) => {
+      const item = pairs[i]?.item as Item
+      return new Choice(() => [[space, colon, space, item, space, rests(i + 1, n)]])
+    })
+    return new Choice(() => [[new Literal('{'), space, rests(0, 0)]])
   }
 
   /** The values of an enum, a const, or alternatives of these, where a schema is nothing else; null: it is. */
   #valuesOf(schema: unknown): readonly unknown[] | null {
+    const values = this.#budget.within(() => this.#listedIn(schema))
+    this.#budget.spend(1 + (values?.length ?? 0))
+    return values
+  }
+
+  #listedIn(schema: unknown): readonly unknown[] | null {
     if (!isSchemaObject(schema)) return null
     const { enum: list, const: one, anyOf, $ref, type, ...others } = schema
     if (!Object.keys(others).every(isAnnotation)) return null
@@ -398,6 +454,7 @@ class SchemaReader {
     if (typeof ref !== 'string' || !ref.startsWith('#/')) {
       throw unsupported(at, `a $ref to ${JSON.stringify(ref)}`)
     }
+    this.#budget.spend(1 + (ref.length >> 3))
     let schema: unknown = this.#root
     for (const part of ref.slice(2).split('/')) {
       const key = unescaped(part, at).replaceAll('~1', '/').replaceAll('~0', '~')
@@ -419,12 +476,14 @@ function isRestricting(propertyNames: unknown): boolean {
   )
 }
 
-/** Whether a pattern finds something in a name. */
-function matches(pattern: string, name: string, at: string): boolean {
-  try {
-    return new RegExp(pattern, 'u').test(name)
-  } catch (error) {
-    throw bad(at, `has a pattern that is none: ${(error as Error).message}`)
+/** Items by two numbers, each made once. */
+function memoized(make: (i: number, n: number) => Item): (i: number, n: number) => Item {
+  const items = new Map<string, Item>()
+  return (i, n) => {
+    const key = `${i} ${n}`
+    const item = items.get(key) ?? make(i, n)
+    items.set(key, item)
+    return item
   }
 }
 
@@ -466,7 +525,7 @@ class Keywords {
   types(): readonly Type[] | null {
     const type = this.take('type')
     if (type === undefined) return null
-    return (Array.isArray(type) ? type : [type]).map((one: unknown) => {
+    return [...new Set([type].flat() as unknown[])].map((one) => {
       const known = TYPES.find((name) => name === one)
       if (known) return known
       throw bad(this.#at, `has the type ${JSON.stringify(one)}, expected ${TYPES.join(', ')}`)

@@ -1,17 +1,16 @@
 /** Texts of a pattern that have a length, as items of an automaton. */
-import { DONE, Grammar, Item, Literal, type StateSet } from './automaton.js'
-import { PatternError } from './pattern.js'
+import { DONE, Grammar, Item, Literal, type StateSet, tooManyWays } from './automaton.js'
+import type { Budget } from './budget.js'
 
 /**
  * A JSON text of a pattern (`patternText`) that has [min, max] characters; null where there is none. An
  * escape counts as one.
  *
  * The text is followed in an automaton of its own, with how many characters it has. Lengths that it may
- * still gain are sets of bits, so that no way is taken that ends nowhere. Throws a `PatternError` where
- * these take too long.
+ * still gain are sets of bits, so that no way is taken that ends nowhere. Throws what the budget throws.
  */
-export function measuredText(text: Item, min: number, max: number): Item | null {
-  const lengths = new Lengths(text, Number.isFinite(max) ? max + 1 : min)
+export function measuredText(text: Item, min: number, max: number, budget: Budget): Item | null {
+  const lengths = new Lengths(text, Number.isFinite(max) ? max + 1 : min, budget)
   const wanted = lengths.between(min, max)
   const { start } = new Grammar(text)
   if ((lengths.ofSet(start) & wanted) === 0n) return null
@@ -31,6 +30,7 @@ export function measuredText(text: Item, min: number, max: number): Item | null 
     return known[place][n]
   }
   const step = (set: StateSet, nBefore: number, place: Place, byte: number) => {
+    lengths.begin()
     const next = set.next(byte)
     if (!next) return null
     if (place === 'before') return at(next, 0, 'inside')
@@ -60,8 +60,10 @@ class Measured extends Item {
   }
 }
 
-/** Words of 64 bits that sums of lengths may take before a text is read: some 50 ms. */
-const MAX_WORK = 1 << 24
+/** Words of 64 bits in sums of lengths that take as long as one part of a schema. */
+const WORDS_A_PART = 128
+/** Words that sums may take for one byte of a text: some 10 ms. */
+const MAX_WORK = 1 << 22
 
 /** How many characters the texts of items have: bit n for n of them, bit `cap` for that many and more. */
 class Lengths {
@@ -70,13 +72,24 @@ class Lengths {
   /** Items that begin a character, or stand for others; what is none of them is within a character. */
   readonly #ofItems = new Map<Item, bigint>()
   readonly #ofSets = new Map<StateSet, bigint>()
+  /** Words since the byte that is read, or the item that is measured, was begun with. */
   #work = 0
 
-  constructor(root: Item, cap: number) {
+  constructor(root: Item, cap: number, budget: Budget) {
     this.cap = cap
     this.#mask = (1n << BigInt(cap)) - 1n
     // Items are made after those that they stand for, but for loops of one.
-    for (const item of itemsBelow(root).sort((a, b) => a.id - b.id)) this.#measure(item)
+    for (const item of itemsBelow(root).sort((a, b) => a.id - b.id)) {
+      this.begin()
+      this.#measure(item)
+      budget.spend(1 + Math.floor(this.#work / WORDS_A_PART))
+    }
+    this.begin()
+  }
+
+  /** Another byte is read. */
+  begin(): void {
+    this.#work = 0
   }
 
   between(min: number, max: number): bigint {
@@ -124,13 +137,14 @@ class Lengths {
       lengths = this.#sum(lengths, lengths)
     }
     this.#ofItems.set(item, lengths)
-    if (this.#work > MAX_WORK) throw new PatternError('lengths that are too large', true)
   }
 
   /** Of one text after another. */
   #sum(a: bigint, b: bigint): bigint {
     const [few, many] = a < b ? [a, b] : [b, a]
     const bits = few.toString(2)
+    const nWords = 1 + (this.cap >> 6)
+    this.#work += nWords
     let sum = 0n
     // Run by run: so many lengths in a row, each shift doubles how many of them are in.
     for (const { 0: run, index } of bits.matchAll(/1+/g)) {
@@ -139,10 +153,11 @@ class Lengths {
         const more = Math.min(n, run.length - n)
         spread |= spread << BigInt(more)
         n += more
-        this.#work += 1 + (this.cap >> 6)
+        this.#work += nWords
       }
       sum |= spread << BigInt(bits.length - index - run.length)
-      this.#work += 1 + (this.cap >> 6)
+      this.#work += nWords
+      if (this.#work > MAX_WORK) throw tooManyWays()
     }
     return this.after(sum, 0)
   }

@@ -1,4 +1,5 @@
 /** JSON schemas that hold at once, as one. */
+import type { Budget } from './budget.js'
 
 /** A JSON schema: true, false, or an object of keywords. */
 export type JsonSchema = boolean | { readonly [keyword: string]: unknown }
@@ -78,6 +79,8 @@ export class MergeError extends Error {
 export interface MergeContext {
   /** The schema that a $ref names; throws where there is none. */
   resolve(ref: unknown): unknown
+  /** What the schemas may take. */
+  readonly budget: Budget
 }
 
 /** Alternatives, one of which holds. */
@@ -89,7 +92,7 @@ const COMBINERS: ReadonlySet<string> = new Set(['allOf', 'anyOf', 'oneOf', '$ref
 
 /** Makes one schema of several that hold at once. */
 export class SchemaMerger {
-  readonly #resolve: MergeContext['resolve']
+  readonly #context: MergeContext
   readonly #ids = new WeakMap<object, number>()
   #nIds = 0
   /** By the schemas that they are made of: they may refer to themselves. */
@@ -99,8 +102,8 @@ export class SchemaMerger {
   readonly #own = new WeakMap<object, SchemaObject>()
   readonly #eithers = new WeakMap<object, Either>()
 
-  constructor({ resolve }: MergeContext) {
-    this.#resolve = resolve
+  constructor(context: MergeContext) {
+    this.#context = context
   }
 
   /**
@@ -136,6 +139,7 @@ export class SchemaMerger {
   #partsOf(schemas: readonly unknown[]): (SchemaObject | Either | false)[] {
     const parts = new Set<SchemaObject | Either | false>()
     const seen = new Set<unknown>()
+    const { budget, resolve } = this.#context
     const add = (given: unknown): void => {
       if (given === true || seen.has(given)) return
       seen.add(given)
@@ -144,10 +148,13 @@ export class SchemaMerger {
       else {
         const schema = this.#plainOf(given)
         const { allOf = [], anyOf, oneOf, $ref, ...own } = schema
+        budget.spend(1 + Object.keys(schema).length)
         if (Object.keys(own).some((name) => !isAnnotation(name)))
           parts.add(this.#ownOf(schema, own))
-        if ($ref !== undefined) add(this.#resolve($ref))
-        for (const one of listOf(allOf)) add(one)
+        budget.within(() => {
+          if ($ref !== undefined) add(resolve($ref))
+          for (const one of listOf(allOf)) add(one)
+        })
         for (const list of [anyOf, oneOf]) if (list !== undefined) parts.add(this.#either(list))
       }
     }
@@ -175,20 +182,27 @@ export class SchemaMerger {
   }
 
   #join(parts: readonly (SchemaObject | Either | false)[]): JsonSchema {
-    let plain: SchemaObject = {}
     const eithers: Either[] = []
+    const plains: SchemaObject[] = []
     for (const part of parts) {
       if (part === false) return false
       if ('anyOf' in part) eithers.push(part as Either)
-      else {
-        const both = bothOf(plain, part)
-        if (both === false) return false
-        plain = both
-      }
+      else plains.push(part)
     }
+    const plain = this.#joinPlain(plains)
+    if (plain === false) return false
     const [first, ...others] = eithers
     if (!first) return plain
+    this.#context.budget.spend(first.anyOf.length * (2 + others.length))
     return { anyOf: first.anyOf.map((one) => ({ allOf: [plain, ...others, one] })) }
+  }
+
+  /** By halves: each keyword is copied a few times, not once for each schema beside it. */
+  #joinPlain(parts: readonly SchemaObject[]): SchemaObject | false {
+    if (parts.length <= 1) return parts[0] ?? {}
+    const half = parts.length >> 1
+    const [a, b] = [this.#joinPlain(parts.slice(0, half)), this.#joinPlain(parts.slice(half))]
+    return a && b && bothOf(a, b, this.#context.budget)
   }
 }
 
@@ -206,12 +220,13 @@ const OF_OBJECTS = ['properties', 'additionalProperties', 'patternProperties', '
 const OF_ARRAYS = ['items', 'prefixItems', 'additionalItems']
 
 /** What both of two schemas allow that combine no others; false: nothing, as far as their types tell. */
-function bothOf(a: SchemaObject, b: SchemaObject): SchemaObject | false {
+function bothOf(a: SchemaObject, b: SchemaObject, budget: Budget): SchemaObject | false {
+  budget.spend(Object.keys(a).length + Object.keys(b).length)
   const both: Record<string, unknown> = { ...b, ...a }
   for (const name of Object.keys(a)) {
     if (!Object.hasOwn(b, name) || isAnnotation(name)) continue
     if (OF_OBJECTS.includes(name) || OF_ARRAYS.includes(name)) continue
-    const joined = joinedKeyword(name, a[name], b[name])
+    const joined = joinedKeyword(name, a[name], b[name], budget)
     if (joined === false) return false
     both[name] = joined
   }
@@ -222,10 +237,12 @@ function bothOf(a: SchemaObject, b: SchemaObject): SchemaObject | false {
   if (differ(a, b, 'const', 'enum') || differ(b, a, 'const', 'enum')) {
     throw new MergeError('a const and an enum of several schemas')
   }
-  if (hasAny(a, OF_OBJECTS) && hasAny(b, OF_OBJECTS)) Object.assign(both, propertiesOfBoth(a, b))
+  if (hasAny(a, OF_OBJECTS) && hasAny(b, OF_OBJECTS))
+    Object.assign(both, propertiesOfBoth(a, b, budget))
+
   if (hasAny(a, OF_ARRAYS) && hasAny(b, OF_ARRAYS)) {
     delete both.additionalItems
-    Object.assign(both, itemsOfBoth(a, b))
+    Object.assign(both, itemsOfBoth(a, b, budget))
   }
   return both
 }
@@ -239,8 +256,8 @@ const hasAny = (schema: SchemaObject, names: readonly string[]) =>
   names.some((name) => Object.hasOwn(schema, name))
 
 /** A keyword that both have; false: nothing is of both. */
-function joinedKeyword(name: string, a: unknown, b: unknown): unknown {
-  if (sameJson(a, b)) return a
+function joinedKeyword(name: string, a: unknown, b: unknown, budget: Budget): unknown {
+  if (budget.json(a) === budget.json(b)) return a
   if (name === 'type') {
     for (const type of [a, b].flat()) {
       if (TYPES.includes(type as Type)) continue
@@ -250,8 +267,14 @@ function joinedKeyword(name: string, a: unknown, b: unknown): unknown {
     const types = meet([a].flat() as Type[], [b].flat() as Type[])
     return types.length > 0 && types
   }
-  if (name === 'required') return [...new Set([...listOf(a), ...listOf(b)])]
-  if (name === 'enum') return listOf(a).filter((one) => listOf(b).some((two) => sameJson(one, two)))
+  if (name === 'required') {
+    budget.spend(listOf(a).length + listOf(b).length)
+    return [...new Set([...listOf(a), ...listOf(b)])]
+  }
+  if (name === 'enum') {
+    const others = new Set(listOf(b).map((one) => budget.json(one)))
+    return listOf(a).filter((one) => others.has(budget.json(one)))
+  }
   if (name === 'const') return false
   if (name === 'uniqueItems') return a === true || b === true
   const areNumbers = typeof a === 'number' && typeof b === 'number'
@@ -268,10 +291,8 @@ function divisorOf(a: number, b: number): number {
   return b === 0 ? a : divisorOf(b, a % b)
 }
 
-const sameJson = (a: unknown, b: unknown) => JSON.stringify(a) === JSON.stringify(b)
-
 /** The keywords of properties that both allow. */
-function propertiesOfBoth(a: SchemaObject, b: SchemaObject): SchemaObject {
+function propertiesOfBoth(a: SchemaObject, b: SchemaObject, budget: Budget): SchemaObject {
   const others = ['patternProperties', 'propertyNames'].filter(
     (name) => Object.hasOwn(a, name) || Object.hasOwn(b, name),
   )
@@ -283,6 +304,7 @@ function propertiesOfBoth(a: SchemaObject, b: SchemaObject): SchemaObject {
   }) as [SchemaObject, SchemaObject]
   const additional = allOf([a.additionalProperties ?? true, b.additionalProperties ?? true])
   const names = new Set(named.flatMap((properties) => Object.keys(properties)))
+  budget.spend(2 * names.size)
   const ruleOf = (
     name: string,
     properties: SchemaObject,
@@ -300,11 +322,12 @@ function propertiesOfBoth(a: SchemaObject, b: SchemaObject): SchemaObject {
 
 /** Whether names may be any, as zod says of records. */
 function isOfAnyText(names: unknown): boolean {
-  return names === undefined || sameJson(names, { type: 'string' })
+  if (!isSchemaObject(names)) return names === undefined
+  return names.type === 'string' && Object.keys(names).length === 1
 }
 
 /** The keywords of items that both allow. */
-function itemsOfBoth(a: SchemaObject, b: SchemaObject): SchemaObject {
+function itemsOfBoth(a: SchemaObject, b: SchemaObject, budget: Budget): SchemaObject {
   const [first, second] = [a, b].map(({ prefixItems = [], items = true, additionalItems }) => {
     const isOld = Array.isArray(items)
     return isOld
@@ -312,6 +335,7 @@ function itemsOfBoth(a: SchemaObject, b: SchemaObject): SchemaObject {
       : { first: listOf(prefixItems), of: items }
   }) as [ItemRules, ItemRules]
   const count = Math.max(first.first.length, second.first.length)
+  budget.spend(2 * count)
   const ruleOf = ({ first, of }: ItemRules, i: number) => first[i] ?? of
   return {
     prefixItems: Array.from({ length: count }, (_, i) =>
@@ -328,7 +352,9 @@ interface ItemRules {
 
 function allOf(schemas: readonly unknown[]): unknown {
   if (schemas.includes(false)) return false
-  const rules = schemas.filter((schema) => schema !== true && !sameJson(schema, {}))
+  const isAny = (schema: unknown) =>
+    schema === true || (isSchemaObject(schema) && Object.keys(schema).length === 0)
+  const rules = schemas.filter((schema) => !isAny(schema))
   if (rules.length <= 1) return rules[0] ?? true
   return { allOf: rules }
 }

@@ -1,5 +1,6 @@
 /** Texts that a regular expression describes, as items of an automaton. */
 import { Choice, DONE, type Item, Literal, Machine } from './automaton.js'
+import type { Budget } from './budget.js'
 
 /** Bounds of code points, both included, in order and apart. */
 type Ranges = readonly (readonly [low: number, high: number])[]
@@ -76,20 +77,42 @@ function oneOf(ranges: Ranges): Item | null {
       [0x5c, 0x5c],
     ]),
   )
-  const isIn = (low: number, high: number) => plain.some(([a, b]) => low <= b && high >= a)
+  /** The first range that does not end below a code point. */
+  const rangeAt = (point: number): readonly [low: number, high: number] | undefined => {
+    let first = 0
+    let end = plain.length
+    while (first < end) {
+      const middle = (first + end) >> 1
+      if ((plain[middle] as Ranges[0])[1] < point) first = middle + 1
+      else end = middle
+    }
+    return plain[first]
+  }
   const letters = ESCAPES.filter(([code]) => ranges.some(([a, b]) => code >= a && code <= b)).map(
     ([, letter]) => letter,
   )
   if (plain.length === 0 && letters.length === 0) return null
-  /** The bytes so far, as the code point's leading bits, if any character goes on so. */
+  /**
+   * The bytes so far, as the code point's leading bits, if any character goes on so; only how many bytes are
+   * left where all may come: a state of its own for each would be thousands.
+   */
   const goOn = (bits: number, nLeft: number, lowest: number) => {
-    const low = Math.max(bits << (6 * nLeft), lowest)
+    const from = bits << (6 * nLeft)
+    const low = Math.max(from, lowest)
     const high = ((bits + 1) << (6 * nLeft)) - 1
-    if (!isIn(low, high)) return null
-    return nLeft === 0 ? DONE : `${bits} ${nLeft} ${lowest}`
+    const range = rangeAt(low)
+    if (!range || range[0] > high) return null
+    if (nLeft === 0) return DONE
+    const isAny = from >= lowest && range[0] <= low && range[1] >= high
+    return isAny ? `any ${nLeft}` : `${bits} ${nLeft} ${lowest}`
   }
   const step = (state: string, byte: number): string | typeof DONE | null => {
     if (state === 'escape') return letters.includes(String.fromCharCode(byte)) ? DONE : null
+    if (state.startsWith('any')) {
+      const nLeft = Number(state.slice(4)) - 1
+      if (byte >> 6 !== 0b10) return null
+      return nLeft === 0 ? DONE : `any ${nLeft}`
+    }
     if (state !== '') {
       const [bits, nLeft, lowest] = state.split(' ').map(Number) as [number, number, number]
       return byte >> 6 === 0b10 ? goOn((bits << 6) | (byte & 0x3f), nLeft - 1, lowest) : null
@@ -117,6 +140,10 @@ export class PatternError extends Error {
 
 /** Characters that an expression may have once all counts are written out. */
 const MAX_PARTS = 5000
+/** Groups within each other. */
+const MAX_GROUPS = 200
+/** Parts of a schema that take as long as what each pattern has to have. */
+const PARTS_A_PATTERN = 16
 
 const EMPTY: Item = new Choice(() => [[]], true)
 
@@ -147,9 +174,10 @@ function star(item: Item): Item {
  * it, as nearly all of them do.
  *
  * Takes characters, classes, groups, alternatives, counts. Throws a `PatternError` for what looks
- * around or back (`\b`, `(?=`, `\1`), and for what is no expression.
+ * around or back (`\b`, `(?=`, `\1`), and for what is no expression; what the budget throws.
  */
-export function patternText(given: string): Item {
+export function patternText(given: string, context: PatternContext): Item {
+  context.budget.spend(PARTS_A_PATTERN + given.length)
   const source = EQUIVALENTS.get(given) ?? given
   // Behind a backslash other dialects take signs that mean nothing, for themselves.
   const strict = source.replace(/\\([^\w^$\\.*+?()[\]{}|/])/gu, '$1')
@@ -159,20 +187,30 @@ export function patternText(given: string): Item {
     throw new PatternError((error as Error).message, false)
   }
   const quote = new Literal('"')
-  return chain([quote, new PatternReader(source).search(), quote])
+  return chain([quote, new PatternReader(source, context).search(), quote])
+}
+
+/** What patterns of one schema share. */
+export interface PatternContext {
+  readonly budget: Budget
+  /** Items of single characters, by what these may be. */
+  readonly characters: Map<string, Item | null>
 }
 
 class PatternReader {
   readonly #characters: readonly string[]
+  readonly #context: PatternContext
   #at = 0
   #nParts = 0
+  #nGroups = 0
 
-  constructor(source: string) {
+  constructor(source: string, context: PatternContext) {
     this.#characters = [...source]
+    this.#context = context
   }
 
   search(): Item {
-    const anything = star(oneOf([[0, LAST]]) as Item)
+    const anything = star(this.#oneOf([[0, LAST]]) as Item)
     const alternatives: Item[] = []
     do {
       const isFromStart = this.#take('^')
@@ -190,9 +228,9 @@ class PatternReader {
     return this.#characters[this.#at]
   }
 
-  #take(text: string): boolean {
-    const isThere = this.#characters.slice(this.#at, this.#at + text.length).join('') === text
-    if (isThere) this.#at += text.length
+  #take(character: string): boolean {
+    const isThere = this.#next === character
+    if (isThere) this.#at++
     return isThere
   }
 
@@ -219,6 +257,7 @@ class PatternReader {
       const nCopies = Math.max(Number.isFinite(max) ? max : min, 1)
       this.#nParts = nBefore + Math.max(this.#nParts - nBefore, 1) * nCopies
       if (this.#nParts > MAX_PARTS) this.#refuse('counts that are too large')
+      this.#context.budget.spend(nCopies)
       const copies = new Array<Item>(min).fill(term)
       if (max === Number.POSITIVE_INFINITY) copies.push(star(term))
       else {
@@ -256,11 +295,23 @@ class PatternReader {
   #term(): Item {
     if (this.#take('(')) return this.#group()
     this.#nParts++
-    const item = oneOf(this.#next === '[' ? this.#class() : this.#single())
+    const item = this.#oneOf(this.#next === '[' ? this.#class() : this.#single())
     return item ?? this.#refuse('a character that a text cannot hold')
   }
 
+  #oneOf(ranges: Ranges): Item | null {
+    const { characters } = this.#context
+    const key = ranges.join()
+    let item = characters.get(key)
+    if (item === undefined) {
+      item = oneOf(ranges)
+      characters.set(key, item)
+    }
+    return item
+  }
+
   #group(): Item {
+    if (++this.#nGroups > MAX_GROUPS) this.#refuse('groups that nest too deeply')
     if (this.#take('?') && !this.#take(':')) {
       if (!this.#take('<') || this.#next === '=' || this.#next === '!')
         this.#refuse('a look around')
@@ -270,6 +321,7 @@ class PatternReader {
     do alternatives.push(chain(this.#terms()))
     while (this.#take('|'))
     if (!this.#take(')')) this.#refuse('an anchor inside')
+    this.#nGroups--
     return either(alternatives)
   }
 
@@ -283,19 +335,20 @@ class PatternReader {
   #class(): Ranges {
     this.#read()
     const isNot = this.#take('^')
-    let ranges: Ranges = []
+    const members: Ranges[] = []
     while (!this.#take(']')) {
       const from = this.#member()
       const isRange = this.#next === '-' && this.#characters[this.#at + 1] !== ']'
-      if (!isRange) ranges = union(ranges, from)
+      if (!isRange) members.push(from)
       else {
         this.#read()
         const to = this.#member()
-        ranges = union(ranges, [
+        members.push([
           [(from[0] as readonly number[])[0] as number, (to[0] as readonly number[])[1] as number],
         ])
       }
     }
+    const ranges = union(...members)
     return isNot ? complement(ranges) : ranges
   }
 

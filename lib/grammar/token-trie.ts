@@ -36,8 +36,11 @@ export class TokenTrie {
   readonly #starts: Int32Array
   #nodes: Nodes | null = null
   readonly #building: Steps
-  /** What states allow, those of all grammars; the one that was asked for longest ago first. */
-  readonly #masks = new Map<StateSet, Uint8Array>()
+  /**
+   * What states allow, those of all grammars, by their ids: states would hold their grammars. The one that was
+   * asked for longest ago comes first.
+   */
+  readonly #masks = new Map<number, Uint8Array>()
 
   /** `bytesOf`: of each token; null for those that are no text, which no grammar allows. */
   constructor(size: number, bytesOf: (id: number) => Uint8Array | null) {
@@ -58,12 +61,12 @@ export class TokenTrie {
       this.#building.next()
       yield
     }
-    let mask = this.#masks.get(state)
-    this.#masks.delete(state)
+    let mask = this.#masks.get(state.id)
+    this.#masks.delete(state.id)
     mask ??= yield* this.#walk(this.#nodes, state)
-    this.#masks.set(state, mask)
+    this.#masks.set(state.id, mask)
     const [oldest] = this.#masks.keys()
-    if (this.#masks.size > MAX_MASKS) this.#masks.delete(oldest as StateSet)
+    if (this.#masks.size > MAX_MASKS) this.#masks.delete(oldest as number)
     return mask
   }
 

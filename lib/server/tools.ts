@@ -1,4 +1,4 @@
-import type { JsonSchema } from '../grammar/index.js'
+import { type JsonSchema, MAX_PARTS } from '../grammar/index.js'
 import { invalid } from './api-error.js'
 import { describe, Fields, isObject, type JsonObject } from './fields.js'
 import { checkSchema } from './json-schema.js'
@@ -150,9 +150,13 @@ export function parametersIn(tools: readonly JsonObject[], name: string): JsonOb
  */
 export function forcedSchema({ tools, forced, style }: ToolRequest): JsonSchema | null {
   if (forced === undefined) return null
+  let nParts = 0
   for (const [i, own] of tools.entries()) {
-    const isMeant = forced === null || nameOf(own) === forced
-    if (isMeant) checkSchema(parametersOf(own), `tools[${i}]${style.at}.parameters`)
+    if (forced !== null && nameOf(own) !== forced) continue
+    const param = `tools[${i}]${style.at}.parameters`
+    nParts += checkSchema(parametersOf(own), param)
+    if (nParts <= MAX_PARTS) continue
+    throw invalid(param, `makes the schemas too large: all have more than ${MAX_PARTS} parts`)
   }
   const tool = tools.find((own) => nameOf(own) === forced)
   if (tool) return parametersOf(tool)
