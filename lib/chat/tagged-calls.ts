@@ -42,6 +42,12 @@ export const KEY_TAGS: CallTags = {
   hasLines: false,
 }
 
+/** The functions that there are. */
+export interface TaggedContext {
+  readonly names: ReadonlySet<string>
+  parametersOf(name: string): unknown
+}
+
 /** A call, its arguments as the text of a JSON object. */
 export interface TaggedCall {
   readonly name: string
@@ -49,14 +55,15 @@ export interface TaggedCall {
 }
 
 /**
- * The calls of a text that is nothing but calls; null for any other.
+ * The calls of a text that is nothing but calls; null for any other. A name alone is one if there is such a
+ * function.
  *
  * - `parametersOf`: the JSON schema of a function's arguments, which says what is a text and what is not
  */
 export function readTagged(
   text: string,
   { call, argument, hasLines }: CallTags,
-  parametersOf: (name: string) => unknown,
+  { names, parametersOf }: TaggedContext,
 ): TaggedCall[] | null {
   const calls = call ? elementsOf(text, call) : [nameAndBody(text)]
   const read = calls?.map(({ name, text: body }) => {
@@ -65,7 +72,10 @@ export function readTagged(
       const value = hasLines ? withoutLineEnds(own.text) : own.text
       return `${JSON.stringify(key)}: ${jsonOf(value, typesOfArgument(parametersOf(name), key))}`
     })
-    return members && /^[^\s<>]+$/.test(name) ? { name, args: `{${members.join(', ')}}` } : null
+    const isCall = call !== null || members?.length !== 0 || names.has(name)
+    return members && isCall && /^[^\s<>]+$/.test(name)
+      ? { name, args: `{${members.join(', ')}}` }
+      : null
   })
   return read && read.length > 0 && read.every((own) => own !== null) ? read : null
 }
@@ -172,7 +182,12 @@ function typesOf(
   if (types.length > 0) return new Set(nullable === true ? [...types, 'null'] : types)
   const values = Array.isArray(schema.enum) ? schema.enum : 'const' in schema ? [schema.const] : []
   if (values.length > 0) return new Set(values.map((value) => typeOf(JSON.stringify(value))))
-  const choices = schema.anyOf ?? schema.oneOf ?? schema.allOf
+  const choices = schema.anyOf ?? schema.oneOf
+  if (choices === undefined && Array.isArray(schema.allOf)) {
+    // One part says it, others bound it.
+    const parts = schema.allOf.filter(isJsonObject).map((part) => typesOf(part, root, seen))
+    return parts.find((part) => part !== null && part.size > 0) ?? null
+  }
   const others = typeof $ref === 'string' ? [referred($ref, root)] : choices
   if (!Array.isArray(others)) return null
   const all = new Set<string>()

@@ -117,8 +117,8 @@ const TOOL_CALL: CallMarks = { open: '<tool_call>', close: '</tool_call>' }
 
 /** Text with calls between marks. */
 interface MarkedFormat extends CallMarks {
-  /** What calls begin with where a model forgets the mark before them. */
-  readonly unmarked?: string
+  /** What a call of a function begins with where a model forgets the mark before it. */
+  readonly unmarked?: (name: string) => string
   /** How they are written; left out: as an object of JSON, or a list of them. */
   readonly tags?: CallTags
 }
@@ -127,20 +127,30 @@ const MARKED = {
   hermes: TOOL_CALL,
   phi: PHI,
   // Qwen3-Coder's models may leave their first mark out.
-  'qwen-coder': { ...TOOL_CALL, unmarked: '<function=', tags: FUNCTION_TAGS },
+  'qwen-coder': {
+    ...TOOL_CALL,
+    unmarked: (name: string) => `<function=${name}>`,
+    tags: FUNCTION_TAGS,
+  },
   seed: { open: '<seed:tool_call>', close: '</seed:tool_call>', tags: FUNCTION_TAGS },
   minimax: { open: '<minimax:tool_call>', close: '</minimax:tool_call>', tags: INVOKE_TAGS },
   glm: { ...TOOL_CALL, tags: KEY_TAGS },
 } satisfies Record<string, MarkedFormat>
 
+/** How often what is left at an answer's end is read anew, behind what was none. */
+const MAX_TRIES = 8
+
 class MarkedParser implements ToolCallParser {
   readonly #context: ToolCallContext
   readonly #format: MarkedFormat
   readonly #marks: Marks
+  /** What calls begin with. */
+  readonly #openings: readonly string[]
   #rest = ''
   #isInside = false
   /** Closing marks up to here are none: each is looked at once. */
   #lookedAt = 0
+  #strings = new Strings()
   /** What calls that may be no calls began with: white space, which is nobody's unless what follows is text, and the mark. */
   #opened = ''
   #hasCalls = false
@@ -149,6 +159,8 @@ class MarkedParser implements ToolCallParser {
     this.#context = context
     this.#format = format
     this.#marks = new Marks(context, [format.open, format.close])
+    const { open, unmarked } = format
+    this.#openings = [open, ...(unmarked ? [...context.names].map(unmarked) : [])]
   }
 
   push(id: number | null, text: string): Said {
@@ -164,17 +176,18 @@ class MarkedParser implements ToolCallParser {
     const { close } = this.#format
     let text = ''
     const calls: ToolCall[] = []
-    for (;;) {
+    for (let nTries = 0; nTries < MAX_TRIES || !isLast; ) {
       const at = this.#isInside ? this.#closing(isLast) : this.#opening()
       if (at < 0) break
       const before = this.#rest.slice(0, at)
       this.#rest = this.#rest.slice(at)
       if (this.#isInside) {
         this.#rest = this.#rest.slice(close.length)
-        const read = this.#callsOf(before)
-        if (read) calls.push(...read)
-        else text += this.#opened + before + close
+        const read = this.#callsBehind(before)
+        text += read ? read.text : this.#opened + before + close
+        calls.push(...(read?.calls ?? []))
         this.#hasCalls ||= read !== null
+        if (!read) nTries++
       } else {
         const spoken = before.trimEnd()
         text += spoken
@@ -185,11 +198,11 @@ class MarkedParser implements ToolCallParser {
     if (this.#isInside) {
       if (!isLast) return { text, calls }
       // Some leave the closing mark out.
-      const unclosed = this.#callsOf(this.#rest)
+      const unclosed = this.#unclosed()
       if (unclosed) return { text, calls: [...calls, ...unclosed] }
       return { text: text + this.#opened + this.#rest, calls }
     }
-    const held = Math.max(...this.#openings().map((mark) => overlap(this.#rest, mark)))
+    const held = Math.max(...this.#openings.map((mark) => overlap(this.#rest, mark)))
     const certain = this.#rest.slice(0, this.#rest.length - held)
     const end = isLast ? this.#rest.length : certain.trimEnd().length
     text += this.#spoken(this.#rest.slice(0, end))
@@ -197,14 +210,9 @@ class MarkedParser implements ToolCallParser {
     return { text, calls }
   }
 
-  #openings(): readonly string[] {
-    const { open, unmarked } = this.#format
-    return unmarked === undefined ? [open] : [open, unmarked]
-  }
-
   /** Where calls begin; below 0: nowhere. */
   #opening(): number {
-    const places = this.#openings().map((mark) => this.#rest.indexOf(mark))
+    const places = this.#openings.map((mark) => this.#rest.indexOf(mark))
     const found = places.filter((at) => at >= 0)
     return found.length === 0 ? -1 : Math.min(...found)
   }
@@ -213,6 +221,7 @@ class MarkedParser implements ToolCallParser {
   #open(gap: string): void {
     const { open } = this.#format
     this.#lookedAt = 0
+    this.#strings = new Strings()
     this.#opened = gap
     if (!this.#rest.startsWith(open)) return
     this.#opened += open
@@ -225,18 +234,36 @@ class MarkedParser implements ToolCallParser {
     for (;;) {
       const at = this.#rest.indexOf(close, this.#lookedAt)
       if (at < 0) break
-      if (this.#isEnd(this.#rest.slice(0, at))) return at
+      if (this.#isEnd(at)) return at
       this.#lookedAt = at + 1
     }
     // A mark may come in pieces.
     this.#lookedAt = Math.max(this.#lookedAt, this.#rest.length - close.length + 1)
-    return isLast && !this.#callsOf(this.#rest) ? this.#rest.indexOf(close) : -1
+    return isLast && !this.#unclosed() ? this.#rest.indexOf(close) : -1
   }
 
-  /** Whether a text may be calls to their end. */
-  #isEnd(text: string): boolean {
+  /** Whether what is there up to a place may be calls to their end. */
+  #isEnd(at: number): boolean {
     const { tags } = this.#format
-    return tags && !isJson(text) ? mayBeTagged(text, tags) : !endsInString(text)
+    if (tags && !isJson(this.#rest)) return mayBeTagged(this.#rest.slice(0, at), tags)
+    return !this.#strings.isInside(this.#rest, at)
+  }
+
+  /** The calls between marks; behind text where the first of them was only spoken of. null: there are none. */
+  #callsBehind(between: string): Said | null {
+    const calls = this.#callsOf(between)
+    if (calls) return { text: '', calls }
+    const { open } = this.#format
+    const at = between.lastIndexOf(open)
+    const others = at < 0 ? null : this.#callsOf(between.slice(at + open.length))
+    return others && { text: (this.#opened + between.slice(0, at)).trimEnd(), calls: others }
+  }
+
+  /** The calls of an answer that ends without their mark. */
+  #unclosed(): ToolCall[] | null {
+    const { tags } = this.#format
+    // Only a mark tells whether there would have been more arguments.
+    return tags?.call === null && !isJson(this.#rest) ? null : this.#callsOf(this.#rest)
   }
 
   /** What stands between marks; null where it is not all calls. */
@@ -245,9 +272,7 @@ class MarkedParser implements ToolCallParser {
     // Who was taught tags may write JSON nevertheless.
     const calls =
       tags && !isJson(text)
-        ? readTagged(text, tags, this.#context.parametersOf)?.map((call) =>
-            makeCall(call.name, call.args),
-          )
+        ? readTagged(text, tags, this.#context)?.map(({ name, args }) => makeCall(name, args))
         : readCalls(text, ['arguments', 'parameters'])
     return calls && areAll(calls) ? calls : null
   }
@@ -370,24 +395,36 @@ function parse(text: string): unknown {
   }
 }
 
-/** Whether a text of JSON that is cut here is cut inside of a string. */
-function endsInString(text: string): boolean {
-  let inString = false
-  for (let i = 0; i < text.length; i++) {
-    if (text[i] === '"') inString = !inString
-    else if (inString && text[i] === '\\') i++
+/** Follows a text of JSON, and where its strings are. */
+class Strings {
+  #at: number
+  #isInside = false
+
+  constructor(from = 0) {
+    this.#at = from
   }
-  return inString
+
+  /** Whether a place is within a string; places have to come in order. */
+  isInside(text: string, place: number): boolean {
+    for (; this.#at < place; this.#at++) {
+      if (text[this.#at] === '"') this.#isInside = !this.#isInside
+      else if (this.#isInside && text[this.#at] === '\\') this.#at++
+    }
+    return this.#isInside
+  }
 }
 
 function splitOutsideStrings(text: string, mark: string): string[] {
   const parts: string[] = []
-  for (const piece of text.split(mark)) {
-    const last = parts.at(-1)
-    if (last === undefined || !endsInString(last)) parts.push(piece)
-    else parts[parts.length - 1] = last + mark + piece
+  let from = 0
+  let strings = new Strings()
+  for (let at = text.indexOf(mark); at >= 0; at = text.indexOf(mark, at + mark.length)) {
+    if (strings.isInside(text, at)) continue
+    parts.push(text.slice(from, at))
+    from = at + mark.length
+    strings = new Strings(from)
   }
-  return parts
+  return [...parts, text.slice(from)]
 }
 
 /** A string of JSON, as an expression that needs no stack for long ones. */

@@ -1,4 +1,4 @@
-import type { Steps, Vocabulary } from '../grammar/index.js'
+import type { Steps, TokenTrie, Vocabulary } from '../grammar/index.js'
 import type { TokenConstraint } from './adjust-logits.js'
 
 /** What a model writes around what it thinks before it answers: `<think>` and `</think>`, say. */
@@ -82,13 +82,7 @@ export class ThoughtConstraint implements TokenConstraint {
     const close = this.#close
     let nBegun = Math.min(close.length - 1, this.#held.length)
     while (!this.#held.endsWith(close.slice(0, nBegun))) nBegun--
-    if (nBegun === 0) return
-    for (let id = 0; id < trie.size; id++) {
-      const bytes = trie.bytesOf(id)
-      if (!close.includes(String.fromCharCode(bytes[0] ?? 0))) continue
-      const text = close.slice(0, nBegun) + latin1(bytes)
-      if (text.includes(close) && !text.trimEnd().endsWith(close)) yield id
-    }
+    if (nBegun > 0) yield* endingWithin(trie, close, nBegun)
   }
 
   /** What may come beside the text. */
@@ -118,6 +112,27 @@ export class ThoughtConstraint implements TokenConstraint {
     const isClosed = id === this.#closeId || this.#held.trimEnd().endsWith(this.#close)
     if (isClosed) this.#state = 'behind a thought'
   }
+}
+
+/** By vocabularies, and then by marks and how much of them was there: a hundred thousand tokens are looked at once. */
+const known = new WeakMap<TokenTrie, Map<string, readonly number[]>>()
+
+/** Tokens that end a mark, of which the first characters are there, and go on. */
+function endingWithin(trie: TokenTrie, close: string, nBegun: number): readonly number[] {
+  const ofTrie = known.get(trie) ?? new Map<string, readonly number[]>()
+  known.set(trie, ofTrie)
+  const key = `${nBegun} ${close}`
+  let ids = ofTrie.get(key)
+  if (!ids) {
+    ids = Array.from({ length: trie.size }, (_, id) => id).filter((id) => {
+      const bytes = trie.bytesOf(id)
+      if (!close.includes(String.fromCharCode(bytes[0] ?? 0))) return false
+      const text = close.slice(0, nBegun) + latin1(bytes)
+      return text.includes(close) && !text.trimEnd().endsWith(close)
+    })
+    ofTrie.set(key, ids)
+  }
+  return ids
 }
 
 /** The only token of a text; null: it has several, or none. */

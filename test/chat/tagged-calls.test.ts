@@ -198,7 +198,40 @@ test('a call without its first mark, or its last', () => {
   expect(read('qwen-coder', [...`So.\n${body}</tool_call>`])).toEqual({ text: 'So.', calls })
   expect(read('qwen-coder', [...`<tool_call>\n${body}`])).toEqual({ text: '', calls })
   expect(read('qwen-coder', [...body])).toEqual({ text: '', calls })
-  expect(read('qwen-coder', [...'so <function=x'])).toEqual({ text: 'so <function=x', calls: [] })
+  expect(read('qwen-coder', [...'so <function=ed'])).toEqual({ text: 'so <function=ed', calls: [] })
+})
+
+test('what is said of a function that is none is not held back', () => {
+  const parser = makeToolCallParser('qwen-coder', {
+    names: new Set(['edit']),
+    parametersOf: () => undefined,
+    specialId: () => undefined,
+  })
+  expect(parser.push(1, 'Write <function=f>, then <function=e').text).toBe(
+    'Write <function=f>, then',
+  )
+  expect(parser.push(1, 'x> so').text).toBe(' <function=ex> so')
+})
+
+test.each([
+  '<tool_call>ed',
+  '<tool_call>time',
+  '<tool_call>edit\n<arg_key>text</arg_key>\n<arg_value>a</arg_value>\n',
+  'The <tool_call>word</tool_call> mark',
+])('no call of GLM’s is made of %j', (said) => {
+  expect(read('glm', [said])).toEqual({ text: said, calls: [] })
+  expect(read('glm', [...said])).toEqual({ text: said, calls: [] })
+})
+
+test('a type that one of several schemas says', () => {
+  const allOf = [{ minLength: 1 }, { type: 'string' }]
+  const parser = makeToolCallParser('glm', {
+    names: new Set(['f']),
+    parametersOf: () => ({ properties: { a: { allOf } } }),
+    specialId: () => undefined,
+  })
+  const said = '<tool_call>f<arg_key>a</arg_key><arg_value>7</arg_value></tool_call>'
+  expect(parser.push(1, said).calls[0]?.arguments).toBe('{"a": "7"}')
 })
 
 test('words of Python, where there may be such a value', () => {

@@ -99,6 +99,13 @@ describe('what a model says', () => {
       ' I \n <tool_call>x</tool_call> \n ',
       0,
     ],
+    [
+      'a call behind what is said of its mark',
+      'hermes',
+      `The <tool_call> mark: <tool_call>${call('arguments')}</tool_call>`,
+      'The <tool_call> mark:',
+      1,
+    ],
     ['a call without its end', 'hermes', `<tool_call>${call('arguments')}`, '', 1],
     ['a call that is cut', 'hermes', '<tool_call>{"name": "w', '<tool_call>{"name": "w', 0],
     ['no JSON', 'hermes', '<tool_call>x</tool_call>!', '<tool_call>x</tool_call>!', 0],
@@ -185,6 +192,22 @@ describe('what a model says', () => {
       text: '<tool_call>{"name": "w</tool_call>so',
       calls: [['time', {}]],
     })
+  })
+
+  test('what never becomes a call takes no longer the more of it there is', () => {
+    for (const [format, bit] of [
+      ['hermes', '<tool_call>{\\"</tool_call>'],
+      ['hermes', '{"</tool_call>'],
+      ['qwen-coder', '<tool_call>{\\"</tool_call>'],
+      ['qwen-coder', '<tool_call>x</tool_call>'],
+      ['mistral', '[TOOL_CALLS]"'],
+    ] as const) {
+      const said = `<tool_call>${bit.repeat(2000)}`
+      const start = performance.now()
+      expect(read(format, said.match(/.{1,20}/gs) as string[]).calls).toEqual([])
+      // Minutes, when each mark was looked at anew.
+      expect(performance.now() - start).toBeLessThan(4000)
+    }
   })
 
   test('no text is lost, whatever is said', () => {
