@@ -68,6 +68,7 @@ export type {
   QkNormNames,
   QuantizationConfig,
   QueryGrowth,
+  RecurrenceConfig,
   RopeConfig,
   SharedExpertNames,
   YarnRope,

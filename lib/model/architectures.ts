@@ -51,6 +51,10 @@ export type Architecture =
   | 'HYV3ForCausalLM'
   | 'ExaoneMoeForCausalLM'
   | 'MellumForCausalLM'
+  | 'Qwen3_5ForCausalLM'
+  | 'Qwen3_5ForConditionalGeneration'
+  | 'Qwen3_5MoeForCausalLM'
+  | 'Qwen3_5MoeForConditionalGeneration'
 
 /** How a checkpoint calls the tensors of a layer's experts. */
 export interface ExpertNames {
@@ -108,6 +112,8 @@ export interface JointExpertNames {
    * matrices: `ROUTER.bias`, `NAME_bias`. Else all of the gate's come first.
    */
   readonly inTurnsWithBiases: boolean
+  /** How tensors are called in files where each expert has its own, all the same; null: no file is like that. */
+  readonly own: OwnExpertNames | null
 }
 
 /** What config.json of a model with experts says of them. */
@@ -222,6 +228,13 @@ export interface ArchitectureTraits {
   readonly norms: NormNames
   /** Heads have sinks (`attentionSinks`). */
   readonly hasSinks: boolean
+  /** Beside each head's queries `q_proj` has a gate (`ModelConfig.gatesAttention`). */
+  readonly gatesAttention: boolean
+  /**
+   * Some layers have a recurrent state instead of keys and values (`RecurrenceConfig`): which they are
+   * `layer_types` says, or `full_attention_interval`.
+   */
+  readonly isRecurrent: boolean
   /** What is "as layer_types says" is refused where it says nothing. */
   readonly window:
     | 'none'
@@ -256,9 +269,11 @@ export interface ArchitectureTraits {
     | 'by hidden_act, any gelu by tanh'
     | 'by hidden_activation'
     | 'clamped swiglu'
+  /** Norms multiply by 1 + weight. */
+  readonly unitOffsetNorms: boolean
   /**
-   * Gemma's ways: norms multiply by 1 + weight, embeddings times the root of their width, scores divided
-   * by the root of `query_pre_attn_scalar`, where the class has it.
+   * Gemma's ways: embeddings times the root of their width, scores divided by the root of
+   * `query_pre_attn_scalar`, where the class has it.
    */
   readonly isGemma: boolean
   /** Embeddings, scores, what is added to the residual stream and logits are multiplied as the file says. */
@@ -268,11 +283,17 @@ export interface ArchitectureTraits {
   readonly experts: ExpertTraits | null
 }
 
+const kOwnExpertNames = {
+  gateProj: 'gate_proj',
+  upProj: 'up_proj',
+  downProj: 'down_proj',
+} as const satisfies OwnExpertNames
+
 const kUsualExpertNames = {
   block: 'mlp',
   router: 'gate',
   correction: null,
-  tensors: { gateProj: 'gate_proj', upProj: 'up_proj', downProj: 'down_proj' },
+  tensors: kOwnExpertNames,
   shared: null,
 } as const satisfies ExpertNames
 
@@ -332,6 +353,8 @@ const kPlain = {
     mlpOutput: null,
   },
   hasSinks: false,
+  gatesAttention: false,
+  isRecurrent: false,
   window: 'none',
   rope: 'one',
   scalesQueries: false,
@@ -339,6 +362,7 @@ const kPlain = {
   interleavedRope: false,
   fusedProjections: 'none',
   activation: 'by hidden_act',
+  unitOffsetNorms: false,
   isGemma: false,
   isGranite: false,
   mlp: {
@@ -420,6 +444,7 @@ const kGemma3Traits = {
     mlpOutput: 'post_feedforward_layernorm',
   },
   activation: 'by hidden_activation',
+  unitOffsetNorms: true,
   isGemma: true,
 } as const satisfies ArchitectureTraits
 
@@ -538,6 +563,47 @@ const kGlm4MoeTraits = {
   experts: kDeepSeekExperts,
 } as const satisfies ArchitectureTraits
 
+const kQwen3_5Traits = {
+  ...kPlain,
+  modelType: 'qwen3_5_text',
+  defaults: {
+    head_dim: 256,
+    partial_rotary_factor: 0.25,
+    full_attention_interval: 4,
+    ...{ linear_num_key_heads: 16, linear_key_head_dim: 128, linear_conv_kernel_dim: 4 },
+    ...{ linear_num_value_heads: 32, linear_value_head_dim: 128 },
+  },
+  // The second the class does not read; the first is of the convolutions of states, too.
+  expects: { hidden_act: 'silu', attn_output_gate: true },
+  qkNorm: 'each head',
+  gatesAttention: true,
+  isRecurrent: true,
+  partialRotary: true,
+  unitOffsetNorms: true,
+} as const satisfies ArchitectureTraits
+
+const kQwen3_5MoeTraits = {
+  ...kQwen3_5Traits,
+  modelType: 'qwen3_5_moe_text',
+  // No layer has another MLP, whose width need not be told.
+  mlp: { ...kPlain.mlp, widthKey: 'moe_intermediate_size' },
+  experts: {
+    ...kUsualExperts,
+    normalized: 'yes',
+    layers: 'all',
+    sharedKey: { width: 'shared_expert_intermediate_size' },
+    names: {
+      ...kUsualExpertNames,
+      // As published; each expert has its own where it is quantized, or written by transformers.
+      tensors: {
+        ...{ gateUp: 'experts.gate_up_proj', down: 'experts.down_proj', own: kOwnExpertNames },
+        ...{ order: 'out, in', inTurnsWithBiases: false },
+      },
+      shared: { name: 'shared_expert', gate: 'shared_expert_gate' },
+    },
+  },
+} as const satisfies ArchitectureTraits
+
 /** Sizes that classes of text models have, where files of models that see images say what differs from them alone. */
 const kTextSizes = { hidden_size: 4096, num_hidden_layers: 32, num_attention_heads: 32 }
 const kLlamaText = asText(kLlamaTraits, {
@@ -634,10 +700,22 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
         tensors: {
           gateUp: 'experts.gate_up_proj',
           down: 'experts.down_proj',
-          ...{ order: 'either', inTurnsWithBiases: false },
+          ...{ order: 'either', own: null, inTurnsWithBiases: false },
         },
       },
     },
+  },
+  Qwen3_5ForCausalLM: kQwen3_5Traits,
+  Qwen3_5ForConditionalGeneration: {
+    ...kQwen3_5Traits,
+    modelType: 'qwen3_5',
+    textOf: { modelType: 'qwen3_5_text', mayBeFlat: false },
+  },
+  Qwen3_5MoeForCausalLM: kQwen3_5MoeTraits,
+  Qwen3_5MoeForConditionalGeneration: {
+    ...kQwen3_5MoeTraits,
+    modelType: 'qwen3_5_moe',
+    textOf: { modelType: 'qwen3_5_moe_text', mayBeFlat: false },
   },
   SeedOssForCausalLM: {
     ...kPlain,
@@ -685,6 +763,7 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     expects: { query_pre_attn_scalar: null },
     bias: 'from attention_bias',
     activation: 'by hidden_act, any gelu by tanh',
+    unitOffsetNorms: true,
     isGemma: true,
   },
   Gemma3ForCausalLM: kGemma3Traits,
@@ -761,7 +840,7 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
         tensors: {
           gateUp: 'experts.gate_up_proj',
           down: 'experts.down_proj',
-          ...{ order: 'in, out', inTurnsWithBiases: true },
+          ...{ order: 'in, out', own: null, inTurnsWithBiases: true },
         },
       },
     },
@@ -779,7 +858,7 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
         tensors: {
           gateUp: 'input_linear.weight',
           down: 'output_linear.weight',
-          ...{ order: 'out, in', inTurnsWithBiases: false },
+          ...{ order: 'out, in', own: null, inTurnsWithBiases: false },
         },
       },
     },

@@ -1,5 +1,12 @@
 import { ZipCacheError } from '../errors.js'
-import type { ExpertsConfig, JointExpertNames, ModelConfig, QuantizationConfig } from './config.js'
+import type {
+  ExpertsConfig,
+  JointExpertNames,
+  ModelConfig,
+  OwnExpertNames,
+  QuantizationConfig,
+  RecurrenceConfig,
+} from './config.js'
 import { isJsonObject, modelFile, quote, readJsonFile, regularFileSize } from './model-files.js'
 import { findQuantized, findQuantizedExpert, type QuantizedMatrix } from './quantized-matrix.js'
 import { readSafetensorsHeader, type SafetensorsHeader, type TensorEntry } from './safetensors.js'
@@ -34,6 +41,16 @@ export type WeightRole =
   | 'qNorm'
   | 'kNorm'
   | 'sinks'
+  | 'attentionGate'
+  | 'deltaQkv'
+  | 'deltaGate'
+  | 'deltaDecay'
+  | 'deltaBeta'
+  | 'deltaConv'
+  | 'deltaDecayLog'
+  | 'deltaDecayBias'
+  | 'deltaNorm'
+  | 'deltaOut'
   | 'attentionOutputNorm'
   | 'mlpNorm'
   | 'mlpOutputNorm'
@@ -58,6 +75,12 @@ const MATRICES = [
   'kProj',
   'vProj',
   'oProj',
+  'attentionGate',
+  'deltaQkv',
+  'deltaGate',
+  'deltaDecay',
+  'deltaBeta',
+  'deltaOut',
   'router',
   'gateProj',
   'upProj',
@@ -77,9 +100,14 @@ export function isMatrix(role: WeightRole): role is MatrixRole {
   return (MATRICES as readonly WeightRole[]).includes(role)
 }
 
-/** Whether a weight decides which experts are chosen, or how much one is: it is not rounded to codes. */
-export function isRouter(role: WeightRole): boolean {
-  return role === 'router' || role === 'sharedGate'
+const EXACT: readonly WeightRole[] = ['router', 'sharedGate', 'deltaDecay', 'deltaBeta']
+
+/**
+ * Whether a weight decides which experts are chosen, how much one is, or how long a state lasts and how much
+ * enters it: it is never rounded.
+ */
+export function isExact(role: WeightRole): boolean {
+  return EXACT.includes(role)
 }
 
 /** A tensor that a model of some config needs. */
@@ -95,6 +123,8 @@ export interface ExpectedTensor {
    * last; null: all of it.
    */
   readonly rows: readonly [begin: number, end: number] | null
+  /** The weight is these rows of the tensor, one range behind the other, and `rows` are null. Absent: `rows` are all. */
+  readonly pieces?: readonly (readonly [begin: number, end: number])[]
   /**
    * The weight is every other row of the tensor, or of its expert's matrix, from this one on: of biases
    * every other column. Absent: `rows` are all.
@@ -102,6 +132,8 @@ export interface ExpectedTensor {
   readonly everyOther?: 0 | 1
   /** How files have each expert's matrix; absent: (out, in). */
   readonly order?: 'either' | 'in, out'
+  /** What is in the place of a tensor of all experts where files have no such: the expert's own; absent: nothing. */
+  readonly own?: { readonly name: string; readonly shape: readonly number[] }
   /** Whose matrix it is, from 0; null: not an expert's. */
   readonly expert: number | null
 }
@@ -216,6 +248,16 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
     }
   }
 
+  /** Those that belong to one expert alone. */
+  const ownMatrices = (block: string, expert: number, names: OwnExpertNames, width: number) => {
+    const path = (name: string) => `${block}.experts.${expert}.${name}.weight`
+    return {
+      gateProj: { name: path(names.gateProj), shape: [width, hiddenSize] },
+      upProj: { name: path(names.upProj), shape: [width, hiddenSize] },
+      downProj: { name: path(names.downProj), shape: [hiddenSize, width] },
+    }
+  }
+
   const addExperts = (layer: number, prefix: string, { count, names, ...own }: ExpertsConfig) => {
     const block = `${prefix}.${names.block}`
     const { tensors } = names
@@ -232,28 +274,28 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
     }
     for (let expert = 0; expert < count; ++expert) {
       if ('gateUp' in tensors) {
-        const { gateUp, down, order, inTurnsWithBiases } = tensors
+        const { gateUp, down, own: names, order, inTurnsWithBiases } = tensors
         const [gate, up] = inTurnsWithBiases
           ? ([{ everyOther: 0 }, { everyOther: 1 }] as const)
           : ([{ rows: [0, width] }, { rows: [width, 2 * width] }] as const)
+        const owned = names && ownMatrices(block, expert, names, width)
         for (const [role, name, shape, part] of [
           ['gateProj', gateUp, joint, gate],
           ['upProj', gateUp, joint, up],
           ['downProj', down, [count, hiddenSize, width], {}],
         ] as const) {
           const all = { name: `${block}.${name}`, shape, role, layer, rows: null, expert, ...part }
-          expected.push(order === 'out, in' ? all : { ...all, order })
+          expected.push({
+            ...all,
+            ...(order !== 'out, in' && { order }),
+            ...(owned && { own: owned[role] }),
+          })
         }
         continue
       }
-      for (const [role, name, ...shape] of [
-        ['gateProj', tensors.gateProj, width, hiddenSize],
-        ['upProj', tensors.upProj, width, hiddenSize],
-        ['downProj', tensors.downProj, hiddenSize, width],
-      ] as const) {
-        const path = `${block}.experts.${expert}.${name}.weight`
-        expected.push({ name: path, shape, role, layer, rows: null, expert })
-      }
+      const owned = ownMatrices(block, expert, tensors, width)
+      for (const role of ['gateProj', 'upProj', 'downProj'] as const)
+        expected.push({ ...owned[role], role, layer, rows: null, expert })
     }
   }
 
@@ -283,14 +325,7 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
     add(layer, 'downBias', `${block}.${down}_bias`, count, hiddenSize)
   }
 
-  add(null, 'embedding', 'model.embed_tokens.weight', vocabSize, hiddenSize)
-  for (let layer = 0; layer < config.nLayers; ++layer) {
-    const prefix = `model.layers.${layer}`
-    const attention = `${prefix}.self_attn`
-    const norm = (role: WeightRole, name: string | null) => {
-      if (name !== null) add(layer, role, `${prefix}.${name}.weight`, hiddenSize)
-    }
-    norm('inputNorm', norms.attention)
+  const addAttention = (layer: number, attention: string) => {
     const qkv = [
       ['qProj', 'q_proj', qWidth],
       ['kProj', 'k_proj', kvWidth],
@@ -300,8 +335,10 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
       const parts = qkv.map(([role, , height]): [WeightRole, number] => [role, height])
       addFused(layer, `${attention}.qkv_proj.weight`, hiddenSize, parts)
     } else {
-      for (const [role, name, height] of qkv)
-        add(layer, role, `${attention}.${name}.weight`, height, hiddenSize)
+      for (const [role, name, height] of qkv) {
+        if (role === 'qProj' && config.gatesAttention) addGatedQueries(layer, attention)
+        else add(layer, role, `${attention}.${name}.weight`, height, hiddenSize)
+      }
     }
     if (attentionBias.qkv) {
       add(layer, 'qBias', `${attention}.q_proj.bias`, qWidth)
@@ -317,6 +354,51 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
     add(layer, 'oProj', `${attention}.o_proj.weight`, hiddenSize, qWidth)
     if (attentionBias.output) add(layer, 'oBias', `${attention}.o_proj.bias`, hiddenSize)
     if (config.hasSinks) add(layer, 'sinks', `${attention}.sinks`, config.nHeads)
+  }
+
+  /** Of each head the rows of its queries, then those of their gate. */
+  const addGatedQueries = (layer: number, attention: string) => {
+    const own = { name: `${attention}.q_proj.weight`, shape: [2 * qWidth, hiddenSize], layer }
+    for (const [role, first] of [
+      ['qProj', 0],
+      ['attentionGate', headDim],
+    ] as const) {
+      const pieces = Array.from({ length: config.nHeads }, (_, head) => {
+        const begin = 2 * head * headDim + first
+        return [begin, begin + headDim] as const
+      })
+      expected.push({ ...own, role, rows: null, pieces, expert: null })
+    }
+  }
+
+  const addRecurrence = (
+    layer: number,
+    prefix: string,
+    { nKeyHeads, nValueHeads, keyDim, valueDim, convWidth }: RecurrenceConfig,
+  ) => {
+    const delta = `${prefix}.linear_attn`
+    const width = nValueHeads * valueDim
+    const channels = 2 * nKeyHeads * keyDim + width
+    add(layer, 'deltaQkv', `${delta}.in_proj_qkv.weight`, channels, hiddenSize)
+    add(layer, 'deltaGate', `${delta}.in_proj_z.weight`, width, hiddenSize)
+    add(layer, 'deltaDecay', `${delta}.in_proj_a.weight`, nValueHeads, hiddenSize)
+    add(layer, 'deltaBeta', `${delta}.in_proj_b.weight`, nValueHeads, hiddenSize)
+    add(layer, 'deltaConv', `${delta}.conv1d.weight`, channels, 1, convWidth)
+    add(layer, 'deltaDecayLog', `${delta}.A_log`, nValueHeads)
+    add(layer, 'deltaDecayBias', `${delta}.dt_bias`, nValueHeads)
+    add(layer, 'deltaNorm', `${delta}.norm.weight`, valueDim)
+    add(layer, 'deltaOut', `${delta}.out_proj.weight`, hiddenSize, width)
+  }
+
+  add(null, 'embedding', 'model.embed_tokens.weight', vocabSize, hiddenSize)
+  for (let layer = 0; layer < config.nLayers; ++layer) {
+    const prefix = `model.layers.${layer}`
+    const norm = (role: WeightRole, name: string | null) => {
+      if (name !== null) add(layer, role, `${prefix}.${name}.weight`, hiddenSize)
+    }
+    norm('inputNorm', norms.attention)
+    if (config.recurrence?.layers[layer]) addRecurrence(layer, prefix, config.recurrence)
+    else addAttention(layer, `${prefix}.self_attn`)
     norm('attentionOutputNorm', norms.attentionOutput)
     norm('mlpNorm', norms.mlp)
     const mlp = `${prefix}.${config.mlpNames.block}`
@@ -351,7 +433,9 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
  */
 export function checkTensors(checkpoint: Checkpoint, config: ModelConfig): ModelWeight[] {
   const nameOf = textNames(checkpoint)
-  return expectedTensors(config).map((expected) => {
+  return expectedTensors(config).map(({ own, ...joint }) => {
+    const isOwn = own !== undefined && !checkpoint.tensors.has(nameOf(joint.name))
+    const expected = isOwn ? { ...joint, ...own, rows: null } : joint
     const { shape, order, expert } = expected
     const name = nameOf(expected.name)
     const tensor = checkpoint.tensors.get(name)

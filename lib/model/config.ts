@@ -73,6 +73,22 @@ export interface ExpertsConfig {
   readonly names: ExpertNames
 }
 
+/** Layers whose past is a state of one size instead of keys and values: gated DeltaNet (arXiv 2412.06464). */
+export interface RecurrenceConfig {
+  /** (nLayers): whether a layer is one of them; others attend. */
+  readonly layers: readonly boolean[]
+  /** Divides `nValueHeads`. */
+  readonly nKeyHeads: number
+  /** Each has a state (keyDim, valueDim). */
+  readonly nValueHeads: number
+  /** Channels of a key head, and of a query's: a power of two, 16 to 256. */
+  readonly keyDim: number
+  /** Channels of a value head: a multiple of 16, at most 256. */
+  readonly valueDim: number
+  /** Inputs that the convolution of a channel sees, its own included: 2 to 8. */
+  readonly convWidth: number
+}
+
 /** What queries are multiplied by: 1 + growth ln(1 + floor(position / period)). */
 export interface QueryGrowth {
   /** Above 0. */
@@ -138,10 +154,14 @@ export interface ModelConfig {
   readonly qkNorm: 'none' | 'each head' | 'each head, rotated' | 'all heads'
   /** What the checkpoint calls these norms. */
   readonly qkNormNames: QkNormNames
-  /** (nLayers): a row sees its last so many keys, itself included; 0 sees all. */
+  /** (nLayers): a row sees its last so many keys, itself included; 0 sees all, or is a recurrent layer's. */
   readonly slidingWindow: readonly number[]
   /** Each head's softmax has a logit more, a learned one that belongs to no key (`attentionSinks`). */
   readonly hasSinks: boolean
+  /** `q_proj` has a gate beside each head's query: its sigmoid multiplies what the head attends to. */
+  readonly gatesAttention: boolean
+  /** Null: every layer attends. */
+  readonly recurrence: RecurrenceConfig | null
   /** What products of queries and keys are multiplied by before the softmax. */
   readonly softmaxScale: number
   /** How the queries of far positions are multiplied, see `ropeTable`; null: they are not. */
@@ -171,7 +191,10 @@ export interface ModelConfig {
    * i + rotaryDim / 2, as everyone's: the order of channels is nothing to a product of Q and K.
    */
   readonly interleavedRope: boolean
-  /** (nLayers): how positions turn into rotations; null: not at all. Layers alike share an object. */
+  /**
+   * (nLayers): how positions turn into rotations; null: not at all, as in recurrent layers. Layers alike share
+   * an object.
+   */
   readonly ropes: readonly (RopeConfig | null)[]
 }
 
@@ -182,6 +205,7 @@ const kMaxHeads = 1 << 14
 const kMaxExperts = 1024
 const kMaxHeadDim = 256
 const kHeadDimStep = 16
+const kMaxConvWidth = 8
 const kMaxVocab = 1 << 22
 const kMaxPositions = 1 << 27
 const kMaxInt32 = 2 ** 31 - 1
@@ -253,7 +277,10 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     checkTokenIds(ids, key, vocabSize, path)
     return ids
   }) as [number[], number[]]
-  const turning = readRotatingLayers(read, traits, nLayers)
+  const recurrence = readRecurrence(read, traits, nLayers)
+  const turning = readRotatingLayers(read, traits, nLayers).map(
+    (turns, layer) => turns && !recurrence?.layers[layer],
+  )
   const windows = readSlidingWindow(read, traits, architecture, turning)
   const rotates =
     traits.rope === 'windows alone' && read.value('sliding_window') !== undefined
@@ -281,9 +308,11 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     // A window as long as the context hides nothing.
     slidingWindow: windows.map((window) => (window < maxPositions ? window : 0)),
     hasSinks: traits.hasSinks,
+    gatesAttention: traits.gatesAttention,
+    recurrence,
     ...readScales(read, traits, hiddenSize, headDim),
     activation: readActivation(read, traits),
-    unitOffsetNorms: traits.isGemma,
+    unitOffsetNorms: traits.unitOffsetNorms,
     norms: traits.norms,
     mlpNames: traits.mlp.names,
     fusedProjections: traits.fusedProjections,
@@ -402,6 +431,9 @@ function refuseUnsupported(read: ConfigReader, traits: ArchitectureTraits): void
     if (read.boolean(key, false)) {
       read.refuse(key, 'is true; biases in the MLP are not supported')
     }
+  }
+  if (traits.gatesAttention && read.boolean('attention_bias', false)) {
+    read.refuse('attention_bias', 'is true; biases beside gates of attention are not supported')
   }
   if (traits.bias === 'none' && read.boolean('attention_bias', false)) {
     read.refuse('attention_bias', `is true; ${traits.modelType} has no attention bias`)
@@ -530,6 +562,77 @@ function readSharedSize(
   return intermediateSize * read.integer(sharedKey.count, 0, kMaxWidth / intermediateSize)
 }
 
+/** Layers with a recurrent state; null: there are none. */
+function readRecurrence(
+  read: ConfigReader,
+  { isRecurrent }: ArchitectureTraits,
+  nLayers: number,
+): RecurrenceConfig | null {
+  if (!isRecurrent) return null
+  const layers = readRecurrentLayers(read, nLayers)
+  const nKeyHeads = read.integer('linear_num_key_heads', 1, kMaxHeads)
+  const nValueHeads = read.integer('linear_num_value_heads', 1, kMaxHeads)
+  if (nValueHeads % nKeyHeads !== 0) {
+    const expected = `expected a multiple of linear_num_key_heads ${nKeyHeads}`
+    read.refuse('linear_num_value_heads', `is ${nValueHeads}, ${expected}`)
+  }
+  const keyDim = read.integer('linear_key_head_dim', kHeadDimStep, kMaxHeadDim)
+  if (!Number.isInteger(Math.log2(keyDim))) {
+    const expected = `expected a power of two from ${kHeadDimStep} to ${kMaxHeadDim}`
+    read.refuse('linear_key_head_dim', `is ${keyDim}, ${expected}`)
+  }
+  const valueDim = read.integer('linear_value_head_dim', kHeadDimStep, kMaxHeadDim)
+  if (valueDim % kHeadDimStep !== 0) {
+    const expected = `expected a multiple of ${kHeadDimStep} up to ${kMaxHeadDim}`
+    read.refuse('linear_value_head_dim', `is ${valueDim}, ${expected}`)
+  }
+  const width = 2 * nKeyHeads * keyDim + nValueHeads * valueDim
+  if (width > kMaxWidth) {
+    const sizes = `${nKeyHeads} key heads of ${keyDim} channels and values of ${valueDim}`
+    const complaint = `is ${nValueHeads}; with ${sizes} a row has ${width}, expected at most ${kMaxWidth}`
+    read.refuse('linear_num_value_heads', complaint)
+  }
+  const convWidth = read.integer('linear_conv_kernel_dim', 2, kMaxConvWidth)
+  const config = { layers, nKeyHeads, nValueHeads, keyDim, valueDim, convWidth }
+  return layers.includes(true) ? config : null
+}
+
+/** (nLayers): whether a layer has a recurrent state. */
+function readRecurrentLayers(read: ConfigReader, nLayers: number): boolean[] {
+  const types = readLayerTypes(read, nLayers, 'linear_attention')
+  const interval = read.integer('full_attention_interval', 1, kMaxInt32)
+  const layers = Array.from({ length: nLayers }, (_, layer) =>
+    types === null ? (layer + 1) % interval !== 0 : types[layer] === 'linear_attention',
+  )
+  if (layers.includes(false)) return layers
+  if (types) read.refuse('layer_types', 'holds no "full_attention", expected it once at least')
+  const expected = `expected at most num_hidden_layers ${nLayers}: no layer would attend`
+  return read.refuse('full_attention_interval', `is ${interval}, ${expected}`)
+}
+
+/** What has to be known of a model's attention where keys and values are kept. */
+export interface AttentionShape {
+  /** Layers that attend. */
+  readonly nLayers: number
+  readonly nKvHeads: number
+  readonly headDim: number
+  /** (nLayers): as in `ModelConfig`. */
+  readonly slidingWindow: readonly number[]
+}
+
+/** Of the layers that attend alone: those that keep keys and values. There is one at least. */
+export function attentionShape(config: ModelConfig): AttentionShape {
+  const { nKvHeads, headDim, recurrence } = config
+  const slidingWindow = config.slidingWindow.filter((_, layer) => !recurrence?.layers[layer])
+  return { nLayers: slidingWindow.length, nKvHeads, headDim, slidingWindow }
+}
+
+/** (nLayers): a layer's number among those of `attentionShape`; null: it has a recurrent state. */
+export function keptLayerOf({ nLayers, recurrence }: ModelConfig): readonly (number | null)[] {
+  let next = 0
+  return Array.from({ length: nLayers }, (_, layer) => (recurrence?.layers[layer] ? null : next++))
+}
+
 /** Whether what attention or the MLP adds to the residual stream passes a norm first. */
 export function hasOutputNorms({ norms }: ModelConfig): boolean {
   return norms.attentionOutput !== null || norms.mlpOutput !== null
@@ -619,9 +722,10 @@ function readSlidingWindow(
   rotates: readonly boolean[],
 ): number[] {
   const nLayers = rotates.length
-  const layerTypes = readLayerTypes(read, nLayers)
-  const hasSlidingLayer = layerTypes?.includes('sliding_attention') ?? false
   const full = new Array<number>(nLayers).fill(0)
+  if (traits.isRecurrent) return full
+  const layerTypes = readLayerTypes(read, nLayers, 'sliding_attention')
+  const hasSlidingLayer = layerTypes?.includes('sliding_attention') ?? false
 
   if (traits.window === 'none' || traits.window === 'none, as layer_types says') {
     if (traits.window !== 'none' && layerTypes === null) {
@@ -692,7 +796,12 @@ function readSlidingWindow(
   return full.map((_, layer) => (layer >= firstLayer ? window : 0))
 }
 
-function readLayerTypes(read: ConfigReader, nLayers: number): string[] | null {
+/** (nLayers): "full_attention", or what else a layer may be; null: the file does not say. */
+function readLayerTypes(
+  read: ConfigReader,
+  nLayers: number,
+  other: 'sliding_attention' | 'linear_attention',
+): string[] | null {
   const types = read.value('layer_types')
   if (types === undefined) return null
   if (!Array.isArray(types) || types.length !== nLayers) {
@@ -702,11 +811,11 @@ function readLayerTypes(read: ConfigReader, nLayers: number): string[] | null {
     )
   }
   return types.map((type) => {
-    if (type === 'full_attention' || type === 'sliding_attention') return type
+    if (type === 'full_attention' || type === other) return type
     if (type === 'attention') return 'full_attention' // Granite 4's own word
     return read.refuse(
       'layer_types',
-      `holds ${quote(type)}, expected "full_attention" or "sliding_attention"`,
+      `holds ${quote(type)}, expected "full_attention" or "${other}"`,
     )
   })
 }

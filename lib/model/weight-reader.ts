@@ -4,11 +4,12 @@ import {
   type Device,
   DTYPE_BYTES,
   type DType,
+  gatherRows,
   type MappedFile,
   type Tensor,
   type TypedArrays,
 } from '../ops/index.js'
-import { UNPACKED, unpackWeight } from '../ops/unpack-weight.js'
+import { type StoredWeight, UNPACKED, unpackWeight } from '../ops/unpack-weight.js'
 import type { CheckpointTensor, ModelWeight } from './checkpoint.js'
 import type { NamedTensor, QuantizedMatrix } from './quantized-matrix.js'
 
@@ -34,7 +35,8 @@ export class WeightReader {
   }
 
   /**
-   * The values of a weight: floats as they are, on a CPU in the file's own memory, codes unpacked to `wide`.
+   * The values of a weight: floats as they are, on a CPU in the file's own memory, but for a weight of several
+   * pieces, codes unpacked to `wide`.
    *
    * Rejects with `ERR_ZC_NUMERIC` naming the tensor that holds NaN or infinity, `ERR_ZC_CHECKPOINT` naming
    * one that is damaged, `ERR_ZC_IO`.
@@ -46,11 +48,10 @@ export class WeightReader {
       x = this.#device.tensor(wide, [rowCountOf(weight), weight.shape.at(-1) as number])
       this.#tensors.add(x)
       await this.unpack(weight, { out: x })
-    } else {
+    } else if (weight.pieces) x = this.#joined(weight)
+    else {
       const { at, shape } = placeOf(weight)
-      const type = floatType(tensor, name)
-      const offset = tensor.offset + at * DTYPE_BYTES[type]
-      x = this.#device.fromFile(this.#fileOf(tensor), offset, type, shape)
+      x = this.#floats(tensor, name, at, shape)
       this.#tensors.add(x)
     }
     await refuseNonFinite(x, name)
@@ -73,7 +74,7 @@ export class WeightReader {
     })
     const { codes, scales, ofAllScales, zeros, columnGroups, ...layout } = quantized
     const ofAll = ofAllScales && (await this.#numberOf(ofAllScales.tensor))
-    const from = {
+    const from: StoredWeight = {
       ...layout,
       n: shape.at(-2) as number,
       k: shape.at(-1) as number,
@@ -87,16 +88,61 @@ export class WeightReader {
       zeros: zeros && range(zeros),
       columnGroups: columnGroups && range(columnGroups),
     }
+    const ranges = rangesOf(weight)
+    let row = 0
+    for (const rows of ranges) {
+      const own = ranges.length === 1 ? null : viewsOf(to, row, countOf(rows))
+      try {
+        if (!(await this.#unpackRows(quantized, { from, ...(own ?? to) }, rows))) return false
+      } finally {
+        for (const view of Object.values(own ?? {})) view.dispose()
+      }
+      row += countOf(rows)
+    }
+    return true
+  }
+
+  async #unpackRows(
+    quantized: QuantizedMatrix,
+    args: UnpackedTensors & { from: StoredWeight },
+    { begin, step }: Rows,
+  ): Promise<boolean> {
     const status = this.#device.tensor('i32', [1])
     try {
-      const { begin, step } = rowsOf(weight)
-      unpackWeight(this.#device, { from, firstRow: begin, rowStep: step, ...to, status })
+      unpackWeight(this.#device, { ...args, firstRow: begin, rowStep: step, status })
       const [result] = await status.read()
       const outcome = UNPACKED[result as number]
       if (outcome !== 'done' && outcome !== 'does not fit') refuse(quantized, outcome)
       return outcome === 'done'
     } finally {
       status.dispose()
+    }
+  }
+
+  /** Elements of a tensor of floats, from one on. */
+  #floats(tensor: CheckpointTensor, name: string, at: number, shape: readonly number[]): Tensor {
+    const type = floatType(tensor, name)
+    const offset = tensor.offset + at * DTYPE_BYTES[type]
+    return this.#device.fromFile(this.#fileOf(tensor), offset, type, shape)
+  }
+
+  /** The rows of a matrix of floats that lie in several pieces. */
+  #joined(weight: ModelWeight): Tensor {
+    const { name, tensor, shape } = weight
+    const indices = rangesOf(weight).flatMap((rows) =>
+      Array.from({ length: countOf(rows) }, (_, i) => rows.begin + i),
+    )
+    const x = this.#floats(tensor, name, 0, shape)
+    const rows = this.#device.tensor('i32', [indices.length])
+    try {
+      rows.write(Int32Array.from(indices))
+      const out = this.#device.tensor(x.dtype, [indices.length, shape.at(-1) as number])
+      this.#tensors.add(out)
+      gatherRows({ x, rows, out })
+      return out
+    } finally {
+      x.dispose()
+      rows.dispose()
     }
   }
 
@@ -162,9 +208,30 @@ function rowsOf({ rows, everyOther, shape, expert }: ModelWeight): Rows {
   return { begin, end, step: 1 }
 }
 
+/** The same where they may lie in several ranges, in order. */
+function rangesOf(weight: ModelWeight): Rows[] {
+  const { pieces } = weight
+  if (!pieces) return [rowsOf(weight)]
+  return pieces.map(([begin, end]) => ({ begin, end, step: 1 }))
+}
+
 /** How many rows a weight has. */
 export function rowCountOf(weight: ModelWeight): number {
-  return countOf(rowsOf(weight))
+  return rangesOf(weight).reduce((sum, rows) => sum + countOf(rows), 0)
+}
+
+/** Some rows of what a matrix is unpacked into, from one on. */
+function viewsOf({ out, scales, zeros }: UnpackedTensors, row: number, nRows: number) {
+  const own = <T extends Tensor>(of: T): T => {
+    const rest = of.shape.slice(1)
+    const width = rest.reduce((product, size) => product * size, 1)
+    return of.view([nRows, ...rest], row * width) as T
+  }
+  return {
+    out: own(out),
+    ...(scales && { scales: own(scales) }),
+    ...(zeros && { zeros: own(zeros) }),
+  }
 }
 
 function countOf({ begin, end, step }: Rows): number {

@@ -10,8 +10,8 @@ import {
   type WeightScales,
 } from '../ops/index.js'
 import {
+  isExact,
   isMatrix,
-  isRouter,
   type MatrixRole,
   type ModelWeight,
   type WeightRole,
@@ -123,8 +123,9 @@ export interface WeightOptions {
  * type and is widened where it is used, which loses nothing and copies nothing; with `bf16`
  * matrices of another type are rounded to it, on a GPU what follows attention to float16, unless
  * something in it is too large. With `int8` and `int4` matrices are quantized instead, from what
- * the file says. Those of routers stay what they are: theirs choose. Matrices of experts lie in one tensor and are copied there,
- * one after another.
+ * the file says. Those of routers stay what they are: theirs choose; so do those that
+ * say how long a recurrent state lasts (`isExact`). Matrices of experts lie in one tensor and are copied there, one
+ * after another.
  *
  * Matrices that the checkpoint has quantized are unpacked: `stored` keeps codes of 8 bits where each row has one
  * scale and no zero point, codes of 4 bits in groups of whole 32 elements, and MXFP4; what else there is becomes
@@ -160,13 +161,14 @@ export async function loadWeights(
     return roomFor(shape, codes) as RoundedMatrix
   }
   const toMatrix = async (x: Tensor, role: MatrixRole): Promise<Matrix> => {
-    if (format !== 'stored' && !isRouter(role)) {
+    if (format !== 'stored' && !isExact(role)) {
       const { weight, ...rest } = roomForRounded(x.shape)
       quantizeWeight({ x, out: weight, ...rest })
       return { weight, ...rest }
     }
-    // A router chooses: rounded otherwise than the checkpoint has it, it chooses others.
-    if (dtype === 'f32' || isRouter(role)) return { weight: x }
+    // A router chooses: rounded otherwise than the checkpoint has it, it chooses others. What a state's decay
+    // is wrong by grows with each row.
+    if (dtype === 'f32' || isExact(role)) return { weight: x }
     const rounded = (dtype: 'f16' | 'bf16') => {
       if (x.dtype === dtype) return x
       const out = make(dtype, x.shape)
@@ -188,19 +190,19 @@ export async function loadWeights(
       ? { weight: make(dtype === 'f32' ? stored : 'bf16', all) }
       : roomForRounded(all)
   }
-  /** A vector, which may lie in a row of a matrix. */
-  const toFloat32 = (x: Tensor) => {
-    const out = make('f32', [x.length])
-    const flat = x.view([x.length])
-    convert({ x: flat, out })
-    flat.dispose()
+  /** A vector, which may lie in a row of a matrix, or what else lies in that many elements. */
+  const toFloat32 = (x: Tensor, shape: readonly number[] = [x.length]) => {
+    const out = make('f32', shape)
+    const own = x.view(shape)
+    convert({ x: own, out })
+    own.dispose()
     discard(x)
     return out
   }
   const toNorm = async (x: Tensor, role: WeightRole): Promise<Tensor> => {
     // Logits are products with what the last norm gives.
     const scale = role === 'norm' ? config.logitsScale : 1
-    const offset = config.unitOffsetNorms ? 1 : 0
+    const offset = config.unitOffsetNorms && role !== 'deltaNorm' ? 1 : 0
     if (scale === 1 && offset === 0) return x
     const out = toFloat32(x)
     out.write((await out.read()).map((weight) => scale * (offset + weight)))
@@ -263,9 +265,9 @@ export async function loadWeights(
     return matrix as Matrix
   }
   const load = async (parts: readonly ModelWeight[], role: MatrixRole): Promise<Matrix> => {
-    const own = isRouter(role) ? null : await keep(parts)
+    const own = isExact(role) ? null : await keep(parts)
     if (own) return own
-    const wide = format === 'stored' || isRouter(role) ? 'bf16' : 'f32'
+    const wide = format === 'stored' || isExact(role) ? 'bf16' : 'f32'
     const [first] = parts as [ModelWeight]
     if (first.expert !== null) return toExperts(parts, wide)
     const x = await read(first, wide)
@@ -285,7 +287,8 @@ export async function loadWeights(
       if (isMatrix(role)) own[role] = await load(parts, role)
       else {
         const x = await read(first, 'bf16')
-        own[role] = isWide(role) ? toFloat32(x) : isNorm(role) ? await toNorm(x, role) : x
+        if (role === 'deltaConv') own[role] = toFloat32(x, [x.shape[0], x.shape.at(-1)] as number[])
+        else own[role] = isWide(role) ? toFloat32(x) : isNorm(role) ? await toNorm(x, role) : x
       }
       signal?.throwIfAborted()
     }
@@ -382,9 +385,11 @@ export function namedTensors({
   return all
 }
 
+const WIDE: readonly WeightRole[] = ['sinks', 'routerCorrection', 'deltaDecayLog', 'deltaDecayBias']
+
 /** Whether the op that takes it has it in float32. */
 function isWide(role: WeightRole): boolean {
-  return role === 'sinks' || role === 'routerCorrection'
+  return WIDE.includes(role)
 }
 
 function isNorm(role: WeightRole): boolean {

@@ -54,6 +54,8 @@ export const fixtureNames = [
   'hy3',
   'exaone-moe',
   'mellum',
+  'qwen3.5',
+  'qwen3.5-moe',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */
@@ -74,6 +76,7 @@ export const withExperts: readonly string[] = [
   'hy3',
   'exaone-moe',
   'mellum',
+  'qwen3.5-moe',
 ]
 
 /** One tensor of a safetensors file. */
@@ -271,7 +274,9 @@ export function transposedMatrices<T extends Float64Array | Float32Array | Uint1
 }
 
 function isRoundedMatrix(name: string): boolean {
-  return /_proj(\.weight)?$|put_linear\.weight$|\.w[123]\.weight$|(^|\.)lm_head\.weight$/.test(name)
+  return /(_proj(_qkvz?|_z)?(\.weight)?|put_linear\.weight|\.w[123]\.weight|(^|\.)lm_head\.weight)$/.test(
+    name,
+  )
 }
 
 /**

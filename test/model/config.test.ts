@@ -361,6 +361,8 @@ describe('readModelConfig on the fixtures', () => {
     },
     quantization: null,
     hasSinks: false,
+    gatesAttention: false,
+    recurrence: null,
     interleavedRope: false,
     qkNormNames: { q: 'q_norm', k: 'k_norm' },
     mlpNames: { block: 'mlp', gateUp: 'gate_up_proj', down: 'down_proj' },
