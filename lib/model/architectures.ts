@@ -55,6 +55,7 @@ export type Architecture =
   | 'Qwen3_5ForConditionalGeneration'
   | 'Qwen3_5MoeForCausalLM'
   | 'Qwen3_5MoeForConditionalGeneration'
+  | 'Qwen3NextForCausalLM'
 
 /** How a checkpoint calls the tensors of a layer's experts. */
 export interface ExpertNames {
@@ -231,10 +232,10 @@ export interface ArchitectureTraits {
   /** Beside each head's queries `q_proj` has a gate (`ModelConfig.gatesAttention`). */
   readonly gatesAttention: boolean
   /**
-   * Some layers have a recurrent state instead of keys and values (`RecurrenceConfig`): which they are
-   * `layer_types` says, or `full_attention_interval`.
+   * Whether some layers have a recurrent state instead of keys and values, and how their projections lie
+   * (`RecurrenceConfig`). Which layers these are `layer_types` says, or `full_attention_interval`.
    */
-  readonly isRecurrent: boolean
+  readonly recurrence: 'none' | 'projections apart' | 'projections by key heads'
   /** What is "as layer_types says" is refused where it says nothing. */
   readonly window:
     | 'none'
@@ -354,7 +355,7 @@ const kPlain = {
   },
   hasSinks: false,
   gatesAttention: false,
-  isRecurrent: false,
+  recurrence: 'none',
   window: 'none',
   rope: 'one',
   scalesQueries: false,
@@ -577,7 +578,7 @@ const kQwen3_5Traits = {
   expects: { hidden_act: 'silu', attn_output_gate: true },
   qkNorm: 'each head',
   gatesAttention: true,
-  isRecurrent: true,
+  recurrence: 'projections apart',
   partialRotary: true,
   unitOffsetNorms: true,
 } as const satisfies ArchitectureTraits
@@ -601,6 +602,18 @@ const kQwen3_5MoeTraits = {
       },
       shared: { name: 'shared_expert', gate: 'shared_expert_gate' },
     },
+  },
+} as const satisfies ArchitectureTraits
+
+const kQwen3NextTraits = {
+  ...kQwen3_5Traits,
+  modelType: 'qwen3_next',
+  defaults: { ...kQwen3_5Traits.defaults, decoder_sparse_step: 1, norm_topk_prob: true },
+  recurrence: 'projections by key heads',
+  experts: {
+    ...kUsualExperts,
+    sharedKey: kQwen3_5MoeTraits.experts.sharedKey,
+    names: { ...kUsualExpertNames, shared: kQwen3_5MoeTraits.experts.names.shared },
   },
 } as const satisfies ArchitectureTraits
 
@@ -717,6 +730,7 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     modelType: 'qwen3_5_moe',
     textOf: { modelType: 'qwen3_5_moe_text', mayBeFlat: false },
   },
+  Qwen3NextForCausalLM: kQwen3NextTraits,
   SeedOssForCausalLM: {
     ...kPlain,
     modelType: 'seed_oss',

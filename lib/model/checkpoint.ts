@@ -248,6 +248,30 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
     }
   }
 
+  /**
+   * Weights whose rows lie in one tensor by heads: each head has so many of every part. A weight of several parts has all
+   * heads' rows of the first of them, then those of the next.
+   */
+  const addByHeads = (
+    layer: number,
+    name: string,
+    nHeads: number,
+    parts: readonly (readonly [WeightRole, number])[],
+  ) => {
+    const ofHead = parts.reduce((sum, [, height]) => sum + height, 0)
+    const nRows = nHeads * ofHead
+    const own = { name, shape: [nRows, hiddenSize], layer, rows: null, expert: null }
+    const pieces = new Map<WeightRole, [begin: number, end: number][]>()
+    let first = 0
+    for (const [role, height] of parts) {
+      const ranges = pieces.get(role) ?? []
+      for (let begin = first; begin < nRows; begin += ofHead) ranges.push([begin, begin + height])
+      pieces.set(role, ranges)
+      first += height
+    }
+    for (const [role, ranges] of pieces) expected.push({ ...own, role, pieces: ranges })
+  }
+
   /** Those that belong to one expert alone. */
   const ownMatrices = (block: string, expert: number, names: OwnExpertNames, width: number) => {
     const path = (name: string) => `${block}.experts.${expert}.${name}.weight`
@@ -357,32 +381,43 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
   }
 
   /** Of each head the rows of its queries, then those of their gate. */
-  const addGatedQueries = (layer: number, attention: string) => {
-    const own = { name: `${attention}.q_proj.weight`, shape: [2 * qWidth, hiddenSize], layer }
-    for (const [role, first] of [
-      ['qProj', 0],
+  const addGatedQueries = (layer: number, attention: string) =>
+    addByHeads(layer, `${attention}.q_proj.weight`, config.nHeads, [
+      ['qProj', headDim],
       ['attentionGate', headDim],
-    ] as const) {
-      const pieces = Array.from({ length: config.nHeads }, (_, head) => {
-        const begin = 2 * head * headDim + first
-        return [begin, begin + headDim] as const
-      })
-      expected.push({ ...own, role, rows: null, pieces, expert: null })
-    }
+    ])
+
+  /** Of each key head the rows of its queries, of its keys, of its heads' values and of their gates. */
+  const addByKeyHeads = (
+    layer: number,
+    delta: string,
+    { nKeyHeads, nValueHeads, keyDim, valueDim }: RecurrenceConfig,
+  ) => {
+    const group = nValueHeads / nKeyHeads
+    addByHeads(layer, `${delta}.in_proj_qkvz.weight`, nKeyHeads, [
+      ['deltaQkv', keyDim],
+      ['deltaQkv', keyDim],
+      ['deltaQkv', group * valueDim],
+      ['deltaGate', group * valueDim],
+    ])
+    addByHeads(layer, `${delta}.in_proj_ba.weight`, nKeyHeads, [
+      ['deltaBeta', group],
+      ['deltaDecay', group],
+    ])
   }
 
-  const addRecurrence = (
-    layer: number,
-    prefix: string,
-    { nKeyHeads, nValueHeads, keyDim, valueDim, convWidth }: RecurrenceConfig,
-  ) => {
+  const addRecurrence = (layer: number, prefix: string, recurrence: RecurrenceConfig) => {
+    const { nKeyHeads, nValueHeads, keyDim, valueDim, convWidth } = recurrence
     const delta = `${prefix}.linear_attn`
     const width = nValueHeads * valueDim
     const channels = 2 * nKeyHeads * keyDim + width
-    add(layer, 'deltaQkv', `${delta}.in_proj_qkv.weight`, channels, hiddenSize)
-    add(layer, 'deltaGate', `${delta}.in_proj_z.weight`, width, hiddenSize)
-    add(layer, 'deltaDecay', `${delta}.in_proj_a.weight`, nValueHeads, hiddenSize)
-    add(layer, 'deltaBeta', `${delta}.in_proj_b.weight`, nValueHeads, hiddenSize)
+    if (recurrence.byKeyHeads) addByKeyHeads(layer, delta, recurrence)
+    else {
+      add(layer, 'deltaQkv', `${delta}.in_proj_qkv.weight`, channels, hiddenSize)
+      add(layer, 'deltaGate', `${delta}.in_proj_z.weight`, width, hiddenSize)
+      add(layer, 'deltaDecay', `${delta}.in_proj_a.weight`, nValueHeads, hiddenSize)
+      add(layer, 'deltaBeta', `${delta}.in_proj_b.weight`, nValueHeads, hiddenSize)
+    }
     add(layer, 'deltaConv', `${delta}.conv1d.weight`, channels, 1, convWidth)
     add(layer, 'deltaDecayLog', `${delta}.A_log`, nValueHeads)
     add(layer, 'deltaDecayBias', `${delta}.dt_bias`, nValueHeads)

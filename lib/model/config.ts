@@ -87,6 +87,11 @@ export interface RecurrenceConfig {
   readonly valueDim: number
   /** Inputs that the convolution of a channel sees, its own included: 2 to 8. */
   readonly convWidth: number
+  /**
+   * The checkpoint has queries, keys, values and gates in one tensor, and decays with what enters states in
+   * another: each key head's rows together. Else all are apart, but for queries, keys and values.
+   */
+  readonly byKeyHeads: boolean
 }
 
 /** What queries are multiplied by: 1 + growth ln(1 + floor(position / period)). */
@@ -565,10 +570,10 @@ function readSharedSize(
 /** Layers with a recurrent state; null: there are none. */
 function readRecurrence(
   read: ConfigReader,
-  { isRecurrent }: ArchitectureTraits,
+  { recurrence }: ArchitectureTraits,
   nLayers: number,
 ): RecurrenceConfig | null {
-  if (!isRecurrent) return null
+  if (recurrence === 'none') return null
   const layers = readRecurrentLayers(read, nLayers)
   const nKeyHeads = read.integer('linear_num_key_heads', 1, kMaxHeads)
   const nValueHeads = read.integer('linear_num_value_heads', 1, kMaxHeads)
@@ -593,7 +598,8 @@ function readRecurrence(
     read.refuse('linear_num_value_heads', complaint)
   }
   const convWidth = read.integer('linear_conv_kernel_dim', 2, kMaxConvWidth)
-  const config = { layers, nKeyHeads, nValueHeads, keyDim, valueDim, convWidth }
+  const byKeyHeads = recurrence === 'projections by key heads'
+  const config = { layers, nKeyHeads, nValueHeads, keyDim, valueDim, convWidth, byKeyHeads }
   return layers.includes(true) ? config : null
 }
 
@@ -723,7 +729,7 @@ function readSlidingWindow(
 ): number[] {
   const nLayers = rotates.length
   const full = new Array<number>(nLayers).fill(0)
-  if (traits.isRecurrent) return full
+  if (traits.recurrence !== 'none') return full
   const layerTypes = readLayerTypes(read, nLayers, 'sliding_attention')
   const hasSlidingLayer = layerTypes?.includes('sliding_attention') ?? false
 

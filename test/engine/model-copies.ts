@@ -56,6 +56,7 @@ export const fixtureNames = [
   'mellum',
   'qwen3.5',
   'qwen3.5-moe',
+  'qwen3-next',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */
@@ -77,6 +78,7 @@ export const withExperts: readonly string[] = [
   'exaone-moe',
   'mellum',
   'qwen3.5-moe',
+  'qwen3-next',
 ]
 
 /** One tensor of a safetensors file. */

@@ -4,6 +4,7 @@ import {
   type Checkpoint,
   checkTensors,
   expectedTensors,
+  isExact,
   openCheckpoint,
   storedShape,
 } from '../../lib/model/checkpoint'
@@ -250,6 +251,122 @@ describe('weights that lie in one tensor', () => {
       { role: 'upProj', shape: [96, 32], rows: [48, 96] },
     ])
     expect(fused.some(({ name }) => /\.(q|k|v|gate|up)_proj/.test(name))).toBe(false)
+  })
+})
+
+describe('layers with a recurrent state, and those between', () => {
+  const hybrid = (changes: Parameters<typeof parseModelConfig>[0]) =>
+    parseModelConfig({
+      ...{ hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2, vocab_size: 10 },
+      ...{ num_attention_heads: 2, num_key_value_heads: 1, max_position_embeddings: 64 },
+      ...{ head_dim: 16, linear_num_key_heads: 2, linear_num_value_heads: 4 },
+      ...{ linear_key_head_dim: 16, linear_value_head_dim: 32, full_attention_interval: 2 },
+      ...changes,
+    })
+  const ofLayer = (of: ModelConfig, layer: number) =>
+    expectedTensors(of).filter((own) => own.layer === layer)
+
+  test('have tensors of their own, then what other layers have', () => {
+    const qwen = hybrid({ architectures: ['Qwen3_5ForCausalLM'] })
+    const prefix = 'model.layers.0'
+    const [delta, mlp] = [`${prefix}.linear_attn`, `${prefix}.mlp`]
+    expect(ofLayer(qwen, 0).map(({ name, role, shape }) => [role, name, shape])).toEqual([
+      ['inputNorm', `${prefix}.input_layernorm.weight`, [32]],
+      ['deltaQkv', `${delta}.in_proj_qkv.weight`, [192, 32]],
+      ['deltaGate', `${delta}.in_proj_z.weight`, [128, 32]],
+      ['deltaDecay', `${delta}.in_proj_a.weight`, [4, 32]],
+      ['deltaBeta', `${delta}.in_proj_b.weight`, [4, 32]],
+      ['deltaConv', `${delta}.conv1d.weight`, [192, 1, 4]],
+      ['deltaDecayLog', `${delta}.A_log`, [4]],
+      ['deltaDecayBias', `${delta}.dt_bias`, [4]],
+      ['deltaNorm', `${delta}.norm.weight`, [32]],
+      ['deltaOut', `${delta}.out_proj.weight`, [32, 128]],
+      ['mlpNorm', `${prefix}.post_attention_layernorm.weight`, [32]],
+      ['gateProj', `${mlp}.gate_proj.weight`, [48, 32]],
+      ['upProj', `${mlp}.up_proj.weight`, [48, 32]],
+      ['downProj', `${mlp}.down_proj.weight`, [32, 48]],
+    ])
+    const own = ofLayer(qwen, 1).slice(1, 5)
+    expect(own.map(({ role, shape, rows, pieces }) => ({ role, shape, rows, pieces }))).toEqual([
+      {
+        role: 'qProj',
+        shape: [64, 32],
+        rows: null,
+        pieces: [
+          [0, 16],
+          [32, 48],
+        ],
+      },
+      {
+        role: 'attentionGate',
+        shape: [64, 32],
+        rows: null,
+        pieces: [
+          [16, 32],
+          [48, 64],
+        ],
+      },
+      { role: 'kProj', shape: [16, 32], rows: null },
+      { role: 'vProj', shape: [16, 32], rows: null },
+    ])
+    expect(own.slice(0, 2).map(({ name }) => name)).toEqual([
+      'model.layers.1.self_attn.q_proj.weight',
+      'model.layers.1.self_attn.q_proj.weight',
+    ])
+    expect(isExact('deltaDecay') && isExact('deltaBeta') && !isExact('deltaOut')).toBe(true)
+  })
+
+  test("of qwen3-next: a key head's rows of all projections lie together", () => {
+    const experts = { num_experts: 2, num_experts_per_tok: 1, moe_intermediate_size: 16 }
+    const next = hybrid({
+      ...{ ...experts, architectures: ['Qwen3NextForCausalLM'] },
+      shared_expert_intermediate_size: 16,
+    })
+    const [all, rates] = ['in_proj_qkvz', 'in_proj_ba'].map(
+      (name) => `model.layers.0.linear_attn.${name}.weight`,
+    )
+    const own = ofLayer(next, 0).slice(1, 5)
+    expect(own.map(({ name, role, shape, pieces }) => ({ name, role, shape, pieces }))).toEqual([
+      {
+        ...{ name: all, role: 'deltaQkv', shape: [320, 32] },
+        // Queries, keys, values of both.
+        pieces: [
+          [0, 16],
+          [160, 176],
+          [16, 32],
+          [176, 192],
+          [32, 96],
+          [192, 256],
+        ],
+      },
+      {
+        name: all,
+        role: 'deltaGate',
+        shape: [320, 32],
+        pieces: [
+          [96, 160],
+          [256, 320],
+        ],
+      },
+      {
+        name: rates,
+        role: 'deltaBeta',
+        shape: [8, 32],
+        pieces: [
+          [0, 2],
+          [4, 6],
+        ],
+      },
+      {
+        name: rates,
+        role: 'deltaDecay',
+        shape: [8, 32],
+        pieces: [
+          [2, 4],
+          [6, 8],
+        ],
+      },
+    ])
   })
 })
 

@@ -1,6 +1,11 @@
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
-import { parseModelConfig, readModelConfig } from '../../lib/model/config'
+import {
+  attentionShape,
+  keptLayerOf,
+  parseModelConfig,
+  readModelConfig,
+} from '../../lib/model/config'
 import { readGenerationConfig } from '../../lib/model/generation-config'
 import type { JsonObject } from '../../lib/model/model-files'
 import {
@@ -1133,6 +1138,188 @@ describe('architectures of their own', () => {
     expect(() => parseModelConfig({ ...unsaid, mlp_layer_types: 'sparse' })).toThrow(
       'mlp_layer_types is "sparse", expected "dense" or "sparse" for each of 4 layers',
     )
+  })
+
+  test('qwen3.5: a recurrent state in most layers, gates of attention in the others', () => {
+    const { rope_theta, ...sizes } = llama
+    const text = { ...sizes, architectures: ['Qwen3_5ForCausalLM'], model_type: 'qwen3_5_text' }
+    const own = (changes: JsonObject) => parseModelConfig({ ...text, ...changes })
+    const recurrence = {
+      ...{ layers: [true, true, true, false], nKeyHeads: 16, nValueHeads: 32, keyDim: 128 },
+      ...{ valueDim: 128, convWidth: 4, byKeyHeads: false },
+    }
+    const rope = { type: 'default', theta: 10_000 }
+    expect(own({})).toMatchObject({
+      ...{ recurrence, gatesAttention: true, headDim: 256, rotaryDim: 64, qkNorm: 'each head' },
+      ...{ unitOffsetNorms: true, embeddingScale: 1, roundsEmbeddingScale: false },
+      ...{ softmaxScale: 1 / 16, slidingWindow: [0, 0, 0, 0], ropes: [null, null, null, rope] },
+      ...{ experts: null, attentionBias: { qkv: false, output: false } },
+    })
+    expect(
+      own({
+        ...{ linear_num_key_heads: 2, linear_key_head_dim: 32, linear_conv_kernel_dim: 3 },
+        ...{ linear_num_value_heads: 6, linear_value_head_dim: 48, full_attention_interval: 2 },
+        ...{ head_dim: 32, rope_parameters: { rope_theta: 1e6, partial_rotary_factor: 0.5 } },
+      }),
+    ).toMatchObject({
+      recurrence: {
+        ...{ layers: [true, false, true, false], nKeyHeads: 2, nValueHeads: 6, keyDim: 32 },
+        ...{ valueDim: 48, convWidth: 3 },
+      },
+      ...{ rotaryDim: 16, ropes: [null, { theta: 1e6 }, null, { theta: 1e6 }] },
+    })
+    const types = ['linear_attention', 'full_attention', 'linear_attention', 'linear_attention']
+    const byType = own({ layer_types: types, full_attention_interval: 9 })
+    expect(byType.recurrence?.layers).toEqual([true, false, true, true])
+    expect(attentionShape(byType)).toEqual({
+      ...{ nLayers: 1, nKvHeads: 2, headDim: 256, slidingWindow: [0] },
+    })
+    expect(keptLayerOf(byType)).toEqual([null, 0, null, null])
+    const attending = own({ layer_types: full })
+    expect(attending.recurrence).toBeNull()
+    expect(keptLayerOf(attending)).toEqual([0, 1, 2, 3])
+    const windows = parseModelConfig({ ...mistral, sliding_window: 8 })
+    expect(attentionShape(windows)).toEqual({
+      ...{ nLayers: 4, nKvHeads: 2, headDim: 32, slidingWindow: [8, 8, 8, 8] },
+    })
+  })
+
+  test('qwen3.5 with images and with experts, as they are published', () => {
+    const rope_parameters = {
+      ...{ rope_type: 'default', rope_theta: 1e7, partial_rotary_factor: 0.25 },
+      ...{ mrope_section: [11, 11, 10], mrope_interleaved: true },
+    }
+    const { architectures, model_type, rope_theta, intermediate_size, ...sizes } = llama
+    const text = {
+      ...{ ...sizes, attn_output_gate: true, full_attention_interval: 4, mtp_num_hidden_layers: 1 },
+      ...{ mamba_ssm_dtype: 'float32', rope_parameters, tie_word_embeddings: true },
+    }
+    const dense = {
+      ...{ architectures: ['Qwen3_5ForConditionalGeneration'], model_type: 'qwen3_5' },
+      ...{ text_config: { ...text, intermediate_size, model_type: 'qwen3_5_text' } },
+      tie_word_embeddings: true,
+    }
+    const rope = { type: 'default', theta: 1e7 }
+    expect(parseModelConfig(dense)).toMatchObject({
+      ...{ gatesAttention: true, headDim: 256, rotaryDim: 64, tieWordEmbeddings: true },
+      ...{ ropes: [null, null, null, rope], experts: null, eosTokenIds: [2] },
+    })
+    const experts = {
+      ...{ num_experts: 16, num_experts_per_tok: 4, moe_intermediate_size: 48 },
+      ...{ shared_expert_intermediate_size: 64, mlp_only_layers: [] },
+    }
+    const moe = {
+      ...{ architectures: ['Qwen3_5MoeForConditionalGeneration'], model_type: 'qwen3_5_moe' },
+      ...{ text_config: { ...text, ...experts, model_type: 'qwen3_5_moe_text' } },
+    }
+    const expected = {
+      ...{ count: 16, perRow: 4, intermediateSize: 48, sharedSize: 64, scores: 'softmax' },
+      ...{ normalized: true, scale: 1, layers: [true, true, true, true] },
+      names: {
+        tensors: { gateUp: 'experts.gate_up_proj', order: 'out, in', own: { upProj: 'up_proj' } },
+        shared: { name: 'shared_expert', gate: 'shared_expert_gate' },
+      },
+    }
+    expect(parseModelConfig(moe)).toMatchObject({ experts: expected, gatesAttention: true })
+    const alone = { architectures: ['Qwen3_5MoeForCausalLM'], model_type: 'qwen3_5_moe_text' }
+    expect(parseModelConfig({ ...text, ...experts, ...alone })).toMatchObject({
+      ...{ experts: expected, recurrence: { layers: [true, true, true, false] } },
+    })
+    const wrong = { ...dense, text_config: { ...text, model_type: 'qwen3_5_moe_text' } }
+    expect(() => parseModelConfig(wrong)).toThrow(
+      'text_config.model_type is "qwen3_5_moe_text", expected "qwen3_5_text"',
+    )
+  })
+
+  test('qwen3-next: the same with projections by key heads, and experts as in qwen2-moe', () => {
+    const { rope_theta, ...sizes } = llama
+    const next = {
+      ...{ ...sizes, architectures: ['Qwen3NextForCausalLM'], model_type: 'qwen3_next' },
+      ...{ num_experts: 16, num_experts_per_tok: 4, moe_intermediate_size: 48 },
+      ...{ shared_expert_intermediate_size: 64, mlp_only_layers: [1] },
+    }
+    expect(parseModelConfig(next)).toMatchObject({
+      ...{ recurrence: { byKeyHeads: true, nValueHeads: 32 }, gatesAttention: true, rotaryDim: 64 },
+      experts: {
+        ...{ count: 16, normalized: true, sharedSize: 64, layers: [true, false, true, true] },
+        names: { tensors: { upProj: 'up_proj' }, shared: { gate: 'shared_expert_gate' } },
+      },
+    })
+    const unlike = parseModelConfig({ ...next, norm_topk_prob: false, decoder_sparse_step: 2 })
+    expect(unlike.experts).toMatchObject({ normalized: false, layers: [false, false, false, true] })
+  })
+
+  test.each<[string, JsonObject, string]>([
+    [
+      'no layer attends',
+      { full_attention_interval: 5 },
+      'full_attention_interval is 5, expected at most num_hidden_layers 4: no layer would attend',
+    ],
+    [
+      'nor does one by its type',
+      { layer_types: full.map(() => 'linear_attention') },
+      'layer_types holds no "full_attention", expected it once at least',
+    ],
+    [
+      'another type',
+      { layer_types: ['sliding_attention', ...full.slice(1)] },
+      'layer_types holds "sliding_attention", expected "full_attention" or "linear_attention"',
+    ],
+    ['an interval of 0', { full_attention_interval: 0 }, 'full_attention_interval is 0, expected'],
+    [
+      'no heads',
+      { linear_num_key_heads: 0 },
+      'linear_num_key_heads is 0, expected an integer from 1',
+    ],
+    [
+      'too many',
+      { linear_num_value_heads: 1 << 15 },
+      'linear_num_value_heads is 32768, expected an integer',
+    ],
+    [
+      'heads that share no keys',
+      { linear_num_value_heads: 24 },
+      'linear_num_value_heads is 24, expected a multiple of linear_num_key_heads 16',
+    ],
+    [
+      'keys of 96',
+      { linear_key_head_dim: 96 },
+      'linear_key_head_dim is 96, expected a power of two from 16 to 256',
+    ],
+    [
+      'keys of 512',
+      { linear_key_head_dim: 512 },
+      'linear_key_head_dim is 512, expected an integer from 16 to 256',
+    ],
+    [
+      'values of 40',
+      { linear_value_head_dim: 40 },
+      'linear_value_head_dim is 40, expected a multiple of 16 up to 256',
+    ],
+    [
+      'rows too wide',
+      { linear_num_value_heads: 8192 },
+      'linear_num_value_heads is 8192; with 16 key heads of 128 channels and values of 128 a row has 1052672, expected at most 1048576',
+    ],
+    [
+      'a convolution of 1',
+      { linear_conv_kernel_dim: 1 },
+      'linear_conv_kernel_dim is 1, expected an integer from 2 to 8',
+    ],
+    [
+      'biases',
+      { attention_bias: true },
+      'attention_bias is true; biases beside gates of attention are not supported',
+    ],
+    [
+      'another activation',
+      { hidden_act: 'gelu_pytorch_tanh' },
+      'hidden_act is "gelu_pytorch_tanh", expected "silu"',
+    ],
+    ['no gate', { attn_output_gate: false }, 'attn_output_gate is false, expected true'],
+  ])('qwen3.5 refuses: %s', (_, changes, message) => {
+    const text = { ...llama, architectures: ['Qwen3_5ForCausalLM'], model_type: 'qwen3_5_text' }
+    expectZipCacheError(refusal({ ...text, ...changes }), 'ERR_ZC_CONFIG', message)
   })
 
   test('granite with experts, and those of qwen3-vl: whose matrices lie in one tensor', () => {

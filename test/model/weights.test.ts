@@ -311,7 +311,7 @@ describe('of experts that may lie in one tensor', () => {
   })
 
   test('every weight that is asked for is there, and nothing else but for what sees', async () => {
-    for (const folder of [kHybrid, dir]) {
+    for (const folder of [kHybrid, dir, join(kFixtures, 'qwen3-next')]) {
       const checkpoint = await openCheckpoint(folder)
       const config = await readModelConfig(folder)
       const names = new Set(checkTensors(checkpoint, config).map(({ name }) => name))
