@@ -21,6 +21,7 @@
 #endif
 
 #include "csrc/math/activation.h"
+#include "csrc/math/delta_gates.h"
 #include "csrc/math/dispatch.h"
 #include "csrc/core/error.h"
 #include "csrc/math/expert_key.h"
@@ -34,4 +35,5 @@
 #include "csrc/math/softmax_state.h"
 #include "csrc/ops/backend.h"
 #include "csrc/ops/kv_table.h"
+#include "csrc/ops/state_table.h"
 #include "csrc/core/thread_pool.h"

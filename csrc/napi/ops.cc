@@ -217,6 +217,19 @@ ZC_BIND("storeProbes", store_probes, StoreProbesArgs, a.q = r.tensor("q"); a.lse
         a.slots = r.tensor("slots"); a.probe_q = r.output("probeQ");
         a.probe_lse = r.output("probeLse");)
 
+ZC_BIND("causalConv", causal_conv, CausalConvArgs, a.x = r.tensor("x");
+        a.weight = r.tensor("weight"); a.out = r.output("out"); a.pool = r.output("pool");
+        a.tables = r.tensor("tables"); a.states = r.tensor("states");
+        a.cu_seqlens = r.tensor("cuSeqlens"); a.layer = r.i32("layer"); a.n_heads = r.i32("nHeads");
+        a.from_zero = r.boolean("fromZero");)
+
+ZC_BIND("gatedDelta", gated_delta, GatedDeltaArgs, a.qkv = r.tensor("qkv");
+        a.decay = r.tensor("decay"); a.beta = r.tensor("beta"); a.decay_log = r.tensor("decayLog");
+        a.decay_bias = r.tensor("decayBias"); a.out = r.output("out"); a.pool = r.output("pool");
+        a.tables = r.tensor("tables"); a.states = r.tensor("states");
+        a.cu_seqlens = r.tensor("cuSeqlens"); a.layer = r.i32("layer");
+        a.n_key_heads = r.i32("nKeyHeads"); a.from_zero = r.boolean("fromZero");)
+
 ZC_BIND("embedding", embedding, EmbeddingArgs, a.ids = r.tensor("ids");
         a.weight = r.tensor("weight"); a.out = r.output("out"); a.scale = r.f32("scale");)
 
@@ -275,6 +288,9 @@ ZC_BIND("clampedSwiglu", clamped_swiglu, ClampedSwigluArgs, a.gate = r.tensor("g
         a.up = r.tensor("up"); a.out = r.output("out"); a.alpha = r.f32("alpha");
         a.limit = r.f32("limit");)
 
+ZC_BIND("sigmoidGate", sigmoid_gate, SigmoidGateArgs, a.gate = r.tensor("gate");
+        a.x = r.tensor("x"); a.out = r.output("out");)
+
 ZC_BIND("sample", sample, SampleArgs, a.logits = r.tensor("logits"); a.params = r.tensor("params");
         a.seen = r.output("seen"); a.contexts = r.tensor("contexts"); a.ids = r.output("ids");
         a.logprobs = r.output("logprobs");)
@@ -319,6 +335,8 @@ void register_ops(Napi::Object exports) {
   define<merge_attention_js>(exports, "mergeAttention");
   define<attention_sinks_js>(exports, "attentionSinks");
   define<store_probes_js>(exports, "storeProbes");
+  define<causal_conv_js>(exports, "causalConv");
+  define<gated_delta_js>(exports, "gatedDelta");
   define<embedding_js>(exports, "embedding");
   define<rms_norm_js>(exports, "rmsNorm");
   define<linear_js>(exports, "linear");
@@ -332,6 +350,7 @@ void register_ops(Napi::Object exports) {
   define<silu_gate_js>(exports, "siluGate");
   define<gelu_gate_js>(exports, "geluGate");
   define<clamped_swiglu_js>(exports, "clampedSwiglu");
+  define<sigmoid_gate_js>(exports, "sigmoidGate");
   define<sample_js>(exports, "sample");
   define<feed_tokens_js>(exports, "feedTokens");
   define<convert_js>(exports, "convert");

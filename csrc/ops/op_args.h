@@ -225,6 +225,49 @@ struct StoreProbesArgs {
   int64_t head_dim() const { return q.size(q.rank - 1); }
 };
 
+// Inputs that a convolution sees at most.
+inline constexpr int kMaxConvWidth = 8;
+
+// State pages as in csrc/ops/state_table.h.
+struct CausalConvArgs {
+  TensorView x;           // (rows, channels) f32
+  TensorView weight;      // (channels, width) f32, width 2 to 8
+  TensorView out;         // (rows, channels) f32, not x
+  TensorView pool;        // (bytes) u8
+  TensorView tables;      // (words) i32
+  TensorView states;      // (n_seqs) i32: word where a sequence's state table begins; -1: none
+  TensorView cu_seqlens;  // (n_seqs + 1) i32
+  int32_t layer;          // of the recurrent ones
+  int32_t n_heads;        // that a layer has pages for
+  bool from_zero;         // what a page holds is not read: zeros
+
+  int64_t channels() const { return weight.size(0); }
+  int64_t width() const { return weight.size(1); }
+};
+
+struct GatedDeltaArgs {
+  // (rows, 2 * n_key_heads * key_dim + n_heads * value_dim) f32: q of all key heads, then k, then v
+  TensorView qkv;
+  TensorView decay;       // (rows, n_heads) f32
+  TensorView beta;        // (rows, n_heads) f32
+  TensorView decay_log;   // (n_heads) f32
+  TensorView decay_bias;  // (n_heads) f32
+  TensorView out;         // (rows, n_heads, value_dim) f32
+  TensorView pool;        // (bytes) u8
+  TensorView tables;      // (words) i32
+  TensorView states;      // (n_seqs) i32: word where a sequence's state table begins; -1: none
+  TensorView cu_seqlens;  // (n_seqs + 1) i32
+  int32_t layer;          // of the recurrent ones
+  int32_t n_key_heads;    // a divisor of n_heads
+  bool from_zero;         // what a page holds is not read: zeros
+
+  int64_t n_heads() const { return out.size(1); }
+  int64_t value_dim() const { return out.size(2); }
+  // Channels of q and of k, each.
+  int64_t keys() const { return (qkv.size(1) - n_heads() * value_dim()) / 2; }
+  int64_t key_dim() const { return keys() / n_key_heads; }
+};
+
 struct EmbeddingArgs {
   TensorView ids;     // (n) i32
   TensorView weight;  // (vocab_size, width) f32|f16|bf16
@@ -377,6 +420,12 @@ struct ClampedSwigluArgs {
   float limit;  // above 0
 
   GateArgs rows() const { return {gate, up, out}; }
+};
+
+struct SigmoidGateArgs {
+  TensorView gate;  // (n, width) f32
+  TensorView x;     // (n, width) f32|f16|bf16
+  TensorView out;   // x's shape and dtype; may be x
 };
 
 // Columns of SampleArgs.params, bit patterns for the integers (lib/ops/sample.ts writes them).

@@ -97,8 +97,9 @@ void expect_norm(const char* name, int32_t norm) {
          "norm is " + std::to_string(norm) + ", expected 2 to 6");
 }
 
+constexpr int64_t kMaxHeads = 1 << 16;
+
 void expect_head_count(const char* name, int64_t n_heads) {
-  constexpr int64_t kMaxHeads = 1 << 16;
   if (n_heads < 1 || n_heads > kMaxHeads)
     fail(ErrorCode::kShape, name,
          "n_heads is " + std::to_string(n_heads) + ", expected 1 to " + std::to_string(kMaxHeads));
@@ -156,6 +157,21 @@ void expect_tables(const TensorView& tables, const TensorView& starts) {
   expect_shape("tables", tables, {kAny});
   expect_dtype("starts", starts, DType::kI32);
   expect_shape("starts", starts, {kAny});
+}
+
+// What an op of a recurrent layer is given of its states, for so many rows.
+template <typename Args>
+void expect_states(const Args& a, int64_t rows) {
+  expect_pool(a.pool);
+  expect_dtype("tables", a.tables, DType::kI32);
+  expect_shape("tables", a.tables, {kAny});
+  expect_dtype("states", a.states, DType::kI32);
+  expect_shape("states", a.states, {kAny});
+  expect_dtype("cuSeqlens", a.cu_seqlens, DType::kI32);
+  expect_shape("cuSeqlens", a.cu_seqlens, {a.states.size(0) + 1});
+  expect(a.states.size(0) > 0 || rows == 0, "states",
+         "is empty, expected a sequence for " + std::to_string(rows) + " rows");
+  expect(a.layer >= 0, "layer", "is " + std::to_string(a.layer) + ", expected 0 or more");
 }
 
 // What sorts pairs of a row and one of its experts by expert.
@@ -500,6 +516,56 @@ void check(const StoreProbesArgs& a) {
           : expect_shape("probeLse", a.probe_lse, {a.capacity(), a.n_heads()});
 }
 
+void check(const CausalConvArgs& a) {
+  expect_dtype("x", a.x, DType::kF32);
+  expect_shape("x", a.x, {kAny, kAny});
+  expect_dtype("weight", a.weight, DType::kF32);
+  expect_shape("weight", a.weight, {a.x.size(1), kAny});
+  if (a.width() < 2 || a.width() > kMaxConvWidth)
+    fail(ErrorCode::kUnsupported, "weight",
+         "width is " + std::to_string(a.width()) + ", expected 2 to " +
+             std::to_string(kMaxConvWidth));
+  expect_same("out", a.out, "x", a.x);
+  expect(a.out.data != a.x.data || a.x.length() == 0, "out", "is x, expected another tensor");
+  expect_states(a, a.x.size(0));
+  expect(a.n_heads >= 1 && a.n_heads <= kMaxHeads, "nHeads",
+         "is " + std::to_string(a.n_heads) + ", expected 1 to " + std::to_string(kMaxHeads));
+}
+
+void check(const GatedDeltaArgs& a) {
+  expect_dtype("out", a.out, DType::kF32);
+  expect_shape("out", a.out, {kAny, kAny, kAny});
+  const int64_t rows = a.out.size(0);
+  const int64_t n_heads = a.n_heads();
+  const int64_t value_dim = a.value_dim();
+  expect_head_count("out", n_heads);
+  expect_head_dim("out", value_dim);
+  expect(a.n_key_heads >= 1 && n_heads % a.n_key_heads == 0, "nKeyHeads",
+         "is " + std::to_string(a.n_key_heads) + ", expected a divisor of the " +
+             std::to_string(n_heads) + " value heads");
+  expect_dtype("qkv", a.qkv, DType::kF32);
+  expect_shape("qkv", a.qkv, {rows, kAny});
+  const int64_t keys = a.qkv.size(1) - n_heads * value_dim;
+  if (keys < 1 || keys % (2 * int64_t{a.n_key_heads}) != 0)
+    fail(ErrorCode::kShape, "qkv",
+         "rows are " + std::to_string(a.qkv.size(1)) + " wide, expected q and k of " +
+             std::to_string(a.n_key_heads) + " heads, and " + std::to_string(n_heads * value_dim) +
+             " for v");
+  const int64_t key_dim = a.key_dim();
+  if (key_dim < 16 || key_dim > 256 || (key_dim & (key_dim - 1)) != 0)
+    fail(ErrorCode::kUnsupported, "qkv",
+         "key_dim is " + std::to_string(key_dim) + ", expected a power of two from 16 to 256");
+  expect_dtype("decay", a.decay, DType::kF32);
+  expect_shape("decay", a.decay, {rows, n_heads});
+  expect_dtype("beta", a.beta, DType::kF32);
+  expect_shape("beta", a.beta, {rows, n_heads});
+  expect_dtype("decayLog", a.decay_log, DType::kF32);
+  expect_shape("decayLog", a.decay_log, {n_heads});
+  expect_dtype("decayBias", a.decay_bias, DType::kF32);
+  expect_shape("decayBias", a.decay_bias, {n_heads});
+  expect_states(a, rows);
+}
+
 void check(const EmbeddingArgs& a) {
   expect_dtype("ids", a.ids, DType::kI32);
   expect_shape("ids", a.ids, {kAny});
@@ -633,6 +699,14 @@ void check(const ClampedSwigluArgs& a) {
   expect(std::isfinite(a.alpha), "alpha", "expected a finite number");
   expect(std::isfinite(a.limit) && a.limit > 0.0f, "limit",
          "is " + std::to_string(a.limit) + ", expected a positive number");
+}
+
+void check(const SigmoidGateArgs& a) {
+  expect_dtype("gate", a.gate, DType::kF32);
+  expect_shape("gate", a.gate, {kAny, kAny});
+  expect_float("x", a.x);
+  expect_shape("x", a.x, {a.gate.size(0), a.gate.size(1)});
+  expect_same("out", a.out, "x", a.x);
 }
 
 void check(const SampleArgs& a) {

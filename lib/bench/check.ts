@@ -13,6 +13,8 @@ export const kTolerance = {
   f32Linear: 1e-5,
   i8Linear: 1e-4,
   f16Output: 6e-4,
+  causalConv: 1e-6,
+  gatedDelta: 3e-6,
   f32Norm: 3e-6,
   f32Activation: 2e-6,
   f32Rope: 5e-7,

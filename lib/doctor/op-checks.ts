@@ -188,6 +188,56 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
     )
   },
 
+  sigmoidGate: async (tensors) => {
+    const gate = tensors.normal('f32', [2, 50])
+    const x = tensors.normal('f32', [2, 50], { seed: 2 })
+    const out = tensors.output('f32', [2, 50])
+    ops.sigmoidGate({ gate, x, out })
+    const [gates, xs, actual] = await valuesOfAll(gate, x, out)
+    const within = { name: 'out', tolerance: kTolerance.f32Activation }
+    checkClose(actual, reference.sigmoidGate({ gate: gates, x: xs }), within)
+  },
+
+  causalConv: async (tensors) => {
+    const [channels, width] = [48, 4]
+    const x = tensors.normal('f32', [kStateRows, channels])
+    const weight = tensors.normal('f32', [channels, width], { seed: 2 })
+    const out = tensors.output('f32', [kStateRows, channels])
+    const kept = (width - 1) * channels
+    const { before, paged, after } = await statePages(tensors, kept, 2)
+    ops.causalConv({ x, weight, out, ...paged, nHeads: 1 })
+    const [xs, weights, actual] = await valuesOfAll(x, weight, out)
+    const options = { x: xs, weight: weights, channels, width }
+    const expected = reference.causalConv({ ...options, before: before.subarray(0, kept) })
+    const { causalConv: tolerance } = kTolerance
+    checkClose(actual, expected.out, { name: 'out', tolerance, rowLength: channels })
+    exactly('pool', await after(), [...expected.last, ...before.subarray(kept)])
+  },
+
+  gatedDelta: async (tensors) => {
+    const [nKeyHeads, nHeads, keyDim, valueDim] = [1, 2, 32, 16]
+    const rows = kStateRows
+    const qkv = tensors.normal('f32', [rows, 2 * nKeyHeads * keyDim + nHeads * valueDim])
+    const decay = tensors.normal('f32', [rows, nHeads], { seed: 2 })
+    const beta = tensors.normal('f32', [rows, nHeads], { seed: 3 })
+    const decayLog = tensors.normal('f32', [nHeads], { seed: 4 })
+    const decayBias = tensors.normal('f32', [nHeads], { seed: 5 })
+    const out = tensors.output('f32', [rows, nHeads, valueDim])
+    const headFloats = keyDim * valueDim
+    const { before, paged, after } = await statePages(tensors, headFloats, 1 + nHeads)
+    ops.gatedDelta({ qkv, decay, beta, decayLog, decayBias, out, ...paged, nKeyHeads })
+    const inputs = await valuesOfAll(qkv, decay, beta, decayLog, decayBias, out)
+    const [qkvs, decays, betas, logs, biases, actual] = inputs
+    const expected = reference.gatedDelta({
+      ...{ qkv: qkvs, decay: decays, beta: betas, decayLog: logs, decayBias: biases },
+      ...{ nKeyHeads, nHeads, keyDim, valueDim, state: before.subarray(headFloats) },
+    })
+    const { gatedDelta: tolerance } = kTolerance
+    checkClose(actual, expected.out, { name: 'out', tolerance, rowLength: valueDim, floor: 0.01 })
+    const pages = (await after()).subarray(headFloats)
+    checkClose(pages, expected.state, { name: 'pool', tolerance, rowLength: headFloats })
+  },
+
   flashAttention: async (tensors) => {
     const { q, k, v, out, lse } = promptAttention(tensors)
     const [qs, ks, vs, outs, lses] = await valuesOfAll(q, k, v, out, lse)
@@ -468,6 +518,21 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
 }
 
 const kPositions = [0, 1, 77, 300]
+const kStateRows = 5
+
+/** The states of one sequence, one layer: pages of the same size, of a multiple of 16 floats, side by side. */
+async function statePages(tensors: BenchTensors, pageFloats: number, nPages: number) {
+  const before = tensors.normal('f32', [nPages * pageFloats], { seed: 6 })
+  const floats = Float32Array.from(await valuesOf(before))
+  const pool = tensors.output('u8', [floats.byteLength]).write(new Uint8Array(floats.buffer))
+  const tables = tensors.i32(Array.from({ length: nPages }, (_, i) => (i * pageFloats) / 16))
+  const rows = { cuSeqlens: tensors.i32([0, kStateRows]), states: tensors.i32([0]), layer: 0 }
+  return {
+    before: floats,
+    paged: { pool, tables, ...rows },
+    after: async () => new Float32Array((await pool.read()).buffer),
+  }
+}
 
 async function checkGate(
   tensors: BenchTensors,

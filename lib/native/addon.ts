@@ -251,6 +251,33 @@ export interface Addon {
   mergeAttention(outA: T, lseA: T, outB: T, lseB: T, out: T, lse: T): void
   attentionSinks(sinks: T, out: T, lse: T): void
   storeProbes(q: T, lse: T, slots: T, probeQ: T, probeLse: T): void
+  causalConv(
+    x: T,
+    weight: T,
+    out: T,
+    pool: T,
+    tables: T,
+    states: T,
+    cuSeqlens: T,
+    layer: number,
+    nHeads: number,
+    fromZero: boolean,
+  ): void
+  gatedDelta(
+    qkv: T,
+    decay: T,
+    beta: T,
+    decayLog: T,
+    decayBias: T,
+    out: T,
+    pool: T,
+    tables: T,
+    states: T,
+    cuSeqlens: T,
+    layer: number,
+    nKeyHeads: number,
+    fromZero: boolean,
+  ): void
   embedding(ids: T, weight: T, out: T, scale: number): void
   rmsNorm(x: T, weight: T, out: T, eps: number, accumulate: boolean): void
   linear(
@@ -302,6 +329,7 @@ export interface Addon {
   siluGate(gate: T, up: T, out: T): void
   geluGate(gate: T, up: T, out: T): void
   clampedSwiglu(gate: T, up: T, out: T, alpha: number, limit: number): void
+  sigmoidGate(gate: T, x: T, out: T): void
   sample(logits: T, params: T, seen: T, contexts: T, ids: T, logprobs: T): void
   feedTokens(sampled: T, source: T, given: T, out: T): void
   convert(x: T, out: T): void

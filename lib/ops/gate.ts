@@ -52,3 +52,23 @@ export function clampedSwiglu(args: ClampedSwigluArgs): void {
   const { gate, up, out, alpha, limit } = args
   loadAddon().clampedSwiglu(handleOf(gate), handleOf(up), handleOf(out), alpha, limit)
 }
+
+/** Arguments of `sigmoidGate`. */
+export interface SigmoidGateArgs {
+  /** (n, width) f32. */
+  gate: Tensor
+  /** (n, width) f32, f16 or bf16. */
+  x: Tensor
+  /** (n, width), x's dtype, out; may be x. */
+  out: Tensor
+}
+
+/**
+ * out = x / (1 + e^-gate).
+ *
+ * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`. Source: gated attention (arXiv 2505.06708), its gate behind attention.
+ */
+export function sigmoidGate(args: SigmoidGateArgs): void {
+  checkArguments(args)
+  loadAddon().sigmoidGate(handleOf(args.gate), handleOf(args.x), handleOf(args.out))
+}

@@ -1,6 +1,7 @@
 /** The ops of zipcache as functions over tensors, and the devices they run on. */
 export type { Seed } from '../random.js'
 export { type AttentionSinksArgs, attentionSinks } from './attention-sinks.js'
+export { type CausalConvArgs, causalConv } from './causal-conv.js'
 export { convert, countNonFinite, gatherRows } from './copy.js'
 export {
   Device,
@@ -23,7 +24,16 @@ export {
 } from './experts.js'
 export { type FeedTokensArgs, feedTokens } from './feed-tokens.js'
 export { type FlashAttentionArgs, flashAttention } from './flash-attention.js'
-export { type ClampedSwigluArgs, clampedSwiglu, type GateArgs, geluGate, siluGate } from './gate.js'
+export {
+  type ClampedSwigluArgs,
+  clampedSwiglu,
+  type GateArgs,
+  geluGate,
+  type SigmoidGateArgs,
+  sigmoidGate,
+  siluGate,
+} from './gate.js'
+export { type GatedDeltaArgs, gatedDelta } from './gated-delta.js'
 export {
   type GroupedLinearArgs,
   groupedLinear,

@@ -56,3 +56,19 @@ export function clampedSwiglu(options: {
     return (u + 1) * (g / (1 + Math.exp(-alpha * g)))
   })
 }
+
+/**
+ * What attention gives, gated: out = x / (1 + exp(-gate)).
+ *
+ * - `gate`, `x` (n, width)
+ * - returns (n, width)
+ *
+ * Source: gated attention (arXiv 2505.06708).
+ */
+export function sigmoidGate(options: {
+  gate: ArrayLike<number>
+  x: ArrayLike<number>
+}): Float64Array {
+  const { gate, x } = options
+  return Float64Array.from(gate, (g, i) => x[i] / (1 + Math.exp(-g)))
+}

@@ -3,6 +3,7 @@
  * are judged by. Shapes are trusted here; the ops themselves check theirs.
  */
 export * from './attention-sinks.js'
+export * from './causal-conv.js'
 export * from './convert.js'
 export * from './dequantize.js'
 export * from './embedding.js'
@@ -11,6 +12,7 @@ export * from './flash-attention.js'
 export * from './float4-weight.js'
 export * from './float16.js'
 export * from './gate.js'
+export * from './gated-delta.js'
 export * from './int4-weight.js'
 export * from './linear.js'
 export * from './merge-attention.js'

@@ -1,12 +1,15 @@
 import {
+  causalConv,
   clampedSwiglu,
   embedding,
+  gatedDelta,
   gatherRows,
   geluGate,
   linear,
   rmsNorm,
   rope,
   ropeTable,
+  sigmoidGate,
   siluGate,
 } from '../../lib/reference'
 import { expectClose } from '../support/compare'
@@ -154,4 +157,84 @@ test('geluGate by hand', () => {
   const expected = [0, tanh(1), tanh(1) - 1, 4 * tanh(2.5), -0, 2000]
   expectClose(out, expected, { name: 'out', shape: [6, 1], tolerance: tolerance.double })
   expect(out[1]).toBeCloseTo(0.841192, 6)
+})
+
+test('sigmoidGate by hand', () => {
+  const log3 = Math.log(3) // sigmoid is 3 / 4
+  const out = sigmoidGate({ gate: [0, log3, -log3, 1000, -1000], x: [5, 4, -4, 2, 2] })
+  const expected = [2.5, 3, -1, 2, 0]
+  expectClose(out, expected, { name: 'out', shape: [5, 1], tolerance: tolerance.double })
+})
+
+describe('causalConv', () => {
+  const silu = (x: number) => x / (1 + Math.exp(-x))
+  const weight = [1, 10, 100, -1, 0, 2] // of two channels
+  const options = { weight, channels: 2, width: 3 }
+
+  test('by hand: zeros before the first row', () => {
+    const { out, last } = causalConv({ x: [1, 5, 2, 6, 3, 7], ...options })
+    const sums = [100, 10, 210, 12, 321, 14 - 5]
+    expectClose(out, sums.map(silu), { name: 'out', shape: [3, 2], tolerance: tolerance.double })
+    expect([...last]).toEqual([2, 6, 3, 7])
+  })
+
+  test('by hand: inputs from before, of which some stay', () => {
+    const { out, last } = causalConv({ x: [3, 7], before: [1, 5, 2, 6], ...options })
+    const sums = [321, 14 - 5]
+    expectClose(out, sums.map(silu), { name: 'out', shape: [1, 2], tolerance: tolerance.double })
+    expect([...last]).toEqual([2, 6, 3, 7])
+  })
+})
+
+describe('gatedDelta', () => {
+  // Of one head, key_dim 2, value_dim 2: softplus(0) is ln 2, so that half is kept; half is written.
+  const half = { decay: [0], beta: [0], decayLog: [0], decayBias: [0] }
+  const one = { nKeyHeads: 1, nHeads: 1, keyDim: 2, valueDim: 2 }
+  const within = { tolerance: 1e-6, shape: [2, 2] } // of the 1e-6 under the root
+
+  test('by hand: a key that is there already is moved towards its value', () => {
+    // q (3, 4), k (0, 2), v (6, 10); S / 2 gives (2, 3) for k.
+    const qkv = [3, 4, 0, 2, 6, 10]
+    const { out, state } = gatedDelta({ qkv, ...half, ...one, state: [8, 2, 4, 6] })
+    expectClose(state, [4, 1, 2 + 2, 3 + 3.5], { name: 'state', ...within })
+    const attended = [0.6 * 4 + 0.8 * 4, 0.6 * 1 + 0.8 * 6.5].map((x) => x / Math.SQRT2)
+    expectClose(out, attended, { name: 'out', ...within })
+  })
+
+  test('by hand: from zero, two value heads of a key head, each with its gates', () => {
+    const { out, state } = gatedDelta({
+      ...{ qkv: [1, 0, 1, 0, 2, 4, 6, 8], nKeyHeads: 1, nHeads: 2, keyDim: 2, valueDim: 2 },
+      ...{ decay: [0, 0], beta: [0, 1000], decayLog: [0, 0], decayBias: [0, 0] },
+    })
+    expectClose(state, [1, 2, 0, 0, 6, 8, 0, 0], { name: 'state', ...within, rowLength: 8 })
+    const attended = [1, 2, 6, 8].map((x) => x / Math.SQRT2)
+    expectClose(out, attended, { name: 'out', ...within })
+  })
+
+  test('the decay: e^(-A softplus(a + bias))', () => {
+    const gates = { decay: [3], decayBias: [-3], decayLog: [Math.log(3)], beta: [-1000] }
+    const { state } = gatedDelta({
+      qkv: [0, 0, 0, 0, 1, 1],
+      ...gates,
+      ...one,
+      state: [8, 16, 24, 32],
+    })
+    expectClose(state, [1, 2, 3, 4], { name: 'state', ...within, tolerance: tolerance.double })
+  })
+
+  test('rows one after the other, as in several calls', () => {
+    const shape = { nKeyHeads: 1, nHeads: 2, keyDim: 4, valueDim: 3 }
+    const qkv = normals(1, 5 * 14)
+    const [decay, beta] = [normals(2, 10), normals(3, 10)]
+    const own = { decayLog: [0, 1], decayBias: [0.5, -1], ...shape }
+    const whole = gatedDelta({ qkv, decay, beta, ...own })
+    const part = (begin: number, end: number) => ({
+      qkv: qkv.subarray(begin * 14, end * 14),
+      ...{ decay: decay.subarray(begin * 2, end * 2), beta: beta.subarray(begin * 2, end * 2) },
+    })
+    const first = gatedDelta({ ...part(0, 2), ...own })
+    const second = gatedDelta({ ...part(2, 5), ...own, state: first.state })
+    expect([...first.out, ...second.out]).toEqual([...whole.out])
+    expect(second.state).toEqual(whole.state)
+  })
 })

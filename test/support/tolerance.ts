@@ -54,6 +54,10 @@ export const tolerance = {
   f16Output: 6e-4,
   /** A value of f32 accuracy stored as bf16: u, and the f32 error before it. */
   bf16Output: 4.5e-3,
+  /** silu of a sum of up to 8 f32 products, which may cancel. */
+  causalConv: 1e-6,
+  /** Sums over up to 256 channels of keys, row after row of a state that keeps what was rounded. */
+  gatedDelta: 3e-6,
   /** A handful of f32 operations an element, rsqrt or a sum over the width among them. */
   f32Norm: 3e-6,
   /** exp, division and product in f32. */

@@ -186,6 +186,24 @@ void clamped_swiglu(const OpContext& ctx, const ClampedSwigluArgs& a) {
   gated(ctx, a.rows(), ClampedSwiglu{broadcast(a.alpha), broadcast(a.limit)});
 }
 
+// out = sigmoid(gate) x.
+void sigmoid_gate(const OpContext& ctx, const SigmoidGateArgs& a) {
+  const int64_t width = a.x.size(1);
+  dispatch_float(a.x.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    parallel_rows(ctx, a.x.size(0), [&](int64_t r) {
+      const float* gate = a.gate.as<float>() + r * width;
+      const T* x = a.x.as<T>() + r * width;
+      T* out = a.out.as<T>() + r * width;
+      int64_t c = 0;
+      for (; c + kLanes <= width; c += kLanes)
+        store(out + c, sigmoid(load(gate + c)) * load(x + c));
+      for (; c < width; ++c)
+        out[c] = from_float<T>(sigmoid(broadcast(gate[c]))[0] * to_float(x[c]));
+    });
+  });
+}
+
 // Keeps q and LSE of the rows that are probes, until their window is scored.
 void store_probes(const OpContext&, const StoreProbesArgs& a) {
   const int64_t rows = a.slots.size(0);
