@@ -616,29 +616,6 @@ function readRecurrentLayers(read: ConfigReader, nLayers: number): boolean[] {
   return read.refuse('full_attention_interval', `is ${interval}, ${expected}`)
 }
 
-/** What has to be known of a model's attention where keys and values are kept. */
-export interface AttentionShape {
-  /** Layers that attend. */
-  readonly nLayers: number
-  readonly nKvHeads: number
-  readonly headDim: number
-  /** (nLayers): as in `ModelConfig`. */
-  readonly slidingWindow: readonly number[]
-}
-
-/** Of the layers that attend alone: those that keep keys and values. There is one at least. */
-export function attentionShape(config: ModelConfig): AttentionShape {
-  const { nKvHeads, headDim, recurrence } = config
-  const slidingWindow = config.slidingWindow.filter((_, layer) => !recurrence?.layers[layer])
-  return { nLayers: slidingWindow.length, nKvHeads, headDim, slidingWindow }
-}
-
-/** (nLayers): a layer's number among those of `attentionShape`; null: it has a recurrent state. */
-export function keptLayerOf({ nLayers, recurrence }: ModelConfig): readonly (number | null)[] {
-  let next = 0
-  return Array.from({ length: nLayers }, (_, layer) => (recurrence?.layers[layer] ? null : next++))
-}
-
 /** Whether what attention or the MLP adds to the residual stream passes a norm first. */
 export function hasOutputNorms({ norms }: ModelConfig): boolean {
   return norms.attentionOutput !== null || norms.mlpOutput !== null

@@ -39,11 +39,12 @@ async function withLoaded<R>(
   options: Partial<Pick<WeightOptions, 'dtype' | 'format'>>,
   body: (tensors: Loaded, config: ModelConfig) => Promise<R>,
   change: (weights: ModelWeight[]) => ModelWeight[] = (weights) => weights,
+  on = device,
 ): Promise<R> {
   const config = await readModelConfig(dir)
   const checked = change(checkTensors(await openCheckpoint(dir), config))
   const all = { config, dtype: 'f32', format: 'stored', signal: undefined, ...options } as const
-  const weights = await loadWeights(device, checked, all)
+  const weights = await loadWeights(on, checked, all)
   try {
     return await body(new Map(namedTensors(weights)), config)
   } finally {
@@ -129,6 +130,25 @@ describe('of layers that attend with a gate and of those with a state', () => {
       })
     },
   )
+
+  test('a GPU has the same', async () => {
+    const gpu = await Device.open('cuda-emu')
+    for (const name of ['qwen3.5', 'qwen3-next']) {
+      const read = (on: Device) =>
+        withLoaded(
+          join(kFixtures, name),
+          {},
+          async (loaded) => {
+            const own = [...loaded].filter(([place]) => /delta|attentionGate|qProj/.test(place))
+            return Promise.all(own.map(async ([place, tensor]) => [place, await textOf(tensor)]))
+          },
+          undefined,
+          on,
+        )
+      expect(await read(gpu)).toEqual(await read(device))
+    }
+    await gpu.dispose()
+  })
 
   test('what holds NaN is named, though it is one row of a gate', async () => {
     const name = `${kLayers}.2.self_attn.q_proj.weight`
