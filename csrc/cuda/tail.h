@@ -5,6 +5,7 @@
 
 #include "csrc/cuda/aligned.h"
 #include "csrc/cuda/device/segment.h"
+#include "csrc/cuda/device/sequences.h"
 #include "csrc/cuda/kernel.h"
 
 // New rows on their way into the tails of a batch's sequences: row i of a sequence's q_len goes to
@@ -25,19 +26,8 @@ struct AppendPlace {
   int32_t layer;
 };
 
-// A sequence's rows; none where the list does not rise from 0 to the number of rows.
-struct NewRows {
-  int64_t begin;
-  int64_t end;
-};
-
 ZC_DEVICE NewRows new_rows(const FaultSink& faults, const AppendPlace& a, int seq) {
-  const int64_t begin = a.cu_seqlens[seq];
-  const int64_t end = a.cu_seqlens[seq + 1];
-  const bool rises = (seq > 0 ? begin >= 0 : begin == 0) && begin <= end &&
-                     (seq < a.n_seqs - 1 ? end <= a.rows : end == a.rows);
-  if (!check_data(faults, rises, FaultReason::kSeqlens, a.rows)) return {0, 0};
-  return {begin, end};
+  return new_rows(faults, a.cu_seqlens, a.n_seqs, a.rows, seq);
 }
 
 // The tail that takes them; without a pool for a masked sequence, and for one whose table is wrong.

@@ -39,6 +39,8 @@ const CUDA_VECTOR_SUBJECTS = [
   rope
   sample
   siluGate
+  sigmoidGate
+  gatedDelta
   geluGate
   clampedSwiglu
   storeProbes

@@ -32,6 +32,23 @@ ZC_DEVICE SequenceRows sequence_rows(const int32_t* cu, int32_t seq, int32_t row
   return {first, last > first ? last - first : 0};
 }
 
+// A sequence's rows in an op that adds to what the sequence holds; none where the list does not
+// rise from 0 to the number of rows.
+struct NewRows {
+  int64_t begin;
+  int64_t end;
+};
+
+ZC_DEVICE NewRows new_rows(const FaultSink& faults, const int32_t* cu, int32_t n_seqs, int64_t rows,
+                           int seq) {
+  const int64_t begin = cu[seq];
+  const int64_t end = cu[seq + 1];
+  const bool rises = (seq > 0 ? begin >= 0 : begin == 0) && begin <= end &&
+                     (seq < n_seqs - 1 ? end <= rows : end == rows);
+  if (!check_data(faults, rises, FaultReason::kSeqlens, rows)) return {0, 0};
+  return {begin, end};
+}
+
 // Tiles of `tile_rows` rows, a sequence's own beginning with its first row.
 struct SequenceTile {
   int32_t seq;  // -1: there are fewer tiles

@@ -49,6 +49,22 @@ __global__ void __launch_bounds__(kThreads)
   store_floats(out + i, n - i, vectors, g);
 }
 
+// out = sigmoid(gate) x, of n elements. As above.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    sigmoid_gate_kernel(const float* gate, const T* x, T* out, int64_t n, bool vectors) {
+  simt::let_next_begin();
+  simt::wait_for_kernels_before();
+  const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kVector;
+  if (i >= n) return;
+  float g[kVector];
+  float y[kVector];
+  load_floats(gate + i, n - i, vectors, g);
+  load_floats(x + i, n - i, vectors, y);
+  ZC_UNROLL for (int j = 0; j < kVector; ++j) y[j] *= sigmoid(g[j]);
+  store_floats(out + i, n - i, vectors, y);
+}
+
 template <typename Activation>
 void gate(Context& context, const GateArgs& a, const Activation& activation) {
   const int64_t n = a.out.length();
@@ -71,6 +87,17 @@ void silu_gate(Context& context, const GateArgs& a) { gate(context, a, Silu{}); 
 void gelu_gate(Context& context, const GateArgs& a) { gate(context, a, Gelu{}); }
 void clamped_swiglu(Context& context, const ClampedSwigluArgs& a) {
   gate(context, a.rows(), ClampedSwiglu{a.alpha, a.limit});
+}
+
+void sigmoid_gate(Context& context, const SigmoidGateArgs& a) {
+  const int64_t n = a.out.length();
+  const bool vectors =
+      (address_bits(a.gate.data) | address_bits(a.x.data) | address_bits(a.out.data)) % 16 == 0;
+  dispatch_float(a.x.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    launch_early(context, &sigmoid_gate_kernel<T>, blocks_for(n, kThreads * kVector), kThreads, 0,
+                 a.gate.as<float>(), a.x.as<T>(), a.out.as<T>(), n, vectors);
+  });
 }
 
 }  // namespace zc::cuda

@@ -42,6 +42,16 @@ ZC_OP_TESTS(gate_tests) {
                                    1.702f, 5.0f});
         }
       });
+  for (const DType dtype : kFloatDTypes)
+    add_op_test(std::string("sigmoid_gate ") + dtype_name(dtype), [=](OpRun& run) {
+      for (const int64_t width : {0, 1, 8, 37, 1031}) {
+        if (width == 8) run.aligned();
+        run.op(
+            &Backend::sigmoid_gate,
+            SigmoidGateArgs{run.normals(DType::kF32, {3, width}, 4), run.normals(dtype, {3, width}),
+                            run.result("out", dtype, {3, width}, one_rounding(dtype, 2e-6))});
+      }
+    });
 }
 
 ZC_OP_TESTS(rms_norm_tests) {
