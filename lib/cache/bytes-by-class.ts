@@ -14,11 +14,13 @@ export interface BytesByClass {
   tables: number
   /** Probe rows of the running window. */
   probes: number
+  /** What recurrent layers keep, in 32 bits. */
+  states: number
 }
 
 /** Nothing held. */
 export function noBytes(): BytesByClass {
-  return { high: 0, low: 0, tail: 0, params: 0, bitmaps: 0, tables: 0, probes: 0 }
+  return { high: 0, low: 0, tail: 0, params: 0, bitmaps: 0, tables: 0, probes: 0, states: 0 }
 }
 
 /** Adds `more` to `sum`. */

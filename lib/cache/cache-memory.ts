@@ -1,9 +1,10 @@
 import { ZipCacheError } from '../errors.js'
-import { type Device, type DType, type Tensor, tensorBytes } from '../ops/index.js'
+import { copyPages, type Device, type DType, type Tensor, tensorBytes } from '../ops/index.js'
 import type { CacheDemand } from './cache-demand.js'
 import { type KvShape, pageBytes, paramsBytes } from './format.js'
-import { PagePool } from './page-pool.js'
+import { PagePool, superblockBytesOf } from './page-pool.js'
 import { type ProbeShape, ProbeSlots, probeSlotBytes } from './probe-slots.js'
+import type { StateShape } from './recurrent-state.js'
 import { TableArena } from './table-arena.js'
 
 /**
@@ -20,17 +21,26 @@ const MIN_PROBE_SLOTS = 640
 export class CacheMemory {
   readonly device: Device
   readonly shape: KvShape
+  /** Null: the model has no recurrent layers. */
+  readonly stateShape: StateShape | null
   readonly pool: PagePool
   readonly tables: TableArena
   readonly probes: ProbeSlots
   #rowBytes = 0
 
   /** Throws `ERR_ZC_OUT_OF_MEMORY` when the memory cannot be had. */
-  constructor(device: Device, probeShape: ProbeShape & KvShape, capacityBytes: number) {
+  constructor(
+    device: Device,
+    probeShape: ProbeShape & KvShape,
+    capacityBytes: number,
+    stateShape: StateShape | null = null,
+  ) {
     const { nLayers, nKvHeads, headDim, slidingWindow } = probeShape
     this.device = device
     this.shape = { nLayers, nKvHeads, headDim, slidingWindow }
-    this.pool = new PagePool(device, capacityBytes)
+    this.stateShape = stateShape
+    const largestPage = Math.max(stateShape?.convBytes ?? 0, stateShape?.headBytes ?? 0)
+    this.pool = new PagePool(device, capacityBytes, superblockBytesOf(capacityBytes, largestPage))
     let tables: TableArena | undefined
     try {
       tables = new TableArena(device, tableWordsOf(capacityBytes, headDim))
@@ -83,6 +93,22 @@ export class CacheMemory {
     const tensor = this.device.tensor(dtype, shape)
     this.#rowBytes += bytes
     return tensor
+  }
+
+  /**
+   * Copies pages of one size.
+   *
+   * Throws `ERR_ZC_OUT_OF_MEMORY`.
+   */
+  copyPages(from: Int32Array, to: Int32Array, pageBytes: number): void {
+    const tensors: Tensor[] = []
+    try {
+      for (const pages of [from, to]) tensors.push(this.device.from(pages, [pages.length], 'i32'))
+      const [fromTensor, toTensor] = tensors as [Tensor, Tensor]
+      copyPages({ pool: this.pool.memory, from: fromTensor, to: toTensor, pageBytes })
+    } finally {
+      for (const tensor of tensors) tensor.dispose()
+    }
   }
 
   /** Takes back what `rowTensor` gave. */

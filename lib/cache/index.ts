@@ -27,4 +27,11 @@ export {
 export { PagePool, SUPERBLOCK_BYTES } from './page-pool.js'
 export { tableWords } from './page-table.js'
 export { type ProbeShape, ProbeSlots } from './probe-slots.js'
+export {
+  addStates,
+  RecurrentState,
+  type StateShape,
+  stateBytes,
+  stateTableBytes,
+} from './recurrent-state.js'
 export { TableArena } from './table-arena.js'

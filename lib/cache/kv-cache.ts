@@ -1,4 +1,4 @@
-import { copyPages, type Tensor } from '../ops/index.js'
+import type { Tensor } from '../ops/index.js'
 import { type BytesByClass, noBytes } from './bytes-by-class.js'
 import type { CacheDemand } from './cache-demand.js'
 import type { CacheMemory } from './cache-memory.js'
@@ -429,23 +429,17 @@ export class KvCache {
   #ownTail(): boolean {
     if (!this.sharesTail) return false
     const tail = this.#tail
-    const { pool, device } = this.memory
     const bytes = this.#pageBytes(tail)
     const last = Math.floor(this.#books.tailTokens / PAGE_TOKENS)
     const from = new Int32Array(this.#nEntries).map(
       (_, entry) => tail.pages[entry * tail.stride + last] as number,
     )
     const to = this.#allocateEach(bytes)
-    const tensors: Tensor[] = []
     try {
-      for (const pages of [from, to]) tensors.push(device.from(pages, [pages.length], 'i32'))
-      const [fromTensor, toTensor] = tensors as [Tensor, Tensor]
-      copyPages({ pool: pool.memory, from: fromTensor, to: toTensor, pageBytes: bytes })
+      this.memory.copyPages(from, to, bytes)
     } catch (error) {
       this.#freeEach(to, bytes)
       throw error
-    } finally {
-      for (const tensor of tensors) tensor.dispose()
     }
     this.#freeEach(from, bytes)
     to.forEach((page, entry) => {

@@ -11,10 +11,11 @@ export const SUPERBLOCK_BYTES = 256 * 1024
 /** Least bytes of the same: a page of the largest heads, 16 tokens of 256 channels in f32. */
 const MIN_SUPERBLOCK_BYTES = 2 * 16 * 256 * 4
 
-/** A 64th of a small pool, so that all sizes of page find room in it. */
-function superblockBytesOf(capacityBytes: number): number {
+/** A 64th of a small pool, so that all sizes of page find room in it, the largest at any rate. */
+export function superblockBytesOf(capacityBytes: number, largestPage = 0): number {
   const bytes = 2 ** Math.floor(Math.log2(capacityBytes / 64))
-  return Math.min(SUPERBLOCK_BYTES, Math.max(MIN_SUPERBLOCK_BYTES, bytes))
+  const usual = Math.min(SUPERBLOCK_BYTES, Math.max(MIN_SUPERBLOCK_BYTES, bytes))
+  return Math.max(usual, 2 ** Math.ceil(Math.log2(Math.max(1, largestPage))))
 }
 
 /**

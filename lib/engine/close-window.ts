@@ -1,6 +1,7 @@
 /** Full windows of generated tokens (Alg. 3 of ZipCache, arXiv 2405.14256), some layers at a time. */
 import type { KvCache } from '../cache/index.js'
 import type { ForwardModel } from '../model/forward.js'
+import { attentionShape } from '../model/layer-kinds.js'
 import type { Scratch } from '../model/scratch.js'
 import { type DeviceInfo, DTYPE_BYTES, unpackSegment } from '../ops/index.js'
 import type { Compression } from '../policy/policy.js'
@@ -8,7 +9,7 @@ import { type HeadShares, makeWindowCompressor } from './compress-group.js'
 import type { SaliencyRecord } from './saliency-record.js'
 import type { WindowProbes } from './window-probes.js'
 
-/** Layers that follow each other, compressed by the same calls of ops. */
+/** Layers that attend and follow each other, compressed by the same calls of ops. */
 interface LayerSlice {
   readonly first: number
   readonly nLayers: number
@@ -29,12 +30,12 @@ export function closingSlices(
   nTokens: number,
   mostLayers: number = Number.POSITIVE_INFINITY,
 ): LayerSlice[] {
-  const { nLayers, nKvHeads, headDim } = config
+  const { nLayers, nKvHeads, headDim, slidingWindow: windows } = attentionShape(config)
   const layerBytes = 2 * nTokens * nKvHeads * headDim * DTYPE_BYTES[attentionDtype]
   const fitting = Math.floor(SLICE_BYTES[device.info.kind] / layerBytes)
   const most = Math.min(mostLayers, Math.max(1, fitting))
   const windowOf = (layer: number) => {
-    const slidingWindow = config.slidingWindow[layer] ?? 0
+    const slidingWindow = windows[layer] ?? 0
     return slidingWindow < nTokens ? slidingWindow : 0
   }
   const slices: LayerSlice[] = []

@@ -1,8 +1,11 @@
 import {
+  addStates,
   type BytesByClass,
+  type CacheDemand,
   type CacheMemory,
   fp16CacheBytes,
   KvCache,
+  RecurrentState,
   totalBytes,
 } from '../cache/index.js'
 import { argumentError } from '../errors.js'
@@ -18,7 +21,13 @@ import {
 import { deriveSeed, type Seed } from '../random.js'
 import { closeWindow } from './close-window.js'
 import type { HeadShares } from './compress-group.js'
-import { type PrefillPass, prefillCompressed, prefillIntoTail, type Slicing } from './prefill.js'
+import {
+  type PassState,
+  type PrefillPass,
+  prefillCompressed,
+  prefillIntoTail,
+  type Slicing,
+} from './prefill.js'
 import { prefillRows } from './prefill-rows.js'
 import type { RowStore } from './row-store.js'
 import { makeRowStore } from './row-stores.js'
@@ -37,7 +46,7 @@ export interface CacheBytes {
    * included.
    */
   readonly peak: number
-  /** What a 16-bit cache of as many tokens takes. */
+  /** What a 16-bit cache of as many tokens takes, and the states of recurrent layers, which are as they are. */
   readonly fp16: number
   /** fp16 / resident. */
   readonly ratio: number
@@ -54,6 +63,8 @@ export interface CacheBytes {
 export interface StepPlace {
   /** Word of its page table. */
   readonly start: number
+  /** Word of the table of its state; -1: no layer is recurrent. */
+  readonly state: number
   /** Tokens of the tail, the step's own included. */
   readonly tailLength: number
   /** Position of the step's token. */
@@ -104,6 +115,12 @@ export class Context {
   /** Compressions so far; each draws probes of its own. */
   #nGroups = 0
   #probes: WindowProbes | null = null
+  /** Of its tokens in recurrent layers; null: there are none, of either. */
+  #state: RecurrentState | null = null
+  /** What it will be when the prompt that runs is in. */
+  #nextState: RecurrentState | null = null
+  /** Tokens that the last prompt that ran had in the end, or has. */
+  #nextLength = 0
   #peak = 0
   /** What the last prompt gave each head, for windows to go on with. */
   #shares: HeadShares | null = null
@@ -210,17 +227,20 @@ export class Context {
     const next = new Scratch(model.device)
     const writer = store.begin(ids.length, isPrompt, scratch)
     try {
-      const x = await prefillRows({ model, store, writer, ids, scratch, turn })
+      const state = this.#beginState(ids.length)
+      const x = await prefillRows({ model, store, writer, state, ids, scratch, turn })
       await inspect?.(x)
       await turn()
       const logits = logitsOf(model, x, Int32Array.of(ids.length - 1), next)
       await end()
       this.#notePeak(scratch.bytes + writer.bytes)
       writer.publish()
+      this.#publishState()
       this.#keepNext(next, logits)
     } catch (error) {
       next.dispose()
       writer.discard()
+      this.#discardState()
       throw error
     } finally {
       scratch.dispose()
@@ -237,17 +257,20 @@ export class Context {
     const scratch = new Scratch(model.device)
     const next = new Scratch(model.device)
     try {
-      const { x, publish } = await this.#pass({ model, cache, ids, scratch, turn })
+      const state = this.#beginState(ids.length)
+      const { x, publish } = await this.#pass({ model, cache, state, ids, scratch, turn })
       await inspect?.(x)
       await turn()
       const logits = logitsOf(model, x, Int32Array.of(ids.length - 1), next)
       await end()
       this.#notePeak(scratch.bytes)
       publish?.()
+      this.#publishState()
       this.dropHidden()
       this.#keepNext(next, logits)
     } catch (error) {
       next.dispose()
+      this.#discardState()
       cache.unstage()
       this.retract(cache.tailLength - tailBefore)
       throw error
@@ -280,9 +303,85 @@ export class Context {
     return { x, publish: () => this.#endGroup(nTokens, scratch) }
   }
 
+  // ---- the state of recurrent layers ----
+
+  /**
+   * A state for a prompt to write, which goes on from this one's.
+   *
+   * Throws `ERR_ZC_OUT_OF_MEMORY`.
+   */
+  #beginState(nTokens: number): PassState | null {
+    const { memory } = this.cache
+    if (!memory.stateShape) return null
+    const state = this.#state?.copy() ?? RecurrentState.make(memory, memory.stateShape)
+    this.#nextState = state
+    this.#nextLength = this.length + nTokens
+    return { memory, state, isNew: this.#state === null }
+  }
+
+  #publishState(): void {
+    if (!this.#nextState) return
+    this.#state?.dispose()
+    this.#state = this.#nextState
+    this.#nextState = null
+  }
+
+  #discardState(): void {
+    this.#nextState?.dispose()
+    this.#nextState = null
+    this.#nextLength = 0
+  }
+
+  /** The state after all tokens; null: there are none, or no layer is recurrent. */
+  get state(): RecurrentState | null {
+    return this.#state
+  }
+
+  /**
+   * A state to be read from a file, as the one after all tokens.
+   *
+   * Throws `ERR_ZC_OUT_OF_MEMORY`.
+   */
+  reopenState(): RecurrentState | null {
+    this.#beginState(0)
+    this.#publishState()
+    return this.#state
+  }
+
+  /**
+   * Adds the states that it takes beside what it holds, `turnEnds` as in `addGrowth`: a prompt writes a
+   * copy, and so does a step where another context holds the same.
+   */
+  addStatesTo(demand: CacheDemand, turnEnds: readonly number[]): void {
+    const shape = this.cache.memory.stateShape
+    if (!shape) return
+    const reached = Math.max(this.length, this.#nextLength)
+    const nPrompts = turnEnds.filter((end) => end > reached).length
+    const held = this.#state && !this.#state.isShared ? 1 : 0
+    const begun = this.#nextState ? 1 : 0
+    let most = held + begun > 0 || nPrompts > 1 ? 2 : 1
+    if (nPrompts === 0) most = this.#state ? 1 : 0
+    addStates(demand, shape, Math.max(0, most - held - begun))
+  }
+
+  /** Adds what it holds, as if nobody shared it. */
+  addHeldTo(demand: CacheDemand): void {
+    this.cache.addHeldTo(demand)
+    const shape = this.cache.memory.stateShape
+    if (shape && this.#state) addStates(demand, shape, 1)
+  }
+
   // ---- decode steps ----
 
-  /** Whether the next token cannot be taken back: it fills the window, or goes into a row store. */
+  /**
+   * Whether the next token cannot be taken back: it fills the window, goes into a row store, or changes a
+   * state.
+   */
+  get commitsNext(): boolean {
+    return this.closesNext || this.#state !== null
+  }
+
+  /** Whether the next token fills the window, or goes into a row store. */
   get closesNext(): boolean {
     if (this.rows) return true
     const { compression } = this.policy
@@ -303,6 +402,12 @@ export class Context {
    */
   extend(keepsLogits: boolean): StepPlace {
     const { cache } = this
+    if (this.#state?.isShared) {
+      const own = this.#state.copy()
+      this.#state.dispose()
+      this.#state = own
+    }
+    const state = this.#state?.start ?? -1
     const probes = this.policy.compression ? this.#windowProbes() : null
     const probeSlot = probes?.take(cache.tailLength, 1)[0] ?? -1
     try {
@@ -314,7 +419,7 @@ export class Context {
     // A step that runs ahead may be taken back: what it follows is kept until the next one.
     if (!keepsLogits && this.#next && this.#next.length < cache.length - 1) this.forgetLogits()
     const position = cache.length - 1
-    return { start: cache.start, tailLength: cache.tailLength, position, probeSlot }
+    return { start: cache.start, state, tailLength: cache.tailLength, position, probeSlot }
   }
 
   /** Takes the newest tokens back, as when a step was run that nobody wants. */
@@ -450,6 +555,7 @@ export class Context {
       copy.#nGroups = this.#nGroups
       copy.#shares = this.#shares
       copy.#probes = this.#probes?.fork() ?? null
+      copy.#state = this.#state?.share() ?? null
       copy.#peak = copy.bytes.resident
       if (this.nextLogits) copy.keepLogits(this.nextLogits, 0)
       return copy
@@ -463,6 +569,9 @@ export class Context {
     this.forgetLogits()
     this.#probes?.dispose()
     this.#probes = null
+    this.#discardState()
+    this.#state?.dispose()
+    this.#state = null
     this.cache.dispose()
     this.rows?.dispose()
   }
@@ -477,8 +586,13 @@ export class Context {
     byClass.params += params
     byClass.tail += tail
     byClass.probes += scores
+    for (const state of [this.#state, this.#nextState]) {
+      byClass.states += state?.bytes ?? 0
+      byClass.tables += state?.tableBytes ?? 0
+    }
     const resident = totalBytes(byClass)
-    const fp16 = fp16CacheBytes(this.cache.shape, this.length)
+    const ownState = (this.#state ?? this.#nextState)?.bytes ?? 0
+    const fp16 = fp16CacheBytes(this.cache.shape, this.length) + ownState
     return {
       resident,
       peak: Math.max(this.#peak, resident),

@@ -8,8 +8,10 @@ import {
   makeStream,
   makeWorkspace,
   runLayer,
+  runRecurrentLayer,
   turnsOf,
 } from '../model/forward.js'
+import { attentionShape, layerPlaces } from '../model/layer-kinds.js'
 import { Scratch } from '../model/scratch.js'
 import {
   type DType,
@@ -45,7 +47,7 @@ export interface StepResult {
 }
 
 /** Words of a step of so many rows; see `columnsOf`. */
-const stepWords = (nRows: number) => nRows * (8 + SAMPLE_PARAMS) + 1
+const stepWords = (nRows: number) => nRows * (9 + SAMPLE_PARAMS) + 1
 
 /** Steps until more rows are tried again, where there was no memory for them: a GPU waits for each try. */
 const STEPS_BEFORE_NEXT_TRY = 64
@@ -133,8 +135,9 @@ export class DecodeStep {
     const { params: paramWords, ...columns } = columnsOf(bucket.nRows, (first, n) =>
       words.subarray(first, first + n),
     )
-    const { given, source, starts, lengths, positions, slots, contexts, cuSeqlens } = columns
-    for (const masked of [source, starts, slots, contexts]) masked.fill(-1)
+    const { given, source, starts, states, lengths, positions, slots, contexts, cuSeqlens } =
+      columns
+    for (const masked of [source, starts, states, slots, contexts]) masked.fill(-1)
     const params = new Float32Array(words.buffer, paramWords.byteOffset, paramWords.length)
     let nSeqs = 0
     rows.forEach((row, r) => {
@@ -146,6 +149,7 @@ export class DecodeStep {
       params.set(packSampleParams(row.params), r * SAMPLE_PARAMS)
       if (row.start !== rows[r - 1]?.start) {
         starts[nSeqs] = row.start
+        states[nSeqs] = row.state
         cuSeqlens[nSeqs++] = r
       }
       lengths[nSeqs - 1] = row.tailLength
@@ -195,7 +199,8 @@ export class DecodeStep {
     const { pool, tables, probes } = this.#memory
     const input = scratch.tensor('i32', [stepWords(nRows)])
     const columns = columnsOf(nRows, (first, n) => scratch.keep(input.view([n], first)))
-    const { given, source, starts, lengths, positions, slots, contexts, cuSeqlens } = columns
+    const { given, source, starts, states, lengths, positions, slots, contexts, cuSeqlens } =
+      columns
     const params = scratch.keep(columns.params.reinterpret('f32', [nRows, SAMPLE_PARAMS]))
     const chosen = {
       ids: scratch.keep(this.#chosen.view([nRows])),
@@ -207,8 +212,9 @@ export class DecodeStep {
     const block = makeWorkspace(model, nRows, scratch)(nRows, stream)
     const { rawHeads } = block
     const { v, out } = block.heads
-    // Every layer's queries and log-sum-exps stay until the last: one op then keeps those of probes.
-    const { nLayers, nHeads, headDim } = config
+    // Every attending layer's queries and log-sum-exps stay until the last: one op then keeps those of probes.
+    const { nHeads, headDim } = config
+    const { nLayers } = attentionShape(config)
     const ofAll = {
       q: scratch.tensor<DType>(model.attentionDtype, [nLayers, nRows, nHeads, headDim]),
       lse: scratch.tensor('f32', [nLayers, nRows, nHeads]),
@@ -228,13 +234,18 @@ export class DecodeStep {
       feedTokens({ sampled, source, given, out: ids })
       setTailLengths({ ...paged, lengths })
       embedRows(model, stream, ids, positions)
-      for (let layer = 0; layer < nLayers; layer++) {
+      for (const [layer, { isRecurrent, index }] of layerPlaces(config).entries()) {
+        if (isRecurrent) {
+          const places = { pool: pool.memory, tables: tables.memory, states, cuSeqlens }
+          runRecurrentLayer(model, layer, index, block, { ...places, fromZero: false })
+          continue
+        }
         const slidingWindow = config.slidingWindow[layer] ?? 0
-        const { q, lse } = attended[layer] as (typeof attended)[number]
+        const { q, lse } = attended[index] as (typeof attended)[number]
         const turns = turnsOf(model, layer, block)
         runLayer(model, layer, block, () => {
-          ropeAppend({ ...rawHeads, v, ...turns, qOut: q, ...paged, cuSeqlens, layer })
-          const options = { layer, positions, scale, slidingWindow }
+          ropeAppend({ ...rawHeads, v, ...turns, qOut: q, ...paged, cuSeqlens, layer: index })
+          const options = { layer: index, positions, scale, slidingWindow }
           mixedAttention({ q, out, lse, ...paged, cuSeqlens, ...options })
           addSinks(model, layer, { out, lse })
         })
@@ -258,8 +269,9 @@ function columnsOf<T>(nRows: number, part: (first: number, n: number) => T) {
     positions: column(4),
     slots: column(5),
     contexts: column(6),
-    params: part(7 * nRows, SAMPLE_PARAMS * nRows),
-    cuSeqlens: part((7 + SAMPLE_PARAMS) * nRows, nRows + 1),
+    states: column(7),
+    params: part(8 * nRows, SAMPLE_PARAMS * nRows),
+    cuSeqlens: part((8 + SAMPLE_PARAMS) * nRows, nRows + 1),
   }
 }
 

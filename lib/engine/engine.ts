@@ -1,6 +1,7 @@
 import { addBytes, type BytesByClass, CacheMemory, noBytes } from '../cache/index.js'
 import { argumentError, show, ZipCacheError } from '../errors.js'
 import type { ForwardModel } from '../model/forward.js'
+import { attentionShape, stateShape } from '../model/layer-kinds.js'
 import { checkPath } from '../model/model-files.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { Device } from '../ops/index.js'
@@ -208,7 +209,8 @@ export class Engine {
         `is ${prefixMemory} bytes, expected no more than kvMemory, ${kvMemory}`,
       )
     }
-    const memory = new CacheMemory(device, { ...config, dtype }, kvMemory)
+    const shape = { ...attentionShape(config), nHeads: config.nHeads, dtype }
+    const memory = new CacheMemory(device, shape, kvMemory, stateShape(config))
     this.#memory = memory
     this.#reclaim = () => {
       const { usedBytes } = memory

@@ -8,11 +8,14 @@ import {
   pageBytes,
   pageCount,
   paramsBytes,
+  stateBytes,
+  stateTableBytes,
   TableArena,
   tableWords,
 } from '../cache/index.js'
-import { gateWidth, hasOutputNorms } from '../model/config.js'
+import { gateWidth, hasOutputNorms, type RecurrenceConfig } from '../model/config.js'
 import type { ForwardModel } from '../model/forward.js'
+import { attentionShape, channelsOf, stateShape } from '../model/layer-kinds.js'
 import { namedTensors } from '../model/weights.js'
 import { DTYPE_BYTES } from '../ops/index.js'
 import type { CachePolicy } from '../policy/index.js'
@@ -46,8 +49,8 @@ export function estimatePrompt(
   policy: CachePolicy,
   nTokens: number,
 ): MemoryEstimate {
-  const { nLayers, nKvHeads, headDim, slidingWindow } = model.config
-  const shape = { nLayers, nKvHeads, headDim, slidingWindow }
+  const shape = attentionShape(model.config)
+  const { nLayers, nKvHeads, headDim } = shape
   const tailFormat = policy.tail === 'f16' ? 'f16' : model.attentionDtype
   const { compression } = policy
   const isCompressed = compression !== null && nTokens >= compression.window
@@ -68,6 +71,8 @@ export function estimatePrompt(
   const drawn = compression?.windowProbes(deriveSeed(toSeed(0), 0)) ?? []
   const probes = drawn.filter((step) => step < nTokens).length * nLayers * probeRowBytes(model)
   if (!isCompressed) cache += probes
+  const state = stateShape(model.config)
+  if (state) cache += stateBytes(state) + stateTableBytes(state)
   // Given back once the prompt is in.
   let hidden = 0
   if (isCompressed) hidden = hiddenBytes(shape, compression, nTokens)
@@ -99,7 +104,8 @@ function probeRowBytes({ config, attentionDtype }: ForwardModel): number {
 
 /** What every pass of `n` rows allocates, but for K and V. */
 function passBytes(model: ForwardModel, n: number): { bytes: number; nSlices: number } {
-  const { hiddenSize, experts, headDim, nHeads, nKvHeads } = model.config
+  const { hiddenSize, experts, recurrence, gatesAttention, headDim, nHeads, nKvHeads } =
+    model.config
   const compute = DTYPE_BYTES[model.dtype]
   const attention = DTYPE_BYTES[model.attentionDtype]
   const rounds = model.attentionDtype !== 'f32'
@@ -108,30 +114,42 @@ function passBytes(model: ForwardModel, n: number): { bytes: number; nSlices: nu
   const angles = nTables * model.ropes.reduce((sum, { invFreq }) => sum + invFreq.length, 0)
   // residual stream, RoPE's tables, token ids, positions
   const stream = n * (4 * hiddenSize + 8 * angles + 8)
-  const query = nHeads * headDim * (4 + attention + (rounds ? attention : 0)) + 4 * nHeads
+  const gate = gatesAttention ? 4 * nHeads * headDim : 0
+  const query = nHeads * headDim * (4 + attention + (rounds ? attention : 0)) + 4 * nHeads + gate
   const key = rounds ? 4 * nKvHeads * headDim : 0
   const mlp = gateWidth(model.config) * (8 + (model.dtype === 'f32' ? 0 : compute))
   // logits; of each chosen one its weight, which it is, its pair, and what it gives
   const routed = experts ? 4 * (experts.count + experts.perRow * (3 + hiddenSize)) : 0
   const offsets = experts ? 4 * (experts.count + 1) : 0
   const branch = hasOutputNorms(model.config) ? 4 * hiddenSize : 0
-  const slice = perSlice * (compute * hiddenSize + query + key + mlp + routed + branch) + offsets
+  const recurrent = recurrence ? recurrentRowBytes(recurrence, compute) : 0
+  const row = compute * hiddenSize + query + key + mlp + routed + branch + recurrent
+  const slice = perSlice * row + offsets + (recurrence ? 4 : 0)
   return { bytes: stream + slice, nSlices: Math.ceil(n / perSlice) }
+}
+
+/** `RecurrentRows`, of one row. */
+function recurrentRowBytes(recurrence: RecurrenceConfig, compute: number): number {
+  const { nValueHeads, valueDim } = recurrence
+  const width = nValueHeads * valueDim
+  return 8 * channelsOf(recurrence) + 8 * nValueHeads + (8 + compute) * width
 }
 
 /** What compress-by-head.ts and gains.ts allocate, at most. */
 function headPackerBytes(model: ForwardModel, n: number): number {
-  const { headDim, nHeads, nKvHeads, nLayers } = model.config
+  const { nHeads } = model.config
+  const shape = attentionShape(model.config)
+  const { headDim, nKvHeads, nLayers } = shape
   const attention = DTYPE_BYTES[model.attentionDtype]
   const gathered = n * (4 * nKvHeads + 2 * headDim * attention + 4)
-  const table = 4 * tableWords(model.config, 3, pageCount(n) + 1)
+  const table = 4 * tableWords(shape, 3, pageCount(n) + 1)
   const looked = (64 * nHeads + 256 * nKvHeads) * headDim * (attention + 4) + 4 * (64 + 256)
   return gathered + table + nLayers * looked
 }
 
 /** What prefill-rows.ts allocates for a first prompt, but for K and V. */
 function rowActivationBytes(model: ForwardModel, plan: RowPlan, n: number): number {
-  const { headDim, nKvHeads, nLayers } = model.config
+  const { headDim, nKvHeads, nLayers } = attentionShape(model.config)
   const pass = passBytes(model, n)
   const bytes = pass.bytes + 16 * pass.nSlices
   if (plan.kind === 'quantized') {
@@ -183,7 +201,7 @@ function activationBytes(
   compression: Compression | null,
   isCompressed: boolean,
 ): number {
-  const { nKvHeads, nLayers } = model.config
+  const { nKvHeads, nLayers } = attentionShape(model.config)
   const { bytes, nSlices } = passBytes(model, n)
   const lengths = 4 + 16 * nSlices
   if (!compression || !isCompressed) {

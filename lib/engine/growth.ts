@@ -20,6 +20,7 @@ export function addGrowth(
   const { cache, policy, nWindowProbes } = context
   const { shape, tailLength } = cache
   if (maxLength <= context.length) return
+  context.addStatesTo(demand, turnEnds)
   if (policy.rows) {
     demand.otherBytes += rowGrowthBytes(shape, policy.rows, maxLength)
     return
@@ -111,7 +112,7 @@ export function longestFitting(
   if (!isGrowthKnown(context)) return maxLength
   const fits = (length: number) => {
     const demand = new CacheDemand(cache.shape)
-    cache.addHeldTo(demand)
+    context.addHeldTo(demand)
     addGrowth(demand, context, turnEnds, length)
     return cache.memory.canHold(demand)
   }

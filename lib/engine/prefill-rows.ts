@@ -1,7 +1,15 @@
 import { addSinks, type ForwardModel, rotateHeads, runLayer } from '../model/forward.js'
+import { layerPlaces } from '../model/layer-kinds.js'
 import type { Scratch } from '../model/scratch.js'
 import { flashAttention, type Tensor } from '../ops/index.js'
-import { embedAll, gatherProbes, seenKeys, slicePass } from './prefill.js'
+import {
+  embedAll,
+  gatherProbes,
+  type PassState,
+  passRecurrent,
+  seenKeys,
+  slicePass,
+} from './prefill.js'
 import type { RowStore, RowWriter } from './row-store.js'
 
 /** Tokens on their way through the model and into a row store. */
@@ -9,6 +17,8 @@ export interface RowPass {
   readonly model: ForwardModel
   readonly store: RowStore
   readonly writer: RowWriter
+  /** Null: no layer is recurrent. */
+  readonly state: PassState | null
   readonly ids: Int32Array
   readonly scratch: Scratch
   /** Resolves when the next slice may be enqueued; rejects when the pass is no longer wanted. */
@@ -38,12 +48,16 @@ export async function prefillRows(pass: RowPass): Promise<Tensor<'f32'>> {
   const probesOf =
     observers.length > 0 ? gatherProbes(model, ids.length, nPast, () => observers, scratch) : null
   await embedAll(pass, sliced)
-  for (let layer = 0; layer < model.config.nLayers; layer++) {
+  for (const [layer, { isRecurrent, index }] of layerPlaces(model.config).entries()) {
+    if (isRecurrent) {
+      await passRecurrent(pass, layer, index, sliced)
+      continue
+    }
     const options = { scale: sliced.scale, slidingWindow: sliced.windowOf(layer) }
-    const probes = probesOf?.(layer) ?? null
+    const probes = probesOf?.(index) ?? null
     for (const slice of rows) {
       await turn()
-      if (slice.first === 0 && nPast > 0) writer.read(layer, stream.k, stream.v)
+      if (slice.first === 0 && nPast > 0) writer.read(index, stream.k, stream.v)
       const { heads } = slice.block
       const { q, out, lse } = heads
       runLayer(model, layer, slice.block, () => {
@@ -54,7 +68,7 @@ export async function prefillRows(pass: RowPass): Promise<Tensor<'f32'>> {
       })
     }
     await turn()
-    await writer.write(layer, stream.k, stream.v, probes)
+    await writer.write(index, stream.k, stream.v, probes)
   }
   return stream.x
 }

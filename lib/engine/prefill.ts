@@ -3,7 +3,7 @@
  * 2405.14256), layer by layer and, within a layer, a block of rows at a time: one such slice is
  * what other work may have to wait for. How a pass is sliced never changes a token.
  */
-import type { KvCache } from '../cache/index.js'
+import type { CacheMemory, KvCache, RecurrentState } from '../cache/index.js'
 import { gateWidth } from '../model/config.js'
 import {
   type AttentionHeads,
@@ -16,9 +16,12 @@ import {
   type RowBlock,
   rotateHeads,
   runLayer,
+  runRecurrentLayer,
+  type StateRows,
   type StreamRows,
   turnsOf,
 } from '../model/forward.js'
+import { layerPlaces } from '../model/layer-kinds.js'
 import type { Scratch } from '../model/scratch.js'
 import {
   type DeviceInfo,
@@ -48,10 +51,20 @@ export interface Slicing {
   end(): Promise<void>
 }
 
+/** The state that a pass writes, of the pass's own: nobody goes back to it. */
+export interface PassState {
+  readonly memory: CacheMemory
+  readonly state: RecurrentState
+  /** It holds anything: no token came before. */
+  readonly isNew: boolean
+}
+
 /** Tokens on their way through the model. */
 export interface PrefillPass {
   readonly model: ForwardModel
   readonly cache: KvCache
+  /** Null: no layer is recurrent. */
+  readonly state: PassState | null
   readonly ids: Int32Array
   readonly scratch: Scratch
   /** Resolves when the next slice may be enqueued; rejects when the pass is no longer wanted. */
@@ -94,6 +107,8 @@ interface Slice {
   readonly block: RowBlock
   readonly positions: Tensor<'i32'>
   readonly cuSeqlens: Tensor<'i32'>
+  /** Null: no layer is recurrent. */
+  readonly states: StateRows | null
 }
 
 /** What the slices of a pass share. */
@@ -132,8 +147,12 @@ export async function prefillIntoTail(
     seen: seenKeys(sliced.stream, slice, 0, scratch),
   }))
   await embedAll(pass, sliced)
-  for (let layer = 0; layer < model.config.nLayers; layer++) {
-    const options = { layer, scale: sliced.scale, slidingWindow: sliced.windowOf(layer) }
+  for (const [layer, { isRecurrent, index }] of layerPlaces(model.config).entries()) {
+    if (isRecurrent) {
+      await passRecurrent(pass, layer, index, sliced)
+      continue
+    }
+    const options = { layer: index, scale: sliced.scale, slidingWindow: sliced.windowOf(layer) }
     for (const slice of rows) {
       await turn()
       const { block, cuSeqlens, positions } = slice
@@ -142,12 +161,13 @@ export async function prefillIntoTail(
       const { q, k, v, out, lse } = block.heads
       runLayer(model, layer, block, () => {
         setTailLengths({ ...paged, lengths: slice.tailLength })
-        ropeAppend({ ...rawHeads, v, ...turns, qOut: q, kOut: k, ...paged, cuSeqlens, layer })
+        const heads = { ...rawHeads, v, ...turns, qOut: q, kOut: k }
+        ropeAppend({ ...heads, ...paged, cuSeqlens, layer: index })
         if (hasPast) mixedAttention({ q, out, lse, ...paged, cuSeqlens, positions, ...options })
         else flashAttention({ q, out, lse, ...slice.seen, ...options, causal: true })
         addSinks(model, layer, block.heads)
         if (!slice.slots) return
-        const kept = probeSlots.layers[layer] as { q: Tensor; lse: Tensor }
+        const kept = probeSlots.layers[index] as { q: Tensor; lse: Tensor }
         storeProbes({ q, lse, slots: slice.slots, probeQ: kept.q, probeLse: kept.lse })
       })
     }
@@ -200,15 +220,19 @@ export async function prefillCompressed(
   const probesOf = compressor.looks ? promptProbes(pass, compression, seed) : null
   const { compressesApart } = SLICES[model.device.info.kind]
   await embedAll(pass, sliced)
-  for (let layer = 0; layer < model.config.nLayers; layer++) {
-    const options = { layer, scale: sliced.scale, slidingWindow: sliced.windowOf(layer) }
-    const probes = probesOf?.(layer) ?? null
+  for (const [layer, { isRecurrent, index }] of layerPlaces(model.config).entries()) {
+    if (isRecurrent) {
+      await passRecurrent(pass, layer, index, sliced)
+      continue
+    }
+    const options = { layer: index, scale: sliced.scale, slidingWindow: sliced.windowOf(layer) }
+    const probes = probesOf?.(index) ?? null
     for (const slice of rows) {
       await turn()
       if (slice.first === 0 && nTail > 0) {
         const { k, v } = stream
         const base = cache.tailStart
-        unpackSegment({ pool: pool.memory, table, k, v, layer, segment: 0, base })
+        unpackSegment({ pool: pool.memory, table, k, v, layer: index, segment: 0, base })
       }
       const { heads } = slice.block
       const { q, out, lse } = heads
@@ -226,9 +250,22 @@ export async function prefillCompressed(
       })
     }
     if (compressesApart) await turn()
-    await compressor.compress(layer, stream.k, stream.v, probes, options.slidingWindow)
+    await compressor.compress(index, stream.k, stream.v, probes, options.slidingWindow)
   }
   return { x: stream.x, shares: compressor.shares }
+}
+
+/** A recurrent layer, slice by slice: each goes on from the state that the one before has left. */
+export async function passRecurrent(
+  { model, turn }: Pick<PrefillPass, 'model' | 'turn'>,
+  layer: number,
+  index: number,
+  { slices }: SlicedPass,
+): Promise<void> {
+  for (const { block, states } of slices) {
+    await turn()
+    runRecurrentLayer(model, layer, index, block, states as StateRows)
+  }
 }
 
 /**
@@ -297,7 +334,7 @@ function specialRowsOf({ specialTokens }: ForwardModel, ids: Int32Array): Int32A
 
 /** Cuts a pass from position `first` on into slices; K and V have room for `nBefore` more rows in front. */
 export function slicePass(
-  { model, ids, scratch }: Pick<PrefillPass, 'model' | 'ids' | 'scratch'>,
+  { model, state, ids, scratch }: Pick<PrefillPass, 'model' | 'state' | 'ids' | 'scratch'>,
   nBefore: number,
   first: number,
 ): SlicedPass {
@@ -307,6 +344,11 @@ export function slicePass(
   const stream = makeStream(model, nRows, nBefore + nRows, scratch)
   const makeBlock = makeWorkspace(model, perSlice, scratch)
   const positions = scratch.ints(new Int32Array(nRows).map((_, i) => first + i))
+  const places = state && {
+    pool: state.memory.pool.memory,
+    tables: state.memory.tables.memory,
+    states: scratch.ints(Int32Array.of(state.state.start)),
+  }
   const slices: Slice[] = []
   for (let row = 0; row < nRows; row += perSlice) {
     const n = Math.min(perSlice, nRows - row)
@@ -325,13 +367,15 @@ export function slicePass(
         return { key: own, query: query === key ? own : turns(query) }
       }),
     })
+    const cuSeqlens = scratch.ints(Int32Array.of(0, n))
     slices.push({
       first: row,
       nRows: n,
       end: row + n,
       block,
       positions: rowsOf(positions, row),
-      cuSeqlens: scratch.ints(Int32Array.of(0, n)),
+      cuSeqlens,
+      states: places && { ...places, cuSeqlens, fromZero: state?.isNew === true && row === 0 },
     })
   }
   return {

@@ -65,8 +65,8 @@ export interface RunOptions extends RunStart {
  * One call's work on one context: tokens to append, then tokens to generate as they are asked for.
  *
  * The scheduler runs at most one token ahead of its consumer: token j enters the cache once j is
- * asked for, and a token that fills a window only once its successor is, because a compression
- * cannot be taken back. Drafts enter it with the token before them, where none fills a window. So a
+ * asked for, and a token that fills a window, or changes a state, only once its successor is, because
+ * neither can be taken back. Drafts enter it with the token before them, where none fills a window. So a
  * consumer that leaves finds the context as if nothing had run ahead.
  */
 export class Run {
@@ -201,8 +201,8 @@ export class Run {
 
   /**
    * Ends the run: the first `nAccepted` generated tokens are the context's, what ran ahead is taken
-   * back. So is the last one accepted, to be run with what follows, unless it has filled a window:
-   * the context does not show how far the scheduler had come.
+   * back. So is the last one accepted, to be run with what follows, unless it has filled a window or
+   * changed a state: the context does not show how far the scheduler had come.
    */
   close(nAccepted: number): void {
     if (this.ended) return
@@ -213,7 +213,7 @@ export class Run {
     if (wasDecoding) {
       try {
         const unwanted = this.fed - Math.max(0, nAccepted - 1)
-        this.retract(Math.min(unwanted, context.cache.tailLength))
+        if (!context.state) this.retract(Math.min(unwanted, context.cache.tailLength))
         if (!context.nextLogits) context.forgetLogits()
         context.dropHidden()
       } catch (error) {
@@ -244,7 +244,7 @@ export class Run {
   /** Whether steps may try tokens that were drafted: each waits for the one before it then. */
   get drafts(): boolean {
     const { sampling, context } = this
-    if (!sampling || context.rows) return false
+    if (!sampling || context.rows || context.state) return false
     return sampling.promptLookup > 0 || sampling.adjuster?.isConstrained === true
   }
 
@@ -301,11 +301,11 @@ export class Run {
   get canFeed(): boolean {
     if (this.phase !== 'decode' || this.fed + 1 >= this.limit) return false
     const next = this.fed + 1
-    const closes = this.context.closesNext
+    const commits = this.context.commitsNext
     const isKnown = next <= this.known.length
-    const waits = closes || this.sampling?.adjuster != null || this.drafts
+    const waits = commits || this.sampling?.adjuster != null || this.drafts
     if (!isKnown && (waits || this.row < 0 || next > this.known.length + 1)) return false
-    return this.#demand >= (closes ? next + 1 : next)
+    return this.#demand >= (commits ? next + 1 : next)
   }
 
   /** Whether the consumer waits for what only feeding the next token can give. */

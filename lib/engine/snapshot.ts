@@ -3,6 +3,7 @@
  * and 16-bit rows, not pages, so that a file of one device serves another.
  */
 import {
+  addStates,
   type CacheDemand,
   type CacheMemory,
   codeBytes,
@@ -13,7 +14,9 @@ import {
   type KvCache,
   pageBytes,
   pageCount,
+  type RecurrentState,
   splitCodes,
+  stateBytes,
 } from '../cache/index.js'
 import { ZipCacheError } from '../errors.js'
 import { fingerprintOf } from '../model/fingerprint.js'
@@ -105,6 +108,7 @@ export async function saveContext(context: Context, file: string): Promise<void>
       for (const place of groupPlaces(header.groups)) await saveGroup(output, cache, layer, place)
       await saveTail(output, context, layer)
     }
+    if (context.state) await saveState(output, context.state)
     if (nextLogits) await output.write(await nextLogits.read())
   })
 }
@@ -183,6 +187,8 @@ async function restoreBody(
     const tailPage = pageBytes(cache.tailFormat, cache.tailFormat, cache.shape.headDim)
     demand.addEach(tailPage, pageCount(tailTokens))
     demand.probeSlots += tailProbes(header, context)
+    const { stateShape } = cache.memory
+    if (stateShape && tokens.length > 0) addStates(demand, stateShape, 1)
   })
   for (const group of header.groups) {
     cache.stage(group)
@@ -193,6 +199,7 @@ async function restoreBody(
     for (const place of groupPlaces(header.groups)) await restoreGroup(input, cache, layer, place)
     await restoreTail(input, context, layer, slots)
   }
+  if (tokens.length > 0) await restoreState(input, context.reopenState())
   cache.dropHidden()
   context.dropHidden()
   if (header.hasLogits) {
@@ -430,6 +437,25 @@ async function restoreTail(
   }
 }
 
+// ---- the state of recurrent layers ----
+
+async function saveState(output: SnapshotOutput, state: RecurrentState): Promise<void> {
+  for (const pages of state.pagesOfLayers()) {
+    const values = await Promise.all(pages.map((page) => page.read()))
+    for (const page of pages) page.dispose()
+    for (const own of values) await output.write(own)
+  }
+}
+
+async function restoreState(input: SnapshotInput, state: RecurrentState | null): Promise<void> {
+  for (const pages of state?.pagesOfLayers() ?? []) {
+    for (const page of pages) {
+      page.write(await readArray(input, 'u8', page.length))
+      page.dispose()
+    }
+  }
+}
+
 // ---- reading with care: whoever can write a checksum can write any header ----
 
 async function readArray<D extends DType>(
@@ -466,7 +492,9 @@ function bodyBytesOf(header: SnapshotHeader, context: Context): number {
     const nProbes = tailProbes(header, context)
     layer += nProbes * nHeads * (headDim * DTYPE_BYTES[model.attentionDtype] + 4)
   }
-  return 4 * header.nTokens + nLayers * layer + (header.hasLogits ? 4 * vocabSize : 0)
+  const { stateShape } = cache.memory
+  const state = stateShape && header.nTokens > 0 ? stateBytes(stateShape) : 0
+  return 4 * header.nTokens + nLayers * layer + state + (header.hasLogits ? 4 * vocabSize : 0)
 }
 
 /** Throws `ERR_ZC_SNAPSHOT` for a header that cannot be one of this model's. */

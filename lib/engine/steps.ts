@@ -231,9 +231,10 @@ export class Steps {
       isClosed = true
       this.counters.windowsClosed++
     } catch (error) {
-      // The window stays open, without its last token.
+      // The window stays open, without its last token; what that did to a state stays done.
       context.forgetLogits()
-      run.retract(1)
+      if (context.state) context.failure ??= error
+      else run.retract(1)
       run.fail(error)
     }
     // What fails on the device is told here: the next step is that of others, too.

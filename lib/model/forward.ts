@@ -5,11 +5,14 @@
 import {
   addExperts,
   attentionSinks,
+  causalConv,
   clampedSwiglu,
   convert,
   type Device,
+  type DType,
   embedding,
   expertLinear,
+  gatedDelta,
   gatherRows,
   geluGate,
   groupedLinear,
@@ -18,10 +21,12 @@ import {
   rope,
   ropeTable,
   routeExperts,
+  sigmoidGate,
   siluGate,
   type Tensor,
 } from '../ops/index.js'
 import { gateWidth, hasOutputNorms, type ModelConfig } from './config.js'
+import { channelsOf } from './layer-kinds.js'
 import type { Scratch } from './scratch.js'
 import type {
   AttentionDtype,
@@ -138,6 +143,38 @@ export interface ExpertRows extends GatedRows {
   readonly shared: SharedExpertRows | null
 }
 
+/** Rows on their way through a recurrent layer. */
+export interface RecurrentRows {
+  /** (rows, channels) f32: queries, keys and values before the convolution, and behind it. */
+  readonly raw: Tensor<'f32'>
+  readonly qkv: Tensor<'f32'>
+  /** (rows, n_value_heads) f32: what the decay and the share that is written are made of. */
+  readonly decay: Tensor<'f32'>
+  readonly beta: Tensor<'f32'>
+  /** (rows, n_value_heads, value_dim) f32: what is read of the states. */
+  readonly read: Tensor<'f32'>
+  /** The same as (rows x n_value_heads, value_dim), for the norm of single heads. */
+  readonly readHeads: Tensor<'f32'>
+  /** (rows, n_value_heads x value_dim): what it is multiplied by, and the product. */
+  readonly gate: Tensor<'f32'>
+  readonly readRows: Tensor<'f32'>
+  readonly gated: Tensor
+}
+
+/** Where the sequences of a block of rows keep their states, as `gatedDelta` takes it. */
+export interface StateRows {
+  /** (bytes) u8 */
+  readonly pool: Tensor
+  /** (words) i32 */
+  readonly tables: Tensor
+  /** (n_seqs) i32: the word where a sequence's table begins; -1: its rows are masked. */
+  readonly states: Tensor<'i32'>
+  /** (n_seqs + 1) i32 */
+  readonly cuSeqlens: Tensor<'i32'>
+  /** Nothing came before. */
+  readonly fromZero: boolean
+}
+
 /** Rows on their way through a layer: the stream, and views of the work space as the ops want it. */
 export interface RowBlock extends StreamRows {
   readonly normed: Tensor
@@ -150,6 +187,10 @@ export interface RowBlock extends StreamRows {
   /** For norms of single heads: (rows x heads, head_dim). */
   readonly headRows: { readonly q: Tensor; readonly k: Tensor }
   readonly heads: AttentionHeads
+  /** (rows, n_heads x head_dim) f32: of attention that is gated; else null. */
+  readonly attentionGate: Tensor<'f32'> | null
+  /** Of recurrent layers; null: there are none. */
+  readonly recurrent: RecurrentRows | null
   /** Of layers with a plain MLP; null: there are none. */
   readonly plain: GatedRows | null
   /** Of layers with experts; null: there are none. */
@@ -216,6 +257,8 @@ export function makeWorkspace(
     given: scratch.tensor('f32', [capacity * experts.perRow, hiddenSize]),
   }
   const branch = hasOutputNorms(config) ? scratch.tensor('f32', [capacity, hiddenSize]) : null
+  const attentionGate = config.gatesAttention ? scratch.tensor('f32', [capacity, qWidth]) : null
+  const recurrentOf = makeRecurrentRows(model, capacity, scratch)
 
   return (nRows, stream) => {
     const view = <T extends Tensor>(tensor: T, ...rest: number[]) =>
@@ -245,6 +288,8 @@ export function makeWorkspace(
         out: view(attended, nHeads, headDim),
         lse: view(lse, nHeads),
       },
+      attentionGate: attentionGate && view(attentionGate, qWidth),
+      recurrent: recurrentOf(nRows),
       plain: experts?.layers.every(Boolean) ? null : gatedRows(nRows, intermediateSize),
       experts: routed && {
         ...gatedRows(nRows * experts.perRow, experts.intermediateSize),
@@ -268,6 +313,41 @@ export function makeWorkspace(
               },
       },
       branch: branch && view(branch, hiddenSize),
+    }
+  }
+}
+
+/** Work space of recurrent layers: how to see it as so many rows; null where there are none. */
+function makeRecurrentRows(
+  { config, dtype }: ForwardModel,
+  capacity: number,
+  scratch: Scratch,
+): (nRows: number) => RecurrentRows | null {
+  const { recurrence } = config
+  if (!recurrence) return () => null
+  const { nValueHeads, valueDim } = recurrence
+  const channels = channelsOf(recurrence)
+  const width = nValueHeads * valueDim
+  const raw = scratch.tensor('f32', [capacity, channels])
+  const qkv = scratch.tensor('f32', [capacity, channels])
+  const decay = scratch.tensor('f32', [capacity, nValueHeads])
+  const beta = scratch.tensor('f32', [capacity, nValueHeads])
+  const read = scratch.tensor('f32', [capacity, width])
+  const gate = scratch.tensor('f32', [capacity, width])
+  const gated = scratch.tensor<DType>(dtype, [capacity, width])
+  return (nRows) => {
+    const view = <T extends Tensor>(tensor: T, ...shape: number[]) =>
+      scratch.keep(tensor.view(shape) as T)
+    return {
+      raw: view(raw, nRows, channels),
+      qkv: view(qkv, nRows, channels),
+      decay: view(decay, nRows, nValueHeads),
+      beta: view(beta, nRows, nValueHeads),
+      read: view(read, nRows, nValueHeads, valueDim),
+      readHeads: view(read, nRows * nValueHeads, valueDim),
+      readRows: view(read, nRows, width),
+      gate: view(gate, nRows, width),
+      gated: view(gated, nRows, width),
     }
   }
 }
@@ -338,7 +418,7 @@ export function addSinks(
 }
 
 /**
- * One layer for one block of rows. `attend` finds q and k before the RoPE that it owes (`rawHeads`) and v, and writes
+ * A layer that attends, for one block of rows. `attend` finds q and k before the RoPE that it owes (`rawHeads`) and v, and writes
  * `heads.out`; it knows where keys go.
  */
 export function runLayer(
@@ -350,20 +430,65 @@ export function runLayer(
   const { rmsNormEps: eps, qkNorm } = model.config
   const w = model.weights.layers[layer] as LayerWeights
   const { rawQ, rawK } = block
-  const qkv = [
+  const products = [
     { ...need(w.qProj), bias: w.qBias, out: rawQ },
     { ...need(w.kProj), bias: w.kBias, out: rawK },
     { ...need(w.vProj), bias: w.vBias, out: block.vRows },
   ]
-  groupedLinear({ x: enterBranch(block, w.inputNorm, eps), products: qkv })
+  const { attended, attentionGate: gate } = block
+  const x = enterBranch(block, w.inputNorm, eps)
+  groupedLinear({ x, products })
+  if (gate) linear({ x, ...need(w.attentionGate), out: gate })
   if (qkNorm === 'each head, rotated') rotateRaw(model, layer, block)
   const { q, k } = qkNorm === 'all heads' ? { q: rawQ, k: rawK } : block.headRows
   if (w.qNorm) rmsNorm({ x: q, weight: w.qNorm, out: q, eps })
   if (w.kNorm) rmsNorm({ x: k, weight: w.kNorm, out: k, eps })
   attend()
+  if (gate) sigmoidGate({ gate, x: attended, out: attended })
   const attention = { ...need(w.oProj), bias: w.oBias }
-  addBranch(block, block.attended, attention, w.attentionOutputNorm, eps)
-  // x += down(activation(gate(norm(x))) * up(norm(x)))
+  addBranch(block, attended, attention, w.attentionOutputNorm, eps)
+  runMlp(model, w, block)
+}
+
+/**
+ * A recurrent layer for one block of rows: gated DeltaNet (arXiv 2412.06464), the `index`th of its kind.
+ * Rows of one sequence follow each other, and those before them have run.
+ */
+export function runRecurrentLayer(
+  model: ForwardModel,
+  layer: number,
+  index: number,
+  block: RowBlock,
+  { fromZero, ...places }: StateRows,
+): void {
+  const { rmsNormEps: eps, recurrence } = model.config
+  const { nKeyHeads, nValueHeads: nHeads } = need(recurrence)
+  const w = model.weights.layers[layer] as LayerWeights
+  const { raw, qkv, decay, beta, read, readHeads, readRows, gate, gated } = need(block.recurrent)
+  const x = enterBranch(block, w.inputNorm, eps)
+  const mixed = { ...need(w.deltaQkv), out: raw }
+  groupedLinear({ x, products: [mixed, { ...need(w.deltaGate), out: gate }] })
+  const [ofDecay, ofBeta] = [need(w.deltaDecay), need(w.deltaBeta)]
+  groupedLinear({
+    x,
+    products: [
+      { ...ofDecay, out: decay },
+      { ...ofBeta, out: beta },
+    ],
+  })
+  const state = { ...places, layer: index, fromZero }
+  causalConv({ x: raw, weight: need(w.deltaConv), out: qkv, ...state, nHeads })
+  const gates = { decay, beta, decayLog: need(w.deltaDecayLog), decayBias: need(w.deltaDecayBias) }
+  gatedDelta({ qkv, ...gates, out: read, ...state, nKeyHeads })
+  rmsNorm({ x: readHeads, weight: need(w.deltaNorm), out: readHeads, eps })
+  siluGate({ gate, up: readRows, out: gated })
+  addBranch(block, gated, need(w.deltaOut), undefined, eps)
+  runMlp(model, w, block)
+}
+
+/** x += down(activation(gate(norm(x))) * up(norm(x))), or that of the experts of each row. */
+function runMlp(model: ForwardModel, w: LayerWeights, block: RowBlock): void {
+  const { rmsNormEps: eps } = model.config
   const input = enterBranch(block, w.mlpNorm, eps)
   if (w.router) {
     const stream = { x: block.x, input }

@@ -165,6 +165,7 @@ describe('the table', () => {
       bitmaps: 0,
       tables: memory.tables.usedBytes,
       probes: 0,
+      states: 0,
     })
     cache.dispose()
   })
@@ -241,6 +242,7 @@ describe('the table', () => {
       bitmaps: nEntries * 64,
       tables: memory.tables.usedBytes,
       probes: 0,
+      states: 0,
     })
     cache.dispose()
   })

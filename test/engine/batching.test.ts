@@ -44,8 +44,11 @@ async function expectIndependent(
   return engine.stats().steps
 }
 
-describe('any requests at once give each the tokens that it gets alone', () => {
-  const model = useModel(kLlama)
+describe.each([
+  ['llama', kLlama],
+  ['qwen3.5', join(kFixtures, 'qwen3.5')],
+])('any requests at once give each the tokens that it gets alone: %s', (_, dir) => {
+  const model = useModel(dir)
   const oracle = new Oracle(model)
 
   test('property: whoever joins, leaves, aborts or is slow', async () => {
@@ -102,7 +105,7 @@ describe('any requests at once give each the tokens that it gets alone', () => {
       temperature: i % 2,
     }))
     for (const threads of [1, 2, 3]) {
-      const other = await loadModel(kLlama, { threads })
+      const other = await loadModel(dir, { threads })
       await expectIndependent(other, oracle, all)
       await other.dispose()
     }

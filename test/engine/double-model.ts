@@ -1,15 +1,18 @@
 import { join } from 'node:path'
 import { type ModelConfig, readModelConfig } from '../../lib/model/config'
+import { layerPlaces } from '../../lib/model/layer-kinds'
 import { ropeFrequencies } from '../../lib/model/rope-frequencies'
 import { type PolicySpec, resolvePolicy } from '../../lib/policy/index'
 import type { Compression, PrecisionClass, SaliencyMetric } from '../../lib/policy/policy'
 import { deriveSeed, type Seed, toSeed } from '../../lib/random'
 import {
   attentionSinks,
+  causalConv,
   clampedSwiglu,
   embedding,
   f32ToF16,
   fromF16,
+  gatedDelta,
   geluGate,
   linear,
   mixedAttention,
@@ -22,6 +25,7 @@ import {
   type Segment,
   type SegmentFormat,
   selectSalient,
+  sigmoidGate,
   siluGate,
 } from '../../lib/reference/index'
 import { readSafetensors, valuesOf } from './model-copies'
@@ -53,6 +57,8 @@ export class DoubleModel {
    * architecture has none.
    */
   weight(name: string): Float64Array | undefined {
+    const mixed = name.match(/^(.*\.linear_attn)\.in_proj_(qkv|z|a|b)\.weight$/)
+    if (mixed && !this.#weights.has(name)) return this.#ofKeyHeads(mixed[1]!, mixed[2]!)
     const fused = name.match(/^(.*)\.(q|k|v|gate|up)_proj\.weight$/)
     const { fusedProjections } = this.config
     if (fusedProjections === 'none' || !fused) return this.#weights.get(name)
@@ -70,6 +76,33 @@ export class DoubleModel {
       row += height
     }
     return undefined
+  }
+
+  /** Qwen3-Next has them key head by key head: q, k, and of its value heads v and z; b and a. */
+  #ofKeyHeads(name: string, which: string): Float64Array {
+    const { hiddenSize, recurrence } = this.config
+    const { nKeyHeads, nValueHeads, keyDim, valueDim } = recurrence!
+    const perHead = nValueHeads / nKeyHeads
+    const sizes =
+      which.length === 1 && which !== 'z'
+        ? { b: perHead, a: perHead }
+        : { q: keyDim, k: keyDim, v: perHead * valueDim, z: perHead * valueDim }
+    const parts = Object.entries(sizes)
+    const all = this.#weights.get(`${name}.in_proj_${parts.length === 2 ? 'ba' : 'qkvz'}.weight`)!
+    const height = parts.reduce((sum, [, own]) => sum + own, 0)
+    const rows: number[] = []
+    for (const part of which) {
+      for (let head = 0; head < nKeyHeads; head++) {
+        let row = head * height
+        for (const [other, own] of parts) {
+          if (other === part) rows.push(...Array.from({ length: own }, (_, i) => row + i))
+          row += own
+        }
+      }
+    }
+    return Float64Array.from(
+      rows.flatMap((row) => [...all.subarray(row * hiddenSize, (row + 1) * hiddenSize)]),
+    )
   }
 
   /** x W^T + bias, x (m, k). */
@@ -149,8 +182,9 @@ export class DoubleModel {
     const experts = this.config.experts!
     const { names, count } = experts
     const { tensors } = names
-    if ('gateProj' in tensors) {
-      const { gateProj, upProj, downProj } = tensors
+    const isJoint = 'gateUp' in tensors && this.weight(`${block}.${tensors.gateUp}`) !== undefined
+    if (!isJoint) {
+      const { gateProj, upProj, downProj } = 'gateUp' in tensors ? tensors.own! : tensors
       const own = (name: string) => this.weight(`${block}.experts.${expert}.${name}.weight`)!
       return [own(gateProj), own(upProj), own(downProj)]
     }
@@ -202,9 +236,17 @@ interface LayerCache {
   probeLse: number[]
 }
 
+/** A recurrent layer's state, and the last inputs of its convolution; none before the first token. */
+interface LayerState {
+  state?: Float64Array
+  before?: Float64Array
+}
+
 /** Query heads, K and V of the tokens on their way. */
 interface Heads {
   q: Float64Array
+  /** What the attention output is gated by; null where it is not. */
+  gate: Float64Array | null
   k: Float64Array
   v: Float64Array
 }
@@ -216,6 +258,7 @@ export class DoubleSequence {
   readonly #isHalf: boolean
   readonly #seed: Seed
   readonly #layers: LayerCache[]
+  readonly #states: LayerState[]
   #tailStart = 0
   #tailLength = 0
   #nGroups = 0
@@ -228,6 +271,7 @@ export class DoubleSequence {
     this.#seed = toSeed(seed)
     const empty = () => ({ packed: [], tailK: [], tailV: [], probeQ: [], probeLse: [] })
     this.#layers = Array.from({ length: model.config.nLayers }, empty)
+    this.#states = this.#layers.map(() => ({}))
   }
 
   get length(): number {
@@ -248,18 +292,52 @@ export class DoubleSequence {
       const name = `model.layers.${layer}`
       const norm = (which: string | null, y: Float64Array) =>
         which === null ? y : this.#model.norm(`${name}.${which}`, y, hiddenSize)
-      const heads = this.#heads(layer, name, norm(norms.attention, x))
-      const attended = isPrompt
-        ? this.#attendPrompt(layer, heads, n)
-        : this.#attendTail(layer, heads, n)
-      const qWidth = config.nHeads * config.headDim
-      const output = this.#model.project(`${name}.self_attn.o_proj`, attended, qWidth)
+      const normed = norm(norms.attention, x)
+      const output = config.recurrence?.layers[layer]
+        ? this.#recur(layer, `${name}.linear_attn`, normed)
+        : this.#attention(layer, name, normed, isPrompt)
       x = add(x, norm(norms.attentionOutput, output))
       x = add(x, norm(norms.mlpOutput, this.#model.mlp(layer, norm(norms.mlp, x))))
     }
     this.#tailLength += n
     if (isPrompt || (n === 1 && this.#tailLength === this.#compression?.window)) this.#endGroup()
     return this.#model.logits(x)
+  }
+
+  #attention(layer: number, name: string, normed: Float64Array, isPrompt: boolean): Float64Array {
+    const { config } = this.#model
+    const n = normed.length / config.hiddenSize
+    const heads = this.#heads(layer, name, normed)
+    const attended = isPrompt
+      ? this.#attendPrompt(layer, heads, n)
+      : this.#attendTail(layer, heads, n)
+    const { gate } = heads
+    const gated = gate ? sigmoidGate({ gate, x: attended }) : attended
+    return this.#model.project(`${name}.self_attn.o_proj`, gated, config.nHeads * config.headDim)
+  }
+
+  /** Gated DeltaNet (arXiv 2412.06464). */
+  #recur(layer: number, name: string, normed: Float64Array): Float64Array {
+    const { hiddenSize, recurrence } = this.#model.config
+    const { nKeyHeads, nValueHeads: nHeads, keyDim, valueDim, convWidth: width } = recurrence!
+    const projected = (what: string) =>
+      this.#model.project(`${name}.in_proj_${what}`, normed, hiddenSize)
+    const own = (what: string) => this.#model.weight(`${name}.${what}`)!
+    const channels = 2 * nKeyHeads * keyDim + nHeads * valueDim
+    const { before, state } = this.#states[layer]
+    const conv = causalConv({
+      ...{ x: projected('qkv'), weight: own('conv1d.weight'), channels, width, before },
+    })
+    const read = gatedDelta({
+      ...{ qkv: conv.out, decay: projected('a'), beta: projected('b') },
+      ...{ decayLog: own('A_log'), decayBias: own('dt_bias'), state },
+      ...{ nKeyHeads, nHeads, keyDim, valueDim },
+    })
+    this.#states[layer] = { state: read.state, before: conv.last }
+    const weight = own('norm.weight')
+    const up = rmsNorm({ x: read.out, weight, width: valueDim, eps: this.#model.config.rmsNormEps })
+    const gated = siluGate({ gate: projected('z'), up })
+    return this.#model.project(`${name}.out_proj`, gated, nHeads * valueDim)
   }
 
   #heads(layer: number, name: string, normed: Float64Array): Heads {
@@ -271,7 +349,8 @@ export class DoubleSequence {
     const rotated = (which: 'q' | 'k', count: number) => {
       const growth = which === 'q' ? (config.queryGrowth ?? {}) : {}
       const table = ropeTable({ positions, ...frequencies, ...growth })
-      const raw = this.#model.project(`${name}.self_attn.${which}_proj`, normed, hiddenSize)
+      const all = this.#model.project(`${name}.self_attn.${which}_proj`, normed, hiddenSize)
+      const raw = which === 'q' ? this.#ownHalf(all, 0) : all
       const width = config.qkNorm === 'all heads' ? count * headDim : headDim
       const norm = (x: Float64Array) =>
         this.#model.norm(`${name}.self_attn.${config.qkNormNames[which]}`, x, width)
@@ -280,7 +359,16 @@ export class DoubleSequence {
       return config.qkNorm === 'each head, rotated' ? norm(turn(raw)) : turn(norm(raw))
     }
     const v = this.#model.project(`${name}.self_attn.v_proj`, normed, hiddenSize)
-    return { q: rotated('q', nHeads), k: rotated('k', nKvHeads), v }
+    const gate = config.gatesAttention
+      ? this.#ownHalf(this.#model.project(`${name}.self_attn.q_proj`, normed, hiddenSize), 1)
+      : null
+    return { q: rotated('q', nHeads), gate, k: rotated('k', nKvHeads), v }
+  }
+
+  /** Of gated attention's q_proj: each head's query (0), or its gate. */
+  #ownHalf(x: Float64Array, half: 0 | 1): Float64Array {
+    const { gatesAttention, headDim } = this.#model.config
+    return gatesAttention ? x.filter((_, i) => Math.floor(i / headDim) % 2 === half) : x
   }
 
   /** Channels of heads, the first of each pair that rotates before the second ones. */
@@ -319,7 +407,11 @@ export class DoubleSequence {
     const allV = Float64Array.from([...cache.tailV, ...v])
     const { out, lse } = this.#attend(layer, q, n, this.#plain(allK, allV))
     const seed = deriveSeed(this.#seed, this.#nGroups)
-    const rows = this.#compression!.promptProbes(n, seed, layer)
+    const rows = this.#compression!.promptProbes(
+      n,
+      seed,
+      layerPlaces(this.#model.config)[layer].index,
+    )
     const positions = rows.map((row) => this.#tailLength + row)
     this.#compress(layer, allK, allV, { q, lse, rows, positions })
     return out

@@ -93,6 +93,9 @@ const models: [name: string, folder: string][] = [
   ['hy3', join(kFixtures, 'hy3')],
   ['exaone-moe', join(kFixtures, 'exaone-moe')],
   ['mellum', join(kFixtures, 'mellum')],
+  ['qwen3.5', join(kFixtures, 'qwen3.5')],
+  ['qwen3.5-moe', join(kFixtures, 'qwen3.5-moe')],
+  ['qwen3-next', join(kFixtures, 'qwen3-next')],
   [
     'gemma3, whose rows do not see the whole window that is compressed',
     copies.copy(join(kFixtures, 'gemma3'), { config: { sliding_window: 12 } }),

@@ -44,6 +44,8 @@ describe.each([
   ['mixtral in 8 bits', useModel(join(kFixtures, 'mixtral'), { weights: 'int8' })],
   ['llama in bfloat16', useModel(join(kFixtures, 'llama'), { dtype: 'bf16' })],
   ['mixtral in 4 bits', useModel(join(kFixtures, 'mixtral'), { weights: 'int4' })],
+  ['qwen3.5', useModel(join(kFixtures, 'qwen3.5'))],
+  ['qwen3.5-moe in bfloat16', useModel(join(kFixtures, 'qwen3.5-moe'), { dtype: 'bf16' })],
   ['qwen3 in 8 bits', useModel(join(kFixtures, 'qwen3'), { weights: 'int8' })],
   [
     'line-retrieval in bfloat16',

@@ -40,7 +40,14 @@ const model = useModel(join(kFixtures, 'llama'))
 const vocabSize = () => model().config.vocabSize
 const policies: PolicySpec[] = ['full', 'zipcache', { name: 'kivi', residual: 32 }, 'h2o']
 
-describe.each(policies)('%j', (policy) => {
+const recurrent = useModel(join(kFixtures, 'qwen3.5'))
+const subjects = policies.flatMap((policy) => [
+  { name: 'llama', policy, model },
+  { name: 'qwen3.5', policy, model: recurrent },
+])
+
+describe.each(subjects)('$name, $policy', ({ policy, model }) => {
+  const vocabSize = () => model().config.vocabSize
   const first = () => someIds(130, vocabSize(), 1)
   const second = () => someIds(140, vocabSize(), 2)
 

@@ -9,6 +9,9 @@ const model = useModel(join(kFixtures, 'llama'))
 /** With sliding windows in three of four layers. */
 const windowed = useModel(join(kFixtures, 'gemma3'))
 
+/** With recurrent layers, four of five. */
+const recurrent = useModel(join(kFixtures, 'qwen3.5'))
+
 /** Pages by their bytes, and probe rows. */
 type Counts = Map<number | 'probes', number>
 
@@ -94,6 +97,8 @@ describe.each([
   ['beside forks that stay where it began', true, model],
   ['with sliding windows', false, windowed],
   ['with sliding windows, beside forks', true, windowed],
+  ['with recurrent layers', false, recurrent],
+  ['with recurrent layers, beside forks', true, recurrent],
 ])('%s', (_, forks, model) => {
   test.each(policies)('no page is taken that was not counted: %j', async (policy) => {
     const watched = watch()
@@ -110,7 +115,7 @@ describe.each([
     ].entries()) {
       if (forks) kept.push(sequence.fork())
       watched.begin()
-      await idsOf(sequence, someIds(nPrompt as number, 320, turn), nAnswer as number)
+      await idsOf(sequence, someIds(nPrompt as number, 160, turn), nAnswer as number)
       expect([turn, watched.untold()]).toEqual([turn, new Map()])
     }
     for (const each of [sequence, ...kept]) each.dispose()
@@ -120,6 +125,7 @@ describe.each([
 describe.each([
   ['of full attention', model],
   ['with sliding windows', windowed],
+  ['with recurrent layers', recurrent],
 ])('%s', (_, model) => {
   test.each(policies)('nor by a prompt of several turns: %j', async (policy) => {
     const watched = watch()
@@ -135,7 +141,7 @@ describe.each([
       const sum = (some: number[]) => some.reduce((all, n) => all + n, 0)
       const places = turns.map((_, i) => ({ nBehind: sum(turns.slice(i + 1)), reached: () => {} }))
       const options = { maxTokens: 130, ignoreEos: true }
-      const ids = someIds(sum(turns), 320)
+      const ids = someIds(sum(turns), 160)
       for await (const _ of sequence.generate(ids, options, { places }));
       expect([turns, watched.untold()]).toEqual([turns, new Map()])
     }

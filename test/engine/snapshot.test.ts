@@ -24,6 +24,7 @@ const model = useModel(join(kFixtures, 'llama'))
 const other = useModel(join(kFixtures, 'qwen2'))
 const other16 = useModel(join(kFixtures, 'llama'), { dtype: 'bf16' })
 const windowed = useModel(join(kFixtures, 'gemma3'))
+const recurrent = useModel(join(kFixtures, 'qwen3.5'))
 const trained = useModel(join(kTrainedModels, 'line-retrieval'))
 
 let folder: string
@@ -123,6 +124,37 @@ describe.each(pasts)('%s', (_, turns) => {
     expect(readFileSync(file()).equals(bytes)).toBe(true)
     for (const each of [sequence, restored, again]) each.dispose()
   })
+})
+
+test.each([zip, 'fp16', 'full'])('the state of recurrent layers is saved: %j', async (policy) => {
+  const engine = createEngine({ model: recurrent(), kvMemory: 64 << 20 })
+  const { vocabSize } = recurrent().config
+  const sequence = engine.createSequence({ policy, seed: 3 })
+  for (const [nPrompt, nAnswer] of [
+    [0, 0],
+    [30, 0],
+    [1, 7],
+    [20, 30],
+  ] as const) {
+    if (nPrompt > 0) await sequence.prefill(someIds(nPrompt, vocabSize))
+    if (nAnswer > 0) await idsOf(sequence, null, nAnswer)
+    await sequence.save(file())
+    const restored = await engine.restore(file())
+    expect({ ...restored.bytes.byClass, tables: 0 }).toEqual({
+      ...sequence.bytes.byClass,
+      tables: 0,
+    })
+    const fork = sequence.fork()
+    const next = someIds(17, vocabSize, 8)
+    expect(await idsOf(restored, next, 30)).toEqual(await idsOf(fork, next, 30))
+    for (const each of [restored, fork]) each.dispose()
+  }
+  const bytes = readFileSync(file())
+  writeFileSync(file(), bytes.subarray(0, -4096))
+  await expectRejected(engine.restore(file()), damaged)
+  sequence.dispose()
+  expect(engine.stats()).toMatchObject({ sequences: 0, kvMemory: { used: 0 } })
+  await engine.dispose()
 })
 
 test.each([zip, 'fp16', 'full'])('what sliding windows hide is given back: %j', async (policy) => {

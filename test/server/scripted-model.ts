@@ -15,7 +15,7 @@ afterAll(() => folders.remove())
 const kBytes = {
   resident: 100,
   fp16: 400,
-  byClass: { high: 60, low: 40, tail: 0, params: 0, bitmaps: 0, tables: 0, probes: 0 },
+  byClass: { high: 60, low: 40, tail: 0, params: 0, bitmaps: 0, tables: 0, probes: 0, states: 0 },
 }
 
 /** A byte-level tokenizer with a chat template, and these special tokens from id 302 on. */

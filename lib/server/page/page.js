@@ -14,6 +14,7 @@ const CLASSES = {
   bitmaps: 'which are salient',
   tables: 'page tables',
   probes: 'probe rows',
+  states: 'of recurrent layers',
 }
 
 let key = ''
