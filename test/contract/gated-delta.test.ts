@@ -121,7 +121,7 @@ describeBackends('gatedDelta', (backend) => {
   }
 
   test.each([16, 32, 64, 128, 256])('key_dim %i, every kind of value_dim', async (keyDim) => {
-    for (const valueDim of [16, 32, 48, 80, 128, 240, 256]) {
+    for (const valueDim of [16, 48, 128, 256]) {
       const own = { nKeyHeads: 1, nHeads: 1, keyDim, valueDim }
       await expectReference({ ...own, lengths: [1] })
       await expectReference({ ...own, lengths: [7], fromZero: true })
