@@ -21,7 +21,6 @@
 #endif
 
 #include "csrc/math/activation.h"
-#include "csrc/math/delta_gates.h"
 #include "csrc/math/dispatch.h"
 #include "csrc/core/error.h"
 #include "csrc/math/expert_key.h"
@@ -31,6 +30,7 @@
 #include "csrc/math/key_range.h"
 #include "csrc/math/range_search.h"
 #include "csrc/math/random.h"
+#include "csrc/math/recurrence.h"
 #include "csrc/math/rope.h"
 #include "csrc/math/softmax_state.h"
 #include "csrc/ops/backend.h"

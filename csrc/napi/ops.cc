@@ -218,8 +218,8 @@ ZC_BIND("storeProbes", store_probes, StoreProbesArgs, a.q = r.tensor("q"); a.lse
         a.probe_lse = r.output("probeLse");)
 
 ZC_BIND("causalConv", causal_conv, CausalConvArgs, a.x = r.tensor("x");
-        a.weight = r.tensor("weight"); a.out = r.output("out"); a.pool = r.output("pool");
-        a.tables = r.tensor("tables"); a.states = r.tensor("states");
+        a.weight = r.tensor("weight"); a.bias = r.optional_tensor("bias"); a.out = r.output("out");
+        a.pool = r.output("pool"); a.tables = r.tensor("tables"); a.states = r.tensor("states");
         a.cu_seqlens = r.tensor("cuSeqlens"); a.layer = r.i32("layer"); a.n_heads = r.i32("nHeads");
         a.from_zero = r.boolean("fromZero");)
 
@@ -229,6 +229,13 @@ ZC_BIND("gatedDelta", gated_delta, GatedDeltaArgs, a.qkv = r.tensor("qkv");
         a.tables = r.tensor("tables"); a.states = r.tensor("states");
         a.cu_seqlens = r.tensor("cuSeqlens"); a.layer = r.i32("layer");
         a.n_key_heads = r.i32("nKeyHeads"); a.from_zero = r.boolean("fromZero");)
+
+ZC_BIND("selectiveScan", selective_scan, SelectiveScanArgs, a.xbc = r.tensor("xbc");
+        a.step = r.tensor("step"); a.step_bias = r.tensor("stepBias");
+        a.decay_log = r.tensor("decayLog"); a.skip = r.tensor("skip"); a.out = r.output("out");
+        a.pool = r.output("pool"); a.tables = r.tensor("tables"); a.states = r.tensor("states");
+        a.cu_seqlens = r.tensor("cuSeqlens"); a.layer = r.i32("layer");
+        a.n_groups = r.i32("nGroups"); a.from_zero = r.boolean("fromZero");)
 
 ZC_BIND("embedding", embedding, EmbeddingArgs, a.ids = r.tensor("ids");
         a.weight = r.tensor("weight"); a.out = r.output("out"); a.scale = r.f32("scale");)
@@ -337,6 +344,7 @@ void register_ops(Napi::Object exports) {
   define<store_probes_js>(exports, "storeProbes");
   define<causal_conv_js>(exports, "causalConv");
   define<gated_delta_js>(exports, "gatedDelta");
+  define<selective_scan_js>(exports, "selectiveScan");
   define<embedding_js>(exports, "embedding");
   define<rms_norm_js>(exports, "rmsNorm");
   define<linear_js>(exports, "linear");

@@ -232,6 +232,7 @@ inline constexpr int kMaxConvWidth = 8;
 struct CausalConvArgs {
   TensorView x;           // (rows, channels) f32
   TensorView weight;      // (channels, width) f32, width 2 to 8
+  TensorView bias;        // (channels) f32, may be undefined
   TensorView out;         // (rows, channels) f32, not x
   TensorView pool;        // (bytes) u8
   TensorView tables;      // (words) i32
@@ -266,6 +267,30 @@ struct GatedDeltaArgs {
   // Channels of q and of k, each.
   int64_t keys() const { return (qkv.size(1) - n_heads() * value_dim()) / 2; }
   int64_t key_dim() const { return keys() / n_key_heads; }
+};
+
+struct SelectiveScanArgs {
+  // (rows, n_heads * head_dim + 2 * n_groups * state_dim) f32: x of all heads, then B of all
+  // groups, then C
+  TensorView xbc;
+  TensorView step;        // (rows, n_heads) f32
+  TensorView step_bias;   // (n_heads) f32
+  TensorView decay_log;   // (n_heads) f32
+  TensorView skip;        // (n_heads) f32
+  TensorView out;         // (rows, n_heads, head_dim) f32
+  TensorView pool;        // (bytes) u8
+  TensorView tables;      // (words) i32
+  TensorView states;      // (n_seqs) i32: word where a sequence's state table begins; -1: none
+  TensorView cu_seqlens;  // (n_seqs + 1) i32
+  int32_t layer;          // of the recurrent ones
+  int32_t n_groups;       // a divisor of n_heads
+  bool from_zero;         // what a page holds is not read: zeros
+
+  int64_t n_heads() const { return out.size(1); }
+  int64_t head_dim() const { return out.size(2); }
+  // Channels of x.
+  int64_t inputs() const { return n_heads() * head_dim(); }
+  int64_t state_dim() const { return (xbc.size(1) - inputs()) / (2 * int64_t{n_groups}); }
 };
 
 struct EmbeddingArgs {

@@ -159,6 +159,14 @@ void expect_tables(const TensorView& tables, const TensorView& starts) {
   expect_shape("starts", starts, {kAny});
 }
 
+// Rows of a recurrent state.
+void expect_state_dim(const char* name, const char* what, int64_t dim) {
+  if (dim < 16 || dim > 256 || (dim & (dim - 1)) != 0)
+    fail(ErrorCode::kUnsupported, name,
+         std::string(what) + " is " + std::to_string(dim) +
+             ", expected a power of two from 16 to 256");
+}
+
 // What an op of a recurrent layer is given of its states, for so many rows.
 template <typename Args>
 void expect_states(const Args& a, int64_t rows) {
@@ -525,6 +533,10 @@ void check(const CausalConvArgs& a) {
     fail(ErrorCode::kUnsupported, "weight",
          "width is " + std::to_string(a.width()) + ", expected 2 to " +
              std::to_string(kMaxConvWidth));
+  if (a.bias.defined()) {
+    expect_dtype("bias", a.bias, DType::kF32);
+    expect_shape("bias", a.bias, {a.x.size(1)});
+  }
   expect_same("out", a.out, "x", a.x);
   expect(a.out.data != a.x.data || a.x.length() == 0, "out", "is x, expected another tensor");
   expect_states(a, a.x.size(0));
@@ -551,10 +563,7 @@ void check(const GatedDeltaArgs& a) {
          "rows are " + std::to_string(a.qkv.size(1)) + " wide, expected q and k of " +
              std::to_string(a.n_key_heads) + " heads, and " + std::to_string(n_heads * value_dim) +
              " for v");
-  const int64_t key_dim = a.key_dim();
-  if (key_dim < 16 || key_dim > 256 || (key_dim & (key_dim - 1)) != 0)
-    fail(ErrorCode::kUnsupported, "qkv",
-         "key_dim is " + std::to_string(key_dim) + ", expected a power of two from 16 to 256");
+  expect_state_dim("qkv", "key_dim", a.key_dim());
   expect_dtype("decay", a.decay, DType::kF32);
   expect_shape("decay", a.decay, {rows, n_heads});
   expect_dtype("beta", a.beta, DType::kF32);
@@ -563,6 +572,36 @@ void check(const GatedDeltaArgs& a) {
   expect_shape("decayLog", a.decay_log, {n_heads});
   expect_dtype("decayBias", a.decay_bias, DType::kF32);
   expect_shape("decayBias", a.decay_bias, {n_heads});
+  expect_states(a, rows);
+}
+
+void check(const SelectiveScanArgs& a) {
+  expect_dtype("out", a.out, DType::kF32);
+  expect_shape("out", a.out, {kAny, kAny, kAny});
+  const int64_t rows = a.out.size(0);
+  const int64_t n_heads = a.n_heads();
+  expect_head_count("out", n_heads);
+  expect_head_dim("out", a.head_dim());
+  expect(a.n_groups >= 1 && n_heads % a.n_groups == 0, "nGroups",
+         "is " + std::to_string(a.n_groups) + ", expected a divisor of the " +
+             std::to_string(n_heads) + " heads");
+  expect_dtype("xbc", a.xbc, DType::kF32);
+  expect_shape("xbc", a.xbc, {rows, kAny});
+  const int64_t pairs = a.xbc.size(1) - a.inputs();
+  if (pairs < 1 || pairs % (2 * int64_t{a.n_groups}) != 0)
+    fail(ErrorCode::kShape, "xbc",
+         "rows are " + std::to_string(a.xbc.size(1)) + " wide, expected " +
+             std::to_string(a.inputs()) + " for x, then B and C of " + std::to_string(a.n_groups) +
+             " groups");
+  expect_state_dim("xbc", "state_dim", a.state_dim());
+  expect_dtype("step", a.step, DType::kF32);
+  expect_shape("step", a.step, {rows, n_heads});
+  expect_dtype("stepBias", a.step_bias, DType::kF32);
+  expect_shape("stepBias", a.step_bias, {n_heads});
+  expect_dtype("decayLog", a.decay_log, DType::kF32);
+  expect_shape("decayLog", a.decay_log, {n_heads});
+  expect_dtype("skip", a.skip, DType::kF32);
+  expect_shape("skip", a.skip, {n_heads});
   expect_states(a, rows);
 }
 

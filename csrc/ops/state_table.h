@@ -11,7 +11,7 @@
 // An address counts units of 64 bytes from the start of the pool; all pages hold float32.
 //
 //   convolution page   (width - 1, channels): the last inputs of each channel, the oldest first
-//   head page          (key_dim, value_dim): the state S of one value head
+//   head page          (key_dim, value_dim): the state S of one value head; of a scan (state_dim, head_dim)
 namespace zc {
 
 // Word of a layer's convolution page in a state table; those of its heads follow it.

@@ -15,6 +15,7 @@ export const kTolerance = {
   f16Output: 6e-4,
   causalConv: 1e-6,
   gatedDelta: 3e-6,
+  selectiveScan: 1e-5,
   f32Norm: 3e-6,
   f32Activation: 2e-6,
   f32Rope: 5e-7,

@@ -202,12 +202,13 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
     const [channels, width] = [48, 4]
     const x = tensors.normal('f32', [kStateRows, channels])
     const weight = tensors.normal('f32', [channels, width], { seed: 2 })
+    const bias = tensors.normal('f32', [channels], { seed: 3 })
     const out = tensors.output('f32', [kStateRows, channels])
     const kept = (width - 1) * channels
     const { before, paged, after } = await statePages(tensors, kept, 2)
-    ops.causalConv({ x, weight, out, ...paged, nHeads: 1 })
-    const [xs, weights, actual] = await valuesOfAll(x, weight, out)
-    const options = { x: xs, weight: weights, channels, width }
+    ops.causalConv({ x, weight, bias, out, ...paged, nHeads: 1 })
+    const [xs, weights, biases, actual] = await valuesOfAll(x, weight, bias, out)
+    const options = { x: xs, weight: weights, bias: biases, channels, width }
     const expected = reference.causalConv({ ...options, before: before.subarray(0, kept) })
     const { causalConv: tolerance } = kTolerance
     checkClose(actual, expected.out, { name: 'out', tolerance, rowLength: channels })
@@ -234,6 +235,30 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
     })
     const { gatedDelta: tolerance } = kTolerance
     checkClose(actual, expected.out, { name: 'out', tolerance, rowLength: valueDim, floor: 0.01 })
+    const pages = (await after()).subarray(headFloats)
+    checkClose(pages, expected.state, { name: 'pool', tolerance, rowLength: headFloats })
+  },
+
+  selectiveScan: async (tensors) => {
+    const [nGroups, nHeads, stateDim, headDim] = [1, 2, 32, 16]
+    const rows = kStateRows
+    const xbc = tensors.normal('f32', [rows, nHeads * headDim + 2 * nGroups * stateDim])
+    const step = tensors.normal('f32', [rows, nHeads], { seed: 2 })
+    const stepBias = tensors.normal('f32', [nHeads], { seed: 3 })
+    const decayLog = tensors.normal('f32', [nHeads], { seed: 4 })
+    const skip = tensors.normal('f32', [nHeads], { seed: 5 })
+    const out = tensors.output('f32', [rows, nHeads, headDim])
+    const headFloats = stateDim * headDim
+    const { before, paged, after } = await statePages(tensors, headFloats, 1 + nHeads)
+    ops.selectiveScan({ xbc, step, stepBias, decayLog, skip, out, ...paged, nGroups })
+    const inputs = await valuesOfAll(xbc, step, stepBias, decayLog, skip, out)
+    const [xbcs, steps, biases, logs, skips, actual] = inputs
+    const expected = reference.selectiveScan({
+      ...{ xbc: xbcs, step: steps, stepBias: biases, decayLog: logs, skip: skips },
+      ...{ nGroups, nHeads, stateDim, headDim, state: before.subarray(headFloats) },
+    })
+    const { selectiveScan: tolerance } = kTolerance
+    checkClose(actual, expected.out, { name: 'out', tolerance, rowLength: headDim, floor: 0.25 })
     const pages = (await after()).subarray(headFloats)
     checkClose(pages, expected.state, { name: 'pool', tolerance, rowLength: headFloats })
   },

@@ -254,6 +254,7 @@ export interface Addon {
   causalConv(
     x: T,
     weight: T,
+    bias: Optional,
     out: T,
     pool: T,
     tables: T,
@@ -276,6 +277,21 @@ export interface Addon {
     cuSeqlens: T,
     layer: number,
     nKeyHeads: number,
+    fromZero: boolean,
+  ): void
+  selectiveScan(
+    xbc: T,
+    step: T,
+    stepBias: T,
+    decayLog: T,
+    skip: T,
+    out: T,
+    pool: T,
+    tables: T,
+    states: T,
+    cuSeqlens: T,
+    layer: number,
+    nGroups: number,
     fromZero: boolean,
   ): void
   embedding(ids: T, weight: T, out: T, scale: number): void

@@ -8,6 +8,8 @@ export interface CausalConvArgs {
   x: Tensor
   /** (channels, width) f32, width 2 to 8: the newest input's weight last. */
   weight: Tensor
+  /** (channels) f32, added before silu. */
+  bias?: Tensor | undefined
   /** (rows, channels) f32, out; not x. */
   out: Tensor
   /** (bytes) u8: the pages, in and out. */
@@ -30,7 +32,7 @@ export interface CausalConvArgs {
 }
 
 /**
- * A convolution along each channel of a sequence, and silu: out_t = silu(sum_j weight_j x_(t - width + 1 + j)).
+ * A convolution along each channel of a sequence, and silu: out_t = silu(sum_j weight_j x_(t - width + 1 + j) + bias).
  * Inputs before the first row are those that the sequence's page of the layer holds, and zeros with
  * `fromZero`; then the page holds the last width - 1 inputs. Rows of a sequence may be cut into calls
  * anywhere: the bits are the same.
@@ -44,6 +46,7 @@ export function causalConv(args: CausalConvArgs): void {
   loadAddon().causalConv(
     handleOf(args.x),
     handleOf(args.weight),
+    handleOf(args.bias),
     handleOf(args.out),
     handleOf(args.pool),
     handleOf(args.tables),

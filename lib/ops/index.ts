@@ -89,5 +89,6 @@ export {
   unpackSegment,
 } from './segment.js'
 export { type SelectSalientArgs, selectSalient } from './select-salient.js'
+export { type SelectiveScanArgs, selectiveScan } from './selective-scan.js'
 export { type StoreProbesArgs, storeProbes } from './store-probes.js'
 export { Tensor } from './tensor.js'

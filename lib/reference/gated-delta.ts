@@ -1,3 +1,5 @@
+import { softplus } from './softplus.js'
+
 /** Rows of the gated delta rule, and the states behind the last one. */
 export interface GatedDeltaResult {
   /** (rows, n_heads, value_dim). */
@@ -64,11 +66,6 @@ export function gatedDelta(options: {
     }
   }
   return { out, state }
-}
-
-/** log(1 + e^x); x itself above 20, as torch has it. */
-function softplus(x: number): number {
-  return x > 20 ? x : Math.log1p(Math.exp(x))
 }
 
 /** x divided by its length. */

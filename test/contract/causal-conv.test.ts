@@ -18,6 +18,8 @@ interface Conv {
   width: number
   masked?: readonly number[]
   fromZero?: boolean
+  /** whether there is a bias */
+  biased?: boolean
 }
 
 /** Random inputs of some sequences, and the pages of their states. */
@@ -30,24 +32,25 @@ function inputs({ lengths, channels, width, fromZero = false }: Conv) {
   }
   const cu = cumulative(lengths)
   const x = normals(1, cu.at(-1)! * channels)
-  return { states, cu, x, weight: normals(2, channels * width) }
+  return { states, cu, x, weight: normals(2, channels * width), bias: normals(3, channels) }
 }
 
 async function run(tensors: DeviceTensors, own: Conv) {
-  const { lengths, channels, width, masked = [], fromZero = false } = own
-  const { states, cu, x, weight } = inputs(own)
+  const { lengths, channels, width, masked = [], fromZero = false, biased = false } = own
+  const { states, cu, x, weight, bias } = inputs(own)
   const rows = cu.at(-1)!
   const out = tensors.output('f32', [rows, channels])
   const given = states.on(tensors, masked)
   causalConv({
     ...{ x: tensors.f32(x, [rows, channels]), weight: tensors.f32(weight, [channels, width]) },
+    ...(biased ? { bias: tensors.f32(bias) } : {}),
     ...{ ...given, out, cuSeqlens: tensors.i32(cu), layer, nHeads, fromZero },
   })
   const actual = await tensors.read(out)
   const bytes = await given.pool.read()
   const expected = lengths.map((_, seq) => {
     const own = x.subarray(cu[seq]! * channels, cu[seq + 1]! * channels)
-    const options = { x: own, weight, channels, width }
+    const options = { x: own, weight, ...(biased ? { bias } : {}), channels, width }
     return reference(fromZero ? options : { ...options, before: states.conv(seq, layer) })
   })
   return { states, cu, actual, bytes, expected }
@@ -84,6 +87,7 @@ describeBackends('causalConv', (backend) => {
     '%i channels',
     async (channels) => {
       await expectReference({ lengths: [9], channels, width: 4 })
+      await expectReference({ lengths: [9], channels, width: 4, biased: true })
     },
   )
 
@@ -104,19 +108,39 @@ describeBackends('causalConv', (backend) => {
     await expectReference({ lengths: [301, 130], channels: 300, width: 4 })
   })
 
+  test('a bias, sequences of all lengths, some masked', async () => {
+    const own = { channels: 70, width: 4, biased: true }
+    await expectReference({ ...own, lengths: [3, 1, 0, 17, 2], masked: [1] })
+    await expectReference({ ...own, lengths: [41, 6], fromZero: true })
+  })
+
+  test('a bias of zeros, the same bits as none', async () => {
+    const { tensors } = backend
+    const own = { lengths: [9], channels: 45, width: 3, fromZero: true }
+    const without = await run(tensors, own)
+    const { states, x, weight } = inputs(own)
+    const out = tensors.output('f32', [9, 45])
+    causalConv({
+      ...{ x: tensors.f32(x, [9, 45]), weight: tensors.f32(weight, [45, 3]), out },
+      ...{ ...states.on(tensors), bias: tensors.f32(new Float32Array(45)), layer, nHeads },
+      ...{ cuSeqlens: tensors.i32([0, 9]), fromZero: true },
+    })
+    expectIdentical(await tensors.read(out), without.actual, { name: 'out', shape: [9, 45] })
+  })
+
   test('rows cut into calls have the same bits', async () => {
     const { tensors } = backend
-    const own = { lengths: [37], channels: 45, width: 5, fromZero: true }
+    const own = { lengths: [37], channels: 45, width: 5, fromZero: true, biased: true }
     const whole = await run(tensors, own)
-    const { states, x, weight } = inputs(own)
+    const { states, x, weight, bias } = inputs(own)
     const given = states.on(tensors)
-    const weights = tensors.f32(weight, [45, 5])
+    const weights = { weight: tensors.f32(weight, [45, 5]), bias: tensors.f32(bias) }
     let begin = 0
     for (const n of [1, 2, 0, 17, 1, 3, 13]) {
       const part = x.subarray(begin * 45, (begin + n) * 45)
       const out = tensors.output('f32', [n, 45])
       causalConv({
-        ...{ ...given, x: tensors.f32(part, [n, 45]), weight: weights, out, layer, nHeads },
+        ...{ ...given, x: tensors.f32(part, [n, 45]), ...weights, out, layer, nHeads },
         ...{ cuSeqlens: tensors.i32([0, n]), fromZero: begin === 0 },
       })
       const expected = whole.actual.subarray(begin * 45, (begin + n) * 45)
@@ -202,6 +226,8 @@ describeBackends('causalConv', (backend) => {
     ['another weight', (t) => ({ weight: t.output('f32', [4, 6]) }), 'ERR_ZC_SHAPE', 'weight'],
     ['a width of 1', (t) => ({ weight: t.output('f32', [6, 1]) }), 'ERR_ZC_UNSUPPORTED', 'weight'],
     ['a width of 9', (t) => ({ weight: t.output('f32', [6, 9]) }), 'ERR_ZC_UNSUPPORTED', 'weight'],
+    ['a bf16 bias', (t) => ({ bias: t.output('bf16', [6]) }), 'ERR_ZC_DTYPE', 'bias'],
+    ['another bias', (t) => ({ bias: t.output('f32', [5]) }), 'ERR_ZC_SHAPE', 'bias'],
     ['an f16 out', (t) => ({ out: t.output('f16', [5, 6]) }), 'ERR_ZC_DTYPE', 'out'],
     ['another out', (t) => ({ out: t.output('f32', [6, 5]) }), 'ERR_ZC_SHAPE', 'out'],
     ['a pool of floats', (t) => ({ pool: t.output('f32', [99]) }), 'ERR_ZC_DTYPE', 'pool'],

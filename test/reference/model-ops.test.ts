@@ -9,6 +9,7 @@ import {
   rmsNorm,
   rope,
   ropeTable,
+  selectiveScan,
   sigmoidGate,
   siluGate,
 } from '../../lib/reference'
@@ -183,6 +184,72 @@ describe('causalConv', () => {
     const sums = [321, 14 - 5]
     expectClose(out, sums.map(silu), { name: 'out', shape: [1, 2], tolerance: tolerance.double })
     expect([...last]).toEqual([2, 6, 3, 7])
+  })
+
+  test('by hand: a bias of each channel', () => {
+    const { out } = causalConv({ x: [1, 5, 2, 6], bias: [-100, 3], ...options })
+    const sums = [0, 13, 110, 15]
+    expectClose(out, sums.map(silu), { name: 'out', shape: [2, 2], tolerance: tolerance.double })
+  })
+})
+
+describe('selectiveScan', () => {
+  // Of one head, state_dim 2, head_dim 2: softplus(0) is ln 2, so that half is kept.
+  const half = { step: [0], stepBias: [0], decayLog: [0] }
+  const one = { nGroups: 1, nHeads: 1, stateDim: 2, headDim: 2 }
+  const within = { tolerance: tolerance.double, shape: [2, 2] }
+  const dt = Math.LN2
+
+  test('by hand: what is kept, what is written, what goes past', () => {
+    // x (6, 10), B (0, 2), C (3, 4)
+    const xbc = [6, 10, 0, 2, 3, 4]
+    const { out, state } = selectiveScan({
+      ...{ xbc, ...half, ...one, skip: [5], state: [8, 2, 4, 6] },
+    })
+    const expected = [4, 1, 2 + 12 * dt, 3 + 20 * dt]
+    expectClose(state, expected, { name: 'state', ...within })
+    const read = [12 + 4 * (2 + 12 * dt) + 30, 3 + 4 * (3 + 20 * dt) + 50]
+    expectClose(out, read, { name: 'out', ...within })
+  })
+
+  test('by hand: from zero, two heads of a group, each with its step and its skip', () => {
+    const { out, state } = selectiveScan({
+      ...{ xbc: [2, 4, 6, 8, 1, 0, 1, 0], nGroups: 1, nHeads: 2, stateDim: 2, headDim: 2 },
+      ...{ step: [0, 90], stepBias: [0, 10], decayLog: [0, 0], skip: [0, 1] },
+    })
+    const expected = [2 * dt, 4 * dt, 0, 0, 600, 800, 0, 0]
+    expectClose(state, expected, { name: 'state', ...within, rowLength: 8 })
+    expectClose(out, [2 * dt, 4 * dt, 606, 808], { name: 'out', ...within })
+  })
+
+  test('by hand: four heads of two groups', () => {
+    const { out } = selectiveScan({
+      ...{ xbc: [1, 1, 1, 1, 2, 3, 10, 100], nGroups: 2, nHeads: 4, stateDim: 1, headDim: 1 },
+      ...{ step: [0, 0, 0, 0], stepBias: [0, 0, 0, 0], decayLog: [0, 0, 0, 0], skip: [0, 0, 0, 0] },
+    })
+    const expected = [20, 20, 300, 300].map((x) => x * dt)
+    expectClose(out, expected, { name: 'out', ...within, shape: [4, 1] })
+  })
+
+  test('the decay: e^(-A softplus(step + bias))', () => {
+    const gates = { step: [3], stepBias: [-3], decayLog: [Math.log(3)], skip: [0] }
+    const xbc = [0, 0, 0, 0, 1, 1]
+    const { state } = selectiveScan({ xbc, ...gates, ...one, state: [8, 16, 24, 32] })
+    expectClose(state, [1, 2, 3, 4], { name: 'state', ...within })
+  })
+
+  test('rows one after the other, as in several calls', () => {
+    const shape = { nGroups: 1, nHeads: 2, stateDim: 4, headDim: 3 }
+    const [xbc, step] = [normals(1, 5 * 14), normals(2, 10)]
+    const own = { stepBias: [0.5, -1], decayLog: [0, 1], skip: [1, -2], ...shape }
+    const whole = selectiveScan({ xbc, step, ...own })
+    const part = (begin: number, end: number) => ({
+      ...{ xbc: xbc.subarray(begin * 14, end * 14), step: step.subarray(begin * 2, end * 2) },
+    })
+    const first = selectiveScan({ ...part(0, 2), ...own })
+    const second = selectiveScan({ ...part(2, 5), ...own, state: first.state })
+    expect([...first.out, ...second.out]).toEqual([...whole.out])
+    expect(second.state).toEqual(whole.state)
   })
 })
 

@@ -58,6 +58,8 @@ export const tolerance = {
   causalConv: 1e-6,
   /** Sums over up to 256 channels of keys, row after row of a state that keeps what was rounded. */
   gatedDelta: 3e-6,
+  /** A sum over up to 256 channels of such a state, B and C not divided by their lengths: it may cancel. */
+  selectiveScan: 1e-5,
   /** A handful of f32 operations an element, rsqrt or a sum over the width among them. */
   f32Norm: 3e-6,
   /** exp, division and product in f32. */

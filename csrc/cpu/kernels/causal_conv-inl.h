@@ -28,10 +28,16 @@ void causal_conv(const OpContext& ctx, const CausalConvArgs& a) {
       return;
     }
     float* page = state_page(a.pool, words[0], page_bytes) + c0;
-    float* weight = thread_scratch(0, static_cast<size_t>(width * kConvChannels));  // (width, n)
+    // (width + 1, n): the last row is the bias
+    float* weight = thread_scratch(0, static_cast<size_t>((width + 1) * kConvChannels));
+    float* bias = weight + width * n;
     for (int64_t c = 0; c < n; ++c)
       for (int64_t j = 0; j < width; ++j)
         weight[j * n + c] = a.weight.as<float>()[(c0 + c) * width + j];
+    if (a.bias.defined())
+      std::memcpy(bias, a.bias.as<float>() + c0, n_bytes);
+    else
+      std::memset(bias, 0, n_bytes);
     float* before = thread_scratch(1, static_cast<size_t>(kept * kConvChannels));  // (kept, n)
     for (int64_t j = 0; j < kept; ++j) {
       if (a.from_zero)
@@ -48,12 +54,12 @@ void causal_conv(const OpContext& ctx, const CausalConvArgs& a) {
       float* to = out + t * channels;
       int64_t c = 0;
       for (; c + kLanes <= n; c += kLanes) {
-        VecF y{};
+        VecF y = load(bias + c);
         for (int64_t j = 0; j < width; ++j) y = fma(load(weight + j * n + c), load(seen[j] + c), y);
         store(to + c, y * sigmoid(y));
       }
       for (; c < n; ++c) {  // the same of one lane
-        VecF y{};
+        VecF y = broadcast(bias[c]);
         for (int64_t j = 0; j < width; ++j)
           y = fma(broadcast(weight[j * n + c]), broadcast(seen[j][c]), y);
         to[c] = (y * sigmoid(y))[0];

@@ -1,10 +1,6 @@
 namespace zc::cpu {
 namespace ZC_ISA {
 
-// Columns of a state that are worked on together: with 128 channels of keys 16 KB, which stay in L1
-// for all rows of a call. The last strip may have 16.
-inline constexpr int kDeltaColumns = 32;
-
 // What all columns of a row share, computed once.
 struct DeltaRows {
   int64_t n_key_heads;
@@ -23,31 +19,16 @@ struct DeltaRows {
   size_t size() const { return static_cast<size_t>(rows * (n_key_heads + n_heads) * 2); }
 };
 
-// One value head's rows of one sequence, and where they lie.
-struct DeltaHead {
-  const float* q;  // (rows, key_dim), rows qkv_stride apart, as k and v
-  const float* k;
-  const float* v;  // (rows, value_dim)
-  float* out;      // (rows, value_dim), rows out_stride apart
-  int64_t qkv_stride;
-  int64_t out_stride;
-  int64_t key_dim;
-  int64_t first_row;
-  int64_t n_rows;
-  int64_t key_head;
-  int64_t head;
-};
-
 // All rows of V vectors of columns, one after the other: state (key_dim, V vectors). The norms of q
 // and k multiply what came of them, not each channel.
 template <int V>
-ZC_NOINLINE void delta_strip(const DeltaHead& h, const DeltaRows& shared, int64_t column,
+ZC_NOINLINE void delta_strip(const StateHead& h, const DeltaRows& shared, int64_t column,
                              float* state) {
   constexpr int kStride = V * kWideLanes;
   constexpr int kSums = 8 / V;  // of each vector in the first pass, whose FMAs wait for each other
   for (int64_t t = 0; t < h.n_rows; ++t) {
-    const float* q = h.q + t * h.qkv_stride;
-    const float* k = h.k + t * h.qkv_stride;
+    const float* q = h.q + t * h.stride;
+    const float* k = h.k + t * h.stride;
     const float* norms = shared.norms(h.first_row + t, h.key_head);
     const float* gates = shared.gates(h.first_row + t, h.head);
     const WideF keep = broadcast_wide(gates[0]);
@@ -62,7 +43,7 @@ ZC_NOINLINE void delta_strip(const DeltaHead& h, const DeltaRows& shared, int64_
     ZC_UNROLL for (int j = 0; j < V; ++j) {
       ZC_UNROLL for (int s = 1; s < kSums; ++s) read[0][j] += read[s][j];
       const WideF there = read[0][j] * broadcast_wide(norms[1] * gates[0]);
-      const WideF value = load_wide(h.v + t * h.qkv_stride + column + j * kWideLanes);
+      const WideF value = load_wide(h.v + t * h.stride + column + j * kWideLanes);
       change[j] = (value - there) * broadcast_wide(gates[1] * norms[1]);
     }
     WideF result[V] = {};  // q^T S
@@ -81,20 +62,15 @@ ZC_NOINLINE void delta_strip(const DeltaHead& h, const DeltaRows& shared, int64_
   }
 }
 
-// The gated delta rule (Gated DeltaNet, arXiv 2412.06464, eq. 10), row by row. One task is a value
-// head of a sequence, whose state is taken out of the pool strip by strip and put back.
+// The gated delta rule (Gated DeltaNet, arXiv 2412.06464, eq. 10), row by row.
 void gated_delta(const OpContext& ctx, const GatedDeltaArgs& a) {
   const int64_t rows = a.qkv.size(0);
   const int64_t qkv_stride = a.qkv.size(1);
   const int64_t n_heads = a.n_heads();
   const int64_t key_dim = a.key_dim();
-  const int64_t value_dim = a.value_dim();
   const int64_t keys = a.keys();
-  const int64_t heads_per_key = n_heads / a.n_key_heads;
-  const int32_t* cu = a.cu_seqlens.as<int32_t>();
-  const int64_t page_bytes = head_page_bytes(key_dim, value_dim);
   check_cu_seqlens("cuSeqlens", a.cu_seqlens, rows);
-  check_state_pages(a, n_heads, 1, n_heads, page_bytes);
+  check_state_pages(a, n_heads, 1, n_heads, head_page_bytes(key_dim, a.value_dim()));
 
   DeltaRows shared{a.n_key_heads, n_heads, nullptr, rows};
   shared.numbers = thread_scratch(1, shared.size());  // read by all threads
@@ -118,52 +94,9 @@ void gated_delta(const OpContext& ctx, const GatedDeltaArgs& a) {
     }
   });
 
-  ctx.threads->parallel_for(a.states.size(0) * n_heads, [&](int64_t task) {
-    const int64_t seq = task / n_heads;
-    const int64_t head = task % n_heads;
-    const int64_t key_head = head / heads_per_key;
-    const int64_t first = cu[seq];
-    const float* row = a.qkv.as<float>() + first * qkv_stride;
-    const DeltaHead h = {row + key_head * key_dim,
-                         row + keys + key_head * key_dim,
-                         row + 2 * keys + head * value_dim,
-                         a.out.as<float>() + (first * n_heads + head) * value_dim,
-                         qkv_stride,
-                         n_heads * value_dim,
-                         key_dim,
-                         first,
-                         cu[seq + 1] - first,
-                         key_head,
-                         head};
-    const int32_t* words = state_words(a, seq, n_heads);
-    if (!words) {
-      for (int64_t t = 0; t < h.n_rows; ++t)
-        std::memset(h.out + t * h.out_stride, 0, static_cast<size_t>(value_dim) * sizeof(float));
-      return;
-    }
-    float* page = state_page(a.pool, words[1 + head], page_bytes);
-    // All strips one after the other, so that the page is read and written in the order in which it
-    // lies: (key_dim, 32) of each.
-    float* state = thread_scratch(0, static_cast<size_t>(key_dim * value_dim));
-    const auto each_vector = [&](const auto& copy) {  // copy(where in the page, where in a strip)
-      for (int64_t i = 0; i < key_dim; ++i)
-        for (int64_t c0 = 0; c0 < value_dim; c0 += kDeltaColumns) {
-          const int64_t n = std::min<int64_t>(kDeltaColumns, value_dim - c0);
-          for (int64_t c = 0; c < n; c += kWideLanes)
-            copy(page + i * value_dim + c0 + c, state + c0 * key_dim + i * n + c);
-        }
-    };
-    if (a.from_zero)
-      std::memset(state, 0, static_cast<size_t>(page_bytes));
-    else
-      each_vector([](const float* from, float* to) { store(to, load_wide(from)); });
-    for (int64_t c = 0; c < value_dim; c += kDeltaColumns) {
-      if (value_dim - c >= kDeltaColumns)
-        delta_strip<kDeltaColumns / kWideLanes>(h, shared, c, state + c * key_dim);
-      else
-        delta_strip<kDeltaColumns / kWideLanes / 2>(h, shared, c, state + c * key_dim);
-    }
-    each_vector([](float* to, const float* from) { store(to, load_wide(from)); });
+  const StateRows in = {a.qkv.as<float>(), qkv_stride, 0, keys, 2 * keys, key_dim, a.n_key_heads};
+  each_state_strip(ctx, a, in, [&](auto vectors, const StateHead& h, int64_t column, float* state) {
+    delta_strip<decltype(vectors)::value>(h, shared, column, state);
   });
 }
 

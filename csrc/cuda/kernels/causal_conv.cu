@@ -18,6 +18,7 @@ struct ConvParams {
   StatePlace place;
   const float* x;       // (rows, channels)
   const float* weight;  // (channels, width)
+  const float* bias;    // (channels), may be null
   float* out;           // (rows, channels)
   int32_t channels;
   int32_t n_blocks;  // of channels
@@ -59,13 +60,14 @@ __global__ void __launch_bounds__(kThreads)
   };
   float weight[kWidth];
   ZC_UNROLL for (int j = 0; j < kWidth; ++j) weight[j] = p.weight[int64_t{channel} * kWidth + j];
+  const float bias = p.bias == nullptr ? 0.0f : p.bias[channel];
   float seen[kKept + kRowsAtOnce];
   ZC_UNROLL for (int j = 0; j < kKept; ++j) seen[j] = input(begin - kKept + j);
   for (int64_t t = begin; t < end; t += kRowsAtOnce) {
     ZC_UNROLL for (int r = 0; r < kRowsAtOnce; ++r) seen[kKept + r] =
         t + r < end ? x[(t + r) * channels] : 0.0f;
     ZC_UNROLL for (int r = 0; r < kRowsAtOnce; ++r) {
-      float y = 0.0f;
+      float y = bias;
       ZC_UNROLL for (int j = 0; j < kWidth; ++j) y = fmaf(weight[j], seen[r + j], y);
       if (t + r < end) out[(t + r) * channels] = y * sigmoid(y);
     }
@@ -97,6 +99,7 @@ void causal_conv(Context& context, const CausalConvArgs& a) {
   const ConvParams params{state_place(a, rows, a.n_heads),
                           a.x.as<float>(),
                           a.weight.as<float>(),
+                          a.bias.defined() ? a.bias.as<float>() : nullptr,
                           a.out.as<float>(),
                           static_cast<int32_t>(a.channels()),
                           static_cast<int32_t>(n_blocks)};

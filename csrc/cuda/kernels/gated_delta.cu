@@ -3,7 +3,7 @@
 
 #include "csrc/cuda/launchers.h"
 #include "csrc/cuda/state_page.h"
-#include "csrc/math/delta_gates.h"
+#include "csrc/math/recurrence.h"
 
 namespace zc::cuda {
 

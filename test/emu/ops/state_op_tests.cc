@@ -46,17 +46,18 @@ std::vector<int32_t> cumulative(const std::vector<int32_t>& lengths) {
 // A prompt from zero, then rows that follow it; the second sequence is masked the second time.
 const std::vector<int32_t> kCalls[] = {{3, 1, 40}, {1, 2, 17}, {0, 0, 9}};
 
-void convolve(OpRun& run, int64_t channels, int64_t width) {
+void convolve(OpRun& run, int64_t channels, int64_t width, bool biased) {
   const States states(run, 3, 2, conv_page_bytes(width, channels), 256);
   run.compare("pool", states.floats());
   const TensorView weight = run.normals(DType::kF32, {channels, width});
+  const TensorView bias = biased ? run.normals(DType::kF32, {channels}) : TensorView{};
   for (const std::vector<int32_t>& lengths : kCalls) {
     const std::vector<int32_t> cu = cumulative(lengths);
     const bool from_zero = &lengths == kCalls;
     std::vector<int32_t> starts = states.starts;
     if (!from_zero) starts[1] = -1;
     run.op(&Backend::causal_conv,
-           CausalConvArgs{run.normals(DType::kF32, {cu.back(), channels}), weight,
+           CausalConvArgs{run.normals(DType::kF32, {cu.back(), channels}), weight, bias,
                           run.result("out", DType::kF32, {cu.back(), channels}, {2e-6, 0.01}),
                           states.pool, run.ints(states.words), run.ints(starts), run.ints(cu), 1, 2,
                           from_zero});
@@ -95,7 +96,7 @@ GatedDeltaArgs delta_args(OpRun& run, const States& states, const DeltaShape& sh
 ZC_OP_TESTS(state_tests) {
   for (const int64_t width : {2, 3, 4, 5, 6, 7, 8})
     add_op_test(format("causal_conv of width %d", static_cast<int>(width)), [=](OpRun& run) {
-      for (const int64_t channels : {1, 40, 131}) convolve(run, channels, width);
+      for (const int64_t channels : {1, 40, 131}) convolve(run, channels, width, channels == 40);
     });
   add_op_test("causal_conv of many rows", [](OpRun& run) {
     const States states(run, 2, 1, conv_page_bytes(4, 5), 64);
@@ -103,9 +104,9 @@ ZC_OP_TESTS(state_tests) {
     run.expects_launches(1);
     run.op(&Backend::causal_conv,
            CausalConvArgs{run.normals(DType::kF32, {331, 5}), run.normals(DType::kF32, {5, 4}),
-                          run.result("out", DType::kF32, {331, 5}, {2e-6, 0.01}), states.pool,
-                          run.ints(states.words), run.ints(states.starts), run.ints({0, 300, 331}),
-                          0, 1, true});
+                          TensorView{}, run.result("out", DType::kF32, {331, 5}, {2e-6, 0.01}),
+                          states.pool, run.ints(states.words), run.ints(states.starts),
+                          run.ints({0, 300, 331}), 0, 1, true});
   });
 
   const DeltaShape shapes[] = {{1, 1, 16, 16},  {2, 2, 32, 48}, {1, 2, 64, 32},
@@ -144,8 +145,9 @@ ZC_OP_TESTS(state_tests) {
       run.expects_failure();
       run.op(&Backend::causal_conv,
              CausalConvArgs{run.normals(DType::kF32, {5, 24}), run.normals(DType::kF32, {24, 4}),
-                            run.scratch(DType::kF32, {5, 24}), states.pool, run.ints(states.words),
-                            run.ints(states.starts), run.ints({0, 2, 5}), 1, 2, false});
+                            TensorView{}, run.scratch(DType::kF32, {5, 24}), states.pool,
+                            run.ints(states.words), run.ints(states.starts), run.ints({0, 2, 5}), 1,
+                            2, false});
     });
     add_op_test(std::string("gated_delta of ") + name, [=](OpRun& run) {
       States states(run, 2, 2, 64, head_page_bytes(32, 16));
@@ -176,8 +178,9 @@ ZC_OP_TESTS(state_tests) {
     run.expects_failure();
     run.op(&Backend::causal_conv,
            CausalConvArgs{run.normals(DType::kF32, {5, 24}), run.normals(DType::kF32, {24, 4}),
-                          run.scratch(DType::kF32, {5, 24}), states.pool, run.ints(states.words),
-                          run.ints(states.starts), run.ints({0, 6, 5}), 1, 1, true});
+                          TensorView{}, run.scratch(DType::kF32, {5, 24}), states.pool,
+                          run.ints(states.words), run.ints(states.starts), run.ints({0, 6, 5}), 1,
+                          1, true});
   });
 }
 
