@@ -85,6 +85,8 @@ export interface SharedExpertNames {
   readonly name: string
   /** (1, hidden_size), `block.NAME.weight`: the sigmoid of its product multiplies what the MLP gives; null: nothing does. */
   readonly gate: string | null
+  /** Its gate and up lie in one tensor, and `block` is a part of the layer by itself; absent: they do not. */
+  readonly joint?: MlpNames
 }
 
 /** Where each expert has tensors of its own, `block.experts.0.NAME.weight`. */
@@ -121,6 +123,8 @@ export interface JointExpertNames {
 export interface ExpertTraits {
   /** Keys of their number: the second is what transformers 5 writes. */
   readonly countKeys: readonly string[]
+  /** It may be 0: layers have a plain MLP then. Absent: it may not. */
+  readonly isOptional?: boolean
   /** Key of the number that multiplies a row. */
   readonly perRowKey: string
   /** Key of their width. */
@@ -232,10 +236,11 @@ export interface ArchitectureTraits {
   /** Beside each head's queries `q_proj` has a gate (`ModelConfig.gatesAttention`). */
   readonly gatesAttention: boolean
   /**
-   * Whether some layers have a recurrent state instead of keys and values, and how their projections lie
-   * (`RecurrenceConfig`). Which layers these are `layer_types` says, or `full_attention_interval`.
+   * Whether some layers have a recurrent state instead of keys and values: gated DeltaNet's, and how its
+   * projections lie, or Mamba 2's (`RecurrenceConfig`). Which layers these are `layer_types` says, of the first
+   * `full_attention_interval` too.
    */
-  readonly recurrence: 'none' | 'projections apart' | 'projections by key heads'
+  readonly recurrence: 'none' | 'projections apart' | 'projections by key heads' | 'mamba'
   /** What is "as layer_types says" is refused where it says nothing. */
   readonly window:
     | 'none'
@@ -478,6 +483,26 @@ const kGraniteTraits = {
   bias: 'from attention_bias',
   isGranite: true,
 } as const satisfies ArchitectureTraits
+
+const kGraniteExperts = {
+  ...kLocalExperts,
+  names: {
+    ...kUsualExpertNames,
+    block: 'block_sparse_moe',
+    router: 'router.layer',
+    tensors: {
+      gateUp: 'input_linear.weight',
+      down: 'output_linear.weight',
+      ...{ order: 'out, in', own: null, inTurnsWithBiases: false },
+    },
+  },
+} as const satisfies ExpertTraits
+
+const kGraniteSharedMlp = {
+  block: 'shared_mlp',
+  gateUp: 'input_linear',
+  down: 'output_linear',
+} as const satisfies MlpNames
 
 const kGlmTraits = {
   ...kPlain,
@@ -863,32 +888,30 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
   GraniteMoeForCausalLM: {
     ...kGraniteTraits,
     modelType: 'granitemoe',
-    experts: {
-      ...kLocalExperts,
-      names: {
-        ...kUsualExpertNames,
-        block: 'block_sparse_moe',
-        router: 'router.layer',
-        tensors: {
-          gateUp: 'input_linear.weight',
-          down: 'output_linear.weight',
-          ...{ order: 'out, in', own: null, inTurnsWithBiases: false },
-        },
-      },
-    },
+    experts: kGraniteExperts,
   },
-  // Granite 4, as far as all layers have attention and none has experts.
   GraniteMoeHybridForCausalLM: {
     ...kGraniteTraits,
     modelType: 'granitemoehybrid',
-    defaults: { ...kGraniteTraits.defaults, num_local_experts: 8 },
-    expects: { num_local_experts: 0 },
-    window: 'none, as layer_types says',
+    defaults: {
+      ...kGraniteTraits.defaults,
+      num_local_experts: 8,
+      ...{ mamba_n_heads: 128, mamba_n_groups: 1, mamba_d_state: 256, mamba_d_head: 'auto' },
+      ...{ mamba_d_conv: 4, mamba_expand: 2 },
+    },
+    expects: { mamba_proj_bias: false, mamba_conv_bias: true },
+    recurrence: 'mamba',
     rope: 'one by position_embedding_type',
     fusedProjections: 'gate and up',
-    mlp: {
-      widthKey: 'shared_intermediate_size',
-      names: { block: 'shared_mlp', gateUp: 'input_linear', down: 'output_linear' },
+    mlp: { widthKey: 'shared_intermediate_size', names: kGraniteSharedMlp },
+    experts: {
+      ...kGraniteExperts,
+      isOptional: true,
+      sharedKey: { width: 'shared_intermediate_size' },
+      names: {
+        ...kGraniteExperts.names,
+        shared: { name: kGraniteSharedMlp.block, gate: null, joint: kGraniteSharedMlp },
+      },
     },
   },
   Olmo2ForCausalLM: kOlmo2Traits,

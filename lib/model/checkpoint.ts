@@ -42,15 +42,17 @@ export type WeightRole =
   | 'kNorm'
   | 'sinks'
   | 'attentionGate'
-  | 'deltaQkv'
-  | 'deltaGate'
-  | 'deltaDecay'
-  | 'deltaBeta'
-  | 'deltaConv'
-  | 'deltaDecayLog'
-  | 'deltaDecayBias'
-  | 'deltaNorm'
-  | 'deltaOut'
+  | 'recurrentQkv'
+  | 'recurrentGate'
+  | 'recurrentDecay'
+  | 'recurrentBeta'
+  | 'recurrentConv'
+  | 'recurrentConvBias'
+  | 'recurrentDecayLog'
+  | 'recurrentDecayBias'
+  | 'recurrentSkip'
+  | 'recurrentNorm'
+  | 'recurrentOut'
   | 'attentionOutputNorm'
   | 'mlpNorm'
   | 'mlpOutputNorm'
@@ -76,11 +78,11 @@ const MATRICES = [
   'vProj',
   'oProj',
   'attentionGate',
-  'deltaQkv',
-  'deltaGate',
-  'deltaDecay',
-  'deltaBeta',
-  'deltaOut',
+  'recurrentQkv',
+  'recurrentGate',
+  'recurrentDecay',
+  'recurrentBeta',
+  'recurrentOut',
   'router',
   'gateProj',
   'upProj',
@@ -100,7 +102,7 @@ export function isMatrix(role: WeightRole): role is MatrixRole {
   return (MATRICES as readonly WeightRole[]).includes(role)
 }
 
-const EXACT: readonly WeightRole[] = ['router', 'sharedGate', 'deltaDecay', 'deltaBeta']
+const EXACT: readonly WeightRole[] = ['router', 'sharedGate', 'recurrentDecay', 'recurrentBeta']
 
 /**
  * Whether a weight decides which experts are chosen, how much one is, or how long a state lasts and how much
@@ -326,8 +328,17 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
   const addSharedExpert = (layer: number, prefix: string, { names, sharedSize }: ExpertsConfig) => {
     if (names.shared === null || sharedSize === 0) return
     const block = `${prefix}.${names.block}`
-    const { name, gate } = names.shared
+    const { name, gate, joint } = names.shared
     if (gate !== null) add(layer, 'sharedGate', `${block}.${gate}.weight`, 1, hiddenSize)
+    if (joint) {
+      const mlp = `${prefix}.${joint.block}`
+      addFused(layer, `${mlp}.${joint.gateUp}.weight`, hiddenSize, [
+        ['sharedGateProj', sharedSize],
+        ['sharedUpProj', sharedSize],
+      ])
+      add(layer, 'sharedDownProj', `${mlp}.${joint.down}.weight`, hiddenSize, sharedSize)
+      return
+    }
     const shared = `${block}.${name}`
     add(layer, 'sharedGateProj', `${shared}.gate_proj.weight`, sharedSize, hiddenSize)
     add(layer, 'sharedUpProj', `${shared}.up_proj.weight`, sharedSize, hiddenSize)
@@ -395,34 +406,50 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
   ) => {
     const group = nValueHeads / nKeyHeads
     addByHeads(layer, `${delta}.in_proj_qkvz.weight`, nKeyHeads, [
-      ['deltaQkv', keyDim],
-      ['deltaQkv', keyDim],
-      ['deltaQkv', group * valueDim],
-      ['deltaGate', group * valueDim],
+      ['recurrentQkv', keyDim],
+      ['recurrentQkv', keyDim],
+      ['recurrentQkv', group * valueDim],
+      ['recurrentGate', group * valueDim],
     ])
     addByHeads(layer, `${delta}.in_proj_ba.weight`, nKeyHeads, [
-      ['deltaBeta', group],
-      ['deltaDecay', group],
+      ['recurrentBeta', group],
+      ['recurrentDecay', group],
     ])
   }
 
   const addRecurrence = (layer: number, prefix: string, recurrence: RecurrenceConfig) => {
-    const { nKeyHeads, nValueHeads, keyDim, valueDim, convWidth } = recurrence
-    const delta = `${prefix}.linear_attn`
+    const { rule, nKeyHeads, nValueHeads, keyDim, valueDim, convWidth } = recurrence
     const width = nValueHeads * valueDim
     const channels = 2 * nKeyHeads * keyDim + width
+    if (rule === 'selective scan') {
+      const mamba = `${prefix}.mamba`
+      addFused(layer, `${mamba}.in_proj.weight`, hiddenSize, [
+        ['recurrentGate', width],
+        ['recurrentQkv', channels],
+        ['recurrentDecay', nValueHeads],
+      ])
+      add(layer, 'recurrentConv', `${mamba}.conv1d.weight`, channels, 1, convWidth)
+      add(layer, 'recurrentConvBias', `${mamba}.conv1d.bias`, channels)
+      add(layer, 'recurrentDecayLog', `${mamba}.A_log`, nValueHeads)
+      add(layer, 'recurrentDecayBias', `${mamba}.dt_bias`, nValueHeads)
+      add(layer, 'recurrentSkip', `${mamba}.D`, nValueHeads)
+      add(layer, 'recurrentNorm', `${mamba}.norm.weight`, width)
+      add(layer, 'recurrentOut', `${mamba}.out_proj.weight`, hiddenSize, width)
+      return
+    }
+    const delta = `${prefix}.linear_attn`
     if (recurrence.byKeyHeads) addByKeyHeads(layer, delta, recurrence)
     else {
-      add(layer, 'deltaQkv', `${delta}.in_proj_qkv.weight`, channels, hiddenSize)
-      add(layer, 'deltaGate', `${delta}.in_proj_z.weight`, width, hiddenSize)
-      add(layer, 'deltaDecay', `${delta}.in_proj_a.weight`, nValueHeads, hiddenSize)
-      add(layer, 'deltaBeta', `${delta}.in_proj_b.weight`, nValueHeads, hiddenSize)
+      add(layer, 'recurrentQkv', `${delta}.in_proj_qkv.weight`, channels, hiddenSize)
+      add(layer, 'recurrentGate', `${delta}.in_proj_z.weight`, width, hiddenSize)
+      add(layer, 'recurrentDecay', `${delta}.in_proj_a.weight`, nValueHeads, hiddenSize)
+      add(layer, 'recurrentBeta', `${delta}.in_proj_b.weight`, nValueHeads, hiddenSize)
     }
-    add(layer, 'deltaConv', `${delta}.conv1d.weight`, channels, 1, convWidth)
-    add(layer, 'deltaDecayLog', `${delta}.A_log`, nValueHeads)
-    add(layer, 'deltaDecayBias', `${delta}.dt_bias`, nValueHeads)
-    add(layer, 'deltaNorm', `${delta}.norm.weight`, valueDim)
-    add(layer, 'deltaOut', `${delta}.out_proj.weight`, hiddenSize, width)
+    add(layer, 'recurrentConv', `${delta}.conv1d.weight`, channels, 1, convWidth)
+    add(layer, 'recurrentDecayLog', `${delta}.A_log`, nValueHeads)
+    add(layer, 'recurrentDecayBias', `${delta}.dt_bias`, nValueHeads)
+    add(layer, 'recurrentNorm', `${delta}.norm.weight`, valueDim)
+    add(layer, 'recurrentOut', `${delta}.out_proj.weight`, hiddenSize, width)
   }
 
   add(null, 'embedding', 'model.embed_tokens.weight', vocabSize, hiddenSize)

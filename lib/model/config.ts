@@ -73,8 +73,13 @@ export interface ExpertsConfig {
   readonly names: ExpertNames
 }
 
-/** Layers whose past is a state of one size instead of keys and values: gated DeltaNet (arXiv 2412.06464). */
+/** Layers whose past is a state of one size instead of keys and values. */
 export interface RecurrenceConfig {
+  /**
+   * How a row changes it: gated DeltaNet (arXiv 2412.06464), or Mamba 2 (arXiv 2405.21060), whose groups of B and C
+   * are key heads here, and its heads value heads.
+   */
+  readonly rule: 'gated delta' | 'selective scan'
   /** (nLayers): whether a layer is one of them; others attend. */
   readonly layers: readonly boolean[]
   /** Divides `nValueHeads`. */
@@ -87,8 +92,10 @@ export interface RecurrenceConfig {
   readonly valueDim: number
   /** Inputs that the convolution of a channel sees, its own included: 2 to 8. */
   readonly convWidth: number
+  /** Added to the mean square in the norm of what is read of a state. */
+  readonly normEps: number
   /**
-   * The checkpoint has queries, keys, values and gates in one tensor, and decays with what enters states in
+   * Of gated DeltaNet. The checkpoint has queries, keys, values and gates in one tensor, and decays with what enters states in
    * another: each key head's rows together. Else all are apart, but for queries, keys and values.
    */
   readonly byKeyHeads: boolean
@@ -391,7 +398,7 @@ function readScales(
   hiddenSize: number,
   headDim: number,
 ) {
-  const eps = read.number('rms_norm_eps', 'a number above 0 and at most 1', kDefaultEps, isEps)
+  const eps = readNormEps(read)
   const residual = isGranite ? read.positive('residual_multiplier') : 1
   const embedding = isGranite ? read.positive('embedding_multiplier') : 1
   const hasScalar = isGemma && read.raw.query_pre_attn_scalar !== undefined
@@ -403,6 +410,10 @@ function readScales(
     roundsEmbeddingScale: isGemma,
     logitsScale: isGranite ? 1 / read.positive('logits_scaling') : 1,
   }
+}
+
+function readNormEps(read: ConfigReader): number {
+  return read.number('rms_norm_eps', 'a number above 0 and at most 1', kDefaultEps, isEps)
 }
 
 const isEps = (value: number): boolean => value > 0 && value <= 1
@@ -488,7 +499,8 @@ function readExperts(
   if (experts === null) return null
   const named = experts.countKeys.filter((key) => read.value(key) !== undefined)
   const [key = experts.countKeys[0] as string, other] = named
-  const count = read.integer(key, 1, kMaxExperts)
+  const count = read.integer(key, experts.isOptional ? 0 : 1, kMaxExperts)
+  if (count === 0) return null
   if (other !== undefined && read.value(other) !== count) {
     read.refuse(other, `is ${quote(read.value(other))}, but ${key} is ${count}`)
   }
@@ -574,6 +586,7 @@ function readRecurrence(
   nLayers: number,
 ): RecurrenceConfig | null {
   if (recurrence === 'none') return null
+  if (recurrence === 'mamba') return readMamba(read, nLayers)
   const layers = readRecurrentLayers(read, nLayers)
   const nKeyHeads = read.integer('linear_num_key_heads', 1, kMaxHeads)
   const nValueHeads = read.integer('linear_num_value_heads', 1, kMaxHeads)
@@ -581,16 +594,9 @@ function readRecurrence(
     const expected = `expected a multiple of linear_num_key_heads ${nKeyHeads}`
     read.refuse('linear_num_value_heads', `is ${nValueHeads}, ${expected}`)
   }
-  const keyDim = read.integer('linear_key_head_dim', kHeadDimStep, kMaxHeadDim)
-  if (!Number.isInteger(Math.log2(keyDim))) {
-    const expected = `expected a power of two from ${kHeadDimStep} to ${kMaxHeadDim}`
-    read.refuse('linear_key_head_dim', `is ${keyDim}, ${expected}`)
-  }
+  const keyDim = readKeyDim(read, 'linear_key_head_dim')
   const valueDim = read.integer('linear_value_head_dim', kHeadDimStep, kMaxHeadDim)
-  if (valueDim % kHeadDimStep !== 0) {
-    const expected = `expected a multiple of ${kHeadDimStep} up to ${kMaxHeadDim}`
-    read.refuse('linear_value_head_dim', `is ${valueDim}, ${expected}`)
-  }
+  checkValueDim(read, 'linear_value_head_dim', valueDim)
   const width = 2 * nKeyHeads * keyDim + nValueHeads * valueDim
   if (width > kMaxWidth) {
     const sizes = `${nKeyHeads} key heads of ${keyDim} channels and values of ${valueDim}`
@@ -599,8 +605,60 @@ function readRecurrence(
   }
   const convWidth = read.integer('linear_conv_kernel_dim', 2, kMaxConvWidth)
   const byKeyHeads = recurrence === 'projections by key heads'
-  const config = { layers, nKeyHeads, nValueHeads, keyDim, valueDim, convWidth, byKeyHeads }
-  return layers.includes(true) ? config : null
+  const sizes = { nKeyHeads, nValueHeads, keyDim, valueDim, convWidth }
+  const normEps = readNormEps(read)
+  const rule = 'gated delta'
+  return layers.includes(true) ? { rule, layers, ...sizes, normEps, byKeyHeads } : null
+}
+
+/** Mamba 2's. */
+function readMamba(read: ConfigReader, nLayers: number): RecurrenceConfig | null {
+  const types = readLayerTypes(read, nLayers, 'linear_attention')
+  if (types === null) read.refuse('layer_types', 'is missing: no layer would attend')
+  const layers = types.map((type) => type === 'linear_attention')
+  if (!layers.includes(true)) return null
+  if (!layers.includes(false)) {
+    read.refuse('layer_types', 'holds no "full_attention", expected it once at least')
+  }
+  const nValueHeads = read.integer('mamba_n_heads', 1, kMaxHeads)
+  const nKeyHeads = read.integer('mamba_n_groups', 1, kMaxHeads)
+  if (nValueHeads % nKeyHeads !== 0) {
+    const expected = `expected a multiple of mamba_n_groups ${nKeyHeads}`
+    read.refuse('mamba_n_heads', `is ${nValueHeads}, ${expected}`)
+  }
+  const keyDim = readKeyDim(read, 'mamba_d_state')
+  const width = read.integer('mamba_expand', 1, 16) * read.integer('hidden_size', 1, kMaxWidth)
+  const valueDim =
+    read.value('mamba_d_head') === 'auto'
+      ? width / nValueHeads
+      : read.integer('mamba_d_head', kHeadDimStep, kMaxHeadDim)
+  if (valueDim * nValueHeads !== width) {
+    const expected = `expected ${width} channels, mamba_expand times hidden_size`
+    read.refuse('mamba_n_heads', `is ${nValueHeads}, of ${valueDim} each, ${expected}`)
+  }
+  checkValueDim(read, 'mamba_d_head', valueDim)
+  const convWidth = read.integer('mamba_d_conv', 2, kMaxConvWidth)
+  const limit = read.value('time_step_limit')
+  // Infinity, which JSON has no number for, stands there as several things.
+  if (Array.isArray(limit) && (limit[0] !== 0 || typeof limit[1] === 'number')) {
+    read.refuse('time_step_limit', `is ${quote(limit)}; limits of steps are not supported`)
+  }
+  const sizes = { nKeyHeads, nValueHeads, keyDim, valueDim, convWidth }
+  const normEps = readNormEps(read)
+  return { rule: 'selective scan', layers, ...sizes, normEps, byKeyHeads: false }
+}
+
+function readKeyDim(read: ConfigReader, key: string): number {
+  const keyDim = read.integer(key, kHeadDimStep, kMaxHeadDim)
+  if (Number.isInteger(Math.log2(keyDim))) return keyDim
+  const expected = `expected a power of two from ${kHeadDimStep} to ${kMaxHeadDim}`
+  return read.refuse(key, `is ${keyDim}, ${expected}`)
+}
+
+function checkValueDim(read: ConfigReader, key: string, valueDim: number): void {
+  if (valueDim % kHeadDimStep === 0 && valueDim <= kMaxHeadDim) return
+  const expected = `expected a multiple of ${kHeadDimStep} up to ${kMaxHeadDim}`
+  read.refuse(key, `is ${valueDim}, ${expected}`)
 }
 
 /** (nLayers): whether a layer has a recurrent state. */
@@ -795,7 +853,8 @@ function readLayerTypes(
   }
   return types.map((type) => {
     if (type === 'full_attention' || type === other) return type
-    if (type === 'attention') return 'full_attention' // Granite 4's own word
+    if (type === 'attention') return 'full_attention' // Granite 4's own words
+    if (type === 'mamba' && other === 'linear_attention') return other
     return read.refuse(
       'layer_types',
       `holds ${quote(type)}, expected "full_attention" or "${other}"`,

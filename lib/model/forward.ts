@@ -21,11 +21,12 @@ import {
   rope,
   ropeTable,
   routeExperts,
+  selectiveScan,
   sigmoidGate,
   siluGate,
   type Tensor,
 } from '../ops/index.js'
-import { gateWidth, hasOutputNorms, type ModelConfig } from './config.js'
+import { gateWidth, hasOutputNorms, type ModelConfig, type RecurrenceConfig } from './config.js'
 import { channelsOf } from './layer-kinds.js'
 import type { Scratch } from './scratch.js'
 import type {
@@ -451,8 +452,8 @@ export function runLayer(
 }
 
 /**
- * A recurrent layer for one block of rows: gated DeltaNet (arXiv 2412.06464), the `index`th of its kind.
- * Rows of one sequence follow each other, and those before them have run.
+ * A recurrent layer for one block of rows, the `index`th of its kind. Rows of one sequence follow each other,
+ * and those before them have run.
  */
 export function runRecurrentLayer(
   model: ForwardModel,
@@ -462,13 +463,34 @@ export function runRecurrentLayer(
   { fromZero, ...places }: StateRows,
 ): void {
   const { rmsNormEps: eps, recurrence } = model.config
-  const { nKeyHeads, nValueHeads: nHeads } = need(recurrence)
   const w = model.weights.layers[layer] as LayerWeights
-  const { raw, qkv, decay, beta, read, readHeads, readRows, gate, gated } = need(block.recurrent)
+  const rows = need(block.recurrent)
+  const own = { ...need(recurrence), place: { ...places, layer: index, fromZero } }
   const x = enterBranch(block, w.inputNorm, eps)
-  const mixed = { ...need(w.deltaQkv), out: raw }
-  groupedLinear({ x, products: [mixed, { ...need(w.deltaGate), out: gate }] })
-  const [ofDecay, ofBeta] = [need(w.deltaDecay), need(w.deltaBeta)]
+  if (own.rule === 'gated delta') runGatedDelta(w, x, rows, own)
+  else runSelectiveScan(w, x, rows, own)
+  addBranch(block, rows.gated, need(w.recurrentOut), undefined, eps)
+  runMlp(model, w, block)
+}
+
+/** A recurrence, and where the layer's part of the states is, as its ops take it. */
+type PlacedRecurrence = RecurrenceConfig & {
+  readonly place: Omit<StateRows, 'fromZero'> & {
+    readonly layer: number
+    readonly fromZero: boolean
+  }
+}
+
+/** gated = silu(gate) norm(read), of what gated DeltaNet (arXiv 2412.06464) reads of the states. */
+function runGatedDelta(
+  w: LayerWeights,
+  x: Tensor,
+  { raw, qkv, decay, beta, read, readHeads, readRows, gate, gated }: RecurrentRows,
+  { nKeyHeads, nValueHeads: nHeads, normEps: eps, place }: PlacedRecurrence,
+): void {
+  const mixed = { ...need(w.recurrentQkv), out: raw }
+  groupedLinear({ x, products: [mixed, { ...need(w.recurrentGate), out: gate }] })
+  const [ofDecay, ofBeta] = [need(w.recurrentDecay), need(w.recurrentBeta)]
   groupedLinear({
     x,
     products: [
@@ -476,14 +498,33 @@ export function runRecurrentLayer(
       { ...ofBeta, out: beta },
     ],
   })
-  const state = { ...places, layer: index, fromZero }
-  causalConv({ x: raw, weight: need(w.deltaConv), out: qkv, ...state, nHeads })
-  const gates = { decay, beta, decayLog: need(w.deltaDecayLog), decayBias: need(w.deltaDecayBias) }
-  gatedDelta({ qkv, ...gates, out: read, ...state, nKeyHeads })
-  rmsNorm({ x: readHeads, weight: need(w.deltaNorm), out: readHeads, eps })
+  causalConv({ x: raw, weight: need(w.recurrentConv), out: qkv, ...place, nHeads })
+  const [decayLog, decayBias] = [need(w.recurrentDecayLog), need(w.recurrentDecayBias)]
+  gatedDelta({ qkv, decay, beta, decayLog, decayBias, out: read, ...place, nKeyHeads })
+  rmsNorm({ x: readHeads, weight: need(w.recurrentNorm), out: readHeads, eps })
   siluGate({ gate, up: readRows, out: gated })
-  addBranch(block, gated, need(w.deltaOut), undefined, eps)
-  runMlp(model, w, block)
+}
+
+/** gated = norm(silu(gate) read), of what Mamba 2 (arXiv 2405.21060) reads of the states. */
+function runSelectiveScan(
+  w: LayerWeights,
+  x: Tensor,
+  { raw, qkv, decay: step, read, readRows, gate, gated }: RecurrentRows,
+  { nKeyHeads: nGroups, nValueHeads: nHeads, normEps: eps, place }: PlacedRecurrence,
+): void {
+  const products = [
+    { ...need(w.recurrentQkv), out: raw },
+    { ...need(w.recurrentGate), out: gate },
+    { ...need(w.recurrentDecay), out: step },
+  ]
+  groupedLinear({ x, products })
+  const [weight, bias] = [need(w.recurrentConv), need(w.recurrentConvBias)]
+  causalConv({ x: raw, weight, bias, out: qkv, ...place, nHeads })
+  const [stepBias, decayLog] = [need(w.recurrentDecayBias), need(w.recurrentDecayLog)]
+  const own = { step, stepBias, decayLog, skip: need(w.recurrentSkip) }
+  selectiveScan({ xbc: qkv, ...own, out: read, ...place, nGroups })
+  siluGate({ gate, up: readRows, out: gate })
+  rmsNorm({ x: gate, weight: need(w.recurrentNorm), out: gated, eps })
 }
 
 /** x += down(activation(gate(norm(x))) * up(norm(x))), or that of the experts of each row. */

@@ -202,7 +202,7 @@ export async function loadWeights(
   const toNorm = async (x: Tensor, role: WeightRole): Promise<Tensor> => {
     // Logits are products with what the last norm gives.
     const scale = role === 'norm' ? config.logitsScale : 1
-    const offset = config.unitOffsetNorms && role !== 'deltaNorm' ? 1 : 0
+    const offset = config.unitOffsetNorms && role !== 'recurrentNorm' ? 1 : 0
     if (scale === 1 && offset === 0) return x
     const out = toFloat32(x)
     out.write((await out.read()).map((weight) => scale * (offset + weight)))
@@ -287,7 +287,8 @@ export async function loadWeights(
       if (isMatrix(role)) own[role] = await load(parts, role)
       else {
         const x = await read(first, 'bf16')
-        if (role === 'deltaConv') own[role] = toFloat32(x, [x.shape[0], x.shape.at(-1)] as number[])
+        if (role === 'recurrentConv')
+          own[role] = toFloat32(x, [x.shape[0], x.shape.at(-1)] as number[])
         else own[role] = isWide(role) ? toFloat32(x) : isNorm(role) ? await toNorm(x, role) : x
       }
       signal?.throwIfAborted()
@@ -385,7 +386,14 @@ export function namedTensors({
   return all
 }
 
-const WIDE: readonly WeightRole[] = ['sinks', 'routerCorrection', 'deltaDecayLog', 'deltaDecayBias']
+const WIDE: readonly WeightRole[] = [
+  'sinks',
+  'routerCorrection',
+  'recurrentConvBias',
+  'recurrentDecayLog',
+  'recurrentDecayBias',
+  'recurrentSkip',
+]
 
 /** Whether the op that takes it has it in float32. */
 function isWide(role: WeightRole): boolean {

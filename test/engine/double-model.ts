@@ -24,6 +24,7 @@ import {
   routeExperts,
   type Segment,
   type SegmentFormat,
+  selectiveScan,
   selectSalient,
   sigmoidGate,
   siluGate,
@@ -159,6 +160,14 @@ export class DoubleModel {
     const { names, sharedSize } = this.config.experts!
     const { hiddenSize } = this.config
     if (names.shared === null || sharedSize === 0) return new Float64Array(x.length)
+    const { joint } = names.shared
+    if (joint) {
+      const name = `${block.slice(0, -names.block.length)}${joint.block}`
+      const both = this.project(`${name}.${joint.gateUp}`, x, hiddenSize)
+      const half = (part: 0 | 1) => both.filter((_, i) => Math.floor(i / sharedSize) % 2 === part)
+      const gated = this.#gated({ gate: half(0), up: half(1) })
+      return this.project(`${name}.${joint.down}`, gated, sharedSize)
+    }
     const name = `${block}.${names.shared.name}`
     const gate = this.project(`${name}.gate_proj`, x, hiddenSize)
     const up = this.project(`${name}.up_proj`, x, hiddenSize)
@@ -294,7 +303,7 @@ export class DoubleSequence {
         which === null ? y : this.#model.norm(`${name}.${which}`, y, hiddenSize)
       const normed = norm(norms.attention, x)
       const output = config.recurrence?.layers[layer]
-        ? this.#recur(layer, `${name}.linear_attn`, normed)
+        ? this.#recur(layer, name, normed)
         : this.#attention(layer, name, normed, isPrompt)
       x = add(x, norm(norms.attentionOutput, output))
       x = add(x, norm(norms.mlpOutput, this.#model.mlp(layer, norm(norms.mlp, x))))
@@ -316,28 +325,65 @@ export class DoubleSequence {
     return this.#model.project(`${name}.self_attn.o_proj`, gated, config.nHeads * config.headDim)
   }
 
-  /** Gated DeltaNet (arXiv 2412.06464). */
   #recur(layer: number, name: string, normed: Float64Array): Float64Array {
+    return this.#model.config.recurrence!.rule === 'gated delta'
+      ? this.#gatedDelta(layer, `${name}.linear_attn`, normed)
+      : this.#selectiveScan(layer, `${name}.mamba`, normed)
+  }
+
+  /** Gated DeltaNet (arXiv 2412.06464). */
+  #gatedDelta(layer: number, name: string, normed: Float64Array): Float64Array {
     const { hiddenSize, recurrence } = this.#model.config
-    const { nKeyHeads, nValueHeads: nHeads, keyDim, valueDim, convWidth: width } = recurrence!
+    const { nKeyHeads, nValueHeads: nHeads, keyDim, valueDim, normEps: eps } = recurrence!
     const projected = (what: string) =>
       this.#model.project(`${name}.in_proj_${what}`, normed, hiddenSize)
     const own = (what: string) => this.#model.weight(`${name}.${what}`)!
     const channels = 2 * nKeyHeads * keyDim + nHeads * valueDim
-    const { before, state } = this.#states[layer]
-    const conv = causalConv({
-      ...{ x: projected('qkv'), weight: own('conv1d.weight'), channels, width, before },
-    })
     const read = gatedDelta({
-      ...{ qkv: conv.out, decay: projected('a'), beta: projected('b') },
-      ...{ decayLog: own('A_log'), decayBias: own('dt_bias'), state },
+      qkv: this.#convolve(layer, name, projected('qkv'), channels),
+      ...{ decay: projected('a'), beta: projected('b') },
+      ...{ decayLog: own('A_log'), decayBias: own('dt_bias'), state: this.#states[layer].state },
       ...{ nKeyHeads, nHeads, keyDim, valueDim },
     })
-    this.#states[layer] = { state: read.state, before: conv.last }
-    const weight = own('norm.weight')
-    const up = rmsNorm({ x: read.out, weight, width: valueDim, eps: this.#model.config.rmsNormEps })
+    this.#states[layer].state = read.state
+    const up = rmsNorm({ x: read.out, weight: own('norm.weight'), width: valueDim, eps })
     const gated = siluGate({ gate: projected('z'), up })
     return this.#model.project(`${name}.out_proj`, gated, nHeads * valueDim)
+  }
+
+  /** Mamba 2 (arXiv 2405.21060). */
+  #selectiveScan(layer: number, name: string, normed: Float64Array): Float64Array {
+    const { hiddenSize, recurrence } = this.#model.config
+    const { nKeyHeads: nGroups, nValueHeads: nHeads, keyDim, valueDim, normEps: eps } = recurrence!
+    const own = (what: string) => this.#model.weight(`${name}.${what}`)!
+    const inner = nHeads * valueDim
+    const channels = inner + 2 * nGroups * keyDim
+    const all = this.#model.project(`${name}.in_proj`, normed, hiddenSize)
+    const part = (begin: number, width: number) =>
+      all.filter((_, i) => {
+        const column = i % (inner + channels + nHeads)
+        return column >= begin && column < begin + width
+      })
+    const read = selectiveScan({
+      xbc: this.#convolve(layer, name, part(inner, channels), channels),
+      ...{ step: part(inner + channels, nHeads), stepBias: own('dt_bias') },
+      ...{ decayLog: own('A_log'), skip: own('D'), state: this.#states[layer].state },
+      ...{ nGroups, nHeads, stateDim: keyDim, headDim: valueDim },
+    })
+    this.#states[layer].state = read.state
+    const x = siluGate({ gate: part(0, inner), up: read.out })
+    const normedRead = rmsNorm({ x, weight: own('norm.weight'), width: inner, eps })
+    return this.#model.project(`${name}.out_proj`, normedRead, inner)
+  }
+
+  #convolve(layer: number, name: string, x: Float64Array, channels: number): Float64Array {
+    const { convWidth: width } = this.#model.config.recurrence!
+    const weight = this.#model.weight(`${name}.conv1d.weight`)!
+    const bias = this.#model.weight(`${name}.conv1d.bias`)
+    const { before } = this.#states[layer]
+    const { out, last } = causalConv({ x, weight, bias, channels, width, before })
+    this.#states[layer].before = last
+    return out
   }
 
   #heads(layer: number, name: string, normed: Float64Array): Heads {

@@ -96,6 +96,8 @@ const models: [name: string, folder: string][] = [
   ['qwen3.5', join(kFixtures, 'qwen3.5')],
   ['qwen3.5-moe', join(kFixtures, 'qwen3.5-moe')],
   ['qwen3-next', join(kFixtures, 'qwen3-next')],
+  ['granite4-h', join(kFixtures, 'granite4-h')],
+  ['granite4-h-moe', join(kFixtures, 'granite4-h-moe')],
   [
     'gemma3, whose rows do not see the whole window that is compressed',
     copies.copy(join(kFixtures, 'gemma3'), { config: { sliding_window: 12 } }),

@@ -57,6 +57,8 @@ export const fixtureNames = [
   'qwen3.5',
   'qwen3.5-moe',
   'qwen3-next',
+  'granite4-h',
+  'granite4-h-moe',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */
@@ -79,6 +81,7 @@ export const withExperts: readonly string[] = [
   'mellum',
   'qwen3.5-moe',
   'qwen3-next',
+  'granite4-h-moe',
 ]
 
 /** One tensor of a safetensors file. */
@@ -258,6 +261,12 @@ export function withRoundedMatrices(
       const [height, width] = isTransposed ? [k, n] : [n, k]
       const x = isTransposed ? transposedMatrices(stored, [n, k]) : stored
       const rounded = Float32Array.from(round(x, x.length / width, width))
+      // Mamba's steps lie below what is rounded, and are not.
+      const steps = tensors.get(name.replace('mamba.in_proj.weight', 'mamba.A_log'))!
+      if (name.endsWith('mamba.in_proj.weight')) {
+        const first = x.length - steps.shape[0]! * width
+        rounded.set(x.subarray(first), first)
+      }
       const values = isTransposed ? transposedMatrices(rounded, [height, width]) : rounded
       return [name, { ...tensor, dtype: 'F32', bytes: Buffer.from(values.buffer) }]
     }),

@@ -272,15 +272,15 @@ describe('layers with a recurrent state, and those between', () => {
     const [delta, mlp] = [`${prefix}.linear_attn`, `${prefix}.mlp`]
     expect(ofLayer(qwen, 0).map(({ name, role, shape }) => [role, name, shape])).toEqual([
       ['inputNorm', `${prefix}.input_layernorm.weight`, [32]],
-      ['deltaQkv', `${delta}.in_proj_qkv.weight`, [192, 32]],
-      ['deltaGate', `${delta}.in_proj_z.weight`, [128, 32]],
-      ['deltaDecay', `${delta}.in_proj_a.weight`, [4, 32]],
-      ['deltaBeta', `${delta}.in_proj_b.weight`, [4, 32]],
-      ['deltaConv', `${delta}.conv1d.weight`, [192, 1, 4]],
-      ['deltaDecayLog', `${delta}.A_log`, [4]],
-      ['deltaDecayBias', `${delta}.dt_bias`, [4]],
-      ['deltaNorm', `${delta}.norm.weight`, [32]],
-      ['deltaOut', `${delta}.out_proj.weight`, [32, 128]],
+      ['recurrentQkv', `${delta}.in_proj_qkv.weight`, [192, 32]],
+      ['recurrentGate', `${delta}.in_proj_z.weight`, [128, 32]],
+      ['recurrentDecay', `${delta}.in_proj_a.weight`, [4, 32]],
+      ['recurrentBeta', `${delta}.in_proj_b.weight`, [4, 32]],
+      ['recurrentConv', `${delta}.conv1d.weight`, [192, 1, 4]],
+      ['recurrentDecayLog', `${delta}.A_log`, [4]],
+      ['recurrentDecayBias', `${delta}.dt_bias`, [4]],
+      ['recurrentNorm', `${delta}.norm.weight`, [32]],
+      ['recurrentOut', `${delta}.out_proj.weight`, [32, 128]],
       ['mlpNorm', `${prefix}.post_attention_layernorm.weight`, [32]],
       ['gateProj', `${mlp}.gate_proj.weight`, [48, 32]],
       ['upProj', `${mlp}.up_proj.weight`, [48, 32]],
@@ -313,7 +313,9 @@ describe('layers with a recurrent state, and those between', () => {
       'model.layers.1.self_attn.q_proj.weight',
       'model.layers.1.self_attn.q_proj.weight',
     ])
-    expect(isExact('deltaDecay') && isExact('deltaBeta') && !isExact('deltaOut')).toBe(true)
+    expect(isExact('recurrentDecay') && isExact('recurrentBeta') && !isExact('recurrentOut')).toBe(
+      true,
+    )
   })
 
   test("of qwen3-next: a key head's rows of all projections lie together", () => {
@@ -328,7 +330,7 @@ describe('layers with a recurrent state, and those between', () => {
     const own = ofLayer(next, 0).slice(1, 5)
     expect(own.map(({ name, role, shape, pieces }) => ({ name, role, shape, pieces }))).toEqual([
       {
-        ...{ name: all, role: 'deltaQkv', shape: [320, 32] },
+        ...{ name: all, role: 'recurrentQkv', shape: [320, 32] },
         // Queries, keys, values of both.
         pieces: [
           [0, 16],
@@ -341,7 +343,7 @@ describe('layers with a recurrent state, and those between', () => {
       },
       {
         name: all,
-        role: 'deltaGate',
+        role: 'recurrentGate',
         shape: [320, 32],
         pieces: [
           [96, 160],
@@ -350,7 +352,7 @@ describe('layers with a recurrent state, and those between', () => {
       },
       {
         name: rates,
-        role: 'deltaBeta',
+        role: 'recurrentBeta',
         shape: [8, 32],
         pieces: [
           [0, 2],
@@ -359,7 +361,7 @@ describe('layers with a recurrent state, and those between', () => {
       },
       {
         name: rates,
-        role: 'deltaDecay',
+        role: 'recurrentDecay',
         shape: [8, 32],
         pieces: [
           [2, 4],

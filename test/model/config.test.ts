@@ -630,7 +630,7 @@ describe('architectures of their own', () => {
     expect(parseModelConfig({ ...llama, ...scales }).logitsScale).toBe(1)
   })
 
-  test('granite 4: its dense models alone, whose MLPs have names of their own', () => {
+  test('granite 4: MLPs have names of their own, layers of Mamba 2 a state', () => {
     const granite4 = {
       ...{ ...llama, architectures: ['GraniteMoeHybridForCausalLM'] },
       model_type: 'granitemoehybrid',
@@ -653,13 +653,49 @@ describe('architectures of their own', () => {
     }
     const refused = (changes: JsonObject, message: string) =>
       expect(() => own(changes)).toThrow(message)
-    refused({ layer_types: ['mamba', ...full.slice(1)] }, 'layer_types holds "mamba", expected')
-    refused({ layer_types: ['linear_attention', ...full.slice(1)] }, 'holds "linear_attention"')
-    refused({ layer_types: ['sliding_attention', ...full.slice(1)] }, 'which GraniteMoeHybrid')
-    refused({ layer_types: null }, 'layer_types is missing, expected "full_attention" for every')
-    refused({ num_local_experts: 64 }, 'num_local_experts is 64, expected 0')
-    const { num_local_experts, ...unsaid } = granite4
-    expect(() => parseModelConfig(unsaid)).toThrow('num_local_experts is 8, expected 0')
+    refused({ layer_types: ['sliding_attention', ...full.slice(1)] }, 'layer_types holds "sliding')
+    refused({ layer_types: null }, 'layer_types is missing: no layer would attend')
+    refused({ layer_types: full.map(() => 'mamba') }, 'layer_types holds no "full_attention"')
+    const width = own().hiddenSize
+    const hybrid = {
+      layer_types: ['mamba', ...full.slice(2), 'linear_attention'],
+      ...{
+        mamba_d_state: 32,
+        mamba_n_groups: 2,
+        mamba_d_head: 'auto',
+        position_embedding_type: 'nope',
+      },
+    }
+    expect(own(hybrid)).toMatchObject({
+      recurrence: {
+        rule: 'selective scan',
+        layers: full.map((_, layer) => layer === 0 || layer === full.length - 1),
+        ...{ nKeyHeads: 2, nValueHeads: 8, keyDim: 32, valueDim: width / 4, convWidth: 4 },
+        ...{ normEps: own().rmsNormEps * 0.25 ** 2, byKeyHeads: false },
+      },
+    })
+    for (const [key, value] of [
+      ['mamba_d_state', 48],
+      ['mamba_n_groups', 3],
+      ['mamba_d_head', 16],
+      ['mamba_n_heads', 0],
+      ['mamba_d_conv', 9],
+      ['mamba_expand', 0],
+      ['mamba_conv_bias', false],
+      ['mamba_proj_bias', true],
+      ['time_step_limit', [0.01, null]],
+      ['time_step_limit', [0, 0.1]],
+    ] as const) {
+      const name = key === 'mamba_d_head' || key === 'mamba_n_groups' ? 'mamba_n_heads' : key
+      refused({ ...hybrid, [key]: value }, `${name} `)
+    }
+    expect(own({ ...hybrid, time_step_limit: [0, { __float__: 'Infinity' }] })).toEqual(own(hybrid))
+    expect(own({ num_local_experts: 6, num_experts_per_tok: 2 })).toMatchObject({
+      experts: {
+        ...{ count: 6, perRow: 2, sharedSize: 192, normalized: true },
+        names: { block: 'block_sparse_moe', shared: { joint: { block: 'shared_mlp' } } },
+      },
+    })
     refused({ shared_intermediate_size: null }, 'shared_intermediate_size is missing')
   })
 

@@ -98,15 +98,15 @@ describe('of layers that attend with a gate and of those with a state', () => {
       const channels = 2 * nKeyHeads * keyDim + nValueHeads * valueDim
       const delta = `${kLayers}.1.linear_attn`
       for (const [role, name, shape] of [
-        ['deltaConv', 'conv1d.weight', [channels, convWidth]],
-        ['deltaDecayLog', 'A_log', [nValueHeads]],
-        ['deltaDecayBias', 'dt_bias', [nValueHeads]],
+        ['recurrentConv', 'conv1d.weight', [channels, convWidth]],
+        ['recurrentDecayLog', 'A_log', [nValueHeads]],
+        ['recurrentDecayBias', 'dt_bias', [nValueHeads]],
       ] as const) {
         const own = loaded.get(`1.${role}`)!
         expect([own.dtype, own.shape]).toEqual(['f32', shape])
         expect(await numbersOf(own)).toEqual([...valuesOf(stored.get(`${delta}.${name}`)!)])
       }
-      const norm = loaded.get('1.deltaNorm')!
+      const norm = loaded.get('1.recurrentNorm')!
       expect([norm.dtype, norm.shape]).toEqual(['bf16', [valueDim]])
       const { bytes } = stored.get(`${delta}.norm.weight`)!
       expect(await numbersOf(norm)).toEqual([...new Uint16Array(bytes.buffer)])
@@ -123,9 +123,13 @@ describe('of layers that attend with a gate and of those with a state', () => {
     async (format) => {
       await withLoaded(kHybrid, { format }, async (loaded) => {
         const typesOf = (role: string) => loaded.get(`0.${role}`)?.dtype
-        expect(['deltaDecay', 'deltaBeta'].map(typesOf)).toEqual(['bf16', 'bf16'])
+        expect(['recurrentDecay', 'recurrentBeta'].map(typesOf)).toEqual(['bf16', 'bf16'])
         const codes = format === 'int8' ? 'i8' : 'u8'
-        expect(['deltaQkv', 'deltaGate', 'deltaOut'].map(typesOf)).toEqual([codes, codes, codes])
+        expect(['recurrentQkv', 'recurrentGate', 'recurrentOut'].map(typesOf)).toEqual([
+          codes,
+          codes,
+          codes,
+        ])
         expect(loaded.get('2.attentionGate')?.dtype).toBe(codes)
       })
     },
@@ -203,7 +207,7 @@ describe('of a quantized checkpoint', () => {
       withLoaded(dir, { format }, async (loaded) => {
         const own: Record<string, unknown> = {}
         for (const [place, tensor] of loaded) {
-          if (!/delta|attentionGate|qProj/.test(place)) continue
+          if (!/recurrent|attentionGate|qProj/.test(place)) continue
           own[place] = [tensor.dtype, tensor.shape, await textOf(tensor)]
         }
         return own
@@ -211,11 +215,11 @@ describe('of a quantized checkpoint', () => {
     const [own, expected] = [await read(coded, 'stored'), await read(kHybrid, 'int8')]
     expect(Object.keys(own)).toEqual(Object.keys(expected))
     for (const [place, tensor] of Object.entries(own)) {
-      if (!/deltaDecay$|deltaBeta/.test(place))
+      if (!/recurrentDecay$|recurrentBeta/.test(place))
         expect([place, tensor]).toEqual([place, expected[place]])
     }
     // Were they codes in the file they are widened.
-    expect((own['0.deltaDecay'] as unknown[]).slice(0, 2)).toEqual(['bf16', [4, 64]])
+    expect((own['0.recurrentDecay'] as unknown[]).slice(0, 2)).toEqual(['bf16', [4, 64]])
   })
 
   const kQuantized = join(kFixtures, '..', 'quantized')
