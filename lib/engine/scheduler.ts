@@ -32,7 +32,9 @@ export interface SchedulerCounters {
  * interleaved with steps slice by slice, in turn.
  *
  * A step is enqueued before the result of the last one is read: sampled tokens feed the next step on
- * the device, JavaScript sees them one step behind.
+ * the device, JavaScript sees them one step behind. Where every token changes a state no run is ahead of its
+ * tokens, and a step is read before the next one is put together: else runs would wait in turn, each half of
+ * them for a step of the other, which takes about as long as one of all.
  */
 export class Scheduler {
   readonly #admission: Admission
@@ -40,6 +42,8 @@ export class Scheduler {
   readonly #slices: Slices
   readonly #prompts: Prompts
   readonly #steps: Steps
+  /** Whether a step may be enqueued before the last one's tokens are known. */
+  readonly #runsAhead: boolean
   #wakeUp: (() => void) | null = null
   #isAwake = false
   #stopped = false
@@ -53,6 +57,7 @@ export class Scheduler {
     reclaim: () => boolean,
   ) {
     const { maxBatch } = limits
+    this.#runsAhead = model.config.recurrence === null
     this.#admission = new Admission(memory, limits, reclaim)
     this.#chooser = new TokenChooser(model, maxBatch)
     this.#slices = new Slices(model.device, this.wake)
@@ -131,6 +136,10 @@ export class Scheduler {
       this.#slices.grant()
       if (inFlight) await this.#steps.finish(inFlight)
       inFlight = step
+      if (inFlight && !this.#runsAhead) {
+        await this.#steps.finish(inFlight)
+        inFlight = null
+      }
       if (!this.#isAwake && !inFlight && !this.#stopped) await this.#sleep()
       // Consumers ask for their next tokens before the next step is put together, and give memory back
       // before somebody is let in who needs it.

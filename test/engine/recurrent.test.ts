@@ -146,6 +146,14 @@ test('a batch answers as each alone, and nothing is drafted', () =>
     expect(engine.stats()).toMatchObject({ draftTokens: 0 })
   }))
 
+test('runs that began apart have their tokens of the same steps', () =>
+  withEngine(async (engine) => {
+    const n = 100
+    const answer = (length: number) => idsOf(engine, someIds(length, kVocab), n, { policy: 'full' })
+    await Promise.all([10, 47, 84, 121, 158, 195, 232, 269].map(answer))
+    expect(engine.stats().steps).toBeLessThan(1.5 * n)
+  }))
+
 test('a declared prefix changes no answer, whether it was kept or not', async () => {
   const ids = [...prompt, ...question]
   const settings = { maxTokens: 20, ignoreEos: true, policy: zip, prefixTokens: prompt.length }
