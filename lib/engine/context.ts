@@ -349,18 +349,22 @@ export class Context {
   }
 
   /**
-   * Adds the states that it takes beside what it holds, `turnEnds` as in `addGrowth`: a prompt writes a
-   * copy, and so does a step where another context holds the same.
+   * Adds the states that it takes beside what it holds, `turnEnds` and `maxLength` as in `addGrowth`: a
+   * prompt writes a copy, a token that goes into a row store does, and so does a step where another context
+   * holds the same.
    */
-  addStatesTo(demand: CacheDemand, turnEnds: readonly number[]): void {
+  addStatesTo(demand: CacheDemand, turnEnds: readonly number[], maxLength: number): void {
     const shape = this.cache.memory.stateShape
     if (!shape) return
     const reached = Math.max(this.length, this.#nextLength)
-    const nPrompts = turnEnds.filter((end) => end > reached).length
+    const nPrompts = new Set(turnEnds.filter((end) => end > reached)).size
+    // The last token of an answer is not run.
+    const nFed = this.rows ? Math.max(0, maxLength - 1 - Math.max(reached, ...turnEnds)) : 0
+    const nPasses = nPrompts + nFed
     const held = this.#state && !this.#state.isShared ? 1 : 0
     const begun = this.#nextState ? 1 : 0
-    let most = held + begun > 0 || nPrompts > 1 ? 2 : 1
-    if (nPrompts === 0) most = this.#state ? 1 : 0
+    let most = held + begun > 0 || nPasses > 1 ? 2 : 1
+    if (nPasses === 0) most = this.#state ? 1 : 0
     addStates(demand, shape, Math.max(0, most - held - begun))
   }
 

@@ -20,7 +20,7 @@ export function addGrowth(
   const { cache, policy, nWindowProbes } = context
   const { shape, tailLength } = cache
   if (maxLength <= context.length) return
-  context.addStatesTo(demand, turnEnds)
+  context.addStatesTo(demand, turnEnds, maxLength)
   if (policy.rows) {
     demand.otherBytes += rowGrowthBytes(shape, policy.rows, maxLength)
     return

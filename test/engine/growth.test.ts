@@ -148,3 +148,28 @@ describe.each([
     sequence.dispose()
   })
 })
+
+/** Those that keep rows: pages are of states alone. */
+const rowPolicies: PolicySpec[] = ['kivi2', 'h2o']
+
+test.each(rowPolicies)(
+  'nor for states beside rows, of which each token writes one: %j',
+  async (policy) => {
+    const watched = watch()
+    await using engine = createEngine({ model: recurrent(), kvMemory: 1 << 25 })
+    const sequence = engine.createSequence({ policy })
+    const kept: Sequence[] = []
+    for (const [turn, [nPrompt, nAnswer]] of [
+      [20, 1],
+      [20, 5],
+      [1, 3],
+      [30, 9],
+    ].entries()) {
+      if (turn === 3) kept.push(sequence.fork())
+      watched.begin()
+      await idsOf(sequence, someIds(nPrompt as number, 160, turn), nAnswer as number)
+      expect([turn, watched.untold()]).toEqual([turn, new Map()])
+    }
+    for (const each of [sequence, ...kept]) each.dispose()
+  },
+)
