@@ -83,6 +83,8 @@ export class Run {
   fed = 0
   /** Row of the step in flight whose result is this run's next token; -1 without. */
   row = -1
+  /** Where the logits behind its last token are until the next step, where that token cannot be taken back. */
+  latest: { readonly logits: Tensor<'f32'>; readonly row: number } | null = null
   /** Row of the seen tokens, for the repetition penalty; -1 without. */
   seenRow = -1
   /** (vocab_size) what that row holds once the step in flight is through; null without. */
@@ -214,6 +216,7 @@ export class Run {
       try {
         const unwanted = this.fed - Math.max(0, nAccepted - 1)
         if (!context.state) this.retract(Math.min(unwanted, context.cache.tailLength))
+        else if (this.fed >= nAccepted) this.#keepLatest()
         if (!context.nextLogits) context.forgetLogits()
         context.dropHidden()
       } catch (error) {
@@ -225,6 +228,17 @@ export class Run {
     // A pass notices at its next turn, and settles then.
     if ((wasDecoding && !this.isFeeding) || wasQueued) this.settle()
     this.#wake()
+  }
+
+  /** The last token has run for the sake of one that was refused: the context goes on from the logits behind it. */
+  #keepLatest(): void {
+    const { context, latest } = this
+    if (!latest || context.failure || context.nextLogits) return
+    try {
+      context.keepLogits(latest.logits, latest.row)
+    } catch {
+      context.forgetLogits() // no room for them: a prompt can follow, an answer alone cannot
+    }
   }
 
   // ---- the scheduler's side ----

@@ -114,19 +114,27 @@ export class Steps {
     }
     for (const run of active) run.row = -1
     if (taken.length === 0) return null
+    for (const run of active) run.latest = null
     for (const { run, drafted } of taken) run.fed += 1 + drafted.length
     try {
       const { result, logits } = this.#step.run(rows)
       this.counters.steps++
       result.catch(() => {}) // read one step later
-      for (const { run, row } of taken) run.row = row
+      for (const { run, row } of taken) {
+        run.row = row
+        if (run.context.state) run.latest = { logits, row }
+      }
       for (const one of taken) {
         if (one.run.sampling?.adjuster) void this.#deliverAdjusted(one, logits)
       }
       for (const { run } of closing) this.#closeWindow(run, logits)
       return { taken, result }
     } catch (error) {
-      for (const { run } of taken) run.fail(error)
+      for (const { run } of taken) {
+        // Its token counts as run, and is not.
+        if (run.context.state) run.context.failure ??= error
+        run.fail(error)
+      }
       return null
     }
   }
@@ -248,6 +256,8 @@ export class Steps {
   /** Chooses tokens of adjusted logits one after the other, as long as they are the drafted ones. */
   async #deliverAdjusted({ run, row, drafted }: Taken, logits: Tensor<'f32'>): Promise<void> {
     try {
+      // Others may take a step before the token is chosen.
+      if (run.context.state) run.context.keepLogits(logits, row)
       let i = 0
       for await (const token of this.#chooser.adjusted(run, logits, row, 1 + drafted.length)) {
         if (run.ended) return

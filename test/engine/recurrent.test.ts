@@ -1,6 +1,7 @@
 /** Models with recurrent layers: a sequence's state goes where its keys and values go. */
 import { join } from 'node:path'
 import { KvCache } from '../../lib/cache/index'
+import { DecodeStep } from '../../lib/engine/decode-step'
 import {
   createEngine,
   type Engine,
@@ -133,6 +134,32 @@ test('tokens of a stop text stay, as the state has seen them', () =>
     await idsOf(asked, null, nBefore)
     expect(stopped.tokens).toEqual(asked.tokens)
     expect(await idsOf(stopped, question, 10)).toEqual(await idsOf(asked, question, 10))
+  }))
+
+test.each([{}, { presencePenalty: 1e-9 }])('an answer goes on behind a stop token: %j', (options) =>
+  withEngine(async (engine) => {
+    const others = [3, 50].map((n) => idsOf(engine, someIds(n, kVocab), 60))
+    const whole = await idsOf(await prefilled(engine, zip, prompt), null, 20, options)
+    const stopToken = whole[6] as number
+    const nBefore = whole.indexOf(stopToken)
+    const sequence = await prefilled(engine, zip, prompt)
+    await idsOf(sequence, null, 20, { ...options, stopTokens: [stopToken] })
+    expect(sequence.tokens).toEqual([...prompt, ...whole.slice(0, nBefore)])
+    expect(await idsOf(sequence, null, 20 - nBefore, options)).toEqual(whole.slice(nBefore))
+    await Promise.all(others)
+  }),
+)
+
+test('a step that cannot begin ends its sequences: their tokens have not changed the state', () =>
+  withEngine(async (engine) => {
+    const sequence = await prefilled(engine, 'full', prompt)
+    const lost = new Error('no step')
+    const spy = jest.spyOn(DecodeStep.prototype, 'run').mockImplementationOnce(() => {
+      throw lost
+    })
+    await expect(idsOf(sequence, null, 5)).rejects.toBe(lost)
+    spy.mockRestore()
+    expect(sequence.isUsable).toBe(false)
   }))
 
 test('a batch answers as each alone, and nothing is drafted', () =>
