@@ -67,8 +67,8 @@ export interface GenerateOptions {
    * Drafts up to so many tokens, at most 15, from what followed the newest ones where they stood before
    * in the prompt or the answer, and runs them through the model in one step: those that it would have
    * generated itself are kept, so that the answer stays the same and comes sooner where it repeats what
-   * was there. Default 0, off. Nothing is drafted under policies whose attention is `dequantized`, and
-   * in a step of 16 rows. Beside requests that draft nothing it joins every second step, as it waits
+   * was there. Default 0, off. Nothing is drafted under policies whose attention is `dequantized`, by
+   * models with recurrent layers, and in a step of 16 rows. Beside requests that draft nothing it joins every second step, as it waits
    * for each of its own.
    *
    * On a CPU tokens are the same to the bit; on a GPU the drafts' attention may be added up in another

@@ -187,8 +187,8 @@ export class Sequence {
   /**
    * Generates tokens after a prompt, or after what the sequence holds when `prompt` is null;
    * `finishReason` tells why it ended. Stop tokens and stop texts are not part of the generation. A
-   * token that a stop text begins in leaves the sequence again, unless it has been compressed or lies
-   * in a row store. The sequence stays usable when the loop is left early.
+   * token that a stop text begins in leaves the sequence again, unless it has been compressed, lies in a
+   * row store or has changed the state of recurrent layers. The sequence stays usable when the loop is left early.
    *
    * Throws when it is read: as `prefill`; `ERR_ZC_ARGUMENT` for options out of range,
    * `ERR_ZC_NUMERIC` when the model's logits are NaN.

@@ -441,17 +441,18 @@ async function restoreTail(
 
 async function saveState(output: SnapshotOutput, state: RecurrentState): Promise<void> {
   for (const pages of state.pagesOfLayers()) {
-    const values = await Promise.all(pages.map((page) => page.read()))
-    for (const page of pages) page.dispose()
-    for (const own of values) await output.write(own)
+    const reads = pages.map((page) => page.read())
+    for (const page of pages) page.dispose() // once it was read
+    for (const own of await Promise.all(reads)) await output.write(own)
   }
 }
 
 async function restoreState(input: SnapshotInput, state: RecurrentState | null): Promise<void> {
   for (const pages of state?.pagesOfLayers() ?? []) {
-    for (const page of pages) {
-      page.write(await readArray(input, 'u8', page.length))
-      page.dispose()
+    try {
+      for (const page of pages) page.write(await readArray(input, 'u8', page.length))
+    } finally {
+      for (const page of pages) page.dispose()
     }
   }
 }
