@@ -203,8 +203,8 @@ export class Run {
 
   /**
    * Ends the run: the first `nAccepted` generated tokens are the context's, what ran ahead is taken
-   * back. So is the last one accepted, to be run with what follows, unless it has filled a window or
-   * changed a state: the context does not show how far the scheduler had come.
+   * back. So is the last one accepted, to be run with what follows, unless it has filled a window: the
+   * context does not show how far the scheduler had come. What has changed a state stays in the cache.
    */
   close(nAccepted: number): void {
     if (this.ended) return

@@ -143,7 +143,7 @@ describe('of layers that attend with a gate and of those with a state', () => {
           join(kFixtures, name),
           {},
           async (loaded) => {
-            const own = [...loaded].filter(([place]) => /delta|attentionGate|qProj/.test(place))
+            const own = [...loaded].filter(([place]) => /recurrent|attentionGate|qProj/.test(place))
             return Promise.all(own.map(async ([place, tensor]) => [place, await textOf(tensor)]))
           },
           undefined,
