@@ -41,6 +41,7 @@ const CUDA_VECTOR_SUBJECTS = [
   siluGate
   sigmoidGate
   gatedDelta
+  selectiveScan
   geluGate
   clampedSwiglu
   storeProbes

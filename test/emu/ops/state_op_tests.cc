@@ -93,6 +93,29 @@ GatedDeltaArgs delta_args(OpRun& run, const States& states, const DeltaShape& sh
           from_zero};
 }
 
+// Shapes as above: groups of heads, and the head page, (state_dim, head_dim).
+SelectiveScanArgs scan_args(OpRun& run, const States& states, const DeltaShape& shape,
+                            const std::vector<int32_t>& starts, const std::vector<int32_t>& lengths,
+                            bool from_zero) {
+  const auto [n_groups, n_heads, state_dim, head_dim] = shape;
+  const std::vector<int32_t> cu = cumulative(lengths);
+  const int64_t rows = cu.back();
+  const int64_t width = n_heads * head_dim + 2 * n_groups * state_dim;
+  return {run.normals(DType::kF32, {rows, width}, 0.5f),
+          run.normals(DType::kF32, {rows, n_heads}),
+          run.normals(DType::kF32, {n_heads}),
+          run.normals(DType::kF32, {n_heads}),
+          run.normals(DType::kF32, {n_heads}),
+          run.result("out", DType::kF32, {rows, n_heads, head_dim}, {1e-5, 0.25}),
+          states.pool,
+          run.ints(states.words),
+          run.ints(starts),
+          run.ints(cu),
+          1,
+          n_groups,
+          from_zero};
+}
+
 ZC_OP_TESTS(state_tests) {
   for (const int64_t width : {2, 3, 4, 5, 6, 7, 8})
     add_op_test(format("causal_conv of width %d", static_cast<int>(width)), [=](OpRun& run) {
@@ -112,7 +135,7 @@ ZC_OP_TESTS(state_tests) {
   const DeltaShape shapes[] = {{1, 1, 16, 16},  {2, 2, 32, 48}, {1, 2, 64, 32},
                                {1, 3, 128, 64}, {2, 4, 16, 80}, {1, 1, 256, 16}};
   for (const DeltaShape& shape : shapes)
-    for (const bool aligned : {false, true})
+    for (const bool aligned : {false, true}) {
       add_op_test(format("gated_delta, %d key heads of %d, %d x %d%s", shape.n_key_heads,
                          shape.n_heads, static_cast<int>(shape.key_dim),
                          static_cast<int>(shape.value_dim), aligned ? ", aligned" : ""),
@@ -129,12 +152,36 @@ ZC_OP_TESTS(state_tests) {
                              delta_args(run, states, shape, starts, lengths, from_zero));
                     }
                   });
+      add_op_test(format("selective_scan, %d groups of %d, %d x %d%s", shape.n_key_heads,
+                         shape.n_heads, static_cast<int>(shape.key_dim),
+                         static_cast<int>(shape.value_dim), aligned ? ", aligned" : ""),
+                  [=](OpRun& run) {
+                    if (aligned) run.aligned();
+                    const States states(run, 3, shape.n_heads, 192,
+                                        head_page_bytes(shape.key_dim, shape.value_dim));
+                    run.compare("pool", states.floats(), {5e-6, 0});
+                    for (const std::vector<int32_t>& lengths : kCalls) {
+                      const bool from_zero = &lengths == kCalls;
+                      std::vector<int32_t> starts = states.starts;
+                      if (!from_zero) starts[1] = -1;
+                      run.op(&Backend::selective_scan,
+                             scan_args(run, states, shape, starts, lengths, from_zero));
+                    }
+                  });
+    }
   add_op_test("gated_delta is one kernel", [](OpRun& run) {
     run.aligned();
     run.expects_launches(1);
     const States states(run, 5, 2, 64, head_page_bytes(32, 32));
     run.op(&Backend::gated_delta,
            delta_args(run, states, {1, 2, 32, 32}, states.starts, {1, 1, 1, 1, 1}, true));
+  });
+  add_op_test("selective_scan is one kernel", [](OpRun& run) {
+    run.aligned();
+    run.expects_launches(1);
+    const States states(run, 5, 2, 64, head_page_bytes(32, 32));
+    run.op(&Backend::selective_scan,
+           scan_args(run, states, {1, 2, 32, 32}, states.starts, {1, 1, 1, 1, 1}, true));
   });
 
   // Tables that lie: the op must say so and touch nothing else.
@@ -156,6 +203,13 @@ ZC_OP_TESTS(state_tests) {
       run.op(&Backend::gated_delta,
              delta_args(run, states, {1, 2, 32, 16}, states.starts, {2, 3}, false));
     });
+    add_op_test(std::string("selective_scan of ") + name, [=](OpRun& run) {
+      States states(run, 2, 2, 64, head_page_bytes(32, 16));
+      damage(states, 2);
+      run.expects_failure();
+      run.op(&Backend::selective_scan,
+             scan_args(run, states, {1, 2, 32, 16}, states.starts, {2, 3}, false));
+    });
   };
   const auto word = [](States& states, int32_t page) -> int32_t& {
     return states.words[static_cast<size_t>(states.starts[1] + 3 + page)];
@@ -172,6 +226,13 @@ ZC_OP_TESTS(state_tests) {
     GatedDeltaArgs args = delta_args(run, states, {1, 2, 32, 16}, states.starts, {2, 3}, false);
     args.cu_seqlens = run.ints({0, 2, 4});
     run.op(&Backend::gated_delta, args);
+  });
+  add_op_test("selective_scan of rows that are no sequence", [](OpRun& run) {
+    const States states(run, 2, 2, 64, head_page_bytes(32, 16));
+    run.expects_failure();
+    SelectiveScanArgs args = scan_args(run, states, {1, 2, 32, 16}, states.starts, {2, 3}, false);
+    args.cu_seqlens = run.ints({0, 2, 4});
+    run.op(&Backend::selective_scan, args);
   });
   add_op_test("causal_conv of sequences that fall", [](OpRun& run) {
     const States states(run, 2, 1, conv_page_bytes(4, 24), 64);
