@@ -18,7 +18,7 @@ import { attentionShape } from '../model/layer-kinds.js'
 import { POLICY_NAMES } from '../policy/index.js'
 import { ApiError, invalid, toApiError } from './api-error.js'
 import { type Backend, createBackend } from './backend.js'
-import { describe } from './fields.js'
+import { describe, type JsonObject } from './fields.js'
 import { parseJsonBody } from './json-body.js'
 import { ApiKeys } from './keys.js'
 import { ServerMetrics } from './metrics.js'
@@ -243,6 +243,16 @@ export class Server {
         const { id } = request.params
         const response = service.response({ id, owner: this.#ownerOf(request) })
         if (response) return response
+        throw responseNotFound(id)
+      },
+    )
+    app.get<{ Params: { id: string }; Querystring: JsonObject }>(
+      '/v1/responses/:id/input_items',
+      async (request) => {
+        const { id } = request.params
+        const { service } = this.#ready()
+        const items = service.inputItems({ id, owner: this.#ownerOf(request) }, request.query)
+        if (items) return items
         throw responseNotFound(id)
       },
     )

@@ -33,6 +33,7 @@ import {
   type GenerationObserver,
   type Usage,
 } from './generation.js'
+import { inputItems } from './input-items.js'
 import {
   chatPrompt,
   checkLength,
@@ -240,6 +241,16 @@ export class OpenAiService {
   /** `GET /v1/responses/:id`; null when there is none of that name any more. */
   response(name: SessionName): object | null {
     return this.#parts.responses.find(name)?.response ?? null
+  }
+
+  /**
+   * `GET /v1/responses/:id/input_items`; null when there is none of that name any more.
+   *
+   * Throws an `ApiError` 400 that names the field of `query`.
+   */
+  inputItems(name: SessionName, query: JsonObject): object | null {
+    const stored = this.#parts.responses.find(name)
+    return stored && inputItems(name.id, stored, query)
   }
 
   /** `DELETE /v1/responses/:id`: frees its cache; null when there is none of that name. */

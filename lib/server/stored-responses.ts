@@ -12,8 +12,8 @@ export interface StoredResponse {
   readonly nOutput: number
 }
 
-/** Ids of items are made of their response's, and their number in its output. */
-const ITEM_ID = /^(?:msg|fc|rs)_([0-9a-f]{32})_(\d{1,6})$/
+/** Ids of items are made of their response's, and their number in its output, or in what was said before. */
+const ITEM_ID = /^(?:msg|fc|fco|rs)_([0-9a-f]{32})_(in)?(\d{1,6})$/
 const RESPONSE = 'resp_'
 
 /** The id of a new response. */
@@ -24,6 +24,15 @@ export function newResponseId(): string {
 /** The id of the i-th item of a response's output: a message, a call or a reasoning. */
 export function itemId(kind: 'msg' | 'fc' | 'rs', response: string, i: number): string {
   return `${kind}_${response.slice(RESPONSE.length)}_${i}`
+}
+
+/** The id of the i-th item of what was said before a response. */
+export function inputItemId(
+  kind: 'msg' | 'fc' | 'fco' | 'rs',
+  response: string,
+  i: number,
+): string {
+  return `${kind}_${response.slice(RESPONSE.length)}_in${i}`
 }
 
 interface Kept extends StoredResponse {
@@ -77,12 +86,16 @@ export class StoredResponses {
     return found
   }
 
-  /** An item of a response's output, and whose it is; null: there is none any more. */
+  /** An item of a response's output, or of what was said before it, and whose it is; null: there is none any more. */
   findItem(id: string, owner: string): { name: SessionName; item: Item } | null {
-    const [, hex, i] = ITEM_ID.exec(id) ?? []
+    const [, hex, isInput, i] = ITEM_ID.exec(id) ?? []
     const name = { id: `${RESPONSE}${hex}`, owner }
     const found = hex === undefined ? null : this.find(name)
-    const item = found?.conversation.slice(-found.nOutput)[Number(i)]
+    if (!found) return null
+    const { conversation, nOutput } = found
+    const nBefore = conversation.length - nOutput
+    const own = isInput ? conversation.slice(0, nBefore) : conversation.slice(nBefore)
+    const item = own[Number(i)]
     return item ? { name, item } : null
   }
 

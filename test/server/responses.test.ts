@@ -244,6 +244,58 @@ describe('answers', () => {
     expect(response.tool_choice).toEqual(tool_choice)
   })
 
+  test('what was said before it is told item by item, and may be named', async () => {
+    const call = { type: 'function_call', call_id: 'c1', name: 'look', arguments: '{"line":3}' }
+    const input = [
+      { role: 'user' as const, content: 'one' },
+      { ...call, type: 'function_call' as const },
+      { type: 'function_call_output' as const, call_id: 'c1', output: 'seen' },
+      { role: 'user' as const, content: 'two' },
+    ]
+    const { model } = ask
+    running.script.next = { say: 'Yes.' }
+    const first = await clientOf(running).responses.create({ model, input })
+    const prompt = running.prompts.at(-1)
+    const items = clientOf(running).responses.inputItems
+    const newestFirst = await items.list(first.id)
+    const said = newestFirst.data.toReversed()
+    expect(said).toMatchObject([
+      { type: 'message', role: 'user', content: [{ type: 'input_text', text: 'one' }] },
+      call,
+      { type: 'function_call_output', call_id: 'c1', output: 'seen' },
+      { type: 'message', role: 'user', content: [{ type: 'input_text', text: 'two' }] },
+    ])
+    const pages: unknown[] = []
+    for await (const item of items.list(first.id, { order: 'asc', limit: 3 })) pages.push(item)
+    expect(pages).toEqual(said)
+    running.script.next = { say: 'No.' }
+    const next = await clientOf(running).responses.create({
+      ...{ model, input: 'three', previous_response_id: first.id },
+    })
+    const all = await items.list(next.id, { order: 'asc' })
+    const texts = all.data.map((item) => [item.type, 'role' in item ? item.role : null])
+    expect(texts).toEqual([
+      ...said.map((item) => [item.type, 'role' in item ? item.role : null]),
+      ...['assistant', 'user'].map((role) => ['message', role]),
+    ])
+    running.script.next = { say: 'Yes.' }
+    await clientOf(running).responses.create({
+      model,
+      input: said.map(({ id }) => ({ type: 'item_reference' as const, id: id! })),
+    })
+    expect(running.prompts.at(-1)).toBe(prompt)
+    const at = async (query: string, id = first.id) => {
+      const answer = await fetch(`${running.url}/v1/responses/${id}/input_items${query}`)
+      const { error } = (await answer.json()) as { error?: { param: string } }
+      return [answer.status, error?.param]
+    }
+    expect(await at('?limit=101')).toEqual([400, 'limit'])
+    expect(await at('?limit=a')).toEqual([400, 'limit'])
+    expect(await at('?order=up')).toEqual([400, 'order'])
+    expect(await at('?after=msg_1')).toEqual([400, 'after'])
+    expect((await at('', 'resp_gone'))[0]).toBe(404)
+  })
+
   test('an error before the first token has its status, one after it ends the stream', async () => {
     const fail = new Error('an engine that is broken')
     const nKept = running.open.size
