@@ -400,7 +400,8 @@ export class Context {
 
   /**
    * Makes room for one more token, which a decode step is about to write. `keepsLogits`: all that
-   * follows the last prompt or window may be taken back, not the step alone that runs ahead.
+   * follows the last prompt or window may be taken back, not the step alone that runs ahead; where a state
+   * is changed nothing is.
    *
    * Throws `ERR_ZC_OUT_OF_MEMORY`, leaving the context as it was.
    */
@@ -421,7 +422,8 @@ export class Context {
       throw error
     }
     // A step that runs ahead may be taken back: what it follows is kept until the next one.
-    if (!keepsLogits && this.#next && this.#next.length < cache.length - 1) this.forgetLogits()
+    const isOver = this.#state !== null || !keepsLogits
+    if (isOver && this.#next && this.#next.length < cache.length - 1) this.forgetLogits()
     const position = cache.length - 1
     return { start: cache.start, state, tailLength: cache.tailLength, position, probeSlot }
   }
