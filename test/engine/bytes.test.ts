@@ -36,7 +36,7 @@ describe('by class', () => {
     for (const { bytes } of [sequence, fork]) {
       expect(bytes).toEqual({
         ...{ resident: tables, peak: tables, fp16: 0, ratio: 0, paperRatio: null },
-        byClass: { high: 0, low: 0, tail: 0, params: 0, bitmaps: 0, tables, probes: 0 },
+        byClass: { high: 0, low: 0, tail: 0, params: 0, bitmaps: 0, tables, probes: 0, states: 0 },
       })
     }
     sequence.dispose()
