@@ -248,7 +248,7 @@ export class OpenAiService {
    *
    * Throws an `ApiError` 400 that names the field of `query`.
    */
-  inputItems(name: SessionName, query: JsonObject): object | null {
+  inputItems(name: SessionName, query: Readonly<Record<string, unknown>>): object | null {
     const stored = this.#parts.responses.find(name)
     return stored && inputItems(name.id, stored, query)
   }
