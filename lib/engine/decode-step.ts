@@ -237,7 +237,7 @@ export class DecodeStep {
       for (const [layer, { isRecurrent, index }] of layerPlaces(config).entries()) {
         if (isRecurrent) {
           const places = { pool: pool.memory, tables: tables.memory, states, cuSeqlens }
-          runRecurrentLayer(model, layer, index, block, { ...places, fromZero: false })
+          runRecurrentLayer(model, layer, index, block, places)
           continue
         }
         const slidingWindow = config.slidingWindow[layer] ?? 0

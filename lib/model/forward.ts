@@ -21,6 +21,7 @@ import {
   rope,
   ropeTable,
   routeExperts,
+  type StateArgs,
   selectiveScan,
   sigmoidGate,
   siluGate,
@@ -162,19 +163,8 @@ export interface RecurrentRows {
   readonly gated: Tensor
 }
 
-/** Where the sequences of a block of rows keep their states, as `gatedDelta` takes it. */
-export interface StateRows {
-  /** (bytes) u8 */
-  readonly pool: Tensor
-  /** (words) i32 */
-  readonly tables: Tensor
-  /** (n_seqs) i32: the word where a sequence's table begins; -1: its rows are masked. */
-  readonly states: Tensor<'i32'>
-  /** (n_seqs + 1) i32 */
-  readonly cuSeqlens: Tensor<'i32'>
-  /** Nothing came before. */
-  readonly fromZero: boolean
-}
+/** Where the sequences of a block of rows keep their states. */
+export type StateRows = Readonly<Omit<StateArgs, 'layer'>>
 
 /** Rows on their way through a layer: the stream, and views of the work space as the ops want it. */
 export interface RowBlock extends StreamRows {
@@ -460,12 +450,12 @@ export function runRecurrentLayer(
   layer: number,
   index: number,
   block: RowBlock,
-  { fromZero, ...places }: StateRows,
+  states: StateRows,
 ): void {
   const { rmsNormEps: eps, recurrence } = model.config
   const w = model.weights.layers[layer] as LayerWeights
   const rows = need(block.recurrent)
-  const own = { ...need(recurrence), place: { ...places, layer: index, fromZero } }
+  const own = { ...need(recurrence), place: { ...states, layer: index } }
   const x = enterBranch(block, w.inputNorm, eps)
   if (own.rule === 'gated delta') runGatedDelta(w, x, rows, own)
   else runSelectiveScan(w, x, rows, own)
@@ -473,13 +463,8 @@ export function runRecurrentLayer(
   runMlp(model, w, block)
 }
 
-/** A recurrence, and where the layer's part of the states is, as its ops take it. */
-type PlacedRecurrence = RecurrenceConfig & {
-  readonly place: Omit<StateRows, 'fromZero'> & {
-    readonly layer: number
-    readonly fromZero: boolean
-  }
-}
+/** A recurrence, and where the layer's part of the states is. */
+type PlacedRecurrence = RecurrenceConfig & { readonly place: StateArgs }
 
 /** gated = silu(gate) norm(read), of what gated DeltaNet (arXiv 2412.06464) reads of the states. */
 function runGatedDelta(

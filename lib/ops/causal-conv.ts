@@ -1,9 +1,10 @@
 import { loadAddon } from '../native/load.js'
 import { checkArguments } from './arguments.js'
+import type { StateArgs } from './state-args.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `causalConv`. */
-export interface CausalConvArgs {
+export interface CausalConvArgs extends StateArgs {
   /** (rows, channels) f32. */
   x: Tensor
   /** (channels, width) f32, width 2 to 8: the newest input's weight last. */
@@ -12,23 +13,8 @@ export interface CausalConvArgs {
   bias?: Tensor | undefined
   /** (rows, channels) f32, out; not x. */
   out: Tensor
-  /** (bytes) u8: the pages, in and out. */
-  pool: Tensor
-  /** (words) i32: state tables as in csrc/ops/state_table.h. */
-  tables: Tensor
-  /**
-   * (n_seqs) i32: the word where a sequence's state table begins, or -1 for rows that are masked: their
-   * output is zeros, and nothing else is written.
-   */
-  states: Tensor
-  /** (n_seqs + 1) i32: row at which each sequence starts, then the total. */
-  cuSeqlens: Tensor
-  /** Of the recurrent layers, from 0. */
-  layer: number
   /** Value heads that a layer has pages for in the tables. */
   nHeads: number
-  /** The sequences begin with these rows: their pages are written, not read. Default false. */
-  fromZero?: boolean | undefined
 }
 
 /**

@@ -90,5 +90,6 @@ export {
 } from './segment.js'
 export { type SelectSalientArgs, selectSalient } from './select-salient.js'
 export { type SelectiveScanArgs, selectiveScan } from './selective-scan.js'
+export type { StateArgs } from './state-args.js'
 export { type StoreProbesArgs, storeProbes } from './store-probes.js'
 export { Tensor } from './tensor.js'

@@ -1,9 +1,10 @@
 import { loadAddon } from '../native/load.js'
 import { checkArguments } from './arguments.js'
+import type { StateArgs } from './state-args.js'
 import { handleOf, type Tensor } from './tensor.js'
 
 /** Arguments of `selectiveScan`. */
-export interface SelectiveScanArgs {
+export interface SelectiveScanArgs extends StateArgs {
   /**
    * (rows, n_heads head_dim + 2 n_groups state_dim) f32: x of all heads, then B of all groups, then C of all
    * groups; state_dim a power of two from 16 to 256. Head h has the group floor(h n_groups / n_heads).
@@ -19,23 +20,8 @@ export interface SelectiveScanArgs {
   skip: Tensor
   /** (rows, n_heads, head_dim) f32, out; head_dim a multiple of 16 up to 256. */
   out: Tensor
-  /** (bytes) u8: the pages, in and out. */
-  pool: Tensor
-  /** (words) i32: state tables as in csrc/ops/state_table.h. */
-  tables: Tensor
-  /**
-   * (n_seqs) i32: the word where a sequence's state table begins, or -1 for rows that are masked: their
-   * output is zeros, and nothing else is written.
-   */
-  states: Tensor
-  /** (n_seqs + 1) i32: row at which each sequence starts, then the total. */
-  cuSeqlens: Tensor
-  /** Of the recurrent layers, from 0. */
-  layer: number
   /** A divisor of n_heads. */
   nGroups: number
-  /** The sequences begin with these rows: their pages are written, not read. Default false. */
-  fromZero?: boolean | undefined
 }
 
 /**
