@@ -15,6 +15,7 @@ export {
   isQuantized,
   type KvShape,
   PAGE_TOKENS,
+  PAGE_UNIT_BYTES,
   pageBytes,
   pageCount,
   paramsBytes,

@@ -1,4 +1,4 @@
-import type { KvShape, StateShape } from '../cache/index.js'
+import { type KvShape, PAGE_UNIT_BYTES, type StateShape } from '../cache/index.js'
 import type { ModelConfig, RecurrenceConfig } from './config.js'
 
 /** A layer among those of its kind. */
@@ -34,12 +34,11 @@ export function attentionShape(config: ModelConfig): KvShape {
 export function stateShape({ recurrence }: Pick<ModelConfig, 'recurrence'>): StateShape | null {
   if (!recurrence) return null
   const { layers, nValueHeads, keyDim, valueDim, convWidth } = recurrence
-  const unit = 64
   const conv = (convWidth - 1) * channelsOf(recurrence) * 4
   return {
     nLayers: layers.filter(Boolean).length,
     nHeads: nValueHeads,
-    convBytes: Math.ceil(conv / unit) * unit,
+    convBytes: Math.ceil(conv / PAGE_UNIT_BYTES) * PAGE_UNIT_BYTES,
     headBytes: keyDim * valueDim * 4,
   }
 }

@@ -120,7 +120,7 @@ test.each(policies)('a loop that is left early has run nothing ahead: %j', (poli
   }),
 )
 
-test('tokens of a stop text stay, as the state has seen them', () =>
+test('behind a stop token all tokens before it stay, as the state has seen them', () =>
   withEngine(async (engine) => {
     const sequence = await prefilled(engine, zip, prompt)
     const { ids } = await collect(sequence.generate(null, { maxTokens: 20, ignoreEos: true }))
