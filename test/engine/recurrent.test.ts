@@ -1,4 +1,5 @@
 /** Models with recurrent layers: a sequence's state goes where its keys and values go. */
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { KvCache } from '../../lib/cache/index'
 import { DecodeStep } from '../../lib/engine/decode-step'
@@ -12,7 +13,7 @@ import {
   ZipCacheError,
 } from '../../lib/index'
 import { stateShape } from '../../lib/model/layer-kinds'
-import { kFixtures } from './model-copies'
+import { kFixtures, kTrainedModels, ModelCopies } from './model-copies'
 import { collect, idsOf, maxDifference, someIds, useModel } from './running'
 
 const model = useModel(join(kFixtures, 'qwen3.5'))
@@ -238,3 +239,47 @@ test.each(POLICY_NAMES)('every policy answers: %s', (policy) =>
     expect(await idsOf(sequence, question, 5)).toHaveLength(5)
   }),
 )
+
+describe('with a tokenizer', () => {
+  const copies = new ModelCopies()
+  afterAll(() => copies.remove())
+  const text = readFileSync(join(kTrainedModels, 'line-retrieval', 'tokenizer.json'), 'utf8')
+  const speaking = useModel(
+    copies.copy(join(kFixtures, 'qwen3.5'), { files: { 'tokenizer.json': text } }),
+  )
+
+  test('tokens of a stop text stay, as the state has seen them', async () => {
+    const open = async () => {
+      const sequence = speaking().createSequence({ policy: zip })
+      await sequence.prefill(prompt)
+      return sequence
+    }
+    const whole = await open()
+    const tokens: { id: number; text: string }[] = []
+    for await (const token of whole.generate(null, { maxTokens: 20, ignoreEos: true })) {
+      tokens.push(token)
+    }
+    // A text that the tenth token has a part of, and the one before it the rest.
+    const stop = tokens[8]!.text + tokens[9]!.text
+    const all = tokens.map((token) => token.text)
+    const nBefore = all.findIndex((_, i) =>
+      all
+        .slice(0, i + 1)
+        .join('')
+        .includes(stop),
+    )
+    expect(nBefore).toBeGreaterThan(0)
+    const stopped = await open()
+    const said = await collect(
+      stopped.generate(null, { maxTokens: 20, ignoreEos: true, stop: [stop] }),
+    )
+    expect(said.text).toBe(all.join('').split(stop)[0])
+    expect(stopped.finishReason).toBe('stop')
+    // All that were run for its last token, and the token before it among them.
+    expect(stopped.tokens).toEqual([...prompt, ...tokens.slice(0, nBefore).map(({ id }) => id)])
+    const asked = await open()
+    await idsOf(asked, null, nBefore + 1)
+    expect(asked.tokens.slice(0, -1)).toEqual(stopped.tokens)
+    for (const each of [whole, stopped, asked]) each.dispose()
+  })
+})
