@@ -140,13 +140,16 @@ describeDevices('the stream', (name) => {
 
 test('the event loop runs while ops do', async () => {
   const device = await Device.open('cpu', { threads: 1 })
-  enqueueWork(device, 1, 1536)
+  // A blocked loop never sees more than the one tick that was due when it went on. A free one may
+  // see no more either, where others have the processor just then: it is given many occasions.
   let nTicks = 0
-  const timer = setInterval(() => ++nTicks, 1)
-  await device.sync()
-  clearInterval(timer)
-  // A blocked loop sees at most the one tick that was due when it went on. How many more there are
-  // is up to the machine: others may have the processor most of the time.
+  for (let attempt = 0; attempt < 100 && nTicks <= 1; ++attempt) {
+    nTicks = 0
+    enqueueWork(device, 1, 1536)
+    const timer = setInterval(() => ++nTicks, 1)
+    await device.sync()
+    clearInterval(timer)
+  }
   expect(nTicks).toBeGreaterThan(1)
   await device.dispose()
 })
