@@ -26,7 +26,10 @@ export interface Checkpoint {
   readonly sizeBytes: number
 }
 
-/** What a weight is to the model. All but `embedding`, `norm` and `lmHead` exist once a layer. */
+/**
+ * What a weight is to the model. All exist once a layer but `embedding`, `norm`, `lmHead`, `perLayerEmbedding`, `perLayerModelProj`
+ * and `perLayerModelNorm`.
+ */
 export type WeightRole =
   | 'embedding'
   | 'inputNorm'
@@ -65,10 +68,22 @@ export type WeightRole =
   | 'gateBias'
   | 'upBias'
   | 'downBias'
+  | 'routerNorm'
+  | 'expertScales'
+  | 'expertsNorm'
+  | 'expertsOutputNorm'
   | 'sharedGate'
   | 'sharedGateProj'
   | 'sharedUpProj'
   | 'sharedDownProj'
+  | 'sharedOutputNorm'
+  | 'perLayerGate'
+  | 'perLayerProj'
+  | 'perLayerNorm'
+  | 'layerScalar'
+  | 'perLayerEmbedding'
+  | 'perLayerModelProj'
+  | 'perLayerModelNorm'
   | 'norm'
   | 'lmHead'
 
@@ -91,6 +106,9 @@ const MATRICES = [
   'sharedGateProj',
   'sharedUpProj',
   'sharedDownProj',
+  'perLayerGate',
+  'perLayerProj',
+  'perLayerModelProj',
   'lmHead',
 ] as const satisfies readonly WeightRole[]
 

@@ -45,6 +45,7 @@ export type {
   LinearRope,
   Llama3Rope,
   LongRope,
+  ProportionalRope,
   RopeConfig,
   YarnRope,
 } from './rope-config.js'
@@ -59,6 +60,11 @@ export interface ExpertsConfig {
   readonly intermediateSize: number
   /** Width of the gated MLP that all rows pass, too; 0: there is none. */
   readonly sharedSize: number
+  /**
+   * That MLP is the layer's own, and the experts beside it read the residual stream by themselves: the router and they through
+   * a norm each. What either gives is normalized before both are added, and that sum once more.
+   */
+  readonly besideMlp: boolean
   /** What their weights are made of. */
   readonly scores: 'softmax' | 'sigmoid'
   /** The weights of a row's experts are divided by their sum, or by `leastSum` where that is smaller. */
@@ -101,6 +107,28 @@ export interface RecurrenceConfig {
   readonly byKeyHeads: boolean
 }
 
+/** Heads of another shape than most layers', which layers have that see all tokens. */
+export interface GlobalHeads {
+  /** (nLayers): whether a layer has them. */
+  readonly layers: readonly boolean[]
+  /** Divides `nHeads`. */
+  readonly nKvHeads: number
+  /** A multiple of 16, at most 512. */
+  readonly headDim: number
+  /** Channels of a head that rotate. */
+  readonly rotaryDim: number
+  /** There are no weights of values: they are what keys are before norm and RoPE, with a norm of their own. */
+  readonly valuesAreKeys: boolean
+}
+
+/** A vector of each layer's for every token, whose product with a gate is added behind the layer's MLP. */
+export interface PerLayerInputs {
+  /** Of each layer's vector. */
+  readonly width: number
+  /** Tokens that have one: no fewer than the model's. */
+  readonly vocabSize: number
+}
+
 /** What queries are multiplied by: 1 + growth ln(1 + floor(position / period)). */
 export interface QueryGrowth {
   /** Above 0. */
@@ -127,16 +155,25 @@ export interface ModelConfig {
   readonly nLayers: number
   /** Width of the residual stream. */
   readonly hiddenSize: number
-  /** Width of the gated MLP, in layers without experts. */
+  /** Width of the gated MLP, in layers without experts: of the widest. */
   readonly intermediateSize: number
+  /** (nLayers): that of each layer, whether it has experts or not. */
+  readonly intermediateSizes: readonly number[]
   /** Null: no layer has experts. */
   readonly experts: ExpertsConfig | null
   /** Query heads. */
   readonly nHeads: number
   /** Divides `nHeads`. */
   readonly nKvHeads: number
-  /** A multiple of 16, at most 256. `nHeads * headDim` need not be `hiddenSize`. */
+  /** A multiple of 16, at most 512. `nHeads * headDim` need not be `hiddenSize`. */
   readonly headDim: number
+  /** Heads of the layers that have others than these; null: all have these. */
+  readonly globalHeads: GlobalHeads | null
+  /**
+   * (nLayers): the layer whose keys and values a layer attends to, with heads and a window as its own; its own number
+   * where it makes keys and values itself, or is recurrent.
+   */
+  readonly kvSources: readonly number[]
   /** Rows of the embedding. */
   readonly vocabSize: number
   /** `max_position_embeddings`: the longest context, in tokens. */
@@ -166,6 +203,8 @@ export interface ModelConfig {
   readonly qkNorm: 'none' | 'each head' | 'each head, rotated' | 'all heads'
   /** What the checkpoint calls these norms. */
   readonly qkNormNames: QkNormNames
+  /** RMS norm of each head's values, which has no weights. */
+  readonly normalizesValues: boolean
   /** (nLayers): a row sees its last so many keys, itself included; 0 sees all, or is a recurrent layer's. */
   readonly slidingWindow: readonly number[]
   /** Each head's softmax has a logit more, a learned one that belongs to no key (`attentionSinks`). */
@@ -186,6 +225,12 @@ export interface ModelConfig {
   readonly roundsEmbeddingScale: boolean
   /** What logits are multiplied by. */
   readonly logitsScale: number
+  /** What bounds logits then: x becomes cap tanh(x / cap); 0: nothing does. */
+  readonly logitsCap: number
+  /** Null: layers read the residual stream alone. */
+  readonly perLayerInputs: PerLayerInputs | null
+  /** The residual stream is multiplied by a number of the checkpoint's behind each layer. */
+  readonly scalesLayers: boolean
   /** Norms multiply by 1 + weight, not by weight. */
   readonly unitOffsetNorms: boolean
   /** Which norms a layer has. */
@@ -305,10 +350,13 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     nLayers,
     hiddenSize,
     intermediateSize,
+    intermediateSizes: new Array<number>(nLayers).fill(intermediateSize),
     experts: readExperts(read, traits, nLayers),
     nHeads,
     nKvHeads,
     headDim,
+    globalHeads: null,
+    kvSources: Array.from({ length: nLayers }, (_, layer) => layer),
     vocabSize,
     maxPositions,
     tieWordEmbeddings: readTie(whole, read),
@@ -317,12 +365,16 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     attentionBias: readAttentionBias(read, traits),
     qkNorm: readQkNorm(read, traits),
     qkNormNames: traits.qkNormNames,
+    normalizesValues: false,
     // A window as long as the context hides nothing.
     slidingWindow: windows.map((window) => (window < maxPositions ? window : 0)),
     hasSinks: traits.hasSinks,
     gatesAttention: traits.gatesAttention,
     recurrence,
     ...readScales(read, traits, hiddenSize, headDim),
+    logitsCap: 0,
+    perLayerInputs: null,
+    scalesLayers: false,
     activation: readActivation(read, traits),
     unitOffsetNorms: traits.unitOffsetNorms,
     norms: traits.norms,
@@ -517,6 +569,7 @@ function readExperts(
     perRow: read.integer(experts.perRowKey, 1, count),
     intermediateSize,
     sharedSize: readSharedSize(read, experts, intermediateSize),
+    besideMlp: false,
     scores: experts.scores,
     normalized: experts.normalized === 'yes' || read.boolean('norm_topk_prob', false),
     leastSum:

@@ -6,7 +6,7 @@ import { isJsonObject, type JsonObject, quote } from './model-files.js'
 export type RopeConfig = {
   /** The base: pair i of d / 2 turns by theta^(-2i / d) radians a position, d channels rotating. */
   readonly theta: number
-} & (DefaultRope | LinearRope | Llama3Rope | YarnRope | LongRope)
+} & (DefaultRope | LinearRope | Llama3Rope | YarnRope | LongRope | ProportionalRope)
 
 /** Positions as they are. Source: RoFormer (arXiv 2104.09864) §3.2. */
 export interface DefaultRope {
@@ -70,6 +70,19 @@ export interface LongRope {
   readonly longFactor: readonly number[]
   /** Multiplies cos and sin. */
   readonly attentionFactor: number
+}
+
+/**
+ * The first pairs of a head turn as in a head that turns as a whole, the others not at all: pairs of channels i and
+ * i + rotaryDim / 2, where a head whose first channels rotate has i and i + half of those. Source: Gemma 4.
+ */
+export interface ProportionalRope {
+  /** `rope_type`. */
+  readonly type: 'proportional'
+  /** Share of the pairs that turn, at most 1. */
+  readonly share: number
+  /** What their frequencies are divided by. */
+  readonly factor: number
 }
 
 const kMaxPositions = 1 << 27

@@ -20,7 +20,8 @@ const f32 = Math.fround
  * - yarn: the same idea with a ramp over dimensions, and cos and sin multiplied by `0.1 ln(factor)
  *   + 1`;
  * - longrope: each divided by a factor of its own, of one list up to the original context and of
- *   another where contexts may be longer, and cos and sin multiplied, too.
+ *   another where contexts may be longer, and cos and sin multiplied, too;
+ * - proportional: those of the first `share` of the pairs divided by `factor`, the others 0.
  *
  * Each operation is rounded to float32, in the order of transformers, since angles of far positions
  * magnify every last bit: at position 100,000 one unit in the last place of a frequency of 1 is an
@@ -56,6 +57,14 @@ export function ropeFrequencies(
         (period, i) => 1 / f32(f32(factors[i] as number) * period),
       )
       return { invFreq, attentionScale: rope.attentionFactor }
+    }
+    case 'proportional': {
+      const nTurning = Math.floor((rope.share * rotaryDim) / 2)
+      const factor = f32(rope.factor)
+      const invFreq = plainFrequencies(rope.theta, rotaryDim).map((freq, i) =>
+        i < nTurning ? freq / factor : 0,
+      )
+      return { invFreq, attentionScale: 1 }
     }
   }
 }

@@ -97,10 +97,27 @@ export type LayerWeights = { [Role in MatrixRole]?: Matrix } & {
   [Role in Exclude<WeightRole, MatrixRole>]?: Tensor
 }
 
+/** What the vectors are made of that layers read beside the residual stream. */
+export interface PerLayerWeights {
+  /** (vocab_size, n_layers x width): of tokens, times sqrt(width / 2). */
+  readonly embedding: Tensor
+  /** (n_layers x width, hidden_size): multiplies what enters the first layer. */
+  readonly proj: Matrix
+  /**
+   * (width) f32, times 2^-0.5: of each layer's part of that product. It is of the product divided by the root of
+   * hidden_size, which as a norm of the product has eps times hidden_size.
+   */
+  readonly norm: Tensor
+}
+
 /** The weights of a model on its device. */
 export interface ModelWeights {
   readonly embedding: Tensor
   readonly layers: readonly LayerWeights[]
+  /** (n_layers) what the residual stream is multiplied by behind each layer; 1 where the model has no such numbers. */
+  readonly layerScales: readonly number[]
+  /** Null: layers read the residual stream alone. */
+  readonly perLayer: PerLayerWeights | null
   readonly norm: Tensor
   /** The embedding again when they are tied. */
   readonly lmHead: Matrix
@@ -301,7 +318,8 @@ export async function loadWeights(
       once.lmHead ??
       (format === 'stored' ? { weight: embedding } : await toMatrix(embedding, 'lmHead'))
     await device.sync()
-    return { embedding, layers, norm, lmHead, dispose }
+    const layerScales = layers.map(() => 1)
+    return { embedding, layers, layerScales, perLayer: null, norm, lmHead, dispose }
   } catch (error) {
     dispose()
     throw error
