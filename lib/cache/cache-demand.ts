@@ -7,7 +7,7 @@ import {
   paramsBytes,
 } from './format.js'
 
-/** Memory that caches of one shape want, counted before any of it is allocated. */
+/** Memory that caches want, counted before any of it is allocated. */
 export class CacheDemand {
   /** How many pages, parameters and bitmaps among them, by their bytes. */
   readonly pages = new Map<number, number>()
@@ -15,11 +15,6 @@ export class CacheDemand {
   probeSlots = 0
   /** Bytes of page tables, and of rows that lie in no pages. */
   otherBytes = 0
-  readonly #shape: KvShape
-
-  constructor(shape: KvShape) {
-    this.#shape = shape
-  }
 
   /** Bytes of everything but probe rows. */
   get bytes(): number {
@@ -34,16 +29,17 @@ export class CacheDemand {
   }
 
   /** So many pages of each layer and KV head. */
-  addEach(bytes: number, count: number): void {
-    this.addPages(bytes, count * this.#shape.nLayers * this.#shape.nKvHeads)
+  addEach({ nLayers, nKvHeads }: KvShape, bytes: number, count: number): void {
+    this.addPages(bytes, count * nLayers * nKvHeads)
   }
 
   /**
    * What so many compressions are packed into, one after the other: in layers with a sliding window
    * those before are given back (`dropHidden`), unless heads differ in their tokens.
    */
-  addGroups({ nTokens, nSalient, high, low }: GroupPlan, count = 1, isUneven = false): void {
-    const { headDim, nKvHeads, slidingWindow } = this.#shape
+  addGroups(shape: KvShape, plan: GroupPlan, count = 1, isUneven = false): void {
+    const { headDim, nKvHeads, slidingWindow } = shape
+    const { nTokens, nSalient, high, low } = plan
     // Of those that are seen two may be so in part; one more is staged.
     const mostHeld = (window: number) =>
       window > 0 && !isUneven ? Math.min(count, Math.ceil(window / nTokens) + 2) : count
@@ -56,8 +52,8 @@ export class CacheDemand {
     ] as const) {
       if (n === 0) continue
       this.addPages(pageBytes(k, v, headDim), nHeld * nKvHeads * pageCount(n) + nStandIns)
-      this.addEach(paramsBytes(headDim), count)
+      this.addEach(shape, paramsBytes(headDim), count)
     }
-    if (nSalient > 0 && nRegular > 0) this.addEach(bitmapBytes(nTokens), count)
+    if (nSalient > 0 && nRegular > 0) this.addEach(shape, bitmapBytes(nTokens), count)
   }
 }

@@ -20,7 +20,8 @@ const MIN_PROBE_SLOTS = 640
  */
 export class CacheMemory {
   readonly device: Device
-  readonly shape: KvShape
+  /** The heads that are cached, of layers whose heads are alike. */
+  readonly shapes: readonly KvShape[]
   /** Null: the model has no recurrent layers. */
   readonly stateShape: StateShape | null
   readonly pool: PagePool
@@ -31,23 +32,29 @@ export class CacheMemory {
   /** Throws `ERR_ZC_OUT_OF_MEMORY` when the memory cannot be had. */
   constructor(
     device: Device,
-    probeShape: ProbeShape & KvShape,
+    shapes: readonly (ProbeShape & KvShape)[],
     capacityBytes: number,
     stateShape: StateShape | null = null,
   ) {
-    const { nLayers, nKvHeads, headDim, slidingWindow } = probeShape
     this.device = device
-    this.shape = { nLayers, nKvHeads, headDim, slidingWindow }
+    this.shapes = shapes.map(({ nLayers, nKvHeads, headDim, slidingWindow }) => ({
+      ...{ nLayers, nKvHeads, headDim, slidingWindow },
+    }))
     this.stateShape = stateShape
-    const largestPage = Math.max(stateShape?.convBytes ?? 0, stateShape?.headBytes ?? 0)
+    const largestPage = Math.max(
+      stateShape?.convBytes ?? 0,
+      stateShape?.headBytes ?? 0,
+      ...shapes.map(({ headDim }) => pageBytes('f32', 'f32', headDim)),
+    )
     this.pool = new PagePool(device, capacityBytes, superblockBytesOf(capacityBytes, largestPage))
     let tables: TableArena | undefined
     try {
-      tables = new TableArena(device, tableWordsOf(capacityBytes, headDim))
+      const least = Math.min(...shapes.map(({ headDim }) => headDim))
+      tables = new TableArena(device, tableWordsOf(capacityBytes, least))
       this.tables = tables
-      const fitting = Math.floor(capacityBytes / 16 / probeSlotBytes(probeShape))
+      const fitting = Math.floor(capacityBytes / 16 / probeSlotBytes(shapes))
       const nSlots = Math.max(MIN_PROBE_SLOTS, Math.min(MAX_PROBE_SLOTS, fitting))
-      this.probes = new ProbeSlots(device, probeShape, nSlots)
+      this.probes = new ProbeSlots(device, shapes, nSlots)
     } catch (error) {
       this.pool.dispose()
       tables?.dispose()

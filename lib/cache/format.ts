@@ -85,7 +85,7 @@ export function isQuantized(format: Format): boolean {
   return FORMATS[format] <= 8
 }
 
-/** The cached heads of a model. */
+/** The cached heads of a model's layers, of those whose heads are alike. */
 export interface KvShape {
   readonly nLayers: number
   readonly nKvHeads: number
@@ -98,10 +98,11 @@ export interface KvShape {
  * Bytes of a 16-bit cache: 2 (K and V) x tokens x n_kv_heads x head_dim x 2 bytes x n_layers; in a layer
  * with a sliding window no more tokens than that. What compression ratios are measured against.
  */
-export function fp16CacheBytes(shape: KvShape, nTokens: number): number {
-  const { nKvHeads, headDim, slidingWindow } = shape
-  const nSeen = slidingWindow.reduce((sum, own) => sum + Math.min(nTokens, own || nTokens), 0)
-  return 2 * nKvHeads * headDim * 2 * nSeen
+export function fp16CacheBytes(shapes: readonly KvShape[], nTokens: number): number {
+  return shapes.reduce((sum, { nKvHeads, headDim, slidingWindow }) => {
+    const nSeen = slidingWindow.reduce((n, own) => n + Math.min(nTokens, own || nTokens), 0)
+    return sum + 2 * nKvHeads * headDim * 2 * nSeen
+  }, 0)
 }
 
 /** How the tokens of one compression are stored. */

@@ -27,7 +27,7 @@ export {
 } from './kv-cache.js'
 export { PagePool, SUPERBLOCK_BYTES } from './page-pool.js'
 export { tableWords } from './page-table.js'
-export { type ProbeShape, ProbeSlots } from './probe-slots.js'
+export { type ProbeRows, type ProbeShape, ProbeSlots } from './probe-slots.js'
 export {
   addStates,
   RecurrentState,
@@ -35,4 +35,5 @@ export {
   stateBytes,
   stateTableBytes,
 } from './recurrent-state.js'
+export { SequenceCache } from './sequence-cache.js'
 export { TableArena } from './table-arena.js'

@@ -41,8 +41,8 @@ export interface CacheSegment {
 const TAIL_ROOM = 8
 
 /**
- * The books of one sequence's cache: which pages hold which tokens, for every layer and KV head,
- * and how many bytes that is. The tokens themselves lie in the pool; ops find them through the page
+ * The books of one sequence's cache, in layers whose heads have one shape: which pages hold which tokens, for
+ * every layer and KV head, and how many bytes that is. The tokens themselves lie in the pool; ops find them through the page
  * table at `start`, which `PageTable` writes.
  *
  * Newest tokens are in the tail (segment 0). A compression stages a group (pages are found and
@@ -56,16 +56,22 @@ const TAIL_ROOM = 8
 export class KvCache {
   readonly memory: CacheMemory
   readonly shape: KvShape
+  readonly #shapeIndex: number
   readonly #books: Books
   readonly #table: PageTable
   /** An entry of the layer that gives pages back last: that has no window, or the longest. */
   readonly #longestEntry: number
 
-  /** Throws `ERR_ZC_OUT_OF_MEMORY` when there is no room for its page table. */
-  constructor(memory: CacheMemory, tailFormat: Format) {
+  /**
+   * An empty one, of heads of `memory.shapes[shape]`.
+   *
+   * Throws `ERR_ZC_OUT_OF_MEMORY` when there is no room for its page table.
+   */
+  constructor(memory: CacheMemory, shape: number, tailFormat: Format) {
     this.memory = memory
-    this.shape = memory.shape
-    const { slidingWindow, nKvHeads } = memory.shape
+    this.#shapeIndex = shape
+    this.shape = memory.shapes[shape] as KvShape
+    const { slidingWindow, nKvHeads } = this.shape
     const reach = slidingWindow.map((window) => window || Number.POSITIVE_INFINITY)
     this.#longestEntry = nKvHeads * reach.indexOf(Math.max(...reach))
     const tail: Segment = {
@@ -87,7 +93,7 @@ export class KvCache {
       bitmapBytes: 0,
     }
     this.#books = { segments: [tail], nVisible: 1, tailStart: 0, tailTokens: 0 }
-    this.#table = new PageTable(memory.tables, memory.shape, this.#books)
+    this.#table = new PageTable(memory.tables, this.shape, this.#books)
   }
 
   /**
@@ -203,7 +209,7 @@ export class KvCache {
    * Throws `ERR_ZC_OUT_OF_MEMORY` when there is no room for its page table.
    */
   fork(): KvCache {
-    const copy = new KvCache(this.memory, this.tailFormat)
+    const copy = new KvCache(this.memory, this.#shapeIndex, this.tailFormat)
     for (const segment of this.#books.segments) {
       const retain = (addresses: Int32Array | null, bytes: number) => {
         for (const address of addresses ?? []) this.memory.pool.retain(address, bytes)

@@ -8,7 +8,7 @@ import { PAGE_UNIT_BYTES } from './format.js'
  */
 export const SUPERBLOCK_BYTES = 256 * 1024
 
-/** Least bytes of the same: a page of the largest heads, 16 tokens of 256 channels in f32. */
+/** Least bytes of the same: a page of 16 tokens of 256 channels in f32. */
 const MIN_SUPERBLOCK_BYTES = 2 * 16 * 256 * 4
 
 /** A 64th of a small pool, so that all sizes of page find room in it, the largest at any rate. */

@@ -1,7 +1,7 @@
 import { ZipCacheError } from '../errors.js'
 import { type Device, type DType, type Tensor, tensorBytes } from '../ops/index.js'
 
-/** What a probe row is made of. */
+/** What a probe row is made of, in layers whose heads are alike. */
 export interface ProbeShape {
   readonly nLayers: number
   readonly nHeads: number
@@ -9,27 +9,16 @@ export interface ProbeShape {
   readonly dtype: DType
 }
 
-/**
- * Room for the probe rows of all running windows, in tensors of fixed address: a slot keeps the
- * query and the log-sum-exp of one token in every layer. Sequences that share a past share its slots.
- */
-export class ProbeSlots {
+/** The rows of all slots, in layers whose heads are alike. */
+export class ProbeRows {
   /** All of it: q (n_layers, capacity, n_heads, head_dim), lse (n_layers, capacity, n_heads) f32. */
   readonly all: { readonly q: Tensor; readonly lse: Tensor<'f32'> }
   /** Views, one a layer: q (capacity, n_heads, head_dim), lse (capacity, n_heads) f32. */
   readonly layers: readonly { readonly q: Tensor; readonly lse: Tensor<'f32'> }[]
-  readonly slotBytes: number
-  readonly #capacity: number
   readonly #tensors: Tensor[] = []
-  readonly #holders: number[] = []
-  /** Slots that were used and are free. */
-  readonly #free: number[] = []
 
   /** Throws `ERR_ZC_OUT_OF_MEMORY` when the memory cannot be had. */
-  constructor(device: Device, shape: ProbeShape, capacity: number) {
-    const { nLayers, nHeads, headDim, dtype } = shape
-    this.#capacity = capacity
-    this.slotBytes = probeSlotBytes(shape)
+  constructor(device: Device, { nLayers, nHeads, headDim, dtype }: ProbeShape, capacity: number) {
     try {
       const q = this.#keep(device.reserve<DType>(dtype, [nLayers, capacity, nHeads, headDim]))
       const lse = this.#keep(device.reserve('f32', [nLayers, capacity, nHeads]))
@@ -63,6 +52,38 @@ export class ProbeSlots {
   #keep<T extends Tensor>(tensor: T): T {
     this.#tensors.push(tensor)
     return tensor
+  }
+
+  dispose(): void {
+    for (const tensor of this.#tensors) tensor.dispose()
+  }
+}
+
+/**
+ * Room for the probe rows of all running windows, in tensors of fixed address: a slot keeps the
+ * query and the log-sum-exp of one token in every layer. Sequences that share a past share its slots.
+ */
+export class ProbeSlots {
+  /** (n_shapes) what a slot keeps, layers of one shape after those of the other. */
+  readonly ofShapes: readonly ProbeRows[]
+  readonly slotBytes: number
+  readonly #capacity: number
+  readonly #holders: number[] = []
+  /** Slots that were used and are free. */
+  readonly #free: number[] = []
+
+  /** Throws `ERR_ZC_OUT_OF_MEMORY` when the memory cannot be had. */
+  constructor(device: Device, shapes: readonly ProbeShape[], capacity: number) {
+    this.#capacity = capacity
+    this.slotBytes = probeSlotBytes(shapes)
+    const made: ProbeRows[] = []
+    this.ofShapes = made
+    try {
+      for (const shape of shapes) made.push(new ProbeRows(device, shape, capacity))
+    } catch (error) {
+      this.dispose()
+      throw error
+    }
   }
 
   /** Slots that can be given out. */
@@ -105,11 +126,15 @@ export class ProbeSlots {
   }
 
   dispose(): void {
-    for (const tensor of this.#tensors) tensor.dispose()
+    for (const rows of this.ofShapes) rows.dispose()
   }
 }
 
 /** Bytes of one slot: a row's query and log-sum-exp in every layer. */
-export function probeSlotBytes({ nLayers, nHeads, headDim, dtype }: ProbeShape): number {
-  return nLayers * (tensorBytes(dtype, [nHeads, headDim]) + 4 * nHeads)
+export function probeSlotBytes(shapes: readonly ProbeShape[]): number {
+  return shapes.reduce(
+    (sum, { nLayers, nHeads, headDim, dtype }) =>
+      sum + nLayers * (tensorBytes(dtype, [nHeads, headDim]) + 4 * nHeads),
+    0,
+  )
 }

@@ -83,7 +83,7 @@ export class Admission {
    * Throws `ERR_ZC_BUSY` when there is none while they run.
    */
   reserve(add: (demand: CacheDemand) => void): void {
-    const demand = new CacheDemand(this.#memory.shape)
+    const demand = new CacheDemand()
     add(demand)
     if (!this.#memory.canHold(demand) || this.#makeRoom(add) || this.active.size === 0) return
     throw new ZipCacheError(
@@ -118,7 +118,7 @@ export class Admission {
   /** Frees memory until what `add` wants fits beside what all runs can grow to; whether it does. */
   #makeRoom(add: (demand: CacheDemand) => void): boolean {
     for (;;) {
-      const demand = new CacheDemand(this.#memory.shape)
+      const demand = new CacheDemand()
       add(demand)
       for (const { context, turnEnds, maxLength, isSettled } of this.active) {
         if (!isSettled) addGrowth(demand, context, turnEnds, maxLength)

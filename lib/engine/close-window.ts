@@ -1,12 +1,11 @@
 /** Full windows of generated tokens (Alg. 3 of ZipCache, arXiv 2405.14256), some layers at a time. */
-import type { KvCache } from '../cache/index.js'
+import type { KvCache, KvShape, ProbeRows, SequenceCache } from '../cache/index.js'
 import type { ForwardModel } from '../model/forward.js'
-import { attentionShape } from '../model/layer-kinds.js'
 import type { Scratch } from '../model/scratch.js'
 import { type DeviceInfo, DTYPE_BYTES, unpackSegment } from '../ops/index.js'
 import type { Compression } from '../policy/policy.js'
 import { type HeadShares, makeWindowCompressor } from './compress-group.js'
-import type { SaliencyRecord } from './saliency-record.js'
+import type { SaliencyRecord, ScoreWatcher } from './saliency-record.js'
 import type { WindowProbes } from './window-probes.js'
 
 /** Layers that attend and follow each other, compressed by the same calls of ops. */
@@ -24,13 +23,14 @@ interface LayerSlice {
  */
 const SLICE_BYTES = { cpu: 2 ** 20, gpu: 2 ** 24 } satisfies Record<DeviceInfo['kind'], number>
 
-/** The slices, of no more than `mostLayers`, in which a window of `nTokens` is compressed. */
+/** The slices, of no more than `mostLayers`, in which a window of `nTokens` is compressed in layers of a shape. */
 export function closingSlices(
-  { config, attentionDtype, device }: Pick<ForwardModel, 'config' | 'attentionDtype' | 'device'>,
+  { attentionDtype, device }: Pick<ForwardModel, 'attentionDtype' | 'device'>,
+  shape: KvShape,
   nTokens: number,
   mostLayers: number = Number.POSITIVE_INFINITY,
 ): LayerSlice[] {
-  const { nLayers, nKvHeads, headDim, slidingWindow: windows } = attentionShape(config)
+  const { nLayers, nKvHeads, headDim, slidingWindow: windows } = shape
   const layerBytes = 2 * nTokens * nKvHeads * headDim * DTYPE_BYTES[attentionDtype]
   const fitting = Math.floor(SLICE_BYTES[device.info.kind] / layerBytes)
   const most = Math.min(mostLayers, Math.max(1, fitting))
@@ -56,12 +56,12 @@ export function closingSlices(
 /** A window that is full, in the tail of `cache`, and what its compression takes. */
 export interface FullWindow {
   readonly model: ForwardModel
-  readonly cache: KvCache
+  readonly cache: SequenceCache
   readonly compression: Compression
   /** null: nobody looks at the tokens. */
   readonly probes: WindowProbes | null
-  /** What the last prompt gave each head; null: all heads have the same. */
-  readonly shares: HeadShares | null
+  /** (n_shapes) what the last prompt gave each head; null: all heads have the same. */
+  readonly shares: readonly HeadShares[] | null
   readonly scratch: Scratch
   /** Where scores are kept; null where nobody wants to see them. */
   readonly record: SaliencyRecord | null
@@ -73,27 +73,38 @@ export interface FullWindow {
  * caller to publish.
  */
 export function closeWindow(window: FullWindow): void {
-  const { model, cache, compression, probes, shares, scratch, record } = window
+  const { cache, record } = window
+  const watch = record?.begin(cache.tailStart, cache.tailLength) ?? null
+  for (const shape of cache.ofShapes.keys()) closeLayers(window, shape, watch)
+}
+
+/** The same in the layers whose heads have one shape. */
+function closeLayers(
+  { model, cache: ofAll, compression, probes, shares, scratch }: FullWindow,
+  shape: number,
+  watch: ScoreWatcher | null,
+): void {
+  const cache = ofAll.ofShapes[shape] as KvCache
   const { nKvHeads, headDim } = cache.shape
   const nTokens = cache.tailLength
   const dtype = model.attentionDtype
   // Heads with shares of their own are packed one by one, whatever is unpacked with them.
-  const slices = closingSlices(model, nTokens, shares ? 1 : undefined)
+  const slices = closingSlices(model, cache.shape, nTokens, shares ? 1 : undefined)
   const mostLayers = Math.max(...slices.map(({ nLayers }) => nLayers))
-  const watch = record?.begin(cache.tailStart, nTokens) ?? null
   const group = { cache, compression, nTokens, mostLayers, dtype, scratch, watch }
-  const compressor = makeWindowCompressor(group, shares)
+  const compressor = makeWindowCompressor(group, shares?.[shape] ?? null)
   const allK = scratch.tensor(dtype, [nTokens, mostLayers * nKvHeads, headDim])
   const allV = scratch.tensor(dtype, [nTokens, mostLayers * nKvHeads, headDim])
   const table = scratch.keep(cache.tableView())
   const { pool, probes: probeSlots } = cache.memory
+  const probeRows = probeSlots.ofShapes[shape] as ProbeRows
   const { softmaxScale: scale } = model.config
   const kept =
     compressor.looks && probes
       ? { rows: scratch.ints(probes.slots), positions: scratch.ints(probes.steps), scale }
       : null
   const rowsOf = (first: number, nLayers: number) => {
-    const { q, lse } = probeSlots.ofLayers(first, nLayers)
+    const { q, lse } = probeRows.ofLayers(first, nLayers)
     return { q: scratch.keep(q), lse: scratch.keep(lse) }
   }
   for (const { first, nLayers, slidingWindow } of slices) {

@@ -7,12 +7,12 @@ import { makePacker, makeScorer, type Probes, type Scorer, type TokenGroup } fro
 import { makeHeadPacker } from './compress-by-head.js'
 import { keyErrorGains } from './gains.js'
 import { groupPlan } from './group-plan.js'
-import { affordablePages } from './salient-budget.js'
+import type { SalientBudget } from './salient-budget.js'
 
-/** Shares of salient tokens, one for each (layer, KV head), that a prompt was given. */
+/** Shares of salient tokens, one for each (layer, KV head) of heads of one shape, that a prompt was given. */
 export type HeadShares = Float64Array
 
-/** The compression of one prompt, layer by layer. */
+/** The compression of one prompt in layers whose heads are alike, layer by layer. */
 export interface PromptCompressor {
   /** Whether probes are looked at. */
   readonly looks: boolean
@@ -32,7 +32,7 @@ export interface PromptCompressor {
  * Stages a prompt and compresses it as Alg. 2 does. Where scores are corrected, or r is chosen head
  * by head, a layer's scores are read first: the one wait there is.
  */
-export function makePromptCompressor(group: TokenGroup): PromptCompressor {
+export function makePromptCompressor(group: TokenGroup, budget: SalientBudget): PromptCompressor {
   const { cache, compression, nTokens, scratch, watch } = group
   const { metric, auto, correctsPosition: correct } = compression
   const { nLayers, nKvHeads } = cache.shape
@@ -69,8 +69,6 @@ export function makePromptCompressor(group: TokenGroup): PromptCompressor {
     auto.share < 1
       ? Math.floor((auto.share * nTokens * nKvHeads) / PAGE_TOKENS)
       : Number.POSITIVE_INFINITY
-  // Before anything is staged, what is there is what stays.
-  let left = affordablePages(cache, compression, nTokens)
   const staged = cache.stageUneven(plan)
   const packer = makeHeadPacker(group, staged)
   const shares = new Float64Array(nLayers * nKvHeads)
@@ -85,13 +83,17 @@ export function makePromptCompressor(group: TokenGroup): PromptCompressor {
         keyErrorGains(k, probes, scratch),
       ])
       watch?.(scores)
-      const pages = Math.min(most, Math.floor(left / (nLayers - layer)))
+      const pages = Math.min(most, budget.pagesFor(cache.shape))
       const counts = salientCounts({ scores: values, gains }, { pages, coverage: auto.coverage })
       packer.pack(layer, k, v, scores, counts)
-      counts.forEach((count, head) => {
-        left -= pageCount(count)
-        shares[layer * nKvHeads + head] = count / nTokens
-      })
+      budget.take(
+        cache.shape,
+        counts.reduce((sum, count) => sum + pageCount(count), 0),
+      )
+      shares.set(
+        Array.from(counts, (count) => count / nTokens),
+        layer * nKvHeads,
+      )
     },
   }
 }

@@ -26,7 +26,7 @@ export interface Probes {
   readonly scale: number
 }
 
-/** The tokens of one compression, and what it works with. */
+/** The tokens of one compression in layers whose heads are alike, and what it works with. */
 export interface TokenGroup {
   readonly cache: KvCache
   readonly compression: Compression

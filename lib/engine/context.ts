@@ -4,8 +4,8 @@ import {
   type CacheDemand,
   type CacheMemory,
   fp16CacheBytes,
-  KvCache,
   RecurrentState,
+  SequenceCache,
   totalBytes,
 } from '../cache/index.js'
 import { argumentError } from '../errors.js'
@@ -61,8 +61,8 @@ export interface CacheBytes {
 
 /** Where a decode step finds a sequence, and what it leaves there. */
 export interface StepPlace {
-  /** Word of its page table. */
-  readonly start: number
+  /** (n_shapes) the words of its page tables. */
+  readonly starts: readonly number[]
   /** Word of the table of its state; -1: no layer is recurrent. */
   readonly state: number
   /** Tokens of the tail, the step's own included. */
@@ -97,7 +97,7 @@ export class Context {
   readonly policy: CachePolicy
   readonly model: ForwardModel
   /** Empty where the policy keeps rows. */
-  readonly cache: KvCache
+  readonly cache: SequenceCache
   /** Where the tokens are of a policy that keeps rows; null for the others. */
   readonly rows: RowStore | null
   readonly seed: Seed
@@ -122,8 +122,8 @@ export class Context {
   /** Tokens that the last prompt that ran had in the end, or has. */
   #nextLength = 0
   #peak = 0
-  /** What the last prompt gave each head, for windows to go on with. */
-  #shares: HeadShares | null = null
+  /** (n_shapes) what the last prompt gave each head, for windows to go on with. */
+  #shares: readonly HeadShares[] | null = null
 
   private constructor({ model, spec, policy, seed, cache, rows, saliency }: ContextParts) {
     this.model = model
@@ -158,7 +158,7 @@ export class Context {
     }
     const tailFormat = policy.tail === 'f16' ? 'f16' : model.attentionDtype
     const rows = policy.rows && makeRowStore(model, memory, policy.rows)
-    const cache = new KvCache(memory, tailFormat)
+    const cache = SequenceCache.make(memory, tailFormat)
     const saliency = recordsSaliency ? new SaliencyRecord() : null
     return new Context({ model, spec, policy, seed, cache, rows, saliency })
   }
@@ -425,7 +425,7 @@ export class Context {
     const isOver = this.#state !== null || !keepsLogits
     if (isOver && this.#next && this.#next.length < cache.length - 1) this.forgetLogits()
     const position = cache.length - 1
-    return { start: cache.start, state, tailLength: cache.tailLength, position, probeSlot }
+    return { starts: cache.starts, state, tailLength: cache.tailLength, position, probeSlot }
   }
 
   /** Takes the newest tokens back, as when a step was run that nobody wants. */
@@ -598,7 +598,7 @@ export class Context {
     }
     const resident = totalBytes(byClass)
     const ownState = (this.#state ?? this.#nextState)?.bytes ?? 0
-    const fp16 = fp16CacheBytes(this.cache.shape, this.length) + ownState
+    const fp16 = fp16CacheBytes(this.cache.memory.shapes, this.length) + ownState
     return {
       resident,
       peak: Math.max(this.#peak, resident),
@@ -629,14 +629,18 @@ export class Context {
   #paperRatio(): number | null {
     const { compression } = this.policy
     if (!compression || this.length === 0) return null
-    const { nKvHeads, headDim } = this.cache.shape
-    const width = nKvHeads * headDim
     const n = this.length
     const r = this.#salientShare(compression, n)
     const { high, low } = compression
     const bits = (r * (high.keyBits + high.valueBits) + (1 - r) * (low.keyBits + low.valueBits)) / 2
     const nClasses = r > 0 && r < 1 ? 2 : 1
-    return (2 * width * n * 16) / (2 * width * n * bits + 16 * nClasses * (2 * width + 2 * n))
+    let [plain, compressed] = [0, 0]
+    for (const { nLayers, nKvHeads, headDim } of this.cache.memory.shapes) {
+      const width = nKvHeads * headDim
+      plain += nLayers * 2 * width * n * 16
+      compressed += nLayers * (2 * width * n * bits + 16 * nClasses * (2 * width + 2 * n))
+    }
+    return plain / compressed
   }
 }
 

@@ -1,4 +1,4 @@
-import type { CacheMemory } from '../cache/index.js'
+import type { CacheMemory, KvShape, ProbeRows } from '../cache/index.js'
 import { ZipCacheError } from '../errors.js'
 import {
   addSinks,
@@ -7,11 +7,12 @@ import {
   logitsOfAll,
   makeStream,
   makeWorkspace,
+  rotateQueries,
   runLayer,
   runRecurrentLayer,
   turnsOf,
 } from '../model/forward.js'
-import { attentionShape, layerPlaces } from '../model/layer-kinds.js'
+import { layerPlaces } from '../model/layer-kinds.js'
 import { Scratch } from '../model/scratch.js'
 import {
   type DType,
@@ -46,8 +47,8 @@ export interface StepResult {
   readonly logprobs: Float32Array
 }
 
-/** Words of a step of so many rows; see `columnsOf`. */
-const stepWords = (nRows: number) => nRows * (9 + SAMPLE_PARAMS) + 1
+/** Words of a step of so many rows over caches of so many shapes; see `columnsOf`. */
+const stepWords = (nRows: number, nShapes: number) => nRows * (8 + nShapes + SAMPLE_PARAMS) + 1
 
 /** Steps until more rows are tried again, where there was no memory for them: a GPU waits for each try. */
 const STEPS_BEFORE_NEXT_TRY = 64
@@ -131,13 +132,14 @@ export class DecodeStep {
    */
   run(rows: readonly StepRow[]): { result: Promise<StepResult>; logits: Tensor<'f32'> } {
     const bucket = this.#bucket(rows.length)
-    const words = new Int32Array(stepWords(bucket.nRows))
-    const { params: paramWords, ...columns } = columnsOf(bucket.nRows, (first, n) =>
+    const nShapes = this.#memory.shapes.length
+    const words = new Int32Array(stepWords(bucket.nRows, nShapes))
+    const { params: paramWords, ...columns } = columnsOf(bucket.nRows, nShapes, (first, n) =>
       words.subarray(first, first + n),
     )
     const { given, source, starts, states, lengths, positions, slots, contexts, cuSeqlens } =
       columns
-    for (const masked of [source, starts, states, slots, contexts]) masked.fill(-1)
+    for (const masked of [source, ...starts, states, slots, contexts]) masked.fill(-1)
     const params = new Float32Array(words.buffer, paramWords.byteOffset, paramWords.length)
     let nSeqs = 0
     rows.forEach((row, r) => {
@@ -147,8 +149,10 @@ export class DecodeStep {
       slots[r] = row.probeSlot
       contexts[r] = row.context
       params.set(packSampleParams(row.params), r * SAMPLE_PARAMS)
-      if (row.start !== rows[r - 1]?.start) {
-        starts[nSeqs] = row.start
+      if (row.starts[0] !== rows[r - 1]?.starts[0]) {
+        starts.forEach((column, shape) => {
+          column[nSeqs] = row.starts[shape] as number
+        })
         states[nSeqs] = row.state
         cuSeqlens[nSeqs++] = r
       }
@@ -196,9 +200,11 @@ export class DecodeStep {
   #record(nRows: number, scratch: Scratch): Bucket {
     const model = this.#model
     const { config, device } = model
-    const { pool, tables, probes } = this.#memory
-    const input = scratch.tensor('i32', [stepWords(nRows)])
-    const columns = columnsOf(nRows, (first, n) => scratch.keep(input.view([n], first)))
+    const { pool, tables, probes, shapes } = this.#memory
+    const input = scratch.tensor('i32', [stepWords(nRows, shapes.length)])
+    const columns = columnsOf(nRows, shapes.length, (first, n) =>
+      scratch.keep(input.view([n], first)),
+    )
     const { given, source, starts, states, lengths, positions, slots, contexts, cuSeqlens } =
       columns
     const params = scratch.keep(columns.params.reinterpret('f32', [nRows, SAMPLE_PARAMS]))
@@ -207,50 +213,45 @@ export class DecodeStep {
       logprobs: scratch.keep(this.#chosen.reinterpret('f32', [nRows], this.#maxRows)),
     }
     const sampled = scratch.keep(this.#chosen.view([this.#maxRows]))
-    const ids = scratch.tensor('i32', [nRows])
     const stream = makeStream(model, nRows, nRows, scratch)
     const block = makeWorkspace(model, nRows, scratch)(nRows, stream)
-    const { rawHeads } = block
-    const { v, out } = block.heads
-    // Every attending layer's queries and log-sum-exps stay until the last: one op then keeps those of probes.
-    const { nHeads, headDim } = config
-    const { nLayers } = attentionShape(config)
-    const ofAll = {
-      q: scratch.tensor<DType>(model.attentionDtype, [nLayers, nRows, nHeads, headDim]),
-      lse: scratch.tensor('f32', [nLayers, nRows, nHeads]),
-    }
-    const attended = Array.from({ length: nLayers }, (_, layer) => {
-      const rows = layer * nRows * nHeads
-      return {
-        q: scratch.keep(ofAll.q.view([nRows, nHeads, headDim], rows * headDim)),
-        lse: scratch.keep(ofAll.lse.view([nRows, nHeads], rows)),
-      }
-    })
-    const paged = { pool: pool.memory, tables: tables.memory, starts }
+    const ofShapes = shapes.map((shape, i) => ({
+      ...attendedRows(model, shape, nRows, scratch),
+      paged: { pool: pool.memory, tables: tables.memory, starts: starts[i] as Tensor<'i32'> },
+    }))
     const scale = config.softmaxScale
     let logits!: Tensor<'f32'>
 
     const program = device.record(() => {
-      feedTokens({ sampled, source, given, out: ids })
-      setTailLengths({ ...paged, lengths })
-      embedRows(model, stream, ids, positions)
-      for (const [layer, { isRecurrent, index }] of layerPlaces(config).entries()) {
+      feedTokens({ sampled, source, given, out: stream.ids })
+      for (const { paged } of ofShapes) setTailLengths({ ...paged, lengths })
+      embedRows(model, stream, positions)
+      for (const [layer, { isRecurrent, shape, index, borrows }] of layerPlaces(config).entries()) {
         if (isRecurrent) {
           const places = { pool: pool.memory, tables: tables.memory, states, cuSeqlens }
           runRecurrentLayer(model, layer, index, block, places)
           continue
         }
         const slidingWindow = config.slidingWindow[layer] ?? 0
-        const { q, lse } = attended[index] as (typeof attended)[number]
-        const turns = turnsOf(model, layer, block)
-        runLayer(model, layer, block, () => {
-          ropeAppend({ ...rawHeads, v, ...turns, qOut: q, ...paged, cuSeqlens, layer: index })
+        const { layers, paged } = ofShapes[shape] as (typeof ofShapes)[number]
+        runLayer(model, layer, shape, block, ({ rawHeads, heads }) => {
+          const { v, out } = heads
+          const own = borrows ? heads : (layers[index] as (typeof layers)[number])
+          const { q, lse } = own
+          if (borrows) rotateQueries(model, layer, block, { rawHeads, heads })
+          else {
+            const turns = turnsOf(model, layer, block)
+            ropeAppend({ ...rawHeads, v, ...turns, qOut: q, ...paged, cuSeqlens, layer: index })
+          }
           const options = { layer: index, positions, scale, slidingWindow }
           mixedAttention({ q, out, lse, ...paged, cuSeqlens, ...options })
           addSinks(model, layer, { out, lse })
         })
       }
-      storeProbes({ ...ofAll, slots, probeQ: probes.all.q, probeLse: probes.all.lse })
+      for (const [shape, { all }] of ofShapes.entries()) {
+        const { q, lse } = (probes.ofShapes[shape] as ProbeRows).all
+        storeProbes({ ...all, slots, probeQ: q, probeLse: lse })
+      }
       logits = logitsOfAll(model, stream.x, scratch)
       sample({ logits, params, seen: this.#seen, contexts, ...chosen })
     })
@@ -258,20 +259,47 @@ export class DecodeStep {
   }
 }
 
+/**
+ * Queries and log-sum-exps of the layers that keep keys of one shape. They stay until the last layer: one op then keeps
+ * those of probes.
+ */
+function attendedRows(
+  { config, attentionDtype }: ForwardModel,
+  { nLayers, headDim }: KvShape,
+  nRows: number,
+  scratch: Scratch,
+) {
+  const { nHeads } = config
+  const all = {
+    q: scratch.tensor<DType>(attentionDtype, [nLayers, nRows, nHeads, headDim]),
+    lse: scratch.tensor('f32', [nLayers, nRows, nHeads]),
+  }
+  const layers = Array.from({ length: nLayers }, (_, layer) => {
+    const rows = layer * nRows * nHeads
+    return {
+      q: scratch.keep(all.q.view([nRows, nHeads, headDim], rows * headDim)),
+      lse: scratch.keep(all.lse.view([nRows, nHeads], rows)),
+    }
+  })
+  return { all, layers }
+}
+
 /** The parts of a step's words, each by its first word and how many it has. */
-function columnsOf<T>(nRows: number, part: (first: number, n: number) => T) {
+function columnsOf<T>(nRows: number, nShapes: number, part: (first: number, n: number) => T) {
   const column = (index: number) => part(index * nRows, nRows)
+  const nColumns = 7 + nShapes
   return {
     given: column(0),
     source: column(1),
-    starts: column(2),
-    lengths: column(3),
-    positions: column(4),
-    slots: column(5),
-    contexts: column(6),
-    states: column(7),
-    params: part(8 * nRows, SAMPLE_PARAMS * nRows),
-    cuSeqlens: part((8 + SAMPLE_PARAMS) * nRows, nRows + 1),
+    lengths: column(2),
+    positions: column(3),
+    slots: column(4),
+    contexts: column(5),
+    states: column(6),
+    /** (n_shapes) */
+    starts: Array.from({ length: nShapes }, (_, shape) => column(7 + shape)),
+    params: part(nColumns * nRows, SAMPLE_PARAMS * nRows),
+    cuSeqlens: part((nColumns + SAMPLE_PARAMS) * nRows, nRows + 1),
   }
 }
 

@@ -1,7 +1,7 @@
 import { addBytes, type BytesByClass, CacheMemory, noBytes } from '../cache/index.js'
 import { argumentError, show, ZipCacheError } from '../errors.js'
 import type { ForwardModel } from '../model/forward.js'
-import { attentionShape, stateShape } from '../model/layer-kinds.js'
+import { attentionShapes, stateShape } from '../model/layer-kinds.js'
 import { checkPath } from '../model/model-files.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { Device } from '../ops/index.js'
@@ -209,8 +209,9 @@ export class Engine {
         `is ${prefixMemory} bytes, expected no more than kvMemory, ${kvMemory}`,
       )
     }
-    const shape = { ...attentionShape(config), nHeads: config.nHeads, dtype }
-    const memory = new CacheMemory(device, shape, kvMemory, stateShape(config))
+    const { nHeads } = config
+    const shapes = attentionShapes(config).map((shape) => ({ ...shape, nHeads, dtype }))
+    const memory = new CacheMemory(device, shapes, kvMemory, stateShape(config))
     this.#memory = memory
     this.#reclaim = () => {
       const { usedBytes } = memory

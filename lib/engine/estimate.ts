@@ -13,9 +13,14 @@ import {
   TableArena,
   tableWords,
 } from '../cache/index.js'
-import { gateWidth, hasOutputNorms, type RecurrenceConfig } from '../model/config.js'
+import {
+  gateWidth,
+  hasOutputNorms,
+  type ModelConfig,
+  type RecurrenceConfig,
+} from '../model/config.js'
 import type { ForwardModel } from '../model/forward.js'
-import { attentionShape, channelsOf, stateShape } from '../model/layer-kinds.js'
+import { attentionShapes, channelsOf, headShapes, stateShape } from '../model/layer-kinds.js'
 import { namedTensors } from '../model/weights.js'
 import { DTYPE_BYTES } from '../ops/index.js'
 import type { CachePolicy } from '../policy/index.js'
@@ -26,6 +31,7 @@ import { groupPlan } from './group-plan.js'
 import { sliceRows } from './prefill.js'
 import { BLOCK_ROWS } from './quantized-rows.js'
 import { chunkBytes, chunkRows } from './row-coder.js'
+import { checkRowPlan } from './row-stores.js'
 import { allRegularBytes, classPageBytes } from './salient-budget.js'
 import { tieredActivationBytes, tieredBytes } from './tiered-rows.js'
 
@@ -49,44 +55,60 @@ export function estimatePrompt(
   policy: CachePolicy,
   nTokens: number,
 ): MemoryEstimate {
-  const shape = attentionShape(model.config)
-  const { nLayers, nKvHeads, headDim } = shape
+  const shapes = attentionShapes(model.config)
+  /** Of the layers of each shape, all together. */
+  const ofAll = (bytesOf: (shape: KvShape) => number) =>
+    shapes.reduce((sum, shape) => sum + bytesOf(shape), 0)
   const tailFormat = policy.tail === 'f16' ? 'f16' : model.attentionDtype
-  const { compression } = policy
+  const { compression, rows } = policy
+  if (rows) checkRowPlan(model, rows)
   const isCompressed = compression !== null && nTokens >= compression.window
   // A token by itself is no prompt: it goes the way of generated ones, and fills a window of one.
   const isWindow = isCompressed && nTokens === 1
   const weights = weightBytes(model)
-  let cache = isCompressed
-    ? packedBytes(shape, compression, nTokens)
-    : tailBytes(shape, tailFormat, policy.rows ? 0 : nTokens)
-  if (policy.rows) cache += rowBytes(shape, policy.rows, nTokens)
+  let cache = ofAll((shape) =>
+    isCompressed
+      ? packedBytes(shape, compression, nTokens)
+      : tailBytes(shape, tailFormat, rows ? 0 : nTokens),
+  )
+  if (rows) cache += ofAll((shape) => rowBytes(shape, rows, nTokens))
   const budget = isCompressed ? compression?.auto?.budgetBytes : null
   if (budget && compression) {
-    const words = tableWords(shape, 3, pageCount(nTokens) + 1)
-    const least = allRegularBytes(shape, compression, nTokens) + 4 * TableArena.capacityOf(words)
+    const least = ofAll((shape) => {
+      const words = tableWords(shape, 3, pageCount(nTokens) + 1)
+      return allRegularBytes(shape, compression, nTokens) + 4 * TableArena.capacityOf(words)
+    })
     cache = Math.min(cache, Math.max(budget, least))
   }
   // As the first window of seed 0 draws them.
   const drawn = compression?.windowProbes(deriveSeed(toSeed(0), 0)) ?? []
-  const probes = drawn.filter((step) => step < nTokens).length * nLayers * probeRowBytes(model)
+  const nProbes = drawn.filter((step) => step < nTokens).length
+  const probes = nProbes * ofAll((shape) => shape.nLayers * probeRowBytes(model, shape))
   if (!isCompressed) cache += probes
   const state = stateShape(model.config)
   if (state) cache += stateBytes(state) + stateTableBytes(state)
   // Given back once the prompt is in.
   let hidden = 0
-  if (isCompressed) hidden = hiddenBytes(shape, compression, nTokens)
-  else if (!compression && !policy.rows) hidden = hiddenTailBytes(shape, tailFormat, nTokens)
-  const keysAndValues = 2 * nTokens * nKvHeads * headDim * DTYPE_BYTES[model.attentionDtype]
-  let activations = policy.rows
-    ? rowActivationBytes(model, policy.rows, nTokens)
+  if (isCompressed) hidden = ofAll((shape) => hiddenBytes(shape, compression, nTokens))
+  else if (!compression && !rows) {
+    hidden = ofAll((shape) => hiddenTailBytes(shape, tailFormat, nTokens))
+  }
+  const keyValueBytes = ({ nKvHeads, headDim }: KvShape) =>
+    2 * nTokens * nKvHeads * headDim * DTYPE_BYTES[model.attentionDtype]
+  const keysAndValues = ofAll(keyValueBytes)
+  let activations = rows
+    ? rowActivationBytes(model, rows, nTokens)
     : activationBytes(model, nTokens, compression, isCompressed && !isWindow)
   if (isWindow) {
     // The tail's page is there until the window is packed, of K and V read back from it.
-    const tail = nLayers * nKvHeads * pageBytes(tailFormat, tailFormat, headDim)
-    const slices = closingSlices(model, nTokens)
-    const mostLayers = Math.max(...slices.map((slice) => slice.nLayers))
-    activations += tail + probes + mostLayers * (keysAndValues + 4 * nKvHeads)
+    activations += probes
+    activations += ofAll((shape) => {
+      const { nLayers, nKvHeads, headDim } = shape
+      const tail = nLayers * nKvHeads * pageBytes(tailFormat, tailFormat, headDim)
+      const slices = closingSlices(model, shape, nTokens)
+      const mostLayers = Math.max(...slices.map((slice) => slice.nLayers))
+      return tail + mostLayers * (keyValueBytes(shape) + 4 * nKvHeads)
+    })
   }
   return {
     weights,
@@ -98,14 +120,18 @@ export function estimatePrompt(
 }
 
 /** q and log-sum-exp of one row in one layer. */
-function probeRowBytes({ config, attentionDtype }: ForwardModel): number {
-  return config.nHeads * (config.headDim * DTYPE_BYTES[attentionDtype] + 4)
+function probeRowBytes({ config, attentionDtype }: ForwardModel, { headDim }: HeadDim): number {
+  return config.nHeads * (headDim * DTYPE_BYTES[attentionDtype] + 4)
 }
+
+type HeadDim = Pick<ModelConfig, 'headDim'>
 
 /** What every pass of `n` rows allocates, but for K and V. */
 function passBytes(model: ForwardModel, n: number): { bytes: number; nSlices: number } {
-  const { hiddenSize, experts, recurrence, gatesAttention, headDim, nHeads, nKvHeads } =
-    model.config
+  const { hiddenSize, experts, recurrence, gatesAttention, normalizesValues, nHeads } = model.config
+  const shapes = headShapes(model.config)
+  const headDim = Math.max(...shapes.map((shape) => shape.headDim))
+  const kvWidth = Math.max(...shapes.map((shape) => shape.nKvHeads * shape.headDim))
   const compute = DTYPE_BYTES[model.dtype]
   const attention = DTYPE_BYTES[model.attentionDtype]
   const rounds = model.attentionDtype !== 'f32'
@@ -116,12 +142,13 @@ function passBytes(model: ForwardModel, n: number): { bytes: number; nSlices: nu
   const stream = n * (4 * hiddenSize + 8 * angles + 8)
   const gate = gatesAttention ? 4 * nHeads * headDim : 0
   const query = nHeads * headDim * (4 + attention + (rounds ? attention : 0)) + 4 * nHeads + gate
-  const key = rounds ? 4 * nKvHeads * headDim : 0
+  const key = rounds ? 4 * kvWidth * (normalizesValues ? 2 : 1) : 0
   const mlp = gateWidth(model.config) * (8 + (model.dtype === 'f32' ? 0 : compute))
   // logits; of each chosen one its weight, which it is, its pair, and what it gives
   const routed = experts ? 4 * (experts.count + experts.perRow * (3 + hiddenSize)) : 0
   const offsets = experts ? 4 * (experts.count + 1) : 0
-  const branch = hasOutputNorms(model.config) ? 4 * hiddenSize : 0
+  const branches = (hasOutputNorms(model.config) ? 1 : 0) + (experts?.besideMlp ? 1 : 0)
+  const branch = branches * 4 * hiddenSize
   const recurrent = recurrence ? recurrentRowBytes(recurrence, compute) : 0
   const row = compute * hiddenSize + query + key + mlp + routed + branch + recurrent
   const slice = perSlice * row + offsets + (recurrence ? 4 : 0)
@@ -136,9 +163,8 @@ function recurrentRowBytes(recurrence: RecurrenceConfig, compute: number): numbe
 }
 
 /** What compress-by-head.ts and gains.ts allocate, at most. */
-function headPackerBytes(model: ForwardModel, n: number): number {
+function headPackerBytes(model: ForwardModel, shape: KvShape, n: number): number {
   const { nHeads } = model.config
-  const shape = attentionShape(model.config)
   const { headDim, nKvHeads, nLayers } = shape
   const attention = DTYPE_BYTES[model.attentionDtype]
   const gathered = n * (4 * nKvHeads + 2 * headDim * attention + 4)
@@ -149,7 +175,8 @@ function headPackerBytes(model: ForwardModel, n: number): number {
 
 /** What prefill-rows.ts allocates for a first prompt, but for K and V. */
 function rowActivationBytes(model: ForwardModel, plan: RowPlan, n: number): number {
-  const { headDim, nKvHeads, nLayers } = attentionShape(model.config)
+  const [shape] = attentionShapes(model.config) as [KvShape] // `checkRowPlan`
+  const { headDim, nKvHeads, nLayers } = shape
   const pass = passBytes(model, n)
   const bytes = pass.bytes + 16 * pass.nSlices
   if (plan.kind === 'quantized') {
@@ -163,13 +190,13 @@ function rowActivationBytes(model: ForwardModel, plan: RowPlan, n: number): numb
   if (plan.kind === 'tiered') {
     const attention = DTYPE_BYTES[model.attentionDtype]
     const own = tieredActivationBytes(model.config, plan, n, attention)
-    return bytes + own + n * (probeRowBytes(model) + 8 * nLayers) + 4 * n * nLayers
+    return bytes + own + n * (probeRowBytes(model, shape) + 8 * nLayers) + 4 * n * nLayers
   }
   const facts = { nRows: n, promptLength: n, isPrompt: true }
   const nKept = plan.nKept(facts)
   const looks = plan.accumulates || nKept < n
   const nProbes = looks ? plan.nObservers(facts, n) : 0
-  const probes = nProbes * (probeRowBytes(model) + 8 * nLayers) + 4 * n * nLayers
+  const probes = nProbes * (probeRowBytes(model, shape) + 8 * nLayers) + 4 * n * nLayers
   const picked = nKept * nKvHeads * (4 + headDim * DTYPE_BYTES[model.attentionDtype])
   return bytes + picked + (looks ? probes + 4 * nKvHeads * n : 0)
 }
@@ -201,13 +228,27 @@ function activationBytes(
   compression: Compression | null,
   isCompressed: boolean,
 ): number {
-  const { nKvHeads, nLayers } = attentionShape(model.config)
+  const shapes = attentionShapes(model.config)
   const { bytes, nSlices } = passBytes(model, n)
-  const lengths = 4 + 16 * nSlices
+  const lengths = 4 * shapes.length + 16 * nSlices
   if (!compression || !isCompressed) {
     const slots = compression ? 4 * n : 0
     return bytes + lengths + 4 * nSlices + slots
   }
+  return shapes.reduce(
+    (sum, shape) => sum + compressingBytes(model, shape, n, compression),
+    bytes + lengths,
+  )
+}
+
+/** What compresses a prompt in the layers whose heads have one shape. */
+function compressingBytes(
+  model: ForwardModel,
+  shape: KvShape,
+  n: number,
+  compression: Compression,
+): number {
+  const { nKvHeads, nLayers } = shape
   const isAuto = compression.auto !== null
   const isMixed = isAuto || (compression.nSalient(n) > 0 && compression.nSalient(n) < n)
   const looks = isMixed && compression.metric !== 'locality'
@@ -215,9 +256,10 @@ function activationBytes(
   const selection = nKvHeads * n * (looks ? 8 : 4)
   const nProbes = looks ? compression.promptProbes(n, toSeed(0), 0).length : 0
   const weights = looks && compression.metric === 'causal' ? 4 * n : 0
-  const probes = looks ? nProbes * (probeRowBytes(model) + 8 * nLayers) + 4 * n * nLayers : 0
-  const byHead = isAuto ? headPackerBytes(model, n) : 0
-  return bytes + lengths + selection + weights + probes + byHead
+  const row = probeRowBytes(model, shape) + 8 * nLayers
+  const probes = looks ? nProbes * row + 4 * n * nLayers : 0
+  const byHead = isAuto ? headPackerBytes(model, shape, n) : 0
+  return selection + weights + probes + byHead
 }
 
 function weightBytes({ weights }: ForwardModel): number {
@@ -237,18 +279,18 @@ function tailBytes(shape: KvShape, format: Format, nTokens: number): number {
 function packedBytes(shape: KvShape, compression: Compression, nTokens: number): number {
   const group = groupPlan(compression, nTokens)
   const { headDim } = shape
-  const demand = new CacheDemand(shape)
+  const demand = new CacheDemand()
   let words: number
   if (compression.auto) {
     // At most: all of a head's tokens in the larger pages, both classes with a broken one.
     const { high, low } = compression
     const page = Math.max(classPageBytes(high, headDim), classPageBytes(low, headDim))
-    demand.addEach(page, pageCount(nTokens) + 1)
-    demand.addEach(paramsBytes(headDim), 2)
-    demand.addEach(bitmapBytes(nTokens), 1)
+    demand.addEach(shape, page, pageCount(nTokens) + 1)
+    demand.addEach(shape, paramsBytes(headDim), 2)
+    demand.addEach(shape, bitmapBytes(nTokens), 1)
     words = tableWords(shape, 3, pageCount(nTokens) + 1)
   } else {
-    demand.addGroups(group)
+    demand.addGroups(shape, group)
     const counts = [group.nSalient, nTokens - group.nSalient].filter((n) => n > 0)
     const nPages = counts.reduce((sum, n) => sum + pageCount(n), 0)
     words = tableWords(shape, 1 + counts.length, nPages)

@@ -1,6 +1,13 @@
 /** What a context may still take while it grows, so that who waits is let in only where all fit. */
-import { bitmapBytes, CacheDemand, type KvShape, pageBytes, pageCount } from '../cache/index.js'
-import type { RowPlan } from '../policy/policy.js'
+import {
+  bitmapBytes,
+  CacheDemand,
+  type KvCache,
+  type KvShape,
+  pageBytes,
+  pageCount,
+} from '../cache/index.js'
+import type { Compression, RowPlan } from '../policy/policy.js'
 import type { Context } from './context.js'
 import { rowBytes } from './estimate.js'
 import { groupPlan } from './group-plan.js'
@@ -18,11 +25,13 @@ export function addGrowth(
   maxLength: number,
 ): void {
   const { cache, policy, nWindowProbes } = context
-  const { shape, tailLength } = cache
+  const { tailLength } = cache
   if (maxLength <= context.length) return
   context.addStatesTo(demand, turnEnds, maxLength)
   if (policy.rows) {
-    demand.otherBytes += rowGrowthBytes(shape, policy.rows, maxLength)
+    for (const shape of cache.memory.shapes) {
+      demand.otherBytes += rowGrowthBytes(shape, policy.rows, maxLength)
+    }
     return
   }
   const { compression } = policy
@@ -65,15 +74,40 @@ export function addGrowth(
   }
   pass(maxLength - length)
 
+  for (const own of cache.ofShapes) {
+    addCacheGrowth(demand, own, { compression, groups, isPromptFirst, inTail: { before, after } })
+  }
+
+  const nProbes = Math.min(nWindowProbes, Math.max(before, after))
+  demand.probeSlots += Math.max(0, nProbes - context.nOwnProbes)
+}
+
+/** What a cache still takes, of layers whose heads have one shape. */
+interface CacheGrowth {
+  readonly compression: Compression | null
+  /** Compressions to come: tokens of each, and how many there are of them. */
+  readonly groups: readonly { readonly nTokens: number; readonly count: number }[]
+  /** Whether the first of them is of the turn that runs now or next. */
+  readonly isPromptFirst: boolean
+  /** The most tokens of the tail until it is emptied first, and from then on. */
+  readonly inTail: { readonly before: number; readonly after: number }
+}
+
+function addCacheGrowth(
+  demand: CacheDemand,
+  cache: KvCache,
+  { compression, groups, isPromptFirst, inTail: { before, after } }: CacheGrowth,
+): void {
+  const { shape, tailFormat } = cache
   const nShared = cache.nSharedTailPages
-  const nOwn = pageCount(tailLength) - nShared
+  const nOwn = pageCount(cache.tailLength) - nShared
   const nTailPages = Math.max(
     // The page that is written to is copied, those before it stay shared.
     pageCount(before) - nShared + (cache.sharesTail ? 1 : 0),
     pageCount(after),
   )
   const nMore = Math.max(0, nTailPages - nOwn)
-  demand.addEach(pageBytes(cache.tailFormat, cache.tailFormat, shape.headDim), nMore)
+  demand.addEach(shape, pageBytes(tailFormat, tailFormat, shape.headDim), nMore)
 
   let nPages = nMore
   let nSegments = 0
@@ -85,17 +119,16 @@ export function addGrowth(
     nPages += count * (pageCount(nTokens) + 1)
     nSegments += count * 2
     if (!compression.auto) {
-      demand.addGroups(group, count)
+      demand.addGroups(shape, group, count)
       continue
     }
     // Any share of a head's tokens may be of either class.
-    for (const nSalient of [0, nTokens]) demand.addGroups({ ...group, nSalient }, count, true)
-    demand.addEach(bitmapBytes(nTokens), count)
+    for (const nSalient of [0, nTokens]) {
+      demand.addGroups(shape, { ...group, nSalient }, count, true)
+    }
+    demand.addEach(shape, bitmapBytes(nTokens), count)
   }
   demand.otherBytes += cache.tableBytesWith(nSegments, nPages) - cache.tableBytesWith(0, 0)
-
-  const nProbes = Math.min(nWindowProbes, Math.max(before, after))
-  demand.probeSlots += Math.max(0, nProbes - context.nOwnProbes)
 }
 
 /**
@@ -111,7 +144,7 @@ export function longestFitting(
   const { cache } = context
   if (!isGrowthKnown(context)) return maxLength
   const fits = (length: number) => {
-    const demand = new CacheDemand(cache.shape)
+    const demand = new CacheDemand()
     context.addHeldTo(demand)
     addGrowth(demand, context, turnEnds, length)
     return cache.memory.canHold(demand)

@@ -5,7 +5,7 @@ import type { KeptPlan } from '../policy/policy.js'
 import type { Probes } from './compress.js'
 import { gatherHeads, Room } from './room.js'
 import { scoreRows } from './row-scores.js'
-import { NewTensors, type RowBytes, type RowStore, type RowWriter } from './row-store.js'
+import { NewTensors, type RowBytes, type RowStore, type RowWriter, rowShape } from './row-store.js'
 
 /** The rows that one layer keeps. Never written again, so that forks share them. */
 interface Layer {
@@ -122,7 +122,7 @@ export class KeptRows implements RowStore {
     room: Room,
     tensors: NewTensors,
   ): Promise<Layer> {
-    const { shape } = this.#memory
+    const shape = rowShape(this.#memory)
     const { nKvHeads } = shape
     const { nRows, nKept } = facts
     const before = { scores: this.#layers[layer]?.scores ?? null, first: 0 }

@@ -1,5 +1,11 @@
-import { addSinks, type ForwardModel, rotateHeads, runLayer } from '../model/forward.js'
-import { layerPlaces } from '../model/layer-kinds.js'
+import {
+  addSinks,
+  type ForwardModel,
+  type KeyValueRows,
+  rotateHeads,
+  runLayer,
+} from '../model/forward.js'
+import { headShapes, layerPlaces } from '../model/layer-kinds.js'
 import type { Scratch } from '../model/scratch.js'
 import { flashAttention, type Tensor } from '../ops/index.js'
 import {
@@ -45,30 +51,36 @@ export async function prefillRows(pass: RowPass): Promise<Tensor<'f32'>> {
     { length: writer.nObservers },
     (_, i) => ids.length - writer.nObservers + i,
   )
-  const probesOf =
-    observers.length > 0 ? gatherProbes(model, ids.length, nPast, () => observers, scratch) : null
+  const choose = () => observers
+  const gathered = { model, nTokens: ids.length, nBefore: nPast, choose, scratch }
+  const probesOf = headShapes(model.config).map(({ headDim }) =>
+    observers.length > 0 ? gatherProbes({ ...gathered, headDim }) : null,
+  )
   await embedAll(pass, sliced)
-  for (const [layer, { isRecurrent, index }] of layerPlaces(model.config).entries()) {
+  for (const [layer, { isRecurrent, shape, index, borrows }] of layerPlaces(
+    model.config,
+  ).entries()) {
     if (isRecurrent) {
       await passRecurrent(pass, layer, index, sliced)
       continue
     }
     const options = { scale: sliced.scale, slidingWindow: sliced.windowOf(layer) }
-    const probes = probesOf?.(index) ?? null
+    const { k, v } = stream.ofShapes[shape] as KeyValueRows
+    const probes = borrows ? null : (probesOf[shape]?.(index) ?? null)
     for (const slice of rows) {
       await turn()
-      if (slice.first === 0 && nPast > 0) writer.read(index, stream.k, stream.v)
-      const { heads } = slice.block
-      const { q, out, lse } = heads
-      runLayer(model, layer, slice.block, () => {
-        rotateHeads(model, layer, slice.block)
-        flashAttention({ q, out, lse, ...slice.seen, ...options, causal: true })
-        addSinks(model, layer, heads)
-        probes?.store(slice, heads)
+      if (slice.first === 0 && nPast > 0 && !borrows) writer.read(index, k, v)
+      runLayer(model, layer, shape, slice.block, (attention) => {
+        const { q, out, lse } = attention.heads
+        rotateHeads(model, layer, slice.block, attention)
+        flashAttention({ q, out, lse, ...slice.seen[shape], ...options, causal: true })
+        addSinks(model, layer, attention.heads)
+        probes?.store(slice, attention.heads)
       })
     }
+    if (borrows) continue
     await turn()
-    await writer.write(index, stream.k, stream.v, probes)
+    await writer.write(index, k, v, probes)
   }
   return stream.x
 }

@@ -3,25 +3,33 @@
  * 2405.14256), layer by layer and, within a layer, a block of rows at a time: one such slice is
  * what other work may have to wait for. How a pass is sliced never changes a token.
  */
-import type { CacheMemory, KvCache, RecurrentState } from '../cache/index.js'
+import type {
+  CacheMemory,
+  KvCache,
+  ProbeRows,
+  RecurrentState,
+  SequenceCache,
+} from '../cache/index.js'
 import { gateWidth } from '../model/config.js'
 import {
   type AttentionHeads,
   addSinks,
   embedRows,
   type ForwardModel,
+  type KeyValueRows,
   makeStream,
   makeWorkspace,
   type RopeTurns,
   type RowBlock,
   rotateHeads,
+  rotateQueries,
   runLayer,
   runRecurrentLayer,
   type StateRows,
   type StreamRows,
   turnsOf,
 } from '../model/forward.js'
-import { layerPlaces } from '../model/layer-kinds.js'
+import { headShapes, layerPlaces } from '../model/layer-kinds.js'
 import type { Scratch } from '../model/scratch.js'
 import {
   type DeviceInfo,
@@ -37,7 +45,8 @@ import {
 import type { Compression } from '../policy/policy.js'
 import type { Seed } from '../random.js'
 import { type HeadShares, makePromptCompressor } from './compress-group.js'
-import type { SaliencyRecord } from './saliency-record.js'
+import type { SaliencyRecord, ScoreWatcher } from './saliency-record.js'
+import { type SalientBudget, salientBudget } from './salient-budget.js'
 import type { WindowProbes } from './window-probes.js'
 
 /** How a pass shares the stream with what else runs. */
@@ -62,7 +71,7 @@ export interface PassState {
 /** Tokens on their way through the model. */
 export interface PrefillPass {
   readonly model: ForwardModel
-  readonly cache: KvCache
+  readonly cache: SequenceCache
   /** Null: no layer is recurrent. */
   readonly state: PassState | null
   readonly ids: Int32Array
@@ -90,8 +99,11 @@ const EXPERT_ROWS = 8
  * kind of device.
  */
 export function sliceRows({ config, device }: Pick<ForwardModel, 'config' | 'device'>): number {
-  const { hiddenSize, experts, nHeads, nKvHeads, headDim } = config
-  const attention = hiddenSize * headDim * (2 * nHeads + 2 * nKvHeads)
+  const { hiddenSize, experts, nHeads } = config
+  const ofShapes = headShapes(config).map(
+    ({ nKvHeads, headDim }) => headDim * (2 * nHeads + 2 * nKvHeads),
+  )
+  const attention = hiddenSize * Math.max(...ofShapes)
   const layer = attention + 3 * hiddenSize * gateWidth(config)
   const { products, mostRows } = SLICES[device.info.kind]
   const spread = experts ? (EXPERT_ROWS * experts.count) / experts.perRow : 0
@@ -137,8 +149,10 @@ export async function prefillIntoTail(
   const slots = probes && scratch.ints(probes.take(nTail, ids.length))
   const sliced = slicePass(pass, 0, cache.length)
   cache.extendTail(ids.length)
-  const start = scratch.ints(Int32Array.of(cache.start))
-  const paged = { pool: pool.memory, tables: tables.memory, starts: start }
+  const ofShapes = cache.starts.map((start) => {
+    const starts = scratch.ints(Int32Array.of(start))
+    return { pool: pool.memory, tables: tables.memory, starts }
+  })
 
   const rows = sliced.slices.map((slice) => ({
     ...slice,
@@ -147,27 +161,33 @@ export async function prefillIntoTail(
     seen: seenKeys(sliced.stream, slice, 0, scratch),
   }))
   await embedAll(pass, sliced)
-  for (const [layer, { isRecurrent, index }] of layerPlaces(model.config).entries()) {
+  for (const [layer, { isRecurrent, shape, index, borrows }] of layerPlaces(
+    model.config,
+  ).entries()) {
     if (isRecurrent) {
       await passRecurrent(pass, layer, index, sliced)
       continue
     }
     const options = { layer: index, scale: sliced.scale, slidingWindow: sliced.windowOf(layer) }
+    const paged = ofShapes[shape] as (typeof ofShapes)[number]
     for (const slice of rows) {
       await turn()
       const { block, cuSeqlens, positions } = slice
-      const { rawHeads } = block
-      const turns = turnsOf(model, layer, block)
-      const { q, k, v, out, lse } = block.heads
-      runLayer(model, layer, block, () => {
+      runLayer(model, layer, shape, block, ({ rawHeads, heads }) => {
+        const { q, k, v, out, lse } = heads
         setTailLengths({ ...paged, lengths: slice.tailLength })
-        const heads = { ...rawHeads, v, ...turns, qOut: q, kOut: k }
-        ropeAppend({ ...heads, ...paged, cuSeqlens, layer: index })
+        if (borrows) rotateQueries(model, layer, block, { rawHeads, heads })
+        else {
+          const turns = turnsOf(model, layer, block)
+          const own = { ...rawHeads, v, ...turns, qOut: q, kOut: k }
+          ropeAppend({ ...own, ...paged, cuSeqlens, layer: index })
+        }
         if (hasPast) mixedAttention({ q, out, lse, ...paged, cuSeqlens, positions, ...options })
-        else flashAttention({ q, out, lse, ...slice.seen, ...options, causal: true })
-        addSinks(model, layer, block.heads)
-        if (!slice.slots) return
-        const kept = probeSlots.layers[index] as { q: Tensor; lse: Tensor }
+        else flashAttention({ q, out, lse, ...slice.seen[shape], ...options, causal: true })
+        addSinks(model, layer, heads)
+        if (!slice.slots || borrows) return
+        const { layers } = probeSlots.ofShapes[shape] as ProbeRows
+        const kept = layers[index] as { q: Tensor; lse: Tensor }
         storeProbes({ q, lse, slots: slice.slots, probeQ: kept.q, probeLse: kept.lse })
       })
     }
@@ -189,70 +209,107 @@ export async function prefillCompressed(
   compression: Compression,
   seed: Seed,
   record: SaliencyRecord | null,
-): Promise<{ x: Tensor<'f32'>; shares: HeadShares | null }> {
+): Promise<{ x: Tensor<'f32'>; shares: readonly HeadShares[] | null }> {
   const { model, cache, ids, scratch, turn } = pass
-  const { nHeads, headDim } = model.config
   const nTail = cache.tailLength
-  const hasPacked = cache.tailStart > 0
-  const nTokens = nTail + ids.length
-  const dtype = model.attentionDtype
-  const watch = record?.begin(cache.tailStart, nTokens) ?? null
-  const group = { cache, compression, nTokens, mostLayers: 1, dtype, scratch, watch }
-  const compressor = makePromptCompressor(group)
+  const base = cache.tailStart
+  const hasPacked = base > 0
+  const watch = record?.begin(base, nTail + ids.length) ?? null
+  // Before anything is staged, what is there is what stays.
+  const budget = salientBudget(cache, compression, nTail + ids.length)
   const sliced = slicePass(pass, nTail, cache.length)
-  const { stream } = sliced
-  const start = scratch.ints(Int32Array.of(cache.start))
-  const { pool, tables } = cache.memory
-  const paged = { pool: pool.memory, tables: tables.memory, starts: start }
-  const nPast = hasPacked ? (sliced.slices[0]?.nRows ?? 0) : 0
-  const pastOut = scratch.tensor(model.attentionDtype, [nPast, nHeads, headDim])
-  const pastLse = scratch.tensor('f32', [nPast, nHeads])
-
-  const rows = sliced.slices.map((slice) => ({
+  const { stream, slices } = sliced
+  const ofShapes = cache.ofShapes.map((own) =>
+    makeCompressedLayers(pass, { cache: own, compression, seed, budget, watch, slices, hasPacked }),
+  )
+  const rows = slices.map((slice) => ({
     ...slice,
     seen: seenKeys(stream, slice, nTail, scratch),
-    past: hasPacked && {
-      out: scratch.keep(pastOut.view([slice.nRows, nHeads, headDim])),
-      lse: scratch.keep(pastLse.view([slice.nRows, nHeads])),
-    },
   }))
-  const table = scratch.keep(cache.tableView())
-  const probesOf = compressor.looks ? promptProbes(pass, compression, seed) : null
   const { compressesApart } = SLICES[model.device.info.kind]
   await embedAll(pass, sliced)
-  for (const [layer, { isRecurrent, index }] of layerPlaces(model.config).entries()) {
+  for (const [layer, { isRecurrent, shape, index, borrows }] of layerPlaces(
+    model.config,
+  ).entries()) {
     if (isRecurrent) {
       await passRecurrent(pass, layer, index, sliced)
       continue
     }
     const options = { layer: index, scale: sliced.scale, slidingWindow: sliced.windowOf(layer) }
-    const probes = probesOf?.(index) ?? null
-    for (const slice of rows) {
+    const { compressor, paged, table, pasts, probesOf } = ofShapes[shape] as CompressedLayers
+    const { k, v } = stream.ofShapes[shape] as KeyValueRows
+    const probes = borrows ? null : (probesOf?.(index) ?? null)
+    for (const [i, slice] of rows.entries()) {
       await turn()
-      if (slice.first === 0 && nTail > 0) {
-        const { k, v } = stream
-        const base = cache.tailStart
-        unpackSegment({ pool: pool.memory, table, k, v, layer: index, segment: 0, base })
+      if (i === 0 && nTail > 0 && !borrows) {
+        unpackSegment({ pool: paged.pool, table, k, v, layer: index, segment: 0, base })
       }
-      const { heads } = slice.block
-      const { q, out, lse } = heads
-      runLayer(model, layer, slice.block, () => {
-        rotateHeads(model, layer, slice.block)
-        flashAttention({ q, out, lse, ...slice.seen, ...options, causal: true })
-        if (slice.past) {
-          const { cuSeqlens, positions, past } = slice
+      runLayer(model, layer, shape, slice.block, (attention) => {
+        const { q, out, lse } = attention.heads
+        rotateHeads(model, layer, slice.block, attention)
+        flashAttention({ q, out, lse, ...slice.seen[shape], ...options, causal: true })
+        const past = pasts[i]
+        if (past) {
+          const { cuSeqlens, positions } = slice
           const noTail = { tail: false, causal: false }
           mixedAttention({ q, ...past, ...paged, cuSeqlens, positions, ...options, ...noTail })
           mergeAttention({ outA: out, lseA: lse, outB: past.out, lseB: past.lse, out, lse })
         }
-        addSinks(model, layer, heads)
-        probes?.store(slice, heads)
+        addSinks(model, layer, attention.heads)
+        probes?.store(slice, attention.heads)
       })
     }
+    if (borrows) continue
     if (compressesApart) await turn()
-    await compressor.compress(index, stream.k, stream.v, probes, options.slidingWindow)
+    await compressor.compress(index, k, v, probes, options.slidingWindow)
   }
-  return { x: stream.x, shares: compressor.shares }
+  const shares = ofShapes.flatMap(({ compressor }) => compressor.shares ?? [])
+  return { x: stream.x, shares: shares.length > 0 ? shares : null }
+}
+
+/** What a prompt is compressed by in the layers whose heads have one shape, and what it attends to there. */
+type CompressedLayers = ReturnType<typeof makeCompressedLayers>
+
+/** How those layers take part in a pass. */
+interface CompressedPass {
+  readonly cache: KvCache
+  readonly compression: Compression
+  readonly seed: Seed
+  readonly budget: SalientBudget
+  readonly watch: ScoreWatcher | null
+  readonly slices: readonly Slice[]
+  /** Something was compressed before, and is attended to. */
+  readonly hasPacked: boolean
+}
+
+/** Stages the group. */
+function makeCompressedLayers(
+  pass: PrefillPass,
+  { cache, compression, seed, budget, watch, slices, hasPacked }: CompressedPass,
+) {
+  const { model, ids, scratch } = pass
+  const { attentionDtype: dtype } = model
+  const { nHeads } = model.config
+  const { headDim } = cache.shape
+  const nTokens = cache.tailLength + ids.length
+  const group = { cache, compression, nTokens, mostLayers: 1, dtype, scratch, watch }
+  const compressor = makePromptCompressor(group, budget)
+  const { pool, tables } = cache.memory
+  const nPast = hasPacked ? (slices[0]?.nRows ?? 0) : 0
+  const out = scratch.tensor(dtype, [nPast, nHeads, headDim])
+  const lse = scratch.tensor('f32', [nPast, nHeads])
+  const starts = scratch.ints(Int32Array.of(cache.start))
+  return {
+    compressor,
+    paged: { pool: pool.memory, tables: tables.memory, starts },
+    table: scratch.keep(cache.tableView()),
+    /** Where each slice's attention to what was compressed before goes; none without. */
+    pasts: slices.slice(0, hasPacked ? undefined : 0).map(({ nRows }) => ({
+      out: scratch.keep(out.view([nRows, nHeads, headDim])),
+      lse: scratch.keep(lse.view([nRows, nHeads])),
+    })),
+    probesOf: compressor.looks ? promptProbes(pass, headDim, compression, seed) : null,
+  }
 }
 
 /** A recurrent layer, slice by slice: each goes on from the state that the one before has left. */
@@ -272,26 +329,31 @@ export async function passRecurrent(
  * A layer's probe rows, gathered slice by slice for `LayerCompressor.compress`. Layers share the
  * room.
  */
-function promptProbes(pass: PrefillPass, compression: Compression, seed: Seed) {
+function promptProbes(pass: PrefillPass, headDim: number, compression: Compression, seed: Seed) {
   const { model, cache, ids, scratch } = pass
   const nTokens = ids.length
   const specialRows = compression.usesSpecialTokens ? specialRowsOf(model, ids) : null
   const choose = (layer: number) => compression.promptProbes(nTokens, seed, layer, specialRows)
-  return gatherProbes(model, nTokens, cache.tailLength, choose, scratch)
+  return gatherProbes({ model, headDim, nTokens, nBefore: cache.tailLength, choose, scratch })
+}
+
+/** Rows that are looked at, of layers whose heads have one shape. */
+interface GatheredRows {
+  readonly model: ForwardModel
+  readonly headDim: number
+  readonly nTokens: number
+  /** Keys before them. */
+  readonly nBefore: number
+  choose(layer: number): Int32Array
+  readonly scratch: Scratch
 }
 
 /**
- * The rows that `choose` names of each layer's `nTokens`, which come after `nBefore` others. All that
- * a layer needs to know is one copy to the device, lest several hold up the kernels behind them.
+ * The rows that `choose` names of each layer's `nTokens`. All that a layer needs to know is one copy to the device, lest
+ * several hold up the kernels behind them.
  */
-export function gatherProbes(
-  model: ForwardModel,
-  nTokens: number,
-  nBefore: number,
-  choose: (layer: number) => Int32Array,
-  scratch: Scratch,
-) {
-  const { nHeads, headDim, softmaxScale: scale } = model.config
+export function gatherProbes({ model, headDim, nTokens, nBefore, choose, scratch }: GatheredRows) {
+  const { nHeads, softmaxScale: scale } = model.config
   let room = 0
   let q: Tensor
   let lse: Tensor<'f32'>
@@ -342,6 +404,7 @@ export function slicePass(
   const nRows = ids.length
   const perSlice = Math.min(nRows, sliceRows(model))
   const stream = makeStream(model, nRows, nBefore + nRows, scratch)
+  stream.ids.write(ids)
   const makeBlock = makeWorkspace(model, perSlice, scratch)
   const positions = scratch.ints(new Int32Array(nRows).map((_, i) => first + i))
   const places = state && {
@@ -359,9 +422,12 @@ export function slicePass(
     }
     const turns = ({ cos, sin }: RopeTurns) => ({ cos: rowsOf(cos, row), sin: rowsOf(sin, row) })
     const block = makeBlock(n, {
+      ids: rowsOf(stream.ids, row),
       x: rowsOf(stream.x, row),
-      k: rowsOf(stream.k, nBefore + row),
-      v: rowsOf(stream.v, nBefore + row),
+      ofShapes: stream.ofShapes.map(({ k, v }) => ({
+        k: rowsOf(k, nBefore + row),
+        v: rowsOf(v, nBefore + row),
+      })),
       ropes: stream.ropes.map(({ key, query }) => {
         const own = turns(key)
         return { key: own, query: query === key ? own : turns(query) }
@@ -386,25 +452,26 @@ export function slicePass(
   }
 }
 
-/** K and V of everything in the stream that a slice may see, for flashAttention. */
-export function seenKeys({ k, v }: StreamRows, slice: Slice, nBefore: number, scratch: Scratch) {
-  const shape = [nBefore + slice.end, ...k.shape.slice(1)]
-  return {
-    k: scratch.keep(k.view(shape)),
-    v: scratch.keep(v.view(shape)),
-    cuSeqlensQ: slice.cuSeqlens,
-    cuSeqlensK: scratch.ints(Int32Array.of(0, nBefore + slice.end)),
-  }
+/** (n_shapes) keys and values of everything in the stream that a slice may see, for flashAttention. */
+export function seenKeys(
+  { ofShapes }: StreamRows,
+  slice: Slice,
+  nBefore: number,
+  scratch: Scratch,
+) {
+  const nSeen = nBefore + slice.end
+  const cuSeqlensK = scratch.ints(Int32Array.of(0, nSeen))
+  return ofShapes.map(({ k, v }) => {
+    const shape = [nSeen, ...k.shape.slice(1)]
+    const seen = { k: scratch.keep(k.view(shape)), v: scratch.keep(v.view(shape)) }
+    return { ...seen, cuSeqlensQ: slice.cuSeqlens, cuSeqlensK }
+  })
 }
 
 export async function embedAll(
-  pass: Pick<PrefillPass, 'model' | 'ids' | 'scratch' | 'turn'>,
+  { model, turn }: Pick<PrefillPass, 'model' | 'turn'>,
   { slices }: SlicedPass,
 ): Promise<void> {
-  const { model, ids, scratch, turn } = pass
-  const all = scratch.ints(ids)
   await turn()
-  for (const { block, first, nRows, positions } of slices) {
-    embedRows(model, block, scratch.keep(all.view([nRows], first)), positions)
-  }
+  for (const { block, positions } of slices) embedRows(model, block, positions)
 }

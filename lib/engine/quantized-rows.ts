@@ -3,7 +3,7 @@ import type { Scratch } from '../model/scratch.js'
 import { convert, type Tensor } from '../ops/index.js'
 import type { QuantizedPlan, RowCodec } from '../policy/policy.js'
 import { type Chunk, chunkRows, makeChunk, RowCoder, tensorsOf } from './row-coder.js'
-import { NewTensors, type RowBytes, type RowStore, type RowWriter } from './row-store.js'
+import { NewTensors, type RowBytes, type RowStore, type RowWriter, rowShape } from './row-store.js'
 
 /** Rows of a block of the 16-bit residual. */
 export const BLOCK_ROWS = 16
@@ -33,7 +33,7 @@ export class QuantizedRows implements RowStore {
   constructor(memory: CacheMemory, plan: QuantizedPlan) {
     this.#memory = memory
     this.plan = plan
-    this.#layers = Array.from({ length: memory.shape.nLayers }, () => ({
+    this.#layers = Array.from({ length: rowShape(memory).nLayers }, () => ({
       key: EMPTY,
       value: EMPTY,
     }))
@@ -68,7 +68,7 @@ export class QuantizedRows implements RowStore {
     /** What publishing makes superfluous. */
     const replaced: (() => void)[] = []
     const tensors = new NewTensors(memory)
-    const rows = new RowCoder(memory.shape, scratch)
+    const rows = new RowCoder(rowShape(memory), scratch)
     return {
       nObservers: 0,
       get bytes() {
@@ -168,7 +168,7 @@ export class QuantizedRows implements RowStore {
     if (nQuantized > part.nQuantized) {
       let first = part.nQuantized
       for (const nRows of chunkRows(codec, nQuantized - part.nQuantized)) {
-        const chunk = makeChunk(codec, memory.shape, nRows, tensors)
+        const chunk = makeChunk(codec, rowShape(memory), nRows, tensors)
         await rows.encode(chunk, codec, x, first)
         chunks.push(chunk)
         first += nRows

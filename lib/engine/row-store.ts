@@ -1,4 +1,4 @@
-import type { CacheMemory } from '../cache/index.js'
+import type { CacheMemory, KvShape } from '../cache/index.js'
 import type { Scratch } from '../model/scratch.js'
 import type { DType, Tensor } from '../ops/index.js'
 import type { RowPlan } from '../policy/policy.js'
@@ -62,6 +62,11 @@ export interface RowWriter {
   publish(): void
   /** Frees what was written and will not be published. */
   discard(): void
+}
+
+/** The heads whose rows a store keeps: `makeRowStore` refuses models of more than one shape. */
+export function rowShape({ shapes }: CacheMemory): KvShape {
+  return shapes[0] as KvShape
 }
 
 /** The tensors that a writer makes: counted together, and freed together when they are discarded. */

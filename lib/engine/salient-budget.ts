@@ -1,11 +1,11 @@
 import {
   bitmapBytes,
   codeFormat,
-  type KvCache,
   type KvShape,
   pageBytes,
   pageCount,
   paramsBytes,
+  type SequenceCache,
 } from '../cache/index.js'
 import type { Compression, PrecisionClass } from '../policy/policy.js'
 
@@ -21,19 +21,47 @@ export function allRegularBytes(shape: KvShape, { low }: Compression, nTokens: n
   return nLayers * nKvHeads * (pages + 2 * paramsBytes(headDim) + bitmapBytes(nTokens))
 }
 
+/** What `auto`'s budget leaves for the salient tokens of a prompt, as its layers are compressed one by one. */
+export interface SalientBudget {
+  /** Salient pages that the next layer may have, of heads of this shape; it takes them by `take`. */
+  pagesFor(shape: KvShape): number
+  take(shape: KvShape, nPages: number): void
+}
+
 /**
- * How many pages of salient tokens, of all layers and KV heads together, `auto`'s budget leaves for a
- * prompt: with fewer of them the others are regular, whose pages are smaller. The tail is on its way
- * into the prompt. Infinite without a budget; 0 where even regular tokens take more.
+ * With fewer salient pages than there may be the others are regular, whose pages are smaller: the difference is what a
+ * salient page takes. Layers still to come have equal shares, by the size of their pages. The tail is on its
+ * way into the prompt. Any number of pages without a budget; 0 where even regular tokens take more.
  */
-export function affordablePages(cache: KvCache, compression: Compression, nTokens: number): number {
+export function salientBudget(
+  cache: SequenceCache,
+  compression: Compression,
+  nTokens: number,
+): SalientBudget {
   const { high, low, auto } = compression
-  const { headDim } = cache.shape
-  const [highPage, lowPage] = [classPageBytes(high, headDim), classPageBytes(low, headDim)]
-  if (!auto?.budgetBytes || highPage <= lowPage) return Number.POSITIVE_INFINITY
+  /** Bytes that a salient page takes more than a regular one. */
+  const extraOf = ({ headDim }: KvShape) =>
+    classPageBytes(high, headDim) - classPageBytes(low, headDim)
+  const { shapes } = cache.memory
+  if (!auto?.budgetBytes || shapes.some((shape) => extraOf(shape) <= 0)) {
+    return { pagesFor: () => Number.POSITIVE_INFINITY, take() {} }
+  }
   const before = cache.bytesByClass()
   const held = before.high + before.low + before.params + before.bitmaps
-  const regular = allRegularBytes(cache.shape, compression, nTokens)
-  const least = held + regular + cache.tableBytesWith(2, pageCount(nTokens) + 1)
-  return Math.max(0, Math.floor((auto.budgetBytes - least) / (highPage - lowPage)))
+  const regular = shapes.reduce(
+    (sum, shape) => sum + allRegularBytes(shape, compression, nTokens),
+    0,
+  )
+  const nPages = pageCount(nTokens) + 1
+  const tables = cache.ofShapes.reduce((sum, own) => sum + own.tableBytesWith(2, nPages), 0)
+  let left = Math.max(0, auto.budgetBytes - held - regular - tables)
+  const sizeOf = (shape: KvShape) => shape.nKvHeads * extraOf(shape)
+  let toCome = shapes.reduce((sum, shape) => sum + shape.nLayers * sizeOf(shape), 0)
+  return {
+    pagesFor: (shape) => Math.floor((left * sizeOf(shape)) / (toCome * extraOf(shape))),
+    take(shape, nPages) {
+      left -= nPages * extraOf(shape)
+      toCome -= sizeOf(shape)
+    },
+  }
 }

@@ -1,15 +1,28 @@
-import type { KvCache } from '../cache/index.js'
+import type { KvCache, SequenceCache } from '../cache/index.js'
+import type { ModelConfig } from '../model/config.js'
+import { layerPlaces } from '../model/layer-kinds.js'
 import { Scratch } from '../model/scratch.js'
 import { exportSegment } from '../ops/index.js'
 import { segmentTensors } from './segment-tensors.js'
 
 /**
- * Positions of the salient tokens, ascending, for each layer and KV head: those that a compression
- * told from regular ones. Tokens of the tail, and of compressions with one class, are neither.
+ * Positions of the salient tokens, ascending, for each layer that keeps keys and values and each of its KV heads: those
+ * that a compression told from regular ones. Tokens of the tail, and of compressions with one class, are neither.
  *
  * All reads are enqueued before it returns, so that what the cache does afterwards changes nothing.
  */
-export async function salientTokens(cache: KvCache): Promise<Int32Array[][]> {
+export async function salientTokens(
+  cache: SequenceCache,
+  config: ModelConfig,
+): Promise<Int32Array[][]> {
+  const ofShapes = await Promise.all(cache.ofShapes.map(ofLayers))
+  return layerPlaces(config).flatMap(({ isRecurrent, borrows, shape, index }) =>
+    isRecurrent || borrows ? [] : [ofShapes[shape]?.[index] as Int32Array[]],
+  )
+}
+
+/** The same of the layers whose heads have one shape. */
+async function ofLayers(cache: KvCache): Promise<Int32Array[][]> {
   const { nLayers, nKvHeads, headDim } = cache.shape
   const nEntries = nLayers * nKvHeads
   const { segments } = cache

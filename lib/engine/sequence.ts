@@ -307,7 +307,8 @@ export class Sequence {
   async salientTokens(): Promise<readonly (readonly Int32Array[])[]> {
     this.#enter()
     try {
-      return await salientTokens(this.#context.cache)
+      const { cache, model } = this.#context
+      return await salientTokens(cache, model.config)
     } finally {
       this.#leave()
     }
@@ -319,10 +320,10 @@ export class Sequence {
    */
   async tokenMap(): Promise<TokenMap> {
     this.#refuseDisposed()
-    const { cache, saliency, tokens, failure } = this.#context
+    const { saliency, tokens, failure } = this.#context
     if (failure) throw failedError(failure)
     const generated = this.#run?.ended === false ? this.#run.known : []
-    return mapTokens(cache, saliency, [...tokens, ...generated])
+    return mapTokens(this.#context, saliency, [...tokens, ...generated])
   }
 
   /**

@@ -12,9 +12,12 @@ import {
   type GroupPlan,
   joinCodes,
   type KvCache,
+  type KvShape,
+  type ProbeRows,
   pageBytes,
   pageCount,
   type RecurrentState,
+  type SequenceCache,
   splitCodes,
   stateBytes,
 } from '../cache/index.js'
@@ -104,9 +107,11 @@ export async function saveContext(context: Context, file: string): Promise<void>
   }
   await writeSnapshot(file, header, async (output) => {
     await output.write(Int32Array.from(tokens))
-    for (let layer = 0; layer < cache.shape.nLayers; layer++) {
-      for (const place of groupPlaces(header.groups)) await saveGroup(output, cache, layer, place)
-      await saveTail(output, context, layer)
+    for (const [shape, own] of cache.ofShapes.entries()) {
+      for (let layer = 0; layer < own.shape.nLayers; layer++) {
+        for (const place of groupPlaces(header.groups)) await saveGroup(output, own, layer, place)
+        await saveTail(output, context, shape, layer)
+      }
     }
     if (context.state) await saveState(output, context.state)
     if (nextLogits) await output.write(await nextLogits.read())
@@ -183,9 +188,11 @@ async function restoreBody(
   context.pending = header.pending
   const { nGroups, tailTokens } = header
   reserve((demand) => {
-    for (const group of header.groups) demand.addGroups(group)
-    const tailPage = pageBytes(cache.tailFormat, cache.tailFormat, cache.shape.headDim)
-    demand.addEach(tailPage, pageCount(tailTokens))
+    for (const shape of cache.memory.shapes) {
+      for (const group of header.groups) demand.addGroups(shape, group)
+      const tailPage = pageBytes(cache.tailFormat, cache.tailFormat, shape.headDim)
+      demand.addEach(shape, tailPage, pageCount(tailTokens))
+    }
     demand.probeSlots += tailProbes(header, context)
     const { stateShape } = cache.memory
     if (stateShape && tokens.length > 0) addStates(demand, stateShape, 1)
@@ -195,9 +202,11 @@ async function restoreBody(
     cache.publish(group.nTokens)
   }
   const slots = context.reopenWindow(nGroups, tailTokens)
-  for (let layer = 0; layer < cache.shape.nLayers; layer++) {
-    for (const place of groupPlaces(header.groups)) await restoreGroup(input, cache, layer, place)
-    await restoreTail(input, context, layer, slots)
+  for (const [shape, own] of cache.ofShapes.entries()) {
+    for (let layer = 0; layer < own.shape.nLayers; layer++) {
+      for (const place of groupPlaces(header.groups)) await restoreGroup(input, own, layer, place)
+      await restoreTail(input, context, shape, layer, slots)
+    }
   }
   if (tokens.length > 0) await restoreState(input, context.reopenState())
   cache.dropHidden()
@@ -238,7 +247,7 @@ interface GroupPlace {
   readonly classes: readonly ClassPlan[]
 }
 
-function groupsOf(cache: KvCache): GroupPlan[] {
+function groupsOf(cache: SequenceCache): GroupPlan[] {
   const groups = new Map<number, GroupPlan>()
   for (const { precision, k, v, nTokens, start } of cache.segments) {
     const group = groups.get(start)
@@ -368,29 +377,41 @@ function joinBitmaps(rows: Int32Array, nTokens: number, nKvHeads: number): Uint8
 // ---- the running window ----
 
 /** Rows of the tail, and of its probes. */
-function tailTensors({ cache, model }: Context, nProbes: number, scratch: Scratch) {
+function tailTensors(
+  cache: KvCache,
+  { config, attentionDtype }: ForwardModel,
+  nProbes: number,
+  scratch: Scratch,
+) {
   const { nKvHeads, headDim } = cache.shape
-  const { nHeads } = model.config
+  const { nHeads } = config
   const dtype = cache.tailFormat as DType
   return {
     k: scratch.tensor(dtype, [cache.tailLength, nKvHeads, headDim]),
     v: scratch.tensor(dtype, [cache.tailLength, nKvHeads, headDim]),
-    q: scratch.tensor(model.attentionDtype, [nProbes, nHeads, headDim]),
+    q: scratch.tensor(attentionDtype, [nProbes, nHeads, headDim]),
     lse: scratch.tensor('f32', [nProbes, nHeads]),
   }
 }
 
-async function saveTail(output: SnapshotOutput, context: Context, layer: number): Promise<void> {
-  const { cache, model } = context
+async function saveTail(
+  output: SnapshotOutput,
+  context: Context,
+  shape: number,
+  layer: number,
+): Promise<void> {
+  const { model } = context
+  const cache = context.cache.ofShapes[shape] as KvCache
   if (cache.tailLength === 0) return
   const { pool, probes } = cache.memory
   const slots = context.windowState.probeSlots
   const scratch = new Scratch(model.device)
   try {
-    const { k, v, q, lse } = tailTensors(context, slots.length, scratch)
+    const { k, v, q, lse } = tailTensors(cache, model, slots.length, scratch)
     const place = { layer, segment: 0, base: cache.tailStart }
     unpackSegment({ pool: pool.memory, table: scratch.keep(cache.tableView()), k, v, ...place })
-    const kept = probes.layers[layer] as { q: Tensor; lse: Tensor }
+    const { layers } = probes.ofShapes[shape] as ProbeRows
+    const kept = layers[layer] as { q: Tensor; lse: Tensor }
     const rows = scratch.ints(slots)
     for (const [from, to] of [
       [kept.q, q],
@@ -411,16 +432,18 @@ async function saveTail(output: SnapshotOutput, context: Context, layer: number)
 async function restoreTail(
   input: SnapshotInput,
   context: Context,
+  shape: number,
   layer: number,
   slots: Int32Array,
 ): Promise<void> {
-  const { cache, model } = context
+  const { model } = context
+  const cache = context.cache.ofShapes[shape] as KvCache
   if (cache.tailLength === 0) return
   const { pool, tables, probes } = cache.memory
   const held = slots.filter((slot) => slot >= 0)
   const scratch = new Scratch(model.device)
   try {
-    const { k, v, q, lse } = tailTensors(context, held.length, scratch)
+    const { k, v, q, lse } = tailTensors(cache, model, held.length, scratch)
     for (const tensor of [k, v, q, lse] as Tensor[]) {
       tensor.write(await readArray(input, tensor.dtype, tensor.length))
     }
@@ -429,7 +452,8 @@ async function restoreTail(
     const paged = { pool: pool.memory, tables: tables.memory, starts }
     setTailLengths({ ...paged, lengths: scratch.ints(Int32Array.of(cache.tailLength)) })
     appendKv({ k, v, ...paged, cuSeqlens, layer })
-    const kept = probes.layers[layer] as { q: Tensor; lse: Tensor }
+    const { layers } = probes.ofShapes[shape] as ProbeRows
+    const kept = layers[layer] as { q: Tensor; lse: Tensor }
     const into = { slots: scratch.ints(held), probeQ: kept.q, probeLse: kept.lse }
     storeProbes({ q, lse, ...into })
   } finally {
@@ -477,8 +501,23 @@ function tailProbes({ seed, nGroups, tailTokens }: SnapshotHeader, { policy }: C
 
 function bodyBytesOf(header: SnapshotHeader, context: Context): number {
   const { cache, model } = context
-  const { nLayers, nKvHeads, headDim } = cache.shape
-  const { nHeads, vocabSize } = model.config
+  const layers = cache.memory.shapes.reduce(
+    (sum, shape) => sum + shape.nLayers * layerBytesOf(header, context, shape),
+    0,
+  )
+  const { stateShape } = cache.memory
+  const state = stateShape && header.nTokens > 0 ? stateBytes(stateShape) : 0
+  const logits = header.hasLogits ? 4 * model.config.vocabSize : 0
+  return 4 * header.nTokens + layers + state + logits
+}
+
+function layerBytesOf(
+  header: SnapshotHeader,
+  context: Context,
+  { nKvHeads, headDim }: KvShape,
+): number {
+  const { cache, model } = context
+  const { nHeads } = model.config
   let layer = 0
   for (const { nTokens, classes } of groupPlaces(header.groups)) {
     if (classes.length > 1) layer += nKvHeads * Math.ceil(nTokens / 8)
@@ -493,9 +532,7 @@ function bodyBytesOf(header: SnapshotHeader, context: Context): number {
     const nProbes = tailProbes(header, context)
     layer += nProbes * nHeads * (headDim * DTYPE_BYTES[model.attentionDtype] + 4)
   }
-  const { stateShape } = cache.memory
-  const state = stateShape && header.nTokens > 0 ? stateBytes(stateShape) : 0
-  return 4 * header.nTokens + nLayers * layer + state + (header.hasLogits ? 4 * vocabSize : 0)
+  return layer
 }
 
 /** Throws `ERR_ZC_SNAPSHOT` for a header that cannot be one of this model's. */

@@ -106,8 +106,8 @@ export class Steps {
         }
       }
       // A draft may have made the page table grow, and move: another run may be given its old place.
-      const { start } = run.context.cache
-      for (let r = row; r < rows.length; r++) rows[r] = { ...(rows[r] as StepRow), start }
+      const { starts } = run.context.cache
+      for (let r = row; r < rows.length; r++) rows[r] = { ...(rows[r] as StepRow), starts }
       const one = { run, row, drafted: drafted.subarray(0, rows.length - row - 1) }
       taken.push(one)
       if (closes) closing.push(one)

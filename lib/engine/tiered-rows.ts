@@ -6,7 +6,7 @@ import type { Probes } from './compress.js'
 import { type Balance, GROUPS, type LowRows, PlaneCoder } from './plane-coder.js'
 import { gatherHeads, Room } from './room.js'
 import { scoreRows } from './row-scores.js'
-import { NewTensors, type RowBytes, type RowStore, type RowWriter } from './row-store.js'
+import { NewTensors, type RowBytes, type RowStore, type RowWriter, rowShape } from './row-store.js'
 
 /** The rows of one layer. Never written again, so that forks share them. */
 interface Layer {
@@ -73,7 +73,7 @@ export class TieredRows implements RowStore {
     const added: Layer[] = []
     const tensors = new NewTensors(this.#memory)
     const room = new Room(scratch)
-    const coder = new PlaneCoder(this.#memory.shape, this.plan, room)
+    const coder = new PlaneCoder(rowShape(this.#memory), this.plan, room)
     return {
       nObservers: nTokens,
       get bytes() {
@@ -144,7 +144,7 @@ export class TieredRows implements RowStore {
     room: Room,
     tensors: NewTensors,
   ): Promise<Layer> {
-    const { shape } = this.#memory
+    const shape = rowShape(this.#memory)
     const { nKvHeads } = shape
     const held = this.#layers[layer]
     const nRows = nLow + nHigh

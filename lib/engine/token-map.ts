@@ -1,4 +1,5 @@
-import { bitsOf, type KvCache } from '../cache/index.js'
+import { bitsOf, type SequenceCache } from '../cache/index.js'
+import type { Context } from './context.js'
 import type { SaliencyRecord } from './saliency-record.js'
 import { salientTokens } from './salient-tokens.js'
 
@@ -34,7 +35,7 @@ export interface TokenMap {
  * - `ids`: of its tokens; those that are not known yet are left out
  */
 export async function mapTokens(
-  cache: KvCache,
+  { cache, model }: Pick<Context, 'cache' | 'model'>,
   record: SaliencyRecord | null,
   ids: readonly number[],
 ): Promise<TokenMap> {
@@ -42,7 +43,7 @@ export async function mapTokens(
   const isPaged = cache.length > 0
   const n = isPaged ? Math.min(ids.length, cache.length) : ids.length
   const [layers, scores] = await Promise.all([
-    salientTokens(cache),
+    salientTokens(cache, model.config),
     record?.means(n, tailStart) ?? new Float32Array(n).fill(Number.NaN),
   ])
   const heads = layers.flat()
@@ -66,7 +67,7 @@ export async function mapTokens(
 }
 
 /** Compressions by their first position: bits of both classes, null for one without tokens. */
-function groupsOf(segments: KvCache['segments']) {
+function groupsOf(segments: SequenceCache['segments']) {
   const groups = new Map<number, { high: number | null; low: number | null; end: number }>()
   for (const { precision, k, v, nTokens, start } of segments) {
     const group = groups.get(start) ?? { high: null, low: null, end: start }

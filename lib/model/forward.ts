@@ -28,7 +28,7 @@ import {
   type Tensor,
 } from '../ops/index.js'
 import { gateWidth, hasOutputNorms, type ModelConfig, type RecurrenceConfig } from './config.js'
-import { channelsOf } from './layer-kinds.js'
+import { channelsOf, headShapes } from './layer-kinds.js'
 import type { Scratch } from './scratch.js'
 import type {
   AttentionDtype,
@@ -97,13 +97,20 @@ export interface AttentionHeads {
   readonly lse: Tensor<'f32'>
 }
 
-/** What lives from one block of rows to the next: the rest is work space. */
-export interface StreamRows {
-  /** The residual stream (rows, hidden_size) f32, whatever the model computes in. */
-  readonly x: Tensor<'f32'>
-  /** (rows, n_kv_heads, head_dim) in the attention's type. */
+/** Keys and values (rows, n_kv_heads, head_dim) in the attention's type. */
+export interface KeyValueRows {
   readonly k: Tensor
   readonly v: Tensor
+}
+
+/** What lives from one block of rows to the next: the rest is work space. */
+export interface StreamRows {
+  /** Tokens (rows) i32. */
+  readonly ids: Tensor<'i32'>
+  /** The residual stream (rows, hidden_size) f32, whatever the model computes in. */
+  readonly x: Tensor<'f32'>
+  /** (n_shapes) of the last layer whose heads had the shape, and which made keys and values. */
+  readonly ofShapes: readonly KeyValueRows[]
   /** One for each of the model's ropes. */
   readonly ropes: readonly RopeTable[]
 }
@@ -141,7 +148,9 @@ export interface ExpertRows extends GatedRows {
   readonly offsets: Tensor<'i32'>
   /** (rows * n_chosen, hidden_size) f32: what they give. */
   readonly given: Tensor<'f32'>
-  /** The same memory, once the others are done; null: no expert multiplies all rows. */
+  /** (rows, hidden_size) f32: the sum of what they give, where that has a norm of its own; else null. */
+  readonly besideMlp: Tensor<'f32'> | null
+  /** The same memory, while the others do not need it; null: no expert multiplies all rows. */
   readonly shared: SharedExpertRows | null
 }
 
@@ -166,43 +175,58 @@ export interface RecurrentRows {
 /** Where the sequences of a block of rows keep their states. */
 export type StateRows = Readonly<Omit<StateArgs, 'layer'>>
 
-/** Rows on their way through a layer: the stream, and views of the work space as the ops want it. */
-export interface RowBlock extends StreamRows {
-  readonly normed: Tensor
+/** Rows on their way through attention, by heads of one shape. */
+export interface AttentionRows {
   readonly rawQ: Tensor
   readonly rawK: Tensor
-  readonly vRows: Tensor
+  /** What `v` is, or what it is the norm of. */
+  readonly rawV: Tensor
   readonly attended: Tensor
   /** Before RoPE. */
   readonly rawHeads: { readonly q: Tensor; readonly k: Tensor }
-  /** For norms of single heads: (rows x heads, head_dim). */
-  readonly headRows: { readonly q: Tensor; readonly k: Tensor }
+  /** For norms of single heads: (rows x heads, head_dim); `rawV` before the norm that `v` is of. */
+  readonly headRows: {
+    readonly q: Tensor
+    readonly k: Tensor
+    readonly rawV: Tensor
+    readonly v: Tensor
+  }
   readonly heads: AttentionHeads
   /** (rows, n_heads x head_dim) f32: of attention that is gated; else null. */
-  readonly attentionGate: Tensor<'f32'> | null
+  readonly gate: Tensor<'f32'> | null
+}
+
+/** Rows on their way through a layer: the stream, and views of the work space as the ops want it. */
+export interface RowBlock extends StreamRows {
+  readonly normed: Tensor
+  /** (n_shapes) */
+  readonly attention: readonly AttentionRows[]
   /** Of recurrent layers; null: there are none. */
   readonly recurrent: RecurrentRows | null
-  /** Of layers with a plain MLP; null: there are none. */
-  readonly plain: GatedRows | null
+  /** Of layers with a plain MLP, by its width. */
+  readonly plain: ReadonlyMap<number, GatedRows>
+  /** Of the gate of per-layer inputs; null: there are none. */
+  readonly perLayer: GatedRows | null
   /** Of layers with experts; null: there are none. */
   readonly experts: ExpertRows | null
   /** (rows, hidden_size) f32: what a layer adds to the stream, where that has a norm; else null. */
-  readonly branch: Tensor | null
+  readonly branch: Tensor<'f32'> | null
 }
 
-/** The stream of `nRows` rows, tensors of `scratch`; k and v have room for `nKeys`. */
+/** The stream of `nRows` rows, tensors of `scratch`; keys and values have room for `nKeys`. */
 export function makeStream(
   model: ForwardModel,
   nRows: number,
   nKeys: number,
   scratch: Scratch,
 ): StreamRows {
-  const { hiddenSize, headDim, nKvHeads } = model.config
-  const kv = [nKeys, nKvHeads, headDim]
   return {
-    x: scratch.tensor('f32', [nRows, hiddenSize]),
-    k: scratch.tensor(model.attentionDtype, kv),
-    v: scratch.tensor(model.attentionDtype, kv),
+    ids: scratch.tensor('i32', [nRows]),
+    x: scratch.tensor('f32', [nRows, model.config.hiddenSize]),
+    ofShapes: headShapes(model.config).map(({ nKvHeads, headDim }) => ({
+      k: scratch.tensor<DType>(model.attentionDtype, [nKeys, nKvHeads, headDim]),
+      v: scratch.tensor<DType>(model.attentionDtype, [nKeys, nKvHeads, headDim]),
+    })),
     ropes: model.ropes.map(({ invFreq }) => {
       const turns = () => ({
         cos: scratch.tensor('f32', [nRows, invFreq.length]),
@@ -223,18 +247,10 @@ export function makeWorkspace(
   capacity: number,
   scratch: Scratch,
 ): (nRows: number, stream: StreamRows) => RowBlock {
-  const { config, dtype, attentionDtype } = model
-  const { hiddenSize, intermediateSize, experts, headDim, nHeads, nKvHeads } = config
-  const qWidth = nHeads * headDim
-  const kvWidth = nKvHeads * headDim
-  const isFloat32 = attentionDtype === 'f32'
+  const { config, dtype } = model
+  const { hiddenSize, intermediateSizes, experts, perLayerInputs } = config
   const normed = scratch.tensor(dtype, [capacity, hiddenSize])
-  // Q and K stay in float32 until they are rotated: one rounding instead of three.
-  const rawQ = scratch.tensor('f32', [capacity, qWidth])
-  const rawK = isFloat32 ? null : scratch.tensor('f32', [capacity, kvWidth])
-  const q = isFloat32 ? rawQ : scratch.tensor(attentionDtype, [capacity, qWidth])
-  const attended = scratch.tensor(attentionDtype, [capacity, qWidth])
-  const lse = scratch.tensor('f32', [capacity, nHeads])
+  const attentionOf = makeAttentionRows(model, capacity, scratch)
   const width = gateWidth(config)
   const gate = scratch.tensor('f32', [capacity, width])
   const up = scratch.tensor('f32', [capacity, width])
@@ -248,40 +264,26 @@ export function makeWorkspace(
     given: scratch.tensor('f32', [capacity * experts.perRow, hiddenSize]),
   }
   const branch = hasOutputNorms(config) ? scratch.tensor('f32', [capacity, hiddenSize]) : null
-  const attentionGate = config.gatesAttention ? scratch.tensor('f32', [capacity, qWidth]) : null
+  const besideMlp = experts?.besideMlp ? scratch.tensor('f32', [capacity, hiddenSize]) : null
   const recurrentOf = makeRecurrentRows(model, capacity, scratch)
+  const plainWidths = [...new Set(intermediateSizes.filter((_, layer) => !experts?.layers[layer]))]
 
   return (nRows, stream) => {
     const view = <T extends Tensor>(tensor: T, ...rest: number[]) =>
       scratch.keep(tensor.view([nRows, ...rest]) as T)
-    const rowK = rawK ?? stream.k
     const gatedRows = (rows: number, width: number): GatedRows => ({
       gate: scratch.keep(gate.view([rows, width])),
       up: scratch.keep(up.view([rows, width])),
       gated: scratch.keep(gated.view([rows, width])),
     })
+    const plain = new Map(plainWidths.map((width) => [width, gatedRows(nRows, width)]))
     return {
       ...stream,
       normed: view(normed, hiddenSize),
-      rawQ: view(rawQ, qWidth),
-      rawK: view(rowK, kvWidth),
-      vRows: view(stream.v, kvWidth),
-      attended: view(attended, qWidth),
-      rawHeads: { q: view(rawQ, nHeads, headDim), k: view(rowK, nKvHeads, headDim) },
-      headRows: {
-        q: scratch.keep(rawQ.view([nRows * nHeads, headDim])),
-        k: scratch.keep(rowK.view([nRows * nKvHeads, headDim])),
-      },
-      heads: {
-        q: view(q, nHeads, headDim),
-        k: stream.k,
-        v: stream.v,
-        out: view(attended, nHeads, headDim),
-        lse: view(lse, nHeads),
-      },
-      attentionGate: attentionGate && view(attentionGate, qWidth),
+      attention: attentionOf(nRows, stream),
       recurrent: recurrentOf(nRows),
-      plain: experts?.layers.every(Boolean) ? null : gatedRows(nRows, intermediateSize),
+      plain,
+      perLayer: perLayerInputs && gatedRows(nRows, perLayerInputs.width),
       experts: routed && {
         ...gatedRows(nRows * experts.perRow, experts.intermediateSize),
         logits: view(routed.logits, experts.count),
@@ -290,6 +292,7 @@ export function makeWorkspace(
         pairs: scratch.keep(routed.pairs.view([nRows * experts.perRow])),
         offsets: routed.offsets,
         given: scratch.keep(routed.given.view([nRows * experts.perRow, hiddenSize])),
+        besideMlp: besideMlp && view(besideMlp, hiddenSize),
         shared:
           experts.sharedSize === 0
             ? null
@@ -306,6 +309,61 @@ export function makeWorkspace(
       branch: branch && view(branch, hiddenSize),
     }
   }
+}
+
+/** Work space of attention, which all shapes of heads share: how to see it as so many rows. */
+function makeAttentionRows(
+  { config, attentionDtype }: ForwardModel,
+  capacity: number,
+  scratch: Scratch,
+): (nRows: number, stream: StreamRows) => AttentionRows[] {
+  const { nHeads, normalizesValues, gatesAttention } = config
+  const shapes = headShapes(config)
+  const qWidth = nHeads * Math.max(...shapes.map(({ headDim }) => headDim))
+  const kvWidth = Math.max(...shapes.map(({ nKvHeads, headDim }) => nKvHeads * headDim))
+  const isFloat32 = attentionDtype === 'f32'
+  // Q and K stay in float32 until they are rotated, and V until it is normalized: one rounding instead of three.
+  const rawQ = scratch.tensor('f32', [capacity, qWidth])
+  const rawK = isFloat32 ? null : scratch.tensor('f32', [capacity, kvWidth])
+  const rawV = isFloat32 || !normalizesValues ? null : scratch.tensor('f32', [capacity, kvWidth])
+  const q = isFloat32 ? rawQ : scratch.tensor(attentionDtype, [capacity, qWidth])
+  const attended = scratch.tensor<DType>(attentionDtype, [capacity, qWidth])
+  const lse = scratch.tensor('f32', [capacity, nHeads])
+  const gate = gatesAttention ? scratch.tensor('f32', [capacity, qWidth]) : null
+
+  return (nRows, { ofShapes }) =>
+    shapes.map(({ nKvHeads, headDim }, shape) => {
+      const view = <T extends Tensor>(tensor: T, ...size: number[]) =>
+        scratch.keep(tensor.view(size) as T)
+      const { k, v } = ofShapes[shape] as KeyValueRows
+      const rowK = rawK ?? k
+      const rowV = rawV ?? v
+      const [ofQ, ofKv] = [nHeads * headDim, nKvHeads * headDim]
+      return {
+        rawQ: view(rawQ, nRows, ofQ),
+        rawK: view(rowK, nRows, ofKv),
+        rawV: view(rowV, nRows, ofKv),
+        attended: view(attended, nRows, ofQ),
+        rawHeads: {
+          q: view(rawQ, nRows, nHeads, headDim),
+          k: view(rowK, nRows, nKvHeads, headDim),
+        },
+        headRows: {
+          q: view(rawQ, nRows * nHeads, headDim),
+          k: view(rowK, nRows * nKvHeads, headDim),
+          rawV: view(rowV, nRows * nKvHeads, headDim),
+          v: view(v, nRows * nKvHeads, headDim),
+        },
+        heads: {
+          q: view(q, nRows, nHeads, headDim),
+          k,
+          v,
+          out: view(attended, nRows, nHeads, headDim),
+          lse: view(lse, nRows, nHeads),
+        },
+        gate: gate && view(gate, nRows, ofQ),
+      }
+    })
 }
 
 /** Work space of recurrent layers: how to see it as so many rows; null where there are none. */
@@ -346,23 +404,27 @@ function makeRecurrentRows(
 /**
  * What comes before the first layer: token embeddings, and RoPE's table.
  *
- * - `ids`, `positions` (rows) i32
+ * - `positions` (rows) i32
  */
 export function embedRows(
   model: ForwardModel,
-  { x, ropes }: Pick<StreamRows, 'x' | 'ropes'>,
-  ids: Tensor<'i32'>,
+  { ids, x, ropes }: Pick<StreamRows, 'ids' | 'x' | 'ropes'>,
   positions: Tensor<'i32'>,
 ): void {
-  const { embeddingScale, roundsEmbeddingScale, queryGrowth } = model.config
-  const scale = roundsEmbeddingScale ? roundedTo(model.dtype, embeddingScale) : embeddingScale
-  embedding({ ids, weight: model.weights.embedding, out: x, scale })
+  const { queryGrowth } = model.config
+  embedTokens(model, ids, x)
   for (const [i, own] of model.ropes.entries()) {
     if (own.invFreq.length === 0) continue
     const { key, query } = ropes[i] as RopeTable
     ropeTable({ positions, ...own, ...key })
     if (queryGrowth) ropeTable({ positions, ...own, ...query, ...queryGrowth })
   }
+}
+
+function embedTokens(model: ForwardModel, ids: Tensor<'i32'>, out: Tensor): void {
+  const { embeddingScale, roundsEmbeddingScale } = model.config
+  const scale = roundsEmbeddingScale ? roundedTo(model.dtype, embeddingScale) : embeddingScale
+  embedding({ ids, weight: model.weights.embedding, out, scale })
 }
 
 /** A scale above 0 in the type that a model computes in: Gemma was trained with its own so rounded. */
@@ -383,16 +445,41 @@ export function turnsOf(model: ForwardModel, layer: number, block: StreamRows) {
   return { ...key, qCos: query.cos, qSin: query.sin }
 }
 
-/** RoPE of a block's q and k, where no tail takes k and v (`ropeAppend`). */
-export function rotateHeads(model: ForwardModel, layer: number, block: RowBlock): void {
-  const { rawHeads, heads } = block
-  const { key, query } = ropeOf(model, layer, block)
+/** RoPE of a block's q, and of its k where the layer has such, where no tail takes k and v (`ropeAppend`). */
+export function rotateHeads(
+  model: ForwardModel,
+  layer: number,
+  block: StreamRows,
+  { rawHeads, heads }: Pick<AttentionRows, 'rawHeads' | 'heads'>,
+): void {
+  const { key } = ropeOf(model, layer, block)
+  rotateQueries(model, layer, block, { rawHeads, heads })
+  if (hasKeys(model, layer)) rope({ x: rawHeads.k, ...key, out: heads.k })
+}
+
+/** RoPE of a block's q alone, where a layer makes no keys. */
+export function rotateQueries(
+  model: ForwardModel,
+  layer: number,
+  block: StreamRows,
+  { rawHeads, heads }: Pick<AttentionRows, 'rawHeads'> & { heads: Pick<AttentionHeads, 'q'> },
+): void {
+  const { query } = ropeOf(model, layer, block)
   rope({ x: rawHeads.q, ...query, out: heads.q })
-  rope({ x: rawHeads.k, ...key, out: heads.k })
+}
+
+/** Whether a layer makes keys and values: others attend to those of an earlier one. */
+function hasKeys({ config }: ForwardModel, layer: number): boolean {
+  return config.kvSources[layer] === layer
 }
 
 /** RoPE of a block's q and k in their place, before norms. */
-function rotateRaw(model: ForwardModel, layer: number, { rawHeads, ropes }: RowBlock): void {
+function rotateRaw(
+  model: ForwardModel,
+  layer: number,
+  { ropes }: StreamRows,
+  { rawHeads }: AttentionRows,
+): void {
   const { key, query } = ropes[model.ropeOfLayer[layer] as number] as RopeTable
   rope({ x: rawHeads.q, ...query })
   rope({ x: rawHeads.k, ...key })
@@ -409,36 +496,46 @@ export function addSinks(
 }
 
 /**
- * A layer that attends, for one block of rows. `attend` finds q and k before the RoPE that it owes (`rawHeads`) and v, and writes
- * `heads.out`; it knows where keys go.
+ * A layer that attends, by heads of a shape, for one block of rows. `attend` finds q before the RoPE that it owes (`rawHeads`), and
+ * k and v where the layer makes such, and writes `heads.out`; it knows where keys are.
  */
 export function runLayer(
   model: ForwardModel,
   layer: number,
+  shape: number,
   block: RowBlock,
-  attend: () => void,
+  attend: (rows: AttentionRows) => void,
 ): void {
   const { rmsNormEps: eps, qkNorm } = model.config
   const w = model.weights.layers[layer] as LayerWeights
-  const { rawQ, rawK } = block
-  const products = [
-    { ...need(w.qProj), bias: w.qBias, out: rawQ },
-    { ...need(w.kProj), bias: w.kBias, out: rawK },
-    { ...need(w.vProj), bias: w.vBias, out: block.vRows },
-  ]
-  const { attended, attentionGate: gate } = block
+  const rows = block.attention[shape] as AttentionRows
+  const { attended, gate } = rows
   const x = enterBranch(block, w.inputNorm, eps)
-  groupedLinear({ x, products })
+  multiplyHeads(model, layer, x, rows)
   if (gate) linear({ x, ...need(w.attentionGate), out: gate })
-  if (qkNorm === 'each head, rotated') rotateRaw(model, layer, block)
-  const { q, k } = qkNorm === 'all heads' ? { q: rawQ, k: rawK } : block.headRows
+  if (qkNorm === 'each head, rotated') rotateRaw(model, layer, block, rows)
+  const { q, k } = qkNorm === 'all heads' ? { q: rows.rawQ, k: rows.rawK } : rows.headRows
   if (w.qNorm) rmsNorm({ x: q, weight: w.qNorm, out: q, eps })
   if (w.kNorm) rmsNorm({ x: k, weight: w.kNorm, out: k, eps })
-  attend()
+  attend(rows)
   if (gate) sigmoidGate({ gate, x: attended, out: attended })
   const attention = { ...need(w.oProj), bias: w.oBias }
   addBranch(block, attended, attention, w.attentionOutputNorm, eps)
-  runMlp(model, w, block)
+  runMlp(model, layer, block)
+}
+
+/** The products that queries, keys and values are made of; values with their norm, where they have one. */
+function multiplyHeads(
+  model: ForwardModel,
+  layer: number,
+  x: Tensor,
+  { rawQ, rawK, rawV }: AttentionRows,
+): void {
+  const w = model.weights.layers[layer] as LayerWeights
+  const products = [{ ...need(w.qProj), bias: w.qBias, out: rawQ }]
+  if (w.kProj) products.push({ ...w.kProj, bias: w.kBias, out: rawK })
+  if (w.vProj) products.push({ ...w.vProj, bias: w.vBias, out: rawV })
+  groupedLinear({ x, products })
 }
 
 /**
@@ -460,7 +557,7 @@ export function runRecurrentLayer(
   if (own.rule === 'gated delta') runGatedDelta(w, x, rows, own)
   else runSelectiveScan(w, x, rows, own)
   addBranch(block, rows.gated, need(w.recurrentOut), undefined, eps)
-  runMlp(model, w, block)
+  runMlp(model, layer, block)
 }
 
 /** A recurrence, and where the layer's part of the states is. */
@@ -513,8 +610,9 @@ function runSelectiveScan(
 }
 
 /** x += down(activation(gate(norm(x))) * up(norm(x))), or that of the experts of each row. */
-function runMlp(model: ForwardModel, w: LayerWeights, block: RowBlock): void {
-  const { rmsNormEps: eps } = model.config
+function runMlp(model: ForwardModel, layer: number, block: RowBlock): void {
+  const { rmsNormEps: eps, intermediateSizes } = model.config
+  const w = model.weights.layers[layer] as LayerWeights
   const input = enterBranch(block, w.mlpNorm, eps)
   if (w.router) {
     const stream = { x: block.x, input }
@@ -523,30 +621,51 @@ function runMlp(model: ForwardModel, w: LayerWeights, block: RowBlock): void {
     if (rows.shared) runSharedExpert(model, w, stream, rows.shared)
     return
   }
-  const rows = need(block.plain)
+  const rows = need(block.plain.get(intermediateSizes[layer] as number))
   enterMlp(model.config, [w.gateProj, w.upProj], input, rows)
   addBranch(block, rows.gated, need(w.downProj), w.mlpOutputNorm, eps)
 }
 
 /** x += sum of weight down(activation(gate(norm(x))) * up(norm(x))) over the experts of each row. */
 function runExperts(
-  { config }: ForwardModel,
+  model: ForwardModel,
   w: LayerWeights,
   router: Matrix,
   { x, input }: { readonly x: Tensor<'f32'>; readonly input: Tensor },
   rows: ExpertRows,
 ): void {
-  const { logits, weights, chosen: experts, pairs, offsets, given } = rows
-  linear({ x: input, ...router, bias: w.routerBias, out: logits })
+  route(model, w, router, input, rows)
+  multiplyExperts(model, w, input, rows)
+  addExperts({ x: rows.given, weights: rows.weights, out: x })
+}
+
+/** Which experts multiply each row, and their weights. */
+function route(
+  { config }: ForwardModel,
+  w: LayerWeights,
+  router: Matrix,
+  x: Tensor,
+  { logits, weights, chosen: experts, pairs, offsets }: ExpertRows,
+): void {
+  linear({ x, ...router, bias: w.routerBias, out: logits })
   const { scores, normalized, leastSum, scale } = need(config.experts)
-  const routed = { pairs, offsets }
   const scoring = { correction: w.routerCorrection, scores, normalized, leastSum, scale }
-  routeExperts({ logits, weights, experts, ...routed, ...scoring })
-  expertLinear({ x: input, ...need(w.gateProj), bias: w.gateBias, ...routed, out: rows.gate })
-  expertLinear({ x: input, ...need(w.upProj), bias: w.upBias, ...routed, out: rows.up })
+  routeExperts({ logits, weights, experts, pairs, offsets, ...scoring })
+}
+
+/** given = down(activation(gate x) * up x) of each row's experts. */
+function multiplyExperts(
+  { config }: ForwardModel,
+  w: LayerWeights,
+  x: Tensor,
+  rows: ExpertRows,
+): void {
+  const { pairs, offsets, given } = rows
+  const routed = { pairs, offsets }
+  expertLinear({ x, ...need(w.gateProj), bias: w.gateBias, ...routed, out: rows.gate })
+  expertLinear({ x, ...need(w.upProj), bias: w.upBias, ...routed, out: rows.up })
   applyGate(config.activation, rows)
   expertLinear({ x: rows.gated, ...need(w.downProj), bias: w.downBias, ...routed, out: given })
-  addExperts({ x: given, weights, out: x })
 }
 
 /**

@@ -14,7 +14,7 @@ import type { Engine } from '../engine/engine.js'
 import type { Model } from '../engine/model.js'
 import { disposedError } from '../engine/refusals.js'
 import { argumentError, reasonOf, ZipCacheError } from '../errors.js'
-import { attentionShape } from '../model/layer-kinds.js'
+import { attentionShapes } from '../model/layer-kinds.js'
 import { POLICY_NAMES } from '../policy/index.js'
 import { ApiError, invalid, toApiError } from './api-error.js'
 import { type Backend, createBackend } from './backend.js'
@@ -154,7 +154,7 @@ export class Server {
     const backend = createBackend(model, this.#settings, this.metrics)
     this.metrics.attach({
       ...backend,
-      fp16BytesPerToken: fp16CacheBytes(attentionShape(model.config), 1),
+      fp16BytesPerToken: fp16CacheBytes(attentionShapes(model.config), 1),
     })
     this.#examples = examples
     this.#backend = backend

@@ -1,6 +1,6 @@
 import type { Model } from '../engine/model.js'
 import type { Sequence } from '../engine/sequence.js'
-import { attentionShape } from '../model/layer-kinds.js'
+import { attentionShapes } from '../model/layer-kinds.js'
 import { tokenTexts } from '../model/text-stream.js'
 import { cacheObject } from './answers.js'
 
@@ -17,7 +17,7 @@ export async function describeCache(
   return {
     object: 'session.cache',
     ...cacheObject(bytes, sequence.policy.name),
-    heads: attentionShape(config).nLayers * config.nKvHeads,
+    heads: attentionShapes(config).reduce((n, own) => n + own.nLayers * own.nKvHeads, 0),
     tail_start: tailStart,
     tokens: ids.map((id, i) => ({
       id,

@@ -34,7 +34,7 @@ let memory: CacheMemory
 let pool: PagePool
 
 const openMemory = (nSuperblocks: number) =>
-  new CacheMemory(device, { ...shape, nHeads: 4, dtype: 'f16' }, nSuperblocks * SUPERBLOCK_BYTES)
+  new CacheMemory(device, [{ ...shape, nHeads: 4, dtype: 'f16' }], nSuperblocks * SUPERBLOCK_BYTES)
 
 beforeAll(async () => {
   device = await Device.open('cpu', { threads: 1 })
@@ -130,12 +130,12 @@ describe('sizes', () => {
   test('of a 16-bit cache: 2 x tokens x n_kv_heads x head_dim x 2 bytes x n_layers', () => {
     const slidingWindow = new Array<number>(32).fill(0)
     const llama = { nLayers: 32, nKvHeads: 8, headDim: 128, slidingWindow }
-    expect(fp16CacheBytes(llama, 4096)).toBe(2 ** 29)
+    expect(fp16CacheBytes([llama], 4096)).toBe(2 ** 29)
     // A window of 1,024 in half of the layers.
     const windows = slidingWindow.map((_, layer) => 1024 * (layer % 2))
-    expect(fp16CacheBytes({ ...llama, slidingWindow: windows }, 4096)).toBe(0.625 * 2 ** 29)
-    expect(fp16CacheBytes({ ...llama, slidingWindow: windows }, 1000)).toBe(1000 * 2 ** 17)
-    expect(fp16CacheBytes(shape, 1)).toBe(768)
+    expect(fp16CacheBytes([{ ...llama, slidingWindow: windows }], 4096)).toBe(0.625 * 2 ** 29)
+    expect(fp16CacheBytes([{ ...llama, slidingWindow: windows }], 1000)).toBe(1000 * 2 ** 17)
+    expect(fp16CacheBytes([shape], 1)).toBe(768)
   })
 
   test('formats by their bits', () => {
@@ -151,7 +151,7 @@ describe('sizes', () => {
 
 describe('the table', () => {
   test('of an empty cache has a tail without pages', async () => {
-    const cache = new KvCache(memory, 'f16')
+    const cache = new KvCache(memory, 0, 'f16')
     const words = await wordsOf(cache)
     expect([...words.subarray(0, 4)]).toEqual([0, 0, shape.nLayers, shape.nKvHeads])
     const { entries } = await contentOf(cache)
@@ -173,7 +173,7 @@ describe('the table', () => {
   test.each(['f16', 'bf16', 'f32'] as const)(
     'a tail of %s grows by pages of 16 tokens',
     async (format) => {
-      const cache = new KvCache(memory, format)
+      const cache = new KvCache(memory, 0, format)
       let length = 0
       for (const step of [1, 14, 1, 1, 0, 31, 100]) {
         cache.extendTail(step)
@@ -196,7 +196,7 @@ describe('the table', () => {
   )
 
   test('shows a group when it is published, and not before', async () => {
-    const cache = new KvCache(memory, 'f16')
+    const cache = new KvCache(memory, 0, 'f16')
     cache.extendTail(20)
     expect(cache.stage(mixed)).toEqual({ salient: 1, regular: 2 })
     const before = await contentOf(cache)
@@ -253,7 +253,7 @@ describe('the table', () => {
   ] as const)(
     'a group of %s tokens only is one segment without a bitmap',
     async (_, nSalient, staged) => {
-      const cache = new KvCache(memory, 'f16')
+      const cache = new KvCache(memory, 0, 'f16')
       expect(cache.stage({ ...mixed, nTokens: 40, nSalient })).toEqual(staged)
       cache.publish(40)
       for (const [, segment, ...others] of (await contentOf(cache)).entries.flat()) {
@@ -266,7 +266,7 @@ describe('the table', () => {
   )
 
   test('K and V have formats of their own', async () => {
-    const cache = new KvCache(memory, 'f16')
+    const cache = new KvCache(memory, 0, 'f16')
     const plan: GroupPlan = { ...mixed, high: { k: 'u8', v: 'u3' }, low: { k: 'u3', v: 'u2' } }
     cache.stage(plan)
     cache.publish(50)
@@ -278,7 +278,7 @@ describe('the table', () => {
   })
 
   test('grows with the number of segments and pages, earlier ones unchanged', async () => {
-    const cache = new KvCache(memory, 'f16')
+    const cache = new KvCache(memory, 0, 'f16')
     let before: unknown[] = []
     for (let group = 0; group < 12; group++) {
       cache.extendTail(3)
@@ -303,7 +303,7 @@ describe('the table', () => {
 })
 
 test('only what changed is written to the table', async () => {
-  const cache = new KvCache(memory, 'f16')
+  const cache = new KvCache(memory, 0, 'f16')
   const tables = memory.tables.memory
   const writing = jest.spyOn(tables, 'write')
   const writtenWords = () => {
@@ -345,7 +345,7 @@ test('only what changed is written to the table', async () => {
 
 describe('taking back', () => {
   test('tokens of the tail, page by page', async () => {
-    const cache = new KvCache(memory, 'f16')
+    const cache = new KvCache(memory, 0, 'f16')
     cache.extendTail(40)
     const { entries } = await contentOf(cache)
     cache.shrinkTail(10)
@@ -360,7 +360,7 @@ describe('taking back', () => {
   })
 
   test('a staged group', async () => {
-    const cache = new KvCache(memory, 'f16')
+    const cache = new KvCache(memory, 0, 'f16')
     cache.extendTail(20)
     const before = await stateOf(cache)
     cache.stage(mixed)
@@ -373,7 +373,7 @@ describe('taking back', () => {
   })
 
   test('everything, a staged group too, when it is disposed of', () => {
-    const cache = new KvCache(memory, 'f16')
+    const cache = new KvCache(memory, 0, 'f16')
     cache.extendTail(20)
     cache.stage(mixed)
     cache.publish(50)
@@ -386,7 +386,7 @@ describe('taking back', () => {
 
 describe('forks', () => {
   test('share pages until one of them writes, and return all of them', async () => {
-    const cache = new KvCache(memory, 'f16')
+    const cache = new KvCache(memory, 0, 'f16')
     cache.extendTail(20)
     cache.stage(mixed)
     cache.publish(50)
@@ -422,7 +422,7 @@ describe('forks', () => {
 
   test('copy the page that they write, and the copy holds what was there', async () => {
     const { k, v, starts, lengths, cuSeqlens } = rowsOf(20)
-    const cache = new KvCache(memory, 'f16')
+    const cache = new KvCache(memory, 0, 'f16')
     cache.extendTail(20)
     const paged = { pool: pool.memory, tables: memory.tables.memory }
     starts.write(Int32Array.of(cache.start))
@@ -509,7 +509,7 @@ describe('books', () => {
 
   test('of two sequences are what the pool handed out, page for page', async () => {
     const run = async (script: [number, Step][]) => {
-      const caches = [new KvCache(memory, 'f16'), new KvCache(memory, 'f32')]
+      const caches = [new KvCache(memory, 0, 'f16'), new KvCache(memory, 0, 'f32')]
       for (const [which, step] of script) {
         apply(caches[which], step)
         expect(caches.reduce((sum, cache) => sum + pageBytesOf(cache), 0)).toBe(pool.usedBytes)
@@ -539,7 +539,7 @@ describe('without memory', () => {
 
   /** A cache with a compressed group and a tail that ends inside a page. */
   function makeCache(): KvCache {
-    const cache = new KvCache(memory, 'f16')
+    const cache = new KvCache(memory, 0, 'f16')
     cache.extendTail(20)
     cache.stage(mixed)
     cache.publish(50)
@@ -648,7 +648,7 @@ describe('without memory', () => {
   })
 
   test('a table that cannot take more segments leaves all as it was', async () => {
-    const cache = new KvCache(memory, 'f16')
+    const cache = new KvCache(memory, 0, 'f16')
     const states: unknown[] = []
     await withoutTables(async () => {
       let refused = false
@@ -672,8 +672,8 @@ describe('without memory', () => {
 
   test('a pool that is really full: the cache keeps what it has, and more fits when another is gone', async () => {
     const small = openMemory(4)
-    const first = new KvCache(small, 'f16')
-    const second = new KvCache(small, 'f16')
+    const first = new KvCache(small, 0, 'f16')
+    const second = new KvCache(small, 0, 'f16')
     first.extendTail(480)
     second.extendTail(100)
     const before = await stateOf(second)
@@ -695,7 +695,7 @@ describe('layers with a sliding window', () => {
   let own: CacheMemory
 
   beforeEach(() => {
-    own = new CacheMemory(device, { ...windowed, nHeads: 4, dtype: 'f16' }, 64 * SUPERBLOCK_BYTES)
+    own = new CacheMemory(device, [{ ...windowed, nHeads: 4, dtype: 'f16' }], 64 * SUPERBLOCK_BYTES)
   })
   afterEach(() => {
     expect([own.usedBytes, own.pool.claimedBytes]).toEqual([0, 0])
@@ -715,7 +715,7 @@ describe('layers with a sliding window', () => {
   }
 
   test('give back what no row sees of a group, page by page', async () => {
-    const cache = new KvCache(own, 'f16')
+    const cache = new KvCache(own, 0, 'f16')
     publish(cache)
     // Rows from 200 on see positions from 161 on: 39 of them. So at least 81 of 120 tokens are hidden,
     // and 41 of 80: 5 pages of 8, and 2 of 5. One page of each class stands in for the others.
@@ -739,7 +739,7 @@ describe('layers with a sliding window', () => {
   })
 
   test('keep what the next row may see while tokens come, then nothing but the stand-ins', async () => {
-    const cache = new KvCache(own, 'f16')
+    const cache = new KvCache(own, 0, 'f16')
     publish(cache)
     const before = cache.bytesByClass()
     cache.extendTail(30)
@@ -760,7 +760,7 @@ describe('layers with a sliding window', () => {
   })
 
   test('keep the page of the one token that the next row may still see', () => {
-    const cache = new KvCache(own, 'f16')
+    const cache = new KvCache(own, 0, 'f16')
     publish(cache)
     publish(cache, { ...group, nTokens: 38, nSalient: 20 })
     // Rows from 238 on see positions from 199 on, which is either class's for all that is known here.
@@ -771,7 +771,7 @@ describe('layers with a sliding window', () => {
   })
 
   test('leave a fork its pages', async () => {
-    const cache = new KvCache(own, 'f16')
+    const cache = new KvCache(own, 0, 'f16')
     cache.extendTail(200)
     cache.stage(group)
     cache.publish(200)
@@ -793,7 +793,7 @@ describe('layers with a sliding window', () => {
   })
 
   test('whose heads differ give back whole pages', async () => {
-    const cache = new KvCache(own, 'f16')
+    const cache = new KvCache(own, 0, 'f16')
     cache.extendTail(200)
     cache.stageUneven(group)
     for (const layer of [0, 1, 2]) cache.stageCounts(layer, Int32Array.of(100, 10))
@@ -808,7 +808,7 @@ describe('layers with a sliding window', () => {
   })
 
   test('give back what no row sees of a tail that is never compressed', async () => {
-    const cache = new KvCache(own, 'f16')
+    const cache = new KvCache(own, 0, 'f16')
     const bytes = pageBytes('f16', 'f16', 32)
     cache.extendTail(200)
     const { tail: whole } = cache.bytesByClass()
@@ -849,7 +849,7 @@ describe('layers with a sliding window', () => {
   })
 
   test('want no more than is counted before', () => {
-    const cache = new KvCache(own, 'f16')
+    const cache = new KvCache(own, 0, 'f16')
     const window = { ...group, nTokens: 20, nSalient: 12 }
     let most = 0
     for (let i = 0; i < 30; i++) {
@@ -861,8 +861,8 @@ describe('layers with a sliding window', () => {
       cache.dropHidden()
     }
     const counted = (of: KvShape) => {
-      const demand = new CacheDemand(of)
-      demand.addGroups(window, 30)
+      const demand = new CacheDemand()
+      demand.addGroups(of, window, 30)
       return demand.bytes
     }
     expect(most).toBeLessThanOrEqual(counted(windowed))

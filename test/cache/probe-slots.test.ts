@@ -15,7 +15,7 @@ beforeAll(async () => {
   device = await Device.open('cpu', { threads: 1 })
 })
 beforeEach(() => {
-  slots = new ProbeSlots(device, shape, CAPACITY)
+  slots = new ProbeSlots(device, [shape], CAPACITY)
 })
 afterEach(() => {
   expect(slots.usedBytes).toBe(0)
@@ -26,15 +26,15 @@ afterAll(() => device.dispose())
 describe('slots', () => {
   test('keep q and its log-sum-exp in every layer', () => {
     expect(slots.slotBytes).toBe(3 * (4 * 32 * 2 + 4 * 4))
-    expect(slots.layers.map(({ q, lse }) => [q.dtype, q.shape, lse.dtype, lse.shape])).toEqual(
-      new Array(3).fill(['f16', [CAPACITY, 4, 32], 'f32', [CAPACITY, 4]]),
-    )
+    expect(
+      slots.ofShapes[0].layers.map(({ q, lse }) => [q.dtype, q.shape, lse.dtype, lse.shape]),
+    ).toEqual(new Array(3).fill(['f16', [CAPACITY, 4, 32], 'f32', [CAPACITY, 4]]))
   })
 
   test('of some layers are those of each', async () => {
-    const { lse } = slots.layers[2]
+    const { lse } = slots.ofShapes[0].layers[2]
     lse.write(new Float32Array(lse.length).fill(7))
-    const some = slots.ofLayers(1, 2)
+    const some = slots.ofShapes[0].ofLayers(1, 2)
     expect([some.q.shape, some.lse.shape]).toEqual([
       [2, CAPACITY, 4, 32],
       [2, CAPACITY, 4],

@@ -23,7 +23,7 @@ beforeAll(async () => {
 afterAll(() => device.dispose())
 
 function makeMemory(capacity = 2 ** 22): CacheMemory {
-  return new CacheMemory(device, { ...shape, nHeads, dtype: 'f32' }, capacity)
+  return new CacheMemory(device, [{ ...shape, nHeads, dtype: 'f32' }], capacity)
 }
 
 const keysOf = (layer: number, nTokens: number) => randomKeys(10 + layer, { nTokens, ...shape })
