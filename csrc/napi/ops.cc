@@ -240,8 +240,9 @@ ZC_BIND("selectiveScan", selective_scan, SelectiveScanArgs, a.xbc = r.tensor("xb
 ZC_BIND("embedding", embedding, EmbeddingArgs, a.ids = r.tensor("ids");
         a.weight = r.tensor("weight"); a.out = r.output("out"); a.scale = r.f32("scale");)
 
-ZC_BIND("rmsNorm", rms_norm, RmsNormArgs, a.x = r.tensor("x"); a.weight = r.tensor("weight");
-        a.out = r.output("out"); a.eps = r.f32("eps"); a.accumulate = r.boolean("accumulate");)
+ZC_BIND("rmsNorm", rms_norm, RmsNormArgs, a.x = r.tensor("x");
+        a.weight = r.optional_tensor("weight"); a.out = r.output("out"); a.eps = r.f32("eps");
+        a.accumulate = r.boolean("accumulate"); a.scale = r.f32("scale");)
 
 ZC_BIND("linear", linear, LinearArgs, a.x = r.tensor("x"); a.weight = r.tensor("weight");
         a.scales = r.optional_tensor("scales"); a.zeros = r.optional_tensor("zeros");
@@ -263,7 +264,8 @@ ZC_BIND("quantizeWeight", quantize_weight, QuantizeWeightArgs, a.x = r.tensor("x
         a.zeros = r.optional_output("zeros");)
 
 ZC_BIND("routeExperts", route_experts, RouteExpertsArgs, a.logits = r.tensor("logits");
-        a.correction = r.optional_tensor("correction"); a.weights = r.output("weights");
+        a.correction = r.optional_tensor("correction");
+        a.expert_scales = r.optional_tensor("expertScales"); a.weights = r.output("weights");
         a.experts = r.output("experts"); a.pairs = r.output("pairs");
         a.offsets = r.output("offsets"); a.sigmoid = r.boolean("scores");
         a.normalized = r.boolean("normalized"); a.least_sum = r.f32("leastSum");
@@ -275,7 +277,8 @@ ZC_BIND("expertLinear", expert_linear, ExpertLinearArgs, a.x = r.tensor("x");
         a.pairs = r.tensor("pairs"); a.offsets = r.tensor("offsets"); a.out = r.output("out");)
 
 ZC_BIND("addExperts", add_experts, AddExpertsArgs, a.x = r.tensor("x");
-        a.weights = r.tensor("weights"); a.out = r.output("out");)
+        a.weights = r.tensor("weights"); a.out = r.output("out");
+        a.accumulate = r.boolean("accumulate");)
 
 ZC_BIND("ropeTable", rope_table, RopeTableArgs, a.positions = r.tensor("positions");
         a.inv_freq = r.tensor("invFreq"); a.cos = r.output("cos"); a.sin = r.output("sin");
@@ -297,6 +300,9 @@ ZC_BIND("clampedSwiglu", clamped_swiglu, ClampedSwigluArgs, a.gate = r.tensor("g
 
 ZC_BIND("sigmoidGate", sigmoid_gate, SigmoidGateArgs, a.gate = r.tensor("gate");
         a.x = r.tensor("x"); a.out = r.output("out");)
+
+ZC_BIND("softCap", soft_cap, SoftCapArgs, a.x = r.tensor("x"); a.out = r.output("out");
+        a.cap = r.f32("cap");)
 
 ZC_BIND("sample", sample, SampleArgs, a.logits = r.tensor("logits"); a.params = r.tensor("params");
         a.seen = r.output("seen"); a.contexts = r.tensor("contexts"); a.ids = r.output("ids");
@@ -359,6 +365,7 @@ void register_ops(Napi::Object exports) {
   define<gelu_gate_js>(exports, "geluGate");
   define<clamped_swiglu_js>(exports, "clampedSwiglu");
   define<sigmoid_gate_js>(exports, "sigmoidGate");
+  define<soft_cap_js>(exports, "softCap");
   define<sample_js>(exports, "sample");
   define<feed_tokens_js>(exports, "feedTokens");
   define<convert_js>(exports, "convert");

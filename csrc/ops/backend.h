@@ -25,7 +25,7 @@ struct OpStatus {
 
 // One more with every change of the table, of an op's arguments or of what they mean: a plugin that
 // was built before is refused.
-inline constexpr uint32_t kBackendVersion = 14;
+inline constexpr uint32_t kBackendVersion = 15;
 
 // A backend is a table of functions, one an op. Arguments were checked by csrc/ops/op_check.cc when
 // the op was enqueued.

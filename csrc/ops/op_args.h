@@ -302,10 +302,11 @@ struct EmbeddingArgs {
 
 struct RmsNormArgs {
   TensorView x;       // (rows, width) f32|f16|bf16
-  TensorView weight;  // (width) f32|f16|bf16
-  TensorView out;     // (rows, width) f32|f16|bf16
+  TensorView weight;  // (width) f32|f16|bf16; may be undefined: ones
+  TensorView out;     // (rows, width) f32|f16|bf16; may be x
   float eps;
   bool accumulate;
+  float scale;  // multiplies the result, with what it was added to
 };
 
 // A weight (n, k) is one of floats, one of i8 with a scale a row, or one of 4 bits. That is a u8
@@ -363,16 +364,17 @@ struct QuantizeWeightArgs {
 inline constexpr int kMaxExperts = 1024;
 
 struct RouteExpertsArgs {
-  TensorView logits;      // (n, n_experts) f32
-  TensorView correction;  // (n_experts) f32, added to scores that choose; may be undefined
-  TensorView weights;     // (n, n_chosen) f32 out
-  TensorView experts;     // (n, n_chosen) i32 out
-  TensorView pairs;       // (n * n_chosen) i32 out: places in `experts`, those of expert 0 first
-  TensorView offsets;     // (n_experts + 1) i32 out: where an expert's pairs begin
-  bool sigmoid;           // scores are sigmoid(logits), not softmax(logits)
-  bool normalized;        // a row's weights are divided by their sum, or by
-  float least_sum;        // this, where that is smaller; at least 0
-  float scale;            // multiplies weights
+  TensorView logits;         // (n, n_experts) f32
+  TensorView correction;     // (n_experts) f32, added to scores that choose; may be undefined
+  TensorView expert_scales;  // (n_experts) f32, multiply weights last; may be undefined
+  TensorView weights;        // (n, n_chosen) f32 out
+  TensorView experts;        // (n, n_chosen) i32 out
+  TensorView pairs;          // (n * n_chosen) i32 out: places in `experts`, those of expert 0 first
+  TensorView offsets;        // (n_experts + 1) i32 out: where an expert's pairs begin
+  bool sigmoid;              // scores are sigmoid(logits), not softmax(logits)
+  bool normalized;           // a row's weights are divided by their sum, or by
+  float least_sum;           // this, where that is smaller; at least 0
+  float scale;               // multiplies weights
 };
 
 struct ExpertLinearArgs {
@@ -411,6 +413,7 @@ struct AddExpertsArgs {
   TensorView x;        // (n * n_chosen, width) f32
   TensorView weights;  // (n, n_chosen) f32
   TensorView out;      // (n, width) f32
+  bool accumulate;     // out is added to, not written
 };
 
 struct RopeTableArgs {
@@ -451,6 +454,12 @@ struct SigmoidGateArgs {
   TensorView gate;  // (n, width) f32
   TensorView x;     // (n, width) f32|f16|bf16
   TensorView out;   // x's shape and dtype; may be x
+};
+
+struct SoftCapArgs {
+  TensorView x;    // (rows, width) f32
+  TensorView out;  // (rows, width) f32; may be x
+  float cap;       // above 0
 };
 
 // Columns of SampleArgs.params, bit patterns for the integers (lib/ops/sample.ts writes them).

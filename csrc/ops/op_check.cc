@@ -618,11 +618,14 @@ void check(const EmbeddingArgs& a) {
 void check(const RmsNormArgs& a) {
   expect_float("x", a.x);
   expect_shape("x", a.x, {kAny, kAny});
-  expect_float("weight", a.weight);
-  expect_shape("weight", a.weight, {a.x.size(1)});
+  if (a.weight.defined()) {
+    expect_float("weight", a.weight);
+    expect_shape("weight", a.weight, {a.x.size(1)});
+  }
   expect_float("out", a.out);
   expect_shape("out", a.out, {a.x.size(0), a.x.size(1)});
   expect(std::isfinite(a.eps) && a.eps >= 0.0f, "eps", "expected a number of 0 or more");
+  expect(std::isfinite(a.scale), "scale", "expected a finite number");
 }
 
 void check(const LinearArgs& a) {
@@ -662,6 +665,10 @@ void check(const RouteExpertsArgs& a) {
   if (a.correction.defined()) {
     expect_dtype("correction", a.correction, DType::kF32);
     expect_shape("correction", a.correction, {n_experts});
+  }
+  if (a.expert_scales.defined()) {
+    expect_dtype("expertScales", a.expert_scales, DType::kF32);
+    expect_shape("expertScales", a.expert_scales, {n_experts});
   }
   expect(a.least_sum >= 0.0f, "leastSum", "must be at least 0");
   expect_dtype("weights", a.weights, DType::kF32);
@@ -746,6 +753,14 @@ void check(const SigmoidGateArgs& a) {
   expect_float("x", a.x);
   expect_shape("x", a.x, {a.gate.size(0), a.gate.size(1)});
   expect_same("out", a.out, "x", a.x);
+}
+
+void check(const SoftCapArgs& a) {
+  expect_dtype("x", a.x, DType::kF32);
+  expect_shape("x", a.x, {kAny, kAny});
+  expect_same("out", a.out, "x", a.x);
+  expect(std::isfinite(a.cap) && a.cap > 0.0f, "cap",
+         "is " + std::to_string(a.cap) + ", expected a positive number");
 }
 
 void check(const SampleArgs& a) {

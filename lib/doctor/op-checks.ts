@@ -69,12 +69,17 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
     const shape = { n, nExperts, nChosen }
     const scoring = { scores: 'sigmoid', normalized: true, scale: 2.5 } as const
     const correction = tensors.normal('f32', [nExperts], { seed: 6 })
+    const expertScales = tensors.normal('f32', [nExperts], { seed: 7 })
     for (const isCorrected of [false, true]) {
-      const routed = routing(tensors, shape, isCorrected ? { ...scoring, correction } : {})
+      const extras = { ...scoring, correction, expertScales }
+      const routed = routing(tensors, shape, isCorrected ? extras : {})
       const { logits, weights, experts, pairs, offsets } = routed
       const actual = await valuesOfAll(logits, weights, experts, pairs, offsets)
-      const own = isCorrected ? { ...scoring, correction: await valuesOf(correction) } : {}
-      const expected = reference.routeExperts({ logits: actual[0], nExperts, nChosen, ...own })
+      const [corrections, scales] = await valuesOfAll(correction, expertScales)
+      const own = { ...scoring, correction: corrections, expertScales: scales }
+      const expected = reference.routeExperts({
+        ...{ logits: actual[0], nExperts, nChosen, ...(isCorrected ? own : {}) },
+      })
       const within = { tolerance: kTolerance.f32Activation, rowLength: nChosen }
       checkClose(actual[1], expected.weights, { name: 'weights', ...within })
       exactly('experts', actual[2], expected.experts)
@@ -102,11 +107,13 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
     const x = tensors.normal('f32', [n * nChosen, width])
     const weights = tensors.normal('f32', [n, nChosen], { seed: 2 })
     const out = tensors.normal('f32', [n, width], { seed: 3 })
-    const before = await valuesOf(out)
-    ops.addExperts({ x, weights, out })
-    const [xs, ws, actual] = await valuesOfAll(x, weights, out)
-    const expected = reference.addExperts({ x: xs, weights: ws, before, nChosen })
-    checkClose(actual, expected, { name: 'out', tolerance: kTolerance.f32Norm, rowLength: width })
+    for (const accumulate of [false, true]) {
+      const before = accumulate ? await valuesOf(out) : undefined
+      ops.addExperts({ x, weights, out, accumulate })
+      const [xs, ws, actual] = await valuesOfAll(x, weights, out)
+      const expected = reference.addExperts({ x: xs, weights: ws, before, nChosen })
+      checkClose(actual, expected, { name: 'out', tolerance: kTolerance.f32Norm, rowLength: width })
+    }
   },
 
   embedding: async (tensors) => {
@@ -147,10 +154,16 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
     const x = tensors.normal('f32', [3, width])
     const weight = tensors.normal('f32', [width], { seed: 2 })
     const out = tensors.output('f32', [3, width])
+    const within = { name: 'out', tolerance: kTolerance.f32Norm, rowLength: width }
     ops.rmsNorm({ x, weight, out, eps })
-    const [xs, weights, actual] = await valuesOfAll(x, weight, out)
-    const expected = reference.rmsNorm({ x: xs, weight: weights, width, eps })
-    checkClose(actual, expected, { name: 'out', tolerance: kTolerance.f32Norm, rowLength: width })
+    const [xs, weights, normed] = await valuesOfAll(x, weight, out)
+    const first = reference.rmsNorm({ x: xs, weight: weights, width, eps })
+    checkClose(normed, first, within)
+    // Without a weight, added to that, and scaled.
+    const scale = 0.75
+    ops.rmsNorm({ x, out, eps, accumulate: true, scale })
+    const sum = reference.rmsNorm({ x: xs, width, eps, before: normed, scale })
+    checkClose(await valuesOf(out), sum, within)
   },
 
   ropeTable: async (tensors) => {
@@ -196,6 +209,15 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
     const [gates, xs, actual] = await valuesOfAll(gate, x, out)
     const within = { name: 'out', tolerance: kTolerance.f32Activation }
     checkClose(actual, reference.sigmoidGate({ gate: gates, x: xs }), within)
+  },
+
+  softCap: async (tensors) => {
+    const x = tensors.normal('f32', [2, 50], { deviation: 4 })
+    const out = tensors.output('f32', [2, 50])
+    ops.softCap({ x, cap: 3, out })
+    const [xs, actual] = await valuesOfAll(x, out)
+    const within = { name: 'out', tolerance: kTolerance.f32Activation }
+    checkClose(actual, reference.softCap({ x: xs, cap: 3 }), within)
   },
 
   causalConv: async (tensors) => {
@@ -577,7 +599,10 @@ async function checkGate(
 function routing(
   tensors: BenchTensors,
   { n, nExperts, nChosen }: { n: number; nExperts: number; nChosen: number },
-  scoring: Pick<ops.RouteExpertsArgs, 'scores' | 'correction' | 'normalized' | 'scale'> = {},
+  scoring: Omit<
+    ops.RouteExpertsArgs,
+    'logits' | 'weights' | 'experts' | 'pairs' | 'offsets' | 'leastSum'
+  > = {},
 ) {
   const routed = {
     logits: tensors.normal('f32', [n, nExperts], { seed: 5 }),

@@ -295,7 +295,7 @@ export interface Addon {
     fromZero: boolean,
   ): void
   embedding(ids: T, weight: T, out: T, scale: number): void
-  rmsNorm(x: T, weight: T, out: T, eps: number, accumulate: boolean): void
+  rmsNorm(x: T, weight: Optional, out: T, eps: number, accumulate: boolean, scale: number): void
   linear(
     x: T,
     weight: T,
@@ -312,6 +312,7 @@ export interface Addon {
   routeExperts(
     logits: T,
     correction: Optional,
+    expertScales: Optional,
     weights: T,
     experts: T,
     pairs: T,
@@ -331,7 +332,7 @@ export interface Addon {
     offsets: T,
     out: T,
   ): void
-  addExperts(x: T, weights: T, out: T): void
+  addExperts(x: T, weights: T, out: T, accumulate: boolean): void
   ropeTable(
     positions: T,
     invFreq: T,
@@ -346,6 +347,7 @@ export interface Addon {
   geluGate(gate: T, up: T, out: T): void
   clampedSwiglu(gate: T, up: T, out: T, alpha: number, limit: number): void
   sigmoidGate(gate: T, x: T, out: T): void
+  softCap(x: T, out: T, cap: number): void
   sample(logits: T, params: T, seen: T, contexts: T, ids: T, logprobs: T): void
   feedTokens(sampled: T, source: T, given: T, out: T): void
   convert(x: T, out: T): void

@@ -10,6 +10,8 @@ export interface RouteExpertsArgs {
   logits: Tensor<'f32'>
   /** (n_experts) f32: added to scores to choose by the sums, not to weights. Default none. */
   correction?: Tensor | undefined
+  /** (n_experts) f32: multiplies the weight of each chosen expert, after all else. Default ones. */
+  expertScales?: Tensor<'f32'> | undefined
   /** (n, n_chosen) f32, out. */
   weights: Tensor<'f32'>
   /** (n, n_chosen) i32, out: of each row the one that is chosen first. */
@@ -49,6 +51,7 @@ export function routeExperts(args: RouteExpertsArgs): void {
   loadAddon().routeExperts(
     handleOf(args.logits),
     handleOf(args.correction),
+    handleOf(args.expertScales),
     handleOf(args.weights),
     handleOf(args.experts),
     handleOf(args.pairs),
@@ -106,17 +109,20 @@ export interface AddExpertsArgs {
   x: Tensor<'f32'>
   /** (n, n_chosen) f32. */
   weights: Tensor<'f32'>
-  /** (n, width) f32, out: added to. */
+  /** (n, width) f32, out. */
   out: Tensor<'f32'>
+  /** Adds to what is in `out`; default true. */
+  accumulate?: boolean | undefined
 }
 
 /**
  * out[row] += sum over its choices, the first one first, of weights[row, choice] x[row * n_chosen +
- * choice], in float32.
+ * choice], in float32, or out[row] = that sum.
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`.
  */
 export function addExperts(args: AddExpertsArgs): void {
   checkArguments(args)
-  loadAddon().addExperts(handleOf(args.x), handleOf(args.weights), handleOf(args.out))
+  const { x, weights, out, accumulate = true } = args
+  loadAddon().addExperts(handleOf(x), handleOf(weights), handleOf(out), accumulate)
 }

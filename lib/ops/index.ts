@@ -90,6 +90,7 @@ export {
 } from './segment.js'
 export { type SelectSalientArgs, selectSalient } from './select-salient.js'
 export { type SelectiveScanArgs, selectiveScan } from './selective-scan.js'
+export { type SoftCapArgs, softCap } from './soft-cap.js'
 export type { StateArgs } from './state-args.js'
 export { type StoreProbesArgs, storeProbes } from './store-probes.js'
 export { Tensor } from './tensor.js'

@@ -16,9 +16,9 @@ export interface Routing {
  * Routes rows to experts: those of the `nChosen` largest logits, or with a `correction` of the largest sums of
  * score and correction, of equal ones the smaller expert. Weights are scores, softmax(logits) or
  * sigmoid(logits), divided by their sum, or by `leastSum` where that is smaller, where they are `normalized`,
- * times `scale`. A row with a NaN has weights of NaN.
+ * times `scale`, times the expert's of `expertScales`. A row with a NaN has weights of NaN.
  *
- * - `logits` (n, n_experts); `correction` (n_experts)
+ * - `logits` (n, n_experts); `correction`, `expertScales` (n_experts)
  *
  * Source: Mixtral (arXiv 2401.04088) §2.1, DeepSeek-V3 (arXiv 2412.19437) §2.1.2.
  */
@@ -31,9 +31,10 @@ export function routeExperts(options: {
   normalized?: boolean
   leastSum?: number
   scale?: number
+  expertScales?: ArrayLike<number> | undefined
 }): Routing {
   const { logits, nExperts, nChosen, scores = 'softmax', correction } = options
-  const { normalized = false, leastSum = 0, scale = 1 } = options
+  const { normalized = false, leastSum = 0, scale = 1, expertScales } = options
   const n = logits.length / nExperts
   const weights = new Float64Array(n * nChosen)
   const experts = new Int32Array(n * nChosen)
@@ -47,7 +48,10 @@ export function routeExperts(options: {
     const divisor = normalized ? Math.max(sum, leastSum) : 1
     experts.set(chosen, row * nChosen)
     weights.set(
-      ofChosen.map((score) => (score / divisor) * scale),
+      ofChosen.map((score, i) => {
+        const own = expertScales ? (expertScales[chosen[i] as number] as number) : 1
+        return (score / divisor) * scale * own
+      }),
       row * nChosen,
     )
   }
@@ -123,24 +127,24 @@ export function expertLinear(options: {
  * Adds up what the experts of a row gave: out[row] = before[row] + sum of weights[row, choice] x[row *
  * n_chosen + choice].
  *
- * - `x` (n * n_chosen, width); `weights` (n, n_chosen); `before` (n, width)
+ * - `x` (n * n_chosen, width); `weights` (n, n_chosen); `before` (n, width), default zeros
  * - returns (n, width)
  */
 export function addExperts(options: {
   x: ArrayLike<number>
   weights: ArrayLike<number>
-  before: ArrayLike<number>
+  before?: ArrayLike<number> | undefined
   nChosen: number
 }): Float64Array {
   const { x, weights, before, nChosen } = options
   const width = x.length / weights.length
-  return Float64Array.from(before, (start, i) => {
+  return Float64Array.from({ length: x.length / nChosen }, (_, i) => {
     const row = Math.floor(i / width)
     let sum = 0
     for (let choice = 0; choice < nChosen; choice++) {
       const pair = row * nChosen + choice
       sum += (weights[pair] as number) * (x[pair * width + (i % width)] as number)
     }
-    return start + sum
+    return (before ? (before[i] as number) : 0) + sum
   })
 }

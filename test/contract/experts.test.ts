@@ -21,10 +21,11 @@ interface Router {
   correction?: ArrayLike<number>
   leastSum?: number
   scale?: number
+  expertScales?: ArrayLike<number>
 }
 
 async function route(tensors: DeviceTensors, logits: ArrayLike<number>, router: Router) {
-  const { nExperts, nChosen, correction, ...scoring } = router
+  const { nExperts, nChosen, correction, expertScales, ...scoring } = router
   const n = logits.length / nExperts
   const out = {
     weights: tensors.output('f32', [n, nChosen]),
@@ -35,6 +36,7 @@ async function route(tensors: DeviceTensors, logits: ArrayLike<number>, router: 
   routeExperts({
     ...{ logits: tensors.f32(logits, [n, nExperts]), ...out, ...scoring },
     correction: correction && tensors.f32(correction, [nExperts]),
+    expertScales: expertScales && tensors.f32(expertScales, [nExperts]),
   })
   return {
     weights: await tensors.values(out.weights),
@@ -100,6 +102,35 @@ describeBackends('routeExperts', (backend) => {
         await expectReference(logits, { ...sizes, scores, correction, ...least })
       }
     }
+  })
+
+  test.each([
+    [1, 1],
+    [7, 3],
+    [33, 8],
+    [128, 8],
+    [1024, 10],
+  ])('of %i experts %i, each with a scale', async (nExperts, nChosen) => {
+    const expertScales = normals(nExperts + 1, nExperts)
+    const correction = normals(nExperts, nExperts).map((x) => x / 4)
+    for (const n of [0, 1, 17, 133]) {
+      const logits = normals(n + nExperts, n * nExperts).map((x) => 3 * x)
+      const sizes = { nExperts, nChosen, expertScales }
+      await expectReference(logits, sizes)
+      await expectReference(logits, { ...sizes, normalized: true, scale: 2.5 })
+      await expectReference(logits, { ...sizes, scores: 'sigmoid', correction, normalized: true })
+    }
+  })
+
+  test('scales of experts choose nothing, and multiply after all else', async () => {
+    const router = { nExperts: 4, nChosen: 2, expertScales: [8, -4, 0, 16] }
+    const scoring = { scores: 'sigmoid', normalized: true, leastSum: 2, scale: 3 } as const
+    const { experts, weights } = await route(backend.tensors, [-9, 0, 0, -8], {
+      ...router,
+      ...scoring,
+    })
+    expect([...experts]).toEqual([1, 2])
+    expect([...weights].map((weight) => weight + 0)).toEqual([-3, 0])
   })
 
   test('a correction chooses, and weighs nothing', async () => {
@@ -205,6 +236,18 @@ describeBackends('routeExperts', (backend) => {
       'correction',
     ],
     ['a short one', (t) => ({ correction: t.output('f32', [7]) }), 'ERR_ZC_SHAPE', 'correction'],
+    [
+      'f16 scales of experts',
+      (t) => ({ expertScales: t.output('f16', [8]) }),
+      'ERR_ZC_DTYPE',
+      'expertScales',
+    ],
+    [
+      'too many of them',
+      (t) => ({ expertScales: t.output('f32', [9]) }),
+      'ERR_ZC_SHAPE',
+      'expertScales',
+    ],
     ['a least sum below 0', () => ({ leastSum: -1e-9 }), 'ERR_ZC_ARGUMENT', 'leastSum'],
     ['a scale of NaN', () => ({ scale: Number.NaN }), 'ERR_ZC_ARGUMENT', 'scale'],
     ['eight offsets', (t) => ({ offsets: t.output('i32', [8]) }), 'ERR_ZC_SHAPE', 'offsets'],
@@ -583,16 +626,23 @@ describeBackends('expertLinear', (backend) => {
 })
 
 describeBackends('addExperts', (backend) => {
-  async function add(tensors: Backend['tensors'], n: number, nChosen: number, width: number) {
+  interface Sum {
+    n: number
+    nChosen: number
+    width: number
+    accumulate?: boolean
+  }
+  async function add(tensors: Backend['tensors'], { n, nChosen, width, accumulate }: Sum) {
     const x = normals(1, n * nChosen * width)
     const weights = normals(2, n * nChosen)
-    const before = normals(3, n * width)
-    const out = tensors.f32(before, [n, width])
+    // What is only written may hold anything.
+    const before = accumulate === false ? undefined : normals(3, n * width)
+    const out = tensors.f32(before ?? new Float32Array(n * width).fill(Number.NaN), [n, width])
     const stored = {
       x: tensors.f32(x, [n * nChosen, width]),
       weights: tensors.f32(weights, [n, nChosen]),
     }
-    addExperts({ ...stored, out })
+    addExperts({ ...stored, out, accumulate })
     return { actual: await tensors.values(out), x, weights, before, nChosen }
   }
 
@@ -604,11 +654,13 @@ describeBackends('addExperts', (backend) => {
       [17, 8],
       [2, 64],
     ] as const) {
-      const { actual, ...own } = await add(backend.tensors, n, nChosen, width)
-      const expected = referenceAdd(own)
-      const comparison = { name: 'out', shape: [n, width], tolerance: tolerance.f32Norm, floor: 8 }
-      expectClose(actual, expected, comparison)
-      backend.tensors.dispose()
+      for (const accumulate of [undefined, true, false]) {
+        const sum = { n, nChosen, width, ...(accumulate === undefined ? {} : { accumulate }) }
+        const { actual, ...own } = await add(backend.tensors, sum)
+        const within = { name: 'out', shape: [n, width], tolerance: tolerance.f32Norm, floor: 8 }
+        expectClose(actual, referenceAdd(own), within)
+        backend.tensors.dispose()
+      }
     }
   })
 

@@ -17,24 +17,29 @@ const allowed = {
 
 interface Norm {
   x: ArrayLike<number>
-  weight: ArrayLike<number>
+  /** default none: ones */
+  weight?: ArrayLike<number>
   width: number
   dtypes?: readonly [x: FloatDtype, weight: FloatDtype, out: FloatDtype]
   eps?: number
+  scale?: number
   inPlace?: boolean
 }
 
 /** The op's result and the reference's, for values as the dtypes store them. */
 async function run(tensors: DeviceTensors, norm: Norm) {
-  const { width, dtypes = ['f32', 'f32', 'f32'], inPlace = false } = norm
+  const { width, dtypes = ['f32', 'f32', 'f32'], scale, inPlace = false } = norm
   const x = storeAs(dtypes[0], norm.x)
-  const weight = storeAs(dtypes[1], norm.weight)
+  const weight = norm.weight && storeAs(dtypes[1], norm.weight)
   const shape = [width === 0 ? 3 : norm.x.length / width, width]
   const input = tensors.input(dtypes[0], x.stored as Uint16Array, shape)
   const out = inPlace ? input : tensors.output(dtypes[2], shape)
-  const weights = tensors.input(dtypes[1], weight.stored as Uint16Array, [width])
-  rmsNorm({ x: input, weight: weights, out, eps: norm.eps ?? eps })
-  const options = { x: x.values, weight: weight.values, width, eps: Math.fround(norm.eps ?? eps) }
+  const weights = weight && tensors.input(dtypes[1], weight.stored as Uint16Array, [width])
+  rmsNorm({ x: input, weight: weights, out, eps: norm.eps ?? eps, scale })
+  const options = {
+    ...{ x: x.values, weight: weight?.values, width, eps: Math.fround(norm.eps ?? eps) },
+    scale: scale && Math.fround(scale),
+  }
   return { actual: await tensors.values(out), expected: () => reference(options), shape }
 }
 
@@ -69,6 +74,53 @@ describeBackends('rmsNorm', (backend) => {
     for (const rows of [0, 1, 2, 17]) {
       const x = normals(rows, rows * width)
       await expectReference({ x, weight: normals(width, width), width })
+    }
+  })
+
+  test.each([1, 16, 127, 1031])('without a weight, rows of %i', async (width) => {
+    for (const rows of [0, 1, 17]) await expectReference({ x: normals(rows, rows * width), width })
+  })
+
+  test.each(floatDtypes)('without a weight, in %s', async (dtype) => {
+    const dtypes = [dtype, 'f32', dtype] as const
+    await expectReference({ x: normals(1, 5 * 64), width: 64, dtypes })
+    await expectReference({ x: normals(1, 5 * 67), width: 67, dtypes, inPlace: true })
+  })
+
+  test('ones give the bits that no weight gives', async () => {
+    const norm = { x: normals(1, 3 * 200), width: 200 }
+    const without = await run(backend.tensors, norm)
+    const ones = await run(backend.tensors, { ...norm, weight: new Float32Array(200).fill(1) })
+    expectIdentical(without.actual, ones.actual, { name: 'out', shape: ones.shape })
+  })
+
+  test.each([-3, 0, 0.1, 2 ** 20])('times %p', async (scale) => {
+    for (const width of [16, 127, 1031]) {
+      const x = normals(1, 3 * width)
+      await expectReference({ x, weight: normals(2, width), width, scale })
+      await expectReference({ x, width, scale })
+    }
+  })
+
+  test.each([16, 67, 1031])('times a scale with what it is added to, rows of %i', async (width) => {
+    const { tensors } = backend
+    const shape = [3, width]
+    const [x, before] = [1, 2].map((seed) => storeAs('f32', normals(seed, 3 * width)))
+    const weight = storeAs('bf16', normals(3, width))
+    for (const own of [undefined, weight]) {
+      const out = tensors.f32(before!.values, shape)
+      const given = own && tensors.input('bf16', own.stored as Uint16Array)
+      const scale = 0.0625 // exact in float32
+      rmsNorm({
+        x: tensors.f32(x!.values, shape),
+        ...{ weight: given, out, eps, accumulate: true, scale },
+      })
+      const expected = reference({
+        ...{ x: x!.values, weight: own?.values, width, eps: Math.fround(eps) },
+        ...{ before: before!.values, scale },
+      })
+      const within = { name: 'out', shape, tolerance: allowed.f32 }
+      expectClose(await tensors.values(out), expected, within)
     }
   })
 
@@ -124,6 +176,7 @@ describeBackends('rmsNorm', (backend) => {
     ['integers for out', (t) => ({ out: t.output('i32', [3, 7]) }), 'ERR_ZC_DTYPE', 'out'],
     ['eps below 0', () => ({ eps: -1e-6 }), 'ERR_ZC_ARGUMENT', 'eps'],
     ['eps NaN', () => ({ eps: Number.NaN }), 'ERR_ZC_ARGUMENT', 'eps'],
+    ['a scale of NaN', () => ({ scale: Number.NaN }), 'ERR_ZC_ARGUMENT', 'scale'],
     ['no eps', () => ({ eps: undefined }), 'ERR_ZC_ARGUMENT', 'eps'],
   ]
   test.each(refused)('refuses %s', (_, fault, code, argument) => {

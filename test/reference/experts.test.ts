@@ -63,6 +63,12 @@ describe('routeExperts by sigmoids', () => {
     expectWeights(softmax, [1 / 4])
   })
 
+  test("an expert's scale multiplies what is left of its score", () => {
+    const scaled = route({ normalized: true, scale: 2.5, expertScales: [9, 4, 9, -2] })
+    expect([...scaled.experts]).toEqual([1, 3])
+    expectWeights(scaled, [6, -2])
+  })
+
   test('a NaN spoils its row', () => {
     const { weights, experts } = route({ logits: [0, Number.NaN, 2, 1], normalized: true })
     expect([...experts]).toEqual([2, 3])
@@ -94,4 +100,5 @@ test('addExperts adds weighted rows to what was there', () => {
   const x = [1, 2, 10, 20, 100, 200, 1000, 2000]
   const out = addExperts({ x, weights: [1, 0.5, 2, 0], before: [7, 0, 0, -400], nChosen: 2 })
   expect([...out]).toEqual([13, 12, 200, 0])
+  expect([...addExperts({ x, weights: [1, 0.5, 2, 0], nChosen: 2 })]).toEqual([6, 12, 200, 400])
 })

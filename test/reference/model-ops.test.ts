@@ -12,6 +12,7 @@ import {
   selectiveScan,
   sigmoidGate,
   siluGate,
+  softCap,
 } from '../../lib/reference'
 import { expectClose } from '../support/compare'
 import { normals } from '../support/random-data'
@@ -32,6 +33,12 @@ describe('rmsNorm', () => {
     expect([...out]).toEqual([3, 8, 0, 0])
   })
 
+  test('by hand: without a weight, added to what was there, and scaled', () => {
+    const own = { x: [3, 4, 0, 0], width: 2, eps: 3.5 }
+    expect([...rmsNorm(own)]).toEqual([0.75, 1, 0, 0])
+    expect([...rmsNorm({ ...own, before: [0.25, 1, 2, 3], scale: 2 })]).toEqual([2, 4, 4, 6])
+  })
+
   test('does not depend on the scale of x when eps is 0', () => {
     const x = normals(1, 3 * 17)
     const weight = normals(2, 17)
@@ -42,6 +49,14 @@ describe('rmsNorm', () => {
       { name: 'out', shape: [3, 17], tolerance: tolerance.double, seed: 1 },
     )
   })
+})
+
+test('softCap by hand: tanh(ln 2) = 3 / 5', () => {
+  const x = [10 * Math.LN2, -10 * Math.LN2, 0, Infinity, -Infinity, NaN]
+  const out = softCap({ x, cap: 10 })
+  expect(out[0]).toBeCloseTo(6, 14)
+  expect(out[1]).toBeCloseTo(-6, 14)
+  expect([...out.subarray(2)]).toEqual([0, 10, -10, NaN])
 })
 
 describe('linear', () => {

@@ -40,6 +40,7 @@ const CUDA_VECTOR_SUBJECTS = [
   sample
   siluGate
   sigmoidGate
+  softCap
   gatedDelta
   selectiveScan
   geluGate

@@ -62,6 +62,8 @@ inline void route_row(const RouteExpertsArgs& a, int64_t row) {
   }
   const float divisor = !a.normalized ? 1.0f : chosen < a.least_sum ? a.least_sum : chosen;
   for (int64_t i = 0; i < n_chosen; ++i) weights[i] = weights[i] / divisor * a.scale;
+  if (!a.expert_scales.defined()) return;
+  for (int64_t i = 0; i < n_chosen; ++i) weights[i] *= a.expert_scales.as<float>()[experts[i]];
 }
 
 // weights, experts = the largest of the scores, and the pairs ordered by expert.
@@ -127,7 +129,8 @@ void expert_linear(const OpContext& ctx, const ExpertLinearArgs& a) {
   });
 }
 
-// out += sum over a row's choices, the first one first, of weight * x.
+// out = sum over a row's choices, the first one first, of weight * x, plus out where it
+// accumulates.
 void add_experts(const OpContext& ctx, const AddExpertsArgs& a) {
   const int64_t width = a.out.size(1);
   const int64_t n_chosen = a.weights.size(1);
@@ -140,13 +143,13 @@ void add_experts(const OpContext& ctx, const AddExpertsArgs& a) {
       VecF total{};
       for (int64_t i = 0; i < n_chosen; ++i)
         total = fma(broadcast(weights[i]), load(x + i * width + c), total);
-      store(out + c, load(out + c) + total);
+      store(out + c, a.accumulate ? load(out + c) + total : total);
     }
     for (; c < width; ++c) {
       VecF total{};  // of one lane: the same arithmetic as above
       for (int64_t i = 0; i < n_chosen; ++i)
         total = fma(broadcast(weights[i]), broadcast(x[i * width + c]), total);
-      out[c] += total[0];
+      out[c] = a.accumulate ? out[c] + total[0] : total[0];
     }
   });
 }

@@ -51,11 +51,15 @@ inline double sum_of_squares(const float* x, int64_t n) {
   return total;
 }
 
-// out = x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467), plus out where it accumulates.
+// out = scale (x / sqrt(mean(x^2) + eps) * weight) (arXiv 1910.07467), out being added in the
+// brackets where it accumulates.
 void rms_norm(const OpContext& ctx, const RmsNormArgs& a) {
   const int64_t width = a.x.size(1);
   float* weight = thread_scratch(1, static_cast<size_t>(width));  // read by all threads
-  widen_from(a.weight, 0, weight, width);
+  if (a.weight.defined())
+    widen_from(a.weight, 0, weight, width);
+  else
+    std::fill_n(weight, width, 1.0f);
   parallel_rows(ctx, a.x.size(0), [&](int64_t r) {
     float* x = thread_scratch(0, static_cast<size_t>(width));
     widen_from(a.x, r * width, x, width);
@@ -67,6 +71,8 @@ void rms_norm(const OpContext& ctx, const RmsNormArgs& a) {
       widen_from(a.out, r * width, before, width);
       for (int64_t c = 0; c < width; ++c) x[c] += before[c];
     }
+    if (a.scale != 1.0f)
+      for (int64_t c = 0; c < width; ++c) x[c] *= a.scale;
     narrow_to(a.out, r * width, x, width);
   });
 }
@@ -204,6 +210,34 @@ void sigmoid_gate(const OpContext& ctx, const SigmoidGateArgs& a) {
   });
 }
 
+inline constexpr int64_t kElementsPerTask = 1 << 16;
+
+inline VecF tanh(VecF y) {
+  const VecF z = y * y;
+  VecF terms = broadcast(kTanhTerms[0]);
+  for (int i = 1; i < 5; ++i) terms = terms * z + broadcast(kTanhTerms[i]);
+  const VecF size = y < VecF{} ? -y : y;
+  const VecF e = exp(broadcast(-2.0f) * size);
+  const VecF one = broadcast(1.0f);
+  const VecF far = (one - e) / (one + e);
+  const VecF near = y * (one + z * terms);  // -0 stays
+  return size < broadcast(kTanhNear) ? near : (y < VecF{} ? -far : far);
+}
+
+// out = cap tanh(x / cap).
+void soft_cap(const OpContext& ctx, const SoftCapArgs& a) {
+  const int64_t n = a.x.length();
+  const float* x = a.x.as<float>();
+  float* out = a.out.as<float>();
+  const VecF cap = broadcast(a.cap);
+  ctx.threads->parallel_for((n + kElementsPerTask - 1) / kElementsPerTask, [&](int64_t task) {
+    const int64_t end = std::min(n, (task + 1) * kElementsPerTask);
+    int64_t i = task * kElementsPerTask;
+    for (; i + kLanes <= end; i += kLanes) store(out + i, cap * tanh(load(x + i) / cap));
+    for (; i < end; ++i) out[i] = (cap * tanh(broadcast(x[i]) / cap))[0];
+  });
+}
+
 // Keeps q and LSE of the rows that are probes, until their window is scored.
 void store_probes(const OpContext&, const StoreProbesArgs& a) {
   const int64_t rows = a.slots.size(0);
@@ -225,8 +259,6 @@ void store_probes(const OpContext&, const StoreProbesArgs& a) {
     }
   }
 }
-
-inline constexpr int64_t kElementsPerTask = 1 << 16;
 
 void convert(const OpContext& ctx, const ConvertArgs& a) {
   const int64_t n = a.x.length();

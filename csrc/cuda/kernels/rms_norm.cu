@@ -22,14 +22,15 @@ ZC_DEVICE double sum_of_row(double x, int row_warps, double* warp_sums) {
   return sum;
 }
 
-// out = x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467), plus out where it accumulates.
+// out = scale (x / sqrt(mean(x^2) + eps) * weight) (arXiv 1910.07467), out being added in the
+// brackets where it accumulates; without a weight, of ones.
 // Threads (row_threads, rows of a block); a thread adds the squares of its elements, kVector at a
 // time, in double, which no float overflows. Shared memory: 128 bytes. Bound by memory and, for few
 // rows, by the reduction. out may be x: a thread reads its elements again before it writes them.
 template <typename T, typename W, typename Out>
 __global__ void __launch_bounds__(kMaxThreads)
     rms_norm_kernel(const T* x, const W* weight, Out* out, int64_t n_rows, int64_t width, float eps,
-                    bool accumulate, bool vectors) {
+                    bool accumulate, float scale, bool vectors) {
   ZC_SHARED(double, warp_sums, [kMaxThreads / 32]);
   simt::let_next_begin();
   simt::wait_for_kernels_before();
@@ -51,13 +52,17 @@ __global__ void __launch_bounds__(kMaxThreads)
     float values[kVector];
     float weights[kVector];
     load_floats(x + begin + c, width - c, vectors, values);
-    load_floats(weight + c, width - c, vectors, weights);
+    if (weight != nullptr)
+      load_floats(weight + c, width - c, vectors, weights);
+    else
+      ZC_UNROLL for (int j = 0; j < kVector; ++j) weights[j] = 1.0f;
     ZC_UNROLL for (int j = 0; j < kVector; ++j) values[j] = values[j] * inv * weights[j];
     if (accumulate) {
       float before[kVector];
       load_floats(out + begin + c, width - c, vectors, before);
       ZC_UNROLL for (int j = 0; j < kVector; ++j) values[j] += before[j];
     }
+    ZC_UNROLL for (int j = 0; j < kVector; ++j) values[j] *= scale;
     store_floats(out + begin + c, width - c, vectors, values);
   }
 }
@@ -73,17 +78,18 @@ void rms_norm(Context& context, const RmsNormArgs& a) {
       width <= kWarpWidth
           ? dim3(32, kBlockRows)
           : dim3(static_cast<unsigned>(threads < kMaxThreads ? threads : kMaxThreads));
-  const bool vectors = in_vectors(
-      address_bits(a.x.data) | address_bits(a.weight.data) | address_bits(a.out.data), width);
+  const void* weights = a.weight.defined() ? a.weight.data : nullptr;
+  const bool vectors =
+      in_vectors(address_bits(a.x.data) | address_bits(weights) | address_bits(a.out.data), width);
   dispatch_float(a.x.dtype, [&](auto in) {
-    dispatch_float(a.weight.dtype, [&](auto weight) {
+    dispatch_float(a.weight.defined() ? a.weight.dtype : DType::kF32, [&](auto weight) {
       dispatch_float(a.out.dtype, [&](auto out) {
         using T = typename decltype(in)::type;
         using W = typename decltype(weight)::type;
         using Out = typename decltype(out)::type;
         launch_early(context, &rms_norm_kernel<T, W, Out>, blocks_for(n_rows, block.y), block, 0,
-                     a.x.as<T>(), a.weight.as<W>(), a.out.as<Out>(), n_rows, width, a.eps,
-                     a.accumulate, vectors);
+                     a.x.as<T>(), static_cast<const W*>(weights), a.out.as<Out>(), n_rows, width,
+                     a.eps, a.accumulate, a.scale, vectors);
       });
     });
   });

@@ -26,6 +26,7 @@ ZC_DEVICE float sum_of_warp(float x) {
 // How a row's experts are scored, as RouteExpertsArgs says it.
 struct Scoring {
   const float* correction;
+  const float* expert_scales;
   bool is_sigmoid;
   bool normalized;
   float least_sum;
@@ -90,7 +91,11 @@ __global__ void __launch_bounds__(kThreads)
   if (lane != 0) return;
   const float least = scoring.least_sum;
   const float divisor = !scoring.normalized ? 1.0f : chosen < least ? least : chosen;
-  for (int i = 0; i < n_chosen; ++i) weights[i] = weights[i] / divisor * scoring.scale;
+  for (int i = 0; i < n_chosen; ++i) {
+    const float weight = weights[i] / divisor * scoring.scale;
+    const bool is_scaled = scoring.expert_scales != nullptr;
+    weights[i] = is_scaled ? weight * scoring.expert_scales[experts[i]] : weight;
+  }
 }
 
 // Where an expert's pairs begin, and which they are, in order: a block owns an expert and looks at
@@ -127,7 +132,8 @@ void route_experts(Context& context, const RouteExpertsArgs& a) {
   ZC_CHECK(n_pairs <= INT32_MAX - kThreads, ErrorCode::kUnsupported, "pairs: %lld of them",
            static_cast<long long>(n_pairs));
   const float* correction = a.correction.defined() ? a.correction.as<float>() : nullptr;
-  const Scoring scoring{correction, a.sigmoid, a.normalized, a.least_sum, a.scale};
+  const float* scales = a.expert_scales.defined() ? a.expert_scales.as<float>() : nullptr;
+  const Scoring scoring{correction, scales, a.sigmoid, a.normalized, a.least_sum, a.scale};
   launch_early(context, &route_rows_kernel, blocks_for(n_rows, kRows), kThreads, 0,
                a.logits.as<float>(), a.weights.as<float>(), a.experts.as<int32_t>(), n_rows,
                n_experts, static_cast<int>(a.weights.size(1)), scoring);

@@ -54,6 +54,17 @@ ZC_OP_TESTS(gate_tests) {
     });
 }
 
+ZC_OP_TESTS(soft_cap_tests) {
+  add_op_test("soft_cap", [](OpRun& run) {
+    for (const int64_t width : {0, 1, 8, 37, 1031}) {
+      if (width == 8) run.aligned();
+      run.op(&Backend::soft_cap,
+             SoftCapArgs{run.normals(DType::kF32, {3, width}, 40),
+                         run.result("out", DType::kF32, {3, width}, {2e-6, 0}), 30.0f});
+    }
+  });
+}
+
 ZC_OP_TESTS(rms_norm_tests) {
   for (const DType in : kFloatDTypes)
     for (const DType out : kFloatDTypes)
@@ -64,7 +75,9 @@ ZC_OP_TESTS(rms_norm_tests) {
           for (const bool accumulate : {false, true})
             run.op(&Backend::rms_norm,
                    RmsNormArgs{run.normals(in, {3, width}), run.normals(in, {width}), sum, 1e-5f,
-                               accumulate});
+                               accumulate, 1.0f});
+          run.op(&Backend::rms_norm,
+                 RmsNormArgs{run.normals(in, {3, width}), TensorView{}, sum, 1e-5f, true, -0.5f});
         }
       });
 }
@@ -114,7 +127,8 @@ void expert_test(DType x, DType weight, int64_t m, int64_t k, int n_experts, int
     run.op(&Backend::route_experts,
            RouteExpertsArgs{
                run.normals(DType::kF32, {m, n_experts}, 3),
-               n_experts > 3 ? run.normals(DType::kF32, {n_experts}, 0.5f) : TensorView{}, weights,
+               n_experts > 3 ? run.normals(DType::kF32, {n_experts}, 0.5f) : TensorView{},
+               n_experts > 4 ? run.normals(DType::kF32, {n_experts}) : TensorView{}, weights,
                experts, pairs, offsets, n_chosen == 3, n_chosen % 2 == 0, 1e-3f, 1.5f});
     run.op(&Backend::expert_linear,
            ExpertLinearArgs{run.normals(x, {m, k}), run.normals(weight, {n_experts, n, k}),
@@ -122,7 +136,10 @@ void expert_test(DType x, DType weight, int64_t m, int64_t k, int n_experts, int
                             offsets, y});
     const TensorView sum = run.normals(DType::kF32, {m, n});
     run.compare("sum", sum, {1e-5, 1e-3});
-    run.op(&Backend::add_experts, AddExpertsArgs{y, weights, sum});
+    run.op(&Backend::add_experts, AddExpertsArgs{y, weights, sum, true});
+    run.op(
+        &Backend::add_experts,
+        AddExpertsArgs{y, weights, run.result("alone", DType::kF32, {m, n}, {1e-5, 1e-3}), false});
   });
 }
 ZC_OP_TESTS(expert_tests) {
@@ -330,30 +347,31 @@ ZC_OP_TESTS(linear_nibbles_tests) {
     });
     for (const auto& [m, group] : std::vector<std::pair<int64_t, int64_t>>{
              {3, 64}, {40, 64}, {170, 64}, {3, kFloat4}, {40, kFloat4}, {170, kFloat4}})
-      add_op_test(
-          format("expert_linear %s times nibbles%s, %lld rows", dtype_name(x),
-                 group_name(group).c_str(), static_cast<long long>(m)),
-          [x, m = m, group = group](OpRun& run) {
-            // So many rows that codes are widened, those of 256 columns at a time.
-            const int64_t n = m > 64 ? 300 : 67;
-            const int64_t k = 320, n_experts = 5, n_chosen = 2, n_pairs = m * n_chosen;
-            if (m == 3) run.aligned();
-            const TensorView weights = run.scratch(DType::kF32, {m, n_chosen});
-            const TensorView experts = run.scratch(DType::kI32, {m, n_chosen});
-            const TensorView pairs = run.scratch(DType::kI32, {n_pairs});
-            const TensorView offsets = run.scratch(DType::kI32, {n_experts + 1});
-            run.op(&Backend::route_experts,
-                   RouteExpertsArgs{run.normals(DType::kF32, {m, n_experts}, 3), TensorView{},
-                                    weights, experts, pairs, offsets, false, false, 0.0f, 1.0f});
-            const TensorView rows = run.normals(x, {m, k});
-            const NibbleWeight weight = nibbles(run, {n_experts, n, k}, group);
-            run.op(&Backend::expert_linear,
-                   ExpertLinearArgs{
-                       rows, weight.codes, weight.scales, weight.zeros,
-                       run.normals(DType::kF16, {n_experts, n}), pairs, offsets,
-                       run.result("out", DType::kF32, {n_pairs, n}, Tolerance{1e-4, 1e-1})});
-          },
-          {0, 1});
+      add_op_test(format("expert_linear %s times nibbles%s, %lld rows", dtype_name(x),
+                         group_name(group).c_str(), static_cast<long long>(m)),
+                  [x, m = m, group = group](OpRun& run) {
+                    // So many rows that codes are widened, those of 256 columns at a time.
+                    const int64_t n = m > 64 ? 300 : 67;
+                    const int64_t k = 320, n_experts = 5, n_chosen = 2, n_pairs = m * n_chosen;
+                    if (m == 3) run.aligned();
+                    const TensorView weights = run.scratch(DType::kF32, {m, n_chosen});
+                    const TensorView experts = run.scratch(DType::kI32, {m, n_chosen});
+                    const TensorView pairs = run.scratch(DType::kI32, {n_pairs});
+                    const TensorView offsets = run.scratch(DType::kI32, {n_experts + 1});
+                    run.op(&Backend::route_experts,
+                           RouteExpertsArgs{run.normals(DType::kF32, {m, n_experts}, 3),
+                                            TensorView{}, TensorView{}, weights, experts, pairs,
+                                            offsets, false, false, 0.0f, 1.0f});
+                    const TensorView rows = run.normals(x, {m, k});
+                    const NibbleWeight weight = nibbles(run, {n_experts, n, k}, group);
+                    run.op(
+                        &Backend::expert_linear,
+                        ExpertLinearArgs{
+                            rows, weight.codes, weight.scales, weight.zeros,
+                            run.normals(DType::kF16, {n_experts, n}), pairs, offsets,
+                            run.result("out", DType::kF32, {n_pairs, n}, Tolerance{1e-4, 1e-1})});
+                  },
+                  {0, 1});
     for (const int64_t group : {32, 64, 128})
       add_op_test(format("quantize_weight %s to nibbles by %lld", dtype_name(x),
                          static_cast<long long>(group)),
