@@ -47,6 +47,7 @@ export type { JsonSchema } from './grammar/index.js'
 export type {
   Architecture,
   AwqQuantization,
+  BesideMlpNames,
   ClampedSwiglu,
   CompressedTensorsQuantization,
   CorrectionName,

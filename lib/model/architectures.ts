@@ -10,6 +10,10 @@ export type Architecture =
   | 'SmolLM3ForCausalLM'
   | 'Gemma3ForCausalLM'
   | 'Gemma3ForConditionalGeneration'
+  | 'Gemma4ForCausalLM'
+  | 'Gemma4ForConditionalGeneration'
+  | 'Gemma4UnifiedForCausalLM'
+  | 'Gemma4UnifiedForConditionalGeneration'
   | 'MixtralForCausalLM'
   | 'Qwen3MoeForCausalLM'
   | 'MinistralForCausalLM'
@@ -59,8 +63,8 @@ export type Architecture =
 
 /** How a checkpoint calls the tensors of a layer's experts. */
 export interface ExpertNames {
-  /** The part of a layer that holds them, and the router: `block.experts.0`, `block.gate`. */
-  readonly block: string
+  /** The part of a layer that holds them, and the router: `block.experts.0`, `block.gate`; null: they are its own parts. */
+  readonly block: string | null
   /** In the place of `gate`, the router. */
   readonly router: string
   /** What is added to scores before some experts are chosen, `block.NAME`; null: nothing. */
@@ -69,6 +73,22 @@ export interface ExpertNames {
   readonly tensors: OwnExpertNames | JointExpertNames
   /** The expert of all rows, `block.NAME.gate_proj.weight`; null: there is none. */
   readonly shared: SharedExpertNames | null
+  /** What there is where the expert of all rows is the layer's MLP (`ExpertsConfig.besideMlp`); absent: it is not. */
+  readonly besideMlp?: BesideMlpNames
+}
+
+/** How a checkpoint calls what experts beside an MLP have. */
+export interface BesideMlpNames {
+  /** What multiplies the normalized rows that the router reads, `NAME` behind the block's. */
+  readonly routerNorm: string
+  /** (n_experts), behind the block's: multiplies what each expert gives. */
+  readonly scales: string
+  /** The layer's norm of what enters the experts, `NAME.weight`. */
+  readonly input: string
+  /** That of what they give. */
+  readonly output: string
+  /** That of what the MLP gives. */
+  readonly mlpOutput: string
 }
 
 /** A bias of each expert's. */
@@ -125,6 +145,8 @@ export interface ExpertTraits {
   readonly countKeys: readonly string[]
   /** It may be 0: layers have a plain MLP then. Absent: it may not. */
   readonly isOptional?: boolean
+  /** Key of whether there are any; absent: there are. */
+  readonly enabledKey?: string
   /** Key of the number that multiplies a row. */
   readonly perRowKey: string
   /** Key of their width. */
@@ -253,6 +275,7 @@ export interface ArchitectureTraits {
     | 'every other layer by use_sliding_window'
     | 'by pattern'
     | 'by pattern or none'
+    | 'by pattern, but for the last layer'
   /** Which layers rotate, and how. */
   readonly rope:
     | 'one'
@@ -260,6 +283,7 @@ export interface ArchitectureTraits {
     | 'one by position_embedding_type'
     | 'some layers'
     | 'one for windows'
+    | 'one for each type of layer'
     | 'windows alone'
   /** Queries of far positions are multiplied, as rope parameters say (`llama_4_scaling_beta`). */
   readonly scalesQueries: boolean
@@ -282,6 +306,14 @@ export interface ArchitectureTraits {
    * `query_pre_attn_scalar`, where the class has it.
    */
   readonly isGemma: boolean
+  /**
+   * Gemma 4's: layers that see all tokens have heads of another shape, the last layers keys and values of earlier ones, values
+   * are normalized, scores divided by nothing, what each layer gives is multiplied by a number of its own, and logits
+   * are bounded.
+   */
+  readonly isGemma4: boolean
+  /** Layers read a vector of each token's beside the residual stream (`ModelConfig.perLayerInputs`). */
+  readonly hasPerLayerInputs: boolean
   /** Embeddings, scores, what is added to the residual stream and logits are multiplied as the file says. */
   readonly isGranite: boolean
   readonly mlp: MlpTraits
@@ -370,6 +402,8 @@ const kPlain = {
   activation: 'by hidden_act',
   unitOffsetNorms: false,
   isGemma: false,
+  isGemma4: false,
+  hasPerLayerInputs: false,
   isGranite: false,
   mlp: {
     widthKey: 'intermediate_size',
@@ -452,6 +486,67 @@ const kGemma3Traits = {
   activation: 'by hidden_activation',
   unitOffsetNorms: true,
   isGemma: true,
+} as const satisfies ArchitectureTraits
+
+/** Of Gemma 4 what there is without vectors of each layer's, and without experts. */
+const kGemma4UnifiedTraits = {
+  ...kGemma3Traits,
+  modelType: 'gemma4_unified_text',
+  defaults: {
+    ...{ vocab_size: 262_144, hidden_size: 2304, intermediate_size: 9216 },
+    ...{ num_hidden_layers: 30, num_attention_heads: 8, num_key_value_heads: 4 },
+    ...{ head_dim: 256, global_head_dim: 512, hidden_activation: 'gelu_pytorch_tanh' },
+    ...{ max_position_embeddings: 262_144, sliding_window: 1024, sliding_window_pattern: 6 },
+    ...{ eos_token_id: 1, bos_token_id: 2, tie_word_embeddings: true },
+    rope_parameters: {
+      full_attention: {
+        ...{ rope_type: 'proportional', partial_rotary_factor: 0.25, rope_theta: 1_000_000 },
+      },
+      sliding_attention: { rope_type: 'default', rope_theta: 10_000 },
+    },
+  },
+  expects: { enable_moe_block: false },
+  window: 'by pattern, but for the last layer',
+  rope: 'one for each type of layer',
+  unitOffsetNorms: false,
+  isGemma4: true,
+} as const satisfies ArchitectureTraits
+
+const kGemma4Traits = {
+  ...kGemma4UnifiedTraits,
+  modelType: 'gemma4_text',
+  defaults: {
+    ...kGemma4UnifiedTraits.defaults,
+    ...{ max_position_embeddings: 131_072, sliding_window: 512 },
+    ...{ hidden_size_per_layer_input: 256, vocab_size_per_layer_input: 262_144 },
+    enable_moe_block: false,
+  },
+  expects: {},
+  hasPerLayerInputs: true,
+  experts: {
+    ...kUsualExperts,
+    enabledKey: 'enable_moe_block',
+    countKeys: ['num_experts'],
+    perRowKey: 'top_k_experts',
+    normalized: 'yes',
+    layers: 'all',
+    sharedKey: { width: 'intermediate_size' },
+    names: {
+      ...kUsualExpertNames,
+      block: null,
+      router: 'router.proj',
+      tensors: {
+        ...{ gateUp: 'experts.gate_up_proj', down: 'experts.down_proj', own: kOwnExpertNames },
+        ...{ order: 'out, in', inTurnsWithBiases: false },
+      },
+      shared: { name: 'mlp', gate: null },
+      besideMlp: {
+        ...{ routerNorm: 'router.scale', scales: 'router.per_expert_scale' },
+        ...{ input: 'pre_feedforward_layernorm_2', output: 'post_feedforward_layernorm_2' },
+        mlpOutput: 'post_feedforward_layernorm_1',
+      },
+    },
+  },
 } as const satisfies ArchitectureTraits
 
 const kOutputNorms = {
@@ -810,6 +905,18 @@ export const ARCHITECTURES: Readonly<Record<Architecture, ArchitectureTraits>> =
     ...kGemma3Traits,
     modelType: 'gemma3',
     textOf: { modelType: 'gemma3_text', mayBeFlat: false },
+  },
+  Gemma4ForCausalLM: kGemma4Traits,
+  Gemma4ForConditionalGeneration: {
+    ...kGemma4Traits,
+    modelType: 'gemma4',
+    textOf: { modelType: 'gemma4_text', mayBeFlat: false },
+  },
+  Gemma4UnifiedForCausalLM: kGemma4UnifiedTraits,
+  Gemma4UnifiedForConditionalGeneration: {
+    ...kGemma4UnifiedTraits,
+    modelType: 'gemma4_unified',
+    textOf: { modelType: 'gemma4_unified_text', mayBeFlat: false },
   },
   MixtralForCausalLM: {
     ...kPlain,

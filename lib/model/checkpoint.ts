@@ -1,11 +1,14 @@
 import { ZipCacheError } from '../errors.js'
-import type {
-  ExpertsConfig,
-  JointExpertNames,
-  ModelConfig,
-  OwnExpertNames,
-  QuantizationConfig,
-  RecurrenceConfig,
+import {
+  type ExpertNames,
+  type ExpertsConfig,
+  headsOf,
+  type JointExpertNames,
+  type ModelConfig,
+  type OwnExpertNames,
+  type PerLayerInputs,
+  type QuantizationConfig,
+  type RecurrenceConfig,
 } from './config.js'
 import { isJsonObject, modelFile, quote, readJsonFile, regularFileSize } from './model-files.js'
 import { findQuantized, findQuantizedExpert, type QuantizedMatrix } from './quantized-matrix.js'
@@ -251,10 +254,8 @@ function makeCheckpoint(located: Iterable<readonly [string, CheckpointTensor]>):
  * With tied embeddings there is no `lmHead`: the embedding serves.
  */
 export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
-  const { hiddenSize, intermediateSize, headDim, vocabSize, attentionBias } = config
-  const { fusedProjections, norms, experts } = config
-  const qWidth = config.nHeads * headDim
-  const kvWidth = config.nKvHeads * headDim
+  const { hiddenSize, vocabSize, attentionBias, nLayers } = config
+  const { fusedProjections, norms, experts, perLayerInputs } = config
   const expected: ExpectedTensor[] = []
   const add = (layer: number | null, role: WeightRole, name: string, ...shape: number[]) =>
     expected.push({ name, shape, role, layer, rows: null, expert: null })
@@ -303,12 +304,20 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
   }
 
   const addExperts = (layer: number, prefix: string, { count, names, ...own }: ExpertsConfig) => {
-    const block = `${prefix}.${names.block}`
+    const block = blockOf(prefix, names)
     const { tensors } = names
     const width = own.intermediateSize
     const joint = [count, 2 * width, hiddenSize]
     const router = `${block}.${names.router}`
+    const { besideMlp } = names
+    if (besideMlp) add(layer, 'routerNorm', `${block}.${besideMlp.routerNorm}`, hiddenSize)
     add(layer, 'router', `${router}.weight`, count, hiddenSize)
+    if (besideMlp) {
+      add(layer, 'expertScales', `${block}.${besideMlp.scales}`, count)
+      add(layer, 'expertsNorm', `${prefix}.${besideMlp.input}.weight`, hiddenSize)
+      add(layer, 'expertsOutputNorm', `${prefix}.${besideMlp.output}.weight`, hiddenSize)
+      add(layer, 'sharedOutputNorm', `${prefix}.${besideMlp.mlpOutput}.weight`, hiddenSize)
+    }
     if (names.correction) {
       const { name, isRow } = names.correction
       add(layer, 'routerCorrection', `${block}.${name}`, ...(isRow ? [1, count] : [count]))
@@ -345,7 +354,7 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
 
   const addSharedExpert = (layer: number, prefix: string, { names, sharedSize }: ExpertsConfig) => {
     if (names.shared === null || sharedSize === 0) return
-    const block = `${prefix}.${names.block}`
+    const block = blockOf(prefix, names)
     const { name, gate, joint } = names.shared
     if (gate !== null) add(layer, 'sharedGate', `${block}.${gate}.weight`, 1, hiddenSize)
     if (joint) {
@@ -379,30 +388,34 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
   }
 
   const addAttention = (layer: number, attention: string) => {
+    const { nKvHeads, headDim, valuesAreKeys } = headsOf(config, layer)
+    const qWidth = config.nHeads * headDim
+    const kvWidth = nKvHeads * headDim
+    const hasKeys = config.kvSources[layer] === layer
     const qkv = [
       ['qProj', 'q_proj', qWidth],
-      ['kProj', 'k_proj', kvWidth],
-      ['vProj', 'v_proj', kvWidth],
+      ...(hasKeys ? ([['kProj', 'k_proj', kvWidth]] as const) : []),
+      ...(hasKeys && !valuesAreKeys ? ([['vProj', 'v_proj', kvWidth]] as const) : []),
     ] as const
     if (fusedProjections === 'all') {
       const parts = qkv.map(([role, , height]): [WeightRole, number] => [role, height])
       addFused(layer, `${attention}.qkv_proj.weight`, hiddenSize, parts)
     } else {
       for (const [role, name, height] of qkv) {
-        if (role === 'qProj' && config.gatesAttention) addGatedQueries(layer, attention)
+        if (role === 'qProj' && config.gatesAttention) addGatedQueries(layer, attention, headDim)
         else add(layer, role, `${attention}.${name}.weight`, height, hiddenSize)
       }
     }
     if (attentionBias.qkv) {
-      add(layer, 'qBias', `${attention}.q_proj.bias`, qWidth)
-      add(layer, 'kBias', `${attention}.k_proj.bias`, kvWidth)
-      add(layer, 'vBias', `${attention}.v_proj.bias`, kvWidth)
+      const biases = { qProj: 'qBias', kProj: 'kBias', vProj: 'vBias' } as const
+      for (const [role, name, height] of qkv)
+        add(layer, biases[role], `${attention}.${name}.bias`, height)
     }
     if (config.qkNorm !== 'none') {
       const isOfAll = config.qkNorm === 'all heads'
       const { q, k } = config.qkNormNames
       add(layer, 'qNorm', `${attention}.${q}.weight`, isOfAll ? qWidth : headDim)
-      add(layer, 'kNorm', `${attention}.${k}.weight`, isOfAll ? kvWidth : headDim)
+      if (hasKeys) add(layer, 'kNorm', `${attention}.${k}.weight`, isOfAll ? kvWidth : headDim)
     }
     add(layer, 'oProj', `${attention}.o_proj.weight`, hiddenSize, qWidth)
     if (attentionBias.output) add(layer, 'oBias', `${attention}.o_proj.bias`, hiddenSize)
@@ -410,7 +423,7 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
   }
 
   /** Of each head the rows of its queries, then those of their gate. */
-  const addGatedQueries = (layer: number, attention: string) =>
+  const addGatedQueries = (layer: number, attention: string, headDim: number) =>
     addByHeads(layer, `${attention}.q_proj.weight`, config.nHeads, [
       ['qProj', headDim],
       ['attentionGate', headDim],
@@ -470,8 +483,23 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
     add(layer, 'recurrentOut', `${delta}.out_proj.weight`, hiddenSize, width)
   }
 
+  const addPerLayerInputs = (layer: number, prefix: string, { width }: PerLayerInputs) => {
+    add(layer, 'perLayerGate', `${prefix}.per_layer_input_gate.weight`, width, hiddenSize)
+    add(layer, 'perLayerProj', `${prefix}.per_layer_projection.weight`, hiddenSize, width)
+    add(layer, 'perLayerNorm', `${prefix}.post_per_layer_input_norm.weight`, hiddenSize)
+  }
+
   add(null, 'embedding', 'model.embed_tokens.weight', vocabSize, hiddenSize)
-  for (let layer = 0; layer < config.nLayers; ++layer) {
+  if (perLayerInputs) {
+    const width = nLayers * perLayerInputs.width
+    const { vocabSize: nRows } = perLayerInputs
+    add(null, 'perLayerEmbedding', 'model.embed_tokens_per_layer.weight', nRows, width)
+    const projection = 'model.per_layer_model_projection.weight'
+    add(null, 'perLayerModelProj', projection, width, hiddenSize)
+    const norm = 'model.per_layer_projection_norm.weight'
+    add(null, 'perLayerModelNorm', norm, perLayerInputs.width)
+  }
+  for (let layer = 0; layer < nLayers; ++layer) {
     const prefix = `model.layers.${layer}`
     const norm = (role: WeightRole, name: string | null) => {
       if (name !== null) add(layer, role, `${prefix}.${name}.weight`, hiddenSize)
@@ -483,6 +511,7 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
     norm('mlpNorm', norms.mlp)
     const mlp = `${prefix}.${config.mlpNames.block}`
     const { gateUp, down } = config.mlpNames
+    const intermediateSize = config.intermediateSizes[layer] as number
     if (experts?.layers[layer]) {
       addExperts(layer, prefix, experts)
       addSharedExpert(layer, prefix, experts)
@@ -498,10 +527,17 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
       add(layer, 'downProj', `${mlp}.${down}.weight`, hiddenSize, intermediateSize)
     }
     norm('mlpOutputNorm', norms.mlpOutput)
+    if (perLayerInputs) addPerLayerInputs(layer, prefix, perLayerInputs)
+    if (config.scalesLayers) add(layer, 'layerScalar', `${prefix}.layer_scalar`, 1)
   }
   add(null, 'norm', 'model.norm.weight', hiddenSize)
   if (!config.tieWordEmbeddings) add(null, 'lmHead', 'lm_head.weight', vocabSize, hiddenSize)
   return expected
+}
+
+/** The part of a layer that holds its experts. */
+function blockOf(prefix: string, { block }: ExpertNames): string {
+  return block === null ? prefix : `${prefix}.${block}`
 }
 
 /**

@@ -12,6 +12,16 @@ import {
 } from './architectures.js'
 import { ConfigReader } from './config-reader.js'
 import { readGenerationConfig, readTokenIds } from './generation-config.js'
+import {
+  type GlobalHeads,
+  kHeadDimStep,
+  kMaxHeads,
+  kMaxWidth,
+  readGlobalHeads,
+  readHeadDim,
+  readKvHeads,
+  readKvSources,
+} from './heads-config.js'
 import { isJsonObject, type JsonObject, modelFile, quote, readJsonFile } from './model-files.js'
 import {
   type QuantizationConfig,
@@ -22,6 +32,7 @@ import { type RopeConfig, readQueryGrowth, readRopes, readRotaryDim } from './ro
 
 export type {
   Architecture,
+  BesideMlpNames,
   CorrectionName,
   ExpertNames,
   JointExpertNames,
@@ -31,6 +42,7 @@ export type {
   QkNormNames,
   SharedExpertNames,
 } from './architectures.js'
+export type { GlobalHeads } from './heads-config.js'
 export type {
   AwqQuantization,
   CompressedTensorsQuantization,
@@ -105,20 +117,6 @@ export interface RecurrenceConfig {
    * another: each key head's rows together. Else all are apart, but for queries, keys and values.
    */
   readonly byKeyHeads: boolean
-}
-
-/** Heads of another shape than most layers', which layers have that see all tokens. */
-export interface GlobalHeads {
-  /** (nLayers): whether a layer has them. */
-  readonly layers: readonly boolean[]
-  /** Divides `nHeads`. */
-  readonly nKvHeads: number
-  /** A multiple of 16, at most 512. */
-  readonly headDim: number
-  /** Channels of a head that rotate. */
-  readonly rotaryDim: number
-  /** There are no weights of values: they are what keys are before norm and RoPE, with a norm of their own. */
-  readonly valuesAreKeys: boolean
 }
 
 /** A vector of each layer's for every token, whose product with a gate is added behind the layer's MLP. */
@@ -256,12 +254,10 @@ export interface ModelConfig {
 }
 
 const kMaxBytes = 1 << 24
-const kMaxWidth = 1 << 20
 const kMaxLayers = 1024
-const kMaxHeads = 1 << 14
 const kMaxExperts = 1024
-const kMaxHeadDim = 256
-const kHeadDimStep = 16
+/** Channels of keys, and of values, in a recurrent layer's state. */
+const kMaxStateDim = 256
 const kMaxConvWidth = 8
 const kMaxVocab = 1 << 22
 const kMaxPositions = 1 << 27
@@ -323,7 +319,6 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
 
   const nLayers = read.integer('num_hidden_layers', 1, kMaxLayers)
   const hiddenSize = read.integer('hidden_size', 1, kMaxWidth)
-  const intermediateSize = read.integer(traits.mlp.widthKey, 1, kMaxWidth)
   const nHeads = read.integer('num_attention_heads', 1, kMaxHeads)
   const nKvHeads = readKvHeads(read, nHeads)
   const headDim = readHeadDim(read, hiddenSize, nHeads)
@@ -344,19 +339,31 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
       ? windows.map((window) => window > 0)
       : turning
   const rotaryDim = readRotaryDim(read, traits, headDim)
+  const heads = { nHeads, nKvHeads, headDim, windows }
+  const globalHeads = traits.isGemma4 ? readGlobalHeads(read, heads) : null
+  const globalRotaryDim = globalHeads?.rotaryDim ?? rotaryDim
+  const kvSources = readKvSources(read, traits, windows)
+  const intermediateSizes = readIntermediateSizes(read, traits, kvSources)
+  const experts = readExperts(read, traits, nLayers)
+  if (experts?.besideMlp && new Set(intermediateSizes).size > 1) {
+    read.refuse(
+      'use_double_wide_mlp',
+      'is true; MLPs of two widths beside experts are not supported',
+    )
+  }
 
   return {
     architecture,
     nLayers,
     hiddenSize,
-    intermediateSize,
-    intermediateSizes: new Array<number>(nLayers).fill(intermediateSize),
-    experts: readExperts(read, traits, nLayers),
+    intermediateSize: Math.max(...intermediateSizes),
+    intermediateSizes,
+    experts,
     nHeads,
     nKvHeads,
     headDim,
-    globalHeads: null,
-    kvSources: Array.from({ length: nLayers }, (_, layer) => layer),
+    globalHeads,
+    kvSources,
     vocabSize,
     maxPositions,
     tieWordEmbeddings: readTie(whole, read),
@@ -365,16 +372,16 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     attentionBias: readAttentionBias(read, traits),
     qkNorm: readQkNorm(read, traits),
     qkNormNames: traits.qkNormNames,
-    normalizesValues: false,
+    normalizesValues: traits.isGemma4,
     // A window as long as the context hides nothing.
     slidingWindow: windows.map((window) => (window < maxPositions ? window : 0)),
     hasSinks: traits.hasSinks,
     gatesAttention: traits.gatesAttention,
     recurrence,
     ...readScales(read, traits, hiddenSize, headDim),
-    logitsCap: 0,
-    perLayerInputs: null,
-    scalesLayers: false,
+    logitsCap: (traits.isGemma4 && read.optionalPositive('final_logit_softcapping')) || 0,
+    perLayerInputs: readPerLayerInputs(read, traits, nLayers, vocabSize),
+    scalesLayers: traits.isGemma4,
     activation: readActivation(read, traits),
     unitOffsetNorms: traits.unitOffsetNorms,
     norms: traits.norms,
@@ -384,7 +391,7 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     quantization: readQuantization(whole) ?? (traits.textOf ? readQuantization(read) : null),
     interleavedRope: traits.interleavedRope,
     queryGrowth: readQueryGrowth(read, traits),
-    ropes: readRopes(read, { traits, rotaryDim, maxPositions, rotates, windows }),
+    ropes: readRopes(read, { traits, rotaryDim, globalRotaryDim, maxPositions, rotates, windows }),
   }
 }
 
@@ -423,6 +430,30 @@ function readTie(whole: ConfigReader, read: ConfigReader): boolean {
   return own && read.boolean('tie_word_embeddings', whole.boolean('tie_word_embeddings', false))
 }
 
+/** (nLayers): layers that attend to others' keys may have an MLP that is twice as wide. */
+function readIntermediateSizes(
+  read: ConfigReader,
+  { mlp, isGemma4 }: ArchitectureTraits,
+  kvSources: readonly number[],
+): number[] {
+  const isDoubled = isGemma4 && read.boolean('use_double_wide_mlp', false)
+  const width = read.integer(mlp.widthKey, 1, isDoubled ? kMaxWidth / 2 : kMaxWidth)
+  return kvSources.map((source, layer) => (isDoubled && source !== layer ? 2 * width : width))
+}
+
+function readPerLayerInputs(
+  read: ConfigReader,
+  { hasPerLayerInputs }: ArchitectureTraits,
+  nLayers: number,
+  leastVocab: number,
+): PerLayerInputs | null {
+  if (!hasPerLayerInputs) return null
+  const width = read.integer('hidden_size_per_layer_input', 0, Math.floor(kMaxWidth / nLayers))
+  if (width === 0) return null
+  const vocabSize = read.integer('vocab_size_per_layer_input', leastVocab, kMaxVocab)
+  return { width, vocabSize }
+}
+
 function readQkNorm(read: ConfigReader, { qkNorm }: ArchitectureTraits): ModelConfig['qkNorm'] {
   if (qkNorm !== 'each head by use_qk_norm') return qkNorm
   return read.boolean('use_qk_norm', false) ? 'each head' : 'none'
@@ -446,7 +477,7 @@ function readAttentionBias(
  */
 function readScales(
   read: ConfigReader,
-  { isGemma, isGranite }: ArchitectureTraits,
+  { isGemma, isGemma4, isGranite }: ArchitectureTraits,
   hiddenSize: number,
   headDim: number,
 ) {
@@ -454,7 +485,8 @@ function readScales(
   const residual = isGranite ? read.positive('residual_multiplier') : 1
   const embedding = isGranite ? read.positive('embedding_multiplier') : 1
   const hasScalar = isGemma && read.raw.query_pre_attn_scalar !== undefined
-  const usual = 1 / Math.sqrt(hasScalar ? read.positive('query_pre_attn_scalar') : headDim)
+  const divisor = hasScalar ? read.positive('query_pre_attn_scalar') : headDim
+  const usual = isGemma4 ? 1 : 1 / Math.sqrt(divisor)
   return {
     rmsNormEps: eps / residual ** 2,
     softmaxScale: isGranite ? read.positive('attention_multiplier') : usual,
@@ -509,7 +541,8 @@ function refuseUnsupported(read: ConfigReader, traits: ArchitectureTraits): void
   if (read.value('clip_qkv') !== undefined) {
     read.refuse('clip_qkv', `is ${quote(read.value('clip_qkv'))}; clipping is not supported`)
   }
-  for (const key of ['attn_logit_softcapping', 'final_logit_softcapping']) {
+  const caps = ['attn_logit_softcapping', ...(traits.isGemma4 ? [] : ['final_logit_softcapping'])]
+  for (const key of caps) {
     if (read.value(key) !== undefined) {
       read.refuse(key, `is ${quote(read.value(key))}; logit soft-capping is not supported`)
     }
@@ -518,11 +551,11 @@ function refuseUnsupported(read: ConfigReader, traits: ArchitectureTraits): void
     const value = read.value(key) ?? expected
     if (value !== expected) read.refuse(key, `is ${quote(value)}, expected ${quote(expected)}`)
   }
-  if (read.boolean('use_bidirectional_attention', false)) {
-    read.refuse(
-      'use_bidirectional_attention',
-      'is true; rows that see later ones are not supported',
-    )
+  // Of images alone, in the words of Gemma 4.
+  const isAhead = read.value('use_bidirectional_attention') ?? false
+  if (isAhead !== false && !(traits.isGemma4 && isAhead === 'vision')) {
+    const complaint = `is ${quote(isAhead)}; rows that see later ones are not supported`
+    read.refuse('use_bidirectional_attention', complaint)
   }
 }
 
@@ -548,7 +581,8 @@ function readExperts(
   { experts }: ArchitectureTraits,
   nLayers: number,
 ): ExpertsConfig | null {
-  if (experts === null) return null
+  const { enabledKey } = experts ?? {}
+  if (experts === null || (enabledKey && !read.boolean(enabledKey, false))) return null
   const named = experts.countKeys.filter((key) => read.value(key) !== undefined)
   const [key = experts.countKeys[0] as string, other] = named
   const count = read.integer(key, experts.isOptional ? 0 : 1, kMaxExperts)
@@ -569,7 +603,7 @@ function readExperts(
     perRow: read.integer(experts.perRowKey, 1, count),
     intermediateSize,
     sharedSize: readSharedSize(read, experts, intermediateSize),
-    besideMlp: false,
+    besideMlp: experts.names.besideMlp !== undefined,
     scores: experts.scores,
     normalized: experts.normalized === 'yes' || read.boolean('norm_topk_prob', false),
     leastSum:
@@ -648,7 +682,7 @@ function readRecurrence(
     read.refuse('linear_num_value_heads', `is ${nValueHeads}, ${expected}`)
   }
   const keyDim = readKeyDim(read, 'linear_key_head_dim')
-  const valueDim = read.integer('linear_value_head_dim', kHeadDimStep, kMaxHeadDim)
+  const valueDim = read.integer('linear_value_head_dim', kHeadDimStep, kMaxStateDim)
   checkValueDim(read, 'linear_value_head_dim', valueDim)
   const width = 2 * nKeyHeads * keyDim + nValueHeads * valueDim
   if (width > kMaxWidth) {
@@ -684,7 +718,7 @@ function readMamba(read: ConfigReader, nLayers: number): RecurrenceConfig | null
   const valueDim =
     read.value('mamba_d_head') === 'auto'
       ? width / nValueHeads
-      : read.integer('mamba_d_head', kHeadDimStep, kMaxHeadDim)
+      : read.integer('mamba_d_head', kHeadDimStep, kMaxStateDim)
   if (valueDim * nValueHeads !== width) {
     const expected = `expected ${width} channels, mamba_expand times hidden_size`
     read.refuse('mamba_n_heads', `is ${nValueHeads}, of ${valueDim} each, ${expected}`)
@@ -702,15 +736,15 @@ function readMamba(read: ConfigReader, nLayers: number): RecurrenceConfig | null
 }
 
 function readKeyDim(read: ConfigReader, key: string): number {
-  const keyDim = read.integer(key, kHeadDimStep, kMaxHeadDim)
+  const keyDim = read.integer(key, kHeadDimStep, kMaxStateDim)
   if (Number.isInteger(Math.log2(keyDim))) return keyDim
-  const expected = `expected a power of two from ${kHeadDimStep} to ${kMaxHeadDim}`
+  const expected = `expected a power of two from ${kHeadDimStep} to ${kMaxStateDim}`
   return read.refuse(key, `is ${keyDim}, ${expected}`)
 }
 
 function checkValueDim(read: ConfigReader, key: string, valueDim: number): void {
-  if (valueDim % kHeadDimStep === 0 && valueDim <= kMaxHeadDim) return
-  const expected = `expected a multiple of ${kHeadDimStep} up to ${kMaxHeadDim}`
+  if (valueDim % kHeadDimStep === 0 && valueDim <= kMaxStateDim) return
+  const expected = `expected a multiple of ${kHeadDimStep} up to ${kMaxStateDim}`
   read.refuse(key, `is ${valueDim}, ${expected}`)
 }
 
@@ -732,6 +766,15 @@ export function hasOutputNorms({ norms }: ModelConfig): boolean {
   return norms.attentionOutput !== null || norms.mlpOutput !== null
 }
 
+/** The heads whose keys and values a layer has, or would have. */
+export function headsOf(
+  { nKvHeads, headDim, rotaryDim, globalHeads }: ModelConfig,
+  layer: number,
+): Omit<GlobalHeads, 'layers'> {
+  if (globalHeads?.layers[layer]) return globalHeads
+  return { nKvHeads, headDim, rotaryDim, valuesAreKeys: false }
+}
+
 /** Elements a row of the widest gate of any layer. */
 export function gateWidth({ intermediateSize, experts }: ModelConfig): number {
   const ofExperts = experts
@@ -739,48 +782,6 @@ export function gateWidth({ intermediateSize, experts }: ModelConfig): number {
     : 0
   const isPlain = experts === null || experts.layers.includes(false)
   return Math.max(ofExperts, isPlain ? intermediateSize : 0)
-}
-
-function readKvHeads(read: ConfigReader, nHeads: number): number {
-  // null means nHeads to transformers; an absent key means a number of its own per architecture (8,
-  // 32).
-  const fallback = read.raw.num_key_value_heads === null ? nHeads : undefined
-  const nKvHeads = read.integer('num_key_value_heads', 1, nHeads, fallback)
-  if (nHeads % nKvHeads !== 0) {
-    read.refuse(
-      'num_key_value_heads',
-      `is ${nKvHeads}, expected a divisor of num_attention_heads ${nHeads}`,
-    )
-  }
-  return nKvHeads
-}
-
-function readHeadDim(read: ConfigReader, hiddenSize: number, nHeads: number): number {
-  let headDim: number
-  if (read.value('head_dim') !== undefined) {
-    headDim = read.integer('head_dim', 1, kMaxHeadDim)
-  } else {
-    if (hiddenSize % nHeads !== 0) {
-      read.refuse(
-        'hidden_size',
-        `is ${hiddenSize}, expected a multiple of num_attention_heads ${nHeads} where head_dim is missing`,
-      )
-    }
-    headDim = hiddenSize / nHeads
-  }
-  if (headDim % kHeadDimStep !== 0 || headDim > kMaxHeadDim) {
-    read.refuse(
-      'head_dim',
-      `is ${headDim}, expected a multiple of ${kHeadDimStep} up to ${kMaxHeadDim}`,
-    )
-  }
-  if (nHeads * headDim > kMaxWidth) {
-    read.refuse(
-      'num_attention_heads',
-      `is ${nHeads}, expected at most ${kMaxWidth / headDim} with head_dim ${headDim}`,
-    )
-  }
-  return headDim
 }
 
 /** Which layers rotate. */
@@ -842,6 +843,10 @@ function readSlidingWindow(
     isOff || read.raw.sliding_window === null ? 0 : read.integer('sliding_window', 1, kMaxInt32)
   const byType = (types: readonly string[]) =>
     types.map((type) => (type === 'sliding_attention' ? window : 0))
+  const byPattern = () => {
+    const pattern = read.integer('sliding_window_pattern', 1, kMaxInt32)
+    return full.map((_, layer) => ((layer + 1) % pattern === 0 ? 0 : window))
+  }
 
   if (traits.window === 'all layers or by layer_types' && layerTypes !== null) {
     if (window === 0 && hasSlidingLayer) {
@@ -865,11 +870,11 @@ function readSlidingWindow(
     }
     return full
   }
-  if (traits.window === 'by pattern' || traits.window === 'by pattern or none') {
+  if (traits.window.startsWith('by pattern')) {
     if (window === 0) read.refuse('sliding_window', 'is null, expected an integer')
-    if (layerTypes !== null) return byType(layerTypes)
-    const pattern = read.integer('sliding_window_pattern', 1, kMaxInt32)
-    return full.map((_, layer) => ((layer + 1) % pattern === 0 ? 0 : window))
+    const own = layerTypes ? byType(layerTypes) : byPattern()
+    if (traits.window === 'by pattern, but for the last layer') own[nLayers - 1] = 0
+    return own
   }
 
   const isOfLast = traits.window === 'from max_window_layers'

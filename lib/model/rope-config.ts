@@ -152,6 +152,8 @@ function refusePartialRotary(reader: ConfigReader): void {
 export interface RopeFacts {
   readonly traits: ArchitectureTraits
   readonly rotaryDim: number
+  /** That of layers that see all tokens. */
+  readonly globalRotaryDim: number
   readonly maxPositions: number
   /** (nLayers) whether a layer rotates at all. */
   readonly rotates: readonly boolean[]
@@ -165,7 +167,7 @@ export interface RopeFacts {
  */
 export function readRopes(read: ConfigReader, facts: RopeFacts): (RopeConfig | null)[] {
   const { traits, rotates, windows } = facts
-  if (traits.rope !== 'one for windows') {
+  if (traits.rope !== 'one for windows' && traits.rope !== 'one for each type of layer') {
     const rope = readRope(read, parametersOf(read), facts)
     return rotates.map((turns) => (turns ? rope : null))
   }
@@ -191,10 +193,14 @@ function readRopesByType(read: ConfigReader, facts: RopeFacts): [RopeConfig, Rop
   const theta = readTheta(read, hasOwn ? 'rope_local_base_freq' : 'rope_theta')
   const local: RopeConfig = { type: 'default', theta }
   const byType = read.value('rope_parameters')
-  if (!isJsonObject(byType)) return [readRope(read, parametersOf(read), facts), local]
+  const isNeeded = facts.traits.rope === 'one for each type of layer'
+  if (!isJsonObject(byType) && !isNeeded) return [readRope(read, parametersOf(read), facts), local]
+  if (!isJsonObject(byType)) {
+    read.refuse('rope_parameters', `is ${quote(byType)}, expected an object`)
+  }
   const [full, sliding] = ['full_attention', 'sliding_attention'].map((type) => {
     const within = readerWithin(read, 'rope_parameters', byType)
-    const parameters = within.value(type) ?? {}
+    const parameters = within.value(type) ?? (isNeeded ? undefined : {})
     if (isJsonObject(parameters)) return readerWithin(within, type, parameters)
     return within.refuse(type, `is ${quote(parameters)}, expected an object`)
   }) as [ConfigReader, ConfigReader]
@@ -203,7 +209,8 @@ function readRopesByType(read: ConfigReader, facts: RopeFacts): [RopeConfig, Rop
     sliding.path,
     sliding.prefix,
   )
-  return [readRope(read, full, facts), readRope(read, slidingRope, facts)]
+  const ofFull = { ...facts, rotaryDim: facts.globalRotaryDim }
+  return [readRope(read, full, ofFull), readRope(read, slidingRope, facts)]
 }
 
 function readTheta(reader: ConfigReader, key = 'rope_theta'): number {
@@ -217,7 +224,6 @@ function readRope(read: ConfigReader, rope: ConfigReader, facts: RopeFacts): Rop
       rope.refuse(nested, 'is an object; a rope of its own per layer type is not supported')
     }
   }
-  if (!facts.traits.partialRotary) refusePartialRotary(rope)
   const named = rope.value('rope_type') ?? rope.value('type') ?? 'default'
   // transformers takes both names for it in Phi 3, and in no other.
   const isOldName = named === 'su' || named === 'yarn'
@@ -226,6 +232,7 @@ function readRope(read: ConfigReader, rope: ConfigReader, facts: RopeFacts): Rop
   // one number three times.
   const type = longName === 'mrope' && facts.traits.textOf !== null ? 'default' : longName
   const theta = readTheta(rope.value('rope_theta') === undefined ? read : rope)
+  if (!facts.traits.partialRotary && type !== 'proportional') refusePartialRotary(rope)
   switch (type) {
     case 'default':
       return { type: 'default', theta }
@@ -240,11 +247,22 @@ function readRope(read: ConfigReader, rope: ConfigReader, facts: RopeFacts): Rop
       return readYarnRope(read, rope, theta, facts)
     case 'longrope':
       return readLongRope(read, rope, theta, facts)
+    case 'proportional':
+      // Its share is of a head's pairs, where other types' is of the channels that rotate.
+      if (facts.traits.partialRotary) break
+      return readProportionalRope(rope, theta)
   }
   return rope.refuse(
     'rope_type',
-    `is ${quote(type)}, expected "default", "linear", "llama3", "yarn" or "longrope"`,
+    `is ${quote(type)}, expected "default", "linear", "llama3", "yarn", "longrope" or "proportional"`,
   )
+}
+
+function readProportionalRope(rope: ConfigReader, theta: number): RopeConfig {
+  const isShare = (value: number) => value > 0 && value <= 1
+  const expected = 'a number above 0 and at most 1'
+  const share = rope.number('partial_rotary_factor', expected, 1, isShare)
+  return { type: 'proportional', theta, share, factor: rope.positive('factor', 1) }
 }
 
 /**

@@ -128,7 +128,13 @@ export interface ModelWeights {
 export interface WeightOptions {
   readonly config: Pick<
     ModelConfig,
-    'unitOffsetNorms' | 'logitsScale' | 'experts' | 'interleavedRope' | 'headDim' | 'rotaryDim'
+    | 'unitOffsetNorms'
+    | 'logitsScale'
+    | 'experts'
+    | 'interleavedRope'
+    | 'headDim'
+    | 'rotaryDim'
+    | 'hiddenSize'
   >
   readonly dtype: ComputeDtype
   readonly format: WeightFormat
@@ -216,9 +222,14 @@ export async function loadWeights(
     discard(x)
     return out
   }
+  /** Whatever multiplies what a norm gives alone. */
+  const normScales: { readonly [Role in WeightRole]?: number } = {
+    norm: config.logitsScale,
+    routerNorm: config.hiddenSize ** -0.5,
+    perLayerModelNorm: Math.SQRT1_2,
+  }
   const toNorm = async (x: Tensor, role: WeightRole): Promise<Tensor> => {
-    // Logits are products with what the last norm gives.
-    const scale = role === 'norm' ? config.logitsScale : 1
+    const scale = normScales[role] ?? 1
     const offset = config.unitOffsetNorms && role !== 'recurrentNorm' ? 1 : 0
     if (scale === 1 && offset === 0) return x
     const out = toFloat32(x)
@@ -313,17 +324,25 @@ export async function loadWeights(
     const { embedding, norm } = once
     if (!embedding || !norm)
       throw new ZipCacheError('ERR_ZC_INTERNAL', 'weights: no embedding or norm')
+    const layerScales: number[] = []
+    for (const { layerScalar } of layers) {
+      layerScales.push(layerScalar ? Number((await layerScalar.read())[0]) : 1)
+    }
     // Token embeddings are looked up in the file's own type, whatever they are multiplied in.
     const lmHead =
       once.lmHead ??
       (format === 'stored' ? { weight: embedding } : await toMatrix(embedding, 'lmHead'))
     await device.sync()
-    const layerScales = layers.map(() => 1)
-    return { embedding, layers, layerScales, perLayer: null, norm, lmHead, dispose }
+    return { embedding, layers, layerScales, perLayer: perLayerOf(once), norm, lmHead, dispose }
   } catch (error) {
     dispose()
     throw error
   }
+}
+
+function perLayerOf(once: LayerWeights): PerLayerWeights | null {
+  const { perLayerEmbedding: embedding, perLayerModelProj: proj, perLayerModelNorm: norm } = once
+  return embedding && proj && norm ? { embedding, proj, norm } : null
 }
 
 /** Bytes of a matrix (out, in), or of all experts', that is kept as codes. */
@@ -383,6 +402,7 @@ function tensorsOf({ weight, scales, zeros }: Matrix): Tensor[] {
 /** All tensors of a model by name, each as often as it is used. */
 export function namedTensors({
   embedding,
+  perLayer,
   norm,
   lmHead,
   layers,
@@ -396,6 +416,7 @@ export function namedTensors({
     } else all.push([name, own])
   }
   add('embedding', embedding)
+  for (const [role, own] of Object.entries(perLayer ?? {})) add(`perLayer.${role}`, own)
   add('norm', norm)
   add('lmHead', lmHead)
   for (const [index, layer] of layers.entries()) {
@@ -405,6 +426,8 @@ export function namedTensors({
 }
 
 const WIDE: readonly WeightRole[] = [
+  'expertScales',
+  'layerScalar',
   'sinks',
   'routerCorrection',
   'recurrentConvBias',
