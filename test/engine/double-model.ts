@@ -1,5 +1,5 @@
 import { join } from 'node:path'
-import { type ModelConfig, readModelConfig } from '../../lib/model/config'
+import { headsOf, type ModelConfig, readModelConfig } from '../../lib/model/config'
 import { layerPlaces } from '../../lib/model/layer-kinds'
 import { ropeFrequencies } from '../../lib/model/rope-frequencies'
 import { type PolicySpec, resolvePolicy } from '../../lib/policy/index'
@@ -122,26 +122,55 @@ export class DoubleModel {
     return rmsNorm({ x, weight: own, width, eps: this.config.rmsNormEps })
   }
 
-  /** What the MLP of a layer, or its experts, makes of normed rows. */
-  mlp(layer: number, x: Float64Array): Float64Array {
-    const { hiddenSize, intermediateSize, experts, mlpNames } = this.config
+  /** The same without weights. */
+  plainNorm(x: Float64Array, width: number): Float64Array {
+    const weight = new Float64Array(width).fill(1)
+    return rmsNorm({ x, weight, width, eps: this.config.rmsNormEps })
+  }
+
+  /** What the MLP of a layer, or its experts, makes of normed rows of the residual stream, and of these as they are. */
+  mlp(layer: number, x: Float64Array, stream: Float64Array): Float64Array {
+    const { hiddenSize, experts, mlpNames } = this.config
+    const intermediateSize = this.config.intermediateSizes[layer]
     const name = `model.layers.${layer}`
+    if (experts?.besideMlp) return this.#besideMlp(name, x, stream)
     if (!experts?.layers[layer]) {
       const mlp = `${name}.${mlpNames.block}`
       const gate = this.project(`${mlp}.gate_proj`, x, hiddenSize)
       const up = this.project(`${mlp}.up_proj`, x, hiddenSize)
       return this.project(`${mlp}.${mlpNames.down}`, this.#gated({ gate, up }), intermediateSize)
     }
+    const block = `${name}.${experts.names.block}`
+    return add(this.#shared(block, x), this.#ofExperts(block, x, x))
+  }
+
+  /** Gemma 4's: an MLP, and experts that read the residual stream by themselves. */
+  #besideMlp(name: string, x: Float64Array, stream: Float64Array): Float64Array {
+    const { hiddenSize, experts } = this.config
+    const names = experts!.names.besideMlp!
+    const norm = (which: string, y: Float64Array) => this.norm(`${name}.${which}`, y, hiddenSize)
+    const scale = this.weight(`${name}.${names.routerNorm}`)!
+    const routed = this.plainNorm(stream, hiddenSize).map(
+      (value, i) => (value * scale[i % hiddenSize]) / Math.sqrt(hiddenSize),
+    )
+    const given = this.#ofExperts(name, norm(names.input, stream), routed)
+    return add(norm(names.mlpOutput, this.#shared(name, x)), norm(names.output, given))
+  }
+
+  /** What a row's experts make of it, chosen by what the router reads. */
+  #ofExperts(block: string, x: Float64Array, routed: Float64Array): Float64Array {
+    const { hiddenSize } = this.config
+    const experts = this.config.experts!
     const { names, count: nExperts, perRow: nChosen, scores, normalized, leastSum, scale } = experts
-    const block = `${name}.${names.block}`
-    const logits = this.project(`${block}.${names.router}`, x, hiddenSize)
+    const logits = this.project(`${block}.${names.router}`, routed, hiddenSize)
     const correction = names.correction
       ? { correction: this.weight(`${block}.${names.correction.name}`)! }
       : {}
     const { weights, experts: chosen } = routeExperts({
       ...{ logits, nExperts, nChosen, ...correction, scores, normalized, leastSum, scale },
     })
-    const out = this.#shared(block, x)
+    const scales = names.besideMlp && this.weight(`${block}.${names.besideMlp.scales}`)
+    const out = new Float64Array(x.length)
     for (const [pair, expert] of chosen.entries()) {
       const row = Math.floor(pair / nChosen)
       const own = x.subarray(row * hiddenSize, (row + 1) * hiddenSize)
@@ -150,7 +179,8 @@ export class DoubleModel {
       const gate = product(own, gateProj, gateBias)
       const up = product(own, upProj, upBias)
       const given = product(this.#gated({ gate, up }), downProj, downBias)
-      for (const [c, value] of given.entries()) out[row * hiddenSize + c] += weights[pair] * value
+      const weight = weights[pair] * (scales?.[expert] ?? 1)
+      for (const [c, value] of given.entries()) out[row * hiddenSize + c] += weight * value
     }
     return out
   }
@@ -162,7 +192,7 @@ export class DoubleModel {
     if (names.shared === null || sharedSize === 0) return new Float64Array(x.length)
     const { joint } = names.shared
     if (joint) {
-      const name = `${block.slice(0, -names.block.length)}${joint.block}`
+      const name = `${block.slice(0, block.lastIndexOf('.'))}.${joint.block}`
       const both = this.project(`${name}.${joint.gateUp}`, x, hiddenSize)
       const half = (part: 0 | 1) => both.filter((_, i) => Math.floor(i / sharedSize) % 2 === part)
       const gated = this.#gated({ gate: half(0), up: half(1) })
@@ -226,18 +256,50 @@ export class DoubleModel {
     return activation === 'gelu_tanh' ? geluGate(rows) : clampedSwiglu({ ...rows, ...activation })
   }
 
+  /** What each layer reads of tokens beside the residual stream that they begin, (n_layers, rows, width) each; none where there is nothing. */
+  perLayerInputs(ids: readonly number[], x: Float64Array): Float64Array[] {
+    const { perLayerInputs, nLayers, hiddenSize, rmsNormEps } = this.config
+    if (!perLayerInputs) return []
+    const { width } = perLayerInputs
+    const all = nLayers * width
+    const weight = this.weight('model.embed_tokens_per_layer.weight')!
+    const own = embedding({ ids, weight, width: all, scale: Math.sqrt(width) })
+    const projected = this.project('model.per_layer_model_projection', x, hiddenSize).map(
+      (value) => value / Math.sqrt(hiddenSize),
+    )
+    const normWeight = this.weight('model.per_layer_projection_norm.weight')!
+    const normed = rmsNorm({ x: projected, weight: normWeight, width, eps: rmsNormEps })
+    const both = own.map((value, i) => (value + normed[i]) / Math.SQRT2)
+    return Array.from({ length: nLayers }, (_, layer) =>
+      both.filter((_, i) => Math.floor((i % all) / width) === layer),
+    )
+  }
+
+  /** The residual stream behind what a layer makes of its input of each token. */
+  addPerLayer(name: string, x: Float64Array, input: Float64Array | undefined): Float64Array {
+    const { hiddenSize, perLayerInputs } = this.config
+    if (!input || !perLayerInputs) return x
+    const gate = this.project(`${name}.per_layer_input_gate`, x, hiddenSize)
+    const gated = this.#gated({ gate, up: input })
+    const given = this.project(`${name}.per_layer_projection`, gated, perLayerInputs.width)
+    return add(x, this.norm(`${name}.post_per_layer_input_norm`, given, hiddenSize))
+  }
+
   /** Logits of rows of the residual stream. */
   logits(x: Float64Array): Float64Array {
-    const { hiddenSize, tieWordEmbeddings, logitsScale } = this.config
+    const { hiddenSize, tieWordEmbeddings, logitsScale, logitsCap: cap } = this.config
     const head = tieWordEmbeddings ? 'model.embed_tokens' : 'lm_head'
     const logits = this.project(head, this.norm('model.norm', x, hiddenSize), hiddenSize)
-    return logits.map((logit) => logitsScale * logit)
+    const scaled = logits.map((logit) => logitsScale * logit)
+    return cap === 0 ? scaled : scaled.map((logit) => cap * Math.tanh(logit / cap))
   }
 }
 
 /** One layer's cache: what is packed, and the rows (n_kv_heads * head_dim) of the tail. */
 interface LayerCache {
   packed: Segment[]
+  /** what the tokens on their way attend to */
+  seen: Segment[]
   tailK: number[]
   tailV: number[]
   /** the window's probe rows so far */
@@ -251,13 +313,19 @@ interface LayerState {
   before?: Float64Array
 }
 
+/** Keys and values of the tokens on their way. */
+interface KeysAndValues {
+  k: Float64Array
+  v: Float64Array
+}
+
 /** Query heads, K and V of the tokens on their way. */
 interface Heads {
   q: Float64Array
   /** What the attention output is gated by; null where it is not. */
   gate: Float64Array | null
-  k: Float64Array
-  v: Float64Array
+  /** null: they are another layer's. */
+  kv: KeysAndValues | null
 }
 
 /** A context and its cache in double precision. Algs. 2 and 3 of ZipCache (arXiv 2405.14256), and the next turns. */
@@ -278,7 +346,7 @@ export class DoubleSequence {
     this.#compression = policy.compression
     this.#isHalf = policy.tail === 'f16'
     this.#seed = toSeed(seed)
-    const empty = () => ({ packed: [], tailK: [], tailV: [], probeQ: [], probeLse: [] })
+    const empty = () => ({ packed: [], seen: [], tailK: [], tailV: [], probeQ: [], probeLse: [] })
     this.#layers = Array.from({ length: model.config.nLayers }, empty)
     this.#states = this.#layers.map(() => ({}))
   }
@@ -297,6 +365,7 @@ export class DoubleSequence {
     const embeddings = this.#model.weight('model.embed_tokens.weight')!
     const { embeddingScale: scale, norms } = config
     let x = embedding({ ids, weight: embeddings, width: hiddenSize, scale })
+    const inputs = this.#model.perLayerInputs(ids, x)
     for (let layer = 0; layer < config.nLayers; layer++) {
       const name = `model.layers.${layer}`
       const norm = (which: string | null, y: Float64Array) =>
@@ -306,7 +375,10 @@ export class DoubleSequence {
         ? this.#recur(layer, name, normed)
         : this.#attention(layer, name, normed, isPrompt)
       x = add(x, norm(norms.attentionOutput, output))
-      x = add(x, norm(norms.mlpOutput, this.#model.mlp(layer, norm(norms.mlp, x))))
+      x = add(x, norm(norms.mlpOutput, this.#model.mlp(layer, norm(norms.mlp, x), x)))
+      x = this.#model.addPerLayer(name, x, inputs[layer])
+      const scalar = this.#model.weight(`${name}.layer_scalar`)?.[0] ?? 1
+      x = x.map((value) => scalar * value)
     }
     this.#tailLength += n
     if (isPrompt || (n === 1 && this.#tailLength === this.#compression?.window)) this.#endGroup()
@@ -316,13 +388,27 @@ export class DoubleSequence {
   #attention(layer: number, name: string, normed: Float64Array, isPrompt: boolean): Float64Array {
     const { config } = this.#model
     const n = normed.length / config.hiddenSize
-    const heads = this.#heads(layer, name, normed)
-    const attended = isPrompt
-      ? this.#attendPrompt(layer, heads, n)
-      : this.#attendTail(layer, heads, n)
+    const { kv, ...heads } = this.#heads(layer, name, normed)
+    const attended = this.#attendTo(layer, heads.q, kv, n, isPrompt)
     const { gate } = heads
     const gated = gate ? sigmoidGate({ gate, x: attended }) : attended
-    return this.#model.project(`${name}.self_attn.o_proj`, gated, config.nHeads * config.headDim)
+    const width = config.nHeads * headsOf(config, layer).headDim
+    return this.#model.project(`${name}.self_attn.o_proj`, gated, width)
+  }
+
+  /** A layer without keys sees what their layer saw. */
+  #attendTo(
+    layer: number,
+    q: Float64Array,
+    kv: KeysAndValues | null,
+    n: number,
+    isPrompt: boolean,
+  ): Float64Array {
+    const source = this.#model.config.kvSources[layer]
+    if (!kv) return this.#attend(layer, q, n, this.#layers[source].seen).out
+    return isPrompt
+      ? this.#attendPrompt(layer, { q, ...kv }, n)
+      : this.#attendTail(layer, { q, ...kv }, n)
   }
 
   #recur(layer: number, name: string, normed: Float64Array): Float64Array {
@@ -388,10 +474,11 @@ export class DoubleSequence {
 
   #heads(layer: number, name: string, normed: Float64Array): Heads {
     const { config } = this.#model
-    const { headDim, hiddenSize, nHeads, nKvHeads } = config
+    const { hiddenSize, nHeads } = config
+    const { headDim, nKvHeads, rotaryDim, valuesAreKeys } = headsOf(config, layer)
     const n = normed.length / hiddenSize
     const positions = Array.from({ length: n }, (_, i) => this.length + i)
-    const frequencies = ropeFrequencies(config.ropes[layer]!, config.rotaryDim, config.maxPositions)
+    const frequencies = ropeFrequencies(config.ropes[layer]!, rotaryDim, config.maxPositions)
     const rotated = (which: 'q' | 'k', count: number) => {
       const growth = which === 'q' ? (config.queryGrowth ?? {}) : {}
       const table = ropeTable({ positions, ...frequencies, ...growth })
@@ -404,11 +491,15 @@ export class DoubleSequence {
         rope({ x: this.#inHalves(x), ...table, nHeads: count, headDim })
       return config.qkNorm === 'each head, rotated' ? norm(turn(raw)) : turn(norm(raw))
     }
-    const v = this.#model.project(`${name}.self_attn.v_proj`, normed, hiddenSize)
     const gate = config.gatesAttention
       ? this.#ownHalf(this.#model.project(`${name}.self_attn.q_proj`, normed, hiddenSize), 1)
       : null
-    return { q: rotated('q', nHeads), gate, k: rotated('k', nKvHeads), v }
+    const q = rotated('q', nHeads)
+    if (config.kvSources[layer] !== layer) return { q, gate, kv: null }
+    const values = `${name}.self_attn.${valuesAreKeys ? 'k' : 'v'}_proj`
+    const raw = this.#model.project(values, normed, hiddenSize)
+    const v = config.normalizesValues ? this.#model.plainNorm(raw, headDim) : raw
+    return { q, gate, kv: { k: rotated('k', nKvHeads), v } }
   }
 
   /** Of gated attention's q_proj: each head's query (0), or its gate. */
@@ -430,11 +521,13 @@ export class DoubleSequence {
   }
 
   /** A row sees itself and what came before, packed or not. */
-  #attend(layer: number, q: Float64Array, n: number, newest: Segment) {
-    const { nHeads, nKvHeads, headDim, slidingWindow, softmaxScale } = this.#model.config
+  #attend(layer: number, q: Float64Array, n: number, segments: Segment[]) {
+    const { nHeads, slidingWindow, softmaxScale } = this.#model.config
+    const { nKvHeads, headDim } = headsOf(this.#model.config, layer)
+    this.#layers[layer].seen = segments
     const attended = mixedAttention({
       q,
-      segments: [...this.#layers[layer].packed, newest],
+      segments,
       nHeads,
       nKvHeads,
       headDim,
@@ -447,11 +540,16 @@ export class DoubleSequence {
   }
 
   /** Alg. 2: exact attention among the prompt and the tail before it, then both are compressed. */
-  #attendPrompt(layer: number, { q, k, v }: Heads, n: number): Float64Array {
+  #attendPrompt(
+    layer: number,
+    { q, k, v }: KeysAndValues & { q: Float64Array },
+    n: number,
+  ): Float64Array {
     const cache = this.#layers[layer]
     const allK = Float64Array.from([...cache.tailK, ...k])
     const allV = Float64Array.from([...cache.tailV, ...v])
-    const { out, lse } = this.#attend(layer, q, n, this.#plain(allK, allV))
+    const segments = [...cache.packed, this.#plain(layer, allK, allV)]
+    const { out, lse } = this.#attend(layer, q, n, segments)
     const seed = deriveSeed(this.#seed, this.#nGroups)
     const rows = this.#compression!.promptProbes(
       n,
@@ -464,7 +562,11 @@ export class DoubleSequence {
   }
 
   /** Alg. 3: the tokens join the tail; the last of a window has it compressed. */
-  #attendTail(layer: number, { q, k, v }: Heads, n: number): Float64Array {
+  #attendTail(
+    layer: number,
+    { q, k, v }: KeysAndValues & { q: Float64Array },
+    n: number,
+  ): Float64Array {
     const { config } = this.#model
     const cache = this.#layers[layer]
     const isFirst = this.length === 0
@@ -472,19 +574,15 @@ export class DoubleSequence {
     cache.tailV.push(...this.#stored(v))
     const [tailK, tailV] = [Float64Array.from(cache.tailK), Float64Array.from(cache.tailV)]
     // A first prompt attends to its rows before they are rounded.
-    const { out, lse } = this.#attend(
-      layer,
-      q,
-      n,
-      isFirst ? this.#plain(k, v) : this.#plain(tailK, tailV),
-    )
+    const newest = isFirst ? this.#plain(layer, k, v) : this.#plain(layer, tailK, tailV)
+    const { out, lse } = this.#attend(layer, q, n, [...cache.packed, newest])
     const compression = this.#compression
     if (!compression) return out
 
     const steps = compression.windowProbes(deriveSeed(this.#seed, this.#nGroups))
     for (let row = 0; row < n; row++) {
       if (!steps.includes(this.#tailLength + row)) continue
-      const width = config.nHeads * config.headDim
+      const width = config.nHeads * headsOf(config, layer).headDim
       cache.probeQ.push(...q.subarray(row * width, (row + 1) * width))
       cache.probeLse.push(...lse.subarray(row * config.nHeads, (row + 1) * config.nHeads))
     }
@@ -507,7 +605,8 @@ export class DoubleSequence {
       positions: Int32Array
     },
   ): void {
-    const { nHeads, nKvHeads, headDim, slidingWindow, softmaxScale } = this.#model.config
+    const { nHeads, slidingWindow, softmaxScale } = this.#model.config
+    const { nKvHeads, headDim } = headsOf(this.#model.config, layer)
     const compression = this.#compression!
     const n = k.length / (nKvHeads * headDim)
     const count = compression.nSalient(n)
@@ -542,8 +641,8 @@ export class DoubleSequence {
   }
 
   /** Rows (n, n_kv_heads, head_dim) from the tail's start on, as a segment. */
-  #plain(k: Float64Array, v: Float64Array): Segment {
-    const { nKvHeads, headDim } = this.#model.config
+  #plain(layer: number, k: Float64Array, v: Float64Array): Segment {
+    const { nKvHeads, headDim } = headsOf(this.#model.config, layer)
     const n = k.length / (nKvHeads * headDim)
     const byHead = (x: Float64Array) =>
       Float64Array.from({ length: x.length }, (_, i) => {

@@ -98,6 +98,9 @@ const models: [name: string, folder: string][] = [
   ['qwen3-next', join(kFixtures, 'qwen3-next')],
   ['granite4-h', join(kFixtures, 'granite4-h')],
   ['granite4-h-moe', join(kFixtures, 'granite4-h-moe')],
+  ['gemma4', join(kFixtures, 'gemma4')],
+  ['gemma4-e', join(kFixtures, 'gemma4-e')],
+  ['gemma4-moe', join(kFixtures, 'gemma4-moe')],
   [
     'gemma3, whose rows do not see the whole window that is compressed',
     copies.copy(join(kFixtures, 'gemma3'), { config: { sliding_window: 12 } }),

@@ -59,6 +59,9 @@ export const fixtureNames = [
   'qwen3-next',
   'granite4-h',
   'granite4-h-moe',
+  'gemma4',
+  'gemma4-e',
+  'gemma4-moe',
 ] as const
 
 /** Those with experts: a rounding may choose another where two are liked as much. */
@@ -82,6 +85,7 @@ export const withExperts: readonly string[] = [
   'qwen3.5-moe',
   'qwen3-next',
   'granite4-h-moe',
+  'gemma4-moe',
 ]
 
 /** One tensor of a safetensors file. */
@@ -285,7 +289,7 @@ export function transposedMatrices<T extends Float64Array | Float32Array | Uint1
 }
 
 function isRoundedMatrix(name: string): boolean {
-  return /(_proj(_qkvz?|_z)?(\.weight)?|put_linear\.weight|\.w[123]\.weight|(^|\.)lm_head\.weight)$/.test(
+  return /(_proj(_qkvz?|_z)?(\.weight)?|per_layer_\w+(gate|projection)\.weight|put_linear\.weight|\.w[123]\.weight|(^|\.)lm_head\.weight)$/.test(
     name,
   )
 }
