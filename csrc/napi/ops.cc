@@ -238,7 +238,8 @@ ZC_BIND("selectiveScan", selective_scan, SelectiveScanArgs, a.xbc = r.tensor("xb
         a.n_groups = r.i32("nGroups"); a.from_zero = r.boolean("fromZero");)
 
 ZC_BIND("embedding", embedding, EmbeddingArgs, a.ids = r.tensor("ids");
-        a.weight = r.tensor("weight"); a.out = r.output("out"); a.scale = r.f32("scale");)
+        a.weight = r.tensor("weight"); a.out = r.output("out"); a.scale = r.f32("scale");
+        a.column = r.i32("column");)
 
 ZC_BIND("rmsNorm", rms_norm, RmsNormArgs, a.x = r.tensor("x");
         a.weight = r.optional_tensor("weight"); a.out = r.output("out"); a.eps = r.f32("eps");

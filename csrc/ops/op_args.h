@@ -295,9 +295,12 @@ struct SelectiveScanArgs {
 
 struct EmbeddingArgs {
   TensorView ids;     // (n) i32
-  TensorView weight;  // (vocab_size, width) f32|f16|bf16
+  TensorView weight;  // (vocab_size, width or more) f32|f16|bf16
   TensorView out;     // (n, width) f32
   float scale;        // multiplies out
+  int column;         // the first of `width` columns; -1: there are no others
+
+  int64_t first_column() const { return column < 0 ? 0 : column; }
 };
 
 struct RmsNormArgs {

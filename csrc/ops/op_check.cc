@@ -611,7 +611,11 @@ void check(const EmbeddingArgs& a) {
   expect_float("weight", a.weight);
   expect_shape("weight", a.weight, {kAny, kAny});
   expect_dtype("out", a.out, DType::kF32);
-  expect_shape("out", a.out, {a.ids.size(0), a.weight.size(1)});
+  expect_shape("out", a.out, {a.ids.size(0), a.column < 0 ? a.weight.size(1) : kAny});
+  expect(a.column >= -1 && a.first_column() + a.out.size(1) <= a.weight.size(1), "column",
+         "is " + std::to_string(a.column) + ", expected a column with " +
+             std::to_string(a.out.size(1)) + " of " + std::to_string(a.weight.size(1)) +
+             " from there on");
   expect_scale(a.scale);
 }
 

@@ -123,6 +123,10 @@ export const OP_CHECKS: Readonly<Record<string, OpCheck>> = {
     ops.embedding({ ids: tensors.i32(ids), weight, out })
     const [weights, actual] = await valuesOfAll(weight, out)
     exactly('out', actual, reference.embedding({ ids, weight: weights, width: 8 }))
+    const some = tensors.output('f32', [3, 3])
+    ops.embedding({ ids: tensors.i32(ids), weight, out: some, column: 4 })
+    const columns = { width: 3, column: 4, stride: 8 }
+    exactly('out', await valuesOf(some), reference.embedding({ ids, weight: weights, ...columns }))
   },
 
   gatherRows: async (tensors) => {

@@ -30,8 +30,8 @@ export interface Checkpoint {
 }
 
 /**
- * What a weight is to the model. All exist once a layer but `embedding`, `norm`, `lmHead`, `perLayerEmbedding`, `perLayerModelProj`
- * and `perLayerModelNorm`.
+ * What a weight is to the model. All exist once a layer but `embedding`, `norm`, `lmHead`, `perLayerEmbedding` and
+ * `perLayerModelNorm`.
  */
 export type WeightRole =
   | 'embedding'
@@ -484,6 +484,10 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
   }
 
   const addPerLayerInputs = (layer: number, prefix: string, { width }: PerLayerInputs) => {
+    const projection = 'model.per_layer_model_projection.weight'
+    const shape = [nLayers * width, hiddenSize]
+    const rows = [layer * width, (layer + 1) * width] as const
+    expected.push({ name: projection, shape, role: 'perLayerModelProj', layer, rows, expert: null })
     add(layer, 'perLayerGate', `${prefix}.per_layer_input_gate.weight`, width, hiddenSize)
     add(layer, 'perLayerProj', `${prefix}.per_layer_projection.weight`, hiddenSize, width)
     add(layer, 'perLayerNorm', `${prefix}.post_per_layer_input_norm.weight`, hiddenSize)
@@ -491,13 +495,9 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
 
   add(null, 'embedding', 'model.embed_tokens.weight', vocabSize, hiddenSize)
   if (perLayerInputs) {
-    const width = nLayers * perLayerInputs.width
-    const { vocabSize: nRows } = perLayerInputs
-    add(null, 'perLayerEmbedding', 'model.embed_tokens_per_layer.weight', nRows, width)
-    const projection = 'model.per_layer_model_projection.weight'
-    add(null, 'perLayerModelProj', projection, width, hiddenSize)
-    const norm = 'model.per_layer_projection_norm.weight'
-    add(null, 'perLayerModelNorm', norm, perLayerInputs.width)
+    const { width, vocabSize: nRows } = perLayerInputs
+    add(null, 'perLayerEmbedding', 'model.embed_tokens_per_layer.weight', nRows, nLayers * width)
+    add(null, 'perLayerModelNorm', 'model.per_layer_projection_norm.weight', width)
   }
   for (let layer = 0; layer < nLayers; ++layer) {
     const prefix = `model.layers.${layer}`

@@ -776,12 +776,16 @@ export function headsOf(
 }
 
 /** Elements a row of the widest gate of any layer. */
-export function gateWidth({ intermediateSize, experts }: ModelConfig): number {
+export function gateWidth({
+  intermediateSize,
+  experts,
+  perLayerInputs,
+}: Pick<ModelConfig, 'intermediateSize' | 'experts' | 'perLayerInputs'>): number {
   const ofExperts = experts
     ? Math.max(experts.perRow * experts.intermediateSize, experts.sharedSize)
     : 0
   const isPlain = experts === null || experts.layers.includes(false)
-  return Math.max(ofExperts, isPlain ? intermediateSize : 0)
+  return Math.max(ofExperts, isPlain ? intermediateSize : 0, perLayerInputs?.width ?? 0)
 }
 
 /** Which layers rotate. */

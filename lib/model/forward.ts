@@ -25,6 +25,7 @@ import {
   selectiveScan,
   sigmoidGate,
   siluGate,
+  softCap,
   type Tensor,
 } from '../ops/index.js'
 import { gateWidth, hasOutputNorms, type ModelConfig, type RecurrenceConfig } from './config.js'
@@ -529,13 +530,16 @@ function multiplyHeads(
   model: ForwardModel,
   layer: number,
   x: Tensor,
-  { rawQ, rawK, rawV }: AttentionRows,
+  { rawQ, rawK, rawV, headRows }: AttentionRows,
 ): void {
+  const { rmsNormEps: eps, normalizesValues } = model.config
   const w = model.weights.layers[layer] as LayerWeights
   const products = [{ ...need(w.qProj), bias: w.qBias, out: rawQ }]
   if (w.kProj) products.push({ ...w.kProj, bias: w.kBias, out: rawK })
   if (w.vProj) products.push({ ...w.vProj, bias: w.vBias, out: rawV })
   groupedLinear({ x, products })
+  if (!normalizesValues || !hasKeys(model, layer)) return
+  rmsNorm({ x: w.vProj ? headRows.rawV : headRows.k, out: headRows.v, eps })
 }
 
 /**
@@ -609,21 +613,88 @@ function runSelectiveScan(
   rmsNorm({ x: gate, weight: need(w.recurrentNorm), out: gated, eps })
 }
 
-/** x += down(activation(gate(norm(x))) * up(norm(x))), or that of the experts of each row. */
+/**
+ * x += down(activation(gate(norm(x))) * up(norm(x))), or that of the experts of each row; then what the layer adds of its
+ * own vectors of tokens, and its scale.
+ */
 function runMlp(model: ForwardModel, layer: number, block: RowBlock): void {
-  const { rmsNormEps: eps, intermediateSizes } = model.config
+  const { rmsNormEps: eps, intermediateSizes, experts } = model.config
   const w = model.weights.layers[layer] as LayerWeights
-  const input = enterBranch(block, w.mlpNorm, eps)
-  if (w.router) {
-    const stream = { x: block.x, input }
-    const rows = need(block.experts)
-    runExperts(model, w, w.router, stream, rows)
-    if (rows.shared) runSharedExpert(model, w, stream, rows.shared)
-    return
+  const scale = model.weights.layerScales[layer] as number
+  const scaleBehind = block.perLayer ? 1 : scale
+  if (w.router && experts?.besideMlp) runExpertsBesideMlp(model, w, w.router, block, scaleBehind)
+  else {
+    const input = enterBranch(block, w.mlpNorm, eps)
+    if (w.router) {
+      const stream = { x: block.x, input }
+      const rows = need(block.experts)
+      runExperts(model, w, w.router, stream, rows)
+      if (rows.shared) runSharedExpert(model, w, stream, rows.shared)
+    } else {
+      const rows = need(block.plain.get(intermediateSizes[layer] as number))
+      enterMlp(model.config, [w.gateProj, w.upProj], input, rows)
+      addBranch(block, rows.gated, need(w.downProj), w.mlpOutputNorm, eps, scaleBehind)
+    }
   }
-  const rows = need(block.plain.get(intermediateSizes[layer] as number))
-  enterMlp(model.config, [w.gateProj, w.upProj], input, rows)
-  addBranch(block, rows.gated, need(w.downProj), w.mlpOutputNorm, eps)
+  if (block.perLayer) addPerLayerInput(model, layer, block, block.perLayer, scale)
+}
+
+/**
+ * x = scale (x + norm(proj(activation(gate x) * y))), y the layer's own vector of the row's token and, as much, a
+ * product of its embedding.
+ */
+function addPerLayerInput(
+  model: ForwardModel,
+  layer: number,
+  block: RowBlock,
+  rows: GatedRows,
+  scale: number,
+): void {
+  const { rmsNormEps: eps, hiddenSize, activation } = model.config
+  const w = model.weights.layers[layer] as LayerWeights
+  const { embedding: weight, norm } = need(model.weights.perLayer)
+  const { ids, normed } = block
+  const { gate, up } = rows
+  const width = up.shape[1] as number
+  const own = roundedTo(model.dtype, Math.sqrt(width)) * Math.SQRT1_2
+  embedding({ ids, weight, out: up, scale: own, column: layer * width })
+  const tokens = need(block.branch)
+  embedTokens(model, ids, tokens)
+  const entered = enterBranch({ x: tokens, normed }, undefined, eps)
+  linear({ x: entered, ...need(w.perLayerModelProj), out: gate })
+  // Of the product divided by the root of hidden_size.
+  rmsNorm({ x: gate, weight: norm, out: up, eps: eps * hiddenSize, accumulate: true })
+  linear({ x: enterBranch(block, undefined, eps), ...need(w.perLayerGate), out: gate })
+  applyGate(activation, rows)
+  addBranch(block, rows.gated, need(w.perLayerProj), w.perLayerNorm, eps, scale)
+}
+
+/**
+ * x = scale (x + norm(norm(mlp(norm(x))) + norm(experts(norm(x))))), with a norm of its own each time; so has
+ * what the router sees.
+ */
+function runExpertsBesideMlp(
+  model: ForwardModel,
+  w: LayerWeights,
+  router: Matrix,
+  block: RowBlock,
+  scale: number,
+): void {
+  const { config } = model
+  const { rmsNormEps: eps } = config
+  const { x, normed } = block
+  const rows = need(block.experts)
+  const [mlp, ofExperts, branch] = [need(rows.shared), need(rows.besideMlp), need(block.branch)]
+  enterMlp(config, [w.sharedGateProj, w.sharedUpProj], enterBranch(block, w.mlpNorm, eps), mlp)
+  linear({ x: mlp.gated, ...need(w.sharedDownProj), out: branch })
+  rmsNorm({ x: branch, weight: w.sharedOutputNorm, out: branch, eps })
+  rmsNorm({ x, weight: w.routerNorm, out: normed, eps })
+  route(model, w, router, normed, rows)
+  rmsNorm({ x, weight: w.expertsNorm, out: normed, eps })
+  multiplyExperts(model, w, normed, rows)
+  addExperts({ x: rows.given, weights: rows.weights, out: ofExperts, accumulate: false })
+  rmsNorm({ x: ofExperts, weight: w.expertsOutputNorm, out: branch, eps, accumulate: true })
+  rmsNorm({ x: branch, weight: w.mlpOutputNorm, out: x, eps, accumulate: true, scale })
 }
 
 /** x += sum of weight down(activation(gate(norm(x))) * up(norm(x))) over the experts of each row. */
@@ -650,7 +721,8 @@ function route(
   linear({ x, ...router, bias: w.routerBias, out: logits })
   const { scores, normalized, leastSum, scale } = need(config.experts)
   const scoring = { correction: w.routerCorrection, scores, normalized, leastSum, scale }
-  routeExperts({ logits, weights, experts, pairs, offsets, ...scoring })
+  const { expertScales } = w
+  routeExperts({ logits, weights, experts, pairs, offsets, ...scoring, expertScales })
 }
 
 /** given = down(activation(gate x) * up x) of each row's experts. */
@@ -714,20 +786,25 @@ function applyGate(activation: ModelConfig['activation'], { gate, up, gated }: G
 }
 
 /** What attention or the MLP reads of the residual stream: normalized where there is a norm. */
-function enterBranch({ x, normed }: RowBlock, weight: Tensor | undefined, eps: number): Tensor {
+function enterBranch(
+  { x, normed }: Pick<RowBlock, 'x' | 'normed'>,
+  weight: Tensor | undefined,
+  eps: number,
+): Tensor {
   if (weight) rmsNorm({ x, weight, out: normed, eps })
   else if (normed.dtype === 'f32') return x
   else convert({ x, out: normed })
   return normed
 }
 
-/** Adds a product to the residual stream, normalized where there is a norm. */
+/** Adds a product to the residual stream, normalized where there is a norm; that sum may have a scale then. */
 function addBranch(
   { x, branch }: RowBlock,
   input: Tensor,
   matrix: Matrix & { readonly bias?: Tensor | undefined },
   norm: Tensor | undefined,
   eps: number,
+  scale = 1,
 ): void {
   if (!norm) {
     linear({ x: input, ...matrix, out: x, accumulate: true })
@@ -735,7 +812,7 @@ function addBranch(
   }
   const own = branch as Tensor
   linear({ x: input, ...matrix, out: own })
-  rmsNorm({ x: own, weight: norm, out: x, eps, accumulate: true })
+  rmsNorm({ x: own, weight: norm, out: x, eps, accumulate: true, scale })
 }
 
 /**
@@ -753,6 +830,7 @@ export function logitsOfAll(
   const logits = scratch.tensor('f32', [nRows, config.vocabSize])
   rmsNorm({ x, weight: weights.norm, out: normed, eps: config.rmsNormEps })
   linear({ x: normed, ...weights.lmHead, out: logits })
+  if (config.logitsCap > 0) softCap({ x: logits, cap: config.logitsCap, out: logits })
   return logits
 }
 

@@ -101,11 +101,9 @@ export type LayerWeights = { [Role in MatrixRole]?: Matrix } & {
 export interface PerLayerWeights {
   /** (vocab_size, n_layers x width): of tokens, times sqrt(width / 2). */
   readonly embedding: Tensor
-  /** (n_layers x width, hidden_size): multiplies what enters the first layer. */
-  readonly proj: Matrix
   /**
-   * (width) f32, times 2^-0.5: of each layer's part of that product. It is of the product divided by the root of
-   * hidden_size, which as a norm of the product has eps times hidden_size.
+   * (width) f32, times 2^-0.5: of each layer's product (`perLayerModelProj`) of what enters the first layer, divided by
+   * the root of hidden_size; as a norm of the product itself it has eps times hidden_size.
    */
   readonly norm: Tensor
 }
@@ -341,8 +339,8 @@ export async function loadWeights(
 }
 
 function perLayerOf(once: LayerWeights): PerLayerWeights | null {
-  const { perLayerEmbedding: embedding, perLayerModelProj: proj, perLayerModelNorm: norm } = once
-  return embedding && proj && norm ? { embedding, proj, norm } : null
+  const { perLayerEmbedding: embedding, perLayerModelNorm: norm } = once
+  return embedding && norm ? { embedding, norm } : null
 }
 
 /** Bytes of a matrix (out, in), or of all experts', that is kept as codes. */

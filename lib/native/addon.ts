@@ -294,7 +294,7 @@ export interface Addon {
     nGroups: number,
     fromZero: boolean,
   ): void
-  embedding(ids: T, weight: T, out: T, scale: number): void
+  embedding(ids: T, weight: T, out: T, scale: number, column: number): void
   rmsNorm(x: T, weight: Optional, out: T, eps: number, accumulate: boolean, scale: number): void
   linear(
     x: T,

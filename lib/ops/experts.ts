@@ -11,7 +11,7 @@ export interface RouteExpertsArgs {
   /** (n_experts) f32: added to scores to choose by the sums, not to weights. Default none. */
   correction?: Tensor | undefined
   /** (n_experts) f32: multiplies the weight of each chosen expert, after all else. Default ones. */
-  expertScales?: Tensor<'f32'> | undefined
+  expertScales?: Tensor | undefined
   /** (n, n_chosen) f32, out. */
   weights: Tensor<'f32'>
   /** (n, n_chosen) i32, out: of each row the one that is chosen first. */

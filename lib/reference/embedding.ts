@@ -1,8 +1,8 @@
 /**
- * Looks up one row of the embedding matrix per token: out_i = scale * weight[ids_i].
+ * Looks up one row of the embedding matrix per token, or some columns of it: out_i = scale * weight[ids_i].
  *
  * - `ids` (n), in [0, vocab_size)
- * - `weight` (vocab_size, width)
+ * - `weight` (vocab_size, width), or (vocab_size, stride) whose columns from `column` on are looked up
  * - `scale`: default 1
  * - returns (n, width)
  */
@@ -11,9 +11,14 @@ export function embedding(options: {
   weight: ArrayLike<number>
   width: number
   scale?: number
+  column?: number
+  stride?: number
 }): Float64Array {
-  const { weight, ids, width, scale = 1 } = options
-  return gatherRows({ x: weight, rows: ids, width }).map((x) => scale * x)
+  const { weight, ids, width, scale = 1, column = 0, stride = width } = options
+  return Float64Array.from({ length: ids.length * width }, (_, i) => {
+    const row = ids[Math.floor(i / width)] as number
+    return scale * (weight[row * stride + column + (i % width)] as number)
+  })
 }
 
 /**

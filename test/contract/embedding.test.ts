@@ -38,6 +38,34 @@ describeBackends('embedding', (backend) => {
     for (const width of [1, 8, 127]) await expectReference(101, width, 9, dtype, 0.5)
   })
 
+  test.each(floatDtypes)('looks up some columns of %s', async (dtype) => {
+    const { tensors } = backend
+    const ids = [4, 0, 10, 4]
+    for (const [stride, width, column] of [
+      [64, 16, 32],
+      [64, 16, 3],
+      [40, 40, 0],
+      [33, 5, 28],
+      [9, 0, 9],
+    ] as const) {
+      const weight = storeAs(dtype, normals(stride, 11 * stride))
+      const rows = tensors.input(dtype, weight.stored as Uint16Array, [11, stride])
+      const out = tensors.output('f32', [4, width])
+      embedding({ ids: tensors.i32(ids), weight: rows, out, scale: 0.5, column })
+      const own = { width, stride, column, scale: 0.5 }
+      const expected = reference({ ids, weight: weight.values, ...own })
+      expectIdentical(await tensors.values(out), expected, { name: 'out', shape: [4, width] })
+    }
+  })
+
+  test.each([-2, 8, 11])('refuses column %i of 11 where 4 are wanted', (column) => {
+    const { tensors } = backend
+    const out = tensors.output('f32', [1, 4])
+    const args = { ids: tensors.i32([0]), weight: tensors.output('f32', [3, 11]), out, column }
+    const fault = { code: 'ERR_ZC_ARGUMENT', op: 'embedding', argument: 'column' } as const
+    expectRefused(() => embedding(args), fault)
+  })
+
   test.each([0, -1, Number.NaN])('refuses a scale of %f', (scale) => {
     const { tensors } = backend
     const out = tensors.output('f32', [1, 4])

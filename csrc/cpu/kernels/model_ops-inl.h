@@ -15,7 +15,8 @@ inline void parallel_rows(const OpContext& ctx, int64_t rows, const Body& body) 
 
 void embedding(const OpContext& ctx, const EmbeddingArgs& a) {
   const int64_t vocab_size = a.weight.size(0);
-  const int64_t width = a.weight.size(1);
+  const int64_t width = a.out.size(1);
+  const int64_t stride = a.weight.size(1);
   const int32_t* ids = a.ids.as<int32_t>();
   for (int64_t i = 0; i < a.ids.size(0); ++i)
     ZC_CHECK(ids[i] >= 0 && ids[i] < vocab_size, ErrorCode::kArgument,
@@ -24,7 +25,7 @@ void embedding(const OpContext& ctx, const EmbeddingArgs& a) {
     using T = typename decltype(type)::type;
     parallel_rows(ctx, a.ids.size(0), [&](int64_t r) {
       float* out = a.out.as<float>() + r * width;
-      widen(a.weight.as<T>() + ids[r] * width, out, width);
+      widen(a.weight.as<T>() + ids[r] * stride + a.first_column(), out, width);
       if (a.scale == 1.0f) return;
       for (int64_t c = 0; c < width; ++c) out[c] *= a.scale;
     });

@@ -159,14 +159,17 @@ ZC_OP_TESTS(embedding_tests) {
         if (width == 64) run.aligned();
         run.op(&Backend::embedding,
                EmbeddingArgs{run.ints({0, 12, 3, 3, 12}), run.normals(dtype, {13, width}),
-                             run.result("out", DType::kF32, {5, width}), width == 7 ? 8.5f : 1.0f});
+                             run.result("out", DType::kF32, {5, width}), width == 7 ? 8.5f : 1.0f,
+                             -1});
       }
+      run.op(&Backend::embedding, EmbeddingArgs{run.ints({2, 0}), run.normals(dtype, {3, 40}),
+                                                run.result("some", DType::kF32, {2, 7}), 1.0f, 32});
     });
   }
   add_op_test("embedding of no token", [](OpRun& run) {
     run.expects_failure();
     run.op(&Backend::embedding, EmbeddingArgs{run.ints({0, 13}), run.normals(DType::kF32, {13, 8}),
-                                              run.result("out", DType::kF32, {2, 8}), 1.0f});
+                                              run.result("out", DType::kF32, {2, 8}), 1.0f, -1});
   });
 }
 
