@@ -55,7 +55,7 @@ const weightMap = {
 }
 
 describe('openCheckpoint', () => {
-  test.each(['llama', 'llama3-rope', 'mistral', 'qwen2', 'qwen3'])(
+  test.each(['llama', 'llama3-rope', 'mistral', 'qwen2', 'qwen3', 'gemma4', 'gemma4-e'])(
     'fixture %s has what its config asks for',
     async (name) => {
       const dir = join(kFixtures, 'hf', name)
@@ -368,6 +368,104 @@ describe('layers with a recurrent state, and those between', () => {
           [6, 8],
         ],
       },
+    ])
+  })
+})
+
+describe('of Gemma 4', () => {
+  const gemma = (changes: Parameters<typeof parseModelConfig>[0]) =>
+    parseModelConfig({
+      ...{ architectures: ['Gemma4ForCausalLM'], hidden_size: 32, intermediate_size: 48 },
+      ...{ num_hidden_layers: 4, num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 10 },
+      ...{ head_dim: 16, global_head_dim: 32, max_position_embeddings: 64, sliding_window: 8 },
+      ...{
+        layer_types: [0, 1, 0, 1].map((sees) => (sees ? 'full_attention' : 'sliding_attention')),
+      },
+      ...{ hidden_size_per_layer_input: 0, ...changes },
+    })
+  const ofLayer = (of: ModelConfig, layer: number | null) =>
+    expectedTensors(of)
+      .filter((own) => own.layer === layer)
+      .map(({ name, role, shape }) => [role, name.replace(`model.layers.${layer}.`, ''), shape])
+  const attention = (of: ModelConfig, layer: number) =>
+    ofLayer(of, layer).filter(([, name]) => /self_attn/.test(name as string))
+
+  test('heads are as the layer has them; where values are keys there is no v_proj', () => {
+    const own = gemma({ attention_k_eq_v: true, num_global_key_value_heads: 1 })
+    expect(attention(own, 0)).toEqual([
+      ['qProj', 'self_attn.q_proj.weight', [64, 32]],
+      ['kProj', 'self_attn.k_proj.weight', [32, 32]],
+      ['vProj', 'self_attn.v_proj.weight', [32, 32]],
+      ['qNorm', 'self_attn.q_norm.weight', [16]],
+      ['kNorm', 'self_attn.k_norm.weight', [16]],
+      ['oProj', 'self_attn.o_proj.weight', [32, 64]],
+    ])
+    expect(attention(own, 1)).toEqual([
+      ['qProj', 'self_attn.q_proj.weight', [128, 32]],
+      ['kProj', 'self_attn.k_proj.weight', [32, 32]],
+      ['qNorm', 'self_attn.q_norm.weight', [32]],
+      ['kNorm', 'self_attn.k_norm.weight', [32]],
+      ['oProj', 'self_attn.o_proj.weight', [32, 128]],
+    ])
+    const biased = attention(gemma({ attention_k_eq_v: true, attention_bias: true }), 1)
+    expect(biased.filter(([role]) => /Bias$/.test(role as string))).toEqual([
+      ['qBias', 'self_attn.q_proj.bias', [128]],
+      ['kBias', 'self_attn.k_proj.bias', [64]],
+      ['oBias', 'self_attn.o_proj.bias', [32]],
+    ])
+  })
+
+  test('layers that take keys of others have none, a wider MLP, and inputs of their own', () => {
+    const own = gemma({
+      ...{ num_kv_shared_layers: 2, use_double_wide_mlp: true },
+      ...{ hidden_size_per_layer_input: 16, vocab_size_per_layer_input: 12 },
+    })
+    expect(ofLayer(own, 3)).toEqual([
+      ['inputNorm', 'input_layernorm.weight', [32]],
+      ['qProj', 'self_attn.q_proj.weight', [128, 32]],
+      ['qNorm', 'self_attn.q_norm.weight', [32]],
+      ['oProj', 'self_attn.o_proj.weight', [32, 128]],
+      ['attentionOutputNorm', 'post_attention_layernorm.weight', [32]],
+      ['mlpNorm', 'pre_feedforward_layernorm.weight', [32]],
+      ['gateProj', 'mlp.gate_proj.weight', [96, 32]],
+      ['upProj', 'mlp.up_proj.weight', [96, 32]],
+      ['downProj', 'mlp.down_proj.weight', [32, 96]],
+      ['mlpOutputNorm', 'post_feedforward_layernorm.weight', [32]],
+      ['perLayerGate', 'per_layer_input_gate.weight', [16, 32]],
+      ['perLayerProj', 'per_layer_projection.weight', [32, 16]],
+      ['perLayerNorm', 'post_per_layer_input_norm.weight', [32]],
+      ['layerScalar', 'layer_scalar', [1]],
+    ])
+    expect(ofLayer(own, null)).toEqual([
+      ['embedding', 'model.embed_tokens.weight', [10, 32]],
+      ['perLayerEmbedding', 'model.embed_tokens_per_layer.weight', [12, 64]],
+      ['perLayerModelProj', 'model.per_layer_model_projection.weight', [64, 32]],
+      ['perLayerModelNorm', 'model.per_layer_projection_norm.weight', [16]],
+      ['norm', 'model.norm.weight', [32]],
+    ])
+  })
+
+  test('experts have norms of their own beside the MLP', () => {
+    const own = gemma({
+      ...{ enable_moe_block: true, num_experts: 2, top_k_experts: 1, moe_intermediate_size: 16 },
+    })
+    expect(ofLayer(own, 0).slice(9)).toEqual([
+      ['routerNorm', 'router.scale', [32]],
+      ['router', 'router.proj.weight', [2, 32]],
+      ['expertScales', 'router.per_expert_scale', [2]],
+      ['expertsNorm', 'pre_feedforward_layernorm_2.weight', [32]],
+      ['expertsOutputNorm', 'post_feedforward_layernorm_2.weight', [32]],
+      ['sharedOutputNorm', 'post_feedforward_layernorm_1.weight', [32]],
+      ...[0, 1].flatMap(() => [
+        ['gateProj', 'experts.gate_up_proj', [2, 32, 32]],
+        ['upProj', 'experts.gate_up_proj', [2, 32, 32]],
+        ['downProj', 'experts.down_proj', [2, 32, 16]],
+      ]),
+      ['sharedGateProj', 'mlp.gate_proj.weight', [48, 32]],
+      ['sharedUpProj', 'mlp.up_proj.weight', [48, 32]],
+      ['sharedDownProj', 'mlp.down_proj.weight', [32, 48]],
+      ['mlpOutputNorm', 'post_feedforward_layernorm.weight', [32]],
+      ['layerScalar', 'layer_scalar', [1]],
     ])
   })
 })

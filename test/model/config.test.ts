@@ -62,6 +62,55 @@ const gemma3Images = {
   },
   vision_config: { hidden_size: 1152 },
 }
+/** What files of Gemma 4 say of a model that takes keys of earlier layers in its last ones. */
+const gemma4E = {
+  architectures: ['Gemma4ForConditionalGeneration'],
+  model_type: 'gemma4',
+  eos_token_id: [1, 106],
+  text_config: {
+    attention_bias: false,
+    attention_k_eq_v: false,
+    bos_token_id: 2,
+    enable_moe_block: false,
+    eos_token_id: 1,
+    final_logit_softcapping: 30,
+    global_head_dim: 512,
+    head_dim: 256,
+    hidden_activation: 'gelu_pytorch_tanh',
+    hidden_size: 1536,
+    hidden_size_per_layer_input: 256,
+    intermediate_size: 6144,
+    layer_types: Array.from({ length: 35 }, (_, layer) =>
+      layer % 5 === 4 ? 'full_attention' : 'sliding_attention',
+    ),
+    max_position_embeddings: 131_072,
+    model_type: 'gemma4_text',
+    moe_intermediate_size: null,
+    num_attention_heads: 8,
+    num_experts: null,
+    num_global_key_value_heads: null,
+    num_hidden_layers: 35,
+    num_key_value_heads: 1,
+    num_kv_shared_layers: 20,
+    rms_norm_eps: 1e-6,
+    rope_parameters: {
+      full_attention: {
+        partial_rotary_factor: 0.25,
+        rope_theta: 1_000_000,
+        rope_type: 'proportional',
+      },
+      sliding_attention: { rope_theta: 10_000, rope_type: 'default' },
+    },
+    sliding_window: 512,
+    tie_word_embeddings: true,
+    top_k_experts: null,
+    use_bidirectional_attention: null,
+    use_double_wide_mlp: true,
+    vocab_size: 262_144,
+    vocab_size_per_layer_input: 262_144,
+  },
+  vision_config: { hidden_size: 768 },
+}
 const mixtral = {
   ...llama,
   architectures: ['MixtralForCausalLM'],
@@ -339,9 +388,12 @@ describe('readModelConfig on the fixtures', () => {
     nLayers: 3,
     hiddenSize: 128,
     intermediateSize: 256,
+    intermediateSizes: [256, 256, 256],
     experts: null,
     nHeads: 4,
     nKvHeads: 2,
+    globalHeads: null,
+    kvSources: [0, 1, 2],
     vocabSize: 320,
     maxPositions: 4096,
     bosTokenId: 1,
@@ -351,6 +403,9 @@ describe('readModelConfig on the fixtures', () => {
     embeddingScale: 1,
     roundsEmbeddingScale: false,
     logitsScale: 1,
+    logitsCap: 0,
+    perLayerInputs: null,
+    scalesLayers: false,
     queryGrowth: null,
     unitOffsetNorms: false,
     norms: {
@@ -365,6 +420,7 @@ describe('readModelConfig on the fixtures', () => {
     recurrence: null,
     interleavedRope: false,
     qkNormNames: { q: 'q_norm', k: 'k_norm' },
+    normalizesValues: false,
     mlpNames: { block: 'mlp', gateUp: 'gate_up_proj', down: 'down_proj' },
     fusedProjections: 'none',
   }
@@ -912,6 +968,208 @@ describe('architectures of their own', () => {
     const wide = parseModelConfig({ ...pattern, sliding_window: 4096 })
     expect(wide.slidingWindow).toEqual([0, 0, 0, 0])
     expect(wide.ropes[0]).toEqual(local)
+  })
+
+  const gemma4 = {
+    ...{ ...llama, architectures: ['Gemma4ForCausalLM'], model_type: 'gemma4_text' },
+    ...{ rope_theta: undefined, num_hidden_layers: 6, sliding_window: 512 },
+    ...{ hidden_size_per_layer_input: 0, attention_k_eq_v: true, num_global_key_value_heads: 1 },
+  }
+  const ofGemma4 = (changes: JsonObject = {}) => parseModelConfig({ ...gemma4, ...changes })
+  const local = { type: 'default', theta: 10_000 }
+  const globally = { type: 'proportional', theta: 1e6, share: 0.25, factor: 1 }
+  const kGlobal = [false, false, false, false, false, true]
+
+  test('gemma4: layers that see all tokens have other heads, whose values are their keys', () => {
+    const shape = { nKvHeads: 1, headDim: 512, rotaryDim: 512 }
+    const globalHeads = { ...shape, layers: kGlobal, valuesAreKeys: true }
+    expect(ofGemma4()).toMatchObject({
+      ...{ nKvHeads: 2, headDim: 256, rotaryDim: 256, globalHeads, softmaxScale: 1 },
+      ...{ kvSources: [0, 1, 2, 3, 4, 5], slidingWindow: [512, 512, 512, 512, 512, 0] },
+      ...{ qkNorm: 'each head', normalizesValues: true, unitOffsetNorms: false },
+      ...{ embeddingScale: Math.sqrt(128), roundsEmbeddingScale: true, tieWordEmbeddings: true },
+      ...{ activation: 'gelu_tanh', scalesLayers: true, logitsCap: 0, experts: null },
+      ...{ perLayerInputs: null, intermediateSizes: kGlobal.map(() => 256) },
+      ropes: [local, local, local, local, local, globally],
+      norms: { attentionOutput: 'post_attention_layernorm', mlp: 'pre_feedforward_layernorm' },
+    })
+    // Whatever there is, the last layer sees all.
+    expect(ofGemma4({ num_hidden_layers: 4 }).slidingWindow).toEqual([512, 512, 512, 0])
+    const windows = full.map(() => 'sliding_attention')
+    const forced = ofGemma4({ num_hidden_layers: 4, layer_types: windows })
+    expect(forced.globalHeads?.layers).toEqual([false, false, false, true])
+    expect(forced.ropes.map((rope) => rope?.type)).toEqual([
+      ...['default', 'default', 'default', 'proportional'],
+    ])
+    // A window that hides nothing is none, and its layers keep their heads.
+    const wide = ofGemma4({ sliding_window: 4096 })
+    expect([wide.slidingWindow, wide.globalHeads?.layers]).toEqual([kGlobal.map(() => 0), kGlobal])
+    // The number of their key heads is nothing to a model with weights of values.
+    const { globalHeads: own } = ofGemma4({ attention_k_eq_v: false, global_head_dim: 64 })
+    expect(own).toEqual({
+      ...{ nKvHeads: 2, headDim: 64, rotaryDim: 64, layers: kGlobal, valuesAreKeys: false },
+    })
+    expect(ofGemma4({ attention_k_eq_v: false, global_head_dim: 256 }).globalHeads).toBeNull()
+    expect(ofGemma4({ final_logit_softcapping: 30 }).logitsCap).toBe(30)
+    expect(ofGemma4({ use_bidirectional_attention: 'vision' }).softmaxScale).toBe(1)
+    expect(ofGemma4({ attention_bias: true }).attentionBias).toEqual({ qkv: true, output: true })
+  })
+
+  test('gemma4: heads by layer, as transformers 5 writes them', () => {
+    const own = (byLayer: unknown, changes: JsonObject = {}) =>
+      ofGemma4({ ...changes, per_layer_config: byLayer }).globalHeads
+    const other = { head_dim: 64, num_key_value_heads: 1 }
+    const expected = { nKvHeads: 1, headDim: 64, rotaryDim: 64, layers: kGlobal }
+    expect(own({ '05': other })).toEqual({ ...expected, valuesAreKeys: true })
+    expect(own({ 5: { head_dim: 64 } })).toMatchObject({ nKvHeads: 2, headDim: 64 })
+    // Every layer told, though most are as all.
+    const usual = { head_dim: 256, num_key_value_heads: 2 }
+    expect(own({ 0: usual, 3: usual, 5: other })).toMatchObject(expected)
+    expect(own({}, { attention_k_eq_v: false })).toBeNull()
+    const refused = (byLayer: unknown, message: string, changes: JsonObject = {}) =>
+      expect(() => own(byLayer, changes)).toThrow(message)
+    refused([], 'per_layer_config is [], expected an object')
+    refused({ 6: other }, 'per_layer_config holds "6", expected the number of one of 6 layers')
+    refused({ 5: 64 }, 'per_layer_config.5 is 64, expected an object')
+    refused({ 5: { head_dim: 24 } }, 'per_layer_config.5.head_dim is 24, expected a multiple of 16')
+    refused({ 5: { num_key_value_heads: 3 } }, 'per_layer_config.5.num_key_value_heads is 3')
+    refused(
+      { 5: { intermediate_size: 64 } },
+      'per_layer_config.5.intermediate_size is 64; layers that differ in it are not supported',
+    )
+    refused(
+      { 2: other },
+      'per_layer_config gives layer 2 heads of its own, expected them as head_dim and',
+    )
+    const types = {
+      layer_types: kGlobal.map((_, layer) => (layer % 2 ? full[0] : 'sliding_attention')),
+    }
+    refused(
+      { 1: other, 3: other },
+      'per_layer_config gives layer 5 heads of its own, expected them as others without a window',
+      types,
+    )
+  })
+
+  test('gemma4: the last layers take keys of earlier ones, and may have wider MLPs', () => {
+    const config = parseModelConfig(gemma4E)
+    const layers = [...config.kvSources.keys()]
+    expect(config.kvSources).toEqual(
+      layers.map((layer) => (layer < 15 ? layer : layer % 5 === 4 ? 14 : 13)),
+    )
+    expect(config).toMatchObject({
+      ...{ intermediateSize: 12_288, eosTokenIds: [1, 106], logitsCap: 30 },
+      intermediateSizes: layers.map((layer) => (layer < 15 ? 6144 : 12_288)),
+      perLayerInputs: { width: 256, vocabSize: 262_144 },
+      globalHeads: { nKvHeads: 1, headDim: 512, rotaryDim: 512, valuesAreKeys: false },
+    })
+    const own = (changes: JsonObject) =>
+      parseModelConfig({ ...gemma4E, text_config: { ...gemma4E.text_config, ...changes } })
+    expect(own({ use_double_wide_mlp: false }).intermediateSizes).toEqual(layers.map(() => 6144))
+    expect(own({ num_kv_shared_layers: 0 }).intermediateSize).toBe(6144)
+    expect(own({ hidden_size_per_layer_input: 0 }).perLayerInputs).toBeNull()
+    const { hidden_size_per_layer_input, vocab_size_per_layer_input, ...unsaid } =
+      gemma4E.text_config
+    const usual = parseModelConfig({ ...gemma4E, text_config: unsaid })
+    expect(usual.perLayerInputs).toEqual({ width: 256, vocabSize: 262_144 })
+  })
+
+  test('gemma4: experts beside an MLP', () => {
+    const experts = {
+      ...{ enable_moe_block: true, num_experts: 16, top_k_experts: 4, moe_intermediate_size: 48 },
+    }
+    expect(ofGemma4(experts)).toMatchObject({
+      intermediateSize: 256,
+      experts: {
+        ...{ count: 16, perRow: 4, intermediateSize: 48, sharedSize: 256, besideMlp: true },
+        ...{ scores: 'softmax', normalized: true, scale: 1, layers: kGlobal.map(() => true) },
+        names: { block: null, router: 'router.proj', shared: { name: 'mlp', gate: null } },
+      },
+    })
+    expect(ofGemma4({ ...experts, enable_moe_block: false }).experts).toBeNull()
+    expect(parseModelConfig(qwen3Moe).experts?.besideMlp).toBe(false)
+    expect(() => ofGemma4({ ...experts, top_k_experts: null })).toThrow('top_k_experts is missing')
+    const doubled = { ...experts, num_kv_shared_layers: 1, use_double_wide_mlp: true }
+    expect(() => ofGemma4({ ...doubled, layer_types: [...full, ...full.slice(2)] })).toThrow(
+      'use_double_wide_mlp is true; MLPs of two widths beside experts are not supported',
+    )
+  })
+
+  test('gemma4 of one piece: neither experts nor inputs of layers', () => {
+    const unified = (changes: JsonObject = {}) =>
+      parseModelConfig({
+        ...{
+          architectures: ['Gemma4UnifiedForConditionalGeneration'],
+          model_type: 'gemma4_unified',
+        },
+        text_config: {
+          ...{ model_type: 'gemma4_unified_text', hidden_size: 3840, num_hidden_layers: 48 },
+          ...{ attention_k_eq_v: true, num_global_key_value_heads: 1, ...changes },
+        },
+      })
+    expect(unified()).toMatchObject({
+      ...{ perLayerInputs: null, experts: null, maxPositions: 262_144, nKvHeads: 4 },
+      ...{ globalHeads: { nKvHeads: 1, headDim: 512, valuesAreKeys: true }, scalesLayers: true },
+    })
+    expect(unified().slidingWindow.slice(0, 7)).toEqual([1024, 1024, 1024, 1024, 1024, 0, 1024])
+    expect(() => unified({ enable_moe_block: true })).toThrow(
+      'text_config.enable_moe_block is true, expected false',
+    )
+    const text = { ...gemma4, architectures: ['Gemma4UnifiedForCausalLM'] }
+    const own = parseModelConfig({ ...text, model_type: 'gemma4_unified_text' })
+    expect({ ...own, architecture: 'Gemma4ForCausalLM' }).toEqual(ofGemma4())
+  })
+
+  test('gemma4: what is refused by its name', () => {
+    const refused = (changes: JsonObject, message: string) =>
+      expect(() => ofGemma4(changes)).toThrow(message)
+    refused(
+      { use_bidirectional_attention: 'all' },
+      'use_bidirectional_attention is "all"; rows that see later ones are not supported',
+    )
+    refused({ attn_logit_softcapping: 50 }, 'attn_logit_softcapping is 50; logit soft-capping')
+    refused({ final_logit_softcapping: 0 }, 'final_logit_softcapping is 0, expected a number > 0')
+    refused(
+      { num_global_key_value_heads: 3 },
+      'num_global_key_value_heads is 3, expected a divisor',
+    )
+    refused({ global_head_dim: 1024 }, 'global_head_dim is 1024, expected an integer from 1 to 512')
+    refused(
+      { num_kv_shared_layers: 6 },
+      'num_kv_shared_layers is 6, expected an integer from 0 to 5',
+    )
+    refused(
+      { num_kv_shared_layers: 1 },
+      'num_kv_shared_layers is 1, expected a layer before them without a window, as layer 5 is',
+    )
+    refused(
+      { hidden_size_per_layer_input: 8, vocab_size_per_layer_input: 319 },
+      'vocab_size_per_layer_input is 319, expected an integer from 320',
+    )
+    refused({ sliding_window: null }, 'sliding_window is null, expected an integer')
+    const ropes = (
+      full_attention: unknown,
+      sliding_attention: unknown = { rope_type: 'default' },
+    ) => ({
+      rope_parameters: { full_attention, sliding_attention },
+    })
+    refused({ rope_parameters: null }, 'rope_parameters is missing, expected an object')
+    refused(ropes(undefined), 'rope_parameters.full_attention is missing, expected an object')
+    refused(
+      ropes({ rope_type: 'proportional', partial_rotary_factor: 2 }),
+      'rope_parameters.full_attention.partial_rotary_factor is 2, expected a number above 0 and at',
+    )
+    refused(
+      ropes({ rope_type: 'default', partial_rotary_factor: 0.25 }),
+      'rope_parameters.full_attention.partial_rotary_factor is 0.25, expected 1',
+    )
+    const glm = { ...llama, architectures: ['GlmForCausalLM'], model_type: 'glm' }
+    expect(() =>
+      parseModelConfig({ ...glm, rope_parameters: { rope_type: 'proportional' } }),
+    ).toThrow('rope_parameters.rope_type is "proportional", expected "default"')
+    // As long factors are for pairs of a head that sees all tokens.
+    const long = { rope_type: 'longrope', short_factor: [1], long_factor: [1] }
+    refused(ropes(long), 'full_attention.short_factor is [1], expected 256 numbers > 0')
   })
 
   test('mixtral: every layer has experts, as wide as its MLP would be', () => {
@@ -1691,7 +1949,7 @@ describe('refusals name the key, what it was and what it must be', () => {
       'hidden_size is 130, expected a multiple',
     ],
     ['odd head_dim', { ...llama, head_dim: 33 }, 'head_dim is 33, expected a multiple of 16'],
-    ['large head_dim', { ...llama, head_dim: 512 }, 'head_dim is 512, expected an integer from 1'],
+    ['large head_dim', { ...llama, head_dim: 528 }, 'head_dim is 528, expected an integer from 1'],
     ['derived head_dim', { ...llama, hidden_size: 4096 }, 'head_dim is 1024, expected a multiple'],
     ['tied as text', { ...llama, tie_word_embeddings: 'no' }, 'tie_word_embeddings is "no"'],
     ['eos outside', { ...llama, eos_token_id: 320 }, 'eos_token_id is 320, expected less than'],
@@ -1727,7 +1985,7 @@ describe('refusals name the key, what it was and what it must be', () => {
     [
       'dynamic rope',
       { ...llama, rope_scaling: { type: 'dynamic', factor: 2 } },
-      'rope_scaling.rope_type is "dynamic", expected "default", "linear", "llama3", "yarn" or "longrope"',
+      'rope_scaling.rope_type is "dynamic", expected "default", "linear", "llama3", "yarn", "longrope" or "proportional"',
     ],
     [
       'longrope',

@@ -40,6 +40,17 @@ describe('ropeFrequencies', () => {
     expectClose(invFreq, [0.25, 0.025, 0.0025, 0.00025])
   })
 
+  test('proportional: the first pairs of a whole head, the others stay', () => {
+    const rope: RopeConfig = { type: 'proportional', theta: 10000, share: 0.5, factor: 4 }
+    const { invFreq, attentionScale } = ropeFrequencies(rope, 8, 99)
+    expect(attentionScale).toBe(1)
+    expectClose(invFreq.subarray(0, 2), [0.25, 0.025])
+    expect([...invFreq.subarray(2)]).toEqual([0, 0])
+    // As many as are whole: of transformers, 32 channels and a share of 0.2.
+    const few = ropeFrequencies({ ...rope, share: 0.2 }, 32, 99)
+    expect([...few.invFreq].map((freq) => freq > 0).indexOf(false)).toBe(3)
+  })
+
   test('llama3: kept, blended, divided', () => {
     // Of theta 10000, headDim 8 the wavelengths are 6.28, 62.8, 628.3, 6283. An original context of
     // 1000 with factors 1 and 4 keeps those below 250, divides those above 1000, and blends the

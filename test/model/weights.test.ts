@@ -173,6 +173,77 @@ describe('of layers that attend with a gate and of those with a state', () => {
   })
 })
 
+describe('of Gemma 4', () => {
+  const storedOf = (fixture: string) =>
+    readSafetensors(join(kFixtures, fixture, 'model.safetensors'))
+  const scaled = (tensors: StoredTensors, name: string, scale: number) =>
+    [...valuesOf(tensors.get(name)!)].map((value) => Math.fround(scale * value))
+
+  test('norms hold what multiplies what they give; scales of layers are numbers', async () => {
+    const own = storedOf('gemma4-e')
+    const prefix = 'model.language_model'
+    await withLoaded(join(kFixtures, 'gemma4-e'), { dtype: 'bf16' }, async (loaded, config) => {
+      const norm = loaded.get('perLayer.norm')!
+      expect([norm.dtype, norm.shape]).toEqual(['f32', [16]])
+      const name = `${prefix}.per_layer_projection_norm.weight`
+      expect(await numbersOf(norm)).toEqual(scaled(own, name, Math.SQRT1_2))
+      expect(loaded.get('perLayer.embedding')).toMatchObject({ dtype: 'bf16', shape: [176, 96] })
+      expect(loaded.get('perLayer.proj')).toMatchObject({ dtype: 'bf16', shape: [96, 64] })
+      for (let layer = 0; layer < config.nLayers; ++layer) {
+        const has = (role: string) => loaded.has(`${layer}.${role}`)
+        const isOwn = config.kvSources[layer] === layer
+        expect(['kProj', 'vProj', 'kNorm'].map(has)).toEqual([isOwn, isOwn, isOwn])
+      }
+    })
+    const read = async (fixture: string) => {
+      const config = await readModelConfig(join(kFixtures, fixture))
+      const checked = checkTensors(await openCheckpoint(join(kFixtures, fixture)), config)
+      const all = { config, dtype: 'f32', format: 'stored', signal: undefined } as const
+      const { layerScales, perLayer, dispose } = await loadWeights(device, checked, all)
+      dispose()
+      return { layerScales, hasInputs: perLayer !== null }
+    }
+    const scalars = Array.from({ length: 6 }, (_, layer) =>
+      valuesOf(own.get(`${prefix}.layers.${layer}.layer_scalar`)!),
+    )
+    expect(await read('gemma4-e')).toEqual({
+      layerScales: scalars.map(([scalar]) => scalar),
+      hasInputs: true,
+    })
+    expect(await read('qwen3')).toEqual({ layerScales: [1, 1, 1], hasInputs: false })
+  })
+
+  test.each(['int8', 'stored'] as const)('%s: what routes is never rounded', async (format) => {
+    const own = storedOf('gemma4-moe')
+    await withLoaded(join(kFixtures, 'gemma4-moe'), { format }, async (loaded, config) => {
+      const { hiddenSize } = config
+      const name = 'model.layers.1.router'
+      expect(loaded.get('1.routerNorm')?.dtype).toBe('f32')
+      expect(await numbersOf(loaded.get('1.routerNorm'))).toEqual(
+        scaled(own, `${name}.scale`, 1 / Math.sqrt(hiddenSize)),
+      )
+      expect(loaded.get('1.expertScales')).toMatchObject({ dtype: 'f32', shape: [6] })
+      expect(await numbersOf(loaded.get('1.expertScales'))).toEqual(
+        scaled(own, `${name}.per_expert_scale`, 1),
+      )
+      expect(loaded.get('1.router')).toMatchObject({ dtype: 'bf16', shape: [6, 64] })
+      const codes = format === 'int8' ? 'i8' : 'bf16'
+      expect(loaded.get('1.gateProj')).toMatchObject({ dtype: codes, shape: [6, 48, 64] })
+      expect(loaded.get('1.sharedDownProj')).toMatchObject({ dtype: codes, shape: [64, 96] })
+      expect([loaded.has('1.vProj'), loaded.has('2.vProj')]).toEqual([true, false])
+    })
+  })
+
+  test('keys of layers that take others are passed over', async () => {
+    const key = 'model.language_model.layers.4.self_attn.k_proj.weight'
+    const dir = copies.copy(join(kFixtures, 'gemma4-e'), {
+      tensors: (own) =>
+        new Map([...own, [key, { dtype: 'F32', shape: [1], bytes: new Uint8Array(4) }]]),
+    })
+    await withLoaded(dir, {}, async (loaded) => expect(loaded.has('4.kProj')).toBe(false))
+  })
+})
+
 /** Matrices in int8, each with a scale a row, as compressed-tensors has them. */
 function withCodes(tensors: StoredTensors, isCoded: (name: string) => boolean): StoredTensors {
   const all: StoredTensors = new Map()
