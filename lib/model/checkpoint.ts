@@ -310,9 +310,9 @@ export function expectedTensors(config: ModelConfig): ExpectedTensor[] {
     const joint = [count, 2 * width, hiddenSize]
     const router = `${block}.${names.router}`
     const { besideMlp } = names
-    if (besideMlp) add(layer, 'routerNorm', `${block}.${besideMlp.routerNorm}`, hiddenSize)
     add(layer, 'router', `${router}.weight`, count, hiddenSize)
     if (besideMlp) {
+      add(layer, 'routerNorm', `${block}.${besideMlp.routerNorm}`, hiddenSize)
       add(layer, 'expertScales', `${block}.${besideMlp.scales}`, count)
       add(layer, 'expertsNorm', `${prefix}.${besideMlp.input}.weight`, hiddenSize)
       add(layer, 'expertsOutputNorm', `${prefix}.${besideMlp.output}.weight`, hiddenSize)

@@ -379,7 +379,6 @@ export function parseModelConfig(raw: JsonObject, path = 'config.json'): ModelCo
     gatesAttention: traits.gatesAttention,
     recurrence,
     ...readScales(read, traits, hiddenSize, headDim),
-    logitsCap: (traits.isGemma4 && read.optionalPositive('final_logit_softcapping')) || 0,
     perLayerInputs: readPerLayerInputs(read, traits, nLayers, vocabSize),
     scalesLayers: traits.isGemma4,
     activation: readActivation(read, traits),
@@ -493,6 +492,7 @@ function readScales(
     embeddingScale: isGemma ? Math.sqrt(hiddenSize) : embedding / residual,
     roundsEmbeddingScale: isGemma,
     logitsScale: isGranite ? 1 / read.positive('logits_scaling') : 1,
+    logitsCap: isGemma4 ? (read.optionalPositive('final_logit_softcapping') ?? 0) : 0,
   }
 }
 
@@ -581,8 +581,9 @@ function readExperts(
   { experts }: ArchitectureTraits,
   nLayers: number,
 ): ExpertsConfig | null {
-  const { enabledKey } = experts ?? {}
-  if (experts === null || (enabledKey && !read.boolean(enabledKey, false))) return null
+  if (experts === null) return null
+  const { enabledKey } = experts
+  if (enabledKey !== undefined && !read.boolean(enabledKey, false)) return null
   const named = experts.countKeys.filter((key) => read.value(key) !== undefined)
   const [key = experts.countKeys[0] as string, other] = named
   const count = read.integer(key, experts.isOptional ? 0 : 1, kMaxExperts)

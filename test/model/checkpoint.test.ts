@@ -450,8 +450,8 @@ describe('of Gemma 4', () => {
       ...{ enable_moe_block: true, num_experts: 2, top_k_experts: 1, moe_intermediate_size: 16 },
     })
     expect(ofLayer(own, 0).slice(9)).toEqual([
-      ['routerNorm', 'router.scale', [32]],
       ['router', 'router.proj.weight', [2, 32]],
+      ['routerNorm', 'router.scale', [32]],
       ['expertScales', 'router.per_expert_scale', [2]],
       ['expertsNorm', 'pre_feedforward_layernorm_2.weight', [32]],
       ['expertsOutputNorm', 'post_feedforward_layernorm_2.weight', [32]],
