@@ -3,6 +3,7 @@ import type { Model } from '../engine/model.js'
 import type { Sequence } from '../engine/sequence.js'
 import { ZipCacheError } from '../errors.js'
 import { openCheckpoint } from '../model/checkpoint.js'
+import { type HeadShape, headShapes, layerPlaces } from '../model/layer-kinds.js'
 import { codedBytes } from '../model/weights.js'
 import type { PolicySpec } from '../policy/index.js'
 import { policyLabel } from '../policy/policy-label.js'
@@ -261,12 +262,14 @@ function compressedTokens(sequence: Sequence): number {
 async function stepWork(model: Model, dir: string) {
   const { config, dtype, weights } = model
   const { tensors } = await openCheckpoint(dir)
-  // A step reads one row of the embedding, and all of it where it is the output projection too.
-  const skipped = config.tieWordEmbeddings ? '' : 'model.embed_tokens.weight'
+  // A step reads one row of an embedding, and all of it where it is the output projection too.
+  const isLookedUp = (name: string) =>
+    name.endsWith('embed_tokens_per_layer.weight') ||
+    (!config.tieWordEmbeddings && name.endsWith('embed_tokens.weight'))
   let weightBytes = 0
   let products = 0
   for (const [name, { shape, sizeBytes }] of tensors) {
-    if (name === skipped) continue
+    if (isLookedUp(name)) continue
     const length = shape.reduce((all, size) => all * size, 1)
     const isMatrix = shape.length === 2
     // bf16 rounds the weights; else they stay as they are in the file.
@@ -275,7 +278,11 @@ async function stepWork(model: Model, dir: string) {
     if (isMatrix) products += length
   }
   const head = config.vocabSize * config.hiddenSize
-  const attention = 4 * config.nHeads * config.headDim * config.nLayers
+  const shapes = headShapes(config)
+  const headDims = layerPlaces(config).map(({ isRecurrent, shape }) =>
+    isRecurrent ? 0 : (shapes[shape] as HeadShape).headDim,
+  )
+  const attention = 4 * config.nHeads * headDims.reduce((sum, headDim) => sum + headDim, 0)
   return {
     weightBytes,
     decodeFlops: (n: number) => 2 * products + attention * n,

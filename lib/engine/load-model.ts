@@ -1,6 +1,6 @@
 import { show, ZipCacheError } from '../errors.js'
 import { checkTensors, openCheckpoint } from '../model/checkpoint.js'
-import { type ModelConfig, readModelConfig } from '../model/config.js'
+import { headsOf, type ModelConfig, readModelConfig } from '../model/config.js'
 import { readGenerationConfig } from '../model/generation-config.js'
 import { checkPath } from '../model/model-files.js'
 import { ropeFrequencies } from '../model/rope-frequencies.js'
@@ -113,8 +113,9 @@ export async function loadModel(dir: string | URL, options: LoadOptions = {}): P
     const isRotated = config.qkNorm === 'each head, rotated'
     const distinct = [...new Set(isRotated ? [...config.ropes, null] : config.ropes)]
     const ropes = distinct.map((rope) => {
-      const { rotaryDim, maxPositions } = config
-      const { invFreq, attentionScale } = ropeFrequencies(rope, rotaryDim, maxPositions)
+      // Layers that share it have heads of one shape.
+      const { rotaryDim } = headsOf(config, config.ropes.indexOf(rope))
+      const { invFreq, attentionScale } = ropeFrequencies(rope, rotaryDim, config.maxPositions)
       const frequencies = device.from(invFreq, [invFreq.length], 'f32')
       disposers.push(() => frequencies.dispose())
       return { invFreq: frequencies, attentionScale }
