@@ -8,6 +8,10 @@
 // lib/ops/<op>.ts.
 namespace zc {
 
+// Channels of a head at most, of attention and its cache; a recurrent state has 256.
+inline constexpr int kMaxHeadDim = 512;
+inline constexpr int kMaxStateDim = 256;
+
 struct FlashAttentionArgs {
   TensorView q;             // (total_q, n_heads, head_dim) f32|f16|bf16
   TensorView k;             // (total_k, n_kv_heads, head_dim), q's dtype

@@ -122,10 +122,11 @@ void expect_heads(const TensorView& q, const char* k_name, const TensorView& k) 
   expect_group(q.size(1), q.size(2), k_name, k.size(1), k.size(2));
 }
 
-void expect_head_dim(const char* name, int64_t head_dim) {
-  if (head_dim < 16 || head_dim > 256 || head_dim % 16 != 0)
+void expect_head_dim(const char* name, int64_t head_dim, int most = kMaxHeadDim) {
+  if (head_dim < 16 || head_dim > most || head_dim % 16 != 0)
     fail(ErrorCode::kUnsupported, name,
-         "head_dim is " + std::to_string(head_dim) + ", expected a multiple of 16 up to 256");
+         "head_dim is " + std::to_string(head_dim) + ", expected a multiple of 16 up to " +
+             std::to_string(most));
 }
 
 // RoPE's tables for heads of so many channels, or for the first of them.
@@ -161,10 +162,10 @@ void expect_tables(const TensorView& tables, const TensorView& starts) {
 
 // Rows of a recurrent state.
 void expect_state_dim(const char* name, const char* what, int64_t dim) {
-  if (dim < 16 || dim > 256 || (dim & (dim - 1)) != 0)
+  if (dim < 16 || dim > kMaxStateDim || (dim & (dim - 1)) != 0)
     fail(ErrorCode::kUnsupported, name,
          std::string(what) + " is " + std::to_string(dim) +
-             ", expected a power of two from 16 to 256");
+             ", expected a power of two from 16 to " + std::to_string(kMaxStateDim));
 }
 
 // What an op of a recurrent layer is given of its states, for so many rows.
@@ -551,7 +552,7 @@ void check(const GatedDeltaArgs& a) {
   const int64_t n_heads = a.n_heads();
   const int64_t value_dim = a.value_dim();
   expect_head_count("out", n_heads);
-  expect_head_dim("out", value_dim);
+  expect_head_dim("out", value_dim, kMaxStateDim);
   expect(a.n_key_heads >= 1 && n_heads % a.n_key_heads == 0, "nKeyHeads",
          "is " + std::to_string(a.n_key_heads) + ", expected a divisor of the " +
              std::to_string(n_heads) + " value heads");
@@ -581,7 +582,7 @@ void check(const SelectiveScanArgs& a) {
   const int64_t rows = a.out.size(0);
   const int64_t n_heads = a.n_heads();
   expect_head_count("out", n_heads);
-  expect_head_dim("out", a.head_dim());
+  expect_head_dim("out", a.head_dim(), kMaxStateDim);
   expect(a.n_groups >= 1 && n_heads % a.n_groups == 0, "nGroups",
          "is " + std::to_string(a.n_groups) + ", expected a divisor of the " +
              std::to_string(n_heads) + " heads");

@@ -34,7 +34,7 @@ export interface FlashAttentionArgs {
  * scores.
  *
  * Throws `ERR_ZC_SHAPE`, `ERR_ZC_DTYPE`, `ERR_ZC_ARGUMENT`, and `ERR_ZC_UNSUPPORTED` unless
- * head_dim is a multiple of 16 up to 256. Source: FlashAttention-2 (arXiv 2307.08691), Alg. 1.
+ * head_dim is a multiple of 16 up to 512. Source: FlashAttention-2 (arXiv 2307.08691), Alg. 1.
  */
 export function flashAttention(args: FlashAttentionArgs): void {
   checkArguments(args)

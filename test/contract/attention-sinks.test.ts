@@ -55,6 +55,7 @@ describeBackends('attentionSinks', (backend) => {
       [17, 2, 64],
       [65, 3, 96],
       [2, 1, 256],
+      [3, 2, 512],
     ] as const) {
       const { out, lse, expected, shape } = await run(
         backend.tensors,

@@ -79,6 +79,7 @@ describeBackends('mergeAttention', (backend) => {
       [17, 2, 64],
       [65, 3, 96],
       [2, 1, 256],
+      [3, 2, 512],
     ]) {
       await expectReference(randomMerge(n, nHeads, headDim, dtype))
     }

@@ -13,7 +13,7 @@ import { expectRefused, expectRejected } from '../support/errors.js'
 import { kvTable, PackedCache, stackTables } from '../support/packed-cache.js'
 import { type BlockPlan, packSequence, type SequencePlan } from '../support/packed-sequence.js'
 import { propertyRuns } from '../support/properties.js'
-import { cumulative, normals, storeAs } from '../support/random-data.js'
+import { cumulative, type KvShape, normals, randomKeys, storeAs } from '../support/random-data.js'
 import { attentionTolerance, tolerance } from '../support/tolerance.js'
 
 const codeFormats = ['u2', 'u3', 'u4', 'u8'] as const
@@ -30,6 +30,14 @@ interface Call {
   tail: boolean
   causal: boolean
   slidingWindow: number
+  /** q and K above 0, most of K near the largest of its channel */
+  large?: boolean
+}
+
+/** Keys whose codes are nearly all near the last one. Returns (n_tokens, n_kv_heads, head_dim). */
+function largeKeys(seed: number, shape: KvShape): Float32Array {
+  const length = shape.nTokens * shape.nKvHeads * shape.headDim
+  return normals(seed, length).map((x) => 1 - Math.min(1, x ** 2 / 10) ** 2)
 }
 
 const block = (
@@ -70,14 +78,16 @@ const usual: Call = {
 
 /** Packs the sequences of a call; gives the arguments of mixedAttention and the reference's result. */
 function prepare(tensors: DeviceTensors, call: Call) {
-  const { nHeads, nKvHeads, headDim, dtype, seed } = call
+  const { nHeads, nKvHeads, headDim, dtype, seed, large = false } = call
+  const keys = large ? largeKeys : randomKeys
   const cache = new PackedCache(tensors, { nKvHeads, headDim, maxSegments: 8, poolBytes: 1 << 22 })
   const packed = call.sequences.map(({ plan }, index) =>
-    packSequence(tensors, { cache, plan, nKvHeads, headDim, dtype, seed: seed * 7 + index }),
+    packSequence(tensors, { cache, plan, nKvHeads, headDim, dtype, keys, seed: seed * 7 + index }),
   )
   const cuSeqlens = cumulative(call.sequences.map(({ qLen }) => qLen))
   const totalQ = cuSeqlens.at(-1)!
-  const q = storeAs(dtype, normals(seed + 99, totalQ * nHeads * headDim))
+  const random = normals(seed + 99, totalQ * nHeads * headDim)
+  const q = storeAs(dtype, large ? random.map((x) => 1 + Math.abs(x) / 100) : random)
   const positions = call.sequences.flatMap(({ qLen }, index) => {
     const first = packed[index].length - (call.causal && call.tail ? qLen : 0)
     return Array.from({ length: qLen }, (_, i) => first + i)
@@ -212,8 +222,38 @@ describeBackends('mixedAttention', (backend) => {
       await expectReference({ ...call, sequences: [{ plan: longPlan, qLen: 1 }], tail: false })
     })
 
-    test.each([16, 32, 48, 64, 96, 128, 256])('head_dim %i', async (headDim) => {
+    test.each([16, 32, 48, 64, 96, 128, 256, 320, 512])('head_dim %i', async (headDim) => {
       await expectReference({ headDim, seed: headDim })
+    })
+
+    test.each([320, 512])('head_dim %i, q and tails of every format', async (headDim) => {
+      for (const dtype of floatDtypes) {
+        for (const format of floatDtypes) {
+          const plan = { blocks: [block(41, 20)], tail: { format, nTokens: 19 } }
+          await expectReference({ headDim, dtype, sequences: [{ plan, qLen: 3 }], seed: 5 })
+        }
+      }
+    })
+
+    test.each(codeFormats)('head_dim 512, K and V of %s, a sliding window', async (format) => {
+      const plan = {
+        blocks: [block(70, 33, format, format)],
+        tail: { format: 'f16', nTokens: 5 },
+      } as const
+      const call = { headDim: 512, dtype: 'bf16', sequences: [{ plan, qLen: 2 }], seed: 3 } as const
+      await expectReference(call)
+      await expectReference({ ...call, slidingWindow: 40 })
+    })
+
+    // Of 8 bits and more than 256 channels they do not fit 32 bits.
+    test.each([256, 272, 512])('sums of %i large codes', async (headDim) => {
+      for (const format of ['u4', 'u8'] as const) {
+        const plan = {
+          blocks: [block(70, 70, format, format)],
+          tail: { format: 'f32', nTokens: 3 },
+        } as const
+        await expectReference({ headDim, large: true, sequences: [{ plan, qLen: 1 }], seed: 2 })
+      }
     })
 
     test.each([0, 1, 15, 16, 17, 63, 64, 65, 127, 128, 129])(
@@ -497,6 +537,7 @@ describeBackends('mixedAttention', (backend) => {
       [4, 2, 96],
       [8, 1, 128],
       [4, 1, 256],
+      [2, 1, 512],
     ])(
       'for a long sequence alone and in a batch, %i heads over %i',
       async (nHeads, nKvHeads, headDim) => {
@@ -691,6 +732,7 @@ describeBackends('mixedAttention', (backend) => {
       { format, headDim: 64, nHeads: 8, dtype: 'f16' as const },
       { format, headDim: 128, nHeads: 8, dtype: 'f16' as const },
       { format, headDim: 256, nHeads: 8, dtype: 'f16' as const },
+      { format, headDim: 512, nHeads: 2, dtype: 'f16' as const },
     ]),
   )(
     'NaN in a $format tail stays with the rows that see it, $nHeads heads of $headDim',

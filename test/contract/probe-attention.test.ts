@@ -36,6 +36,8 @@ const plain = {
 const shapes: readonly ProbeShape[] = [
   ...headCounts.map((heads) => ({ ...plain, ...heads, kvLen: 33, nProbes: 7 })),
   ...headDims.map((headDim) => ({ ...plain, headDim, kvLen: 31, nProbes: 5 })),
+  { ...plain, headDim: 512, kvLen: 150, nProbes: 70 },
+  { ...plain, headDim: 512, kvLen: 130, nProbes: 40, slidingWindow: 20 },
   ...[0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129].map((kvLen) => ({
     ...plain,
     kvLen,
@@ -186,6 +188,7 @@ describeBackends('probeAttention', (backend) => {
       { nLayers: 3, nHeads: 4, nKvHeads: 2, headDim: 32 },
       { nLayers: 5, nHeads: 7, nKvHeads: 1, headDim: 80 },
       { nLayers: 2, nHeads: 3, nKvHeads: 3, headDim: 128 },
+      { nLayers: 2, nHeads: 2, nKvHeads: 1, headDim: 512 },
     ])('%j: the reference, and each layer by itself to the bit', async (shape) => {
       const { tensors } = backend
       const { nLayers, nHeads, nKvHeads, headDim } = shape

@@ -120,7 +120,7 @@ describeBackends('ropeAppend', (backend) => {
     tensors.dispose()
   }
 
-  test.each([16, 32, 48, 64, 96, 128, 256])('head_dim %i', async (headDim) => {
+  test.each([16, 32, 48, 64, 96, 128, 256, 320, 512])('head_dim %i', async (headDim) => {
     for (const heads of headCounts) await expectParts({ ...usual, ...heads, headDim })
   })
 
@@ -305,7 +305,7 @@ describeBackends('ropeAppend', (backend) => {
     expectRefused(() => ropeAppend(call), { code, op: 'ropeAppend', argument })
   })
 
-  test.each([8, 24, 272])('refuses a head_dim of %i', (headDim) => {
+  test.each([8, 24, 264, 528])('refuses a head_dim of %i', (headDim) => {
     const { tensors } = backend
     const rows = (heads: number, dtype: FloatDtype) => tensors.output(dtype, [1, heads, headDim])
     const angles = tensors.output('f32', [1, headDim / 2])

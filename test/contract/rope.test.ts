@@ -172,7 +172,7 @@ describeBackends('rope', (backend) => {
     expectClose(actual, expected, { name: 'out', shape, tolerance: allowed[dtype] })
   }
 
-  test.each([2, 6, 16, 32, 64, 96, 128, 256])('head_dim %i', async (headDim) => {
+  test.each([2, 6, 16, 32, 64, 96, 128, 256, 320, 512])('head_dim %i', async (headDim) => {
     for (const [n, nHeads] of [
       [0, 2],
       [1, 1],

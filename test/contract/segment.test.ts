@@ -150,8 +150,11 @@ describeBackends('packSegment', (backend) => {
       await expectExported(backend, { ...usual, plan: { ...usual.plan, blocks }, seed: n })
     })
 
-    test.each([16, 32, 48, 64, 80, 96, 128, 256])('head_dim %i', async (headDim) => {
+    test.each([16, 32, 48, 64, 80, 96, 128, 256, 272, 320, 512])('head_dim %i', async (headDim) => {
       await expectExported(backend, { ...usual, headDim, seed: headDim })
+      const ranges = { keyRange: { norm: 3 }, valueRange: { norm: 2 } } as const
+      const blocks = [{ ...block(83, 50), ...ranges }]
+      await expectExported(backend, { ...usual, plan: { ...usual.plan, blocks }, headDim, seed: 1 })
     })
 
     test.each([1, 3, 7])('%i KV heads', async (nKvHeads) => {
@@ -254,7 +257,7 @@ describeBackends('packSegments', (backend) => {
   ])('%i tokens, %i salient', async (nTokens, nSalient) => {
     await expectAlone({ nTokens, nSalient })
   })
-  test.each([16, 80, 128, 256])('head_dim %i', async (headDim) => {
+  test.each([16, 80, 128, 256, 320, 512])('head_dim %i', async (headDim) => {
     await expectAlone({ headDim, nKvHeads: 3 })
   })
   test.each(floatDtypes)('rows of %s', async (dtype) => {
@@ -367,7 +370,7 @@ describeBackends('importSegment', (backend) => {
     await expectImported({ plan: { ...usual.plan, blocks } })
   })
 
-  test.each([16, 48, 256])('head_dim %i', async (headDim) => {
+  test.each([16, 48, 256, 320, 512])('head_dim %i', async (headDim) => {
     await expectImported({ headDim })
   })
 
@@ -512,7 +515,7 @@ describeBackends('unpackSegment', (backend) => {
     await expectRestored({ ...usual, plan }, 'f32', 0)
   })
 
-  test.each([16, 96, 256])('head_dim %i', async (headDim) => {
+  test.each([16, 96, 256, 320, 512])('head_dim %i', async (headDim) => {
     await expectRestored({ ...usual, headDim }, 'f32', 0)
   })
 
@@ -1260,7 +1263,7 @@ describeBackends('segments refuse', (backend) => {
     expectRefused(() => importSegment(call), { code, op: 'importSegment', argument })
   })
 
-  test.each([8, 24, 272])('head_dim %i', (headDim) => {
+  test.each([8, 24, 264, 528])('head_dim %i', (headDim) => {
     const { tensors } = backend
     const packed = pack(tensors, usual)
     const k = tensors.output('f32', [53, 2, headDim])

@@ -50,11 +50,13 @@ export interface SequenceInput {
   dtype: FloatDtype
   seed: number
   layer?: number
+  /** default `randomKeys` */
+  keys?: typeof randomKeys
 }
 
 /** Compresses random keys and values into the cache, and by the reference. */
 export function packSequence(tensors: DeviceTensors, input: SequenceInput): PackedSequence {
-  const { cache, plan, nKvHeads, headDim, dtype, seed, layer = 0 } = input
+  const { cache, plan, nKvHeads, headDim, dtype, seed, layer = 0, keys = randomKeys } = input
   const next = randomNumbers(seed)
   const plans: SegmentPlan[] = []
   const packed: PackedSequence['packed'] = []
@@ -88,7 +90,7 @@ export function packSequence(tensors: DeviceTensors, input: SequenceInput): Pack
 
   const inputs = [...plan.blocks, plan.tail].map(({ nTokens }, index) => {
     const shape = { nTokens, nKvHeads, headDim }
-    const k = storeAs(dtype, randomKeys(seed * 31 + index * 2, shape))
+    const k = storeAs(dtype, keys(seed * 31 + index * 2, shape))
     const v = storeAs(dtype, randomValues(seed * 31 + index * 2 + 1, shape))
     const upload = ({ stored }: { stored: Float32Array | Uint16Array }) =>
       tensors.input(dtype, stored as Uint16Array, [nTokens, nKvHeads, headDim])

@@ -11,7 +11,7 @@ export const lengths = [0, 1, 2, 3, 7, 15, 16, 17, 31, 63, 64, 65, 127] as const
 export const longLength = 1031
 
 /** Head dimensions that the attention ops support. */
-export const headDims = [32, 64, 96, 128, 256] as const
+export const headDims = [32, 64, 96, 128, 256, 320, 512] as const
 
 /** Query and KV heads of the GQA groups 1, 4, 7 and 8. */
 export const headCounts = [
@@ -113,6 +113,31 @@ export const attentionShapes: readonly AttentionShape[] = [
     slidingWindow,
   })),
   { nHeads: 2, nKvHeads: 1, headDim: 32, sequences: [square(33)], causal: false, slidingWindow: 9 },
+  // wide heads: several sequences, a later chunk, a sliding window
+  {
+    nHeads: 3,
+    nKvHeads: 1,
+    headDim: 512,
+    sequences: [square(17), { qLen: 5, kvLen: 67 }, { qLen: 0, kvLen: 3 }, { qLen: 4, kvLen: 2 }],
+    causal: true,
+    slidingWindow: 0,
+  },
+  {
+    nHeads: 2,
+    nKvHeads: 1,
+    headDim: 384,
+    sequences: [square(70)],
+    causal: true,
+    slidingWindow: 19,
+  },
+  {
+    nHeads: 2,
+    nKvHeads: 2,
+    headDim: 512,
+    sequences: [square(33)],
+    causal: false,
+    slidingWindow: 0,
+  },
   // long
   {
     nHeads: 2,

@@ -102,15 +102,15 @@ inline KeyFactors fold_keys(const SegmentView& view, const float* q, int rows) {
   keys.integers = nullptr;
   if (!view.k_quantized()) return keys;
   const int d = view.head_dim;
-  float channel_scale[256];
-  float channel_zero[256];
+  float channel_scale[kMaxHeadDim];
+  float channel_zero[kMaxHeadDim];
   widen(view.channel_params(0), channel_scale, d);
   widen(view.channel_params(1), channel_zero, d);
   int16_t* integers = reinterpret_cast<int16_t*>(
       thread_scratch(5, static_cast<size_t>(kBlockRows) * static_cast<size_t>(d) / 2));
   keys.integers = integers;
   for (int r = 0; r < rows; ++r) {
-    float folded[256];
+    float folded[kMaxHeadDim];
     VecF beta{};
     VecF best{};
     VecF poison{};  // NaN where a factor is not finite
@@ -150,28 +150,31 @@ ZC_NOINLINE void score_pages(const KeyBlock& block, int page, const KeyFactors& 
                              float* scores) {
   const int d = block.view.head_dim;
   const Factor<F>* factors = factors_of<F>(keys) + int64_t{r0} * d;
-  Sums<F> sums[P][R][kSquareVecs];
-  clear(sums);
   const uint8_t* squares[P];
   for (int p = 0; p < P; ++p) squares[p] = block.k_square(page + p, 0);
   const uint8_t* const* ahead = block.ahead + page;
   if (block.view.v_quantized())
     for (int p = 0; p < P; ++p) __builtin_prefetch(ahead[p] + block.view.params_offset);
-  for (int c = 0; c < d; c += kPageTokens) {
-    for (int p = 0; p < P; ++p) prefetch_square<F>(ahead[p], c);
-    add_squares<F, R, P>(squares, factors + c, d, sums);
-    for (int p = 0; p < P; ++p) squares[p] += square_bytes(F);
+  for (int c0 = 0; c0 < d; c0 += kSumTerms<F>) {
+    Sums<F> sums[P][R][kSquareVecs];
+    clear(sums);
+    for (int c = c0; c < std::min(d, c0 + kSumTerms<F>); c += kPageTokens) {
+      for (int p = 0; p < P; ++p) prefetch_square<F>(ahead[p], c);
+      add_squares<F, R, P>(squares, factors + c, d, sums);
+      for (int p = 0; p < P; ++p) squares[p] += square_bytes(F);
+    }
+    for (int p = 0; p < P; ++p)
+      for (int r = 0; r < R; ++r)
+        for (int i = 0; i < kSquareVecs; ++i) {
+          float* to = scores + r * kSoftmaxKeys + p * kPageTokens + i * kWideLanes;
+          if constexpr (is_quantized(F))
+            store(to, fma(__builtin_convertvector(sums[p][r][i], WideF),
+                          broadcast_wide(keys.step[r0 + r]),
+                          c0 == 0 ? broadcast_wide(keys.beta[r0 + r]) : load_wide(to)));
+          else
+            store(to, sums[p][r][i]);
+        }
   }
-  for (int p = 0; p < P; ++p)
-    for (int r = 0; r < R; ++r)
-      for (int i = 0; i < kSquareVecs; ++i) {
-        float* to = scores + r * kSoftmaxKeys + p * kPageTokens + i * kWideLanes;
-        if constexpr (is_quantized(F))
-          store(to, fma(__builtin_convertvector(sums[p][r][i], WideF),
-                        broadcast_wide(keys.step[r0 + r]), broadcast_wide(keys.beta[r0 + r])));
-        else
-          store(to, sums[p][r][i]);
-      }
 }
 
 template <Format F, int R>
@@ -573,7 +576,7 @@ void attend_split(const MixedAttentionArgs& a, const QueryRows& rows, const Spli
         add_values<R>(block, seen, scores, o_segment + int64_t{r0} * d, t_segment + r0);
       });
     }
-    float channel[256];
+    float channel[kMaxHeadDim];
     if (view.v_quantized()) widen(view.channel_params(2), channel, d);
     for (int r = 0; r < n_rows; ++r) {
       for (int c = 0; c < d; c += kLanes) {

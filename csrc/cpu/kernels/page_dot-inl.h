@@ -11,9 +11,14 @@ using Factor = std::conditional_t<is_quantized(F), int16_t, float>;
 template <Format F>
 using Sums = std::conditional_t<is_quantized(F), WideI, WideF>;
 
-// Factors are integers of at most this size. A sum of 256 products with codes of 8 bits stays below
-// 2^31: 256 * 255 * 32767 = 2139029760.
+// Factors are integers of at most this size.
 inline constexpr float kMaxFactor = 32767.0f;
+
+// Terms whose products with the codes of a format add up below 2^31, of codes of 8 bits 256 * 255 *
+// 32767 = 2139029760; of others as many as a head has channels.
+template <Format F>
+inline constexpr int kSumTerms = F == Format::kU8 ? 256 : kMaxHeadDim;
+static_assert(int64_t{kSumTerms<Format::kU4>} * 15 * 32767 < int64_t{1} << 31);
 
 // Not by an initializer: that fills memory, where GCC then leaves the sums.
 template <typename Vec, int P, int R>

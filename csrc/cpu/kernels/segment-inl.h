@@ -249,12 +249,12 @@ void pack_segment_typed(const OpContext& ctx, const PackSegmentArgs& a) {
     const SegmentView view = view_of(kv_head);
     const int32_t* ids = a.ids.as<int32_t>() + kv_head * n;
     const RangeSearch search(format_bits(view.segment.v_format), a.v_norm);
-    float inverse[256];  // of the channel normalisers
+    float inverse[kMaxHeadDim];  // of the channel normalisers
     for (int c = 0; c < d; ++c) inverse[c] = 1.0f / to_float(view.channel_params(2)[c]);
-    SquareCodes squares[256 / kPageTokens];
+    SquareCodes squares[kMaxHeadDim / kPageTokens];
     for (int64_t t = 0; t < kPageTokens; ++t) {
       const int64_t slot = page * kPageTokens + t;
-      float value[256];
+      float value[kMaxHeadDim];
       if (slot < n) {
         widen(a.v.as<T>() + (ids[slot] * n_kv_heads + kv_head) * d, value, d);
         for (int c = 0; c < d; ++c) value[c] = value[c] * inverse[c];

@@ -14,14 +14,17 @@ namespace {
 
 // A block of threads owns kTileRows query rows of one head. A warp owns 16 kRowTiles of them, from
 // Q K^T to O: what it reads of K and V serves all of its rows, and reading shared memory would
-// bound 16 rows a warp.
-template <int kWidth_, int kWarps_, int kRowTiles_, int kBlockKeys_>
+// bound 16 rows a warp. Where O of 16 rows would not fit the registers, kParts warps have the same
+// rows, the same scores, and a part of O's channels each.
+template <int kWidth_, int kWarps_, int kRowTiles_, int kBlockKeys_, int kParts_ = 1>
 struct FlashShape {
   static constexpr int kWidth = kWidth_;  // head_dim, or more
   static constexpr int kWarps = kWarps_;
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kRowTiles = kRowTiles_;  // of 16 rows, a warp's
-  static constexpr int kTileRows = 16 * kRowTiles * kWarps;
+  static constexpr int kParts = kParts_;
+  static constexpr int kPartWidth = kWidth / kParts;
+  static constexpr int kTileRows = 16 * kRowTiles * (kWarps / kParts);
   static constexpr int kBlockKeys = kBlockKeys_;
   static constexpr int kQueryBytes = kTileRows * kWidth * 2;
   static constexpr int kBlockBytes = kBlockKeys * kWidth * 2;  // of K, or of V
@@ -40,6 +43,7 @@ template <typename T, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     flash_attention_kernel(const __grid_constant__ FlashParams p) {
   constexpr int kWidth = Shape::kWidth;
+  constexpr int kPartWidth = Shape::kPartWidth;
   constexpr int kRowTiles = Shape::kRowTiles;
   constexpr int kBlockKeys = Shape::kBlockKeys;
   // Fragments of Q fit the registers of narrow heads alone; else they are read again and again.
@@ -81,7 +85,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   };
 
   const int lane = threadIdx.x % 32;
-  const int row0 = static_cast<int>(threadIdx.x) / 32 * 16 * kRowTiles;  // the warp's first
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int row0 = warp / Shape::kParts * 16 * kRowTiles;  // the warp's first
+  const int channel0 = warp % Shape::kParts * kPartWidth;  // the first of O that is the warp's
 
   const auto seen_by = [&](int row, int block) {
     SeenKeyPair seen;
@@ -90,11 +96,11 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     return seen;
   };
 
-  float o[kRowTiles][kWidth / 8][4];
+  float o[kRowTiles][kPartWidth / 8][4];
   SoftmaxRows softmax[kRowTiles];
   ZC_UNROLL for (int m = 0; m < kRowTiles; ++m) {
     softmax[m].reset();
-    ZC_UNROLL for (int n = 0; n < kWidth / 8; ++n) ZC_UNROLL for (int e = 0; e < 4; ++e)
+    ZC_UNROLL for (int n = 0; n < kPartWidth / 8; ++n) ZC_UNROLL for (int e = 0; e < 4; ++e)
         o[m][n][e] = 0.0f;
   }
   const float scale_log2 = p.scale * kLog2E;
@@ -173,9 +179,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         const float(&pair)[4] = s[m][2 * k + i / 2];
         a[m][i] = simt::pack2(pair[i % 2 * 2], pair[i % 2 * 2 + 1], T{});
       }
-      ZC_UNROLL for (int n = 0; n < kWidth / 16; ++n) {
+      ZC_UNROLL for (int n = 0; n < kPartWidth / 16; ++n) {
         uint32_t b[4];
-        load_b_trans<kWidth>(b, v_at, 16 * k, n);
+        load_b_trans<kWidth>(b, v_at + channel0 * 2, 16 * k, n);
         ZC_UNROLL for (int m = 0; m < kRowTiles; ++m) {
           simt::mma_m16n8k16(o[m][2 * n], a[m], b[0], b[1], T{});
           simt::mma_m16n8k16(o[m][2 * n + 1], a[m], b[2], b[3], T{});
@@ -186,8 +192,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 
   ZC_UNROLL for (int m = 0; m < kRowTiles; ++m) {
     softmax[m].finish();
-    flash_store<T>(p, tile, row0 + 16 * m + lane / 4, o[m], softmax[m]);
-    if (broken) flash_mend<T>(p, tile, blocks, kBlockKeys, row0 + 16 * m);
+    flash_store<T>(p, tile, row0 + 16 * m + lane / 4, o[m], softmax[m], channel0);
+    if (broken)
+      flash_mend<T>(p, tile, blocks, kBlockKeys, row0 + 16 * m, channel0, channel0 + kPartWidth);
   }
 }
 
@@ -203,8 +210,9 @@ void flash_attention_16(Context& context, const FlashParams& p) {
   if (p.head_dim <= 64) return launch_flash_attention<T, FlashShape<64, 4, 2, 64>>(context, p);
   if (p.head_dim <= 96) return launch_flash_attention<T, FlashShape<96, 4, 2, 64>>(context, p);
   if (p.head_dim <= 128) return launch_flash_attention<T, FlashShape<128, 4, 2, 64>>(context, p);
-  // O alone is 128 registers a thread with 16 rows a warp.
-  launch_flash_attention<T, FlashShape<256, 8, 1, 32>>(context, p);
+  // O alone is 128 registers a thread with 16 rows a warp, or with half the channels of as many.
+  if (p.head_dim <= 256) return launch_flash_attention<T, FlashShape<256, 8, 1, 32>>(context, p);
+  launch_flash_attention<T, FlashShape<kMaxHeadDim, 8, 1, 16, 2>>(context, p);
 }
 
 }  // namespace

@@ -105,10 +105,12 @@ ZC_DEVICE SeenKeys seen_keys(const FlashParams& p, const FlashTile& tile, int ro
   return {inside(range.first), inside(range.last)};
 }
 
-// Writes rows `row` and `row` + 8 of a tile, held as accumulators of the tensor cores.
+// Writes rows `row` and `row` + 8 of a tile, channels from channel0 on, held as accumulators of the
+// tensor cores.
 template <typename T, int kChunks>
 ZC_DEVICE void flash_store(const FlashParams& p, const FlashTile& tile, int row,
-                           const float (&o)[kChunks][4], const SoftmaxRows& softmax) {
+                           const float (&o)[kChunks][4], const SoftmaxRows& softmax,
+                           int channel0 = 0) {
   const int lane = threadIdx.x % 32;
   ZC_UNROLL for (int r = 0; r < 2; ++r) {
     const int64_t own = int64_t{tile.q_row} + row + 8 * r;
@@ -120,22 +122,23 @@ ZC_DEVICE void flash_store(const FlashParams& p, const FlashTile& tile, int row,
       ZC_UNROLL for (int i = 0; i < 4; ++i) words[i] =
           join_halves<T>(o[n + i][2 * r] * factor, o[n + i][2 * r + 1] * factor);
       transpose_quad(words);
-      const int chunk = n + lane % 4;
-      if (inside && chunk * 8 < p.head_dim)
-        *reinterpret_cast<uint4*>(out + 8 * chunk) =
+      const int channel = channel0 + 8 * (n + lane % 4);
+      if (inside && channel < p.head_dim)
+        *reinterpret_cast<uint4*>(out + channel) =
             make_uint4(words[0], words[1], words[2], words[3]);
     }
-    if (inside && lane % 4 == 0) p.lse[own * p.n_heads + tile.head] = softmax.lse(r, p.scale);
+    if (inside && lane % 4 == 0 && channel0 == 0)
+      p.lse[own * p.n_heads + tile.head] = softmax.lse(r, p.scale);
   }
 }
 
 // After flash_store, for a tile of which V held something that is not finite in a block that some
 // row does not see whole, and was taken for 0 there: adds it to the rows that see its key. With it,
 // what is not finite stays whatever else was added. Called by a warp for its 16 rows from `row0`
-// on.
+// on, and the channels [first, last) that it stored.
 template <typename T>
 ZC_DEVICE void flash_mend(const FlashParams& p, const FlashTile& tile, const FlashBlocks& blocks,
-                          int block_keys, int row0) {
+                          int block_keys, int row0, int first = 0, int last = kMaxHeadDim) {
   __syncwarp();  // the rows have been stored
   const int64_t channel0 = int64_t{tile.head / p.group} * p.head_dim;
   for (int block = blocks.first; block < blocks.last; ++block) {
@@ -145,7 +148,7 @@ ZC_DEVICE void flash_mend(const FlashParams& p, const FlashTile& tile, const Fla
     for (int key = 0; key < n_keys; ++key) {
       const T* const v =
           static_cast<const T*>(p.v) + (tile.k_row + key0 + key) * p.kv_stride + channel0;
-      for (int c = threadIdx.x % 32; c < p.head_dim; c += 32) {
+      for (int c = first + static_cast<int>(threadIdx.x % 32); c < min(last, p.head_dim); c += 32) {
         if (finite<T>(v[c].bits)) continue;
         for (int row = row0; row < min(row0 + 16, tile.n_rows); ++row) {
           if (!seen_keys(p, tile, row, key0, block_keys).sees(key)) continue;
@@ -158,8 +161,8 @@ ZC_DEVICE void flash_mend(const FlashParams& p, const FlashTile& tile, const Fla
   }
 }
 
-// f16 and bf16 with the instructions of sm_90a: flash_attention_hopper.cu. Tensor copies want
-// neither q nor k empty.
+// f16 and bf16 with the instructions of sm_90a: flash_attention_hopper.cu, heads of up to 256
+// channels. Tensor copies want neither q nor k empty.
 bool takes_flash_hopper(const Context& context, const FlashParams& p);
 void flash_attention_hopper(Context& context, const FlashParams& p, DType dtype);
 

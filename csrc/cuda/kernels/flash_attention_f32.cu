@@ -9,16 +9,21 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kLanes = 8;  // that share a row: a warp owns 4 rows
 constexpr int kTileRows = kThreads / kLanes;
-constexpr int kBlockKeys = 32;
-constexpr int kKeys = kBlockKeys / kLanes;  // a lane's, kLanes apart
-constexpr int kMaxHeadDim = 256;
-constexpr int kVectors = kMaxHeadDim / (4 * kLanes);  // of 4 channels, a lane's, 4 kLanes apart
+
+// Heads of so many channels at most, and keys of a block: as many as 99 KB of shared memory hold.
+template <int kWidth_, int kBlockKeys_>
+struct F32Shape {
+  static constexpr int kBlockKeys = kBlockKeys_;
+  static constexpr int kKeys = kBlockKeys / kLanes;  // a lane's, kLanes apart
+  static constexpr int kVectors =
+      kWidth_ / (4 * kLanes);  // of 4 channels, a lane's, 4 kLanes apart
+};
 
 // Rows of keys begin 16 bytes further on in the banks each, so that 8 lanes read 8 keys at once.
 int padded_row(int head_dim) { return head_dim + 4; }
 
-int64_t shared_bytes(int head_dim) {
-  return (kTileRows * head_dim + kBlockKeys * padded_row(head_dim)) * int64_t{sizeof(float)};
+int64_t shared_bytes(int head_dim, int block_keys) {
+  return (kTileRows * head_dim + block_keys * padded_row(head_dim)) * int64_t{sizeof(float)};
 }
 
 // Rows `stride` elements apart to rows `to_stride` apart; what lies beyond n_rows becomes 0.
@@ -37,9 +42,13 @@ ZC_DEVICE void load_rows(float* to, int to_stride, const float* from, int64_t st
 // O = softmax(scale Q K^T) V as in flash_attention.cu, in f32 throughout. A block of threads owns
 // kTileRows rows of one head, 8 lanes one of the rows: a score each of the keys, then a part of
 // the channels of O each. K and V of a block follow each other through one buffer. Shared memory:
-// shared_bytes(head_dim), up to 65 KB. Bound by reading shared memory: for tests and small models.
+// shared_bytes, up to 97 KB. Bound by reading shared memory: for tests and small models.
+template <typename Shape>
 __global__ void __launch_bounds__(kThreads, 1)
     flash_attention_f32_kernel(const __grid_constant__ FlashParams p) {
+  constexpr int kBlockKeys = Shape::kBlockKeys;
+  constexpr int kKeys = Shape::kKeys;
+  constexpr int kVectors = Shape::kVectors;
   ZC_DYNAMIC_SHARED(shared);
   const int d = p.head_dim;
   const int kv_row = d + 4;
@@ -144,8 +153,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 }  // namespace
 
 void flash_attention_f32(Context& context, const FlashParams& p) {
-  launch(context, &flash_attention_f32_kernel, blocks_for(flash_items(p, kTileRows), 1), kThreads,
-         static_cast<size_t>(shared_bytes(p.head_dim)), p);
+  const auto run = [&](auto shape) {
+    using Shape = decltype(shape);
+    launch(context, &flash_attention_f32_kernel<Shape>, blocks_for(flash_items(p, kTileRows), 1),
+           kThreads, static_cast<size_t>(shared_bytes(p.head_dim, Shape::kBlockKeys)), p);
+  };
+  p.head_dim <= 256 ? run(F32Shape<256, 32>{}) : run(F32Shape<kMaxHeadDim, 16>{});
 }
 
 }  // namespace zc::cuda

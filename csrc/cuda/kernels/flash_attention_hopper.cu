@@ -366,7 +366,7 @@ void flash_attention_hopper_16(Context& context, const FlashParams& p, DType dty
 }  // namespace
 
 bool takes_flash_hopper(const Context& context, const FlashParams& p) {
-  return p.total_q > 0 && p.total_k > 0 &&
+  return p.head_dim <= 256 && p.total_q > 0 && p.total_k > 0 &&
          runs_sm_90a(context, &flash_attention_hopper_kernel<bf16, HopperShape<128, 2, 128>>);
 }
 

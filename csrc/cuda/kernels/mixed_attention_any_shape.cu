@@ -10,9 +10,8 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
-constexpr int kMaxDim = 256;
 constexpr int kMaxGroup = 64;
-constexpr int kChannels = kMaxDim / kThreads;  // that one thread accumulates
+constexpr int kChannels = kMaxHeadDim / kThreads;  // that one thread accumulates
 
 struct Params {
   const void* q;  // (total_q, n_heads, head_dim)
@@ -108,11 +107,11 @@ ZC_DEVICE int slots_before(const SegmentView& view, int64_t position, float* sha
 
 // One block attends with one row of q and one head. A thread owns every 128th token of a segment
 // for the scores, every 128th channel for the output. Bound by the arithmetic of reading codes one
-// by one. Shared memory: 3 kB. Four blocks a multiprocessor: left to itself, ptxas aims at seven on
+// by one. Shared memory: 5 KB. Four blocks a multiprocessor: left to itself, ptxas aims at seven on
 // Hopper and spills.
 __global__ void __launch_bounds__(kThreads, 4) mixed_attention_any_shape_kernel(Params p) {
-  ZC_SHARED(float, folded, [kMaxDim]);
-  ZC_SHARED(float, query, [kMaxDim]);
+  ZC_SHARED(float, folded, [kMaxHeadDim]);
+  ZC_SHARED(float, query, [kMaxHeadDim]);
   ZC_SHARED(float, weights, [kThreads]);
   ZC_SHARED(float, partial, [kWarps]);
   ZC_SHARED(int, flag, [1]);

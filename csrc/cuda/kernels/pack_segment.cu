@@ -161,8 +161,8 @@ __global__ void __launch_bounds__(kThreads, 4)
 }
 
 // K's parameters from a searched range. Block (x, y) has a chunk of tokens of KV head y, a thread
-// one channel of every group-th token; sums of integers are the same in any order. Bound by
-// arithmetic.
+// one channel of every group-th token, or of heads with more channels than threads several, one
+// after the other; sums of integers are the same in any order. Bound by arithmetic.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 3)
     search_ranges_kernel(FaultSink faults, const __grid_constant__ Packings all, const T* k) {
@@ -179,11 +179,11 @@ __global__ void __launch_bounds__(kThreads, 3)
   const Range* ranges = a.ranges + int64_t{kv_head} * d;
   unsigned long long* errors = a.errors + int64_t{kv_head} * kRangeCandidates * d;
 
-  const int channel = threadIdx.x % d;
   const int group = threadIdx.x / d;
-  const int groups = kThreads / d;
-  const Range range = ranges[channel];
-  if (group < groups && range.lo <= range.hi) {
+  const int groups = max(1, kThreads / d);
+  for (int channel = threadIdx.x % d; channel < d && group < groups; channel += kThreads) {
+    const Range range = ranges[channel];
+    if (!(range.lo <= range.hi)) continue;
     CandidateErrors own(range, bits, a.k_norm);
     const int begin = blockIdx.x * a.chunk;
     const int end = a.n - begin < a.chunk ? a.n : begin + a.chunk;

@@ -59,19 +59,21 @@ __global__ void __launch_bounds__(kTileRows)
 // ---- f16 and bf16: tensor cores (mma.sync), sm_80 and later ----
 
 constexpr int kThreads = 128;
-constexpr int kKeyTiles = 2;  // of 16 keys, a warp's
-constexpr int kBlockKeys = kThreads / 32 * kKeyTiles * 16;
 
 template <int kWidth>
 struct ProbeShape {
-  // Of a tile, whose scores are in registers at a time. K takes kWidth / 2 registers; with these
-  // three blocks of threads fit a multiprocessor up to width 128, two above.
+  static constexpr int kKeyTiles = kWidth <= 256 ? 2 : 1;  // of 16 keys, a warp's
+  static constexpr int kBlockKeys = kThreads / 32 * kKeyTiles * 16;
+  // Of a tile, whose scores are in registers at a time. K takes kKeyTiles kWidth / 4 registers;
+  // with these three blocks of threads fit a multiprocessor up to width 128, two above.
   static constexpr int kRows = kWidth <= 64 ? 64 : 32;
+  // Tiles of rows in shared memory: of 512 channels two would not fit that of every GPU.
+  static constexpr int kStages = kWidth <= 256 ? 2 : 1;
   static constexpr int kRowBytes = kTileRows * kWidth * 2;
   static constexpr int kSeenBytes = kTileRows * 8;
   static constexpr int kOffsetBytes = kTileRows * 4;
   static constexpr int kStageBytes = kRowBytes + kSeenBytes + kOffsetBytes;
-  static constexpr int kSharedBytes = 2 * kStageBytes;
+  static constexpr int kSharedBytes = kStages * kStageBytes;
   static_assert(kBlockKeys * kWidth * 2 <= kSharedBytes);
 };
 
@@ -82,13 +84,16 @@ struct ProbeShape {
 // A block owns kBlockKeys keys of one KV head, a warp 16 kKeyTiles of them: as the rows of the
 // products, their fragments in registers from begin to end, so that a key's sum is a sum along a
 // row of accumulators and nothing is added between warps. Rows of probes pass by in tiles of
-// kTileRows, two stages in shared memory; tiles that see none of the keys are left out. Sums run in
-// the order of the probes within a lane, then over the four lanes of a row. Shared memory:
-// ProbeShape::kSharedBytes. Bound by the tensor cores, and nearly as much by exponentials.
+// kTileRows, kStages of them in shared memory; tiles that see none of the keys are left out. Sums
+// run in the order of the probes within a lane, then over the four lanes of a row. Shared memory:
+// ProbeShape::kSharedBytes. Bound by the tensor cores, and nearly as much by exponentials; with one
+// stage by latency.
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(kThreads, kWidth <= 128 ? 3 : 2)
     probe_attention_kernel(const __grid_constant__ ProbeParams p) {
   using Shape = ProbeShape<kWidth>;
+  constexpr int kKeyTiles = Shape::kKeyTiles;
+  constexpr int kBlockKeys = Shape::kBlockKeys;
   ZC_DYNAMIC_SHARED(shared);
   const uint32_t shared_at = simt::smem_u32(shared);
   const ProbeRows& probes = p.probes;
@@ -131,11 +136,12 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 128 ? 3 : 2)
   int n_full = 0;                 // rows in tiles that are
   const float scale_log2 = p.scale * kLog2E;
   if (tile.tile < probes.n_tiles) load_stage(0, tile.tile);
-  ZC_NO_UNROLL for (int stage = 0; tile.tile < probes.n_tiles; stage ^= 1) {
+  ZC_NO_UNROLL for (int stage = 0; tile.tile < probes.n_tiles; stage ^= Shape::kStages - 1) {
     const TileSearch::Found following = search.next();
     simt::cp_async_wait<0>();
     __syncthreads();  // the tile is here, and no warp reads the other stage any more
-    if (following.tile < probes.n_tiles) load_stage(stage ^ 1, following.tile);
+    if (Shape::kStages == 2 && following.tile < probes.n_tiles)
+      load_stage(stage ^ 1, following.tile);
 
     if (tile.full) n_full += rows_of_tile(probes, tile.tile);
     uint8_t* const stage_bytes = shared + stage * Shape::kStageBytes;
@@ -172,6 +178,10 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 128 ? 3 : 2)
             simt::ex2(fmaf(s[m][n][e], scale_log2, e % 2 ? offset.y : offset.x));
       }
     }
+    if constexpr (Shape::kStages == 1) {
+      __syncthreads();  // no warp reads the tile any more
+      if (following.tile < probes.n_tiles) load_stage(stage, following.tile);
+    }
     tile = following;
   }
 
@@ -190,19 +200,19 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 128 ? 3 : 2)
 // ---- f32 ----
 
 constexpr int kF32Threads = 256;
-constexpr int kF32BlockKeys = 64;
 constexpr int kF32TileRows = 16;  // of a tile's, in shared memory at a time
-constexpr int kF32Parts = kF32Threads / kF32BlockKeys;
-constexpr int kF32PartRows = kF32TileRows / kF32Parts;
 
-int64_t f32_shared_bytes(int head_dim) {
-  return (kF32BlockKeys * (head_dim + 4) + kF32TileRows * head_dim) * int64_t{sizeof(float)};
+int64_t f32_shared_bytes(int head_dim, int block_keys) {
+  return (block_keys * (head_dim + 4) + kF32TileRows * head_dim) * int64_t{sizeof(float)};
 }
 
 // The same in f32 without tensor cores. A block owns kF32BlockKeys keys of one KV head; the threads
-// of a key take turns with the rows. Shared memory: f32_shared_bytes(head_dim), up to 83 KB.
+// of a key take turns with the rows. Shared memory: f32_shared_bytes, up to 97 KB.
+template <int kF32BlockKeys>
 __global__ void __launch_bounds__(kF32Threads, 1)
     probe_attention_f32_kernel(const __grid_constant__ ProbeParams p) {
+  constexpr int kF32Parts = kF32Threads / kF32BlockKeys;
+  constexpr int kF32PartRows = kF32TileRows / kF32Parts;
   ZC_DYNAMIC_SHARED(shared);
   ZC_SHARED(float, part_totals, [kF32Parts][kF32BlockKeys]);
   ZC_SHARED(int, part_seen, [kF32Parts][kF32BlockKeys]);
@@ -270,26 +280,34 @@ __global__ void __launch_bounds__(kF32Threads, 1)
   p.scores[int64_t{kv_head} * p.kv_len + key0 + key] = probe_score(p, total, n_seen);
 }
 
+unsigned blocks_of_keys(const ProbeParams& p, int block_keys) {
+  return blocks_for((int64_t{p.kv_len} + block_keys - 1) / block_keys * p.n_kv_heads, 1);
+}
+
 template <typename T, int kWidth>
 void launch_probe_attention(Context& context, const ProbeParams& p) {
   launch_early(context, &probe_attention_kernel<T, kWidth>,
-               blocks_for((int64_t{p.kv_len} + kBlockKeys - 1) / kBlockKeys * p.n_kv_heads, 1),
-               kThreads, ProbeShape<kWidth>::kSharedBytes, p);
+               blocks_of_keys(p, ProbeShape<kWidth>::kBlockKeys), kThreads,
+               ProbeShape<kWidth>::kSharedBytes, p);
 }
 
 template <typename T>
 void probe_attention_16(Context& context, const ProbeParams& p) {
-  if (takes_probe_hopper(context)) return probe_attention_hopper<T>(context, p);
+  if (takes_probe_hopper(context, p)) return probe_attention_hopper<T>(context, p);
   if (p.head_dim <= 64) return launch_probe_attention<T, 64>(context, p);
   if (p.head_dim <= 128) return launch_probe_attention<T, 128>(context, p);
-  launch_probe_attention<T, 256>(context, p);
+  if (p.head_dim <= 256) return launch_probe_attention<T, 256>(context, p);
+  launch_probe_attention<T, kMaxHeadDim>(context, p);
 }
 
 void probe_attention_f32(Context& context, const ProbeParams& p) {
-  launch_early(
-      context, &probe_attention_f32_kernel,
-      blocks_for((int64_t{p.kv_len} + kF32BlockKeys - 1) / kF32BlockKeys * p.n_kv_heads, 1),
-      kF32Threads, static_cast<size_t>(f32_shared_bytes(p.head_dim)), p);
+  const auto run = [&](auto keys) {
+    constexpr int kKeys = decltype(keys)::value;
+    launch_early(context, &probe_attention_f32_kernel<kKeys>, blocks_of_keys(p, kKeys), kF32Threads,
+                 static_cast<size_t>(f32_shared_bytes(p.head_dim, kKeys)), p);
+  };
+  p.head_dim <= 256 ? run(std::integral_constant<int, 64>{})
+                    : run(std::integral_constant<int, 32>{});
 }
 
 }  // namespace

@@ -137,8 +137,9 @@ ZC_DEVICE float probe_score(const ProbeParams& p, float total, int n_rows_that_s
   return p.normalized && n_probes > 0 ? total / static_cast<float>(n_probes) : total;
 }
 
-// f16 and bf16 with the instructions of sm_90a, where they are taken: probe_attention_hopper.cu.
-bool takes_probe_hopper(const Context& context);
+// f16 and bf16 with the instructions of sm_90a, where they are taken: probe_attention_hopper.cu,
+// heads of up to 256 channels.
+bool takes_probe_hopper(const Context& context, const ProbeParams& p);
 template <typename T>
 void probe_attention_hopper(Context& context, const ProbeParams& p);
 

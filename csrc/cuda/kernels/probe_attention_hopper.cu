@@ -150,8 +150,8 @@ void launch_hopper(Context& context, const ProbeParams& p) {
 
 }  // namespace
 
-bool takes_probe_hopper(const Context& context) {
-  return runs_sm_90a(context, &probe_attention_hopper_kernel<bf16, 128>);
+bool takes_probe_hopper(const Context& context, const ProbeParams& p) {
+  return p.head_dim <= 256 && runs_sm_90a(context, &probe_attention_hopper_kernel<bf16, 128>);
 }
 
 template <typename T>

@@ -66,6 +66,8 @@ ZC_OP_TESTS(flash_attention_tests) {
     flash_test({"head_dim 32, GQA 7/1", 7, 1, 32, {17}, {40}}, dtype);
     flash_test({"head_dim 96", 2, 1, 96, {33}, {33}}, dtype);
     flash_test({"head_dim 256", 2, 1, 256, {20}, {67}}, dtype);
+    flash_test({"head_dim 512", 2, 1, 512, {70}, {100}}, dtype);
+    flash_test({"head_dim 336, at any address", 1, 1, 336, {20}, {67}, true, 30}, dtype);
     flash_test({"head_dim 48, at any address", 2, 2, 48, {19}, {19}}, dtype);
     flash_test({"several sequences", 2, 1, 64, {15, 0, 1, 64, 3}, {15, 0, 1, 64, 70}}, dtype);
     flash_test({"not causal", 2, 1, 64, {3, 65}, {3, 130}, false}, dtype);
@@ -89,7 +91,7 @@ ZC_OP_TESTS(probe_attention_tests) {
       add_op_test(
           std::string("probe_attention ") + dtype_name(dtype) + (normalized ? "" : ", accumulated"),
           [=](OpRun& run) {
-            for (const int64_t head_dim : {32, 64, 128}) {
+            for (const int64_t head_dim : {32, 64, 128, 320, 512}) {
               const int64_t n = 70;
               const int64_t kv_len = 150;
               const TensorView q = run.normals(dtype, {n, 4, head_dim});
@@ -229,6 +231,7 @@ ZC_OP_TESTS(mixed_attention_tests) {
                 {{{block(40, 17, Format::kU8, Format::kU3)}, Format::kBF16, 20}},
                 {2}},
                dtype);
+    mixed_test({"head_dim 512, GQA 2/1", 2, {1, 512}, {window}, {1}}, dtype);
     mixed_test({"several sequences, a masked one, an empty one",
                 4,
                 {2, 64},

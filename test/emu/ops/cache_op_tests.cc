@@ -96,12 +96,13 @@ ZC_OP_TESTS(segment_tests) {
       });
   for (const DType dtype : kFloatDTypes)
     add_op_test(std::string("segments of rows of ") + dtype_name(dtype), [=](OpRun& run) {
-      for (const int32_t head_dim : {16, 48, 80, 96, 128, 256}) {
+      for (const int32_t head_dim : {16, 48, 80, 96, 128, 256, 320, 512}) {
         if (head_dim == 96) run.aligned();
         PackedCache cache(run, {3, head_dim});
+        const int32_t norm = head_dim > 256 ? 3 : 0;  // searched, where a thread has two channels
         const std::vector<int32_t> words = pack_sequence(
             run, cache,
-            {{{19, 3, Format::kU4, Format::kU3, Format::kU2, Format::kU8, 0}}, Format::kBF16, 1},
+            {{{19, 3, Format::kU4, Format::kU3, Format::kU2, Format::kU8, norm}}, Format::kBF16, 1},
             dtype);
         const TensorView table = run.ints(words);
         export_segment(run, cache, table, 1, 3);
@@ -161,7 +162,7 @@ ZC_OP_TESTS(segment_tests) {
           "append_kv of " + std::string(dtype_name(dtype)) + " to a tail of " + format_name(tail),
           [=](OpRun& run) {
             // Three sequences, the second masked; each appends to what is there.
-            for (const int32_t head_dim : {16, 64, 80}) {
+            for (const int32_t head_dim : {16, 64, 80, 512}) {
               PackedCache cache(run, {2, head_dim, 2});
               const StackedTables tables =
                   stack_tables({cache.table({tail, 20}, {}), cache.table({tail, 3}, {})});
@@ -183,7 +184,7 @@ ZC_OP_TESTS(rope_append_tests) {
       add_op_test(format("rope_append to %s%s", dtype_name(out), keeps_rows ? ", rows kept" : ""),
                   [=](OpRun& run) {
                     // Three sequences, the second masked; each appends to what is there.
-                    for (const int32_t head_dim : {16, 64, 80}) {
+                    for (const int32_t head_dim : {16, 64, 80, 512}) {
                       PackedCache cache(run, {2, head_dim, 2});
                       const StackedTables tables =
                           stack_tables({cache.table({Format::kF16, 20}, {}),
