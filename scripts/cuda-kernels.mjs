@@ -43,14 +43,14 @@ const disassembles = canDisassemble()
 const dynamicBytes = [
   [/mixed_attention_kernel<(\d+), (true|false), (true|false)>/, mixedAttentionBytes],
   [
-    /flash_attention_kernel<.*FlashShape<(\d+), (\d+), (\d+), (\d+)>/,
-    (width, warps, tiles, keys) => (16 * tiles * warps + 2 * keys) * width * 2,
+    /flash_attention_kernel<.*FlashShape<(\d+), (\d+), (\d+), (\d+), (\d+)>/,
+    (width, warps, tiles, keys, parts) => ((16 * tiles * warps) / parts + 2 * keys) * width * 2,
   ],
   [
     /flash_attention_hopper_kernel<.*HopperShape<(\d+), (\d+), (\d+)>/,
     (width, consumers, keys) => (64 * consumers + 4 * keys) * width * 2 + 512,
   ],
-  [/probe_attention_kernel<.*, (\d+)>/, (width) => 2 * 64 * (width * 2 + 12)],
+  [/probe_attention_kernel<.*, (\d+)>/, (width) => (width > 256 ? 1 : 2) * 64 * (width * 2 + 12)],
   [/probe_attention_hopper_kernel<.*, (\d+)>/, (width) => 2 * 64 * (width * 2 + 12)],
   [/linear_tiles_kernel<.*, (\d+)>/, (rows) => (rows === 128 ? 3 : 4) * (128 + rows) * 128],
   [

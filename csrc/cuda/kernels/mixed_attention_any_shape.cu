@@ -8,10 +8,8 @@ namespace zc::cuda {
 
 namespace {
 
-constexpr int kThreads = 128;
-constexpr int kWarps = kThreads / 32;
 constexpr int kMaxGroup = 64;
-constexpr int kChannels = kMaxHeadDim / kThreads;  // that one thread accumulates
+constexpr int kChannels = 2;  // that one thread accumulates, at most
 
 struct Params {
   const void* q;  // (total_q, n_heads, head_dim)
@@ -38,7 +36,7 @@ struct Params {
 };
 
 // The sum (or the largest) of x over the block, in the same order every time.
-template <bool kMax>
+template <bool kMax, int kThreads>
 ZC_DEVICE float reduce(float x, float* shared) {
   ZC_UNROLL for (int m = 16; m > 0; m /= 2) {
     const float y = __shfl_xor_sync(~0u, x, m);
@@ -47,12 +45,14 @@ ZC_DEVICE float reduce(float x, float* shared) {
   if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = x;
   __syncthreads();
   float total = shared[0];
-  for (int w = 1; w < kWarps; ++w) total = kMax ? fmaxf(total, shared[w]) : total + shared[w];
+  for (int w = 1; w < kThreads / 32; ++w)
+    total = kMax ? fmaxf(total, shared[w]) : total + shared[w];
   __syncthreads();
   return total;
 }
 
 // The sequence that a row belongs to; -1 when cu_seqlens lies.
+template <int kThreads>
 ZC_DEVICE int sequence_of(const Params& p, int row, int* shared) {
   const int thread = static_cast<int>(threadIdx.x);
   if (thread == 0) shared[0] = p.cu_seqlens[0] == 0 && p.cu_seqlens[p.n_seqs] == p.total_q;
@@ -92,6 +92,7 @@ ZC_DEVICE SequenceTable checked_table(const Params& p, int seq) {
 }
 
 // Slots of a segment whose tokens lie before `position`: slots are in order of position.
+template <int kThreads>
 ZC_DEVICE int slots_before(const SegmentView& view, int64_t position, float* shared) {
   const int64_t n = position - view.segment.start;
   if (n <= 0) return 0;
@@ -102,25 +103,28 @@ ZC_DEVICE int slots_before(const SegmentView& view, int64_t position, float* sha
   int count = 0;
   for (int64_t i = threadIdx.x; i < span; i += kThreads) count += holds(view, i) ? 1 : 0;
   // Counts up to 2^24 are exact in float32.
-  return static_cast<int>(reduce<false>(static_cast<float>(count), shared));
+  return static_cast<int>(reduce<false, kThreads>(static_cast<float>(count), shared));
 }
 
-// One block attends with one row of q and one head. A thread owns every 128th token of a segment
-// for the scores, every 128th channel for the output. Bound by the arithmetic of reading codes one
-// by one. Shared memory: 5 KB. Four blocks a multiprocessor: left to itself, ptxas aims at seven on
-// Hopper and spills.
-__global__ void __launch_bounds__(kThreads, 4) mixed_attention_any_shape_kernel(Params p) {
-  ZC_SHARED(float, folded, [kMaxHeadDim]);
-  ZC_SHARED(float, query, [kMaxHeadDim]);
+// One block attends with one row of q and one head, of kChannels kThreads channels at most. A
+// thread owns every kThreads-th token of a segment for the scores, every kThreads-th channel for
+// the output. Bound by the arithmetic of reading codes one by one. Shared memory: 20 bytes a
+// thread. So many blocks a multiprocessor that it has 512 threads: left to itself, ptxas aims at
+// more on Hopper and spills.
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads, 512 / kThreads)
+    mixed_attention_any_shape_kernel(Params p) {
+  ZC_SHARED(float, folded, [kChannels * kThreads]);
+  ZC_SHARED(float, query, [kChannels * kThreads]);
   ZC_SHARED(float, weights, [kThreads]);
-  ZC_SHARED(float, partial, [kWarps]);
+  ZC_SHARED(float, partial, [kThreads / 32]);
   ZC_SHARED(int, flag, [1]);
   const int thread = static_cast<int>(threadIdx.x);
   const int d = p.head_dim;
   const int row = static_cast<int>(blockIdx.x / static_cast<unsigned>(p.n_heads));
   const int head = static_cast<int>(blockIdx.x % static_cast<unsigned>(p.n_heads));
   const int64_t at = int64_t{row} * p.n_heads + head;
-  const int seq = sequence_of(p, row, flag);
+  const int seq = sequence_of<kThreads>(p, row, flag);
   if (seq < 0) return;
   const SequenceTable table = checked_table(p, seq);
   float max = -INFINITY;
@@ -143,7 +147,8 @@ __global__ void __launch_bounds__(kThreads, 4) mixed_attention_any_shape_kernel(
     int last = s.n_tokens;
     if (index == 0 && p.causal) last -= p.cu_seqlens[seq + 1] - 1 - row;
     if (p.sliding_window > 0)
-      first = slots_before(view, int64_t{p.positions[row]} - p.sliding_window + 1, partial);
+      first =
+          slots_before<kThreads>(view, int64_t{p.positions[row]} - p.sliding_window + 1, partial);
     if (first >= last) continue;
 
     float constant = 0.0f;
@@ -154,7 +159,7 @@ __global__ void __launch_bounds__(kThreads, 4) mixed_attention_any_shape_kernel(
       constant = fmaf(query[c], to_float(view.channel_params(1)[c]), constant);
       folded[c] = query[c] * to_float(view.channel_params(0)[c]);
     }
-    constant = reduce<false>(constant, partial);
+    constant = reduce<false, kThreads>(constant, partial);
 
     float segment_o[kChannels] = {};
     float rest = 0.0f;  // sum_j p_j mu_j of this thread's tokens
@@ -175,9 +180,9 @@ __global__ void __launch_bounds__(kThreads, 4) mixed_attention_any_shape_kernel(
           score = fmaf(folded[c], k, score);
         }
       }
-      const float largest = reduce<true>(score, partial);
+      const float largest = reduce<true, kThreads>(score, partial);
       // NaN must not vanish where nothing but -inf is seen beside it.
-      const float nan = reduce<false>(score != score ? 1.0f : 0.0f, partial);
+      const float nan = reduce<false, kThreads>(score != score ? 1.0f : 0.0f, partial);
       const float next = fmaxf(max, largest);
       if (next == -INFINITY) {
         if (nan > 0.0f) sum = NAN;
@@ -186,7 +191,7 @@ __global__ void __launch_bounds__(kThreads, 4) mixed_attention_any_shape_kernel(
       const float correction = max == -INFINITY ? 0.0f : expf(max - next);
       max = next;
       const float weight = seen ? expf(score - next) : 0.0f;
-      sum = sum * correction + reduce<false>(weight, partial);
+      sum = sum * correction + reduce<false, kThreads>(weight, partial);
       rest *= correction;
       float own = weight;
       if (seen && view.v_quantized()) {
@@ -216,7 +221,7 @@ __global__ void __launch_bounds__(kThreads, 4) mixed_attention_any_shape_kernel(
       }
       __syncthreads();  // weights were read
     }
-    rest = reduce<false>(rest, partial);
+    rest = reduce<false, kThreads>(rest, partial);
     ZC_UNROLL for (int i = 0; i < kChannels; ++i) {
       const int c = thread + i * kThreads;
       if (c >= d) continue;
@@ -257,8 +262,13 @@ void mixed_attention_any_shape(Context& context, const MixedAttentionArgs& a) {
   p.causal = a.causal;
   p.faults = context.faults();
   if (p.n_seqs == 0) return;
-  launch(context, &mixed_attention_any_shape_kernel, blocks_for(int64_t{p.total_q} * p.n_heads, 1),
-         kThreads, 0, p);
+  const auto run = [&](auto threads) {
+    constexpr int kThreads = decltype(threads)::value;
+    launch(context, &mixed_attention_any_shape_kernel<kThreads>,
+           blocks_for(int64_t{p.total_q} * p.n_heads, 1), kThreads, 0, p);
+  };
+  p.head_dim <= 256 ? run(std::integral_constant<int, 128>{})
+                    : run(std::integral_constant<int, kMaxHeadDim / kChannels>{});
 }
 
 }  // namespace zc::cuda
