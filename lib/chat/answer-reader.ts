@@ -1,3 +1,4 @@
+import { gemmaMarks, isGemmaTemplate } from '../model/gemma-marks.js'
 import { harmonyMarks, isHarmonyTemplate } from '../model/harmony.js'
 import { StopMatcher } from '../model/text-stream.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
@@ -107,15 +108,17 @@ function harmonyFormat(tokenizer: AnswerTokenizer, prompt: readonly number[]): F
 const PROMPT_END = 32
 
 function thoughtFormat(tokenizer: AnswerTokenizer, prompt: readonly number[]): Format | null {
-  const marks = thoughtMarks(templateOf(tokenizer))
+  const template = templateOf(tokenizer)
+  const marks = thoughtMarks(template)
   if (!marks) return null
+  const gemma = isGemmaTemplate(template) ? gemmaMarks(tokenizer) : null
   const parser = new ThoughtParser({
     marks,
     tokenizer,
     prompt: tokenizer.decode(prompt.slice(-PROMPT_END)),
   })
   return {
-    stopTokens: [],
+    stopTokens: gemma?.ends ?? [],
     push: ({ id, text, isStop }) => parser.push(isStop ? null : id, text),
     end: () => parser.end(),
   }

@@ -138,7 +138,7 @@ function withoutLineEnds(text: string): string {
 const PYTHON: Readonly<Record<string, string>> = { True: 'true', False: 'false', None: 'null' }
 
 /** A value as JSON: what it is by its types, if they allow a text and something else that, too, the latter. */
-function jsonOf(text: string, types: ReadonlySet<string> | null): string {
+export function jsonOf(text: string, types: ReadonlySet<string> | null): string {
   const word = text.trim()
   const json = PYTHON[word] ?? word
   const type = typeOf(json)
@@ -160,7 +160,7 @@ function typeOf(json: string): string {
 }
 
 /** The types that an argument may have; null: any, or nobody knows. */
-function typesOfArgument(parameters: unknown, key: string): ReadonlySet<string> | null {
+export function typesOfArgument(parameters: unknown, key: string): ReadonlySet<string> | null {
   const { properties } = isJsonObject(parameters) ? parameters : {}
   const own = isJsonObject(properties) && Object.hasOwn(properties, key) ? properties[key] : null
   return isJsonObject(own) ? typesOf(own, parameters as JsonObject, new Set()) : null

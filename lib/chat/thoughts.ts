@@ -1,3 +1,4 @@
+import { GEMMA_CALL } from '../model/gemma-marks.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 
 /** What an answer says and thinks, in its order. */
@@ -11,6 +12,12 @@ export interface ThoughtPart {
 export interface ThoughtMarks {
   readonly open: string
   readonly close: string
+  /** What follows `open` and is no thought. */
+  readonly name?: string
+  /** Thoughts may stand between what is said, too, and the end of one alone says nothing. */
+  readonly isAnywhere?: true
+  /** What a call begins with: a thought ends there as well, if the model forgot to. */
+  readonly call?: string
 }
 
 const MARKS: readonly ThoughtMarks[] = [
@@ -20,14 +27,28 @@ const MARKS: readonly ThoughtMarks[] = [
   { open: '[THINK]', close: '[/THINK]' },
   // Of Seed-OSS.
   { open: '<seed:think>', close: '</seed:think>' },
+  // Of Gemma 4, whose thoughts are in a channel with a name.
+  {
+    open: '<|channel>',
+    close: '<channel|>',
+    name: 'thought\n',
+    isAnywhere: true,
+    call: GEMMA_CALL.open,
+  },
 ]
 
 /**
- * The marks that a chat template's models write what they think between, before what they say: it knows
- * where that ends. null: it knows none.
+ * The marks that a chat template's models write what they think between: it knows where that ends. null: it
+ * knows none.
  */
 export function thoughtMarks(template: string): ThoughtMarks | null {
   return MARKS.find(({ close }) => template.includes(close)) ?? null
+}
+
+/** Whether a text ends where a thought has begun. */
+export function endsInThought(text: string, { open, name = '' }: ThoughtMarks): boolean {
+  const end = text.trimEnd()
+  return end.endsWith(open) || (name !== '' && end.endsWith(open + name.trimEnd()))
 }
 
 /** What a parser has to know. */
@@ -39,32 +60,47 @@ export interface ThoughtContext {
 }
 
 /**
- * Tells what a model thinks from what it says, where it writes the former first and between marks. White
- * space around thoughts is left out; an answer that does not begin with the mark has none.
+ * Tells what a model thinks from what it says, where it writes the former between marks, and first. White
+ * space around thoughts is left out; an answer that does not begin with the mark has none, unless they may
+ * stand anywhere.
  */
 export class ThoughtParser {
   readonly #marks: ThoughtMarks
+  /** What a thought ends with. */
+  readonly #ends: readonly string[]
   /** Marks that are special tokens, which have no text of their own. */
   readonly #markTexts = new Map<number, string>()
   #state: 'beginning' | 'thinking' | 'after a thought' | 'saying'
   #hasThoughts: boolean | null = null
   /** What the answer begins with while that may become a mark; then the end of a thought, which may be none. */
   #held = ''
+  /** Whether the thought has said anything, and one before it. */
   #hasThought = false
+  #hasEarlier = false
+  /** What may still stand before a thought. */
+  #name = ''
 
   constructor({ marks, tokenizer, prompt }: ThoughtContext) {
     this.#marks = marks
-    for (const mark of [marks.open, marks.close]) {
+    this.#ends = marks.call === undefined ? [marks.close] : [marks.close, marks.call]
+    for (const mark of [marks.open, ...this.#ends]) {
       const id = tokenizer.tokenId(mark)
       if (id !== undefined && tokenizer.specialIds.has(id)) this.#markTexts.set(id, mark)
     }
     this.#state = 'beginning'
-    if (prompt.trimEnd().endsWith(marks.open)) this.#begin()
+    if (!endsInThought(prompt, marks)) return
+    this.#begin()
+    if (!prompt.trimEnd().endsWith(marks.open)) this.#name = ''
   }
 
-  /** Whether the answer has thoughts; null: that is not known yet, and nothing was given out. */
+  /** Whether the answer began with thoughts; null: that is not known yet, and nothing was given out. */
   get hasThoughts(): boolean | null {
     return this.#hasThoughts
+  }
+
+  /** Whether there are no thoughts, and none can come: the rest is what it says. */
+  get isOver(): boolean {
+    return this.#hasThoughts === false && !this.#marks.isAnywhere
   }
 
   /** Whether the next token belongs to what the model thinks. */
@@ -75,29 +111,39 @@ export class ThoughtParser {
   /** The next token: its id, null for a text without one, and the text that became certain with it. */
   push(id: number | null, text: string): ThoughtPart[] {
     const mark = id === null ? undefined : this.#markTexts.get(id)
-    const piece = text + (mark ?? '')
+    const piece = text + (mark === undefined || this.#isOthers(mark) ? '' : mark)
     switch (this.#state) {
       case 'beginning':
         return this.#first(piece)
       case 'thinking':
         return this.#think(piece)
       default:
-        return this.#say(piece)
+        return this.#goOn(piece)
     }
+  }
+
+  /** Whether a mark is none of a thought's where it stands: that of a call, or of an end without a beginning. */
+  #isOthers(mark: string): boolean {
+    const { call, close, isAnywhere } = this.#marks
+    if (this.#state === 'thinking') return false
+    return mark === call || (mark === close && isAnywhere === true)
   }
 
   /** The answer has ended. */
   end(): ThoughtPart[] {
     const held = this.#held
     this.#held = ''
-    if (this.#state === 'thinking') return this.#thought(held.trimEnd())
+    if (this.#state === 'thinking') return this.#thought(this.#unnamed(held.trimEnd()))
     return held === '' ? [] : [{ kind: 'text', text: held }]
   }
 
   #begin(): void {
     this.#state = 'thinking'
-    this.#hasThoughts = true
+    this.#hasThoughts ??= true
+    this.#hasEarlier ||= this.#hasThought
+    this.#hasThought = false
     this.#held = ''
+    this.#name = this.#marks.name ?? ''
   }
 
   #first(piece: string): ThoughtPart[] {
@@ -111,31 +157,62 @@ export class ThoughtParser {
     if (open.startsWith(text)) return []
     this.#state = 'saying'
     this.#hasThoughts = false
-    return this.end()
+    const held = this.#held
+    this.#held = ''
+    return this.#goOn(held)
   }
 
   #think(piece: string): ThoughtPart[] {
     const { close } = this.#marks
     const text = this.#held + piece
-    const at = text.indexOf(close)
-    if (at < 0) {
-      const end = text.length - lengthHeld(text, close)
-      this.#held = text.slice(end)
-      return this.#thought(text.slice(0, end))
+    const places = this.#ends.map((mark) => text.indexOf(mark)).filter((at) => at >= 0)
+    if (places.length === 0) {
+      const begun = Math.max(...this.#ends.map((mark) => lengthBegun(text, mark)))
+      const certain = text.slice(0, text.length - begun)
+      const mayBeName = this.#name.startsWith(certain) && this.#name !== certain
+      const thought = mayBeName ? '' : this.#unnamed(certain)
+      const said = thought.trimEnd()
+      this.#held = mayBeName ? text : thought.slice(said.length) + text.slice(certain.length)
+      return this.#thought(said)
     }
+    const at = Math.min(...places)
+    const thought = this.#unnamed(text.slice(0, at).trimEnd())
     this.#held = ''
     this.#state = 'after a thought'
-    return [
-      ...this.#thought(text.slice(0, at).trimEnd()),
-      ...this.#say(text.slice(at + close.length)),
-    ]
+    const rest = text.slice(text.startsWith(close, at) ? at + close.length : at)
+    return [...this.#thought(thought), ...this.#goOn(rest)]
+  }
+
+  /** A thought without its name. */
+  #unnamed(thought: string): string {
+    const name = this.#name
+    this.#name = ''
+    if (thought.startsWith(name)) return thought.slice(name.length)
+    return thought === name.trimEnd() ? '' : thought
   }
 
   #thought(thought: string): ThoughtPart[] {
     const text = this.#hasThought ? thought : thought.trimStart()
     if (text === '') return []
+    const separator = this.#hasEarlier && !this.#hasThought ? '\n' : ''
     this.#hasThought = true
-    return [{ kind: 'reasoning', text }]
+    return [{ kind: 'reasoning', text: separator + text }]
+  }
+
+  /** What comes where no thought is. */
+  #goOn(piece: string): ThoughtPart[] {
+    const { open, isAnywhere } = this.#marks
+    if (!isAnywhere) return this.#say(piece)
+    const text = this.#held + piece
+    const at = text.indexOf(open)
+    if (at < 0) {
+      const end = text.length - lengthBegun(text, open)
+      this.#held = text.slice(end)
+      return this.#say(text.slice(0, end))
+    }
+    const said = this.#say(text.slice(0, at))
+    this.#begin()
+    return [...said, ...this.#think(text.slice(at + open.length))]
   }
 
   #say(piece: string): ThoughtPart[] {
@@ -146,9 +223,9 @@ export class ThoughtParser {
   }
 }
 
-/** Units at the end of a thought that may be none of it: white space, and what may become the mark. */
-function lengthHeld(text: string, close: string): number {
-  let length = Math.min(close.length - 1, text.length)
-  while (!close.startsWith(text.slice(text.length - length))) length--
-  return text.length - text.slice(0, text.length - length).trimEnd().length
+/** Units at the end of a text that may become a mark. */
+function lengthBegun(text: string, mark: string): number {
+  let length = Math.min(mark.length - 1, text.length)
+  while (!mark.startsWith(text.slice(text.length - length))) length--
+  return length
 }

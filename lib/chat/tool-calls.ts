@@ -1,5 +1,7 @@
 import { randomBytes } from 'node:crypto'
+import { GEMMA_CALL, GEMMA_QUOTE } from '../model/gemma-marks.js'
 import { isJsonObject } from '../model/model-files.js'
+import { GemmaTexts, readGemmaCall } from './gemma-calls.js'
 import {
   type CallTags,
   FUNCTION_TAGS,
@@ -7,6 +9,7 @@ import {
   KEY_TAGS,
   mayBeTagged,
   readTagged,
+  type TaggedCall,
 } from './tagged-calls.js'
 
 /** A function that the model asks its caller to call. */
@@ -42,6 +45,7 @@ export interface ToolCallParser {
  * - `minimax`: `<minimax:tool_call><invoke name="NAME"><parameter name="KEY">VALUE</parameter></invoke></minimax:tool_call>`,
  *   as MiniMax-M2 does
  * - `glm`: `<tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value></tool_call>`, as GLM-4.5 does
+ * - `gemma`: `<|tool_call>call:NAME{KEY:<|"|>TEXT<|"|>,KEY:NUMBER}<tool_call|>`, as Gemma 4 does
  * - `phi`: `<|tool_call|>[{"name": …, "arguments": {…}}]<|/tool_call|>`, as Phi-4-mini does, and Granite 3
  *   without the end
  * - `mistral`: `[TOOL_CALLS][{"name": …, "arguments": {…}}]` or `[TOOL_CALLS]name[ARGS]{…}`, to the end
@@ -58,6 +62,7 @@ export function toolFormatOf(template: string): ToolFormat | null {
     if (template.includes('<arg_key>')) return 'glm'
     return template.includes('<function=') ? 'qwen-coder' : 'hermes'
   }
+  if (template.includes(GEMMA_CALL.open)) return 'gemma'
   // Phi's says how its tools are written, and leaves its calls out.
   if (template.includes('<|tool|>') || template.includes(PHI.open)) return 'phi'
   const isLlama = template.includes('<|python_tag|>') || template.includes('"parameters":')
@@ -121,6 +126,18 @@ interface MarkedFormat extends CallMarks {
   readonly unmarked?: (name: string) => string
   /** How they are written; left out: as an object of JSON, or a list of them. */
   readonly tags?: CallTags
+  /** How they are written where that is no JSON at all. */
+  readonly own?: OwnNotation
+}
+
+/** Calls in a notation of its own. */
+interface OwnNotation {
+  /** What stands in calls and may be a special token. */
+  readonly marks: readonly string[]
+  /** Follows where texts are: marks in them are none. */
+  texts(): Pick<Strings, 'isInside'>
+  /** The call of a text that is nothing else; null for any other. */
+  read(text: string, context: ToolCallContext): TaggedCall | null
 }
 
 const MARKED = {
@@ -135,6 +152,12 @@ const MARKED = {
   seed: { open: '<seed:tool_call>', close: '</seed:tool_call>', tags: FUNCTION_TAGS },
   minimax: { open: '<minimax:tool_call>', close: '</minimax:tool_call>', tags: INVOKE_TAGS },
   glm: { ...TOOL_CALL, tags: KEY_TAGS },
+  // Gemma's models may leave their first mark out, too.
+  gemma: {
+    ...GEMMA_CALL,
+    unmarked: (name: string) => `call:${name}{`,
+    own: { marks: [GEMMA_QUOTE], texts: () => new GemmaTexts(), read: readGemmaCall },
+  },
 } satisfies Record<string, MarkedFormat>
 
 /** How often what is left at an answer's end is read anew, behind what was none. */
@@ -150,7 +173,7 @@ class MarkedParser implements ToolCallParser {
   #isInside = false
   /** Closing marks up to here are none: each is looked at once. */
   #lookedAt = 0
-  #strings = new Strings()
+  #strings: Pick<Strings, 'isInside'> = new Strings()
   /** What calls that may be no calls began with: white space, which is nobody's unless what follows is text, and the mark. */
   #opened = ''
   #hasCalls = false
@@ -158,7 +181,7 @@ class MarkedParser implements ToolCallParser {
   constructor(context: ToolCallContext, format: MarkedFormat) {
     this.#context = context
     this.#format = format
-    this.#marks = new Marks(context, [format.open, format.close])
+    this.#marks = new Marks(context, [format.open, format.close, ...(format.own?.marks ?? [])])
     const { open, unmarked } = format
     this.#openings = [open, ...(unmarked ? [...context.names].map(unmarked) : [])]
   }
@@ -219,9 +242,9 @@ class MarkedParser implements ToolCallParser {
 
   /** Takes the mark, if calls begin with it. */
   #open(gap: string): void {
-    const { open } = this.#format
+    const { open, own } = this.#format
     this.#lookedAt = 0
-    this.#strings = new Strings()
+    this.#strings = own?.texts() ?? new Strings()
     this.#opened = gap
     if (!this.#rest.startsWith(open)) return
     this.#opened += open
@@ -268,7 +291,12 @@ class MarkedParser implements ToolCallParser {
 
   /** What stands between marks; null where it is not all calls. */
   #callsOf(text: string): ToolCall[] | null {
-    const { tags } = this.#format
+    const { tags, own } = this.#format
+    if (own) {
+      const read = own.read(text, this.#context)
+      const call = read && makeCall(read.name, read.args)
+      return call && [call]
+    }
     // Who was taught tags may write JSON nevertheless.
     const calls =
       tags && !isJson(text)

@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import { HarmonyParser } from '../chat/harmony.js'
-import { type ThoughtMarks, ThoughtParser, thoughtMarks } from '../chat/thoughts.js'
+import { endsInThought, type ThoughtMarks, ThoughtParser, thoughtMarks } from '../chat/thoughts.js'
 import { makeForcedParser, makeToolCallParser, toolFormatOf } from '../chat/tool-calls.js'
 import type { Engine } from '../engine/engine.js'
 import type { GenerateOptions } from '../engine/generation.js'
@@ -9,6 +9,7 @@ import type { Model } from '../engine/model.js'
 import type { ThoughtOptions } from '../engine/thought-constraint.js'
 import { argumentError } from '../errors.js'
 import type { JsonSchema } from '../grammar/index.js'
+import { gemmaMarks, isGemmaTemplate } from '../model/gemma-marks.js'
 import { type HarmonyMarks, harmonyMarks, isHarmonyTemplate } from '../model/harmony.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import {
@@ -308,7 +309,7 @@ export class OpenAiService {
     const call = { ...asCalled, matching }
     if (marks) return this.#harmony(request, prompts, marks, call, separator)
     const started = thoughts
-      ? this.#thinking(request, prompts, thoughts, call)
+      ? this.#thinking(this.#withEnds(request, template), prompts, thoughts, call)
       : this.#generate(request, prompts, call)
     return { ...started, events: this.#findCalls(tooling, template, started.events) }
   }
@@ -332,6 +333,16 @@ export class OpenAiService {
         throw isRefusal(error) ? refusal : error
       }
     }
+  }
+
+  /** With the tokens that end an answer of Gemma 4's, whatever its generation_config.json says. */
+  #withEnds(request: ChatRequest, template: string): ChatRequest {
+    const { sampling } = request
+    const { tokenizer } = this.#parts.model
+    const marks = isGemmaTemplate(template) && tokenizer ? gemmaMarks(tokenizer) : null
+    if (!marks || sampling.ignoreEos) return request
+    const stopTokens = [...(sampling.stopTokens ?? []), ...marks.ends]
+    return { ...request, sampling: { ...sampling, stopTokens } }
   }
 
   /** An answer that may have thoughts before what it says. */
@@ -575,13 +586,13 @@ function switchThinking({ field, isOn }: ThinkingSwitch, template: string): Json
 
 /** What a model may think before JSON that is asked for; undefined: the prompt says that it does not. */
 function thoughtsBefore(
-  { open, close }: ThoughtMarks,
+  marks: ThoughtMarks,
   prompt: string,
   tokenizer: ModelTokenizer,
 ): ThoughtOptions | undefined {
-  const end = prompt.trimEnd()
-  if (end.endsWith(close)) return undefined
-  if (end.endsWith(open)) return { close }
+  const { open, close } = marks
+  if (prompt.trimEnd().endsWith(close)) return undefined
+  if (endsInThought(prompt, marks)) return { close }
   const isToken = tokenizer.encode(open, { addSpecialTokens: false }).length === 1
   return isToken ? { open, close } : undefined
 }

@@ -1,7 +1,9 @@
 import { PHI, toolFormatOf } from '../chat/tool-calls.js'
+import { isGemmaTemplate } from '../model/gemma-marks.js'
 import { isHarmonyTemplate } from '../model/harmony.js'
 import type { ChatMessage } from '../model/tokenizer.js'
 import { isObject, type JsonObject } from './fields.js'
+import { withGemmasParameters, withResponses } from './gemma-words.js'
 
 /**
  * Messages and tools in the words of a template.
@@ -10,7 +12,7 @@ import { isObject, type JsonObject } from './fields.js'
  * has the two for one. Phi-4-mini's takes its tools with the system's message, and knows no calls, nor
  * does that of Granite 3: they are the text that the model wrote. That of gpt-oss has a message for each
  * call, and the reasoning before it under another name. Those of Qwen3-Coder and Seed-OSS write what an
- * argument is as Python does.
+ * argument is as Python does. The first one of Gemma 4 takes the results of calls with these.
  */
 export function inTemplateWords(
   template: string,
@@ -20,10 +22,16 @@ export function inTemplateWords(
   if (isHarmonyTemplate(template)) return inHarmonyWords(messages)
   const known = template.includes('developer') ? messages : messages.map(withoutDeveloper)
   const format = toolFormatOf(template)
+  if (isGemmaTemplate(template)) return takesResults(template) ? known : withResponses(known)
   if (format === 'qwen-coder' || format === 'seed') return known.map(withPythonsArguments)
   if (template.includes("message['tools']")) return inPhiWords(known, tools)
   const isGranite = template.includes(PHI.open) && !template.includes('tool_calls')
   return isGranite ? known.map((message) => withCallsAsText(message, '')) : known
+}
+
+/** Whether a template of Gemma 4's finds the results of calls in messages of their own. */
+function takesResults(template: string): boolean {
+  return template.includes('tool_call_id') || !template.includes('tool_responses')
 }
 
 /**
@@ -47,13 +55,15 @@ const isSystem = ({ role }: ChatMessage) => role === 'system' || role === 'devel
 
 /**
  * Tools in the words of a template: that of gpt-oss joins their descriptions to texts, also where there is
- * none; that of Qwen3-Coder makes texts of what a schema says beside types, as of arguments.
+ * none; that of Qwen3-Coder makes texts of what a schema says beside types, as of arguments; that of
+ * Gemma 4 writes a type for each property.
  */
 export function toolsInTemplateWords(
   template: string,
   tools: readonly JsonObject[],
 ): readonly JsonObject[] {
   if (toolFormatOf(template) === 'qwen-coder') return tools.map(withPythonsParameters)
+  if (isGemmaTemplate(template)) return tools.map(withGemmasParameters)
   if (!isHarmonyTemplate(template)) return tools
   return tools.map((tool) => {
     const called = tool.function as JsonObject

@@ -53,27 +53,28 @@ class ThinkingChoice {
   *read(event: TextEvent): Generator<ThoughtEvent> {
     if (this.#isStopped) return
     const parser = this.#parser
-    if (parser.hasThoughts === false) return yield* this.#say(event)
+    if (parser.isOver) return yield* this.#say(event)
     const wasReasoning = parser.isReasoning
-    const isSaying = parser.hasThoughts && !wasReasoning
+    const wasBeginning = parser.hasThoughts === null
     const id = event.kind === 'token' ? event.token.id : null
     const parts = parser.push(id, textOf(event))
     // The mark itself is no thought.
     if (id !== null && wasReasoning && parser.isReasoning) this.#reading.countReasoning()
-    if (isSaying) return yield* this.#say(withText(event, parts[0]?.text ?? ''))
-    if (parser.hasThoughts) {
-      this.#first = []
-      yield* this.#tell(parts)
-      return
-    }
+    if (wasReasoning) return yield* this.#tell(parts)
+    if (!wasBeginning) return yield* this.#sayOwn(event, parts)
     this.#first.push(event)
-    if (parser.hasThoughts === false) yield* this.#sayFirst()
+    if (parser.hasThoughts === null) return
+    const isPlain = parts[0]?.text === this.#first.map(textOf).join('')
+    if (!parser.hasThoughts && isPlain) return yield* this.#sayFirst()
+    this.#first = []
+    yield* this.#tell(parts)
   }
 
   *end(event: EndEvent): Generator<ThoughtEvent> {
     if (this.#isStopped) return yield { ...event, finishReason: 'stop' }
     yield* this.#sayFirst()
-    if (this.#parser.hasThoughts && !this.#isStopped) yield* this.#tell(this.#parser.end())
+    const { hasThoughts, isOver } = this.#parser
+    if (hasThoughts !== null && !isOver && !this.#isStopped) yield* this.#tell(this.#parser.end())
     const text = this.#matcher.flush()
     if (text !== '') yield { kind: 'text', choice: this.#choice, text }
     yield this.#isStopped ? { ...event, finishReason: 'stop' } : event
@@ -83,6 +84,14 @@ class ThinkingChoice {
   *#sayFirst(): Generator<ThoughtEvent> {
     for (const event of this.#first) yield* this.#say(event)
     this.#first = []
+  }
+
+  /** What a token says is its own text; a thought may begin with it. */
+  *#sayOwn(event: TextEvent, parts: readonly ThoughtPart[]): Generator<ThoughtEvent> {
+    const [first, ...others] = parts
+    const isText = first?.kind === 'text'
+    yield* this.#say(withText(event, isText ? first.text : ''))
+    yield* this.#tell(isText ? others : parts)
   }
 
   *#tell(parts: readonly ThoughtPart[]): Generator<ThoughtEvent> {
