@@ -1,12 +1,14 @@
 import { argumentError, show, ZipCacheError } from '../errors.js'
 import {
   type JsonSchema,
+  QUOTE_BYTE,
   sharedGrammar,
   TokenMasker,
   TokenTrie,
   type Vocabulary,
 } from '../grammar/index.js'
 import type { ModelConfig } from '../model/config.js'
+import { gemmaMarks } from '../model/gemma-marks.js'
 import { harmonyMarks } from '../model/harmony.js'
 import type { ModelTokenizer } from '../model/tokenizer.js'
 import type { SampleParams } from '../ops/index.js'
@@ -18,6 +20,7 @@ import {
   type TokenProbability,
 } from './adjust-logits.js'
 import { MOST_DRAFTED } from './drafts.js'
+import { GemmaConstraint } from './gemma-constraint.js'
 import { HarmonyConstraint, type HarmonyOptions } from './harmony-constraint.js'
 import { checkInteger, checkOptions } from './options.js'
 import type { Prompt } from './prompt.js'
@@ -54,13 +57,19 @@ export interface GenerateOptions {
    * about are drafted as `promptLookup` does, so that the same answer takes fewer steps.
    */
   json?: true | JsonSchema | undefined
-  /** The model may think first, between these marks; beside `json`. Left out: JSON begins with the first token. */
+  /** The model may think first, between these marks; beside `json` or `gemmaCalls`. Left out: these begin with the first token. */
   thoughts?: ThoughtOptions | undefined
   /**
    * As `json`, for a model that answers in OpenAI's harmony format (gpt-oss) to a prompt that ends with
    * `<|start|>assistant`: it may think first. Not beside `json`.
    */
   harmony?: HarmonyOptions | undefined
+  /**
+   * Only a call of one of these functions may be generated, as Gemma 4 writes it, with the JSON of its arguments
+   * as `json` has it, and `thoughts` before it if they are given; the generation ends with it. Not beside `json`
+   * or `harmony`.
+   */
+  gemmaCalls?: Readonly<Record<string, true | JsonSchema>> | undefined
   /** Same seed, same tokens; an integer, taken modulo 2^64. Default 0. */
   seed?: number | bigint | undefined
   /**
@@ -109,7 +118,7 @@ export interface GeneratedToken {
   readonly logprob: number
   /** The likeliest tokens in its place, where `topLogprobs` asks for them; the likeliest first. */
   readonly top?: readonly TokenProbability[]
-  /** Set on a token that was drafted (`promptLookup`, `prediction`, `json`, `harmony`). */
+  /** Set on a token that was drafted (`promptLookup`, `prediction`, `json`, `harmony`, `gemmaCalls`). */
   readonly isDrafted?: true
   /**
    * Set on a stop token, which is not part of the generation. It is yielded only where text was held
@@ -169,6 +178,7 @@ export const GENERATE_OPTIONS: readonly string[] = [
   'json',
   'thoughts',
   'harmony',
+  'gemmaCalls',
   'seed',
   'promptLookup',
   'prediction',
@@ -236,38 +246,55 @@ export function planGeneration(
 }
 
 function constraintOf(
-  { json, thoughts, harmony }: GenerateOptions,
+  { json, thoughts, harmony, gemmaCalls }: GenerateOptions,
   tokenizer: ModelTokenizer | null,
   endTokens: ReadonlySet<number>,
   vocabSize: number,
 ): TokenConstraint | null {
-  if (thoughts !== undefined && json === undefined) {
-    throw argumentError('thoughts', 'is given without json, which they stand before')
+  if (thoughts !== undefined && json === undefined && gemmaCalls === undefined) {
+    throw argumentError('thoughts', 'is given without json or gemmaCalls, which they stand before')
   }
-  if (json === undefined && harmony === undefined) return null
-  const option = json === undefined ? 'harmony' : 'json'
+  const given = { json, harmony, gemmaCalls }
+  const [option, other] = CONSTRAINTS.filter((name) => given[name] !== undefined)
+  if (option === undefined) return null
+  if (other !== undefined) {
+    throw argumentError(option, `is given beside ${other}, an answer can be but one of them`)
+  }
   if (tokenizer === null) {
     throw argumentError(option, 'is given, but the model has no tokenizer')
   }
-  if (harmony === undefined) {
+  if (option === 'harmony') {
+    checkHarmony(harmony as HarmonyOptions)
+    const marks = marksOf(harmonyMarks(tokenizer), option)
     const vocabulary = vocabularyOf(tokenizer, vocabSize, option)
-    const grammar = sharedGrammar(json as true | JsonSchema)
-    const masker = new TokenMasker(grammar, vocabulary, endTokens)
-    if (thoughts === undefined) return masker
-    const open = checkThoughts(thoughts, vocabulary)
-    return new ThoughtConstraint(thoughts, open, masker, { ...vocabulary, endTokens })
-  }
-  if (json !== undefined) throw argumentError('json', 'is given beside harmony, which has its own')
-  checkHarmony(harmony)
-  const marks = harmonyMarks(tokenizer)
-  if (!marks) {
-    throw argumentError(
-      'harmony',
-      "is given, but the vocabulary lacks that format's special tokens",
-    )
+    return new HarmonyConstraint(harmony as HarmonyOptions, { ...vocabulary, marks, endTokens })
   }
   const vocabulary = vocabularyOf(tokenizer, vocabSize, option)
-  return new HarmonyConstraint(harmony, { ...vocabulary, marks, endTokens })
+  const answer =
+    option === 'json'
+      ? new TokenMasker(sharedGrammar(json as true | JsonSchema), vocabulary, endTokens)
+      : new GemmaConstraint(checkCalls(gemmaCalls), {
+          ...vocabulary,
+          marks: marksOf(gemmaMarks(tokenizer), option),
+        })
+  if (thoughts === undefined) return answer
+  const open = checkThoughts(thoughts, vocabulary)
+  return new ThoughtConstraint(thoughts, open, answer, { ...vocabulary, endTokens })
+}
+
+/** What says all of what an answer has to be. */
+const CONSTRAINTS = ['json', 'harmony', 'gemmaCalls'] as const
+
+/** Throws `ERR_ZC_ARGUMENT` where a vocabulary has no marks. */
+function marksOf<T>(marks: T | null, option: string): T {
+  if (marks) return marks
+  throw argumentError(option, "is given, but the vocabulary lacks that format's special tokens")
+}
+
+function checkCalls(calls: GenerateOptions['gemmaCalls'] | null) {
+  const isMap = typeof calls === 'object' && calls !== null && !Array.isArray(calls)
+  if (isMap && Object.keys(calls).length > 0) return calls
+  throw argumentError('gemmaCalls', `is ${show(calls)}, expected { name: schema }, one at least`)
 }
 
 /** The token that a thought begins with; null: the prompt has it. */
@@ -305,8 +332,14 @@ function vocabularyOf(tokenizer: ModelTokenizer, vocabSize: number, option: stri
       const message = `${option}: needs a byte-level or byte-fallback vocabulary, whose single tokens have bytes of their own`
       throw new ZipCacheError('ERR_ZC_UNSUPPORTED', message, { argument: option })
     }
+    const quote = gemmaMarks(tokenizer)?.quote
+    const bytesOf = (id: number) => {
+      const bytes = id === quote ? Uint8Array.of(QUOTE_BYTE) : tokenizer.bytesOf(id)
+      // A byte by itself that no text has.
+      return id !== quote && bytes?.includes(QUOTE_BYTE) ? null : bytes
+    }
     vocabulary = {
-      trie: new TokenTrie(vocabSize, (id) => tokenizer.bytesOf(id)),
+      trie: new TokenTrie(vocabSize, bytesOf),
       encode: (text) => tokenizer.encode(text, { addSpecialTokens: false }),
     }
     vocabularies.set(tokenizer, vocabulary)

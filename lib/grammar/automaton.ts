@@ -52,11 +52,32 @@ const MAX_WORK = 1 << 14
 /** Entries that a grammar remembers at a time, those of each set and one more: some 40 MB. */
 const MAX_SIZE = 1 << 15
 
+let nStates = 0
+
+/** One that no other state of any grammar has. */
+export function nextStateId(): number {
+  return nStates++
+}
+
+/** How far a text has come, and what may follow. */
+export interface GrammarState {
+  readonly id: number
+  /** Whether the text may end here. */
+  readonly isAccepting: boolean
+  /** Whether no byte can follow. */
+  readonly isFinal: boolean
+  /** The only byte that may come, as far as that is known; null: there is another one, or none. */
+  readonly onlyByte: number | null
+  /** Whether it was found out before where a byte leads; it is looked up then. */
+  knows(byte: number): boolean
+  /** The state after a byte; null where it may not come. */
+  next(byte: number): GrammarState | null
+}
+
 /** A set of stacks. */
-export class StateSet {
-  static #count = 0
+export class StateSet implements GrammarState {
   /** @internal */
-  readonly id = StateSet.#count++
+  readonly id = nextStateId()
   /** Whether the text may end here: the empty stack is one of them. */
   readonly isAccepting: boolean
   /** @internal By each top, what is below it. */

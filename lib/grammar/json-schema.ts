@@ -589,7 +589,8 @@ function bad(at: string, what: string): ZipCacheError {
   return argumentError('json', `the schema at ${at} ${what}`)
 }
 
-function unsupported(at: string, what: string): ZipCacheError {
+/** What is thrown for a schema that no answer can be held to. */
+export function unsupported(at: string, what: string): ZipCacheError {
   return new ZipCacheError(
     'ERR_ZC_UNSUPPORTED',
     `json: the schema at ${at} has ${what}, which is not supported`,

@@ -1,5 +1,6 @@
 import { ZipCacheError } from '../errors.js'
-import type { Grammar, StateSet } from './automaton.js'
+import type { GrammarState } from './automaton.js'
+import { gemmaText } from './gemma-notation.js'
 import { JsonLayout } from './json-layout.js'
 import type { Steps, TokenTrie } from './token-trie.js'
 
@@ -23,16 +24,26 @@ export class TokenMasker {
   readonly #trie: TokenTrie
   readonly #encode: Vocabulary['encode']
   readonly #endTokens: readonly number[]
-  #state: StateSet
+  #state: GrammarState
   /** What the state allows, once that is known. */
   #allowed: Uint8Array | null = null
-  readonly #layout = new JsonLayout()
+  /** null: there is no white space. */
+  readonly #layout: JsonLayout | null
   /** The newest tokens. */
   readonly #newest: number[] = []
 
-  /** `endTokens`: those that end a text; allowed where the text may end. */
-  constructor(grammar: Grammar, { trie, encode }: Vocabulary, endTokens: ReadonlySet<number>) {
-    this.#state = grammar.start
+  /**
+   * `start`: where a text begins. `endTokens`: those that end a text; allowed where the text may end. `layout`:
+   * which white space is likely; null: there is none.
+   */
+  constructor(
+    { start }: { readonly start: GrammarState },
+    { trie, encode }: Vocabulary,
+    endTokens: ReadonlySet<number>,
+    layout: JsonLayout | null = new JsonLayout(),
+  ) {
+    this.#state = start
+    this.#layout = layout
     this.#trie = trie
     this.#encode = encode
     this.#endTokens = [...endTokens]
@@ -77,10 +88,10 @@ export class TokenMasker {
   /** Takes note of a token that was chosen. */
   accept(id: number): void {
     if (this.#endTokens.includes(id)) return
-    let state: StateSet | null = this.#state
+    let state: GrammarState | null = this.#state
     for (const byte of this.#trie.bytesOf(id)) {
       state = state?.next(byte) ?? null
-      this.#layout.push(byte)
+      this.#layout?.push(byte)
     }
     if (!state) {
       throw new ZipCacheError('ERR_ZC_INTERNAL', `json: token ${id} was chosen, but is not allowed`)
@@ -106,15 +117,15 @@ export class TokenMasker {
   }
 
   #likelyText(): { text: Buffer; isEnd: boolean } {
-    const layout = this.#layout.copy()
+    const layout = this.#layout?.copy()
     const bytes: number[] = []
     let state = this.#state
     while (bytes.length < MOST_BYTES && state.onlyByte !== null) {
-      const added = [...Buffer.from(layout.before(state.onlyByte)), state.onlyByte]
-      let next: StateSet | null = state
+      const added = [...Buffer.from(layout?.before(state.onlyByte) ?? ''), state.onlyByte]
+      let next: GrammarState | null = state
       for (const byte of added) {
         next = next?.next(byte) ?? null
-        layout.push(byte)
+        layout?.push(byte)
       }
       if (!next) break
       state = next
@@ -125,7 +136,7 @@ export class TokenMasker {
 
   /** What the tokenizer makes of a text behind another one; none where it parts them elsewhere. */
   #spelled(before: Uint8Array, text: Buffer): readonly number[] {
-    const ids = this.#encode(Buffer.concat([before, text]).toString())
+    const ids = this.#encode(gemmaText(Buffer.concat([before, text])))
     // From the end: some tokenizers put a space in front.
     let nLeft = text.length
     let first = ids.length
@@ -134,7 +145,7 @@ export class TokenMasker {
   }
 }
 
-const isComplete = (state: StateSet) => state.isAccepting && state.isFinal
+const isComplete = (state: GrammarState) => state.isAccepting && state.isFinal
 
 function atOnce<T>(steps: Steps<T>): T {
   for (;;) {

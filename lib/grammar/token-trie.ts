@@ -1,4 +1,4 @@
-import type { StateSet } from './automaton.js'
+import type { GrammarState } from './automaton.js'
 
 /** Work that pauses every so often: whoever drives it decides when it goes on. */
 export type Steps<T = void> = Generator<undefined, T, undefined>
@@ -55,7 +55,7 @@ export class TokenTrie {
   }
 
   /** Which tokens a state allows: one bit each, of as many bytes as they need. */
-  *mask(state: StateSet): Steps<Uint8Array> {
+  *mask(state: GrammarState): Steps<Uint8Array> {
     while (!this.#nodes) {
       // One builds for all who wait.
       this.#building.next()
@@ -70,14 +70,17 @@ export class TokenTrie {
     return mask
   }
 
-  *#walk({ count, byte, depth, end, firstToken, ids }: Nodes, start: StateSet): Steps<Uint8Array> {
+  *#walk(
+    { count, byte, depth, end, firstToken, ids }: Nodes,
+    start: GrammarState,
+  ): Steps<Uint8Array> {
     const mask = new Uint8Array(Math.ceil(this.size / 8))
     /** The states along the way to the running node. */
-    const states: StateSet[] = [start]
+    const states: GrammarState[] = [start]
     let nLeft = NODES_A_STEP
     for (let node = 0; node < count; ) {
       const at = depth[node] as number
-      const state = states[at - 1] as StateSet
+      const state = states[at - 1] as GrammarState
       // A byte that was not asked for before may take as long as all of them.
       if (--nLeft === 0 || !state.knows(byte[node] as number)) {
         yield

@@ -35,6 +35,7 @@ import {
   type Usage,
 } from './generation.js'
 import { inputItems } from './input-items.js'
+import { checkGemmaCalls } from './json-schema.js'
 import {
   chatPrompt,
   checkLength,
@@ -308,10 +309,12 @@ export class OpenAiService {
     const prompts = [{ ...prompt, ...(shared && { shared }), ...(settled && { settled }) }]
     const call = { ...asCalled, matching }
     if (marks) return this.#harmony(request, prompts, marks, call, separator)
+    const own = this.#asGemmas(request, tooling, template)
     const started = thoughts
-      ? this.#thinking(this.#withEnds(request, template), prompts, thoughts, call)
-      : this.#generate(request, prompts, call)
-    return { ...started, events: this.#findCalls(tooling, template, started.events) }
+      ? this.#thinking(own, prompts, thoughts, call)
+      : this.#generate(own, prompts, call)
+    const isJson = own.sampling.json !== undefined
+    return { ...started, events: this.#findCalls(tooling, template, started.events, isJson) }
   }
 
   /** A request with its prompt. Turns that the template does not take one after the other are said in one. */
@@ -335,14 +338,25 @@ export class OpenAiService {
     }
   }
 
-  /** With the tokens that end an answer of Gemma 4's, whatever its generation_config.json says. */
-  #withEnds(request: ChatRequest, template: string): ChatRequest {
-    const { sampling } = request
+  /**
+   * A request to a model of Gemma 4's as that answers: with the tokens that end its turn, whatever
+   * generation_config.json says, and calls that are asked for in its own notation.
+   *
+   * - `tooling`: the tools as they were asked for
+   */
+  #asGemmas(request: ChatRequest, tooling: ToolRequest, template: string): ChatRequest {
     const { tokenizer } = this.#parts.model
     const marks = isGemmaTemplate(template) && tokenizer ? gemmaMarks(tokenizer) : null
-    if (!marks || sampling.ignoreEos) return request
-    const stopTokens = [...(sampling.stopTokens ?? []), ...marks.ends]
-    return { ...request, sampling: { ...sampling, stopTokens } }
+    if (!marks) return request
+    const { json, ...own } = request.sampling
+    const ends = own.ignoreEos ? [] : marks.ends
+    const sampling = { ...own, stopTokens: [...(own.stopTokens ?? []), ...ends] }
+    if (tooling.forced === undefined) {
+      return { ...request, sampling: json === undefined ? sampling : { ...sampling, json } }
+    }
+    const gemmaCalls = callSchemas(tooling)
+    checkGemmaCalls(gemmaCalls, request.jsonField)
+    return { ...request, sampling: { ...sampling, gemmaCalls } }
   }
 
   /** An answer that may have thoughts before what it says. */
@@ -356,8 +370,8 @@ export class OpenAiService {
     const { stop = [], ...own } = sampling
     const tokenizer = this.#parts.model.tokenizer as ModelTokenizer
     const prompt = prompts[0]?.text ?? ''
-    const isJson = sampling.json !== undefined
-    const thoughts = isJson ? thoughtsBefore(marks, prompt, tokenizer) : undefined
+    const isHeld = sampling.json !== undefined || sampling.gemmaCalls !== undefined
+    const thoughts = isHeld ? thoughtsBefore(marks, prompt, tokenizer) : undefined
     const started = this.#generate({ ...request, sampling: { ...own, thoughts } }, prompts, call)
     const events = withThoughts(started.events, {
       makeParser: () => new ThoughtParser({ marks, tokenizer, prompt }),
@@ -471,14 +485,15 @@ export class OpenAiService {
     return model.tokenizer?.chatTemplateSource(options) ?? ''
   }
 
-  /** The events of a chat's answer, with calls of its tools where there are any. */
+  /** The events of a chat's answer, with calls of its tools where there are any; `isJson`: it is held to JSON. */
   #findCalls(
     { tools, names, forced, isParallel }: ToolRequest,
     template: string,
     events: AsyncIterable<ThoughtEvent>,
+    isJson: boolean,
   ): AsyncIterable<AnswerEvent> {
-    if (forced !== undefined) {
-      const isNamed = forced !== null
+    const isNamed = typeof forced === 'string'
+    if (forced !== undefined && isJson) {
       return withToolCalls(events, () => makeForcedParser(forced), { isNamed, isParallel })
     }
     const { tokenizer } = this.#parts.model
@@ -490,7 +505,7 @@ export class OpenAiService {
     }
     const parametersOf = (name: string) => parametersIn(tools, name)
     const makeParser = () => makeToolCallParser(format, { names, parametersOf, specialId })
-    return withToolCalls(events, makeParser, { isNamed: false, isParallel })
+    return withToolCalls(events, makeParser, { isNamed, isParallel })
   }
 
   /** What a chat that names a `prompt_cache_key` shares with others that name it. */

@@ -426,6 +426,66 @@ describe('over HTTP', () => {
     await first.server.close()
   })
 
+  test('a call that is asked for is held to the functions, in its own notation', async () => {
+    const time = { type: 'function', function: { name: 'time', parameters: { type: 'object' } } }
+    const ask2 = (tool_choice: unknown, own: object = {}) =>
+      ask({ tools: [weather, time], tool_choice, ...own })
+    say(calling.replace(/^.*<channel[|]>/s, ''))
+    const named = await ask2({ type: 'function', function: { name: 'weather' } })
+    expect(named.body.choices[0]).toMatchObject({
+      message: { content: null, tool_calls: [{ function: { name: 'weather' } }] },
+      finish_reason: 'stop',
+    })
+    // Types as they were asked for: the template has its own.
+    const thoughts = { open: '<|channel>', close: '<channel|>' }
+    expect(running.asked.at(-1)).toMatchObject({ gemmaCalls: { weather: parameters }, thoughts })
+    expect(Object.keys(running.asked.at(-1)?.gemmaCalls ?? {})).toEqual(['weather'])
+    expect(running.asked.at(-1)).not.toHaveProperty('json')
+    say(calling)
+    const any = await ask2('required', { enable_thinking: true })
+    expect(any.body.choices[0]).toMatchObject({
+      message: { reasoning_content: 'Hm.', tool_calls: [{ function: { name: 'weather' } }] },
+      finish_reason: 'tool_calls',
+    })
+    expect(running.asked.at(-1)?.gemmaCalls).toEqual({
+      weather: parameters,
+      time: { type: 'object' },
+    })
+    // Cut by max_tokens.
+    say('<|tool_call>call:weather{city:')
+    const cut = await ask2('required')
+    expect(cut.body.choices[0].message).toMatchObject({ content: '<|tool_call>call:weather{city:' })
+    // JSON that is asked for has nothing of that.
+    say('{}')
+    await ask({ tools: undefined, response_format: { type: 'json_object' } })
+    expect(running.asked.at(-1)).toMatchObject({ json: true, thoughts })
+    expect(running.asked.at(-1)).not.toHaveProperty('gemmaCalls')
+  })
+
+  test.each([
+    [{ type: 'object', properties: { a: { const: '<|"|>' } } }, /a text with <\|"\|>/],
+    [{ type: 'string' }, /arguments that are no object/],
+  ])('parameters that calls cannot be held to: %j', async (own, message) => {
+    const tools = [{ type: 'function', function: { name: 'f', parameters: own } }]
+    const { status, body } = await ask({ tools, tool_choice: 'required' })
+    expect([status, body.error.param]).toEqual([400, 'tool_choice'])
+    expect(body.error.message).toMatch(message)
+  })
+
+  test('a vocabulary without the marks holds calls to JSON, as for other models', async () => {
+    const bare = await startScripted(await tokenizerWith(kGemmaTemplate, kGemmaMarks.slice(0, 8)))
+    bare.script.next = { say: '{"name": "weather", "arguments": {}}' }
+    const { body } = await post(`${bare.url}/v1/chat/completions`, {
+      model: 'zipcache',
+      messages: [{ role: 'user', content: 'Oslo?' }],
+      tools: [weather],
+      tool_choice: 'required',
+    })
+    expect(body.choices[0].message.tool_calls[0].function.name).toBe('weather')
+    expect(bare.asked.at(-1)).toHaveProperty('json')
+    await bare.server.close()
+  })
+
   test("by OpenAI's client", async () => {
     say(calling)
     const client = new OpenAI({ baseURL: `${running.url}/v1`, apiKey: 'none' })
