@@ -7,6 +7,7 @@ import type { ModelTokenizer } from '../../lib/model/tokenizer'
 import { zipcache } from '../cli/command-line'
 import { kFixtures } from '../engine/model-copies'
 import { byteLevelTokenizer } from '../model/tokenizer-files'
+import { kGemmaMarks, kGemmaTemplate } from '../server/gemma-template'
 import { tokenizerWith } from '../server/scripted-model'
 
 const kMarks = ['<|channel|>', '<|message|>', '<|call|>']
@@ -36,6 +37,17 @@ function read(tokenizer: ModelTokenizer, prompt: string, answer: string, stop: s
   return { text: reader.text, reasoning: reader.reasoning }
 }
 
+/** As `read`, of an answer whose special tokens have no text, as the engine gives it. */
+function readSpecial(tokenizer: ModelTokenizer, prompt: string, answer: string, stop: string[]) {
+  const encode = (text: string) => tokenizer.encode(text, { addSpecialTokens: false })
+  const reader = answerReader(tokenizer, encode(prompt), stop)!
+  for (const id of encode(answer)) {
+    reader.push({ id, text: tokenizer.specialIds.has(id) ? '' : tokenizer.decode([id]) })
+  }
+  reader.end(true)
+  return { text: reader.text, reasoning: reader.reasoning }
+}
+
 describe('what is said is told from what is thought', () => {
   test('between marks', () => {
     const open = '[assistant]<think>\n'
@@ -54,6 +66,19 @@ describe('what is said is told from what is thought', () => {
     expect(cut).toEqual({ text: 'It is 4', reasoning: 'Hm.' })
     // Held back until it could not become a stop text any more.
     expect(readIt(`${said}It is`, ['is 4'])).toEqual({ text: 'It is', reasoning: 'Hm.' })
+  })
+
+  test("in Gemma's channel", async () => {
+    const gemma = await tokenizerWith(kGemmaTemplate, kGemmaMarks)
+    const own = '<|channel>thought\nHm.\n<channel|>It is 4. And'
+    const isThis = { text: 'It is 4', reasoning: 'Hm.' }
+    expect(readSpecial(gemma, '<|turn>model\n', own, ['.'])).toEqual(isThis)
+    const begun = '<tool_response|><|channel>thought\n'
+    expect(readSpecial(gemma, begun, own.slice('<|channel>thought\n'.length), ['.'])).toEqual(
+      isThis,
+    )
+    const ends = ['<turn|>', '<|tool_response>'].map((mark) => gemma.tokenId(mark))
+    expect(answerReader(gemma, [], [])?.stopTokens).toEqual(ends)
   })
 
   test('other templates tell nothing apart', async () => {
