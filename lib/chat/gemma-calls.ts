@@ -39,8 +39,8 @@ export class GemmaTexts {
 /** What a bare word is as JSON, as the value of a key of the call's own. */
 type WordReader = (key: string, word: string) => string
 
-/** Objects and lists within each other: beyond what a schema may ask for. */
-const MAX_DEPTH = 64
+/** Objects and lists within each other: more than a grammar lets through. */
+const MAX_DEPTH = 512
 
 /** Reads values, and gives them as JSON; null for what is none. Numbers stay as they are written. */
 class GemmaReader {

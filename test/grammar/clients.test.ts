@@ -7,7 +7,7 @@ import { zodResponseFormat } from 'openai/helpers/zod'
 import * as z from 'zod'
 import * as z3 from 'zod/v3'
 import { type JsonSchema, jsonGrammar } from '../../lib/grammar/index'
-import { accepts, walk } from './texts'
+import { accepts, acceptsGemma, walk } from './texts'
 
 type Case = [name: string, schema: z.ZodType, right: readonly unknown[], wrong: readonly unknown[]]
 
@@ -123,6 +123,16 @@ test.each(cases)('%s, as zod writes it', (name, schema, right, wrong) => {
     { numRuns: 60, seed: 5 },
   )
   expect(whole).toBeGreaterThan(20)
+})
+
+test.each(cases)("%s, in a call of Gemma's", (_, schema, right, wrong) => {
+  const own = z.toJSONSchema(z.object({ v: schema })) as JsonSchema
+  for (const [values, is] of [
+    [right, true],
+    [wrong, false],
+  ] as const) {
+    for (const v of values) expect({ v, is: acceptsGemma(own, { v }) }).toEqual({ v, is })
+  }
 })
 
 test("what OpenAI's client writes of zod's schemas, of either version, is taken", () => {

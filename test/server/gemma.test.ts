@@ -114,7 +114,7 @@ describe('calls', () => {
     call(`a:${q('x')}${q('y')}`),
     call('a:a<b'),
     call('"\\x":1,"a'),
-    call(`${'a:{'.repeat(70)}${'}'.repeat(70)}`),
+    call(`${'a:{'.repeat(600)}${'}'.repeat(600)}`),
     '<|tool_call>call:weather<tool_call|>',
     '<|tool_call>call:weather(city)<tool_call|>',
     'The <|tool_call> mark, and call:me{}',
