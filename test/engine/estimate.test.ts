@@ -2,6 +2,7 @@
 import { spawnSync } from 'node:child_process'
 import { join } from 'node:path'
 import { POLICY_NAMES, type PolicySpec } from '../../lib/index'
+import { resolvePolicy } from '../../lib/policy/index'
 import { expectRefused } from '../support/errors'
 import { kFixtures, kTrainedModels } from './model-copies'
 import { someIds, useModel } from './running'
@@ -47,6 +48,13 @@ describe.each([
   ['qwen3.5', useModel(join(kFixtures, 'qwen3.5'))],
   ['qwen3.5-moe in bfloat16', useModel(join(kFixtures, 'qwen3.5-moe'), { dtype: 'bf16' })],
   ['qwen3 in 8 bits', useModel(join(kFixtures, 'qwen3'), { weights: 'int8' })],
+  ['gemma4', useModel(join(kFixtures, 'gemma4'))],
+  ['gemma4 in bfloat16', useModel(join(kFixtures, 'gemma4'), { dtype: 'bf16' })],
+  ['gemma4-e', useModel(join(kFixtures, 'gemma4-e'))],
+  ['gemma4-e in bfloat16', useModel(join(kFixtures, 'gemma4-e'), { dtype: 'bf16' })],
+  ['gemma4-moe', useModel(join(kFixtures, 'gemma4-moe'))],
+  ['gemma4-moe in bfloat16', useModel(join(kFixtures, 'gemma4-moe'), { dtype: 'bf16' })],
+  ['gemma4-moe in 4 bits', useModel(join(kFixtures, 'gemma4-moe'), { weights: 'int4' })],
   [
     'line-retrieval in bfloat16',
     useModel(join(kTrainedModels, 'line-retrieval'), { dtype: 'bf16' }),
@@ -56,10 +64,13 @@ describe.each([
   // They keep no positions of tokens, which a sliding window looks at.
   const blind = (policy: PolicySpec) =>
     ['mikv-paper', 'h2o', 'snapkv'].includes(typeof policy === 'string' ? policy : policy.name)
+  // They keep rows of heads of one shape.
+  const keepsRows = (policy: PolicySpec) => resolvePolicy(policy).rows !== null
   // Their K and V are 32 channels of a token; it asks for whole 64.
   const isNarrow = /^((qwen2|glm4)-moe|ministral3)/.test(name)
   const own = policies
     .filter((policy) => !(name.startsWith('gemma3') && blind(policy)))
+    .filter((policy) => !(name.startsWith('gemma4') && keepsRows(policy)))
     .filter((policy) => !(isNarrow && policy === 'gear2'))
 
   test.each(own)('is what a prompt then takes, to the byte: %j', async (policy) => {
@@ -74,8 +85,13 @@ describe.each([
   })
 })
 
-describe.each(['f32', 'bf16'] as const)('of one token, and a window of one (%s)', (dtype) => {
-  const model = useModel(join(kFixtures, 'qwen3'), { dtype })
+describe.each([
+  ['qwen3', 'f32'],
+  ['qwen3', 'bf16'],
+  ['gemma4', 'bf16'],
+  ['gemma4-e', 'f32'],
+] as const)('of one token, and a window of one: %s in %s', (name, dtype) => {
+  const model = useModel(join(kFixtures, name), { dtype })
 
   test.each<PolicySpec>([
     ...[0, 0.4, 0.6, 1].map((r) => ({ name: 'zipcache', saliencyRatio: r, window: 1 }) as const),
