@@ -9,6 +9,11 @@ const model = useModel(join(kFixtures, 'llama'))
 /** With sliding windows in three of four layers. */
 const windowed = useModel(join(kFixtures, 'gemma3'))
 
+/** With sliding windows in layers whose heads have another shape. */
+const ofTwoShapes = useModel(join(kFixtures, 'gemma4'))
+/** The same, and layers that attend to others' keys. */
+const borrowing = useModel(join(kFixtures, 'gemma4-e'))
+
 /** With recurrent layers, four of five. */
 const recurrent = useModel(join(kFixtures, 'qwen3.5'))
 
@@ -99,6 +104,8 @@ describe.each([
   ['with sliding windows, beside forks', true, windowed],
   ['with recurrent layers', false, recurrent],
   ['with recurrent layers, beside forks', true, recurrent],
+  ['with heads of two shapes', false, ofTwoShapes],
+  ['with heads of two shapes, beside forks', true, ofTwoShapes],
 ])('%s', (_, forks, model) => {
   test.each(policies)('no page is taken that was not counted: %j', async (policy) => {
     const watched = watch()
@@ -126,6 +133,8 @@ describe.each([
   ['of full attention', model],
   ['with sliding windows', windowed],
   ['with recurrent layers', recurrent],
+  ['with heads of two shapes', ofTwoShapes],
+  ['with layers that borrow keys', borrowing],
 ])('%s', (_, model) => {
   test.each(policies)('nor by a prompt of several turns: %j', async (policy) => {
     const watched = watch()

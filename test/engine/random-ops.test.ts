@@ -306,7 +306,7 @@ describe.each<[string, readonly [PolicySpec, number][]]>([
       ['fp16', 0.05],
       [{ name: 'zipcache', window: 12 }, 0.05],
       [heads, 0.05],
-      [{ ...heads, budgetBytes: 30_000 }, 0.05],
+      [{ ...heads, auto: { budgetBytes: 30_000 } }, 0.05],
     ],
   ],
   [
@@ -314,7 +314,7 @@ describe.each<[string, readonly [PolicySpec, number][]]>([
     [
       ['full', 1e-3],
       [{ name: 'zipcache', window: 12 }, 0.05],
-      [{ ...heads, budgetBytes: 30_000 }, 0.05],
+      [{ ...heads, auto: { budgetBytes: 30_000 } }, 0.05],
     ],
   ],
   ['gemma4-moe', [[{ name: 'zipcache', window: 12 }, 0.05]]],
