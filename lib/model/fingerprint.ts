@@ -1,7 +1,9 @@
 import { createHash } from 'node:crypto'
+import { isDeepStrictEqual } from 'node:util'
 import type { Tensor } from '../ops/index.js'
+import type { ModelConfig } from './config.js'
 import type { ForwardModel } from './forward.js'
-import { namedTensors } from './weights.js'
+import { type ComputeDtype, namedTensors } from './weights.js'
 
 /** Elements of a weight that are looked at, from its beginning and from its end. */
 const SAMPLE = 512
@@ -28,7 +30,7 @@ async function computeFingerprint({ config, dtype, weights }: ForwardModel): Pro
   const all = namedTensors(weights)
   // All are enqueued before any is awaited: each wait may be as long as a decode step of others.
   const samples = await Promise.all(all.map(([, tensor]) => readSamples(tensor)))
-  const hash = createHash('sha256').update(JSON.stringify({ config, dtype }))
+  const hash = createHash('sha256').update(factsOf(config, dtype))
   for (const [index, [name, tensor]] of all.entries()) {
     hash.update(`\n${name} ${tensor.dtype} ${tensor.shape.join('x')}\n`)
     for (const { buffer, byteOffset, byteLength } of samples[index] as ArrayBufferView[]) {
@@ -36,6 +38,27 @@ async function computeFingerprint({ config, dtype, weights }: ForwardModel): Pro
     }
   }
   return hash.digest('hex')
+}
+
+/**
+ * The configuration and the compute type in JSON. What configs have come to say since sequences are saved is left out
+ * where it says nothing: those that were saved before are still of their models.
+ */
+function factsOf(config: ModelConfig, dtype: ComputeDtype): string {
+  const { intermediateSizes, intermediateSize } = config
+  const nothing = new Map<string, unknown>([
+    ['globalHeads', null],
+    ['kvSources', [...intermediateSizes.keys()]],
+    ['intermediateSizes', intermediateSizes.map(() => intermediateSize)],
+    ['normalizesValues', false],
+    ['perLayerInputs', null],
+    ['scalesLayers', false],
+    ['logitsCap', 0],
+    ['besideMlp', false],
+  ])
+  return JSON.stringify({ config, dtype }, (key, value) =>
+    nothing.has(key) && isDeepStrictEqual(value, nothing.get(key)) ? undefined : value,
+  )
 }
 
 /** Elements from a tensor's beginning and from its end. */

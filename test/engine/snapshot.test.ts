@@ -193,6 +193,14 @@ test('the weights are looked at once for a model, and all together', async () =>
   await model.dispose()
 })
 
+test.each([
+  ['llama', model, '7562ee5147c44972d3e8ea0d54a88e10a746b354f03c63ecd610ea1e7b9ede4b'],
+  ['gemma3', windowed, '1f6db928196b89ff510d3eb0977546591058e5f030acc59aaddd3c1cf7aa8105'],
+  ['qwen3.5', recurrent, '1082286b0618177b34cea57718b6602a272f1216edb389b4eee24add60d6edc1'],
+])('files of earlier versions are still of their model: %s', async (_, own, fingerprint) => {
+  expect(await own().fingerprint()).toBe(fingerprint)
+})
+
 test('another process, engine and thread count: a trained model answers from a file', async () => {
   const here = createEngine({ model: trained(), kvMemory: 64 << 20 })
   const there = createEngine({ model: trained(), kvMemory: 64 << 20 })
