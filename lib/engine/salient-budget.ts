@@ -30,8 +30,8 @@ export interface SalientBudget {
 
 /**
  * With fewer salient pages than there may be the others are regular, whose pages are smaller: the difference is what a
- * salient page takes. Layers still to come have equal shares, by the size of their pages. The tail is on its
- * way into the prompt. Any number of pages without a budget; 0 where even regular tokens take more.
+ * salient page takes. Heads of layers still to come have as many pages each. The tail is on its way into the prompt. Any
+ * number of pages without a budget, and where they are no larger; 0 where even regular tokens take more.
  */
 export function salientBudget(
   cache: SequenceCache,
@@ -39,13 +39,11 @@ export function salientBudget(
   nTokens: number,
 ): SalientBudget {
   const { high, low, auto } = compression
+  if (!auto?.budgetBytes) return { pagesFor: () => Number.POSITIVE_INFINITY, take() {} }
+  const { shapes } = cache.memory
   /** Bytes that a salient page takes more than a regular one. */
   const extraOf = ({ headDim }: KvShape) =>
     classPageBytes(high, headDim) - classPageBytes(low, headDim)
-  const { shapes } = cache.memory
-  if (!auto?.budgetBytes || shapes.some((shape) => extraOf(shape) <= 0)) {
-    return { pagesFor: () => Number.POSITIVE_INFINITY, take() {} }
-  }
   const before = cache.bytesByClass()
   const held = before.high + before.low + before.params + before.bitmaps
   const regular = shapes.reduce(
@@ -55,13 +53,15 @@ export function salientBudget(
   const nPages = pageCount(nTokens) + 1
   const tables = cache.ofShapes.reduce((sum, own) => sum + own.tableBytesWith(2, nPages), 0)
   let left = Math.max(0, auto.budgetBytes - held - regular - tables)
-  const sizeOf = (shape: KvShape) => shape.nKvHeads * extraOf(shape)
-  let toCome = shapes.reduce((sum, shape) => sum + shape.nLayers * sizeOf(shape), 0)
+  /** A page of each head of a layer. */
+  const roundOf = (shape: KvShape) => shape.nKvHeads * extraOf(shape)
+  let toCome = shapes.reduce((sum, shape) => sum + shape.nLayers * roundOf(shape), 0)
   return {
-    pagesFor: (shape) => Math.floor((left * sizeOf(shape)) / (toCome * extraOf(shape))),
+    pagesFor: (shape) =>
+      extraOf(shape) > 0 ? Math.floor((left * shape.nKvHeads) / toCome) : Number.POSITIVE_INFINITY,
     take(shape, nPages) {
       left -= nPages * extraOf(shape)
-      toCome -= sizeOf(shape)
+      toCome -= roundOf(shape)
     },
   }
 }

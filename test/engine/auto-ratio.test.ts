@@ -5,7 +5,7 @@ import { type Tensor, unpackSegment } from '../../lib/ops/index'
 import type { MixedAttentionArgs } from '../../lib/ops/mixed-attention'
 import { expectRejected } from '../support/errors'
 import { kFixtures, kTrainedModels } from './model-copies'
-import { idsOf, maxDifference, someIds, useModel } from './running'
+import { idsOf, maxDifference, someIds, useModel, withModel } from './running'
 
 let mockCounts: ((nTokens: number, nHeads: number) => number[]) | null = null
 jest.mock('../../lib/policy/auto-ratio', () => {
@@ -194,6 +194,39 @@ test('a budget is kept, and used', async () => {
   const tight = await bytesOf({ ...common, saliencyRatio: 'auto', auto: { budgetBytes: 1 } })
   expect(tight.high).toBe(0)
 })
+
+test.each(['gemma4', 'gemma4-e'])(
+  'so it is where layers have heads of two shapes: %s',
+  async (name) => {
+    await withModel(join(kFixtures, name), {}, async (own) => {
+      const prompt = someIds(150, 160)
+      const bytesOf = async (policy: PolicySpec) => {
+        const sequence = own.createSequence({ policy })
+        await sequence.prefill(prompt)
+        const { resident, peak, byClass } = sequence.bytes
+        const { cache, weights, peak: most } = own.estimate({ tokens: 150, policy })
+        expect(resident).toBeLessThanOrEqual(cache)
+        expect(peak).toBeLessThanOrEqual(most - weights)
+        sequence.dispose()
+        return { resident, ...byClass }
+      }
+      const withBudget = (budgetBytes: number): PolicySpec => ({
+        ...common,
+        ...{ saliencyRatio: 'auto', auto: { budgetBytes } },
+      })
+      const least = await bytesOf(withBudget(1))
+      const all = await bytesOf({ ...common, saliencyRatio: 1 })
+      expect(least.high).toBe(0)
+      for (const share of [0.6, 0.7, 0.8, 0.9, 1]) {
+        const budgetBytes = Math.floor(least.resident + share * (all.resident - least.resident))
+        const { resident, high, low } = await bytesOf(withBudget(budgetBytes))
+        expect(resident).toBeLessThanOrEqual(budgetBytes)
+        // What windows hide is given back afterwards, and is not counted on.
+        expect([high > 0, low > 0]).toEqual([share > 0.6, true])
+      }
+    })
+  },
+)
 
 test('by default no more is salient than under the fixed r, in whole pages of a layer', async () => {
   for (const share of [undefined, 0, 0.25, 0.6, 1]) {
