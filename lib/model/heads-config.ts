@@ -93,7 +93,8 @@ type HeadShape = Pick<GlobalHeads, 'nKvHeads' | 'headDim'>
 /**
  * The heads of layers that see all tokens; null where they are as others'. Files have them as `global_head_dim` and
  * `num_global_key_value_heads`, those that transformers 5 writes for each layer in `per_layer_config`.
- * @throws ERR_ZC_CONFIG naming the key: layers of one kind that differ, or by something else than their heads
+ * @throws ERR_ZC_CONFIG naming the key: layers of one kind that differ, or by something else than their heads; no layer
+ * of the usual ones
  */
 export function readGlobalHeads(read: ConfigReader, usual: UsualHeads): GlobalHeads | null {
   const layers = usual.windows.map((window) => window === 0)
@@ -104,6 +105,9 @@ export function readGlobalHeads(read: ConfigReader, usual: UsualHeads): GlobalHe
       : readShapeByLayer(read, usual, layers)
   const isUsual = nKvHeads === usual.nKvHeads && headDim === usual.headDim
   if ((isUsual && !valuesAreKeys) || !layers.includes(true)) return null
+  if (!layers.includes(false)) {
+    read.refuse('layer_types', 'holds no "sliding_attention", expected it once at least')
+  }
   return { layers, nKvHeads, headDim, rotaryDim: headDim, valuesAreKeys }
 }
 

@@ -1010,6 +1010,8 @@ describe('architectures of their own', () => {
       ...{ nKvHeads: 2, headDim: 64, rotaryDim: 64, layers: kGlobal, valuesAreKeys: false },
     })
     expect(ofGemma4({ attention_k_eq_v: false, global_head_dim: 256 }).globalHeads).toBeNull()
+    // Of one layer alone transformers has it see all tokens.
+    expect(() => ofGemma4({ num_hidden_layers: 1 })).toThrow('holds no "sliding_attention"')
     expect(ofGemma4({ final_logit_softcapping: 30 }).logitsCap).toBe(30)
     expect(ofGemma4({ use_bidirectional_attention: 'vision' }).softmaxScale).toBe(1)
     expect(ofGemma4({ attention_bias: true }).attentionBias).toEqual({ qkv: true, output: true })
@@ -1090,7 +1092,8 @@ describe('architectures of their own', () => {
     expect(parseModelConfig(qwen3Moe).experts?.besideMlp).toBe(false)
     expect(() => ofGemma4({ ...experts, top_k_experts: null })).toThrow('top_k_experts is missing')
     const doubled = { ...experts, num_kv_shared_layers: 1, use_double_wide_mlp: true }
-    expect(() => ofGemma4({ ...doubled, layer_types: [...full, ...full.slice(2)] })).toThrow(
+    const types = ['sliding_attention', ...full, 'full_attention']
+    expect(() => ofGemma4({ ...doubled, layer_types: types })).toThrow(
       'use_double_wide_mlp is true; MLPs of two widths beside experts are not supported',
     )
   })
