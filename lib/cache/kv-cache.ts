@@ -41,9 +41,9 @@ export interface CacheSegment {
 const TAIL_ROOM = 8
 
 /**
- * The books of one sequence's cache, in layers whose heads have one shape: which pages hold which tokens, for
- * every layer and KV head, and how many bytes that is. The tokens themselves lie in the pool; ops find them through the page
- * table at `start`, which `PageTable` writes.
+ * The books of one sequence's cache in layers whose heads have one shape: which pages hold which
+ * tokens, for every layer and KV head, and how many bytes that is. The tokens themselves lie in the
+ * pool; ops find them through the page table at `start`, which `PageTable` writes.
  *
  * Newest tokens are in the tail (segment 0). A compression stages a group (pages are found and
  * listed, but not counted yet), the caller packs it layer by layer, and `publish` makes it visible

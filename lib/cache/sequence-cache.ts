@@ -84,7 +84,7 @@ export class SequenceCache {
     const ofShapes = this.ofShapes.map(({ segments }) => segments)
     return this.#any.segments.map((segment, index) => {
       if (!segment.counts || ofShapes.length === 1) return segment
-      const counts = ofShapes.flatMap((own) => [...(own[index]?.counts ?? [])])
+      const counts = ofShapes.flatMap((own) => [...((own[index] as CacheSegment).counts ?? [])])
       const nTokens = counts.reduce((sum, n) => sum + n, 0) / counts.length
       return { ...segment, nTokens, counts: Int32Array.from(counts) }
     })

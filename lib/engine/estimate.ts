@@ -41,7 +41,7 @@ export interface MemoryEstimate {
   readonly weights: number
   /** The cache once the prompt is in it: `Sequence.bytes.resident`. */
   readonly cache: number
-  /** K and V of one layer in full, while the prompt runs. */
+  /** K and V of one layer in full, while the prompt runs: of one for each shape that heads have. */
   readonly keysAndValues: number
   /** Everything else while the prompt runs: the residual stream, and what a slice needs. */
   readonly activations: number

@@ -5,7 +5,7 @@ import {
   rotateHeads,
   runLayer,
 } from '../model/forward.js'
-import { headShapes, layerPlaces } from '../model/layer-kinds.js'
+import { layerPlaces } from '../model/layer-kinds.js'
 import type { Scratch } from '../model/scratch.js'
 import { flashAttention, type Tensor } from '../ops/index.js'
 import {
@@ -51,11 +51,10 @@ export async function prefillRows(pass: RowPass): Promise<Tensor<'f32'>> {
     { length: writer.nObservers },
     (_, i) => ids.length - writer.nObservers + i,
   )
-  const choose = () => observers
-  const gathered = { model, nTokens: ids.length, nBefore: nPast, choose, scratch }
-  const probesOf = headShapes(model.config).map(({ headDim }) =>
-    observers.length > 0 ? gatherProbes({ ...gathered, headDim }) : null,
-  )
+  const { headDim } = model.config // of all layers: `checkRowPlan`
+  const gathered = { model, headDim, nTokens: ids.length, nBefore: nPast, scratch }
+  const probesOf =
+    observers.length > 0 ? gatherProbes({ ...gathered, choose: () => observers }) : null
   await embedAll(pass, sliced)
   for (const [layer, { isRecurrent, shape, index, borrows }] of layerPlaces(
     model.config,
@@ -66,7 +65,7 @@ export async function prefillRows(pass: RowPass): Promise<Tensor<'f32'>> {
     }
     const options = { scale: sliced.scale, slidingWindow: sliced.windowOf(layer) }
     const { k, v } = stream.ofShapes[shape] as KeyValueRows
-    const probes = borrows ? null : (probesOf[shape]?.(index) ?? null)
+    const probes = borrows ? null : (probesOf?.(index) ?? null)
     for (const slice of rows) {
       await turn()
       if (slice.first === 0 && nPast > 0 && !borrows) writer.read(index, k, v)

@@ -20,8 +20,8 @@ export function makeRowStore(model: ForwardModel, memory: CacheMemory, plan: Row
  * Whether a model's rows can be kept as a plan says.
  *
  * Throws `ERR_ZC_ARGUMENT` for groups that do not divide the model's heads, `ERR_ZC_UNSUPPORTED` for
- * a model whose layers have heads of two shapes, and for a model with a sliding window under a plan whose heads keep different tokens: their positions are
- * not stored, and the window needs them.
+ * a model whose layers have heads of two shapes, and for one with a sliding window under a plan whose
+ * heads keep different tokens: their positions are not stored, and the window needs them.
  */
 export function checkRowPlan({ config }: Pick<ForwardModel, 'config'>, plan: RowPlan): void {
   if (headShapes(config).length > 1) {
