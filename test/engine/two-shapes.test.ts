@@ -1,10 +1,11 @@
 /** Layers whose heads have two shapes, and layers that attend to others' keys: in batches, on devices, seen from outside. */
 import { join } from 'node:path'
+import { sliceRows } from '../../lib/engine/prefill'
 import { createEngine, loadModel, type Model, type PolicySpec } from '../../lib/index'
 import { describeCache } from '../../lib/server/session-cache'
 import { describeDevices } from '../support/backends'
 import { kFixtures } from './model-copies'
-import { collect, someIds, useModel } from './running'
+import { collect, expectSame, someIds, useModel } from './running'
 
 const kVocab = 160
 const prompts = [someIds(70, kVocab, 1), someIds(9, kVocab, 2), someIds(33, kVocab, 3)]
@@ -73,6 +74,37 @@ describeDevices(
   },
   ['cpu', 'cuda-emu', 'cuda'],
 )
+
+describe.each(['gemma4', 'gemma4-e'])('a prompt of %s', (name) => {
+  const model = useModel(join(kFixtures, name))
+  const sliced = useModel(join(kFixtures, name))
+  beforeAll(() => {
+    // Of MLPs that were so wide 64 rows would be a slice; it is work space alone that is.
+    Object.assign(sliced().config, { intermediateSize: 40_000 })
+    expect([model, sliced].map((own) => sliceRows(own()))).toEqual([512, 64])
+  })
+
+  test.each<PolicySpec>([
+    'full',
+    'fp16',
+    { name: 'zipcache', window: 30, saliencyRatio: 0.4 },
+    { name: 'zipcache', window: 30, saliencyRatio: 'auto' },
+  ])('is the same in slices, to the bit: %j', async (policy) => {
+    const found = []
+    for (const own of [model(), sliced()]) {
+      using sequence = own.createSequence({ policy })
+      await sequence.prefill(someIds(150, kVocab, 1)) // 64, 64 and 22 rows
+      const first = await collect(sequence.generate(null, { maxTokens: 12, ignoreEos: true }))
+      // Behind what is compressed, or in the tail.
+      const logits = await sequence.logits(someIds(200, kVocab, 2))
+      const next = await collect(sequence.generate(null, { maxTokens: 40, ignoreEos: true }))
+      found.push({ first, next, logits })
+    }
+    const [whole, inSlices] = found
+    expectSame(inSlices!.logits, whole!.logits)
+    expect([inSlices!.first, inSlices!.next]).toEqual([whole!.first, whole!.next])
+  })
+})
 
 describe.each([
   ['gemma4', useModel(join(kFixtures, 'gemma4'))],
