@@ -24,6 +24,7 @@ const model = useModel(join(kFixtures, 'llama'))
 const other = useModel(join(kFixtures, 'qwen2'))
 const other16 = useModel(join(kFixtures, 'llama'), { dtype: 'bf16' })
 const windowed = useModel(join(kFixtures, 'gemma3'))
+const ofTwoShapes = useModel(join(kFixtures, 'gemma4-e'))
 const recurrent = useModel(join(kFixtures, 'qwen3.5'))
 const trained = useModel(join(kTrainedModels, 'line-retrieval'))
 
@@ -157,10 +158,13 @@ test.each([zip, 'fp16', 'full'])('the state of recurrent layers is saved: %j', a
   await engine.dispose()
 })
 
-test.each([zip, 'fp16', 'full'])('what sliding windows hide is given back: %j', async (policy) => {
-  const engine = createEngine({ model: windowed(), kvMemory: 64 << 20 })
+test.each([
+  ...([zip, 'fp16', 'full'] as const).map((policy) => ['gemma3', policy, windowed] as const),
+  ...([zip, 'fp16', 'full'] as const).map((policy) => ['gemma4-e', policy, ofTwoShapes] as const),
+])('what sliding windows hide is given back: %s, %j', async (_, policy, own) => {
+  const engine = createEngine({ model: own(), kvMemory: 64 << 20 })
   const sequence = engine.createSequence({ policy, seed: 3 })
-  await sequence.prefill(someIds(150, 320, 1))
+  await sequence.prefill(someIds(150, 160, 1))
   await idsOf(sequence, null, 40)
   await sequence.save(file())
   const restored = await engine.restore(file())
@@ -170,7 +174,7 @@ test.each([zip, 'fp16', 'full'])('what sliding windows hide is given back: %j', 
   const fork = restored.fork()
   await fork.save(file())
   expect(readFileSync(file()).equals(bytes)).toBe(true)
-  const next = () => someIds(17, 320, 8)
+  const next = () => someIds(17, 160, 8)
   const answers = []
   for (const each of [sequence, restored, fork]) answers.push(await idsOf(each, next(), 30))
   expect(answers[1]).toEqual(answers[0])

@@ -4,6 +4,7 @@ import { sliceRows } from '../../lib/engine/prefill'
 import { createEngine, loadModel, type Model, type PolicySpec } from '../../lib/index'
 import { describeCache } from '../../lib/server/session-cache'
 import { describeDevices } from '../support/backends'
+import { expectRefused } from '../support/errors'
 import { kFixtures } from './model-copies'
 import { collect, expectSame, someIds, useModel } from './running'
 
@@ -143,5 +144,11 @@ describe.each([
     const told = (await describeCache(sequence, model())) as { heads: number; tokens: object[] }
     expect(told).toMatchObject({ heads: nHeads })
     expect(told.tokens).toHaveLength(150)
+  })
+
+  test.each(['kivi2', 'h2o', 'mikv-paper', 'uniform4-token'])('no rows are kept: %s', (policy) => {
+    const fault = { code: 'ERR_ZC_UNSUPPORTED', argument: 'policy', message: /two/ } as const
+    expectRefused(() => model().createSequence({ policy }), fault)
+    expectRefused(() => model().estimate({ tokens: 10, policy }), fault)
   })
 })
