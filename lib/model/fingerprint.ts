@@ -47,6 +47,8 @@ async function computeFingerprint({ config, dtype, weights }: ForwardModel): Pro
 function factsOf(config: ModelConfig, dtype: ComputeDtype): string {
   const { intermediateSizes, intermediateSize } = config
   const nothing = new Map<string, unknown>([
+    ['gatesAttention', false],
+    ['recurrence', null],
     ['globalHeads', null],
     ['kvSources', [...intermediateSizes.keys()]],
     ['intermediateSizes', intermediateSizes.map(() => intermediateSize)],
