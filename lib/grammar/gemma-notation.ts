@@ -1,4 +1,3 @@
-import { GEMMA_QUOTE } from '../model/gemma-marks.js'
 import { type Grammar, type GrammarState, nextStateId, type StateSet } from './automaton.js'
 import { sharedGrammar } from './grammar-cache.js'
 import { type JsonSchema, unsupported } from './json-schema.js'
@@ -12,8 +11,9 @@ import { type JsonSchema, unsupported } from './json-schema.js'
 
 /** The byte that stands for the token of a quote: UTF-8 has it nowhere, so that no other token has it. */
 export const QUOTE_BYTE = 0xff
-/** No text may have the quote as its letters: who reads it would take it for the token. */
-const QUOTE_TEXT = Buffer.from(GEMMA_QUOTE)
+/** The token's letters. No text may have them: who reads it would take them for the token. */
+const QUOTE = '<|"|>'
+const QUOTE_TEXT = Buffer.from(QUOTE)
 
 /** The text of bytes, quotes as they are written. */
 export function gemmaText(bytes: Uint8Array): string {
@@ -23,7 +23,7 @@ export function gemmaText(bytes: Uint8Array): string {
     parts.push(Buffer.from(bytes.subarray(from, at)).toString())
     from = at + 1
   }
-  return [...parts, Buffer.from(bytes.subarray(from)).toString()].join(GEMMA_QUOTE)
+  return [...parts, Buffer.from(bytes.subarray(from)).toString()].join(QUOTE)
 }
 
 /**
@@ -93,8 +93,8 @@ function hasBareKeys(schema: unknown): boolean {
 const all = (each: readonly boolean[]) => each.every((one) => one)
 
 function checkText(text: unknown): void {
-  if (typeof text !== 'string' || !text.includes(GEMMA_QUOTE)) return
-  throw unsupported('#', `a text with ${GEMMA_QUOTE}`)
+  if (typeof text !== 'string' || !text.includes(QUOTE)) return
+  throw unsupported('#', `a text with ${QUOTE}`)
 }
 
 /** What stands before the arguments: all end with the same sign, so that none is the beginning of another. */

@@ -1,41 +1,20 @@
 /** Answers that have to be a call as Gemma 4 writes it, behind what the model thinks or at once. */
-import { copyFileSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import Ajv from 'ajv'
 import { readGemmaCall } from '../../lib/chat/gemma-calls'
-import { type GenerateOptions, loadModel, type Model } from '../../lib/index'
-import { byteLevelTokenizer } from '../model/tokenizer-files'
+import type { GenerateOptions, Model } from '../../lib/index'
 import { kGemmaMarks } from '../server/gemma-template'
 import { expectRejected } from '../support/errors'
-import { kFixtures } from './model-copies'
+import { kFirstMark, loadMarked } from './marked-model'
 import { collect, someIds } from './running'
 
-const idOf = (mark: string) => 302 + kGemmaMarks.indexOf(mark)
+const idOf = (mark: string) => kFirstMark + kGemmaMarks.indexOf(mark)
 const [kOpen, kClose, kQuote, kTurn] = ['<|channel>', '<channel|>', '<|"|>', '<turn|>'].map(
   idOf,
 ) as [number, number, number, number]
 
-/** A model with these special tokens; weights, and so what it says, are any. */
-async function load(marks: readonly string[]): Promise<Model> {
-  const folder = mkdtempSync(join(tmpdir(), 'zipcache-gemma-'))
-  for (const name of ['config.json', 'model.safetensors']) {
-    copyFileSync(join(kFixtures, 'llama', name), join(folder, name))
-  }
-  const json = byteLevelTokenizer()
-  const added = json.added_tokens as Record<string, unknown>[]
-  for (const [i, content] of marks.entries()) added.push({ ...added[0], id: 302 + i, content })
-  writeFileSync(join(folder, 'tokenizer.json'), JSON.stringify(json))
-  try {
-    return await loadModel(folder, { threads: 1, kvMemory: 2 ** 26 })
-  } finally {
-    rmSync(folder, { recursive: true })
-  }
-}
-
 let model: Model
 beforeAll(async () => {
-  model = await load(kGemmaMarks)
+  model = await loadMarked(kGemmaMarks)
 })
 afterAll(() => model.dispose())
 
@@ -134,7 +113,7 @@ test('what is no such option, and a vocabulary without the marks', async () => {
   }
   const wrong = run(model, { gemmaCalls: { f: { type: 'x' } } })
   await expectRejected(wrong, { code: 'ERR_ZC_ARGUMENT' })
-  await using bare = await load(kGemmaMarks.slice(0, 8))
+  await using bare = await loadMarked(kGemmaMarks.slice(0, 8))
   await expectRejected(run(bare, { gemmaCalls: { f: true } }), {
     code: 'ERR_ZC_ARGUMENT',
     argument: 'gemmaCalls',

@@ -1,18 +1,14 @@
 /** Answers in OpenAI's harmony format that have to be JSON, behind whatever the model thinks. */
-import { copyFileSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import Ajv from 'ajv'
-import { type GenerateOptions, loadModel, type Model } from '../../lib/index'
-import { byteLevelTokenizer } from '../model/tokenizer-files'
+import type { GenerateOptions, Model } from '../../lib/index'
 import { expectRejected } from '../support/errors'
-import { kFixtures } from './model-copies'
+import { kFirstMark, loadMarked } from './marked-model'
 import { collect, someIds } from './running'
 
 const kMarks = ['<|channel|>', '<|message|>', '<|call|>', '<|constrain|>', '<|return|>']
 /** Ids of the special tokens; <|end|> and <|start|> are the tokenizer's own. */
 const kEnd = 300
-const [kChannel, kMessage, kCall, kConstrain, kReturn] = kMarks.map((_, i) => 302 + i) as [
+const [kChannel, kMessage, kCall, kConstrain, kReturn] = kMarks.map((_, i) => kFirstMark + i) as [
   number,
   number,
   number,
@@ -20,26 +16,9 @@ const [kChannel, kMessage, kCall, kConstrain, kReturn] = kMarks.map((_, i) => 30
   number,
 ]
 
-/** A model with these special tokens; weights, and so what it says, are any. */
-async function load(marks: readonly string[]): Promise<Model> {
-  const folder = mkdtempSync(join(tmpdir(), 'zipcache-harmony-'))
-  for (const name of ['config.json', 'model.safetensors']) {
-    copyFileSync(join(kFixtures, 'llama', name), join(folder, name))
-  }
-  const json = byteLevelTokenizer()
-  const added = json.added_tokens as Record<string, unknown>[]
-  for (const [i, content] of marks.entries()) added.push({ ...added[0], id: 302 + i, content })
-  writeFileSync(join(folder, 'tokenizer.json'), JSON.stringify(json))
-  try {
-    return await loadModel(folder, { threads: 1, kvMemory: 2 ** 26 })
-  } finally {
-    rmSync(folder, { recursive: true })
-  }
-}
-
 let model: Model
 beforeAll(async () => {
-  model = await load(kMarks)
+  model = await loadMarked(kMarks)
 })
 afterAll(() => model.dispose())
 
@@ -153,7 +132,7 @@ test('what is no such option, and a vocabulary without the marks', async () => {
   }
   const wrong = run(model, { harmony: { final: { type: 'x' } } })
   await expectRejected(wrong, { code: 'ERR_ZC_ARGUMENT' })
-  await using bare = await load([])
+  await using bare = await loadMarked([])
   await expectRejected(run(bare, { harmony: { final: true } }), {
     code: 'ERR_ZC_ARGUMENT',
     argument: 'harmony',
@@ -161,7 +140,7 @@ test('what is no such option, and a vocabulary without the marks', async () => {
 })
 
 test('without a mark for it, the type stands as a word', async () => {
-  await using own = await load(kMarks.slice(0, 3))
+  await using own = await loadMarked(kMarks.slice(0, 3))
   const options = {
     harmony: { calls: { f: { const: {} } } },
     temperature: 2,
