@@ -47,7 +47,8 @@ export async function startScripted(tokenizer: ModelTokenizer, options: ServerOp
   const asked: GenerateOptions[] = []
   const said = { count: 0 }
   const shape = { nLayers: 1, nKvHeads: 1, headDim: 4, slidingWindow: [0] }
-  const config = { maxPositions: 2 ** 15, vocabSize: 400, ...shape }
+  const layers = { recurrence: null, globalHeads: null, kvSources: [0] }
+  const config = { maxPositions: 2 ** 15, vocabSize: 400, ...shape, ...layers }
   const open = new Set<object>()
   const createSequence = (past: readonly number[] = []): object => {
     const sequence = makeSequence([...past])
