@@ -1,3 +1,4 @@
+import { argumentError, show } from '../errors.js'
 import { loadAddon } from '../native/load.js'
 import { checkArguments } from './arguments.js'
 import { handleOf, type Tensor } from './tensor.js'
@@ -24,6 +25,9 @@ export interface EmbeddingArgs {
  */
 export function embedding(args: EmbeddingArgs): void {
   checkArguments(args)
-  const { ids, weight, out, scale = 1, column = -1 } = args
-  loadAddon().embedding(handleOf(ids), handleOf(weight), handleOf(out), scale, column)
+  const { ids, weight, out, scale = 1, column } = args
+  if (column !== undefined && !(column >= 0)) {
+    throw argumentError('column', `is ${show(column)}, expected a column of the weight`)
+  }
+  loadAddon().embedding(handleOf(ids), handleOf(weight), handleOf(out), scale, column ?? -1)
 }

@@ -58,7 +58,14 @@ describeBackends('embedding', (backend) => {
     }
   })
 
-  test.each([-2, 8, 11])('refuses column %i of 11 where 4 are wanted', (column) => {
+  test.each([-1, Number.NaN])('refuses column %d', (column) => {
+    const { tensors } = backend
+    const out = tensors.output('f32', [1, 4])
+    const args = { ids: tensors.i32([0]), weight: tensors.output('f32', [3, 11]), out, column }
+    expectRefused(() => embedding(args), { code: 'ERR_ZC_ARGUMENT', argument: 'column' })
+  })
+
+  test.each([8, 11])('refuses column %i of 11 where 4 are wanted', (column) => {
     const { tensors } = backend
     const out = tensors.output('f32', [1, 4])
     const args = { ids: tensors.i32([0]), weight: tensors.output('f32', [3, 11]), out, column }

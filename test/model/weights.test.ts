@@ -9,7 +9,7 @@ import {
 import { type ModelConfig, readModelConfig } from '../../lib/model/config'
 import { loadWeights, namedTensors, type WeightOptions } from '../../lib/model/weights'
 import { Device, type Tensor } from '../../lib/ops'
-import { quantizeWeight } from '../../lib/reference/index'
+import { fromBf16, quantizeWeight } from '../../lib/reference/index'
 import {
   kFixtures,
   ModelCopies,
@@ -188,11 +188,15 @@ describe('of Gemma 4', () => {
       const name = `${prefix}.per_layer_projection_norm.weight`
       expect(await numbersOf(norm)).toEqual(scaled(own, name, Math.SQRT1_2))
       expect(loaded.get('perLayer.embedding')).toMatchObject({ dtype: 'bf16', shape: [176, 96] })
-      expect(loaded.get('perLayer.proj')).toMatchObject({ dtype: 'bf16', shape: [96, 64] })
+      const projection = valuesOf(own.get(`${prefix}.per_layer_model_projection.weight`)!)
       for (let layer = 0; layer < config.nLayers; ++layer) {
         const has = (role: string) => loaded.has(`${layer}.${role}`)
         const isOwn = config.kvSources[layer] === layer
         expect(['kProj', 'vProj', 'kNorm'].map(has)).toEqual([isOwn, isOwn, isOwn])
+        const proj = loaded.get(`${layer}.perLayerModelProj`)!
+        expect([proj.dtype, proj.shape]).toEqual(['bf16', [16, 64]])
+        const rows = projection.subarray(layer * 16 * 64, (layer + 1) * 16 * 64)
+        expect([...fromBf16(await numbersOf(proj))]).toEqual([...rows])
       }
     })
     const read = async (fixture: string) => {
