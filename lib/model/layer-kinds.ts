@@ -21,9 +21,9 @@ export function layerPlaces(
   const counts = { recurrent: 0, ofShapes: [0, 0] as [number, number] }
   const places: LayerPlace[] = []
   for (let layer = 0; layer < nLayers; layer++) {
-    const source = kvSources[layer] ?? layer
+    const source = kvSources[layer] as number
     const lent = source === layer ? undefined : places[source]
-    const shape = globalHeads?.layers[layer] === true ? 1 : 0
+    const shape = globalHeads?.layers[layer] ? 1 : 0
     if (lent) places.push({ ...lent, borrows: true })
     else if (recurrence?.layers[layer] === true) {
       places.push({ isRecurrent: true, shape: 0, index: counts.recurrent++, borrows: false })
